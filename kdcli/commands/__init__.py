@@ -1,0 +1,1 @@
+"""The commands: one run each, readable top to bottom like a recipe."""

@@ -1,0 +1,464 @@
+"""`kdcli distill`: a teacher, a student and its control, and an honest comparison.
+
+`distill` is the recipe. Each stage leaves files and is skipped when they are there, so a run that was killed
+is continued by the same command; between stages nothing is handed on but files.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import filelock
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+import kdcli
+from kdcli import console, report
+from kdcli.config import build
+from kdcli.config import Distill as Config
+from kdcli.config import Trainer as TrainerConfig
+from kdcli.data import SPLITS, Data, load, require_batch
+from kdcli.distiller import Distiller
+from kdcli.environment import environment
+from kdcli.errors import ConfigError, DataError, TeacherError
+from kdcli.evaluate import examine, save_predictions, score, size, verdict
+from kdcli.files import cache_dir, digest, replaced, write_json, write_text
+from kdcli.losses.base import Loss
+from kdcli.losses.hard_label import HardLabel
+from kdcli.measure import measure_rows
+from kdcli.models import (
+    Source,
+    fast_bf16,
+    find,
+    has_head,
+    label_order,
+    load_config,
+    load_model,
+    load_tokenizer,
+    seed_everything,
+    stage_seed,
+    with_new_head,
+)
+from kdcli.preflight import preflight
+from kdcli.rundir import REPORT
+from kdcli.students.base import Birth
+from kdcli.students.pretrained import Pretrained
+from kdcli.tasks import task_of
+from kdcli.tasks.base import Split, Task
+from kdcli.teachers.base import Teacher
+from kdcli.teachers.cached import CachedTeacher
+from kdcli.trainer import Stage, planned_steps, train
+
+logger = logging.getLogger(__name__)
+
+
+def distill(cfg: Config, folder: Path) -> int:
+    """One run into `folder`, from data to report. Under several processes all call it; the first one writes."""
+    run = prepare(cfg, folder)
+    first = run.state.is_main_process
+    names = ["teacher", "signals", "student", *(["control"] if cfg.control else []), "evaluate"]
+    with console.Stages(names, quiet=not first) as stages:
+        teacher = tuned_teacher(run, stages)
+        signals = teacher_signals(run, stages, teacher)
+        born = birth(run, teacher)
+        check_numbers(run, born, signals)
+        steps = train_student(run, stages, born, signals)
+        if cfg.control:
+            train_control(run, stages, born, steps)
+        if first:
+            with run.stage(stages, "evaluate", len(SPLITS)) as stage:
+                result = evaluate(run, teacher, signals, stage)
+    if first:
+        finish(run, result)
+        shutil.rmtree(run.folder / "stages", ignore_errors=True)
+    run.state.wait_for_everyone()
+    return 0
+
+
+@dataclass
+class Run:
+    """What the stages of a run read."""
+
+    cfg: Config
+    folder: Path
+    state: PartialState
+    data: Data
+    task: Task
+    source: Source
+    """The teacher's checkpoint as it was found."""
+    tune: bool
+    birth_by: Birth
+    losses: dict[str, Loss]
+
+    def names(self) -> dict[str, Any]:
+        """What the model card calls things."""
+        born = self.birth_by
+        return {
+            "teacher": self.source.name,
+            "student": self.cfg.student.path or self.cfg.student.target.rpartition(".")[2],
+            "dataset": self.cfg.dataset.path,
+            "base_model": born.source.name if isinstance(born, Pretrained) and born.source.commit else None,
+            "kdcli_version": kdcli.__version__,
+        }
+
+    @contextmanager
+    def stage(self, stages: console.Stages, name: str, total: int | None = None) -> Iterator[console.Stage]:
+        """Show a stage, and note in stages.json how long it took."""
+        with stages.stage(name, total) as stage:
+            yield stage
+        if self.state.is_main_process:
+            path = self.folder / "stages.json"
+            noted = json.loads(path.read_text()) if path.is_file() else []
+            noted.append({"name": name, "seconds": round(stage.seconds, 3), "steps": stage.step})
+            write_json(path, noted)
+
+
+def prepare(cfg: Config, folder: Path) -> Run:
+    """Find and check everything that can be checked before anything is trained, and write env.json.
+
+    Raises:
+        ConfigError, DataError, ModelError, TeacherError
+    """
+    state = PartialState(cpu=not torch.cuda.is_available())
+    folder = Path(broadcast_object_list([str(folder)])[0])
+    data = load(cfg.dataset)
+    task = task_of(cfg.dataset.task)(data.labels)
+    source = find(cfg.teacher, "teacher")
+    head = has_head(source, task)
+    tune = cfg.teacher.tune if cfg.teacher.tune is not None else not head
+    if not tune and not head:
+        raise TeacherError(
+            f"{source.name} has no head for this task, and teacher.tune=false would leave it untrained; leave "
+            "teacher.tune out (it is tuned first), or use a checkpoint of the task"
+        )
+    if not tune:
+        label_order(load_config(source), data.labels, source.name)
+    load_tokenizer(source)
+    by: Birth = (
+        Pretrained(find(cfg.student, "student"))
+        if cfg.student.path
+        else build(cfg.student)
+    )
+    losses = {name: build(term) for name, term in cfg.loss.items()}
+    if not any(loss.needs_teacher and cfg.loss[name].weight > 0 for name, loss in losses.items()):
+        raise ConfigError("no loss term with a weight reads the teacher: there is nothing to distil; give one a weight")
+    gold = len(data.gold)
+    require_batch(len(data["train"]), cfg.trainer.batch_size, "training rows", "trainer.batch_size")
+    if tune:
+        require_batch(gold, cfg.teacher.trainer.batch_size, "labelled training rows", "teacher.trainer.batch_size")
+    if cfg.control:
+        require_batch(gold, cfg.trainer.batch_size, "labelled training rows, for the control", "trainer.batch_size")
+    run = Run(cfg, folder, state, data, task, source, tune, by, losses)
+    if state.is_main_process:
+        _write_environment(run)
+    state.wait_for_everyone()
+    return run
+
+
+def _write_environment(run: Run) -> None:
+    """env.json. A run that is continued must find the data and the models that it was begun with."""
+    cfg, path = run.cfg, run.folder / "env.json"
+    made_with = environment() | {
+        "processes": run.state.num_processes,
+        "seeds": {"run": cfg.seed} | {name: stage_seed(cfg.seed, name) for name in ("teacher", "birth", "student")},
+        "bf16": {"teacher": fast_bf16(cfg.teacher.trainer.precision), "student": fast_bf16(cfg.trainer.precision)},
+        "dataset": {"path": cfg.dataset.path, "commit": run.data.commit, "fingerprint": run.data.fingerprint},
+        "teacher": _fingerprints(run.source),
+        "student": _fingerprints(run.birth_by.source) if isinstance(run.birth_by, Pretrained) else None,
+    }
+    if not path.is_file():
+        write_json(path, made_with)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for part in ("dataset", "teacher", "student"):
+        if before.get(part) != made_with[part]:
+            raise DataError(f"the {part} is not the one that {run.folder} was begun with; start a new run")
+
+
+def _fingerprints(source: Source) -> dict[str, Any]:
+    return {
+        "path": source.name,
+        "commit": source.commit,
+        "weights": source.weights_hash,
+        "tokenizer": source.tokenizer_hash,
+    }
+
+
+# ---- the teacher -------------------------------------------------------------------------------------
+
+
+def tuned_teacher(run: Run, stages: console.Stages) -> Source:
+    """The teacher with a head for the task, fine-tuned on the gold labels if it needs to be, and then cached."""
+    if not run.tune:
+        stages.skip("teacher", "used as it is")
+        return run.source
+    cfg = run.cfg.teacher.trainer
+    gold = run.data.gold
+    made_of = {
+        "what": "teacher tuned on gold labels",
+        "weights": run.source.weights_hash,
+        "tokenizer": run.source.tokenizer_hash,
+        "labels": run.data.labels,
+        "train": digest(gold["id"], gold["label"]),
+        "validation": digest(run.data["validation"]["id"], run.data["validation"]["label"]),
+        "max_length": run.cfg.dataset.max_length,
+        "trainer": cfg.model_dump(exclude={"logging_steps", "report_to", "micro_batch_size"}),
+        "bf16": fast_bf16(cfg.precision),
+        "seed": run.cfg.seed,
+        "torch": torch.__version__,
+    }
+    folder = cache_dir("teachers") / digest(made_of)[:32]
+    source = Source(folder, run.source.name, run.source.commit, run.source.code)
+    steps = planned_steps(cfg, len(gold))
+    with _alone(run, folder):
+        if (folder / "config.json").is_file():
+            stages.skip("teacher", "tuned before, from the cache")
+            return source
+        with run.stage(stages, "teacher", steps) as progress:
+            seed_everything(stage_seed(run.cfg.seed, "teacher"))
+            model = with_new_head(run.source, run.task)
+            tokenizer = load_tokenizer(run.source, model)
+            train(
+                Stage(
+                    name="teacher",
+                    folder=folder.with_suffix(".partial"),
+                    out=folder,
+                    distiller=Distiller(model, run.task, {"hard_label": HardLabel()}, {"hard_label": 1.0}),
+                    tokenizer=tokenizer,
+                    train=_split(run, gold, tokenizer),
+                    validation=_split(run, run.data["validation"], tokenizer),
+                    cfg=cfg,
+                    steps=steps,
+                    eval_steps=_eval_steps(cfg, len(gold)),
+                    seed=stage_seed(run.cfg.seed, "teacher"),
+                    progress=progress,
+                    metrics=run.folder / "metrics.jsonl",
+                )
+            )
+            if run.state.is_main_process:
+                write_json(folder / "kdcli.json", made_of)
+            run.state.wait_for_everyone()
+    return source
+
+
+def teacher_signals(run: Run, stages: console.Stages, source: Source) -> dict[str, Teacher]:
+    """Who answers for each split: the teacher's stored answers, fetched here, or (teacher.cache=false) itself."""
+    cfg = run.cfg.teacher
+
+    @functools.cache
+    def ask() -> Teacher:
+        teacher: Teacher = build(cfg)
+        teacher.open(source, run.task, run.cfg.dataset.max_length, cfg.trainer.precision)
+        return teacher
+
+    if not cfg.cache:
+        stages.skip("signals", "asked for in every step")
+        return dict.fromkeys(SPLITS, ask())
+    made_by = (
+        source.weights_hash,
+        source.tokenizer_hash,
+        cfg.target,
+        cfg.arguments,
+        run.data.labels,
+        run.cfg.dataset.max_length,
+        fast_bf16(cfg.trainer.precision),
+        torch.__version__,
+    )
+    teachers: dict[str, Teacher] = {}
+    before = 0
+    with run.stage(stages, "signals", sum(len(run.data[split]) for split in SPLITS)) as progress:
+        for split in SPLITS:
+            rows = run.data[split]
+            folder = cache_dir("signals") / digest(made_by, rows["id"])[:32]
+            teachers[split] = cached = CachedTeacher(folder)
+            with _alone(run, folder):
+                cached.fetch(rows, ask, lambda done, at=before: progress.update(at + done))
+            before += len(rows)
+    return teachers
+
+
+@contextmanager
+def _alone(run: Run, folder: Path) -> Iterator[None]:
+    """Hold a shared folder of the cache, so that runs side by side make what it holds once."""
+    with filelock.FileLock(f"{folder}.lock") if run.state.is_main_process else nullcontext():
+        run.state.wait_for_everyone()
+        yield
+
+
+# ---- the student and its control ---------------------------------------------------------------------
+
+
+def birth(run: Run, teacher: Source) -> Source:
+    """The untrained student, the same for student and control, as a directory."""
+    folder = run.folder / "stages" / "born"
+    if run.state.is_main_process and not folder.is_dir():
+        seed_everything(stage_seed(run.cfg.seed, "birth"))
+        model, tokenizer = run.birth_by.born(run.task, teacher, run.data["train"])
+        with replaced(folder) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+    run.state.wait_for_everyone()
+    return Source(folder, "the student", code=run.cfg.student.trust_remote_code)
+
+
+def check_numbers(run: Run, born: Source, signals: dict[str, Teacher]) -> None:
+    """The pre-flight."""
+    distiller, tokenizer = _distiller(run, born, run.losses)
+    preflight(
+        distiller,
+        tokenizer,
+        signals,
+        _split(run, run.data["train"].select(range(min(1000, len(run.data["train"])))), tokenizer),
+        _split(run, run.data["validation"], tokenizer),
+        bf16=fast_bf16(run.cfg.trainer.precision),
+        lenient=run.cfg.smoke or run.cfg.trainer.max_steps is not None,
+    )
+
+
+def train_student(run: Run, stages: console.Stages, born: Source, signals: dict[str, Teacher]) -> int:
+    """The student, taught by the teacher; returns its number of steps."""
+    rows = run.data["train"]
+    steps = planned_steps(run.cfg.trainer, len(rows))
+    _train(run, stages, "student", born, rows, run.losses, steps, signals)
+    return steps
+
+
+def train_control(run: Run, stages: console.Stages, born: Source, steps: int) -> None:
+    """The same student with the gold labels alone: the same birth, seed and steps; rows without gold are left out."""
+    _train(run, stages, "control", born, run.data.gold, {"hard_label": HardLabel()}, steps, None)
+
+
+def _train(
+    run: Run,
+    stages: console.Stages,
+    name: str,
+    born: Source,
+    rows: datasets.Dataset,
+    losses: dict[str, Loss],
+    steps: int,
+    signals: dict[str, Teacher] | None,
+) -> None:
+    if (run.folder / name).is_dir():
+        stages.skip(name, "trained before")
+        return
+    with run.stage(stages, name, steps) as progress:
+        distiller, tokenizer = _distiller(run, born, losses)
+        seed = stage_seed(run.cfg.seed, "student")
+        seed_everything(seed)
+        train(
+            Stage(
+                name=name,
+                folder=run.folder / "stages" / name,
+                out=run.folder / name,
+                distiller=distiller,
+                tokenizer=tokenizer,
+                train=_split(run, rows, tokenizer),
+                validation=_split(run, run.data["validation"], tokenizer),
+                cfg=run.cfg.trainer,
+                steps=steps,
+                eval_steps=_eval_steps(run.cfg.trainer, len(run.data["train"])),
+                seed=seed,
+                progress=progress,
+                teacher=signals["train"] if signals else None,
+                validation_teacher=signals["validation"] if signals else None,
+                metrics=run.folder / "metrics.jsonl",
+            )
+        )
+        run.state.wait_for_everyone()
+
+
+def _distiller(run: Run, born: Source, losses: dict[str, Loss]) -> tuple[Distiller, Any]:
+    model, _ = load_model(born, run.task)
+    weights = {name: run.cfg.loss[name].weight if name in run.cfg.loss else 1.0 for name in losses}
+    return Distiller(model, run.task, losses, weights), load_tokenizer(born, model)
+
+
+def _split(run: Run, rows: datasets.Dataset, tokenizer: Any) -> Split:
+    return Split(rows, run.task.encode(tokenizer, rows, run.cfg.dataset.max_length))
+
+
+def _eval_steps(cfg: TrainerConfig, rows: int) -> int:
+    return cfg.eval_steps or max(1, rows // cfg.batch_size)
+
+
+# ---- the comparison ----------------------------------------------------------------------------------
+
+
+def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: console.Stage) -> dict[str, Any]:
+    """Score all models on the test split, measure them, and compare: report.json without its sentence."""
+    test = run.data["test"]
+    labels = np.asarray(test["label"])
+    folders = {"teacher": teacher.path}
+    folders |= {name: run.folder / name for name in ("control", "student") if (run.folder / name).is_dir()}
+    models: dict[str, dict[str, Any]] = {}
+    logits: dict[str, np.ndarray] = {}
+    for done, (name, folder) in enumerate(folders.items()):
+        stage.update(done, extra=name, total=len(folders))
+        source = Source(folder, name, code=teacher.code)
+        path = run.folder / "predictions" / f"test.{name}.safetensors"
+        if name == "teacher":  # its answers are there already
+            logits[name] = signals["test"].signals(list(test)).logits.numpy()
+            models[name] = size(source, run.task)
+        else:
+            models[name], logits[name] = examine(source, run.task, test, run.cfg.dataset.max_length)
+        save_predictions(path, logits[name], labels)
+        models[name] |= {
+            **score(run.task, logits[name], labels),
+            **measure_rows(run.cfg.measure, "torch", folder, folder, test, run.cfg.dataset.max_length),
+        }
+    models["teacher"]["path"] = str(teacher.path)
+    validation = {name: _best_validation(run, name) for name in models}
+    return {
+        "schema": 1,
+        "task": run.cfg.dataset.task or "classification",
+        "metric": run.task.metric,
+        "test_examples": len(test),
+        "smoke": run.cfg.smoke,
+        "seed": run.cfg.seed,
+        "labels": run.data.labels,
+        "dataset": {
+            "name": run.cfg.dataset.path,
+            "train": len(run.data["train"]),
+            "labelled": len(run.data.gold),
+            "validation": len(run.data["validation"]),
+            "test": len(test),
+            "fingerprint": run.data.fingerprint,
+        },
+        "loss": {
+            name: {"weight": term.weight} | {key: value for key, value in term.arguments.items()}
+            for name, term in run.cfg.loss.items()
+        },
+        "stages": json.loads((run.folder / "stages.json").read_text()),
+        "validation_score": validation,
+        "models": models,
+        "verdict": verdict(run.task, models, logits, labels),
+    }
+
+
+def finish(run: Run, result: dict[str, Any]) -> None:
+    """Write the report for people and for machines, the model card, and print the table. report.json is the last."""
+    result["verdict"]["text"] = report.verdict_text(result)
+    write_text(run.folder / "student" / "README.md", report.model_card(result, run.names()))
+    report.write_html(run.folder, result)
+    write_json(run.folder / REPORT, result)
+    report.final_table(result)
+    console.say(f"report: {run.folder / 'report.html'}   student: {run.folder / 'student'}")
+
+
+def _best_validation(run: Run, name: str) -> float | None:
+    """The best validation score that metrics.jsonl holds of a stage."""
+    path = run.folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return max((line["eval/score"] for line in lines if line["stage"] == name and "eval/score" in line), default=None)

@@ -1,0 +1,115 @@
+"""`kdcli eval`: score a run's models, a checkpoint, or an exported file, on any split or data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdcli import console, report
+from kdcli.config import Checkpoint
+from kdcli.config import Eval as Config
+from kdcli.data import Data, load
+from kdcli.errors import ConfigError, ModelError
+from kdcli.evaluate import examine, save_predictions, score, verdict
+from kdcli.files import write_json
+from kdcli.measure import measure_rows
+from kdcli.models import Source, find, has_head
+from kdcli.rundir import read_report
+from kdcli.tasks import task_of
+from kdcli.tasks.base import IGNORE, Task
+
+
+def evaluate(cfg: Config, folder: Path) -> int:
+    """Score what the config names; a table or JSON goes to stdout, eval.json and the predictions to `folder`."""
+    artifact, sources = _subjects(cfg)
+    data = load(cfg.dataset)
+    task = task_of(cfg.dataset.task)(data.labels)
+    rows = data[cfg.split]
+    labels = np.asarray(rows["label"])
+    if (labels == IGNORE).any():  # training rows beyond dataset.labelled
+        rows = rows.select(np.flatnonzero(labels != IGNORE))
+        labels = labels[labels != IGNORE]
+    models: dict[str, dict[str, Any]] = {}
+    logits: dict[str, np.ndarray] = {}
+    with console.Stages(list(sources) or ["artifact"]) as stages:
+        for name, source in sources.items():
+            with stages.stage(name):
+                _require_head(source, task)
+                models[name], logits[name] = examine(source, task, rows, cfg.dataset.max_length)
+                models[name] |= score(task, logits[name], labels)
+                models[name] |= measure_rows(cfg.measure, "torch", source.path, source.path, rows, cfg.dataset.max_length)
+        if artifact is not None:
+            name = artifact.name
+            with stages.stage("artifact"):
+                found = measure_rows(cfg.measure, "onnx", artifact, artifact.parent, rows, cfg.dataset.max_length, logits=True)
+                logits[name] = _in_data_order(found.pop("logits"), artifact, task)
+                models[name] = {"bytes": artifact.stat().st_size} | score(task, logits[name], labels) | found
+    for name, scores in logits.items():
+        save_predictions(folder / "predictions" / f"{cfg.split}.{name}.safetensors", scores, labels)
+    result = {
+        "schema": 1,
+        "task": cfg.dataset.task or "classification",
+        "metric": task.metric,
+        "split": cfg.split,
+        "examples": len(rows),
+        "labels": data.labels,
+        "dataset": {"name": cfg.dataset.path, "fingerprint": data.fingerprint},
+        "models": models,
+    }
+    if {"teacher", "student"} <= models.keys():
+        result["verdict"] = verdict(task, models, logits, labels)
+        result["verdict"]["text"] = report.verdict_text(result | {"smoke": False})
+    write_json(folder / "eval.json", result)
+    if cfg.format == "json":
+        console.say(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        report.eval_table(result)
+        console.say(f"eval.json: {folder / 'eval.json'}")
+    return 0
+
+
+def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
+    """The exported file, or the checkpoints by name.
+
+    Raises:
+        ConfigError: nothing is named, or too much.
+    """
+    if cfg.model and (cfg.run or cfg.artifact):
+        raise ConfigError("model= stands alone: give either a checkpoint (model=), or a run (run=) or file of it (artifact=)")
+    if cfg.artifact:
+        places = [Path(cfg.artifact).expanduser()]
+        if cfg.run:
+            places += [Path(cfg.run) / cfg.artifact, *sorted(Path(cfg.run).glob(f"export/*/{cfg.artifact}"))]
+        for place in places:
+            if place.is_file():
+                return place.absolute(), {}
+        raise ModelError(f"the artifact {cfg.artifact} does not exist (looked for {', '.join(map(str, places))})")
+    if cfg.model:
+        return None, {"model": find(Checkpoint.model_validate({"_target_": "model", "path": cfg.model}), "model")}
+    if not cfg.run:
+        raise ConfigError("what is to be scored? give run=RUN, model=CHECKPOINT or artifact=FILE")
+    run = Path(cfg.run).expanduser()
+    recorded = read_report(run)["models"]
+    sources = {}
+    for name in recorded:
+        path = Path(recorded[name].get("path") or run / name)
+        if path.is_dir():
+            sources[name] = Source(path.absolute(), name)
+        else:
+            console.warn(f"the {name} of {run} is no longer in {path} and is left out")
+    return None, sources
+
+
+def _require_head(source: Source, task: Task) -> None:
+    if not has_head(source, task):
+        raise ModelError(f"{source.name} has no head for this task: its answers would be random; tune it first")
+
+
+def _in_data_order(logits: np.ndarray, artifact: Path, task: Task) -> np.ndarray:
+    """An artifact's logits in the order of the data's labels, by the config.json beside it."""
+    from kdcli.models import label_order, load_config
+
+    return logits[:, label_order(load_config(Source(artifact.parent, artifact.name)), task.labels, artifact.name)]

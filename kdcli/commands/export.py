@@ -1,0 +1,105 @@
+"""`kdcli export`: a student becomes files for a device, which are run there and checked before they are called done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdcli import console, report
+from kdcli.config import Budget, Distill, Tolerance, build, check
+from kdcli.config import Export as Config
+from kdcli.data import load
+from kdcli.errors import DataError
+from kdcli.evaluate import agreement, examine, save_predictions, score
+from kdcli.files import replaced, write_json
+from kdcli.measure import measure_rows
+from kdcli.models import Source, load_model, load_tokenizer
+from kdcli.rundir import read_report, saved_config
+from kdcli.tasks import task_of
+
+MISSED = 3
+"""The exit code when the artifacts are there, and a tolerance or a budget is not met."""
+
+
+def export(cfg: Config, hardware: str) -> int:
+    """Make RUN/export/<hardware>/ anew, and swap it in when every artifact was run."""
+    run = Path(cfg.run).expanduser().absolute()
+    recorded = read_report(run)
+    dataset = check(Distill, saved_config(run)).dataset
+    target = build(cfg.hardware)
+    data = load(dataset)
+    if data.fingerprint != recorded["dataset"]["fingerprint"]:
+        raise DataError(f"the data set is not the one that {run} was trained on: its test rows may have been seen")
+    task = task_of(dataset.task)(data.labels)
+    test, labels = data["test"], np.asarray(data["test"]["label"])
+    student = Source(run / "student", "student")
+    out = run / "export" / hardware
+    with replaced(out) as folder, console.Stages(["torch", "export", "artifacts"]) as stages:
+        with stages.stage("torch"):
+            torch_entry, torch_logits = examine(student, task, test, dataset.max_length)
+            torch_entry |= score(task, torch_logits, labels)
+            torch_entry |= measure_rows(cfg.measure, "torch", student.path, student.path, test, dataset.max_length)
+        with stages.stage("export"):
+            model, _ = load_model(student, task)
+            tokenizer = load_tokenizer(student, model)
+            encoded = task.encode(tokenizer, test.select(range(min(8, len(test)))), dataset.max_length)
+            sample = task.collate([encoded[row] for row in range(len(encoded))], tokenizer)
+            sample = {name: tensor for name, tensor in sample.items() if name not in ("labels", "rows")}
+            folder.mkdir()
+            files = target.export(student.path, folder, model, sample)
+        artifacts: dict[str, dict[str, Any]] = {}
+        with stages.stage("artifacts", len(files)) as stage:
+            for done, (precision, path) in enumerate(files.items()):
+                stage.update(done, extra=path.name)
+                entry = measure_rows(cfg.measure, "onnx", path, folder, test, dataset.max_length, logits=True)
+                logits = entry.pop("logits")
+                save_predictions(folder / "predictions" / f"test.{path.name}.safetensors", logits, labels)
+                entry = {
+                    "precision": precision,
+                    "parameters": torch_entry["parameters"],
+                    "bytes": path.stat().st_size,
+                    **score(task, logits, labels),
+                    **entry,
+                }
+                parity = {
+                    "agreement": agreement(torch_logits, logits),
+                    "score_drop": torch_entry["score"] - entry["score"],
+                    "max_abs_difference": float(np.abs(torch_logits - logits).max()),
+                }
+                entry["parity"] = parity | {"within": _within(cfg.hardware.tolerance, parity)}
+                entry["budget"] = _budget(cfg.hardware.budget, entry)
+                artifacts[path.name] = entry
+        good = [name for name, entry in artifacts.items() if entry["parity"]["within"] and entry["budget"]["met"]]
+        result = {
+            "schema": 1,
+            "task": recorded["task"],
+            "metric": task.metric,
+            "hardware": hardware,
+            "test_examples": len(test),
+            "smoke": recorded["smoke"],
+            "torch": torch_entry,
+            "artifacts": artifacts,
+            "recommended": min(good, key=lambda name: artifacts[name]["bytes"], default=None),
+        }
+        write_json(folder / "export.json", result)
+    report.export_table(result)
+    console.say(f"files: {out}")
+    return 0 if good and all(entry["parity"]["within"] for entry in artifacts.values()) else MISSED
+
+
+def _within(tolerance: Tolerance, parity: dict[str, float]) -> bool:
+    return parity["agreement"] >= tolerance.agreement and parity["score_drop"] <= tolerance.score_drop
+
+
+def _budget(budget: Budget, entry: dict[str, Any]) -> dict[str, Any]:
+    """Each limit that is set, what the artifact needs, and whether all are met."""
+    needs = {
+        "size_mb": entry["bytes"] / 1e6,
+        "latency_ms": entry["latency_ms"]["p50"],
+        "peak_memory_mb": entry["peak_memory_bytes"] and entry["peak_memory_bytes"] / 1e6,
+    }
+    limits = {key: limit for key, limit in budget.model_dump().items() if limit is not None}
+    checked = {key: {"limit": limit, "value": needs[key], "met": needs[key] <= limit} for key, limit in limits.items()}
+    return checked | {"met": all(entry["met"] for entry in checked.values())}

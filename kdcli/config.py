@@ -1,0 +1,466 @@
+"""The schema of a run: every key, its type, range, default and meaning. Never imports torch.
+
+Hydra composes the YAML files of `conf/` over the defaults that this schema holds (`defaults`), and the
+schema checks the result (`check`): unknown keys, wrong types and ranges, and the arguments of every
+component that a `_target_` names, all problems in one message, before anything is loaded.
+
+A *component* (student, teacher, loss, hardware) is a mapping with `_target_`, the dotted path of a class.
+Keys that the schema knows belong to kdcli; all others are arguments of that class's constructor and are
+checked against its annotations.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from kdcli.errors import ConfigError
+
+
+def _whole(value: Any) -> Any:
+    """Booleans are not numbers here: `trainer.max_steps=true` is a mistake, not 1."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number, got a boolean")
+    return value
+
+
+def _named(value: Any) -> Any:
+    """Integers are names as well: `dataset.labels=[0,1]`. Booleans are not: YAML's bare `no` is a mistake."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _tab(value: Any) -> Any:
+    """A tab can hardly be typed on a command line; backslash-t can."""
+    return "\t" if value == r"\t" else value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Fraction = Annotated[float, BeforeValidator(_whole), Field(ge=0, le=1)]
+Positive = Annotated[float, BeforeValidator(_whole), Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, BeforeValidator(_whole), Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**32)]
+Name = Annotated[str, BeforeValidator(_named)]
+Character = Annotated[str, Field(min_length=1, max_length=1), BeforeValidator(_tab)]
+Size = Annotated[float, BeforeValidator(_whole), Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A mapping of which every key is known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Component(BaseModel):
+    """A mapping with a `_target_`; the keys beside the schema's own are arguments of that class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    target: str = Field(alias="_target_")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor of `_target_` is called with."""
+        return dict(self.model_extra or {})
+
+
+class Trainer(Section):
+    """How one model is trained."""
+
+    epochs: Positive = 4.0
+    """Passes over the training rows."""
+    max_steps: Count | None = None
+    """Stop after so many optimizer steps, whatever `epochs` says."""
+    batch_size: Count = 32
+    """Rows an optimizer step, over all processes and accumulated micro-batches."""
+    micro_batch_size: Count | None = None
+    """Rows a process holds at once; null: batch_size / processes. It changes memory, not the result."""
+    learning_rate: Positive = 1e-3
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: Fraction = 0.1
+    """The share of the steps over which the learning rate rises from 0."""
+    weight_decay: NonNegative = 0.01
+    max_grad_norm: NonNegative = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 is autocast: weights, optimizer and losses stay fp32. auto: bf16 where the processor is fast at it."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights are kept: those with the best validation score, or the last."""
+    eval_steps: Count | None = None
+    """Validate and save a checkpoint every so many steps; null: once an epoch."""
+    logging_steps: Count = 20
+    report_to: list[str] = []
+    """Trackers besides metrics.jsonl, by the names of transformers: tensorboard, wandb, mlflow …"""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Trainer:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size = {self.batch_size} is not a multiple of micro_batch_size = {self.micro_batch_size}"
+            )
+        return self
+
+
+class Checkpoint(Component):
+    """Where a model comes from."""
+
+    path: str | None = None
+    """A local directory, a Hugging Face hub id, or `package:DISTRIBUTION/FOLDER` of an installed package."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    trust_remote_code: bool = False
+    """Run the Python code that a hub repository ships. Off unless you trust its author."""
+
+
+class Teacher(Checkpoint):
+    """The large model."""
+
+    tune: bool | None = None
+    """Fine-tune it on the gold labels first; null: only if it has no head for the task."""
+    cache: bool = True
+    """Keep its answers (under KDCLI_CACHE_DIR) for all epochs and runs; false: ask it in every step."""
+    trainer: Trainer = Trainer(epochs=2, learning_rate=1e-4, logging_steps=10)
+    """How it is tuned."""
+
+
+class Student(Checkpoint):
+    """The small model. With `path` it starts from that checkpoint, and its shape is the checkpoint's."""
+
+
+class Dataset(Section):
+    """Rows of text with labels, and how they are split."""
+
+    task: str | None = None
+    """null: inferred from the columns named (text + label: classification)."""
+    format: Literal["csv", "jsonl", "parquet", "hub"] = "csv"
+    path: str
+    """A file (`package:DISTRIBUTION/FILE` for one in an installed package), or a Hugging Face hub id."""
+    name: str | None = None
+    """The configuration of a hub data set that has several."""
+    revision: str | None = None
+    train: str = "train"
+    """hub: the split to train on."""
+    validation: str | None = None
+    """hub: a split's name; files: another file; null: carved out of the training rows by a hash of the text."""
+    test: str | None = None
+    validation_size: Size = 0.1
+    """If it is carved out: so many rows, or below 1 the share of all."""
+    test_size: Size = 0.1
+    text: str = "text"
+    """The text's column."""
+    text_pair: str | None = None
+    """A second text's column, for tasks on pairs."""
+    label: str = "label"
+    """The label's column: names, or integers."""
+    labels: list[Name] | None = Field(default=None, min_length=2)
+    """The label names in order; null: those that the data set declares, or all found, sorted."""
+    encoding: str = "utf-8"
+    delimiter: Character | None = None
+    """csv: null is a comma, or a tab if the file's name ends in .tsv."""
+    quote: Character | None = None
+    """csv: null is a double quote, or none at all between tabs."""
+    replace: dict[str, str] = {}
+    """Regular expressions and what replaces them in the text, in order. White space is folded after."""
+    limit: Count | None = None
+    """At most so many training rows."""
+    eval_limit: Count | None = None
+    """At most so many rows of validation and of test."""
+    labelled: Count | None = None
+    """At most so many training rows keep their label; the rest is text for the teacher alone."""
+    max_length: Count = 128
+    """Tokens a row; the rest is cut off."""
+
+    @model_validator(mode="after")
+    def _regular(self) -> Dataset:
+        for pattern, put in self.replace.items():
+            try:
+                re.sub(pattern, put, "")
+            except (re.error, IndexError) as error:
+                raise ValueError(f"replace: {pattern!r} by {put!r} is not a regular expression: {error}") from None
+        if self.labels and (twice := [name for number, name in enumerate(self.labels) if name in self.labels[:number]]):
+            raise ValueError(f"labels: {twice[0]!r} stands there twice")
+        for key in ("validation_size", "test_size"):
+            size = getattr(self, key)
+            if size > 1 and size != math.floor(size):
+                raise ValueError(f"{key} = {size}: expected a whole number of rows, or a share below 1")
+        return self
+
+
+class Term(Component):
+    """One term of the loss: a class and its weight."""
+
+    weight: NonNegative = 1.0
+
+
+class Budget(Section):
+    """What an artifact may cost on the device; null: no limit. Missed: exit code 3."""
+
+    size_mb: Positive | None = None
+    latency_ms: Positive | None = None
+    """p50 of one row at batch 1."""
+    peak_memory_mb: Positive | None = None
+
+
+class Tolerance(Section):
+    """How far an artifact may be from the torch student. Missed: exit code 3."""
+
+    agreement: Fraction = 0.97
+    """At least this share of the test rows gets the same label."""
+    score_drop: Fraction = 0.01
+    """The score may fall by so much."""
+
+
+class Hardware(Component):
+    """Where the student will run."""
+
+    threads: Count = 1
+    budget: Budget = Budget()
+    tolerance: Tolerance = Tolerance()
+
+
+class Measure(Section):
+    """How speed is measured: of each model in its own process."""
+
+    threads: Count = 1
+    batch_size: Count = 32
+    latency_runs: Count = 200
+    throughput_seconds: Positive = 2.0
+    max_texts: Count = 512
+
+
+class Distill(Section):
+    """`kdcli distill`."""
+
+    seed: Seed = 0
+    control: bool = True
+    """Train the same student without the teacher as well, and compare."""
+    smoke: bool = False
+    """A rehearsal: pre-flight findings are warnings, and the report says that its figures mean nothing."""
+    teacher: Teacher
+    student: Student
+    dataset: Dataset
+    loss: dict[str, Term] = Field(min_length=1)
+    hardware: Hardware
+    trainer: Trainer = Trainer()
+    measure: Measure | None = Measure()
+    """null: speed and memory are not measured (a sweep whose jobs run side by side would measure each other)."""
+
+
+class Eval(Section):
+    """`kdcli eval`: score a run's models, a checkpoint, or an artifact."""
+
+    run: str | None = None
+    """A run directory of `kdcli distill`: its models, on its data set unless another is named."""
+    model: str | None = None
+    """Instead of a run: a checkpoint with a head for the task."""
+    artifact: str | None = None
+    """An exported file; relative to the run directory or to here."""
+    split: Literal["train", "validation", "test"] = "test"
+    dataset: Dataset
+    measure: Measure | None = Measure()
+    format: Literal["table", "json"] = "table"
+    """What stdout gets. eval.json is written in both cases."""
+
+
+class Export(Section):
+    """`kdcli export`: a student becomes files for a device, run and checked there."""
+
+    run: str
+    hardware: Hardware
+    measure: Measure = Measure()
+
+
+COMMANDS: dict[str, type[Section]] = {"distill": Distill, "eval": Eval, "export": Export}
+
+
+def conf_dir() -> Path:
+    """The packaged YAML files: inside the package in a wheel, beside it in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def user_conf_dir() -> Path | None:
+    """The user's own YAML files, from KDCLI_CONFIG_DIR.
+
+    Raises:
+        ConfigError: it is not a folder, or a file in it has the name of a packaged one.
+    """
+    given = os.environ.get("KDCLI_CONFIG_DIR")
+    if not given:
+        return None
+    folder = Path(given).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"the config folder {given} does not exist (--config-dir or KDCLI_CONFIG_DIR)")
+    for file in sorted(folder.rglob("*.yaml")):
+        name = file.relative_to(folder)
+        if (conf_dir() / name).is_file():
+            raise ConfigError(f"{file} has the name of a packaged config ({name}); give it another name")
+    return folder
+
+
+def defaults(model: type[BaseModel]) -> dict[str, Any]:
+    """The defaults of a schema as plain data for Hydra; keys without a default are missing ("???") there."""
+    tree: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        key = field.alias or name
+        inner = _section(field.annotation)
+        if field.is_required():
+            tree[key] = defaults(inner) if inner else {} if _is_mapping(field.annotation) else "???"
+        else:
+            value = field.get_default(call_default_factory=True)
+            tree[key] = value.model_dump(by_alias=True) if isinstance(value, BaseModel) else value
+    return tree
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The model that an annotation names, also as `Model | None`."""
+    for option in typing.get_args(annotation) if typing.get_origin(annotation) is types.UnionType else ():
+        if option is not type(None):
+            annotation = option
+    return annotation if inspect.isclass(annotation) and issubclass(annotation, BaseModel) else None
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is dict
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` when something known is close, else an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def check(schema: type[Section], tree: Mapping[str, Any]) -> Any:
+    """The composed config as a checked instance of `schema`.
+
+    Raises:
+        ConfigError: with every problem found, one a line.
+    """
+    problems = [f"{key}: a value is needed; give {key}=…" for key in _missing(tree)]
+    config = None
+    try:
+        config = schema.model_validate(tree)
+    except ValidationError as error:
+        problems += [_describe(schema, tree, item) for item in error.errors()]
+    problems += [line for path, node in _components(tree) for line in _check_component(schema, path, node)]
+    if problems:
+        head = "the config is wrong" if len(problems) == 1 else f"the config has {len(problems)} problems"
+        raise ConfigError("\n  ".join([head + ":", *dict.fromkeys(problems)]))
+    return config
+
+
+def _missing(tree: Any, path: str = "") -> Iterable[str]:
+    """The keys whose value nobody gave ("???" to Hydra)."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _missing(value, f"{path}.{key}".lstrip("."))
+    elif tree == "???":
+        yield path
+
+
+def _components(tree: Any, path: str = "") -> Iterable[tuple[str, Mapping[str, Any]]]:
+    if isinstance(tree, Mapping):
+        if isinstance(tree.get("_target_"), str) and tree["_target_"] != "???":
+            yield path, tree
+        for key, value in tree.items():
+            yield from _components(value, f"{path}.{key}".lstrip("."))
+
+
+def _schema_at(schema: Any, path: str) -> type[BaseModel] | None:
+    """The model that governs the mapping at `path`."""
+    for part in filter(None, path.split(".")):
+        if _is_mapping(schema):
+            schema = typing.get_args(schema)[1]
+        elif (model := _section(schema)) and part in model.model_fields:
+            schema = model.model_fields[part].annotation
+        else:
+            return None
+    return _section(schema)
+
+
+def _keys(model: type[BaseModel] | None) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()] if model else []
+
+
+def _check_component(schema: type[Section], path: str, node: Mapping[str, Any]) -> list[str]:
+    target = node["_target_"]
+    try:
+        found = locate(target)
+    except ConfigError as error:
+        return [f"{path}._target_ = {target}: {error}"]
+    own = _keys(_schema_at(schema, path))
+    arguments = {key: value for key, value in node.items() if key not in own}
+    model = _signature(found)
+    try:
+        model.model_validate(arguments)
+    except ValidationError as error:
+        known = own + list(model.model_fields)
+        return [_line(path, item, arguments, known, f"an argument of {target}") for item in error.errors()]
+    return []
+
+
+def locate(target: str) -> Any:
+    """The class that a dotted path names.
+
+    Raises:
+        ConfigError: there is no such module, or no such class in it.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"cannot be imported ({error})") from None
+    except AttributeError:
+        raise ConfigError(f"the module {module} has no {name}") from None
+
+
+def _signature(target: Any) -> type[BaseModel]:
+    """A pydantic model of the constructor's parameters, so that arguments are checked by the same means."""
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        annotation = hints.get(name, Any)
+        if annotation in (int, float):
+            annotation = Annotated[annotation, BeforeValidator(_whole)]
+        fields[name] = (annotation, default)
+    return create_model(
+        "Arguments", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()), **fields
+    )
+
+
+def build(component: Component, **more: Any) -> Any:
+    """An instance of the component's class, called with its arguments and `more`."""
+    target = locate(component.target)
+    checked = _signature(target).model_validate(component.arguments | more)
+    return target(**{name: getattr(checked, name) for name in component.arguments | more})
+
+
+def _describe(schema: type[Section], tree: Mapping[str, Any], item: Any) -> str:
+    loc = [str(part) for part in item["loc"]]
+    parent = _schema_at(schema, ".".join(loc[:-1]))
+    return _line("", item, tree, _keys(parent), "a key")
+
+
+def _line(path: str, item: Any, tree: Any, known: list[str], what: str) -> str:
+    loc = [str(part) for part in item["loc"]]
+    where = ".".join(filter(None, [path, *loc])) or "the config"
+    if item["type"] == "extra_forbidden":
+        return f"{where}: not {what}{suggest(loc[-1], known)} (known: {', '.join(sorted(known))})"
+    if item["type"] == "missing":
+        return f"{where}: a value is needed; give {where}=…"
+    value = item.get("input")
+    shown = "" if isinstance(value, Mapping | BaseModel) else f" = {value!r}"
+    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    return f"{where}{shown}: {message}"

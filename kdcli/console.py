@@ -1,0 +1,334 @@
+"""The only module that prints: results to stdout (``out``), logs and progress to stderr (``err``).
+
+A terminal gets colour, a live progress display and word wrap. A pipe or a file gets plain lines that are
+never cut, so that ``kdcli eval ... | grep`` and a CI log both stay readable. Which of the two it is gets
+asked at each print and not at import, because streams are redirected under us (by pytest, by a launcher).
+User text, such as a label called ``[bold]``, is never read as markup.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import monotonic
+from types import TracebackType
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+_NOISY = (
+    "absl",
+    "datasets",
+    "huggingface_hub",
+    "matplotlib",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "torch",
+    "transformers",
+)
+_NOISY_ENV = {  # these set their own level when they are imported, which is later than us
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+_LEVEL_STYLES = {
+    "DEBUG": "dim",
+    "INFO": "cyan",
+    "WARNING": "yellow",
+    "ERROR": "bold red",
+    "CRITICAL": "bold red",
+}
+_NUMBER = re.compile(r"[-+]?[\d.]|n/a$|$")
+
+
+def _interactive(console: Console) -> bool:
+    """Whether a person at a terminal reads this; ``FORCE_COLOR`` makes no terminal of a log file."""
+    return console.is_terminal and console.is_interactive and console.file.isatty()
+
+
+def _print(console: Console, message: str, head: str = "", head_style: str = "", style: str = "") -> None:
+    """Print ``head message``; in a terminal wrapped between words: a long path can still be copied."""
+    text = f"{head} {message}" if head else message
+    if not _interactive(console):
+        print(text, file=console.file, flush=True)
+        return
+    wrapper = textwrap.TextWrapper(console.width, break_long_words=False, break_on_hyphens=False)
+    lines = [wrapper.fill(line) for line in text.split("\n")]
+    view = Text("\n".join(lines), style)
+    view.stylize(head_style, 0, len(head))
+    console.print(view, soft_wrap=True)
+
+
+def say(message: str, style: str = "") -> None:
+    """Print a result to stdout, wrapped at words in a terminal and verbatim in a pipe."""
+    _print(out, message, style=style)
+
+
+def error(message: str) -> None:
+    """Print ``error: message`` to stderr, without markup and without a break inside a word or a path."""
+    _print(err, message, "error:", "bold red")
+
+
+def warn(message: str) -> None:
+    """Print ``warning: message`` to stderr, in the manner of ``error``."""
+    _print(err, message, "warning:", "bold yellow")
+
+
+class _LogHandler(logging.Handler):
+    """``LEVEL message`` on stderr; above the live display, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            level = record.levelname
+            _print(err, self.format(record), level, _LEVEL_STYLES.get(level, ""))
+        except Exception:
+            self.handleError(record)
+
+
+def setup_logging(verbose: bool = False) -> None:
+    """Send the ``kdcli`` logger to stderr (INFO, or DEBUG if ``verbose``) and quieten the libraries below it.
+
+    May be called again: it never adds a second handler. Records still reach the root logger, so that a log
+    file set up there gets them; handlers of the root that write to stdout or stderr (Hydra's does, to stdout)
+    are taken off, or every line would come twice. Libraries may report only errors, unless ``verbose``.
+    """
+    logger = logging.getLogger("kdcli")
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logger.handlers = [h for h in logger.handlers if not isinstance(h, _LogHandler)] + [_LogHandler()]
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr):
+            root.removeHandler(handler)
+    if verbose:
+        return
+    for name, value in _NOISY_ENV.items():
+        os.environ.setdefault(name, value)
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table to stdout; a column of numbers is right-aligned.
+
+    ``rows`` hold as many cells as there are ``columns``. In a terminal cells wrap to its width; in a pipe the
+    same text is aligned with spaces, one line a row whatever its length.
+    """
+    right = [all(_NUMBER.match(row[i]) for row in rows) for i in range(len(columns))]
+    if _interactive(out):
+        heading = Text(title, "bold not italic") if title else None
+        view = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD)
+        view.pad_edge, view.show_edge, view.padding = False, False, (0, 1, 0, 0)
+        for column, number in zip(columns, right, strict=True):
+            justify: Literal["left", "right"] = "right" if number else "left"
+            view.add_column(Text(column), justify=justify, no_wrap=number, overflow="fold")
+        for row in rows:
+            view.add_row(*map(Text, row))
+        out.print(view, soft_wrap=False)
+        return
+    lines = [list(columns), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    if title:
+        say(title)
+    for line in lines:
+        cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
+        say("  ".join(cells).rstrip())
+
+
+def duration(seconds: float) -> str:
+    """``0.8 s``, ``12 s``, ``1:05`` (minutes), ``2:03:04`` (hours)."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+State = Literal["waiting", "running", "done", "skipped", "failed", "interrupted"]
+
+
+class Stage:
+    """One line of a run's progress; made by ``Stages.stage``, which starts and ends it.
+
+    It may come in several parts (a data set's splits, say): ``seconds`` are those of the last part.
+    """
+
+    def __init__(self, name: str, notify: Callable[[Stage], None]) -> None:
+        self.name = name
+        self.state: State = "waiting"
+        self.earlier = 0.0  # seconds of the parts before this one
+        self._notify = notify
+        self._reset(None)
+
+    def _reset(self, total: int | None) -> None:
+        self.total, self.step, self.extra = total, 0, ""
+        self.terms: dict[str, float] = {}
+        self._began = self._ended = monotonic()
+        self._first: tuple[int, float] | None = None  # first update: what is resumed begins beyond step 0
+
+    def begin(self, total: int | None) -> None:
+        """Start the clock, of the first part or of a further one."""
+        self.earlier += self.seconds
+        self.state = "running"
+        self._reset(total)
+
+    def end(self, state: State) -> None:
+        """Stop the clock."""
+        self._ended, self.state = monotonic(), state
+
+    def update(
+        self, step: int, terms: Mapping[str, float] | None = None, extra: str = "", total: int | None = None
+    ) -> None:
+        """Say that ``step`` steps are done. What is left out of the rest stays as it was."""
+        self.step = step
+        self.total = total or self.total
+        self.terms = dict(terms) if terms else self.terms
+        self.extra = extra or self.extra
+        if self._first is None:
+            self._first = (step, monotonic())
+        self._notify(self)
+
+    @property
+    def seconds(self) -> float:
+        """Age of the stage's last part; fixed once that has ended."""
+        return (monotonic() if self.state == "running" else self._ended) - self._began
+
+    @property
+    def fraction(self) -> float | None:
+        """Share of the steps that is done, 0 to 1; None where the number of steps is not known."""
+        return min(self.step / self.total, 1.0) if self.total else None
+
+    def timing(self) -> tuple[str, str]:
+        """``45%`` and ``eta 1:05``, at the speed since the first update; empty before they can be known."""
+        if not self.total or self.fraction is None:
+            return "", ""
+        share = f"{math.floor(100 * self.fraction)}%"
+        if self._first is None or self.step <= self._first[0]:
+            return share, ""
+        per_step = (monotonic() - self._first[1]) / (self.step - self._first[0])
+        return share, f"eta {duration(per_step * max(self.total - self.step, 0))}"
+
+    def figures(self) -> str:
+        """``450/1000, score .731, soft_label 0.41, hard_label 0.9``; once it is done, without the steps."""
+        steps = f"{self.step}/{self.total}" if self.total else str(self.step or "")
+        terms = [f"{name} {value:.4g}" for name, value in self.terms.items()]
+        return ", ".join(filter(None, ["" if self.state == "done" else steps, self.extra, *terms]))
+
+
+class Stages:
+    """The progress of a run that goes through named stages, on stderr.
+
+    In a terminal: one line a stage, the current one with bar, time to go and live loss terms. Elsewhere: one
+    line when a stage begins, one when it ends, and between them one each 10 s or 10 % (rarer when it takes
+    hours). ``quiet`` (processes of rank > 0) shows nothing; ``Stage.seconds`` still counts. An exception,
+    Ctrl-C included, is shown on its stage's line, hands the terminal back with its cursor, and goes on up.
+    """
+
+    def __init__(self, names: Sequence[str], *, quiet: bool = False) -> None:
+        self._stages = {name: Stage(name, self._updated) for name in names}
+        self._width = max(map(len, names), default=0)
+        self._live: Live | None = None
+        self._quiet = quiet
+        self._reported = (0.0, 0.0)  # plain lines: when the last one was printed, and at which fraction
+        self._spinner = Spinner("dots", style="cyan")
+
+    def __enter__(self) -> Stages:
+        if not self._quiet and _interactive(err):
+            self._live = Live(self, console=err, refresh_per_second=8, redirect_stdout=_interactive(out))
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
+        """Run one stage, of ``total`` steps if that is known. Raises KeyError for a name not announced."""
+        stage = self._stages[name]
+        stage.begin(total)
+        self._reported = (monotonic(), 0.0)
+        self._line(stage, f"start, {total} steps" if total else "start")
+        state: State = "failed"
+        try:
+            yield stage
+            state = "done"
+        except KeyboardInterrupt:
+            state = "interrupted"
+            raise
+        finally:
+            stage.end(state)
+            took = f"{state} {'in' if state == 'done' else 'after'} {duration(stage.seconds)}"
+            self._line(stage, ", ".join(filter(None, [took, stage.figures()])))
+
+    def skip(self, name: str, reason: str) -> None:
+        """Mark a stage as not needed, for example because its result is cached."""
+        stage = self._stages[name]
+        stage.state, stage.extra = "skipped", reason
+        self._line(stage, reason)
+
+    def _updated(self, stage: Stage) -> None:
+        now, fraction = monotonic(), stage.fraction or 0.0
+        since, advanced = now - self._reported[0], fraction - self._reported[1]
+        if since >= min(max(10.0, stage.seconds / 10), 120.0) or (advanced >= 0.1 and since >= 1.0):
+            self._reported = (now, fraction)
+            share, eta = stage.timing()
+            self._line(stage, ", ".join(filter(None, [share, stage.figures(), eta])))
+
+    def _line(self, stage: Stage, message: str) -> None:
+        if self._live is None and not self._quiet:
+            place = list(self._stages).index(stage.name) + 1
+            _print(err, f"[{place}/{len(self._stages)}] {stage.name}: {message}")
+
+    def __rich__(self) -> RenderableType:
+        return Group(*(line for stage in self._stages.values() for line in self._view(stage)))
+
+    def _view(self, stage: Stage) -> Iterator[RenderableType]:
+        """The lines of one stage; none is longer than a terminal of 80 columns, or is cut to it."""
+        tick, cross, dot = "✓✗·" if err.encoding.lower().startswith("utf") else "+x."
+        name, took = stage.name.ljust(self._width), duration(stage.earlier + stage.seconds)
+        if stage.state == "waiting":
+            yield _one_line((f"{dot} {name}", "dim"))
+        elif stage.state == "skipped":
+            yield _one_line((tick, "green"), f" {name}  ", (stage.extra, "dim"))
+        elif stage.state == "done":
+            yield _one_line((tick, "green"), f" {name}  {took:<8}", (stage.figures(), "dim"))
+        elif stage.state == "running":
+            share, eta = stage.timing()
+            bar = ProgressBar(total=stage.total, completed=stage.step, width=24, pulse=not stage.total)
+            line = Table.grid(padding=(0, 1))
+            line.add_row(self._spinner, Text(name, style="bold"), bar, f"{share:>4}", took, Text(eta, "cyan"))
+            yield line
+            yield _one_line("  ", (stage.figures(), "dim"))
+        else:
+            ended = f" {name}  {stage.state} after {took}  "
+            yield _one_line((cross, "bold red"), ended, (stage.figures(), "dim"))
+
+
+def _one_line(*parts: Any) -> Text:
+    """A line of the live display; it is cut rather than wrapped, or the display would jump."""
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")

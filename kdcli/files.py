@@ -1,0 +1,146 @@
+"""Files: written whole or not at all, known by their hash, found in packages and in the user's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from kdcli.errors import ConfigError, DataError, ModelError
+
+PACKAGE = "package:"
+"""How a path begins that lies in an installed package: `package:DISTRIBUTION/PATH`."""
+HUB_FILES = {
+    "model": ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"],
+    "dataset": ["*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl", "*.txt", "*.md"],
+}
+"""What is fetched from a hub repository: no pickles."""
+
+
+def cache_dir(kind: str) -> Path:
+    """KDCLI_CACHE_DIR/kind, by default in the user's cache folder; made if it is missing."""
+    given = os.environ.get("KDCLI_CACHE_DIR")
+    base = Path(given).expanduser() if given else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kdcli"
+    folder = base.absolute() / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def digest(*parts: Any) -> str:
+    """sha256 of plain data (what json can write, and columns), as hex."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False, default=list).encode()).hexdigest()
+
+
+def hash_files(files: Iterable[Path]) -> str:
+    """sha256 over the names and contents of files, in the order of their names."""
+    total = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.name):
+        with file.open("rb") as stream:
+            total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file through a temporary neighbour and a rename, so that it is never half there."""
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Plain data as indented JSON, atomically. NaN is refused: it is not JSON."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what was written there takes `path`'s place when the block ends well.
+
+    A file or a whole directory may be written. After an error the temporary is removed and `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = holder / path.name
+    try:
+        yield temporary
+        if path.is_dir():
+            path.rename(holder / "old")
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def locate_package(path: str) -> Path:
+    """The file or folder that `package:DISTRIBUTION/PATH` names, found without importing the package.
+
+    Raises:
+        ConfigError: the package is not installed, or has no such file.
+    """
+    name, _, inner = path.removeprefix(PACKAGE).partition("/")
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        remedy = f"pip install 'kdcli[{extra}]'" if (extra := _extra_with(name)) else f"pip install {name}"
+        raise ConfigError(f"the package {name} is needed and is not installed; install it with: {remedy}") from None
+    found = Path(str(distribution.locate_file(inner)))
+    if not found.exists():
+        raise ConfigError(f"the package {name} {distribution.version} has no {inner}")
+    return found
+
+
+def _extra_with(package: str) -> str | None:
+    """The extra of kdcli that brings a package."""
+    try:
+        requires = importlib.metadata.requires("kdcli") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for requirement in requires:
+        if match := re.match(rf"{re.escape(package)}\b.*extra == ['\"](\w+)['\"]", requirement):
+            return match[1]
+    return None
+
+
+def snapshot(
+    repo: str, revision: str | None, kind: Literal["model", "dataset"], code: bool = False
+) -> tuple[Path, str]:
+    """A hub repository's files, from the hub or from its local cache, and the commit that was resolved.
+
+    Args:
+        repo: OWNER/NAME, or a bare NAME.
+        revision: branch, tag or commit; None is the main branch.
+        code: fetch the repository's Python files too.
+
+    Raises:
+        ModelError, DataError: it does not exist, is gated, or the hub cannot be reached and the cache lacks it.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wrong = ModelError if kind == "model" else DataError
+    key = {"model": "teacher.path= or student.path=", "dataset": "dataset=csv dataset.path="}[kind]
+    cache = huggingface_hub.constants.HF_HUB_CACHE
+    at = f"{repo} (revision {revision})" if revision else repo
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repo, revision=revision, repo_type=kind, allow_patterns=HUB_FILES[kind] + (["*.py"] if code else [])
+        )
+    except HFValidationError:
+        raise wrong(f"the {kind} {repo} is neither a local path that exists nor a Hugging Face hub id") from None
+    except LocalEntryNotFoundError:
+        raise wrong(
+            f"the {kind} {at} was not found: it is no local path, the hub cache {cache} does not hold it, and the "
+            f"Hugging Face hub cannot be reached. Connect once to fetch it, or give a local copy with {key}"
+        ) from None
+    except HfHubHTTPError as error:
+        raise wrong(
+            f"the {kind} {at} cannot be fetched from the Hugging Face hub ({str(error).splitlines()[0]}). Check its "
+            "name and revision; for a gated or private one set HF_TOKEN"
+        ) from None
+    return Path(folder), Path(folder).name

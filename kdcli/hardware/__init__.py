@@ -1,0 +1,1 @@
+"""Where a student runs: one file per target runtime."""

@@ -1,0 +1,34 @@
+"""What a hardware target is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+class Target(ABC):
+    """Makes the files that a device runs."""
+
+    runtime: str
+    """What runs the files: a name that `kdcli.measure` knows."""
+
+    @abstractmethod
+    def export(self, student: Path, out: Path, model: PreTrainedModel, sample: Mapping[str, Tensor]) -> dict[str, Path]:
+        """Write the artifacts, and beside them whatever their runtime needs (tokenizer, labels).
+
+        Args:
+            student: the student's directory.
+            out: an empty directory.
+            model: the student, fp32, in eval mode.
+            sample: a padded batch of its inputs.
+
+        Returns:
+            The files by precision.
+
+        Raises:
+            ExportError: a package is missing, or the exporter failed.
+        """

@@ -1,0 +1,409 @@
+"""From the command line to Hydra and back: composed configs are checked first, errors become short messages.
+
+A config is composed with Hydra's public API and checked before `hydra.main` may make a directory. Then
+`hydra.main` runs the command with a rebuilt argv, so that sweeps, launchers, `.hydra/` and `--cfg` are Hydra's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdcli import console, rundir
+from kdcli.config import COMMANDS, check, conf_dir, defaults, suggest, user_conf_dir
+from kdcli.errors import ConfigError, KDError
+
+VERSION_BASE = "1.3"
+MOST_JOBS = 256
+"""Jobs of a sweep that are checked before the first one starts."""
+
+
+def launch(
+    command: str,
+    overrides: list[str],
+    multirun: bool = False,
+    config_dir: Path | None = None,
+    cfg: str | None = None,
+    resolve: bool = False,
+    info: str | None = None,
+    rerun: Path | None = None,
+) -> int:
+    """Run a command; returns its exit code. A KDError becomes its message."""
+    console.setup_logging()
+    try:
+        return _launch(command, overrides, multirun, config_dir, cfg, resolve, info, rerun)
+    except KDError as error:
+        console.error(error.message)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.error("interrupted; the same command on the same directory goes on from the last checkpoint")
+        return 130
+
+
+def _launch(
+    command: str,
+    overrides: list[str],
+    multirun: bool,
+    config_dir: Path | None,
+    cfg: str | None,
+    resolve: bool,
+    info: str | None,
+    rerun: Path | None,
+) -> int:
+    if wrong := [word for word in overrides if "=" not in word and not word.startswith("~")]:
+        raise ConfigError(f"{wrong[0]!r} is not KEY=VALUE{suggest(wrong[0], COMMANDS)} (kdcli {command} --help)")
+    if resolve and not cfg:
+        raise ConfigError("--resolve goes with --cfg job")
+    name, overrides = _register(command, overrides, config_dir, rerun)
+    if cfg or info:
+        _compose(command, name, [word for word in overrides if not _swept(word)])
+        options = [f"--cfg={cfg}" if cfg else f"--info={info}", *(["--resolve"] if resolve else [])]
+        return _hydra(name, [*options, *overrides])
+    if multirun:
+        return _sweep(command, name, overrides)
+    composed = _compose(command, name, overrides)
+    argv = list(overrides)
+    folder = _run_folder(composed)
+    if command == "export":  # it writes into the run's own directory, and leaves that run's .hydra alone
+        folder = Path(str(composed.run)).expanduser().absolute()
+        rundir.read_report(folder)
+        argv.append("hydra.output_subdir=null")
+    if command == "distill" and int(os.environ.get("RANK", "0")) == 0:
+        if rundir.examine(folder, _tree(composed)) == "finished":
+            console.say(f"{folder} is finished; see {folder / 'report.html'}")
+            return 0
+    if int(os.environ.get("RANK", "0")) > 0:  # only the first process owns the run directory
+        folder = Path(tempfile.mkdtemp(prefix="kdcli-"))
+        argv.append("hydra.output_subdir=null")
+    argv.append(f"hydra.run.dir={_quoted(folder)}")
+    return _hydra(name, argv)
+
+
+# ---- composing ---------------------------------------------------------------------------------------
+
+
+def _register(
+    command: str, overrides: list[str], config_dir: Path | None, rerun: Path | None
+) -> tuple[str, list[str]]:
+    """Give Hydra the schema's defaults, the user's folder, and what a run recorded."""
+    if config_dir is not None:
+        os.environ["KDCLI_CONFIG_DIR"] = str(config_dir)
+    store = ConfigStore.instance()
+    for each, schema in COMMANDS.items():
+        store.store(name=f"schema_{each}", node=defaults(schema), provider="kdcli")
+    overrides = ["hydra/job_logging=none", "hydra/hydra_logging=none", *overrides]
+    if folder := user_conf_dir():
+        for path in (folder, Path.cwd()):
+            _importable(path)
+        overrides.append(f"hydra.searchpath=[{_quoted(f'file://{folder}')}]")
+    name = command
+    if rerun is not None:
+        if any(word.partition("=")[0] in ("teacher", "student", "dataset", "loss", "hardware", "trainer") for word in overrides):
+            raise ConfigError("--rerun repeats a recorded config: groups cannot be chosen anew, single keys can (seed=1)")
+        store.store(name="rerun", node={"defaults": ["_self_", "output"], **rundir.saved_config(rerun)}, provider="kdcli")
+        name = "rerun"
+        if _value(overrides, "hydra.run.dir") is None:
+            overrides.append("hydra.run.dir=runs/distill/${now:%Y-%m-%d-%H%M%S-%f}")
+    if command == "eval" and (run := _value(overrides, "run")):
+        store.store(group="dataset", name="of_the_run", node=rundir.saved_config(Path(run))["dataset"], provider="kdcli")
+        if _value(overrides, "dataset") is None:
+            overrides.append("dataset=of_the_run")
+    return name, overrides
+
+
+def _importable(folder: Path) -> None:
+    """Classes in the user's folder can be named by `_target_`, also in the processes of a launcher."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(folder) not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*known, str(folder)]))
+
+
+def _compose(command: str, name: str, overrides: list[str]) -> DictConfig:
+    """The composed config with Hydra's own node, checked.
+
+    Raises:
+        ConfigError: Hydra cannot compose it, or the schema refuses it.
+    """
+    with _hydra_errors(command, overrides):
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
+            composed = hydra.compose(name, overrides, return_hydra_config=True)
+    check(COMMANDS[command], _tree(composed))
+    return composed
+
+
+def _tree(composed: DictConfig) -> dict[str, Any]:
+    """The config without Hydra's node, resolved, as plain data."""
+    plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    try:
+        return dict(OmegaConf.to_container(plain, resolve=True))  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the config cannot be resolved: {str(error).splitlines()[0]}") from None
+
+
+def _run_folder(composed: DictConfig) -> Path:
+    """Where the run goes: `hydra.run.dir`, made absolute."""
+    HydraConfig.instance().set_config(composed)
+    return Path(str(composed.hydra.run.dir)).expanduser().absolute()
+
+
+def _value(overrides: Iterable[str], key: str) -> str | None:
+    found = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == key]
+    return found[-1].strip("'\"") if found else None
+
+
+def _quoted(path: Path | str) -> str:
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+@contextmanager
+def _hydra_errors(command: str, overrides: list[str]) -> Iterator[None]:
+    """Hydra's errors as short messages with a suggestion."""
+    try:
+        yield
+    except KDError:
+        raise
+    except OverrideParseException as error:
+        raise ConfigError(f"{error.override}: {str(error).splitlines()[0]}") from None
+    except MissingConfigException as error:
+        raise ConfigError(_no_such_option(error)) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_short(command, overrides, error)) from None
+
+
+def _known(command: str, overrides: list[str]) -> list[str]:
+    """Every key that these choices of groups have, and the groups."""
+    groups = _groups()
+    chosen = [word for word in overrides if word.lstrip("+~").partition("=")[0] in groups]
+    try:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
+            tree = OmegaConf.to_container(hydra.compose(command, chosen), resolve=False)
+    except (HydraException, OmegaConfBaseException):
+        tree = defaults(COMMANDS[command])
+    return [*(key for key, _ in _leaves(tree)), *groups]  # type: ignore[arg-type]
+
+
+def _no_such_option(error: MissingConfigException) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return str(error).splitlines()[0]
+    options = _options(group)
+    listed = f"; there are {', '.join(options)} (kdcli list {group})" if options else ""
+    return f"{group}={option}: there is no such {group}{suggest(option, options)}{listed}"
+
+
+def _short(command: str, overrides: list[str], error: Exception) -> str:
+    """Name the override that is at fault, and what is like it."""
+    known = _known(command, overrides)
+    text = " ".join(str(error).split())
+    for word in overrides:
+        key = word.lstrip("+~").partition("=")[0].partition("@")[0]
+        if key.startswith("hydra") or key in known or not key:
+            continue
+        if key in text or key.rpartition(".")[2] in text:
+            return f"{key}: there is no such key{suggest(key, known)} (kdcli {command} --cfg job shows all)"
+    return text.removesuffix("Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.").strip()
+
+
+def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        where = f"{path}.{key}".lstrip(".")
+        yield where, value
+        if isinstance(value, dict):
+            yield from _leaves(value, where)
+
+
+# ---- running -----------------------------------------------------------------------------------------
+
+_status: dict[str, int] = {}
+
+
+def _hydra(name: str, argv: list[str]) -> int:
+    """`hydra.main` with a rebuilt argv. In this process jobs leave their exit code in `_status`."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, not to Hydra's printer
+    before, sys.argv = sys.argv, ["kdcli", *argv]
+    task = {"distill": run_distill, "rerun": run_distill, "eval": run_eval, "export": run_export}[name]
+    _status.clear()
+    try:
+        with _hydra_errors("distill" if name == "rerun" else name, argv):
+            hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name=name)(task)()
+    finally:
+        sys.argv = before
+    return max(_status.values(), default=0)
+
+
+def run_distill(cfg: DictConfig) -> None:
+    """One job of `kdcli distill`."""
+    _job("distill", cfg)
+
+
+def run_eval(cfg: DictConfig) -> None:
+    """One job of `kdcli eval`."""
+    _job("eval", cfg)
+
+
+def run_export(cfg: DictConfig) -> None:
+    """One job of `kdcli export`."""
+    _job("export", cfg)
+
+
+def _job(command: str, cfg: DictConfig) -> None:
+    """Check, hold the run directory, run, and leave no directory behind that nothing came of."""
+    console.setup_logging()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
+    owner = int(os.environ.get("RANK", "0")) == 0
+    fresh, status = False, 1
+    try:
+        if owner and command != "export":
+            fresh = rundir.take(folder)
+        status = _command(command, check(COMMANDS[command], _tree(cfg)), folder)
+    except KDError as error:
+        status = error.exit_code
+        if sweep:
+            console.error(f"{folder.name}: {error.message}")
+        else:
+            console.error(error.message)
+        if owner and command != "export":
+            rundir.release(folder, remove=fresh and status == 2)
+        if sweep:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / rundir.ERROR).write_text(json.dumps({"exit_code": status, "message": error.message}))
+    except KeyboardInterrupt:
+        status = 130
+        raise
+    finally:
+        if owner and command != "export":
+            rundir.release(folder)
+        _status[str(folder)] = status
+
+
+def _command(command: str, config: Any, folder: Path) -> int:
+    if command == "distill":
+        from kdcli.commands.distill import distill
+
+        return distill(config, folder)
+    if command == "eval":
+        from kdcli.commands.eval import evaluate
+
+        return evaluate(config, folder)
+    from kdcli.commands.export import export
+
+    return export(config, str(HydraConfig.get().runtime.choices["hardware"]))
+
+
+# ---- sweeps ------------------------------------------------------------------------------------------
+
+
+def _swept(word: str) -> bool:
+    return bool(re.search(r"=.*,", word)) and not re.search(r"=\s*[\[{'\"]", word)
+
+
+def _sweep(command: str, name: str, overrides: list[str]) -> int:
+    """All jobs are checked, then Hydra runs them, then a table shows them side by side."""
+    with _hydra_errors(command, overrides):
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    axes = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [str(override.input_line)]
+        for override in parsed
+    ]
+    for job in itertools.islice(itertools.product(*axes), MOST_JOBS):
+        composed = _compose(command, name, list(job))
+    HydraConfig.instance().set_config(composed)
+    folder = Path(str(composed.hydra.sweep.dir)).expanduser().absolute()
+    status = _hydra(name, ["--multirun", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
+    if command != "distill":
+        return status
+    from kdcli.report import sweep_table
+
+    rows = [_sweep_row(run) for run in sorted(folder.iterdir(), key=lambda run: (len(run.name), run.name)) if run.is_dir()]
+    sweep_table(rows)
+    console.say(f"runs in {folder}")
+    return max([status, *(row["exit_code"] for row in rows)])
+
+
+def _sweep_row(run: Path) -> dict[str, Any]:
+    chosen = OmegaConf.load(run / ".hydra" / "overrides.yaml") if (run / ".hydra" / "overrides.yaml").is_file() else []
+    row: dict[str, Any] = {"run": run.name, "overrides": " ".join(str(word) for word in chosen), "exit_code": 0}
+    if (run / rundir.ERROR).is_file():
+        return row | json.loads((run / rundir.ERROR).read_text())
+    if not (run / rundir.REPORT).is_file():
+        return row | {"exit_code": 1, "message": "did not finish"}
+    report = json.loads((run / rundir.REPORT).read_text())
+    student, verdict = report["models"]["student"], report["verdict"]
+    return row | {
+        "smoke": report["smoke"],
+        "metric": report["metric"],
+        "score": student["score"],
+        "validation_score": report["validation_score"]["student"],
+        "retention": verdict["retention"],
+        "gain_over_control": verdict["gain_over_control"],
+        "gain_ci95": verdict["gain_ci95"],
+    }
+
+
+# ---- kdcli list --------------------------------------------------------------------------------------
+
+
+def _folders() -> list[Path]:
+    return [folder for folder in (conf_dir(), user_conf_dir()) if folder]
+
+
+def _groups() -> list[str]:
+    return sorted({path.name for folder in _folders() for path in folder.iterdir() if path.is_dir() and any(path.glob("*.yaml"))})
+
+
+def _options(group: str) -> list[str]:
+    return sorted({path.stem for folder in _folders() for path in (folder / group).glob("*.yaml")})
+
+
+def list_groups(group: str | None, config_dir: Path | None) -> int:
+    """Print a group's options, or every group's, with the first comment of each file."""
+    if config_dir is not None:
+        os.environ["KDCLI_CONFIG_DIR"] = str(config_dir)
+    try:
+        groups = _groups()
+        if group is not None and group not in groups:
+            raise ConfigError(f"there is no group {group}{suggest(group, groups)}; there are {', '.join(groups)}")
+        rows = [
+            [*([name] if group is None else []), option, _about(name, option)]
+            for name in ([group] if group else groups)
+            for option in _options(name)
+        ]
+    except KDError as error:
+        console.error(error.message)
+        return error.exit_code
+    console.table("", [*(["group"] if group is None else []), "name", "what it is"], rows)
+    return 0
+
+
+def _about(group: str, option: str) -> str:
+    for folder in _folders():
+        path = folder / group / f"{option}.yaml"
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
+            return comments[0] if comments else ""
+    return ""

@@ -1,0 +1,235 @@
+"""Checkpoints: found, known by their hash, loaded safely, and checked against their own tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from kdcli.config import Checkpoint
+from kdcli.errors import ModelError, TeacherError
+from kdcli.files import PACKAGE, hash_files, locate_package, snapshot
+from kdcli.tasks.base import Task
+
+disable_progress_bar()  # the run has its own
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on this machine.
+
+    Attributes:
+        path: its directory.
+        name: what the user called it.
+        commit: the hub commit, None if it is not from the hub.
+        code: its Python files may be run.
+    """
+
+    path: Path
+    name: str
+    commit: str | None = None
+    code: bool = False
+
+    @property
+    def weights_hash(self) -> str:
+        """sha256 of the weights and the model's config."""
+        return hash_files([*self.path.glob("*.safetensors"), self.path / "config.json"])
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """sha256 of the tokenizer's files."""
+        return hash_files(file for name in TOKENIZER_FILES if (file := self.path / name).is_file())
+
+
+def find(cfg: Checkpoint, what: str) -> Source:
+    """The checkpoint that a config names: a local directory, a package's folder, or a hub repository.
+
+    Args:
+        what: "teacher" or "student", for messages.
+
+    Raises:
+        ConfigError: no path is given, or the package is not installed.
+        ModelError: it cannot be found, or holds no safetensors.
+    """
+    if not cfg.path:
+        raise ModelError(f"{what}.path is not set: give a local directory or a Hugging Face hub id")
+    commit = None
+    if cfg.path.startswith(PACKAGE):
+        path = locate_package(cfg.path)
+    elif (local := Path(cfg.path).expanduser()).exists():
+        path = local.absolute()
+    elif cfg.path.startswith((".", "/", "~")) or cfg.path.count("/") > 1:
+        raise ModelError(f"the {what} directory {cfg.path} does not exist (looked for {local.absolute()})")
+    else:
+        path, commit = snapshot(cfg.path, cfg.revision, "model", cfg.trust_remote_code)
+    if not (path / "config.json").is_file():
+        raise ModelError(f"the {what} {cfg.path} has no config.json in {path}: it is no Hugging Face model directory")
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(
+            f"the {what} {cfg.path} has no safetensors in {path}. Other formats can run code when they are loaded "
+            "and are not read; convert it: AutoModel.from_pretrained(…).save_pretrained(…)"
+        )
+    return Source(path, cfg.path, commit, cfg.trust_remote_code)
+
+
+def load_config(source: Source) -> PreTrainedConfig:
+    """The model's config.
+
+    Raises:
+        ModelError: it cannot be read, or names an architecture that transformers does not know.
+    """
+    try:
+        return AutoConfig.from_pretrained(source.path, trust_remote_code=source.code, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"{source.name}: config.json cannot be used: {_first_line(error)}") from None
+
+
+def load_tokenizer(source: Source, model: PreTrainedModel | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model, checked against the model's own files.
+
+    Args:
+        model: restricts the tokenizer's outputs to what this model's `forward` takes.
+
+    Raises:
+        ModelError: there is none, or it is not the one that the model was made for.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=source.code, local_files_only=True)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise ModelError(f"{source.name}: its tokenizer cannot be loaded: {_first_line(error)}") from None
+    config = load_config(source)
+    rows = config.get_text_config().vocab_size
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= rows:
+        raise ModelError(
+            f"{source.name}: its tokenizer knows token ids up to {highest}, its embeddings have {rows} rows: "
+            "this is another model's tokenizer. Put the right tokenizer files beside the weights"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"{source.name}: its tokenizer has no padding token")
+    if config.pad_token_id is not None and config.pad_token_id != tokenizer.pad_token_id:
+        raise ModelError(
+            f"{source.name}: its config.json pads with token {config.pad_token_id}, its tokenizer with "
+            f"{tokenizer.pad_token_id}: this is another model's tokenizer. Put the right files beside the weights"
+        )
+    if (listed := source.path / "vocab.txt").is_file():
+        vocabulary = tokenizer.get_vocab()
+        lines = listed.read_text(encoding="utf-8").split("\n")
+        wrong = next((i for i, token in enumerate(lines) if token and vocabulary.get(token) != i), None)
+        if wrong is not None:
+            raise ModelError(
+                f"{source.name}: vocab.txt says that token {wrong} is {lines[wrong]!r}, tokenizer.json says "
+                f"{vocabulary.get(lines[wrong])}: they are of two models. Put the right tokenizer files beside the weights"
+            )
+    if model is not None:
+        taken = inspect_inputs(model)
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
+    return tokenizer
+
+
+def inspect_inputs(model: PreTrainedModel) -> set[str]:
+    """The names that a model's `forward` takes."""
+    import inspect
+
+    return set(inspect.signature(model.forward).parameters)
+
+
+def load_model(source: Source, task: Task) -> tuple[PreTrainedModel, bool]:
+    """The checkpoint for a task, fp32, in eval mode, and whether it needs a new head.
+
+    Raises:
+        ModelError: the weights cannot be loaded (truncated, another architecture …).
+    """
+    try:
+        return task.load(source.path, trust_remote_code=source.code, local_files_only=True)
+    except Exception as error:  # safetensors, transformers and torch each raise their own kinds
+        raise ModelError(f"{source.name}: its weights cannot be loaded: {_first_line(error)}") from error
+
+
+def with_new_head(source: Source, task: Task) -> PreTrainedModel:
+    """The checkpoint's body under a new, randomly initialised head for the task's labels."""
+    config = task.configure(load_config(source))
+    try:
+        return task.load(
+            source.path, config=config, trust_remote_code=source.code, local_files_only=True, ignore_mismatched_sizes=True
+        )[0]
+    except Exception as error:
+        raise ModelError(f"{source.name}: its weights cannot be loaded: {_first_line(error)}") from error
+
+
+def has_head(source: Source, task: Task) -> bool:
+    """Whether the checkpoint says that it was trained for this task (by the architecture in its config.json)."""
+    suffix = type(task).head
+    return any(name.endswith(suffix) for name in load_config(source).architectures or [])
+
+
+def label_order(config: PreTrainedConfig, labels: Sequence[str], name: str) -> list[int]:
+    """Where the data's labels stand among the model's: `model_logits[:, order]` are in the data's order.
+
+    Names are compared without case. Names that transformers made up (LABEL_0 …) mean the data's own order.
+
+    Raises:
+        TeacherError: the model has another number of labels, or lacks one of the data's.
+    """
+    own = [str(config.id2label[index]) for index in range(config.num_labels)]
+    if len(own) != len(labels):
+        raise TeacherError(
+            f"{name} has {len(own)} labels ({', '.join(own[:10])}), the data has {len(labels)} "
+            f"({', '.join(labels[:10])}); use a model of this task, or tune it anew with teacher.tune=true"
+        )
+    if all(re.fullmatch(r"LABEL_\d+", label) for label in own):
+        return list(range(len(labels)))
+    index = {label.casefold(): number for number, label in enumerate(own)}
+    missing = [label for label in labels if label.casefold() not in index]
+    if missing:
+        raise TeacherError(
+            f"{name} does not know the label {missing[0]!r} (its labels: {', '.join(own[:10])}); name the data's labels "
+            "as the model does, in the data's order, with dataset.labels=[…]"
+        )
+    return [index[label.casefold()] for label in labels]
+
+
+def parameters(model: PreTrainedModel) -> int:
+    """Number of weights, each shared one counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def fast_bf16(precision: str = "auto") -> bool:
+    """Whether to compute in bfloat16: as asked, or where this machine's processor multiplies it natively.
+
+    Only what the processor says of itself counts, not a timing, so that a rerun decides alike.
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """Each stage's own seed, from the run's seed and the stage's name alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:4], "big")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch and numpy for what follows in this process."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

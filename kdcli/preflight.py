@@ -1,0 +1,114 @@
+"""The numbers that must be right before a student is trained, looked at in seconds.
+
+Each finding has one cause and one remedy. In a full run they refuse it (exit code 2); in a smoke run, or with
+`trainer.max_steps`, they are warnings.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from kdcli.distiller import Distiller
+from kdcli.errors import TeacherError
+from kdcli.signal import Signal
+from kdcli.tasks.base import IGNORE, Split, Task
+from kdcli.teachers.base import Teacher
+
+logger = logging.getLogger(__name__)
+ZERO = 1e-4
+"""loss(x, x) above this is not zero (fp32, T² up to 100)."""
+FAR = 100.0
+"""A weighted term so many times smaller than another does nothing."""
+
+
+def preflight(
+    distiller: Distiller,
+    tokenizer: PreTrainedTokenizerBase,
+    teachers: Mapping[str, Teacher],
+    train: Split,
+    validation: Split,
+    bf16: bool,
+    lenient: bool,
+) -> None:
+    """Look at the teacher, the untrained student and the losses on real rows.
+
+    Args:
+        distiller: the untrained student with the run's losses.
+        teachers: who answers for the rows of `train` and of `validation`.
+        lenient: findings are warnings.
+
+    Raises:
+        TeacherError: with every finding.
+    """
+    findings = [
+        *_teacher_is_better(distiller, tokenizer, teachers["validation"], validation, bf16),
+        *_losses_are_right(distiller, tokenizer, teachers["train"], train),
+    ]
+    if findings and not lenient:
+        raise TeacherError("the pre-flight stopped the run:\n  " + "\n  ".join(findings))
+    for finding in findings:
+        logger.warning("pre-flight: %s", finding)
+
+
+def _teacher_is_better(
+    distiller: Distiller, tokenizer: PreTrainedTokenizerBase, teacher: Teacher, validation: Split, bf16: bool
+) -> list[str]:
+    """The teacher beats the most frequent label and the untrained student, on the validation split."""
+    task: Task = distiller.task
+    labels = validation.encoded.labels
+    logits = teacher.signals(list(validation.rows)).logits.numpy()
+    if not np.isfinite(logits).all():
+        return ["the teacher's logits are not finite; load it in fp32 (teacher.trainer.precision=fp32), or check its weights"]
+    score = task.scores(logits, labels)[task.metric]
+    chance = float(np.bincount(labels).max() / len(labels))
+    untrained = task.scores(task.predict(distiller.student, tokenizer, validation.encoded, bf16=bf16), labels)
+    remedy = "tune it on this task (teacher.tune=true, or more teacher.trainer.epochs), or check the order of dataset.labels"
+    if score <= chance:
+        return [f"the teacher's {task.metric} {score:.3f} is not above the most frequent label's share {chance:.3f}: {remedy}"]
+    if score <= untrained[task.metric]:
+        return [f"the teacher's {task.metric} {score:.3f} is not above the untrained student's {untrained[task.metric]:.3f}: {remedy}"]
+    return []
+
+
+def _losses_are_right(distiller: Distiller, tokenizer: PreTrainedTokenizerBase, teacher: Teacher, train: Split) -> list[str]:
+    """Positions are counted, loss(x, x) = 0, every term is finite, and none is drowned by another."""
+    task = distiller.task
+    gold = (train.encoded.labels != IGNORE).nonzero()[0][:32].tolist()
+    rows = gold + [row for row in range(min(64, len(train.encoded))) if row not in set(gold)][: 64 - len(gold)]
+    batch = task.collate([train.encoded[row] for row in rows], tokenizer)
+    batch.pop("rows")
+    signal = teacher.signals(list(train.rows.select(rows)))
+    distiller.eval()
+    findings, weighted = [], {}
+    with torch.no_grad():
+        _, labels = task.positions(batch["labels"])
+        distiller.cpu()(**batch, teacher=signal)
+        for (name, loss), mask in zip(distiller.losses.items(), distiller.masks(labels), strict=True):
+            values = distiller.values[name][mask]
+            if not mask.any():
+                findings.append(f"the loss term {name} counts no position: no row has what it runs over")
+                continue
+            if not torch.isfinite(values).all():
+                findings.append(f"the loss term {name} is not finite before any training: check its arguments")
+                continue
+            weighted[name] = distiller.weights[name] * float(values.mean())
+            if loss.needs_teacher and loss.divergence:
+                same = loss(Signal(signal.logits), signal, labels)
+                if float(same.abs().max()) > ZERO:
+                    findings.append(
+                        f"the loss term {name} is {float(same.abs().max()):.4g} where student and teacher are the same: "
+                        "it is no divergence (a class of yours that is none says so with divergence = False)"
+                    )
+    largest = max(weighted.values(), default=0.0)
+    for name, value in weighted.items():
+        if abs(value) * FAR < largest:
+            logger.warning(
+                "pre-flight: the weighted loss term %s is %.3g beside %.3g: it does next to nothing (loss.%s.weight)",
+                name, value, largest, name,
+            )  # fmt: skip
+    return findings

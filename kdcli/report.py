@@ -1,0 +1,886 @@
+"""What a run found, told to people: the final table, one honest sentence, ``report.html``, a model card.
+
+Everything here reads ``report.json`` (its schema stands in DESIGN.md, section 1) and measures nothing. What
+is missing or null there is shown as ``n/a``: a run without a control, a remote teacher, a class that the test
+split does not hold. Plots are matplotlib SVGs whose colours are CSS variables, so that one picture serves
+light and dark.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kdcli import console
+from kdcli.errors import KDError
+from kdcli.files import write_text
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.axes import Axes
+
+MODELS = ("teacher", "control", "student")
+_PERCENT = {"accuracy", "f1", "macro_f1", "entity_f1"}  # metrics from 0 to 1 that people read as percentages
+_MAX_POINTS = 300  # of a curve; more cannot be seen, and would make the page heavy
+_MAX_MATRIX = 12  # classes of a confusion matrix that can still be read
+_MAX_CLASSES = 200  # rows of the per-class table
+
+Report = Mapping[str, Any]
+Finding = Literal["helped", "hurt", "no evidence", "unknown"]
+
+
+# --- figures as text ---
+
+
+def _number(value: Any) -> float | None:
+    """The value if it is a finite number, else None."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _scaled(value: Any, base: str, units: Sequence[str], plain: str) -> str:
+    number = _number(value)
+    if number is None:
+        return "n/a"
+    for power in range(len(units), 0, -1):
+        if abs(number) >= 999.5 * 1000 ** (power - 1):
+            scaled = number / 1000**power
+            return f"{scaled:.{0 if scaled >= 99.95 else 1}f}{base}{units[power - 1]}"
+    return plain.format(number)
+
+
+def _count(value: Any) -> str:
+    return _scaled(value, "", ("k", "M", "B", "T"), "{:.0f}")
+
+
+def _bytes(value: Any) -> str:
+    return _scaled(value, " ", ("kB", "MB", "GB", "TB"), "{:.0f} B")
+
+
+def _milliseconds(value: Any) -> str:
+    number = _number(value)
+    if number is None:
+        return "n/a"
+    return f"{number:.2f} ms" if number < 1 else f"{number:.1f} ms" if number < 100 else f"{number:,.0f} ms"
+
+
+def _rate(value: Any) -> str:
+    number = _number(value)
+    return "n/a" if number is None else f"{number:.1f}" if number < 100 else f"{number:,.0f}"
+
+
+def _score(metric: str, value: Any) -> str:
+    number = _number(value)
+    if number is None:
+        return "n/a"
+    return f"{100 * number:.1f} %" if metric in _PERCENT else f"{number:.3f}"
+
+
+def _share(value: Any) -> str:
+    """A retention in percent, rounded down below 1: what was lost must not be rounded away."""
+    number = _number(value)
+    if number is None:
+        return "n/a"
+    percent = 100 * number
+    return f"{math.floor(10 * percent + 1e-6) / 10 if percent < 100 else percent:.1f} %"
+
+
+def _interval(metric: str, bounds: Any, sign: bool = False) -> str:
+    low, high = _pair(bounds)
+    if low is None or high is None:
+        return "n/a"
+    if sign:
+        return " to ".join(_differences(metric, low, high))
+    return f"{100 * low:.1f} to {100 * high:.1f}" if metric in _PERCENT else f"{low:.3f} to {high:.3f}"
+
+
+def _differences(metric: str, *values: float) -> list[str]:
+    """Signed differences of scores, with as many decimals as keep a difference from being shown as none."""
+    scale, least = (100, 1) if metric in _PERCENT else (1, 3)
+    shown = [scale * value for value in values]
+    digits = next((d for d in range(least, least + 3) if all(round(v, d) for v in shown if v)), least + 2)
+    return [f"{value + 0.0:+.{digits}f}" for value in shown]
+
+
+def _unit(metric: str) -> str:
+    return "points" if metric in _PERCENT else metric
+
+
+def _pair(bounds: Any) -> tuple[float | None, float | None]:
+    low, high = bounds or (None, None)
+    return _number(low), _number(high)
+
+
+def _models(report: Report) -> dict[str, Mapping[str, Any]]:
+    """The models of the report in reading order; without the control where there was none."""
+    return {name: report["models"][name] for name in MODELS if report["models"].get(name)}
+
+
+# --- the verdict ---
+
+
+def finding(verdict: Mapping[str, Any]) -> Finding:
+    """Whether the teacher helped: only if the paired 95 % interval of the gain excludes 0."""
+    if _number(verdict.get("gain_over_control")) is None:
+        return "unknown"
+    low, high = _pair(verdict.get("gain_ci95"))
+    if low is not None and low > 0:
+        return "helped"
+    return "hurt" if high is not None and high < 0 else "no evidence"
+
+
+def verdict_text(report: Report) -> str:
+    """What the student keeps, what it saves, and whether the teacher helped, in two short sentences."""
+    if report.get("smoke"):
+        return "A smoke run: these figures mean nothing."
+    return f"The student {_kept(report)}{_saved(report['verdict'])}. {_helped(report)}"
+
+
+def _kept(report: Report) -> str:
+    metric, models = report["metric"], _models(report)
+    student, teacher = (_number(models.get(name, {}).get("score")) for name in ("student", "teacher"))
+    if student is None:
+        return "has no score"
+    if teacher is None:
+        return f"has {metric} {_score(metric, student)} (the teacher's is not known)"
+    against = f"({_score(metric, student)} against {_score(metric, teacher)})"
+    if student > teacher:
+        return f"beats the teacher in {metric} {against}"
+    if student == teacher:
+        return f"has the teacher's {metric} ({_score(metric, student)})"
+    if _number(report["verdict"].get("retention")) is None:
+        return f"has less {metric} than the teacher {against}"
+    what = "probability of a reference token" if report["task"] == "causal_lm" else metric
+    return f"keeps {_share(report['verdict']['retention'])} of the teacher's {what} {against}"
+
+
+def _saved(verdict: Mapping[str, Any]) -> str:
+    """`` and is 25 times smaller and 8.1 times faster``; what is not known is said."""
+    known, unknown = [], []
+    for key, more, less, same in (
+        ("compression", "smaller", "larger", "about as large"),
+        ("speedup", "faster", "slower", "about as fast"),
+    ):
+        ratio = _number(verdict.get(key))
+        if not ratio:
+            unknown.append(more)
+        elif 0.95 < ratio < 1.05:
+            known.append(same)
+        else:
+            known.append(f"{_times(max(ratio, 1 / ratio))} times {more if ratio > 1 else less}")
+    text = f" and is {' and '.join(known)}" if known else ""
+    return text + (f"; how much {' and '.join(unknown)} it is cannot be known" if unknown else "")
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}"
+
+
+def _helped(report: Report) -> str:
+    metric, verdict, models = report["metric"], report["verdict"], _models(report)
+    if "control" not in models:
+        return "No control was trained, so whether the teacher helped is not known."
+    gain = _number(verdict.get("gain_over_control"))
+    if gain is None:
+        return (
+            "The gain over the same student without a teacher is not known, nor whether the teacher helped."
+        )
+    low, high = _pair(verdict.get("gain_ci95"))
+    head, over = {
+        "helped": ("Distillation helped", "over"),
+        "hurt": ("The teacher HURT", "against"),
+    }.get(finding(verdict), ("No evidence that the teacher helped", "over"))
+    same = "the same student without a teacher"
+    shown = _differences(metric, *(value for value in (gain, low, high) if value is not None))
+    if low == high == gain == 0:
+        text = f"{head}: {same} does exactly as well"
+    else:
+        certainty = (
+            f"(95 % interval {shown[1]} to {shown[2]})" if len(shown) == 3 else "(its interval is not known)"
+        )
+        text = f"{head}: {shown[0]} {_unit(metric)} {over} {same} {certainty}"
+    teacher, control = _number(models["teacher"].get("score")), _number(models["control"].get("score"))
+    if teacher is not None and control is not None and teacher <= control:
+        scores = f"{_score(metric, teacher)} against {_score(metric, control)}"
+        text += f"; the teacher itself is no better than that student ({scores})"
+    return text + "."
+
+
+# --- tables on the terminal ---
+
+
+def _columns(metric: str) -> list[str]:
+    return ["model", metric, "95 % interval", "params", "size", "p50", "rows/s", "memory"]
+
+
+def _rows(metric: str, models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """One row a model, cells as in ``_columns``."""
+    return [
+        [
+            name,
+            _score(metric, model.get("score")),
+            _interval(metric, model.get("scores", {}).get(f"{metric}_ci95")),
+            _count(model.get("parameters")),
+            _bytes(model.get("bytes")),
+            _milliseconds((model.get("latency_ms") or {}).get("p50")),
+            _rate(model.get("throughput_per_s")),
+            _bytes(model.get("peak_memory_bytes")),
+        ]
+        for name, model in models.items()
+    ]
+
+
+def final_table(report: Report) -> None:
+    """Print teacher, control and student side by side, then the verdict, to stdout."""
+    metric = report["metric"]
+    title = f"{report['test_examples']:,} test examples"
+    console.table(title, _columns(metric), _rows(metric, _models(report)))
+    console.say(verdict_text(report), style="bold")
+
+
+def eval_table(result: Mapping[str, Any]) -> None:
+    """Print what ``kdcli eval`` found (eval.json), and the verdict if student and teacher were compared."""
+    metric = result["metric"]
+    title = f"{result['examples']:,} rows of {result['dataset']['name']}, split {result['split']}"
+    console.table(title, _columns(metric), _rows(metric, result["models"]))
+    if "verdict" in result:
+        console.say(result["verdict"]["text"], style="bold")
+
+
+def export_table(result: Mapping[str, Any]) -> None:
+    """Print the artifacts of ``kdcli export`` (export.json) beside the torch student, and what they miss.
+
+    ``agrees`` is the share of rows with the torch student's label; ``parity`` says whether that, and the
+    score, are within tolerance.
+    """
+    metric, best = result["metric"], result["recommended"]
+
+    def row(name: str, entry: Mapping[str, Any], *checks: str) -> list[str]:
+        speed, memory = entry.get("latency_ms") or {}, entry.get("peak_memory_bytes")
+        cost = [_bytes(entry.get("bytes")), _milliseconds(speed.get("p50")), _bytes(memory)]
+        return [name, _score(metric, entry.get("score")), *cost, *checks]
+
+    rows, misses = [row("torch student", result["torch"], "", "", "")], []
+    for name, entry in result["artifacts"].items():
+        parity, budget = entry["parity"], entry["budget"]
+        passed = ["ok" if fine else "MISSED" for fine in (parity["within"], budget["met"])]
+        mark = "* " if name == best else ""
+        rows.append(row(mark + name, entry, _share(parity["agreement"]), *passed))
+        if not parity["within"]:
+            lost = _differences(metric, parity["score_drop"])[0].removeprefix("+")
+            agreed = f"agrees with the torch student on {_share(parity['agreement'])} of the rows"
+            misses.append(f"{name}: out of tolerance: {agreed} and loses {lost} {_unit(metric)}")
+        for key, check in budget.items():
+            if key != "met" and not check["met"]:
+                value = "not known" if check["value"] is None else f"{check['value']:.4g}"
+                misses.append(f"{name}: over budget: {key} is {value}, and may be {check['limit']:g}")
+    columns = ["file", metric, "size", "p50", "memory", "agrees", "parity", "budget"]
+    console.table(f"{result['hardware']}, {result['test_examples']:,} test examples", columns, rows)
+    for miss in misses:
+        console.say(miss)
+    if best is None:
+        console.say("No artifact is within tolerance and budget.", style="bold")
+    else:
+        console.say("* recommended: the smallest within tolerance and budget")
+    if result["smoke"]:
+        console.say("A smoke run: these figures mean nothing.", style="bold")
+
+
+def sweep_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the runs of a sweep to stdout.
+
+    A row has ``overrides`` (the words, one string) and either ``message`` (why the run failed) or ``metric``,
+    ``score`` (on the test split), ``validation_score``, ``retention``, ``gain_over_control`` and
+    ``gain_ci95``, each of which may be None, and ``smoke``. The best is marked by validation score alone: the
+    test score of a run that was picked by it would flatter that run.
+    """
+    words = [row["overrides"].split() for row in rows]
+    shared = [w for w in words[0] if all(w in others for others in words)] if len(rows) > 1 else []
+    names = [" ".join(w for w in line if w not in shared) or "(as it is)" for line in words]
+    metric = next((row["metric"] for row in rows if "metric" in row), "score")
+    validation = [_number(row.get("validation_score")) for row in rows]
+    best = max((score for score in validation if score is not None), default=None)
+    said = {"no evidence": "unclear", "unknown": "n/a"}
+    cells = []
+    for name, row, score in zip(_short(names), rows, validation, strict=True):
+        if "message" in row:
+            cells.append([name, "n/a", "n/a", "n/a", "n/a", "failed"])
+            continue
+        name = f"* {name}" if score is not None and score == best else name
+        tested, kept = _score(metric, row.get("score")), _share(row.get("retention"))
+        found = "smoke" if row.get("smoke") else finding(row)
+        cells.append([name, _score(metric, score), tested, kept, _gain(metric, row), said.get(found, found)])
+    title = f"{len(rows)} runs" + (f" with {' '.join(shared)}" if shared else "")
+    console.table(title, ["overrides", "val.", "test", "kept", "gain (95 %)", "teacher"], cells)
+    if best is None:
+        console.say("No run has a validation score, so none is marked as the best.")
+    else:
+        console.say("* best by validation score; test scores are for reporting, not for choosing")
+    for full, row in zip(names, rows, strict=True):
+        if "message" in row:
+            console.say(f"{full} failed: {row['message']}")
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """``loss.soft_label.temperature=2`` as ``temperature=2``, if no other key of the sweep ends so."""
+    keys = {word.partition("=")[0] for name in names for word in name.split()}
+    ends = [key.rpartition(".")[2] for key in keys]
+    unclear = {key for key in keys if ends.count(key.rpartition(".")[2]) > 1}
+
+    def short(word: str) -> str:
+        key, equals, value = word.partition("=")
+        return word if key in unclear else key.rpartition(".")[2] + equals + value
+
+    return [" ".join(map(short, name.split())) for name in names]
+
+
+def _gain(metric: str, verdict: Mapping[str, Any]) -> str:
+    """``+2.9 [+1.9, +3.9]``: the gain over the control with its interval."""
+    gain, (low, high) = _number(verdict.get("gain_over_control")), _pair(verdict.get("gain_ci95"))
+    if gain is None:
+        return "n/a"
+    if low is None or high is None:
+        return _differences(metric, gain)[0]
+    return "{} [{}, {}]".format(*_differences(metric, gain, low, high))
+
+
+# --- the model card ---
+
+
+def model_card(report: Report, extra: Mapping[str, Any]) -> str:
+    """README.md of the student's directory, with the front matter that the Hugging Face hub reads.
+
+    ``extra``: ``teacher``, ``student``, ``dataset`` (names), ``base_model`` (hub id that the student started
+    from, or None), ``kdcli_version``.
+    """
+    import yaml
+
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["text-classification", "knowledge-distillation", "kdcli"],
+        "metrics": ["accuracy", "f1"],
+    }
+    if extra.get("base_model"):
+        front["base_model"] = extra["base_model"]
+    models, dataset = _models(report), report["dataset"]
+    student = models["student"]
+    teacher, name, data = (_markdown(extra[key]) for key in ("teacher", "student", "dataset"))
+    scores = [model.get("scores", {}) for model in models.values()]
+    more = [[_score("f1", s.get("macro_f1")), _score("ece", s.get("ece"))] for s in scores]
+    columns = [*_columns(report["metric"]), "macro F1", "ECE"]
+    rows = [
+        cells + cells_more for cells, cells_more in zip(_rows(report["metric"], models), more, strict=True)
+    ]
+    table = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    labels = [_markdown(label) for label in report["labels"]]
+    listed = ", ".join(labels[:50]) + (f" and {len(labels) - 50} more" if len(labels) > 50 else "")
+    losses = [
+        f"{_markdown(term)} (" + ", ".join(f"{_markdown(k)} {_markdown(v)}" for k, v in options.items()) + ")"
+        for term, options in report["loss"].items()
+    ]
+    agreement = _share(report["verdict"].get("agreement"))
+    copied = "" if agreement == "n/a" else f" It gives the teacher's answer to {agreement} of the test rows."
+    started = f"It started from `{extra['base_model']}`. " if extra.get("base_model") else ""
+    train, labelled, validation = (f"{dataset[split]:,}" for split in ("train", "labelled", "validation"))
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+
+# {name}
+
+**{_markdown(verdict_text(report))}**
+
+A text classifier of {_count(student.get("parameters"))} parameters, distilled from {teacher} on {data}
+with kdcli {extra["kdcli_version"]}. {started}It tells {len(labels)} classes apart: {listed}.
+
+## Use
+
+```python
+from transformers import pipeline
+classify = pipeline("text-classification", model="path/to/this/directory")
+print(classify("A text to classify."))
+```
+
+## Figures
+
+{chr(10).join("| " + " | ".join(line) + " |" for line in table)}
+
+Measured once, after training, on {report["test_examples"]:,} test rows that neither training nor selection
+saw. The control is the same student trained on the gold labels alone, without the teacher. p50 is the latency
+of one row at a time on the machine of the run. ECE is the expected calibration error: 0 is best.
+
+## Training
+
+{train} training rows, of which {labelled} kept their gold label; {validation} validation rows.
+Loss terms: {", ".join(losses)}. Seed {report["seed"]}.
+Data fingerprint `{dataset.get("fingerprint")}`.
+
+## Limits
+
+- The figures hold for text like that of {data}. Other domains, languages or lengths were not measured.
+- A distilled model takes over its teacher's mistakes and biases.{copied}
+- Scores are averages: single classes can be much worse, see the run's `report.json`.
+- The licences of the teacher ({teacher}), of the data and of what the student started from were not checked
+  by kdcli and may bind this model: check them before you publish or sell it.
+"""
+
+
+def _markdown(value: Any) -> str:
+    """Text from outside as one line of plain Markdown: no markup, no HTML, no table cell of its own."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(str(value).split()))
+
+
+# --- the files of a run ---
+
+
+def write_html(run_dir: Path, report: Report | None = None) -> None:
+    """Write ``run_dir/report.html`` from report.json (or from ``report``, before that is written).
+
+    Curves come from metrics.jsonl and the environment from env.json, if there are any. Raises KDError where
+    report.json is missing or is not JSON.
+    """
+    if report is None:
+        path = run_dir / "report.json"
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as problem:
+            raise KDError(f"expected the report of a finished run in {path}: {problem}") from problem
+    write_text(run_dir / "report.html", _html(run_dir, _clean(report)))
+
+
+def _html(run_dir: Path, report: Report) -> str:
+    """The page: one text that needs no network."""
+    from jinja2 import Environment, StrictUndefined
+
+    env_path = run_dir / "env.json"
+    environment = _clean(json.loads(env_path.read_text(encoding="utf-8"))) if env_path.exists() else {}
+    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = jinja.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
+    metrics = _read_metrics(run_dir / "metrics.jsonl")
+    return template.render(_page(report, metrics, environment, run_dir.name))
+
+
+def _clean(value: Any) -> Any:
+    """The JSON value with NaN and infinities, which Python writes but nobody can draw, as None."""
+    if isinstance(value, dict):
+        return {key: _clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The log's records, without the half line of a killed run; of what a resumed run repeats, the last."""
+    records: dict[tuple[str, int, bool], dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if "stage" in record and "step" in record:
+            records[record["stage"], record["step"], "eval/score" in record] = record
+    return sorted(records.values(), key=lambda record: record["step"])
+
+
+def _page(
+    report: Report, metrics: list[dict[str, Any]], environment: Mapping[str, Any], run: str
+) -> dict[str, Any]:
+    """Everything the template shows, as text, numbers and finished SVGs."""
+    metric, models, verdict = report["metric"], _models(report), report["verdict"]
+    kept, gain = _share(verdict.get("retention")), _number(verdict.get("gain_over_control"))
+    tiles = [
+        ("kept", kept, f"of the teacher's {metric}"),
+        ("smaller", *_ratio(verdict.get("compression"), "parameters")),
+        ("faster", *_ratio(verdict.get("speedup"), "rows per second")),
+        (
+            "gain over control",
+            "n/a" if gain is None else f"{_differences(metric, gain)[0]} {_unit(metric)}",
+            "no control"
+            if "control" not in models
+            else f"95 %: {_interval(metric, verdict.get('gain_ci95'), sign=True)}",
+        ),
+        ("agreement", _share(verdict.get("agreement")), "same answer as the teacher"),
+    ]
+    return {
+        "run": run,
+        "report": report,
+        "metric": metric,
+        "dataset": {k: f"{v:,}" if isinstance(v, int) else v for k, v in report["dataset"].items()},
+        "verdict": verdict_text(report),
+        "finding": "smoke" if report.get("smoke") else finding(verdict).replace(" ", "-"),
+        "tiles": tiles,
+        "figures": _figures(report),
+        "bars": _bars(models),
+        "scores": _score_plot(metric, models),
+        "gain": _gain_plot(metric, verdict),
+        "curves": list(_curves(metrics)),
+        "validation": _validation_plot(metric, metrics),
+        "calibration": _calibration_plot(models),
+        "ece": [
+            (f"{name}, ECE {_score('ece', m.get('scores', {}).get('ece'))}", name)
+            for name, m in models.items()
+        ],
+        "matrices": [
+            _matrix(name, report["labels"], model, models["student"]) for name, model in models.items()
+        ][::-1],
+        "classes": _classes(report["labels"], models),
+        "hidden_classes": max(0, len(report["labels"]) - _MAX_CLASSES),
+        "loss": {
+            term: ", ".join(f"{k} {v}" for k, v in options.items())
+            for term, options in report["loss"].items()
+        },
+        "stages": _stages(report.get("stages") or []),
+        "environment": list(_flat(environment)),
+        "models": list(models),
+    }
+
+
+def _ratio(value: Any, what: str) -> tuple[str, str]:
+    number = _number(value)
+    return ("n/a", "not known") if not number else (f"{_times(number)}\N{MULTIPLICATION SIGN}", what)
+
+
+def _figures(report: Report) -> list[tuple[str, list[str]]]:
+    """The table of the page, a line a figure, so that it fits a phone: (name, one cell a model)."""
+    metric, models = report["metric"], _models(report)
+    scores = [model.get("scores", {}) for model in models.values()]
+    names = [
+        "",
+        metric,
+        "95 % interval",
+        "parameters",
+        "weights",
+        "latency p50",
+        "rows per second",
+        "memory",
+    ]
+    lines = list(zip(names, map(list, zip(*_rows(metric, models), strict=True)), strict=True))[1:]
+    lines[2:2] = [
+        ("macro F1", [_score("macro_f1", s.get("macro_f1")) for s in scores]),
+        ("log-loss", [_score("nll", s.get("nll")) for s in scores]),
+        ("calibration error", [_score("ece", s.get("ece")) for s in scores]),
+    ]
+    lines[-2:-2] = [
+        ("latency p95", [_milliseconds((m.get("latency_ms") or {}).get("p95")) for m in models.values()])
+    ]
+    return lines
+
+
+def _bars(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Bar charts of cost: each bar is (model, text, share of the longest in %)."""
+    charts: tuple[tuple[str, Callable[[Mapping[str, Any]], Any], Callable[[Any], str]], ...] = (
+        ("Weights on disk", lambda m: m.get("bytes"), _bytes),
+        ("Parameters", lambda m: m.get("parameters"), _count),
+        ("Latency of one row, p50", lambda m: (m.get("latency_ms") or {}).get("p50"), _milliseconds),
+        ("Latency of one row, p95", lambda m: (m.get("latency_ms") or {}).get("p95"), _milliseconds),
+        ("Peak memory", lambda m: m.get("peak_memory_bytes"), _bytes),
+        ("Rows per second (longer is better)", lambda m: m.get("throughput_per_s"), _rate),
+    )
+    found = []
+    for title, pick, text in charts:
+        values = {name: _number(pick(model)) for name, model in models.items()}
+        longest = max((value for value in values.values() if value), default=0)
+        bars = [
+            (name, text(value), 100 * (value or 0) / longest if longest else 0)
+            for name, value in values.items()
+        ]
+        found.append({"title": title, "bars": bars})
+    return found
+
+
+def _stages(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
+    """Bars of the stages, their parts added up: (name, time and steps, share of the longest in %)."""
+    seconds: dict[str, float] = {}
+    steps: dict[str, int] = {}
+    for stage in stages:
+        seconds[stage["name"]] = seconds.get(stage["name"], 0.0) + (_number(stage.get("seconds")) or 0.0)
+        steps[stage["name"]] = steps.get(stage["name"], 0) + (stage.get("steps") or 0)
+    longest = max(seconds.values(), default=0.0) or 1.0
+    return [
+        (
+            name,
+            console.duration(took) + (f" · {steps[name]:,} steps" if steps[name] else ""),
+            100 * took / longest,
+        )
+        for name, took in seconds.items()
+    ]
+
+
+def _matrix(
+    name: str, labels: Sequence[str], model: Mapping[str, Any], student: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """A confusion matrix to draw, rows = gold: the classes that the student confuses most, if there are many.
+
+    Cells are (count, share of the row, is it the diagonal, tooltip); ``elsewhere`` adds up what was left out.
+    """
+    confusion = model.get("confusion")
+    if not confusion:
+        return None
+    chosen = list(range(len(labels)))
+    if len(labels) > _MAX_MATRIX:
+        ranked = student.get("confusion") or confusion
+        wrong = [sum(ranked[i]) + sum(row[i] for row in ranked) - 2 * ranked[i][i] for i in chosen]
+        chosen = sorted(sorted(chosen, key=lambda i: -wrong[i])[:_MAX_MATRIX])
+    rows = []
+    for i in chosen:
+        total = sum(confusion[i])
+        counts = [(confusion[i][j], labels[j], i == j) for j in chosen]
+        if len(chosen) < len(labels):
+            counts.append((total - sum(n for n, _, _ in counts), "another class", False))
+        cells = [
+            (n, n / total if total else 0, same, f"{labels[i]} taken for {other}: {n} of {total}")
+            for n, other, same in counts
+        ]
+        rows.append({"label": labels[i], "total": total, "cells": cells})
+    return {
+        "model": name,
+        "columns": [labels[j] for j in chosen] + (["elsewhere"] if len(chosen) < len(labels) else []),
+        "rows": rows,
+        "limited": len(chosen) < len(labels),
+        "worst": _worst(labels, confusion),
+    }
+
+
+def _worst(
+    labels: Sequence[str], confusion: Sequence[Sequence[int]], most: int = 8
+) -> list[tuple[str, str, int, int]]:
+    """The most frequent confusions: (gold, predicted, how often, of how many gold rows)."""
+    pairs = [
+        (labels[i], labels[j], n, sum(row))
+        for i, row in enumerate(confusion)
+        for j, n in enumerate(row)
+        if n and i != j
+    ]
+    return sorted(pairs, key=lambda pair: -pair[2])[:most]
+
+
+def _classes(labels: Sequence[str], models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """F1 of each class under each model, the student's worst first, those without test rows last."""
+    confusion = models["student"].get("confusion")
+    rows = []
+    for i, label in enumerate(labels):
+        support = sum(confusion[i]) if confusion else None
+        scores = {
+            name: _number((model.get("scores", {}).get("per_class_f1") or {}).get(label))
+            for name, model in models.items()
+        }
+        if any(score is not None for score in scores.values()) or support is not None:
+            cells = [(name, _score("f1", f1), 100 * (f1 or 0)) for name, f1 in scores.items()]
+            rows.append({"label": label, "support": support, "cells": cells, "f1": scores["student"]})
+    rows.sort(key=lambda row: (row["support"] == 0, row["f1"] if row["f1"] is not None else 2.0))
+    return rows[:_MAX_CLASSES]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as (dotted name, text)."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list):
+        yield prefix, ", ".join(map(str, value))
+    else:
+        yield prefix, "n/a" if value is None else str(value)
+
+
+# --- plots ---
+
+_INKS = ("ink", "muted", "grid", *MODELS, *(f"term{i}" for i in range(6)))
+_HEX = {
+    name: f"#0000{i:02x}" for i, name in enumerate(_INKS, 1)
+}  # stand-ins, replaced by CSS variables in the SVG
+
+
+def _svg(name: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5.2, 2.7)) -> Markup:
+    """Draw one plot (``size`` in inches at 72 px) as an SVG element for an HTML page.
+
+    Its text stays text and takes the page's font; ``name`` salts its ids, which have to differ within a page.
+    The same figures give the same bytes. Neither pyplot nor the user's matplotlib settings take part.
+    """
+    from markupsafe import Markup
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": f"kdcli-{name}",
+        "text.parse_math": False,  # a label called $x$ is no formula
+        "font.size": 10,
+        "text.color": _HEX["ink"],
+        "axes.labelcolor": _HEX["muted"],
+        "axes.edgecolor": _HEX["grid"],
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": _HEX["grid"],
+        "grid.linewidth": 0.8,
+        "xtick.color": _HEX["grid"],
+        "ytick.color": _HEX["grid"],
+        "xtick.labelcolor": _HEX["muted"],
+        "ytick.labelcolor": _HEX["muted"],
+        "lines.linewidth": 1.8,
+        "lines.solid_capstyle": "round",
+    }
+    with style.context(["default", settings]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a glyph that matplotlib's font lacks: the browser's has it
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
+        buffer = StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"| xmlns(:xlink)?="[^"]*"', "", text)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 role="img"', text, count=1)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    return Markup(re.sub(r"#0000([0-9a-f]{2})\b", lambda m: f"var(--{_INKS[int(m[1], 16) - 1]})", text))
+
+
+def _thin(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Points as x and y, averaged over equal groups of neighbours where there are more than can be seen."""
+    width = math.ceil(len(points) / _MAX_POINTS) or 1
+    groups = [points[i : i + width] for i in range(0, len(points), width)]
+    return [group[-1][0] for group in groups], [sum(y for _, y in group) / len(group) for group in groups]
+
+
+def _series(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(r["step"], value) for r in records if (value := _number(r.get(key))) is not None]
+
+
+def _percent_axis(axis: Any) -> None:
+    axis.get_major_locator().set_params(nbins=7)
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+
+
+def _curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One plot a stage with every loss term, raw, and the legend that the page sets beneath it."""
+    keys = dict.fromkeys(key for record in metrics for key in record)
+    terms = list(
+        dict.fromkeys(key.removeprefix("eval/")[5:] for key in keys if re.match(r"(eval/)?loss/", key))
+    )
+    stages = sorted({record["stage"] for record in metrics}, key=lambda s: (*MODELS, s).index(s))
+    for stage in stages:
+        records = [record for record in metrics if record["stage"] == stage]
+        lines = []
+        for i, term in enumerate(terms):
+            train, held_out = _series(records, f"loss/{term}"), _series(records, f"eval/loss/{term}")
+            if train or held_out:
+                lines.append((term, f"term{i % 6}", train, held_out))
+        if not lines:
+            continue
+        values = [y for _, _, train, held_out in lines for _, y in (*train, *held_out)]
+
+        def draw(ax: Axes, lines: Any = lines, values: Any = values) -> None:
+            for _, colour, train, held_out in lines:
+                ax.plot(*_thin(train), color=_HEX[colour])
+                ax.plot(
+                    *_thin(held_out), color=_HEX[colour], marker="o", markersize=4, linestyle=":", linewidth=1
+                )
+            if min(values) > 0 and max(values) > 50 * min(values):
+                ax.set_yscale("log")
+                ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                ax.yaxis.set_minor_formatter(lambda value, _: "")
+            ax.set_xlabel("step")
+
+        legend = [(term, colour) for term, colour, _, _ in lines]
+        yield {"stage": stage, "svg": _svg(f"curve-{stage}", draw), "legend": legend}
+
+
+def _validation_plot(metric: str, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Validation scores of every stage that has them in one plot, the student against the control."""
+    lines = {stage: _series([r for r in metrics if r["stage"] == stage], "eval/score") for stage in MODELS}
+    lines = {stage: points for stage, points in lines.items() if points}
+    if not lines:
+        return None
+
+    def draw(ax: Axes) -> None:
+        for stage, points in lines.items():
+            xs, ys = _thin(points)
+            ax.plot(xs, ys, color=_HEX[stage], marker="o" if len(xs) < 40 else "", markersize=4)
+        if metric in _PERCENT:
+            _percent_axis(ax.yaxis)
+        ax.set_xlabel("step")
+
+    return {"svg": _svg("validation", draw), "legend": [(stage, stage) for stage in lines]}
+
+
+def _score_plot(metric: str, models: Mapping[str, Mapping[str, Any]]) -> Markup | None:
+    """Test scores as points with their intervals, the student at the bottom as in the tables."""
+    points = [
+        (name, score, *_pair(model.get("scores", {}).get(f"{metric}_ci95")))
+        for name, model in models.items()
+        if (score := _number(model.get("score"))) is not None
+    ]
+    if not points:
+        return None
+
+    def draw(ax: Axes) -> None:
+        for y, (name, score, low, high) in enumerate(points):
+            if low is not None and high is not None:
+                ax.plot([low, high], [y, y], color=_HEX[name], linewidth=3, alpha=0.45)
+            ax.plot([score], [y], color=_HEX[name], marker="o", markersize=8)
+            ax.annotate(_score(metric, score), (score, y), (0, 9), textcoords="offset points", ha="center")
+        ax.set_yticks(range(len(points)), [name for name, *_ in points])
+        ax.set_ylim(len(points) - 0.5, -0.75)
+        ax.margins(x=0.15)
+        ax.grid(visible=False, axis="y")
+        if metric in _PERCENT:
+            _percent_axis(ax.xaxis)
+
+    return _svg("scores", draw, (5.2, 2.1))
+
+
+def _gain_plot(metric: str, verdict: Mapping[str, Any]) -> Markup | None:
+    """The gain over the control against 0: does its interval exclude it?"""
+    gain, (low, high) = _number(verdict.get("gain_over_control")), _pair(verdict.get("gain_ci95"))
+    if gain is None or low is None or high is None:
+        return None
+    scale = 100 if metric in _PERCENT else 1
+
+    def draw(ax: Axes) -> None:
+        ax.axvline(0, color=_HEX["ink"], linewidth=1.2)
+        ax.plot([scale * low, scale * high], [0, 0], color=_HEX["student"], linewidth=3, alpha=0.45)
+        ax.plot([scale * gain], [0], color=_HEX["student"], marker="o", markersize=8)
+        text = _differences(metric, gain)[0]
+        ax.annotate(text, (scale * gain, 0), (0, 9), textcoords="offset points", ha="center")
+        ax.set_yticks([0], ["gain"])
+        ax.set_ylim(-0.6, 0.8)
+        reach = 1.25 * scale * max(abs(low), abs(high), abs(gain)) or 1.0
+        ax.set_xlim(min(-0.3 * reach, 1.25 * scale * low), max(0.3 * reach, 1.25 * scale * high))
+        ax.grid(visible=False, axis="y")
+        ax.set_xlabel(f"{_unit(metric)} over the control")
+
+    return _svg("gain", draw, (5.2, 2.1))
+
+
+def _calibration_plot(models: Mapping[str, Mapping[str, Any]]) -> Markup | None:
+    """Accuracy against confidence in bins: below the diagonal a model is too sure of itself."""
+    lines = {}
+    for name, model in models.items():
+        bins = model.get("calibration") or {}
+        columns = (bins.get("confidence") or [], bins.get("accuracy") or [], bins.get("count") or [])
+        points = [(_number(x), _number(y), n) for x, y, n in zip(*columns, strict=True) if n]
+        if points := [(x, y, n) for x, y, n in points if x is not None and y is not None]:
+            lines[name] = points
+    if not lines:
+        return None
+
+    def draw(ax: Axes) -> None:
+        ax.plot([0, 1], [0, 1], color=_HEX["muted"], linestyle=":", linewidth=1.2)
+        for name, points in lines.items():
+            xs, ys, counts = zip(*points, strict=True)
+            ax.plot(xs, ys, color=_HEX[name], linewidth=1.4)
+            sizes = [6 + 74 * math.sqrt(n / max(counts)) for n in counts]
+            ax.scatter(xs, ys, s=sizes, color=_HEX[name], linewidths=0, alpha=0.8)
+        ax.set_xlim(-0.03, 1.03)
+        ax.set_ylim(-0.03, 1.03)
+        ax.set_xlabel("confidence")
+        ax.set_ylabel("accuracy")
+
+    return _svg("calibration", draw, (5.2, 3.4))

@@ -1,0 +1,24 @@
+"""What a birth is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import datasets
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdcli.models import Source
+from kdcli.tasks.base import Task
+
+
+class Birth(ABC):
+    """Makes the student that is then trained; the same one for the student and for its control."""
+
+    @abstractmethod
+    def born(self, task: Task, teacher: Source, rows: datasets.Dataset) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """A plain Hugging Face model with a head for the task, and its tokenizer.
+
+        Args:
+            teacher: the teacher's checkpoint, tuned if it was tuned.
+            rows: the training rows, for births that look at the data.
+        """

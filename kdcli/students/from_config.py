@@ -1,0 +1,115 @@
+"""A student of a given size: random weights, or the teacher's embeddings under random layers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import datasets
+import numpy as np
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kdcli.config import Count, Fraction, suggest
+from kdcli.errors import ConfigError, ModelError
+from kdcli.models import Source, load_model, load_tokenizer
+from kdcli.students.base import Birth
+from kdcli.tasks.base import Encoded, Task
+
+SPREAD = 0.05
+"""Standard deviation of inherited embeddings: BERT's trained ones have about that."""
+MOST_TOKENS = 512
+"""Tokens of a row that are counted."""
+
+
+class FromConfig(Birth):
+    """A new model of the given shape, over the teacher's vocabulary.
+
+    Args:
+        hidden_size: width of the hidden states; a multiple of num_attention_heads.
+        num_hidden_layers: depth.
+        num_attention_heads: heads a layer.
+        intermediate_size: width of the feed-forward layers.
+        model_type: an architecture of transformers by its name there.
+        dropout: of hidden states and attention, while training.
+        embeddings: random, or those of the teacher: its word and position embeddings projected to the student's
+            width by the principal components that hold most of their variance (each token weighed by how
+            often the training rows use it). A small student cannot learn thirty thousand vectors from a few
+            thousand rows; so it begins with words that are near each other already.
+    """
+
+    def __init__(
+        self,
+        hidden_size: Count,
+        num_hidden_layers: Count,
+        num_attention_heads: Count,
+        intermediate_size: Count,
+        model_type: str = "bert",
+        dropout: Fraction = 0.1,
+        embeddings: Literal["random", "teacher"] = "random",
+    ):
+        if hidden_size % num_attention_heads:
+            raise ConfigError(
+                f"student.hidden_size = {hidden_size} is not a multiple of num_attention_heads = {num_attention_heads}"
+            )
+        if model_type not in CONFIG_MAPPING:
+            raise ConfigError(f"student.model_type = {model_type} is not known{suggest(model_type, CONFIG_MAPPING)}")
+        self.model_type, self.embeddings = model_type, embeddings
+        self.shape = {
+            "hidden_size": hidden_size,
+            "num_hidden_layers": num_hidden_layers,
+            "num_attention_heads": num_attention_heads,
+            "intermediate_size": intermediate_size,
+            "hidden_dropout_prob": dropout,
+            "attention_probs_dropout_prob": dropout,
+        }
+
+    def born(
+        self, task: Task, teacher: Source, rows: datasets.Dataset
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """A model over the teacher's tokenizer.
+
+        Raises:
+            ModelError: the teacher's embeddings are asked for, and are narrower than the student.
+        """
+        tokenizer = load_tokenizer(teacher)
+        config = AutoConfig.for_model(
+            self.model_type, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **self.shape
+        )
+        model = task.create(task.configure(config))
+        tokenizer = load_tokenizer(teacher, model)
+        if self.embeddings == "teacher":
+            _inherit_embeddings(model, load_model(teacher, task)[0], task.encode(tokenizer, rows, MOST_TOKENS))
+        return model, tokenizer
+
+
+@torch.no_grad()
+def _inherit_embeddings(student: PreTrainedModel, teacher: PreTrainedModel, rows: Encoded) -> None:
+    """Write the teacher's embeddings, projected, into the student; tokens that pad stay 0."""
+    own = student.get_input_embeddings().weight
+    words = teacher.get_input_embeddings().weight[: len(own)].float()
+    if words.shape[1] < own.shape[1]:
+        raise ModelError(
+            f"student.embeddings=teacher: the student is wider ({own.shape[1]}) than the teacher's embeddings "
+            f"({words.shape[1]}); use student.embeddings=random"
+        )
+    counts = torch.from_numpy(np.bincount(rows.columns["input_ids"], minlength=len(words))[: len(words)])
+    weights = (counts + 0.1).sqrt()[:, None]  # between how often a token stands there, and once each
+    weights /= weights.sum()
+    mean = (words * weights).sum(0)
+    centred = words - mean
+    _, components = torch.linalg.eigh((centred * weights).T @ centred)  # in the order of growing variance
+    components = components[:, -own.shape[1] :]
+    projected = centred @ components
+    scale = SPREAD / (projected.square() * weights).sum(0).mean().sqrt()
+    own.copy_(projected * scale)
+    if (pad := student.config.pad_token_id) is not None:
+        own[pad] = 0
+    mine, theirs = _positions(student), _positions(teacher)
+    if mine is not None and theirs is not None:
+        count = min(len(mine), len(theirs))
+        mine[:count] = (theirs[:count] - theirs.mean(0)) @ components * scale
+
+
+def _positions(model: PreTrainedModel) -> torch.Tensor | None:
+    """The learned position embeddings, where an architecture has them."""
+    return next((weight for name, weight in model.named_parameters() if name.endswith("position_embeddings.weight")), None)

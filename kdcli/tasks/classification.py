@@ -1,0 +1,128 @@
+"""Text classification: one label a row, of one text or of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kdcli.signal import Signal
+from kdcli.tasks.base import Encoded, Task
+
+CHUNK = 1000
+"""Rows handed to the tokenizer at once."""
+BINS = 10
+"""Bins of the calibration curve: ten equal steps of confidence (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
+
+
+class Classification(Task):
+    """Every row counts; the headline metric is accuracy."""
+
+    metric = "accuracy"
+    head = "ForSequenceClassification"
+
+    def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Number and names of the labels."""
+        config.id2label = dict(enumerate(self.labels))
+        config.label2id = {name: index for index, name in enumerate(self.labels)}
+        config.problem_type = "single_label_classification"
+        return config
+
+    def create(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """A sequence classifier with random weights."""
+        return AutoModelForSequenceClassification.from_config(config)
+
+    def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
+        """A sequence classifier; its head is new if the checkpoint has none."""
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **kwargs
+        )
+        return model.eval(), bool(info["missing_keys"])
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
+        """Token ids, and segment ids where the tokenizer makes them."""
+        pairs = "text_pair" in rows.column_names
+        texts, seconds = rows["text"], rows["text_pair"] if pairs else None
+        keys = [key for key in tokenizer.model_input_names if key != "attention_mask"]
+        flat: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+        lengths: list[int] = []
+        for start in range(0, len(rows), CHUNK):
+            at = slice(start, start + CHUNK)
+            chunk = tokenizer(
+                list(texts[at]),
+                list(seconds[at]) if seconds is not None else None,
+                truncation=True,
+                max_length=max_length,
+                return_attention_mask=False,
+            )
+            lengths += [len(ids) for ids in chunk["input_ids"]]
+            for key in keys:
+                flat[key] += [np.asarray(ids, np.int32) for ids in chunk[key]]
+        columns = {key: np.concatenate(parts) if parts else np.empty(0, np.int32) for key, parts in flat.items()}
+        return Encoded(columns, np.cumsum([0, *lengths]), np.asarray(rows["label"], np.int64))
+
+    def collate(self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+        """Right-padded inputs (B, L), `labels` (B,) and `rows` (B,)."""
+        lengths = [len(feature["input_ids"]) for feature in features]
+        shape = len(features), max(lengths)
+        fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        batch: dict[str, Tensor] = {}
+        for key in tokenizer.model_input_names:
+            array = np.full(shape, fill.get(key, 0), np.int64)
+            for line, feature, length in zip(array, features, lengths, strict=True):
+                line[:length] = 1 if key == "attention_mask" else feature[key]
+            batch[key] = torch.from_numpy(array)
+        batch["labels"] = torch.tensor([int(feature["label"]) for feature in features])
+        batch["rows"] = torch.tensor([int(feature["row"]) for feature in features])
+        return batch
+
+    def positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """All rows: (B,) -> (B,), (B,)."""
+        return torch.arange(len(labels), device=labels.device), labels
+
+    def signal(self, outputs: Any, pick: Tensor) -> Signal:
+        """The logits of the rows, fp32."""
+        return Signal(outputs.logits[pick].float())
+
+    def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """Accuracy, macro F1, negative log-likelihood, expected calibration error, confusion matrix."""
+        logits = logits.astype(np.float64)
+        log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        predicted = logits.argmax(1)
+        size = len(self.labels)
+        confusion = np.bincount(labels * size + predicted, minlength=size**2).reshape(size, size)
+        gold, found, hit = confusion.sum(1), confusion.sum(0), confusion.diagonal()
+        f1 = 2 * hit / np.maximum(gold + found, 1)
+        calibration = _calibration(np.exp(log_p.max(1)), predicted == labels)
+        return {
+            "accuracy": float((predicted == labels).mean()),
+            "macro_f1": float(f1[gold + found > 0].mean()),
+            "nll": float(-log_p[np.arange(len(labels)), labels].mean()),
+            "ece": calibration.pop("ece"),
+            "per_class_f1": dict(zip(self.labels, f1.tolist(), strict=True)),
+            "confusion": confusion.tolist(),
+            "calibration": calibration,
+        }
+
+    def merits(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """1 where the label is right, else 0."""
+        return (logits.argmax(1) == labels).astype(np.float64)
+
+
+def _calibration(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    count = np.bincount(bins, minlength=BINS)
+    safe = np.maximum(count, 1)
+    mean = np.bincount(bins, confidence, BINS) / safe
+    accuracy = np.bincount(bins, correct, BINS) / safe
+    return {
+        "ece": float((np.abs(mean - accuracy) * count).sum() / count.sum()),
+        "confidence": [float(m) if n else None for m, n in zip(mean, count, strict=True)],
+        "accuracy": [float(a) if n else None for a, n in zip(accuracy, count, strict=True)],
+        "count": count.tolist(),
+    }

@@ -1,0 +1,1 @@
+"""The teachers: the same question, asked in other places."""

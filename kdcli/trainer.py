@@ -1,0 +1,361 @@
+"""Training of one stage by a near-stock transformers.Trainer: data order, denominators, save and resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_model, save_model
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import Trainer as HFTrainer
+
+from kdcli.config import Trainer as TrainerConfig
+from kdcli.distiller import Distiller
+from kdcli.errors import KDError
+from kdcli.files import replaced
+from kdcli.models import fast_bf16
+from kdcli.signal import Signal
+from kdcli.tasks.base import IGNORE, Split, Task
+from kdcli.teachers.base import Teacher
+
+logger = logging.getLogger(__name__)
+WEIGHTS = "model.safetensors"
+STATE = "trainer_state.json"
+MEGABATCH = 50
+"""Batches that are sorted by length together: more pad less, fewer shuffle better."""
+
+
+class Progress(Protocol):
+    """Who is told how far a stage is."""
+
+    def update(self, step: int, terms: dict[str, float], extra: str = "") -> None: ...
+
+
+@dataclass
+class Stage:
+    """One model's training.
+
+    Attributes:
+        name: student, control or teacher.
+        folder: where its checkpoints live until it ends.
+        out: the Hugging Face directory that it ends with.
+        steps: optimizer steps in all.
+        eval_steps: validate and save every so many.
+        seed: of the data's order and of dropout.
+        teacher, validation_teacher: who answers for the training and the validation rows; None for hard
+            labels alone.
+        metrics: the file that gets one line a logging step.
+    """
+
+    name: str
+    folder: Path
+    out: Path
+    distiller: Distiller
+    tokenizer: PreTrainedTokenizerBase
+    train: Split
+    validation: Split
+    cfg: TrainerConfig
+    steps: int
+    eval_steps: int
+    seed: int
+    progress: Progress
+    teacher: Teacher | None = None
+    validation_teacher: Teacher | None = None
+    metrics: Path | None = None
+
+
+def planned_steps(cfg: TrainerConfig, rows: int) -> int:
+    """Optimizer steps for so many rows."""
+    return cfg.max_steps or max(1, math.ceil(cfg.epochs * (rows // cfg.batch_size)))
+
+
+class LengthBuckets(Sampler[int]):
+    """Rows in batches of like length, in an order fixed by the seed and the epoch.
+
+    Shuffled, sorted by length within groups of 50 batches, cut into batches, and the batches shuffled. A
+    last batch that would not be whole is left out (another one every epoch).
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The Trainer says which epoch begins."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) // self.batch_size * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = random.permutation(len(self.lengths))[: len(self)]
+        size = self.batch_size * MEGABATCH
+        groups = [order[start : start + size] for start in range(0, len(order), size)]
+        order = np.concatenate([group[np.argsort(self.lengths[group], kind="stable")] for group in groups])
+        batches = order.reshape(-1, self.batch_size)
+        return iter(batches[random.permutation(len(batches))].ravel().tolist())
+
+
+def train(stage: Stage) -> None:
+    """Train until the stage's directory is there, from its last whole checkpoint if it has one.
+
+    Raises:
+        KDError: the loss is not finite, or the disk is full.
+    """
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    cfg = stage.cfg
+    micro = min(cfg.micro_batch_size or cfg.batch_size, cfg.batch_size // processes)
+    accumulate, rest = divmod(cfg.batch_size, micro * processes)
+    if rest or not micro:
+        raise KDError(
+            f"trainer.batch_size = {cfg.batch_size} cannot be shared by {processes} processes in micro-batches of {micro}"
+        )
+    cuda = torch.cuda.is_available()
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = _last_checkpoint(stage.folder)
+    arguments = TrainingArguments(
+        output_dir=str(stage.folder),
+        max_steps=stage.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=cfg.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if cfg.schedule == "constant" else cfg.schedule,
+        warmup_steps=round(cfg.warmup * stage.steps),
+        weight_decay=cfg.weight_decay,
+        max_grad_norm=cfg.max_grad_norm,
+        bf16=fast_bf16(cfg.precision),
+        use_cpu=not cuda,
+        ddp_backend=None if cuda or processes == 1 else "gloo",
+        seed=stage.seed,
+        eval_strategy="steps",
+        eval_steps=stage.eval_steps,
+        save_strategy="steps",
+        save_steps=stage.eval_steps,
+        save_total_limit=1,
+        load_best_model_at_end=cfg.keep == "best",
+        metric_for_best_model="score",
+        greater_is_better=True,
+        logging_steps=cfg.logging_steps,
+        logging_nan_inf_filter=False,
+        report_to=cfg.report_to or "none",
+        run_name=f"kdcli-{stage.name}",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=cuda,
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are used by several processes, never by DataParallel
+    trainer = _Trainer(stage, arguments)
+    _rewind(stage, checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except OSError as error:
+        raise KDError(
+            f"{stage.name}: a checkpoint could not be written ({error}). Free some space and start the same command "
+            "again on the same directory: it goes on from the last whole checkpoint"
+        ) from error
+    if trainer.is_world_process_zero():
+        with replaced(stage.out) as temporary:
+            stage.distiller.student.save_pretrained(temporary)
+            stage.tokenizer.save_pretrained(temporary)
+        shutil.rmtree(stage.folder, ignore_errors=True)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; the state is the last file that is written. Others are removed."""
+    whole: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            whole.append((json.loads((path / STATE).read_text())["global_step"], path))
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(path, ignore_errors=True)
+    return max(whole)[1] if whole else None
+
+
+def _rewind(stage: Stage, checkpoint: Path | None) -> None:
+    """Drop the lines of metrics.jsonl that this stage is about to write again."""
+    if stage.metrics is None or not stage.metrics.exists():
+        return
+    step = json.loads((checkpoint / STATE).read_text())["global_step"] if checkpoint else 0
+    kept = []
+    for line in stage.metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry["stage"] != stage.name or entry["step"] <= step:
+            kept.append(line + "\n")
+    with replaced(stage.metrics) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def _ask(teacher: Teacher, split: Split, rows: torch.Tensor) -> Signal:
+    """The teacher's signal for the rows of a batch, by what the rows are and not by where they stand."""
+    picked = split.rows[rows.tolist()]
+    return teacher.signals([dict(zip(picked, values, strict=True)) for values in zip(*picked.values(), strict=True)])
+
+
+class _Flow(TrainerCallback):
+    """The last step is validated too, so that it can be the best; what is saved is logged first, so that a
+    resumed stage logs the same lines; and the progress is shown."""
+
+    def __init__(self, show: Callable[[int], None]):
+        self.show = show
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.show(state.global_step)
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+        control.should_log |= control.should_save
+
+
+class _Trainer(HFTrainer):
+    """The stock Trainer, but for: the sampler, the denominators, validation, and what a checkpoint holds."""
+
+    def __init__(self, stage: Stage, arguments: TrainingArguments):
+        self.stage = stage
+        self.task: Task = stage.distiller.task
+        self.sums = torch.zeros(len(stage.distiller.names))
+        self.tokens, self.since = 0, time.perf_counter()
+        self.last: dict[str, float] = {}
+        super().__init__(
+            model=stage.distiller,
+            args=arguments,
+            train_dataset=stage.train.encoded,
+            eval_dataset=stage.validation.encoded,
+            data_collator=lambda features: self.task.collate(features, stage.tokenizer),
+            callbacks=[_Flow(lambda step: stage.progress.update(step, self.last))],
+        )
+        self.remove_callback(PrinterCallback)
+        self.sums = self.sums.to(self.args.device)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthBuckets:
+        return LengthBuckets(self.stage.train.encoded.lengths, self.stage.cfg.batch_size, self.stage.seed)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of one step with the teacher's signals, and how many positions each term counts."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        counts = torch.zeros(len(self.stage.distiller.names), device=device)
+        for batch in batches:
+            _, labels = self.task.positions(batch["labels"])
+            counts += self.stage.distiller.masks(labels).sum(1)
+            self.tokens += int(batch["attention_mask"].sum())
+            if self.stage.teacher is not None:
+                batch["teacher"] = _ask(self.stage.teacher, self.stage.train, batch["rows"]).to(device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts)
+        return batches, counts
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One forward and backward pass; a loss that is not finite stops the run before the weights take it."""
+        rows = inputs.pop("rows")
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            self._not_finite(rows)
+        return loss
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The stock loss; the terms are summed for the log on the way."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        self.sums += outputs["terms"]
+        return loss
+
+    def _not_finite(self, rows: torch.Tensor) -> None:
+        for name, values in self.stage.distiller.values.items():
+            bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
+            if bad:
+                examples = self.stage.train.rows.select([int(rows[position]) for position in bad[:3]])
+                shown = "; ".join(f"{row['id']} {row['text'][:60]!r}" for row in examples)
+                raise KDError(
+                    f"{self.stage.name}, step {self.state.global_step + 1}: the loss term {name} is not finite for "
+                    f"{len(bad)} of {len(values)} examples: {shown}. The weights before this step are in the last "
+                    "checkpoint; a lower learning rate or trainer.precision=fp32 often helps"
+                )
+        raise KDError(f"{self.stage.name}, step {self.state.global_step + 1}: the weighted loss is not finite")
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Score and loss terms on the whole validation split, in every process alike."""
+        stage, distiller = self.stage, self.stage.distiller
+        distiller.eval()
+        encoded = stage.validation.encoded
+        order = np.argsort(encoded.lengths, kind="stable")
+        logits: list[torch.Tensor] = []
+        sums = torch.zeros(len(distiller.names), device=self.args.device)
+        counts = torch.zeros_like(sums)
+        for start in range(0, len(order), 64):
+            batch = self.task.collate([encoded[int(row)] for row in order[start : start + 64]], stage.tokenizer)
+            rows = batch.pop("rows")
+            inputs = self._prepare_inputs(batch)
+            count = distiller.masks(self.task.positions(inputs["labels"])[1]).sum(1)
+            if stage.validation_teacher is not None:
+                inputs["teacher"] = _ask(stage.validation_teacher, stage.validation, rows).to(self.args.device)
+            with self.accelerator.autocast():
+                outputs = distiller(**inputs)
+            logits.append(outputs["logits"].cpu())
+            sums += outputs["terms"] * count
+            counts += count
+        terms = (sums / counts.clamp(min=1)).tolist()
+        gold = encoded.labels[order]
+        known = gold != IGNORE
+        metrics = {"eval_score": self.task.scores(torch.cat(logits).numpy()[known], gold[known])[self.task.metric]}
+        metrics["eval_loss"] = sum(distiller.weights[name] * term for name, term in zip(distiller.names, terms, strict=True))
+        metrics |= {f"eval_loss/{name}": term for name, term in zip(distiller.names, terms, strict=True)}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """One line of metrics.jsonl, and the trackers."""
+        names, weights = self.stage.distiller.names, self.stage.distiller.weights
+        steps = self.state.global_step
+        if "eval_score" in logs:
+            self.stage.progress.update(steps, self.last, f"{self.task.metric} {logs['eval_score']:.3f}")
+            line = {key.replace("eval_", "eval/", 1): value for key, value in logs.items()}
+        elif "loss" in logs:
+            sums = self.sums if self.args.world_size == 1 else self.accelerator.reduce(self.sums)
+            terms = dict(zip(names, (sums / max(1, steps - self._logged)).tolist(), strict=True))
+            elapsed = time.perf_counter() - self.since
+            speed = self.tokens * self.args.world_size / elapsed
+            line = {"lr": logs.pop("learning_rate"), "grad_norm": logs.get("grad_norm", 0.0), "tokens_per_s": speed}
+            line["loss"] = sum(weights[name] * term for name, term in terms.items())
+            line |= {f"loss/{name}": term for name, term in terms.items()}
+            line |= {f"weighted/{name}": weights[name] * term for name, term in terms.items()}
+            logs |= line
+            self.last = terms
+            self.sums.zero_()
+            self.tokens, self.since, self._logged = 0, time.perf_counter(), steps
+        else:
+            return
+        super().log(logs, start_time)
+        if self.stage.metrics is not None and self.is_world_process_zero():
+            entry = {"stage": self.stage.name, "step": steps, "epoch": self.state.epoch} | line
+            with self.stage.metrics.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(entry) + "\n")
+
+    _logged = 0
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The student and whatever its losses learn; tied weights once."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self.stage.distiller, str(folder / WEIGHTS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_model(self.stage.distiller, str(Path(resume_from_checkpoint) / WEIGHTS))
+        self._logged = json.loads((Path(resume_from_checkpoint) / STATE).read_text())["global_step"]
+
+    def _load_best_model(self) -> None:
+        load_model(self.stage.distiller, str(Path(str(self.state.best_model_checkpoint)) / WEIGHTS))

@@ -1,0 +1,250 @@
+"""The commands as users type them, on a small run that is made once."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tiny import sentences, write_csv
+
+from kdcli.files import hash_files
+from kdcli.launch import launch
+
+Kdcli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def run(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, measured."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert launch("distill", [*small, "trainer.epochs=6", "student.dropout=0", f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
+    """Scripts rely on the run directory; a missing file or a null figure breaks them."""
+    for name in ("env.json", "metrics.jsonl", "report.json", "report.html", ".hydra/config.yaml", "student/model.safetensors",
+                 "student/tokenizer.json", "student/README.md", "control/model.safetensors"):  # fmt: skip
+        assert (run / name).is_file(), name
+    assert not (run / "stages").exists()
+    report = json.loads((run / "report.json").read_text())
+    assert report["schema"] == 1
+    assert report["test_examples"] == 96
+    for name in ("teacher", "control", "student"):
+        entry = report["models"][name]
+        assert entry["parameters"] > 0
+        assert entry["bytes"] > 0
+        assert entry["latency_ms"]["p95"] >= entry["latency_ms"]["p50"] > 0
+        assert entry["throughput_per_s"] > 0
+        assert entry["peak_memory_bytes"] > 1e7
+        assert sum(map(sum, entry["confusion"])) == 96
+    assert report["models"]["student"]["score"] > 0.7
+    verdict = report["verdict"]
+    assert verdict["retention"] == pytest.approx(report["models"]["student"]["score"] / report["models"]["teacher"]["score"])
+    assert verdict["gain_ci95"][0] <= verdict["gain_over_control"] <= verdict["gain_ci95"][1]
+    assert verdict["kl_to_teacher"] > 0
+    environment = json.loads((run / "env.json").read_text())
+    assert len(environment["dataset"]["fingerprint"]) == len(environment["teacher"]["weights"]) == 64
+
+
+def test_every_term_is_logged_apart(run: Path) -> None:
+    """A loss term that is numerically nothing (easydistill#34) is seen only where terms are logged apart."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    student = [line for line in lines if line["stage"] == "student" and "loss" in line]
+    assert len(student) > 5
+    for line in student:
+        total = line["weighted/soft_label"] + line["weighted/hard_label"]
+        assert line["loss"] == pytest.approx(total, rel=1e-4)
+        assert line["weighted/hard_label"] == pytest.approx(0.5 * line["loss/hard_label"], rel=1e-4)
+        assert line["tokens_per_s"] > 0
+    assert student[-1]["loss"] < student[0]["loss"]
+    assert any(line["stage"] == "student" and "eval/score" in line for line in lines)
+
+
+def test_a_finished_run_is_left_alone(run: Path, small: list[str], kdcli: Kdcli) -> None:
+    """The same command typed twice must not train over a result."""
+    before = hash_files(path for path in run.rglob("*") if path.is_file())
+    done = kdcli("distill", *small, "trainer.epochs=6", "student.dropout=0", f"hydra.run.dir={run}")
+    assert done.returncode == 0
+    assert "is finished" in done.stdout
+    assert hash_files(path for path in run.rglob("*") if path.is_file()) == before
+
+
+def test_results_go_to_stdout_and_logs_to_stderr(small: list[str], kdcli: Kdcli) -> None:
+    """A pipe that gets log lines between its results cannot be read by a script."""
+    done = kdcli("distill", *small, "trainer.max_steps=3", "measure=null", "control=false")
+    assert done.returncode == 0, done.stderr
+    assert "student" in done.stdout
+    assert "[3/4] student" in done.stderr
+    assert "[3/4]" not in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "Loading weights" not in done.stderr
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_eval_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str) -> None:
+    """Scores that differ from the report's on the same split mean that one of the two is wrong."""
+    into = tmp_path / "eval"
+    assert launch("eval", [f"run={run}", f"split={split}", "measure=null", "format=json", f"hydra.run.dir={into}"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == json.loads((into / "eval.json").read_text())
+    report = json.loads((run / "report.json").read_text())
+    assert set(shown["models"]) == {"teacher", "control", "student"}
+    if split == "test":
+        for name in shown["models"]:
+            assert shown["models"][name]["score"] == report["models"][name]["score"]
+        assert shown["verdict"]["gain_ci95"] == report["verdict"]["gain_ci95"]
+
+
+def test_eval_of_a_checkpoint_on_other_data(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint that only its own run can score cannot be compared with another tool's."""
+    rows = write_csv(tmp_path / "other.csv", sentences(300, seed=99), ("sentence", "mood"))
+    options = ["dataset=csv", f"dataset.path={rows}", "dataset.text=sentence", "dataset.label=mood", "measure=null"]
+    assert launch("eval", [f"model={teacher}", *options, f"hydra.run.dir={tmp_path / 'eval'}"]) == 0
+    assert "model" in capsys.readouterr().out
+    scored = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert scored["models"]["model"]["score"] > 0.75
+    assert scored["examples"] == 30
+
+
+def test_eval_needs_something_to_score(capsys: pytest.CaptureFixture[str], body: Path, reviews: Path) -> None:
+    """A body under a random head would be scored as if it had been trained."""
+    assert launch("eval", ["measure=null"]) == 2
+    assert "run=" in capsys.readouterr().err
+    assert launch("eval", [f"model={body}", "dataset=csv", f"dataset.path={reviews}", "measure=null"]) == 2
+    assert "no head" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    assert launch("export", [f"run={run}", "measure.latency_runs=20", "measure.throughput_seconds=0.1"]) == 0
+    return run / "export" / "cpu"
+
+
+def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
+    """An artifact that was never run by its own runtime may compute something else (optimum#151, onnxruntime#11701)."""
+    result = json.loads((exported / "export.json").read_text())
+    assert set(result["artifacts"]) == {"model.onnx", "model.int8.onnx"}
+    for name, entry in result["artifacts"].items():
+        assert (exported / name).stat().st_size == entry["bytes"]
+        assert entry["parity"]["within"]
+        assert entry["latency_ms"]["p50"] > 0
+        assert entry["peak_memory_bytes"] > 1e7
+        logits = load_file(exported / "predictions" / f"test.{name}.safetensors")["logits"]
+        torch_logits = load_file(run / "predictions" / "test.student.safetensors")["logits"]
+        assert (logits.argmax(1) == torch_logits.argmax(1)).mean() == pytest.approx(entry["parity"]["agreement"])
+    assert result["artifacts"]["model.onnx"]["parity"]["max_abs_difference"] < 1e-3
+    fp32, torch_entry = result["artifacts"]["model.onnx"], result["torch"]
+    assert fp32["peak_memory_bytes"] < torch_entry["peak_memory_bytes"]  # its process holds no torch
+    assert (exported / "tokenizer.json").is_file()
+
+
+def test_eval_of_an_artifact(run: Path, exported: Path, tmp_path: Path) -> None:
+    """A file on a device must be scored as the student is: by its logits on the same rows."""
+    assert launch("eval", [f"run={run}", "artifact=model.onnx", "measure=null", f"hydra.run.dir={tmp_path / 'e'}"]) == 0
+    scored = json.loads((tmp_path / "e" / "eval.json").read_text())["models"]["model.onnx"]
+    assert scored["score"] == json.loads((run / "report.json").read_text())["models"]["student"]["score"]
+
+
+def test_missed_gates_are_exit_code_3_and_leave_the_files(
+    run: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An artifact that is too large or too wrong for the device must not pass in a pipeline."""
+    quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "hardware.precisions=[fp32]"]
+    assert launch("export", [f"run={run}", "hardware.budget.size_mb=0.001", *quick]) == 3
+    assert "size" in capsys.readouterr().out
+    result = json.loads((exported / "export.json").read_text())
+    assert result["recommended"] is None
+    assert result["artifacts"]["model.onnx"]["budget"]["size_mb"]["met"] is False
+    assert (exported / "model.onnx").is_file()
+    assert not (exported / "model.int8.onnx").exists()  # the folder was made anew
+    assert launch("export", [f"run={run}", "hardware.tolerance.score_drop=0", "hardware.tolerance.agreement=1", *quick]) == 0
+
+
+def test_export_refuses_what_is_no_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A directory of somebody else's must not get our files."""
+    (tmp_path / "notes.txt").write_text("mine")
+    assert launch("export", [f"run={tmp_path}"]) == 2
+    assert "not a run directory" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert launch("export", []) == 2
+    assert "run" in capsys.readouterr().err
+
+
+def test_sweep_ends_with_a_table(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A sweep that ends without a comparison leaves the user with a folder of numbers."""
+    monkeypatch.chdir(tmp_path)
+    quick = ["trainer.max_steps=3", "measure=null", "control=false"]
+    options = [*small, *quick, "loss.soft_label.temperature=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    assert launch("distill", options, multirun=True) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"temperature=1", shown)
+    assert re.search(r"temperature=2", shown)
+    reports = list((tmp_path / "runs" / "sweeps").glob("*/*/report.json"))
+    assert len(reports) == 2
+
+
+def test_one_failed_job_of_a_sweep_is_told_and_the_others_go_on(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """A sweep over night must not end at its first bad job, nor end with exit code 0."""
+    monkeypatch.chdir(tmp_path)
+    quick = ["trainer.max_steps=3", "measure=null", "control=false"]
+    assert launch("distill", [*small, *quick, "dataset.limit=8,300"], multirun=True) == 2
+    captured = capsys.readouterr()
+    assert "fewer than one batch" in captured.err
+    assert len(list((tmp_path / "runs" / "sweeps").glob("*/*/report.json"))) == 1
+
+
+def test_sweep_with_a_bad_value_starts_no_job(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last job's typo must not be found after the first jobs have trained for hours."""
+    monkeypatch.chdir(tmp_path)
+    assert launch("distill", [*small, "trainer.epochs=1,0"], multirun=True) == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_list(kdcli: Kdcli) -> None:
+    """A choice that cannot be found is not there."""
+    done = kdcli("list", "student")
+    assert done.returncode == 0
+    assert re.search(r"^tiny +2 layers x 128", done.stdout, re.MULTILINE)
+    wrong = kdcli("list", "students")
+    assert wrong.returncode == 2
+    assert "did you mean student" in wrong.stderr
+
+
+@pytest.mark.real
+def test_the_packaged_default_at_reduced_size(kdcli: Kdcli, tmp_path: Path) -> None:
+    """The command that every newcomer types first: real teacher, real tweets, then the export of its result."""
+    options = ["dataset.limit=2500", "dataset.labelled=600", "dataset.eval_limit=500", "trainer.epochs=3",
+               "teacher.trainer.epochs=1", "measure.latency_runs=10", "measure.throughput_seconds=0.2",
+               "measure.max_texts=64"]  # fmt: skip
+    done = kdcli("distill", *options, "hydra.run.dir=demo")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert report["labels"] == ["negative", "neutral", "positive"]
+    majority = np.array(report["models"]["teacher"]["confusion"]).sum(1).max() / 500
+    assert report["models"]["teacher"]["score"] > majority + 0.05
+    assert report["models"]["student"]["score"] > majority
+    assert report["verdict"]["compression"] > 5
+    again = kdcli("distill", *options, "hydra.run.dir=again", "measure=null", "control=false")
+    assert "from the cache" in again.stderr
+    done = kdcli("export", "run=demo", "measure.latency_runs=10", "measure.throughput_seconds=0.2")
+    assert done.returncode in (0, 3), done.stderr
+    result = json.loads((tmp_path / "demo" / "export" / "cpu" / "export.json").read_text())
+    assert result["artifacts"]["model.int8.onnx"]["bytes"] < 0.3 * report["models"]["student"]["bytes"]
+
+
+def test_python_m_kdcli_is_kdcli() -> None:
+    """torchrun and subprocesses start the module, people the script: both must be the same program."""
+    done = subprocess.run([sys.executable, "-m", "kdcli", "--version"], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"kdcli \d+\.\d+\.\d+\n", done.stdout)

@@ -1,0 +1,142 @@
+"""Small real things for the tests: a tokenizer, a teacher, data with something to learn. No hub, no network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import BAD, FILLER, GOOD, SPECIAL, bert, sentences, write_csv
+
+for name, value in {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}.items():
+    os.environ.setdefault(name, value)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's cache, one for the whole session: tuned teachers are shared as users share them."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["KDCLI_CACHE_DIR"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A WordPiece tokenizer over thirty words."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertTokenizerFast
+
+    vocabulary = {word: number for number, word in enumerate(SPECIAL + GOOD + BAD + FILLER)}
+    inner = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return BertTokenizerFast(tokenizer_object=inner)
+
+
+@pytest.fixture(scope="session")
+def body(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint without a head for the task, as bert-base is one."""
+    from transformers import BertModel
+
+    folder = tmp_path_factory.mktemp("models") / "body"
+    model = BertModel(bert(tokenizer, ["bad", "good"]).config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier that is right about most sentences: trained for a moment."""
+    import torch
+
+    model = bert(tokenizer, ["bad", "good"], hidden=32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    rows = sentences(512, seed=7)
+    model.train()
+    for start in [*range(0, 512, 32)] * 8:
+        chunk = rows[start : start + 32]
+        batch = tokenizer([text for text, _ in chunk], return_tensors="pt", padding=True)
+        loss = model(**batch, labels=torch.tensor([int(label == "good") for _, label in chunk])).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("models") / "teacher"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 sentences with labels, as a csv file."""
+    return write_csv(tmp_path_factory.mktemp("data") / "reviews.csv", sentences(600))
+
+
+@pytest.fixture(scope="session")
+def small(teacher: Path, reviews: Path) -> list[str]:
+    """Overrides of a run of a few seconds: the trained teacher, a tiny student without dropout, fp32."""
+    return [
+        "teacher=local",
+        f"teacher.path={teacher}",
+        "teacher.trainer.precision=fp32",
+        "student.hidden_size=16",
+        "student.num_hidden_layers=1",
+        "student.intermediate_size=32",
+        "dataset=csv",
+        f"dataset.path={reviews}",
+        "dataset.validation_size=64",
+        "dataset.test_size=96",
+        "dataset.max_length=32",
+        "trainer.precision=fp32",
+        "trainer.batch_size=16",
+        "trainer.epochs=2",
+        "trainer.logging_steps=5",
+        "measure.latency_runs=3",
+        "measure.throughput_seconds=0.05",
+    ]
+
+
+Kdcli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def kdcli(tmp_path: Path) -> Kdcli:
+    """Runs the real entry point in an empty working directory."""
+
+    def run(*arguments: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "kdcli", *arguments],
+            cwd=cwd,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def distil(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Runs `kdcli distill` in this process (quicker than the entry point) and returns the run directory."""
+    from kdcli.launch import launch
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(folder: str, *overrides: str, expect: int = 0) -> Path:
+        into = tmp_path / folder
+        assert launch("distill", [*small, "measure=null", f"hydra.run.dir={into}", *overrides]) == expect
+        return into
+
+    return run

@@ -1,0 +1,166 @@
+"""What must not change the result, through the real command on models that train in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdcli.files import hash_files
+
+Distil = Callable[..., Path]
+
+
+def weights(run: Path, model: str = "student") -> dict[str, torch.Tensor]:
+    return load_file(run / model / "model.safetensors")
+
+
+def same(one: Path, other: Path, model: str = "student") -> bool:
+    a, b = weights(one, model), weights(other, model)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def close(one: Path, other: Path, model: str = "student") -> bool:
+    a, b = weights(one, model), weights(other, model)
+    return a.keys() == b.keys() and all(torch.allclose(a[key], b[key], atol=2e-5) for key in a)
+
+
+def test_batch_8x1_is_4x2_is_2x4_accumulated(distil: Distil) -> None:
+    """A mean in each micro-batch (TRL#4719) makes the result depend on the memory one has."""
+    options = "trainer.batch_size=8", "trainer.max_steps=20", "student.dropout=0", "control=false", "dataset.labelled=200"
+    whole = distil("8x1", *options)
+    for micro in (4, 2):
+        assert close(whole, distil(f"{micro}", *options, f"trainer.micro_batch_size={micro}"))
+
+
+def test_seed_decides_everything(distil: Distil) -> None:
+    """Without it no figure of a report can be repeated; with a seed that nothing reads, neither can its spread."""
+    one = distil("one", "seed=3", "control=false")
+    assert same(one, distil("two", "seed=3", "control=false"))
+    assert not same(one, distil("three", "seed=4", "control=false"))
+
+
+def test_cached_signals_are_the_online_ones(distil: Distil) -> None:
+    """A cache that is read by position while the sampler shuffles gives each row another row's signal."""
+    online = distil("online", "teacher.cache=false", "control=false", "trainer.max_steps=25")
+    assert close(online, distil("cached", "teacher.cache=true", "control=false", "trainer.max_steps=25"))
+
+
+def test_cold_and_warm_cache_give_the_same_bits(
+    distil: Distil, body: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tuned teacher or signals that differ when they come from the cache make a second run another run."""
+    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cold"))
+    options = f"teacher.path={body}", "teacher.trainer.epochs=8", "teacher.trainer.learning_rate=0.003", "trainer.epochs=1"
+    cold = distil("cold_run", *options, "control=false")
+    stages = json.loads((cold / "report.json").read_text())["stages"]
+    assert [stage["name"] for stage in stages] == ["teacher", "signals", "student"]
+    warm = distil("warm_run", *options, "control=false")
+    assert [stage["name"] for stage in json.loads((warm / "report.json").read_text())["stages"]] == ["signals", "student"]
+    assert same(cold, warm)
+
+
+def test_teacher_is_as_it_was(distil: Distil, teacher: Path) -> None:
+    """A teacher in train mode, or inside the optimizer, is not the teacher that the report names."""
+    before = hash_files(teacher.iterdir())
+    distil("run", "trainer.max_steps=10", "control=false", "teacher.cache=false")
+    assert hash_files(teacher.iterdir()) == before
+
+
+def test_saved_student_is_a_plain_model(distil: Distil) -> None:
+    """A student that needs kdcli to be loaded, or holds the losses' parts, cannot be shipped."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    run = distil("run", "trainer.max_steps=4")
+    for name in ("student", "control"):
+        model, info = AutoModelForSequenceClassification.from_pretrained(run / name, output_loading_info=True)
+        assert not any(info.values())
+        assert set(weights(run, name)) == set(model.state_dict())
+        assert model.config.label2id == {"bad": 0, "good": 1}
+        assert AutoTokenizer.from_pretrained(run / name)("a good film")["input_ids"]
+
+
+def test_control_has_the_same_birth_and_steps_and_no_teacher(distil: Distil) -> None:
+    """A control that is trained for less, or born elsewhere, makes any teacher look good."""
+    run = distil("run", "dataset.labelled=100", "trainer.epochs=1")
+    report = json.loads((run / "report.json").read_text())
+    steps = {stage["name"]: stage["steps"] for stage in report["stages"]}
+    assert steps["control"] == steps["student"] > 100 // 16
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    terms = {key for line in lines if line["stage"] == "control" for key in line if key.startswith("loss/")}
+    assert terms == {"loss/hard_label"}
+    unweighted = distil("no_soft", "dataset.labelled=100", "trainer.epochs=1", "loss.soft_label.weight=1e-9",
+                        "loss.hard_label.weight=1", "trainer.max_steps=1", "trainer.warmup=0")  # fmt: skip
+    assert weights(unweighted)["bert.embeddings.word_embeddings.weight"].shape == (
+        weights(run, "control")["bert.embeddings.word_embeddings.weight"].shape
+    )
+
+
+def start(folder: Path, options: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "kdcli", "distill", *options, "measure=null", f"hydra.run.dir={folder}"]
+    return subprocess.Popen(command, env=os.environ.copy(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("when", ["in the student", "in the control"])
+def test_killed_and_continued_is_uninterrupted(
+    distil: Distil, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A resume that loses the optimizer, the data's place or the random state ends with other weights."""
+    options = ["trainer.epochs=3", "trainer.eval_steps=10", "trainer.keep=last", "student.dropout=0.1"]
+    whole = distil("whole", *options)
+    killed = tmp_path / "killed"
+    process = start(killed, [*small, *options])
+    stage = killed / "stages" / when.split()[-1]
+    wait_for(lambda: any(stage.glob("checkpoint-2*/trainer_state.json")), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "report.json").exists()
+    distil("killed", *options)
+    for model in ("student", "control"):
+        assert same(whole, killed, model)
+    drop = ("tokens_per_s",)
+    logs = [
+        [{key: value for key, value in json.loads(line).items() if key not in drop}
+         for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (whole, killed)
+    ]  # fmt: skip
+    assert logs[0] == logs[1]
+
+
+def test_one_process_is_two_processes(distil: Distil, small: list[str], tmp_path: Path) -> None:
+    """Denominators counted by each process alone weigh rows by the process they fall to."""
+    options = ["trainer.max_steps=20", "student.dropout=0", "control=false", "dataset.labelled=200"]
+    one = distil("one", *options)
+    two = tmp_path / "two"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29577", "-m", "kdcli",
+               "distill", *small, *options, "measure=null", f"hydra.run.dir={two}"]  # fmt: skip
+    done = subprocess.run(command, env=os.environ.copy(), text=True, capture_output=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert close(one, two)
+
+
+def test_rerun_repeats_a_run_bit_by_bit(distil: Distil, tmp_path: Path) -> None:
+    """A config that is composed anew, not read from the run, follows files that have changed since."""
+    from kdcli.launch import launch
+
+    run = distil("run", "seed=5", "control=false")
+    again = tmp_path / "again"
+    assert launch("distill", [f"hydra.run.dir={again}"], rerun=run) == 0
+    assert same(run, again)

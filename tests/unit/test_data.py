@@ -1,0 +1,390 @@
+"""Sources as people have them: read, cleaned and split without surprises, or refused with the place and the remedy."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from pydantic import ValidationError
+from tiny import sentences, write_csv
+
+from kdcli.config import Dataset
+from kdcli.data import SPLITS, Data, load, require_batch
+from kdcli.errors import ConfigError, DataError
+from kdcli.tasks.base import IGNORE
+
+ROWS = sentences(60)
+
+
+def read(path: Path, **more: Any) -> Data:
+    kind = {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix, "csv")
+    return load(Dataset.model_validate({"path": str(path), "format": kind, **more}))
+
+
+def texts(data: Data) -> set[str]:
+    return {text for split in SPLITS for text in data[split]["text"]}
+
+
+def refused(path: Path, **more: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        read(path, **more)
+    return caught.value.message
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_parquet(path: Path, columns: dict[str, list[Any]]) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+# ---- splits ------------------------------------------------------------------------------------------
+
+
+def test_variants_of_a_text_are_one_row(tmp_path: Path) -> None:
+    """A test row that differs from a training row by case or white space is a training row."""
+    variants = [(change(text), label) for text, label in ROWS for change in (str, str.upper, lambda t: f"  {t.replace(' ', '   ')}\t")]
+    data = read(write_csv(tmp_path / "all.csv", variants))
+    everywhere = [text.casefold() for split in SPLITS for text in data[split]["text"]]
+    assert sorted(everywhere) == sorted(text for text, _ in ROWS)
+    assert not any("  " in text or text != text.strip() for text in everywhere)
+
+
+def test_given_files_do_not_share_rows(tmp_path: Path) -> None:
+    """Published splits overlap; what stands in test as well must leave the training rows, not the test rows."""
+    train = write_csv(tmp_path / "train.csv", ROWS)
+    validation = write_csv(tmp_path / "validation.csv", [(text.title(), label) for text, label in ROWS[:20]])
+    test = write_csv(tmp_path / "test.csv", [(text.upper(), label) for text, label in ROWS[:10]])
+    data = read(train, validation=str(validation), test=str(test))
+    assert [len(data[split]) for split in SPLITS] == [40, 10, 10]
+    assert {text.casefold() for text in data["test"]["text"]} == {text for text, _ in ROWS[:10]}
+    assert not {text.casefold() for text in data["train"]["text"]} & {text for text, _ in ROWS[:20]}
+
+
+def test_split_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> None:
+    """A sorted or appended file would put other rows into test, and two runs could not be compared."""
+    shuffled = random.Random(1).sample(ROWS, len(ROWS))
+    one, other = read(write_csv(tmp_path / "a.csv", ROWS)), read(write_csv(tmp_path / "b.csv", shuffled))
+    assert one.fingerprint == other.fingerprint
+    assert all(one[split].to_list() == other[split].to_list() for split in SPLITS)
+
+
+def test_fingerprint_follows_labels_and_rows(tmp_path: Path) -> None:
+    """A label that was changed under a finished run would go unnoticed in its continuation."""
+    before = read(write_csv(tmp_path / "a.csv", ROWS))
+    text, label = ROWS[0]
+    changed = [(text, {"bad": "good", "good": "bad"}[label]), *ROWS[1:]]
+    assert read(write_csv(tmp_path / "b.csv", changed)).fingerprint != before.fingerprint
+    assert read(write_csv(tmp_path / "c.csv", ROWS[1:])).fingerprint != before.fingerprint
+
+
+def test_sizes_are_rows_or_shares(tmp_path: Path) -> None:
+    """`validation_size=1` read as 100 %, or a share taken of what the test split left over."""
+    path = write_csv(tmp_path / "a.csv", ROWS)
+    data = read(path, test_size=0.25, validation_size=5)
+    assert [len(data[split]) for split in SPLITS] == [40, 5, 15]
+    assert len(read(path, validation_size=1)["validation"]) == 1
+    assert "60 rows for test leave none to train on" in refused(path, test_size=60)
+    with pytest.raises(ValidationError, match="whole number of rows"):
+        read(path, validation_size=2.5)
+
+
+def test_limit_labelled_and_eval_limit(tmp_path: Path) -> None:
+    """A limit that shrinks test too, or labels that stay where the config says that there are none."""
+    path = write_csv(tmp_path / "a.csv", ROWS)
+    whole = read(path, test_size=10, validation_size=10)
+    less = read(path, test_size=10, validation_size=10, limit=30, labelled=12)
+    assert [len(less[split]) for split in SPLITS] == [30, 10, 10]
+    assert less["test"].to_list() == whole["test"].to_list()
+    assert less["train"]["id"] == whole["train"]["id"][:30]
+    labels = list(less["train"]["label"])
+    assert IGNORE not in labels[:12]
+    assert labels[12:] == [IGNORE] * 18
+    assert less.gold["id"] == whole["train"]["id"][:12]
+    few = read(path, test_size=10, validation_size=10, eval_limit=4)
+    assert [len(few[split]) for split in SPLITS] == [40, 4, 4]
+    assert few["test"]["id"] == whole["test"]["id"][:4]
+
+
+# ---- labels ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ([1, 0], ["0", "1"]),
+        ([True, False], ["False", "True"]),
+        ([1.0, 0.0], ["0", "1"]),
+        ([" good", "bad "], ["bad", "good"]),
+        ([10, 2], ["2", "10"]),
+    ],
+)
+def test_labels_of_every_type(tmp_path: Path, written: list[Any], names: list[str]) -> None:
+    """0 and 0.0, or a name with a blank, become classes of their own; 10 sorts before 2."""
+    rows = [{"text": text, "label": written[label == "bad"]} for text, label in ROWS]
+    for data in (
+        read(write_jsonl(tmp_path / "a.jsonl", rows)),
+        read(write_parquet(tmp_path / "a.parquet", {key: [row[key] for row in rows] for key in ("text", "label")})),
+    ):
+        assert data.labels == names
+        gold = dict(ROWS)
+        for row in data["train"]:
+            assert names[row["label"]] == str(written[gold[row["text"]] == "bad"]).strip().removesuffix(".0")
+
+
+def test_many_integer_labels_stand_in_numerical_order(tmp_path: Path) -> None:
+    """Sorted as text, label 10 takes the place of label 2, and a teacher's logits are read by the wrong name."""
+    rows = [(f"{text} {number}", str(number % 12)) for number, (text, _) in enumerate(ROWS)]
+    data = read(write_csv(tmp_path / "a.csv", rows))
+    assert data.labels == [str(number) for number in range(12)]
+    assert all(row["label"] == int(row["text"].split()[-1]) % 12 for row in data["train"])
+
+
+def test_declared_labels_give_the_order(tmp_path: Path) -> None:
+    """`dataset.labels` that is only a set leaves the logits in the alphabet's order."""
+    data = read(write_csv(tmp_path / "a.csv", ROWS), labels=["good", "bad"])
+    assert data.labels == ["good", "bad"]
+    assert all(["good", "bad"][row["label"]] == dict(ROWS)[row["text"]] for row in data["train"])
+
+
+def test_integers_in_the_file_are_places_among_declared_names(tmp_path: Path) -> None:
+    """A file with 0 and 1 needs no edit to get names; but if the names are integers, 0 is not "the first"."""
+    rows = [(text, str(int(label == "good"))) for text, label in ROWS]
+    path = write_csv(tmp_path / "a.csv", rows)
+    data = read(path, labels=["bad", "good"])
+    assert all(["bad", "good"][row["label"]] == dict(ROWS)[row["text"]] for row in data["train"])
+    assert read(path, labels=[1, 0])["train"]["label"] == [1 - label for label in data["train"]["label"]]
+    assert "the label '0' is not among 1, 2" in refused(path, labels=[1, 2])
+
+
+def test_labels_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
+    """One name twice shifts all that follow; YAML's bare `no` is a boolean."""
+    path = write_csv(tmp_path / "a.csv", ROWS)
+    with pytest.raises(ValidationError, match="'bad' stands there twice"):
+        read(path, labels=["bad", "good", "bad"])
+    with pytest.raises(ValidationError, match="valid string"):
+        read(path, labels=[False, "good"])
+    assert "the label 'good' is not among bad, goood; did you mean goood?" in refused(path, labels=["bad", "goood"])
+
+
+def test_missing_label(tmp_path: Path) -> None:
+    """An empty cell, null or NaN that becomes a class called "nan"."""
+    gaps = [*ROWS[:3], (ROWS[3][0], " "), *ROWS[4:]]
+    assert "a.csv, row 4: the label is missing" in refused(write_csv(tmp_path / "a.csv", gaps))
+    rows = [{"text": text, "label": label} for text, label in ROWS]
+    assert "row 1: the label is missing" in refused(write_jsonl(tmp_path / "a.jsonl", [{"text": "x y", "label": None}, *rows]))
+    columns = {"text": [text for text, _ in ROWS], "label": [0.0, 1.0, float("nan"), *[1.0] * 57]}
+    assert "a.parquet, row 3: the label is missing" in refused(write_parquet(tmp_path / "a.parquet", columns))
+
+
+def test_label_that_is_no_name(tmp_path: Path) -> None:
+    """A list of labels (another task) turned into the class "['a']"."""
+    rows = [{"text": text, "label": [label]} for text, label in ROWS]
+    assert "row 1: the label is ['" in refused(write_jsonl(tmp_path / "a.jsonl", rows))
+
+
+@pytest.mark.parametrize("more", [{}, {"limit": 1, "labelled": 1}])
+def test_single_class(tmp_path: Path, more: dict[str, Any]) -> None:
+    """A student that always says the one label there is scores 100 %."""
+    rows = ROWS if more else [(text, "good") for text, _ in ROWS]
+    message = refused(write_csv(tmp_path / "a.csv", rows), **more)
+    assert "all training rows have the label" in message
+    assert "at least two" in message
+
+
+# ---- texts -------------------------------------------------------------------------------------------
+
+
+def test_text_pair(tmp_path: Path) -> None:
+    """Pairs told apart by their first text alone are dropped as duplicates; so is a pair in the other order."""
+    rows = [{"a": text, "b": other, "label": label} for text, label in ROWS[:8] for other, _ in ROWS[:8]]
+    data = read(write_jsonl(tmp_path / "a.jsonl", rows), text="a", text_pair="b")
+    assert sum(len(data[split]) for split in SPLITS) == 64
+    pairs = {(row["text"], row["text_pair"]) for split in SPLITS for row in data[split]}
+    assert pairs == {(row["a"], row["b"]) for row in rows}
+    rows[5]["b"] = "  "
+    assert "row 6: the text is empty" in refused(write_jsonl(tmp_path / "b.jsonl", rows), text="a", text_pair="b")
+
+
+def test_empty_and_missing_texts(tmp_path: Path) -> None:
+    """A row of nothing but [CLS] [SEP] has a label all the same, and teaches it."""
+    assert "a.csv, row 3: the text is empty" in refused(write_csv(tmp_path / "a.csv", [*ROWS[:2], (" \t", "bad"), *ROWS[3:]]))
+    columns = {"text": [None, *(text for text, _ in ROWS[1:])], "label": [label for _, label in ROWS]}
+    assert "row 1: the text is None, not a string" in refused(write_parquet(tmp_path / "a.parquet", columns))
+    rows = [{"text": 5, "label": "bad"}, *({"text": text, "label": label} for text, label in ROWS)]
+    assert "row 1: the text is 5, not a string" in refused(write_jsonl(tmp_path / "a.jsonl", rows))
+
+
+def test_replace_cleans_before_rows_are_compared(tmp_path: Path) -> None:
+    """Rows that are the same once they are cleaned would stand in two splits; an emptied row has no text."""
+    rows = [(f"{text} <br/> {number}", label) for text, label in ROWS for number in range(3)] + [("<br/> 7", "bad")]
+    data = read(write_csv(tmp_path / "a.csv", rows), replace={r"<[^>]*>": " ", r"\s\d+$": ""})
+    assert texts(data) == {text for text, _ in ROWS}
+    for wrong in ({"(": ""}, {"a": r"\1"}):
+        with pytest.raises(ValidationError, match="is not a regular expression"):
+            read(tmp_path / "a.csv", replace=wrong)
+
+
+def test_half_a_character(tmp_path: Path) -> None:
+    """A lone surrogate, which JSON may hold, ends in a traceback when it is hashed or tokenized."""
+    rows = [{"text": "half \ud83d", "label": "bad"}, *({"text": text, "label": label} for text, label in ROWS)]
+    assert "row 1: the text 'half \\ud83d' holds half a character" in refused(write_jsonl(tmp_path / "a.jsonl", rows))
+
+
+# ---- files -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
+def test_encodings(tmp_path: Path, encoding: str) -> None:
+    """A byte order mark glued to the first column's name, or é read as two characters."""
+    rows = [(f"{text} café", label) for text, label in ROWS]
+    path = write_csv(tmp_path / "a.csv", rows)
+    path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    data = read(path, encoding="utf-8" if encoding == "utf-8-sig" else encoding)
+    assert texts(data) == {text for text, _ in rows}
+
+
+def test_wrong_encodings(tmp_path: Path) -> None:
+    """Bytes that are skipped or replaced in silence; a codec that does not exist in a traceback."""
+    path = write_csv(tmp_path / "a.csv", [*ROWS, ("café", "good")])
+    path.write_text(path.read_text(encoding="utf-8"), encoding="latin-1")
+    message = refused(path)
+    assert "a.csv, line 62 is not utf-8 text" in message
+    assert "dataset.encoding=" in message
+    assert "unknown encoding: utf-99" in refused(path, encoding="utf-99")
+    path.write_text(write_csv(tmp_path / "b.csv", ROWS).read_text(), encoding="utf-16-le")
+    assert "line 1 holds NUL" in refused(path)
+    assert "dataset.encoding=utf-16" in refused(path)
+    path.write_bytes("text,label\ngood,café".encode()[:-1])
+    assert "line 2 is not utf-8 text" in refused(path)
+
+
+def test_tsv_has_no_quotes(tmp_path: Path) -> None:
+    """A tweet that begins with a quote swallows the rows after it, in silence."""
+    rows = [(f'"{text}' if number % 3 else f'{text} "', label) for number, (text, label) in enumerate(ROWS)]
+    path = tmp_path / "a.tsv"
+    path.write_text("".join(f"{text}\t{label}\n" for text, label in [("text", "label"), *rows]))
+    assert texts(read(path)) == {text for text, _ in rows}
+    path.rename(tmp_path / "a.txt")
+    assert texts(read(tmp_path / "a.txt", delimiter=r"\t")) == {text for text, _ in rows}
+
+
+def test_csv_with_quoted_newlines_commas_and_quotes(tmp_path: Path) -> None:
+    """A reader that goes by lines cuts such texts in two, or keeps the doubled quotes."""
+    rows = [(f'{text},\n"so" it\nsaid', label) for text, label in ROWS]
+    assert texts(read(write_csv(tmp_path / "a.csv", rows))) == {" ".join(text.split()) for text, _ in rows}
+
+
+def test_other_delimiter_and_quote(tmp_path: Path) -> None:
+    """Spreadsheets of half of Europe write semicolons; a delimiter of two characters ended in a traceback."""
+    path = tmp_path / "a.csv"
+    path.write_text("text;label\n" + "".join(f"'{text}; yes';{label}\n" for text, label in ROWS))
+    assert texts(read(path, delimiter=";", quote="'")) == {f"{text}; yes" for text, _ in ROWS}
+    assert "has no column 'text' (columns: text;label)" in refused(path)
+    for key in ("delimiter", "quote"):
+        with pytest.raises(ValidationError, match="at most 1 character"):
+            read(path, **{key: "||"})
+
+
+def test_missing_column_names_what_there_is(tmp_path: Path) -> None:
+    """A KeyError does not say which of the file's columns was meant."""
+    path = write_csv(tmp_path / "a.csv", ROWS, header=("texts", "sentiment"))
+    message = refused(path)
+    assert "a.csv has no column 'text'; did you mean texts? (columns: texts, sentiment)" in message
+    assert "dataset.text=" in message
+    assert "no column 'label'" in refused(path, text="texts")
+    rows = [{"text": text, "label": label} for text, label in ROWS] + [{"text": "no label here"}]
+    assert "a.jsonl, line 61 has no column 'label'" in refused(write_jsonl(tmp_path / "a.jsonl", rows))
+    columns = {"text": [text for text, _ in ROWS], "labels": [label for _, label in ROWS]}
+    assert "a.parquet has no column 'label'; did you mean labels?" in refused(write_parquet(tmp_path / "a.parquet", columns))
+
+
+def spoil(change: Callable[[str], str]) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path = write_csv(folder / "a.csv", ROWS)
+        path.write_bytes(change(path.read_bytes().decode()).encode())
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (spoil(lambda text: text.replace("\r\n", ",\r\n", 6).replace(",\r\n", "\r\n", 5)), "line 6: 3 fields where the header has 2"),
+        (spoil(lambda text: text[:-6].rstrip(",")), "line 61: 1 fields where the header has 2"),
+        (spoil(lambda text: text.replace("\r\n", '\r\n"', 5)), "line 3: ',' expected after '\"'"),
+        (spoil(lambda text: text + '"a text that stops'), "line 62: unexpected end of data (a truncated file"),
+        (spoil(lambda text: text[:100] + "\0" + text[100:]), "holds NUL"),
+        (spoil(lambda text: ""), "is empty"),
+        (spoil(lambda text: "\ufeff"), "has no column 'text'"),
+        (spoil(lambda text: "text,label\n\n\n"), "a.csv has no rows"),
+    ],
+    ids=["ragged", "cut", "stray quote", "open quote", "nul", "empty", "only a mark", "only a header"],
+)
+def test_spoiled_csv(tmp_path: Path, write: Callable[[Path], Path], said: str) -> None:
+    """Half a file trains half a student, without a word."""
+    assert said in refused(write(tmp_path))
+
+
+def test_spoiled_jsonl(tmp_path: Path) -> None:
+    """An error that does not give the line sends one through a million of them."""
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text, "label": label} for text, label in ROWS])
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    assert "a.jsonl, line 60 is not JSON" in refused(path)
+    assert "is the file truncated?" in refused(path)
+    path.write_text("\n" + whole + "[1, 2]\n")
+    assert "line 62: expected an object, got list" in refused(path)
+    path.write_text(json.dumps([{"text": "a whole array", "label": "bad"}]))
+    assert "line 1: expected an object, got list" in refused(path)
+
+
+def test_spoiled_parquet(tmp_path: Path) -> None:
+    """A download that was cut off ends in Arrow's traceback."""
+    columns = {"text": [text for text, _ in ROWS], "label": [label for _, label in ROWS]}
+    path = write_parquet(tmp_path / "a.parquet", columns)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    assert "is not a whole parquet file" in refused(path)
+    path.write_bytes(whole[:10] + bytes(200) + whole[210:])
+    assert "is not a whole parquet file" in refused(path)
+    path.write_text("text,label\nx,y\n")
+    assert "is not a whole parquet file" in refused(path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_no_file(tmp_path: Path, kind: str) -> None:
+    """A folder instead of a file, or a path relative to another directory than one thinks."""
+    (tmp_path / "folder").mkdir()
+    assert "folder is no file" in refused(tmp_path / "folder", format=kind)
+    message = refused(tmp_path / "nowhere", format=kind)
+    assert f"does not exist (looked for {tmp_path / 'nowhere'})" in message
+
+
+def test_split_file_that_is_missing_or_unlike(tmp_path: Path) -> None:
+    """A validation file with other columns or labels is read as if it were the training file."""
+    train = write_csv(tmp_path / "train.csv", ROWS)
+    assert "the data file nowhere.csv does not exist" in refused(train, validation="nowhere.csv")
+    other = write_csv(tmp_path / "other.csv", ROWS, header=("text", "class"))
+    assert "other.csv has no column 'label'" in refused(train, test=str(other))
+    strange = write_csv(tmp_path / "strange.csv", [("a strange one", "neutral")])
+    assert "strange.csv, row 1: the label 'neutral' is not among bad, good" in refused(train, test=str(strange), labels=["bad", "good"])
+    same = write_csv(tmp_path / "same.csv", ROWS)
+    assert "the train split has no rows" in refused(train, test=str(same), validation=str(same))
+
+
+def test_fewer_rows_than_a_batch() -> None:
+    """No step at all would be trained, and the untrained student saved."""
+    require_batch(32, 32, "training rows", "trainer.batch_size")
+    with pytest.raises(ConfigError, match=r"training rows: 31 rows are fewer than one batch \(trainer.batch_size = 32\)"):
+        require_batch(31, 32, "training rows", "trainer.batch_size")

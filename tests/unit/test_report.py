@@ -1,0 +1,795 @@
+"""kdcli.report: the sentence, the tables, the page and the model card that people decide by."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kdcli import report as reports
+from kdcli.errors import KDError
+
+LABELS = ["World", "Sports", "Business", "Sci/Tech"]
+
+
+# --- what a run leaves, made up ---
+
+
+def fake_model(
+    rng: random.Random, labels: list[str], score: float, size: int, absent: int | None = None
+) -> dict[str, Any]:
+    """One entry of report.json["models"]; ``absent`` is a class without test rows."""
+    confusion = []
+    for i in range(len(labels)):
+        row = [0] * len(labels)
+        for _ in range(0 if i == absent else 100):
+            row[i if rng.random() < score else rng.randrange(len(labels))] += 1
+        confusion.append(row)
+    counts = [0, 0, 0, 2, 9, 20, 31, 60, 120, 4000 - 242]
+    return {
+        "parameters": size,
+        "bytes": 4 * size,
+        "score": score,
+        "scores": {
+            "accuracy": score,
+            "accuracy_ci95": [score - 0.008, score + 0.008],
+            "macro_f1": score - 0.002,
+            "nll": 0.31,
+            "ece": 0.042,
+            "per_class_f1": {
+                n: None if i == absent else round(rng.uniform(0.5, 1), 3) for i, n in enumerate(labels)
+            },
+        },
+        "latency_ms": {"p50": size / 5e6, "p95": size / 4e6},
+        "throughput_per_s": 5e9 / size,
+        "peak_memory_bytes": 6 * size + 90_000_000,
+        "confusion": confusion,
+        "calibration": {
+            "confidence": [0.05 + i / 10 if n else None for i, n in enumerate(counts)],
+            "accuracy": [max(0.0, i / 10 - 0.03 * rng.random()) if n else None for i, n in enumerate(counts)],
+            "count": counts,
+        },
+    }
+
+
+def fake_report(
+    teacher: float | None = 0.931,
+    control: float | None = 0.885,
+    student: float = 0.914,
+    ci95: tuple[float, float] | None = (0.019, 0.039),
+    labels: list[str] = LABELS,
+    absent: int | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """report.json as `kdcli distill` writes it; ``control=None`` is a run with control=false."""
+    rng = random.Random(1)
+    models: dict[str, Any] = {"teacher": fake_model(rng, labels, teacher or 0.5, 109_482_240, absent)}
+    if teacher is None:
+        keys = ("score", "parameters", "bytes", "latency_ms", "throughput_per_s", "peak_memory_bytes")
+        models["teacher"] = dict.fromkeys(keys)
+    if control is not None:
+        models["control"] = fake_model(rng, labels, control, 4_386_178, absent)
+    models["student"] = fake_model(rng, labels, student, 4_386_178, absent)
+    return {
+        "schema": 1,
+        "task": "classification",
+        "metric": "accuracy",
+        "test_examples": 4000,
+        "smoke": False,
+        "seed": 7,
+        "labels": labels,
+        "dataset": {
+            "name": "ag_news",
+            "train": 20_000,
+            "labelled": 2_000,
+            "validation": 2_000,
+            "test": 4_000,
+            "fingerprint": "5d1c0f7ab2e94c31",
+        },
+        "loss": {"soft_label": {"weight": 0.9, "temperature": 2.0}, "hard_label": {"weight": 0.1}},
+        "stages": [
+            {"name": "teacher", "seconds": 412.0, "steps": 1250},
+            {"name": "signals", "seconds": 95.2, "steps": 0},
+            {"name": "student", "seconds": 131.4, "steps": 1875},
+            {"name": "control", "seconds": 120.9, "steps": 1875},
+            {"name": "evaluate", "seconds": 22.5, "steps": None},
+        ],
+        "models": models,
+        "verdict": {
+            "retention": None if teacher is None else student / teacher,
+            "gain_over_control": None if control is None else student - control,
+            "gain_ci95": None if control is None or ci95 is None else list(ci95),
+            "agreement": 0.948,
+            "kl_to_teacher": 0.113,
+            "compression": None if teacher is None else 109_482_240 / 4_386_178,
+            "speedup": None if teacher is None else 8.12,
+            "text": "",
+        },
+        **changes,
+    }
+
+
+def fake_metrics(
+    stages: tuple[str, ...] = ("teacher", "student", "control"), steps: int = 1875
+) -> list[dict[str, Any]]:
+    """metrics.jsonl: training records every 15 steps, validation records every 150."""
+    rng = random.Random(2)
+    records: list[dict[str, Any]] = []
+    for stage in stages:
+        terms = {"soft_label": 2.0, "hard_label": 1.4} if stage == "student" else {"hard_label": 1.4}
+        for step in range(15, steps + 1, 15):
+            raw = {k: v * 2.7 ** (-step / 500) + 0.2 + 0.06 * rng.random() for k, v in terms.items()}
+            records.append(
+                {
+                    "stage": stage,
+                    "step": step,
+                    "epoch": step / 625,
+                    "lr": 3e-4,
+                    "grad_norm": 1.1,
+                    "tokens_per_s": 9e3,
+                }
+                | {"loss": sum(raw.values())}
+                | {f"loss/{k}": v for k, v in raw.items()}
+                | {f"weighted/{k}": v / 2 for k, v in raw.items()}
+            )
+            if step % 150 == 0:
+                top = {"teacher": 0.93, "student": 0.915, "control": 0.886}[stage]
+                validation = {f"eval/loss/{k}": v + 0.05 for k, v in raw.items()}
+                score = top - 0.4 * 2.7 ** (-step / 250)
+                records.append(
+                    {"stage": stage, "step": step, "eval/score": score, "eval/loss": 0.4} | validation
+                )
+    return records
+
+
+def fake_run(path: Path, report: dict[str, Any], metrics: list[dict[str, Any]] | None = None) -> Path:
+    """A run directory with what write_html reads."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "report.json").write_text(json.dumps(report))
+    if metrics is not None:
+        (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in metrics))
+    environment = {
+        "kdcli": "0.1.0",
+        "python": "3.11.7",
+        "seeds": {"student": 123},
+        "hardware": {"cpu": "x", "gpu": None},
+    }
+    (path / "env.json").write_text(json.dumps(environment))
+    return path
+
+
+NAMES = {
+    "teacher": "bert-base",
+    "student": "tiny",
+    "dataset": "ag_news",
+    "base_model": None,
+    "kdcli_version": "0.1.0",
+}
+
+
+# --- the verdict ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {},
+            "The student keeps 98.1 % of the teacher's accuracy (91.4 % against 93.1 %) and is 25 times smaller and "
+            "8.1 times faster. Distillation helped: +2.9 points over the same student without a teacher "
+            "(95 % interval +1.9 to +3.9).",
+        ),
+        (
+            {"control": None},
+            "The student keeps 98.1 % of the teacher's accuracy (91.4 % against 93.1 %) and is 25 times smaller and "
+            "8.1 times faster. No control was trained, so whether the teacher helped is not known.",
+        ),
+        (
+            {"teacher": None},
+            "The student has accuracy 91.4 % (the teacher's is not known); how much smaller and faster it is cannot be "
+            "known. Distillation helped: +2.9 points over the same student without a teacher "
+            "(95 % interval +1.9 to +3.9).",
+        ),
+        ({"smoke": True}, "A smoke run: these figures mean nothing."),
+    ],
+)
+def test_verdict_in_full(changes: dict[str, Any], expected: str) -> None:
+    """A sentence that people quote changes without anyone having decided it."""
+    assert reports.verdict_text(fake_report(**changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        (
+            {"control": 0.912, "ci95": (-0.006, 0.010)},
+            "No evidence that the teacher helped: +0.2 points over",
+        ),
+        ({"control": 0.904, "ci95": (0.0, 0.02)}, "No evidence that the teacher helped: +1.0 points over"),
+        (
+            {"control": 0.925, "ci95": (-0.02, -0.002)},
+            "The teacher HURT: -1.1 points against the same student",
+        ),
+        ({"control": 0.925, "ci95": (-0.02, 0.0)}, "No evidence that the teacher helped: -1.1 points over"),
+        (
+            {"control": 0.914, "ci95": (0.0, 0.0)},
+            "No evidence that the teacher helped: the same student without a",
+        ),
+        (
+            {"ci95": None},
+            "No evidence that the teacher helped: +2.9 points over the same student without a teacher (its",
+        ),
+        ({"teacher": 0.88}, "the teacher itself is no better than that student (88.0 % against 88.5 %)."),
+        ({"teacher": 0.88}, "The student beats the teacher in accuracy (91.4 % against 88.0 %)"),
+        ({"teacher": 0.914}, "The student has the teacher's accuracy (91.4 %)"),
+    ],
+)
+def test_verdict_is_honest(changes: dict[str, Any], part: str) -> None:
+    """A gain whose interval touches 0, a harmful teacher or a tie is told as a success."""
+    assert part in reports.verdict_text(fake_report(**changes))
+
+
+def test_rounding_hides_no_difference() -> None:
+    """A loss is rounded up to 100.0 %, or a gain is shown as +0.0 points with "helped" beside it."""
+    text = reports.verdict_text(
+        fake_report(teacher=0.91403, student=0.914, control=0.9138, ci95=(0.00002, 0.0004))
+    )
+    assert "keeps 99.9 %" in text
+    assert "+0.020 points" in text
+    assert "+0.002 to +0.040" in text
+
+
+@pytest.mark.parametrize(
+    ("verdict", "part"),
+    [
+        ({"compression": 0.5, "speedup": 0.25}, " and is 2.0 times larger and 4.0 times slower."),
+        ({"compression": 1.0, "speedup": 1.02}, " and is about as large and about as fast."),
+        ({"compression": None}, " and is 8.1 times faster; how much smaller it is cannot be known."),
+        ({"compression": 1234.5}, " and is 1,234 times smaller and"),
+    ],
+)
+def test_verdict_on_size_and_speed(verdict: dict[str, Any], part: str) -> None:
+    """A student that is larger or slower than its teacher is sold as "0.5 times smaller"."""
+    report = fake_report()
+    report["verdict"] |= verdict
+    assert part in reports.verdict_text(report)
+
+
+def test_verdict_of_a_metric_that_is_no_percentage() -> None:
+    """Log-probabilities are printed as percentages, or a retention of probabilities as one of scores."""
+    report = fake_report(teacher=-1.2, control=-1.5, student=-1.3, ci95=(0.15, 0.25), task="causal_lm")
+    report["metric"], report["verdict"]["retention"] = "log_probability", 0.905
+    text = reports.verdict_text(report)
+    assert "keeps 90.5 % of the teacher's probability of a reference token (-1.300 against -1.200)" in text
+    assert "+0.200 log_probability over the same student" in text
+
+
+# --- tables ---
+
+
+def test_final_table_fits_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table wraps into a jumble in a standard terminal once a teacher has billions of parameters."""
+    report = fake_report()
+    report["models"]["teacher"] |= {
+        "parameters": 671_241_732_096,
+        "bytes": 1_384_483_464_192,
+        "latency_ms": {"p50": 12_345.6, "p95": 20_000.0},
+        "throughput_per_s": 123_456.7,
+        "peak_memory_bytes": 999_999_999_999,
+    }
+    reports.final_table(report)
+    cost = ("17.5 MB", "0.88 ms", "1,140", "116 MB")
+    *table, sentence = capsys.readouterr().out.splitlines()
+    assert max(map(len, table)) <= 80
+    assert [line.split()[0] for line in table[2:]] == ["teacher", "control", "student"]
+    assert re.split(r"\s{2,}", table[-1]) == [*("student", "91.4 %", "90.6 to 92.2", "4.4M"), *cost]
+    assert sentence == reports.verdict_text(report)
+
+
+def test_final_table_shows_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
+    """A remote teacher's nulls crash the end of a run that took hours, or are printed as 0."""
+    reports.final_table(fake_report(teacher=None, control=None))
+    teacher = capsys.readouterr().out.splitlines()[2]
+    assert teacher.split() == ["teacher", *["n/a"] * 7]
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (reports._count(999), "999"),
+        (reports._count(999_999), "1.0M"),
+        (reports._count(4_386_178), "4.4M"),
+        (reports._bytes(17_544_712), "17.5 MB"),
+        (reports._bytes(0), "0 B"),
+        (reports._milliseconds(1.94), "1.9 ms"),
+        (reports._rate(45.67), "45.7"),
+        (reports._share(1.0), "100.0 %"),
+        (reports._share(float("nan")), "n/a"),
+    ],
+)
+def test_units(shown: str, expected: str) -> None:
+    """Figures come out as 1000.0k, as seventeen digits, or as nan."""
+    assert shown == expected
+
+
+def row(overrides: str, **changes: Any) -> dict[str, Any]:
+    """A finished run of a sweep."""
+    return {
+        "overrides": overrides,
+        "metric": "accuracy",
+        "score": 0.914,
+        "validation_score": 0.92,
+        "retention": 0.981,
+        "gain_over_control": 0.029,
+        "gain_ci95": [0.019, 0.039],
+    } | changes
+
+
+def test_sweep_marks_the_best_by_validation(capsys: pytest.CaptureFixture[str]) -> None:
+    """The best run of a sweep is picked by its test score, which then flatters it."""
+    reports.sweep_table(
+        [
+            row("student=tiny loss.soft_label.temperature=1", score=0.99, validation_score=0.90),
+            row("student=tiny loss.soft_label.temperature=2", score=0.91, validation_score=0.93),
+        ]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 runs with student=tiny"
+    assert [line for line in lines[1:] if line.startswith("*")] == [lines[3], lines[4]]
+    assert lines[3].split("  ")[0] == "* temperature=2"
+    assert "+2.9 [+1.9, +3.9]  helped" in lines[3]
+
+
+def test_sweep_without_validation_scores_marks_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without validation scores the table falls back to the test score in silence."""
+    reports.sweep_table(
+        [row("seed=1", validation_score=None), row("seed=2", validation_score=None, score=0.99)]
+    )
+    assert "*" not in capsys.readouterr().out
+
+
+def test_sweep_shows_failures_and_smoke(capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that failed is missing from the table, or its message is cut; a smoke run seems to prove something."""
+    reports.sweep_table(
+        [
+            row("loss.a.weight=1 loss.b.weight=1", smoke=True),
+            {"overrides": "loss.a.weight=2 loss.b.weight=1", "message": "expected [x], got y"},
+            row("loss.a.weight=3 loss.b.weight=1", gain_over_control=None, gain_ci95=None, retention=None),
+        ]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].endswith("smoke")
+    assert lines[3].split() == ["weight=2", "n/a", "n/a", "n/a", "n/a", "failed"]
+    assert lines[4].split()[-2:] == ["n/a", "n/a"]
+    assert lines[-1] == "loss.a.weight=2 failed: expected [x], got y"
+
+
+def test_sweep_shortens_no_key_that_would_be_ambiguous() -> None:
+    """Two keys that end alike are both shown as weight=1."""
+    assert reports._short(["loss.a.weight=1 trainer.epochs=2", "loss.b.weight=1"]) == [
+        "loss.a.weight=1 epochs=2",
+        "loss.b.weight=1",
+    ]
+
+
+def fake_export(**budget: Any) -> dict[str, Any]:
+    """export.json with a good fp32 and an int8 file that is out of tolerance."""
+    model = fake_model(random.Random(3), LABELS, 0.914, 4_386_178)
+    good = model | {
+        "parity": {"agreement": 1.0, "score_drop": 0.0, "max_abs_difference": 1e-6, "within": True},
+        "budget": {"met": True},
+    }
+    bad = model | {
+        "bytes": 4_500_000,
+        "score": 0.851,
+        "parity": {"agreement": 0.9012, "score_drop": 0.063, "max_abs_difference": 2.0, "within": False},
+        "budget": budget or {"met": True},
+    }
+    return {
+        "metric": "accuracy",
+        "hardware": "cpu",
+        "test_examples": 4000,
+        "smoke": False,
+        "torch": model,
+        "artifacts": {"model.fp32.onnx": good, "model.int8.onnx": bad},
+        "recommended": "model.fp32.onnx",
+    }
+
+
+def test_export_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """An artifact that is out of tolerance or over budget looks as good as one that is not."""
+    limits = {
+        "size_mb": {"limit": 4.0, "value": 4.5, "met": False},
+        "latency_ms": {"limit": 9, "value": 1, "met": True},
+    }
+    result = fake_export(**limits, peak_memory_mb={"limit": 100, "value": None, "met": False}, met=False)
+    reports.export_table(result)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:5])) <= 80
+    assert lines[2].startswith("torch student ")
+    assert re.split(r"\s{2,}", lines[3])[:2] == ["* model.fp32.onnx", "91.4 %"]
+    assert lines[3].split()[-2:] == ["ok", "ok"]
+    assert re.split(r"\s{2,}", lines[4])[-3:] == ["90.1 %", "MISSED", "MISSED"]
+    assert lines[5:] == [
+        "model.int8.onnx: out of tolerance: agrees with the torch student on 90.1 % of the rows and loses 6.3 points",
+        "model.int8.onnx: over budget: size_mb is 4.5, and may be 4",
+        "model.int8.onnx: over budget: peak_memory_mb is not known, and may be 100",
+        "* recommended: the smallest within tolerance and budget",
+    ]
+
+
+def test_export_table_with_nothing_to_recommend(capsys: pytest.CaptureFixture[str]) -> None:
+    """When every artifact misses something the table still points at one, or a smoke export looks real."""
+    reports.export_table(fake_export() | {"recommended": None, "smoke": True})
+    *_, nothing, smoke = capsys.readouterr().out.splitlines()
+    assert nothing == "No artifact is within tolerance and budget."
+    assert smoke == "A smoke run: these figures mean nothing."
+
+
+def test_eval_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """`kdcli eval` of an artifact, which has no parameters and no verdict, ends in a traceback."""
+    report = fake_report()
+    result = {"metric": "accuracy", "split": "validation", "examples": 2000, "dataset": {"name": "ag_news"}}
+    artifact = {"bytes": 4_500_000, "score": 0.9, "scores": {}}
+    reports.eval_table(result | {"models": {"model.int8.onnx": artifact}})
+    title, _, line = capsys.readouterr().out.splitlines()
+    assert title == "2,000 rows of ag_news, split validation"
+    assert line.split() == ["model.int8.onnx", "90.0", "%", "n/a", "n/a", "4.5", "MB", "n/a", "n/a", "n/a"]
+    verdict = {"text": reports.verdict_text(report)}
+    reports.eval_table(result | {"models": report["models"], "verdict": verdict})
+    assert capsys.readouterr().out.splitlines()[-1] == verdict["text"]
+
+
+# --- the page ---
+
+
+class Page(HTMLParser):
+    """What a browser would see in a report: its elements, its text, and everything it would fetch or run."""
+
+    VOID = frozenset({"meta", "br", "path", "use", "circle", "rect"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.handlers: list[str] = []
+        self.said = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            self.handlers += [name] if name.startswith("on") else []
+            self.links += (
+                [str(value)] if name in ("src", "href", "xlink:href", "srcset", "data", "action") else []
+            )
+            self.links += re.findall(r"url\((.*?)\)", value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.said += data
+
+
+def page_of(run: Path) -> str:
+    reports.write_html(run)
+    return (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of an ordinary run."""
+    return page_of(fake_run(tmp_path_factory.mktemp("run"), fake_report(), fake_metrics()))
+
+
+def test_page_opens_without_a_network(page: str) -> None:
+    """A report that was mailed or archived shows nothing, or tells a server that it was opened."""
+    seen = Page(page)
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & set(seen.tags)
+    assert all(link.startswith("#") for link in seen.links)
+    assert not re.search(r"https?:|@import|@font-face", page)
+    assert seen.open == []
+    assert len(page) < 1_000_000
+
+
+def test_page_holds_what_was_found(page: str) -> None:
+    """A section is lost from the template and nobody notices."""
+    seen = Page(page)
+    said = " ".join(seen.said.split())
+    assert reports.verdict_text(fake_report()) in said
+    for part in (
+        *(
+            "109M",
+            "17.5 MB",
+            "92.3 to 93.9",
+            "soft_label",
+            "weight 0.9, temperature 2.0",
+            "20,000",
+            "seeds.student",
+        ),
+        *(
+            "Loss terms of the teacher",
+            "Loss terms of the student",
+            "Loss terms of the control",
+            "Validation accuracy",
+        ),
+        *(
+            "ECE 0.042",
+            "Confusion matrix of the student",
+            "What the teacher added",
+            "2:11 · 1,875 steps",
+            "Sci/Tech",
+        ),
+    ):
+        assert part in said
+    assert seen.tags.count("svg") == 2 + 1 + 3 + 1  # scores and gain, validation, losses, calibration
+
+
+def test_page_defines_every_colour_in_light_and_dark(page: str) -> None:
+    """A plot's lines vanish in dark mode, because a colour was left black or was never defined."""
+    light, dark = re.findall(r":root \{(.*?)\}", page, flags=re.DOTALL)
+    used = set(re.findall(r"var\(--([\w-]+)\)", page)) - {"v", "c", "tone"}
+    assert {"student", "control", "teacher", "ink", "grid"} <= used
+    for theme in (light, dark):
+        assert used <= set(re.findall(r"--([\w-]+):", theme))
+    for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        assert not re.search(r"#[0-9a-f]{6}\b", svg)
+
+
+def test_page_ids_differ_between_plots(page: str) -> None:
+    """Two plots share an id, and one is clipped by, or drawn with the markers of, the other."""
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert ids
+    assert len(ids) == len(set(ids))
+
+
+def test_page_escapes_text_from_outside(tmp_path: Path) -> None:
+    """A label or a data set called <script> runs in the browser of whoever opens the report."""
+    evil = '<script>alert("x")</script>'
+    report = fake_report(labels=[evil, "$x_1^2$", "a & b", "\\frac{"], control=None)
+    report["dataset"]["name"] = evil
+    report["loss"] = {evil: {"weight": 1.0, evil: evil}}
+    report["stages"].append({"name": evil, "seconds": 1.0, "steps": 1})
+    metrics = [
+        {"stage": evil, "step": step, f"loss/{evil}": 1.0, "loss/$a_$": 2.0, f"eval/loss/{evil}": 1.0}
+        for step in (1, 2)
+    ]
+    run = fake_run(tmp_path / "a&b<i>", report, metrics)
+    (run / "env.json").write_text(json.dumps({evil: evil}))
+    seen = Page(page_of(run))
+    assert not {"script", "i>"} & set(seen.tags)
+    assert seen.handlers == []
+    assert seen.said.count(evil) > 8
+    assert "$x_1^2$" in seen.said
+
+
+def without(report: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The report with these keys gone from all models."""
+    for model in report["models"].values():
+        for key in keys:
+            model.pop(key, None)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("report", "metrics"),
+    [
+        (fake_report(control=None), fake_metrics(("student",), 300)),
+        (fake_report(control=None, smoke=True, stages=[]), []),
+        (fake_report(teacher=None), None),
+        (
+            fake_report(absent=2),
+            [{"stage": "student", "step": 1, "loss/a": float("nan"), "eval/score": float("inf")}],
+        ),
+        (fake_report(ci95=None), [{"stage": "student", "step": 1, "loss/a": 0.0, "eval/score": 0.5}]),
+        (
+            fake_report(student=0.0, control=0.0, ci95=(0, 0)),
+            [{"stage": "student", "step": 1, "loss/a": 1e-9}],
+        ),
+        (
+            without(fake_report(), "confusion", "calibration", "scores", "latency_ms"),
+            fake_metrics(("control",), 30),
+        ),
+        (fake_report(labels=["one"]), fake_metrics(("teacher",), 150)),
+    ],
+    ids=["no-control", "smoke", "remote", "absent-class", "no-interval", "zeros", "bare", "one-class"],
+)
+def test_page_survives_what_is_missing(
+    tmp_path: Path, report: dict[str, Any], metrics: list[dict[str, Any]] | None
+) -> None:
+    """A run of hours ends in a traceback because a figure that it could not have is not there."""
+    run = fake_run(tmp_path, report, metrics)
+    if metrics is None:
+        (run / "env.json").unlink()
+    seen = Page(page_of(run))
+    assert reports.verdict_text(report) in " ".join(seen.said.split())
+    assert not re.search(r"\b(nan|inf|None|undefined)\b", seen.said)
+
+
+def test_page_says_which_class_has_no_test_rows(tmp_path: Path) -> None:
+    """A class that the test split lacks seems to be one that the student never gets right."""
+    said = Page(page_of(fake_run(tmp_path, fake_report(absent=2)))).said
+    assert said.count("no test rows") == 3  # once a model
+
+
+def test_page_of_many_classes_stays_readable(tmp_path: Path) -> None:
+    """With 150 classes the page is megabytes of empty cells and its worst confusion cannot be found."""
+    report = fake_report(labels=[f"intent {i}" for i in range(150)])
+    student = report["models"]["student"]["confusion"]
+    student[7][9] += 60
+    page = page_of(fake_run(tmp_path, report))
+    said = " ".join(Page(page).said.split())
+    assert len(page) < 1_000_000
+    assert page.count('class="hit"') == 3 * 12
+    assert re.search(r"Most frequent: intent 7 → intent 9 \(6\d of 160\)", said)
+    assert "elsewhere" in said
+
+
+def test_matrix_of_many_classes_adds_up() -> None:
+    """Rows of a limited confusion matrix lose the answers that went to classes which are not shown."""
+    report = fake_report(labels=[str(i) for i in range(40)])
+    student = report["models"]["student"]
+    matrix = reports._matrix("student", report["labels"], student, student)
+    assert matrix is not None
+    for line in matrix["rows"]:
+        assert sum(cell[0] for cell in line["cells"]) == line["total"] == 100
+
+
+def test_page_of_a_long_run_stays_small(tmp_path: Path) -> None:
+    """A log of a hundred thousand steps makes a page that no browser opens."""
+    metrics = [{"stage": "student", "step": i, "loss/a": 1 / (i + 1), "loss/b": 3.0} for i in range(30_000)]
+    assert len(page_of(fake_run(tmp_path, fake_report(), metrics))) < 300_000
+
+
+def test_log_of_a_killed_and_resumed_run(tmp_path: Path) -> None:
+    """Half a line left by a kill stops the report, or the repeated steps draw the curve twice."""
+    lines = [
+        {"stage": "student", "step": step, "loss/a": value} for step, value in ((1, 9.0), (2, 8.0), (2, 7.0))
+    ]
+    lines.append({"stage": "student", "step": 2, "eval/score": 0.5})
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "stud')
+    assert reports._read_metrics(path) == [lines[0], lines[2], lines[3]]
+
+
+def test_page_is_deterministic_and_leaves_matplotlib_alone(tmp_path: Path) -> None:
+    """Two reports of one run differ, or a notebook's own plots change style after a report was written."""
+    import matplotlib
+
+    run = fake_run(tmp_path, fake_report(), fake_metrics(("student",)))
+    before = copy.deepcopy(dict(matplotlib.rcParams))
+    first = page_of(run)
+    assert dict(matplotlib.rcParams) == before
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
+        assert page_of(run) == first
+
+
+def test_page_without_a_writable_home(tmp_path: Path) -> None:
+    """In a container without a writable home matplotlib's cache folder cannot be made, and the run ends in that."""
+    fake_run(tmp_path, fake_report(), fake_metrics(("student",), 60))
+    code = "import pathlib, sys; from kdcli.report import write_html; write_html(pathlib.Path('.'))"
+    code += "; assert 'matplotlib.pyplot' not in sys.modules"
+    environment = {
+        **os.environ,
+        "MPLCONFIGDIR": "/dev/null/no",
+        "HOME": "/dev/null/no",
+        "PYTHONPATH": os.getcwd(),
+    }
+    environment["TMPDIR"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=60)
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_page_can_be_written_before_the_report(tmp_path: Path) -> None:
+    """report.json, which says that a run is finished, must be there before the page, and a kill between them
+    leaves a finished run without one."""
+    reports.write_html(tmp_path, fake_report())
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A report that cannot be made again destroys the one that was there, or leaves temporary files."""
+    run = fake_run(tmp_path, fake_report(), [])
+    before = page_of(run)
+    (run / "report.json").write_text(json.dumps({"metric": "accuracy"}))
+    with pytest.raises(KeyError):
+        reports.write_html(run)
+    assert (run / "report.html").read_text(encoding="utf-8") == before
+    assert {path.name for path in run.iterdir()} == {
+        "report.json",
+        "report.html",
+        "metrics.jsonl",
+        "env.json",
+    }
+
+
+@pytest.mark.parametrize("content", [None, "{half"])
+def test_page_of_a_run_without_report_is_a_clear_error(tmp_path: Path, content: str | None) -> None:
+    """A directory that is no finished run ends in a traceback."""
+    if content:
+        (tmp_path / "report.json").write_text(content)
+    with pytest.raises(KDError, match=r"report\.json"):
+        reports.write_html(tmp_path)
+
+
+# --- the model card ---
+
+
+def front_matter(card: str) -> tuple[dict[str, Any], str]:
+    _, front, body = card.split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def test_model_card_front_matter() -> None:
+    """The hub refuses the card, files the model under no task, or is given a base model that is no hub id."""
+    front, body = front_matter(reports.model_card(fake_report(), NAMES))
+    assert front == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["text-classification", "knowledge-distillation", "kdcli"],
+        "metrics": ["accuracy", "f1"],
+    }
+    with_base, _ = front_matter(
+        reports.model_card(fake_report(), NAMES | {"base_model": "google/bert: tiny"})
+    )
+    assert with_base["base_model"] == "google/bert: tiny"
+    assert "started from" not in body.partition("## Limits")[0]
+
+
+def test_model_card_tells_what_a_stranger_needs() -> None:
+    """A published student does not say what it was made from, how good it is, or that a licence may bind it."""
+    report = fake_report()
+    card = reports.model_card(report, NAMES)
+    for part in (
+        "distilled from bert-base on ag\\_news",
+        reports.verdict_text(report),
+        "pipeline(",
+        "licences",
+        "Sci/Tech",
+    ):
+        assert part in card
+    table = [line for line in card.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 3
+    assert len({line.count("|") for line in table}) == 1
+    assert "mean nothing" in reports.model_card(fake_report(smoke=True, control=None), NAMES)
+
+
+def test_model_card_escapes_names() -> None:
+    """A label breaks out of its line: a heading, a table, HTML or a second front matter appears in the card."""
+    evil = "a|b\n# c <img src=x> `d` ---"
+    plain = reports.model_card(fake_report(), NAMES)
+    card = reports.model_card(
+        fake_report(labels=[evil, "b"]), NAMES | dict.fromkeys(("teacher", "student", "dataset"), evil)
+    )
+    assert not re.search(r"(?<!\\)<img", card)
+    assert card.count("\n# ") == plain.count("\n# ")
+    assert card.count("\n") == plain.count("\n")
+    assert front_matter(card)[0] == front_matter(plain)[0]
+
+
+def test_import_is_light() -> None:
+    """`kdcli list` and the table of a sweep wait seconds for matplotlib or torch."""
+    code = "import kdcli.report, sys; print(sorted({'torch', 'matplotlib', 'numpy', 'jinja2'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
