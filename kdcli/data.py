@@ -25,6 +25,7 @@ from kdcli.errors import ConfigError, DataError
 from kdcli.files import PACKAGE, digest, locate_package, snapshot
 from kdcli.tasks.base import IGNORE
 
+datasets.disable_progress_bars()  # the run has its own
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 _INTEGER = re.compile(r"-?\d+")
@@ -94,8 +95,12 @@ def load(cfg: DatasetConfig) -> Data:
             raise DataError(f"{cfg.path}: the {split} split has no rows")
     found = {row["label"] for row in rows["train"]} - {IGNORE}
     if len(found) < 2:
-        raise DataError(f"{cfg.path}: all training rows have the label {labels[found.pop()]!r}; at least two are needed")
-    fingerprint = digest(labels, {split: [(row["id"], row["label"]) for row in rows[split]] for split in SPLITS})
+        raise DataError(
+            f"{cfg.path}: all training rows have the label {labels[found.pop()]!r}; at least two are needed"
+        )
+    fingerprint = digest(
+        labels, {split: [(row["id"], row["label"]) for row in rows[split]] for split in SPLITS}
+    )
     splits = {split: datasets.Dataset.from_list(rows[split]) for split in SPLITS}
     return Data(splits, labels, fingerprint, sources["train"].commit)
 
@@ -129,7 +134,9 @@ def _read(cfg: DatasetConfig, split: str) -> _Raw:
     return _raw(path.name, table)
 
 
-def _raw(name: str, table: list[tuple[Any, ...]], names: list[str] | None = None, commit: str | None = None) -> _Raw:
+def _raw(
+    name: str, table: list[tuple[Any, ...]], names: list[str] | None = None, commit: str | None = None
+) -> _Raw:
     texts, labels = [], []
     for number, row in enumerate(table, 1):
         for value in row[:-1]:
@@ -138,7 +145,9 @@ def _raw(name: str, table: list[tuple[Any, ...]], names: list[str] | None = None
             if not value.strip():
                 raise DataError(f"{name}, row {number}: the text is empty; remove the row, or fill it")
             if _HALF.search(value):
-                raise DataError(f"{name}, row {number}: the text {value[:40]!r} holds half a character (a lone surrogate)")
+                raise DataError(
+                    f"{name}, row {number}: the text {value[:40]!r} holds half a character (a lone surrogate)"
+                )
         texts.append(row[:-1])
         labels.append(_label(row[-1], f"{name}, row {number}"))
     return _Raw(name, texts, labels, names, commit)
@@ -202,7 +211,9 @@ def _read_csv(cfg: DatasetConfig, path: Path, columns: list[str]) -> Iterator[tu
                 )
             yield tuple(row[column] for column in picked)
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error} (a truncated file, or a stray quote?)") from None
+        raise DataError(
+            f"{path}, line {reader.line_num}: {error} (a truncated file, or a stray quote?)"
+        ) from None
 
 
 def _lines(cfg: DatasetConfig, path: Path) -> Iterator[str]:
@@ -210,7 +221,9 @@ def _lines(cfg: DatasetConfig, path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8-sig" if cfg.encoding == "utf-8" else cfg.encoding, newline="") as stream:
         for number, line in enumerate(stream, 1):
             if "\0" in line:
-                raise DataError(f"{path}, line {number} holds NUL: is it no text, or UTF-16 (dataset.encoding=utf-16)?")
+                raise DataError(
+                    f"{path}, line {number} holds NUL: is it no text, or UTF-16 (dataset.encoding=utf-16)?"
+                )
             yield line
 
 
@@ -242,10 +255,14 @@ def _read_parquet(cfg: DatasetConfig, path: Path, columns: list[str]) -> Iterato
 
 def _read_hub(cfg: DatasetConfig, split: str, columns: list[str]) -> _Raw:
     folder, commit = snapshot(cfg.path, cfg.revision, kind="dataset")
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it would log is raised as well
     try:
         table = datasets.load_dataset(str(folder), cfg.name, split=split)
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
-        raise DataError(f"the data set {cfg.path}: {error} (dataset.name= and dataset.{'train'}= choose its parts)") from None
+        raise DataError(
+            f"the data set {cfg.path} cannot be read: {str(error.__cause__ or error).strip()} (dataset.name=, "
+            "dataset.train=, dataset.validation= and dataset.test= choose its parts)"
+        ) from None
     _pick(table.column_names, columns, f"{cfg.path} ({split})")
     feature = table.features[cfg.label]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
@@ -262,7 +279,9 @@ def _label_names(cfg: DatasetConfig, sources: dict[str, _Raw]) -> list[str]:
     if names := sources["train"].names:
         return names
     found = {label for raw in sources.values() for label in raw.labels if label is not None}
-    return sorted(found, key=lambda label: (0, int(label), label) if _INTEGER.fullmatch(label) else (1, 0, label))
+    return sorted(
+        found, key=lambda label: (0, int(label), label) if _INTEGER.fullmatch(label) else (1, 0, label)
+    )
 
 
 def _clean(cfg: DatasetConfig, raw: _Raw, labels: list[str]) -> list[dict[str, Any]]:
@@ -309,7 +328,11 @@ def _disjoint(rows: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str,
             continue
         kept = [row for row in rows[split] if row["id"] not in taken]
         if len(kept) < len(rows[split]):
-            logger.info("%d rows of %s also stand in a later split and were left out", len(rows[split]) - len(kept), split)
+            logger.info(
+                "%d rows of %s also stand in a later split and were left out",
+                len(rows[split]) - len(kept),
+                split,
+            )
         rows[split] = kept
         taken |= {row["id"] for row in kept}
     return rows
@@ -338,4 +361,6 @@ def require_batch(rows: int, batch_size: int, what: str, key: str) -> None:
         ConfigError
     """
     if rows < batch_size:
-        raise ConfigError(f"{what}: {rows} rows are fewer than one batch ({key} = {batch_size}); lower it, or add data")
+        raise ConfigError(
+            f"{what}: {rows} rows are fewer than one batch ({key} = {batch_size}); lower it, or add data"
+        )

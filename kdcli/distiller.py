@@ -23,7 +23,9 @@ class Distiller(nn.Module):
         weights: each term's weight.
     """
 
-    def __init__(self, student: PreTrainedModel, task: Task, losses: Mapping[str, Loss], weights: Mapping[str, float]):
+    def __init__(
+        self, student: PreTrainedModel, task: Task, losses: Mapping[str, Loss], weights: Mapping[str, float]
+    ):
         super().__init__()
         self.student = student
         self.losses = nn.ModuleDict(losses)

@@ -32,7 +32,12 @@ def environment() -> dict[str, Any]:
 def _git_commit() -> str | None:
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path.cwd(), timeout=10, check=False
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            cwd=Path.cwd(),
+            timeout=10,
+            check=False,
         )
     except OSError:
         return None

@@ -17,11 +17,13 @@ from kdcli.tasks.base import Task
 RESAMPLES = 10_000
 
 
-def examine(source: Source, task: Task, rows: datasets.Dataset, max_length: int) -> tuple[dict[str, Any], np.ndarray]:
+def examine(
+    source: Source, task: Task, rows: datasets.Dataset, max_length: int
+) -> tuple[dict[str, Any], np.ndarray]:
     """A checkpoint's size, and its fp32 logits (N, C) on a split, in the order of the task's labels."""
     model, _ = load_model(source, task)
     order = label_order(model.config, task.labels, source.name)
-    tokenizer = load_tokenizer(source, model)
+    tokenizer = load_tokenizer(source, model, max_length)
     logits = task.predict(model, tokenizer, task.encode(tokenizer, rows, max_length))[:, order]
     return size(source, task), logits
 
@@ -74,7 +76,9 @@ def agreement(one: np.ndarray, other: np.ndarray) -> float:
 
 def divergence(teacher: np.ndarray, student: np.ndarray) -> float:
     """Mean KL(teacher ‖ student) in nats a row, at temperature 1."""
-    log_p, log_q = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) for logits in (teacher, student))
+    log_p, log_q = (
+        logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) for logits in (teacher, student)
+    )
     return float((np.exp(log_p) * (log_p - log_q)).sum(1).mean())
 
 
@@ -96,7 +100,9 @@ def verdict(
         "gain_over_control": gain,
         "gain_ci95": ci,
         "agreement": agreement(logits["teacher"], logits["student"]),
-        "kl_to_teacher": divergence(logits["teacher"].astype(np.float64), logits["student"].astype(np.float64)),
+        "kl_to_teacher": divergence(
+            logits["teacher"].astype(np.float64), logits["student"].astype(np.float64)
+        ),
         "compression": teacher["parameters"] / student["parameters"],
         "speedup": fast / slow if fast and slow else None,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -23,12 +24,18 @@ HUB_FILES = {
     "dataset": ["*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl", "*.txt", "*.md"],
 }
 """What is fetched from a hub repository: no pickles."""
+PATIENCE = 10.0
+"""Seconds that the hub has to answer at all, before what the cache holds is taken."""
 
 
 def cache_dir(kind: str) -> Path:
     """KDCLI_CACHE_DIR/kind, by default in the user's cache folder; made if it is missing."""
     given = os.environ.get("KDCLI_CACHE_DIR")
-    base = Path(given).expanduser() if given else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kdcli"
+    base = (
+        Path(given).expanduser()
+        if given
+        else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kdcli"
+    )
     folder = base.absolute() / kind
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -36,7 +43,9 @@ def cache_dir(kind: str) -> Path:
 
 def digest(*parts: Any) -> str:
     """sha256 of plain data (what json can write, and columns), as hex."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False, default=list).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(parts, sort_keys=True, ensure_ascii=False, default=list).encode()
+    ).hexdigest()
 
 
 def hash_files(files: Iterable[Path]) -> str:
@@ -46,6 +55,14 @@ def hash_files(files: Iterable[Path]) -> str:
         with file.open("rb") as stream:
             total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space (or of the right to so large a file); safetensors says it in words."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in full or any(
+        f"(os error {number})" in str(error) for number in full
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -88,7 +105,9 @@ def locate_package(path: str) -> Path:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         remedy = f"pip install 'kdcli[{extra}]'" if (extra := _extra_with(name)) else f"pip install {name}"
-        raise ConfigError(f"the package {name} is needed and is not installed; install it with: {remedy}") from None
+        raise ConfigError(
+            f"the package {name} is needed and is not installed; install it with: {remedy}"
+        ) from None
     found = Path(str(distribution.locate_file(inner)))
     if not found.exists():
         raise ConfigError(f"the package {name} {distribution.version} has no {inner}")
@@ -120,27 +139,42 @@ def snapshot(
     Raises:
         ModelError, DataError: it does not exist, is gated, or the hub cannot be reached and the cache lacks it.
     """
-    import huggingface_hub
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wrong = ModelError if kind == "model" else DataError
     key = {"model": "teacher.path= or student.path=", "dataset": "dataset=csv dataset.path="}[kind]
-    cache = huggingface_hub.constants.HF_HUB_CACHE
     at = f"{repo} (revision {revision})" if revision else repo
+    patterns = HUB_FILES[kind] + (["*.py"] if code else [])
+    problem = "HF_HUB_OFFLINE is set. Connect once to fetch it"
     try:
-        folder = huggingface_hub.snapshot_download(
-            repo, revision=revision, repo_type=kind, allow_patterns=HUB_FILES[kind] + (["*.py"] if code else [])
+        if not constants.HF_HUB_OFFLINE:
+            HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=PATIENCE)
+            problem = ""
+    except HFValidationError:
+        pass
+    except HfHubHTTPError as error:
+        problem = (
+            f"the Hugging Face hub says: {str(error).splitlines()[0].rstrip('.')}. Check the name and the revision, set "
+            "HF_TOKEN if it is gated or private"
+        )
+    except Exception as error:  # of whatever library carries the request
+        problem = f"the Hugging Face hub cannot be reached ({type(error).__name__}). Connect once to fetch it"
+    try:
+        folder = snapshot_download(
+            repo, revision=revision, repo_type=kind, allow_patterns=patterns, local_files_only=bool(problem)
         )
     except HFValidationError:
-        raise wrong(f"the {kind} {repo} is neither a local path that exists nor a Hugging Face hub id") from None
+        raise wrong(
+            f"the {kind} {repo} is neither a local path that exists nor a Hugging Face hub id"
+        ) from None
     except LocalEntryNotFoundError:
         raise wrong(
-            f"the {kind} {at} was not found: it is no local path, the hub cache {cache} does not hold it, and the "
-            f"Hugging Face hub cannot be reached. Connect once to fetch it, or give a local copy with {key}"
+            f"the {kind} {at} was not found: it is no local path, the hub cache {constants.HF_HUB_CACHE} does not hold "
+            f"it (or not all of it), and {problem}, or give a local copy with {key}"
         ) from None
-    except HfHubHTTPError as error:
+    except Exception as error:
         raise wrong(
-            f"the {kind} {at} cannot be fetched from the Hugging Face hub ({str(error).splitlines()[0]}). Check its "
-            "name and revision; for a gated or private one set HF_TOKEN"
-        ) from None
+            f"the {kind} {at} could not be fetched from the Hugging Face hub ({error}); try again"
+        ) from error
     return Path(folder), Path(folder).name

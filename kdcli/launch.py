@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kdcli import console, rundir
 from kdcli.config import COMMANDS, check, conf_dir, defaults, suggest, user_conf_dir
 from kdcli.errors import ConfigError, KDError
+from kdcli.files import disk_full
 
 VERSION_BASE = "1.3"
 MOST_JOBS = 256
@@ -52,6 +53,11 @@ def launch(
     except KDError as error:
         console.error(error.message)
         return error.exit_code
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        console.error(f"{error}. Free some space and start the same command again")
+        return 1
     except KeyboardInterrupt:
         console.error("interrupted; the same command on the same directory goes on from the last checkpoint")
         return 130
@@ -68,7 +74,9 @@ def _launch(
     rerun: Path | None,
 ) -> int:
     if wrong := [word for word in overrides if "=" not in word and not word.startswith("~")]:
-        raise ConfigError(f"{wrong[0]!r} is not KEY=VALUE{suggest(wrong[0], COMMANDS)} (kdcli {command} --help)")
+        raise ConfigError(
+            f"{wrong[0]!r} is not KEY=VALUE{suggest(wrong[0], COMMANDS)} (kdcli {command} --help)"
+        )
     if resolve and not cfg:
         raise ConfigError("--resolve goes with --cfg job")
     name, overrides = _register(command, overrides, config_dir, rerun)
@@ -85,13 +93,13 @@ def _launch(
         folder = Path(str(composed.run)).expanduser().absolute()
         rundir.read_report(folder)
         argv.append("hydra.output_subdir=null")
-    if command == "distill" and int(os.environ.get("RANK", "0")) == 0:
-        if rundir.examine(folder, _tree(composed)) == "finished":
-            console.say(f"{folder} is finished; see {folder / 'report.html'}")
-            return 0
-    if int(os.environ.get("RANK", "0")) > 0:  # only the first process owns the run directory
+    elif int(os.environ.get("RANK", "0")) > 0:  # only the first process owns the run directory
         folder = Path(tempfile.mkdtemp(prefix="kdcli-"))
         argv.append("hydra.output_subdir=null")
+    elif rundir.examine(folder, _tree(composed)) == "finished":
+        console.say(f"{folder} is finished; see {folder / 'report.html'}")
+        return 0
+    rundir.make(folder)
     argv.append(f"hydra.run.dir={_quoted(folder)}")
     return _hydra(name, argv)
 
@@ -115,14 +123,28 @@ def _register(
         overrides.append(f"hydra.searchpath=[{_quoted(f'file://{folder}')}]")
     name = command
     if rerun is not None:
-        if any(word.partition("=")[0] in ("teacher", "student", "dataset", "loss", "hardware", "trainer") for word in overrides):
-            raise ConfigError("--rerun repeats a recorded config: groups cannot be chosen anew, single keys can (seed=1)")
-        store.store(name="rerun", node={"defaults": ["_self_", "output"], **rundir.saved_config(rerun)}, provider="kdcli")
+        if any(
+            word.partition("=")[0] in ("teacher", "student", "dataset", "loss", "hardware", "trainer")
+            for word in overrides
+        ):
+            raise ConfigError(
+                "--rerun repeats a recorded config: groups cannot be chosen anew, single keys can (seed=1)"
+            )
+        store.store(
+            name="rerun",
+            node={"defaults": ["_self_", "output"], **rundir.saved_config(rerun)},
+            provider="kdcli",
+        )
         name = "rerun"
         if _value(overrides, "hydra.run.dir") is None:
             overrides.append("hydra.run.dir=runs/distill/${now:%Y-%m-%d-%H%M%S-%f}")
     if command == "eval" and (run := _value(overrides, "run")):
-        store.store(group="dataset", name="of_the_run", node=rundir.saved_config(Path(run))["dataset"], provider="kdcli")
+        store.store(
+            group="dataset",
+            name="of_the_run",
+            node=rundir.saved_config(Path(run))["dataset"],
+            provider="kdcli",
+        )
         if _value(overrides, "dataset") is None:
             overrides.append("dataset=of_the_run")
     return name, overrides
@@ -146,14 +168,22 @@ def _compose(command: str, name: str, overrides: list[str]) -> DictConfig:
     with _hydra_errors(command, overrides):
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
-            composed = hydra.compose(name, overrides, return_hydra_config=True)
+            try:
+                composed = hydra.compose(name, overrides, return_hydra_config=True)
+            except ValueError:
+                nothing = [key for key in _groups() if _value(overrides, key) == "null"]
+                if not nothing:
+                    raise
+                raise ConfigError(
+                    f"{nothing[0]}=null: a choice is needed (kdcli list {nothing[0]} shows them)"
+                ) from None
     check(COMMANDS[command], _tree(composed))
     return composed
 
 
 def _tree(composed: DictConfig) -> dict[str, Any]:
     """The config without Hydra's node, resolved, as plain data."""
-    plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
         return dict(OmegaConf.to_container(plain, resolve=True))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
@@ -197,7 +227,9 @@ def _known(command: str, overrides: list[str]) -> list[str]:
     try:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
-            tree = OmegaConf.to_container(hydra.compose(command, chosen), resolve=False)
+            tree = OmegaConf.to_container(
+                hydra.compose(command, chosen, return_hydra_config=True), resolve=False
+            )
     except (HydraException, OmegaConfBaseException):
         tree = defaults(COMMANDS[command])
     return [*(key for key, _ in _leaves(tree)), *groups]  # type: ignore[arg-type]
@@ -213,16 +245,18 @@ def _no_such_option(error: MissingConfigException) -> str:
 
 
 def _short(command: str, overrides: list[str], error: Exception) -> str:
-    """Name the override that is at fault, and what is like it."""
+    """Name the overrides that are at fault, and what is like them."""
     known = _known(command, overrides)
     text = " ".join(str(error).split())
-    for word in overrides:
-        key = word.lstrip("+~").partition("=")[0].partition("@")[0]
-        if key.startswith("hydra") or key in known or not key:
-            continue
-        if key in text or key.rpartition(".")[2] in text:
-            return f"{key}: there is no such key{suggest(key, known)} (kdcli {command} --cfg job shows all)"
-    return text.removesuffix("Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.").strip()
+    words = [word.lstrip("~") for word in overrides if not word.startswith("+")]
+    keys = [word.partition("=")[0].partition("@")[0].replace("/", ".") for word in words]
+    unknown = [key for key in keys if key not in known]
+    if any(key in text or key.rpartition(".")[2] in text for key in unknown):
+        lines = [f"{key}: there is no such key{suggest(key, known)}" for key in unknown]
+        return "\n  ".join(lines) + f" (kdcli {command} --cfg job shows all)"
+    return text.removesuffix(
+        "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
+    ).strip()
 
 
 def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -277,6 +311,9 @@ def _job(command: str, cfg: DictConfig) -> None:
     try:
         if owner and command != "export":
             fresh = rundir.take(folder)
+            if (folder / rundir.REPORT).is_file():  # a job of a sweep that is continued
+                status = 0
+                return
         status = _command(command, check(COMMANDS[command], _tree(cfg)), folder)
     except KDError as error:
         status = error.exit_code
@@ -292,6 +329,10 @@ def _job(command: str, cfg: DictConfig) -> None:
     except KeyboardInterrupt:
         status = 130
         raise
+    except Exception as error:
+        if not disk_full(error):
+            raise
+        console.error(f"{folder}: {error}. Free some space and start the same command on the same directory")
     finally:
         if owner and command != "export":
             rundir.release(folder)
@@ -302,7 +343,7 @@ def _command(command: str, config: Any, folder: Path) -> int:
     if command == "distill":
         from kdcli.commands.distill import distill
 
-        return distill(config, folder)
+        return distill(config, folder, _names(config))
     if command == "eval":
         from kdcli.commands.eval import evaluate
 
@@ -310,6 +351,17 @@ def _command(command: str, config: Any, folder: Path) -> int:
     from kdcli.commands.export import export
 
     return export(config, str(HydraConfig.get().runtime.choices["hardware"]))
+
+
+def _names(config: Any) -> dict[str, str]:
+    """What teacher, student and data set are called: the choice that was made, or the path that was given."""
+    chosen, overrides = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
+    names = {}
+    for group in ("teacher", "student", "dataset"):
+        given = any(str(word).startswith(f"{group}.path=") for word in overrides)
+        path = getattr(config, group).path
+        names[group] = str(path if given or group not in chosen else chosen[group])
+    return names
 
 
 # ---- sweeps ------------------------------------------------------------------------------------------
@@ -329,24 +381,37 @@ def _sweep(command: str, name: str, overrides: list[str]) -> int:
         else [str(override.input_line)]
         for override in parsed
     ]
-    for job in itertools.islice(itertools.product(*axes), MOST_JOBS):
+    for number, job in enumerate(itertools.islice(itertools.product(*axes), MOST_JOBS)):
         composed = _compose(command, name, list(job))
-    HydraConfig.instance().set_config(composed)
-    folder = Path(str(composed.hydra.sweep.dir)).expanduser().absolute()
+        OmegaConf.set_readonly(composed, False)
+        composed.hydra.job.num = number
+        HydraConfig.instance().set_config(composed)
+        folder = Path(str(composed.hydra.sweep.dir)).expanduser().absolute()
+        rundir.examine_sweep(folder)
+        rundir.examine(folder / str(composed.hydra.sweep.subdir), _tree(composed))
     status = _hydra(name, ["--multirun", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
     if command != "distill":
         return status
     from kdcli.report import sweep_table
 
-    rows = [_sweep_row(run) for run in sorted(folder.iterdir(), key=lambda run: (len(run.name), run.name)) if run.is_dir()]
+    rows = [
+        _sweep_row(run)
+        for run in sorted(folder.iterdir(), key=lambda run: (len(run.name), run.name))
+        if run.is_dir()
+    ]
     sweep_table(rows)
     console.say(f"runs in {folder}")
     return max([status, *(row["exit_code"] for row in rows)])
 
 
 def _sweep_row(run: Path) -> dict[str, Any]:
-    chosen = OmegaConf.load(run / ".hydra" / "overrides.yaml") if (run / ".hydra" / "overrides.yaml").is_file() else []
-    row: dict[str, Any] = {"run": run.name, "overrides": " ".join(str(word) for word in chosen), "exit_code": 0}
+    recorded = run / ".hydra" / "overrides.yaml"
+    chosen: Any = OmegaConf.load(recorded) if recorded.is_file() else []
+    row: dict[str, Any] = {
+        "run": run.name,
+        "overrides": " ".join(str(word) for word in chosen),
+        "exit_code": 0,
+    }
     if (run / rundir.ERROR).is_file():
         return row | json.loads((run / rundir.ERROR).read_text())
     if not (run / rundir.REPORT).is_file():
@@ -372,7 +437,14 @@ def _folders() -> list[Path]:
 
 
 def _groups() -> list[str]:
-    return sorted({path.name for folder in _folders() for path in folder.iterdir() if path.is_dir() and any(path.glob("*.yaml"))})
+    return sorted(
+        {
+            path.name
+            for folder in _folders()
+            for path in folder.iterdir()
+            if path.is_dir() and any(path.glob("*.yaml"))
+        }
+    )
 
 
 def _options(group: str) -> list[str]:
@@ -386,7 +458,9 @@ def list_groups(group: str | None, config_dir: Path | None) -> int:
     try:
         groups = _groups()
         if group is not None and group not in groups:
-            raise ConfigError(f"there is no group {group}{suggest(group, groups)}; there are {', '.join(groups)}")
+            raise ConfigError(
+                f"there is no group {group}{suggest(group, groups)}; there are {', '.join(groups)}"
+            )
         rows = [
             [*([name] if group is None else []), option, _about(name, option)]
             for name in ([group] if group else groups)
@@ -404,6 +478,8 @@ def _about(group: str, option: str) -> str:
         path = folder / group / f"{option}.yaml"
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
-            comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
+            comments = [
+                line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line
+            ]
             return comments[0] if comments else ""
     return ""

@@ -1,13 +1,16 @@
 """Speed and memory of one model, in a process of its own and by its own runtime.
 
-`measure_rows` starts `python -m kdcli.measure` with a specification on stdin. The process loads and runs the
-model with nothing else: an ONNX file without torch and transformers, so that its peak memory is what a device
-would need. Tokenization is not timed: it is the same for all models of a comparison, and done elsewhere on
-most devices.
+`measure` starts `python -m kdcli.measure` with a specification on stdin. That process loads and runs the model with
+nothing else: an ONNX file without torch and transformers, so that its peak memory is what the model needs. This
+module imports accordingly little.
+
+What is timed is the model alone. Tokenization is left out: it is the same for all models that are compared, takes a
+fraction of the time, and is done by other code on most devices.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -15,24 +18,122 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kdcli.config import Measure
-from kdcli.errors import ExportError
+from kdcli.errors import ExportError, KDError
 
 if TYPE_CHECKING:
     import datasets
 
+    from kdcli.config import Measure
+
+Texts = Sequence[Sequence[str]]
+"""Each row: one text, or a text and its pair."""
 Encoded = dict[str, np.ndarray]
-"""One row: input ids (and segment ids), each (L,)."""
-Run = Callable[[Encoded], np.ndarray]
-"""A padded batch, each array (B, L), to logits (B, C)."""
-WARM_UP = 5
+"""The model's inputs by name: of one row (L,), of a batch (B, L)."""
+AUTO = {"classification": "AutoModelForSequenceClassification"}
+"""The class of transformers that loads a model of a task."""
+WARM_UP = 10
+"""Rows that are run before latency is timed: first calls allocate and plan."""
 PASSES = 3
+"""Times that each batch is run for throughput, so that its median forgets a hiccup …"""
+PATIENCE = 10
+"""… unless that takes so many times `throughput_seconds`: the batches of a slow model are long enough by themselves."""
+
+
+@dataclass(frozen=True)
+class MeasureSpec:
+    """What to run, and how.
+
+    Attributes:
+        path: a model directory (torch) or a file (onnx).
+        tokenizer: the directory of its tokenizer.
+        max_length: tokens a row; the rest is cut off.
+        threads: of the runtime.
+        batch_size: rows a batch, for throughput.
+        latency_runs: at most so many rows are run at batch 1.
+        throughput_seconds: throughput is measured for about so long, over whole passes.
+        max_texts: speed is measured on at most so many rows, evenly spaced among all.
+        speed: false: nothing is timed.
+        logits: a safetensors file to write with the `logits` of all rows, float32 (N, C), in their order.
+        code: the model directory's own Python files may be run.
+    """
+
+    runtime: Literal["torch", "onnx"]
+    path: str
+    tokenizer: str
+    max_length: int
+    task: str = "classification"
+    threads: int = 1
+    batch_size: int = 32
+    latency_runs: int = 200
+    throughput_seconds: float = 2.0
+    max_texts: int = 512
+    speed: bool = True
+    logits: str | None = None
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one model needs. What was not measured is None.
+
+    Attributes:
+        latency_ms: p50 and p95 of single rows, unpadded, at batch 1.
+        throughput_per_s: rows a second, in batches of rows of like length, from each batch's median time.
+        peak_memory_bytes: the most that the process held while it loaded and ran the model: Python, the runtime,
+            the weights, and the activations of its largest batch.
+        load_seconds: to import the runtime and to load the model, the files most likely being in the system's cache.
+    """
+
+    latency_ms: dict[str, float | None]
+    throughput_per_s: float | None
+    peak_memory_bytes: int | None
+    load_seconds: float | None
+
+
+UNKNOWN = Measurement({"p50": None, "p95": None}, None, None, None)
+
+
+def measure(spec: MeasureSpec, texts: Texts) -> Measurement:
+    """Run one model in its own process.
+
+    Raises:
+        ExportError: the runtime could not load or run the model; with the last lines of what it said.
+    """
+    said = [asdict(spec), [texts[at] for at in _spaced(len(texts), spec.max_texts)]]
+    if spec.logits:
+        said.append(texts)
+    threads = str(spec.threads)
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "kdcli.measure"],  # -P: no module of the working directory
+        input="\n".join(map(json.dumps, said)),
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        last = "\n  ".join(done.stderr.strip().splitlines()[-5:]) or "it said nothing"
+        raise ExportError(
+            f"{spec.path} could not be run by {spec.runtime} in its own process (exit code {done.returncode}):\n  {last}"
+        )
+    return Measurement(**json.loads(done.stdout))
 
 
 def measure_rows(
@@ -43,181 +144,196 @@ def measure_rows(
     rows: datasets.Dataset,
     max_length: int,
     logits: bool = False,
+    code: bool = False,
 ) -> dict[str, Any]:
-    """What one model needs on rows of text.
+    """What one model needs on a split's rows: the fields of `Measurement`, and with `logits` those, float32 (N, C).
 
     Args:
         cfg: how thoroughly; None: nothing is timed.
-        path: a model directory (torch) or a file (onnx).
-        tokenizer: the directory with its tokenizer.
-        logits: run all rows and return their logits too.
-
-    Returns:
-        latency_ms: p50 and p95 of one row at batch 1; throughput_per_s: rows a second in batches of rows of
-        like length, from the median time of each batch; peak_memory_bytes of the process; with `logits` the
-        logits, float32 (N, C) in the rows' order. What was not measured is None.
 
     Raises:
         ExportError: the runtime could not load or run the model.
     """
-    unknown = {"latency_ms": {"p50": None, "p95": None}, "throughput_per_s": None, "peak_memory_bytes": None}
     if cfg is None and not logits:
-        return unknown
-    texts = list(zip(rows["text"], rows["text_pair"], strict=True)) if "text_pair" in rows.column_names else list(rows["text"])
+        return asdict(UNKNOWN)
+    columns = ["text", "text_pair"] if "text_pair" in rows.column_names else ["text"]
+    texts = list(zip(*(list(rows[name]) for name in columns), strict=True))
     with tempfile.TemporaryDirectory(prefix="kdcli-") as folder:
-        spec = {
-            "runtime": runtime,
-            "path": str(path),
-            "tokenizer": str(tokenizer),
-            "texts": texts,
-            "max_length": max_length,
-            "measure": (cfg or Measure()).model_dump(),
-            "timed": cfg is not None,
-            "logits": f"{folder}/logits.npy" if logits else None,
-            "result": f"{folder}/result.json",
-        }
-        threads = str(spec["measure"]["threads"])
-        environment = os.environ | {
-            "OMP_NUM_THREADS": threads,
-            "OPENBLAS_NUM_THREADS": threads,
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "kdcli.measure"],
-            input=json.dumps(spec),
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
+        file = Path(folder) / "logits.safetensors"
+        spec = MeasureSpec(
+            runtime,
+            str(path),
+            str(tokenizer),
+            max_length,
+            **(cfg.model_dump() if cfg else {}),
+            speed=cfg is not None,
+            logits=str(file) if logits else None,
+            code=code,
         )
-        if done.returncode != 0:
-            last = "\n  ".join(done.stderr.strip().splitlines()[-5:])
-            raise ExportError(f"{path} could not be run by {runtime} in its own process:\n  {last}")
-        result: dict[str, Any] = json.loads(Path(f"{folder}/result.json").read_text())
+        found = asdict(measure(spec, texts))
         if logits:
-            result["logits"] = np.load(f"{folder}/logits.npy", allow_pickle=False)
-        return result
+            from safetensors.numpy import load_file
+
+            found["logits"] = load_file(file)["logits"]
+    return found
 
 
 # ---- in the process of the model ---------------------------------------------------------------------
 
 
+class _Torch:
+    """A model directory, run eagerly in fp32."""
+
+    def __init__(self, spec: MeasureSpec):
+        import inspect
+
+        import torch
+        import transformers
+
+        torch.set_num_threads(spec.threads)
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": spec.code}
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(spec.tokenizer, **options)
+        auto = getattr(transformers, AUTO[spec.task])
+        self.model = auto.from_pretrained(
+            spec.path, use_safetensors=True, dtype=torch.float32, **options
+        ).eval()
+        self.max_length = spec.max_length
+        taken = inspect.signature(self.model.forward).parameters
+        fill = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
+        self.pad = {name: fill.get(name, 0) for name in self.tokenizer.model_input_names if name in taken}
+
+    def encode(self, texts: Texts) -> list[Encoded]:
+        rows = [self.tokenizer(*row, truncation=True, max_length=self.max_length) for row in texts]
+        return [{name: np.asarray(row[name], np.int64) for name in self.pad} for row in rows]
+
+    def __call__(self, batch: Encoded) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            return self.model(
+                **{name: torch.from_numpy(array) for name, array in batch.items()}
+            ).logits.numpy()
+
+
+class _Onnx:
+    """An ONNX file, run by ONNX Runtime on the CPU; the tokenizer is tokenizer.json."""
+
+    def __init__(self, spec: MeasureSpec):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ExportError(f"{error}: install it with: pip install 'kdcli[cpu]'") from None
+        import tokenizers
+
+        folder = Path(spec.tokenizer)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = spec.threads, 1
+        self.session = onnxruntime.InferenceSession(spec.path, options, providers=["CPUExecutionProvider"])
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(spec.max_length, direction=config.get("truncation_side", "right"))
+        token = config.get("pad_token")
+        pad_id = (
+            self.tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token) if token else 0
+        )
+        fill = {"input_ids": pad_id, "token_type_ids": config.get("pad_token_type_id", 0)}
+        self.pad = {entry.name: fill.get(entry.name, 0) for entry in self.session.get_inputs()}
+
+    def encode(self, texts: Texts) -> list[Encoded]:
+        known = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
+        rows = self.tokenizer.encode_batch([row[0] if len(row) == 1 else tuple(row) for row in texts])
+        return [{name: np.asarray(getattr(row, known[name]), np.int64) for name in self.pad} for row in rows]
+
+    def __call__(self, batch: Encoded) -> np.ndarray:
+        return self.session.run(["logits"], batch)[0]
+
+
+Model = _Torch | _Onnx
+
+
 def main() -> None:
-    """Read the specification, run the model, write the result."""
-    spec = json.load(sys.stdin)
-    load = {"torch": _load_torch, "onnx": _load_onnx}[spec["runtime"]]
-    rows, run, pad = load(spec)
-    result: dict[str, Any] = {"latency_ms": {"p50": None, "p95": None}, "throughput_per_s": None}
-    if spec["timed"]:
-        result["latency_ms"] = _latency(rows, run, pad, spec["measure"]["latency_runs"])
-        result["throughput_per_s"] = _throughput(rows, run, pad, spec["measure"])
-    if spec["logits"]:
-        np.save(spec["logits"], _logits(rows, run, pad, spec["measure"]["batch_size"]))
-    result["peak_memory_bytes"] = _peak_memory() if spec["timed"] else None
-    Path(spec["result"]).write_text(json.dumps(result))
+    """Read the specification and the rows, run the model, write the measurement."""
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the measurement alone
+        spec = MeasureSpec(**json.loads(sys.stdin.readline()))
+        began = time.perf_counter()
+        model: Model = _Torch(spec) if spec.runtime == "torch" else _Onnx(spec)
+        seconds = time.perf_counter() - began
+        found = UNKNOWN
+        if spec.speed:
+            rows = model.encode(json.loads(sys.stdin.readline()))
+            latency, throughput = _latency(model, rows, spec.latency_runs), _throughput(model, rows, spec)
+            found = Measurement(latency, throughput, _peak_memory(), seconds)
+        else:
+            sys.stdin.readline()
+        if spec.logits:  # read only now: neither the texts nor the logits of all rows belong to the peak
+            from safetensors.numpy import save_file
+
+            save_file({"logits": _logits(model, json.loads(sys.stdin.readline()), spec)}, spec.logits)
+    json.dump(asdict(found), sys.stdout)
 
 
-def _load_torch(spec: dict[str, Any]) -> tuple[list[Encoded], Run, Encoded]:
-    import inspect
-
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    torch.set_num_threads(spec["measure"]["threads"])
-    tokenizer = AutoTokenizer.from_pretrained(spec["tokenizer"], local_files_only=True)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        spec["path"], local_files_only=True, use_safetensors=True, dtype=torch.float32
-    ).eval()
-    names = set(inspect.signature(model.forward).parameters) & set(tokenizer.model_input_names)
-
-    def encode(text: Any) -> Encoded:
-        pair = text if isinstance(text, list) else [text]
-        found = tokenizer(*pair, truncation=True, max_length=spec["max_length"])
-        return {name: np.asarray(found[name], np.int64) for name in names}
-
-    @torch.inference_mode()
-    def run(batch: Encoded) -> np.ndarray:
-        return model(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.float().numpy()
-
-    pad = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id, "attention_mask": 0}
-    return [encode(text) for text in spec["texts"]], run, {name: np.asarray(pad[name]) for name in names}
+def _batch(model: Model, rows: Sequence[Encoded]) -> Encoded:
+    """Rows padded on the right to the longest."""
+    shape = len(rows), max(len(row["input_ids"]) for row in rows)
+    batch = {name: np.full(shape, fill, np.int64) for name, fill in model.pad.items()}
+    for name, array in batch.items():
+        for line, row in zip(array, rows, strict=True):
+            line[: len(row[name])] = row[name]
+    return batch
 
 
-def _load_onnx(spec: dict[str, Any]) -> tuple[list[Encoded], Run, Encoded]:
-    import onnxruntime
-    from tokenizers import Tokenizer
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = spec["measure"]["threads"]
-    options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(spec["path"], options, providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_inputs()]
-    folder = Path(spec["tokenizer"])
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(spec["max_length"])
-    pad_id = json.loads((folder / "config.json").read_text()).get("pad_token_id") or 0
-    attributes = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
-
-    def encode(text: Any) -> Encoded:
-        found = tokenizer.encode(*text) if isinstance(text, list) else tokenizer.encode(text)
-        return {name: np.asarray(getattr(found, attributes[name]), np.int64) for name in names}
-
-    def run(batch: Encoded) -> np.ndarray:
-        return np.asarray(session.run(["logits"], batch)[0], np.float32)
-
-    pad = {"input_ids": pad_id, "token_type_ids": 0, "attention_mask": 0}
-    return [encode(text) for text in spec["texts"]], run, {name: np.asarray(pad[name]) for name in names}
+def _batches(rows: Sequence[Encoded], size: int) -> list[np.ndarray]:
+    """Numbers of rows of like length, so many at a time, short ones first."""
+    order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def _batch(rows: Sequence[Encoded], pad: Encoded) -> Encoded:
-    """Rows padded on the right to the longest, each array (B, L)."""
-    length = max(len(row["input_ids"]) for row in rows)
-    return {
-        name: np.stack([np.pad(row[name], (0, length - len(row[name])), constant_values=int(fill)) for row in rows])
-        for name, fill in pad.items()
-    }
+def _spaced(count: int, most: int) -> list[int]:
+    """At most so many of `count` numbers, evenly spaced."""
+    return [int(at) for at in np.linspace(0, count - 1, min(most, count))]
 
 
-def _sample(rows: list[Encoded], most: int) -> list[Encoded]:
-    """At most so many rows, evenly spaced."""
-    return [rows[int(at)] for at in np.linspace(0, len(rows) - 1, min(most, len(rows)))]
-
-
-def _latency(rows: list[Encoded], run: Run, pad: Encoded, runs: int) -> dict[str, float]:
-    batches = [_batch([row], pad) for row in _sample(rows, runs)]
+def _latency(model: Model, rows: Sequence[Encoded], runs: int) -> dict[str, float | None]:
+    batches = [_batch(model, [rows[at]]) for at in _spaced(len(rows), runs)]
     for batch in batches[:WARM_UP]:
-        run(batch)
-    times = [_timed(run, batch) * 1000 for batch in batches]
-    low, high = np.percentile(times, [50, 95])
-    return {"p50": float(low), "p95": float(high)}
+        model(batch)
+    p50, p95 = np.percentile([_seconds(model, batch) * 1000 for batch in batches], [50, 95])
+    return {"p50": float(p50), "p95": float(p95)}
 
 
-def _throughput(rows: list[Encoded], run: Run, pad: Encoded, cfg: dict[str, Any]) -> float:
-    sample = sorted(_sample(rows, cfg["max_texts"]), key=lambda row: len(row["input_ids"]))
-    size = cfg["batch_size"]
-    batches = [_batch(sample[start : start + size], pad) for start in range(0, len(sample), size)]
-    run(batches[-1])
+def _throughput(model: Model, rows: Sequence[Encoded], spec: MeasureSpec) -> float:
+    batches = [_batch(model, [rows[row] for row in numbers]) for numbers in _batches(rows, spec.batch_size)]
+    model(batches[-1])  # the largest: what it allocates is not timed
     times: list[list[float]] = [[] for _ in batches]
     began = time.perf_counter()
-    while len(times[0]) < PASSES or time.perf_counter() - began < cfg["throughput_seconds"]:
+    while True:
         for batch, found in zip(batches, times, strict=True):
-            found.append(_timed(run, batch))
-    return len(sample) / sum(statistics.median(found) for found in times)
+            found.append(_seconds(model, batch))
+        spent = (time.perf_counter() - began) / spec.throughput_seconds
+        if spent >= PATIENCE or (spent >= 1 and len(times[0]) >= PASSES):
+            return len(rows) / sum(map(statistics.median, times))
 
 
-def _logits(rows: list[Encoded], run: Run, pad: Encoded, size: int) -> np.ndarray:
-    order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
-    parts = [run(_batch([rows[row] for row in order[start : start + size]], pad)) for start in range(0, len(order), size)]
-    out = np.empty((len(rows), parts[0].shape[1]), np.float32)
-    out[order] = np.concatenate(parts)
-    return out
+def _logits(model: Model, texts: Texts, spec: MeasureSpec) -> np.ndarray:
+    """Logits of all rows, float32 (N, C).
+
+    ONNX files are asked row by row, which takes no longer on a CPU: dynamic int8 takes the range of its activations
+    from the whole batch, so that a row's answer in a batch would depend on its neighbours and its padding.
+    """
+    rows = model.encode(texts)
+    out: np.ndarray | None = None
+    for numbers in _batches(rows, 1 if spec.runtime == "onnx" else spec.batch_size):
+        logits = model(_batch(model, [rows[row] for row in numbers]))
+        if out is None:
+            out = np.empty((len(rows), logits.shape[1]), np.float32)
+        out[numbers] = logits
+    return np.empty((0, 0), np.float32) if out is None else out
 
 
-def _timed(run: Run, batch: Encoded) -> float:
+def _seconds(model: Model, batch: Encoded) -> float:
     began = time.perf_counter()
-    run(batch)
+    model(batch)
     return time.perf_counter() - began
 
 
@@ -226,12 +342,10 @@ def _peak_memory() -> int | None:
 
     VmHWM and not getrusage where Linux offers it: after fork and exec the latter begins at the parent's peak.
     """
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass
     try:
         import resource
     except ImportError:  # Windows
@@ -241,4 +355,7 @@ def _peak_memory() -> int | None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KDError as error:
+        sys.exit(str(error))

@@ -7,15 +7,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from kdcli.config import Checkpoint
-from kdcli.errors import ModelError, TeacherError
+from kdcli.errors import ConfigError, ModelError, TeacherError
 from kdcli.files import PACKAGE, hash_files, locate_package, snapshot
 from kdcli.tasks.base import Task
 
@@ -76,12 +76,22 @@ def find(cfg: Checkpoint, what: str) -> Source:
     else:
         path, commit = snapshot(cfg.path, cfg.revision, "model", cfg.trust_remote_code)
     if not (path / "config.json").is_file():
-        raise ModelError(f"the {what} {cfg.path} has no config.json in {path}: it is no Hugging Face model directory")
+        raise ModelError(
+            f"the {what} {cfg.path} has no config.json in {path}: it is no Hugging Face model directory"
+        )
     if not any(path.glob("*.safetensors")):
         raise ModelError(
             f"the {what} {cfg.path} has no safetensors in {path}. Other formats can run code when they are loaded "
             "and are not read; convert it: AutoModel.from_pretrained(…).save_pretrained(…)"
         )
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"the {what} {cfg.path}: {file.name} is not a whole safetensors file ({error})"
+            ) from None
     return Source(path, cfg.path, commit, cfg.trust_remote_code)
 
 
@@ -93,30 +103,51 @@ def load_config(source: Source) -> PreTrainedConfig:
     """
     try:
         return AutoConfig.from_pretrained(source.path, trust_remote_code=source.code, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise ModelError(f"{source.name}: config.json cannot be used: {_first_line(error)}") from None
+    except Exception as error:  # whatever a spoiled file leads to
+        raise ModelError(
+            f"{source.name}: config.json cannot be used: {_first_line(error)}{_code(error)}"
+        ) from None
 
 
-def load_tokenizer(source: Source, model: PreTrainedModel | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: Source, model: PreTrainedModel | None = None, max_length: int = 0
+) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model, checked against the model's own files.
 
     Args:
         model: restricts the tokenizer's outputs to what this model's `forward` takes.
+        max_length: tokens that a row may have; the model must have positions for them.
 
     Raises:
         ModelError: there is none, or it is not the one that the model was made for.
+        ConfigError: the rows may be longer than what the model can read.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=source.code, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise ModelError(f"{source.name}: its tokenizer cannot be loaded: {_first_line(error)}") from None
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.path, trust_remote_code=source.code, local_files_only=True
+        )
+    except Exception as error:  # tokenizers raises Exception itself
+        raise ModelError(
+            f"{source.name}: its tokenizer cannot be loaded: {_first_line(error)}{_code(error)}"
+        ) from None
     config = load_config(source)
     rows = config.get_text_config().vocab_size
-    highest = max(tokenizer.get_vocab().values(), default=-1)
+    vocabulary = tokenizer.get_vocab()
+    if not vocabulary.keys() - set(tokenizer.all_special_tokens):  # transformers makes an empty one up
+        raise ModelError(
+            f"{source.name}: there are no tokenizer files (tokenizer.json …) in {source.path}; put them there"
+        )
+    highest = max(vocabulary.values())
     if highest >= rows:
         raise ModelError(
             f"{source.name}: its tokenizer knows token ids up to {highest}, its embeddings have {rows} rows: "
             "this is another model's tokenizer. Put the right tokenizer files beside the weights"
+        )
+    limits = tokenizer.model_max_length, getattr(config.get_text_config(), "max_position_embeddings", None)
+    room = min(limit for limit in limits if limit and limit > 0)  # XLNet says -1: none
+    if max_length > room:
+        raise ConfigError(
+            f"dataset.max_length = {max_length}: {source.name} can read at most {room} tokens; lower it"
         )
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{source.name}: its tokenizer has no padding token")
@@ -126,7 +157,6 @@ def load_tokenizer(source: Source, model: PreTrainedModel | None = None) -> PreT
             f"{tokenizer.pad_token_id}: this is another model's tokenizer. Put the right files beside the weights"
         )
     if (listed := source.path / "vocab.txt").is_file():
-        vocabulary = tokenizer.get_vocab()
         lines = listed.read_text(encoding="utf-8").split("\n")
         wrong = next((i for i, token in enumerate(lines) if token and vocabulary.get(token) != i), None)
         if wrong is not None:
@@ -163,11 +193,22 @@ def with_new_head(source: Source, task: Task) -> PreTrainedModel:
     """The checkpoint's body under a new, randomly initialised head for the task's labels."""
     config = task.configure(load_config(source))
     try:
-        return task.load(
-            source.path, config=config, trust_remote_code=source.code, local_files_only=True, ignore_mismatched_sizes=True
-        )[0]
+        model, _ = task.load(
+            source.path,
+            config=config,
+            trust_remote_code=source.code,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+        )
     except Exception as error:
         raise ModelError(f"{source.name}: its weights cannot be loaded: {_first_line(error)}") from error
+    if has_head(source, task):  # of other labels, or of these in another order
+        for name, part in model.named_children():
+            if name != model.base_model_prefix:
+                for layer in part.modules():
+                    if isinstance(layer, torch.nn.Linear):
+                        layer.reset_parameters()
+    return model
 
 
 def has_head(source: Source, task: Task) -> bool:
@@ -184,7 +225,7 @@ def label_order(config: PreTrainedConfig, labels: Sequence[str], name: str) -> l
     Raises:
         TeacherError: the model has another number of labels, or lacks one of the data's.
     """
-    own = [str(config.id2label[index]) for index in range(config.num_labels)]
+    own = [str(label) for _, label in sorted((config.id2label or {}).items())]
     if len(own) != len(labels):
         raise TeacherError(
             f"{name} has {len(own)} labels ({', '.join(own[:10])}), the data has {len(labels)} "
@@ -192,14 +233,20 @@ def label_order(config: PreTrainedConfig, labels: Sequence[str], name: str) -> l
         )
     if all(re.fullmatch(r"LABEL_\d+", label) for label in own):
         return list(range(len(labels)))
-    index = {label.casefold(): number for number, label in enumerate(own)}
-    missing = [label for label in labels if label.casefold() not in index]
+    fold = str if set(labels) <= set(own) else str.casefold
+    index = {fold(label): number for number, label in enumerate(own)}
+    missing = [label for label in labels if fold(label) not in index]
+    if len(index) < len(own) or len({fold(label) for label in labels}) < len(labels):
+        raise TeacherError(
+            f"{name}: labels that differ in nothing but case cannot be matched ({', '.join(own[:10])}; the data's: "
+            f"{', '.join(labels[:10])}); name the data's labels as the model does with dataset.labels=[…]"
+        )
     if missing:
         raise TeacherError(
             f"{name} does not know the label {missing[0]!r} (its labels: {', '.join(own[:10])}); name the data's labels "
             "as the model does, in the data's order, with dataset.labels=[…]"
         )
-    return [index[label.casefold()] for label in labels]
+    return [index[fold(label)] for label in labels]
 
 
 def parameters(model: PreTrainedModel) -> int:
@@ -216,7 +263,7 @@ def fast_bf16(precision: str = "auto") -> bool:
         return precision == "bf16"
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = torch.cpu.get_capabilities()
+    capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
@@ -229,6 +276,14 @@ def seed_everything(seed: int) -> None:
     """Seed torch and numpy for what follows in this process."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
+
+
+def _code(error: BaseException) -> str:
+    return (
+        " trust_remote_code=true runs it: only if you trust its author"
+        if "trust_remote_code" in str(error)
+        else ""
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -63,23 +63,33 @@ def _teacher_is_better(
     labels = validation.encoded.labels
     logits = teacher.signals(list(validation.rows)).logits.numpy()
     if not np.isfinite(logits).all():
-        return ["the teacher's logits are not finite; load it in fp32 (teacher.trainer.precision=fp32), or check its weights"]
+        return [
+            "the teacher's logits are not finite; load it in fp32 (teacher.trainer.precision=fp32), or check its weights"
+        ]
     score = task.scores(logits, labels)[task.metric]
     chance = float(np.bincount(labels).max() / len(labels))
     untrained = task.scores(task.predict(distiller.student, tokenizer, validation.encoded, bf16=bf16), labels)
     remedy = "tune it on this task (teacher.tune=true, or more teacher.trainer.epochs), or check the order of dataset.labels"
     if score <= chance:
-        return [f"the teacher's {task.metric} {score:.3f} is not above the most frequent label's share {chance:.3f}: {remedy}"]
+        return [
+            f"the teacher's {task.metric} {score:.3f} is not above the most frequent label's share {chance:.3f}: {remedy}"
+        ]
     if score <= untrained[task.metric]:
-        return [f"the teacher's {task.metric} {score:.3f} is not above the untrained student's {untrained[task.metric]:.3f}: {remedy}"]
+        return [
+            f"the teacher's {task.metric} {score:.3f} is not above the untrained student's {untrained[task.metric]:.3f}: {remedy}"
+        ]
     return []
 
 
-def _losses_are_right(distiller: Distiller, tokenizer: PreTrainedTokenizerBase, teacher: Teacher, train: Split) -> list[str]:
+def _losses_are_right(
+    distiller: Distiller, tokenizer: PreTrainedTokenizerBase, teacher: Teacher, train: Split
+) -> list[str]:
     """Positions are counted, loss(x, x) = 0, every term is finite, and none is drowned by another."""
     task = distiller.task
     gold = (train.encoded.labels != IGNORE).nonzero()[0][:32].tolist()
-    rows = gold + [row for row in range(min(64, len(train.encoded))) if row not in set(gold)][: 64 - len(gold)]
+    rows = (
+        gold + [row for row in range(min(64, len(train.encoded))) if row not in set(gold)][: 64 - len(gold)]
+    )
     batch = task.collate([train.encoded[row] for row in rows], tokenizer)
     batch.pop("rows")
     signal = teacher.signals(list(train.rows.select(rows)))
@@ -94,7 +104,9 @@ def _losses_are_right(distiller: Distiller, tokenizer: PreTrainedTokenizerBase, 
                 findings.append(f"the loss term {name} counts no position: no row has what it runs over")
                 continue
             if not torch.isfinite(values).all():
-                findings.append(f"the loss term {name} is not finite before any training: check its arguments")
+                findings.append(
+                    f"the loss term {name} is not finite before any training: check its arguments"
+                )
                 continue
             weighted[name] = distiller.weights[name] * float(values.mean())
             if loss.needs_teacher and loss.divergence:

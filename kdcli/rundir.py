@@ -18,10 +18,12 @@ APP = "kdcli"
 """The job name that Hydra writes into a run directory of ours."""
 REPORT = "report.json"
 """The last file of a run: it is finished when it is there."""
+HYDRA = Path(".hydra", "hydra.yaml")
 LOCK = ".lock"
 ERROR = "error.json"
 _SLIGHT = {".hydra", LOCK, ERROR}
 _held: dict[Path, filelock.BaseFileLock] = {}
+_made: set[Path] = set()
 
 
 def examine(run: Path, config: Mapping[str, Any]) -> Literal["new", "continue", "finished"]:
@@ -34,9 +36,10 @@ def examine(run: Path, config: Mapping[str, Any]) -> Literal["new", "continue", 
         return "new"
     if not run.is_dir():
         raise ConfigError(f"the run directory {run} is a file; choose another hydra.run.dir")
-    if not any(path.name not in _SLIGHT for path in run.iterdir()) and not (run / ".hydra" / "config.yaml").is_file():
+    app = _app(run / HYDRA)
+    if app is None and all(path.name in _SLIGHT for path in run.iterdir()):
         return "new"
-    if not _ours(run):
+    if app != APP:
         raise ConfigError(f"{run} holds files and was not made by kdcli; choose another hydra.run.dir")
     _free(run)
     before = saved_config(run)
@@ -48,6 +51,36 @@ def examine(run: Path, config: Mapping[str, Any]) -> Literal["new", "continue", 
     return "finished" if (run / REPORT).is_file() else "continue"
 
 
+def examine_sweep(folder: Path) -> None:
+    """Refuse a sweep directory that holds something else; its runs are examined one by one.
+
+    Raises:
+        ConfigError: it was not made by kdcli.
+    """
+    if (
+        folder.exists()
+        and (not folder.is_dir() or any(folder.iterdir()))
+        and _app(folder / "multirun.yaml") != APP
+    ):
+        raise ConfigError(f"{folder} is there and is no sweep of kdcli; choose another hydra.sweep.dir")
+
+
+def make(run: Path) -> None:
+    """Make the directory, and those that it lies in.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        if not run.is_dir():
+            run.mkdir(parents=True)
+            _made.add(run)
+    except OSError as error:
+        raise ConfigError(
+            f"the run directory {run} cannot be made ({error}); choose another hydra.run.dir"
+        ) from None
+
+
 def saved_config(run: Path) -> dict[str, Any]:
     """The composed config that a run was started with, interpolations resolved.
 
@@ -55,26 +88,35 @@ def saved_config(run: Path) -> dict[str, Any]:
         ConfigError: there is none.
     """
     path = run / ".hydra" / "config.yaml"
-    if not path.is_file() or not _ours(run):
-        raise ConfigError(f"{run} is not a run directory of kdcli (it has no .hydra/config.yaml that kdcli wrote)")
+    if not path.is_file() or _app(run / HYDRA) != APP:
+        raise ConfigError(
+            f"{run} is not a run directory of kdcli (it has no .hydra/config.yaml that kdcli wrote)"
+        )
     tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
 
 
-def _ours(run: Path) -> bool:
+def _app(record: Path) -> str | None:
+    """Whose a directory is, by what Hydra wrote into it; None if there is no such file, or not a whole one."""
     try:
-        hydra = yaml.safe_load((run / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))
-        return str(hydra["hydra"]["job"]["name"]) == APP
+        hydra = yaml.safe_load(record.read_text(encoding="utf-8"))
+        return str(hydra["hydra"]["job"]["name"])
     except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return False
+        return None
 
 
 def _free(run: Path) -> None:
+    if not (
+        run / LOCK
+    ).exists():  # nobody was here, or whoever was has ended well; asking would leave a lock file
+        return
     lock = filelock.FileLock(run / LOCK)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise ConfigError(f"{run} is in use by another kdcli process; wait for it, or choose another hydra.run.dir") from None
+        raise ConfigError(
+            f"{run} is in use by another kdcli process; wait for it, or choose another hydra.run.dir"
+        ) from None
     lock.release()
 
 
@@ -82,7 +124,9 @@ def _differences(before: Any, now: Any, path: str = "") -> set[str]:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = set(before) | set(now)
         return {
-            line for key in keys for line in _differences(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+            line
+            for key in keys
+            for line in _differences(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))
         }
     return set() if before == now else {path}
 
@@ -97,31 +141,45 @@ def take(run: Path) -> bool:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise ConfigError(f"{run} is in use by another kdcli process; wait for it, or choose another hydra.run.dir") from None
+        raise ConfigError(
+            f"{run} is in use by another kdcli process; wait for it, or choose another hydra.run.dir"
+        ) from None
     _held[run] = lock
     (run / ERROR).unlink(missing_ok=True)
     return not any(path.name not in _SLIGHT for path in run.iterdir())
 
 
 def release(run: Path, remove: bool = False) -> None:
-    """Let go of the directory; with `remove`, delete it: nothing came of it."""
+    """Let go of the directory; with `remove`, delete what is in it, and it unless it was there before."""
     lock = _held.pop(run, None)
-    if remove:
-        shutil.rmtree(run, ignore_errors=True)
-    if lock is not None:
-        lock.release()
-    if not remove:
-        (run / LOCK).unlink(missing_ok=True)
+    if lock is None:  # it is another process's, or was let go before
+        return
+    for path in run.iterdir() if remove else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+    lock.release()
+    (run / LOCK).unlink(missing_ok=True)
+    if remove and run in _made:
+        run.rmdir()
 
 
 def read_report(run: Path) -> dict[str, Any]:
     """The report of a finished run.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: it has none, or a damaged one.
     """
     saved_config(run)
     path = run / REPORT
     if not path.is_file():
-        raise ConfigError(f"{run} is not finished (no {REPORT}); continue it with: kdcli distill hydra.run.dir={run} …")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+        raise ConfigError(
+            f"{run} is not finished (no {REPORT}); continue it with: kdcli distill hydra.run.dir={run} …"
+        )
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}); remove it, and the same kdcli distill writes it again"
+        ) from None

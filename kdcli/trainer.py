@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments
@@ -154,16 +156,14 @@ def train(stage: Stage) -> None:
         label_names=["labels"],
         dataloader_pin_memory=cuda,
     )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are used by several processes, never by DataParallel
+    arguments._n_gpu = min(
+        1, arguments.n_gpu
+    )  # several GPUs are used by several processes, never by DataParallel
+    for name, parameter in stage.distiller.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in cfg.freeze))
     trainer = _Trainer(stage, arguments)
     _rewind(stage, checkpoint)
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except OSError as error:
-        raise KDError(
-            f"{stage.name}: a checkpoint could not be written ({error}). Free some space and start the same command "
-            "again on the same directory: it goes on from the last whole checkpoint"
-        ) from error
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
         with replaced(stage.out) as temporary:
             stage.distiller.student.save_pretrained(temporary)
@@ -202,7 +202,9 @@ def _rewind(stage: Stage, checkpoint: Path | None) -> None:
 def _ask(teacher: Teacher, split: Split, rows: torch.Tensor) -> Signal:
     """The teacher's signal for the rows of a batch, by what the rows are and not by where they stand."""
     picked = split.rows[rows.tolist()]
-    return teacher.signals([dict(zip(picked, values, strict=True)) for values in zip(*picked.values(), strict=True)])
+    return teacher.signals(
+        [dict(zip(picked, values, strict=True)) for values in zip(*picked.values(), strict=True)]
+    )
 
 
 class _Flow(TrainerCallback):
@@ -258,7 +260,9 @@ class _Trainer(HFTrainer):
             counts = self.accelerator.reduce(counts)
         return batches, counts
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         """One forward and backward pass; a loss that is not finite stops the run before the weights take it."""
         rows = inputs.pop("rows")
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -283,7 +287,9 @@ class _Trainer(HFTrainer):
                     f"{len(bad)} of {len(values)} examples: {shown}. The weights before this step are in the last "
                     "checkpoint; a lower learning rate or trainer.precision=fp32 often helps"
                 )
-        raise KDError(f"{self.stage.name}, step {self.state.global_step + 1}: the weighted loss is not finite")
+        raise KDError(
+            f"{self.stage.name}, step {self.state.global_step + 1}: the weighted loss is not finite"
+        )
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -296,12 +302,16 @@ class _Trainer(HFTrainer):
         sums = torch.zeros(len(distiller.names), device=self.args.device)
         counts = torch.zeros_like(sums)
         for start in range(0, len(order), 64):
-            batch = self.task.collate([encoded[int(row)] for row in order[start : start + 64]], stage.tokenizer)
+            batch = self.task.collate(
+                [encoded[int(row)] for row in order[start : start + 64]], stage.tokenizer
+            )
             rows = batch.pop("rows")
             inputs = self._prepare_inputs(batch)
             count = distiller.masks(self.task.positions(inputs["labels"])[1]).sum(1)
             if stage.validation_teacher is not None:
-                inputs["teacher"] = _ask(stage.validation_teacher, stage.validation, rows).to(self.args.device)
+                inputs["teacher"] = _ask(stage.validation_teacher, stage.validation, rows).to(
+                    self.args.device
+                )
             with self.accelerator.autocast():
                 outputs = distiller(**inputs)
             logits.append(outputs["logits"].cpu())
@@ -310,8 +320,12 @@ class _Trainer(HFTrainer):
         terms = (sums / counts.clamp(min=1)).tolist()
         gold = encoded.labels[order]
         known = gold != IGNORE
-        metrics = {"eval_score": self.task.scores(torch.cat(logits).numpy()[known], gold[known])[self.task.metric]}
-        metrics["eval_loss"] = sum(distiller.weights[name] * term for name, term in zip(distiller.names, terms, strict=True))
+        metrics = {
+            "eval_score": self.task.scores(torch.cat(logits).numpy()[known], gold[known])[self.task.metric]
+        }
+        metrics["eval_loss"] = sum(
+            distiller.weights[name] * term for name, term in zip(distiller.names, terms, strict=True)
+        )
         metrics |= {f"eval_loss/{name}": term for name, term in zip(distiller.names, terms, strict=True)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -329,7 +343,11 @@ class _Trainer(HFTrainer):
             terms = dict(zip(names, (sums / max(1, steps - self._logged)).tolist(), strict=True))
             elapsed = time.perf_counter() - self.since
             speed = self.tokens * self.args.world_size / elapsed
-            line = {"lr": logs.pop("learning_rate"), "grad_norm": logs.get("grad_norm", 0.0), "tokens_per_s": speed}
+            line = {
+                "lr": logs.pop("learning_rate"),
+                "grad_norm": logs.get("grad_norm", 0.0),
+                "tokens_per_s": speed,
+            }
             line["loss"] = sum(weights[name] * term for name, term in terms.items())
             line |= {f"loss/{name}": term for name, term in terms.items()}
             line |= {f"weighted/{name}": weights[name] * term for name, term in terms.items()}
@@ -346,6 +364,28 @@ class _Trainer(HFTrainer):
                 stream.write(json.dumps(entry) + "\n")
 
     _logged = 0
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The state is written last; a checkpoint without it is not taken up, the one before it is."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (
+            OSError,
+            SafetensorError,
+            RuntimeError,
+        ) as error:  # RuntimeError is torch's word for a full disk
+            raise KDError(
+                f"{self.stage.name}, step {self.state.global_step}: the checkpoint could not be written ({error}). Free "
+                "some space and start the same command on the same directory: it goes on from the checkpoint before"
+            ) from error
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise KDError(
+                f"{checkpoint} is damaged; remove it, and the same command trains that stage anew"
+            ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The student and whatever its losses learn; tied weights once."""

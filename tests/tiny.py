@@ -8,11 +8,29 @@ from pathlib import Path
 
 GOOD = ["good", "great", "lovely", "fine", "superb", "sweet"]
 BAD = ["bad", "awful", "poor", "sad", "dire", "sour"]
-FILLER = ["film", "book", "song", "meal", "the", "a", "this", "was", "is", "very", "so", "quite", "and", "day", "trip"]
+FILLER = [
+    "film",
+    "book",
+    "song",
+    "meal",
+    "the",
+    "a",
+    "this",
+    "was",
+    "is",
+    "very",
+    "so",
+    "quite",
+    "and",
+    "day",
+    "trip",
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def bert(tokenizer, labels: list[str], hidden: int = 32, layers: int = 2, seed: int = 0, dropout: float = 0.0):
+def bert(
+    tokenizer, labels: list[str], hidden: int = 32, layers: int = 2, seed: int = 0, dropout: float = 0.0
+):
     """A small random BERT classifier."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification

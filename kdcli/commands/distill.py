@@ -10,7 +10,6 @@ import functools
 import json
 import logging
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from accelerate.utils import broadcast_object_list
 
 import kdcli
 from kdcli import console, report
-from kdcli.config import build
 from kdcli.config import Distill as Config
 from kdcli.config import Trainer as TrainerConfig
+from kdcli.config import build
 from kdcli.data import SPLITS, Data, load, require_batch
 from kdcli.distiller import Distiller
 from kdcli.environment import environment
@@ -54,7 +53,6 @@ from kdcli.models import (
 from kdcli.preflight import preflight
 from kdcli.rundir import REPORT
 from kdcli.students.base import Birth
-from kdcli.students.pretrained import Pretrained
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Split, Task
 from kdcli.teachers.base import Teacher
@@ -64,12 +62,16 @@ from kdcli.trainer import Stage, planned_steps, train
 logger = logging.getLogger(__name__)
 
 
-def distill(cfg: Config, folder: Path) -> int:
-    """One run into `folder`, from data to report. Under several processes all call it; the first one writes."""
-    run = prepare(cfg, folder)
+def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
+    """One run into `folder`, from data to report. Under several processes all call it; the first one writes.
+
+    Args:
+        names: what the report calls teacher, student and data set.
+    """
+    run = prepare(cfg, folder, names)
     first = run.state.is_main_process
-    names = ["teacher", "signals", "student", *(["control"] if cfg.control else []), "evaluate"]
-    with console.Stages(names, quiet=not first) as stages:
+    parts = ["teacher", "signals", "student", *(["control"] if cfg.control else []), "evaluate"]
+    with console.Stages(parts, quiet=not first) as stages:
         teacher = tuned_teacher(run, stages)
         signals = teacher_signals(run, stages, teacher)
         born = birth(run, teacher)
@@ -93,6 +95,7 @@ class Run:
 
     cfg: Config
     folder: Path
+    names: dict[str, str]
     state: PartialState
     data: Data
     task: Task
@@ -101,17 +104,6 @@ class Run:
     tune: bool
     birth_by: Birth
     losses: dict[str, Loss]
-
-    def names(self) -> dict[str, Any]:
-        """What the model card calls things."""
-        born = self.birth_by
-        return {
-            "teacher": self.source.name,
-            "student": self.cfg.student.path or self.cfg.student.target.rpartition(".")[2],
-            "dataset": self.cfg.dataset.path,
-            "base_model": born.source.name if isinstance(born, Pretrained) and born.source.commit else None,
-            "kdcli_version": kdcli.__version__,
-        }
 
     @contextmanager
     def stage(self, stages: console.Stages, name: str, total: int | None = None) -> Iterator[console.Stage]:
@@ -125,7 +117,7 @@ class Run:
             write_json(path, noted)
 
 
-def prepare(cfg: Config, folder: Path) -> Run:
+def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
     """Find and check everything that can be checked before anything is trained, and write env.json.
 
     Raises:
@@ -145,22 +137,27 @@ def prepare(cfg: Config, folder: Path) -> Run:
         )
     if not tune:
         label_order(load_config(source), data.labels, source.name)
-    load_tokenizer(source)
-    by: Birth = (
-        Pretrained(find(cfg.student, "student"))
-        if cfg.student.path
-        else build(cfg.student)
-    )
-    losses = {name: build(term) for name, term in cfg.loss.items()}
+    load_tokenizer(source, max_length=cfg.dataset.max_length)
+    by: Birth = build(cfg.student, Birth)
+    if cfg.student.path:
+        by.source = find(cfg.student, "student")
+        load_tokenizer(by.source, max_length=cfg.dataset.max_length)
+    losses = {name: build(term, Loss) for name, term in cfg.loss.items()}
     if not any(loss.needs_teacher and cfg.loss[name].weight > 0 for name, loss in losses.items()):
-        raise ConfigError("no loss term with a weight reads the teacher: there is nothing to distil; give one a weight")
+        raise ConfigError(
+            "no loss term with a weight reads the teacher: there is nothing to distil; give one a weight"
+        )
     gold = len(data.gold)
     require_batch(len(data["train"]), cfg.trainer.batch_size, "training rows", "trainer.batch_size")
     if tune:
-        require_batch(gold, cfg.teacher.trainer.batch_size, "labelled training rows", "teacher.trainer.batch_size")
+        require_batch(
+            gold, cfg.teacher.trainer.batch_size, "labelled training rows", "teacher.trainer.batch_size"
+        )
     if cfg.control:
-        require_batch(gold, cfg.trainer.batch_size, "labelled training rows, for the control", "trainer.batch_size")
-    run = Run(cfg, folder, state, data, task, source, tune, by, losses)
+        require_batch(
+            gold, cfg.trainer.batch_size, "labelled training rows, for the control", "trainer.batch_size"
+        )
+    run = Run(cfg, folder, names, state, data, task, source, tune, by, losses)
     if state.is_main_process:
         _write_environment(run)
     state.wait_for_everyone()
@@ -172,11 +169,15 @@ def _write_environment(run: Run) -> None:
     cfg, path = run.cfg, run.folder / "env.json"
     made_with = environment() | {
         "processes": run.state.num_processes,
-        "seeds": {"run": cfg.seed} | {name: stage_seed(cfg.seed, name) for name in ("teacher", "birth", "student")},
-        "bf16": {"teacher": fast_bf16(cfg.teacher.trainer.precision), "student": fast_bf16(cfg.trainer.precision)},
+        "seeds": {"run": cfg.seed}
+        | {name: stage_seed(cfg.seed, name) for name in ("teacher", "birth", "student")},
+        "bf16": {
+            "teacher": fast_bf16(cfg.teacher.trainer.precision),
+            "student": fast_bf16(cfg.trainer.precision),
+        },
         "dataset": {"path": cfg.dataset.path, "commit": run.data.commit, "fingerprint": run.data.fingerprint},
         "teacher": _fingerprints(run.source),
-        "student": _fingerprints(run.birth_by.source) if isinstance(run.birth_by, Pretrained) else None,
+        "student": _fingerprints(run.birth_by.source) if run.birth_by.source else None,
     }
     if not path.is_file():
         write_json(path, made_with)
@@ -259,7 +260,7 @@ def teacher_signals(run: Run, stages: console.Stages, source: Source) -> dict[st
 
     @functools.cache
     def ask() -> Teacher:
-        teacher: Teacher = build(cfg)
+        teacher: Teacher = build(cfg, Teacher)
         teacher.open(source, run.task, run.cfg.dataset.max_length, cfg.trainer.precision)
         return teacher
 
@@ -284,9 +285,13 @@ def teacher_signals(run: Run, stages: console.Stages, source: Source) -> dict[st
             folder = cache_dir("signals") / digest(made_by, rows["id"])[:32]
             teachers[split] = cached = CachedTeacher(folder)
             with _alone(run, folder):
-                cached.fetch(rows, ask, lambda done, at=before: progress.update(at + done))
+                cached.fetch(rows, ask, functools.partial(_advance, progress, before))
             before += len(rows)
     return teachers
+
+
+def _advance(progress: console.Stage, before: int, done: int) -> None:
+    progress.update(before + done)
 
 
 @contextmanager
@@ -368,7 +373,7 @@ def _train(
                 validation=_split(run, run.data["validation"], tokenizer),
                 cfg=run.cfg.trainer,
                 steps=steps,
-                eval_steps=_eval_steps(run.cfg.trainer, len(run.data["train"])),
+                eval_steps=_eval_steps(run.cfg.trainer, len(rows)),
                 seed=seed,
                 progress=progress,
                 teacher=signals["train"] if signals else None,
@@ -381,8 +386,10 @@ def _train(
 
 def _distiller(run: Run, born: Source, losses: dict[str, Loss]) -> tuple[Distiller, Any]:
     model, _ = load_model(born, run.task)
-    weights = {name: run.cfg.loss[name].weight if name in run.cfg.loss else 1.0 for name in losses}
-    return Distiller(model, run.task, losses, weights), load_tokenizer(born, model)
+    weights = {name: run.cfg.loss[name].weight if losses is run.losses else 1.0 for name in losses}
+    return Distiller(model, run.task, losses, weights), load_tokenizer(
+        born, model, run.cfg.dataset.max_length
+    )
 
 
 def _split(run: Run, rows: datasets.Dataset, tokenizer: Any) -> Split:
@@ -429,17 +436,14 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
         "seed": run.cfg.seed,
         "labels": run.data.labels,
         "dataset": {
-            "name": run.cfg.dataset.path,
+            "name": run.names["dataset"],
             "train": len(run.data["train"]),
             "labelled": len(run.data.gold),
             "validation": len(run.data["validation"]),
             "test": len(test),
             "fingerprint": run.data.fingerprint,
         },
-        "loss": {
-            name: {"weight": term.weight} | {key: value for key, value in term.arguments.items()}
-            for name, term in run.cfg.loss.items()
-        },
+        "loss": {name: {"weight": term.weight} | term.arguments for name, term in run.cfg.loss.items()},
         "stages": json.loads((run.folder / "stages.json").read_text()),
         "validation_score": validation,
         "models": models,
@@ -450,7 +454,10 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
 def finish(run: Run, result: dict[str, Any]) -> None:
     """Write the report for people and for machines, the model card, and print the table. report.json is the last."""
     result["verdict"]["text"] = report.verdict_text(result)
-    write_text(run.folder / "student" / "README.md", report.model_card(result, run.names()))
+    begun = run.birth_by.source
+    base = begun.name if begun and begun.commit else None
+    extra = run.names | {"base_model": base, "kdcli_version": kdcli.__version__}
+    write_text(run.folder / "student" / "README.md", report.model_card(result, extra))
     report.write_html(run.folder, result)
     write_json(run.folder / REPORT, result)
     report.final_table(result)
@@ -460,5 +467,9 @@ def finish(run: Run, result: dict[str, Any]) -> None:
 def _best_validation(run: Run, name: str) -> float | None:
     """The best validation score that metrics.jsonl holds of a stage."""
     path = run.folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    return max((line["eval/score"] for line in lines if line["stage"] == name and "eval/score" in line), default=None)
+    lines = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    )
+    return max(
+        (line["eval/score"] for line in lines if line["stage"] == name and "eval/score" in line), default=None
+    )

@@ -11,7 +11,7 @@ import numpy as np
 from kdcli import console, report
 from kdcli.config import Checkpoint
 from kdcli.config import Eval as Config
-from kdcli.data import Data, load
+from kdcli.data import load
 from kdcli.errors import ConfigError, ModelError
 from kdcli.evaluate import examine, save_predictions, score, verdict
 from kdcli.files import write_json
@@ -40,16 +40,20 @@ def evaluate(cfg: Config, folder: Path) -> int:
                 _require_head(source, task)
                 models[name], logits[name] = examine(source, task, rows, cfg.dataset.max_length)
                 models[name] |= score(task, logits[name], labels)
-                models[name] |= measure_rows(cfg.measure, "torch", source.path, source.path, rows, cfg.dataset.max_length)
+                models[name] |= measure_rows(
+                    cfg.measure, "torch", source.path, source.path, rows, cfg.dataset.max_length
+                )
         if artifact is not None:
             name = artifact.name
             with stages.stage("artifact"):
-                found = measure_rows(cfg.measure, "onnx", artifact, artifact.parent, rows, cfg.dataset.max_length, logits=True)
+                found = measure_rows(
+                    cfg.measure, "onnx", artifact, artifact.parent, rows, cfg.dataset.max_length, logits=True
+                )
                 logits[name] = _in_data_order(found.pop("logits"), artifact, task)
                 models[name] = {"bytes": artifact.stat().st_size} | score(task, logits[name], labels) | found
     for name, scores in logits.items():
         save_predictions(folder / "predictions" / f"{cfg.split}.{name}.safetensors", scores, labels)
-    result = {
+    result: dict[str, Any] = {
         "schema": 1,
         "task": cfg.dataset.task or "classification",
         "metric": task.metric,
@@ -78,7 +82,9 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
         ConfigError: nothing is named, or too much.
     """
     if cfg.model and (cfg.run or cfg.artifact):
-        raise ConfigError("model= stands alone: give either a checkpoint (model=), or a run (run=) or file of it (artifact=)")
+        raise ConfigError(
+            "model= stands alone: give either a checkpoint (model=), or a run (run=) or file of it (artifact=)"
+        )
     if cfg.artifact:
         places = [Path(cfg.artifact).expanduser()]
         if cfg.run:
@@ -86,9 +92,13 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
         for place in places:
             if place.is_file():
                 return place.absolute(), {}
-        raise ModelError(f"the artifact {cfg.artifact} does not exist (looked for {', '.join(map(str, places))})")
+        raise ModelError(
+            f"the artifact {cfg.artifact} does not exist (looked for {', '.join(map(str, places))})"
+        )
     if cfg.model:
-        return None, {"model": find(Checkpoint.model_validate({"_target_": "model", "path": cfg.model}), "model")}
+        return None, {
+            "model": find(Checkpoint.model_validate({"_target_": "model", "path": cfg.model}), "model")
+        }
     if not cfg.run:
         raise ConfigError("what is to be scored? give run=RUN, model=CHECKPOINT or artifact=FILE")
     run = Path(cfg.run).expanduser()
@@ -105,11 +115,15 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
 
 def _require_head(source: Source, task: Task) -> None:
     if not has_head(source, task):
-        raise ModelError(f"{source.name} has no head for this task: its answers would be random; tune it first")
+        raise ModelError(
+            f"{source.name} has no head for this task: its answers would be random; tune it first"
+        )
 
 
 def _in_data_order(logits: np.ndarray, artifact: Path, task: Task) -> np.ndarray:
     """An artifact's logits in the order of the data's labels, by the config.json beside it."""
     from kdcli.models import label_order, load_config
 
-    return logits[:, label_order(load_config(Source(artifact.parent, artifact.name)), task.labels, artifact.name)]
+    return logits[
+        :, label_order(load_config(Source(artifact.parent, artifact.name)), task.labels, artifact.name)
+    ]

@@ -14,6 +14,7 @@ from kdcli.data import load
 from kdcli.errors import DataError
 from kdcli.evaluate import agreement, examine, save_predictions, score
 from kdcli.files import replaced, write_json
+from kdcli.hardware.base import Target
 from kdcli.measure import measure_rows
 from kdcli.models import Source, load_model, load_tokenizer
 from kdcli.rundir import read_report, saved_config
@@ -28,10 +29,12 @@ def export(cfg: Config, hardware: str) -> int:
     run = Path(cfg.run).expanduser().absolute()
     recorded = read_report(run)
     dataset = check(Distill, saved_config(run)).dataset
-    target = build(cfg.hardware)
+    target: Target = build(cfg.hardware, Target)
     data = load(dataset)
     if data.fingerprint != recorded["dataset"]["fingerprint"]:
-        raise DataError(f"the data set is not the one that {run} was trained on: its test rows may have been seen")
+        raise DataError(
+            f"the data set is not the one that {run} was trained on: its test rows may have been seen"
+        )
     task = task_of(dataset.task)(data.labels)
     test, labels = data["test"], np.asarray(data["test"]["label"])
     student = Source(run / "student", "student")
@@ -40,7 +43,9 @@ def export(cfg: Config, hardware: str) -> int:
         with stages.stage("torch"):
             torch_entry, torch_logits = examine(student, task, test, dataset.max_length)
             torch_entry |= score(task, torch_logits, labels)
-            torch_entry |= measure_rows(cfg.measure, "torch", student.path, student.path, test, dataset.max_length)
+            torch_entry |= measure_rows(
+                cfg.measure, "torch", student.path, student.path, test, dataset.max_length
+            )
         with stages.stage("export"):
             model, _ = load_model(student, task)
             tokenizer = load_tokenizer(student, model)
@@ -71,7 +76,9 @@ def export(cfg: Config, hardware: str) -> int:
                 entry["parity"] = parity | {"within": _within(cfg.hardware.tolerance, parity)}
                 entry["budget"] = _budget(cfg.hardware.budget, entry)
                 artifacts[path.name] = entry
-        good = [name for name, entry in artifacts.items() if entry["parity"]["within"] and entry["budget"]["met"]]
+        good = [
+            name for name, entry in artifacts.items() if entry["parity"]["within"] and entry["budget"]["met"]
+        ]
         result = {
             "schema": 1,
             "task": recorded["task"],
@@ -101,5 +108,8 @@ def _budget(budget: Budget, entry: dict[str, Any]) -> dict[str, Any]:
         "peak_memory_mb": entry["peak_memory_bytes"] and entry["peak_memory_bytes"] / 1e6,
     }
     limits = {key: limit for key, limit in budget.model_dump().items() if limit is not None}
-    checked = {key: {"limit": limit, "value": needs[key], "met": needs[key] <= limit} for key, limit in limits.items()}
+    checked = {
+        key: {"limit": limit, "value": needs[key], "met": needs[key] <= limit}
+        for key, limit in limits.items()
+    }
     return checked | {"met": all(entry["met"] for entry in checked.values())}

@@ -17,7 +17,9 @@ class Target(ABC):
     """What runs the files: a name that `kdcli.measure` knows."""
 
     @abstractmethod
-    def export(self, student: Path, out: Path, model: PreTrainedModel, sample: Mapping[str, Tensor]) -> dict[str, Path]:
+    def export(
+        self, student: Path, out: Path, model: PreTrainedModel, sample: Mapping[str, Tensor]
+    ) -> dict[str, Path]:
         """Write the artifacts, and beside them whatever their runtime needs (tokenizer, labels).
 
         Args:

@@ -12,10 +12,18 @@ from kdcli.tasks.base import Task
 
 
 class Birth(ABC):
-    """Makes the student that is then trained; the same one for the student and for its control."""
+    """Makes the student that is then trained; the same one for the student and for its control.
+
+    The constructor's arguments are config.
+    """
+
+    source: Source | None = None
+    """The checkpoint that `student.path` names, set before `born`; None if there is no path."""
 
     @abstractmethod
-    def born(self, task: Task, teacher: Source, rows: datasets.Dataset) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def born(
+        self, task: Task, teacher: Source, rows: datasets.Dataset
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A plain Hugging Face model with a head for the task, and its tokenizer.
 
         Args:

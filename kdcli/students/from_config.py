@@ -10,9 +10,10 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Count, Fraction, suggest
-from kdcli.errors import ConfigError, ModelError
+from kdcli.errors import ConfigError
 from kdcli.models import Source, load_model, load_tokenizer
 from kdcli.students.base import Birth
+from kdcli.students.pretrained import from_checkpoint
 from kdcli.tasks.base import Encoded, Task
 
 SPREAD = 0.05
@@ -22,7 +23,7 @@ MOST_TOKENS = 512
 
 
 class FromConfig(Birth):
-    """A new model of the given shape, over the teacher's vocabulary.
+    """A new model of the given shape, over the teacher's vocabulary; with `student.path`, that checkpoint in its own shape.
 
     Args:
         hidden_size: width of the hidden states; a multiple of num_attention_heads.
@@ -34,7 +35,8 @@ class FromConfig(Birth):
         embeddings: random, or those of the teacher: its word and position embeddings projected to the student's
             width by the principal components that hold most of their variance (each token weighed by how
             often the training rows use it). A small student cannot learn thirty thousand vectors from a few
-            thousand rows; so it begins with words that are near each other already.
+            thousand rows; so it begins with words that are near each other already. Where the student is wider
+            than the teacher, the further columns are random.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class FromConfig(Birth):
                 f"student.hidden_size = {hidden_size} is not a multiple of num_attention_heads = {num_attention_heads}"
             )
         if model_type not in CONFIG_MAPPING:
-            raise ConfigError(f"student.model_type = {model_type} is not known{suggest(model_type, CONFIG_MAPPING)}")
+            raise ConfigError(
+                f"student.model_type = {model_type} is not known{suggest(model_type, CONFIG_MAPPING)}"
+            )
         self.model_type, self.embeddings = model_type, embeddings
         self.shape = {
             "hidden_size": hidden_size,
@@ -62,36 +66,38 @@ class FromConfig(Birth):
             "hidden_dropout_prob": dropout,
             "attention_probs_dropout_prob": dropout,
         }
+        if lacking := [key for key in self.shape if not hasattr(CONFIG_MAPPING[model_type], key)]:
+            raise ConfigError(
+                f"student.model_type = {model_type} has no {', '.join(lacking)}; take one like bert or roberta"
+            )
 
     def born(
         self, task: Task, teacher: Source, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """A model over the teacher's tokenizer.
-
-        Raises:
-            ModelError: the teacher's embeddings are asked for, and are narrower than the student.
-        """
+        """A model over the teacher's tokenizer."""
+        if self.source is not None:
+            return from_checkpoint(self.source, task)
         tokenizer = load_tokenizer(teacher)
         config = AutoConfig.for_model(
             self.model_type, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **self.shape
         )
-        model = task.create(task.configure(config))
+        try:
+            model = task.create(task.configure(config))
+        except ValueError as error:
+            raise ConfigError(f"student.model_type = {self.model_type} has no model for this task") from error
         tokenizer = load_tokenizer(teacher, model)
         if self.embeddings == "teacher":
-            _inherit_embeddings(model, load_model(teacher, task)[0], task.encode(tokenizer, rows, MOST_TOKENS))
+            _inherit_embeddings(
+                model, load_model(teacher, task)[0], task.encode(tokenizer, rows, MOST_TOKENS)
+            )
         return model, tokenizer
 
 
 @torch.no_grad()
 def _inherit_embeddings(student: PreTrainedModel, teacher: PreTrainedModel, rows: Encoded) -> None:
     """Write the teacher's embeddings, projected, into the student; tokens that pad stay 0."""
-    own = student.get_input_embeddings().weight
-    words = teacher.get_input_embeddings().weight[: len(own)].float()
-    if words.shape[1] < own.shape[1]:
-        raise ModelError(
-            f"student.embeddings=teacher: the student is wider ({own.shape[1]}) than the teacher's embeddings "
-            f"({words.shape[1]}); use student.embeddings=random"
-        )
+    own = torch.as_tensor(student.get_input_embeddings().weight)
+    words = torch.as_tensor(teacher.get_input_embeddings().weight)[: len(own)].float()
     counts = torch.from_numpy(np.bincount(rows.columns["input_ids"], minlength=len(words))[: len(words)])
     weights = (counts + 0.1).sqrt()[:, None]  # between how often a token stands there, and once each
     weights /= weights.sum()
@@ -101,15 +107,18 @@ def _inherit_embeddings(student: PreTrainedModel, teacher: PreTrainedModel, rows
     components = components[:, -own.shape[1] :]
     projected = centred @ components
     scale = SPREAD / (projected.square() * weights).sum(0).mean().sqrt()
-    own.copy_(projected * scale)
+    own[: len(words), : components.shape[1]] = projected * scale
     if (pad := student.config.pad_token_id) is not None:
         own[pad] = 0
     mine, theirs = _positions(student), _positions(teacher)
     if mine is not None and theirs is not None:
         count = min(len(mine), len(theirs))
-        mine[:count] = (theirs[:count] - theirs.mean(0)) @ components * scale
+        mine[:count, : components.shape[1]] = (theirs[:count] - theirs.mean(0)) @ components * scale
 
 
 def _positions(model: PreTrainedModel) -> torch.Tensor | None:
     """The learned position embeddings, where an architecture has them."""
-    return next((weight for name, weight in model.named_parameters() if name.endswith("position_embeddings.weight")), None)
+    return next(
+        (weight for name, weight in model.named_parameters() if name.endswith("position_embeddings.weight")),
+        None,
+    )

@@ -24,5 +24,9 @@ def task_of(name: str | None) -> type[Task]:
         module = importlib.import_module(f"kdcli.tasks.{name}")
     except ModuleNotFoundError:
         raise ConfigError(f"dataset.task = {name}: there is no such task; known: classification") from None
-    own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__ == module.__name__
+    ]
     return next(value for value in own if issubclass(value, Task))

@@ -21,7 +21,7 @@ IGNORE = -100
 """The label of a position that has no gold label (`ignore_index`)."""
 
 
-class Encoded(TorchDataset):
+class Encoded(TorchDataset[dict[str, Any]]):
     """Tokenized rows, flat in memory: one int32 array a key and the offsets of the rows.
 
     An item is the mapping that the collator gets: the row's arrays, its label, and its number in the split.
@@ -37,7 +37,10 @@ class Encoded(TorchDataset):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         at = slice(self.offsets[row], self.offsets[row + 1])
-        return {name: flat[at] for name, flat in self.columns.items()} | {"label": self.labels[row], "row": row}
+        return {name: flat[at] for name, flat in self.columns.items()} | {
+            "label": self.labels[row],
+            "row": row,
+        }
 
     @property
     def lengths(self) -> np.ndarray:
@@ -85,7 +88,9 @@ class Task(ABC):
         """Tokenize a split's rows."""
 
     @abstractmethod
-    def collate(self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    def collate(
+        self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, Tensor]:
         """Pad a batch to its longest row: the model's inputs, and `labels`."""
 
     @abstractmethod

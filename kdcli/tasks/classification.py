@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from kdcli.signal import Signal
 from kdcli.tasks.base import Encoded, Task
@@ -63,10 +68,14 @@ class Classification(Task):
             lengths += [len(ids) for ids in chunk["input_ids"]]
             for key in keys:
                 flat[key] += [np.asarray(ids, np.int32) for ids in chunk[key]]
-        columns = {key: np.concatenate(parts) if parts else np.empty(0, np.int32) for key, parts in flat.items()}
+        columns = {
+            key: np.concatenate(parts) if parts else np.empty(0, np.int32) for key, parts in flat.items()
+        }
         return Encoded(columns, np.cumsum([0, *lengths]), np.asarray(rows["label"], np.int64))
 
-    def collate(self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    def collate(
+        self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, Tensor]:
         """Right-padded inputs (B, L), `labels` (B,) and `rows` (B,)."""
         lengths = [len(feature["input_ids"]) for feature in features]
         shape = len(features), max(lengths)

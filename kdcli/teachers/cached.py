@@ -34,7 +34,9 @@ class CachedTeacher(Teacher):
         self.index: dict[str, int] = {}
         self.logits = torch.empty(0)
 
-    def fetch(self, rows: datasets.Dataset, ask: Callable[[], Teacher], progress: Callable[[int], None]) -> None:
+    def fetch(
+        self, rows: datasets.Dataset, ask: Callable[[], Teacher], progress: Callable[[int], None]
+    ) -> None:
         """Read what is there, and ask the teacher for the rest.
 
         Args:

@@ -9,6 +9,7 @@ import datasets
 import torch
 
 from kdcli.config import Count
+from kdcli.errors import TeacherError
 from kdcli.models import Source, fast_bf16, label_order, load_model, load_tokenizer
 from kdcli.signal import Signal
 from kdcli.tasks.base import Task
@@ -29,14 +30,19 @@ class LocalTeacher(Teacher):
         """Load the model.
 
         Raises:
-            ModelError, TeacherError: it cannot be loaded, or its labels are not the data's.
+            ModelError, TeacherError: it cannot be loaded, its head is missing, or its labels are not the data's.
         """
-        self.model, _ = load_model(source, task)
+        self.model, new = load_model(source, task)
+        if new:
+            raise TeacherError(
+                f"{source.name}: its weights lack a part of the model, which would be random; tune it first with "
+                "teacher.tune=true, or use a whole checkpoint"
+            )
         self.tokenizer = load_tokenizer(source, self.model)
         self.order = label_order(self.model.config, task.labels, source.name)
         self.model.requires_grad_(False).eval()
         if torch.cuda.is_available():
-            self.model.cuda()
+            torch.nn.Module.cuda(self.model)
         self.task, self.max_length, self.bf16 = task, max_length, fast_bf16(precision)
 
     def signals(self, examples: Sequence[Mapping[str, Any]]) -> Signal:

@@ -24,7 +24,9 @@ Kdcli = Callable[..., subprocess.CompletedProcess[str]]
 def run(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, measured."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert launch("distill", [*small, "trainer.epochs=6", "student.dropout=0", f"hydra.run.dir={folder}"]) == 0
+    assert (
+        launch("distill", [*small, "trainer.epochs=6", "student.dropout=0", f"hydra.run.dir={folder}"]) == 0
+    )
     return folder
 
 
@@ -47,7 +49,9 @@ def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
         assert sum(map(sum, entry["confusion"])) == 96
     assert report["models"]["student"]["score"] > 0.7
     verdict = report["verdict"]
-    assert verdict["retention"] == pytest.approx(report["models"]["student"]["score"] / report["models"]["teacher"]["score"])
+    assert verdict["retention"] == pytest.approx(
+        report["models"]["student"]["score"] / report["models"]["teacher"]["score"]
+    )
     assert verdict["gain_ci95"][0] <= verdict["gain_over_control"] <= verdict["gain_ci95"][1]
     assert verdict["kl_to_teacher"] > 0
     environment = json.loads((run / "env.json").read_text())
@@ -92,7 +96,12 @@ def test_results_go_to_stdout_and_logs_to_stderr(small: list[str], kdcli: Kdcli)
 def test_eval_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str) -> None:
     """Scores that differ from the report's on the same split mean that one of the two is wrong."""
     into = tmp_path / "eval"
-    assert launch("eval", [f"run={run}", f"split={split}", "measure=null", "format=json", f"hydra.run.dir={into}"]) == 0
+    assert (
+        launch(
+            "eval", [f"run={run}", f"split={split}", "measure=null", "format=json", f"hydra.run.dir={into}"]
+        )
+        == 0
+    )
     shown = json.loads(capsys.readouterr().out)
     assert shown == json.loads((into / "eval.json").read_text())
     report = json.loads((run / "report.json").read_text())
@@ -108,7 +117,13 @@ def test_eval_of_a_checkpoint_on_other_data(
 ) -> None:
     """A checkpoint that only its own run can score cannot be compared with another tool's."""
     rows = write_csv(tmp_path / "other.csv", sentences(300, seed=99), ("sentence", "mood"))
-    options = ["dataset=csv", f"dataset.path={rows}", "dataset.text=sentence", "dataset.label=mood", "measure=null"]
+    options = [
+        "dataset=csv",
+        f"dataset.path={rows}",
+        "dataset.text=sentence",
+        "dataset.label=mood",
+        "measure=null",
+    ]
     assert launch("eval", [f"model={teacher}", *options, f"hydra.run.dir={tmp_path / 'eval'}"]) == 0
     assert "model" in capsys.readouterr().out
     scored = json.loads((tmp_path / "eval" / "eval.json").read_text())
@@ -141,7 +156,9 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
         assert entry["peak_memory_bytes"] > 1e7
         logits = load_file(exported / "predictions" / f"test.{name}.safetensors")["logits"]
         torch_logits = load_file(run / "predictions" / "test.student.safetensors")["logits"]
-        assert (logits.argmax(1) == torch_logits.argmax(1)).mean() == pytest.approx(entry["parity"]["agreement"])
+        assert (logits.argmax(1) == torch_logits.argmax(1)).mean() == pytest.approx(
+            entry["parity"]["agreement"]
+        )
     assert result["artifacts"]["model.onnx"]["parity"]["max_abs_difference"] < 1e-3
     fp32, torch_entry = result["artifacts"]["model.onnx"], result["torch"]
     assert fp32["peak_memory_bytes"] < torch_entry["peak_memory_bytes"]  # its process holds no torch
@@ -150,7 +167,12 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
 
 def test_eval_of_an_artifact(run: Path, exported: Path, tmp_path: Path) -> None:
     """A file on a device must be scored as the student is: by its logits on the same rows."""
-    assert launch("eval", [f"run={run}", "artifact=model.onnx", "measure=null", f"hydra.run.dir={tmp_path / 'e'}"]) == 0
+    assert (
+        launch(
+            "eval", [f"run={run}", "artifact=model.onnx", "measure=null", f"hydra.run.dir={tmp_path / 'e'}"]
+        )
+        == 0
+    )
     scored = json.loads((tmp_path / "e" / "eval.json").read_text())["models"]["model.onnx"]
     assert scored["score"] == json.loads((run / "report.json").read_text())["models"]["student"]["score"]
 
@@ -167,7 +189,13 @@ def test_missed_gates_are_exit_code_3_and_leave_the_files(
     assert result["artifacts"]["model.onnx"]["budget"]["size_mb"]["met"] is False
     assert (exported / "model.onnx").is_file()
     assert not (exported / "model.int8.onnx").exists()  # the folder was made anew
-    assert launch("export", [f"run={run}", "hardware.tolerance.score_drop=0", "hardware.tolerance.agreement=1", *quick]) == 0
+    assert (
+        launch(
+            "export",
+            [f"run={run}", "hardware.tolerance.score_drop=0", "hardware.tolerance.agreement=1", *quick],
+        )
+        == 0
+    )
 
 
 def test_export_refuses_what_is_no_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,11 +208,19 @@ def test_export_refuses_what_is_no_finished_run(tmp_path: Path, capsys: pytest.C
     assert "run" in capsys.readouterr().err
 
 
-def test_sweep_ends_with_a_table(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_sweep_ends_with_a_table(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     """A sweep that ends without a comparison leaves the user with a folder of numbers."""
     monkeypatch.chdir(tmp_path)
     quick = ["trainer.max_steps=3", "measure=null", "control=false"]
-    options = [*small, *quick, "loss.soft_label.temperature=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    options = [
+        *small,
+        *quick,
+        "loss.soft_label.temperature=1,2",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+    ]
     assert launch("distill", options, multirun=True) == 0
     shown = capsys.readouterr().out
     assert re.search(r"temperature=1", shown)
@@ -205,7 +241,9 @@ def test_one_failed_job_of_a_sweep_is_told_and_the_others_go_on(
     assert len(list((tmp_path / "runs" / "sweeps").glob("*/*/report.json"))) == 1
 
 
-def test_sweep_with_a_bad_value_starts_no_job(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_with_a_bad_value_starts_no_job(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last job's typo must not be found after the first jobs have trained for hours."""
     monkeypatch.chdir(tmp_path)
     assert launch("distill", [*small, "trainer.epochs=1,0"], multirun=True) == 2
@@ -246,5 +284,7 @@ def test_the_packaged_default_at_reduced_size(kdcli: Kdcli, tmp_path: Path) -> N
 
 def test_python_m_kdcli_is_kdcli() -> None:
     """torchrun and subprocesses start the module, people the script: both must be the same program."""
-    done = subprocess.run([sys.executable, "-m", "kdcli", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "kdcli", "--version"], capture_output=True, text=True, check=True
+    )
     assert re.fullmatch(r"kdcli \d+\.\d+\.\d+\n", done.stdout)

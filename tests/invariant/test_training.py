@@ -36,7 +36,13 @@ def close(one: Path, other: Path, model: str = "student") -> bool:
 
 def test_batch_8x1_is_4x2_is_2x4_accumulated(distil: Distil) -> None:
     """A mean in each micro-batch (TRL#4719) makes the result depend on the memory one has."""
-    options = "trainer.batch_size=8", "trainer.max_steps=20", "student.dropout=0", "control=false", "dataset.labelled=200"
+    options = (
+        "trainer.batch_size=8",
+        "trainer.max_steps=20",
+        "student.dropout=0",
+        "control=false",
+        "dataset.labelled=200",
+    )
     whole = distil("8x1", *options)
     for micro in (4, 2):
         assert close(whole, distil(f"{micro}", *options, f"trainer.micro_batch_size={micro}"))
@@ -60,12 +66,20 @@ def test_cold_and_warm_cache_give_the_same_bits(
 ) -> None:
     """A tuned teacher or signals that differ when they come from the cache make a second run another run."""
     monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cold"))
-    options = f"teacher.path={body}", "teacher.trainer.epochs=8", "teacher.trainer.learning_rate=0.003", "trainer.epochs=1"
+    options = (
+        f"teacher.path={body}",
+        "teacher.trainer.epochs=8",
+        "teacher.trainer.learning_rate=0.003",
+        "trainer.epochs=1",
+    )
     cold = distil("cold_run", *options, "control=false")
     stages = json.loads((cold / "report.json").read_text())["stages"]
     assert [stage["name"] for stage in stages] == ["teacher", "signals", "student"]
     warm = distil("warm_run", *options, "control=false")
-    assert [stage["name"] for stage in json.loads((warm / "report.json").read_text())["stages"]] == ["signals", "student"]
+    assert [stage["name"] for stage in json.loads((warm / "report.json").read_text())["stages"]] == [
+        "signals",
+        "student",
+    ]
     assert same(cold, warm)
 
 
@@ -107,7 +121,9 @@ def test_control_has_the_same_birth_and_steps_and_no_teacher(distil: Distil) -> 
 
 def start(folder: Path, options: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "kdcli", "distill", *options, "measure=null", f"hydra.run.dir={folder}"]
-    return subprocess.Popen(command, env=os.environ.copy(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        command, env=os.environ.copy(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -151,7 +167,9 @@ def test_one_process_is_two_processes(distil: Distil, small: list[str], tmp_path
     two = tmp_path / "two"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29577", "-m", "kdcli",
                "distill", *small, *options, "measure=null", f"hydra.run.dir={two}"]  # fmt: skip
-    done = subprocess.run(command, env=os.environ.copy(), text=True, capture_output=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, env=os.environ.copy(), text=True, capture_output=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert close(one, two)
 

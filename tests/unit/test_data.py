@@ -52,7 +52,11 @@ def write_parquet(path: Path, columns: dict[str, list[Any]]) -> Path:
 
 def test_variants_of_a_text_are_one_row(tmp_path: Path) -> None:
     """A test row that differs from a training row by case or white space is a training row."""
-    variants = [(change(text), label) for text, label in ROWS for change in (str, str.upper, lambda t: f"  {t.replace(' ', '   ')}\t")]
+    variants = [
+        (change(text), label)
+        for text, label in ROWS
+        for change in (str, str.upper, lambda t: f"  {t.replace(' ', '   ')}\t")
+    ]
     data = read(write_csv(tmp_path / "all.csv", variants))
     everywhere = [text.casefold() for split in SPLITS for text in data[split]["text"]]
     assert sorted(everywhere) == sorted(text for text, _ in ROWS)
@@ -133,7 +137,11 @@ def test_labels_of_every_type(tmp_path: Path, written: list[Any], names: list[st
     rows = [{"text": text, "label": written[label == "bad"]} for text, label in ROWS]
     for data in (
         read(write_jsonl(tmp_path / "a.jsonl", rows)),
-        read(write_parquet(tmp_path / "a.parquet", {key: [row[key] for row in rows] for key in ("text", "label")})),
+        read(
+            write_parquet(
+                tmp_path / "a.parquet", {key: [row[key] for row in rows] for key in ("text", "label")}
+            )
+        ),
     ):
         assert data.labels == names
         gold = dict(ROWS)
@@ -173,7 +181,9 @@ def test_labels_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
         read(path, labels=["bad", "good", "bad"])
     with pytest.raises(ValidationError, match="valid string"):
         read(path, labels=[False, "good"])
-    assert "the label 'good' is not among bad, goood; did you mean goood?" in refused(path, labels=["bad", "goood"])
+    assert "the label 'good' is not among bad, goood; did you mean goood?" in refused(
+        path, labels=["bad", "goood"]
+    )
 
 
 def test_missing_label(tmp_path: Path) -> None:
@@ -181,7 +191,9 @@ def test_missing_label(tmp_path: Path) -> None:
     gaps = [*ROWS[:3], (ROWS[3][0], " "), *ROWS[4:]]
     assert "a.csv, row 4: the label is missing" in refused(write_csv(tmp_path / "a.csv", gaps))
     rows = [{"text": text, "label": label} for text, label in ROWS]
-    assert "row 1: the label is missing" in refused(write_jsonl(tmp_path / "a.jsonl", [{"text": "x y", "label": None}, *rows]))
+    assert "row 1: the label is missing" in refused(
+        write_jsonl(tmp_path / "a.jsonl", [{"text": "x y", "label": None}, *rows])
+    )
     columns = {"text": [text for text, _ in ROWS], "label": [0.0, 1.0, float("nan"), *[1.0] * 57]}
     assert "a.parquet, row 3: the label is missing" in refused(write_parquet(tmp_path / "a.parquet", columns))
 
@@ -212,12 +224,16 @@ def test_text_pair(tmp_path: Path) -> None:
     pairs = {(row["text"], row["text_pair"]) for split in SPLITS for row in data[split]}
     assert pairs == {(row["a"], row["b"]) for row in rows}
     rows[5]["b"] = "  "
-    assert "row 6: the text is empty" in refused(write_jsonl(tmp_path / "b.jsonl", rows), text="a", text_pair="b")
+    assert "row 6: the text is empty" in refused(
+        write_jsonl(tmp_path / "b.jsonl", rows), text="a", text_pair="b"
+    )
 
 
 def test_empty_and_missing_texts(tmp_path: Path) -> None:
     """A row of nothing but [CLS] [SEP] has a label all the same, and teaches it."""
-    assert "a.csv, row 3: the text is empty" in refused(write_csv(tmp_path / "a.csv", [*ROWS[:2], (" \t", "bad"), *ROWS[3:]]))
+    assert "a.csv, row 3: the text is empty" in refused(
+        write_csv(tmp_path / "a.csv", [*ROWS[:2], (" \t", "bad"), *ROWS[3:]])
+    )
     columns = {"text": [None, *(text for text, _ in ROWS[1:])], "label": [label for _, label in ROWS]}
     assert "row 1: the text is None, not a string" in refused(write_parquet(tmp_path / "a.parquet", columns))
     rows = [{"text": 5, "label": "bad"}, *({"text": text, "label": label} for text, label in ROWS)]
@@ -226,7 +242,9 @@ def test_empty_and_missing_texts(tmp_path: Path) -> None:
 
 def test_replace_cleans_before_rows_are_compared(tmp_path: Path) -> None:
     """Rows that are the same once they are cleaned would stand in two splits; an emptied row has no text."""
-    rows = [(f"{text} <br/> {number}", label) for text, label in ROWS for number in range(3)] + [("<br/> 7", "bad")]
+    rows = [(f"{text} <br/> {number}", label) for text, label in ROWS for number in range(3)] + [
+        ("<br/> 7", "bad")
+    ]
     data = read(write_csv(tmp_path / "a.csv", rows), replace={r"<[^>]*>": " ", r"\s\d+$": ""})
     assert texts(data) == {text for text, _ in ROWS}
     for wrong in ({"(": ""}, {"a": r"\1"}):
@@ -236,8 +254,13 @@ def test_replace_cleans_before_rows_are_compared(tmp_path: Path) -> None:
 
 def test_half_a_character(tmp_path: Path) -> None:
     """A lone surrogate, which JSON may hold, ends in a traceback when it is hashed or tokenized."""
-    rows = [{"text": "half \ud83d", "label": "bad"}, *({"text": text, "label": label} for text, label in ROWS)]
-    assert "row 1: the text 'half \\ud83d' holds half a character" in refused(write_jsonl(tmp_path / "a.jsonl", rows))
+    rows = [
+        {"text": "half \ud83d", "label": "bad"},
+        *({"text": text, "label": label} for text, label in ROWS),
+    ]
+    assert "row 1: the text 'half \\ud83d' holds half a character" in refused(
+        write_jsonl(tmp_path / "a.jsonl", rows)
+    )
 
 
 # ---- files -------------------------------------------------------------------------------------------
@@ -305,7 +328,9 @@ def test_missing_column_names_what_there_is(tmp_path: Path) -> None:
     rows = [{"text": text, "label": label} for text, label in ROWS] + [{"text": "no label here"}]
     assert "a.jsonl, line 61 has no column 'label'" in refused(write_jsonl(tmp_path / "a.jsonl", rows))
     columns = {"text": [text for text, _ in ROWS], "labels": [label for _, label in ROWS]}
-    assert "a.parquet has no column 'label'; did you mean labels?" in refused(write_parquet(tmp_path / "a.parquet", columns))
+    assert "a.parquet has no column 'label'; did you mean labels?" in refused(
+        write_parquet(tmp_path / "a.parquet", columns)
+    )
 
 
 def spoil(change: Callable[[str], str]) -> Callable[[Path], Path]:
@@ -320,10 +345,16 @@ def spoil(change: Callable[[str], str]) -> Callable[[Path], Path]:
 @pytest.mark.parametrize(
     ("write", "said"),
     [
-        (spoil(lambda text: text.replace("\r\n", ",\r\n", 6).replace(",\r\n", "\r\n", 5)), "line 6: 3 fields where the header has 2"),
+        (
+            spoil(lambda text: text.replace("\r\n", ",\r\n", 6).replace(",\r\n", "\r\n", 5)),
+            "line 6: 3 fields where the header has 2",
+        ),
         (spoil(lambda text: text[:-6].rstrip(",")), "line 61: 1 fields where the header has 2"),
         (spoil(lambda text: text.replace("\r\n", '\r\n"', 5)), "line 3: ',' expected after '\"'"),
-        (spoil(lambda text: text + '"a text that stops'), "line 62: unexpected end of data (a truncated file"),
+        (
+            spoil(lambda text: text + '"a text that stops'),
+            "line 62: unexpected end of data (a truncated file",
+        ),
         (spoil(lambda text: text[:100] + "\0" + text[100:]), "holds NUL"),
         (spoil(lambda text: ""), "is empty"),
         (spoil(lambda text: "\ufeff"), "has no column 'text'"),
@@ -378,7 +409,9 @@ def test_split_file_that_is_missing_or_unlike(tmp_path: Path) -> None:
     other = write_csv(tmp_path / "other.csv", ROWS, header=("text", "class"))
     assert "other.csv has no column 'label'" in refused(train, test=str(other))
     strange = write_csv(tmp_path / "strange.csv", [("a strange one", "neutral")])
-    assert "strange.csv, row 1: the label 'neutral' is not among bad, good" in refused(train, test=str(strange), labels=["bad", "good"])
+    assert "strange.csv, row 1: the label 'neutral' is not among bad, good" in refused(
+        train, test=str(strange), labels=["bad", "good"]
+    )
     same = write_csv(tmp_path / "same.csv", ROWS)
     assert "the train split has no rows" in refused(train, test=str(same), validation=str(same))
 
@@ -386,5 +419,7 @@ def test_split_file_that_is_missing_or_unlike(tmp_path: Path) -> None:
 def test_fewer_rows_than_a_batch() -> None:
     """No step at all would be trained, and the untrained student saved."""
     require_batch(32, 32, "training rows", "trainer.batch_size")
-    with pytest.raises(ConfigError, match=r"training rows: 31 rows are fewer than one batch \(trainer.batch_size = 32\)"):
+    with pytest.raises(
+        ConfigError, match=r"training rows: 31 rows are fewer than one batch \(trainer.batch_size = 32\)"
+    ):
         require_batch(31, 32, "training rows", "trainer.batch_size")

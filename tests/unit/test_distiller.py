@@ -17,7 +17,9 @@ TEXTS = ["a good film", "this was very bad and sad so quite awful", "the book", 
 def distiller(tokenizer) -> Distiller:
     task = Classification(["bad", "good"])
     losses = {"soft_label": ForwardKL(2.0), "hard_label": HardLabel()}
-    return Distiller(bert(tokenizer, task.labels), task, losses, {"soft_label": 1.0, "hard_label": 0.5}).eval()
+    return Distiller(
+        bert(tokenizer, task.labels), task, losses, {"soft_label": 1.0, "hard_label": 0.5}
+    ).eval()
 
 
 def batch(tokenizer, labels: list[int], padding: int = 0) -> dict[str, torch.Tensor]:
@@ -46,7 +48,9 @@ def test_denominators_come_from_outside(tokenizer, distiller: Distiller) -> None
     parts = []
     for rows in (slice(0, 1), slice(1, 4)):
         part = {key: value[rows] for key, value in full.items()}
-        parts.append(distiller(**part, teacher=Signal(TEACHER.logits[rows]), num_items_in_batch=counts)["loss"])
+        parts.append(
+            distiller(**part, teacher=Signal(TEACHER.logits[rows]), num_items_in_batch=counts)["loss"]
+        )
     assert torch.allclose(sum(parts), whole, atol=1e-6)
 
 

@@ -26,7 +26,6 @@ FLOORS = [
 """A file imports only from floors below its own; the files of a folder (losses, tasks …) may import their neighbours."""
 
 
-
 def part(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
@@ -64,7 +63,12 @@ def test_a_file_imports_only_from_floors_below_its_own() -> None:
 
 
 def loaded(code: str) -> set[str]:
-    out = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return set(out.stdout.split())
 
 
@@ -76,7 +80,9 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_config_never_imports_torch() -> None:
     """A typo must be answered before the seconds that torch takes to load."""
-    assert "torch" not in loaded("import kdcli.config, kdcli.launch, kdcli.console, kdcli.rundir, kdcli.files")
+    assert "torch" not in loaded(
+        "import kdcli.config, kdcli.launch, kdcli.console, kdcli.rundir, kdcli.files"
+    )
 
 
 def test_measure_can_be_imported_without_torch() -> None:

@@ -11,7 +11,9 @@ from kdcli.signal import Signal
 
 def signals(rows: int = 6, classes: int = 5, scale: float = 3.0) -> tuple[Signal, Signal, torch.Tensor]:
     random = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(rows, classes, generator=random, dtype=torch.float64) * scale for _ in range(2))
+    student, teacher = (
+        torch.randn(rows, classes, generator=random, dtype=torch.float64) * scale for _ in range(2)
+    )
     return Signal(student), Signal(teacher), torch.randint(classes, (rows,), generator=random)
 
 
@@ -46,10 +48,14 @@ def test_gradient_size_does_not_depend_on_temperature() -> None:
 
 
 @pytest.mark.parametrize("loss", [ForwardKL(2.0), HardLabel()])
-def test_gradient_is_that_of_finite_differences(loss: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_is_that_of_finite_differences(
+    loss: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A detach or a wrong in-place operation makes the gradient another function's."""
     student, teacher, labels = signals(3, 4, 1.0)
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)  # keep fp64: differences of fp32 are too coarse
+    monkeypatch.setattr(
+        torch.Tensor, "float", lambda self: self
+    )  # keep fp64: differences of fp32 are too coarse
     logits = student.logits.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: loss(Signal(x), teacher, labels), logits)
 
@@ -61,7 +67,9 @@ def test_hard_label_is_cross_entropy_and_ignores_rows_without_gold() -> None:
     values = HardLabel()(student, None, labels)
     assert values[2] == 0
     kept = labels != -100
-    assert torch.allclose(values[kept], cross_entropy(student.logits[kept].float(), labels[kept], reduction="none"))
+    assert torch.allclose(
+        values[kept], cross_entropy(student.logits[kept].float(), labels[kept], reduction="none")
+    )
 
 
 def test_loss_without_its_teacher_is_refused() -> None:

@@ -1,0 +1,1068 @@
+"""What users get wrong, through the real command: exit code 2, one message, nothing left behind, nothing overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import sentences, write_csv
+
+from kdcli.launch import launch
+
+Kdcli = Callable[..., subprocess.CompletedProcess[str]]
+Refused = Callable[..., str]
+QUICK = ["measure=null", "control=false", "trainer.max_steps=4"]
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def one_message(err: str) -> str:
+    """The error, which is all that stderr holds beside the log."""
+    lines = [line for line in err.splitlines() if not re.match(r"INFO |WARNING |\[\d/\d\] ", line)]
+    message = "\n".join(lines)
+    assert message.startswith("error: "), err
+    assert message.count("\nerror: ") == 0, err
+    assert "Traceback" not in err
+    assert len(message) < 1000, message
+    return message
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with files of the user's own; what the command does to this process is undone."""
+    for name in ("KDCLI_CONFIG_DIR", "PYTHONPATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = tmp_path / "here"
+    (folder / "mine").mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "mine" / "report.json").write_text("mine as well")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def refused(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs `kdcli distill` with bad input; returns its message after the checks that hold for all."""
+
+    def run(*overrides: str, command: str = "distill", **options: object) -> str:
+        before = state(here)
+        whole = command == "distill" and "rerun" not in options
+        own = [*small, "measure=null", *overrides] if whole else list(overrides)
+        capsys.readouterr()
+        code = launch(command, own, **options)
+        captured = capsys.readouterr()
+        assert code == 2, captured.err
+        assert captured.out == ""
+        assert state(here) == before
+        return one_message(captured.err)
+
+    return run
+
+
+# ---- the command line and the config -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["studnet=tiny"], "studnet: there is no such key; did you mean student?"),
+        (
+            ["student=tinny"],
+            "student=tinny: there is no such student; did you mean tiny?; there are distil, local, ",
+        ),
+        (["debug=smok"], "debug=smok: there is no such debug; did you mean smoke?"),
+        (
+            ["loss.soft_label.temprature=2"],
+            "loss.soft_label.temprature: there is no such key; did you mean loss.soft_label.temperature?",
+        ),
+        (
+            ["+loss.soft_label.temprature=2"],
+            "loss.soft_label.temprature: not an argument of kdcli.losses.forward_kl.ForwardKL; did you mean temperature?",
+        ),
+        (["+sede=1"], "sede: not a key; did you mean seed? (known: control, dataset, "),
+        (["hydra.run.dri=runs"], "hydra.run.dri: there is no such key; did you mean hydra.run.dir?"),
+        (["~loss.soft_labl"], "loss.soft_labl: there is no such key; did you mean loss.soft_label?"),
+        (["distil"], "'distil' is not KEY=VALUE; did you mean distill?"),
+        (["trainer.epochs=[1"], "trainer.epochs=[1: "),
+        (["trainer.epochs=1,2"], "To sweep over it, add --multirun"),
+        (
+            ["trainer.epochs=${nowhere}"],
+            "the config cannot be resolved: Interpolation key 'nowhere' not found",
+        ),
+        (["teacher=local", "teacher.path=???"], "teacher.path: a value is needed; give teacher.path=…"),
+        (["student=null"], "student=null: a choice is needed (kdcli list student shows them)"),
+        (["student._target_=no.such.Class"], "student._target_ = no.such.Class: cannot be imported"),
+        (["~loss.soft_label"], "no loss term with a weight reads the teacher: there is nothing to distil"),
+        (
+            ["loss.soft_label.weight=0"],
+            "no loss term with a weight reads the teacher: there is nothing to distil",
+        ),
+        (["dataset.task=translation"], "dataset.task = translation: there is no such task"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 30 else " ",
+)
+def test_command_line(refused: Refused, overrides: list[str], said: str) -> None:
+    """Hydra's own answers are a screen long, come with a traceback, or with a directory that holds nothing."""
+    assert said in refused(*overrides)
+
+
+def test_unknown_keys_are_all_named(refused: Refused) -> None:
+    """One typo a try."""
+    message = refused("trainer.epoch=1", "seeed=1", "dataset.txt=x")
+    for key, meant in (
+        ("trainer.epoch", "trainer.epochs"),
+        ("seeed", "seed"),
+        ("dataset.txt", "dataset.text"),
+    ):
+        assert f"{key}: there is no such key; did you mean {meant}?" in message
+
+
+def test_types_and_ranges_are_all_named(refused: Refused) -> None:
+    """`temperature: warm` passes in silence; one wrong value a try."""
+    message = refused(
+        "trainer.epochs=0", "trainer.batch_size=2.5", "trainer.warmup=2", "seed=-1", "control=perhaps",
+        "loss.soft_label.temperature=warm", "loss.hard_label.weight=-1", "student.hidden_size=true", "hardware.precisions=[int4]",
+    )  # fmt: skip
+    assert message.startswith("error: the config has 9 problems:\n")
+    for line in (
+        "seed = -1: expected greater than or equal to 0",
+        "control = 'perhaps': expected a valid boolean",
+        "trainer.epochs = 0: expected greater than 0",
+        "trainer.batch_size = 2.5: expected a valid integer",
+        "trainer.warmup = 2: expected less than or equal to 1",
+        "loss.soft_label.temperature = 'warm': expected a valid number",
+        "loss.hard_label.weight = -1: expected greater than or equal to 0",
+        "student.hidden_size = True: expected a number, got a boolean",
+        "hardware.precisions.0 = 'int4': expected 'fp32' or 'int8'",
+    ):
+        assert f"\n  {line}" in message
+
+
+def test_options_of_the_launcher(kdcli: Kdcli, tmp_path: Path) -> None:
+    """A misspelt option or command that is taken for something else."""
+    for arguments, said in (
+        (["distill", "--multirn"], "--multirun"),
+        (["distil"], "distill"),
+        (["distill", "--resolve"], "--resolve goes with --cfg job"),
+        (["list", "lost"], "there is no group lost; did you mean loss?"),
+    ):
+        done = kdcli(*arguments)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_no_config_folder_and_no_run_to_repeat(refused: Refused, here: Path) -> None:
+    """A path with a typo is ignored, and another config runs."""
+    assert "the config folder nowhere does not exist" in refused(config_dir=Path("nowhere"))
+    os.environ["KDCLI_CONFIG_DIR"] = ""
+    assert "nowhere is not a run directory of kdcli" in refused(rerun=Path("nowhere"))
+    assert "groups cannot be chosen anew" in refused("student=mini", rerun=here)
+
+
+# ---- data --------------------------------------------------------------------------------------------
+
+ROWS = sentences(200, seed=3)
+
+
+def rows(change: Callable[[list[tuple[str, str]]], list[tuple[str, str]]]) -> Callable[[Path], Path]:
+    return lambda path: write_csv(path, change(list(ROWS)))
+
+
+def text(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        path.write_bytes(change(write_csv(path, ROWS).read_bytes()))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "overrides", "said"),
+    [
+        (
+            rows(lambda r: r),
+            ["dataset.label=lable"],
+            "data.csv has no column 'lable'; did you mean label? (columns: text, label)",
+        ),
+        (rows(lambda r: [*r, ("  ", "bad")]), [], "data.csv, row 201: the text is empty"),
+        (rows(lambda r: [*r, ("a fine day", "")]), [], "data.csv, row 201: the label is missing"),
+        (
+            rows(lambda r: [*r, ("a day", "meh")]),
+            ["dataset.labels=[bad,good]"],
+            "row 201: the label 'meh' is not among bad, good",
+        ),
+        (
+            rows(lambda r: [*r, ("a day", "meh")]),
+            [],
+            "has 2 labels (bad, good), the data has 3 (bad, good, meh)",
+        ),
+        (
+            rows(lambda r: [(t, "good") for t, _ in r]),
+            [],
+            "all training rows have the label 'good'; at least two are needed",
+        ),
+        (
+            rows(lambda r: r),
+            ["trainer.batch_size=64"],
+            "training rows: 40 rows are fewer than one batch (trainer.batch_size = 64)",
+        ),
+        (
+            rows(lambda r: r),
+            ["dataset.labelled=12"],
+            "labelled training rows, for the control: 12 rows are fewer than one batch",
+        ),
+        (rows(lambda r: r[:100]), [], "64 rows for validation leave none to train on"),
+        (text(lambda b: b + "café,good".encode("latin-1")), [], "line 202 is not utf-8 text"),
+        (text(lambda b: b[:-5] + b"\xc3"), [], "line 201 is not utf-8 text"),
+        (text(lambda b: b + b"half a ro"), [], "line 202: 1 fields where the header has 2 (a truncated file"),
+        (text(lambda b: b + b'"half a quo'), [], "line 202: unexpected end of data (a truncated file"),
+        (text(lambda b: b""), [], "data.csv is empty"),
+        (text(lambda b: b[:12]), [], "data.csv has no rows"),
+        (text(lambda b: b), ["dataset.format=parquet"], "is not a whole parquet file"),
+        (text(lambda b: b), ["dataset.format=jsonl"], "line 1 is not JSON"),
+        (lambda path: path, [], "data.csv does not exist (looked for "),
+        (lambda path: path.mkdir() or path, [], "data.csv is no file"),
+        (rows(lambda r: r), ["dataset.encoding=utf-99"], "dataset.encoding = utf-99: unknown encoding"),
+        (
+            rows(lambda r: r),
+            ["+dataset.replace={a: '\\9'}"],
+            "is not a regular expression: invalid group reference 9",
+        ),
+        (rows(lambda r: r), ["dataset.max_length=100"], "dataset.max_length = 100: "),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 80 else " ",
+)
+def test_data(
+    refused: Refused, tmp_path: Path, write: Callable[[Path], Path], overrides: list[str], said: str
+) -> None:
+    """Bad rows that are skipped, cut or made up in silence, or found after the teacher was tuned."""
+    path = write(tmp_path / "data.csv")
+    assert said in refused(f"dataset.path={path}", *overrides)
+
+
+def test_few_labelled_rows_for_the_teacher(refused: Refused, body: Path) -> None:
+    """A teacher that is tuned for no step at all."""
+    message = refused(f"teacher.path={body}", "dataset.labelled=20", "teacher.trainer.batch_size=32")
+    assert (
+        "labelled training rows: 20 rows are fewer than one batch (teacher.trainer.batch_size = 32)"
+        in message
+    )
+
+
+# ---- models ------------------------------------------------------------------------------------------
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+
+
+def other_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"]["unheard"] = 32
+    path.write_text(json.dumps(tokenizer))
+
+
+def no_head(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {key: value for key, value in tensors.items() if "classifier" not in key},
+        folder / "model.safetensors",
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: edit(f / "config.json", id2label={"0": "a", "1": "b", "2": "c"}), "has 3 labels (a, b, c), the data has 2 (bad, good)"),
+        (lambda f: edit(f / "config.json", id2label={"0": "bad", "1": "fine"}), "does not know the label 'good' (its labels: bad, fine)"),
+        (other_tokenizer, "knows token ids up to 32, its embeddings have 32 rows: this is another model's tokenizer"),
+        (lambda f: (f / "vocab.txt").write_text("[PAD]\n[CLS]\n[UNK]\n"), "vocab.txt says that token 1 is '[CLS]', tokenizer.json says 2"),
+        (lambda f: edit(f / "config.json", pad_token_id=7), "config.json pads with token 7, its tokenizer with 0"),
+        (no_tokenizer, "there are no tokenizer files"),
+        (lambda f: (f / "tokenizer.json").write_text('{"version": '), "its tokenizer cannot be loaded"),
+        (lambda f: (f / "config.json").write_text('{"model_type": '), "config.json cannot be used"),
+        (lambda f: (f / "config.json").unlink(), "has no config.json"),
+        (lambda f: os.truncate(f / "model.safetensors", 5000), "model.safetensors is not a whole safetensors file"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "has no safetensors"),
+        (no_head, "its weights lack a part of the model, which would be random"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ",
+)  # fmt: skip
+def test_teacher(
+    refused: Refused, teacher: Path, tmp_path: Path, spoil: Callable[[Path], object], said: str
+) -> None:
+    """A teacher that is not what it says answers all the same, and the student learns nonsense."""
+    copy = Path(shutil.copytree(teacher, tmp_path / "teacher"))
+    spoil(copy)
+    assert said in refused(f"teacher.path={copy}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["teacher.path=./nowhere"], "the teacher directory ./nowhere does not exist (looked for "),
+        (["teacher.path=no name at all"], "neither a local path that exists nor a Hugging Face hub id"),
+        (["teacher.path=package:no-such/model"], "the package no-such is needed and is not installed"),
+        (["teacher.path=null"], "teacher.path is not set"),
+        (
+            ["student=local", "student.path=nowhere/at/all"],
+            "the student directory nowhere/at/all does not exist",
+        ),
+        (["student.hidden_size=15"], "student.hidden_size = 15 is not a multiple of num_attention_heads = 2"),
+        (["student.model_type=brt"], "student.model_type = brt is not known; did you mean bert?"),
+        (["student.model_type=distilbert"], "student.model_type = distilbert has no hidden_size"),
+        (["student.model_type=vit"], "student.model_type = vit has no model for this task"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ",
+)
+def test_models(refused: Refused, small: list[str], overrides: list[str], said: str) -> None:
+    """A path with a typo is looked for on the hub; a shape that cannot be fails after the teacher was tuned."""
+    if "student=local" in overrides:
+        small[:] = [word for word in small if not word.startswith("student.")]
+    assert said in refused(*overrides)
+
+
+def test_teacher_without_a_head_that_may_not_be_tuned(refused: Refused, body: Path) -> None:
+    """A random head teaches noise."""
+    message = refused(f"teacher.path={body}", "teacher.tune=false")
+    assert "has no head for this task, and teacher.tune=false would leave it untrained" in message
+
+
+def test_teacher_at_chance(refused: Refused, teacher: Path, tmp_path: Path) -> None:
+    """A teacher that knows nothing costs a night, and the student is no better for it; its directory would lie about."""
+    copy = Path(shutil.copytree(teacher, tmp_path / "teacher"))
+    tensors = load_file(copy / "model.safetensors")
+    save_file(
+        tensors | {"classifier.weight": -tensors["classifier.weight"]},
+        copy / "model.safetensors",
+        {"format": "pt"},
+    )
+    message = refused(f"teacher.path={copy}")
+    assert "the pre-flight stopped the run" in message
+    assert "is not above the most frequent label's share" in message
+
+
+# ---- teachers whose labels stand otherwise -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "swap"),
+    [
+        (("good", "bad"), True),
+        (("GOOD", "Bad"), True),
+        (("BAD", "Good"), False),
+        (("LABEL_0", "LABEL_1"), False),
+    ],
+)
+def test_labels_of_the_teacher(
+    small: list[str], here: Path, teacher: Path, tmp_path: Path, names: tuple[str, str], swap: bool
+) -> None:
+    """Logits taken by place teach the opposite of what the teacher knows; the student is exactly as good as with it."""
+    copy = Path(shutil.copytree(teacher, tmp_path / "teacher"))
+    edit(
+        copy / "config.json",
+        id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)},
+    )
+    if swap:
+        tensors = load_file(copy / "model.safetensors")
+        tensors |= {
+            key: tensors[key].flip(0).contiguous() for key in ("classifier.weight", "classifier.bias")
+        }
+        save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    runs = []
+    for path in (teacher, copy):
+        runs.append(here / path.parent.name / "run")
+        assert launch("distill", [*small, *QUICK, f"teacher.path={path}", f"hydra.run.dir={runs[-1]}"]) == 0
+    one, other = (json.loads((run / "report.json").read_text())["models"]["teacher"] for run in runs)
+    assert one["score"] > 0.8
+    assert one["confusion"] == other["confusion"]
+    weights = [load_file(run / "student" / "model.safetensors") for run in runs]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+# ---- run directories ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert launch("distill", [*small, *QUICK, f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+def test_directory_of_somebody_else(refused: Refused, here: Path, finished: Path) -> None:
+    """A run, or an evaluation, into a folder of the user's own files."""
+    for folder in (here, here / "mine"):
+        assert "holds files and was not made by kdcli" in refused(*QUICK, f"hydra.run.dir={folder}")
+        message = refused(f"run={finished}", "measure=null", f"hydra.run.dir={folder}", command="eval")
+        assert "holds files and was not made by kdcli" in message
+    assert "is a file" in refused(f"hydra.run.dir={here}/notes.txt")
+    assert "cannot be made" in refused(f"hydra.run.dir={here}/notes.txt/run")
+    other = here / "other"
+    (other / ".hydra").mkdir(parents=True)
+    (other / ".hydra" / "hydra.yaml").write_text("hydra:\n  job:\n    name: train\n")
+    assert "was not made by kdcli" in refused(f"hydra.run.dir={other}")
+    assert "is there and is no sweep of kdcli" in refused(
+        *QUICK, "seed=1,2", f"hydra.sweep.dir={here}", multirun=True
+    )
+
+
+def test_directory_with_another_config(refused: Refused, small: list[str], finished: Path) -> None:
+    """A run whose config, compared after Hydra has written its own, is always the same."""
+    before = state(finished)
+    message = refused(*QUICK, "seed=7", "loss.soft_label.temperature=4", f"hydra.run.dir={finished}")
+    assert f"{finished} holds a run with another config (loss.soft_label.temperature, seed)" in message
+    message = refused(f"run={finished}", "measure=null", f"hydra.run.dir={finished}", command="eval")
+    assert "holds a run with another config" in message
+    assert state(finished) == before
+
+
+def test_sweep_over_another_sweep(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second sweep finds the first one's students, trains nothing, and reports them under its own settings."""
+    options = [*small, *QUICK, f"hydra.sweep.dir={here / 'sweep'}"]
+    assert launch("distill", [*options, "seed=0,1"], multirun=True) == 0
+    before = state(here / "sweep")
+    capsys.readouterr()
+    assert launch("distill", [*options, "seed=2,3"], multirun=True) == 2
+    assert "holds a run with another config (seed)" in one_message(capsys.readouterr().err)
+    assert state(here / "sweep") == before
+    assert launch("distill", [*options, "seed=0,1"], multirun=True) == 0
+    after = state(here / "sweep")
+    assert {name: after[name] for name in before if not name.endswith(".yaml")} == {
+        name: content for name, content in before.items() if not name.endswith(".yaml")
+    }
+
+
+def test_directory_in_use(refused: Refused, finished: Path, here: Path) -> None:
+    """Two processes train in turn over each other's checkpoints."""
+    folder = here / "used"
+    shutil.copytree(finished, folder)
+    (folder / "report.json").unlink()
+    code = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(1, flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert "is in use by another kdcli process" in refused(*QUICK, f"hydra.run.dir={folder}")
+        assert (folder / ".lock").exists()
+    finally:
+        holder.communicate()
+
+
+def test_data_that_changed_under_a_run(
+    small: list[str],
+    here: Path,
+    finished: Path,
+    teacher: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Half a student of the old data, half of the new; a test split whose rows were trained on."""
+    path = write_csv(tmp_path / "data.csv", sentences(600))
+    run = here / "run"
+    options = [*small, *QUICK, f"dataset.path={path}", f"hydra.run.dir={run}"]
+    assert launch("distill", options) == 0
+    (run / "report.json").unlink()
+    shutil.rmtree(run / "student")
+    before = state(run)
+    write_csv(path, sentences(500))
+    capsys.readouterr()
+    assert launch("distill", options) == 2
+    assert f"the dataset is not the one that {run} was begun with" in one_message(capsys.readouterr().err)
+    assert state(run) == before
+
+
+def test_a_directory_that_was_there_stays(refused: Refused, here: Path) -> None:
+    """`hydra.run.dir=.` and a typo: the folder in which one works is gone."""
+    (here / "empty").mkdir()
+    refused("dataset.label=nope", "hydra.run.dir=empty")
+    assert (here / "empty").is_dir()
+    assert list((here / "empty").iterdir()) == []
+
+
+def test_begun_and_killed_at_once_is_continued(small: list[str], here: Path) -> None:
+    """A run that was killed while Hydra wrote its files is taken for somebody else's directory."""
+    run = here / "run"
+    (run / ".hydra").mkdir(parents=True)
+    (run / ".hydra" / "config.yaml").write_text("seed: 0\ncontr")
+    (run / ".hydra" / "hydra.yaml").write_text("hydra:\n  run:\n    dir: ru")
+    assert launch("distill", [*small, *QUICK, f"hydra.run.dir={run}"]) == 0
+    assert (run / "report.json").is_file()
+
+
+def test_eval_and_export_of_what_is_no_run(
+    refused: Refused, here: Path, finished: Path, teacher: Path
+) -> None:
+    """An evaluation of nothing, or of the wrong thing."""
+    unfinished = here / "unfinished"
+    shutil.copytree(finished, unfinished)
+    for path, said in (
+        ("nowhere", "nowhere is not a run directory of kdcli"),
+        ("mine", "mine is not a run directory of kdcli"),
+    ):
+        assert said in refused(f"run={path}", command="eval")
+        assert said in refused(f"run={path}", command="export")
+    (unfinished / "report.json").write_text((finished / "report.json").read_text()[:100])
+    for command in ("eval", "export"):
+        assert "report.json is damaged" in refused(f"run={unfinished}", command=command)
+    (unfinished / "report.json").unlink()
+    for command in ("eval", "export"):
+        assert "is not finished (no report.json); continue it with" in refused(
+            f"run={unfinished}", command=command
+        )
+    assert "what is to be scored?" in refused(command="eval")
+    assert "model= stands alone" in refused(f"run={finished}", f"model={teacher}", command="eval")
+    assert "run: a value is needed" in refused(command="export")
+    assert "split = 'tset': expected 'train', 'validation' or 'test'" in refused(
+        f"run={finished}", "split=tset", command="eval"
+    )
+    assert "hardware=cpuu: there is no such hardware; did you mean cpu?" in refused(
+        f"run={finished}", "hardware=cpuu", command="export"
+    )
+    assert "the artifact nothing.onnx does not exist" in refused(
+        f"run={finished}", "artifact=nothing.onnx", command="eval"
+    )
+
+
+# ---- trust -------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """What a pickle may do when it is loaded."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_pickles_run_nothing(small: list[str], here: Path, teacher: Path, tmp_path: Path) -> None:
+    """A teacher from a stranger runs his code: from pickled weights, or from Python files beside them."""
+    copy, mark = Path(shutil.copytree(teacher, tmp_path / "teacher")), tmp_path / "ran"
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
+        (copy / name).write_bytes(pickle.dumps(Bomb(mark)))
+    (copy / "modeling_own.py").write_text(f"open({str(mark)!r}, 'w')\nclass Own: pass\n")
+    edit(copy / "config.json", auto_map={"AutoModelForSequenceClassification": "modeling_own.Own"})
+    run = here / "run"
+    assert launch("distill", [*small, *QUICK, f"teacher.path={copy}", f"hydra.run.dir={run}"]) == 0
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Bomb(mark)))
+    assert mark.exists()
+
+
+def test_remote_code_runs_when_the_config_says_so(
+    refused: Refused, kdcli: Kdcli, small: list[str], teacher: Path, tmp_path: Path, here: Path
+) -> None:
+    """An architecture that transformers does not have cannot be used at all; or runs without being asked."""
+    copy, mark = Path(shutil.copytree(teacher, tmp_path / "teacher")), tmp_path / "ran"
+    names = {
+        "AutoConfig": "own.OwnConfig",
+        "AutoModelForSequenceClassification": "own.OwnForSequenceClassification",
+    }
+    edit(
+        copy / "config.json", model_type="own", architectures=["OwnForSequenceClassification"], auto_map=names
+    )
+    (copy / "own.py").write_text(
+        f"open({str(mark)!r}, 'w').close()\n"
+        "from transformers import BertConfig, BertForSequenceClassification\n"
+        "class OwnConfig(BertConfig):\n    model_type = 'own'\n"
+        "class OwnForSequenceClassification(BertForSequenceClassification):\n    config_class = OwnConfig\n"
+    )
+    message = refused(f"teacher.path={copy}")
+    assert "contains custom code" in message
+    assert "trust_remote_code=true runs it" in message
+    assert not mark.exists()
+    allowed = [f"teacher.path={copy}", "teacher.trust_remote_code=true"]
+    done = kdcli("distill", *small, *QUICK, *allowed, "hydra.run.dir=run", HF_HOME=str(tmp_path / "hf"))
+    assert done.returncode == 0, done.stderr
+    assert mark.exists()
+
+
+# ---- what goes wrong during training -----------------------------------------------------------------
+
+
+@pytest.fixture
+def own_loss(here: Path) -> Path:
+    """A folder with a hard-label loss that does something at one step of the training, if the environment says so."""
+    folder = here.parent / "own"
+    (folder / "loss").mkdir(parents=True)
+    (folder / "mishap.py").write_text(
+        "import os, pathlib, resource, torch\n"
+        "from kdcli.losses.hard_label import HardLabel\n\n\n"
+        "class Mishap(HardLabel):\n"
+        "    step = 0\n\n"
+        "    def forward(self, student, teacher, labels):\n"
+        "        values = super().forward(student, teacher, labels)\n"
+        "        if not self.training:\n"
+        "            return values\n"
+        "        self.step += 1\n"
+        "        what, _, detail = os.environ.get('MISHAP', '').partition(' ')\n"
+        "        if what == 'nan' and self.step > 5:\n"
+        "            return torch.where(labels == 1, torch.nan, values)\n"
+        "        if what == 'limit' and self.step == 15:\n"
+        "            resource.setrlimit(resource.RLIMIT_FSIZE, (int(detail), resource.RLIM_INFINITY))\n"
+        "        if what == 'fill' and self.step == 15:\n"
+        "            with open(detail, 'wb', buffering=0) as stream:\n"
+        "                try:\n"
+        "                    while True:\n"
+        "                        stream.write(bytes(512))\n"
+        "                except OSError:\n"
+        "                    pass\n"
+        "        return values\n"
+    )
+    (folder / "loss" / "mishap.yaml").write_text(
+        "# Hard labels, and a mishap\n"
+        "soft_label:\n  _target_: kdcli.losses.forward_kl.ForwardKL\n  temperature: 2.0\n"
+        "mishap:\n  _target_: mishap.Mishap\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def small_disk(here: Path) -> Iterator[Path]:
+    """A file system of four megabytes."""
+    folder = here / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+STEPS = ["measure=null", "control=false", "trainer.max_steps=30", "trainer.eval_steps=10", "loss=mishap"]
+
+
+def continues(own: Path, options: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After the mishap: exit code 1 came with one message; the checkpoint of step 10 goes on to the same weights."""
+    message = one_message(capsys.readouterr().err)
+    assert "ree some space and start the same command" in message
+    assert [path.parent.name for path in run.glob("stages/student/checkpoint-*/trainer_state.json")] == [
+        "checkpoint-10"
+    ]
+    assert not (run / "report.json").exists()
+    whole = run.parent.parent / "whole"
+    assert launch("distill", [*options, f"hydra.run.dir={whole}"], config_dir=own) == 0
+    assert launch("distill", [*options, f"hydra.run.dir={run}"], config_dir=own) == 0
+    assert "step" in (run / "metrics.jsonl").read_text()
+    one, other = (load_file(folder / "student" / "model.safetensors") for folder in (whole, run))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("limit", [20_000, 60_000], ids=["at the weights", "at the optimizer"])
+def test_disk_full_while_a_checkpoint_is_saved(
+    small: list[str],
+    own_loss: Path,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    limit: int,
+) -> None:
+    """Half a checkpoint in the place of the good one; safetensors and torch each fail in words of their own."""
+    options, run = [*small, *STEPS], here / "runs" / "run"
+    monkeypatch.setenv("MISHAP", f"limit {limit}")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        code = launch("distill", [*options, f"hydra.run.dir={run}"], config_dir=own_loss)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1
+    monkeypatch.delenv("MISHAP")
+    continues(own_loss, options, run, capsys)
+
+
+def test_disk_really_full(
+    small: list[str],
+    own_loss: Path,
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """ENOSPC from a file system, wherever it strikes first: a log line, or the checkpoint."""
+    options, run = [*small, *STEPS], small_disk / "run"
+    monkeypatch.setenv("MISHAP", f"fill {small_disk / 'filler'}")
+    assert launch("distill", [*options, f"hydra.run.dir={run}"], config_dir=own_loss) == 1
+    (small_disk / "filler").unlink()
+    monkeypatch.delenv("MISHAP")
+    continues(own_loss, options, run, capsys)
+
+
+def test_disk_full_from_the_start(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hydra's files are the first that do not fit; the directory must still be ours when there is room again."""
+    options = [*small, *QUICK, f"hydra.run.dir={here / 'run'}"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        code = launch("distill", options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1
+    assert "ree some space" in one_message(capsys.readouterr().err)
+    assert launch("distill", options) == 0
+
+
+def test_damaged_checkpoint(
+    small: list[str], own_loss: Path, here: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """A pickle in a run directory that somebody handed over runs what it likes; a broken one ends in a traceback."""
+    run, mark = here / "run", tmp_path / "ran"
+    options = [*small, *STEPS, f"hydra.run.dir={run}"]
+    monkeypatch.setenv("MISHAP", "limit 20000")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        assert launch("distill", options, config_dir=own_loss) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    monkeypatch.delenv("MISHAP")
+    capsys.readouterr()
+    (run / "stages" / "student" / "checkpoint-10" / "optimizer.pt").write_bytes(pickle.dumps(Bomb(mark)))
+    assert launch("distill", options, config_dir=own_loss) == 1
+    message = one_message(capsys.readouterr().err)
+    assert "checkpoint-10 is damaged; remove it, and the same command trains that stage anew" in message
+    assert not mark.exists()
+    shutil.rmtree(run / "stages" / "student" / "checkpoint-10")
+    assert launch("distill", options, config_dir=own_loss) == 0
+
+
+def test_loss_that_is_not_finite(
+    small: list[str],
+    own_loss: Path,
+    here: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """NaN spreads to all weights in one step, and the run goes on for hours with nothing to show which row it was."""
+    bad = [(text, label) for text, label in sentences(300) if label == "bad"][:100]
+    rows = [*bad, ("this superb film", "good")]
+    train = write_csv(tmp_path / "train.csv", rows)
+    unseen = sentences(100, seed=9)
+    validation, test = write_csv(tmp_path / "a.csv", unseen[:50]), write_csv(tmp_path / "b.csv", unseen[50:])
+    run = here / "run"
+    options = [
+        *small,
+        *STEPS,
+        f"dataset.path={train}",
+        f"dataset.validation={validation}",
+        f"dataset.test={test}",
+    ]
+    monkeypatch.setenv("MISHAP", "nan")
+    assert launch("distill", [*options, f"hydra.run.dir={run}"], config_dir=own_loss) == 1
+    message = one_message(capsys.readouterr().err)
+    found = re.search(
+        r"student, step (\d+): the loss term mishap is not finite for 1 of 16 examples: \w{32} 'this superb film'\. ",
+        message,
+    )
+    assert found, message
+    assert 5 < int(found[1]) <= 30
+    assert not (run / "report.json").exists()
+    assert not (run / "student").exists()
+
+
+def test_learning_rate_that_blows_the_student_up(
+    small: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A student of NaN is saved, and scores what the first label scores."""
+    run = here / "run"
+    options = [
+        *small,
+        "measure=null",
+        "control=false",
+        "trainer.learning_rate=1e30",
+        "trainer.max_steps=10",
+        "trainer.warmup=0",
+    ]
+    assert launch("distill", [*options, f"hydra.run.dir={run}"]) == 1
+    message = one_message(capsys.readouterr().err)
+    assert re.search(
+        r"student, step \d+: the loss term soft_label is not finite for \d+ of 16 examples: \w{32} '", message
+    )
+    assert "a lower learning rate" in message
+    assert not (run / "student").exists()
+
+
+# ---- the hub -----------------------------------------------------------------------------------------
+
+
+def lay_out(hub: Path, kind: str, name: str, files: Path) -> str:
+    """A repository in a hub cache as huggingface_hub lays it out: blobs by hash, a snapshot of links, a ref."""
+    repository = hub / f"{kind}--{name.replace('/', '--')}"
+    commit = hashlib.sha1(name.encode()).hexdigest()
+    for file in sorted(path for path in files.rglob("*") if path.is_file()):
+        blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, blob)
+        link = repository / "snapshots" / commit / file.relative_to(files)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    return commit
+
+
+@pytest.fixture(scope="module")
+def bert_base(body: Path, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A hub cache that holds google-bert/bert-base-uncased, in little."""
+    home = tmp_path_factory.mktemp("hf")
+    files = Path(shutil.copytree(body, tmp_path_factory.mktemp("bert") / "files"))
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    (files / "vocab.txt").write_text("\n".join(words) + "\n")
+    return home, lay_out(home / "hub", "models", "google-bert/bert-base-uncased", files)
+
+
+@pytest.mark.real
+def test_hub_teacher_from_the_cache(kdcli: Kdcli, bert_base: tuple[Path, str], tmp_path: Path) -> None:
+    """The first command of the README, on a machine that has no network but had one once."""
+    home, commit = bert_base
+    options = ["teacher=bert-base", "student=tiny", "debug=smoke", "measure=null", "hydra.run.dir=run"]
+    done = kdcli("distill", *options, HF_HOME=str(home), HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    made_with = json.loads((tmp_path / "run" / "env.json").read_text())
+    assert made_with["teacher"]["path"] == "google-bert/bert-base-uncased"
+    assert made_with["teacher"]["commit"] == commit
+    assert made_with["dataset"]["commit"] is None
+
+
+def write_sst2(files: Path) -> None:
+    """Parquet files and a README as the hub's stanfordnlp/sst2 has them; its test labels are not public (-1)."""
+    (files / "data").mkdir(parents=True)
+    features = datasets.Features(
+        {
+            "idx": datasets.Value("int32"),
+            "sentence": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["negative", "positive"]),
+        }
+    )
+    every = sentences(2600, seed=1)
+    for split, some in (("train", every[:2400]), ("validation", every[2400:2500]), ("test", every[2500:])):
+        labels = [-1 if split == "test" else int(label == "good") for _, label in some]
+        columns = {
+            "idx": list(range(len(some))),
+            "sentence": [text + " " for text, _ in some],
+            "label": labels,
+        }
+        table = datasets.Dataset.from_dict(columns, features=features)
+        table.to_parquet(files / "data" / f"{split}-00000-of-00001.parquet")
+    (files / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        + "".join(
+            f"  - split: {split}\n    path: data/{split}-*\n" for split in ("train", "validation", "test")
+        )
+        + "dataset_info:\n  features:\n  - name: idx\n    dtype: int32\n  - name: sentence\n    dtype: string\n"
+        "  - name: label\n    dtype:\n      class_label:\n        names:\n          '0': negative\n          '1': positive\n"
+        "---\n# SST-2\n"
+    )
+
+
+def test_hub_data_from_the_cache(kdcli: Kdcli, bert_base: tuple[Path, str], tmp_path: Path) -> None:
+    """`dataset=sst2` that works online alone, reads the wrong split, or takes the labels by the alphabet."""
+    home = Path(shutil.copytree(bert_base[0], tmp_path / "hf", symlinks=True))
+    write_sst2(tmp_path / "files")
+    commit = lay_out(home / "hub", "datasets", "stanfordnlp/sst2", tmp_path / "files")
+    options = [
+        "teacher=bert-base",
+        "dataset=sst2",
+        "debug=smoke",
+        "dataset.eval_limit=null",
+        "measure=null",
+        "hydra.run.dir=run",
+    ]
+    unreachable = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = kdcli("distill", *options, HF_HOME=str(home), **unreachable)
+    assert done.returncode == 0, done.stderr
+    made_with = json.loads((tmp_path / "run" / "env.json").read_text())
+    assert (made_with["dataset"]["path"], made_with["dataset"]["commit"]) == ("stanfordnlp/sst2", commit)
+    assert made_with["teacher"]["commit"] == bert_base[1]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["labels"] == ["negative", "positive"]
+    assert {key: report["dataset"][key] for key in ("train", "validation", "test")} == {
+        "train": 256,
+        "validation": 2000,
+        "test": 100,
+    }
+
+
+@pytest.fixture
+def empty_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty hub cache, and no hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("offline", [True, False], ids=["HF_HUB_OFFLINE", "no network"])
+@pytest.mark.parametrize(
+    ("overrides", "name", "remedy"),
+    [
+        (
+            ["teacher=bert-base", "teacher.path=google-bert/bert-base-uncased"],
+            "the model google-bert/bert-base-uncased",
+            "teacher.path=",
+        ),
+        (
+            ["student.path=distilbert/distilbert-base-uncased"],
+            "the model distilbert/distilbert-base-uncased",
+            "student.path=",
+        ),
+        (
+            ["dataset=sst2", "dataset.path=stanfordnlp/sst2"],
+            "the dataset stanfordnlp/sst2",
+            "dataset=csv dataset.path=",
+        ),
+    ],
+    ids=["teacher", "student", "dataset"],
+)
+def test_not_in_the_hub_cache(
+    refused: Refused,
+    empty_hub: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    offline: bool,
+    overrides: list[str],
+    name: str,
+    remedy: str,
+) -> None:
+    """Minutes of retries, and then a traceback of the HTTP library."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    since = time.monotonic()
+    message = refused(*overrides)
+    assert time.monotonic() - since < 15
+    assert f"{name} was not found: it is no local path, the hub cache {empty_hub} does not hold it" in message
+    assert ("HF_HUB_OFFLINE is set" if offline else "the Hugging Face hub cannot be reached") in message
+    assert remedy in message
+
+
+def test_first_command_without_a_network(kdcli: Kdcli, tmp_path: Path, reviews: Path) -> None:
+    """Imports, retries and timeouts together: what a newcomer waits for before he is told."""
+    data = ["dataset=csv", f"dataset.path={reviews}"]
+    since = time.monotonic()
+    environment = {
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+    }
+    done = kdcli("distill", "teacher=bert-base", "student=tiny", *data, **environment)
+    assert time.monotonic() - since < 60
+    assert done.returncode == 2
+    assert "the model google-bert/bert-base-uncased was not found" in one_message(done.stderr)
+    assert not list(tmp_path.rglob("runs/distill/*"))
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (404, "hub says: 404 Client Error"),
+        (401, "HF_TOKEN"),
+        (503, "hub says: "),
+        (200, "cannot be reached"),
+        (None, "cannot be reached (ReadTimeout)"),
+    ],
+    ids=["no such repository", "private", "down", "a portal that answers everything", "silent"],
+)
+def test_hub_that_says_no(
+    refused: Refused, empty_hub: Path, monkeypatch: pytest.MonkeyPatch, status: int | None, said: str
+) -> None:
+    """A name with a typo, a login page of a hotel, or a firewall that swallows what one sends: a wait without an end."""
+    import http.server
+    import threading
+
+    from huggingface_hub import constants
+
+    done = threading.Event()
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if status is None:
+                done.wait(30)
+                return
+            self.send_response(status)
+            self.send_header("Content-Length", "2")
+            if status == 404:
+                self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None: ...
+
+    monkeypatch.setattr("kdcli.files.PATIENCE", 0.5)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        try:
+            since = time.monotonic()
+            message = refused("teacher.path=somebody/something")
+            assert time.monotonic() - since < 15
+        finally:
+            done.set()
+            server.shutdown()
+    assert "the model somebody/something was not found" in message
+    assert said in message
+
+
+def test_hub_data_that_is_incomplete(
+    refused: Refused, empty_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A split with a typo, or a parquet file that was cut off, in the words of datasets: twenty lines."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    write_sst2(tmp_path / "files")
+    path = tmp_path / "files" / "data" / "train-00000-of-00001.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-500])
+    lay_out(empty_hub, "datasets", "stanfordnlp/sst2", tmp_path / "files")
+    message = refused("dataset=sst2", "dataset.path=stanfordnlp/sst2")
+    assert "the data set stanfordnlp/sst2 cannot be read: " in message
+    assert "Parquet magic bytes not found" in message
+    path.write_bytes(whole)
+    shutil.rmtree(empty_hub / "datasets--stanfordnlp--sst2")
+    lay_out(empty_hub, "datasets", "stanfordnlp/sst2", tmp_path / "files")
+    options = ["dataset=sst2", "dataset.path=stanfordnlp/sst2"]
+    assert "Unknown split" in refused(*options, "dataset.train=trian")
+    assert "(train) has no column 'sentense'; did you mean sentence?" in refused(
+        *options, "dataset.text=sentense"
+    )
+    assert "(test), row 1: the label is missing" in refused(*options, "dataset.test=test")
+    assert "does not know the label 'negative' (its labels: bad, good)" in refused(*options)

@@ -1,0 +1,195 @@
+"""Speed, memory and logits of a model in its own process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+from tiny import bert, sentences
+
+from kdcli import measure as module
+from kdcli.config import Measure
+from kdcli.errors import ExportError
+from kdcli.hardware.cpu import Cpu
+from kdcli.measure import UNKNOWN, MeasureSpec, measure, measure_rows
+
+TEXTS = [[text] for text, _ in sentences(40)]
+QUICK = {"latency_runs": 5, "throughput_seconds": 0.01, "batch_size": 8}
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def student(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT, as torch and as ONNX, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("measure")
+    model = bert(tokenizer, ["bad", "good"]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "onnx").mkdir()
+    Cpu(["fp32", "int8"]).export(folder, folder / "onnx", model, tokenizer("a film", return_tensors="pt"))
+    return folder
+
+
+@pytest.fixture
+def spec(student: Path) -> MeasureSpec:
+    return MeasureSpec("onnx", str(student / "onnx" / "model.onnx"), str(student / "onnx"), LENGTH, **QUICK)
+
+
+def expected(folder: Path, tokenizer, texts: list[list[str]]) -> np.ndarray:
+    """Logits by the plainest way: one row at a time."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    names = set(tokenizer.model_input_names) & {"input_ids", "attention_mask", "token_type_ids"}
+    if model.config.model_type == "distilbert":
+        names -= {"token_type_ids"}
+    with torch.inference_mode():
+        rows = [tokenizer(*row, return_tensors="pt", truncation=True, max_length=LENGTH) for row in texts]
+        return np.concatenate([model(**{name: row[name] for name in names}).logits.numpy() for row in rows])
+
+
+def test_the_process_of_an_onnx_file_imports_no_torch(spec: MeasureSpec, tmp_path: Path) -> None:
+    """Torch alone takes more memory than a small student: the artifact's peak would be torch's."""
+    spec = replace(spec, logits=str(tmp_path / "logits.safetensors"))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from kdcli.measure import main; main(); print(*sys.modules, file=sys.stderr)",
+        ],
+        input="\n".join([json.dumps(asdict(spec)), json.dumps(TEXTS), json.dumps(TEXTS)]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(done.stderr.split())
+    assert {"onnxruntime", "tokenizers"} <= loaded
+    assert not loaded & {"torch", "transformers", "datasets", "pydantic"}
+    assert json.loads(done.stdout)["peak_memory_bytes"] > 0
+
+
+def test_torch_and_onnx_give_the_logits_of_all_rows_in_their_order(
+    student: Path, spec: MeasureSpec, tokenizer, tmp_path: Path
+) -> None:
+    """Rows that are sorted by length and not put back, pairs without segment ids, a cut at another place, padding
+    that is seen: each makes the artifact's score one of other inputs."""
+    texts = [*TEXTS, ["good film", "sad day"], ["a " * 30, "bad " * 30], ["the"], [""], ["Great é book!"]]
+    truth = expected(student, tokenizer, texts)
+    file = tmp_path / "logits.safetensors"
+    torch_spec = replace(spec, runtime="torch", path=str(student), logits=str(file))
+    by_torch = measure(torch_spec, texts)
+    np.testing.assert_allclose(load_file(file)["logits"], truth, atol=1e-5)
+    by_onnx = measure(replace(spec, logits=str(file)), texts)
+    np.testing.assert_allclose(load_file(file)["logits"], truth, atol=1e-5)
+    for found in by_torch, by_onnx:
+        assert 0 < found.latency_ms["p50"] <= found.latency_ms["p95"]
+        assert found.throughput_per_s > 0
+        assert found.load_seconds > 0
+    assert by_onnx.peak_memory_bytes < by_torch.peak_memory_bytes
+
+
+def test_a_graph_without_segment_ids_gets_none(tokenizer, tmp_path: Path) -> None:
+    """A DistilBERT with BERT's tokenizer: ONNX Runtime refuses an input that the graph lacks."""
+    config = transformers.DistilBertConfig(
+        vocab_size=len(tokenizer), dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=32
+    )
+    model = transformers.DistilBertForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (out := tmp_path / "onnx").mkdir()
+    sample = {name: torch.ones(1, 1).long() for name in ("input_ids", "attention_mask")}
+    file = Cpu(["fp32"]).export(tmp_path, out, model, sample)["fp32"]
+    logits = tmp_path / "logits.safetensors"
+    measure(MeasureSpec("onnx", str(file), str(out), LENGTH, speed=False, logits=str(logits)), TEXTS)
+    np.testing.assert_allclose(load_file(logits)["logits"], expected(tmp_path, tokenizer, TEXTS), atol=1e-5)
+
+
+def test_an_int8_answer_does_not_depend_on_the_other_rows(
+    student: Path, spec: MeasureSpec, tmp_path: Path
+) -> None:
+    """Dynamic int8 takes its scales from the whole batch: a row's label must not change with its neighbours."""
+    out = str(tmp_path / "logits.safetensors")
+    spec = replace(spec, path=str(student / "onnx" / "model.int8.onnx"), speed=False, logits=out)
+    assert measure(spec, TEXTS) == UNKNOWN
+    whole = load_file(out)["logits"]
+    measure(spec, TEXTS[:7])
+    np.testing.assert_array_equal(load_file(out)["logits"], whole[:7])
+
+
+def test_the_peak_is_not_inherited_from_the_parent(spec: MeasureSpec) -> None:
+    """ru_maxrss starts at the parent's peak after fork and exec: every model then needs what training needed."""
+    ballast = np.ones(100_000_000)  # 800 MB
+    found = measure(spec, TEXTS)
+    assert 10e6 < found.peak_memory_bytes < 400e6 < ballast.nbytes
+
+
+def test_a_file_that_cannot_be_run_is_told_with_the_runtimes_own_words(
+    spec: MeasureSpec, student: Path, tmp_path: Path
+) -> None:
+    """A number for a model that never ran, or a failure without its reason."""
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes((student / "onnx" / "model.onnx").read_bytes()[:1000])
+    with pytest.raises(ExportError, match=r"broken\.onnx could not be run by onnx.*\n(.*\n)*.*[Pp]rotobuf"):
+        measure(replace(spec, path=str(broken)), TEXTS)
+    with pytest.raises(ExportError, match=r"tokenizer_config\.json"):
+        measure(replace(spec, tokenizer=str(tmp_path)), TEXTS)
+
+
+def test_no_module_of_the_working_directory_is_imported(
+    spec: MeasureSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's tokenizers.py beside the data would be run instead of the package."""
+    (tmp_path / "tokenizers.py").write_text("raise RuntimeError('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    assert measure(spec, TEXTS).throughput_per_s
+
+
+def test_rows_of_a_split_are_measured_as_the_config_says(student: Path, tokenizer) -> None:
+    """A second text that is dropped on the way, or settings that are read nowhere."""
+    texts = [["good film", "sad day"], ["bad", "the"], ["so sweet", "a trip"]]
+    columns = {"text": [text for text, _ in texts], "text_pair": [pair for _, pair in texts]}
+    rows = datasets.Dataset.from_dict(columns | {"label": [0, 1, 0]})
+    cfg = Measure(latency_runs=2, throughput_seconds=0.01)
+    found = measure_rows(cfg, "onnx", student / "onnx" / "model.onnx", student, rows, LENGTH, logits=True)
+    np.testing.assert_allclose(found.pop("logits"), expected(student, tokenizer, texts), atol=1e-5)
+    assert set(found) == set(asdict(UNKNOWN))
+    assert all(found.values())
+
+
+def test_nothing_is_started_where_nothing_is_asked_for(
+    student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """measure=null is for sweeps whose jobs run side by side: they must not pay for a process."""
+    monkeypatch.setattr(subprocess, "run", None)
+    rows = datasets.Dataset.from_dict({"text": ["a"]})
+    assert measure_rows(None, "torch", student, student, rows, LENGTH) == asdict(UNKNOWN)
+
+
+def test_a_slow_model_is_not_run_thrice() -> None:
+    """Three passes of a large teacher take minutes, and are no more exact than one."""
+
+    class Slow:
+        pad = {"input_ids": 0}  # noqa: RUF012
+        calls = 0
+
+        def __call__(self, batch: module.Encoded) -> np.ndarray:
+            self.calls += 1
+            time.sleep(0.01)
+            return np.zeros((len(batch["input_ids"]), 2), np.float32)
+
+    rows = [{"input_ids": np.ones(length, np.int64)} for length in range(1, 41)]
+    slow, spec = Slow(), MeasureSpec("onnx", "", "", 64, batch_size=10, throughput_seconds=0.001)
+    rate = module._throughput(slow, rows, spec)
+    assert slow.calls == 1 + 4
+    assert 0 < rate < 1000, "40 rows took at least 40 ms"

@@ -1,0 +1,367 @@
+"""Checkpoints: only safe files, only whole ones, with their own tokenizer, and labels by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import bert, sentences
+from transformers import BertConfig, PreTrainedConfig
+
+from kdcli.config import Checkpoint
+from kdcli.errors import ConfigError, ModelError, TeacherError
+from kdcli.models import (
+    Source,
+    find,
+    has_head,
+    label_order,
+    load_config,
+    load_model,
+    load_tokenizer,
+    with_new_head,
+)
+from kdcli.students.from_config import FromConfig
+from kdcli.students.pretrained import from_checkpoint
+from kdcli.tasks.classification import Classification
+from kdcli.teachers.local import LocalTeacher
+
+TASK = Classification(["bad", "good"])
+Copy = Callable[[Path], Path]
+
+
+class Bomb:
+    """What a pickle may do when it is loaded."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Copy:
+    """A copy of a checkpoint that a test may spoil."""
+    return lambda folder: Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def checkpoint(path: Path | str) -> Checkpoint:
+    return Checkpoint.model_validate({"_target_": "x", "path": str(path)})
+
+
+def source(path: Path) -> Source:
+    return Source(path, "the model")
+
+
+# ---- found, whole and safe ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("./nowhere", "the teacher directory ./nowhere does not exist (looked for "),
+        ("/nowhere/at/all", "the teacher directory /nowhere/at/all does not exist"),
+        ("not a name", "neither a local path that exists nor a Hugging Face hub id"),
+        ("nobody/nothing", "the model nobody/nothing was not found: it is no local path, the hub cache "),
+        ("", "teacher.path is not set"),
+    ],
+)
+def test_no_checkpoint(path: str, said: str) -> None:
+    """A path with a typo is taken for a hub id, and the answer is about the network."""
+    with pytest.raises(ModelError) as caught:
+        find(checkpoint(path), "teacher")
+    assert said in caught.value.message
+
+
+def test_no_package(tmp_path: Path) -> None:
+    """An import error of a package that one has never heard of."""
+    with pytest.raises(ConfigError, match="install it with: pip install no-such-package"):
+        find(checkpoint("package:no-such-package/model"), "teacher")
+    with pytest.raises(ConfigError, match=r"the package torch .* has no no/such/model"):
+        find(checkpoint("package:torch/no/such/model"), "teacher")
+
+
+def test_pickled_weights_are_not_loaded(teacher: Path, copy: Copy, tmp_path: Path) -> None:
+    """`pytorch_model.bin` of a stranger runs his code, also when it lies beside safetensors."""
+    folder, mark = copy(teacher), tmp_path / "ran"
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
+        (folder / name).write_bytes(pickle.dumps(Bomb(mark)))
+    found = find(checkpoint(folder), "teacher")
+    load_model(found, TASK)
+    load_tokenizer(found)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"has no safetensors in .*Other formats can run code"):
+        find(checkpoint(folder), "teacher")
+    with pytest.raises(ModelError, match="its weights cannot be loaded"):
+        load_model(found, TASK)
+    assert not mark.exists()
+
+
+def test_remote_code_is_off(
+    teacher: Path, copy: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that ships Python runs it on whoever looks at its config."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder, mark = copy(teacher), tmp_path / "ran"
+    names = {"AutoConfig": "own.Own", "AutoTokenizer": ["own.Own", None]}
+    edit(folder / "config.json", model_type="own", auto_map=names)
+    (folder / "own.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Own: pass\n")
+    found = find(checkpoint(folder), "teacher")
+    for load in (load_config, load_tokenizer):
+        with pytest.raises(ModelError, match=r"contains custom code .* trust_remote_code=true runs it"):
+            load(found)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 100, -100], ids=["empty", "in the header", "in the tensors"])
+def test_truncated_weights(teacher: Path, copy: Copy, keep: int) -> None:
+    """Half a download is noticed only after the teacher has been tuned, with Rust's words."""
+    path = copy(teacher) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match="model.safetensors is not a whole safetensors file"):
+        find(checkpoint(path.parent), "teacher")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", '{"model_type": "bert", "hid', "[]", '{"model_type": "no-such-type"}', '{"vocab_size": "many"}'],
+)
+def test_spoiled_config(teacher: Path, copy: Copy, text: str) -> None:
+    """A traceback out of transformers, whose last line names another problem."""
+    folder = copy(teacher)
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="the model: config.json cannot be used: "):
+        load_config(source(folder))
+
+
+def test_no_config(teacher: Path, copy: Copy) -> None:
+    """A folder of something else, or one folder too high."""
+    folder = copy(teacher)
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"has no config.json in .*: it is no Hugging Face model directory"):
+        find(checkpoint(folder), "teacher")
+
+
+def test_missing_weights_are_not_made_up(teacher: Path, copy: Copy) -> None:
+    """A teacher whose head is not in the file answers at random, and the student learns that."""
+    from safetensors.torch import load_file, save_file
+
+    path = copy(teacher) / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["classifier.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(TeacherError, match="its weights lack a part of the model, which would be random"):
+        LocalTeacher().open(source(path.parent), TASK, 32, "fp32")
+    edit(path.parent / "config.json", hidden_size=48)
+    with pytest.raises(ModelError, match="its weights cannot be loaded"):
+        load_model(source(path.parent), TASK)
+
+
+# ---- the tokenizer -----------------------------------------------------------------------------------
+
+
+def test_no_tokenizer(teacher: Path, copy: Copy) -> None:
+    """transformers makes an empty tokenizer up, and every word is unknown."""
+    folder = copy(teacher)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(ModelError, match=r"there are no tokenizer files \(tokenizer.json"):
+        load_tokenizer(source(folder))
+
+
+def test_truncated_tokenizer(teacher: Path, copy: Copy) -> None:
+    """tokenizers raises a bare Exception."""
+    folder = copy(teacher)
+    path = folder / "tokenizer.json"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ModelError, match="the model: its tokenizer cannot be loaded: "):
+        load_tokenizer(source(folder))
+
+
+def test_tokenizer_with_more_tokens_than_embeddings(teacher: Path, copy: Copy, tokenizer) -> None:
+    """An index error in the middle of the first epoch, or on a GPU a dead process."""
+    folder = copy(teacher)
+    larger = type(tokenizer).from_pretrained(folder)
+    larger.add_tokens(["unheard"])
+    larger.save_pretrained(folder)
+    with pytest.raises(
+        ModelError, match=r"knows token ids up to 32, its embeddings have 32 rows: this is another model's"
+    ):
+        load_tokenizer(source(folder))
+
+
+def test_tokenizer_unlike_the_vocabulary_beside_it(teacher: Path, copy: Copy, tokenizer) -> None:
+    """Two files of two models: as many tokens, in another order, and every word means another."""
+    folder = copy(teacher)
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    assert len(load_tokenizer(source(folder))) == len(words)
+    words[10], words[11] = words[11], words[10]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    with pytest.raises(
+        ModelError, match=r"vocab.txt says that token 10 is '\w+', tokenizer.json says 11: they are of two"
+    ):
+        load_tokenizer(source(folder))
+
+
+def test_tokenizer_that_pads_with_another_token(teacher: Path, copy: Copy) -> None:
+    """Padding that is a word to the model."""
+    folder = copy(teacher)
+    edit(folder / "config.json", pad_token_id=3)
+    with pytest.raises(ModelError, match=r"config.json pads with token 3, its tokenizer with 0"):
+        load_tokenizer(source(folder))
+
+
+def test_longer_rows_than_positions(teacher: Path) -> None:
+    """An index error at the first long row, hours into the training."""
+    assert load_tokenizer(source(teacher), max_length=64)
+    with pytest.raises(ConfigError, match=r"dataset.max_length = 65: the model can read at most 64 tokens"):
+        load_tokenizer(source(teacher), max_length=65)
+
+
+# ---- labels ------------------------------------------------------------------------------------------
+
+
+def named(*labels: str) -> PreTrainedConfig:
+    return BertConfig(
+        id2label=dict(enumerate(labels)), label2id={label: number for number, label in enumerate(labels)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "data", "order"),
+    [
+        (("bad", "good"), ["bad", "good"], [0, 1]),
+        (("good", "bad"), ["bad", "good"], [1, 0]),
+        (("NEUTRAL", "Positive", "negative"), ["negative", "neutral", "positive"], [2, 0, 1]),
+        (("LABEL_0", "LABEL_1"), ["bad", "good"], [0, 1]),
+        (("a", "A"), ["A", "a"], [1, 0]),
+    ],
+)
+def test_labels_are_matched_by_name(own: tuple[str, ...], data: list[str], order: list[int]) -> None:
+    """Logits taken by place teach "good" what the teacher says of "bad"."""
+    assert label_order(named(*own), data, "the model") == order
+
+
+@pytest.mark.parametrize(
+    ("own", "data", "said"),
+    [
+        (
+            ("a", "b", "c"),
+            ["a", "b"],
+            r"the model has 3 labels \(a, b, c\), the data has 2 \(a, b\).*teacher.tune=true",
+        ),
+        (("a", "b"), ["a", "c"], r"does not know the label 'c' \(its labels: a, b\)"),
+        (("A", "a"), ["a", "b"], "differ in nothing but case"),
+        (("a", "b"), ["A", "a"], "differ in nothing but case"),
+        (("LABEL_0", "spam"), ["ham", "spam"], "does not know the label 'ham'"),
+    ],
+)
+def test_labels_that_do_not_match(own: tuple[str, ...], data: list[str], said: str) -> None:
+    """A class that is taught by another's logits, or twice."""
+    with pytest.raises(TeacherError, match=said):
+        label_order(named(*own), data, "the model")
+
+
+def test_the_permutation_is_applied(teacher: Path, copy: Copy) -> None:
+    """An order that is found and not used: the teacher's accuracy becomes its error rate."""
+    folder = copy(teacher)
+    edit(folder / "config.json", id2label={"0": "GOOD", "1": "BAD"}, label2id={"GOOD": 0, "BAD": 1})
+    rows = [{"id": str(number), "text": text, "label": -100} for number, (text, _) in enumerate(sentences(8))]
+    answers = []
+    for path in (teacher, folder):
+        local = LocalTeacher()
+        local.open(source(path), TASK, 32, "fp32")
+        answers.append(local.signals(rows).logits.numpy())
+    assert np.abs(answers[0][:, 0] - answers[0][:, 1]).min() > 1e-3
+    assert np.array_equal(answers[0][:, ::-1], answers[1])
+
+
+# ---- heads -------------------------------------------------------------------------------------------
+
+
+def test_head(teacher: Path, body: Path) -> None:
+    """A masked language model taken for a classifier: its new head would never be tuned."""
+    assert has_head(source(teacher), TASK)
+    assert not has_head(source(body), TASK)
+
+
+def test_a_new_head_is_new(teacher: Path, tokenizer) -> None:
+    """A head of as many labels in another order is kept, and the model begins by saying the opposite."""
+    old = load_model(source(teacher), TASK)[0]
+    torch.manual_seed(0)
+    new = with_new_head(source(teacher), Classification(["good", "bad"]))
+    assert torch.equal(new.bert.pooler.dense.weight, old.bert.pooler.dense.weight)
+    assert not torch.isclose(new.classifier.weight, old.classifier.weight).any()
+    assert new.config.label2id == {"good": 0, "bad": 1}
+    assert with_new_head(source(teacher), Classification(["a", "b", "c"])).classifier.weight.shape == (3, 32)
+
+
+def test_student_from_a_checkpoint_keeps_a_head_that_fits(teacher: Path, body: Path) -> None:
+    """A student that was trained for the task loses what it knows; one of another task keeps a head of other labels."""
+    old = load_model(source(teacher), TASK)[0].classifier.weight
+    assert torch.equal(from_checkpoint(source(teacher), TASK)[0].classifier.weight, old)
+    for task in (Classification(["good", "bad"]), Classification(["yes", "no"])):
+        model, _ = from_checkpoint(source(teacher), task)
+        assert not torch.isclose(model.classifier.weight, old).any()
+        assert list(model.config.label2id) == task.labels
+    assert from_checkpoint(source(body), TASK)[0].config.label2id == {"bad": 0, "good": 1}
+
+
+# ---- shapes ------------------------------------------------------------------------------------------
+
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_size": 15}, "student.hidden_size = 15 is not a multiple of num_attention_heads = 2"),
+        ({"model_type": "brt"}, "student.model_type = brt is not known; did you mean bert?"),
+        ({"model_type": "distilbert"}, "student.model_type = distilbert has no .*intermediate_size"),
+    ],
+)
+def test_shapes_that_cannot_be(changes: dict[str, object], said: str) -> None:
+    """distilbert names its sizes otherwise: the student would have the default size, whatever the config says."""
+    with pytest.raises(ConfigError, match=said):
+        FromConfig(**SHAPE | changes)
+
+
+def test_shape_that_is_asked_for(teacher: Path) -> None:
+    """A key that never reaches the model."""
+    student = FromConfig(**SHAPE, model_type="roberta", dropout=0.3)
+    config = student.born(TASK, source(teacher), None)[0].config
+    assert {key: getattr(config, key) for key in SHAPE} == SHAPE
+    assert (config.model_type, config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (
+        "roberta",
+        0.3,
+        0.3,
+    )
+
+
+def test_architecture_without_a_model_for_the_task(teacher: Path) -> None:
+    """An image model is like bert in its sizes alone."""
+    with pytest.raises(ConfigError, match="student.model_type = vit has no model for this task"):
+        FromConfig(**SHAPE, model_type="vit").born(TASK, source(teacher), None)
+
+
+def test_hashes_follow_the_files(teacher: Path, copy: Copy, tokenizer) -> None:
+    """A teacher that was changed in place would be answered for by the cache."""
+    folder = copy(teacher)
+    assert source(folder).weights_hash == source(teacher).weights_hash
+    assert source(folder).tokenizer_hash == source(teacher).tokenizer_hash
+    edit(folder / "tokenizer_config.json", do_lower_case=False)
+    bert(tokenizer, ["bad", "good"], seed=1).save_pretrained(folder)
+    assert source(folder).weights_hash != source(teacher).weights_hash
+    assert source(folder).tokenizer_hash != source(teacher).tokenizer_hash
