@@ -41,6 +41,12 @@ def cache_dir(kind: str) -> Path:
     return folder
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, and of the data that a large ONNX file keeps beside it."""
+    data = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+
+
 def digest(*parts: Any) -> str:
     """sha256 of plain data (what json can write, and columns), as hex."""
     return hashlib.sha256(

@@ -423,7 +423,7 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
         save_predictions(path, logits[name], labels)
         models[name] |= {
             **score(run.task, logits[name], labels),
-            **measure_rows(run.cfg.measure, "torch", folder, folder, test, run.cfg.dataset.max_length),
+            **measure_rows(run.cfg.measure, "torch", folder, folder, test, run.cfg.dataset.max_length, code=teacher.code),
         }
     models["teacher"]["path"] = str(teacher.path)
     validation = {name: _best_validation(run, name) for name in models}

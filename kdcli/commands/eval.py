@@ -14,7 +14,7 @@ from kdcli.config import Eval as Config
 from kdcli.data import load
 from kdcli.errors import ConfigError, ModelError
 from kdcli.evaluate import examine, save_predictions, score, verdict
-from kdcli.files import write_json
+from kdcli.files import size_of, write_json
 from kdcli.measure import measure_rows
 from kdcli.models import Source, find, has_head
 from kdcli.rundir import read_report
@@ -50,7 +50,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
                     cfg.measure, "onnx", artifact, artifact.parent, rows, cfg.dataset.max_length, logits=True
                 )
                 logits[name] = _in_data_order(found.pop("logits"), artifact, task)
-                models[name] = {"bytes": artifact.stat().st_size} | score(task, logits[name], labels) | found
+                models[name] = {"bytes": size_of(artifact)} | score(task, logits[name], labels) | found
     for name, scores in logits.items():
         save_predictions(folder / "predictions" / f"{cfg.split}.{name}.safetensors", scores, labels)
     result: dict[str, Any] = {

@@ -13,7 +13,7 @@ from kdcli.config import Export as Config
 from kdcli.data import load
 from kdcli.errors import DataError
 from kdcli.evaluate import agreement, examine, save_predictions, score
-from kdcli.files import replaced, write_json
+from kdcli.files import replaced, size_of, write_json
 from kdcli.hardware.base import Target
 from kdcli.measure import measure_rows
 from kdcli.models import Source, load_model, load_tokenizer
@@ -64,7 +64,7 @@ def export(cfg: Config, hardware: str) -> int:
                 entry = {
                     "precision": precision,
                     "parameters": torch_entry["parameters"],
-                    "bytes": path.stat().st_size,
+                    "bytes": size_of(path),
                     **score(task, logits, labels),
                     **entry,
                 }

@@ -122,6 +122,7 @@ def test_eval_of_a_checkpoint_on_other_data(
         f"dataset.path={rows}",
         "dataset.text=sentence",
         "dataset.label=mood",
+        "dataset.max_length=32",
         "measure=null",
     ]
     assert launch("eval", [f"model={teacher}", *options, f"hydra.run.dir={tmp_path / 'eval'}"]) == 0

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from kdcli.config import COMMANDS, check, conf_dir, defaults, locate
 from kdcli.launch import launch, list_groups
@@ -218,3 +220,25 @@ def test_own_file_named_like_ours(own: Path, small: list[str], capsys: pytest.Ca
         "soft_hard.yaml has the name of a packaged config (loss/soft_hard.yaml); give it another name" in err
     )
     assert list_groups(None, own) == 2
+
+
+@pytest.mark.parametrize("overrides", [["student=local"], ["student=tiny"]], ids=lambda value: value[0])
+def test_student_from_a_checkpoint(
+    small: list[str], body: Path, tmp_path: Path, overrides: list[str]
+) -> None:
+    """A `student.path` that is ignored: the student has random weights, or a shape that is not the checkpoint's."""
+    run = tmp_path / "run"
+    base = [word for word in small if not word.startswith("student.")]
+    options = [
+        *base,
+        *overrides,
+        f"student.path={body}",
+        "measure=null",
+        "control=false",
+        "trainer.max_steps=1",
+    ]
+    assert launch("distill", [*options, "trainer.learning_rate=1e-9", f"hydra.run.dir={run}"]) == 0
+    before, after = load_file(body / "model.safetensors"), load_file(run / "student" / "model.safetensors")
+    assert before
+    assert all(torch.allclose(before[key], after[f"bert.{key}"], atol=1e-6) for key in before)
+    assert json.loads((run / "env.json").read_text())["student"]["path"] == str(body)

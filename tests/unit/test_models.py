@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import bert, sentences
 from transformers import BertConfig, PreTrainedConfig
 
@@ -100,6 +101,7 @@ def test_pickled_weights_are_not_loaded(teacher: Path, copy: Copy, tmp_path: Pat
     found = find(checkpoint(folder), "teacher")
     load_model(found, TASK)
     load_tokenizer(found)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"has no safetensors in .*Other formats can run code"):
         find(checkpoint(folder), "teacher")
@@ -155,8 +157,6 @@ def test_no_config(teacher: Path, copy: Copy) -> None:
 
 def test_missing_weights_are_not_made_up(teacher: Path, copy: Copy) -> None:
     """A teacher whose head is not in the file answers at random, and the student learns that."""
-    from safetensors.torch import load_file, save_file
-
     path = copy(teacher) / "model.safetensors"
     tensors = load_file(path)
     del tensors["classifier.weight"]
