@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from kdcli.files import replaced
-from kdcli.models import Source, label_order, load_config, load_model, load_tokenizer, parameters
+from kdcli.models import Source, label_order, load_config, load_tokenizer, load_whole, parameters
 from kdcli.tasks.base import Task
 
 RESAMPLES = 10_000
@@ -21,7 +21,7 @@ def examine(
     source: Source, task: Task, rows: datasets.Dataset, max_length: int
 ) -> tuple[dict[str, Any], np.ndarray]:
     """A checkpoint's size, and its fp32 logits (N, C) on a split, in the order of the task's labels."""
-    model, _ = load_model(source, task)
+    model = load_whole(source, task)
     order = label_order(model.config, task.labels, source.name)
     tokenizer = load_tokenizer(source, model, max_length)
     logits = task.predict(model, tokenizer, task.encode(tokenizer, rows, max_length))[:, order]

@@ -29,7 +29,11 @@ PATIENCE = 10.0
 
 
 def cache_dir(kind: str) -> Path:
-    """KDCLI_CACHE_DIR/kind, by default in the user's cache folder; made if it is missing."""
+    """KDCLI_CACHE_DIR/kind, by default in the user's cache folder; made if it is missing.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
     given = os.environ.get("KDCLI_CACHE_DIR")
     base = (
         Path(given).expanduser()
@@ -37,7 +41,12 @@ def cache_dir(kind: str) -> Path:
         else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kdcli"
     )
     folder = base.absolute() / kind
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the cache folder {folder} cannot be made ({error}); set KDCLI_CACHE_DIR"
+        ) from None
     return folder
 
 

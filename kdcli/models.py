@@ -186,7 +186,24 @@ def load_model(source: Source, task: Task) -> tuple[PreTrainedModel, bool]:
     try:
         return task.load(source.path, trust_remote_code=source.code, local_files_only=True)
     except Exception as error:  # safetensors, transformers and torch each raise their own kinds
-        raise ModelError(f"{source.name}: its weights cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(
+            f"{source.name}: the weights in {source.path} cannot be loaded: {_first_line(error)}"
+        ) from error
+
+
+def load_whole(source: Source, task: Task) -> PreTrainedModel:
+    """A checkpoint that is to be used as it is.
+
+    Raises:
+        ModelError: it cannot be loaded, or lacks weights, which would be random.
+    """
+    model, new = load_model(source, task)
+    if new:
+        raise ModelError(
+            f"{source.name}: its weights lack a part of the model, which would be random; tune it on this task first "
+            "(teacher.tune=true), or use a whole checkpoint"
+        )
+    return model
 
 
 def with_new_head(source: Source, task: Task) -> PreTrainedModel:
@@ -201,7 +218,9 @@ def with_new_head(source: Source, task: Task) -> PreTrainedModel:
             ignore_mismatched_sizes=True,
         )
     except Exception as error:
-        raise ModelError(f"{source.name}: its weights cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(
+            f"{source.name}: the weights in {source.path} cannot be loaded: {_first_line(error)}"
+        ) from error
     if has_head(source, task):  # of other labels, or of these in another order
         for name, part in model.named_children():
             if name != model.base_model_prefix:

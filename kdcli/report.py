@@ -1,6 +1,6 @@
 """What a run found, told to people: the final table, one honest sentence, ``report.html``, a model card.
 
-Everything here reads ``report.json`` (its schema stands in DESIGN.md, section 1) and measures nothing. What
+Everything here reads ``report.json`` (made by kdcli.commands.distill) and measures nothing. What
 is missing or null there is shown as ``n/a``: a run without a control, a remote teacher, a class that the test
 split does not hold. Plots are matplotlib SVGs whose colours are CSS variables, so that one picture serves
 light and dark.

@@ -20,10 +20,11 @@ from safetensors.torch import load_model, save_model
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HFTrainer
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from kdcli.config import Trainer as TrainerConfig
 from kdcli.distiller import Distiller
-from kdcli.errors import KDError
+from kdcli.errors import ConfigError, KDError
 from kdcli.files import replaced
 from kdcli.models import fast_bf16
 from kdcli.signal import Signal
@@ -108,6 +109,34 @@ class LengthBuckets(Sampler[int]):
         return iter(batches[random.permutation(len(batches))].ravel().tolist())
 
 
+def micro_batches(cfg: TrainerConfig, processes: int) -> tuple[int, int]:
+    """Rows that a process holds at once, and how many times it does so in a step.
+
+    Raises:
+        ConfigError: batch_size cannot be shared like that.
+    """
+    micro = min(cfg.micro_batch_size or cfg.batch_size, cfg.batch_size // processes)
+    if not micro or cfg.batch_size % (micro * processes):
+        raise ConfigError(
+            f"a batch_size of {cfg.batch_size} cannot be shared by {processes} processes in micro-batches of "
+            f"{max(1, micro)}; make it a multiple of both"
+        )
+    return micro, cfg.batch_size // (micro * processes)
+
+
+def require_trackers(cfg: TrainerConfig) -> None:
+    """Refuse trackers that transformers does not know, or whose package is missing.
+
+    Raises:
+        ConfigError
+    """
+    try:
+        for tracker in get_reporting_integration_callbacks(cfg.report_to):
+            tracker()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"trainer.report_to = {cfg.report_to}: {error}") from None
+
+
 def train(stage: Stage) -> None:
     """Train until the stage's directory is there, from its last whole checkpoint if it has one.
 
@@ -116,12 +145,7 @@ def train(stage: Stage) -> None:
     """
     processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     cfg = stage.cfg
-    micro = min(cfg.micro_batch_size or cfg.batch_size, cfg.batch_size // processes)
-    accumulate, rest = divmod(cfg.batch_size, micro * processes)
-    if rest or not micro:
-        raise KDError(
-            f"trainer.batch_size = {cfg.batch_size} cannot be shared by {processes} processes in micro-batches of {micro}"
-        )
+    micro, accumulate = micro_batches(cfg, processes)
     cuda = torch.cuda.is_available()
     stage.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = _last_checkpoint(stage.folder)
@@ -366,14 +390,13 @@ class _Trainer(HFTrainer):
     _logged = 0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The state is written last; a checkpoint without it is not taken up, the one before it is."""
+        """The state is written last; a checkpoint without it is not taken up, the one before it is.
+
+        A full disk is an OSError to Python and a RuntimeError to torch.
+        """
         try:
             super()._save_checkpoint(model, trial)
-        except (
-            OSError,
-            SafetensorError,
-            RuntimeError,
-        ) as error:  # RuntimeError is torch's word for a full disk
+        except (OSError, SafetensorError, RuntimeError) as error:
             raise KDError(
                 f"{self.stage.name}, step {self.state.global_step}: the checkpoint could not be written ({error}). Free "
                 "some space and start the same command on the same directory: it goes on from the checkpoint before"

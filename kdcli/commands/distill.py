@@ -57,7 +57,7 @@ from kdcli.tasks import task_of
 from kdcli.tasks.base import Split, Task
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.cached import CachedTeacher
-from kdcli.trainer import Stage, planned_steps, train
+from kdcli.trainer import Stage, micro_batches, planned_steps, require_trackers, train
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +147,9 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
         raise ConfigError(
             "no loss term with a weight reads the teacher: there is nothing to distil; give one a weight"
         )
+    for trainer in (cfg.trainer, cfg.teacher.trainer):
+        micro_batches(trainer, state.num_processes)
+        require_trackers(trainer)
     gold = len(data.gold)
     require_batch(len(data["train"]), cfg.trainer.batch_size, "training rows", "trainer.batch_size")
     if tune:
@@ -423,7 +426,9 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
         save_predictions(path, logits[name], labels)
         models[name] |= {
             **score(run.task, logits[name], labels),
-            **measure_rows(run.cfg.measure, "torch", folder, folder, test, run.cfg.dataset.max_length, code=teacher.code),
+            **measure_rows(
+                run.cfg.measure, "torch", folder, folder, test, run.cfg.dataset.max_length, code=teacher.code
+            ),
         }
     models["teacher"]["path"] = str(teacher.path)
     validation = {name: _best_validation(run, name) for name in models}

@@ -9,8 +9,7 @@ import datasets
 import torch
 
 from kdcli.config import Count
-from kdcli.errors import TeacherError
-from kdcli.models import Source, fast_bf16, label_order, load_model, load_tokenizer
+from kdcli.models import Source, fast_bf16, label_order, load_tokenizer, load_whole
 from kdcli.signal import Signal
 from kdcli.tasks.base import Task
 from kdcli.teachers.base import Teacher
@@ -32,12 +31,7 @@ class LocalTeacher(Teacher):
         Raises:
             ModelError, TeacherError: it cannot be loaded, its head is missing, or its labels are not the data's.
         """
-        self.model, new = load_model(source, task)
-        if new:
-            raise TeacherError(
-                f"{source.name}: its weights lack a part of the model, which would be random; tune it first with "
-                "teacher.tune=true, or use a whole checkpoint"
-            )
+        self.model = load_whole(source, task)
         self.tokenizer = load_tokenizer(source, self.model)
         self.order = label_order(self.model.config, task.labels, source.name)
         self.model.requires_grad_(False).eval()

@@ -21,7 +21,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import sentences, write_csv
 
+from kdcli import rundir
+from kdcli.config import Trainer
+from kdcli.errors import ConfigError
 from kdcli.launch import launch
+from kdcli.trainer import micro_batches
 
 Kdcli = Callable[..., subprocess.CompletedProcess[str]]
 Refused = Callable[..., str]
@@ -128,6 +132,33 @@ def refused(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_command_line(refused: Refused, overrides: list[str], said: str) -> None:
     """Hydra's own answers are a screen long, come with a traceback, or with a directory that holds nothing."""
     assert said in refused(*overrides)
+
+
+def test_trackers(refused: Refused) -> None:
+    """A tracker with a typo, or without its package, stops the run when the student's training begins."""
+    assert "trainer.report_to = ['tensorbord']: tensorbord is not supported" in refused(
+        "trainer.report_to=[tensorbord]"
+    )
+    message = refused("teacher.trainer.report_to=[neptune]")
+    assert "report_to = ['neptune']: " in message
+    assert "install" in message
+
+
+@pytest.mark.parametrize(("processes", "micro"), [(3, None), (3, 8), (16, None), (1, 3)])
+def test_processes_that_cannot_share_a_batch(processes: int, micro: int | None) -> None:
+    """A division by zero, or a batch that is smaller than the config says, on the machine with the many GPUs."""
+    assert micro_batches(Trainer(batch_size=8), 1) == (8, 1)
+    assert micro_batches(Trainer(batch_size=8), 2) == (4, 1)
+    assert micro_batches(Trainer(batch_size=8, micro_batch_size=2), 2) == (2, 2)
+    cfg = Trainer.model_construct(batch_size=8, micro_batch_size=micro)
+    with pytest.raises(ConfigError, match=f"a batch_size of 8 cannot be shared by {processes} processes"):
+        micro_batches(cfg, processes)
+
+
+def test_cache_folder_that_cannot_be(refused: Refused, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback of mkdir, after the data was read."""
+    monkeypatch.setenv("KDCLI_CACHE_DIR", str(here / "notes.txt"))
+    assert "notes.txt/signals cannot be made" in refused()
 
 
 def test_unknown_keys_are_all_named(refused: Refused) -> None:
@@ -358,6 +389,18 @@ def test_teacher_without_a_head_that_may_not_be_tuned(refused: Refused, body: Pa
     assert "has no head for this task, and teacher.tune=false would leave it untrained" in message
 
 
+def test_eval_of_a_checkpoint_without_its_head(
+    refused: Refused, small: list[str], teacher: Path, tmp_path: Path
+) -> None:
+    """A score that is another one in every try."""
+    copy = Path(shutil.copytree(teacher, tmp_path / "teacher"))
+    no_head(copy)
+    data = [word for word in small if word.startswith("dataset")]
+    assert "its weights lack a part of the model" in refused(
+        f"model={copy}", *data, "measure=null", command="eval"
+    )
+
+
 def test_teacher_at_chance(refused: Refused, teacher: Path, tmp_path: Path) -> None:
     """A teacher that knows nothing costs a night, and the student is no better for it; its directory would lie about."""
     copy = Path(shutil.copytree(teacher, tmp_path / "teacher"))
@@ -478,6 +521,7 @@ def test_directory_in_use(refused: Refused, finished: Path, here: Path) -> None:
         assert holder.stdout is not None
         holder.stdout.readline()
         assert "is in use by another kdcli process" in refused(*QUICK, f"hydra.run.dir={folder}")
+        rundir.release(folder)  # what another process holds is not let go
         assert (folder / ".lock").exists()
     finally:
         holder.communicate()
@@ -658,6 +702,8 @@ def small_disk(here: Path) -> Iterator[Path]:
     """A file system of four megabytes."""
     folder = here / "disk"
     folder.mkdir()
+    if sys.platform != "linux" or not shutil.which("mount"):
+        pytest.skip("a small file system needs Linux and mount")
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder],
         capture_output=True,
