@@ -98,6 +98,8 @@ class Trainer(Section):
     warmup: Fraction = 0.1
     """The share of the steps over which the learning rate rises from 0."""
     weight_decay: NonNegative = 0.01
+    dropout: Fraction | None = None
+    """Of every dropout in the model while it is trained; null: as its own config says."""
     freeze: list[str] = []
     """Parameters with one of these in their name stay as they are."""
     max_grad_norm: NonNegative = 1.0
@@ -248,7 +250,7 @@ class Measure(Section):
     batch_size: Count = 32
     latency_runs: Count = 200
     throughput_seconds: Positive = 2.0
-    max_texts: Count = 512
+    max_texts: Count = 256
 
 
 class Distill(Section):

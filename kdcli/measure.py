@@ -73,7 +73,7 @@ class MeasureSpec:
     batch_size: int = 32
     latency_runs: int = 200
     throughput_seconds: float = 2.0
-    max_texts: int = 512
+    max_texts: int = 256
     speed: bool = True
     logits: str | None = None
     code: bool = False

@@ -432,6 +432,7 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
         }
     models["teacher"]["path"] = str(teacher.path)
     validation = {name: _best_validation(run, name) for name in models}
+    validation["teacher"] = _teacher_validation(run, signals["validation"])
     return {
         "schema": 1,
         "task": run.cfg.dataset.task or "classification",
@@ -467,6 +468,15 @@ def finish(run: Run, result: dict[str, Any]) -> None:
     write_json(run.folder / REPORT, result)
     report.final_table(result)
     console.say(f"report: {run.folder / 'report.html'}   student: {run.folder / 'student'}")
+
+
+def _teacher_validation(run: Run, teacher: Teacher) -> float:
+    rows = run.data["validation"]
+    return float(
+        run.task.scores(teacher.signals(list(rows)).logits.numpy(), np.asarray(rows["label"]))[
+            run.task.metric
+        ]
+    )
 
 
 def _best_validation(run: Run, name: str) -> float | None:

@@ -48,6 +48,14 @@ def test_batch_8x1_is_4x2_is_2x4_accumulated(distil: Distil) -> None:
         assert close(whole, distil(f"{micro}", *options, f"trainer.micro_batch_size={micro}"))
 
 
+def test_trainer_dropout_overrules_the_models_own(distil: Distil) -> None:
+    """An option that the model never hears of changes nothing but the report of the config."""
+    options = ("trainer.max_steps=5", "control=false")
+    without = distil("without", *options, "student.dropout=0")
+    assert same(without, distil("overruled", *options, "student.dropout=0.5", "trainer.dropout=0"))
+    assert not same(without, distil("dropped", *options, "student.dropout=0", "trainer.dropout=0.5"))
+
+
 def test_seed_decides_everything(distil: Distil) -> None:
     """Without it no figure of a report can be repeated; with a seed that nothing reads, neither can its spread."""
     one = distil("one", "seed=3", "control=false")
