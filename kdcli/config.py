@@ -140,6 +140,8 @@ class Teacher(Checkpoint):
     """Fine-tune it on the gold labels first; null: only if it has no head for the task."""
     cache: bool = True
     """Keep its answers (under KDCLI_CACHE_DIR) for all epochs and runs; false: ask it in every step."""
+    top_k: Count = 64
+    """causal_lm: tokens that the cache keeps of each position; all others are one bucket."""
     trainer: Trainer = Trainer(epochs=2, learning_rate=1e-4, logging_steps=10)
     """How it is tuned."""
 
@@ -149,13 +151,16 @@ class Student(Checkpoint):
 
 
 class Dataset(Section):
-    """Rows of text with labels, and how they are split."""
+    """Rows of text with labels or completions, and how they are split."""
 
     task: str | None = None
-    """null: inferred from the columns named (text + label: classification)."""
-    format: Literal["csv", "jsonl", "parquet", "hub"] = "csv"
+    """null: inferred from the columns named (text + label: classification; prompt + completion, messages, or text with
+    label=null: causal_lm)."""
+    format: Literal["csv", "jsonl", "parquet", "txt", "conversations", "hub"] = "csv"
+    """txt: plain text (causal_lm); conversations: YAML files with a list of `conversations`, each a list of turns."""
     path: str
-    """A file (`package:DISTRIBUTION/FILE` for one in an installed package), or a Hugging Face hub id."""
+    """A file (`package:DISTRIBUTION/FILE` for one in an installed package), a folder of conversations, or a Hugging
+    Face hub id."""
     name: str | None = None
     """The configuration of a hub data set that has several."""
     revision: str | None = None
@@ -171,8 +176,16 @@ class Dataset(Section):
     """The text's column."""
     text_pair: str | None = None
     """A second text's column, for tasks on pairs."""
-    label: str = "label"
-    """The label's column: names, or integers."""
+    label: str | None = "label"
+    """The label's column: names, or integers. null: the text itself is what is learnt (causal_lm)."""
+    prompt: str | None = None
+    """causal_lm: the column of what the model is given …"""
+    completion: str | None = None
+    """… and of what it should answer. Only the completion's tokens count."""
+    messages: str | None = None
+    """causal_lm: the column of conversations, lists of {role, content}; what the assistant says counts."""
+    chat: bool = False
+    """Prompt and completion are a user's and an assistant's turn: they go through the model's chat template."""
     labels: list[Name] | None = Field(default=None, min_length=2)
     """The label names in order; null: those that the data set declares, or all found, sorted."""
     encoding: str = "utf-8"
@@ -190,6 +203,26 @@ class Dataset(Section):
     """At most so many training rows keep their label; the rest is text for the teacher alone."""
     max_length: Count = 128
     """Tokens a row; the rest is cut off."""
+
+    @property
+    def kind(self) -> str:
+        """The task: as given, or what the columns named mean."""
+        if self.task:
+            return self.task
+        unlabelled = self.format in ("txt", "conversations") or self.label is None
+        return "causal_lm" if self.prompt or self.messages or unlabelled else "classification"
+
+    @model_validator(mode="after")
+    def _columns(self) -> Dataset:
+        if bool(self.prompt) != bool(self.completion):
+            raise ValueError("prompt and completion: give both columns, or neither")
+        if self.prompt and self.messages:
+            raise ValueError("prompt and messages: name the columns of one of them")
+        if self.kind == "classification" and self.label is None:
+            raise ValueError("label = null: classification needs the label's column")
+        if self.kind == "causal_lm" and self.labelled:
+            raise ValueError("labelled: causal_lm has no labels to hide; use limit")
+        return self
 
     @model_validator(mode="after")
     def _regular(self) -> Dataset:
@@ -251,6 +284,10 @@ class Measure(Section):
     latency_runs: Count = 200
     throughput_seconds: Positive = 2.0
     max_texts: Count = 256
+    new_tokens: Count = 32
+    """causal_lm: tokens that are written for each prompt."""
+    generations: Count = 32
+    """causal_lm: so many prompts of the test split are answered, scored and (ten of them) shown."""
 
 
 class Distill(Section):

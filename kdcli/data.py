@@ -1,23 +1,26 @@
-"""Rows of text with labels: read, checked, cleaned, split and fingerprinted.
+"""Rows of text, with labels or with completions: read, checked, cleaned, split and fingerprinted.
 
-A row is `id` (a hash of its text), `text`, `text_pair` where the task has one, and `label` (an index into
-the label names, -100 where there is no gold label). Rows whose text is the same but for case and white
-space count as one, so that none can stand in two splits.
+Reading, leaving out duplicates and splitting are the same for all data. What a row is, when two rows are the same and
+which of them must not be told apart by a split is a *kind*: `Classification` or `CausalLM`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 import json
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import yaml
 
 from kdcli.config import Dataset as DatasetConfig
 from kdcli.config import suggest
@@ -28,6 +31,8 @@ from kdcli.tasks.base import IGNORE
 datasets.disable_progress_bars()  # the run has its own
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
+DOCUMENT = 1000
+"""Characters from which on a document of plain text is long enough."""
 _INTEGER = re.compile(r"-?\d+")
 _HALF = re.compile(r"[\ud800-\udfff]")
 
@@ -37,8 +42,9 @@ class Data:
     """The splits of a data set.
 
     Attributes:
-        splits: train, validation, test: columns id, text, (text_pair), label.
-        labels: the label names in the order of the logits.
+        splits: train, validation, test. Columns: id, and for classification text, (text_pair), label; for causal_lm
+            prompt and completion, or messages, or text.
+        labels: the label names in the order of the logits; none for causal_lm.
         fingerprint: sha256 over every row's split, id and label, and the label names.
         commit: the hub commit that was resolved, None for files.
     """
@@ -53,20 +59,189 @@ class Data:
 
     @property
     def gold(self) -> datasets.Dataset:
-        """The training rows that have a gold label."""
+        """The training rows that have a gold label: for causal_lm all of them."""
         train = self["train"]
+        if "label" not in train.column_names:
+            return train
         return train.select([row for row, label in enumerate(train["label"]) if label != IGNORE])
 
 
 @dataclass
-class _Raw:
-    """One source as it was read: texts, seconds and labels as strings, and a name for messages."""
+class Source:
+    """One file or hub split as it was read.
+
+    Attributes:
+        name: for messages.
+        rows: the values of the kind's columns, checked.
+        names: the label names that it declares.
+        commit: the hub commit.
+    """
 
     name: str
-    texts: list[tuple[str, ...]]
-    labels: list[str | None]
+    rows: list[tuple[Any, ...]]
     names: list[str] | None = None
     commit: str | None = None
+
+
+Sources = dict[str, list[Source]]
+Row = dict[str, Any]
+
+
+class Kind(ABC):
+    """What a row is, and when two rows are the same."""
+
+    keys: str
+    """The config keys that name the columns."""
+    columns: list[str]
+    """The columns to read."""
+    labels: Sequence[str] = ()
+
+    def __init__(self, cfg: DatasetConfig):
+        self.cfg = cfg
+        self.replacements = [(re.compile(pattern), put) for pattern, put in cfg.replace.items()]
+
+    @abstractmethod
+    def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+        """A row's values as they were read, or a DataError that begins with `where`."""
+
+    def declare(self, sources: Sources) -> None:  # noqa: B027
+        """Look at all sources before rows are made of them."""
+
+    @abstractmethod
+    def row(self, values: tuple[Any, ...], where: str) -> Row | None:
+        """The tidied row with its id; None if `dataset.replace` left nothing of a text."""
+
+    @abstractmethod
+    def group(self, row: Row) -> str:
+        """A hash that rows have in common which must stand in the same split; rows are shuffled by it."""
+
+    def require(self, train: list[Row]) -> None:  # noqa: B027
+        """Refuse training rows that teach nothing."""
+
+    def replaced(self, text: str) -> str:
+        """The text after `dataset.replace`."""
+        for pattern, put in self.replacements:
+            text = pattern.sub(put, text)
+        return text
+
+    def pick(self, found: list[str], name: str) -> list[int]:
+        """The places of the kind's columns among those found."""
+        for column in self.columns:
+            if column not in found:
+                raise DataError(
+                    f"{name} has no column {column!r}{suggest(column, found)} (columns: {', '.join(map(str, found))}); "
+                    f"name them with {self.keys}"
+                )
+        return [found.index(column) for column in self.columns]
+
+
+class Classification(Kind):
+    """Columns text, (text_pair) and label: an index into the label names, -100 where there is no gold label.
+
+    Rows whose text is the same but for case and white space count as one. White space is folded.
+    """
+
+    keys = "dataset.text= and dataset.label="
+
+    def __init__(self, cfg: DatasetConfig):
+        super().__init__(cfg)
+        if cfg.format in _FOLDERS:
+            raise ConfigError(
+                f"dataset.format = {cfg.format}: there are no labels in it, it is for causal_lm; leave dataset.task out, "
+                "or give another format"
+            )
+        self.columns = [column for column in (cfg.text, cfg.text_pair, cfg.label) if column]
+
+    def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+        """Texts, and the label as a string or None."""
+        return *(_text(value, "the text", where) for value in values[:-1]), _label(values[-1], where)
+
+    def declare(self, sources: Sources) -> None:
+        """Names of the labels: given, declared, or all found, sorted."""
+        found = {row[-1] for parts in sources.values() for part in parts for row in part.rows} - {None}
+        names = self.cfg.labels or sources["train"][0].names
+        self.labels = names or sorted(
+            found, key=lambda label: (0, int(label), label) if _INTEGER.fullmatch(label) else (1, 0, label)
+        )
+        self.index = {name: number for number, name in enumerate(self.labels)}
+        if not any(map(_INTEGER.fullmatch, self.labels)):  # then integers are places among the names
+            self.index |= {str(number): number for number in range(len(self.labels))}
+
+    def row(self, values: tuple[Any, ...], where: str) -> Row | None:
+        """Its id is a hash of the texts without case."""
+        *texts, label = values
+        if label is None:
+            raise DataError(f"{where}: the label is missing")
+        if label not in self.index:
+            raise DataError(
+                f"{where}: the label {label!r} is not among {', '.join(self.labels)}{suggest(label, self.labels)}"
+            )
+        texts = [_folded(self.replaced(text)) for text in texts]
+        if not all(texts):
+            return None
+        columns = zip(("text", "text_pair"), texts, strict=False)
+        return {"id": _hash([text.casefold() for text in texts]), **dict(columns), "label": self.index[label]}
+
+    def group(self, row: Row) -> str:
+        """Each row by itself."""
+        return row["id"]
+
+    def require(self, train: list[Row]) -> None:
+        """At least two classes."""
+        found = {row["label"] for row in train} - {IGNORE}
+        if len(found) < 2:
+            raise DataError(
+                f"{self.cfg.path}: all training rows have the label {self.labels[found.pop()]!r}; at least two are "
+                "needed"
+            )
+
+
+class CausalLM(Kind):
+    """Columns prompt and completion, or messages, or text. Rows are the same if every character is.
+
+    Rows with one prompt stay together: the same first turn of the user, or text, but for case and white space.
+    """
+
+    keys = "dataset.prompt= and dataset.completion=, dataset.messages=, or dataset.text="
+
+    def __init__(self, cfg: DatasetConfig):
+        super().__init__(cfg)
+        if cfg.format in _FOLDERS:
+            self.fields = self.columns = _FOLDERS[cfg.format].columns
+        else:
+            self.fields = (
+                ["messages"] if cfg.messages else ["prompt", "completion"] if cfg.prompt else ["text"]
+            )
+            self.columns = [getattr(cfg, field) for field in self.fields]
+
+    def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+        """Texts, or the turns of a conversation."""
+        if self.fields == ["messages"]:
+            return (_turns(values[0], where),)
+        return tuple(
+            _text(value, f"the {field}", where) for field, value in zip(self.fields, values, strict=True)
+        )
+
+    def row(self, values: tuple[Any, ...], where: str) -> Row | None:
+        """Its id is a hash of all that it holds."""
+        texts: list[str] = []
+
+        def tidy(value: Any) -> Any:
+            if isinstance(value, list):
+                return [turn | {"content": tidy(turn["content"])} for turn in value]
+            texts.append(self.replaced(value).strip())
+            return texts[-1]
+
+        tidied = [tidy(value) for value in values]
+        if not all(texts):
+            return None
+        return {"id": _hash(tidied), **dict(zip(self.fields, tidied, strict=True))}
+
+    def group(self, row: Row) -> str:
+        """The prompt; a conversation that no user begins stands by itself."""
+        said = [turn["content"] for turn in row.get("messages", ()) if turn["role"] == "user"]
+        prompt = row.get("prompt") or row.get("text") or next(iter(said), row["id"])
+        return _hash([_folded(prompt).casefold()])
 
 
 def load(cfg: DatasetConfig) -> Data:
@@ -74,15 +249,17 @@ def load(cfg: DatasetConfig) -> Data:
 
     Raises:
         DataError: it cannot be found or read, a column is missing, a text is empty, a label is unknown or
-            missing, a split is empty, or the training rows have a single class.
+            missing, a conversation has no answer, a split is empty, or the training rows have a single class.
+        ConfigError: the format has no labels, and the task needs them.
     """
-    sources = {"train": _read(cfg, cfg.train)}
+    kind = CausalLM(cfg) if cfg.kind == "causal_lm" else Classification(cfg)
+    sources = {"train": _read(kind, cfg.train)}
     for split, name in (("validation", cfg.validation), ("test", cfg.test)):
         if name:
-            sources[split] = _read(cfg, name)
-    labels = _label_names(cfg, sources)
-    rows = {split: _clean(cfg, raw, labels) for split, raw in sources.items()}
-    rows = _carve(cfg, _disjoint(rows))
+            sources[split] = _read(kind, name)
+    kind.declare(sources)
+    rows = {split: _clean(kind, parts) for split, parts in sources.items()}
+    rows = _carve(kind, _disjoint(kind, rows))
     if cfg.limit:
         rows["train"] = rows["train"][: cfg.limit]
     if cfg.eval_limit:
@@ -93,64 +270,98 @@ def load(cfg: DatasetConfig) -> Data:
     for split in SPLITS:
         if not rows[split]:
             raise DataError(f"{cfg.path}: the {split} split has no rows")
-    found = {row["label"] for row in rows["train"]} - {IGNORE}
-    if len(found) < 2:
-        raise DataError(
-            f"{cfg.path}: all training rows have the label {labels[found.pop()]!r}; at least two are needed"
-        )
+    kind.require(rows["train"])
+    labels = list(kind.labels)
     fingerprint = digest(
-        labels, {split: [(row["id"], row["label"]) for row in rows[split]] for split in SPLITS}
+        labels, {split: [(row["id"], row.get("label")) for row in rows[split]] for split in SPLITS}
     )
     splits = {split: datasets.Dataset.from_list(rows[split]) for split in SPLITS}
-    return Data(splits, labels, fingerprint, sources["train"].commit)
+    return Data(splits, labels, fingerprint, sources["train"][0].commit)
 
 
-def _read(cfg: DatasetConfig, split: str) -> _Raw:
-    """One source: a hub split, or a file (`split` is then a file's name, but for the training rows)."""
-    columns = [cfg.text, *([cfg.text_pair] if cfg.text_pair else []), cfg.label]
+def _read(kind: Kind, split: str) -> list[Source]:
+    """A hub split, or a file or the files of a folder (`split` is then its name, but for the training rows)."""
+    cfg = kind.cfg
     if cfg.format == "hub":
-        return _read_hub(cfg, split, columns)
+        return [_read_hub(kind, split)]
     given = cfg.path if split == cfg.train else split
     path = locate_package(given) if given.startswith(PACKAGE) else Path(given).expanduser()
+    folder = _FOLDERS.get(cfg.format)
+    if folder and path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in folder.suffixes)
+        if not files:
+            raise DataError(f"the data folder {path} has no files *{', *'.join(folder.suffixes)}")
+        return [_read_file(kind, file, str(file)) for file in files]
+    return [_read_file(kind, path, given)]
+
+
+def _read_file(kind: Kind, path: Path, given: str) -> Source:
+    encoding = kind.cfg.encoding
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise DataError(f"the data file {given} {what} (looked for {path.absolute()})")
     if path.stat().st_size == 0:
         raise DataError(f"the data file {path} is empty")
-    reader = {"csv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}[cfg.format]
     try:
-        table = list(reader(cfg, path, columns))
+        table = list(_READERS[kind.cfg.format](kind, path))
     except UnicodeError as error:
         raise DataError(
-            f"{path}{_line_of(error, path, cfg.encoding)} is not {cfg.encoding} text ({error}); save it as UTF-8, or "
+            f"{path}{_line_of(error, path, encoding)} is not {encoding} text ({error}); save it as UTF-8, or "
             "give dataset.encoding= (latin-1, cp1252, utf-16 …)"
         ) from None
     except LookupError as error:
-        raise DataError(f"dataset.encoding = {cfg.encoding}: {error}") from None
+        raise DataError(f"dataset.encoding = {encoding}: {error}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error})") from None
     if not table:
         raise DataError(f"{path} has no rows")
-    return _raw(path.name, table)
+    return Source(path.name, _checked(kind, path.name, table))
 
 
-def _raw(
-    name: str, table: list[tuple[Any, ...]], names: list[str] | None = None, commit: str | None = None
-) -> _Raw:
-    texts, labels = [], []
-    for number, row in enumerate(table, 1):
-        for value in row[:-1]:
-            if not isinstance(value, str):
-                raise DataError(f"{name}, row {number}: the text is {value!r}, not a string")
-            if not value.strip():
-                raise DataError(f"{name}, row {number}: the text is empty; remove the row, or fill it")
-            if _HALF.search(value):
-                raise DataError(
-                    f"{name}, row {number}: the text {value[:40]!r} holds half a character (a lone surrogate)"
-                )
-        texts.append(row[:-1])
-        labels.append(_label(row[-1], f"{name}, row {number}"))
-    return _Raw(name, texts, labels, names, commit)
+def _checked(kind: Kind, name: str, table: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    return [kind.check(values, f"{name}, row {number}") for number, values in enumerate(table, 1)]
+
+
+def _text(value: Any, what: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {what} is {value!r}, not a string")
+    if not value.strip():
+        raise DataError(f"{where}: {what} is empty; remove the row, or fill it")
+    if _HALF.search(value):
+        raise DataError(f"{where}: {what} {value[:40]!r} holds half a character (a lone surrogate)")
+    return value
+
+
+def _turns(value: Any, where: str) -> list[dict[str, str]]:
+    """A conversation, also as the JSON that a csv file holds: role and content of each turn, and nothing else."""
+    expected = 'a list of {"role": …, "content": …}'
+    if isinstance(value, str):
+        with contextlib.suppress(json.JSONDecodeError):
+            value = json.loads(value)
+    if not isinstance(value, list):
+        raise DataError(f"{where}: the messages are {value!r:.80}; expected {expected}, or that as JSON")
+    turns = []
+    for number, turn in enumerate(value, 1):
+        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+            raise DataError(f"{where}: message {number} is {turn!r:.80}; expected {expected}")
+        turns.append(
+            {key: _text(turn[key], f"the {key} of message {number}", where) for key in ("role", "content")}
+        )
+    if not any(turn["role"] == "assistant" for turn in turns):
+        roles = ", ".join(dict.fromkeys(turn["role"] for turn in turns)) or "none"
+        raise DataError(
+            f"{where}: no message has the role assistant (roles: {roles}), and only what it says is learnt; remove "
+            "the row, or rename the roles"
+        )
+    return turns
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _hash(content: list[Any]) -> str:
+    return digest(content)[:32]
 
 
 def _label(value: Any, where: str) -> str | None:
@@ -177,22 +388,13 @@ def _line_of(error: UnicodeError, path: Path, encoding: str) -> str:
     return ""
 
 
-def _pick(found: list[str], columns: list[str], name: str) -> list[int]:
-    for column in columns:
-        if column not in found:
-            raise DataError(
-                f"{name} has no column {column!r}{suggest(column, found)} (columns: {', '.join(map(str, found))}); "
-                "name them with dataset.text= and dataset.label="
-            )
-    return [found.index(column) for column in columns]
-
-
-def _read_csv(cfg: DatasetConfig, path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
+def _read_csv(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
+    cfg = kind.cfg
     tabs = path.suffix in (".tsv", ".tab") if cfg.delimiter is None else cfg.delimiter == "\t"
     quote = cfg.quote if cfg.quote is not None else None if tabs else '"'
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(
-        _lines(cfg, path),
+        _lines(kind, path),
         delimiter=cfg.delimiter or ("\t" if tabs else ","),
         quotechar=quote,
         quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
@@ -200,7 +402,7 @@ def _read_csv(cfg: DatasetConfig, path: Path, columns: list[str]) -> Iterator[tu
     )
     try:
         header = next(reader, [])
-        picked = _pick(header, columns, path.name)
+        picked = kind.pick(header, path.name)
         for row in reader:
             if not row:
                 continue
@@ -216,9 +418,10 @@ def _read_csv(cfg: DatasetConfig, path: Path, columns: list[str]) -> Iterator[tu
         ) from None
 
 
-def _lines(cfg: DatasetConfig, path: Path) -> Iterator[str]:
+def _lines(kind: Kind, path: Path) -> Iterator[str]:
     """The lines of a text file, with their ends, and without the mark that Windows begins UTF-8 with."""
-    with path.open(encoding="utf-8-sig" if cfg.encoding == "utf-8" else cfg.encoding, newline="") as stream:
+    encoding = "utf-8-sig" if kind.cfg.encoding == "utf-8" else kind.cfg.encoding
+    with path.open(encoding=encoding, newline="") as stream:
         for number, line in enumerate(stream, 1):
             if "\0" in line:
                 raise DataError(
@@ -227,8 +430,8 @@ def _lines(cfg: DatasetConfig, path: Path) -> Iterator[str]:
             yield line
 
 
-def _read_jsonl(cfg: DatasetConfig, path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
-    for number, line in enumerate(_lines(cfg, path), 1):
+def _read_jsonl(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
+    for number, line in enumerate(_lines(kind, path), 1):
         if not line.strip():
             continue
         try:
@@ -237,23 +440,88 @@ def _read_jsonl(cfg: DatasetConfig, path: Path, columns: list[str]) -> Iterator[
             raise DataError(f"{path}, line {number} is not JSON ({error}); is the file truncated?") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
-        _pick(list(row), columns, f"{path}, line {number}")
-        yield tuple(row[column] for column in columns)
+        kind.pick(list(row), f"{path}, line {number}")
+        yield tuple(row[column] for column in kind.columns)
 
 
-def _read_parquet(cfg: DatasetConfig, path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
+def _read_parquet(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        _pick(pyarrow.parquet.read_schema(path).names, columns, path.name)
-        table = pyarrow.parquet.read_table(path, columns=columns)
+        kind.pick(pyarrow.parquet.read_schema(path).names, path.name)
+        table = pyarrow.parquet.read_table(path, columns=kind.columns)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a whole parquet file ({error})") from None
-    yield from zip(*(table[column].to_pylist() for column in columns), strict=True)
+    yield from zip(*(table[column].to_pylist() for column in kind.columns), strict=True)
 
 
-def _read_hub(cfg: DatasetConfig, split: str, columns: list[str]) -> _Raw:
+def _read_txt(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
+    """Documents: paragraphs in their order, as many as make at least `DOCUMENT` characters."""
+    document = ""
+    lines = (line.rstrip("\r\n") for line in _lines(kind, path))
+    for blank, paragraph in itertools.groupby(lines, lambda line: not line.strip()):
+        if not blank:
+            document += "\n\n" * bool(document) + "\n".join(paragraph)
+        if len(document) >= DOCUMENT:
+            yield (document,)
+            document = ""
+    if document:
+        yield (document,)
+
+
+def _read_conversations(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
+    """The first turn of each conversation and the second.
+
+    Those after it are a dialogue in some files, and more answers to the first in others; nothing says which.
+    """
+    try:
+        tree = yaml.load(
+            "".join(_lines(kind, path)), yaml.BaseLoader
+        )  # all scalars stay as written: yes, 1.10
+    except yaml.YAMLError as error:
+        raise DataError(f"{path} is not YAML ({_folded(str(error))})") from None
+    conversations = tree.get("conversations") if isinstance(tree, dict) else None
+    if not isinstance(conversations, list):
+        raise DataError(f"{path}: expected `conversations`, a list of lists of turns")
+    later = 0
+    for number, conversation in enumerate(conversations, 1):
+        turns = [turn for turn in conversation if turn] if isinstance(conversation, list) else []
+        for turn in turns:
+            if not isinstance(turn, str):
+                raise DataError(
+                    f"{path}, conversation {number}: expected turns that are text, got {turn!r:.80}; put quotes around it"
+                )
+        if len(turns) > 1:
+            yield turns[0], turns[1]
+            later += len(turns) - 2
+    if later:
+        logger.info("%s: %d turns after the second one of a conversation left out", path.name, later)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A format of files that may lie in a folder: how they end, and the columns that it always has."""
+
+    suffixes: tuple[str, ...]
+    columns: list[str]
+
+
+_FOLDERS = {
+    "txt": _Folder((".txt",), ["text"]),
+    "conversations": _Folder((".yml", ".yaml"), ["prompt", "completion"]),
+}
+_READERS: dict[str, Callable[[Kind, Path], Iterator[tuple[Any, ...]]]] = {
+    "csv": _read_csv,
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
+    "txt": _read_txt,
+    "conversations": _read_conversations,
+}
+
+
+def _read_hub(kind: Kind, split: str) -> Source:
+    cfg = kind.cfg
     folder, commit = snapshot(cfg.path, cfg.revision, kind="dataset")
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it would log is raised as well
     try:
@@ -263,70 +531,40 @@ def _read_hub(cfg: DatasetConfig, split: str, columns: list[str]) -> _Raw:
             f"the data set {cfg.path} cannot be read: {str(error.__cause__ or error).strip()} (dataset.name=, "
             "dataset.train=, dataset.validation= and dataset.test= choose its parts)"
         ) from None
-    _pick(table.column_names, columns, f"{cfg.path} ({split})")
-    feature = table.features[cfg.label]
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    labels = table[cfg.label]
-    if names is not None:
-        labels = [names[label] if label is not None and label >= 0 else None for label in labels]
-    rows = list(zip(*(table[column] for column in columns[:-1]), labels, strict=True))
-    return _raw(f"{cfg.path} ({split})", rows, names, commit)
+    name = f"{cfg.path} ({split})"
+    kind.pick(table.column_names, name)
+    columns = [table[column] for column in kind.columns]
+    names = None
+    if isinstance(feature := table.features[kind.columns[-1]], datasets.ClassLabel):
+        names = feature.names
+        columns[-1] = [names[label] if label is not None and label >= 0 else None for label in columns[-1]]
+    return Source(name, _checked(kind, name, zip(*columns, strict=True)), names, commit)
 
 
-def _label_names(cfg: DatasetConfig, sources: dict[str, _Raw]) -> list[str]:
-    if cfg.labels:
-        return cfg.labels
-    if names := sources["train"].names:
-        return names
-    found = {label for raw in sources.values() for label in raw.labels if label is not None}
-    return sorted(
-        found, key=lambda label: (0, int(label), label) if _INTEGER.fullmatch(label) else (1, 0, label)
-    )
+def _clean(kind: Kind, parts: list[Source]) -> list[Row]:
+    """Tidied rows without duplicates, in the order of their groups and ids (which is a fixed shuffle)."""
+    rows: dict[str, Row] = {}
+    for part in parts:
+        dropped: Counter[str] = Counter()
+        for number, values in enumerate(part.rows, 1):
+            row = kind.row(values, f"{part.name}, row {number}")
+            if row is None:
+                dropped["empty after dataset.replace"] += 1
+            elif (first := rows.setdefault(row["id"], row)) is not row:
+                same = first.get("label") == row.get("label")
+                dropped["duplicates" if same else "duplicates with another label"] += 1
+        for why, count in dropped.items():
+            logger.info("%s: %d rows left out (%s)", part.name, count, why)
+    return sorted(rows.values(), key=lambda row: (kind.group(row), row["id"]))
 
 
-def _clean(cfg: DatasetConfig, raw: _Raw, labels: list[str]) -> list[dict[str, Any]]:
-    """Tidied rows without duplicates, in the order of their ids (which is a fixed shuffle)."""
-    index = {name: number for number, name in enumerate(labels)}
-    if not any(_INTEGER.fullmatch(name) for name in labels):  # then integers are places among the names
-        index |= {str(number): number for number in range(len(labels))}
-    patterns = [(re.compile(pattern), put) for pattern, put in cfg.replace.items()]
-    rows: dict[str, dict[str, Any]] = {}
-    dropped: Counter[str] = Counter()
-    for number, (texts, label) in enumerate(zip(raw.texts, raw.labels, strict=True), 1):
-        if label is None:
-            raise DataError(f"{raw.name}, row {number}: the label is missing")
-        if label not in index:
-            raise DataError(
-                f"{raw.name}, row {number}: the label {label!r} is not among {', '.join(labels)}"
-                f"{suggest(label, labels)}"
-            )
-        tidy = []
-        for text in texts:
-            for pattern, put in patterns:
-                text = pattern.sub(put, text)
-            tidy.append(" ".join(text.split()))
-        if not all(tidy):
-            dropped["empty after dataset.replace"] += 1
-            continue
-        key = digest([text.casefold() for text in tidy])[:32]
-        if key in rows:
-            same = rows[key]["label"] == index[label]
-            dropped["duplicates" if same else "duplicates with another label"] += 1
-            continue
-        pair = {"text_pair": tidy[1]} if len(tidy) > 1 else {}
-        rows[key] = {"id": key, "text": tidy[0], **pair, "label": index[label]}
-    for why, count in dropped.items():
-        logger.info("%s: %d rows left out (%s)", raw.name, count, why)
-    return [rows[key] for key in sorted(rows)]
-
-
-def _disjoint(rows: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of test leave validation and train, rows of validation leave train."""
+def _disjoint(kind: Kind, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Rows of test, and those of their groups, leave validation and train; rows of validation leave train."""
     taken: set[str] = set()
     for split in reversed(SPLITS):
         if split not in rows:
             continue
-        kept = [row for row in rows[split] if row["id"] not in taken]
+        kept = [row for row in rows[split] if kind.group(row) not in taken]
         if len(kept) < len(rows[split]):
             logger.info(
                 "%d rows of %s also stand in a later split and were left out",
@@ -334,12 +572,16 @@ def _disjoint(rows: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str,
                 split,
             )
         rows[split] = kept
-        taken |= {row["id"] for row in kept}
+        taken |= {kind.group(row) for row in kept}
     return rows
 
 
-def _carve(cfg: DatasetConfig, rows: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Take test and validation out of the training rows where they have no source of their own."""
+def _carve(kind: Kind, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Take test and validation out of the training rows where they have no source of their own.
+
+    Groups are taken whole, in their order, as long as they fit.
+    """
+    cfg = kind.cfg
     total = len(rows["train"])
     for split, size in (("test", cfg.test_size), ("validation", cfg.validation_size)):
         if split in rows:
@@ -350,7 +592,17 @@ def _carve(cfg: DatasetConfig, rows: dict[str, list[dict[str, Any]]]) -> dict[st
                 f"{cfg.path}: {count} rows for {split} leave none to train on ({len(rows['train'])} are there); "
                 f"give a smaller dataset.{split}_size"
             )
-        rows[split], rows["train"] = rows["train"][:count], rows["train"][count:]
+        rest: list[Row] = []
+        rows[split] = []
+        for _, group in itertools.groupby(rows["train"], kind.group):
+            together = list(group)
+            (rows[split] if len(rows[split]) + len(together) <= count else rest).extend(together)
+        if not rows[split]:
+            raise DataError(
+                f"{cfg.path}: rows with the same prompt stay in one split, and every prompt has more than the {count} "
+                f"rows for {split}; give a larger dataset.{split}_size, or dataset.{split}="
+            )
+        rows["train"] = rest
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,42 @@ from safetensors.numpy import load_file, save_file
 
 from kdcli.files import replaced
 from kdcli.models import Source, label_order, load_config, load_tokenizer, load_whole, parameters
-from kdcli.tasks.base import Task
+from kdcli.signal import AnySignal
+from kdcli.tasks.base import Predictions, Task
+from kdcli.teachers.local import LocalTeacher
 
 RESAMPLES = 10_000
+BLOCK = 1_000
+"""Resamples that are in memory at once."""
 
 
 def examine(
-    source: Source, task: Task, rows: datasets.Dataset, max_length: int
-) -> tuple[dict[str, Any], np.ndarray]:
-    """A checkpoint's size, and its fp32 logits (N, C) on a split, in the order of the task's labels."""
+    source: Source,
+    task: Task,
+    rows: datasets.Dataset,
+    max_length: int,
+    teacher: Callable[[Sequence[int]], AnySignal] | None = None,
+) -> tuple[dict[str, Any], Predictions]:
+    """A checkpoint's size, and its answers (fp32) on a split's rows.
+
+    Args:
+        teacher: what the teacher says of rows by their numbers.
+    """
     model = load_whole(source, task)
-    order = label_order(model.config, task.labels, source.name)
+    order = label_order(model.config, task.labels, source.name) if task.labels else None
     tokenizer = load_tokenizer(source, model, max_length)
-    logits = task.predict(model, tokenizer, task.encode(tokenizer, rows, max_length))[:, order]
-    return size(source, task), logits
+    encoded = task.encode(tokenizer, rows, max_length)
+    said = task.predict(model, tokenizer, encoded, 64 if task.labels else 8, order=order, teacher=teacher)
+    return size(source, task), said
+
+
+def live(
+    source: Source, task: Task, rows: datasets.Dataset, max_length: int
+) -> Callable[[Sequence[int]], AnySignal]:
+    """A teacher's signals for rows by their numbers, from the model itself."""
+    teacher = LocalTeacher(batch_size=8)
+    teacher.open(source, task, max_length, "fp32")
+    return lambda numbers: teacher.signals([rows[int(number)] for number in numbers])
 
 
 def size(source: Source, task: Task) -> dict[str, int]:
@@ -36,16 +59,17 @@ def size(source: Source, task: Task) -> dict[str, int]:
     return {"parameters": parameters(empty), "bytes": weights}
 
 
-def save_predictions(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:
-    """Logits (N, C) and gold labels (N,) of a split's rows, in their order."""
+def save_predictions(path: Path, said: Predictions) -> None:
+    """A model's answers on a split's rows, in their order."""
+    tensors = said.answers | {"labels": said.labels, "counts": said.counts}
     with replaced(path) as temporary:
-        save_file({"logits": np.ascontiguousarray(logits), "labels": labels.astype(np.int64)}, temporary)
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary)
 
 
-def load_predictions(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def load_predictions(path: Path) -> Predictions:
     """What `save_predictions` wrote."""
     tensors = load_file(path)
-    return tensors["logits"], tensors["labels"]
+    return Predictions(answers=tensors, labels=tensors.pop("labels"), counts=tensors.pop("counts"))
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -56,53 +80,48 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     each distinct value occurs, so it is done by counts.
     """
     distinct, counts = np.unique(values, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=RESAMPLES)
-    low, high = np.percentile(draws @ distinct / len(values), [2.5, 97.5])
+    random = np.random.default_rng(seed)
+    means = [
+        random.multinomial(len(values), counts / len(values), size=BLOCK) @ distinct / len(values)
+        for _ in range(RESAMPLES // BLOCK)
+    ]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
 
 
-def score(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """One model's entry of report.json: score, scores with an interval, confusion matrix, calibration."""
-    scores = task.scores(logits, labels)
+def score(task: Task, said: Predictions) -> dict[str, Any]:
+    """One model's entry of report.json: score, scores with an interval, and what else the task knows."""
+    scores = task.scores(said)
     whole = {key: scores.pop(key) for key in ("confusion", "calibration") if key in scores}
-    scores[f"{task.metric}_ci95"] = list(interval(task.merits(logits, labels)))
+    scores[f"{task.metric}_ci95"] = list(interval(task.merits(said)))
     return {"score": scores[task.metric], "scores": scores} | whole
 
 
-def agreement(one: np.ndarray, other: np.ndarray) -> float:
-    """The share of rows to which two models give the same label."""
-    return float((one.argmax(1) == other.argmax(1)).mean())
+def agreement(task: Task, one: Predictions, other: Predictions) -> float:
+    """The share of positions at which two models answer the same."""
+    return float(task.same(one, other).mean())
 
 
-def divergence(teacher: np.ndarray, student: np.ndarray) -> float:
-    """Mean KL(teacher ‖ student) in nats a row, at temperature 1."""
-    log_p, log_q = (
-        logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) for logits in (teacher, student)
-    )
-    return float((np.exp(log_p) * (log_p - log_q)).sum(1).mean())
-
-
-def verdict(
-    task: Task,
-    models: dict[str, dict[str, Any]],
-    logits: dict[str, np.ndarray],
-    labels: np.ndarray,
-) -> dict[str, Any]:
+def verdict(task: Task, models: dict[str, dict[str, Any]], said: dict[str, Predictions]) -> dict[str, Any]:
     """The comparison of student, control and teacher on the same rows (without its sentence)."""
     student, teacher, control = models["student"], models["teacher"], models.get("control")
-    gain, ci = None, None
     fast, slow = student["throughput_per_s"], teacher["throughput_per_s"]
+    away = task.divergence(said["teacher"], said["student"])
+    found: dict[str, Any] = {"gain_over_control": None, "gain_ci95": None}
     if control is not None:
-        difference = task.merits(logits["student"], labels) - task.merits(logits["control"], labels)
-        gain, ci = float(difference.mean()), list(interval(difference))
+        difference = task.merits(said["student"]) - task.merits(said["control"])
+        nearer = said["student"].means(task.divergence(said["teacher"], said["control"]) - away)
+        found = {
+            "gain_over_control": float(difference.mean()),
+            "gain_ci95": list(interval(difference)),
+            "kl_gain_over_control": float(nearer.mean()),
+            "kl_gain_ci95": list(interval(nearer)),
+        }
     return {
-        "retention": student["score"] / teacher["score"] if teacher["score"] else None,
-        "gain_over_control": gain,
-        "gain_ci95": ci,
-        "agreement": agreement(logits["teacher"], logits["student"]),
-        "kl_to_teacher": divergence(
-            logits["teacher"].astype(np.float64), logits["student"].astype(np.float64)
-        ),
+        "retention": task.retention(student["score"], teacher["score"]),
+        **found,
+        "agreement": agreement(task, said["teacher"], said["student"]),
+        "kl_to_teacher": float(away.mean()),
         "compression": teacher["parameters"] / student["parameters"],
         "speedup": fast / slow if fast and slow else None,
     }

@@ -28,16 +28,13 @@ import numpy as np
 from kdcli.errors import ExportError, KDError
 
 if TYPE_CHECKING:
-    import datasets
-
     from kdcli.config import Measure
+    from kdcli.tasks.base import Task
 
 Texts = Sequence[Sequence[str]]
 """Each row: one text, or a text and its pair."""
 Encoded = dict[str, np.ndarray]
 """The model's inputs by name: of one row (L,), of a batch (B, L)."""
-AUTO = {"classification": "AutoModelForSequenceClassification"}
-"""The class of transformers that loads a model of a task."""
 WARM_UP = 10
 """Rows that are run before latency is timed: first calls allocate and plan."""
 PASSES = 3
@@ -53,6 +50,9 @@ class MeasureSpec:
     Attributes:
         path: a model directory (torch) or a file (onnx).
         tokenizer: the directory of its tokenizer.
+        auto: the class of transformers that loads the model.
+        special: the tokenizer adds its special tokens (a rendered chat has them already).
+        new_tokens: a language model writes so many, for its speed.
         max_length: tokens a row; the rest is cut off.
         threads: of the runtime.
         batch_size: rows a batch, for throughput.
@@ -68,12 +68,14 @@ class MeasureSpec:
     path: str
     tokenizer: str
     max_length: int
-    task: str = "classification"
+    auto: str = "AutoModelForSequenceClassification"
+    special: bool = True
     threads: int = 1
     batch_size: int = 32
     latency_runs: int = 200
     throughput_seconds: float = 2.0
     max_texts: int = 256
+    new_tokens: int = 32
     speed: bool = True
     logits: str | None = None
     code: bool = False
@@ -84,8 +86,9 @@ class Measurement:
     """What one model needs. What was not measured is None.
 
     Attributes:
-        latency_ms: p50 and p95 of single rows, unpadded, at batch 1.
-        throughput_per_s: rows a second, in batches of rows of like length, from each batch's median time.
+        latency_ms: p50 and p95 of single rows, unpadded, at batch 1; of a language model the time to the first token.
+        throughput_per_s: rows a second, in batches of rows of like length, from each batch's median time; of a language
+            model tokens a second at batch 1, from the median token's time.
         peak_memory_bytes: the most that the process held while it loaded and ran the model: Python, the runtime,
             the weights, and the activations of its largest batch.
         load_seconds: to import the runtime and to load the model, the files most likely being in the system's cache.
@@ -141,7 +144,8 @@ def measure_rows(
     runtime: Literal["torch", "onnx"],
     path: Path,
     tokenizer: Path,
-    rows: datasets.Dataset,
+    task: Task,
+    texts: Texts,
     max_length: int,
     logits: bool = False,
     code: bool = False,
@@ -150,14 +154,13 @@ def measure_rows(
 
     Args:
         cfg: how thoroughly; None: nothing is timed.
+        texts: what the model is given of each row.
 
     Raises:
         ExportError: the runtime could not load or run the model.
     """
     if cfg is None and not logits:
         return asdict(UNKNOWN)
-    columns = ["text", "text_pair"] if "text_pair" in rows.column_names else ["text"]
-    texts = list(zip(*(list(rows[name]) for name in columns), strict=True))
     with tempfile.TemporaryDirectory(prefix="kdcli-") as folder:
         file = Path(folder) / "logits.safetensors"
         spec = MeasureSpec(
@@ -165,7 +168,9 @@ def measure_rows(
             str(path),
             str(tokenizer),
             max_length,
-            **(cfg.model_dump() if cfg else {}),
+            task.auto,
+            special=not task.chat,
+            **(cfg.model_dump(exclude={"generations"}) if cfg else {}),
             speed=cfg is not None,
             logits=str(file) if logits else None,
             code=code,
@@ -193,26 +198,48 @@ class _Torch:
         torch.set_num_threads(spec.threads)
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": spec.code}
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(spec.tokenizer, **options)
-        auto = getattr(transformers, AUTO[spec.task])
+        auto = getattr(transformers, spec.auto)
         self.model = auto.from_pretrained(
             spec.path, use_safetensors=True, dtype=torch.float32, **options
         ).eval()
-        self.max_length = spec.max_length
+        self.max_length, self.special = spec.max_length, spec.special
+        self.writes = "CausalLM" in spec.auto
         taken = inspect.signature(self.model.forward).parameters
         fill = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
         self.pad = {name: fill.get(name, 0) for name in self.tokenizer.model_input_names if name in taken}
 
     def encode(self, texts: Texts) -> list[Encoded]:
-        rows = [self.tokenizer(*row, truncation=True, max_length=self.max_length) for row in texts]
+        rows = [
+            self.tokenizer(*row, truncation=True, max_length=self.max_length, add_special_tokens=self.special)
+            for row in texts
+        ]
         return [{name: np.asarray(row[name], np.int64) for name in self.pad} for row in rows]
 
     def __call__(self, batch: Encoded) -> np.ndarray:
         import torch
 
+        last = {"logits_to_keep": 1} if self.writes else {}
         with torch.inference_mode():
             return self.model(
-                **{name: torch.from_numpy(array) for name, array in batch.items()}
+                **{name: torch.from_numpy(array) for name, array in batch.items()}, **last
             ).logits.numpy()
+
+    def write(self, prompt: Encoded, count: int) -> list[float]:
+        """Go on from a prompt, greedily and whatever the end of text says: the seconds of each token after the first."""
+        import torch
+
+        seconds = []
+        with torch.inference_mode():
+            ids = torch.from_numpy(prompt["input_ids"])
+            out = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+            for _ in range(count):
+                began = time.perf_counter()
+                token = out.logits[:, -1:].argmax(-1)
+                out = self.model(
+                    input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1
+                )
+                seconds.append(time.perf_counter() - began)
+        return seconds
 
 
 class _Onnx:
@@ -262,7 +289,12 @@ def main() -> None:
         found = UNKNOWN
         if spec.speed:
             rows = model.encode(json.loads(sys.stdin.readline()))
-            latency, throughput = _latency(model, rows, spec.latency_runs), _throughput(model, rows, spec)
+            latency = _latency(model, rows, spec.latency_runs)
+            throughput = (
+                _generated(model, rows, spec)
+                if isinstance(model, _Torch) and model.writes
+                else _throughput(model, rows, spec)
+            )
             found = Measurement(latency, throughput, _peak_memory(), seconds)
         else:
             sys.stdin.readline()
@@ -313,6 +345,20 @@ def _throughput(model: Model, rows: Sequence[Encoded], spec: MeasureSpec) -> flo
         spent = (time.perf_counter() - began) / spec.throughput_seconds
         if spent >= PATIENCE or (spent >= 1 and len(times[0]) >= PASSES):
             return len(rows) / sum(map(statistics.median, times))
+
+
+def _generated(model: _Torch, rows: Sequence[Encoded], spec: MeasureSpec) -> float:
+    """Tokens a second at batch 1, after the first one: greedily, with a cache of keys and values."""
+    seconds: list[float] = []
+    began = time.perf_counter()
+    for row in rows:
+        seconds += model.write({name: array[None] for name, array in row.items()}, spec.new_tokens)
+        if (
+            time.perf_counter() - began >= spec.throughput_seconds
+            and len(seconds) >= PASSES * spec.new_tokens
+        ):
+            break
+    return 1 / statistics.median(seconds)
 
 
 def _logits(model: Model, texts: Texts, spec: MeasureSpec) -> np.ndarray:

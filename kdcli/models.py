@@ -22,7 +22,7 @@ from kdcli.tasks.base import Task
 disable_progress_bar()  # the run has its own
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
 )  # fmt: skip
 
@@ -57,12 +57,14 @@ class Source:
 def find(cfg: Checkpoint, what: str) -> Source:
     """The checkpoint that a config names: a local directory, a package's folder, or a hub repository.
 
+    A GGUF file may be named in a directory's stead: it is converted into one.
+
     Args:
         what: "teacher" or "student", for messages.
 
     Raises:
         ConfigError: no path is given, or the package is not installed.
-        ModelError: it cannot be found, or holds no safetensors.
+        ModelError: it cannot be found, or holds no safetensors, or is a GGUF file that cannot be converted.
     """
     if not cfg.path:
         raise ModelError(f"{what}.path is not set: give a local directory or a Hugging Face hub id")
@@ -75,6 +77,10 @@ def find(cfg: Checkpoint, what: str) -> Source:
         raise ModelError(f"the {what} directory {cfg.path} does not exist (looked for {local.absolute()})")
     else:
         path, commit = snapshot(cfg.path, cfg.revision, "model", cfg.trust_remote_code)
+    if path.suffix == ".gguf" and path.is_file():
+        from kdcli.gguf import convert
+
+        path = convert(path)
     if not (path / "config.json").is_file():
         raise ModelError(
             f"the {what} {cfg.path} has no config.json in {path}: it is no Hugging Face model directory"
@@ -150,7 +156,11 @@ def load_tokenizer(
             f"dataset.max_length = {max_length}: {source.name} can read at most {room} tokens; lower it"
         )
     if tokenizer.pad_token_id is None:
-        raise ModelError(f"{source.name}: its tokenizer has no padding token")
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"{source.name}: its tokenizer has neither a padding nor an end-of-text token")
+        tokenizer.pad_token = (
+            tokenizer.eos_token
+        )  # decoders often have none; padding is masked by place, not by token
     if config.pad_token_id is not None and config.pad_token_id != tokenizer.pad_token_id:
         raise ModelError(
             f"{source.name}: its config.json pads with token {config.pad_token_id}, its tokenizer with "
@@ -168,6 +178,28 @@ def load_tokenizer(
         taken = inspect_inputs(model)
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
     return tokenizer
+
+
+def same_vocabulary(
+    teacher: str, one: PreTrainedTokenizerBase, student: str, other: PreTrainedTokenizerBase
+) -> None:
+    """Both models mean the same token by the same number.
+
+    Raises:
+        ModelError: they do not; a loss over their vocabularies would compare different tokens.
+    """
+    theirs, ours = one.get_vocab(), other.get_vocab()
+    names = {number: token for token, number in theirs.items()}
+    wrong = next((token for token, number in ours.items() if theirs.get(token, number) != number), None)
+    wrong = wrong or next(
+        (token for token, number in ours.items() if token not in theirs and number in names), None
+    )
+    if wrong is not None:
+        raise ModelError(
+            f"{student} and {teacher} have different vocabularies: {wrong!r} is token {ours[wrong]} to the student and "
+            f"{theirs.get(wrong, 'unknown')} to the teacher, so their probabilities cannot be compared. Use a student of "
+            "the teacher's family (its tokenizer), or one born from the teacher (student=layers)"
+        )
 
 
 def inspect_inputs(model: PreTrainedModel) -> set[str]:
@@ -207,7 +239,9 @@ def load_whole(source: Source, task: Task) -> PreTrainedModel:
 
 
 def with_new_head(source: Source, task: Task) -> PreTrainedModel:
-    """The checkpoint's body under a new, randomly initialised head for the task's labels."""
+    """The checkpoint's body under a new, randomly initialised head for the task's labels; a language model as it is."""
+    if not task.labels:
+        return load_whole(source, task)
     config = task.configure(load_config(source))
     try:
         model, _ = task.load(
@@ -232,8 +266,7 @@ def with_new_head(source: Source, task: Task) -> PreTrainedModel:
 
 def has_head(source: Source, task: Task) -> bool:
     """Whether the checkpoint says that it was trained for this task (by the architecture in its config.json)."""
-    suffix = type(task).head
-    return any(name.endswith(suffix) for name in load_config(source).architectures or [])
+    return any(name.endswith(task.head) for name in load_config(source).architectures or [])
 
 
 def label_order(config: PreTrainedConfig, labels: Sequence[str], name: str) -> list[int]:

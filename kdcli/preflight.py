@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.distiller import Distiller
 from kdcli.errors import TeacherError
-from kdcli.signal import Signal
-from kdcli.tasks.base import IGNORE, Split, Task
+from kdcli.signal import AnySignal, Signal
+from kdcli.tasks.base import Split, Task
 from kdcli.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
 ZERO = 1e-4
 """loss(x, x) above this is not zero (fp32, T² up to 100)."""
+FEW = 32
+"""Positions at which a perfect student is looked at."""
 FAR = 100.0
 """A weighted term so many times smaller than another does nothing."""
 
@@ -58,25 +62,28 @@ def preflight(
 def _teacher_is_better(
     distiller: Distiller, tokenizer: PreTrainedTokenizerBase, teacher: Teacher, validation: Split, bf16: bool
 ) -> list[str]:
-    """The teacher beats the most frequent label and the untrained student, on the validation split."""
+    """The teacher beats chance and the untrained student, on the validation split."""
     task: Task = distiller.task
-    labels = validation.encoded.labels
-    logits = teacher.signals(list(validation.rows)).logits.numpy()
-    if not np.isfinite(logits).all():
+    signal = teacher.signals(list(validation.rows))
+    said = task.told(signal, validation.encoded)
+    if not all(np.isfinite(values).all() for values in said.answers.values()):
         return [
             "the teacher's logits are not finite; load it in fp32 (teacher.trainer.precision=fp32), or check its weights"
         ]
-    score = task.scores(logits, labels)[task.metric]
-    chance = float(np.bincount(labels).max() / len(labels))
-    untrained = task.scores(task.predict(distiller.student, tokenizer, validation.encoded, bf16=bf16), labels)
-    remedy = "tune it on this task (teacher.tune=true, or more teacher.trainer.epochs), or check the order of dataset.labels"
+    score = task.scores(said)[task.metric]
+    chance = task.chance(said, signal.classes)
+    own = task.predict(distiller.student, tokenizer, validation.encoded, 64 if task.labels else 8, bf16=bf16)
+    untrained = task.scores(own)[task.metric]
+    remedy = "tune it on this task (teacher.tune=true, or more teacher.trainer.epochs)" + (
+        ", or check the order of dataset.labels" if task.labels else ""
+    )
     if score <= chance:
         return [
-            f"the teacher's {task.metric} {score:.3f} is not above the most frequent label's share {chance:.3f}: {remedy}"
+            f"the teacher's {task.metric} {score:.3f} is not above {task.chance_is} {chance:.3f}: {remedy}"
         ]
-    if score <= untrained[task.metric]:
+    if score <= untrained:
         return [
-            f"the teacher's {task.metric} {score:.3f} is not above the untrained student's {untrained[task.metric]:.3f}: {remedy}"
+            f"the teacher's {task.metric} {score:.3f} is not above the untrained student's {untrained:.3f}: {remedy}"
         ]
     return []
 
@@ -86,9 +93,10 @@ def _losses_are_right(
 ) -> list[str]:
     """Positions are counted, loss(x, x) = 0, every term is finite, and none is drowned by another."""
     task = distiller.task
-    gold = (train.encoded.labels != IGNORE).nonzero()[0][:32].tolist()
+    few = 64 if task.labels else 8
+    gold = train.encoded.gold.nonzero()[0][: few // 2].tolist()
     rows = (
-        gold + [row for row in range(min(64, len(train.encoded))) if row not in set(gold)][: 64 - len(gold)]
+        gold + [row for row in range(min(few, len(train.encoded))) if row not in set(gold)][: few - len(gold)]
     )
     batch = task.collate([train.encoded[row] for row in rows], tokenizer)
     batch.pop("rows")
@@ -110,7 +118,7 @@ def _losses_are_right(
                 continue
             weighted[name] = distiller.weights[name] * float(values.mean())
             if loss.needs_teacher and loss.divergence:
-                same = loss(Signal(signal.logits), signal, labels)
+                same = _perfect(loss, signal, labels)
                 if float(same.abs().max()) > ZERO:
                     findings.append(
                         f"the loss term {name} is {float(same.abs().max()):.4g} where student and teacher are the same: "
@@ -124,3 +132,15 @@ def _losses_are_right(
                 name, value, largest, name,
             )  # fmt: skip
     return findings
+
+
+def _perfect(loss: torch.nn.Module, teacher: AnySignal, labels: Tensor) -> Any:
+    """The loss of a student that says what the teacher says, at the first few positions."""
+    few = slice(0, FEW)
+    said = teacher.rows(few)
+    if isinstance(said, Signal):
+        return loss(Signal(said.logits), said, labels[few])
+    rest = said.softened(said.temperature)[:, -1:] - np.log(max(1, said.classes - said.indices.shape[-1]))
+    logits = (rest * said.temperature).expand(-1, said.classes).clone()
+    top = said.softened(said.temperature)[:, :-1] * said.temperature
+    return loss(Signal(logits.scatter(-1, said.indices, top)), said, labels[few])

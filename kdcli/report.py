@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from kdcli import console
 from kdcli.errors import KDError
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MODELS = ("teacher", "control", "student")
-_PERCENT = {"accuracy", "f1", "macro_f1", "entity_f1"}  # metrics from 0 to 1 that people read as percentages
 _MAX_POINTS = 300  # of a curve; more cannot be seen, and would make the page heavy
 _MAX_MATRIX = 12  # classes of a confusion matrix that can still be read
 _MAX_CLASSES = 200  # rows of the per-class table
+_MAX_TEXT = 4000  # characters of one generation on the page
 
 Report = Mapping[str, Any]
 Finding = Literal["helped", "hurt", "no evidence", "unknown"]
+Detail = tuple[str, str, Callable[[Mapping[str, Any]], str]]
+"""A further figure of a model: its name on the page, on the card ("": not there), and its text from the scores."""
 
 
 # --- figures as text ---
@@ -74,41 +76,38 @@ def _rate(value: Any) -> str:
     return "n/a" if number is None else f"{number:.1f}" if number < 100 else f"{number:,.0f}"
 
 
-def _score(metric: str, value: Any) -> str:
-    number = _number(value)
-    if number is None:
-        return "n/a"
-    return f"{100 * number:.1f} %" if metric in _PERCENT else f"{number:.3f}"
-
-
 def _share(value: Any) -> str:
     """A retention in percent, rounded down below 1: what was lost must not be rounded away."""
     number = _number(value)
     if number is None:
         return "n/a"
     percent = 100 * number
-    return f"{math.floor(10 * percent + 1e-6) / 10 if percent < 100 else percent:.1f} %"
+    if 0 < percent < 0.1:
+        return "under 0.1 %"
+    return f"{math.floor(10 * percent + 1e-6) / 10 if percent < 100 else percent:,.1f} %"
 
 
-def _interval(metric: str, bounds: Any, sign: bool = False) -> str:
-    low, high = _pair(bounds)
-    if low is None or high is None:
-        return "n/a"
-    if sign:
-        return " to ".join(_differences(metric, low, high))
-    return f"{100 * low:.1f} to {100 * high:.1f}" if metric in _PERCENT else f"{low:.3f} to {high:.3f}"
+def _significant(value: float, digits: int) -> str:
+    """A figure of at least 1 as ``14.2``, ``1.23k``, ``45.6M``."""
+    if not value < 999e12:
+        return "over 999T"
+    rounded = float(f"{value:.{digits - 1}e}")
+    power = max(0, math.floor(math.log10(rounded)) // 3)
+    scaled = rounded / 1000**power
+    return (
+        f"{scaled:.{max(0, digits - 1 - math.floor(math.log10(scaled)))}f}{('', 'k', 'M', 'B', 'T')[power]}"
+    )
 
 
-def _differences(metric: str, *values: float) -> list[str]:
-    """Signed differences of scores, with as many decimals as keep a difference from being shown as none."""
-    scale, least = (100, 1) if metric in _PERCENT else (1, 3)
-    shown = [scale * value for value in values]
-    digits = next((d for d in range(least, least + 3) if all(round(v, d) for v in shown if v)), least + 2)
-    return [f"{value + 0.0:+.{digits}f}" for value in shown]
-
-
-def _unit(metric: str) -> str:
-    return "points" if metric in _PERCENT else metric
+def _apart(*values: float, digits: int = 2) -> list[str]:
+    """Figures to compare, with as many decimals as show what is not the same as not the same, and no 0 for more."""
+    for more in range(digits, digits + 4):
+        rounded = [round(value, more) for value in values]
+        if len(set(rounded)) == len(set(values)) and all(
+            r for r, v in zip(rounded, values, strict=True) if v
+        ):
+            break
+    return [f"{value:.{more}f}" for value in values]
 
 
 def _pair(bounds: Any) -> tuple[float | None, float | None]:
@@ -119,6 +118,240 @@ def _pair(bounds: Any) -> tuple[float | None, float | None]:
 def _models(report: Report) -> dict[str, Mapping[str, Any]]:
     """The models of the report in reading order; without the control where there was none."""
     return {name: report["models"][name] for name in MODELS if report["models"].get(name)}
+
+
+# --- metrics: how people are told a score ---
+
+_SAME = "the same student without a teacher"
+
+
+class _Metric:
+    """How a score is told to people. In report.json a higher score is better, whatever people read.
+
+    This one shows scores as they are. Everything that differs between metrics, sentences included, is here.
+    """
+
+    scale, digits = 1, 3  # of a difference of scores: what it is multiplied by, and its fewest decimals
+    better = ""  # said of the figure where it is not plain which is better
+    note = ""  # on the page, beneath the models
+    compact = False  # tables on the terminal join columns (80 characters!), tiles leave the unit to the note
+    latency, latency_of, rate, rates = "p50", "latency", "rows/s", "rows per second"
+    item, gold, same_answer = "rows", "gold labels", "same answer as the teacher"
+    bars = "Latency of one row"
+    joint = " and is"  # between what the student keeps and what it saves
+    details: tuple[Detail, ...] = ()
+
+    def __init__(self, name: str) -> None:
+        self.name = self.unit = name
+
+    @property
+    def share_of(self) -> str:
+        """What retention is a share of."""
+        return f"the teacher's {self.name}"
+
+    def figure(self, score: float) -> float:
+        """What people read instead of the score."""
+        return score
+
+    def texts(self, *scores: float) -> list[str]:
+        """Scores that are read side by side."""
+        return [f"{score:.3f}" for score in scores]
+
+    def interval(self, low: float, high: float) -> str:
+        return " to ".join(self.texts(low, high))
+
+    def axis(self, axes: Axes, which: Literal["x", "y"], figures: Sequence[float]) -> None:
+        """Set up the axis of a plot on which figures are."""
+
+    def kept(self, student: float, teacher: float, retention: float | None) -> str:
+        """The student against its teacher: the head of the verdict."""
+        own, other = self.texts(student, teacher)
+        if student > teacher:
+            return f"The student beats the teacher in {self.name} ({own} against {other})"
+        if student == teacher:
+            return f"The student has the teacher's {self.name} ({own})"
+        if retention is None:
+            return f"The student has less {self.name} than the teacher ({own} against {other})"
+        return f"The student keeps {_share(retention)} of {self.share_of} ({own} against {other})"
+
+    def gained(
+        self, student: float | None, control: float | None, gain: str, interval: str, over: str
+    ) -> str:
+        """The student against its control, with its gain and that gain's interval."""
+        return f"{gain} {self.unit} {over} {_SAME} ({interval})"
+
+    def nearer(self, verdict: Mapping[str, Any]) -> str:
+        """Whether the student is nearer to the teacher than the control, as a clause; "" where that is not told."""
+        return ""
+
+    def tiles(self, verdict: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+        """Further tiles of the page: name, figure, note."""
+        return []
+
+
+class _Percentage(_Metric):
+    """A metric from 0 to 1 that people read in percent."""
+
+    scale, digits = 100, 1
+    details = (
+        ("macro F1", "macro F1", lambda scores: _score("macro_f1", scores.get("macro_f1"))),
+        ("log-loss", "", lambda scores: _score("nll", scores.get("nll"))),
+        ("calibration error", "ECE", lambda scores: _score("ece", scores.get("ece"))),
+    )
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.unit = "points"
+
+    def texts(self, *scores: float) -> list[str]:
+        return [f"{100 * score:.1f} %" for score in scores]
+
+    def interval(self, low: float, high: float) -> str:
+        return f"{100 * low:.1f} to {100 * high:.1f}"
+
+    def axis(self, axes: Axes, which: Literal["x", "y"], figures: Sequence[float]) -> None:
+        axis: Any = getattr(axes, f"{which}axis")
+        axis.get_major_locator().set_params(nbins=7)
+        axis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+
+
+class _LogProb(_Metric):
+    """The mean log-probability of a reference token, which people read as perplexity: its exp(-score)."""
+
+    digits = 2
+    better = "lower is better"
+    note = (
+        "Perplexity is exp of minus the mean log-probability of a reference token: 1 is certainty, lower is better. "
+        "What the student keeps of its teacher's probability of a reference token is a geometric mean over tokens."
+    )
+    compact = True
+    latency, latency_of, rate, rates = "first token", "time to first token", "tokens/s", "tokens per second"
+    item, gold, same_answer = "tokens", "references", "same most likely token as the teacher"
+    bars = "Time to first token"
+    joint = ". It is"
+    details = (
+        ("log-probability, nats a token", "", lambda scores: _figure(scores.get("log_prob"))),
+        ("token accuracy", "token accuracy", lambda scores: _score("accuracy", scores.get("token_accuracy"))),
+        ("agreement with the teacher", "", lambda scores: _share(scores.get("agreement"))),
+        (
+            "KL to the teacher, nats a token",
+            "KL to teacher",
+            lambda scores: _figure(scores.get("kl_to_teacher")),
+        ),
+        ("ROUGE-L, generations", "ROUGE-L", lambda scores: _figure(scores.get("rouge_l"), 3)),
+        ("distinct 2-grams, generations", "", lambda scores: _score("accuracy", scores.get("distinct_2"))),
+        ("repeated 4-grams, generations", "", lambda scores: _score("accuracy", scores.get("repetition"))),
+    )
+    share_of = "the teacher's probability of a reference token"
+
+    def __init__(self, name: str) -> None:
+        self.name, self.unit = "perplexity", "nats a token"
+
+    def figure(self, score: float) -> float:
+        return min(math.exp(min(-score, 99.0)), 1e15)  # worse than that nobody can tell apart
+
+    def texts(self, *scores: float, most: int = 6) -> list[str]:
+        figures = [self.figure(score) for score in scores]
+        for digits in range(3, most + 1):
+            shown = [_significant(figure, digits) for figure in figures]
+            if len(set(shown)) == len(set(figures)):
+                break
+        return shown
+
+    def interval(self, low: float, high: float) -> str:
+        return " to ".join(self.texts(high, low, most=4 if self.figure(low) < 999 else 3))
+
+    def axis(self, axes: Axes, which: Literal["x", "y"], figures: Sequence[float]) -> None:
+        axis: Any = getattr(axes, f"{which}axis")
+        spread = max(figures) / min(figures)
+        if spread > 8:
+            from matplotlib.ticker import LogLocator
+
+            axes.set(**{f"{which}scale": "log"})
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread < 100 else (1,)))
+            axis.set_minor_formatter(lambda value, _: "")
+        axis.set_major_formatter(
+            lambda value, _: f"{value:,.4g}" if value < 9999 else _count(value).replace(".0", "")
+        )
+
+    def kept(self, student: float, teacher: float, retention: float | None) -> str:
+        own, other = self.texts(student, teacher)
+        if student == teacher:
+            return f"The student has its teacher's perplexity ({own})"
+        better = "better than " if student > teacher else ""
+        text = f"The student's perplexity is {own}, {better}its teacher's {other}"
+        if retention is None:
+            return text
+        if retention >= 2:
+            given = f"{_times(retention)} times the probability that its teacher gives it"
+        elif student > teacher:
+            given = f"{_share(retention - 1)} more probability than its teacher does"
+        else:
+            given = f"{_share(retention)} of the probability that its teacher gives it"
+        return f"{text}: it gives a reference token {given}"
+
+    def gained(
+        self, student: float | None, control: float | None, gain: str, interval: str, over: str
+    ) -> str:
+        if student is None or control is None:
+            return super().gained(student, control, gain, interval, over)
+        own, other = self.texts(student, control)
+        return f"perplexity {own} against {other} for {_SAME} ({gain} {self.unit}, {interval})"
+
+    def nearer(self, verdict: Mapping[str, Any]) -> str:
+        own, gain = (_number(verdict.get(key)) for key in ("kl_to_teacher", "kl_gain_over_control"))
+        if own is None or gain is None:
+            return ""
+        low, high = _pair(verdict.get("kl_gain_ci95"))
+        nearer, further = low is not None and low > 0, high is not None and high < 0
+        side = "nearer to" if nearer else "further from" if further else "not clearly nearer to"
+        joint = "and" if nearer == (finding(verdict) == "helped") else "but"
+        return f", {joint} the student is {side} the teacher (KL {' against '.join(_apart(own, own + gain))})"
+
+    def tiles(self, verdict: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+        own, gain = (_number(verdict.get(key)) for key in ("kl_to_teacher", "kl_gain_over_control"))
+        if own is None:
+            return []
+        if gain is None:
+            return [("KL to the teacher", _figure(own), "nats a token, 0 is the teacher itself")]
+        shown, other = _apart(own, own + gain)
+        return [("KL to the teacher", shown, f"nats a token; the control's is {other}")]
+
+
+_METRICS: dict[str, type[_Metric]] = {
+    **dict.fromkeys(("accuracy", "f1", "macro_f1", "entity_f1"), _Percentage),
+    "log_prob": _LogProb,
+}
+
+
+def _metric(name: str) -> _Metric:
+    return _METRICS.get(name, _Metric)(name)
+
+
+def _figure(value: Any, digits: int = 2) -> str:
+    """A plain figure; more decimals rather than a 0 for what is none."""
+    number = _number(value)
+    return "n/a" if number is None else _apart(number, digits=digits)[0]
+
+
+def _score(metric: str, value: Any) -> str:
+    number = _number(value)
+    return "n/a" if number is None else _metric(metric).texts(number)[0]
+
+
+def _interval(metric: str, bounds: Any, sign: bool = False) -> str:
+    low, high = _pair(bounds)
+    if low is None or high is None:
+        return "n/a"
+    return " to ".join(_differences(metric, low, high)) if sign else _metric(metric).interval(low, high)
+
+
+def _differences(metric: str, *values: float) -> list[str]:
+    """Signed differences of scores, with as many decimals as keep a difference from being shown as none."""
+    scale, least = _metric(metric).scale, _metric(metric).digits
+    shown = [scale * value for value in values]
+    digits = next((d for d in range(least, least + 3) if all(round(v, d) for v in shown if v)), least + 2)
+    return [f"{value + 0.0:+.{digits}f}" for value in shown]
 
 
 # --- the verdict ---
@@ -138,42 +371,35 @@ def verdict_text(report: Report) -> str:
     """What the student keeps, what it saves, and whether the teacher helped, in two short sentences."""
     if report.get("smoke"):
         return "A smoke run: these figures mean nothing."
-    return f"The student {_kept(report)}{_saved(report['verdict'])}. {_helped(report)}"
+    return f"{_kept(report)}{_saved(report)}. {_helped(report)}"
 
 
 def _kept(report: Report) -> str:
     metric, models = report["metric"], _models(report)
     student, teacher = (_number(models.get(name, {}).get("score")) for name in ("student", "teacher"))
     if student is None:
-        return "has no score"
+        return "The student has no score"
     if teacher is None:
-        return f"has {metric} {_score(metric, student)} (the teacher's is not known)"
-    against = f"({_score(metric, student)} against {_score(metric, teacher)})"
-    if student > teacher:
-        return f"beats the teacher in {metric} {against}"
-    if student == teacher:
-        return f"has the teacher's {metric} ({_score(metric, student)})"
-    if _number(report["verdict"].get("retention")) is None:
-        return f"has less {metric} than the teacher {against}"
-    what = "probability of a reference token" if report["task"] == "causal_lm" else metric
-    return f"keeps {_share(report['verdict']['retention'])} of the teacher's {what} {against}"
+        name, text = _metric(metric).name, _score(metric, student)
+        return f"The student has {name} {text} (the teacher's is not known)"
+    return _metric(metric).kept(student, teacher, _number(report["verdict"].get("retention")))
 
 
-def _saved(verdict: Mapping[str, Any]) -> str:
+def _saved(report: Report) -> str:
     """`` and is 25 times smaller and 8.1 times faster``; what is not known is said."""
     known, unknown = [], []
     for key, more, less, same in (
         ("compression", "smaller", "larger", "about as large"),
         ("speedup", "faster", "slower", "about as fast"),
     ):
-        ratio = _number(verdict.get(key))
+        ratio = _number(report["verdict"].get(key))
         if not ratio:
             unknown.append(more)
         elif 0.95 < ratio < 1.05:
             known.append(same)
         else:
             known.append(f"{_times(max(ratio, 1 / ratio))} times {more if ratio > 1 else less}")
-    text = f" and is {' and '.join(known)}" if known else ""
+    text = f"{_metric(report['metric']).joint} {' and '.join(known)}" if known else ""
     return text + (f"; how much {' and '.join(unknown)} it is cannot be known" if unknown else "")
 
 
@@ -185,29 +411,29 @@ def _helped(report: Report) -> str:
     metric, verdict, models = report["metric"], report["verdict"], _models(report)
     if "control" not in models:
         return "No control was trained, so whether the teacher helped is not known."
-    gain = _number(verdict.get("gain_over_control"))
+    gain, nearer = _number(verdict.get("gain_over_control")), _metric(metric).nearer(verdict)
     if gain is None:
-        return (
-            "The gain over the same student without a teacher is not known, nor whether the teacher helped."
-        )
+        return f"The gain over {_SAME} is not known, nor whether the teacher helped{nearer}."
     low, high = _pair(verdict.get("gain_ci95"))
     head, over = {
         "helped": ("Distillation helped", "over"),
         "hurt": ("The teacher HURT", "against"),
     }.get(finding(verdict), ("No evidence that the teacher helped", "over"))
-    same = "the same student without a teacher"
     shown = _differences(metric, *(value for value in (gain, low, high) if value is not None))
+    student, teacher, control = (
+        _number(models[name].get("score")) for name in ("student", "teacher", "control")
+    )
     if low == high == gain == 0:
-        text = f"{head}: {same} does exactly as well"
+        text = f"{head}: {_SAME} does exactly as well"
     else:
-        certainty = (
-            f"(95 % interval {shown[1]} to {shown[2]})" if len(shown) == 3 else "(its interval is not known)"
-        )
-        text = f"{head}: {shown[0]} {_unit(metric)} {over} {same} {certainty}"
-    teacher, control = _number(models["teacher"].get("score")), _number(models["control"].get("score"))
+        known = len(shown) == 3
+        certainty = f"95 % interval {shown[1]} to {shown[2]}" if known else "its interval is not known"
+        text = f"{head}: {_metric(metric).gained(student, control, shown[0], certainty, over)}"
+    text += nearer
     if teacher is not None and control is not None and teacher <= control:
-        scores = f"{_score(metric, teacher)} against {_score(metric, control)}"
-        text += f"; the teacher itself is no better than that student ({scores})"
+        scores = " against ".join(_metric(metric).texts(teacher, control))
+        rival = "the student without it" if nearer else "that student"
+        text += f"; the teacher itself is no better than {rival} ({scores})"
     return text + "."
 
 
@@ -215,7 +441,8 @@ def _helped(report: Report) -> str:
 
 
 def _columns(metric: str) -> list[str]:
-    return ["model", metric, "95 % interval", "params", "size", "p50", "rows/s", "memory"]
+    shown = _metric(metric)
+    return ["model", shown.name, "95 % interval", "params", "size", shown.latency, shown.rate, "memory"]
 
 
 def _rows(metric: str, models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -235,19 +462,28 @@ def _rows(metric: str, models: Mapping[str, Mapping[str, Any]]) -> list[list[str
     ]
 
 
+def _table(title: str, metric: str, models: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print models side by side; where columns are to be joined, the score and its interval are."""
+    columns, rows = _columns(metric), _rows(metric, models)
+    if _metric(metric).compact:
+        columns[1:3] = [f"{columns[1]} (95 %)"]
+        for row, model in zip(rows, models.values(), strict=True):
+            low, high = _pair(model.get("scores", {}).get(f"{metric}_ci95"))
+            row[1:3] = [row[1] if low is None or high is None else f"{row[1]} ({row[2]})"]
+    console.table(title, columns, rows)
+
+
 def final_table(report: Report) -> None:
     """Print teacher, control and student side by side, then the verdict, to stdout."""
-    metric = report["metric"]
-    title = f"{report['test_examples']:,} test examples"
-    console.table(title, _columns(metric), _rows(metric, _models(report)))
+    tokens = f", {report['test_tokens']:,} reference tokens" if report.get("test_tokens") else ""
+    _table(f"{report['test_examples']:,} test examples{tokens}", report["metric"], _models(report))
     console.say(verdict_text(report), style="bold")
 
 
 def eval_table(result: Mapping[str, Any]) -> None:
     """Print what ``kdcli eval`` found (eval.json), and the verdict if student and teacher were compared."""
-    metric = result["metric"]
     title = f"{result['examples']:,} rows of {result['dataset']['name']}, split {result['split']}"
-    console.table(title, _columns(metric), _rows(metric, result["models"]))
+    _table(title, result["metric"], result["models"])
     if "verdict" in result:
         console.say(result["verdict"]["text"], style="bold")
 
@@ -255,31 +491,33 @@ def eval_table(result: Mapping[str, Any]) -> None:
 def export_table(result: Mapping[str, Any]) -> None:
     """Print the artifacts of ``kdcli export`` (export.json) beside the torch student, and what they miss.
 
-    ``agrees`` is the share of rows with the torch student's label; ``parity`` says whether that, and the
-    score, are within tolerance.
+    ``agrees`` is the share of rows (of a language model: tokens) with the torch student's answer; ``parity``
+    says whether that, and the score, are within tolerance.
     """
-    metric, best = result["metric"], result["recommended"]
+    metric, best, shown = result["metric"], result["recommended"], _metric(result["metric"])
 
     def row(name: str, entry: Mapping[str, Any], *checks: str) -> list[str]:
         speed, memory = entry.get("latency_ms") or {}, entry.get("peak_memory_bytes")
         cost = [_bytes(entry.get("bytes")), _milliseconds(speed.get("p50")), _bytes(memory)]
         return [name, _score(metric, entry.get("score")), *cost, *checks]
 
-    rows, misses = [row("torch student", result["torch"], "", "", "")], []
+    checks = ["checks"] if shown.compact else ["parity", "budget"]
+    rows, misses = [row("torch student", result["torch"], "", *("" for _ in checks))], []
     for name, entry in result["artifacts"].items():
         parity, budget = entry["parity"], entry["budget"]
-        passed = ["ok" if fine else "MISSED" for fine in (parity["within"], budget["met"])]
+        fine = [parity["within"], budget["met"]]
+        passed = ["ok" if good else "MISSED" for good in ([all(fine)] if shown.compact else fine)]
         mark = "* " if name == best else ""
         rows.append(row(mark + name, entry, _share(parity["agreement"]), *passed))
         if not parity["within"]:
             lost = _differences(metric, parity["score_drop"])[0].removeprefix("+")
-            agreed = f"agrees with the torch student on {_share(parity['agreement'])} of the rows"
-            misses.append(f"{name}: out of tolerance: {agreed} and loses {lost} {_unit(metric)}")
+            agreed = f"agrees with the torch student on {_share(parity['agreement'])} of the {shown.item}"
+            misses.append(f"{name}: out of tolerance: {agreed} and loses {lost} {shown.unit}")
         for key, check in budget.items():
             if key != "met" and not check["met"]:
                 value = "not known" if check["value"] is None else f"{check['value']:.4g}"
                 misses.append(f"{name}: over budget: {key} is {value}, and may be {check['limit']:g}")
-    columns = ["file", metric, "size", "p50", "memory", "agrees", "parity", "budget"]
+    columns = ["file", shown.name, "size", shown.latency, "memory", "agrees", *checks]
     console.table(f"{result['hardware']}, {result['test_examples']:,} test examples", columns, rows)
     for miss in misses:
         console.say(miss)
@@ -321,6 +559,9 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> None:
         console.say("No run has a validation score, so none is marked as the best.")
     else:
         console.say("* best by validation score; test scores are for reporting, not for choosing")
+    shown = _metric(metric)
+    if shown.better:
+        console.say(f"val. and test: {shown.name} ({shown.better}); gain: {shown.unit}, higher is better")
     for full, row in zip(names, rows, strict=True):
         if "message" in row:
             console.say(f"{full} failed: {row['message']}")
@@ -352,6 +593,58 @@ def _gain(metric: str, verdict: Mapping[str, Any]) -> str:
 # --- the model card ---
 
 
+class _Card(NamedTuple):
+    """What the card of a task says in its own words."""
+
+    tag: str
+    """The hub's name of the task."""
+    metrics: list[str]
+    kind: str
+    use: str
+    figures: str
+    copied: str
+    """What the student shares with its teacher, ahead of the share."""
+    limits: str
+    labelled: str
+
+
+_CARDS = {
+    "classification": _Card(
+        tag="text-classification",
+        metrics=["accuracy", "f1"],
+        kind="text classifier",
+        use="""from transformers import pipeline
+classify = pipeline("text-classification", model="path/to/this/directory")
+print(classify("A text to classify."))""",
+        figures="""p50 is the latency
+of one row at a time on the machine of the run. ECE is the expected calibration error: 0 is best.""",
+        copied="It gives the teacher's answer to {} of the test rows.",
+        limits="Scores are averages: single classes can be much worse, see the run's `report.json`.",
+        labelled="kept their gold label",
+    ),
+    "causal_lm": _Card(
+        tag="text-generation",
+        metrics=["perplexity"],
+        kind="language model",
+        use="""from transformers import AutoModelForCausalLM, AutoTokenizer
+path = "path/to/this/directory"
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path)
+inputs = tokenizer("A prompt as in the training data.", return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=128)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))""",
+        figures="""Perplexity
+is exp of minus the mean log-probability of a reference token: 1 would be certainty, lower is better; models
+with other tokenizers cannot be compared by it. KL is in nats a token, 0 is the teacher itself. Times are those
+of one prompt at a time on the machine of the run.""",
+        copied="Its most likely token is the teacher's at {} of the places in the references.",
+        limits="""It can write what is false, offensive or endless. Perplexity is measured on references: it says little
+  about what the model writes on its own, so read some of that (the run's `report.html`).""",
+        labelled="have a reference",
+    ),
+}
+
+
 def model_card(report: Report, extra: Mapping[str, Any]) -> str:
     """README.md of the student's directory, with the front matter that the Hugging Face hub reads.
 
@@ -360,33 +653,36 @@ def model_card(report: Report, extra: Mapping[str, Any]) -> str:
     """
     import yaml
 
+    card, metric = _CARDS[report["task"]], report["metric"]
     front: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-classification",
-        "tags": ["text-classification", "knowledge-distillation", "kdcli"],
-        "metrics": ["accuracy", "f1"],
+        "pipeline_tag": card.tag,
+        "tags": [card.tag, "knowledge-distillation", "kdcli"],
+        "metrics": card.metrics,
     }
     if extra.get("base_model"):
         front["base_model"] = extra["base_model"]
     models, dataset = _models(report), report["dataset"]
     student = models["student"]
     teacher, name, data = (_markdown(extra[key]) for key in ("teacher", "student", "dataset"))
-    scores = [model.get("scores", {}) for model in models.values()]
-    more = [[_score("f1", s.get("macro_f1")), _score("ece", s.get("ece"))] for s in scores]
-    columns = [*_columns(report["metric"]), "macro F1", "ECE"]
-    rows = [
-        cells + cells_more for cells, cells_more in zip(_rows(report["metric"], models), more, strict=True)
-    ]
+    details = [(name, cells) for _, name, cells in _details(metric, models) if name]
+    columns = [*_columns(metric), *(name for name, _ in details)]
+    rows = [row + [cells[i] for _, cells in details] for i, row in enumerate(_rows(metric, models))]
     table = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     labels = [_markdown(label) for label in report["labels"]]
-    listed = ", ".join(labels[:50]) + (f" and {len(labels) - 50} more" if len(labels) > 50 else "")
+    listed = (
+        f" It tells {len(labels)} classes apart: "
+        + ", ".join(labels[:50])
+        + (f" and {len(labels) - 50} more" if len(labels) > 50 else "")
+        + "."
+    )
     losses = [
         f"{_markdown(term)} (" + ", ".join(f"{_markdown(k)} {_markdown(v)}" for k, v in options.items()) + ")"
         for term, options in report["loss"].items()
     ]
     agreement = _share(report["verdict"].get("agreement"))
-    copied = "" if agreement == "n/a" else f" It gives the teacher's answer to {agreement} of the test rows."
-    started = f"It started from `{extra['base_model']}`. " if extra.get("base_model") else ""
+    copied = "" if agreement == "n/a" else " " + card.copied.format(agreement)
+    started = f" It started from `{extra['base_model']}`." if extra.get("base_model") else ""
     train, labelled, validation = (f"{dataset[split]:,}" for split in ("train", "labelled", "validation"))
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
@@ -396,15 +692,13 @@ def model_card(report: Report, extra: Mapping[str, Any]) -> str:
 
 **{_markdown(verdict_text(report))}**
 
-A text classifier of {_count(student.get("parameters"))} parameters, distilled from {teacher} on {data}
-with kdcli {extra["kdcli_version"]}. {started}It tells {len(labels)} classes apart: {listed}.
+A {card.kind} of {_count(student.get("parameters"))} parameters, distilled from {teacher} on {data}
+with kdcli {extra["kdcli_version"]}.{started}{listed if labels else ""}
 
 ## Use
 
 ```python
-from transformers import pipeline
-classify = pipeline("text-classification", model="path/to/this/directory")
-print(classify("A text to classify."))
+{card.use}
 ```
 
 ## Figures
@@ -412,12 +706,11 @@ print(classify("A text to classify."))
 {chr(10).join("| " + " | ".join(line) + " |" for line in table)}
 
 Measured once, after training, on {report["test_examples"]:,} test rows that neither training nor selection
-saw. The control is the same student trained on the gold labels alone, without the teacher. p50 is the latency
-of one row at a time on the machine of the run. ECE is the expected calibration error: 0 is best.
+saw. The control is the same student trained on the {_metric(metric).gold} alone, without the teacher. {card.figures}
 
 ## Training
 
-{train} training rows, of which {labelled} kept their gold label; {validation} validation rows.
+{train} training rows, of which {labelled} {card.labelled}; {validation} validation rows.
 Loss terms: {", ".join(losses)}. Seed {report["seed"]}.
 Data fingerprint `{dataset.get("fingerprint")}`.
 
@@ -425,7 +718,7 @@ Data fingerprint `{dataset.get("fingerprint")}`.
 
 - The figures hold for text like that of {data}. Other domains, languages or lengths were not measured.
 - A distilled model takes over its teacher's mistakes and biases.{copied}
-- Scores are averages: single classes can be much worse, see the run's `report.json`.
+- {card.limits}
 - The licences of the teacher ({teacher}), of the data and of what the student started from were not checked
   by kdcli and may bind this model: check them before you publish or sell it.
 """
@@ -493,30 +786,32 @@ def _page(
 ) -> dict[str, Any]:
     """Everything the template shows, as text, numbers and finished SVGs."""
     metric, models, verdict = report["metric"], _models(report), report["verdict"]
+    shown = _metric(metric)
     kept, gain = _share(verdict.get("retention")), _number(verdict.get("gain_over_control"))
+    gained = "n/a" if gain is None else _differences(metric, gain)[0]
+    certainty = f"95 %: {_interval(metric, verdict.get('gain_ci95'), sign=True)}"
+    if shown.compact:
+        certainty = f"{shown.unit}; {certainty}"
+    elif gain is not None:
+        gained += f" {shown.unit}"
     tiles = [
-        ("kept", kept, f"of the teacher's {metric}"),
+        ("kept", kept, f"of {shown.share_of}"),
         ("smaller", *_ratio(verdict.get("compression"), "parameters")),
-        ("faster", *_ratio(verdict.get("speedup"), "rows per second")),
-        (
-            "gain over control",
-            "n/a" if gain is None else f"{_differences(metric, gain)[0]} {_unit(metric)}",
-            "no control"
-            if "control" not in models
-            else f"95 %: {_interval(metric, verdict.get('gain_ci95'), sign=True)}",
-        ),
-        ("agreement", _share(verdict.get("agreement")), "same answer as the teacher"),
+        ("faster", *_ratio(verdict.get("speedup"), shown.rates)),
+        ("gain over control", gained, certainty if "control" in models else "no control"),
+        ("agreement", _share(verdict.get("agreement")), shown.same_answer),
+        *shown.tiles(verdict),
     ]
     return {
         "run": run,
         "report": report,
-        "metric": metric,
+        "shown": shown,
         "dataset": {k: f"{v:,}" if isinstance(v, int) else v for k, v in report["dataset"].items()},
         "verdict": verdict_text(report),
         "finding": "smoke" if report.get("smoke") else finding(verdict).replace(" ", "-"),
         "tiles": tiles,
         "figures": _figures(report),
-        "bars": _bars(models),
+        "bars": _bars(shown, models),
         "scores": _score_plot(metric, models),
         "gain": _gain_plot(metric, verdict),
         "curves": list(_curves(metrics)),
@@ -538,7 +833,25 @@ def _page(
         "stages": _stages(report.get("stages") or []),
         "environment": list(_flat(environment)),
         "models": list(models),
+        "generations": _generations(report.get("generations") or []),
     }
+
+
+def _generations(generations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the models wrote: a prompt, and (whose text it is, its colour, text) for each."""
+
+    def text(value: Any) -> str:
+        plain = str(value or "").encode(errors="replace").decode().strip()
+        return plain if len(plain) <= _MAX_TEXT else plain[:_MAX_TEXT].rstrip() + " …"
+
+    colours = {"reference": "muted"} | {name: name for name in MODELS}
+    return [
+        {
+            "prompt": text(one.get("prompt")),
+            "texts": [(name, ink, text(one[name])) for name, ink in colours.items() if name in one],
+        }
+        for one in generations
+    ]
 
 
 def _ratio(value: Any, what: str) -> tuple[str, str]:
@@ -546,41 +859,49 @@ def _ratio(value: Any, what: str) -> tuple[str, str]:
     return ("n/a", "not known") if not number else (f"{_times(number)}\N{MULTIPLICATION SIGN}", what)
 
 
+def _details(metric: str, models: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
+    """Further figures that any model has: (name on the page, name on the card, one cell a model)."""
+    found = [
+        (name, on_card, [text(model.get("scores", {})) for model in models.values()])
+        for name, on_card, text in _metric(metric).details
+    ]
+    return [detail for detail in found if set(detail[2]) != {"n/a"}]
+
+
 def _figures(report: Report) -> list[tuple[str, list[str]]]:
     """The table of the page, a line a figure, so that it fits a phone: (name, one cell a model)."""
     metric, models = report["metric"], _models(report)
-    scores = [model.get("scores", {}) for model in models.values()]
+    shown = _metric(metric)
     names = [
         "",
-        metric,
+        shown.name,
         "95 % interval",
         "parameters",
         "weights",
-        "latency p50",
-        "rows per second",
+        f"{shown.latency_of} p50",
+        shown.rates,
         "memory",
     ]
     lines = list(zip(names, map(list, zip(*_rows(metric, models), strict=True)), strict=True))[1:]
-    lines[2:2] = [
-        ("macro F1", [_score("macro_f1", s.get("macro_f1")) for s in scores]),
-        ("log-loss", [_score("nll", s.get("nll")) for s in scores]),
-        ("calibration error", [_score("ece", s.get("ece")) for s in scores]),
-    ]
+    lines[2:2] = [(name, cells) for name, _, cells in _details(metric, models)]
     lines[-2:-2] = [
-        ("latency p95", [_milliseconds((m.get("latency_ms") or {}).get("p95")) for m in models.values()])
+        (
+            f"{shown.latency_of} p95",
+            [_milliseconds((m.get("latency_ms") or {}).get("p95")) for m in models.values()],
+        )
     ]
     return lines
 
 
-def _bars(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _bars(shown: _Metric, models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Bar charts of cost: each bar is (model, text, share of the longest in %)."""
     charts: tuple[tuple[str, Callable[[Mapping[str, Any]], Any], Callable[[Any], str]], ...] = (
         ("Weights on disk", lambda m: m.get("bytes"), _bytes),
         ("Parameters", lambda m: m.get("parameters"), _count),
-        ("Latency of one row, p50", lambda m: (m.get("latency_ms") or {}).get("p50"), _milliseconds),
-        ("Latency of one row, p95", lambda m: (m.get("latency_ms") or {}).get("p95"), _milliseconds),
+        (f"{shown.bars}, p50", lambda m: (m.get("latency_ms") or {}).get("p50"), _milliseconds),
+        (f"{shown.bars}, p95", lambda m: (m.get("latency_ms") or {}).get("p95"), _milliseconds),
         ("Peak memory", lambda m: m.get("peak_memory_bytes"), _bytes),
-        ("Rows per second (longer is better)", lambda m: m.get("throughput_per_s"), _rate),
+        (f"{shown.rates.capitalize()} (longer is better)", lambda m: m.get("throughput_per_s"), _rate),
     )
     found = []
     for title, pick, text in charts:
@@ -753,11 +1074,6 @@ def _series(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
     return [(r["step"], value) for r in records if (value := _number(r.get(key))) is not None]
 
 
-def _percent_axis(axis: Any) -> None:
-    axis.get_major_locator().set_params(nbins=7)
-    axis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
-
-
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """One plot a stage with every loss term, raw, and the legend that the page sets beneath it."""
     keys = dict.fromkeys(key for record in metrics for key in record)
@@ -796,15 +1112,17 @@ def _validation_plot(metric: str, metrics: Sequence[Mapping[str, Any]]) -> dict[
     """Validation scores of every stage that has them in one plot, the student against the control."""
     lines = {stage: _series([r for r in metrics if r["stage"] == stage], "eval/score") for stage in MODELS}
     lines = {stage: points for stage, points in lines.items() if points}
+    shown, drawn = _metric(metric), list[float]()
     if not lines:
         return None
 
     def draw(ax: Axes) -> None:
         for stage, points in lines.items():
             xs, ys = _thin(points)
-            ax.plot(xs, ys, color=_HEX[stage], marker="o" if len(xs) < 40 else "", markersize=4)
-        if metric in _PERCENT:
-            _percent_axis(ax.yaxis)
+            figures = [shown.figure(y) for y in ys]
+            ax.plot(xs, figures, color=_HEX[stage], marker="o" if len(xs) < 40 else "", markersize=4)
+            drawn.extend(figures)
+        shown.axis(ax, "y", drawn)
         ax.set_xlabel("step")
 
     return {"svg": _svg("validation", draw), "legend": [(stage, stage) for stage in lines]}
@@ -812,6 +1130,7 @@ def _validation_plot(metric: str, metrics: Sequence[Mapping[str, Any]]) -> dict[
 
 def _score_plot(metric: str, models: Mapping[str, Mapping[str, Any]]) -> Markup | None:
     """Test scores as points with their intervals, the student at the bottom as in the tables."""
+    shown = _metric(metric)
     points = [
         (name, score, *_pair(model.get("scores", {}).get(f"{metric}_ci95")))
         for name, model in models.items()
@@ -821,17 +1140,22 @@ def _score_plot(metric: str, models: Mapping[str, Mapping[str, Any]]) -> Markup 
         return None
 
     def draw(ax: Axes) -> None:
+        texts = shown.texts(*(score for _, score, _, _ in points))
+        drawn = []
         for y, (name, score, low, high) in enumerate(points):
+            drawn += [shown.figure(value) for value in (score, low, high) if value is not None]
+            figure = shown.figure(score)
             if low is not None and high is not None:
-                ax.plot([low, high], [y, y], color=_HEX[name], linewidth=3, alpha=0.45)
-            ax.plot([score], [y], color=_HEX[name], marker="o", markersize=8)
-            ax.annotate(_score(metric, score), (score, y), (0, 9), textcoords="offset points", ha="center")
+                ax.plot(
+                    [shown.figure(low), shown.figure(high)], [y, y], color=_HEX[name], linewidth=3, alpha=0.45
+                )
+            ax.plot([figure], [y], color=_HEX[name], marker="o", markersize=8)
+            ax.annotate(texts[y], (figure, y), (0, 9), textcoords="offset points", ha="center")
         ax.set_yticks(range(len(points)), [name for name, *_ in points])
         ax.set_ylim(len(points) - 0.5, -0.75)
         ax.margins(x=0.15)
         ax.grid(visible=False, axis="y")
-        if metric in _PERCENT:
-            _percent_axis(ax.xaxis)
+        shown.axis(ax, "x", drawn)
 
     return _svg("scores", draw, (5.2, 2.1))
 
@@ -841,7 +1165,7 @@ def _gain_plot(metric: str, verdict: Mapping[str, Any]) -> Markup | None:
     gain, (low, high) = _number(verdict.get("gain_over_control")), _pair(verdict.get("gain_ci95"))
     if gain is None or low is None or high is None:
         return None
-    scale = 100 if metric in _PERCENT else 1
+    scale = _metric(metric).scale
 
     def draw(ax: Axes) -> None:
         ax.axvline(0, color=_HEX["ink"], linewidth=1.2)
@@ -854,7 +1178,7 @@ def _gain_plot(metric: str, verdict: Mapping[str, Any]) -> Markup | None:
         reach = 1.25 * scale * max(abs(low), abs(high), abs(gain)) or 1.0
         ax.set_xlim(min(-0.3 * reach, 1.25 * scale * low), max(0.3 * reach, 1.25 * scale * high))
         ax.grid(visible=False, axis="y")
-        ax.set_xlabel(f"{_unit(metric)} over the control")
+        ax.set_xlabel(f"{_metric(metric).unit} over the control")
 
     return _svg("gain", draw, (5.2, 2.1))
 

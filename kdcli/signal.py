@@ -6,19 +6,220 @@ classes (labels, or the vocabulary).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor, device
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
 
 
 @dataclass(frozen=True)
 class Signal:
-    """Dense scores before the softmax, fp32, shape (N, C)."""
+    """Dense scores before the softmax.
+
+    Attributes:
+        logits: fp32, (N, C).
+    """
 
     logits: Tensor
 
-    def to(self, where: device) -> Signal:
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.logits.shape[-1]
+
+    def at(self, positions: slice | Tensor) -> Signal:
+        """The signal at some of the positions."""
+        return Signal(self.logits[positions])
+
+    def rows(self, positions: slice) -> Signal:
+        """What a loss gets of some of the positions: the same."""
+        return self.at(positions)
+
+    def first(self, classes: int) -> Signal:
+        """The signal over the first so many classes."""
+        return Signal(self.logits[:, :classes])
+
+    def to(self, where: torch.device) -> Signal:
         """The same signal on another device."""
         return Signal(self.logits.to(where))
+
+
+@dataclass(frozen=True)
+class Head:
+    """A language model's output head.
+
+    Attributes:
+        weight: (C, H).
+        bias: (C,), or None.
+        scale: what the logits are multiplied by (Cohere, Granite).
+        cap: logits become cap · tanh(logits / cap) (Gemma 2).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """(n, H) -> fp32 logits (n, C)."""
+        return self.shaped(linear(hidden.to(self.weight.dtype), self.weight, self.bias))
+
+    def first(self, classes: int) -> Head:
+        """The head of the first so many classes."""
+        if classes >= len(self.weight):
+            return self
+        bias = None if self.bias is None else self.bias[:classes]
+        return replace(self, weight=self.weight[:classes], bias=bias)
+
+    def shaped(self, logits: Tensor) -> Tensor:
+        """What comes after the matrix product, in fp32."""
+        logits = logits.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+@dataclass(frozen=True)
+class HiddenSignal:
+    """Last hidden states and the head that makes logits of them: a language model's logits never exist whole.
+
+    Attributes:
+        hidden: (N, H).
+        head: makes (n, C) of (n, H).
+    """
+
+    hidden: Tensor
+    head: Head
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return len(self.head.weight)
+
+    def at(self, positions: slice | Tensor) -> HiddenSignal:
+        """The signal at some of the positions."""
+        return HiddenSignal(self.hidden[positions], self.head)
+
+    def rows(self, positions: slice) -> Signal:
+        """What a loss gets of some of the positions: their logits."""
+        return Signal(self.head(self.hidden[positions]))
+
+    def first(self, classes: int) -> HiddenSignal:
+        """The signal over the first so many classes."""
+        return HiddenSignal(self.hidden, self.head.first(classes))
+
+    def to(self, where: torch.device) -> HiddenSignal:
+        """The same signal on another device; the head stays where its weights are."""
+        return HiddenSignal(self.hidden.to(where), self.head)
+
+
+@dataclass(frozen=True)
+class TopKSignal:
+    """The k most likely classes of each position, and the rest of the mass in one bucket.
+
+    A sum over the top k alone is no divergence (it goes negative); over k + 1 buckets it is one, and a lower bound of
+    the divergence over all classes (data-processing inequality).
+
+    Attributes:
+        indices: int64, (N, k).
+        log_p: fp32, (N, k): log-probabilities at temperature 1.
+        log_rest: fp32, (N,): the logarithm of all other classes' mass at `temperature`.
+        temperature: the T that the signal was stored for: p^(1/T), normalised over all classes.
+        classes: C, of all classes.
+    """
+
+    indices: Tensor
+    log_p: Tensor
+    log_rest: Tensor
+    temperature: float
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def at(self, positions: slice | Tensor) -> TopKSignal:
+        """The signal at some of the positions."""
+        return replace(
+            self,
+            indices=self.indices[positions],
+            log_p=self.log_p[positions],
+            log_rest=self.log_rest[positions],
+        )
+
+    def rows(self, positions: slice) -> TopKSignal:
+        """What a loss gets of some of the positions: the same."""
+        return self.at(positions)
+
+    def to(self, where: torch.device) -> TopKSignal:
+        """The same signal on another device."""
+        return replace(
+            self,
+            indices=self.indices.to(where),
+            log_p=self.log_p.to(where),
+            log_rest=self.log_rest.to(where),
+        )
+
+    def softened(self, temperature: float) -> Tensor:
+        """Log-probabilities of the k + 1 buckets, (N, k + 1), which sum to 1; the last one is the rest.
+
+        Raises:
+            ValueError: another temperature than the stored one and 1.
+        """
+        if temperature == self.temperature:
+            rest = self.log_rest.clamp(min=FLOOR)
+            top = self.log_p / temperature
+            top = top - top.logsumexp(-1, keepdim=True) + torch.log1p(-rest.exp())[:, None]
+        elif temperature == 1.0:
+            rest = torch.log1p(-self.log_p.exp().sum(-1).clamp(max=1 - 1e-6))
+            top = self.log_p
+        else:
+            raise ValueError(
+                f"the signal was stored for the temperature {self.temperature}, not {temperature}"
+            )
+        return torch.cat([top, rest[:, None]], dim=-1)
+
+
+CHUNK = 2**24
+"""Logits of a vocabulary that are in memory at once: 64 MB in fp32."""
+FLOOR = -25.0
+"""The logarithm of a mass that counts as none: so that 0 · log 0 is 0."""
+AnySignal = Signal | HiddenSignal | TopKSignal
+
+
+def top_k(signal: Signal | HiddenSignal, k: int, temperature: float) -> TopKSignal:
+    """The k most likely classes of each position and the mass of the rest; (at most) a few hundred rows of logits at once."""
+    k = min(k, signal.classes)
+    parts = []
+    for start in range(0, len(signal), step := max(16, CHUNK // signal.classes)):
+        logits = signal.rows(slice(start, start + step)).logits.float()
+        log_p = logits.log_softmax(-1)
+        top, indices = log_p.topk(k, dim=-1)
+        rest = log_p.mul_(1 / temperature).scatter_(-1, indices, -torch.inf)
+        whole = torch.logaddexp(rest.logsumexp(-1), (top / temperature).logsumexp(-1))
+        parts.append((indices, top, (rest.logsumexp(-1) - whole).clamp(min=FLOOR)))
+    if not parts:
+        empty = torch.empty(0, k)
+        parts.append((empty.long(), empty, torch.empty(0)))
+    indices, log_p, log_rest = (torch.cat(column) for column in zip(*parts, strict=True))
+    return TopKSignal(indices, log_p, log_rest, temperature, signal.classes)
+
+
+def concatenate(signals: Sequence[AnySignal]) -> AnySignal:
+    """Signals of one kind, one after the other."""
+    first = signals[0]
+    names = {Signal: ["logits"], HiddenSignal: ["hidden"], TopKSignal: ["indices", "log_p", "log_rest"]}[
+        type(first)
+    ]
+    joined: dict[str, Any] = {
+        name: torch.cat([getattr(signal, name) for signal in signals]) for name in names
+    }
+    return replace(first, **joined)

@@ -29,8 +29,8 @@ from kdcli.distiller import Distiller
 from kdcli.errors import ConfigError, KDError
 from kdcli.files import replaced
 from kdcli.models import fast_bf16
-from kdcli.signal import Signal
-from kdcli.tasks.base import IGNORE, Split, Task
+from kdcli.signal import AnySignal
+from kdcli.tasks.base import Predictions, Split, Task
 from kdcli.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
@@ -240,7 +240,12 @@ def _rewind(stage: Stage, checkpoint: Path | None) -> None:
         temporary.write_text("".join(kept), encoding="utf-8")
 
 
-def _ask(teacher: Teacher, split: Split, rows: torch.Tensor) -> Signal:
+def _text(row: dict[str, Any]) -> str:
+    """What a message shows of a row."""
+    return str(next(value for key, value in row.items() if key != "id"))
+
+
+def _ask(teacher: Teacher, split: Split, rows: torch.Tensor) -> AnySignal:
     """The teacher's signal for the rows of a batch, by what the rows are and not by where they stand."""
     picked = split.rows[rows.tolist()]
     return teacher.signals(
@@ -270,6 +275,7 @@ class _Trainer(HFTrainer):
         self.task: Task = stage.distiller.task
         self.sums = torch.zeros(len(stage.distiller.names))
         self.tokens, self.since = 0, time.perf_counter()
+        self.lengths = stage.train.encoded.lengths
         self.last: dict[str, float] = {}
         super().__init__(
             model=stage.distiller,
@@ -294,7 +300,7 @@ class _Trainer(HFTrainer):
         for batch in batches:
             _, labels = self.task.positions(batch["labels"])
             counts += self.stage.distiller.masks(labels).sum(1)
-            self.tokens += int(batch["attention_mask"].sum())
+            self.tokens += int(self.lengths[batch["rows"].numpy()].sum())
             if self.stage.teacher is not None:
                 batch["teacher"] = _ask(self.stage.teacher, self.stage.train, batch["rows"]).to(device)
         if self.args.world_size > 1:
@@ -306,7 +312,7 @@ class _Trainer(HFTrainer):
     ) -> torch.Tensor:
         """One forward and backward pass; a loss that is not finite stops the run before the weights take it."""
         rows = inputs.pop("rows")
-        plain = not torch.cuda.is_available() and inputs["attention_mask"].shape[1] <= SHORT
+        plain = not torch.cuda.is_available() and inputs["input_ids"].shape[1] <= SHORT
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
@@ -324,7 +330,7 @@ class _Trainer(HFTrainer):
             bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
             if bad:
                 examples = self.stage.train.rows.select([int(rows[position]) for position in bad[:3]])
-                shown = "; ".join(f"{row['id']} {row['text'][:60]!r}" for row in examples)
+                shown = "; ".join(f"{row['id']} {_text(row)[:60]!r}" for row in examples)
                 raise KDError(
                     f"{self.stage.name}, step {self.state.global_step + 1}: the loss term {name} is not finite for "
                     f"{len(bad)} of {len(values)} examples: {shown}. The weights before this step are in the last "
@@ -341,31 +347,38 @@ class _Trainer(HFTrainer):
         distiller.eval()
         encoded = stage.validation.encoded
         order = np.argsort(encoded.lengths, kind="stable")
-        logits: list[torch.Tensor] = []
+        answers: list[dict[str, torch.Tensor]] = []
+        labels: list[torch.Tensor] = []
+        rows_of: list[int] = []
         sums = torch.zeros(len(distiller.names), device=self.args.device)
         counts = torch.zeros_like(sums)
-        for start in range(0, len(order), 64):
+        size = 64 if self.task.labels else stage.cfg.micro_batch_size or stage.cfg.batch_size
+        for start in range(0, len(order), size):
             batch = self.task.collate(
-                [encoded[int(row)] for row in order[start : start + 64]], stage.tokenizer
+                [encoded[int(row)] for row in order[start : start + size]], stage.tokenizer
             )
             rows = batch.pop("rows")
+            rows_of += self.task.counts(batch["labels"]).tolist()
             inputs = self._prepare_inputs(batch)
-            count = distiller.masks(self.task.positions(inputs["labels"])[1]).sum(1)
+            flat = self.task.positions(inputs["labels"])[1]
+            count = distiller.masks(flat).sum(1)
             if stage.validation_teacher is not None:
                 inputs["teacher"] = _ask(stage.validation_teacher, stage.validation, rows).to(
                     self.args.device
                 )
             with self.accelerator.autocast():
                 outputs = distiller(**inputs)
-            logits.append(outputs["logits"].cpu())
+            answers.append({key: value.cpu() for key, value in outputs["answers"].items()})
+            labels.append(flat.cpu())
             sums += outputs["terms"] * count
             counts += count
         terms = (sums / counts.clamp(min=1)).tolist()
-        gold = encoded.labels[order]
-        known = gold != IGNORE
-        metrics = {
-            "eval_score": self.task.scores(torch.cat(logits).numpy()[known], gold[known])[self.task.metric]
-        }
+        said = Predictions(
+            {key: torch.cat([part[key] for part in answers]).numpy() for key in answers[0]},
+            torch.cat(labels).numpy(),
+            np.asarray(rows_of),
+        )
+        metrics = {"eval_score": self.task.scores(said)[self.task.metric]}
         metrics["eval_loss"] = sum(
             distiller.weights[name] * term for name, term in zip(distiller.names, terms, strict=True)
         )

@@ -6,11 +6,12 @@ is continued by the same command; between stages nothing is handed on but files.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Any
 
 import datasets
 import filelock
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -34,6 +34,7 @@ from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, TeacherError
 from kdcli.evaluate import examine, save_predictions, score, size, verdict
 from kdcli.files import cache_dir, digest, replaced, write_json, write_text
+from kdcli.generate import SHOWN, generate, text_scores
 from kdcli.losses.base import Loss
 from kdcli.losses.hard_label import HardLabel
 from kdcli.measure import measure_rows
@@ -46,15 +47,18 @@ from kdcli.models import (
     load_config,
     load_model,
     load_tokenizer,
+    same_vocabulary,
     seed_everything,
     stage_seed,
     with_new_head,
 )
 from kdcli.preflight import preflight
 from kdcli.rundir import REPORT
+from kdcli.signal import AnySignal
 from kdcli.students.base import Birth
 from kdcli.tasks import task_of
-from kdcli.tasks.base import Split, Task
+from kdcli.tasks.base import Predictions, Split, Task
+from kdcli.tasks.causal_lm import CausalLM
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.cached import CachedTeacher
 from kdcli.trainer import Stage, micro_batches, planned_steps, require_trackers, train
@@ -126,7 +130,7 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = Path(broadcast_object_list([str(folder)])[0])
     data = load(cfg.dataset)
-    task = task_of(cfg.dataset.task)(data.labels)
+    task = task_of(cfg.dataset, data.labels)
     source = find(cfg.teacher, "teacher")
     head = has_head(source, task)
     tune = cfg.teacher.tune if cfg.teacher.tune is not None else not head
@@ -135,18 +139,29 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
             f"{source.name} has no head for this task, and teacher.tune=false would leave it untrained; leave "
             "teacher.tune out (it is tuned first), or use a checkpoint of the task"
         )
-    if not tune:
+    if not tune and task.labels:
         label_order(load_config(source), data.labels, source.name)
-    load_tokenizer(source, max_length=cfg.dataset.max_length)
+    tokenizer = load_tokenizer(source, max_length=cfg.dataset.max_length)
     by: Birth = build(cfg.student, Birth)
     if cfg.student.path:
         by.source = find(cfg.student, "student")
-        load_tokenizer(by.source, max_length=cfg.dataset.max_length)
+        own = load_tokenizer(by.source, max_length=cfg.dataset.max_length)
+        if not task.labels:
+            same_vocabulary(source.name, tokenizer, by.source.name, own)
+    splits = {
+        name: task.prepare(rows, tokenizer, cfg.dataset.max_length) for name, rows in data.splits.items()
+    }
+    data = dataclasses.replace(data, splits=splits)
+    if not task.labels:  # whatever is wrong with a row is found now
+        for rows in data.splits.values():
+            task.encode(tokenizer, rows, cfg.dataset.max_length)
     losses = {name: build(term, Loss) for name, term in cfg.loss.items()}
     if not any(loss.needs_teacher and cfg.loss[name].weight > 0 for name, loss in losses.items()):
         raise ConfigError(
             "no loss term with a weight reads the teacher: there is nothing to distil; give one a weight"
         )
+    if cfg.teacher.cache and not task.labels:
+        _temperature(losses)
     for trainer in (cfg.trainer, cfg.teacher.trainer):
         micro_batches(trainer, state.num_processes)
         require_trackers(trainer)
@@ -165,6 +180,21 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
         _write_environment(run)
     state.wait_for_everyone()
     return run
+
+
+def _temperature(losses: dict[str, Loss]) -> float:
+    """The temperature at which the teacher's top k are read.
+
+    Raises:
+        ConfigError: the terms have several.
+    """
+    found = {getattr(loss, "temperature", 1.0) for loss in losses.values() if loss.needs_teacher} - {1.0}
+    if len(found) > 1:
+        raise ConfigError(
+            f"the teacher's cache keeps its top tokens at one temperature, the loss terms have {sorted(found)}; give them "
+            "one, or teacher.cache=false"
+        )
+    return found.pop() if found else 1.0
 
 
 def _write_environment(run: Run) -> None:
@@ -212,11 +242,12 @@ def tuned_teacher(run: Run, stages: console.Stages) -> Source:
     gold = run.data.gold
     made_of = {
         "what": "teacher tuned on gold labels",
+        "task": run.cfg.dataset.kind,
         "weights": run.source.weights_hash,
         "tokenizer": run.source.tokenizer_hash,
         "labels": run.data.labels,
-        "train": digest(gold["id"], gold["label"]),
-        "validation": digest(run.data["validation"]["id"], run.data["validation"]["label"]),
+        "train": _content(gold),
+        "validation": _content(run.data["validation"]),
         "max_length": run.cfg.dataset.max_length,
         "trainer": cfg.model_dump(exclude={"logging_steps", "report_to", "micro_batch_size"}),
         "bf16": fast_bf16(cfg.precision),
@@ -257,6 +288,11 @@ def tuned_teacher(run: Run, stages: console.Stages) -> Source:
     return source
 
 
+def _content(rows: datasets.Dataset) -> str:
+    """A digest of a split's rows and labels: an id is a hash of all but the label."""
+    return digest(list(rows["id"]), list(rows["label"]) if "label" in rows.column_names else [])
+
+
 def teacher_signals(run: Run, stages: console.Stages, source: Source) -> dict[str, Teacher]:
     """Who answers for each split: the teacher's stored answers, fetched here, or (teacher.cache=false) itself."""
     cfg = run.cfg.teacher
@@ -270,6 +306,7 @@ def teacher_signals(run: Run, stages: console.Stages, source: Source) -> dict[st
     if not cfg.cache:
         stages.skip("signals", "asked for in every step")
         return dict.fromkeys(SPLITS, ask())
+    temperature = 1.0 if run.task.labels else _temperature(run.losses)
     made_by = (
         source.weights_hash,
         source.tokenizer_hash,
@@ -279,14 +316,16 @@ def teacher_signals(run: Run, stages: console.Stages, source: Source) -> dict[st
         run.cfg.dataset.max_length,
         fast_bf16(cfg.trainer.precision),
         torch.__version__,
+        run.cfg.dataset.chat,
+        (cfg.top_k, temperature) if not run.task.labels else (),
     )
     teachers: dict[str, Teacher] = {}
     before = 0
     with run.stage(stages, "signals", sum(len(run.data[split]) for split in SPLITS)) as progress:
         for split in SPLITS:
             rows = run.data[split]
-            folder = cache_dir("signals") / digest(made_by, rows["id"])[:32]
-            teachers[split] = cached = CachedTeacher(folder)
+            folder = cache_dir("signals") / digest(made_by, list(rows["id"]))[:32]
+            teachers[split] = cached = CachedTeacher(folder, cfg.top_k, temperature)
             with _alone(run, folder):
                 cached.fetch(rows, ask, functools.partial(_advance, progress, before))
             before += len(rows)
@@ -408,34 +447,47 @@ def _eval_steps(cfg: TrainerConfig, rows: int) -> int:
 
 def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: console.Stage) -> dict[str, Any]:
     """Score all models on the test split, measure them, and compare: report.json without its sentence."""
+    task, max_length = run.task, run.cfg.dataset.max_length
     test = run.data["test"]
-    labels = np.asarray(test["label"])
     folders = {"teacher": teacher.path}
     folders |= {name: run.folder / name for name in ("control", "student") if (run.folder / name).is_dir()}
     models: dict[str, dict[str, Any]] = {}
-    logits: dict[str, np.ndarray] = {}
+    said: dict[str, Predictions] = {}
+    written: dict[str, list[str]] = {}
     for done, (name, folder) in enumerate(folders.items()):
         stage.update(done, extra=name, total=len(folders))
         source = Source(folder, name, code=teacher.code)
-        path = run.folder / "predictions" / f"test.{name}.safetensors"
-        if name == "teacher":  # its answers are there already
-            logits[name] = signals["test"].signals(list(test)).logits.numpy()
-            models[name] = size(source, run.task)
+        tokenizer = load_tokenizer(source)
+        if name == "teacher" and task.labels:  # its answers are there already
+            said[name] = task.told(
+                signals["test"].signals(list(test)), task.encode(tokenizer, test, max_length)
+            )
+            models[name] = size(source, task)
         else:
-            models[name], logits[name] = examine(source, run.task, test, run.cfg.dataset.max_length)
-        save_predictions(path, logits[name], labels)
-        models[name] |= {
-            **score(run.task, logits[name], labels),
-            **measure_rows(
-                run.cfg.measure, "torch", folder, folder, test, run.cfg.dataset.max_length, code=teacher.code
-            ),
-        }
+            told = (
+                functools.partial(_told, signals["test"], test)
+                if name != "teacher" and not task.labels
+                else None
+            )
+            models[name], said[name] = examine(source, task, test, max_length, told)
+        save_predictions(run.folder / "predictions" / f"test.{name}.safetensors", said[name])
+        models[name] |= score(task, said[name])
+        if isinstance(task, CausalLM) and run.cfg.measure is not None:
+            written[name] = generate(source, task, test, max_length, run.cfg.measure)
+            models[name]["scores"] |= text_scores(
+                written[name], [row["reference"] for row in task.shown(test)]
+            )
+        models[name] |= measure_rows(
+            run.cfg.measure, "torch", folder, folder, task, task.inputs(test, tokenizer), max_length,
+            code=teacher.code,
+        )  # fmt: skip
     models["teacher"]["path"] = str(teacher.path)
     validation = {name: _best_validation(run, name) for name in models}
-    validation["teacher"] = _teacher_validation(run, signals["validation"])
-    return {
+    validation["teacher"] = _teacher_validation(run, teacher, signals["validation"])
+    shown = _generations(run, teacher, written) if isinstance(task, CausalLM) else {}
+    return shown | {
         "schema": 1,
-        "task": run.cfg.dataset.task or "classification",
+        "task": run.cfg.dataset.kind,
         "metric": run.task.metric,
         "test_examples": len(test),
         "smoke": run.cfg.smoke,
@@ -453,7 +505,7 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
         "stages": json.loads((run.folder / "stages.json").read_text()),
         "validation_score": validation,
         "models": models,
-        "verdict": verdict(run.task, models, logits, labels),
+        "verdict": verdict(run.task, models, said),
     }
 
 
@@ -470,13 +522,34 @@ def finish(run: Run, result: dict[str, Any]) -> None:
     console.say(f"report: {run.folder / 'report.html'}   student: {run.folder / 'student'}")
 
 
-def _teacher_validation(run: Run, teacher: Teacher) -> float:
-    rows = run.data["validation"]
-    return float(
-        run.task.scores(teacher.signals(list(rows)).logits.numpy(), np.asarray(rows["label"]))[
-            run.task.metric
-        ]
+def _told(teacher: Teacher, rows: datasets.Dataset, numbers: Sequence[int]) -> AnySignal:
+    """What the teacher says of rows by their numbers."""
+    return teacher.signals([rows[int(number)] for number in numbers])
+
+
+def _generations(run: Run, teacher: Source, written: dict[str, list[str]]) -> dict[str, Any]:
+    """Some prompts, their references, and what each model wrote."""
+    assert isinstance(run.task, CausalLM)
+    test = run.data["test"]
+    tokens = int(
+        run.task.targets(run.task.encode(load_tokenizer(teacher), test, run.cfg.dataset.max_length))[1].sum()
     )
+    shown = (
+        [
+            row | {name: texts[number] for name, texts in written.items()}
+            for number, row in enumerate(run.task.shown(test)[:SHOWN])
+            if all(number < len(texts) for texts in written.values())
+        ]
+        if written
+        else []
+    )
+    return {"test_tokens": tokens, "generations": shown}
+
+
+def _teacher_validation(run: Run, source: Source, teacher: Teacher) -> float:
+    rows = run.data["validation"]
+    encoded = run.task.encode(load_tokenizer(source), rows, run.cfg.dataset.max_length)
+    return float(run.task.scores(run.task.told(teacher.signals(list(rows)), encoded))[run.task.metric])
 
 
 def _best_validation(run: Run, name: str) -> float | None:

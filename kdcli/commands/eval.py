@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +14,66 @@ from kdcli.config import Checkpoint
 from kdcli.config import Eval as Config
 from kdcli.data import load
 from kdcli.errors import ConfigError, ModelError
-from kdcli.evaluate import examine, save_predictions, score, verdict
+from kdcli.evaluate import examine, live, save_predictions, score, verdict
 from kdcli.files import size_of, write_json
 from kdcli.measure import measure_rows
-from kdcli.models import Source, find, has_head
+from kdcli.models import Source, find, has_head, load_tokenizer
 from kdcli.rundir import read_report
+from kdcli.signal import AnySignal
 from kdcli.tasks import task_of
-from kdcli.tasks.base import IGNORE, Task
+from kdcli.tasks.base import IGNORE, Predictions, Task
 
 
 def evaluate(cfg: Config, folder: Path) -> int:
     """Score what the config names; a table or JSON goes to stdout, eval.json and the predictions to `folder`."""
     artifact, sources = _subjects(cfg)
     data = load(cfg.dataset)
-    task = task_of(cfg.dataset.task)(data.labels)
+    task = task_of(cfg.dataset, data.labels)
     rows = data[cfg.split]
-    labels = np.asarray(rows["label"])
-    if (labels == IGNORE).any():  # training rows beyond dataset.labelled
-        rows = rows.select(np.flatnonzero(labels != IGNORE))
-        labels = labels[labels != IGNORE]
+    if "label" in rows.column_names:  # training rows beyond dataset.labelled have none
+        rows = rows.select(np.flatnonzero(np.asarray(rows["label"]) != IGNORE))
+    if artifact is not None and not task.labels:
+        raise ConfigError("artifact: only exported classifiers can be scored so far; give run= or model=")
+    max_length = cfg.dataset.max_length
     models: dict[str, dict[str, Any]] = {}
-    logits: dict[str, np.ndarray] = {}
+    said: dict[str, Predictions] = {}
+    told: Callable[[Sequence[int]], AnySignal] | None = None
     with console.Stages(list(sources) or ["artifact"]) as stages:
         for name, source in sources.items():
             with stages.stage(name):
                 _require_head(source, task)
-                models[name], logits[name] = examine(source, task, rows, cfg.dataset.max_length)
-                models[name] |= score(task, logits[name], labels)
+                tokenizer = load_tokenizer(source, max_length=max_length)
+                table = task.prepare(rows, tokenizer, max_length)
+                if name != "teacher" and "teacher" in sources and not task.labels:
+                    told = told or live(sources["teacher"], task, table, max_length)
+                models[name], said[name] = examine(source, task, table, max_length, told)
+                models[name] |= score(task, said[name])
                 models[name] |= measure_rows(
-                    cfg.measure, "torch", source.path, source.path, rows, cfg.dataset.max_length
+                    cfg.measure,
+                    "torch",
+                    source.path,
+                    source.path,
+                    task,
+                    task.inputs(table, tokenizer),
+                    max_length,
                 )
         if artifact is not None:
             name = artifact.name
             with stages.stage("artifact"):
+                tokenizer = load_tokenizer(Source(artifact.parent, name))
                 found = measure_rows(
-                    cfg.measure, "onnx", artifact, artifact.parent, rows, cfg.dataset.max_length, logits=True
-                )
-                logits[name] = _in_data_order(found.pop("logits"), artifact, task)
-                models[name] = {"bytes": size_of(artifact)} | score(task, logits[name], labels) | found
-    for name, scores in logits.items():
-        save_predictions(folder / "predictions" / f"{cfg.split}.{name}.safetensors", scores, labels)
+                    cfg.measure, "onnx", artifact, artifact.parent, task, task.inputs(rows, tokenizer), max_length,
+                    logits=True,
+                )  # fmt: skip
+                labels = np.asarray(rows["label"])
+                logits = _in_data_order(found.pop("logits"), artifact, task)
+                said[name] = Predictions({"logits": logits}, labels, np.ones(len(labels), np.int64))
+                models[name] = {"bytes": size_of(artifact)} | score(task, said[name]) | found
+    for name, answers in said.items():
+        save_predictions(folder / "predictions" / f"{cfg.split}.{name}.safetensors", answers)
     result: dict[str, Any] = {
         "schema": 1,
-        "task": cfg.dataset.task or "classification",
+        "task": cfg.dataset.kind,
         "metric": task.metric,
         "split": cfg.split,
         "examples": len(rows),
@@ -64,7 +82,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
         "models": models,
     }
     if {"teacher", "student"} <= models.keys():
-        result["verdict"] = verdict(task, models, logits, labels)
+        result["verdict"] = verdict(task, models, said)
         result["verdict"]["text"] = report.verdict_text(result | {"smoke": False})
     write_json(folder / "eval.json", result)
     if cfg.format == "json":

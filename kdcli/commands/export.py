@@ -11,7 +11,7 @@ from kdcli import console, report
 from kdcli.config import Budget, Distill, Tolerance, build, check
 from kdcli.config import Export as Config
 from kdcli.data import load
-from kdcli.errors import DataError
+from kdcli.errors import ConfigError, DataError
 from kdcli.evaluate import agreement, examine, save_predictions, score
 from kdcli.files import replaced, size_of, write_json
 from kdcli.hardware.base import Target
@@ -19,6 +19,7 @@ from kdcli.measure import measure_rows
 from kdcli.models import Source, load_model, load_tokenizer
 from kdcli.rundir import read_report, saved_config
 from kdcli.tasks import task_of
+from kdcli.tasks.base import Predictions
 
 MISSED = 3
 """The exit code when the artifacts are there, and a tolerance or a budget is not met."""
@@ -35,16 +36,21 @@ def export(cfg: Config, hardware: str) -> int:
         raise DataError(
             f"the data set is not the one that {run} was trained on: its test rows may have been seen"
         )
-    task = task_of(dataset.task)(data.labels)
+    task = task_of(dataset, data.labels)
+    if not task.labels:
+        raise ConfigError(
+            f"hardware={hardware} makes files of classifiers only; {run} holds a language model"
+        )
     test, labels = data["test"], np.asarray(data["test"]["label"])
     student = Source(run / "student", "student")
     out = run / "export" / hardware
     with replaced(out) as folder, console.Stages(["torch", "export", "artifacts"]) as stages:
         with stages.stage("torch"):
-            torch_entry, torch_logits = examine(student, task, test, dataset.max_length)
-            torch_entry |= score(task, torch_logits, labels)
+            torch_entry, torch_said = examine(student, task, test, dataset.max_length)
+            torch_entry |= score(task, torch_said)
+            texts = task.inputs(test, load_tokenizer(student))
             torch_entry |= measure_rows(
-                cfg.measure, "torch", student.path, student.path, test, dataset.max_length
+                cfg.measure, "torch", student.path, student.path, task, texts, dataset.max_length
             )
         with stages.stage("export"):
             model, _ = load_model(student, task)
@@ -58,20 +64,22 @@ def export(cfg: Config, hardware: str) -> int:
         with stages.stage("artifacts", len(files)) as stage:
             for done, (precision, path) in enumerate(files.items()):
                 stage.update(done, extra=path.name)
-                entry = measure_rows(cfg.measure, "onnx", path, folder, test, dataset.max_length, logits=True)
-                logits = entry.pop("logits")
-                save_predictions(folder / "predictions" / f"test.{path.name}.safetensors", logits, labels)
+                entry = measure_rows(
+                    cfg.measure, "onnx", path, folder, task, texts, dataset.max_length, logits=True
+                )
+                said = Predictions({"logits": entry.pop("logits")}, labels, np.ones(len(labels), np.int64))
+                save_predictions(folder / "predictions" / f"test.{path.name}.safetensors", said)
                 entry = {
                     "precision": precision,
                     "parameters": torch_entry["parameters"],
                     "bytes": size_of(path),
-                    **score(task, logits, labels),
+                    **score(task, said),
                     **entry,
                 }
                 parity = {
-                    "agreement": agreement(torch_logits, logits),
+                    "agreement": agreement(task, torch_said, said),
                     "score_drop": torch_entry["score"] - entry["score"],
-                    "max_abs_difference": float(np.abs(torch_logits - logits).max()),
+                    "max_abs_difference": float(np.abs(torch_said["logits"] - said["logits"]).max()),
                 }
                 entry["parity"] = parity | {"within": _within(cfg.hardware.tolerance, parity)}
                 entry["budget"] = _budget(cfg.hardware.budget, entry)

@@ -1,13 +1,18 @@
-"""What a loss is."""
+"""What a loss is, and the distributions that divergences are taken of."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import log_softmax
 
-from kdcli.signal import Signal
+from kdcli.signal import FLOOR, Signal, TopKSignal
+
+EXACT = 1e-3
+"""Below this the mass outside the top k is summed up, not taken as 1 minus the top k, which cancels."""
 
 
 class Loss(nn.Module, ABC):
@@ -25,14 +30,81 @@ class Loss(nn.Module, ABC):
     """The positions that it counts: all counted ones, or those that have a gold label."""
 
     @abstractmethod
-    def forward(self, student: Signal, teacher: Signal | None, labels: Tensor) -> Tensor:
+    def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
         """The loss of each position, fp32.
 
         Args:
             student: what the student says, (N, C).
-            teacher: what the teacher says of the same positions, (N, C); None if `needs_teacher` is False.
+            teacher: what the teacher says of the same positions: dense (N, C), or its top k; None if
+                `needs_teacher` is False. `log_probs` turns both into distributions over the same classes.
             labels: the gold labels, int64 (N,); -100 where there is none.
 
         Returns:
             (N,)
         """
+
+
+def log_probs(
+    student: Signal, teacher: Signal | TopKSignal | None, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """log q of the student and log p of the teacher, both softened, over the same classes.
+
+    Returns:
+        (N, C) each for a dense teacher; (N, k + 1) for a top-k one, the last column being all other classes.
+
+    Raises:
+        ValueError: there is no teacher, or its top k was stored for another temperature.
+    """
+    if teacher is None:
+        raise ValueError("this loss needs a teacher's signal")
+    if isinstance(teacher, TopKSignal):
+        return bucketed(student.logits, teacher.indices, temperature), teacher.softened(temperature)
+    return (
+        log_softmax(student.logits.float() / temperature, -1),
+        log_softmax(teacher.logits.float() / temperature, -1),
+    )
+
+
+def bucketed(logits: Tensor, indices: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(logits / T) at the indices, and the logarithm of all other classes' mass.
+
+    Args:
+        logits: (N, C). indices: (N, k), distinct in each row.
+
+    Returns:
+        (N, k + 1), fp32; the exponentials of each row sum to 1.
+    """
+    return _Bucketed.apply(logits.float(), indices, temperature)
+
+
+class _Bucketed(torch.autograd.Function):
+    """By hand, since autograd would hold several more matrices of (N, C).
+
+    With q = softmax(x / T), top buckets t with incoming gradients g_t, the rest r with g_r, and G = g_r + Σ g_t:
+    dx_c = (g_c - G q_c) / T for c in the top k, and q_c (g_r / q_r - G) / T elsewhere.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, indices: Tensor, temperature: float) -> Tensor:
+        scaled = logits if temperature == 1.0 else logits / temperature
+        normaliser = scaled.logsumexp(-1, keepdim=True)
+        top = scaled.gather(-1, indices) - normaliser
+        mass = top.exp().sum(-1)
+        rest = torch.log1p(-mass.clamp(max=1 - EXACT / 2))
+        if (small := mass > 1 - EXACT).any():
+            others = scaled[small].scatter(-1, indices[small], -torch.inf)
+            rest[small] = (others.logsumexp(-1) - normaliser[small, 0]).clamp(min=FLOOR)
+        ctx.save_for_backward(logits, indices, normaliser, top, rest)
+        ctx.temperature = temperature
+        return torch.cat([top, rest[:, None]], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        logits, indices, normaliser, top, rest = ctx.saved_tensors
+        (gradient,) = gradients
+        whole = gradient.sum(-1, keepdim=True)
+        outside = gradient[:, -1:] * torch.exp(-rest[:, None]) - whole
+        out = logits / ctx.temperature
+        out.sub_(normaliser).exp_().mul_(outside / ctx.temperature)
+        out.scatter_(-1, indices, (gradient[:, :-1] - whole * top.exp()) / ctx.temperature)
+        return out, None, None

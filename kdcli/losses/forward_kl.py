@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax
+from torch.nn.functional import kl_div
 
 from kdcli.config import Positive
-from kdcli.losses.base import Loss
-from kdcli.signal import Signal
+from kdcli.losses.base import Loss, log_probs
+from kdcli.signal import Signal, TopKSignal
 
 
 class ForwardKL(Loss):
@@ -25,10 +25,7 @@ class ForwardKL(Loss):
         super().__init__()
         self.temperature = temperature
 
-    def forward(self, student: Signal, teacher: Signal | None, labels: Tensor) -> Tensor:
+    def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
         """(N, C), (N, C) -> (N,)."""
-        if teacher is None:
-            raise ValueError("ForwardKL needs a teacher's signal")
-        log_q = log_softmax(student.logits.float() / self.temperature, dim=-1)
-        log_p = log_softmax(teacher.logits.float() / self.temperature, dim=-1)
+        log_q, log_p = log_probs(student, teacher, self.temperature)
         return kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1) * self.temperature**2

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kdcli.losses.base import Loss
-from kdcli.signal import Signal
+from kdcli.signal import Signal, TopKSignal
 
 
 class HardLabel(Loss):
@@ -19,6 +19,6 @@ class HardLabel(Loss):
     divergence = False
     over = "gold"
 
-    def forward(self, student: Signal, teacher: Signal | None, labels: Tensor) -> Tensor:
+    def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
         """(N, C), -, (N,) -> (N,)."""
         return cross_entropy(student.logits.float(), labels, ignore_index=-100, reduction="none")

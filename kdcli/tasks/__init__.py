@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kdcli.config import Dataset, suggest
 from kdcli.errors import ConfigError
 
 if TYPE_CHECKING:
     from kdcli.tasks.base import Task
 
 
-def task_of(name: str | None) -> type[Task]:
-    """The one task class of `kdcli/tasks/<name>.py`; None: classification, which text + label columns mean.
+def task_of(cfg: Dataset, labels: Sequence[str]) -> Task:
+    """The one task class of `kdcli/tasks/<kind>.py`, for a data set's labels.
 
     Raises:
         ConfigError: there is no such task.
     """
     from kdcli.tasks.base import Task
 
-    name = name or "classification"
     try:
-        module = importlib.import_module(f"kdcli.tasks.{name}")
+        module = importlib.import_module(f"kdcli.tasks.{cfg.kind}")
     except ModuleNotFoundError:
-        raise ConfigError(f"dataset.task = {name}: there is no such task; known: classification") from None
+        known = sorted({module.name for module in pkgutil.iter_modules(__path__)} - {"base"})
+        raise ConfigError(
+            f"dataset.task = {cfg.kind}: there is no such task{suggest(cfg.kind, known)} (known: {', '.join(known)})"
+        ) from None
     own = [
         value
         for value in vars(module).values()
         if isinstance(value, type) and value.__module__ == module.__name__
     ]
-    return next(value for value in own if issubclass(value, Task))
+    return next(value for value in own if issubclass(value, Task))(labels, chat=cfg.chat)

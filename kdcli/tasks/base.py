@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,19 +15,25 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.signal import Signal
+from kdcli.signal import CHUNK, AnySignal, HiddenSignal, Signal, TopKSignal
 
 IGNORE = -100
 """The label of a position that has no gold label (`ignore_index`)."""
 
 
 class Encoded(TorchDataset[dict[str, Any]]):
-    """Tokenized rows, flat in memory: one int32 array a key and the offsets of the rows.
+    """Tokenized rows, flat in memory: one array a key and the offsets of the rows.
 
-    An item is the mapping that the collator gets: the row's arrays, its label, and its number in the split.
+    An item is the mapping that the collator gets: the row's arrays, its label if rows have one, and its number.
+
+    Attributes:
+        columns: per token, concatenated over the rows.
+        labels: one a row, int64; None where labels stand in `columns`.
     """
 
-    def __init__(self, columns: Mapping[str, np.ndarray], offsets: np.ndarray, labels: np.ndarray):
+    def __init__(
+        self, columns: Mapping[str, np.ndarray], offsets: np.ndarray, labels: np.ndarray | None = None
+    ):
         self.columns = dict(columns)
         self.offsets = offsets
         self.labels = labels
@@ -37,15 +43,51 @@ class Encoded(TorchDataset[dict[str, Any]]):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         at = slice(self.offsets[row], self.offsets[row + 1])
-        return {name: flat[at] for name, flat in self.columns.items()} | {
-            "label": self.labels[row],
-            "row": row,
-        }
+        item: dict[str, Any] = {name: flat[at] for name, flat in self.columns.items()}
+        if self.labels is not None:
+            item["label"] = self.labels[row]
+        return item | {"row": row}
+
+    @property
+    def gold(self) -> np.ndarray:
+        """Which rows have a gold label, bool (N,)."""
+        return np.ones(len(self), bool) if self.labels is None else self.labels != IGNORE
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row, (N,)."""
         return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of a split, at every counted position, in the rows' order.
+
+    Attributes:
+        answers: what the task keeps, by name: arrays of N positions.
+        labels: int64, (N,).
+        counts: positions of each row; they sum to N.
+    """
+
+    answers: dict[str, np.ndarray]
+    labels: np.ndarray
+    counts: np.ndarray
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.answers[name]
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """Each row's share in the mean of (N,) values over all positions: their mean over the rows is that mean.
+
+        Where rows have several positions it is a ratio of two sums, linearised (Cochran 1977, section 6.3), so that
+        resampling rows gives the interval of the ratio.
+        """
+        if len(self.counts) == len(values):
+            return values
+        rows = np.repeat(np.arange(len(self.counts)), self.counts)
+        mean = values.mean()
+        share = np.bincount(rows, values - mean, minlength=len(self.counts))
+        return mean + share * len(self.counts) / len(values)
 
 
 @dataclass(frozen=True)
@@ -60,16 +102,22 @@ class Task(ABC):
     """One kind of work. A subclass is the one public class of `kdcli/tasks/<name>.py`.
 
     Args:
-        labels: the names of the classes, in the order of the logits.
+        labels: the names of the classes, in the order of the logits; none where the classes are a vocabulary.
+        chat: prompt and completion are turns of a conversation.
     """
 
     metric: ClassVar[str]
     """The headline metric: higher is better."""
-    head: ClassVar[str]
+    chance_is: ClassVar[str]
+    """What `chance` is, in words."""
+    head: ClassVar[tuple[str, ...]]
     """How the class names of models with a head for this task end (`architectures` in config.json)."""
+    auto: ClassVar[str]
+    """The class of transformers that loads a model of the task."""
 
-    def __init__(self, labels: Sequence[str]):
+    def __init__(self, labels: Sequence[str] = (), chat: bool = False):
         self.labels = list(labels)
+        self.chat = chat
 
     @abstractmethod
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
@@ -94,26 +142,51 @@ class Task(ABC):
         """Pad a batch to its longest row: the model's inputs, and `labels`."""
 
     @abstractmethod
-    def positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def positions(self, labels: Tensor) -> tuple[Any, Tensor]:
         """Which positions count.
 
         Returns:
-            `pick`, an index into the model's positions, and the labels there, (N,).
+            `pick`, an index into the model's positions, and the labels there, (N,); a batch's positions are in the
+            order of its rows.
         """
 
     @abstractmethod
-    def signal(self, outputs: Any, pick: Tensor) -> Signal:
-        """What a model's outputs say at the picked positions, (N, C), fp32."""
+    def signal(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: Any
+    ) -> Signal | HiddenSignal:
+        """Run the model: what it says at the picked positions."""
 
     @abstractmethod
-    def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        """All metrics of (N, C) logits against (N,) labels; `scores[self.metric]` is the headline."""
+    def answers(
+        self, said: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
+    ) -> dict[str, Tensor]:
+        """What is kept of a model's answers for the scores: tensors of N positions each."""
 
     @abstractmethod
-    def merits(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Each example's share of the headline metric, (N,): its mean is the metric."""
+    def scores(self, said: Predictions) -> dict[str, Any]:
+        """All metrics; `scores[self.metric]` is the headline."""
 
-    @torch.inference_mode()
+    @abstractmethod
+    def merits(self, said: Predictions) -> np.ndarray:
+        """Each row's share of the headline metric, (rows,): its mean is the metric."""
+
+    @abstractmethod
+    def same(self, one: Predictions, other: Predictions) -> np.ndarray:
+        """Where two models answer the same, bool (N,)."""
+
+    @abstractmethod
+    def divergence(self, teacher: Predictions, student: Predictions) -> np.ndarray:
+        """KL(teacher ‖ student) in nats at temperature 1, (N,)."""
+
+    def retention(self, student: float, teacher: float) -> float | None:
+        """How much of the teacher's score a student keeps: the ratio."""
+        return student / teacher if teacher else None
+
+    @abstractmethod
+    def chance(self, said: Predictions, classes: int) -> float:
+        """The headline metric of a model that has learnt nothing from the text."""
+
+    @torch.no_grad()
     def predict(
         self,
         model: PreTrainedModel,
@@ -121,20 +194,94 @@ class Task(ABC):
         encoded: Encoded,
         batch_size: int = 64,
         bf16: bool = False,
-    ) -> np.ndarray:
-        """Logits of every row, fp32 (N, C) in the rows' order. Batches are made of rows of like length."""
+        order: Sequence[int] | None = None,
+        teacher: Callable[[Sequence[int]], AnySignal] | None = None,
+    ) -> Predictions:
+        """The model's answers on every row, in the rows' order. Batches are made of rows of like length.
+
+        Args:
+            order: where the labels stand among the model's own.
+            teacher: what the teacher says of rows by their numbers, where the answers compare with it.
+        """
+        parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+        counts = np.zeros(len(encoded), np.int64)
+        for rows, said, labels in self.batches(model, tokenizer, encoded, batch_size, bf16, order):
+            known = teacher(rows.tolist()).to(labels[0].device) if teacher is not None else None
+            counts[rows] = [len(part) for part in labels]
+            flat = torch.cat(labels)
+            if known is not None and known.classes < said.classes:
+                said = said.first(known.classes)
+            kept: list[dict[str, Tensor]] = []
+            for start in range(0, max(1, len(flat)), step := max(16, CHUNK // said.classes)):
+                at = slice(start, start + step)
+                kept.append(
+                    self.answers(said.rows(at), flat[at], known.rows(at) if known is not None else None)
+                )
+            found = {key: torch.cat([part[key] for part in kept]).cpu().numpy() for key in kept[0]}
+            parts.append((rows, found | {"labels": flat.cpu().numpy()}))
+        ends = np.cumsum(counts)
+        out: dict[str, np.ndarray] = {}
+        for rows, found in parts:
+            places = np.concatenate([np.arange(ends[row] - counts[row], ends[row]) for row in rows])
+            for key, values in found.items():
+                whole = out.setdefault(key, np.empty((int(counts.sum()), *values.shape[1:]), values.dtype))
+                whole[places] = values
+        labels_ = out.pop("labels", np.empty(0, np.int64))
+        return Predictions(out, labels_, counts)
+
+    @torch.no_grad()
+    def batches(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        encoded: Encoded,
+        batch_size: int,
+        bf16: bool,
+        order: Sequence[int] | None = None,
+    ) -> Iterator[tuple[np.ndarray, Signal | HiddenSignal, list[Tensor]]]:
+        """Run a model over all rows: the rows' numbers, what it says at their positions, and each row's labels there."""
         model.eval()
-        order = np.argsort(encoded.lengths, kind="stable")
-        out: np.ndarray | None = None
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        by_length = np.argsort(encoded.lengths, kind="stable")
+        for start in range(0, len(by_length), batch_size):
+            rows = by_length[start : start + batch_size]
             batch = self.collate([encoded[int(row)] for row in rows], tokenizer)
-            pick, _ = self.positions(batch.pop("labels"))
-            inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "rows"}
+            batch.pop("rows")
+            inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            labels = inputs.pop("labels")
+            pick, flat = self.positions(labels)
             with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-                outputs = model(**inputs)
-            logits = self.signal(outputs, pick.to(model.device)).logits.cpu().numpy()
-            if out is None:
-                out = np.empty((len(encoded), logits.shape[1]), np.float32)
-            out[rows] = logits
-        return out if out is not None else np.empty((0, len(self.labels)), np.float32)
+                said = self.signal(model, inputs, pick)
+            if order is not None and isinstance(said, Signal):
+                said = Signal(said.logits[:, order])
+            yield rows, said, list(flat.split(self.counts(labels).tolist()))
+
+    def counts(self, labels: Tensor) -> Tensor:
+        """How many positions each row of a batch has: one."""
+        return torch.ones(len(labels), dtype=torch.int64)
+
+    @abstractmethod
+    def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
+        """The labels at all counted positions, (N,), and how many each row has."""
+
+    @abstractmethod
+    def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
+        """What a model is given of each row when it is used: a text, or a text and its pair."""
+
+    @torch.no_grad()
+    def told(self, signal: AnySignal, encoded: Encoded) -> Predictions:
+        """What signals at a split's positions amount to, as if their model had been run."""
+        labels, counts = self.targets(encoded)
+        flat = torch.from_numpy(labels)
+        kept = []
+        for start in range(0, max(1, len(flat)), step := max(16, CHUNK // signal.classes)):
+            at = slice(start, start + step)
+            kept.append(self.answers(signal.rows(at), flat[at], None))
+        return Predictions(
+            {key: torch.cat([part[key] for part in kept]).cpu().numpy() for key in kept[0]}, labels, counts
+        )
+
+    def prepare(
+        self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> datasets.Dataset:
+        """A split's rows as they are trained on: as they are."""
+        return rows

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from kdcli.signal import Signal
-from kdcli.tasks.base import Encoded, Task
+from kdcli.signal import Signal, TopKSignal
+from kdcli.tasks.base import Encoded, Predictions, Task
 
 CHUNK = 1000
 """Rows handed to the tokenizer at once."""
@@ -29,7 +30,9 @@ class Classification(Task):
     """Every row counts; the headline metric is accuracy."""
 
     metric = "accuracy"
-    head = "ForSequenceClassification"
+    chance_is = "the most frequent label's share"
+    head = ("ForSequenceClassification",)
+    auto = "AutoModelForSequenceClassification"
 
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Number and names of the labels."""
@@ -94,14 +97,44 @@ class Classification(Task):
         """All rows: (B,) -> (B,), (B,)."""
         return torch.arange(len(labels), device=labels.device), labels
 
-    def signal(self, outputs: Any, pick: Tensor) -> Signal:
+    def signal(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: Tensor) -> Signal:
         """The logits of the rows, fp32."""
-        return Signal(outputs.logits[pick].float())
+        return Signal(model(**inputs).logits[pick].float())
 
-    def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
+        """One a row."""
+        assert encoded.labels is not None
+        return encoded.labels, np.ones(len(encoded), np.int64)
+
+    def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
+        """The text, or the text and its pair."""
+        columns = ["text", "text_pair"] if "text_pair" in rows.column_names else ["text"]
+        return [list(texts) for texts in zip(*(rows[name] for name in columns), strict=True)]
+
+    def answers(
+        self, said: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
+    ) -> dict[str, Tensor]:
+        """The logits themselves."""
+        assert isinstance(said, Signal)
+        return {"logits": said.logits.float()}
+
+    def same(self, one: Predictions, other: Predictions) -> np.ndarray:
+        """The same label."""
+        return one["logits"].argmax(1) == other["logits"].argmax(1)
+
+    def divergence(self, teacher: Predictions, student: Predictions) -> np.ndarray:
+        """Over the labels."""
+        log_p, log_q = (_log_softmax(said["logits"]) for said in (teacher, student))
+        return (np.exp(log_p) * (log_p - log_q)).sum(1)
+
+    def chance(self, said: Predictions, classes: int) -> float:
+        """The share of the most frequent label."""
+        return float(np.bincount(said.labels).max() / len(said.labels))
+
+    def scores(self, said: Predictions) -> dict[str, Any]:
         """Accuracy, macro F1, negative log-likelihood, expected calibration error, confusion matrix."""
-        logits = logits.astype(np.float64)
-        log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        logits, labels = said["logits"], said.labels
+        log_p = _log_softmax(logits)
         predicted = logits.argmax(1)
         size = len(self.labels)
         confusion = np.bincount(labels * size + predicted, minlength=size**2).reshape(size, size)
@@ -118,9 +151,14 @@ class Classification(Task):
             "calibration": calibration,
         }
 
-    def merits(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def merits(self, said: Predictions) -> np.ndarray:
         """1 where the label is right, else 0."""
-        return (logits.argmax(1) == labels).astype(np.float64)
+        return (said["logits"].argmax(1) == said.labels).astype(np.float64)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
 
 def _calibration(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:

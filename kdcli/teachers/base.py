@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kdcli.models import Source
-from kdcli.signal import Signal
+from kdcli.signal import AnySignal, concatenate
 from kdcli.tasks.base import Task
+
+Keep = Callable[[AnySignal], AnySignal]
+
+
+def as_it_is(signal: AnySignal) -> AnySignal:
+    """Nothing smaller."""
+    return signal
 
 
 class Teacher(ABC):
@@ -25,5 +32,16 @@ class Teacher(ABC):
         """
 
     @abstractmethod
-    def signals(self, examples: Sequence[Mapping[str, Any]]) -> Signal:
-        """What the teacher says of each row (`id`, `text`, …): logits (N, C), in the order of the data's labels."""
+    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = as_it_is) -> list[AnySignal]:
+        """What the teacher says of each row (`id`, `text`, …), at its counted positions, in their order.
+
+        A classifier says logits (1, C) in the order of the data's labels; a language model says something about each
+        token that counts.
+
+        Args:
+            keep: makes something smaller of each batch's signal, so that the whole is never in memory.
+        """
+
+    def signals(self, examples: Sequence[Mapping[str, Any]]) -> AnySignal:
+        """What the teacher says of a batch of rows, one row after the other."""
+        return concatenate(self.rows(examples))

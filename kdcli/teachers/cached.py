@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,30 +10,41 @@ from typing import Any
 
 import datasets
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from kdcli.files import digest, replaced
-from kdcli.signal import Signal
-from kdcli.teachers.base import Teacher
+from kdcli.signal import AnySignal, HiddenSignal, Signal, TopKSignal, concatenate, top_k
+from kdcli.teachers.base import Keep, Teacher, as_it_is
 
 logger = logging.getLogger(__name__)
-SHARD = 4096
+SHARD = 1024
 """Rows in a shard: what is lost when the fetching is killed."""
 
 
 class CachedTeacher(Teacher):
     """Answers looked up by the row's id, which is a hash of its content.
 
-    The folder belongs to one teacher, tokenizer, maximum length, precision and list of rows (the caller's
-    key): its shards are always made of the same rows in the same batches, so that a cold and a warm cache
-    hold the same bits. A shard that cannot be read, or is of other rows, is named and made again.
+    A classifier's logits are kept whole. Of a language model's, the k most likely tokens of each position are: their
+    numbers, their log-probabilities (half precision) and the mass of all others, 4 k + 4 bytes a position (4.5 k + 4
+    above 65,536 tokens).
+
+    The folder belongs to one teacher, tokenizer, template, maximum length, precision, k, temperature and list of rows
+    (the caller's key): its shards are always made of the same rows in the same batches, so that a cold and a warm cache
+    hold the same bits. Shards are mapped into memory, not read into it. Each holds its own checksum; one that is spoiled,
+    or is of other rows, is named and made again.
+
+    Args:
+        k: tokens kept of each position.
+        temperature: of the losses that will read them.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.index: dict[str, int] = {}
-        self.logits = torch.empty(0)
+    def __init__(self, folder: Path, k: int = 64, temperature: float = 1.0):
+        self.folder, self.k, self.temperature = folder, k, temperature
+        self.index: dict[str, tuple[int, int, int]] = {}
+        self.shards: list[dict[str, Tensor]] = []
+        self.about: dict[str, str] = {}
 
     def fetch(
         self, rows: datasets.Dataset, ask: Callable[[], Teacher], progress: Callable[[int], None]
@@ -43,31 +55,112 @@ class CachedTeacher(Teacher):
             ask: gives the teacher; called only if a shard is missing.
             progress: called with the number of rows that are answered so far.
         """
-        parts = []
         for start in range(0, len(rows), SHARD):
             chunk = rows.select(range(start, min(start + SHARD, len(rows))))
-            path = self.folder / f"{digest(list(chunk['id']))[:32]}.safetensors"
-            logits = _read(path, len(chunk))
-            if logits is None:
-                logits = ask().signals(list(chunk)).logits.contiguous()
-                with replaced(path) as temporary:
-                    save_file({"logits": logits}, temporary)
-            parts.append(logits)
+            ids = list(chunk["id"])
+            path = self.folder / f"{digest(ids)[:32]}.safetensors"
+            if not self._open(path, ids):
+                self._write(path, ask().rows(list(chunk), self._keep))
+                if not self._open(path, ids):
+                    raise OSError(f"{path} was written and cannot be read: is the disk failing?")
             progress(start + len(chunk))
-        self.logits = torch.cat(parts)
-        self.index = {key: row for row, key in enumerate(rows["id"])}
 
-    def signals(self, examples: Sequence[Mapping[str, Any]]) -> Signal:
-        """The stored logits of rows that were fetched, (N, C)."""
-        return Signal(self.logits[[self.index[example["id"]] for example in examples]])
+    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = as_it_is) -> list[AnySignal]:
+        """The stored answers of rows that were fetched."""
+        found = []
+        for example in examples:
+            shard, start, end = self.index[example["id"]]
+            found.append(self._signal({name: part[start:end] for name, part in self.shards[shard].items()}))
+        return found
+
+    def signals(self, examples: Sequence[Mapping[str, Any]]) -> AnySignal:
+        """The stored answers of a batch: its parts are joined before they are unpacked."""
+        places = [self.index[example["id"]] for example in examples]
+        return self._signal(
+            {
+                name: torch.cat([self.shards[shard][name][start:end] for shard, start, end in places])
+                for name in self.shards[0]
+            }
+        )
+
+    def _keep(self, signal: AnySignal) -> AnySignal:
+        return top_k(signal, self.k, self.temperature) if isinstance(signal, HiddenSignal) else signal
+
+    def _write(self, path: Path, rows: list[AnySignal]) -> None:
+        whole = concatenate(rows)
+        tensors = {"offsets": torch.tensor([0, *map(len, rows)]).cumsum(0)}
+        about = {"classes": str(whole.classes)}
+        if isinstance(whole, TopKSignal):
+            about["temperature"] = repr(whole.temperature)
+            tensors |= {
+                "low": (whole.indices & 0xFFFF).to(torch.uint16),
+                "log_p": whole.log_p.half(),
+                "log_rest": whole.log_rest,
+            }
+            if whole.classes > 2**16:
+                tensors["high"] = _nibbles(whole.indices >> 16)
+        else:
+            assert isinstance(whole, Signal)
+            tensors["logits"] = whole.logits
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        about["checksum"] = _checksum(tensors)
+        with replaced(path) as temporary:
+            save_file(tensors, temporary, metadata=about)
+
+    def _open(self, path: Path, ids: list[str]) -> bool:
+        if not path.is_file():
+            return False
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if _checksum(tensors) != about.get("checksum"):
+                raise ValueError("its checksum is another")
+            offsets = tensors.pop("offsets").tolist()
+            if len(offsets) != len(ids) + 1:
+                raise ValueError(f"it holds {len(offsets) - 1} rows, not {len(ids)}")
+        except (SafetensorError, KeyError, OSError, ValueError) as error:
+            logger.warning("the teacher's answers in %s cannot be used (%s) and are made again", path, error)
+            return False
+        self.about = about
+        for row, key in enumerate(ids):
+            self.index[key] = len(self.shards), offsets[row], offsets[row + 1]
+        self.shards.append(tensors)
+        return True
+
+    def _signal(self, stored: dict[str, Tensor]) -> AnySignal:
+        if "logits" in stored:
+            return Signal(stored["logits"])
+        indices = stored["low"].long()
+        if "high" in stored:
+            indices += _whole(stored["high"], indices.shape[-1]) << 16
+        return TopKSignal(
+            indices,
+            stored["log_p"].float(),
+            stored["log_rest"],
+            float(self.about["temperature"]),
+            int(self.about["classes"]),
+        )
 
 
-def _read(path: Path, rows: int) -> torch.Tensor | None:
-    if not path.is_file():
-        return None
-    try:
-        logits = load_file(path)["logits"]
-    except (SafetensorError, KeyError, OSError) as error:
-        logger.warning("the teacher's answers in %s cannot be read (%s) and are made again", path, error)
-        return None
-    return logits if len(logits) == rows else None
+def _nibbles(values: Tensor) -> Tensor:
+    """(N, k) numbers below 16, two in a byte: (N, ⌈k / 2⌉)."""
+    if values.shape[-1] % 2:
+        values = torch.nn.functional.pad(values, (0, 1))
+    return (values[:, ::2] | values[:, 1::2] << 4).to(torch.uint8)
+
+
+def _whole(packed: Tensor, k: int) -> Tensor:
+    """What `_nibbles` packed, (N, k)."""
+    pairs = torch.stack([packed & 15, packed >> 4], -1)
+    return pairs.flatten(-2)[:, :k].long()
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if tensor.numel():
+            found.update(tensor.view(torch.uint8).numpy().data)
+    return found.hexdigest()

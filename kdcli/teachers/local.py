@@ -10,9 +10,9 @@ import torch
 
 from kdcli.config import Count
 from kdcli.models import Source, fast_bf16, label_order, load_tokenizer, load_whole
-from kdcli.signal import Signal
+from kdcli.signal import AnySignal
 from kdcli.tasks.base import Task
-from kdcli.teachers.base import Teacher
+from kdcli.teachers.base import Keep, Teacher, as_it_is
 
 
 class LocalTeacher(Teacher):
@@ -33,15 +33,24 @@ class LocalTeacher(Teacher):
         """
         self.model = load_whole(source, task)
         self.tokenizer = load_tokenizer(source, self.model)
-        self.order = label_order(self.model.config, task.labels, source.name)
+        self.order = label_order(self.model.config, task.labels, source.name) if task.labels else None
+        self.classes = len(task.labels) or max(self.tokenizer.get_vocab().values()) + 1
         self.model.requires_grad_(False).eval()
         if torch.cuda.is_available():
             torch.nn.Module.cuda(self.model)
         self.task, self.max_length, self.bf16 = task, max_length, fast_bf16(precision)
 
-    def signals(self, examples: Sequence[Mapping[str, Any]]) -> Signal:
-        """The logits of each row, in its own tokenization: (N, C)."""
-        rows = datasets.Dataset.from_list(list(examples))
-        encoded = self.task.encode(self.tokenizer, rows, self.max_length)
-        logits = self.task.predict(self.model, self.tokenizer, encoded, self.batch_size, self.bf16)
-        return Signal(torch.from_numpy(logits[:, self.order]))
+    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = as_it_is) -> list[AnySignal]:
+        """In the teacher's own tokenization. Classes beyond the tokenizer's last token, which pad embeddings, are left out."""
+        table = datasets.Dataset.from_list(list(examples))
+        encoded = self.task.encode(self.tokenizer, table, self.max_length)
+        found: dict[int, AnySignal] = {}
+        for numbers, said, labels in self.task.batches(
+            self.model, self.tokenizer, encoded, self.batch_size, self.bf16, self.order
+        ):
+            kept = keep(said.first(self.classes) if said.classes > self.classes else said)
+            start = 0
+            for number, part in zip(numbers.tolist(), labels, strict=True):
+                found[number] = kept.at(slice(start, start + len(part)))
+                start += len(part)
+        return [found[number] for number in range(len(table))]

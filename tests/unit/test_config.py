@@ -12,6 +12,7 @@ import pytest
 from kdcli.config import (
     COMMANDS,
     Component,
+    Dataset,
     Distill,
     Trainer,
     build,
@@ -105,6 +106,9 @@ def test_all_problems_at_once(tree: dict[str, Any]) -> None:
         ("hardware.precisions", ["int4"], "hardware.precisions.0 = 'int4': expected 'fp32' or 'int8'"),
         ("student", None, "student = None: expected a mapping of keys to values"),
         ("trainer", "fast", "trainer = 'fast': expected a mapping of keys to values"),
+        ("dataset.prompt", "question", "dataset: prompt and completion: give both columns, or neither"),
+        ("dataset.completion", "answer", "dataset: prompt and completion: give both columns, or neither"),
+        ("dataset.format", "json", "dataset.format = 'json': expected 'csv', 'jsonl', 'parquet', 'txt'"),
         ("seed", 2**32, "seed = 4294967296: expected less than 4294967296"),
     ],
 )
@@ -115,6 +119,49 @@ def test_one_problem(tree: dict[str, Any], path: str, value: Any, said: str) -> 
     for parent in parents:
         node = node[parent]
     node[key] = value
+    head, *lines = refused(tree)
+    assert head == "the config is wrong:"
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        ({}, "classification"),
+        ({"text": "review", "label": "stars"}, "classification"),
+        ({"text_pair": "second"}, "classification"),
+        ({"label": None}, "causal_lm"),
+        ({"prompt": "question", "completion": "answer"}, "causal_lm"),
+        ({"messages": "talk"}, "causal_lm"),
+        ({"format": "txt"}, "causal_lm"),
+        ({"format": "conversations"}, "causal_lm"),
+        ({"task": "causal_lm"}, "causal_lm"),
+        ({"task": "classification", "format": "txt"}, "classification"),
+    ],
+    ids=str,
+)
+def test_kind_follows_the_columns(keys: dict[str, Any], kind: str) -> None:
+    """A classifier trained on answers as its labels, since nobody said `task=`."""
+    assert Dataset.model_validate({"path": "d", **keys}).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {"prompt": "p", "completion": "c", "messages": "m"},
+            "prompt and messages: name the columns of one of them",
+        ),
+        ({"task": "classification", "label": None}, "classification needs the label's column"),
+        ({"label": None, "labelled": 5}, "causal_lm has no labels to hide; use limit"),
+        ({"messages": "m", "labelled": 5}, "causal_lm has no labels to hide; use limit"),
+    ],
+    ids=str,
+)
+def test_columns_that_do_not_go_together(tree: dict[str, Any], keys: dict[str, Any], said: str) -> None:
+    """One of two columns, or of two settings, is ignored in silence."""
+    tree["dataset"] |= keys
     head, *lines = refused(tree)
     assert head == "the config is wrong:"
     assert len(lines) == 1

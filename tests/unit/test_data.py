@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
 from pydantic import ValidationError
 from tiny import sentences, write_csv
 
-from kdcli.config import Dataset
+from kdcli.config import Dataset, conf_dir
 from kdcli.data import SPLITS, Data, load, require_batch
 from kdcli.errors import ConfigError, DataError
 from kdcli.tasks.base import IGNORE
@@ -23,7 +24,9 @@ ROWS = sentences(60)
 
 
 def read(path: Path, **more: Any) -> Data:
-    kind = {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix, "csv")
+    kind = {".jsonl": "jsonl", ".parquet": "parquet", ".txt": "txt", ".yml": "conversations"}.get(
+        path.suffix, "csv"
+    )
     return load(Dataset.model_validate({"path": str(path), "format": kind, **more}))
 
 
@@ -298,7 +301,7 @@ def test_tsv_has_no_quotes(tmp_path: Path) -> None:
     path.write_text("".join(f"{text}\t{label}\n" for text, label in [("text", "label"), *rows]))
     assert texts(read(path)) == {text for text, _ in rows}
     path.rename(tmp_path / "a.txt")
-    assert texts(read(tmp_path / "a.txt", delimiter=r"\t")) == {text for text, _ in rows}
+    assert texts(read(tmp_path / "a.txt", format="csv", delimiter=r"\t")) == {text for text, _ in rows}
 
 
 def test_csv_with_quoted_newlines_commas_and_quotes(tmp_path: Path) -> None:
@@ -414,6 +417,353 @@ def test_split_file_that_is_missing_or_unlike(tmp_path: Path) -> None:
     )
     same = write_csv(tmp_path / "same.csv", ROWS)
     assert "the train split has no rows" in refused(train, test=str(same), validation=str(same))
+
+
+# ---- completions, conversations and plain text -------------------------------------------------------
+
+PAIRS = [(f"What is {number}?", f"It is\n  {number}.") for number in range(60)]
+COLUMNS = {"prompt": "prompt", "completion": "completion"}
+SAID = {"messages": "messages"}
+
+
+def pairs(rows: list[tuple[Any, Any]] = PAIRS) -> list[dict[str, Any]]:
+    return [{"prompt": prompt, "completion": completion} for prompt, completion in rows]
+
+
+def conversation(*turns: Any) -> list[dict[str, Any]]:
+    """Turns of user and assistant, one after the other."""
+    return [{"role": ("user", "assistant")[number % 2], "content": turn} for number, turn in enumerate(turns)]
+
+
+def everything(data: Data) -> list[dict[str, Any]]:
+    return [{key: row[key] for key in row if key != "id"} for split in SPLITS for row in data[split]]
+
+
+def ordered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=json.dumps)
+
+
+def save(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
+    """The rows as a file; csv holds messages as JSON."""
+    if kind == "jsonl":
+        return write_jsonl(folder / "a.jsonl", rows)
+    if kind == "parquet":
+        return write_parquet(folder / "a.parquet", {key: [row[key] for row in rows] for key in rows[0]})
+    cells = [
+        tuple(value if isinstance(value, str) else json.dumps(value) for value in row.values())
+        for row in rows
+    ]
+    return write_csv(folder / "a.csv", cells, header=tuple(rows[0]))  # type: ignore[arg-type]
+
+
+FORMS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
+    (COLUMNS, pairs()),
+    (SAID, [{"messages": conversation(*pair, "And?", "No.")} for pair in PAIRS]),
+    ({"label": None}, [{"text": f"{prompt}\n\n\t{completion}"} for prompt, completion in PAIRS]),
+]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "hub"])
+@pytest.mark.parametrize(("keys", "rows"), FORMS, ids=["pairs", "messages", "text"])
+def test_causal_rows_from_every_format(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    keys: dict[str, Any],
+    rows: list[dict[str, Any]],
+) -> None:
+    """Folded newlines, columns of another format, or a `label` column asked of data that has none."""
+    path = save(tmp_path, "parquet" if kind == "hub" else kind, rows)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("kdcli.data.snapshot", lambda *_, **__: (tmp_path, "c0ffee"))
+    data = read(path, format=kind, **keys)
+    assert ordered(everything(data)) == ordered(rows)
+    assert [len(data[split]) for split in SPLITS] == [48, 6, 6]
+    assert data.labels == []
+    assert data.gold.to_list() == data["train"].to_list()
+    assert data.commit == ("c0ffee" if kind == "hub" else None)
+
+
+def test_columns_of_other_names(tmp_path: Path) -> None:
+    """Columns kept under the file's names, which no task would find."""
+    rows = [{"instruction": prompt, "output": completion} for prompt, completion in PAIRS]
+    data = read(write_jsonl(tmp_path / "a.jsonl", rows), prompt="instruction", completion="output")
+    assert ordered(everything(data)) == ordered(pairs())
+    talks = [{"talk": conversation(*pair)} for pair in PAIRS]
+    data = read(write_jsonl(tmp_path / "b.jsonl", talks), messages="talk")
+    assert data["train"].column_names == ["id", "messages"]
+
+
+def test_more_keys_than_role_and_content(tmp_path: Path) -> None:
+    """A weight or a name beside a turn would change its id, or reach the chat template."""
+    rows = [{"messages": [turn | {"weight": 1} for turn in conversation(*pair)]} for pair in PAIRS]
+    plain = [{"messages": conversation(*pair)} for pair in PAIRS]
+    one = read(write_jsonl(tmp_path / "a.jsonl", rows), **SAID)
+    assert one.fingerprint == read(write_jsonl(tmp_path / "b.jsonl", plain), **SAID).fingerprint
+
+
+@pytest.mark.parametrize(("keys", "rows"), FORMS, ids=["pairs", "messages", "text"])
+def test_causal_ids_and_fingerprint(tmp_path: Path, keys: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """An answer changed by a letter's case under a finished run; a split that follows the order of the rows."""
+
+    def loaded(name: str, changed: list[dict[str, Any]]) -> Data:
+        return read(write_jsonl(tmp_path / name, changed), **keys)
+
+    before = loaded("a.jsonl", rows)
+    assert loaded("b.jsonl", random.Random(1).sample(rows, len(rows))).fingerprint == before.fingerprint
+    louder = json.loads(json.dumps(rows[0]).replace("It is", "IT is"))
+    assert loaded("c.jsonl", [louder, *rows[1:]]).fingerprint != before.fingerprint
+    assert loaded("d.jsonl", rows[1:]).fingerprint != before.fingerprint
+    assert len(everything(loaded("e.jsonl", [louder, rows[0], *rows]))) == 61
+
+
+def test_ends_are_stripped_and_replaced_is_every_text(tmp_path: Path) -> None:
+    """A blank at the end is a token that the model learns to say; a mark left in one turn of many."""
+    rows = [(f" <b>{prompt}\n", f"\n{completion}<b>  ") for prompt, completion in PAIRS]
+    replace = {"replace": {"<b>": ""}}
+    data = read(write_jsonl(tmp_path / "a.jsonl", pairs(rows)), **COLUMNS, **replace)
+    assert ordered(everything(data)) == ordered(pairs())
+    talks = [{"messages": conversation(*row)} for row in [*rows, ("<b>", "gone")]]
+    data = read(write_jsonl(tmp_path / "b.jsonl", talks), **SAID, **replace)
+    assert ordered(everything(data)) == ordered([{"messages": conversation(*pair)} for pair in PAIRS])
+
+
+MANY = [(prompt, f"{completion} {more}") for prompt, completion in PAIRS for more in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "rows"),
+    [
+        (COLUMNS, pairs(MANY)),
+        (COLUMNS, pairs([((str.upper, str.title, str)[more % 3](p), c) for more, (p, c) in enumerate(MANY)])),
+        (SAID, [{"messages": conversation(*pair)} for pair in MANY]),
+        (SAID, [{"messages": [{"role": "system", "content": c}, *conversation(p, c)]} for p, c in MANY]),
+        ({"label": None}, [{"text": change(p)} for p, _ in PAIRS for change in (str, str.upper, str.title)]),
+    ],
+    ids=["pairs", "pairs by case", "messages", "system first", "text by case"],
+)
+def test_a_prompt_stays_in_one_split(
+    tmp_path: Path, keys: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
+    """Another answer to a training prompt in test measures what was learnt by heart."""
+
+    def prompts(data: Data) -> list[set[str]]:
+        def of(row: dict[str, Any]) -> str:
+            turns = row.get("messages", [])
+            return (
+                row.get("prompt")
+                or row.get("text")
+                or next(t["content"] for t in turns if t["role"] == "user")
+            )
+
+        return [{of(row).casefold() for row in data[split]} for split in SPLITS]
+
+    data = read(write_jsonl(tmp_path / "a.jsonl", rows), **keys, validation_size=18, test_size=31)
+    assert [len(data[split]) for split in SPLITS] == [132, 18, 30]
+    assert [len(found) for found in prompts(data)] == [44, 6, 10]
+    assert len(set.union(*prompts(data))) == 60
+    test = write_jsonl(tmp_path / "test.jsonl", rows[:1])
+    validation = write_jsonl(tmp_path / "validation.jsonl", [rows[1], rows[4]])
+    data = read(tmp_path / "a.jsonl", **keys, validation=str(validation), test=str(test))
+    assert [len(data[split]) for split in SPLITS] == [174, 1, 1]
+
+
+def test_a_prompt_with_more_rows_than_a_split(tmp_path: Path) -> None:
+    """One prompt of a thousand rows takes all of them into a test split of ten, or leaves it empty without a word."""
+    rows = [*PAIRS, *(("Tell a joke.", f"Joke {number}.") for number in range(30))]
+    data = read(write_jsonl(tmp_path / "a.jsonl", pairs(rows)), **COLUMNS, test_size=10, validation_size=10)
+    assert [len(data[split]) for split in SPLITS] == [70, 10, 10]
+    path = write_jsonl(tmp_path / "b.jsonl", pairs(rows[60:]))
+    message = refused(path, **COLUMNS)
+    assert "every prompt has more than the 3 rows for test" in message
+    assert "give a larger dataset.test_size, or dataset.test=" in message
+
+
+def test_conversations_that_no_user_begins_are_not_one_group(tmp_path: Path) -> None:
+    """Without a prompt to tell them apart, all stay in one split."""
+    rows = [
+        {"messages": [{"role": "system", "content": "Speak."}, {"role": "assistant", "content": said}]}
+        for _, said in PAIRS
+    ]
+    data = read(write_jsonl(tmp_path / "a.jsonl", rows), **SAID)
+    assert [len(data[split]) for split in SPLITS] == [48, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("keys", "row", "said"),
+    [
+        (COLUMNS, {"prompt": "x", "completion": ""}, "the completion is empty; remove the row, or fill it"),
+        (COLUMNS, {"prompt": " \n", "completion": "y"}, "the prompt is empty; remove the row, or fill it"),
+        (COLUMNS, {"prompt": 5, "completion": "y"}, "the prompt is 5, not a string"),
+        (COLUMNS, {"prompt": "x", "completion": None}, "the completion is None, not a string"),
+        (COLUMNS, {"prompt": "x", "completion": "\ud83d"}, "the completion '\\ud83d' holds half a character"),
+        ({"label": None}, {"text": ""}, "the text is empty"),
+        (SAID, {"messages": None}, "the messages are None; expected a list of {"),
+        (SAID, {"messages": "hello"}, "the messages are 'hello'; expected a list of {"),
+        (SAID, {"messages": '{"role": 1}'}, "the messages are {'role': 1}; expected a list of {"),
+        (SAID, {"messages": ["hello"]}, "message 1 is 'hello'; expected a list of {"),
+        (SAID, {"messages": [{"from": "gpt", "value": "x"}]}, "message 1 is {'from': 'gpt', 'value': 'x'}"),
+        (SAID, {"messages": conversation("x", None)}, "the content of message 2 is None, not a string"),
+        (SAID, {"messages": conversation("x", " ")}, "the content of message 2 is empty"),
+        (SAID, {"messages": [{"role": 1, "content": "x"}]}, "the role of message 1 is 1, not a string"),
+        (SAID, {"messages": conversation("x")}, "no message has the role assistant (roles: user)"),
+        (SAID, {"messages": []}, "no message has the role assistant (roles: none)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_causal_rows_that_are_refused(
+    tmp_path: Path, keys: dict[str, Any], row: dict[str, Any], said: str
+) -> None:
+    """A row without an answer teaches silence; a traceback of the chat template, an hour later, names no row."""
+    good = next(rows for form, rows in FORMS if form == keys)
+    message = refused(write_jsonl(tmp_path / "a.jsonl", [good[0], row, *good]), **keys)
+    assert f"a.jsonl, row 2: {said}" in message
+
+
+@pytest.mark.parametrize("keys", [COLUMNS, SAID, {"label": None}], ids=["pairs", "messages", "text"])
+def test_missing_causal_column(tmp_path: Path, keys: dict[str, Any]) -> None:
+    """Advice to name a label's column to somebody who has none."""
+    path = write_csv(tmp_path / "a.csv", PAIRS, header=("prompts", "answer"))
+    message = refused(path, **keys)
+    assert "(columns: prompts, answer)" in message
+    assert "dataset.prompt= and dataset.completion=, dataset.messages=, or dataset.text=" in message
+    assert "dataset.label" not in message
+
+
+# ---- plain text
+
+PARAGRAPH = (
+    "A line of text that is fifty characters long, yes.\n" * 8
+)  # 8 · 51 - 1 = 407 without the last end
+
+
+def test_plain_text_becomes_documents(tmp_path: Path) -> None:
+    """A row a line has no context; one row for a whole book is cut off after its first page."""
+    paragraphs = [f"{number}\n{PARAGRAPH}".strip() for number in range(40)]
+    path = tmp_path / "a.txt"
+    path.write_bytes(("\n" + "\n \t\n\n".join(paragraphs)).replace("\n", "\r\n").encode())
+    data = read(path)
+    found = sorted(texts(data), key=lambda text: int(text.split()[0]))
+    assert "\n\n".join(found) == "\n\n".join(paragraphs)
+    assert [text.count("\n\n") + 1 for text in found] == [3] * 13 + [1]
+    assert all(len(text) >= 1000 for text in found[:-1])
+    assert data["train"].column_names == ["id", "text"]
+    assert data.labels == []
+
+
+def test_folders_of_text_and_of_conversations(tmp_path: Path) -> None:
+    """Half of a corpus read, a README read as part of it, or a row's place given in the folder, not in a file."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(DataError, match="folder has no files \\*.txt"):
+        read(folder, format="txt")
+    with pytest.raises(DataError, match="folder has no files \\*.yml, \\*.yaml"):
+        read(folder, format="conversations")
+    (folder / "README.md").write_text("not this")
+    for number in range(12):
+        (folder / f"{number}.{['txt', 'TXT'][number % 2]}").write_text(f"Document {number}.")
+        talk = {"conversations": [[f"Ask {number}?", f"Say {number}."]]}
+        (folder / f"{number}.{['yml', 'yaml'][number % 2]}").write_text(yaml.safe_dump(talk))
+    assert texts(read(folder, format="txt")) == {f"Document {number}." for number in range(12)}
+    rows = [(f"Ask {number}?", f"Say {number}.") for number in range(12)]
+    assert ordered(everything(read(folder, format="conversations"))) == ordered(pairs(rows))
+    other = tmp_path / "b.txt"
+    other.write_text("Document 3.\n")
+    assert read(folder, format="txt", test=str(other))["test"]["text"] == ["Document 3."]
+    (folder / "7.TXT").write_text("half \0")
+    assert "7.TXT, line 1 holds NUL" in refused(folder, format="txt")
+    (folder / "7.TXT").write_text("\n\n")
+    assert "7.TXT has no rows" in refused(folder, format="txt")
+    (folder / "7.yaml").write_text("conversations:\n- - x\n  - ' '\n")
+    assert "7.yaml, row 1: the completion is empty" in refused(folder, format="conversations")
+
+
+def test_no_text_at_all(tmp_path: Path) -> None:
+    """A path that does not exist taken for a folder without files."""
+    for kind in ("txt", "conversations"):
+        assert "nowhere does not exist" in refused(tmp_path / "nowhere", format=kind)
+    path = tmp_path / "a.txt"
+    path.write_text("café", encoding="latin-1")
+    assert "a.txt, line 1 is not utf-8 text" in refused(path)
+
+
+@pytest.mark.parametrize("kind", ["txt", "conversations"])
+def test_formats_without_labels(tmp_path: Path, kind: str) -> None:
+    """A classifier of plain text: the message speaks of a missing column in a file that has none."""
+    with pytest.raises(ConfigError, match=f"dataset.format = {kind}: there are no labels in it"):
+        read(tmp_path / "a.txt", format=kind, task="classification")
+
+
+# ---- conversations
+
+TALK = """
+categories: [small talk]
+conversations:
+- - How many?
+  - 42
+- - Which version?
+  - 1.10
+- - Really?
+  - yes
+- - ? Is it so
+  - x
+- A line that is no conversation
+- - Alone
+- - Nothing after
+  -
+-
+- - Are you sad?
+  - No.
+  - Not now.
+  - Sometimes.
+"""
+
+
+def test_conversations_become_pairs(tmp_path: Path) -> None:
+    """An unquoted yes becomes True and 1.10 becomes 1.1; a third turn becomes an answer to the second."""
+    rows = [("How many?", "42"), ("Which version?", "1.10"), ("Really?", "yes"), ("Are you sad?", "No.")]
+    path = tmp_path / "a.yml"
+    path.write_text(TALK.replace("- - ? Is it so\n  - x\n", ""))
+    data = read(path, validation_size=1, test_size=1)
+    assert ordered(everything(data)) == ordered(pairs(rows))
+    path.write_text(TALK)
+    message = refused(path)
+    assert "a.yml, conversation 4: expected turns that are text, got {'Is it so': ''}; put quotes" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("conversations: [", "a.yml is not YAML (while parsing a flow node"),
+        ("conversations:\n- - a: b: c\n", "line 2, column 9"),
+        ("talks:\n- - a\n  - b\n", "a.yml: expected `conversations`, a list of lists of turns"),
+        ("- - a\n  - b\n", "a.yml: expected `conversations`, a list of lists of turns"),
+        ("conversations: hello", "a.yml: expected `conversations`, a list of lists of turns"),
+        ("conversations:\n- - a\n", "a.yml has no rows"),
+    ],
+    ids=["cut", "colon", "other key", "list", "text", "no pair"],
+)
+def test_spoiled_conversations(tmp_path: Path, text: str, said: str) -> None:
+    """A file of another shape read as an empty one."""
+    (tmp_path / "a.yml").write_text(text)
+    assert said in refused(tmp_path / "a.yml")
+
+
+@pytest.mark.real
+def test_packaged_conversations() -> None:
+    """A new version of the package, or of the reader, that leaves little of the packaged data."""
+    cfg = Dataset.model_validate(yaml.safe_load((conf_dir() / "dataset" / "chat.yaml").read_text()))
+    data = load(cfg)
+    assert len(data["validation"]) == cfg.validation_size
+    assert len(data["test"]) == cfg.test_size
+    assert len(data["train"]) > 550
+    rows = everything(data)
+    assert {"prompt": "What language are you written in?", "completion": "Python."} in rows
+    prompts = [{prompt.casefold() for prompt in data[split]["prompt"]} for split in SPLITS]
+    assert sum(map(len, prompts)) == len(set.union(*prompts))
+
+
+# ---- batches -----------------------------------------------------------------------------------------
 
 
 def test_fewer_rows_than_a_batch() -> None:

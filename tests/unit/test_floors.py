@@ -13,10 +13,11 @@ ROOT = Path(kdcli.__file__).parent
 FLOORS = [
     {"errors", "signal"},
     {"config", "console", "files"},
-    {"rundir", "losses", "tasks"},
+    {"rundir", "losses", "gguf"},
+    {"tasks"},
     {"models", "data"},
     {"students", "teachers", "rollouts", "hardware"},
-    {"distiller", "measure", "evaluate", "report", "environment"},
+    {"distiller", "measure", "evaluate", "generate", "report", "environment"},
     {"trainer", "preflight"},
     {"commands"},
     {"launch"},

@@ -22,10 +22,12 @@ from kdcli.config import Measure
 from kdcli.errors import ExportError
 from kdcli.hardware.cpu import Cpu
 from kdcli.measure import UNKNOWN, MeasureSpec, measure, measure_rows
+from kdcli.tasks.classification import Classification
 
 TEXTS = [[text] for text, _ in sentences(40)]
 QUICK = {"latency_runs": 5, "throughput_seconds": 0.01, "batch_size": 8}
 LENGTH = 12
+TASK = Classification(["bad", "good"])
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +163,16 @@ def test_rows_of_a_split_are_measured_as_the_config_says(student: Path, tokenize
     columns = {"text": [text for text, _ in texts], "text_pair": [pair for _, pair in texts]}
     rows = datasets.Dataset.from_dict(columns | {"label": [0, 1, 0]})
     cfg = Measure(latency_runs=2, throughput_seconds=0.01)
-    found = measure_rows(cfg, "onnx", student / "onnx" / "model.onnx", student, rows, LENGTH, logits=True)
+    found = measure_rows(
+        cfg,
+        "onnx",
+        student / "onnx" / "model.onnx",
+        student,
+        TASK,
+        TASK.inputs(rows, tokenizer),
+        LENGTH,
+        logits=True,
+    )
     np.testing.assert_allclose(found.pop("logits"), expected(student, tokenizer, texts), atol=1e-5)
     assert set(found) == set(asdict(UNKNOWN))
     assert all(found.values())
@@ -172,8 +183,7 @@ def test_nothing_is_started_where_nothing_is_asked_for(
 ) -> None:
     """measure=null is for sweeps whose jobs run side by side: they must not pay for a process."""
     monkeypatch.setattr(subprocess, "run", None)
-    rows = datasets.Dataset.from_dict({"text": ["a"]})
-    assert measure_rows(None, "torch", student, student, rows, LENGTH) == asdict(UNKNOWN)
+    assert measure_rows(None, "torch", student, student, TASK, TEXTS, LENGTH) == asdict(UNKNOWN)
 
 
 def test_a_slow_model_is_not_run_thrice() -> None:

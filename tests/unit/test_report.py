@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import random
 import re
@@ -168,6 +169,105 @@ def fake_run(path: Path, report: dict[str, Any], metrics: list[dict[str, Any]] |
     return path
 
 
+def fake_lm_model(rng: random.Random, perplexity: float, size: int, kl: float | None) -> dict[str, Any]:
+    """One entry of report.json["models"] of a language model; ``kl`` is None for the teacher."""
+    score = -math.log(perplexity)
+    return {
+        "parameters": size,
+        "bytes": 4 * size,
+        "score": score,
+        "scores": {
+            "log_prob": score,
+            "log_prob_ci95": [score - 0.03, score + 0.03],
+            "perplexity": perplexity,
+            "token_accuracy": 0.471,
+            "kl_to_teacher": kl,
+            "agreement": None if kl is None else 0.683,
+            "rouge_l": 0.312,
+            "distinct_2": 0.87,
+            "repetition": 0.042,
+        },
+        "latency_ms": {"p50": size / 5e6, "p95": size / 4e6},
+        "throughput_per_s": 5e9 / size,
+        "peak_memory_bytes": 6 * size + 90_000_000,
+    }
+
+
+def fake_lm_report(
+    teacher: float | None = 10.1,
+    control: float | None = 16.0,
+    student: float = 14.2,
+    ci95: tuple[float, float] | None = (0.08, 0.16),
+    kl: float | None = 1.1,
+    kl_ci95: tuple[float, float] | None = (0.2, 0.4),
+    **changes: Any,
+) -> dict[str, Any]:
+    """report.json of task causal_lm; models are given by perplexity, ``kl`` is the control's (the student's: 0.8)."""
+    rng = random.Random(1)
+    score = {
+        n: -math.log(p) for n, p in (("teacher", teacher), ("control", control), ("student", student)) if p
+    }
+    if teacher is None:
+        kl = None
+    models: dict[str, Any] = {"teacher": fake_lm_model(rng, teacher or 1.0, 134_515_008, None)}
+    if teacher is None:
+        keys = ("score", "parameters", "bytes", "latency_ms", "throughput_per_s", "peak_memory_bytes")
+        models["teacher"] = dict.fromkeys(keys)
+    if control is not None:
+        models["control"] = fake_lm_model(rng, control, 49_820_373, kl)
+    models["student"] = fake_lm_model(rng, student, 49_820_373, 0.8)
+    texts = {
+        "prompt": "Summarise in one sentence:\n\nThe council met on Tuesday to talk about the bridge, which has "
+        "been closed since a lorry hit it in March.",
+        "reference": "The council discussed the bridge that a lorry damaged in March.",
+        "teacher": "On Tuesday the council talked about the bridge, closed since March.",
+        "control": "The council met on Tuesday. The council met on Tuesday. The council met on Tuesday.",
+        "student": "The council talked about the closed bridge on Tuesday.",
+    }
+    if control is None:
+        del texts["control"]
+    return fake_report() | {
+        "task": "causal_lm",
+        "metric": "log_prob",
+        "labels": [],
+        "test_examples": 1000,
+        "test_tokens": 23_456,
+        "dataset": {
+            "name": "news_summaries",
+            "train": 20_000,
+            "labelled": 20_000,
+            "validation": 1_000,
+            "test": 1_000,
+            "fingerprint": "5d1c0f7ab2e94c31",
+        },
+        "models": models,
+        "verdict": {
+            "retention": None if teacher is None else teacher / student,
+            "gain_over_control": None if control is None else score["student"] - score["control"],
+            "gain_ci95": None if control is None or ci95 is None else list(ci95),
+            "agreement": 0.683,
+            "kl_to_teacher": None if teacher is None else 0.8,
+            "kl_gain_over_control": None if control is None or kl is None else kl - 0.8,
+            "kl_gain_ci95": None if control is None or kl is None or kl_ci95 is None else list(kl_ci95),
+            "compression": None if teacher is None else 2.7,
+            "speedup": None if teacher is None else 2.1,
+            "text": "",
+        },
+        "generations": [dict(texts) for _ in range(10)],
+        **changes,
+    }
+
+
+def fake_lm_metrics() -> list[dict[str, Any]]:
+    """metrics.jsonl of a language model: validation scores are log-probabilities."""
+    records = fake_metrics(steps=1500)
+    for record in records:
+        if "eval/score" in record:
+            start = {"teacher": 2.3, "student": 2.6, "control": 2.75}[record["stage"]]
+            record["eval/score"] = -start - 6 * 2.7 ** (-record["step"] / 200)
+    return records
+
+
 NAMES = {
     "teacher": "bert-base",
     "student": "tiny",
@@ -266,12 +366,137 @@ def test_verdict_on_size_and_speed(verdict: dict[str, Any], part: str) -> None:
 
 
 def test_verdict_of_a_metric_that_is_no_percentage() -> None:
-    """Log-probabilities are printed as percentages, or a retention of probabilities as one of scores."""
-    report = fake_report(teacher=-1.2, control=-1.5, student=-1.3, ci95=(0.15, 0.25), task="causal_lm")
-    report["metric"], report["verdict"]["retention"] = "log_probability", 0.905
+    """Scores of a metric that the report knows nothing about are printed as percentages."""
+    report = fake_report(teacher=31.2, control=25.0, student=28.236, ci95=(2.0, 4.0), metric="bleu")
     text = reports.verdict_text(report)
-    assert "keeps 90.5 % of the teacher's probability of a reference token (-1.300 against -1.200)" in text
-    assert "+0.200 log_probability over the same student" in text
+    assert "keeps 90.5 % of the teacher's bleu (28.236 against 31.200)" in text
+    assert "+3.236 bleu over the same student" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {},
+            "The student's perplexity is 14.2, its teacher's 10.1: it gives a reference token 71.1 % of the "
+            "probability that its teacher gives it. It is 2.7 times smaller and 2.1 times faster. Distillation "
+            "helped: perplexity 14.2 against 16.0 for the same student without a teacher (+0.12 nats a token, 95 % "
+            "interval +0.08 to +0.16), and the student is nearer to the teacher (KL 0.80 against 1.10).",
+        ),
+        (
+            {"control": None},
+            "The student's perplexity is 14.2, its teacher's 10.1: it gives a reference token 71.1 % of the "
+            "probability that its teacher gives it. It is 2.7 times smaller and 2.1 times faster. No control was "
+            "trained, so whether the teacher helped is not known.",
+        ),
+        (
+            {"teacher": None},
+            "The student has perplexity 14.2 (the teacher's is not known); how much smaller and faster it is cannot "
+            "be known. Distillation helped: perplexity 14.2 against 16.0 for the same student without a teacher "
+            "(+0.12 nats a token, 95 % interval +0.08 to +0.16).",
+        ),
+        ({"smoke": True}, "A smoke run: these figures mean nothing."),
+    ],
+)
+def test_verdict_of_a_language_model_in_full(changes: dict[str, Any], expected: str) -> None:
+    """A sentence that people quote changes without anyone having decided it."""
+    assert reports.verdict_text(fake_lm_report(**changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        (
+            {"teacher": 15.0},
+            "The student's perplexity is 14.2, better than its teacher's 15.0: it gives a reference token 5.6 % more "
+            "probability than its teacher does. It is",
+        ),
+        (
+            {"teacher": 40.0},
+            "it gives a reference token 2.8 times the probability that its teacher gives it.",
+        ),
+        ({"teacher": 14.2}, "The student has its teacher's perplexity (14.2). It is"),
+        (
+            {"teacher": 14.199},
+            "perplexity is 14.200, its teacher's 14.199: it gives a reference token 99.9 % of",
+        ),
+        (
+            {"student": 48_500.0, "teacher": 10.1},
+            "perplexity is 48.5k, its teacher's 10.1: it gives a reference token under 0.1 % of the probability",
+        ),
+        ({"student": 1e40}, "The student's perplexity is over 999T, its"),
+        (
+            {"control": 14.3, "ci95": (-0.01, 0.03), "kl_ci95": (-0.1, 0.3), "kl": 0.9},
+            "No evidence that the teacher helped: perplexity 14.2 against 14.3 for the same student without a teacher "
+            "(+0.01 nats a token, 95 % interval -0.01 to +0.03), and the student is not clearly nearer to the teacher "
+            "(KL 0.80 against 0.90).",
+        ),
+        ({"ci95": (0.0, 0.2)}, "No evidence that the teacher helped: perplexity 14.2 against 16.0 for"),
+        ({"ci95": (-0.1, 0.2)}, "+0.20), but the student is nearer to the teacher (KL 0.80 against 1.10)."),
+        (
+            {"ci95": None},
+            "No evidence that the teacher helped: perplexity 14.2 against 16.0 for the same student",
+        ),
+        ({"ci95": None}, "(+0.12 nats a token, its interval is not known), but the student is nearer"),
+        (
+            {"control": 13.0, "ci95": (-0.1, -0.07)},
+            "The teacher HURT: perplexity 14.2 against 13.0 for the same student without a teacher (-0.09 nats a "
+            "token, 95 % interval -0.10 to -0.07), but the student is nearer to the teacher (KL 0.80 against 1.10).",
+        ),
+        (
+            {"control": 13.0, "ci95": (-0.1, -0.07), "kl": 0.6, "kl_ci95": (-0.3, -0.1)},
+            "-0.07), and the student is further from the teacher (KL 0.80 against 0.60).",
+        ),
+        (
+            {"kl": 0.6, "kl_ci95": (-0.3, -0.1)},
+            "+0.16), but the student is further from the teacher (KL 0.80 against 0.60).",
+        ),
+        (
+            {"kl_ci95": None},
+            "+0.16), but the student is not clearly nearer to the teacher (KL 0.80 against 1.10).",
+        ),
+        ({"kl": None}, "95 % interval +0.08 to +0.16)."),
+        (
+            {"control": 14.2, "ci95": (0.0, 0.0), "kl": 0.8, "kl_ci95": (0.0, 0.0)},
+            "No evidence that the teacher helped: the same student without a teacher does exactly as well, and the "
+            "student is not clearly nearer to the teacher (KL 0.80 against 0.80).",
+        ),
+        (
+            {"teacher": 16.2},
+            "(KL 0.80 against 1.10); the teacher itself is no better than the student without it (16.2 against 16.0).",
+        ),
+        (
+            {"teacher": 16.2, "kl": None},
+            "+0.16); the teacher itself is no better than that student (16.2 against 16.0).",
+        ),
+    ],
+)
+def test_verdict_of_a_language_model_is_honest(changes: dict[str, Any], part: str) -> None:
+    """Perplexity, of which less is better, turns a loss into a gain; or nearness to the teacher, which is what was
+    trained for, is sold as better answers."""
+    assert part in reports.verdict_text(fake_lm_report(**changes))
+
+
+def test_verdict_of_a_language_model_without_a_gain() -> None:
+    """A gain that could not be had hides that the student's nearness to the teacher is known, or is told as one."""
+    report = fake_lm_report()
+    report["verdict"] |= {"gain_over_control": None, "gain_ci95": None}
+    assert reports.verdict_text(report).endswith(
+        "The gain over the same student without a teacher is not known, nor whether the teacher helped, but the student "
+        "is nearer to the teacher (KL 0.80 against 1.10)."
+    )
+
+
+def test_rounding_hides_no_difference_of_language_models() -> None:
+    """ "Distillation helped" stands beside two perplexities, or two distances to the teacher, that look the same."""
+    text = reports.verdict_text(
+        fake_lm_report(
+            student=14.201, control=14.209, ci95=(0.0003, 0.0009), kl=0.8004, kl_ci95=(0.0001, 0.0009)
+        )
+    )
+    assert "perplexity 14.20 against 14.21" in text
+    assert "(+0.0006 nats a token, 95 % interval +0.0003 to +0.0009)" in text
+    assert "(KL 0.8000 against 0.8004)" in text
 
 
 # --- tables ---
@@ -450,6 +675,105 @@ def test_eval_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines()[-1] == verdict["text"]
 
 
+def test_final_table_of_language_models_fits_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table of a language model wraps, shows log-probabilities that nobody can read, or an interval turned
+    round."""
+    report = fake_lm_report(control=48_500.0)
+    report["models"]["teacher"] |= {
+        "parameters": 671_241_732_096,
+        "bytes": 1_384_483_464_192,
+        "latency_ms": {"p50": 12_345.6, "p95": 20_000.0},
+        "throughput_per_s": 123_456.7,
+        "peak_memory_bytes": 999_999_999_999,
+    }
+    reports.final_table(report)
+    title, *table, sentence = capsys.readouterr().out.splitlines()
+    assert title == "1,000 test examples, 23,456 reference tokens"
+    assert max(map(len, table)) <= 80
+    heads = ["model", "perplexity (95 %)", "params", "size", "first token", "tokens/s", "memory"]
+    assert re.split(r"\s{2,}", table[0]) == heads
+    shown = [re.split(r"\s{2,}", line)[1] for line in table[1:]]
+    assert shown == ["10.1 (9.80 to 10.4)", "48.5k (47.1k to 50.0k)", "14.2 (13.8 to 14.6)"]
+    assert sentence == reports.verdict_text(report)
+
+
+def test_table_of_language_models_shows_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
+    """A remote teacher's nulls crash the end of a run, or an artifact without an interval has half a bracket."""
+    reports.final_table(fake_lm_report(teacher=None))
+    assert capsys.readouterr().out.splitlines()[2].split() == ["teacher", *["n/a"] * 6]
+    dataset = {"name": "x"}
+    models = {"student.gguf": {"bytes": 45_000_000, "score": -2.5, "scores": {}}}
+    reports.eval_table(
+        {"metric": "log_prob", "split": "test", "examples": 10, "dataset": dataset, "models": models}
+    )
+    assert capsys.readouterr().out.splitlines()[2].split()[:3] == ["student.gguf", "12.2", "n/a"]
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        (0.0, "1.00"),
+        (-0.04, "1.04"),
+        (-6.9077, "1.00k"),
+        (-6.9, "992"),
+        (-25.0, "72.0B"),
+        (-34.54, "over 999T"),
+        (-1e9, "over 999T"),
+        (None, "n/a"),
+        (float("nan"), "n/a"),
+    ],
+)
+def test_perplexity(score: float | None, expected: str) -> None:
+    """A student that learned nothing overflows exp, or its perplexity of ten digits breaks the table."""
+    assert reports._score("log_prob", score) == expected
+
+
+def test_sweep_of_language_models(capsys: pytest.CaptureFixture[str]) -> None:
+    """The run of the highest perplexity is marked as the best, or nobody can tell in which unit the gain is."""
+    changes = {"metric": "log_prob", "score": -2.65, "gain_over_control": 0.119, "gain_ci95": [0.08, 0.16]}
+    reports.sweep_table(
+        [
+            row("loss.soft_label.temperature=1", validation_score=-2.7, **changes),
+            row("loss.soft_label.temperature=2", validation_score=-2.6, **changes),
+        ]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:4])) <= 80
+    assert re.split(r"\s{2,}", lines[3]) == [
+        *("* temperature=2", "13.5", "14.2", "98.1 %", "+0.12 [+0.08, +0.16]", "helped")
+    ]
+    assert lines[-1] == "val. and test: perplexity (lower is better); gain: nats a token, higher is better"
+
+
+def test_export_table_of_language_models(capsys: pytest.CaptureFixture[str]) -> None:
+    """An artifact that is out of tolerance passes for a good one, or a score lost is told without its unit."""
+    model = fake_lm_model(random.Random(3), 14.2, 49_820_373, 0.8)
+    good = {"parity": {"agreement": 0.998, "score_drop": 0.0004, "within": True}, "budget": {"met": True}}
+    bad = {"parity": {"agreement": 0.81, "score_drop": 0.163, "within": False}, "budget": {"met": True}}
+    slow = good | {"budget": {"latency_ms": {"limit": 5, "value": 9.96, "met": False}, "met": False}}
+    reports.export_table(
+        fake_export()
+        | {"metric": "log_prob", "torch": model, "recommended": "student.q8_0.gguf"}
+        | {
+            "artifacts": {
+                "student.q8_0.gguf": model | good,
+                "student.q4_k_m.gguf": model | bad,
+                "student.f16.gguf": model | slow,
+            }
+        }
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:6])) <= 80
+    assert re.split(r"\s{2,}", lines[1])[-3:] == ["memory", "agrees", "checks"]
+    assert [line.split()[-1] for line in lines[3:6]] == ["ok", "MISSED", "MISSED"]
+    assert lines[6:] == [
+        "student.q4_k_m.gguf: out of tolerance: agrees with the torch student on 81.0 % of the tokens and loses "
+        "0.16 nats a token",
+        "student.f16.gguf: over budget: latency_ms is 9.96, and may be 5",
+        "* recommended: the smallest within tolerance and budget",
+    ]
+
+
 # --- the page ---
 
 
@@ -584,6 +908,56 @@ def test_page_escapes_text_from_outside(tmp_path: Path) -> None:
     assert "$x_1^2$" in seen.said
 
 
+def test_page_of_language_models_holds_what_was_found(tmp_path: Path) -> None:
+    """The page of a language model lacks what it has, or shows empty sections for what it has not."""
+    page = page_of(fake_run(tmp_path, fake_lm_report(), fake_lm_metrics()))
+    seen = Page(page)
+    said = " ".join(seen.said.split())
+    assert reports.verdict_text(fake_lm_report()) in said
+    for part in (
+        *("13.8 to 14.6", "Test perplexity", "Validation perplexity", "nats a token over the control"),
+        *("1,000 test rows (23,456 reference tokens)", "tokens per second", "Time to first token, p50"),
+        *("KL to the teacher", "0.80", "the control's is 1.10", "ROUGE-L", "trained on references alone"),
+        *("Loss terms of the student", "71.1 %", "of the teacher's probability of a reference token"),
+    ):
+        assert part in said
+    for absent in ("Calibration", "Confusion", "Classes", "macro F1", "accuracy ", "p50 ms"):
+        assert absent not in said.replace("token accuracy", "")
+    assert seen.tags.count("svg") == 2 + 1 + 3  # scores and gain, validation, losses
+    assert said.count("The council talked about the closed bridge on Tuesday.") == 10
+    assert said.count("The council met on Tuesday. The council met") == 10
+    assert seen.open == []
+    assert all(link.startswith("#") for link in seen.links)
+    assert not re.search(r"https?:|@import|@font-face", page)
+    assert len(page) < 1_000_000
+
+
+def test_page_escapes_generations(tmp_path: Path) -> None:
+    """A model writes a <script>, and it runs in the browser of whoever reads the report."""
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)></p></div>{{ 7 * 7 }}"
+    report = fake_lm_report()
+    report["generations"] = [dict.fromkeys(report["generations"][0], evil)]
+    seen = Page(page_of(fake_run(tmp_path, report, [])))
+    assert not {"script", "img"} & set(seen.tags)
+    assert seen.handlers == seen.open == []
+    assert seen.said.count(evil) == 5
+
+
+def test_page_of_odd_generations(tmp_path: Path) -> None:
+    """A model that writes nothing, on and on, or half a character breaks the page, or seems to be missing from it."""
+    report = fake_lm_report(control=None)
+    report["generations"] = [
+        {"prompt": "p", "reference": "r", "teacher": "", "student": "word " * 20_000},
+        {"prompt": "half \ud83d", "reference": "r", "teacher": None, "student": "x" * 500},
+    ]
+    page = page_of(fake_run(tmp_path, report, []))
+    seen = Page(page)
+    assert len(page) < 300_000
+    assert page.count('<p class="none">nothing</p>') == 2
+    assert "word …" in seen.said
+    assert "control" not in page.partition("Generations")[2].partition("The run")[0]
+
+
 def without(report: dict[str, Any], *keys: str) -> dict[str, Any]:
     """The report with these keys gone from all models."""
     for model in report["models"].values():
@@ -612,8 +986,14 @@ def without(report: dict[str, Any], *keys: str) -> dict[str, Any]:
             fake_metrics(("control",), 30),
         ),
         (fake_report(labels=["one"]), fake_metrics(("teacher",), 150)),
+        (fake_lm_report(teacher=None, generations=None), None),
+        (fake_lm_report(control=None, student=1e300, smoke=True, stages=[]), fake_lm_metrics()),
+        (without(fake_lm_report(ci95=None, kl=None), "scores", "latency_ms"), []),
     ],
-    ids=["no-control", "smoke", "remote", "absent-class", "no-interval", "zeros", "bare", "one-class"],
+    ids=[
+        *("no-control", "smoke", "remote", "absent-class", "no-interval", "zeros", "bare", "one-class"),
+        *("remote-lm", "no-control-lm", "bare-lm"),
+    ],
 )
 def test_page_survives_what_is_missing(
     tmp_path: Path, report: dict[str, Any], metrics: list[dict[str, Any]] | None
@@ -773,6 +1153,41 @@ def test_model_card_tells_what_a_stranger_needs() -> None:
     assert len(table) == 2 + 3
     assert len({line.count("|") for line in table}) == 1
     assert "mean nothing" in reports.model_card(fake_report(smoke=True, control=None), NAMES)
+
+
+def test_model_card_of_a_language_model() -> None:
+    """A language model is filed as a classifier, is loaded with the wrong class, or hides how it compares."""
+    report = fake_lm_report()
+    card = reports.model_card(report, NAMES)
+    front, body = front_matter(card)
+    assert front == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["text-generation", "knowledge-distillation", "kdcli"],
+        "metrics": ["perplexity"],
+    }
+    for part in (
+        *(
+            reports.verdict_text(report),
+            "AutoModelForCausalLM.from_pretrained(path)",
+            "lower is better",
+            "licences",
+        ),
+        *(
+            "trained on the references alone",
+            "20,000 have a reference",
+            "the teacher's at 68.3 % of the places",
+        ),
+    ):
+        assert part in body
+    assert not re.search(r"classes|classif|gold|ECE", body)
+    code = re.search(r"```python\n(.*?)```", body, flags=re.DOTALL)
+    assert code
+    compile(code[1], "README.md", "exec")
+    table = [line for line in card.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert [line.split(" | ")[1] for line in table] == ["perplexity", "---:", "10.1", "16.0", "14.2"]
+    assert "mean nothing" in reports.model_card(fake_lm_report(smoke=True, control=None), NAMES)
 
 
 def test_model_card_escapes_names() -> None:

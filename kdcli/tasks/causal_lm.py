@@ -1,0 +1,423 @@
+"""Text generation by a decoder: every token of a completion, or of plain text, is predicted from what stands before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kdcli.errors import DataError, ModelError
+from kdcli.losses.base import log_probs
+from kdcli.signal import Head, HiddenSignal, Signal, TopKSignal
+from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task
+
+CHUNK = 1000
+"""Rows handed to the tokenizer at once."""
+PROMPT = 100
+"""Characters of plain text that a model is given to go on from."""
+CLOSE = 1e-3
+"""The most by which the head's logits may differ from the model's own (fp32), relative to their size."""
+
+
+class CausalLM(Task):
+    """The headline metric is the mean log-probability of a reference token, in nats.
+
+    Rows hold `prompt` and `completion` (of which only the completion counts), `messages` (what the assistant says counts),
+    or `texts`, pieces of documents packed into one row, which do not see each other (all tokens but the first of a
+    piece count).
+    """
+
+    metric = "log_prob"
+    chance_is = "what all tokens alike would get,"
+    head = ("ForCausalLM", "LMHeadModel")
+    auto = "AutoModelForCausalLM"
+
+    def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Nothing: the classes are the vocabulary."""
+        return config
+
+    def create(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """A decoder with random weights."""
+        return AutoModelForCausalLM.from_config(config)
+
+    def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
+        """A decoder with its output head, which must be one that `head_of` understands."""
+        kwargs.pop("ignore_mismatched_sizes", None)
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            path, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **kwargs
+        )
+        model, info = found
+        _check_head(model.eval())
+        return model, bool(info["missing_keys"])
+
+    # ---- rows -> tokens ----------------------------------------------------------------------------------
+
+    def prepare(
+        self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> datasets.Dataset:
+        """Plain text becomes rows of at most `max_length` tokens: long documents are cut, short ones share a row."""
+        if "text" not in rows.column_names:
+            return rows
+        packed: list[dict[str, Any]] = []
+        room = 0
+        for row in rows:
+            spans = _offsets(tokenizer, [row["text"]])[0]
+            edges = (
+                int(bool(tokenizer("", add_special_tokens=True)["input_ids"])) + 1
+            )  # begin and end of text
+            step = max(1, max_length - edges)
+            for number, start in enumerate(range(0, len(spans), step)):
+                piece = spans[start : start + step]
+                text = row["text"][piece[0][0] : piece[-1][1]]
+                ends = start + step >= len(spans)
+                if len(piece) + edges > room or not packed:
+                    packed.append({"id": f"{row['id']}/{number}", "texts": [], "ends": []})
+                    room = max_length
+                packed[-1]["texts"].append(text)
+                packed[-1]["ends"].append(ends)
+                room -= len(piece) + edges
+        return datasets.Dataset.from_list(packed)
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
+        """Token ids, and the labels: the ids themselves where they count.
+
+        Raises:
+            DataError: nothing of a row counts (its prompt fills the context), or the chat template is missing, or does
+                not tell the roles apart.
+        """
+        if "texts" in rows.column_names:
+            return self._encode_texts(tokenizer, rows, max_length)
+        turns = self._conversations(rows)
+        if turns is not None:
+            check_template(tokenizer)
+            rendered = [_render(tokenizer, conversation) for conversation in turns]
+        else:
+            rendered = [
+                (prompt + completion, [(len(prompt), len(prompt + completion))])
+                for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)
+            ]
+        ids: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        for start in range(0, len(rendered), CHUNK):
+            chunk = rendered[start : start + CHUNK]
+            found = _tokenize(tokenizer, [text for text, _ in chunk], special=turns is None)
+            for (_, spans), tokens, offsets in zip(
+                chunk, found["input_ids"], found["offset_mapping"], strict=True
+            ):
+                row = np.asarray(tokens, np.int32)
+                where = np.asarray(offsets, np.int64).reshape(-1, 2)
+                real = where[:, 1] > where[:, 0]
+                counted = np.zeros(len(row), bool)
+                for begin, end in spans:
+                    counted |= real & (where[:, 1] > begin) & (where[:, 0] < end)
+                if turns is None and tokenizer.eos_token_id is not None:
+                    if row.size == 0 or row[-1] != tokenizer.eos_token_id:
+                        row = np.append(row, np.int32(tokenizer.eos_token_id))
+                        counted = np.append(counted, True)
+                    counted[-1] = True
+                labels.append(np.where(counted, row, IGNORE)[:max_length])
+                ids.append(row[:max_length])
+        for number, row in enumerate(labels):
+            if not (row[1:] != IGNORE).any():
+                shown = rendered[number][0][:60]
+                raise DataError(
+                    f"row {rows['id'][number]} ({shown!r}): no token of its completion is within dataset.max_length = "
+                    f"{max_length} tokens: the prompt fills them. Raise dataset.max_length, or shorten the prompt"
+                )
+        return _encoded(ids, labels)
+
+    def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
+        """Pieces one after the other; `position_ids` begin anew with each, which is what keeps them apart."""
+        begin = tokenizer("", add_special_tokens=True)["input_ids"][:1]
+        ids: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        positions: list[np.ndarray] = []
+        for texts, ends in zip(rows["texts"], rows["ends"], strict=True):
+            row: list[int] = []
+            places: list[int] = []
+            counted: list[bool] = []
+            for text, end in zip(texts, ends, strict=True):
+                piece = [*begin, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+                if end and tokenizer.eos_token_id is not None:
+                    piece.append(tokenizer.eos_token_id)
+                row += piece
+                places += range(len(piece))
+                counted += [False] + [True] * (len(piece) - 1)
+            line = np.asarray(row, np.int32)
+            ids.append(line[:max_length])
+            labels.append(np.where(counted, line, IGNORE)[:max_length])
+            positions.append(np.asarray(places, np.int32)[:max_length])
+        return _encoded(ids, labels, positions)
+
+    def collate(
+        self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, Tensor]:
+        """Right-padded inputs and labels (B, L), and `rows` (B,). Packed rows have position_ids in place of a mask."""
+        length = max(len(feature["input_ids"]) for feature in features)
+        packed = "position_ids" in features[0]
+        fill = {
+            "input_ids": tokenizer.pad_token_id or 0,
+            "labels": IGNORE,
+            "attention_mask": 0,
+            "position_ids": 0,
+        }
+        batch: dict[str, Tensor] = {}
+        for key in ("input_ids", "labels", "position_ids" if packed else "attention_mask"):
+            array = np.full((len(features), length), fill[key], np.int64)
+            for line, feature in zip(array, features, strict=True):
+                size = len(feature["input_ids"])
+                line[:size] = 1 if key == "attention_mask" else feature[key]
+            batch[key] = torch.from_numpy(array)
+        batch["labels"][:, 0] = IGNORE  # nothing stands before it
+        batch["rows"] = torch.tensor([int(feature["row"]) for feature in features])
+        return batch
+
+    # ---- models ------------------------------------------------------------------------------------------
+
+    def positions(self, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """(B, L) -> where the model stands when it predicts a counted token, and those tokens, (N,)."""
+        row, column = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
+        return (row, column), labels[row, column + 1]
+
+    def counts(self, labels: Tensor) -> Tensor:
+        """Counted tokens of each row."""
+        return (labels[:, 1:] != IGNORE).sum(1)
+
+    def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
+        """All counted tokens."""
+        labels = encoded.columns["labels"].astype(np.int64)
+        labels[encoded.offsets[:-1]] = IGNORE  # nothing stands before a row's first token
+        counted = labels != IGNORE
+        return labels[counted], np.add.reduceat(counted.astype(np.int64), encoded.offsets[:-1])
+
+    def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
+        """The prompts, with the template's tokens where there is one; of plain text its beginning."""
+        conversations = self._conversations(rows)
+        if conversations is None:
+            return [[row["prompt"]] for row in self.shown(rows)]
+        return [
+            [_written(tokenizer, turns[: _last(turns)], add_generation_prompt=True)]
+            for turns in conversations
+        ]
+
+    def shown(self, rows: datasets.Dataset) -> list[dict[str, str]]:
+        """What people see of each row: its `prompt`, and the `reference` that stands there."""
+        if "texts" in rows.column_names:
+            return [
+                {"prompt": texts[0][:PROMPT], "reference": texts[0][PROMPT : 5 * PROMPT]}
+                for texts in rows["texts"]
+            ]
+        conversations = self._conversations(rows)
+        if conversations is None:
+            pairs = zip(rows["prompt"], rows["completion"], strict=True)
+            return [{"prompt": prompt, "reference": completion} for prompt, completion in pairs]
+        found = []
+        for turns in conversations:
+            last = _last(turns)
+            said = [turn["content"] for turn in turns[:last]]
+            found.append({"prompt": "\n\n".join(said), "reference": turns[last]["content"]})
+        return found
+
+    def _conversations(self, rows: datasets.Dataset) -> list[list[dict[str, str]]] | None:
+        """Each row's turns; None if the rows are no conversations."""
+        if "messages" in rows.column_names:
+            return [
+                [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+                for turns in rows["messages"]
+            ]
+        if not self.chat or "prompt" not in rows.column_names:
+            return None
+        return [
+            [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+            for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)
+        ]
+
+    def signal(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: tuple[Tensor, Tensor]
+    ) -> HiddenSignal:
+        """The last hidden states at the picked positions, (N, H), and the head."""
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+        return HiddenSignal(hidden[pick], head_of(model))
+
+    # ---- scores ------------------------------------------------------------------------------------------
+
+    def answers(
+        self, said: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
+    ) -> dict[str, Tensor]:
+        """The label's log-probability, the likeliest token, and the divergence from the teacher where one is given.
+
+        Where only the top k are known, the mass of the rest is spread evenly over all other tokens.
+        """
+        if isinstance(said, TopKSignal):
+            found = said.indices == labels[:, None]
+            others = said.softened(1.0)[:, -1] - np.log(max(1, said.classes - said.indices.shape[-1]))
+            known = torch.where(found, said.log_p, -torch.inf).amax(-1)
+            best = said.indices.gather(-1, said.log_p.argmax(-1, keepdim=True))[:, 0]
+            return {"log_prob": torch.where(found.any(-1), known, others), "top": best}
+        log_q = said.logits.float().log_softmax(-1)
+        kept = {"log_prob": log_q.gather(-1, labels[:, None])[:, 0], "top": log_q.argmax(-1)}
+        if teacher is not None:
+            ours, theirs = log_probs(said, teacher, 1.0)
+            kept["kl"] = (theirs.exp() * (theirs - ours)).sum(-1)
+        return kept
+
+    def scores(self, said: Predictions) -> dict[str, Any]:
+        """Mean log-probability, perplexity, share of tokens that are the likeliest."""
+        mean = float(said["log_prob"].mean(dtype=np.float64))
+        found = {
+            "log_prob": mean,
+            "perplexity": float(np.exp(-mean)),
+            "token_accuracy": float((said["top"] == said.labels).mean()),
+        }
+        if "kl" in said.answers:
+            found["kl_to_teacher"] = float(said["kl"].mean(dtype=np.float64))
+        return found
+
+    def merits(self, said: Predictions) -> np.ndarray:
+        """Each row's share in the mean over all tokens."""
+        return said.means(said["log_prob"].astype(np.float64))
+
+    def same(self, one: Predictions, other: Predictions) -> np.ndarray:
+        """The same likeliest token."""
+        return one["top"] == other["top"]
+
+    def divergence(self, teacher: Predictions, student: Predictions) -> np.ndarray:
+        """As it was computed beside the teacher."""
+        return student["kl"].astype(np.float64)
+
+    def retention(self, student: float, teacher: float) -> float:
+        """The ratio of the probabilities of a token (geometric means)."""
+        return float(np.exp(student - teacher))
+
+    def chance(self, said: Predictions, classes: int) -> float:
+        """All tokens alike."""
+        return -float(np.log(classes))
+
+
+def _encoded(
+    ids: list[np.ndarray], labels: list[np.ndarray], positions: list[np.ndarray] | None = None
+) -> Encoded:
+    columns = {"input_ids": ids, "labels": labels} | ({"position_ids": positions} if positions else {})
+    flat = {
+        key: np.concatenate(parts).astype(np.int32) if parts else np.empty(0, np.int32)
+        for key, parts in columns.items()
+    }
+    return Encoded(flat, np.cumsum([0, *map(len, ids)]))
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> dict[str, Any]:
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{type(tokenizer).__name__} does not say where its tokens stand in the text; a fast tokenizer "
+            "(tokenizer.json) is needed for completions"
+        )
+    return dict(
+        tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, return_attention_mask=False)
+    )
+
+
+def _offsets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[tuple[int, int]]]:
+    return [list(map(tuple, row)) for row in _tokenize(tokenizer, texts, special=False)["offset_mapping"]]
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A conversation can be rendered, and its roles can be told apart.
+
+    Raises:
+        DataError
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            "the data are conversations, and this model's tokenizer has no chat template; use an instruction-tuned model, "
+            "put a chat_template.jinja beside its tokenizer, or use prompt and completion with dataset.chat=false"
+        )
+    first = {"role": "user", "content": "x"}
+    answered = _written(tokenizer, [first, {"role": "assistant", "content": "y"}])
+    try:
+        repeated = _written(tokenizer, [first, {"role": "user", "content": "y"}])
+    except DataError:
+        return  # it insists on turns that alternate
+    if answered == repeated:
+        raise DataError(
+            "the chat template renders a user's and an assistant's turn alike: the model could not tell who speaks; repair "
+            "the template beside its tokenizer (chat_template.jinja)"
+        )
+
+
+def _last(turns: Sequence[Mapping[str, str]]) -> int:
+    """The assistant's last turn."""
+    return max(place for place, turn in enumerate(turns) if turn["role"] == "assistant")
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
+) -> tuple[str, list[tuple[int, int]]]:
+    """A conversation as the template writes it, up to the assistant's last turn, and where the assistant speaks.
+
+    An earlier turn of the assistant counts only if the template writes it the same with and without what follows (some
+    leave out what was thought).
+    """
+    last = _last(turns)
+    whole = _written(tokenizer, turns[: last + 1]).rstrip()
+    spans = []
+    for place, turn in enumerate(turns[: last + 1]):
+        if turn["role"] != "assistant":
+            continue
+        before = _written(tokenizer, turns[:place], add_generation_prompt=True)
+        after = _written(tokenizer, turns[: place + 1]).rstrip()
+        if whole.startswith(before) and whole.startswith(after) and len(after) > len(before):
+            spans.append((len(before), len(after)))
+        elif place == last:
+            raise DataError(
+                "the chat template writes the assistant's last turn in a way that does not begin with its generation prompt: "
+                f"{before[-60:]!r} is not how {whole[-120:]!r} begins; repair the template (chat_template.jinja)"
+            )
+    return whole, spans
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
+    except Exception as error:  # jinja2 raises what the template says
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise DataError(f"the chat template refuses a conversation of {roles}: {error}") from None
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """A decoder's output head.
+
+    Raises:
+        ModelError: it has none.
+    """
+    layer = model.get_output_embeddings()
+    if layer is None:
+        raise ModelError(f"{type(model).__name__} has no output head")
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Head(layer.weight, getattr(layer, "bias", None), float(scale), cap)
+
+
+@torch.no_grad()
+def _check_head(model: PreTrainedModel) -> None:
+    """The head on the last hidden states is what the model itself computes.
+
+    Raises:
+        ModelError: this architecture does something else after its body.
+    """
+    ids = torch.arange(4)[None] % model.config.get_text_config().vocab_size
+    own = model(input_ids=ids).logits[0].float()
+    ours = head_of(model)(model.base_model(input_ids=ids).last_hidden_state[0])
+    if own.shape != ours.shape or not torch.allclose(
+        own, ours, atol=CLOSE * float(own.abs().max().clamp(min=1))
+    ):
+        raise ModelError(
+            f"{type(model).__name__} computes its logits in a way that kdcli does not know (not the last hidden state "
+            "through its output head)"
+        )
