@@ -159,8 +159,8 @@ class Dataset(Section):
     format: Literal["csv", "jsonl", "parquet", "txt", "conversations", "hub"] = "csv"
     """txt: plain text (causal_lm); conversations: YAML files with a list of `conversations`, each a list of turns."""
     path: str
-    """A file (`package:DISTRIBUTION/FILE` for one in an installed package), a folder of conversations, or a Hugging
-    Face hub id."""
+    """A file (`package:DISTRIBUTION/FILE` for one in an installed package), a folder of conversations or of txt files, or
+    a Hugging Face hub id."""
     name: str | None = None
     """The configuration of a hub data set that has several."""
     revision: str | None = None
@@ -194,7 +194,7 @@ class Dataset(Section):
     quote: Character | None = None
     """csv: null is a double quote, or none at all between tabs."""
     replace: dict[str, str] = {}
-    """Regular expressions and what replaces them in the text, in order. White space is folded after."""
+    """Regular expressions and what replaces them in the text, in order. White space is folded after (classification)."""
     limit: Count | None = None
     """At most so many training rows."""
     eval_limit: Count | None = None

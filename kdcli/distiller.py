@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from kdcli.losses.base import Loss
-from kdcli.signal import CHUNK, AnySignal, HiddenSignal, Signal
+from kdcli.signal import AnySignal, HiddenSignal, Signal, chunks
 from kdcli.tasks.base import IGNORE, Task
 
 
@@ -66,9 +66,7 @@ class Distiller(nn.Module):
         """
         pick, labels = self.task.positions(labels)
         student = self.task.signal(self.student, inputs, pick)
-        if (
-            teacher is not None and teacher.classes < student.classes
-        ):  # rows of the embeddings without a token
+        if teacher is not None:  # without rows of the embeddings that have no token
             student = student.first(teacher.classes)
         masks = self.masks(labels)
         counts = masks.sum(1) if num_items_in_batch is None else num_items_in_batch
@@ -138,9 +136,7 @@ class _ByChunks(torch.autograd.Function):
         d_learned = [torch.zeros_like(parameter) for parameter in learned]
         whole: Tensor | None = None
         raw: Tensor | None = None
-        size = max(16, CHUNK // len(weight))
-        for start in range(0, max(1, len(hidden)), size):
-            at = slice(start, min(start + size, len(hidden)))
+        for at in chunks(len(hidden), len(weight)):
             part = hidden[at].to(dtype)
             with torch.autocast(kind, enabled=False), torch.set_grad_enabled(wanted):
                 logits = linear(part, matrix, shift).detach().requires_grad_(wanted)

@@ -15,7 +15,7 @@ from kdcli.files import replaced
 from kdcli.models import Source, label_order, load_config, load_tokenizer, load_whole, parameters
 from kdcli.signal import AnySignal
 from kdcli.tasks.base import Predictions, Task
-from kdcli.teachers.local import LocalTeacher
+from kdcli.teachers.base import Teacher
 
 RESAMPLES = 10_000
 BLOCK = 1_000
@@ -38,17 +38,18 @@ def examine(
     order = label_order(model.config, task.labels, source.name) if task.labels else None
     tokenizer = load_tokenizer(source, model, max_length)
     encoded = task.encode(tokenizer, rows, max_length)
-    said = task.predict(model, tokenizer, encoded, 64 if task.labels else 8, order=order, teacher=teacher)
+    said = task.predict(model, tokenizer, encoded, order=order, teacher=teacher)
     return size(source, task), said
 
 
-def live(
-    source: Source, task: Task, rows: datasets.Dataset, max_length: int
-) -> Callable[[Sequence[int]], AnySignal]:
-    """A teacher's signals for rows by their numbers, from the model itself."""
-    teacher = LocalTeacher(batch_size=8)
-    teacher.open(source, task, max_length, "fp32")
+def by_number(teacher: Teacher, rows: datasets.Dataset) -> Callable[[Sequence[int]], AnySignal]:
+    """What a teacher says of rows by their numbers."""
     return lambda numbers: teacher.signals([rows[int(number)] for number in numbers])
+
+
+def of_logits(logits: np.ndarray, rows: datasets.Dataset) -> Predictions:
+    """What an exported classifier said of rows: logits (N, C)."""
+    return Predictions({"logits": logits}, np.asarray(rows["label"]), np.ones(len(rows), np.int64))
 
 
 def size(source: Source, task: Task) -> dict[str, int]:

@@ -72,7 +72,7 @@ def _teacher_is_better(
         ]
     score = task.scores(said)[task.metric]
     chance = task.chance(said, signal.classes)
-    own = task.predict(distiller.student, tokenizer, validation.encoded, 64 if task.labels else 8, bf16=bf16)
+    own = task.predict(distiller.student, tokenizer, validation.encoded, bf16=bf16)
     untrained = task.scores(own)[task.metric]
     remedy = "tune it on this task (teacher.tune=true, or more teacher.trainer.epochs)" + (
         ", or check the order of dataset.labels" if task.labels else ""
@@ -93,7 +93,7 @@ def _losses_are_right(
 ) -> list[str]:
     """Positions are counted, loss(x, x) = 0, every term is finite, and none is drowned by another."""
     task = distiller.task
-    few = 64 if task.labels else 8
+    few = task.batch
     gold = train.encoded.gold.nonzero()[0][: few // 2].tolist()
     rows = (
         gold + [row for row in range(min(few, len(train.encoded))) if row not in set(gold)][: few - len(gold)]

@@ -6,7 +6,7 @@ classes (labels, or the vocabulary).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,8 +42,8 @@ class Signal:
         return self.at(positions)
 
     def first(self, classes: int) -> Signal:
-        """The signal over the first so many classes."""
-        return Signal(self.logits[:, :classes])
+        """The signal over (at most) the first so many classes."""
+        return self if classes >= self.classes else Signal(self.logits[:, :classes])
 
     def to(self, where: torch.device) -> Signal:
         """The same signal on another device."""
@@ -71,7 +71,7 @@ class Head:
         return self.shaped(linear(hidden.to(self.weight.dtype), self.weight, self.bias))
 
     def first(self, classes: int) -> Head:
-        """The head of the first so many classes."""
+        """The head of (at most) the first so many classes."""
         if classes >= len(self.weight):
             return self
         bias = None if self.bias is None else self.bias[:classes]
@@ -114,7 +114,7 @@ class HiddenSignal:
         return Signal(self.head(self.hidden[positions]))
 
     def first(self, classes: int) -> HiddenSignal:
-        """The signal over the first so many classes."""
+        """The signal over (at most) the first so many classes."""
         return HiddenSignal(self.hidden, self.head.first(classes))
 
     def to(self, where: torch.device) -> HiddenSignal:
@@ -195,20 +195,23 @@ FLOOR = -25.0
 AnySignal = Signal | HiddenSignal | TopKSignal
 
 
+def chunks(positions: int, classes: int) -> Iterator[slice]:
+    """Slices of so many positions of which the logits fit in memory; one empty slice where there are none."""
+    size = max(16, CHUNK // classes)
+    for start in range(0, max(1, positions), size):
+        yield slice(start, min(start + size, positions))
+
+
 def top_k(signal: Signal | HiddenSignal, k: int, temperature: float) -> TopKSignal:
     """The k most likely classes of each position and the mass of the rest; (at most) a few hundred rows of logits at once."""
     k = min(k, signal.classes)
     parts = []
-    for start in range(0, len(signal), step := max(16, CHUNK // signal.classes)):
-        logits = signal.rows(slice(start, start + step)).logits.float()
-        log_p = logits.log_softmax(-1)
+    for at in chunks(len(signal), signal.classes):
+        log_p = signal.rows(at).logits.float().log_softmax(-1)
         top, indices = log_p.topk(k, dim=-1)
         rest = log_p.mul_(1 / temperature).scatter_(-1, indices, -torch.inf)
         whole = torch.logaddexp(rest.logsumexp(-1), (top / temperature).logsumexp(-1))
         parts.append((indices, top, (rest.logsumexp(-1) - whole).clamp(min=FLOOR)))
-    if not parts:
-        empty = torch.empty(0, k)
-        parts.append((empty.long(), empty, torch.empty(0)))
     indices, log_p, log_rest = (torch.cat(column) for column in zip(*parts, strict=True))
     return TopKSignal(indices, log_p, log_rest, temperature, signal.classes)
 

@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from kdcli.data import SPLITS, Data, load, require_batch
 from kdcli.distiller import Distiller
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, TeacherError
-from kdcli.evaluate import examine, save_predictions, score, size, verdict
+from kdcli.evaluate import by_number, examine, save_predictions, score, size, verdict
 from kdcli.files import cache_dir, digest, replaced, write_json, write_text
 from kdcli.generate import SHOWN, generate, text_scores
 from kdcli.losses.base import Loss
@@ -54,7 +54,6 @@ from kdcli.models import (
 )
 from kdcli.preflight import preflight
 from kdcli.rundir import REPORT
-from kdcli.signal import AnySignal
 from kdcli.students.base import Birth
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Predictions, Split, Task
@@ -464,11 +463,7 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
             )
             models[name] = size(source, task)
         else:
-            told = (
-                functools.partial(_told, signals["test"], test)
-                if name != "teacher" and not task.labels
-                else None
-            )
+            told = by_number(signals["test"], test) if name != "teacher" and not task.labels else None
             models[name], said[name] = examine(source, task, test, max_length, told)
         save_predictions(run.folder / "predictions" / f"test.{name}.safetensors", said[name])
         models[name] |= score(task, said[name])
@@ -484,7 +479,11 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
     models["teacher"]["path"] = str(teacher.path)
     validation = {name: _best_validation(run, name) for name in models}
     validation["teacher"] = _teacher_validation(run, teacher, signals["validation"])
-    shown = _generations(run, teacher, written) if isinstance(task, CausalLM) else {}
+    shown = (
+        {"test_tokens": len(said["teacher"].labels), "generations": _generations(task, test, written)}
+        if isinstance(task, CausalLM)
+        else {}
+    )
     return shown | {
         "schema": 1,
         "task": run.cfg.dataset.kind,
@@ -522,28 +521,15 @@ def finish(run: Run, result: dict[str, Any]) -> None:
     console.say(f"report: {run.folder / 'report.html'}   student: {run.folder / 'student'}")
 
 
-def _told(teacher: Teacher, rows: datasets.Dataset, numbers: Sequence[int]) -> AnySignal:
-    """What the teacher says of rows by their numbers."""
-    return teacher.signals([rows[int(number)] for number in numbers])
-
-
-def _generations(run: Run, teacher: Source, written: dict[str, list[str]]) -> dict[str, Any]:
+def _generations(
+    task: CausalLM, rows: datasets.Dataset, written: dict[str, list[str]]
+) -> list[dict[str, str]]:
     """Some prompts, their references, and what each model wrote."""
-    assert isinstance(run.task, CausalLM)
-    test = run.data["test"]
-    tokens = int(
-        run.task.targets(run.task.encode(load_tokenizer(teacher), test, run.cfg.dataset.max_length))[1].sum()
-    )
-    shown = (
-        [
-            row | {name: texts[number] for name, texts in written.items()}
-            for number, row in enumerate(run.task.shown(test)[:SHOWN])
-            if all(number < len(texts) for texts in written.values())
-        ]
-        if written
-        else []
-    )
-    return {"test_tokens": tokens, "generations": shown}
+    count = min([SHOWN, *map(len, written.values())]) if written else 0
+    return [
+        row | {name: texts[number] for name, texts in written.items()}
+        for number, row in enumerate(task.shown(rows.select(range(count))))
+    ]
 
 
 def _teacher_validation(run: Run, source: Source, teacher: Teacher) -> float:

@@ -14,7 +14,7 @@ from kdcli.config import Checkpoint
 from kdcli.config import Eval as Config
 from kdcli.data import load
 from kdcli.errors import ConfigError, ModelError
-from kdcli.evaluate import examine, live, save_predictions, score, verdict
+from kdcli.evaluate import by_number, examine, of_logits, save_predictions, score, verdict
 from kdcli.files import size_of, write_json
 from kdcli.measure import measure_rows
 from kdcli.models import Source, find, has_head, load_tokenizer
@@ -22,6 +22,8 @@ from kdcli.rundir import read_report
 from kdcli.signal import AnySignal
 from kdcli.tasks import task_of
 from kdcli.tasks.base import IGNORE, Predictions, Task
+from kdcli.teachers.base import Teacher
+from kdcli.teachers.local import LocalTeacher
 
 
 def evaluate(cfg: Config, folder: Path) -> int:
@@ -45,7 +47,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
                 tokenizer = load_tokenizer(source, max_length=max_length)
                 table = task.prepare(rows, tokenizer, max_length)
                 if name != "teacher" and "teacher" in sources and not task.labels:
-                    told = told or live(sources["teacher"], task, table, max_length)
+                    told = told or by_number(_teacher(sources["teacher"], task, max_length), table)
                 models[name], said[name] = examine(source, task, table, max_length, told)
                 models[name] |= score(task, said[name])
                 models[name] |= measure_rows(
@@ -65,9 +67,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
                     cfg.measure, "onnx", artifact, artifact.parent, task, task.inputs(rows, tokenizer), max_length,
                     logits=True,
                 )  # fmt: skip
-                labels = np.asarray(rows["label"])
-                logits = _in_data_order(found.pop("logits"), artifact, task)
-                said[name] = Predictions({"logits": logits}, labels, np.ones(len(labels), np.int64))
+                said[name] = of_logits(_in_data_order(found.pop("logits"), artifact, task), rows)
                 models[name] = {"bytes": size_of(artifact)} | score(task, said[name]) | found
     for name, answers in said.items():
         save_predictions(folder / "predictions" / f"{cfg.split}.{name}.safetensors", answers)
@@ -129,6 +129,12 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
         else:
             console.warn(f"the {name} of {run} is no longer in {path} and is left out")
     return None, sources
+
+
+def _teacher(source: Source, task: Task, max_length: int) -> Teacher:
+    teacher = LocalTeacher(task.batch)
+    teacher.open(source, task, max_length, "fp32")
+    return teacher
 
 
 def _require_head(source: Source, task: Task) -> None:

@@ -12,14 +12,13 @@ from kdcli.config import Budget, Distill, Tolerance, build, check
 from kdcli.config import Export as Config
 from kdcli.data import load
 from kdcli.errors import ConfigError, DataError
-from kdcli.evaluate import agreement, examine, save_predictions, score
+from kdcli.evaluate import agreement, examine, of_logits, save_predictions, score
 from kdcli.files import replaced, size_of, write_json
 from kdcli.hardware.base import Target
 from kdcli.measure import measure_rows
 from kdcli.models import Source, load_model, load_tokenizer
 from kdcli.rundir import read_report, saved_config
 from kdcli.tasks import task_of
-from kdcli.tasks.base import Predictions
 
 MISSED = 3
 """The exit code when the artifacts are there, and a tolerance or a budget is not met."""
@@ -41,7 +40,7 @@ def export(cfg: Config, hardware: str) -> int:
         raise ConfigError(
             f"hardware={hardware} makes files of classifiers only; {run} holds a language model"
         )
-    test, labels = data["test"], np.asarray(data["test"]["label"])
+    test = data["test"]
     student = Source(run / "student", "student")
     out = run / "export" / hardware
     with replaced(out) as folder, console.Stages(["torch", "export", "artifacts"]) as stages:
@@ -67,7 +66,7 @@ def export(cfg: Config, hardware: str) -> int:
                 entry = measure_rows(
                     cfg.measure, "onnx", path, folder, task, texts, dataset.max_length, logits=True
                 )
-                said = Predictions({"logits": entry.pop("logits")}, labels, np.ones(len(labels), np.int64))
+                said = of_logits(entry.pop("logits"), test)
                 save_predictions(folder / "predictions" / f"test.{path.name}.safetensors", said)
                 entry = {
                     "precision": precision,

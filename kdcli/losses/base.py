@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
+from torch.nn.functional import kl_div, log_softmax
 
+from kdcli.config import Fraction, Positive
 from kdcli.signal import FLOOR, Signal, TopKSignal
 
+Skew = Annotated[Fraction, Field(lt=1)]
+"""The share of a distribution in its mixture with the other: 0 <= skew < 1."""
 EXACT = 1e-3
 """Below this the mass outside the top k is summed up, not taken as 1 minus the top k, which cancels."""
 
@@ -42,6 +47,42 @@ class Loss(nn.Module, ABC):
         Returns:
             (N,)
         """
+
+
+class Divergence(Loss):
+    """A loss between the softened distributions of teacher and student, over the same classes.
+
+    Args:
+        temperature: above 1 softens both distributions; > 0.
+    """
+
+    power: ClassVar[int] = 2
+    """T to this power keeps the gradient's size when T changes."""
+
+    def __init__(self, temperature: Positive = 1.0):
+        super().__init__()
+        self.temperature = temperature
+
+    @abstractmethod
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """The divergence at each position, (N,), of the teacher's log p and the student's log q, (N, C) or (N, k + 1)."""
+
+    def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
+        """(N, C), (N, C) or (N, k) -> (N,)."""
+        log_q, log_p = log_probs(student, teacher, self.temperature)
+        return self.between(log_p, log_q) * self.temperature**self.power
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Σ_c p_c (log p_c - log q_c), (N, C), (N, C) -> (N,)."""
+    return kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
+
+def mixture(share: float, one: Tensor, other: Tensor) -> Tensor:
+    """log(share · a + (1 - share) · b) of the logarithms of a and b; 0 <= share < 1."""
+    if share == 0:
+        return other
+    return torch.logaddexp(one + math.log(share), other + math.log1p(-share))
 
 
 def log_probs(

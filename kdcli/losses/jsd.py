@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import kl_div
 
 from kdcli.config import Fraction, Positive
-from kdcli.losses.base import Loss, log_probs
-from kdcli.signal import Signal, TopKSignal
+from kdcli.losses.base import Divergence, kl, mixture
 
 Open = Annotated[Fraction, Field(gt=0, lt=1)]
 
 
-class JSD(Loss):
+class JSD(Divergence):
     """T² · (β KL(teacher ‖ M) + (1 - β) KL(student ‖ M)), M = β teacher + (1 - β) student, softened by T.
 
     T² · Σ_c (β p_c (log p_c - log m_c) + (1 - β) q_c (log q_c - log m_c)) with p = softmax(teacher / T),
@@ -32,14 +28,10 @@ class JSD(Loss):
     """
 
     def __init__(self, beta: Open = 0.5, temperature: Positive = 1.0):
-        super().__init__()
+        super().__init__(temperature)
         self.beta = beta
-        self.temperature = temperature
 
-    def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
-        """(N, C), (N, C) or (N, k) -> (N,)."""
-        log_q, log_p = log_probs(student, teacher, self.temperature)
-        log_m = torch.logaddexp(log_p + math.log(self.beta), log_q + math.log1p(-self.beta))
-        of_p = kl_div(log_m, log_p, reduction="none", log_target=True).sum(-1)
-        of_q = kl_div(log_m, log_q, reduction="none", log_target=True).sum(-1)
-        return (self.beta * of_p + (1 - self.beta) * of_q) * self.temperature**2
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Both from their mixture."""
+        log_m = mixture(self.beta, log_p, log_q)
+        return self.beta * kl(log_p, log_m) + (1 - self.beta) * kl(log_q, log_m)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import kl_div
 
-from kdcli.config import Positive
-from kdcli.losses.base import Loss, log_probs
-from kdcli.signal import Signal, TopKSignal
+from kdcli.losses.base import Divergence, kl
 
 
-class ReverseKL(Loss):
+class ReverseKL(Divergence):
     """T² · KL(student ‖ teacher), both softened by the temperature T.
 
     T² · Σ_c q_c (log q_c - log p_c) with p = softmax(teacher / T), q = softmax(student / T): section 2.1 of
@@ -21,11 +18,6 @@ class ReverseKL(Loss):
         temperature: above 1 softens both distributions; > 0.
     """
 
-    def __init__(self, temperature: Positive = 1.0):
-        super().__init__()
-        self.temperature = temperature
-
-    def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
-        """(N, C), (N, C) or (N, k) -> (N,)."""
-        log_q, log_p = log_probs(student, teacher, self.temperature)
-        return kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1) * self.temperature**2
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """KL(student ‖ teacher)."""
+        return kl(log_q, log_p)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.config import Positive
-from kdcli.losses.base import Loss, log_probs
-from kdcli.signal import Signal, TopKSignal
+from kdcli.losses.base import Divergence
 
 
-class TVD(Loss):
+class TVD(Divergence):
     """T · ½ Σ_c |p_c - q_c|, both softened by the temperature T.
 
     p = softmax(teacher / T), q = softmax(student / T): https://arxiv.org/abs/2307.15190. Its gradient,
@@ -21,11 +19,8 @@ class TVD(Loss):
         temperature: above 1 softens both distributions; > 0.
     """
 
-    def __init__(self, temperature: Positive = 1.0):
-        super().__init__()
-        self.temperature = temperature
+    power = 1
 
-    def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
-        """(N, C), (N, C) or (N, k) -> (N,)."""
-        log_q, log_p = log_probs(student, teacher, self.temperature)
-        return (log_p.exp() - log_q.exp()).abs().sum(-1) * (self.temperature / 2)
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Half the sum of the absolute differences."""
+        return (log_p.exp() - log_q.exp()).abs().sum(-1) / 2

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.signal import CHUNK, AnySignal, HiddenSignal, Signal, TopKSignal
+from kdcli.signal import AnySignal, HiddenSignal, Signal, TopKSignal, chunks
 
 IGNORE = -100
 """The label of a position that has no gold label (`ignore_index`)."""
@@ -112,6 +112,8 @@ class Task(ABC):
     """What `chance` is, in words."""
     head: ClassVar[tuple[str, ...]]
     """How the class names of models with a head for this task end (`architectures` in config.json)."""
+    batch: ClassVar[int]
+    """Rows that are scored at once."""
     auto: ClassVar[str]
     """The class of transformers that loads a model of the task."""
 
@@ -192,7 +194,6 @@ class Task(ABC):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         encoded: Encoded,
-        batch_size: int = 64,
         bf16: bool = False,
         order: Sequence[int] | None = None,
         teacher: Callable[[Sequence[int]], AnySignal] | None = None,
@@ -205,15 +206,14 @@ class Task(ABC):
         """
         parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
         counts = np.zeros(len(encoded), np.int64)
-        for rows, said, labels in self.batches(model, tokenizer, encoded, batch_size, bf16, order):
+        for rows, said, labels in self.batches(model, tokenizer, encoded, self.batch, bf16, order):
             known = teacher(rows.tolist()).to(labels[0].device) if teacher is not None else None
             counts[rows] = [len(part) for part in labels]
             flat = torch.cat(labels)
-            if known is not None and known.classes < said.classes:
+            if known is not None:
                 said = said.first(known.classes)
             kept: list[dict[str, Tensor]] = []
-            for start in range(0, max(1, len(flat)), step := max(16, CHUNK // said.classes)):
-                at = slice(start, start + step)
+            for at in chunks(len(flat), said.classes):
                 kept.append(
                     self.answers(said.rows(at), flat[at], known.rows(at) if known is not None else None)
                 )
@@ -273,8 +273,7 @@ class Task(ABC):
         labels, counts = self.targets(encoded)
         flat = torch.from_numpy(labels)
         kept = []
-        for start in range(0, max(1, len(flat)), step := max(16, CHUNK // signal.classes)):
-            at = slice(start, start + step)
+        for at in chunks(len(flat), signal.classes):
             kept.append(self.answers(signal.rows(at), flat[at], None))
         return Predictions(
             {key: torch.cat([part[key] for part in kept]).cpu().numpy() for key in kept[0]}, labels, counts

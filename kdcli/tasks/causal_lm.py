@@ -36,6 +36,7 @@ class CausalLM(Task):
     metric = "log_prob"
     chance_is = "what all tokens alike would get,"
     head = ("ForCausalLM", "LMHeadModel")
+    batch = 8
     auto = "AutoModelForCausalLM"
 
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
@@ -48,7 +49,6 @@ class CausalLM(Task):
 
     def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
         """A decoder with its output head, which must be one that `head_of` understands."""
-        kwargs.pop("ignore_mismatched_sizes", None)
         found: Any = AutoModelForCausalLM.from_pretrained(
             path, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **kwargs
         )
@@ -66,12 +66,10 @@ class CausalLM(Task):
             return rows
         packed: list[dict[str, Any]] = []
         room = 0
+        edges = len(_begin(tokenizer)) + 1  # and the end of text
+        step = max(1, max_length - edges)
         for row in rows:
-            spans = _offsets(tokenizer, [row["text"]])[0]
-            edges = (
-                int(bool(tokenizer("", add_special_tokens=True)["input_ids"])) + 1
-            )  # begin and end of text
-            step = max(1, max_length - edges)
+            spans = _tokenize(tokenizer, [row["text"]], special=False)["offset_mapping"][0]
             for number, start in enumerate(range(0, len(spans), step)):
                 piece = spans[start : start + step]
                 text = row["text"][piece[0][0] : piece[-1][1]]
@@ -134,7 +132,7 @@ class CausalLM(Task):
 
     def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
         """Pieces one after the other; `position_ids` begin anew with each, which is what keeps them apart."""
-        begin = tokenizer("", add_special_tokens=True)["input_ids"][:1]
+        begin = _begin(tokenizer)
         ids: list[np.ndarray] = []
         labels: list[np.ndarray] = []
         positions: list[np.ndarray] = []
@@ -322,8 +320,9 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: boo
     )
 
 
-def _offsets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[tuple[int, int]]]:
-    return [list(map(tuple, row)) for row in _tokenize(tokenizer, texts, special=False)["offset_mapping"]]
+def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token that a text begins with, if this tokenizer has one."""
+    return list(tokenizer("", add_special_tokens=True)["input_ids"][:1])
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -32,6 +32,7 @@ class Classification(Task):
     metric = "accuracy"
     chance_is = "the most frequent label's share"
     head = ("ForSequenceClassification",)
+    batch = 64
     auto = "AutoModelForSequenceClassification"
 
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:

@@ -48,7 +48,7 @@ class LocalTeacher(Teacher):
         for numbers, said, labels in self.task.batches(
             self.model, self.tokenizer, encoded, self.batch_size, self.bf16, self.order
         ):
-            kept = keep(said.first(self.classes) if said.classes > self.classes else said)
+            kept = keep(said.first(self.classes))
             start = 0
             for number, part in zip(numbers.tolist(), labels, strict=True):
                 found[number] = kept.at(slice(start, start + len(part)))

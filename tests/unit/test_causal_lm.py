@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kdcli import distiller
+from kdcli import signal
 from kdcli.distiller import Distiller
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
@@ -31,7 +31,7 @@ def test_chunks_are_the_whole(tied: bool, monkeypatch: pytest.MonkeyPatch) -> No
     module = Distiller(
         student, task, {"soft": ForwardKL(2.0), "hard": HardLabel()}, {"soft": 1.0, "hard": 0.5}
     )
-    monkeypatch.setattr(distiller, "CHUNK", 97 * 20)
+    monkeypatch.setattr(signal, "CHUNK", 97 * 20)
     loss = module(labels=labels, teacher=task.signal(teacher, {"input_ids": ids}, pick), input_ids=ids)[
         "loss"
     ]
