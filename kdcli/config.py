@@ -220,6 +220,10 @@ class Dataset(Section):
             raise ValueError("prompt and messages: name the columns of one of them")
         if self.kind == "classification" and self.label is None:
             raise ValueError("label = null: classification needs the label's column")
+        if self.chat and not self.prompt and self.format != "conversations":
+            raise ValueError(
+                "chat: it makes turns of a prompt and a completion; name dataset.prompt and dataset.completion"
+            )
         if self.kind == "causal_lm" and self.labelled:
             raise ValueError("labelled: causal_lm has no labels to hide; use limit")
         return self
@@ -290,6 +294,22 @@ class Measure(Section):
     """causal_lm: so many prompts of the test split are answered, scored and (ten of them) shown."""
 
 
+class Rollout(Section):
+    """Who writes the completions that the student learns from (causal_lm)."""
+
+    by: Literal["dataset", "teacher", "student"] = "dataset"
+    """dataset: its own completions; teacher: answers the training prompts once, before the student is trained
+    (sequence-level distillation); student: answers while it is trained, and the teacher judges (on-policy distillation)."""
+    on_policy_fraction: Fraction = 0.5
+    """by=student: the share of the rows that it answers anew in each step."""
+    max_new_tokens: Count = 64
+    """Of an answer, at most."""
+    sampling_temperature: NonNegative = 1.0
+    """Tokens are drawn from softmax(logits / sampling_temperature); 0: the likeliest one each time."""
+    batch_size: Count = 16
+    """Prompts that are answered at once."""
+
+
 class Distill(Section):
     """`kdcli distill`."""
 
@@ -301,6 +321,7 @@ class Distill(Section):
     teacher: Teacher
     student: Student
     dataset: Dataset
+    rollout: Rollout = Rollout()
     loss: dict[str, Term] = Field(min_length=1)
     hardware: Hardware
     trainer: Trainer = Trainer()

@@ -40,9 +40,13 @@ class Distiller(nn.Module):
         """The terms in order."""
         return list(self.losses)
 
-    def masks(self, labels: Tensor) -> Tensor:
-        """Which of the counted positions each term counts: bool (K, N) for K terms and the labels (N,)."""
-        gold = labels != IGNORE
+    def masks(self, labels: Tensor, gold: Tensor | None = None) -> Tensor:
+        """Which of the counted positions each term counts: bool (K, N) for K terms and the labels (N,).
+
+        Args:
+            gold: which positions have a gold label, bool (N,); None: those whose label is not -100.
+        """
+        gold = labels != IGNORE if gold is None else gold
         rows = [gold if loss.over == "gold" else torch.ones_like(gold) for loss in self.losses.values()]
         return torch.stack(rows)
 
@@ -51,6 +55,7 @@ class Distiller(nn.Module):
         labels: Tensor,
         teacher: AnySignal | None = None,
         num_items_in_batch: Tensor | None = None,
+        gold: Tensor | None = None,
         **inputs: Any,
     ) -> dict[str, Any]:
         """The weighted sum of all terms.
@@ -59,6 +64,7 @@ class Distiller(nn.Module):
             teacher: the teacher's signal at the counted positions.
             num_items_in_batch: how many positions each term counts in the whole accumulated batch, over all
                 processes, (K,); None: in this batch alone.
+            gold: as for `masks`.
 
         Returns:
             loss: a scalar; terms: each term unweighted, (K,), detached; in eval mode also answers: what the task keeps
@@ -68,7 +74,7 @@ class Distiller(nn.Module):
         student = self.task.signal(self.student, inputs, pick)
         if teacher is not None:  # without rows of the embeddings that have no token
             student = student.first(teacher.classes)
-        masks = self.masks(labels)
+        masks = self.masks(labels, gold)
         counts = masks.sum(1) if num_items_in_batch is None else num_items_in_batch
         scale = torch.tensor([self.weights[name] for name in self.names], device=counts.device)
         values: list[Tensor] = []

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import datasets
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 
 from kdcli.config import Measure
 from kdcli.models import Source, load_tokenizer, load_whole
+from kdcli.rollouts import write
 from kdcli.tasks.causal_lm import CausalLM
 
 SHOWN = 10
@@ -21,43 +21,25 @@ SHOWN = 10
 BATCH = 8
 
 
-@torch.inference_mode()
 def generate(
     source: Source, task: CausalLM, rows: datasets.Dataset, max_length: int, cfg: Measure
 ) -> list[str]:
-    """Greedy answers to the first prompts of a split; of each at most `cfg.new_tokens` tokens.
-
-    Prompts are padded on the left, and the padding is masked: the answer does not depend on a prompt's neighbours.
-    """
-    model: Any = load_whole(source, task)
+    """Greedy answers to the first prompts of a split; of each at most `cfg.new_tokens` tokens."""
+    model = load_whole(source, task)
     if torch.cuda.is_available():
         torch.nn.Module.cuda(model)
     tokenizer = load_tokenizer(source, model)
-    tokenizer.padding_side = tokenizer.truncation_side = "left"
-    prompts = [
-        prompt for (prompt,) in task.inputs(rows.select(range(min(cfg.generations, len(rows)))), tokenizer)
-    ]
-    out: list[str] = []
-    for start in range(0, len(prompts), BATCH):
-        batch = tokenizer(
-            prompts[start : start + BATCH],
-            return_tensors="pt",
-            padding=True,
-            truncation=True,
-            max_length=max_length,
-            add_special_tokens=not task.chat,
-        ).to(model.device)
-        tokens = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=cfg.new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        new = tokens[:, batch["input_ids"].shape[1] :]
-        out += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
-    return out
+    some = rows.select(range(min(cfg.generations, len(rows))))
+    texts = write(
+        model,
+        tokenizer,
+        [prompt for (prompt,) in task.inputs(some, tokenizer)],
+        special=not task.chat,
+        max_length=max_length,
+        max_new_tokens=cfg.new_tokens,
+        batch_size=BATCH,
+    )
+    return [text.strip() for text in texts]
 
 
 def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -14,22 +14,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import datasets
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Sampler
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers import Trainer as HFTrainer
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
+from kdcli.config import Rollout
 from kdcli.config import Trainer as TrainerConfig
 from kdcli.distiller import Distiller
 from kdcli.errors import ConfigError, KDError
 from kdcli.files import replaced
 from kdcli.models import fast_bf16
-from kdcli.signal import AnySignal
+from kdcli.rollouts import seed_of, write
 from kdcli.tasks.base import Predictions, Split, Task
 from kdcli.teachers.base import Teacher
 
@@ -60,9 +68,12 @@ class Stage:
         steps: optimizer steps in all.
         eval_steps: validate and save every so many.
         seed: of the data's order and of dropout.
+        max_length: tokens a row.
         teacher, validation_teacher: who answers for the training and the validation rows; None for hard
             labels alone.
+        rollout: how the student answers some of the rows itself; None: it does not.
         metrics: the file that gets one line a logging step.
+        finish: called with the trained model before it is saved.
     """
 
     name: str
@@ -77,9 +88,12 @@ class Stage:
     eval_steps: int
     seed: int
     progress: Progress
+    max_length: int
     teacher: Teacher | None = None
+    rollout: Rollout | None = None
     validation_teacher: Teacher | None = None
     metrics: Path | None = None
+    finish: Callable[[PreTrainedModel], None] = lambda model: None
 
 
 def planned_steps(cfg: TrainerConfig, rows: int) -> int:
@@ -189,13 +203,15 @@ def train(stage: Stage) -> None:
         1, arguments.n_gpu
     )  # several GPUs are used by several processes, never by DataParallel
     for name, parameter in stage.distiller.named_parameters():
-        parameter.requires_grad_(not any(part in name for part in cfg.freeze))
+        if any(part in name for part in cfg.freeze):
+            parameter.requires_grad_(False)
     if cfg.dropout is not None:
         _set_dropout(stage.distiller.student, cfg.dropout)
     trainer = _Trainer(stage, arguments)
     _rewind(stage, checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
+        stage.finish(stage.distiller.student)
         with replaced(stage.out) as temporary:
             stage.distiller.student.save_pretrained(temporary)
             stage.tokenizer.save_pretrained(temporary)
@@ -245,12 +261,10 @@ def _text(row: dict[str, Any]) -> str:
     return str(next(value for key, value in row.items() if key != "id"))
 
 
-def _ask(teacher: Teacher, split: Split, rows: torch.Tensor) -> AnySignal:
-    """The teacher's signal for the rows of a batch, by what the rows are and not by where they stand."""
+def _raw(split: Split, rows: torch.Tensor) -> list[dict[str, Any]]:
+    """The rows of a batch as they were before they were tokenized: what a teacher is asked about."""
     picked = split.rows[rows.tolist()]
-    return teacher.signals(
-        [dict(zip(picked, values, strict=True)) for values in zip(*picked.values(), strict=True)]
-    )
+    return [dict(zip(picked, values, strict=True)) for values in zip(*picked.values(), strict=True)]
 
 
 class _Flow(TrainerCallback):
@@ -298,20 +312,62 @@ class _Trainer(HFTrainer):
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         counts = torch.zeros(len(self.stage.distiller.names), device=device)
         for batch in batches:
+            raw = _raw(self.stage.train, batch["rows"]) if self.stage.teacher is not None else []
+            if self.stage.rollout is not None:
+                raw = self._answer(batch, raw, self.stage.rollout)
             _, labels = self.task.positions(batch["labels"])
-            counts += self.stage.distiller.masks(labels).sum(1)
+            counts += self.stage.distiller.masks(labels, batch.get("gold")).sum(1)
             self.tokens += int(self.lengths[batch["rows"].numpy()].sum())
             if self.stage.teacher is not None:
-                batch["teacher"] = _ask(self.stage.teacher, self.stage.train, batch["rows"]).to(device)
+                batch["teacher"] = self.stage.teacher.signals(raw).to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts)
         return batches, counts
+
+    def _answer(self, batch: dict[str, Any], raw: list[dict[str, Any]], how: Rollout) -> list[dict[str, Any]]:
+        """Put the student's own answers into some rows of a batch; returns its rows as they are now.
+
+        Which rows, and what is drawn, depends on (seed, row, step) alone: not on how a batch is shared by
+        micro-batches and processes. What the student wrote is text to all who read it, as any completion is.
+        """
+        stage, step = self.stage, self.state.global_step
+        seeds = [seed_of(stage.seed, row["id"], step) for row in raw]
+        own = [place for place, seed in enumerate(seeds) if seed % 10**6 < how.on_policy_fraction * 10**6]
+        if own:
+            with self.accelerator.autocast():
+                texts = write(
+                    stage.distiller.student,
+                    stage.tokenizer,
+                    [
+                        prompt
+                        for (prompt,) in self.task.inputs(
+                            stage.train.rows.select(batch["rows"][own].tolist()), stage.tokenizer
+                        )
+                    ],
+                    special=not self.task.chat,
+                    max_length=stage.max_length,
+                    max_new_tokens=how.max_new_tokens,
+                    batch_size=how.batch_size,
+                    temperature=how.sampling_temperature,
+                    seeds=[seeds[place] for place in own],
+                )
+            raw = list(raw)
+            for place, text in zip(own, texts, strict=True):
+                raw[place] = self.task.answered(raw[place], text)
+            encoded = self.task.encode(stage.tokenizer, datasets.Dataset.from_list(raw), stage.max_length)
+            rows = batch["rows"]
+            batch |= self.task.collate([encoded[row] for row in range(len(raw))], stage.tokenizer)
+            batch["rows"] = rows
+        dataset = torch.ones(len(raw), dtype=torch.bool)
+        dataset[own] = False
+        batch["gold"] = dataset.repeat_interleave(self.task.counts(batch["labels"]))
+        return raw
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """One forward and backward pass; a loss that is not finite stops the run before the weights take it."""
-        rows = inputs.pop("rows")
+        rows = inputs.pop("rows").repeat_interleave(self.task.counts(inputs["labels"]))
         plain = not torch.cuda.is_available() and inputs["input_ids"].shape[1] <= SHORT
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             loss = super().training_step(model, inputs, num_items_in_batch)
@@ -326,14 +382,16 @@ class _Trainer(HFTrainer):
         return loss
 
     def _not_finite(self, rows: torch.Tensor) -> None:
+        """Say which term, and in which rows: `rows` holds each counted position's."""
         for name, values in self.stage.distiller.values.items():
             bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
             if bad:
-                examples = self.stage.train.rows.select([int(rows[position]) for position in bad[:3]])
+                of_rows = dict.fromkeys(int(rows[position]) for position in bad)
+                examples = self.stage.train.rows.select(list(of_rows)[:3])
                 shown = "; ".join(f"{row['id']} {_text(row)[:60]!r}" for row in examples)
                 raise KDError(
                     f"{self.stage.name}, step {self.state.global_step + 1}: the loss term {name} is not finite for "
-                    f"{len(bad)} of {len(values)} examples: {shown}. The weights before this step are in the last "
+                    f"{len(of_rows)} of {len(rows.unique())} examples: {shown}. The weights before this step are in the last "
                     "checkpoint; a lower learning rate or trainer.precision=fp32 often helps"
                 )
         raise KDError(
@@ -363,9 +421,8 @@ class _Trainer(HFTrainer):
             flat = self.task.positions(inputs["labels"])[1]
             count = distiller.masks(flat).sum(1)
             if stage.validation_teacher is not None:
-                inputs["teacher"] = _ask(stage.validation_teacher, stage.validation, rows).to(
-                    self.args.device
-                )
+                signal = stage.validation_teacher.signals(_raw(stage.validation, rows))
+                inputs["teacher"] = signal.to(self.args.device)
             with self.accelerator.autocast():
                 outputs = distiller(**inputs)
             answers.append({key: value.cpu() for key, value in outputs["answers"].items()})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 GOOD = ["good", "great", "lovely", "fine", "superb", "sweet"]
 BAD = ["bad", "awful", "poor", "sad", "dire", "sour"]
@@ -70,3 +72,147 @@ def write_csv(path: Path, rows: list[tuple[str, str]], header: tuple[str, str] =
     with path.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([header, *rows])
     return path
+
+
+CHAT = (
+    "{% for turn in messages %}<|{{ turn['role'] }}|>{{ turn['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def speller(template: str | None = CHAT):
+    """A tokenizer of a language model: byte-level BPE over the words of `exchanges`; its end of text is its padding."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=340,
+        special_tokens=["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator([text for pair in exchanges(200) for text in pair], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<|end|>", pad_token="<|end|>", chat_template=template
+    )
+
+
+def decoder(tokenizer, layers: int = 2, hidden: int = 32, seed: int = 0):
+    """A small random decoder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            intermediate_size=2 * hidden,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def exchanges(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Distinct prompts, and answers that can be told from them."""
+    return [(f"{text}:", f"it was {label}, the {text.split()[0]}") for text, label in sentences(count, seed)]
+
+
+def documents(count: int) -> list[str]:
+    """Paragraphs of exchanges, each long enough to be a document by itself."""
+    lines = [f"{prompt} {answer}.\n" for prompt, answer in exchanges(20 * count, seed=5)]
+    return ["".join(lines[start : start + 20]) for start in range(0, len(lines), 20)]
+
+
+def speaker(folder: Path, steps: int = 70) -> Path:
+    """A language model that was trained for a moment, on exchanges in each form, in a folder."""
+    import torch
+
+    tokenizer = speller()
+    model = decoder(tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    texts = []
+    for prompt, answer in exchanges(600, seed=7):
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        texts += [
+            f"{prompt}{answer}<|end|>",
+            tokenizer.apply_chat_template(turns, tokenize=False),
+            f"{prompt} {answer}.\n{prompt} {answer}.\n",
+        ]
+    for start in [number * 24 % 1800 for number in range(steps)]:
+        batch = tokenizer(texts[start : start + 24], return_tensors="pt", padding=True)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
+        ).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def talk(folder: Path, form: str, count: int = 120) -> list[str]:
+    """Exchanges in a file of the folder, and the overrides that name it; form: pairs, messages or text."""
+    rows = exchanges(count)
+    if form == "text":
+        path = folder / "text.txt"
+        path.write_text("\n".join(documents(count // 5)))
+        sizes = ["dataset.validation_size=3", "dataset.test_size=3", "dataset.max_length=64"]
+        return ["dataset=text", f"dataset.path={path}", *sizes]
+    if form == "pairs":
+        path = write_jsonl(folder / "pairs.jsonl", [{"prompt": p, "completion": a} for p, a in rows])
+        return [
+            "dataset=jsonl",
+            f"dataset.path={path}",
+            "dataset.prompt=prompt",
+            "dataset.completion=completion",
+        ]
+    turns = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        for prompt, answer in rows
+    ]
+    turns[::3] = [
+        [*turn, {"role": "user", "content": "so:"}, {"role": "assistant", "content": "so it was"}]
+        for turn in turns[::3]
+    ]
+    path = write_jsonl(folder / "messages.jsonl", [{"messages": turn} for turn in turns])
+    return ["dataset=jsonl", f"dataset.path={path}", "dataset.messages=messages"]
+
+
+def lessons(teacher: Path) -> list[str]:
+    """Overrides of a language model's run of a second: the teacher, a student of one of its layers, fp32."""
+    return [
+        "teacher=local",
+        f"teacher.path={teacher}",
+        "teacher.batch_size=16",
+        "teacher.trainer.precision=fp32",
+        "student=layers",
+        "student.num_hidden_layers=1",
+        "loss=forward_kl",
+        "dataset.max_length=64",
+        "dataset.validation_size=16",
+        "dataset.test_size=16",
+        "trainer.precision=fp32",
+        "trainer.batch_size=8",
+        "trainer.epochs=2",
+        "trainer.logging_steps=5",
+        "measure.latency_runs=2",
+        "measure.throughput_seconds=0.05",
+        "measure.generations=6",
+        "measure.new_tokens=8",
+    ]

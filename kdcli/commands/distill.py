@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,8 @@ from kdcli.teachers.cached import CachedTeacher
 from kdcli.trainer import Stage, micro_batches, planned_steps, require_trackers, train
 
 logger = logging.getLogger(__name__)
+PART = 64
+"""Prompts that a teacher answers between two writes to the disk."""
 
 
 def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
@@ -73,13 +75,16 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
     """
     run = prepare(cfg, folder, names)
     first = run.state.is_main_process
-    parts = ["teacher", "signals", "student", *(["control"] if cfg.control else []), "evaluate"]
-    with console.Stages(parts, quiet=not first) as stages:
+    parts = ["teacher", "rollouts", "signals", "student", "control", "evaluate"]
+    left_out = {"rollouts": cfg.rollout.by != "teacher", "control": not cfg.control}
+    with console.Stages([part for part in parts if not left_out.get(part)], quiet=not first) as stages:
         teacher = tuned_teacher(run, stages)
-        signals = teacher_signals(run, stages, teacher)
+        ask = functools.cache(lambda: open_teacher(run, teacher))
+        rows = rollouts(run, stages, teacher, ask)
+        signals = teacher_signals(run, stages, teacher, ask, rows)
         born = birth(run, teacher)
-        check_numbers(run, born, signals)
-        steps = train_student(run, stages, born, signals)
+        check_numbers(run, born, signals, rows)
+        steps = train_student(run, stages, born, signals, rows)
         if cfg.control:
             train_control(run, stages, born, steps)
         if first:
@@ -138,28 +143,31 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
             f"{source.name} has no head for this task, and teacher.tune=false would leave it untrained; leave "
             "teacher.tune out (it is tuned first), or use a checkpoint of the task"
         )
-    if not tune and task.labels:
+    if not tune and not task.writes:
         label_order(load_config(source), data.labels, source.name)
     tokenizer = load_tokenizer(source, max_length=cfg.dataset.max_length)
     by: Birth = build(cfg.student, Birth)
     if cfg.student.path:
         by.source = find(cfg.student, "student")
         own = load_tokenizer(by.source, max_length=cfg.dataset.max_length)
-        if not task.labels:
+        if task.writes:
             same_vocabulary(source.name, tokenizer, by.source.name, own)
     splits = {
         name: task.prepare(rows, tokenizer, cfg.dataset.max_length) for name, rows in data.splits.items()
     }
     data = dataclasses.replace(data, splits=splits)
-    if not task.labels:  # whatever is wrong with a row is found now
+    if task.writes:  # whatever is wrong with a row is found now
         for rows in data.splits.values():
             task.encode(tokenizer, rows, cfg.dataset.max_length)
     losses = {name: build(term, Loss) for name, term in cfg.loss.items()}
-    if not any(loss.needs_teacher and cfg.loss[name].weight > 0 for name, loss in losses.items()):
+    judged = any(loss.needs_teacher and cfg.loss[name].weight > 0 for name, loss in losses.items())
+    if not judged and cfg.rollout.by != "teacher":
         raise ConfigError(
             "no loss term with a weight reads the teacher: there is nothing to distil; give one a weight"
         )
-    if cfg.teacher.cache and not task.labels:
+    if cfg.rollout.by != "dataset":
+        _require_prompts(cfg, task, data)
+    if cfg.teacher.cache and task.writes:
         _temperature(losses)
     for trainer in (cfg.trainer, cfg.teacher.trainer):
         micro_batches(trainer, state.num_processes)
@@ -179,6 +187,18 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
         _write_environment(run)
     state.wait_for_everyone()
     return run
+
+
+def _require_prompts(cfg: Config, task: Task, data: Data) -> None:
+    if not task.writes:
+        raise ConfigError(
+            f"rollout.by = {cfg.rollout.by}: models of the task {cfg.dataset.kind} write nothing; leave rollout out"
+        )
+    if "texts" in data["train"].column_names:
+        raise ConfigError(
+            f"rollout.by = {cfg.rollout.by}: plain text has no prompts to answer; name dataset.prompt and "
+            "dataset.completion, or dataset.messages"
+        )
 
 
 def _temperature(losses: dict[str, Loss]) -> float:
@@ -278,6 +298,7 @@ def tuned_teacher(run: Run, stages: console.Stages) -> Source:
                     eval_steps=_eval_steps(cfg, len(gold)),
                     seed=stage_seed(run.cfg.seed, "teacher"),
                     progress=progress,
+                    max_length=run.cfg.dataset.max_length,
                     metrics=run.folder / "metrics.jsonl",
                 )
             )
@@ -292,21 +313,17 @@ def _content(rows: datasets.Dataset) -> str:
     return digest(list(rows["id"]), list(rows["label"]) if "label" in rows.column_names else [])
 
 
-def teacher_signals(run: Run, stages: console.Stages, source: Source) -> dict[str, Teacher]:
-    """Who answers for each split: the teacher's stored answers, fetched here, or (teacher.cache=false) itself."""
+def open_teacher(run: Run, source: Source) -> Teacher:
+    """The teacher, ready to answer."""
+    teacher: Teacher = build(run.cfg.teacher, Teacher)
+    teacher.open(source, run.task, run.cfg.dataset.max_length, run.cfg.teacher.trainer.precision)
+    return teacher
+
+
+def _asked(run: Run, source: Source) -> tuple[Any, ...]:
+    """What determines all that a teacher says of a row."""
     cfg = run.cfg.teacher
-
-    @functools.cache
-    def ask() -> Teacher:
-        teacher: Teacher = build(cfg, Teacher)
-        teacher.open(source, run.task, run.cfg.dataset.max_length, cfg.trainer.precision)
-        return teacher
-
-    if not cfg.cache:
-        stages.skip("signals", "asked for in every step")
-        return dict.fromkeys(SPLITS, ask())
-    temperature = 1.0 if run.task.labels else _temperature(run.losses)
-    made_by = (
+    return (
         source.weights_hash,
         source.tokenizer_hash,
         cfg.target,
@@ -315,14 +332,65 @@ def teacher_signals(run: Run, stages: console.Stages, source: Source) -> dict[st
         run.cfg.dataset.max_length,
         fast_bf16(cfg.trainer.precision),
         torch.__version__,
-        run.cfg.dataset.chat,
-        (cfg.top_k, temperature) if not run.task.labels else (),
+        run.task.chat,
     )
+
+
+def rollouts(
+    run: Run, stages: console.Stages, source: Source, ask: Callable[[], Teacher]
+) -> datasets.Dataset:
+    """The rows that the student learns from: the data's own, or (rollout=teacher) their prompts with the teacher's answers.
+
+    The answers are kept in the cache, a few at a time, and stand in the run directory for people to read.
+    """
+    rows, how = run.data["train"], run.cfg.rollout
+    if how.by != "teacher":
+        return rows
+    folder = cache_dir("rollouts") / digest(_asked(run, source), how.model_dump(), run.cfg.seed)[:32]
+    answers: list[str] = []
+    with run.stage(stages, "rollouts", len(rows)) as progress:
+        for start in range(0, len(rows), PART):
+            part = rows.select(range(start, min(start + PART, len(rows))))
+            path = folder / f"{digest(list(part['id']))[:32]}.json"
+            with run.state.main_process_first(), filelock.FileLock(f"{folder}.lock"):
+                if not path.is_file():
+                    write_json(path, ask().write(list(part), how, run.cfg.seed))
+            answers += json.loads(path.read_text(encoding="utf-8"))
+            progress.update(start + len(part))
+    answered = datasets.Dataset.from_list(
+        [run.task.answered(row, text) for row, text in zip(rows, answers, strict=True)]
+    )
+    if run.state.is_main_process:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in answered]
+        write_text(run.folder / "rollouts.jsonl", "".join(lines))
+    return answered
+
+
+def teacher_signals(
+    run: Run, stages: console.Stages, source: Source, ask: Callable[[], Teacher], train: datasets.Dataset
+) -> dict[str, Teacher]:
+    """Who answers for each split: the teacher's stored answers, fetched here, or (teacher.cache=false) itself.
+
+    What the student writes while it is trained nobody can have asked about before: then the teacher itself answers for
+    the training rows.
+
+    Args:
+        train: the rows that the student learns from.
+    """
+    cfg = run.cfg.teacher
+    if not cfg.cache:
+        stages.skip("signals", "asked for in every step")
+        return dict.fromkeys(SPLITS, ask())
+    temperature = _temperature(run.losses) if run.task.writes else 1.0
+    made_by = _asked(run, source), (cfg.top_k, temperature) if run.task.writes else ()
+    splits = run.data.splits | {"train": train}
     teachers: dict[str, Teacher] = {}
+    if run.cfg.rollout.by == "student":
+        teachers["train"] = ask()
+        del splits["train"]
     before = 0
-    with run.stage(stages, "signals", sum(len(run.data[split]) for split in SPLITS)) as progress:
-        for split in SPLITS:
-            rows = run.data[split]
+    with run.stage(stages, "signals", sum(map(len, splits.values()))) as progress:
+        for split, rows in splits.items():
             folder = cache_dir("signals") / digest(made_by, list(rows["id"]))[:32]
             teachers[split] = cached = CachedTeacher(folder, cfg.top_k, temperature)
             with _alone(run, folder):
@@ -359,23 +427,24 @@ def birth(run: Run, teacher: Source) -> Source:
     return Source(folder, "the student", code=run.cfg.student.trust_remote_code)
 
 
-def check_numbers(run: Run, born: Source, signals: dict[str, Teacher]) -> None:
+def check_numbers(run: Run, born: Source, signals: dict[str, Teacher], rows: datasets.Dataset) -> None:
     """The pre-flight."""
     distiller, tokenizer = _distiller(run, born, run.losses)
     preflight(
         distiller,
         tokenizer,
         signals,
-        _split(run, run.data["train"].select(range(min(1000, len(run.data["train"])))), tokenizer),
+        _split(run, rows.select(range(min(1000, len(rows)))), tokenizer),
         _split(run, run.data["validation"], tokenizer),
         bf16=fast_bf16(run.cfg.trainer.precision),
         lenient=run.cfg.smoke or run.cfg.trainer.max_steps is not None,
     )
 
 
-def train_student(run: Run, stages: console.Stages, born: Source, signals: dict[str, Teacher]) -> int:
+def train_student(
+    run: Run, stages: console.Stages, born: Source, signals: dict[str, Teacher], rows: datasets.Dataset
+) -> int:
     """The student, taught by the teacher; returns its number of steps."""
-    rows = run.data["train"]
     steps = planned_steps(run.cfg.trainer, len(rows))
     _train(run, stages, "student", born, rows, run.losses, steps, signals)
     return steps
@@ -417,9 +486,12 @@ def _train(
                 eval_steps=_eval_steps(run.cfg.trainer, len(rows)),
                 seed=seed,
                 progress=progress,
+                max_length=run.cfg.dataset.max_length,
                 teacher=signals["train"] if signals else None,
+                rollout=run.cfg.rollout if signals and run.cfg.rollout.by == "student" else None,
                 validation_teacher=signals["validation"] if signals else None,
                 metrics=run.folder / "metrics.jsonl",
+                finish=run.birth_by.undress,
             )
         )
         run.state.wait_for_everyone()
@@ -427,6 +499,7 @@ def _train(
 
 def _distiller(run: Run, born: Source, losses: dict[str, Loss]) -> tuple[Distiller, Any]:
     model, _ = load_model(born, run.task)
+    run.birth_by.dress(model)
     weights = {name: run.cfg.loss[name].weight if losses is run.losses else 1.0 for name in losses}
     return Distiller(model, run.task, losses, weights), load_tokenizer(
         born, model, run.cfg.dataset.max_length
@@ -457,13 +530,13 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
         stage.update(done, extra=name, total=len(folders))
         source = Source(folder, name, code=teacher.code)
         tokenizer = load_tokenizer(source)
-        if name == "teacher" and task.labels:  # its answers are there already
+        if name == "teacher" and not task.writes:  # its answers are there already
             said[name] = task.told(
                 signals["test"].signals(list(test)), task.encode(tokenizer, test, max_length)
             )
             models[name] = size(source, task)
         else:
-            told = by_number(signals["test"], test) if name != "teacher" and not task.labels else None
+            told = by_number(signals["test"], test) if name != "teacher" and task.writes else None
             models[name], said[name] = examine(source, task, test, max_length, told)
         save_predictions(run.folder / "predictions" / f"test.{name}.safetensors", said[name])
         models[name] |= score(task, said[name])

@@ -30,3 +30,9 @@ class Birth(ABC):
             teacher: the teacher's checkpoint, tuned if it was tuned.
             rows: the training rows, for births that look at the data.
         """
+
+    def dress(self, model: PreTrainedModel) -> None:  # noqa: B027
+        """Put into a born model what is trained in its stead; before each training, of the student and of the control."""
+
+    def undress(self, model: PreTrainedModel) -> None:  # noqa: B027
+        """Make the trained model a plain one again."""

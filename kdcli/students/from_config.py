@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -11,13 +11,15 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel, PreTrained
 
 from kdcli.config import Count, Fraction, suggest
 from kdcli.errors import ConfigError
-from kdcli.models import Source, load_model, load_tokenizer
+from kdcli.models import Source, load_config, load_model, load_tokenizer
 from kdcli.students.base import Birth
 from kdcli.students.pretrained import from_checkpoint
 from kdcli.tasks.base import Encoded, Task
 
 SPREAD = 0.05
 """Standard deviation of inherited embeddings: BERT's trained ones have about that."""
+DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
+"""What architectures call the dropout of hidden states and of attention."""
 MOST_TOKENS = 512
 """Tokens of a row that are counted."""
 
@@ -31,6 +33,7 @@ class FromConfig(Birth):
         num_attention_heads: heads a layer.
         intermediate_size: width of the feed-forward layers.
         model_type: an architecture of transformers by its name there.
+        num_key_value_heads: of an architecture whose heads share keys and values; null: as many as heads.
         dropout: of hidden states and attention, while training.
         embeddings: random, or those of the teacher: its word and position embeddings projected to the student's
             width by the principal components that hold most of their variance (each token weighed by how
@@ -46,6 +49,7 @@ class FromConfig(Birth):
         num_attention_heads: Count,
         intermediate_size: Count,
         model_type: str = "bert",
+        num_key_value_heads: Count | None = None,
         dropout: Fraction = 0.1,
         embeddings: Literal["random", "teacher"] = "random",
     ):
@@ -58,18 +62,25 @@ class FromConfig(Birth):
                 f"student.model_type = {model_type} is not known{suggest(model_type, CONFIG_MAPPING)}"
             )
         self.model_type, self.embeddings = model_type, embeddings
-        self.shape = {
+        self.shape: dict[str, Any] = {
             "hidden_size": hidden_size,
             "num_hidden_layers": num_hidden_layers,
             "num_attention_heads": num_attention_heads,
             "intermediate_size": intermediate_size,
-            "hidden_dropout_prob": dropout,
-            "attention_probs_dropout_prob": dropout,
         }
-        if lacking := [key for key in self.shape if not hasattr(CONFIG_MAPPING[model_type], key)]:
+        if num_key_value_heads:
+            self.shape["num_key_value_heads"] = num_key_value_heads
+            if num_attention_heads % num_key_value_heads:
+                raise ConfigError(
+                    f"student.num_attention_heads = {num_attention_heads} is not a multiple of num_key_value_heads = "
+                    f"{num_key_value_heads}"
+                )
+        known = CONFIG_MAPPING[model_type]()
+        if lacking := [key for key in self.shape if not hasattr(known, key)]:
             raise ConfigError(
-                f"student.model_type = {model_type} has no {', '.join(lacking)}; take one like bert or roberta"
+                f"student.model_type = {model_type} has no {', '.join(lacking)}; take one like bert, roberta or llama"
             )
+        self.shape |= {key: dropout for key in DROPOUT if hasattr(known, key)}
 
     def born(
         self, task: Task, teacher: Source, rows: datasets.Dataset
@@ -78,9 +89,15 @@ class FromConfig(Birth):
         if self.source is not None:
             return from_checkpoint(self.source, task)
         tokenizer = load_tokenizer(teacher)
-        config = AutoConfig.for_model(
-            self.model_type, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **self.shape
-        )
+        special = {
+            f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")
+        }
+        if (
+            task.writes
+        ):  # as the teacher: how far it sees, and one matrix for what it reads and what it writes
+            inner = load_config(teacher).get_text_config()
+            special |= {"max_position_embeddings": inner.max_position_embeddings, "tie_word_embeddings": True}
+        config = AutoConfig.for_model(self.model_type, vocab_size=len(tokenizer), **special, **self.shape)
         try:
             model = task.create(task.configure(config))
         except ValueError as error:
@@ -95,7 +112,7 @@ class FromConfig(Birth):
 
 @torch.no_grad()
 def _inherit_embeddings(student: PreTrainedModel, teacher: PreTrainedModel, rows: Encoded) -> None:
-    """Write the teacher's embeddings, projected, into the student; tokens that pad stay 0."""
+    """Write the teacher's embeddings, projected, into the student; a token that only pads stays 0."""
     own = torch.as_tensor(student.get_input_embeddings().weight)
     words = torch.as_tensor(teacher.get_input_embeddings().weight)[: len(own)].float()
     counts = torch.from_numpy(np.bincount(rows.columns["input_ids"], minlength=len(words))[: len(words)])
@@ -108,7 +125,7 @@ def _inherit_embeddings(student: PreTrainedModel, teacher: PreTrainedModel, rows
     projected = centred @ components
     scale = SPREAD / (projected.square() * weights).sum(0).mean().sqrt()
     own[: len(words), : components.shape[1]] = projected * scale
-    if (pad := student.config.pad_token_id) is not None:
+    if (pad := student.config.pad_token_id) not in (None, student.config.eos_token_id):
         own[pad] = 0
     mine, theirs = _positions(student), _positions(teacher)
     if mine is not None and theirs is not None:

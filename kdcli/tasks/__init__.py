@@ -34,4 +34,6 @@ def task_of(cfg: Dataset, labels: Sequence[str]) -> Task:
         for value in vars(module).values()
         if isinstance(value, type) and value.__module__ == module.__name__
     ]
-    return next(value for value in own if issubclass(value, Task))(labels, chat=cfg.chat)
+    return next(value for value in own if issubclass(value, Task))(
+        labels, chat=cfg.chat or bool(cfg.messages)
+    )

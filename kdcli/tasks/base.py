@@ -116,6 +116,8 @@ class Task(ABC):
     """Rows that are scored at once."""
     auto: ClassVar[str]
     """The class of transformers that loads a model of the task."""
+    writes: ClassVar[bool] = False
+    """Its models write text, over a vocabulary: teacher and student must share it, and either may write the completions."""
 
     def __init__(self, labels: Sequence[str] = (), chat: bool = False):
         self.labels = list(labels)
@@ -278,6 +280,10 @@ class Task(ABC):
         return Predictions(
             {key: torch.cat([part[key] for part in kept]).cpu().numpy() for key in kept[0]}, labels, counts
         )
+
+    def answered(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
+        """The row with another answer to its prompt; for tasks whose models write."""
+        raise NotImplementedError
 
     def prepare(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.errors import DataError, ModelError
+from kdcli.errors import ConfigError, DataError, ModelError
+from kdcli.files import digest
 from kdcli.losses.base import log_probs
 from kdcli.signal import Head, HiddenSignal, Signal, TopKSignal
 from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task
@@ -38,6 +39,9 @@ class CausalLM(Task):
     head = ("ForCausalLM", "LMHeadModel")
     batch = 8
     auto = "AutoModelForCausalLM"
+    packs = False
+    """Rows hold several documents (since `prepare`)."""
+    writes = True
 
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Nothing: the classes are the vocabulary."""
@@ -54,6 +58,8 @@ class CausalLM(Task):
         )
         model, info = found
         _check_head(model.eval())
+        if self.packs:
+            _check_apart(model)
         return model, bool(info["missing_keys"])
 
     # ---- rows -> tokens ----------------------------------------------------------------------------------
@@ -61,26 +67,38 @@ class CausalLM(Task):
     def prepare(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> datasets.Dataset:
-        """Plain text becomes rows of at most `max_length` tokens: long documents are cut, short ones share a row."""
+        """Plain text becomes rows of at most `max_length` tokens: long documents are cut, short ones share a row.
+
+        Raises:
+            ConfigError: rows of so few tokens have none that counts.
+        """
         if "text" not in rows.column_names:
             return rows
+        self.packs = True
         packed: list[dict[str, Any]] = []
         room = 0
         edges = len(_begin(tokenizer)) + 1  # and the end of text
-        step = max(1, max_length - edges)
+        step = max_length - edges
+        if step < 2:
+            raise ConfigError(
+                f"dataset.max_length = {max_length}: rows of plain text need at least {edges + 2} tokens, or there is none "
+                "before another; raise it"
+            )
         for row in rows:
             spans = _tokenize(tokenizer, [row["text"]], special=False)["offset_mapping"][0]
-            for number, start in enumerate(range(0, len(spans), step)):
+            for start in range(0, len(spans), step):
                 piece = spans[start : start + step]
                 text = row["text"][piece[0][0] : piece[-1][1]]
                 ends = start + step >= len(spans)
                 if len(piece) + edges > room or not packed:
-                    packed.append({"id": f"{row['id']}/{number}", "texts": [], "ends": []})
+                    packed.append({"texts": [], "ends": []})
                     room = max_length
                 packed[-1]["texts"].append(text)
                 packed[-1]["ends"].append(ends)
                 room -= len(piece) + edges
-        return datasets.Dataset.from_list(packed)
+        return datasets.Dataset.from_list(
+            [{"id": digest(part["texts"], part["ends"])[:32], **part} for part in packed]
+        )
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
         """Token ids, and the labels: the ids themselves where they count.
@@ -194,6 +212,23 @@ class CausalLM(Task):
         counted = labels != IGNORE
         return labels[counted], np.add.reduceat(counted.astype(np.int64), encoded.offsets[:-1])
 
+    def require_same(self, rows: datasets.Dataset, teacher: Encoded, student: Encoded) -> None:
+        """Refuse rows of which the teacher and the student count different tokens.
+
+        Raises:
+            ModelError: their tokenizers cut a text in different ways, or their chat templates differ.
+        """
+        (theirs, counts), (ours, own) = self.targets(teacher), self.targets(student)
+        if np.array_equal(counts, own) and np.array_equal(theirs, ours):
+            return
+        parts = zip(np.split(theirs, counts.cumsum()), np.split(ours, own.cumsum()), strict=True)
+        row = next(row for row, (one, other) in enumerate(parts) if not np.array_equal(one, other))
+        raise ModelError(
+            f"row {rows['id'][row]}: the teacher and the student count different tokens ({counts[row]} and {own[row]}), so "
+            "their probabilities cannot be compared: their tokenizers cut a text in different ways, or their chat templates "
+            "differ. Put the teacher's tokenizer files (tokenizer.json, chat_template.jinja …) beside the student"
+        )
+
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
         """The prompts, with the template's tokens where there is one; of plain text its beginning."""
         conversations = self._conversations(rows)
@@ -221,6 +256,15 @@ class CausalLM(Task):
             said = [turn["content"] for turn in turns[:last]]
             found.append({"prompt": "\n\n".join(said), "reference": turns[last]["content"]})
         return found
+
+    def answered(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
+        """The row with another answer to its prompt: the last turn of the assistant, or the completion."""
+        answer = (
+            {"messages": [*row["messages"][: _last(row["messages"])], {"role": "assistant", "content": text}]}
+            if "messages" in row
+            else {"completion": text}
+        )
+        return {**row, **answer, "id": digest(row["id"], text)[:32]}
 
     def _conversations(self, rows: datasets.Dataset) -> list[list[dict[str, str]]] | None:
         """Each row's turns; None if the rows are no conversations."""
@@ -419,4 +463,28 @@ def _check_head(model: PreTrainedModel) -> None:
         raise ModelError(
             f"{type(model).__name__} computes its logits in a way that kdcli does not know (not the last hidden state "
             "through its output head)"
+        )
+
+
+@torch.no_grad()
+def _check_apart(model: PreTrainedModel) -> None:
+    """What stands before a document in its row does not change what the model says of it.
+
+    Raises:
+        ModelError: this architecture does not go by `position_ids`.
+    """
+    body: Any = model.base_model
+    places = torch.arange(4).repeat(2)[None]
+    ids = torch.arange(8)[None] % model.config.get_text_config().vocab_size
+    alone = body(input_ids=ids[:, 4:], use_cache=False).last_hidden_state
+    try:
+        packed = body(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state[:, 4:]
+    except TypeError:
+        packed = None
+    if packed is None or not torch.allclose(
+        packed, alone, atol=CLOSE * float(alone.abs().max().clamp(min=1))
+    ):
+        raise ModelError(
+            f"{type(model).__name__} does not keep the documents of a row apart (it does not go by position_ids), which "
+            "plain text needs; use another model, or data of prompts and completions"
         )

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from kdcli.config import Rollout
+from kdcli.errors import TeacherError
 from kdcli.models import Source
 from kdcli.signal import AnySignal, concatenate
 from kdcli.tasks.base import Task
@@ -41,6 +43,17 @@ class Teacher(ABC):
         Args:
             keep: makes something smaller of each batch's signal, so that the whole is never in memory.
         """
+
+    def write(self, examples: Sequence[Mapping[str, Any]], how: Rollout, seed: int) -> list[str]:
+        """The teacher's own answer to each row's prompt.
+
+        Args:
+            seed: of what is drawn, together with a row's id.
+
+        Raises:
+            TeacherError: this kind of teacher does not write.
+        """
+        raise TeacherError(f"{type(self).__name__} does not write: rollout=teacher needs a teacher that does")
 
     def signals(self, examples: Sequence[Mapping[str, Any]]) -> AnySignal:
         """What the teacher says of a batch of rows, one row after the other."""

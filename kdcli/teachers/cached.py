@@ -60,7 +60,7 @@ class CachedTeacher(Teacher):
             ids = list(chunk["id"])
             path = self.folder / f"{digest(ids)[:32]}.safetensors"
             if not self._open(path, ids):
-                self._write(path, ask().rows(list(chunk), self._keep))
+                self._write(path, ids, ask().rows(list(chunk), self._keep))
                 if not self._open(path, ids):
                     raise OSError(f"{path} was written and cannot be read: is the disk failing?")
             progress(start + len(chunk))
@@ -86,10 +86,10 @@ class CachedTeacher(Teacher):
     def _keep(self, signal: AnySignal) -> AnySignal:
         return top_k(signal, self.k, self.temperature) if isinstance(signal, HiddenSignal) else signal
 
-    def _write(self, path: Path, rows: list[AnySignal]) -> None:
+    def _write(self, path: Path, ids: list[str], rows: list[AnySignal]) -> None:
         whole = concatenate(rows)
         tensors = {"offsets": torch.tensor([0, *map(len, rows)]).cumsum(0)}
-        about = {"classes": str(whole.classes)}
+        about = {"rows": digest(ids), "classes": str(whole.classes)}
         if isinstance(whole, TopKSignal):
             about["temperature"] = repr(whole.temperature)
             tensors |= {
@@ -103,7 +103,7 @@ class CachedTeacher(Teacher):
             assert isinstance(whole, Signal)
             tensors["logits"] = whole.logits
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        about["checksum"] = _checksum(tensors)
+        about["checksum"] = _checksum(tensors, about)
         with replaced(path) as temporary:
             save_file(tensors, temporary, metadata=about)
 
@@ -112,13 +112,13 @@ class CachedTeacher(Teacher):
             return False
         try:
             with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
+                about = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if _checksum(tensors) != about.get("checksum"):
+            if about.pop("checksum") != _checksum(tensors, about):
                 raise ValueError("its checksum is another")
+            if about["rows"] != digest(ids):
+                raise ValueError("it is of other rows")
             offsets = tensors.pop("offsets").tolist()
-            if len(offsets) != len(ids) + 1:
-                raise ValueError(f"it holds {len(offsets) - 1} rows, not {len(ids)}")
         except (SafetensorError, KeyError, OSError, ValueError) as error:
             logger.warning("the teacher's answers in %s cannot be used (%s) and are made again", path, error)
             return False
@@ -156,8 +156,8 @@ def _whole(packed: Tensor, k: int) -> Tensor:
     return pairs.flatten(-2)[:, :k].long()
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256()
+def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    found = hashlib.sha256(digest(about).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -8,8 +8,9 @@ from typing import Any
 import datasets
 import torch
 
-from kdcli.config import Count
+from kdcli.config import Count, Rollout
 from kdcli.models import Source, fast_bf16, label_order, load_tokenizer, load_whole
+from kdcli.rollouts import seed_of, write
 from kdcli.signal import AnySignal
 from kdcli.tasks.base import Task
 from kdcli.teachers.base import Keep, Teacher, as_it_is
@@ -54,3 +55,19 @@ class LocalTeacher(Teacher):
                 found[number] = kept.at(slice(start, start + len(part)))
                 start += len(part)
         return [found[number] for number in range(len(table))]
+
+    def write(self, examples: Sequence[Mapping[str, Any]], how: Rollout, seed: int) -> list[str]:
+        """Answers by the task's prompts, in the precision of the teacher's signals."""
+        table = datasets.Dataset.from_list(list(examples))
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+            return write(
+                self.model,
+                self.tokenizer,
+                [prompt for (prompt,) in self.task.inputs(table, self.tokenizer)],
+                special=not self.task.chat,
+                max_length=self.max_length,
+                max_new_tokens=how.max_new_tokens,
+                batch_size=how.batch_size,
+                temperature=how.sampling_temperature,
+                seeds=[seed_of(seed, row["id"]) for row in examples],
+            )

@@ -13,10 +13,10 @@ ROOT = Path(kdcli.__file__).parent
 FLOORS = [
     {"errors", "signal"},
     {"config", "console", "files"},
-    {"rundir", "losses", "gguf"},
+    {"rundir", "losses", "gguf", "rollouts"},
     {"tasks"},
     {"models", "data"},
-    {"students", "teachers", "rollouts", "hardware"},
+    {"students", "teachers", "hardware"},
     {"distiller", "measure", "evaluate", "generate", "report", "environment"},
     {"trainer", "preflight"},
     {"commands"},

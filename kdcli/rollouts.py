@@ -1,0 +1,92 @@
+"""Who writes the completions that a student learns from: prompts are continued in batches, greedily or by sampling."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@torch.no_grad()
+def write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    special: bool,
+    max_length: int,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    seeds: Sequence[int] = (),
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """What a language model writes after each prompt, without special tokens.
+
+    Prompts are padded on the left, and the padding is masked: an answer does not depend on its neighbours. Prompts of
+    like length are answered together.
+
+    Args:
+        special: the tokenizer adds its special tokens to a prompt (a rendered chat has them already).
+        max_length: tokens of a prompt; the beginning of a longer one is cut off.
+        max_new_tokens: of an answer, at most.
+        batch_size: prompts that are answered at once.
+        temperature: 0: the likeliest token each time; else tokens are drawn from softmax(logits / temperature).
+        seeds: one a prompt, where tokens are drawn: a prompt's answer depends on its own seed alone.
+        progress: called with the number of prompts that are answered so far.
+    """
+    was_training = model.training
+    model.eval()
+    generator: Any = model
+    ids = tokenizer(list(prompts), add_special_tokens=special)["input_ids"]
+    ids = [row[-max_length:] for row in ids]
+    order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
+    out = [""] * len(ids)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        longest = len(ids[places[-1]])
+        batch = torch.full((len(places), longest), tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(batch)
+        for line, place in enumerate(places):
+            batch[line, longest - len(ids[place]) :] = torch.tensor(ids[place])
+            mask[line, longest - len(ids[place]) :] = 1
+        drawn = [_Drawn(temperature, [seeds[place] for place in places])] if temperature else []
+        tokens = generator.generate(
+            input_ids=batch.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=tokenizer.pad_token_id,
+            logits_processor=LogitsProcessorList(drawn),
+        )
+        texts = tokenizer.batch_decode(tokens[:, longest:], skip_special_tokens=True)
+        for place, text in zip(places, texts, strict=True):
+            out[place] = text
+        progress(start + len(places))
+    model.train(was_training)
+    return out
+
+
+def seed_of(*parts: object) -> int:
+    """A seed of 63 bits that depends on nothing but the parts."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+class _Drawn(LogitsProcessor):
+    """Noise of a Gumbel distribution on the logits / T: their largest is then a draw from the softmax
+    (Maddison et al. 2014, https://arxiv.org/abs/1411.0030). Each row has its own stream of noise."""
+
+    def __init__(self, temperature: float, seeds: Sequence[int]):
+        self.temperature = temperature
+        self.streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Any, scores: Any) -> Tensor:
+        noise = torch.stack(
+            [torch.empty(scores.shape[-1]).exponential_(generator=stream) for stream in self.streams]
+        )
+        return scores.float() / self.temperature - noise.log().to(scores.device)

@@ -1,0 +1,219 @@
+"""Who writes what the student learns: the teacher once, or the student while it is trained; through the real command."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import decoder, exchanges, lessons, speaker, speller, talk
+
+from kdcli.commands import distill as recipe
+from kdcli.errors import KDError
+from kdcli.launch import launch
+from kdcli.rollouts import seed_of, write
+from kdcli.teachers.local import LocalTeacher
+from kdcli.trainer import _Trainer
+
+Distil = Callable[..., Path]
+SHORT = ("control=false", "measure=null", "trainer.max_steps=6", "rollout.max_new_tokens=8")
+
+
+@pytest.fixture(scope="module")
+def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return speaker(tmp_path_factory.mktemp("models") / "speaker")
+
+
+@pytest.fixture
+def distil(voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Distil:
+    """Runs `kdcli distill` in this process and returns the run directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(folder: str, form: str, *overrides: str, code: int = 0) -> Path:
+        options = [*lessons(voice), *talk(tmp_path, form), *SHORT, *overrides]
+        assert launch("distill", [*options, f"hydra.run.dir={tmp_path / folder}"]) == code
+        return tmp_path / folder
+
+    return run
+
+
+def away(one: Path, other: Path) -> float:
+    """The largest difference between two students' weights."""
+    a, b = (load_file(run / "student" / "model.safetensors") for run in (one, other))
+    assert a.keys() == b.keys()
+    return max(float((a[key] - b[key]).abs().max()) for key in a)
+
+
+def logged(run: Path, key: str) -> list[float]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line[key] for line in lines if line["stage"] == "student" and key in line]
+
+
+# ---- writing -----------------------------------------------------------------------------------------
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(voice: Path) -> None:
+    """Padding on the right, or padding that is attended to, spoils the answers to all but the longest prompt."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = speller()
+    model = AutoModelForCausalLM.from_pretrained(voice)
+    prompts = [prompt for prompt, _ in exchanges(9, seed=3)]
+    options = {"special": True, "max_length": 64, "max_new_tokens": 12}
+    for temperature in (0.0, 0.7):
+        seeds = [seed_of(prompt) for prompt in prompts]
+        alone = [
+            write(model, tokenizer, [prompt], batch_size=1, temperature=temperature, seeds=[seed], **options)[
+                0
+            ]
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        together = write(
+            model, tokenizer, prompts, batch_size=4, temperature=temperature, seeds=seeds, **options
+        )
+        assert together == alone
+        assert len(set(alone)) > 3
+        assert sum(map(bool, alone)) > 5
+
+
+def test_tokens_are_drawn_from_the_softmax() -> None:
+    """Noise of the wrong shape, or the temperature on the wrong side, draws from another distribution."""
+    tokenizer = speller()
+    model = decoder(tokenizer)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(10)
+    prompt, _ = exchanges(1)[0]
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    expected = (model(ids).logits[0, -1] / 2.0).softmax(-1)
+    texts = write(
+        model, tokenizer, [prompt] * 4000, special=True, max_length=64, max_new_tokens=1, batch_size=500,
+        temperature=2.0, seeds=range(4000),
+    )  # fmt: skip
+    found = Counter(texts)
+    tokens = [tokenizer.decode([token], skip_special_tokens=True) for token in range(len(tokenizer))]
+    unique = [token for token, text in enumerate(tokens) if tokens.count(text) == 1]
+    assert expected[unique].max() > 0.05
+    for token in sorted(unique, key=lambda token: -expected[token])[:5]:
+        share = float(expected[token])
+        assert abs(found[tokens[token]] / 4000 - share) < 5 * (share * (1 - share) / 4000) ** 0.5
+
+
+# ---- rollout=teacher ---------------------------------------------------------------------------------
+
+
+def test_a_teacher_writes_what_the_student_learns(distil: Distil, voice: Path) -> None:
+    """A student that is still trained on the data's completions; a control that is trained on the teacher's."""
+    run = distil("run", "pairs", "rollout=teacher", "loss.soft_label.weight=0", "control=true")
+    rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    assert len(rows) == 120 - 32
+    given = dict(exchanges(120))
+    assert all(row["prompt"] in given for row in rows)
+    from transformers import AutoModelForCausalLM
+
+    own = write(
+        AutoModelForCausalLM.from_pretrained(voice), speller(), [row["prompt"] for row in rows],
+        special=True, max_length=64, max_new_tokens=8, batch_size=16,
+    )  # fmt: skip
+    assert [row["completion"] for row in rows] == own
+    before = distil("before", "pairs", "loss.soft_label.weight=0.0001", "control=true")
+    assert away(run, before) > 1e-3
+    a, b = (load_file(run / "control" / "model.safetensors") for run in (run, before))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_what_a_teacher_wrote_is_kept(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed loses all that was written; a second run pays for it once more, and learns something else."""
+    monkeypatch.setattr(recipe, "PART", 32)
+    asked: list[int] = []
+    real = LocalTeacher.write
+
+    def dies(self: LocalTeacher, examples, how, seed):
+        asked.append(len(examples))
+        if len(asked) == 2:
+            raise KDError("killed")
+        return real(self, examples, how, seed)
+
+    monkeypatch.setattr(LocalTeacher, "write", dies)
+    how = ("messages", "rollout=teacher", "rollout.sampling_temperature=0.9")
+    distil("first", *how, code=1)
+    first = distil("first", *how)
+    assert asked == [32, 32, 32, 88 - 64]
+    assert away(first, distil("second", *how)) == 0
+    assert len(asked) == 4
+    other = distil("other", *how, "rollout.max_new_tokens=4")
+    assert len(asked) == 7
+    assert away(first, other) > 0
+
+
+# ---- rollout=student ---------------------------------------------------------------------------------
+
+ON_POLICY = ("rollout=student", "rollout.on_policy_fraction=0.6")
+
+
+@pytest.mark.parametrize("form", ["pairs", "messages"])
+def test_on_policy_batches_8x1_are_4x2(distil: Distil, form: str) -> None:
+    """Answers that depend on how a batch is shared: noise from one stream, rows chosen by their place, a mean taken twice."""
+    whole = distil("8x1", form, *ON_POLICY)
+    assert away(whole, distil("4x2", form, *ON_POLICY, "trainer.micro_batch_size=4")) < 2e-5
+    assert away(whole, distil("none", form, "teacher.cache=false")) > 1e-4
+
+
+def test_no_row_on_policy_is_the_data_set(distil: Distil) -> None:
+    """A rollout that changes rows, labels or denominators even where the student writes nothing."""
+    plain = distil("plain", "pairs", "teacher.cache=false")
+    assert away(plain, distil("none", "pairs", "rollout=student", "rollout.on_policy_fraction=0")) == 0
+
+
+def test_what_the_student_wrote_is_no_gold(distil: Distil) -> None:
+    """A cross-entropy with the student's own tokens as labels makes it surer of whatever it says."""
+    run = distil("all", "pairs", "rollout=student", "rollout.on_policy_fraction=1", "trainer.logging_steps=1")
+    assert set(logged(run, "loss/hard_label")) == {0.0}
+    assert min(logged(run, "loss/soft_label")) > 0
+
+
+def test_killed_and_resumed_on_policy(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers drawn from a global stream of random numbers differ after a kill."""
+    how = ("messages", *ON_POLICY, "trainer.eval_steps=2")
+    whole = distil("whole", *how)
+    real = _Trainer.training_step
+
+    def dies(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise KDError("killed")
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Trainer, "training_step", dies)
+        distil("killed", *how, code=1)
+    assert away(whole, distil("killed", *how)) == 0
+
+
+def test_the_teacher_judges_what_the_student_wrote(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher that is asked about the data's completion, while the student is trained on its own."""
+    seen: list[str] = []
+    real = LocalTeacher.rows
+
+    def listens(self, examples, *keep):
+        seen.extend(row["completion"] for row in examples)
+        return real(self, examples, *keep)
+
+    monkeypatch.setattr(LocalTeacher, "rows", listens)
+    distil("run", "pairs", "rollout=student", "rollout.on_policy_fraction=1")
+    known = {answer for _, answer in exchanges(120)}
+    assert len([text for text in seen if text not in known]) >= 6 * 8 / 2
+
+
+# ---- bad input ---------------------------------------------------------------------------------------
+
+
+def test_rollouts_need_prompts(distil: Distil, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A classifier that is to write, or plain text that is to be answered, dies in the middle of a run."""
+    for by in ("teacher", "student"):
+        assert launch("distill", [*small, f"rollout={by}", "hydra.run.dir=run"]) == 2
+        assert "models of the task classification write nothing" in capsys.readouterr().err
+        distil("run", "text", f"rollout={by}", code=2)
+        assert "plain text has no prompts" in capsys.readouterr().err

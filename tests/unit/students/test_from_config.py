@@ -1,0 +1,63 @@
+"""Decoders of a given size over a teacher's vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from tiny import decoder, exchanges, speller
+
+from kdcli.errors import ConfigError
+from kdcli.models import Source
+from kdcli.students.from_config import FromConfig
+from kdcli.tasks.causal_lm import CausalLM
+
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 32}
+
+
+def test_a_decoder_of_a_size(tmp_path: Path) -> None:
+    """A student that ends its text with another token, sees less far, or begins with random words."""
+    tokenizer = speller()
+    model = decoder(tokenizer)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    rows = datasets.Dataset.from_list(
+        [{"id": prompt, "prompt": prompt, "completion": answer} for prompt, answer in exchanges(20)]
+    )
+    birth = FromConfig(
+        **SHAPE, model_type="llama", num_key_value_heads=2, dropout=0.125, embeddings="teacher"
+    )
+    student, own = birth.born(CausalLM(), Source(tmp_path, "teacher"), rows)
+    config = student.config
+    assert (config.num_key_value_heads, config.num_hidden_layers, config.attention_dropout) == (2, 3, 0.125)
+    assert config.max_position_embeddings == model.config.max_position_embeddings
+    assert config.eos_token_id == tokenizer.eos_token_id
+    assert own.chat_template == tokenizer.chat_template
+    assert student.get_output_embeddings().weight is student.get_input_embeddings().weight
+    words = student.get_input_embeddings().weight.detach()
+    assert not words[tokenizer.eos_token_id].eq(0).all()  # it pads as well, and must be said
+    near = torch.nn.functional.cosine_similarity
+    theirs = model.get_input_embeddings().weight.detach()
+    ours = [float(near(words[20], words[other], dim=0)) for other in range(30, 60)]
+    others = [
+        float(near(theirs[20] - theirs.mean(0), theirs[other] - theirs.mean(0), dim=0))
+        for other in range(30, 60)
+    ]
+    assert torch.corrcoef(torch.tensor([ours, others]))[0, 1] > 0.4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads"),
+        ({"model_type": "bert", "num_key_value_heads": 2}, "has no num_key_value_heads"),
+        ({"model_type": "lama"}, "did you mean llama"),
+        ({"hidden_size": 18}, "not a multiple of num_attention_heads"),
+    ],
+)
+def test_shapes_that_cannot_be(wrong: dict[str, object], said: str) -> None:
+    """A shape that transformers refuses after minutes, with a traceback."""
+    with pytest.raises(ConfigError, match=said):
+        FromConfig(**({**SHAPE, "model_type": "llama"} | wrong))

@@ -1,0 +1,74 @@
+"""Adapters: only they are trained, and what is saved is a plain model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import decoder, lessons, speaker, speller, talk
+
+from kdcli.errors import ConfigError
+from kdcli.launch import launch
+from kdcli.students.lora import Lora
+
+
+def test_merged_adapters_are_the_model_that_was_trained() -> None:
+    """Adapters that are dropped, or merged twice, and keys that a plain model does not have."""
+    model = decoder(speller())
+    keys = model.state_dict().keys()
+    ids = torch.arange(12).reshape(2, 6)
+    before = model(ids).logits
+    birth = Lora(r=4)
+    birth.dress(model)
+    assert torch.equal(model(ids).logits, before)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert len(trained) == 2 * 7 * 2
+    assert all("lora_" in name for name in trained)
+    for name, weight in model.named_parameters():
+        if name in trained:
+            torch.nn.init.normal_(weight, std=0.1)
+    dressed = model(ids).logits
+    assert not torch.allclose(dressed, before, atol=1e-2)
+    birth.undress(model)
+    assert model.state_dict().keys() == keys
+    assert torch.allclose(model(ids).logits, dressed, atol=1e-4)
+
+
+def test_layers_without_a_match_are_named() -> None:
+    """A typing error in target_modules trains nothing, for hours."""
+    with pytest.raises(ConfigError, match="query_proj"):
+        Lora(target_modules=["query_proj"]).dress(decoder(speller()))
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "classification"])
+def test_a_run_with_adapters(
+    task: str, tmp_path: Path, small: list[str], teacher: Path, body: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body that is trained after all, a student that only peft can read, or a new head that stays random."""
+    monkeypatch.chdir(tmp_path)
+    if task == "causal_lm":
+        tokenizer, base = speller(), tmp_path / "base"
+        decoder(tokenizer, seed=3).save_pretrained(base)
+        tokenizer.save_pretrained(base)
+        options = [*lessons(speaker(tmp_path / "speaker")), *talk(tmp_path, "pairs")]
+        options = [option for option in options if not option.startswith("student")]
+    else:
+        base = body
+        options = [option for option in small if not option.startswith("student")]
+    lora = ["student=lora", f"student.path={base}", "student.r=4", "trainer.learning_rate=0.01"]
+    assert launch("distill", [*options, *lora, "measure=null", "hydra.run.dir=run"]) == 0
+    one, other = load_file(base / "model.safetensors"), load_file("run/student/model.safetensors")
+    assert not (Path("run/student/adapter_config.json")).exists()
+    for name, weight in other.items():
+        assert "lora" not in name
+        old = one.get(name, one.get(name.partition(".")[2]))
+        if old is not None and weight.dim() == 1:  # no adapter there
+            assert torch.equal(weight, old), name
+    changed = [
+        name for name, weight in other.items()
+        if (old := one.get(name, one.get(name.partition(".")[2]))) is not None and not torch.equal(weight, old)
+    ]  # fmt: skip
+    assert changed
+    assert not any("embed" in name for name in changed)
