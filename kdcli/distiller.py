@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from kdcli.losses.base import Loss
-from kdcli.signal import AnySignal, HiddenSignal, Signal, chunks
+from kdcli.signal import AnySignal, HiddenSignal, Signal, TopKSignal, chunks
 from kdcli.tasks.base import IGNORE, Task
 
 
@@ -40,14 +40,19 @@ class Distiller(nn.Module):
         """The terms in order."""
         return list(self.losses)
 
-    def masks(self, labels: Tensor, gold: Tensor | None = None) -> Tensor:
+    def masks(self, labels: Tensor, gold: Tensor | None = None, teacher: AnySignal | None = None) -> Tensor:
         """Which of the counted positions each term counts: bool (K, N) for K terms and the labels (N,).
 
         Args:
             gold: which positions have a gold label, bool (N,); None: those whose label is not -100.
+            teacher: says nothing of some positions, where its tokens are others.
         """
         gold = labels != IGNORE if gold is None else gold
-        rows = [gold if loss.over == "gold" else torch.ones_like(gold) for loss in self.losses.values()]
+        matched = teacher.matched if teacher is not None else None
+        rows = []
+        for loss in self.losses.values():
+            row = gold if loss.over == "gold" else torch.ones_like(gold)
+            rows.append(row & matched if loss.needs_teacher and matched is not None else row)
         return torch.stack(rows)
 
     def forward(
@@ -72,29 +77,35 @@ class Distiller(nn.Module):
         """
         pick, labels = self.task.positions(labels)
         student = self.task.signal(self.student, inputs, pick)
-        if teacher is not None:  # without rows of the embeddings that have no token
+        shared = teacher is not None and teacher.matched is None
+        if teacher is not None and shared:  # without rows of the embeddings that have no token
             student = student.first(teacher.classes)
-        masks = self.masks(labels, gold)
+        masks = self.masks(labels, gold, teacher)
         counts = masks.sum(1) if num_items_in_batch is None else num_items_in_batch
         scale = torch.tensor([self.weights[name] for name in self.names], device=counts.device)
         values: list[Tensor] = []
         answers: list[dict[str, Tensor]] = []
 
-        def terms(said: Signal, at: slice) -> tuple[Tensor, Tensor]:
-            """The weighted loss of some of the positions, and each term's share, (K,)."""
+        def know(at: slice) -> Signal | TopKSignal | None:
+            """What the teacher says of some of the positions."""
             known = teacher.rows(at) if teacher is not None else None
             assert not isinstance(known, HiddenSignal)
+            return known
+
+        def terms(said: Signal, known: Signal | TopKSignal | None, at: slice) -> tuple[Tensor, Tensor]:
+            """The weighted loss of some of the positions, and each term's share, (K,)."""
             each = torch.stack([loss(said, known, labels[at]) for loss in self.losses.values()])
             raw = torch.where(masks[:, at], each, 0).sum(1) / counts.clamp(min=1)
             values.append(each.detach())
             if not self.training:
-                answers.append(self.task.answers(said, labels[at], known))
+                answers.append(self.task.answers(said, labels[at], known if shared else None))
             return (scale * raw).sum(), raw.detach()
 
         if isinstance(student, Signal):
-            loss, raw = terms(student, slice(0, len(labels)))
+            whole = slice(0, len(labels))
+            loss, raw = terms(student, know(whole), whole)
         else:
-            loss, raw = by_chunks(student, terms, list(self.losses.parameters()))
+            loss, raw = by_chunks(student, know, terms, list(self.losses.parameters()))
         self.values = dict(zip(self.names, torch.cat(values, 1), strict=True))
         result: dict[str, Any] = {"loss": loss, "terms": raw}
         if not self.training:
@@ -104,30 +115,37 @@ class Distiller(nn.Module):
         return result
 
 
-Terms = Callable[[Signal, slice], tuple[Tensor, Tensor]]
+Know = Callable[[slice], Signal | TopKSignal | None]
+Terms = Callable[[Signal, Signal | TopKSignal | None, slice], tuple[Tensor, Tensor]]
+FINE = 2**20
+"""Logits whose loss is taken at once on a CPU: 4 MB in fp32, so that what a loss computes from them stays in its cache."""
 
 
-def by_chunks(student: HiddenSignal, terms: Terms, learned: list[nn.Parameter]) -> tuple[Tensor, Tensor]:
+def by_chunks(
+    student: HiddenSignal, know: Know, terms: Terms, learned: list[nn.Parameter]
+) -> tuple[Tensor, Tensor]:
     """Sum a loss over chunks of positions; each chunk's gradient is taken at once, so that its logits can go.
 
     Memory for logits does not grow with the number of positions or with the vocabulary.
 
     Args:
-        terms: the loss of a chunk's logits and what else is summed; called once for each chunk.
+        know: what the teacher says of a chunk; called once for each.
+        terms: the loss of a chunk's logits, or on a CPU of a part of them, beside what the teacher says there, and what
+            else is summed.
         learned: parameters of the losses.
     """
     head = student.head
     bias = [] if head.bias is None else [head.bias]
     wanted = torch.is_grad_enabled()
     loss, raw = _ByChunks.apply(
-        student, terms, student.hidden, head.weight, (len(bias), wanted), *bias, *learned
+        student, (know, terms), student.hidden, head.weight, (len(bias), wanted), *bias, *learned
     )
     return loss, raw
 
 
 class _ByChunks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: HiddenSignal, terms: Terms, hidden: Tensor, weight: Tensor,
+    def forward(ctx: Any, student: HiddenSignal, asked: tuple[Know, Terms], hidden: Tensor, weight: Tensor,
                 how: tuple[int, bool], *more: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
         biased, wanted = how
         needed = [wanted and need for need in ctx.needs_input_grad]
@@ -140,31 +158,50 @@ class _ByChunks(torch.autograd.Function):
         d_weight = torch.zeros_like(weight) if needed[3] else None
         d_bias = torch.zeros_like(bias) if bias is not None and needed[5] else None
         d_learned = [torch.zeros_like(parameter) for parameter in learned]
-        whole: Tensor | None = None
-        raw: Tensor | None = None
-        for at in chunks(len(hidden), len(weight)):
+        know, terms = asked
+
+        def chunk(at: slice) -> tuple[Tensor, Tensor]:
+            """A chunk's loss; the logits become their own gradient, part by part."""
             part = hidden[at].to(dtype)
-            with torch.autocast(kind, enabled=False), torch.set_grad_enabled(wanted):
-                logits = linear(part, matrix, shift).detach().requires_grad_(wanted)
-                loss, sums = terms(Signal(student.head.shaped(logits)), at)
-                if wanted and loss.requires_grad:
-                    gradient, *others = torch.autograd.grad(loss, [logits, *learned], allow_unused=True)
-                    for into, found in zip(d_learned, others, strict=True):
+            logits = linear(part, matrix, shift)
+            known = know(at)
+            size = max(1, FINE // len(weight)) if kind == "cpu" else len(part)
+            losses, others = [], []
+            for start in range(0, max(1, len(part)), max(1, size)):
+                here = slice(start, min(start + size, len(part)))
+                leaf = logits[here].detach().requires_grad_(wanted)
+                with torch.set_grad_enabled(wanted):
+                    loss, raw = terms(
+                        Signal(student.head.shaped(leaf)),
+                        None if known is None else known.at(here),
+                        slice(at.start + here.start, at.start + here.stop),
+                    )
+                losses.append(loss.detach())
+                others.append(raw)
+                if not wanted:
+                    continue
+                gradient: Tensor | None = None
+                if loss.requires_grad:
+                    gradient, *more = torch.autograd.grad(loss, [leaf, *learned], allow_unused=True)
+                    for into, found in zip(d_learned, more, strict=True):
                         if found is not None:
                             into += found
-                    if d_hidden is not None:
-                        d_hidden[at] = gradient @ matrix
-                    if d_weight is not None:
-                        if dtype == weight.dtype:
-                            d_weight.addmm_(gradient.T, part)
-                        else:
-                            d_weight += gradient.T @ part
-                    if d_bias is not None:
-                        d_bias += gradient.sum(0)
-            whole = loss.detach() if whole is None else whole + loss.detach()
-            raw = sums if raw is None else raw + sums
-        assert whole is not None
-        assert raw is not None
+                logits[here] = 0 if gradient is None else gradient
+            if d_hidden is not None:
+                d_hidden[at] = logits @ matrix
+            if d_weight is not None:
+                if dtype == weight.dtype:
+                    d_weight.addmm_(logits.T, part)
+                else:
+                    for rows in chunks(len(weight), part.shape[-1]):
+                        d_weight[rows].add_(logits[:, rows].T @ part)
+            if d_bias is not None:
+                d_bias.add_(logits.sum(0))
+            return torch.stack(losses).sum(0), torch.stack(others).sum(0)
+
+        with torch.autocast(kind, enabled=False):
+            parts = [chunk(at) for at in chunks(len(hidden), len(weight))]
+        whole, raw = (torch.stack(column).sum(0) for column in zip(*parts, strict=True))
         ctx.biased = biased
         ctx.places = [place for place, parameter in enumerate(more[biased:]) if parameter.requires_grad]
         ctx.more = len(more)

@@ -103,26 +103,32 @@ def agreement(task: Task, one: Predictions, other: Predictions) -> float:
     return float(task.same(one, other).mean())
 
 
-def verdict(task: Task, models: dict[str, dict[str, Any]], said: dict[str, Predictions]) -> dict[str, Any]:
-    """The comparison of student, control and teacher on the same rows (without its sentence)."""
+def verdict(
+    task: Task, models: dict[str, dict[str, Any]], said: dict[str, Predictions], shared: bool = True
+) -> dict[str, Any]:
+    """The comparison of student, control and teacher on the same rows (without its sentence).
+
+    Args:
+        shared: teacher and student have the same classes; else how near they are cannot be known.
+    """
     student, teacher, control = models["student"], models["teacher"], models.get("control")
     fast, slow = student["throughput_per_s"], teacher["throughput_per_s"]
-    away = task.divergence(said["teacher"], said["student"])
     found: dict[str, Any] = {"gain_over_control": None, "gain_ci95": None}
     if control is not None:
         difference = task.merits(said["student"]) - task.merits(said["control"])
-        nearer = said["student"].means(task.divergence(said["teacher"], said["control"]) - away)
-        found = {
-            "gain_over_control": float(difference.mean()),
-            "gain_ci95": list(interval(difference)),
-            "kl_gain_over_control": float(nearer.mean()),
-            "kl_gain_ci95": list(interval(nearer)),
-        }
+        found = {"gain_over_control": float(difference.mean()), "gain_ci95": list(interval(difference))}
+    found |= {"agreement": None, "kl_to_teacher": None}
+    if shared:
+        away = task.divergence(said["teacher"], said["student"])
+        found["agreement"] = agreement(task, said["teacher"], said["student"])
+        found["kl_to_teacher"] = float(away.mean())
+        if control is not None:
+            nearer = said["student"].means(task.divergence(said["teacher"], said["control"]) - away)
+            found["kl_gain_over_control"] = float(nearer.mean())
+            found["kl_gain_ci95"] = list(interval(nearer))
     return {
         "retention": task.retention(student["score"], teacher["score"]),
         **found,
-        "agreement": agreement(task, said["teacher"], said["student"]),
-        "kl_to_teacher": float(away.mean()),
         "compression": teacher["parameters"] / student["parameters"],
         "speedup": fast / slow if fast and slow else None,
     }

@@ -7,7 +7,6 @@ Each finding has one cause and one remedy. In a full run they refuse it (exit co
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from kdcli.distiller import Distiller
 from kdcli.errors import TeacherError
 from kdcli.signal import AnySignal, Signal
-from kdcli.tasks.base import Split, Task
+from kdcli.tasks.base import Predictions, Split, Task
 from kdcli.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
@@ -33,25 +32,31 @@ FAR = 100.0
 def preflight(
     distiller: Distiller,
     tokenizer: PreTrainedTokenizerBase,
-    teachers: Mapping[str, Teacher],
+    said: Predictions,
+    classes: int,
+    teacher: Teacher | None,
     train: Split,
     validation: Split,
     bf16: bool,
+    comparable: bool,
     lenient: bool,
 ) -> None:
     """Look at the teacher, the untrained student and the losses on real rows.
 
     Args:
         distiller: the untrained student with the run's losses.
-        teachers: who answers for the rows of `train` and of `validation`.
+        said: the teacher's answers on the validation split.
+        classes: of the teacher.
+        teacher: who answers for the rows of `train`; None: no loss reads it.
+        comparable: teacher and student count the same positions.
         lenient: findings are warnings.
 
     Raises:
         TeacherError: with every finding.
     """
     findings = [
-        *_teacher_is_better(distiller, tokenizer, teachers["validation"], validation, bf16),
-        *_losses_are_right(distiller, tokenizer, teachers["train"], train),
+        *_teacher_is_better(distiller, tokenizer, said, classes, validation if comparable else None, bf16),
+        *_losses_are_right(distiller, tokenizer, teacher, train),
     ]
     if findings and not lenient:
         raise TeacherError("the pre-flight stopped the run:\n  " + "\n  ".join(findings))
@@ -60,20 +65,21 @@ def preflight(
 
 
 def _teacher_is_better(
-    distiller: Distiller, tokenizer: PreTrainedTokenizerBase, teacher: Teacher, validation: Split, bf16: bool
+    distiller: Distiller,
+    tokenizer: PreTrainedTokenizerBase,
+    said: Predictions,
+    classes: int,
+    validation: Split | None,
+    bf16: bool,
 ) -> list[str]:
-    """The teacher beats chance and the untrained student, on the validation split."""
+    """The teacher beats chance and, where they can be compared, the untrained student, on the validation split."""
     task: Task = distiller.task
-    signal = teacher.signals(list(validation.rows))
-    said = task.told(signal, validation.encoded)
     if not all(np.isfinite(values).all() for values in said.answers.values()):
         return [
             "the teacher's logits are not finite; load it in fp32 (teacher.trainer.precision=fp32), or check its weights"
         ]
     score = task.scores(said)[task.metric]
-    chance = task.chance(said, signal.classes)
-    own = task.predict(distiller.student, tokenizer, validation.encoded, bf16=bf16)
-    untrained = task.scores(own)[task.metric]
+    chance = task.chance(said, classes)
     remedy = "tune it on this task (teacher.tune=true, or more teacher.trainer.epochs)" + (
         ", or check the order of dataset.labels" if task.labels else ""
     )
@@ -81,6 +87,10 @@ def _teacher_is_better(
         return [
             f"the teacher's {task.metric} {score:.3f} is not above {task.chance_is} {chance:.3f}: {remedy}"
         ]
+    if validation is None:
+        return []
+    own = task.predict(distiller.student, tokenizer, validation.encoded, bf16=bf16)
+    untrained = task.scores(own)[task.metric]
     if score <= untrained:
         return [
             f"the teacher's {task.metric} {score:.3f} is not above the untrained student's {untrained:.3f}: {remedy}"
@@ -89,7 +99,7 @@ def _teacher_is_better(
 
 
 def _losses_are_right(
-    distiller: Distiller, tokenizer: PreTrainedTokenizerBase, teacher: Teacher, train: Split
+    distiller: Distiller, tokenizer: PreTrainedTokenizerBase, teacher: Teacher | None, train: Split
 ) -> list[str]:
     """Positions are counted, loss(x, x) = 0, every term is finite, and none is drowned by another."""
     task = distiller.task
@@ -100,13 +110,14 @@ def _losses_are_right(
     )
     batch = task.collate([train.encoded[row] for row in rows], tokenizer)
     batch.pop("rows")
-    signal = teacher.signals(list(train.rows.select(rows)))
+    signal = teacher.signals(list(train.rows.select(rows))) if teacher is not None else None
     distiller.eval()
     findings, weighted = [], {}
     with torch.no_grad():
         _, labels = task.positions(batch["labels"])
         distiller.cpu()(**batch, teacher=signal)
-        for (name, loss), mask in zip(distiller.losses.items(), distiller.masks(labels), strict=True):
+        masks = distiller.masks(labels, teacher=signal)
+        for (name, loss), mask in zip(distiller.losses.items(), masks, strict=True):
             values = distiller.values[name][mask]
             if not mask.any():
                 findings.append(f"the loss term {name} counts no position: no row has what it runs over")
@@ -117,7 +128,7 @@ def _losses_are_right(
                 )
                 continue
             weighted[name] = distiller.weights[name] * float(values.mean())
-            if loss.needs_teacher and loss.divergence:
+            if signal is not None and loss.needs_teacher and loss.divergence:
                 same = _perfect(loss, signal, labels)
                 if float(same.abs().max()) > ZERO:
                     findings.append(

@@ -21,9 +21,11 @@ class Signal:
 
     Attributes:
         logits: fp32, (N, C).
+        matched: as of every signal: where it says something of the student's position, bool (N,); None: everywhere.
     """
 
     logits: Tensor
+    matched: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -35,7 +37,7 @@ class Signal:
 
     def at(self, positions: slice | Tensor) -> Signal:
         """The signal at some of the positions."""
-        return Signal(self.logits[positions])
+        return Signal(self.logits[positions], _some(self.matched, positions))
 
     def rows(self, positions: slice) -> Signal:
         """What a loss gets of some of the positions: the same."""
@@ -43,11 +45,11 @@ class Signal:
 
     def first(self, classes: int) -> Signal:
         """The signal over (at most) the first so many classes."""
-        return self if classes >= self.classes else Signal(self.logits[:, :classes])
+        return self if classes >= self.classes else replace(self, logits=self.logits[:, :classes])
 
     def to(self, where: torch.device) -> Signal:
         """The same signal on another device."""
-        return Signal(self.logits.to(where))
+        return Signal(self.logits.to(where), _moved(self.matched, where))
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class HiddenSignal:
 
     hidden: Tensor
     head: Head
+    matched: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -107,7 +110,7 @@ class HiddenSignal:
 
     def at(self, positions: slice | Tensor) -> HiddenSignal:
         """The signal at some of the positions."""
-        return HiddenSignal(self.hidden[positions], self.head)
+        return HiddenSignal(self.hidden[positions], self.head, _some(self.matched, positions))
 
     def rows(self, positions: slice) -> Signal:
         """What a loss gets of some of the positions: their logits."""
@@ -115,11 +118,11 @@ class HiddenSignal:
 
     def first(self, classes: int) -> HiddenSignal:
         """The signal over (at most) the first so many classes."""
-        return HiddenSignal(self.hidden, self.head.first(classes))
+        return replace(self, head=self.head.first(classes))
 
     def to(self, where: torch.device) -> HiddenSignal:
         """The same signal on another device; the head stays where its weights are."""
-        return HiddenSignal(self.hidden.to(where), self.head)
+        return HiddenSignal(self.hidden.to(where), self.head, _moved(self.matched, where))
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class TopKSignal:
     log_rest: Tensor
     temperature: float
     classes: int
+    matched: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -153,6 +157,7 @@ class TopKSignal:
             indices=self.indices[positions],
             log_p=self.log_p[positions],
             log_rest=self.log_rest[positions],
+            matched=_some(self.matched, positions),
         )
 
     def rows(self, positions: slice) -> TopKSignal:
@@ -166,6 +171,7 @@ class TopKSignal:
             indices=self.indices.to(where),
             log_p=self.log_p.to(where),
             log_rest=self.log_rest.to(where),
+            matched=_moved(self.matched, where),
         )
 
     def softened(self, temperature: float) -> Tensor:
@@ -186,6 +192,14 @@ class TopKSignal:
                 f"the signal was stored for the temperature {self.temperature}, not {temperature}"
             )
         return torch.cat([top, rest[:, None]], dim=-1)
+
+
+def _some(matched: Tensor | None, positions: slice | Tensor) -> Tensor | None:
+    return None if matched is None else matched[positions]
+
+
+def _moved(matched: Tensor | None, where: torch.device) -> Tensor | None:
+    return None if matched is None else matched.to(where)
 
 
 CHUNK = 2**24
@@ -221,7 +235,7 @@ def concatenate(signals: Sequence[AnySignal]) -> AnySignal:
     first = signals[0]
     names = {Signal: ["logits"], HiddenSignal: ["hidden"], TopKSignal: ["indices", "log_p", "log_rest"]}[
         type(first)
-    ]
+    ] + (["matched"] if first.matched is not None else [])
     joined: dict[str, Any] = {
         name: torch.cat([getattr(signal, name) for signal in signals]) for name in names
     }

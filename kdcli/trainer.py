@@ -337,11 +337,11 @@ class _Trainer(HFTrainer):
             raw = _raw(self.stage.train, batch["rows"]) if self.stage.teacher is not None else []
             if self.stage.rollout is not None:
                 raw = self._answer(batch, raw, self.stage.rollout)
-            _, labels = self.task.positions(batch["labels"])
-            counts += self.stage.distiller.masks(labels, batch.get("gold")).sum(1)
-            self.tokens += int(self.lengths[batch["rows"].numpy()].sum())
             if self.stage.teacher is not None:
                 batch["teacher"] = self.stage.teacher.signals(raw).to(device)
+            _, labels = self.task.positions(batch["labels"])
+            counts += self.stage.distiller.masks(labels, batch.get("gold"), batch.get("teacher")).sum(1)
+            self.tokens += int(self.lengths[batch["rows"].numpy()].sum())
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts)
         return batches, counts
@@ -441,10 +441,11 @@ class _Trainer(HFTrainer):
             rows_of += self.task.counts(batch["labels"]).tolist()
             inputs = self._prepare_inputs(batch)
             flat = self.task.positions(inputs["labels"])[1]
-            count = distiller.masks(flat).sum(1)
             if stage.validation_teacher is not None:
                 signal = stage.validation_teacher.signals(_raw(stage.validation, rows))
                 inputs["teacher"] = signal.to(self.args.device)
+            told: Any = inputs.get("teacher")
+            count = distiller.masks(flat, teacher=told).sum(1)
             with self.accelerator.autocast():
                 outputs = distiller(**inputs)
             answers.append({key: value.cpu() for key, value in outputs["answers"].items()})

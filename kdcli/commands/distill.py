@@ -22,6 +22,7 @@ import filelock
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerBase
 
 import kdcli
 from kdcli import console, report
@@ -31,7 +32,7 @@ from kdcli.config import build
 from kdcli.data import SPLITS, Data, load, require_batch
 from kdcli.distiller import Distiller
 from kdcli.environment import environment
-from kdcli.errors import ConfigError, DataError, TeacherError
+from kdcli.errors import ConfigError, DataError, ModelError, TeacherError
 from kdcli.evaluate import by_number, examine, save_predictions, score, size, verdict
 from kdcli.files import cache_dir, digest, replaced, write_json, write_text
 from kdcli.generate import SHOWN, generate, text_scores
@@ -58,6 +59,7 @@ from kdcli.students.base import Birth
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Predictions, Split, Task
 from kdcli.tasks.causal_lm import CausalLM
+from kdcli.teachers.aligned import AlignedTeacher
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.cached import CachedTeacher
 from kdcli.trainer import Stage, micro_batches, planned_steps, require_trackers, train
@@ -83,8 +85,9 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
         rows = rollouts(run, stages, teacher, ask)
         signals = teacher_signals(run, stages, teacher, ask, rows)
         born = birth(run, teacher)
-        check_numbers(run, born, signals, rows)
-        steps = train_student(run, stages, born, signals, rows)
+        lessons = signals if run.shared else aligned(run, teacher, born, signals)
+        check_numbers(run, teacher, born, signals, lessons, rows)
+        steps = train_student(run, stages, born, lessons, rows)
         if cfg.control:
             train_control(run, stages, born, steps)
         if first:
@@ -112,6 +115,13 @@ class Run:
     tune: bool
     birth_by: Birth
     losses: dict[str, Loss]
+    shared: bool
+    """Teacher and student mean the same class by the same number."""
+
+    @property
+    def taught(self) -> bool:
+        """Whether a loss term reads what the teacher says."""
+        return any(loss.needs_teacher for loss in self.losses.values())
 
     @contextmanager
     def stage(self, stages: console.Stages, name: str, total: int | None = None) -> Iterator[console.Stage]:
@@ -147,21 +157,28 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
         label_order(load_config(source), data.labels, source.name)
     tokenizer = load_tokenizer(source, max_length=cfg.dataset.max_length)
     by: Birth = build(cfg.student, Birth)
+    losses = {name: build(term, Loss) for name, term in cfg.loss.items() if term.weight > 0}
+    taught = [loss for loss in losses.values() if loss.needs_teacher]
+    own = tokenizer
     if cfg.student.path:
         by.source = find(cfg.student, "student")
         own = load_tokenizer(by.source, max_length=cfg.dataset.max_length)
-        if task.writes:
-            same_vocabulary(source.name, tokenizer, by.source.name, own)
+    shared = not task.writes or own is tokenizer
     splits = {
         name: task.prepare(rows, tokenizer, cfg.dataset.max_length) for name, rows in data.splits.items()
     }
     data = dataclasses.replace(data, splits=splits)
-    if task.writes:  # whatever is wrong with a row is found now
-        for rows in data.splits.values():
-            task.encode(tokenizer, rows, cfg.dataset.max_length)
-    losses = {name: build(term, Loss) for name, term in cfg.loss.items()}
-    judged = any(loss.needs_teacher and cfg.loss[name].weight > 0 for name, loss in losses.items())
-    if not judged and cfg.rollout.by != "teacher":
+    if isinstance(task, CausalLM):  # whatever is wrong with a row is found now
+        encoded = {
+            name: task.encode(tokenizer, rows, cfg.dataset.max_length) for name, rows in data.splits.items()
+        }
+        if by.source is not None:
+            shared = _shares_vocabulary(source, tokenizer, by.source, own, taught)
+            for name, rows in data.splits.items():
+                ours = task.encode(own, rows, cfg.dataset.max_length)
+                if shared:
+                    task.require_same(rows, encoded[name], ours)
+    if not taught and cfg.rollout.by != "teacher":
         raise ConfigError(
             "no loss term with a weight reads the teacher: there is nothing to distil; give one a weight"
         )
@@ -182,11 +199,32 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
         require_batch(
             gold, cfg.trainer.batch_size, "labelled training rows, for the control", "trainer.batch_size"
         )
-    run = Run(cfg, folder, names, state, data, task, source, tune, by, losses)
+    run = Run(cfg, folder, names, state, data, task, source, tune, by, losses, shared)
     if state.is_main_process:
         _write_environment(run)
     state.wait_for_everyone()
     return run
+
+
+def _shares_vocabulary(
+    teacher: Source,
+    theirs: PreTrainedTokenizerBase,
+    student: Source,
+    ours: PreTrainedTokenizerBase,
+    taught: list[Loss],
+) -> bool:
+    """Whether both mean the same token by the same number.
+
+    Raises:
+        ModelError: they do not, and a loss compares what they say of the same token.
+    """
+    try:
+        same_vocabulary(teacher.name, theirs, student.name, ours)
+    except ModelError:
+        if any(loss.by_class for loss in taught):
+            raise
+        return False
+    return True
 
 
 def _require_prompts(cfg: Config, task: Task, data: Data) -> None:
@@ -376,17 +414,21 @@ def teacher_signals(
 
     Args:
         train: the rows that the student learns from.
+
+    Returns:
+        By split; of train nobody, if no loss term reads it.
     """
     cfg = run.cfg.teacher
     if not cfg.cache:
         stages.skip("signals", "asked for in every step")
-        return dict.fromkeys(SPLITS, ask())
+        return dict.fromkeys(SPLITS if run.taught else SPLITS[1:], ask())
     temperature = _temperature(run.losses) if run.task.writes else 1.0
     made_by = _asked(run, source), (cfg.top_k, temperature) if run.task.writes else ()
     splits = run.data.splits | {"train": train}
     teachers: dict[str, Teacher] = {}
     if run.cfg.rollout.by == "student":
         teachers["train"] = ask()
+    if not run.taught or run.cfg.rollout.by == "student":
         del splits["train"]
     before = 0
     with run.stage(stages, "signals", sum(map(len, splits.values()))) as progress:
@@ -427,16 +469,37 @@ def birth(run: Run, teacher: Source) -> Source:
     return Source(folder, "the student", code=run.cfg.student.trust_remote_code)
 
 
-def check_numbers(run: Run, born: Source, signals: dict[str, Teacher], rows: datasets.Dataset) -> None:
+def aligned(run: Run, teacher: Source, born: Source, signals: dict[str, Teacher]) -> dict[str, Teacher]:
+    """The teacher at the student's positions, where their tokens are not the same."""
+    assert isinstance(run.task, CausalLM)
+    theirs, ours = load_tokenizer(teacher), load_tokenizer(born)
+    max_length = run.cfg.dataset.max_length
+    return {
+        split: AlignedTeacher(inner, run.task, theirs, ours, max_length) for split, inner in signals.items()
+    }
+
+
+def check_numbers(
+    run: Run,
+    teacher: Source,
+    born: Source,
+    signals: dict[str, Teacher],
+    lessons: dict[str, Teacher],
+    rows: datasets.Dataset,
+) -> None:
     """The pre-flight."""
     distiller, tokenizer = _distiller(run, born, run.losses)
+    said, classes = _teacher_said(run, teacher, signals["validation"])
     preflight(
         distiller,
         tokenizer,
-        signals,
+        said,
+        classes,
+        lessons.get("train"),
         _split(run, rows.select(range(min(1000, len(rows)))), tokenizer),
         _split(run, run.data["validation"], tokenizer),
         bf16=fast_bf16(run.cfg.trainer.precision),
+        comparable=run.shared,
         lenient=run.cfg.smoke or run.cfg.trainer.max_steps is not None,
     )
 
@@ -487,9 +550,9 @@ def _train(
                 seed=seed,
                 progress=progress,
                 max_length=run.cfg.dataset.max_length,
-                teacher=signals["train"] if signals else None,
+                teacher=signals.get("train") if signals else None,
                 rollout=run.cfg.rollout if signals and run.cfg.rollout.by == "student" else None,
-                validation_teacher=signals["validation"] if signals else None,
+                validation_teacher=signals["validation"] if signals and run.taught else None,
                 metrics=run.folder / "metrics.jsonl",
                 finish=run.birth_by.undress,
             )
@@ -536,8 +599,12 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
             )
             models[name] = size(source, task)
         else:
-            told = by_number(signals["test"], test) if name != "teacher" and task.writes else None
+            told = by_number(signals["test"], test) if name != "teacher" and run.shared else None
             models[name], said[name] = examine(source, task, test, max_length, told)
+            if not run.shared and name == "teacher":
+                said[name] = _in_tokens_of(
+                    run, said[name], load_tokenizer(Source(run.folder / "student", "student"))
+                )
         save_predictions(run.folder / "predictions" / f"test.{name}.safetensors", said[name])
         models[name] |= score(task, said[name])
         if isinstance(task, CausalLM) and run.cfg.measure is not None:
@@ -551,9 +618,11 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
         )  # fmt: skip
     models["teacher"]["path"] = str(teacher.path)
     validation = {name: _best_validation(run, name) for name in models}
-    validation["teacher"] = _teacher_validation(run, teacher, signals["validation"])
+    validation["teacher"] = float(
+        task.scores(_teacher_said(run, teacher, signals["validation"])[0])[task.metric]
+    )
     shown = (
-        {"test_tokens": len(said["teacher"].labels), "generations": _generations(task, test, written)}
+        {"test_tokens": len(said["student"].labels), "generations": _generations(task, test, written)}
         if isinstance(task, CausalLM)
         else {}
     )
@@ -577,7 +646,7 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
         "stages": json.loads((run.folder / "stages.json").read_text()),
         "validation_score": validation,
         "models": models,
-        "verdict": verdict(run.task, models, said),
+        "verdict": verdict(run.task, models, said, run.shared),
     }
 
 
@@ -594,6 +663,13 @@ def finish(run: Run, result: dict[str, Any]) -> None:
     console.say(f"report: {run.folder / 'report.html'}   student: {run.folder / 'student'}")
 
 
+def _in_tokens_of(run: Run, said: Predictions, tokenizer: PreTrainedTokenizerBase) -> Predictions:
+    """Log-probabilities for each token of another tokenizer: of the same text, so that the two can be compared."""
+    tokens = run.task.targets(run.task.encode(tokenizer, run.data["test"], run.cfg.dataset.max_length))[0]
+    share = len(said.labels) / len(tokens)
+    return dataclasses.replace(said, answers=said.answers | {"log_prob": said["log_prob"] * share})
+
+
 def _generations(
     task: CausalLM, rows: datasets.Dataset, written: dict[str, list[str]]
 ) -> list[dict[str, str]]:
@@ -605,10 +681,12 @@ def _generations(
     ]
 
 
-def _teacher_validation(run: Run, source: Source, teacher: Teacher) -> float:
+def _teacher_said(run: Run, source: Source, teacher: Teacher) -> tuple[Predictions, int]:
+    """The teacher's answers on the validation rows, at its own positions, and its number of classes."""
     rows = run.data["validation"]
     encoded = run.task.encode(load_tokenizer(source), rows, run.cfg.dataset.max_length)
-    return float(run.task.scores(run.task.told(teacher.signals(list(rows)), encoded))[run.task.metric])
+    signal = teacher.signals(list(rows))
+    return run.task.told(signal, encoded), signal.classes
 
 
 def _best_validation(run: Run, name: str) -> float | None:

@@ -31,6 +31,8 @@ class Loss(nn.Module, ABC):
     """Whether it reads the teacher's signal. The control keeps only losses that do not."""
     divergence: ClassVar[bool] = True
     """Whether loss(x, x) = 0; the pre-flight holds a loss to it. False for, say, a cross-entropy with soft labels."""
+    by_class: ClassVar[bool] = True
+    """Whether it compares what student and teacher say of the same class: then they must share a vocabulary."""
     over: ClassVar[Literal["targets", "gold"]] = "targets"
     """The positions that it counts: all counted ones, or those that have a gold label."""
 
@@ -100,10 +102,9 @@ def log_probs(
         raise ValueError("this loss needs a teacher's signal")
     if isinstance(teacher, TopKSignal):
         return bucketed(student.logits, teacher.indices, temperature), teacher.softened(temperature)
-    return (
-        log_softmax(student.logits.float() / temperature, -1),
-        log_softmax(teacher.logits.float() / temperature, -1),
-    )
+    both = student.logits.float(), teacher.logits.float()
+    log_q, log_p = (log_softmax(x if temperature == 1.0 else x / temperature, -1) for x in both)
+    return log_q, log_p
 
 
 def bucketed(logits: Tensor, indices: Tensor, temperature: float = 1.0) -> Tensor:

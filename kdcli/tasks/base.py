@@ -285,6 +285,10 @@ class Task(ABC):
         """The row with another answer to its prompt; for tasks whose models write."""
         raise NotImplementedError
 
+    def require_same(self, rows: datasets.Dataset, teacher: Encoded, student: Encoded) -> None:
+        """Refuse rows of which the teacher and the student count different tokens; for tasks whose models write."""
+        raise NotImplementedError
+
     def prepare(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> datasets.Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,17 @@ CHUNK = 1000
 """Rows handed to the tokenizer at once."""
 PROMPT = 100
 """Characters of plain text that a model is given to go on from."""
+DAY = datetime.date(2024, 7, 26)
+"""Today, to chat templates that ask (Llama 3 falls back on this day): what they write must not change overnight."""
+_TODAY = (
+    "{% macro strftime_now(form) %}{{ form"
+    + "".join(f"|replace('%{code}', '{DAY.strftime(f'%{code}')}')" for code in "aAbBdeFjmuyY")
+    + f"|replace('%-d', '{DAY.day}')|replace('%-m', '{DAY.month}') }}}}{{% endmacro %}}{{{{ '' }}}}"
+)
+SPAN = 2**20
+"""Characters that one turn, or one document in a packed row, may have."""
+NOWHERE = -(2**30)
+"""Where a token begins that begins at no character."""
 CLOSE = 1e-3
 """The most by which the head's logits may differ from the model's own (fp32), relative to their size."""
 
@@ -120,6 +132,7 @@ class CausalLM(Task):
             ]
         ids: list[np.ndarray] = []
         labels: list[np.ndarray] = []
+        starts: list[np.ndarray] = []
         for start in range(0, len(rendered), CHUNK):
             chunk = rendered[start : start + CHUNK]
             found = _tokenize(tokenizer, [text for text, _ in chunk], special=turns is None)
@@ -130,13 +143,17 @@ class CausalLM(Task):
                 where = np.asarray(offsets, np.int64).reshape(-1, 2)
                 real = where[:, 1] > where[:, 0]
                 counted = np.zeros(len(row), bool)
-                for begin, end in spans:
-                    counted |= real & (where[:, 1] > begin) & (where[:, 0] < end)
+                places = np.full(len(row), NOWHERE)
+                for number, (begin, end) in enumerate(spans):
+                    within = real & (where[:, 1] > begin) & (where[:, 0] < end)
+                    counted |= within
+                    places[within] = _places(where, begin)[within] + number * SPAN
                 if turns is None and tokenizer.eos_token_id is not None:
                     if row.size == 0 or row[-1] != tokenizer.eos_token_id:
                         row = np.append(row, np.int32(tokenizer.eos_token_id))
-                        counted = np.append(counted, True)
-                    counted[-1] = True
+                        counted, places = np.append(counted, True), np.append(places, 0)
+                    counted[-1], places[-1] = True, spans[0][1] - spans[0][0]
+                starts.append(places[:max_length])
                 labels.append(np.where(counted, row, IGNORE)[:max_length])
                 ids.append(row[:max_length])
         for number, row in enumerate(labels):
@@ -146,7 +163,7 @@ class CausalLM(Task):
                     f"row {rows['id'][number]} ({shown!r}): no token of its completion is within dataset.max_length = "
                     f"{max_length} tokens: the prompt fills them. Raise dataset.max_length, or shorten the prompt"
                 )
-        return _encoded(ids, labels)
+        return _encoded(ids, labels, starts)
 
     def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
         """Pieces one after the other; `position_ids` begin anew with each, which is what keeps them apart."""
@@ -154,14 +171,20 @@ class CausalLM(Task):
         ids: list[np.ndarray] = []
         labels: list[np.ndarray] = []
         positions: list[np.ndarray] = []
+        starts: list[np.ndarray] = []
         for texts, ends in zip(rows["texts"], rows["ends"], strict=True):
             row: list[int] = []
             places: list[int] = []
             counted: list[bool] = []
-            for text, end in zip(texts, ends, strict=True):
-                piece = [*begin, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+            at: list[int] = []
+            found = _tokenize(tokenizer, list(texts), special=False)
+            for number, (text, end) in enumerate(zip(texts, ends, strict=True)):
+                piece = [*begin, *found["input_ids"][number]]
+                where = np.asarray(found["offset_mapping"][number], np.int64).reshape(-1, 2)
+                at += [NOWHERE] * len(begin) + (_places(where, 0) + number * SPAN).tolist()
                 if end and tokenizer.eos_token_id is not None:
                     piece.append(tokenizer.eos_token_id)
+                    at.append(len(text) + number * SPAN)
                 row += piece
                 places += range(len(piece))
                 counted += [False] + [True] * (len(piece) - 1)
@@ -169,7 +192,8 @@ class CausalLM(Task):
             ids.append(line[:max_length])
             labels.append(np.where(counted, line, IGNORE)[:max_length])
             positions.append(np.asarray(places, np.int32)[:max_length])
-        return _encoded(ids, labels, positions)
+            starts.append(np.asarray(at, np.int32)[:max_length])
+        return _encoded(ids, labels, starts, positions)
 
     def collate(
         self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
@@ -211,6 +235,21 @@ class CausalLM(Task):
         labels[encoded.offsets[:-1]] = IGNORE  # nothing stands before a row's first token
         counted = labels != IGNORE
         return labels[counted], np.add.reduceat(counted.astype(np.int64), encoded.offsets[:-1])
+
+    def aligned(self, theirs: Encoded, ours: Encoded) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Where two tokenizers begin a counted token at the same place of the text.
+
+        Returns:
+            Of each row the number of their token for each of our N counted tokens, (N,), and whether there is one, bool (N,).
+        """
+        found = []
+        for row in range(len(ours)):
+            begun, other = _begun(theirs, row), _begun(ours, row)
+            _, one, two = np.intersect1d(begun, other, return_indices=True)
+            at, matched = np.zeros(len(other), np.int64), np.zeros(len(other), bool)
+            at[two], matched[two] = one, other[two] >= 0
+            found.append((at, matched))
+        return found
 
     def require_same(self, rows: datasets.Dataset, teacher: Encoded, student: Encoded) -> None:
         """Refuse rows of which the teacher and the student count different tokens.
@@ -342,10 +381,27 @@ class CausalLM(Task):
         return -float(np.log(classes))
 
 
+def _begun(encoded: Encoded, row: int) -> np.ndarray:
+    """Where a row's counted tokens begin."""
+    item = encoded[row]
+    return item["starts"][1:][item["labels"][1:] != IGNORE]
+
+
+def _places(where: np.ndarray, begin: int) -> np.ndarray:
+    """Characters from `begin` to where each token begins: to the end of the one before it, as some tokenizers do not count
+    the space that a token begins with. Tokens that begin inside a character are nowhere."""
+    before = np.concatenate([[0], np.maximum.accumulate(where[:-1, 1])])[: len(where)]
+    return np.where(where[:, 0] < before, NOWHERE, np.maximum(before - begin, 0))
+
+
 def _encoded(
-    ids: list[np.ndarray], labels: list[np.ndarray], positions: list[np.ndarray] | None = None
+    ids: list[np.ndarray],
+    labels: list[np.ndarray],
+    starts: list[np.ndarray],
+    positions: list[np.ndarray] | None = None,
 ) -> Encoded:
-    columns = {"input_ids": ids, "labels": labels} | ({"position_ids": positions} if positions else {})
+    columns = {"input_ids": ids, "labels": labels, "starts": starts}
+    columns |= {"position_ids": positions} if positions else {}
     flat = {
         key: np.concatenate(parts).astype(np.int32) if parts else np.empty(0, np.int32)
         for key, parts in columns.items()
@@ -412,7 +468,12 @@ def _render(
     for place, turn in enumerate(turns[: last + 1]):
         if turn["role"] != "assistant":
             continue
-        before = _written(tokenizer, turns[:place], add_generation_prompt=True)
+        try:
+            before = _written(tokenizer, turns[:place], add_generation_prompt=True)
+        except DataError:  # there is nothing before it, say
+            if place == last:
+                raise
+            continue
         after = _written(tokenizer, turns[: place + 1]).rstrip()
         if whole.startswith(before) and whole.startswith(after) and len(after) > len(before):
             spans.append((len(before), len(after)))
@@ -426,9 +487,12 @@ def _render(
 
 def _written(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
+        template = tokenizer.get_chat_template()
+        if "strftime_now" in template:
+            template = _TODAY + template
+        return str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
     except Exception as error:  # jinja2 raises what the template says
-        roles = ", ".join(turn["role"] for turn in turns)
+        roles = ", ".join(turn["role"] for turn in turns) or "no turns"
         raise DataError(f"the chat template refuses a conversation of {roles}: {error}") from None
 
 

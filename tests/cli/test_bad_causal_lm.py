@@ -1,0 +1,315 @@
+"""What users get wrong with language models, through the real command: exit code 2, one message, nothing left behind; and
+a store that was written for something else, which is never read."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from tiny import CHAT, decoder, documents, exchanges, lessons, speaker, speller, talk, write_jsonl
+
+from kdcli.errors import KDError
+from kdcli.launch import launch
+from kdcli.tasks.causal_lm import CausalLM
+from kdcli.teachers.local import LocalTeacher
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return speaker(tmp_path_factory.mktemp("models") / "speaker", steps=4)
+
+
+@pytest.fixture
+def refused(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Refused:
+    """Runs `kdcli distill` with bad input; returns its message after the checks that hold for all."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def run(*overrides: str) -> str:
+        capsys.readouterr()
+        own = "student=local" in overrides  # which has no shape
+        base = [word for word in lessons(teacher) if not (own and word.startswith("student"))]
+        code = launch("distill", [*base, "measure=null", *overrides])
+        captured = capsys.readouterr()
+        assert code == 2, captured.err
+        assert captured.out == ""
+        assert {str(path.relative_to(here)) for path in here.rglob("*")} <= {"runs", "runs/distill"}
+        lines = [
+            line for line in captured.err.splitlines() if not re.match(r"INFO |WARNING |\[\d/\d\] ", line)
+        ]
+        message = "\n".join(lines)
+        assert message.startswith("error: "), captured.err
+        assert message.count("error: ") == 1, captured.err
+        assert "Traceback" not in message
+        assert len(message) < 1000, message
+        return message
+
+    return run
+
+
+def pairs(folder: Path, *more: dict[str, Any]) -> list[str]:
+    """Exchanges and some rows more, in a file, and the overrides that name it."""
+    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in exchanges(80)]
+    path = write_jsonl(folder / "rows.jsonl", [*rows, *more])
+    return ["dataset=jsonl", f"dataset.path={path}", "dataset.prompt=prompt", "dataset.completion=completion"]
+
+
+def copy(teacher: Path, folder: Path, template: str | None) -> Path:
+    """The teacher with another chat template."""
+    shutil.copytree(teacher, folder)
+    (folder / "chat_template.jinja").unlink()
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+# ---- rows ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("completion", ["", " \n", None])
+def test_an_empty_completion(refused: Refused, tmp_path: Path, completion: str | None) -> None:
+    """A row without an answer teaches the model to say nothing."""
+    said = refused(*pairs(tmp_path, {"prompt": "the film:", "completion": completion}))
+    assert "rows.jsonl, row 81: the completion is" in said
+
+
+def test_an_answer_that_says_nothing(refused: Refused, tmp_path: Path) -> None:
+    """A conversation whose assistant is silent."""
+    rows = [
+        {"messages": [{"role": "user", "content": "the film:"}, {"role": "assistant", "content": content}]}
+        for content in ("good", "")
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    said = refused("dataset=jsonl", f"dataset.path={path}", "dataset.messages=messages")
+    assert "rows.jsonl, row 2: the content of message 2 is empty" in said
+
+
+@pytest.mark.parametrize("chat", ["false", "true"])
+def test_a_prompt_that_fills_the_context(refused: Refused, tmp_path: Path, chat: str) -> None:
+    """Its answer is cut off: the row has nothing that is learnt, and a batch of such rows a loss that is no number."""
+    long = {"prompt": "the film was " * 30, "completion": "good"}
+    said = refused(*pairs(tmp_path, long), f"dataset.chat={chat}")
+    assert "the film was the film was" in said
+    assert "no token of its completion is within dataset.max_length = 64 tokens" in said
+    assert "Raise dataset.max_length, or shorten the prompt" in said
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_no_token_counts(refused: Refused, tmp_path: Path, length: int) -> None:
+    """Plain text in rows of one token, before which nothing stands: a perplexity of no token at all."""
+    said = refused(*talk(tmp_path, "text"), f"dataset.max_length={length}")
+    assert f"dataset.max_length = {length}: rows of plain text need at least 3 tokens" in said
+
+
+def test_labelled(refused: Refused, tmp_path: Path) -> None:
+    """An option for labels that silently does nothing to completions."""
+    said = refused(*pairs(tmp_path), "dataset.labelled=20")
+    assert "labelled: causal_lm has no labels to hide; use limit" in said
+
+
+# ---- templates ----------------------------------------------------------------------------------------
+
+
+def test_no_chat_template(refused: Refused, teacher: Path, tmp_path: Path) -> None:
+    """A traceback of jinja2, or a conversation that is written in a way which the model never saw."""
+    plain = copy(teacher, tmp_path / "plain", None)
+    said = refused(*talk(tmp_path, "messages"), f"teacher.path={plain}")
+    assert "this model's tokenizer has no chat template" in said
+    assert "chat_template.jinja" in said
+
+
+SAME = "{% for turn in messages %}{{ turn['content'] }}<|end|>\n{% endfor %}"
+SPEECHLESS = "{{ raise_exception('no conversations here') }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (SAME, "renders a user's and an assistant's turn alike"),
+        (
+            CHAT.replace("{% if add_generation_prompt %}<|assistant|>{% endif %}", "<|user|>"),
+            "repair the template",
+        ),
+        (SPEECHLESS, "the chat template refuses a conversation of user, assistant: no conversations here"),
+        ("{% for turn in messages %}", "the chat template refuses a conversation"),
+    ],
+    ids=["same", "another beginning", "refuses", "no jinja"],
+)
+def test_a_template_that_cannot_be_used(
+    refused: Refused, teacher: Path, tmp_path: Path, template: str, expected: str
+) -> None:
+    """Roles that are written alike, or an answer that cannot be told from its prompt: the model learns the questions."""
+    odd = copy(teacher, tmp_path / "odd", template)
+    assert expected in refused(*talk(tmp_path, "messages"), f"teacher.path={odd}")
+
+
+# ---- models -------------------------------------------------------------------------------------------
+
+
+def test_a_gguf_of_an_unknown_kind(refused: Refused, tmp_path: Path) -> None:
+    """A model that llama.cpp knows and transformers does not."""
+    from gguf import GGUFWriter
+
+    path = tmp_path / "model.gguf"
+    writer = GGUFWriter(path, "nonsense")
+    writer.add_block_count(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    said = refused(*pairs(tmp_path), f"teacher.path={path}")
+    assert "cannot read this kind of model" in said
+    assert "nonsense" in said
+
+
+def test_a_file_that_is_no_gguf(refused: Refused, tmp_path: Path) -> None:
+    """A download page saved under the model's name."""
+    path = tmp_path / "model.gguf"
+    path.write_text("<!doctype html>")
+    assert f"{path} is not a GGUF file" in refused(*pairs(tmp_path), f"teacher.path={path}")
+
+
+def changed(how: Callable[[dict[str, Any]], None]) -> Any:
+    """The tokenizer after a change of its file."""
+    tokenizer = speller()
+    inner = json.loads(tokenizer.backend_tokenizer.to_str())
+    how(inner)
+    again = tokenizer.backend_tokenizer.from_str(json.dumps(inner))
+    return type(tokenizer)(tokenizer_object=again, eos_token="<|end|>", pad_token="<|end|>")
+
+
+def a_student(folder: Path, tokenizer: Any) -> str:
+    decoder(tokenizer, layers=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return f"student.path={folder}"
+
+
+def test_another_vocabulary(refused: Refused, tmp_path: Path) -> None:
+    """The divergence between the probabilities of different tokens is a number, and falls."""
+
+    def swap(inner: dict[str, Any]) -> None:
+        vocabulary = inner["model"]["vocab"]
+        one, other = [token for token in vocabulary if token.isalpha() and len(token) > 2][:2]
+        vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+
+    said = refused(*pairs(tmp_path), "student=local", a_student(tmp_path / "student", changed(swap)))
+    assert "have different vocabularies" in said
+    assert "Use a student of the teacher's family" in said
+
+
+def test_the_same_vocabulary_cut_in_another_way(refused: Refused, tmp_path: Path) -> None:
+    """The same ids for the same tokens, and other tokens of the same text: the teacher judges others than the student says."""
+
+    def cut(inner: dict[str, Any]) -> None:
+        inner["model"]["merges"] = inner["model"]["merges"][:20]
+
+    said = refused(*pairs(tmp_path), "student=local", a_student(tmp_path / "student", changed(cut)))
+    assert "the teacher and the student count different tokens" in said
+
+
+def test_a_student_with_another_template(refused: Refused, tmp_path: Path) -> None:
+    """An answer that ends in another token for the student: its teacher judges another number of tokens."""
+    other = speller(CHAT.replace("<|end|>\n", "\n<|end|>"))
+    said = refused(*talk(tmp_path, "messages"), "student=local", a_student(tmp_path / "student", other))
+    assert "the teacher and the student count different tokens" in said
+    assert "chat templates differ" in said
+
+
+def test_a_model_that_reads_across_documents(refused: Refused, tmp_path: Path) -> None:
+    """OPT, MPT, Falcon or Mamba pay no heed to position_ids: each document is judged as the continuation of a stranger."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    tokenizer, folder = speller(), tmp_path / "opt"
+    shape = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    OPTForCausalLM(
+        OPTConfig(vocab_size=340, num_attention_heads=2, max_position_embeddings=128, **shape, **ends)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    said = refused(*talk(tmp_path, "text"), f"teacher.path={folder}")
+    assert "OPTForCausalLM does not keep the documents of a row apart" in said
+    assert CausalLM().load(folder)[1] is False  # for other data it will do
+
+
+def test_two_temperatures_and_a_store(refused: Refused, tmp_path: Path) -> None:
+    """The mass outside the top k at the second temperature is made up."""
+    more = "+loss.more={_target_: kdcli.losses.reverse_kl.ReverseKL, temperature: 3}"
+    said = refused(*pairs(tmp_path), more, "loss.soft_label.temperature=2")
+    assert "the loss terms have [2.0, 3.0]" in said
+    assert "teacher.cache=false" in said
+
+
+# ---- what is stored -----------------------------------------------------------------------------------
+
+
+def test_a_store_of_something_else_is_not_read(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is found by less than all that decides the answers gives the student another teacher's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cache"))
+    asked: list[int] = []
+    rows = LocalTeacher.rows
+
+    def counted(self: LocalTeacher, examples: Any, *more: Any) -> Any:
+        asked.append(len(examples))
+        return rows(self, examples, *more)
+
+    def stop(*_: Any) -> None:
+        raise KDError("the signals are there")
+
+    monkeypatch.setattr(LocalTeacher, "rows", counted)
+    monkeypatch.setattr("kdcli.commands.distill.birth", stop)
+
+    def answers(*overrides: str) -> int:
+        """How many rows a run asks the teacher about."""
+        asked.clear()
+        assert launch("distill", [*lessons(teacher), "measure=null", *overrides]) == KDError.exit_code
+        return sum(asked)
+
+    data = pairs(tmp_path)
+    assert answers(*data) == 80
+    assert answers(*data) == 0
+    other = speaker(tmp_path / "other", steps=1)
+    template = copy(teacher, tmp_path / "template", CHAT.replace("<|end|>\n", "<|end|>"))
+    for changed in (
+        [f"teacher.path={other}"],
+        [f"teacher.path={template}"],
+        ["dataset.max_length=60"],
+        ["dataset.chat=true"],
+        ["teacher.top_k=63"],
+        ["loss.soft_label.temperature=2"],
+        ["teacher.trainer.precision=bf16"],
+    ):
+        assert answers(*data, *changed) == 80, changed
+    assert answers(*data, "seed=1", "loss.soft_label.weight=2", "trainer.learning_rate=0.01") == 0
+    assert answers(*pairs(tmp_path, {"prompt": "so:", "completion": "it was"})) > 0
+
+
+def test_packed_rows_are_known_by_all_their_documents() -> None:
+    """A row that is known by its first document alone: when the second one changes, the answers to the old text teach the
+    new one, or there are too few of them."""
+    task, tokenizer = CausalLM(), speller()
+    texts = [text[:60] for text in documents(8)]
+    lists = [
+        texts[:-1],
+        *([text + " so" * (at == place) for at, text in enumerate(texts)] for place in range(8)),
+    ]
+    known: dict[str, tuple[Any, ...]] = {}
+    for some in lists:
+        rows = [{"id": f"{place}", "text": text} for place, text in enumerate(some)]
+        for row in task.prepare(datasets.Dataset.from_list(rows), tokenizer, 64):
+            holds = (*row["texts"], *row["ends"])
+            assert known.setdefault(row["id"], holds) == holds
+    assert len(known) > len(lists)
