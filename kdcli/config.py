@@ -252,6 +252,7 @@ class Term(Component):
     """One term of the loss: a class and its weight."""
 
     weight: NonNegative = 1.0
+    """0: the term is left out."""
 
 
 class Budget(Section):
@@ -267,9 +268,15 @@ class Tolerance(Section):
     """How far an artifact may be from the torch student. Missed: exit code 3."""
 
     agreement: Fraction = 0.97
-    """At least this share of the test rows gets the same label."""
+    """At least this share of the test rows gets the same label (causal_lm: of the reference tokens' places, the same
+    likeliest token)."""
     score_drop: Fraction = 0.01
-    """The score may fall by so much."""
+    """The score may fall by so much (causal_lm: nats a token)."""
+    generated: Fraction = 0.0
+    """causal_lm: at least this share of what the torch student writes greedily is written by the artifact too, up to
+    each answer's first difference."""
+    same_tokens: Fraction = 0.99
+    """causal_lm: at least this share of the prompts is cut into the same tokens by the artifact's own tokenizer."""
 
 
 class Hardware(Component):
@@ -278,6 +285,8 @@ class Hardware(Component):
     threads: Count = 1
     budget: Budget = Budget()
     tolerance: Tolerance = Tolerance()
+    tolerances: dict[str, Tolerance] = {}
+    """Of files of these precisions, in place of `tolerance`."""
 
 
 class Measure(Section):

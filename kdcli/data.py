@@ -226,13 +226,17 @@ class CausalLM(Kind):
         """Its id is a hash of all that it holds."""
         texts: list[str] = []
 
-        def tidy(value: Any) -> Any:
+        def tidy(value: Any, field: str) -> Any:
             if isinstance(value, list):
-                return [turn | {"content": tidy(turn["content"])} for turn in value]
-            texts.append(self.replaced(value).strip())
-            return texts[-1]
+                return [turn | {"content": tidy(turn["content"], field)} for turn in value]
+            text = self.replaced(value)
+            texts.append(text.strip())
+            joined = (
+                field in ("prompt", "completion") and not self.cfg.chat
+            )  # what stands between them is theirs
+            return texts[-1] if not joined else text.lstrip() if field == "prompt" else text.rstrip()
 
-        tidied = [tidy(value) for value in values]
+        tidied = [tidy(value, field) for field, value in zip(self.fields, values, strict=True)]
         if not all(texts):
             return None
         return {"id": _hash(tidied), **dict(zip(self.fields, tidied, strict=True))}

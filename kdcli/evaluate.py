@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,17 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
+from kdcli.errors import ModelError
 from kdcli.files import replaced
-from kdcli.models import Source, label_order, load_config, load_tokenizer, load_whole, parameters
+from kdcli.models import (
+    Source,
+    label_order,
+    load_config,
+    load_tokenizer,
+    load_whole,
+    parameters,
+    same_vocabulary,
+)
 from kdcli.signal import AnySignal
 from kdcli.tasks.base import Predictions, Task
 from kdcli.teachers.base import Teacher
@@ -40,6 +50,29 @@ def examine(
     encoded = task.encode(tokenizer, rows, max_length)
     said = task.predict(model, tokenizer, encoded, order=order, teacher=teacher)
     return size(source, task), said
+
+
+def same_tokens(
+    task: Task, teacher: Source, student: Source, rows: datasets.Dataset, max_length: int
+) -> bool:
+    """Whether two models count the same positions, and mean the same class by the same number there."""
+    if not task.writes:
+        return True
+    theirs, ours = load_tokenizer(teacher), load_tokenizer(student)
+    try:
+        same_vocabulary(teacher.name, theirs, student.name, ours)
+        task.require_same(rows, *(task.encode(each, rows, max_length) for each in (theirs, ours)))
+    except ModelError:
+        return False
+    return True
+
+
+def in_tokens_of(
+    task: Task, said: Predictions, student: Source, rows: datasets.Dataset, max_length: int
+) -> Predictions:
+    """Log-probabilities for each token of another model: of the same text, so that the two can be compared."""
+    tokens = len(task.targets(task.encode(load_tokenizer(student), rows, max_length))[0])
+    return replace(said, answers=said.answers | {"log_prob": said["log_prob"] * (len(said.labels) / tokens)})
 
 
 def by_number(teacher: Teacher, rows: datasets.Dataset) -> Callable[[Sequence[int]], AnySignal]:

@@ -1,8 +1,8 @@
 """Speed and memory of one model, in a process of its own and by its own runtime.
 
 `measure` starts `python -m kdcli.measure` with a specification on stdin. That process loads and runs the model with
-nothing else: an ONNX file without torch and transformers, so that its peak memory is what the model needs. This
-module imports accordingly little.
+nothing else: an ONNX or GGUF file without torch and transformers, so that its peak memory is what the model needs.
+This module imports accordingly little.
 
 What is timed is the model alone. Tokenization is left out: it is the same for all models that are compared, takes a
 fraction of the time, and is done by other code on most devices.
@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -35,6 +35,9 @@ Texts = Sequence[Sequence[str]]
 """Each row: one text, or a text and its pair."""
 Encoded = dict[str, np.ndarray]
 """The model's inputs by name: of one row (L,), of a batch (B, L)."""
+Runtime = Literal["torch", "onnx", "llama"]
+RUNTIMES: dict[str, Runtime] = {".onnx": "onnx", ".gguf": "llama"}
+"""What runs an artifact, by how its name ends."""
 WARM_UP = 10
 """Rows that are run before latency is timed: first calls allocate and plan."""
 PASSES = 3
@@ -48,8 +51,8 @@ class MeasureSpec:
     """What to run, and how.
 
     Attributes:
-        path: a model directory (torch) or a file (onnx).
-        tokenizer: the directory of its tokenizer.
+        path: a model directory (torch) or a file (onnx, llama).
+        tokenizer: the directory of its tokenizer (llama: it has its own).
         auto: the class of transformers that loads the model.
         special: the tokenizer adds its special tokens (a rendered chat has them already).
         new_tokens: a language model writes so many, for its speed.
@@ -60,11 +63,13 @@ class MeasureSpec:
         throughput_seconds: throughput is measured for about so long, over whole passes.
         max_texts: speed is measured on at most so many rows, evenly spaced among all.
         speed: false: nothing is timed.
-        logits: a safetensors file to write with the `logits` of all rows, float32 (N, C), in their order.
+        answers: a safetensors file to write with what the model says of all rows, in their order: `logits`, float32
+            (N, C), or of a GGUF file's counted tokens `log_prob`, float32 (N,), and `top`, int64 (N,), the likeliest
+            token, and `same_tokens`, bool (prompts,): its own tokenizer cuts the prompt into the ids given.
         code: the model directory's own Python files may be run.
     """
 
-    runtime: Literal["torch", "onnx"]
+    runtime: Runtime
     path: str
     tokenizer: str
     max_length: int
@@ -77,7 +82,7 @@ class MeasureSpec:
     max_texts: int = 256
     new_tokens: int = 32
     speed: bool = True
-    logits: str | None = None
+    answers: str | None = None
     code: bool = False
 
 
@@ -103,15 +108,19 @@ class Measurement:
 UNKNOWN = Measurement({"p50": None, "p95": None}, None, None, None)
 
 
-def measure(spec: MeasureSpec, texts: Texts) -> Measurement:
+def measure(spec: MeasureSpec, prompts: Sequence[Any], rows: Any = None) -> Measurement:
     """Run one model in its own process.
+
+    Args:
+        prompts: what it is given of each row, for its speed: `Texts`, or of a GGUF file pairs of a text and its token ids.
+        rows: of a GGUF file whose answers are asked for: pairs of token ids and the places of those that count.
 
     Raises:
         ExportError: the runtime could not load or run the model; with the last lines of what it said.
     """
-    said = [asdict(spec), [texts[at] for at in _spaced(len(texts), spec.max_texts)]]
-    if spec.logits:
-        said.append(texts)
+    said = [asdict(spec), [prompts[at] for at in _spaced(len(prompts), spec.max_texts)]]
+    if spec.answers:
+        said.append(prompts if rows is None else rows)
     threads = str(spec.threads)
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
@@ -141,28 +150,29 @@ def measure(spec: MeasureSpec, texts: Texts) -> Measurement:
 
 def measure_rows(
     cfg: Measure | None,
-    runtime: Literal["torch", "onnx"],
+    runtime: Runtime,
     path: Path,
     tokenizer: Path,
     task: Task,
-    texts: Texts,
+    prompts: Sequence[Any],
     max_length: int,
-    logits: bool = False,
+    answers: bool = False,
     code: bool = False,
+    rows: Any = None,
 ) -> dict[str, Any]:
-    """What one model needs on a split's rows: the fields of `Measurement`, and with `logits` those, float32 (N, C).
+    """What one model needs on a split's rows: the fields of `Measurement`, and with `answers` those of `MeasureSpec.answers`.
 
     Args:
         cfg: how thoroughly; None: nothing is timed.
-        texts: what the model is given of each row.
+        prompts, rows: as `measure` takes them.
 
     Raises:
         ExportError: the runtime could not load or run the model.
     """
-    if cfg is None and not logits:
+    if cfg is None and not answers:
         return asdict(UNKNOWN)
     with tempfile.TemporaryDirectory(prefix="kdcli-") as folder:
-        file = Path(folder) / "logits.safetensors"
+        file = Path(folder) / "answers.safetensors"
         spec = MeasureSpec(
             runtime,
             str(path),
@@ -172,14 +182,14 @@ def measure_rows(
             special=not task.chat,
             **(cfg.model_dump(exclude={"generations"}) if cfg else {}),
             speed=cfg is not None,
-            logits=str(file) if logits else None,
+            answers=str(file) if answers else None,
             code=code,
         )
-        found = asdict(measure(spec, texts))
-        if logits:
+        found = asdict(measure(spec, prompts, rows))
+        if answers:
             from safetensors.numpy import load_file
 
-            found["logits"] = load_file(file)["logits"]
+            found |= load_file(file)
     return found
 
 
@@ -245,6 +255,8 @@ class _Torch:
 class _Onnx:
     """An ONNX file, run by ONNX Runtime on the CPU; the tokenizer is tokenizer.json."""
 
+    writes = False
+
     def __init__(self, spec: MeasureSpec):
         try:
             import onnxruntime
@@ -276,7 +288,122 @@ class _Onnx:
         return self.session.run(["logits"], batch)[0]
 
 
-Model = _Torch | _Onnx
+class _Llama:
+    """A GGUF file, run by llama.cpp on the CPU: its server, called within the process, with one slot.
+
+    The server answers with the likeliest tokens of one position at a time, and with the log-probability of the token
+    that it wrote, both from the logits before any sampler. So a token's log-probability is had by making the server
+    write it: a bias makes it the certain choice. What stands before it is in the server's cache from the last request.
+    """
+
+    writes = True
+    pad: ClassVar[dict[str, int]] = {"input_ids": 0}
+    certain = 1e6
+    """The bias of the token that is to be written."""
+
+    def __init__(self, spec: MeasureSpec):
+        try:
+            import xllamacpp
+        except ImportError as error:
+            raise ExportError(f"{error}: install it with: pip install 'kdcli[laptop]'") from None
+        options = xllamacpp.CommonParams()
+        options.model.path = spec.path
+        options.n_ctx = spec.max_length + spec.new_tokens + 1
+        options.n_parallel, options.n_gpu_layers, options.cache_ram_mib = 1, 0, 0
+        options.cpuparams.n_threads = options.cpuparams_batch.n_threads = spec.threads
+        options.fit_params = options.warmup = options.ctx_shift = options.ui = False
+        options.verbosity = 1  # errors
+        self.max_length = spec.max_length
+        self.whole: int | None = None
+        try:
+            self.server = xllamacpp.Server(options)
+        except RuntimeError as error:
+            raise ExportError(f"llama.cpp cannot load {spec.path}: {error}") from None
+
+    def encode(self, prompts: Sequence[tuple[str, list[int]]]) -> list[Encoded]:
+        return [{"input_ids": np.asarray(ids[: self.max_length], np.int64)} for _, ids in prompts]
+
+    def __call__(self, batch: Encoded) -> np.ndarray:
+        """Read a prompt and write one token; nothing of it is kept."""
+        said = self._ask(batch["input_ids"][0].tolist(), cache_prompt=False)
+        return np.asarray([said["usage"]["completion_tokens"]])
+
+    def write(self, prompt: Encoded, count: int) -> list[float]:
+        """Go on from a prompt, as `_Torch.write`; by the server's own clock, so that all tokens took the same."""
+        ids = prompt["input_ids"][0].tolist()
+        spent = self._ask(ids, n_predict=count + 1, ignore_eos=True, cache_prompt=False)["timings"]
+        return [spent["predicted_ms"] / 1000 / (spent["predicted_n"] - 1)] * (spent["predicted_n"] - 1)
+
+    def score(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, np.ndarray]:
+        """Of each row's counted tokens the log-probability after those before, and the likeliest token there."""
+        found = [self._token(ids[:place], ids[place]) for ids, places in rows for place in places]
+        return {
+            "log_prob": np.asarray([log_prob for log_prob, _ in found], np.float32),
+            "top": np.asarray([top for _, top in found], np.int64),
+        }
+
+    def same_tokens(self, prompts: Sequence[tuple[str, list[int]]], special: bool) -> np.ndarray:
+        """Whether the file's own tokenizer cuts each text into the ids given, bool (N,)."""
+        import urllib.request
+
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({})
+        )  # this machine, whatever the proxy
+        found = []
+        for text, ids in prompts:
+            body = {"content": text, "add_special": special, "parse_special": True}
+            request = urllib.request.Request(
+                f"{self.server.listening_address}/tokenize",
+                json.dumps(body).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with opener.open(request) as answer:
+                found.append(json.load(answer)["tokens"] == ids)
+        return np.asarray(found, bool)
+
+    def _token(self, before: list[int], token: int) -> tuple[float, int]:
+        said = self._written(before, token)
+        if said is not None:
+            return said["logprob"], said["top_logprobs"][0]["id"]
+        # a piece of a character, which the server keeps back until it is whole: have another written, and look for it
+        if self.whole is None:
+            self.whole = next(other for other in range(token) if self._written(before, other))
+        for most in (100, 10**6):
+            said = self._written(before, self.whole, most)
+            listed = {entry["id"]: entry["logprob"] for entry in said["top_logprobs"]} if said else {}
+            if token in listed:
+                return listed[token], next(iter(listed))
+        raise ExportError(f"llama.cpp does not say how likely token {token} is")
+
+    def _written(self, before: list[int], token: int, most: int = 1) -> dict[str, Any] | None:
+        """What is said of a token that is written, and the likeliest ones; None of a piece of a character."""
+        said = self._ask(before, n_probs=most, logit_bias=[[token, self.certain]])
+        found = said["choices"][0]["logprobs"]
+        if found is None:
+            return None
+        entry: dict[str, Any] = found["content"][0]
+        if entry["id"] != token or said["usage"]["prompt_tokens"] != len(before):
+            raise ExportError(
+                f"llama.cpp was to write token {token} after {len(before)} tokens, and wrote {entry['id']} "
+                f"after {said['usage']['prompt_tokens']}"
+            )
+        return entry
+
+    def _ask(self, ids: list[int], **options: Any) -> dict[str, Any]:
+        """One greedy request."""
+        greedy = {"n_predict": 1, "samplers": ["top_k"], "top_k": 1}
+        said: dict[str, Any] = self.server.handle_completions(greedy | options | {"prompt": ids})
+        if "error" in said:
+            raise ExportError(f"llama.cpp refused a request: {said['error']['message']}")
+        return said
+
+
+Model = _Torch | _Onnx | _Llama
+MODELS: dict[str, type[_Torch] | type[_Onnx] | type[_Llama]] = {
+    "torch": _Torch,
+    "onnx": _Onnx,
+    "llama": _Llama,
+}
 
 
 def main() -> None:
@@ -284,24 +411,28 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the measurement alone
         spec = MeasureSpec(**json.loads(sys.stdin.readline()))
         began = time.perf_counter()
-        model: Model = _Torch(spec) if spec.runtime == "torch" else _Onnx(spec)
+        model = MODELS[spec.runtime](spec)
         seconds = time.perf_counter() - began
         found = UNKNOWN
+        prompts = json.loads(sys.stdin.readline())
         if spec.speed:
-            rows = model.encode(json.loads(sys.stdin.readline()))
+            rows = model.encode(prompts)
             latency = _latency(model, rows, spec.latency_runs)
             throughput = (
-                _generated(model, rows, spec)
-                if isinstance(model, _Torch) and model.writes
-                else _throughput(model, rows, spec)
+                _throughput(model, rows, spec)
+                if isinstance(model, _Onnx) or not model.writes
+                else _generated(model, rows, spec)
             )
             found = Measurement(latency, throughput, _peak_memory(), seconds)
-        else:
-            sys.stdin.readline()
-        if spec.logits:  # read only now: neither the texts nor the logits of all rows belong to the peak
+        if spec.answers:  # read only now: neither the rows nor the answers of all of them belong to the peak
             from safetensors.numpy import save_file
 
-            save_file({"logits": _logits(model, json.loads(sys.stdin.readline()), spec)}, spec.logits)
+            asked = json.loads(sys.stdin.readline())
+            if isinstance(model, _Llama):
+                answers = model.score(asked) | {"same_tokens": model.same_tokens(prompts, spec.special)}
+            else:
+                answers = {"logits": _logits(model, asked, spec)}
+            save_file(answers, spec.answers)
     json.dump(asdict(found), sys.stdout)
 
 
@@ -347,7 +478,7 @@ def _throughput(model: Model, rows: Sequence[Encoded], spec: MeasureSpec) -> flo
             return len(rows) / sum(map(statistics.median, times))
 
 
-def _generated(model: _Torch, rows: Sequence[Encoded], spec: MeasureSpec) -> float:
+def _generated(model: _Torch | _Llama, rows: Sequence[Encoded], spec: MeasureSpec) -> float:
     """Tokens a second at batch 1, after the first one: greedily, with a cache of keys and values."""
     seconds: list[float] = []
     began = time.perf_counter()
@@ -361,7 +492,7 @@ def _generated(model: _Torch, rows: Sequence[Encoded], spec: MeasureSpec) -> flo
     return 1 / statistics.median(seconds)
 
 
-def _logits(model: Model, texts: Texts, spec: MeasureSpec) -> np.ndarray:
+def _logits(model: _Torch | _Onnx, texts: Texts, spec: MeasureSpec) -> np.ndarray:
     """Logits of all rows, float32 (N, C).
 
     ONNX files are asked row by row, which takes no longer on a CPU: dynamic int8 takes the range of its activations

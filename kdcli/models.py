@@ -198,8 +198,7 @@ def same_vocabulary(
         raise ModelError(
             f"{student} and {teacher} have different vocabularies: {wrong!r} is token {ours[wrong]} to the student and "
             f"{theirs.get(wrong, 'unknown')} to the teacher, so their probabilities cannot be compared. Use a student of "
-            "the teacher's family (its tokenizer), or one born from the teacher (student=layers); or let it learn what the "
-            "teacher writes (rollout=teacher loss.soft_label.weight=0), or how sure the teacher is (loss=uld)"
+            "the teacher's family (its tokenizer), or one born from the teacher (student=layers)"
         )
 
 

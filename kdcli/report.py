@@ -512,7 +512,14 @@ def export_table(result: Mapping[str, Any]) -> None:
         if not parity["within"]:
             lost = _differences(metric, parity["score_drop"])[0].removeprefix("+")
             agreed = f"agrees with the torch student on {_share(parity['agreement'])} of the {shown.item}"
+            if "generated" in parity:
+                agreed += f", writes {_share(parity['generated'])} of its answers,"
             misses.append(f"{name}: out of tolerance: {agreed} and loses {lost} {shown.unit}")
+            if parity.get("same_tokens", 1) < 1:
+                same = _share(parity["same_tokens"])
+                misses.append(
+                    f"{name}: its own tokenizer cuts only {same} of the prompts as the student's does"
+                )
         for key, check in budget.items():
             if key != "met" and not check["met"]:
                 value = "not known" if check["value"] is None else f"{check['value']:.4g}"

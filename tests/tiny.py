@@ -80,7 +80,7 @@ CHAT = (
 )
 
 
-def speller(template: str | None = CHAT):
+def speller(template: str | None = CHAT, size: int = 340):
     """A tokenizer of a language model: byte-level BPE over the words of `exchanges`; its end of text is its padding."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -89,7 +89,7 @@ def speller(template: str | None = CHAT):
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=340,
+        vocab_size=size,
         special_tokens=["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,

@@ -22,7 +22,6 @@ import filelock
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedTokenizerBase
 
 import kdcli
 from kdcli import console, report
@@ -33,7 +32,7 @@ from kdcli.data import SPLITS, Data, load, require_batch
 from kdcli.distiller import Distiller
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, ModelError, TeacherError
-from kdcli.evaluate import by_number, examine, save_predictions, score, size, verdict
+from kdcli.evaluate import by_number, examine, in_tokens_of, save_predictions, score, size, verdict
 from kdcli.files import cache_dir, digest, replaced, write_json, write_text
 from kdcli.generate import SHOWN, generate, text_scores
 from kdcli.losses.base import Loss
@@ -61,7 +60,7 @@ from kdcli.tasks.base import Predictions, Split, Task
 from kdcli.tasks.causal_lm import CausalLM
 from kdcli.teachers.aligned import AlignedTeacher
 from kdcli.teachers.base import Teacher
-from kdcli.teachers.cached import CachedTeacher
+from kdcli.teachers.cached import CachedTeacher, shares
 from kdcli.trainer import Stage, micro_batches, planned_steps, require_trackers, train
 
 logger = logging.getLogger(__name__)
@@ -169,15 +168,22 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
     }
     data = dataclasses.replace(data, splits=splits)
     if isinstance(task, CausalLM):  # whatever is wrong with a row is found now
-        encoded = {
-            name: task.encode(tokenizer, rows, cfg.dataset.max_length) for name, rows in data.splits.items()
-        }
+        encoded = [
+            {name: task.encode(each, rows, cfg.dataset.max_length) for name, rows in data.splits.items()}
+            for each in ([tokenizer] if own is tokenizer else [tokenizer, own])
+        ]
         if by.source is not None:
-            shared = _shares_vocabulary(source, tokenizer, by.source, own, taught)
-            for name, rows in data.splits.items():
-                ours = task.encode(own, rows, cfg.dataset.max_length)
-                if shared:
-                    task.require_same(rows, encoded[name], ours)
+            try:
+                same_vocabulary(source.name, tokenizer, by.source.name, own)
+                for name, rows in data.splits.items():
+                    task.require_same(rows, encoded[0][name], encoded[1][name])
+                shared = True
+            except ModelError as error:
+                if any(loss.by_class for loss in taught):
+                    raise ModelError(
+                        f"{error.message}; or let it learn what the teacher writes (rollout=teacher "
+                        "loss.soft_label.weight=0), or how sure the teacher is (loss=uld)"
+                    ) from None
     if not taught and cfg.rollout.by != "teacher":
         raise ConfigError(
             "no loss term with a weight reads the teacher: there is nothing to distil; give one a weight"
@@ -204,27 +210,6 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
         _write_environment(run)
     state.wait_for_everyone()
     return run
-
-
-def _shares_vocabulary(
-    teacher: Source,
-    theirs: PreTrainedTokenizerBase,
-    student: Source,
-    ours: PreTrainedTokenizerBase,
-    taught: list[Loss],
-) -> bool:
-    """Whether both mean the same token by the same number.
-
-    Raises:
-        ModelError: they do not, and a loss compares what they say of the same token.
-    """
-    try:
-        same_vocabulary(teacher.name, theirs, student.name, ours)
-    except ModelError:
-        if any(loss.by_class for loss in taught):
-            raise
-        return False
-    return True
 
 
 def _require_prompts(cfg: Config, task: Task, data: Data) -> None:
@@ -385,18 +370,19 @@ def rollouts(
     if how.by != "teacher":
         return rows
     folder = cache_dir("rollouts") / digest(_asked(run, source), how.model_dump(), run.cfg.seed)[:32]
-    answers: list[str] = []
-    with run.stage(stages, "rollouts", len(rows)) as progress:
-        for start in range(0, len(rows), PART):
-            part = rows.select(range(start, min(start + PART, len(rows))))
-            path = folder / f"{digest(list(part['id']))[:32]}.json"
-            with run.state.main_process_first(), filelock.FileLock(f"{folder}.lock"):
+    answers: dict[int, list[str]] = {}
+    with run.stage(stages, "rollouts", len(rows)) as progress, _alone(run, folder):
+        for parts in shares(range(0, len(rows), PART), run.state):
+            for start in parts:
+                part = rows.select(range(start, min(start + PART, len(rows))))
+                path = folder / f"{digest(list(part['id']))[:32]}.json"
                 if not path.is_file():
                     write_json(path, ask().write(list(part), how, run.cfg.seed))
-            answers += json.loads(path.read_text(encoding="utf-8"))
-            progress.update(start + len(part))
+                answers[start] = json.loads(path.read_text(encoding="utf-8"))
+                progress.update(sum(map(len, answers.values())))
+    texts = [text for start in sorted(answers) for text in answers[start]]
     answered = datasets.Dataset.from_list(
-        [run.task.answered(row, text) for row, text in zip(rows, answers, strict=True)]
+        [run.task.answered(row, text) for row, text in zip(rows, texts, strict=True)]
     )
     if run.state.is_main_process:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in answered]
@@ -436,7 +422,7 @@ def teacher_signals(
             folder = cache_dir("signals") / digest(made_by, list(rows["id"]))[:32]
             teachers[split] = cached = CachedTeacher(folder, cfg.top_k, temperature)
             with _alone(run, folder):
-                cached.fetch(rows, ask, functools.partial(_advance, progress, before))
+                cached.fetch(rows, ask, functools.partial(_advance, progress, before), run.state)
             before += len(rows)
     return teachers
 
@@ -602,9 +588,8 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
             told = by_number(signals["test"], test) if name != "teacher" and run.shared else None
             models[name], said[name] = examine(source, task, test, max_length, told)
             if not run.shared and name == "teacher":
-                said[name] = _in_tokens_of(
-                    run, said[name], load_tokenizer(Source(run.folder / "student", "student"))
-                )
+                student = Source(run.folder / "student", "student")
+                said[name] = in_tokens_of(task, said[name], student, test, max_length)
         save_predictions(run.folder / "predictions" / f"test.{name}.safetensors", said[name])
         models[name] |= score(task, said[name])
         if isinstance(task, CausalLM) and run.cfg.measure is not None:
@@ -618,9 +603,7 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
         )  # fmt: skip
     models["teacher"]["path"] = str(teacher.path)
     validation = {name: _best_validation(run, name) for name in models}
-    validation["teacher"] = float(
-        task.scores(_teacher_said(run, teacher, signals["validation"])[0])[task.metric]
-    )
+    validation["teacher"] = _teacher_validation(run, teacher, signals["validation"])
     shown = (
         {"test_tokens": len(said["student"].labels), "generations": _generations(task, test, written)}
         if isinstance(task, CausalLM)
@@ -663,13 +646,6 @@ def finish(run: Run, result: dict[str, Any]) -> None:
     console.say(f"report: {run.folder / 'report.html'}   student: {run.folder / 'student'}")
 
 
-def _in_tokens_of(run: Run, said: Predictions, tokenizer: PreTrainedTokenizerBase) -> Predictions:
-    """Log-probabilities for each token of another tokenizer: of the same text, so that the two can be compared."""
-    tokens = run.task.targets(run.task.encode(tokenizer, run.data["test"], run.cfg.dataset.max_length))[0]
-    share = len(said.labels) / len(tokens)
-    return dataclasses.replace(said, answers=said.answers | {"log_prob": said["log_prob"] * share})
-
-
 def _generations(
     task: CausalLM, rows: datasets.Dataset, written: dict[str, list[str]]
 ) -> list[dict[str, str]]:
@@ -687,6 +663,15 @@ def _teacher_said(run: Run, source: Source, teacher: Teacher) -> tuple[Predictio
     encoded = run.task.encode(load_tokenizer(source), rows, run.cfg.dataset.max_length)
     signal = teacher.signals(list(rows))
     return run.task.told(signal, encoded), signal.classes
+
+
+def _teacher_validation(run: Run, source: Source, teacher: Teacher) -> float:
+    """Its score on the validation rows; a language model is run, as what was stored of it lacks rare tokens."""
+    if run.task.writes:
+        said = examine(source, run.task, run.data["validation"], run.cfg.dataset.max_length)[1]
+    else:
+        said, _ = _teacher_said(run, source, teacher)
+    return float(run.task.scores(said)[run.task.metric])
 
 
 def _best_validation(run: Run, name: str) -> float | None:

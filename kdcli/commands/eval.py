@@ -10,11 +10,20 @@ from typing import Any
 import numpy as np
 
 from kdcli import console, report
+from kdcli.commands.artifacts import ask
 from kdcli.config import Checkpoint
 from kdcli.config import Eval as Config
 from kdcli.data import load
 from kdcli.errors import ConfigError, ModelError
-from kdcli.evaluate import by_number, examine, of_logits, save_predictions, score, verdict
+from kdcli.evaluate import (
+    by_number,
+    examine,
+    in_tokens_of,
+    same_tokens,
+    save_predictions,
+    score,
+    verdict,
+)
 from kdcli.files import size_of, write_json
 from kdcli.measure import measure_rows
 from kdcli.models import Source, find, has_head, load_tokenizer
@@ -34,21 +43,24 @@ def evaluate(cfg: Config, folder: Path) -> int:
     rows = data[cfg.split]
     if "label" in rows.column_names:  # training rows beyond dataset.labelled have none
         rows = rows.select(np.flatnonzero(np.asarray(rows["label"]) != IGNORE))
-    if artifact is not None and not task.labels:
-        raise ConfigError("artifact: only exported classifiers can be scored so far; give run= or model=")
     max_length = cfg.dataset.max_length
     models: dict[str, dict[str, Any]] = {}
     said: dict[str, Predictions] = {}
     told: Callable[[Sequence[int]], AnySignal] | None = None
+    shared = True
     with console.Stages(list(sources) or ["artifact"]) as stages:
         for name, source in sources.items():
             with stages.stage(name):
                 _require_head(source, task)
                 tokenizer = load_tokenizer(source, max_length=max_length)
                 table = task.prepare(rows, tokenizer, max_length)
-                if name != "teacher" and "teacher" in sources and not task.labels:
+                if name != "teacher" and "teacher" in sources and task.writes and shared:
                     told = told or by_number(_teacher(sources["teacher"], task, max_length), table)
+                if name == "teacher" and "student" in sources:
+                    shared = same_tokens(task, source, sources["student"], table, max_length)
                 models[name], said[name] = examine(source, task, table, max_length, told)
+                if not shared and name == "teacher":
+                    said[name] = in_tokens_of(task, said[name], sources["student"], table, max_length)
                 models[name] |= score(task, said[name])
                 models[name] |= measure_rows(
                     cfg.measure,
@@ -63,12 +75,9 @@ def evaluate(cfg: Config, folder: Path) -> int:
             name = artifact.name
             with stages.stage("artifact"):
                 tokenizer = load_tokenizer(Source(artifact.parent, name))
-                found = measure_rows(
-                    cfg.measure, "onnx", artifact, artifact.parent, task, task.inputs(rows, tokenizer), max_length,
-                    logits=True,
-                )  # fmt: skip
-                said[name] = of_logits(_in_data_order(found.pop("logits"), artifact, task), rows)
-                models[name] = {"bytes": size_of(artifact)} | score(task, said[name]) | found
+                table = task.prepare(rows, tokenizer, max_length)
+                found, said[name], shares = ask(cfg.measure, artifact, task, table, tokenizer, max_length)
+                models[name] = {"bytes": size_of(artifact)} | score(task, said[name]) | found | shares
     for name, answers in said.items():
         save_predictions(folder / "predictions" / f"{cfg.split}.{name}.safetensors", answers)
     result: dict[str, Any] = {
@@ -76,13 +85,13 @@ def evaluate(cfg: Config, folder: Path) -> int:
         "task": cfg.dataset.kind,
         "metric": task.metric,
         "split": cfg.split,
-        "examples": len(rows),
+        "examples": len(next(iter(said.values())).counts),
         "labels": data.labels,
         "dataset": {"name": cfg.dataset.path, "fingerprint": data.fingerprint},
         "models": models,
     }
     if {"teacher", "student"} <= models.keys():
-        result["verdict"] = verdict(task, models, said)
+        result["verdict"] = verdict(task, models, said, shared)
         result["verdict"]["text"] = report.verdict_text(result | {"smoke": False})
     write_json(folder / "eval.json", result)
     if cfg.format == "json":
@@ -142,12 +151,3 @@ def _require_head(source: Source, task: Task) -> None:
         raise ModelError(
             f"{source.name} has no head for this task: its answers would be random; tune it first"
         )
-
-
-def _in_data_order(logits: np.ndarray, artifact: Path, task: Task) -> np.ndarray:
-    """An artifact's logits in the order of the data's labels, by the config.json beside it."""
-    from kdcli.models import label_order, load_config
-
-    return logits[
-        :, label_order(load_config(Source(artifact.parent, artifact.name)), task.labels, artifact.name)
-    ]

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from kdcli import console, report
-from kdcli.config import Budget, Distill, Tolerance, build, check
+from kdcli.commands.artifacts import ask, write
+from kdcli.config import Budget, Distill, Tolerance, build, check, conf_dir, locate
 from kdcli.config import Export as Config
 from kdcli.data import load
 from kdcli.errors import ConfigError, DataError
-from kdcli.evaluate import agreement, examine, of_logits, save_predictions, score
+from kdcli.evaluate import agreement, examine, save_predictions, score
 from kdcli.files import replaced, size_of, write_json
 from kdcli.hardware.base import Target
 from kdcli.measure import measure_rows
@@ -30,57 +32,54 @@ def export(cfg: Config, hardware: str) -> int:
     recorded = read_report(run)
     dataset = check(Distill, saved_config(run)).dataset
     target: Target = build(cfg.hardware, Target)
+    _require_task(target, hardware, dataset.kind)
     data = load(dataset)
     if data.fingerprint != recorded["dataset"]["fingerprint"]:
         raise DataError(
             f"the data set is not the one that {run} was trained on: its test rows may have been seen"
         )
     task = task_of(dataset, data.labels)
-    if not task.labels:
-        raise ConfigError(
-            f"hardware={hardware} makes files of classifiers only; {run} holds a language model"
-        )
-    test = data["test"]
     student = Source(run / "student", "student")
+    length = dataset.max_length
+    test = task.prepare(data["test"], load_tokenizer(student), length)
     out = run / "export" / hardware
     with replaced(out) as folder, console.Stages(["torch", "export", "artifacts"]) as stages:
         with stages.stage("torch"):
-            torch_entry, torch_said = examine(student, task, test, dataset.max_length)
+            torch_entry, torch_said = examine(student, task, test, length)
             torch_entry |= score(task, torch_said)
             texts = task.inputs(test, load_tokenizer(student))
-            torch_entry |= measure_rows(
-                cfg.measure, "torch", student.path, student.path, task, texts, dataset.max_length
-            )
+            torch_entry |= measure_rows(cfg.measure, "torch", student.path, student.path, task, texts, length)
         with stages.stage("export"):
             model, _ = load_model(student, task)
             tokenizer = load_tokenizer(student, model)
-            encoded = task.encode(tokenizer, test.select(range(min(8, len(test)))), dataset.max_length)
+            encoded = task.encode(tokenizer, test.select(range(min(8, len(test)))), length)
             sample = task.collate([encoded[row] for row in range(len(encoded))], tokenizer)
             sample = {name: tensor for name, tensor in sample.items() if name not in ("labels", "rows")}
             folder.mkdir()
             files = target.export(student.path, folder, model, sample)
+            written = [] if task.labels else write(model, tokenizer, task, test, cfg.measure, length)
         artifacts: dict[str, dict[str, Any]] = {}
         with stages.stage("artifacts", len(files)) as stage:
             for done, (precision, path) in enumerate(files.items()):
                 stage.update(done, extra=path.name)
-                entry = measure_rows(
-                    cfg.measure, "onnx", path, folder, task, texts, dataset.max_length, logits=True
-                )
-                said = of_logits(entry.pop("logits"), test)
+                needs, said, shares = ask(cfg.measure, path, task, test, tokenizer, length, written)
                 save_predictions(folder / "predictions" / f"test.{path.name}.safetensors", said)
                 entry = {
                     "precision": precision,
                     "parameters": torch_entry["parameters"],
                     "bytes": size_of(path),
                     **score(task, said),
-                    **entry,
+                    **needs,
                 }
+                kept = "logits" if task.labels else "log_prob"
                 parity = {
                     "agreement": agreement(task, torch_said, said),
                     "score_drop": torch_entry["score"] - entry["score"],
-                    "max_abs_difference": float(np.abs(torch_said["logits"] - said["logits"]).max()),
+                    "max_abs_difference": float(np.abs(torch_said[kept] - said[kept]).max()),
+                    **shares,
                 }
-                entry["parity"] = parity | {"within": _within(cfg.hardware.tolerance, parity)}
+                tolerance = cfg.hardware.tolerances.get(precision, cfg.hardware.tolerance)
+                entry["parity"] = parity | {"within": _within(tolerance, parity)}
                 entry["budget"] = _budget(cfg.hardware.budget, entry)
                 artifacts[path.name] = entry
         good = [
@@ -103,8 +102,26 @@ def export(cfg: Config, hardware: str) -> int:
     return 0 if good and all(entry["parity"]["within"] for entry in artifacts.values()) else MISSED
 
 
+def _require_task(target: Target, hardware: str, kind: str) -> None:
+    if kind in target.serves:
+        return
+    names = {"classification": "classifiers", "causal_lm": "language models"}
+    others = [
+        f"hardware={path.stem}"
+        for path in sorted((conf_dir() / "hardware").glob("*.yaml"))
+        if kind in getattr(locate(yaml.safe_load(path.read_text(encoding="utf-8"))["_target_"]), "serves", ())
+    ]
+    raise ConfigError(
+        f"hardware={hardware} makes files of {' and '.join(names[task] for task in target.serves)}, and this run's task "
+        f"is {kind}; use {' or '.join(others)}"
+    )
+
+
 def _within(tolerance: Tolerance, parity: dict[str, float]) -> bool:
-    return parity["agreement"] >= tolerance.agreement and parity["score_drop"] <= tolerance.score_drop
+    least = ("agreement", "generated", "same_tokens")
+    return parity["score_drop"] <= tolerance.score_drop and all(
+        parity[key] >= getattr(tolerance, key) for key in least if key in parity
+    )
 
 
 def _budget(budget: Budget, entry: dict[str, Any]) -> dict[str, Any]:

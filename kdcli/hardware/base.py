@@ -5,16 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 
 class Target(ABC):
-    """Makes the files that a device runs."""
+    """Makes the files that a device runs. What runs them, `kdcli.measure` knows by how their names end."""
 
-    runtime: str
-    """What runs the files: a name that `kdcli.measure` knows."""
+    serves: ClassVar[tuple[Literal["classification", "causal_lm"], ...]]
+    """The tasks whose students it can make files of."""
 
     @abstractmethod
     def export(

@@ -50,7 +50,7 @@ class Cpu(Target):
         per_channel: one scale per output channel; false: one per matrix.
     """
 
-    runtime = "onnx"
+    serves = ("classification",)
 
     def __init__(
         self,

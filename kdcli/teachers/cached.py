@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -47,23 +48,31 @@ class CachedTeacher(Teacher):
         self.about: dict[str, str] = {}
 
     def fetch(
-        self, rows: datasets.Dataset, ask: Callable[[], Teacher], progress: Callable[[int], None]
+        self,
+        rows: datasets.Dataset,
+        ask: Callable[[], Teacher],
+        progress: Callable[[int], None],
+        state: PartialState | None = None,
     ) -> None:
-        """Read what is there, and ask the teacher for the rest.
+        """Read what is there, and ask the teacher for the rest; several processes share it.
 
         Args:
             ask: gives the teacher; called only if a shard is missing.
             progress: called with the number of rows that are answered so far.
+            state: of the processes; None: there is one.
         """
-        for start in range(0, len(rows), SHARD):
-            chunk = rows.select(range(start, min(start + SHARD, len(rows))))
-            ids = list(chunk["id"])
-            path = self.folder / f"{digest(ids)[:32]}.safetensors"
-            if not self._open(path, ids):
-                self._write(path, ids, ask().rows(list(chunk), self._keep))
+        done = 0
+        for shards in shares(range(0, len(rows), SHARD), state):
+            for start in shards:
+                chunk = rows.select(range(start, min(start + SHARD, len(rows))))
+                ids = list(chunk["id"])
+                path = self.folder / f"{digest(ids)[:32]}.safetensors"
                 if not self._open(path, ids):
-                    raise OSError(f"{path} was written and cannot be read: is the disk failing?")
-            progress(start + len(chunk))
+                    self._write(path, ids, ask().rows(list(chunk), self._keep))
+                    if not self._open(path, ids):
+                        raise OSError(f"{path} was written and cannot be read: is the disk failing?")
+                done += len(chunk)
+                progress(done)
 
     def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = as_it_is) -> list[AnySignal]:
         """The stored answers of rows that were fetched."""
@@ -141,6 +150,16 @@ class CachedTeacher(Teacher):
             float(self.about["temperature"]),
             int(self.about["classes"]),
         )
+
+
+def shares(parts: Sequence[int], state: PartialState | None) -> Iterator[Sequence[int]]:
+    """This process's share of some work, and when all have done theirs the others' shares, of which the results are there."""
+    if state is None:
+        yield parts
+        return
+    yield parts[state.process_index :: state.num_processes]
+    state.wait_for_everyone()
+    yield [part for place, part in enumerate(parts) if place % state.num_processes != state.process_index]
 
 
 def _nibbles(values: Tensor) -> Tensor:

@@ -521,11 +521,19 @@ def test_ends_are_stripped_and_replaced_is_every_text(tmp_path: Path) -> None:
     """A blank at the end is a token that the model learns to say; a mark left in one turn of many."""
     rows = [(f" <b>{prompt}\n", f"\n{completion}<b>  ") for prompt, completion in PAIRS]
     replace = {"replace": {"<b>": ""}}
-    data = read(write_jsonl(tmp_path / "a.jsonl", pairs(rows)), **COLUMNS, **replace)
+    data = read(write_jsonl(tmp_path / "a.jsonl", pairs(rows)), **COLUMNS, **replace, chat=True)
     assert ordered(everything(data)) == ordered(pairs())
     talks = [{"messages": conversation(*row)} for row in [*rows, ("<b>", "gone")]]
     data = read(write_jsonl(tmp_path / "b.jsonl", talks), **SAID, **replace)
     assert ordered(everything(data)) == ordered([{"messages": conversation(*pair)} for pair in PAIRS])
+
+
+def test_what_stands_between_prompt_and_completion_stays(tmp_path: Path) -> None:
+    """`Q: 2 + 2?\nA:` and ` 4` become `Q: 2 + 2?\nA:4`, other tokens than at inference, and no way to say otherwise."""
+    rows = [(f"  {prompt}\nA:", f" {completion}\n") for prompt, completion in PAIRS]
+    data = read(write_jsonl(tmp_path / "a.jsonl", pairs(rows)), **COLUMNS)
+    kept = [(f"{prompt}\nA:", f" {completion}") for prompt, completion in PAIRS]
+    assert ordered(everything(data)) == ordered(pairs(kept))
 
 
 MANY = [(prompt, f"{completion} {more}") for prompt, completion in PAIRS for more in range(3)]

