@@ -28,7 +28,7 @@ class CachedTeacher(Teacher):
     """Answers looked up by the row's id, which is a hash of its content.
 
     A classifier's logits are kept whole. Of a language model's, the k most likely tokens of each position are: their
-    numbers, their log-probabilities (half precision) and the mass of all others, 4 k + 4 bytes a position (4.5 k + 4
+    numbers, their log-probabilities and the mass of all others (half precision), 4 k + 2 bytes a position (4.5 k + 2
     above 65,536 tokens).
 
     The folder belongs to one teacher, tokenizer, template, maximum length, precision, k, temperature and list of rows
@@ -104,7 +104,7 @@ class CachedTeacher(Teacher):
             tensors |= {
                 "low": (whole.indices & 0xFFFF).to(torch.uint16),
                 "log_p": whole.log_p.half(),
-                "log_rest": whole.log_rest,
+                "log_rest": whole.log_rest.half(),
             }
             if whole.classes > 2**16:
                 tensors["high"] = _nibbles(whole.indices >> 16)
@@ -146,7 +146,7 @@ class CachedTeacher(Teacher):
         return TopKSignal(
             indices,
             stored["log_p"].float(),
-            stored["log_rest"],
+            stored["log_rest"].float(),
             float(self.about["temperature"]),
             int(self.about["classes"]),
         )

@@ -247,7 +247,7 @@ def test_token_ids_above_16_bits(tmp_path: Path, classes: int, k: int) -> None:
 
 @pytest.mark.parametrize(("classes", "most"), [(49_152, 260), (65_536, 260), (151_936, 292)])
 def test_bytes_of_a_position(tmp_path: Path, classes: int, most: int) -> None:
-    """Twice the bytes a token, and the answers to a corpus do not fit on the disk: 4 k + 4, from 65,537 tokens 4.5 k + 4."""
+    """Twice the bytes a token, and the answers to a corpus do not fit on the disk: 4 k + 2, from 65,537 tokens 4.5 k + 2."""
     sizes = []
     for count in (20, 100):
         folder = tmp_path / str(count)
