@@ -22,6 +22,7 @@ import filelock
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerBase
 
 import kdcli
 from kdcli import console, report
@@ -162,28 +163,20 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
     if cfg.student.path:
         by.source = find(cfg.student, "student")
         own = load_tokenizer(by.source, max_length=cfg.dataset.max_length)
-    shared = not task.writes or own is tokenizer
     splits = {
         name: task.prepare(rows, tokenizer, cfg.dataset.max_length) for name, rows in data.splits.items()
     }
     data = dataclasses.replace(data, splits=splits)
-    if isinstance(task, CausalLM):  # whatever is wrong with a row is found now
-        encoded = [
-            {name: task.encode(each, rows, cfg.dataset.max_length) for name, rows in data.splits.items()}
-            for each in ([tokenizer] if own is tokenizer else [tokenizer, own])
-        ]
-        if by.source is not None:
-            try:
-                same_vocabulary(source.name, tokenizer, by.source.name, own)
-                for name, rows in data.splits.items():
-                    task.require_same(rows, encoded[0][name], encoded[1][name])
-                shared = True
-            except ModelError as error:
-                if any(loss.by_class for loss in taught):
-                    raise ModelError(
-                        f"{error.message}; or let it learn what the teacher writes (rollout=teacher "
-                        "loss.soft_label.weight=0), or how sure the teacher is (loss=uld)"
-                    ) from None
+    shared = not isinstance(task, CausalLM) or _share_tokens(
+        task,
+        data,
+        source,
+        tokenizer,
+        by.source,
+        own,
+        cfg.dataset.max_length,
+        any(loss.by_class for loss in taught),
+    )
     if not taught and cfg.rollout.by != "teacher":
         raise ConfigError(
             "no loss term with a weight reads the teacher: there is nothing to distil; give one a weight"
@@ -210,6 +203,44 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
         _write_environment(run)
     state.wait_for_everyone()
     return run
+
+
+def _share_tokens(
+    task: CausalLM,
+    data: Data,
+    teacher: Source,
+    theirs: PreTrainedTokenizerBase,
+    student: Source | None,
+    ours: PreTrainedTokenizerBase,
+    max_length: int,
+    needed: bool,
+) -> bool:
+    """Whether teacher and student count the same tokens; and whatever is wrong with a row is found now.
+
+    Args:
+        student: its checkpoint; None: it is born from the teacher.
+        needed: a loss compares what they say of the same token.
+
+    Raises:
+        DataError: of a row nothing counts.
+        ModelError: they do not, and that is needed.
+    """
+    encoded = {name: task.encode(theirs, rows, max_length) for name, rows in data.splits.items()}
+    if student is None:
+        return True
+    own = {name: task.encode(ours, rows, max_length) for name, rows in data.splits.items()}
+    try:
+        same_vocabulary(teacher.name, theirs, student.name, ours)
+        for name, rows in data.splits.items():
+            task.require_same(rows, encoded[name], own[name])
+    except ModelError as error:
+        if needed:
+            raise ModelError(
+                f"{error.message}; or let it learn what the teacher writes (rollout=teacher loss.soft_label.weight=0), or "
+                "how sure the teacher is (loss=uld)"
+            ) from None
+        return False
+    return True
 
 
 def _require_prompts(cfg: Config, task: Task, data: Data) -> None:

@@ -14,6 +14,7 @@ from tiny import decoder, exchanges, lessons, speaker, speller, talk
 
 from kdcli.distiller import Distiller
 from kdcli.launch import launch
+from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
 from kdcli.losses.uld import ULD
 from kdcli.models import Source
@@ -129,6 +130,32 @@ def test_positions_without_a_match_do_not_count(voice: Path) -> None:
     assert 0 < int(signal.matched.sum()) < len(signal)
     assert torch.allclose(terms[0], values["soft"][signal.matched].mean())
     assert torch.allclose(terms[1], values["hard"].mean())
+
+
+def test_rows_that_pad_the_embeddings_are_no_tokens(voice: Path, tmp_path: Path) -> None:
+    """Qwen pads its embeddings to 151,936 rows in one size and 152,064 in another: probability goes to tokens that are none."""
+    tokenizer, task = speller(), CausalLM()
+    rows = rows_of("pairs")
+    encoded = task.encode(tokenizer, rows, 200)
+    batch = task.collate([encoded[row] for row in range(len(rows))], tokenizer)
+    batch.pop("rows")
+    found = []
+    for padding in ((0, 0), (44, 12), (12, 44)):
+        models = [decoder(tokenizer, seed=seed) for seed in (1, 2)]
+        for model, more in zip(models, padding, strict=True):
+            model.resize_token_embeddings(len(tokenizer) + more, mean_resizing=False)
+            model.get_input_embeddings().weight.data[len(tokenizer) :] = 3.0
+        models[0].save_pretrained(tmp_path / str(padding))
+        tokenizer.save_pretrained(tmp_path / str(padding))
+        teacher = LocalTeacher(4)
+        teacher.open(Source(tmp_path / str(padding), "padded"), task, 200, "fp32")
+        losses = {"soft": ForwardKL(), "hard": HardLabel()}
+        distiller = Distiller(models[1], task, losses, {"soft": 1.0, "hard": 1.0})
+        signal = teacher.signals(list(rows))
+        assert signal.classes == len(tokenizer)
+        found.append(distiller(**batch, teacher=signal)["terms"])
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+    assert torch.allclose(found[0], found[2], atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["pairs", "messages", "text"])
