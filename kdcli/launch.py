@@ -124,7 +124,8 @@ def _register(
     name = command
     if rerun is not None:
         if any(
-            word.partition("=")[0] in ("teacher", "student", "dataset", "loss", "hardware", "trainer")
+            word.partition("=")[0]
+            in ("teacher", "student", "dataset", "rollout", "loss", "hardware", "trainer")
             for word in overrides
         ):
             raise ConfigError(

@@ -3,15 +3,76 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 
 @torch.no_grad()
+def go_on(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    seeds: Sequence[int] = (),
+) -> list[list[int]]:
+    """The tokens that a language model writes after each prompt, to its end of text, which is among them, if it comes.
+
+    Prompts are padded on the left, and the padding is masked: an answer does not depend on its neighbours. Prompts of
+    like length are answered together. Of what the checkpoint says of its generation only the ends of text are heeded:
+    penalties and the like would make another distribution of it.
+
+    Args:
+        max_new_tokens: of an answer, at most.
+        batch_size: prompts that are answered at once.
+        temperature: 0: the likeliest token each time; else tokens are drawn from softmax(logits / temperature).
+        seeds: one a prompt, where tokens are drawn: a prompt's answer depends on its own seed alone.
+    """
+    generator: Any = model
+    was_training, own = model.training, generator.generation_config
+    model.eval()
+    ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
+    generator.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    out: list[list[int]] = [[] for _ in prompts]
+    try:
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            longest = len(prompts[places[-1]])
+            batch = torch.full((len(places), longest), tokenizer.pad_token_id or 0)
+            mask = torch.zeros_like(batch)
+            for line, place in enumerate(places):
+                batch[line, longest - len(prompts[place]) :] = torch.tensor(prompts[place])
+                mask[line, longest - len(prompts[place]) :] = 1
+            drawn = [_Drawn(temperature, [seeds[place] for place in places])] if temperature else []
+            tokens = generator.generate(
+                input_ids=batch.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                logits_processor=LogitsProcessorList(drawn),
+            )
+            for place, row in zip(places, tokens[:, longest:].tolist(), strict=True):
+                last = next((at for at, token in enumerate(row) if token in _list(ends)), len(row))
+                out[place] = row[: last + 1]
+    finally:
+        generator.generation_config = own
+        model.train(was_training)
+    return out
+
+
 def write(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -19,57 +80,22 @@ def write(
     *,
     special: bool,
     max_length: int,
-    max_new_tokens: int,
-    batch_size: int,
-    temperature: float = 0.0,
-    seeds: Sequence[int] = (),
-    progress: Callable[[int], None] = lambda done: None,
+    **options: Any,
 ) -> list[str]:
     """What a language model writes after each prompt, without special tokens.
-
-    Prompts are padded on the left, and the padding is masked: an answer does not depend on its neighbours. Prompts of
-    like length are answered together.
 
     Args:
         special: the tokenizer adds its special tokens to a prompt (a rendered chat has them already).
         max_length: tokens of a prompt; the beginning of a longer one is cut off.
-        max_new_tokens: of an answer, at most.
-        batch_size: prompts that are answered at once.
-        temperature: 0: the likeliest token each time; else tokens are drawn from softmax(logits / temperature).
-        seeds: one a prompt, where tokens are drawn: a prompt's answer depends on its own seed alone.
-        progress: called with the number of prompts that are answered so far.
+        options: as for `go_on`.
     """
-    was_training = model.training
-    model.eval()
-    generator: Any = model
     ids = tokenizer(list(prompts), add_special_tokens=special)["input_ids"]
-    ids = [row[-max_length:] for row in ids]
-    order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
-    out = [""] * len(ids)
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        longest = len(ids[places[-1]])
-        batch = torch.full((len(places), longest), tokenizer.pad_token_id or 0)
-        mask = torch.zeros_like(batch)
-        for line, place in enumerate(places):
-            batch[line, longest - len(ids[place]) :] = torch.tensor(ids[place])
-            mask[line, longest - len(ids[place]) :] = 1
-        drawn = [_Drawn(temperature, [seeds[place] for place in places])] if temperature else []
-        tokens = generator.generate(
-            input_ids=batch.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=tokenizer.pad_token_id,
-            logits_processor=LogitsProcessorList(drawn),
-        )
-        texts = tokenizer.batch_decode(tokens[:, longest:], skip_special_tokens=True)
-        for place, text in zip(places, texts, strict=True):
-            out[place] = text
-        progress(start + len(places))
-    model.train(was_training)
-    return out
+    answers = go_on(model, tokenizer, [row[-max_length:] for row in ids], **options)
+    return list(tokenizer.batch_decode(answers, skip_special_tokens=True))
+
+
+def _list(ends: int | list[int] | None) -> list[int]:
+    return [] if ends is None else [ends] if isinstance(ends, int) else ends
 
 
 def seed_of(*parts: object) -> int:

@@ -9,14 +9,14 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Measure
 from kdcli.errors import ConfigError
 from kdcli.evaluate import of_logits
 from kdcli.measure import RUNTIMES, measure_rows
 from kdcli.models import Source, label_order, load_config
+from kdcli.rollouts import go_on
 from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task
 
 Counted = tuple[list[int], list[int]]
@@ -76,7 +76,6 @@ def ask(
     return found, said, shares
 
 
-@torch.inference_mode()
 def write(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -87,19 +86,12 @@ def write(
 ) -> list[Counted]:
     """What a language model writes greedily after the first prompts of a split: prompt and answer, which counts."""
     some = rows.select(range(min(cfg.generations, len(rows))))
-    greedy = GenerationConfig(
-        max_new_tokens=cfg.new_tokens,
-        do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    generator: Any = model
-    found = []
-    for prompt in _ids(task.inputs(some, tokenizer), task, tokenizer):
-        prompt = prompt[:max_length]
-        ids = generator.generate(torch.tensor([prompt]), generation_config=greedy)[0].tolist()
-        found.append((ids, list(range(len(prompt), len(ids)))))
-    return found
+    prompts = [ids[:max_length] for ids in _ids(task.inputs(some, tokenizer), task, tokenizer)]
+    answers = go_on(model, tokenizer, prompts, max_new_tokens=cfg.new_tokens, batch_size=1)
+    return [
+        (prompt + answer, list(range(len(prompt), len(prompt) + len(answer))))
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
 
 
 def _ids(texts: Sequence[Sequence[str]], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -62,6 +62,7 @@ class Layers(Birth):
                 name = f"{stacks[0]}.{place[layer]}.{found[2]}"
             weights[name] = weight
         model.load_state_dict(weights)
+        model.generation_config = whole.generation_config  # where its text ends
         return model.eval(), load_tokenizer(teacher, model)
 
 

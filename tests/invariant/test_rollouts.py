@@ -80,6 +80,20 @@ def test_an_answer_does_not_depend_on_its_neighbours(voice: Path) -> None:
         assert sum(map(bool, alone)) > 5
 
 
+def test_a_checkpoints_own_settings_are_left_out(voice: Path) -> None:
+    """Qwen's repetition_penalty of 1.05, say: another distribution than the one that the teacher judges."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(voice)
+    prompts = [prompt for prompt, _ in exchanges(6, seed=3)]
+    options = {"special": True, "max_length": 64, "max_new_tokens": 12, "batch_size": 4}
+    plain = write(model, speller(), prompts, **options)
+    model.generation_config.repetition_penalty = 3.0
+    model.generation_config.no_repeat_ngram_size = 1
+    assert write(model, speller(), prompts, **options) == plain
+    assert model.generation_config.repetition_penalty == 3.0
+
+
 def test_tokens_are_drawn_from_the_softmax() -> None:
     """Noise of the wrong shape, or the temperature on the wrong side, draws from another distribution."""
     tokenizer = speller()
