@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 THREADS, BATCH, LENGTH, PROMPT, LAYERS = 2, 4, 256, 102, 6
-WARM, STEPS, TURNS = 2, 7, 3
+WARM, STEPS, TURNS = 2, 6, 2
 """Steps of a run that are left out, all its steps, and runs of each method and dtype."""
 ROWS = BATCH * (STEPS + 1)
 BETA = {"jsd": 0.5, "forward_kl": 0.0}
@@ -62,9 +62,9 @@ def ratios(loss: str) -> None:
         for turn in range(TURNS):
             for dtype in ("fp32", "bf16"):
                 for method in methods if turn % 2 == 0 else methods[::-1]:
-                    found.setdefault((method, dtype), []).append(
-                        _child("method", method, dtype, folder, loss)
-                    )
+                    run = _child("method", method, dtype, folder, loss)
+                    found.setdefault((method, dtype), []).append(run)
+                    print(f"ratios: turn {turn + 1}: {dtype} {method} {run}", file=sys.stderr, flush=True)
     for dtype in ("fp32", "bf16"):
         for method in methods:
             runs = found[method, dtype]
