@@ -75,7 +75,7 @@ class FromConfig(Birth):
                     f"student.num_attention_heads = {num_attention_heads} is not a multiple of num_key_value_heads = "
                     f"{num_key_value_heads}"
                 )
-        known = CONFIG_MAPPING[model_type]()
+        known = CONFIG_MAPPING[model_type]
         if lacking := [key for key in self.shape if not hasattr(known, key)]:
             raise ConfigError(
                 f"student.model_type = {model_type} has no {', '.join(lacking)}; take one like bert, roberta or llama"
