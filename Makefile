@@ -38,8 +38,10 @@ format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## Print the figures of benchmarks/README.md (an hour; leave the machine alone)
+bench: setup ## Print the figures of benchmarks/README.md (an hour and a half; leave the machine alone)
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/trl trl==1.16.0
+	PYTHONPATH=$(VENV)/trl $(BIN)/python benchmarks/language.py
 
 clean: ## Remove .venv and build results; runs/ stays
 	rm -rf $(VENV) dist build *.egg-info .pytest_cache .ruff_cache .mypy_cache

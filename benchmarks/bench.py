@@ -186,7 +186,7 @@ def seeds(runs: str = "runs/bench") -> None:
     """Three seeds on the whole training split, with 8,000 labels and with all. Runs that are there are kept."""
     for name, options in (
         ("labelled-8000", ["experiment=tweets"]),
-        ("labelled-all", ["experiment=tweets", "dataset.labelled=null"]),
+        ("labelled-all", ["dataset.limit=null", "dataset.labelled=null"]),
     ):
         rows = []
         for seed in range(3):
