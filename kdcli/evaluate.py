@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.errors import ModelError
 from kdcli.files import replaced
@@ -18,8 +19,8 @@ from kdcli.models import (
     Source,
     label_order,
     load_config,
+    load_ready,
     load_tokenizer,
-    load_whole,
     parameters,
     same_vocabulary,
 )
@@ -32,8 +33,16 @@ BLOCK = 1_000
 """Resamples that are in memory at once."""
 
 
+def opened(source: Source, task: Task, max_length: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A checkpoint that is to be used as it is, and its tokenizer."""
+    model = load_ready(source, task)
+    return model, load_tokenizer(source, model, max_length)
+
+
 def examine(
     source: Source,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     task: Task,
     rows: datasets.Dataset,
     max_length: int,
@@ -42,11 +51,10 @@ def examine(
     """A checkpoint's size, and its answers (fp32) on a split's rows.
 
     Args:
+        model, tokenizer: the checkpoint, opened.
         teacher: what the teacher says of rows by their numbers.
     """
-    model = load_whole(source, task)
     order = label_order(model.config, task.labels, source.name) if task.labels else None
-    tokenizer = load_tokenizer(source, model, max_length)
     encoded = task.encode(tokenizer, rows, max_length)
     said = task.predict(model, tokenizer, encoded, order=order, teacher=teacher)
     return size(source, task), said

@@ -9,12 +9,10 @@ from itertools import pairwise
 
 import datasets
 import numpy as np
-import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Measure
-from kdcli.models import Source, load_tokenizer, load_whole
-from kdcli.rollouts import write
-from kdcli.tasks.causal_lm import CausalLM
+from kdcli.tasks.base import Task
 
 SHOWN = 10
 """Prompts that the report shows."""
@@ -22,23 +20,16 @@ BATCH = 8
 
 
 def generate(
-    source: Source, task: CausalLM, rows: datasets.Dataset, max_length: int, cfg: Measure
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    rows: datasets.Dataset,
+    max_length: int,
+    cfg: Measure,
 ) -> list[str]:
     """Greedy answers to the first prompts of a split; of each at most `cfg.new_tokens` tokens."""
-    model = load_whole(source, task)
-    if torch.cuda.is_available():
-        torch.nn.Module.cuda(model)
-    tokenizer = load_tokenizer(source, model)
     some = rows.select(range(min(cfg.generations, len(rows))))
-    texts = write(
-        model,
-        tokenizer,
-        [prompt for (prompt,) in task.inputs(some, tokenizer)],
-        special=not task.chat,
-        max_length=max_length,
-        max_new_tokens=cfg.new_tokens,
-        batch_size=BATCH,
-    )
+    texts = task.write(model, tokenizer, some, max_length, max_new_tokens=cfg.new_tokens, batch_size=BATCH)
     return [text.strip() for text in texts]
 
 

@@ -238,6 +238,18 @@ def load_whole(source: Source, task: Task) -> PreTrainedModel:
     return model
 
 
+def load_ready(source: Source, task: Task) -> PreTrainedModel:
+    """A whole checkpoint in eval mode, on the GPU if there is one.
+
+    Raises:
+        ModelError: as `load_whole`.
+    """
+    model = load_whole(source, task).eval()
+    if torch.cuda.is_available():
+        torch.nn.Module.cuda(model)
+    return model
+
+
 def with_new_head(source: Source, task: Task) -> PreTrainedModel:
     """The checkpoint's body under a new, randomly initialised head for the task's labels; a language model as it is."""
     if not task.labels:

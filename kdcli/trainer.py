@@ -39,7 +39,7 @@ from kdcli.distiller import Distiller
 from kdcli.errors import ConfigError, KDError
 from kdcli.files import replaced
 from kdcli.models import fast_bf16
-from kdcli.rollouts import seed_of, write
+from kdcli.rollouts import seed_of
 from kdcli.tasks.base import Predictions, Split, Task
 from kdcli.teachers.base import Teacher
 
@@ -357,29 +357,25 @@ class _Trainer(HFTrainer):
         own = [place for place, seed in enumerate(seeds) if seed % 10**6 < how.on_policy_fraction * 10**6]
         if own:
             with self.accelerator.autocast():
-                texts = write(
+                texts = self.task.write(
                     stage.distiller.student,
                     stage.tokenizer,
-                    [
-                        prompt
-                        for (prompt,) in self.task.inputs(
-                            stage.train.rows.select(batch["rows"][own].tolist()), stage.tokenizer
-                        )
-                    ],
-                    special=not self.task.chat,
-                    max_length=stage.max_length,
+                    stage.train.rows.select(batch["rows"][own].tolist()),
+                    stage.max_length,
                     max_new_tokens=how.max_new_tokens,
                     batch_size=how.batch_size,
                     temperature=how.sampling_temperature,
                     seeds=[seeds[place] for place in own],
                 )
-            raw = list(raw)
-            for place, text in zip(own, texts, strict=True):
-                raw[place] = self.task.answered(raw[place], text)
-            encoded = self.task.encode(stage.tokenizer, datasets.Dataset.from_list(raw), stage.max_length)
-            rows = batch["rows"]
-            batch |= self.task.collate([encoded[row] for row in range(len(raw))], stage.tokenizer)
-            batch["rows"] = rows
+            answered = [self.task.answered(raw[place], text) for place, text in zip(own, texts, strict=True)]
+            encoded = self.task.encode(
+                stage.tokenizer, datasets.Dataset.from_list(answered), stage.max_length
+            )
+            features = [stage.train.encoded[row] for row in batch["rows"].tolist()]
+            for number, place in enumerate(own):
+                raw[place] = answered[number]
+                features[place] = encoded[number] | {"row": features[place]["row"]}
+            batch |= self.task.collate(features, stage.tokenizer)
         dataset = torch.ones(len(raw), dtype=torch.bool)
         dataset[own] = False
         batch["gold"] = dataset.repeat_interleave(self.task.counts(batch["labels"]))

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +221,20 @@ def lessons(teacher: Path) -> list[str]:
         "measure.generations=6",
         "measure.new_tokens=8",
     ]
+
+
+def start(folder: Path, options: list[str]) -> subprocess.Popen[str]:
+    """`kdcli distill` in a process of its own."""
+    command = [sys.executable, "-m", "kdcli", "distill", *options, f"hydra.run.dir={folder}"]
+    return subprocess.Popen(
+        command, env=os.environ.copy(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until the condition holds; it must while the process still runs."""
+    until = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.01)

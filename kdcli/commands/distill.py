@@ -33,7 +33,7 @@ from kdcli.data import SPLITS, Data, load, require_batch
 from kdcli.distiller import Distiller
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, ModelError, TeacherError
-from kdcli.evaluate import by_number, examine, in_tokens_of, save_predictions, score, size, verdict
+from kdcli.evaluate import by_number, examine, in_tokens_of, opened, save_predictions, score, size, verdict
 from kdcli.files import cache_dir, digest, replaced, write_json, write_text
 from kdcli.generate import SHOWN, generate, text_scores
 from kdcli.losses.base import Loss
@@ -506,7 +506,7 @@ def check_numbers(
 ) -> None:
     """The pre-flight."""
     distiller, tokenizer = _distiller(run, born, run.losses)
-    said, classes = _teacher_said(run, teacher, signals["validation"])
+    said, classes = _teacher_said(run, load_tokenizer(teacher), signals["validation"], run.data["validation"])
     preflight(
         distiller,
         tokenizer,
@@ -606,35 +606,39 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
     models: dict[str, dict[str, Any]] = {}
     said: dict[str, Predictions] = {}
     written: dict[str, list[str]] = {}
+    validation = {name: _best_validation(run, name) for name in folders}
     for done, (name, folder) in enumerate(folders.items()):
         stage.update(done, extra=name, total=len(folders))
         source = Source(folder, name, code=teacher.code)
-        tokenizer = load_tokenizer(source)
         if name == "teacher" and not task.writes:  # its answers are there already
-            said[name] = task.told(
-                signals["test"].signals(list(test)), task.encode(tokenizer, test, max_length)
-            )
+            tokenizer = load_tokenizer(source)
+            said[name], _ = _teacher_said(run, tokenizer, signals["test"], test)
+            before, _ = _teacher_said(run, tokenizer, signals["validation"], run.data["validation"])
             models[name] = size(source, task)
         else:
+            model, tokenizer = opened(source, task, max_length)
             told = by_number(signals["test"], test) if name != "teacher" and run.shared else None
-            models[name], said[name] = examine(source, task, test, max_length, told)
+            models[name], said[name] = examine(source, model, tokenizer, task, test, max_length, told)
+            if name == "teacher":  # it is run, as what was stored of it lacks rare tokens
+                _, before = examine(source, model, tokenizer, task, run.data["validation"], max_length)
+            if task.writes and run.cfg.measure is not None:
+                written[name] = generate(model, tokenizer, task, test, max_length, run.cfg.measure)
             if not run.shared and name == "teacher":
                 student = Source(run.folder / "student", "student")
                 said[name] = in_tokens_of(task, said[name], student, test, max_length)
+            del model  # before the next one is loaded
+        if name == "teacher":
+            validation[name] = float(task.scores(before)[task.metric])
         save_predictions(run.folder / "predictions" / f"test.{name}.safetensors", said[name])
         models[name] |= score(task, said[name])
-        if isinstance(task, CausalLM) and run.cfg.measure is not None:
-            written[name] = generate(source, task, test, max_length, run.cfg.measure)
-            models[name]["scores"] |= text_scores(
-                written[name], [row["reference"] for row in task.shown(test)]
-            )
+        if isinstance(task, CausalLM) and name in written:
+            references = [row["reference"] for row in task.shown(test)]
+            models[name]["scores"] |= text_scores(written[name], references)
         models[name] |= measure_rows(
             run.cfg.measure, "torch", folder, folder, task, task.inputs(test, tokenizer), max_length,
             code=teacher.code,
         )  # fmt: skip
     models["teacher"]["path"] = str(teacher.path)
-    validation = {name: _best_validation(run, name) for name in models}
-    validation["teacher"] = _teacher_validation(run, teacher, signals["validation"])
     shown = (
         {"test_tokens": len(said["student"].labels), "generations": _generations(task, test, written)}
         if isinstance(task, CausalLM)
@@ -688,21 +692,17 @@ def _generations(
     ]
 
 
-def _teacher_said(run: Run, source: Source, teacher: Teacher) -> tuple[Predictions, int]:
-    """The teacher's answers on the validation rows, at its own positions, and its number of classes."""
-    rows = run.data["validation"]
-    encoded = run.task.encode(load_tokenizer(source), rows, run.cfg.dataset.max_length)
+def _teacher_said(
+    run: Run, tokenizer: PreTrainedTokenizerBase, teacher: Teacher, rows: datasets.Dataset
+) -> tuple[Predictions, int]:
+    """The teacher's answers on rows, at its own positions, and its number of classes.
+
+    Args:
+        tokenizer: the teacher's.
+    """
+    encoded = run.task.encode(tokenizer, rows, run.cfg.dataset.max_length)
     signal = teacher.signals(list(rows))
     return run.task.told(signal, encoded), signal.classes
-
-
-def _teacher_validation(run: Run, source: Source, teacher: Teacher) -> float:
-    """Its score on the validation rows; a language model is run, as what was stored of it lacks rare tokens."""
-    if run.task.writes:
-        said = examine(source, run.task, run.data["validation"], run.cfg.dataset.max_length)[1]
-    else:
-        said, _ = _teacher_said(run, source, teacher)
-    return float(run.task.scores(said)[run.task.metric])
 
 
 def _best_validation(run: Run, name: str) -> float | None:

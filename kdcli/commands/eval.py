@@ -19,6 +19,7 @@ from kdcli.evaluate import (
     by_number,
     examine,
     in_tokens_of,
+    opened,
     same_tokens,
     save_predictions,
     score,
@@ -52,13 +53,14 @@ def evaluate(cfg: Config, folder: Path) -> int:
         for name, source in sources.items():
             with stages.stage(name):
                 _require_head(source, task)
-                tokenizer = load_tokenizer(source, max_length=max_length)
+                model, tokenizer = opened(source, task, max_length)
                 table = task.prepare(rows, tokenizer, max_length)
                 if name != "teacher" and "teacher" in sources and task.writes and shared:
                     told = told or by_number(_teacher(sources["teacher"], task, max_length), table)
                 if name == "teacher" and "student" in sources:
                     shared = same_tokens(task, source, sources["student"], table, max_length)
-                models[name], said[name] = examine(source, task, table, max_length, told)
+                models[name], said[name] = examine(source, model, tokenizer, task, table, max_length, told)
+                del model  # before the next one is loaded
                 if not shared and name == "teacher":
                     said[name] = in_tokens_of(task, said[name], sources["student"], table, max_length)
                 models[name] |= score(task, said[name])

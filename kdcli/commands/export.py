@@ -14,11 +14,11 @@ from kdcli.config import Budget, Distill, Tolerance, build, check, conf_dir, loc
 from kdcli.config import Export as Config
 from kdcli.data import load
 from kdcli.errors import ConfigError, DataError
-from kdcli.evaluate import agreement, examine, save_predictions, score
+from kdcli.evaluate import agreement, examine, opened, save_predictions, score
 from kdcli.files import replaced, size_of, write_json
 from kdcli.hardware.base import Target
 from kdcli.measure import measure_rows
-from kdcli.models import Source, load_model, load_tokenizer
+from kdcli.models import Source
 from kdcli.rundir import read_report, saved_config
 from kdcli.tasks import task_of
 
@@ -41,17 +41,17 @@ def export(cfg: Config, hardware: str) -> int:
     task = task_of(dataset, data.labels)
     student = Source(run / "student", "student")
     length = dataset.max_length
-    test = task.prepare(data["test"], load_tokenizer(student), length)
     out = run / "export" / hardware
     with replaced(out) as folder, console.Stages(["torch", "export", "artifacts"]) as stages:
         with stages.stage("torch"):
-            torch_entry, torch_said = examine(student, task, test, length)
+            model, tokenizer = opened(student, task, length)
+            test = task.prepare(data["test"], tokenizer, length)
+            torch_entry, torch_said = examine(student, model, tokenizer, task, test, length)
             torch_entry |= score(task, torch_said)
-            texts = task.inputs(test, load_tokenizer(student))
+            texts = task.inputs(test, tokenizer)
             torch_entry |= measure_rows(cfg.measure, "torch", student.path, student.path, task, texts, length)
         with stages.stage("export"):
-            model, _ = load_model(student, task)
-            tokenizer = load_tokenizer(student, model)
+            model.cpu()
             encoded = task.encode(tokenizer, test.select(range(min(8, len(test)))), length)
             sample = task.collate([encoded[row] for row in range(len(encoded))], tokenizer)
             sample = {name: tensor for name, tensor in sample.items() if name not in ("labels", "rows")}

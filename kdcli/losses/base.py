@@ -75,6 +75,23 @@ class Divergence(Loss):
         return self.between(log_p, log_q) * self.temperature**self.power
 
 
+class Skewed(Divergence):
+    """A divergence from a mixture.
+
+    Args:
+        skew: the share, in the mixture, of the distribution that is compared with it; 0 <= skew < 1.
+        temperature: above 1 softens both distributions; > 0.
+    """
+
+    def __init__(self, skew: Skew = 0.1, temperature: Positive = 1.0):
+        super().__init__(temperature)
+        self.skew = skew
+
+    def from_mixture(self, one: Tensor, other: Tensor) -> Tensor:
+        """KL(one ‖ skew · one + (1 - skew) · other), of logarithms."""
+        return kl(one, mixture(self.skew, one, other))
+
+
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Σ_c p_c (log p_c - log q_c), (N, C), (N, C) -> (N,)."""
     return kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.config import Positive
-from kdcli.losses.base import Divergence, Skew, kl, mixture
+from kdcli.losses.base import Skewed
 
 
-class SkewKL(Divergence):
+class SkewKL(Skewed):
     """T² · KL(teacher ‖ α teacher + (1 - α) student), softened by the temperature T.
 
     T² · Σ_c p_c (log p_c - log(α p_c + (1 - α) q_c)) with p = softmax(teacher / T), q = softmax(student / T):
@@ -21,10 +20,6 @@ class SkewKL(Divergence):
         temperature: above 1 softens both distributions; > 0.
     """
 
-    def __init__(self, skew: Skew = 0.1, temperature: Positive = 1.0):
-        super().__init__(temperature)
-        self.skew = skew
-
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """The mixture is the student with some of the teacher."""
-        return kl(log_p, mixture(self.skew, log_p, log_q))
+        return self.from_mixture(log_p, log_q)

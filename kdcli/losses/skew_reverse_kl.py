@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.config import Positive
-from kdcli.losses.base import Divergence, Skew, kl, mixture
+from kdcli.losses.base import Skewed
 
 
-class SkewReverseKL(Divergence):
+class SkewReverseKL(Skewed):
     """T² · KL(student ‖ α student + (1 - α) teacher), softened by the temperature T.
 
     T² · Σ_c q_c (log q_c - log(α q_c + (1 - α) p_c)) with p = softmax(teacher / T), q = softmax(student / T):
@@ -21,10 +20,6 @@ class SkewReverseKL(Divergence):
         temperature: above 1 softens both distributions; > 0.
     """
 
-    def __init__(self, skew: Skew = 0.1, temperature: Positive = 1.0):
-        super().__init__(temperature)
-        self.skew = skew
-
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """The mixture is the teacher with some of the student."""
-        return kl(log_q, mixture(self.skew, log_q, log_p))
+        return self.from_mixture(log_q, log_p)

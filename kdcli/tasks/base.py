@@ -281,6 +281,22 @@ class Task(ABC):
             {key: torch.cat([part[key] for part in kept]).cpu().numpy() for key in kept[0]}, labels, counts
         )
 
+    def write(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: datasets.Dataset,
+        max_length: int,
+        **options: Any,
+    ) -> list[str]:
+        """What a model answers to each row's prompt; for tasks whose models write.
+
+        Args:
+            max_length: tokens of a prompt.
+            options: as for `kdcli.rollouts.go_on`.
+        """
+        raise NotImplementedError
+
     def answered(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
         """The row with another answer to its prompt; for tasks whose models write."""
         raise NotImplementedError

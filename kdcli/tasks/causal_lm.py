@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from kdcli.errors import ConfigError, DataError, ModelError
 from kdcli.files import digest
 from kdcli.losses.base import log_probs
+from kdcli.rollouts import write
 from kdcli.signal import Head, HiddenSignal, Signal, TopKSignal
 from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task
 
@@ -295,6 +296,18 @@ class CausalLM(Task):
             said = [turn["content"] for turn in turns[:last]]
             found.append({"prompt": "\n\n".join(said), "reference": turns[last]["content"]})
         return found
+
+    def write(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: datasets.Dataset,
+        max_length: int,
+        **options: Any,
+    ) -> list[str]:
+        """What a decoder writes after each row's prompt."""
+        prompts = [prompt for (prompt,) in self.inputs(rows, tokenizer)]
+        return write(model, tokenizer, prompts, special=not self.chat, max_length=max_length, **options)
 
     def answered(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
         """The row with another answer to its prompt: the last turn of the assistant, or the completion."""

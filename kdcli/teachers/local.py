@@ -9,8 +9,8 @@ import datasets
 import torch
 
 from kdcli.config import Count, Rollout
-from kdcli.models import Source, fast_bf16, label_order, load_tokenizer, load_whole
-from kdcli.rollouts import seed_of, write
+from kdcli.models import Source, fast_bf16, label_order, load_ready, load_tokenizer
+from kdcli.rollouts import seed_of
 from kdcli.signal import AnySignal
 from kdcli.tasks.base import Task
 from kdcli.teachers.base import Keep, Teacher, as_it_is
@@ -32,13 +32,10 @@ class LocalTeacher(Teacher):
         Raises:
             ModelError, TeacherError: it cannot be loaded, its head is missing, or its labels are not the data's.
         """
-        self.model = load_whole(source, task)
+        self.model = load_ready(source, task).requires_grad_(False)
         self.tokenizer = load_tokenizer(source, self.model)
         self.order = label_order(self.model.config, task.labels, source.name) if task.labels else None
         self.classes = len(task.labels) or max(self.tokenizer.get_vocab().values()) + 1
-        self.model.requires_grad_(False).eval()
-        if torch.cuda.is_available():
-            torch.nn.Module.cuda(self.model)
         self.task, self.max_length, self.bf16 = task, max_length, fast_bf16(precision)
 
     def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = as_it_is) -> list[AnySignal]:
@@ -60,12 +57,11 @@ class LocalTeacher(Teacher):
         """Answers by the task's prompts, in the precision of the teacher's signals."""
         table = datasets.Dataset.from_list(list(examples))
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
-            return write(
+            return self.task.write(
                 self.model,
                 self.tokenizer,
-                [prompt for (prompt,) in self.task.inputs(table, self.tokenizer)],
-                special=not self.task.chat,
-                max_length=self.max_length,
+                table,
+                self.max_length,
                 max_new_tokens=how.max_new_tokens,
                 batch_size=how.batch_size,
                 temperature=how.sampling_temperature,

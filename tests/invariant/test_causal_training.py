@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,18 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CHAT, decoder, documents, exchanges, lessons, speaker, speller, talk
+from tiny import (
+    CHAT,
+    decoder,
+    documents,
+    exchanges,
+    lessons,
+    speaker,
+    speller,
+    start,
+    talk,
+    wait_for,
+)
 
 from kdcli.config import Measure
 from kdcli.distiller import Distiller
@@ -215,21 +225,6 @@ def test_what_the_assistant_says_counts(judge: Judge) -> None:
 
 
 # ---- what a run ends with -----------------------------------------------------------------------------
-
-
-def start(folder: Path, options: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "kdcli", "distill", *options, f"hydra.run.dir={folder}"]
-    return subprocess.Popen(
-        command, env=os.environ.copy(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def test_killed_and_continued_is_uninterrupted(

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import start, wait_for
 
 from kdcli.files import hash_files
 
@@ -127,21 +127,6 @@ def test_control_has_the_same_birth_and_steps_and_no_teacher(distil: Distil) -> 
     )
 
 
-def start(folder: Path, options: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "kdcli", "distill", *options, "measure=null", f"hydra.run.dir={folder}"]
-    return subprocess.Popen(
-        command, env=os.environ.copy(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < until
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("when", ["in the student", "in the control"])
 def test_killed_and_continued_is_uninterrupted(
     distil: Distil, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
@@ -150,7 +135,7 @@ def test_killed_and_continued_is_uninterrupted(
     options = ["trainer.epochs=3", "trainer.eval_steps=10", "trainer.keep=last", "student.dropout=0.1"]
     whole = distil("whole", *options)
     killed = tmp_path / "killed"
-    process = start(killed, [*small, *options])
+    process = start(killed, [*small, *options, "measure=null"])
     stage = killed / "stages" / when.split()[-1]
     wait_for(lambda: any(stage.glob("checkpoint-2*/trainer_state.json")), process)
     process.send_signal(signal.SIGKILL)
