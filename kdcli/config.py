@@ -542,7 +542,7 @@ def _signature(target: type, components: Sequence[str] = ()) -> type[BaseModel]:
 
 
 def build(component: Component, kind: type) -> Any:
-    """An instance of the component's class, called with its arguments; components among those are built first.
+    """An instance of the component's class, called with its arguments; components in those are built first.
 
     Raises:
         ConfigError: it is not of this kind.
@@ -552,12 +552,17 @@ def build(component: Component, kind: type) -> Any:
         raise ConfigError(
             f"_target_ = {component.target}: expected a subclass of {kind.__module__}.{kind.__name__}"
         )
-    arguments = {
-        name: build(Component.model_validate(value), object) if _is_component(value) else value
-        for name, value in component.arguments.items()
-    }
+    arguments = {name: _built(value) for name, value in component.arguments.items()}
     checked = _signature(target).model_validate(arguments)
     return target(**{name: getattr(checked, name) for name in arguments})
+
+
+def _built(value: Any) -> Any:
+    if _is_component(value):
+        return build(Component.model_validate(value), object)
+    if isinstance(value, Mapping):
+        return {key: _built(inner) for key, inner in value.items()}
+    return [_built(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _describe(schema: type[Section], tree: Mapping[str, Any], item: Any) -> str:

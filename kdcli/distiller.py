@@ -117,8 +117,8 @@ class Distiller(nn.Module):
 
 Know = Callable[[slice], Signal | TopKSignal | None]
 Terms = Callable[[Signal, Signal | TopKSignal | None, slice], tuple[Tensor, Tensor]]
-FINE = 2**20
-"""Logits whose loss is taken at once on a CPU: 4 MB in fp32, so that what a loss computes from them stays in its cache."""
+FINE = 2**19
+"""Logits whose loss is taken at once on a CPU: 2 MB in fp32, so that what a loss computes from them stays in its cache."""
 
 
 def by_chunks(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from kdcli.config import Fraction, Positive
-from kdcli.losses.base import Divergence, kl, mixture
+from kdcli.losses.base import Divergence
 
 Open = Annotated[Fraction, Field(gt=0, lt=1)]
 
@@ -33,5 +34,26 @@ class JSD(Divergence):
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Both from their mixture."""
-        log_m = mixture(self.beta, log_p, log_q)
-        return self.beta * kl(log_p, log_m) + (1 - self.beta) * kl(log_q, log_m)
+        return _Between.apply(log_p, log_q, self.beta)
+
+
+class _Between(torch.autograd.Function):
+    """By hand: autograd would pass over (N, C) four times as often, which is a fifth of a language model's step.
+
+    d/dq_c = (1 - β) (log q_c - log m_c): what m contributes to both terms cancels.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+        p, q = log_p.exp(), log_q.exp()
+        log_m = q.lerp(p, beta).clamp_(min=torch.finfo(q.dtype).tiny).log_()
+        theirs = p.mul_(log_p - log_m).sum(-1)
+        ours = q.mul_(log_m.neg_().add_(log_q))
+        ctx.save_for_backward(ours)
+        ctx.share = 1 - beta
+        return beta * theirs + (1 - beta) * ours.sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
+        (ours,) = ctx.saved_tensors
+        return None, ours * (ctx.share * gradients[0])[:, None], None

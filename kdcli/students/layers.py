@@ -11,15 +11,13 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from kdcli.config import Count
 from kdcli.errors import ConfigError, ModelError
-from kdcli.models import Source, load_tokenizer, load_whole
-from kdcli.students.base import Birth
-from kdcli.students.pretrained import from_checkpoint
+from kdcli.students.cut import Cut
 from kdcli.tasks.base import Task
 
 
-class Layers(Birth):
+class Layers(Cut):
     """The teacher with fewer layers: the chosen ones, the embeddings and the head are copied (Sanh et al. 2019,
-    https://arxiv.org/abs/1910.01108, section 2). With `student.path`, that checkpoint in its own shape.
+    https://arxiv.org/abs/1910.01108, section 2). With `student.path`, that checkpoint's.
 
     Args:
         num_hidden_layers: how many layers.
@@ -33,13 +31,11 @@ class Layers(Birth):
             )
         self.count, self.layers = num_hidden_layers, layers
 
-    def born(
-        self, task: Task, teacher: Source, rows: datasets.Dataset
+    def cut(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """A model of the teacher's architecture and width."""
-        if self.source is not None:
-            return from_checkpoint(self.source, task)
-        whole = load_whole(teacher, task)
+        """A model of the same architecture and width."""
+        whole = model
         depth = whole.config.get_text_config().num_hidden_layers
         if self.count > depth:
             raise ConfigError(f"student.num_hidden_layers = {self.count}: the teacher has {depth}")
@@ -51,7 +47,7 @@ class Layers(Birth):
             raise ModelError(
                 f"{type(whole).__name__}: its layers cannot be told from its other parts ({stacks or 'none found'})"
             )
-        model = task.create(shallower(whole.config, chosen, depth))
+        model = type(whole)(shallower(whole.config, chosen, depth))
         place = {old: new for new, old in enumerate(chosen)}
         weights = {}
         for name, weight in whole.state_dict().items():
@@ -63,7 +59,7 @@ class Layers(Birth):
             weights[name] = weight
         model.load_state_dict(weights)
         model.generation_config = whole.generation_config  # where its text ends
-        return model.eval(), load_tokenizer(teacher, model)
+        return model.eval(), tokenizer
 
 
 def _is_stack(part: object, depth: int) -> bool:

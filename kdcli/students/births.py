@@ -1,0 +1,54 @@
+"""A student that is born in several steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdcli.config import suggest
+from kdcli.errors import ConfigError
+from kdcli.models import Source
+from kdcli.students.base import Birth
+from kdcli.students.cut import Cut
+from kdcli.tasks.base import Task
+
+
+class Births(Birth):
+    """Births one after the other: each one after the first takes something away from what was born before.
+
+    Args:
+        births: the names of the steps, in their order.
+        steps: what each name means: a birth of its own, with its arguments. Names that `births` leaves out are not used.
+    """
+
+    def __init__(self, births: list[str], steps: dict[str, Any]):
+        if not births:
+            raise ConfigError("student.births is empty: name at least one of student.steps")
+        for name in births:
+            if name not in steps:
+                raise ConfigError(
+                    f"student.births: there is no step {name!r}{suggest(name, steps)} (student.steps: {', '.join(steps)})"
+                )
+        self.steps = [steps[name] for name in births]
+        for name, step in zip(births, self.steps, strict=True):
+            if not isinstance(step, Birth):
+                raise ConfigError(f"student.steps.{name} is no birth (it has no _target_ of one)")
+        for name, step in zip(births[1:], self.steps[1:], strict=True):
+            if not isinstance(step, Cut):
+                raise ConfigError(
+                    f"student.births: {name} makes a student anew, so it can only be the first; those after it take "
+                    "something away (layers, width, vocabulary)"
+                )
+
+    def born(
+        self, task: Task, teacher: Source, rows: datasets.Dataset
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """What the last step leaves."""
+        first, *cuts = self.steps
+        first.source = self.source
+        model, tokenizer = first.born(task, teacher, rows)
+        for cut in cuts:
+            model, tokenizer = cut.cut(model, tokenizer, task, rows)
+        return model, tokenizer
