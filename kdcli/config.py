@@ -319,6 +319,21 @@ class Rollout(Section):
     """Prompts that are answered at once."""
 
 
+class Step(Section):
+    """A part of the student's training."""
+
+    loss: dict[str, Term] = {}
+    """Its terms; none: those of the run."""
+    rows: Literal["all", "labelled", "unlabelled"] = "all"
+    """The training rows that it learns from: all, those with a gold label, or the others."""
+    trainer: Trainer
+    """What is not given here is as in the run's `trainer`."""
+
+
+TAKEN = ("teacher", "rollouts", "signals", "born", "student", "control", "evaluate")
+"""What other parts of a run are called."""
+
+
 class Distill(Section):
     """`kdcli distill`."""
 
@@ -334,8 +349,35 @@ class Distill(Section):
     loss: dict[str, Term] = Field(min_length=1)
     hardware: Hardware
     trainer: Trainer = Trainer()
+    """How student and control are trained."""
+    stages: dict[str, Step] = {}
+    """The student is trained in these, one after the other, each from where the one before it ended; none: at once, with `loss`
+    and `trainer`. The control takes as many steps as all of them together, with `trainer`."""
     measure: Measure | None = Measure()
     """null: speed and memory are not measured (a sweep whose jobs run side by side would measure each other)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, tree: Any) -> Any:
+        """A stage's trainer is the run's, but for what the stage says."""
+        stages = tree.get("stages") if isinstance(tree, Mapping) else None
+        if not isinstance(stages, Mapping) or not isinstance(tree.get("trainer", {}), Mapping):
+            return tree
+        merged = {
+            name: {**stage, "trainer": {**tree.get("trainer", {}), **(stage.get("trainer") or {})}}
+            if isinstance(stage, Mapping) and isinstance(stage.get("trainer", {}), Mapping | None)
+            else stage
+            for name, stage in stages.items()
+        }
+        return {**tree, "stages": merged}
+
+    @model_validator(mode="after")
+    def _names(self) -> Distill:
+        if taken := [name for name in self.stages if name in TAKEN or "/" in name]:
+            raise ValueError(
+                f"stages: {taken[0]!r} cannot be a stage's name (not {', '.join(TAKEN)}, and no slash); choose another"
+            )
+        return self
 
 
 class Eval(Section):

@@ -32,7 +32,7 @@ FAR = 100.0
 def preflight(
     distiller: Distiller,
     tokenizer: PreTrainedTokenizerBase,
-    said: Predictions,
+    said: Predictions | None,
     classes: int,
     teacher: Teacher | None,
     train: Split,
@@ -45,7 +45,7 @@ def preflight(
 
     Args:
         distiller: the untrained student with the run's losses.
-        said: the teacher's answers on the validation split.
+        said: the teacher's answers on the validation split; None: they were looked at before.
         classes: of the teacher.
         teacher: who answers for the rows of `train`; None: no loss reads it.
         comparable: teacher and student count the same positions.
@@ -54,10 +54,10 @@ def preflight(
     Raises:
         TeacherError: with every finding.
     """
-    findings = [
-        *_teacher_is_better(distiller, tokenizer, said, classes, validation if comparable else None, bf16),
-        *_losses_are_right(distiller, tokenizer, teacher, train),
-    ]
+    findings = _losses_are_right(distiller, tokenizer, teacher, train)
+    if said is not None:
+        shared = validation if comparable else None
+        findings = _teacher_is_better(distiller, tokenizer, said, classes, shared, bf16) + findings
     if findings and not lenient:
         raise TeacherError("the pre-flight stopped the run:\n  " + "\n  ".join(findings))
     for finding in findings:
@@ -110,7 +110,8 @@ def _losses_are_right(
     )
     batch = task.collate([train.encoded[row] for row in rows], tokenizer)
     batch.pop("rows")
-    signal = teacher.signals(list(train.rows.select(rows))) if teacher is not None else None
+    asked = list(train.rows.select(rows))
+    signal = teacher.look(asked, distiller.parts).to(torch.device("cpu")) if teacher is not None else None
     distiller.eval()
     findings, weighted = [], {}
     with torch.no_grad():

@@ -1087,7 +1087,10 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     terms = list(
         dict.fromkeys(key.removeprefix("eval/")[5:] for key in keys if re.match(r"(eval/)?loss/", key))
     )
-    stages = sorted({record["stage"] for record in metrics}, key=lambda s: (*MODELS, s).index(s))
+    stages = sorted(
+        dict.fromkeys(record["stage"] for record in metrics),
+        key=lambda s: (*MODELS, _model(s)).index(_model(s)),
+    )
     for stage in stages:
         records = [record for record in metrics if record["stage"] == stage]
         lines = []
@@ -1112,13 +1115,24 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             ax.set_xlabel("step")
 
         legend = [(term, colour) for term, colour, _, _ in lines]
-        yield {"stage": stage, "svg": _svg(f"curve-{stage}", draw), "legend": legend}
+        yield {"stage": stage, "svg": _svg(f"curve-{stage.replace('/', '-')}", draw), "legend": legend}
+
+
+def _model(stage: str) -> str:
+    """Whose training a stage is: a student's in parts is called student/part."""
+    return stage.partition("/")[0]
 
 
 def _validation_plot(metric: str, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Validation scores of every stage that has them in one plot, the student against the control."""
-    lines = {stage: _series([r for r in metrics if r["stage"] == stage], "eval/score") for stage in MODELS}
-    lines = {stage: points for stage, points in lines.items() if points}
+    """Validation scores of every model that has them in one plot, the student against the control; parts one after the other."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for model in MODELS:
+        before = 0
+        for stage in dict.fromkeys(r["stage"] for r in metrics if _model(r["stage"]) == model):
+            records = [r for r in metrics if r["stage"] == stage]
+            if points := _series(records, "eval/score"):
+                lines.setdefault(model, []).extend((before + step, score) for step, score in points)
+            before += max(r["step"] for r in records)
     shown, drawn = _metric(metric), list[float]()
     if not lines:
         return None

@@ -8,11 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+
+Part = Literal["hidden_states", "attentions", "relations"]
+"""What a loss can read of a model's inside."""
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What went on in a model's layers, over the padded rows of a batch; empty where nobody asked for it.
+
+    Attributes:
+        tokens: bool, (B, L): no padding.
+        pairs: bool, (B, L, L): the second may be looked at by the first.
+        hidden_states: (B, L, H) each: the embeddings, then what each layer makes of them.
+        attentions: (B, A, L, L) each: probabilities of A heads.
+        queries, keys, values: (B, L, heads · head size) each.
+    """
+
+    tokens: Tensor
+    pairs: Tensor
+    hidden_states: tuple[Tensor, ...] = ()
+    attentions: tuple[Tensor, ...] = ()
+    queries: tuple[Tensor, ...] = ()
+    keys: tuple[Tensor, ...] = ()
+    values: tuple[Tensor, ...] = ()
+
+    def to(self, where: torch.device) -> Inside:
+        """The same on another device."""
+        layers = {
+            name: tuple(part.to(where) for part in getattr(self, name))
+            for name in ("hidden_states", "attentions", "queries", "keys", "values")
+        }
+        return Inside(self.tokens.to(where), self.pairs.to(where), **layers)
 
 
 @dataclass(frozen=True)
@@ -22,10 +54,12 @@ class Signal:
     Attributes:
         logits: fp32, (N, C).
         matched: as of every signal: where it says something of the student's position, bool (N,); None: everywhere.
+        inside: as of every signal but a stored one: what went on in the layers, if somebody asked for it.
     """
 
     logits: Tensor
     matched: Tensor | None = None
+    inside: Inside | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -49,7 +83,8 @@ class Signal:
 
     def to(self, where: torch.device) -> Signal:
         """The same signal on another device."""
-        return Signal(self.logits.to(where), _moved(self.matched, where))
+        inside = None if self.inside is None else self.inside.to(where)
+        return Signal(self.logits.to(where), _moved(self.matched, where), inside)
 
 
 @dataclass(frozen=True)
@@ -99,6 +134,7 @@ class HiddenSignal:
     hidden: Tensor
     head: Head
     matched: Tensor | None = None
+    inside: Inside | None = None
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -122,7 +158,8 @@ class HiddenSignal:
 
     def to(self, where: torch.device) -> HiddenSignal:
         """The same signal on another device; the head stays where its weights are."""
-        return HiddenSignal(self.hidden.to(where), self.head, _moved(self.matched, where))
+        inside = None if self.inside is None else self.inside.to(where)
+        return HiddenSignal(self.hidden.to(where), self.head, _moved(self.matched, where), inside)
 
 
 @dataclass(frozen=True)
@@ -146,6 +183,7 @@ class TopKSignal:
     temperature: float
     classes: int
     matched: Tensor | None = None
+    inside: None = None
 
     def __len__(self) -> int:
         return len(self.indices)

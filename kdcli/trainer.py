@@ -200,6 +200,7 @@ def train(stage: Stage) -> None:
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=cuda,
+        ddp_find_unused_parameters=all(loss.inside for loss in stage.distiller.losses.values()),  # the head's
     )
     arguments._n_gpu = min(
         1, arguments.n_gpu
@@ -338,9 +339,9 @@ class _Trainer(HFTrainer):
             if self.stage.rollout is not None:
                 raw = self._answer(batch, raw, self.stage.rollout)
             if self.stage.teacher is not None:
-                batch["teacher"] = self.stage.teacher.signals(raw).to(device)
+                batch["teacher"] = self.stage.teacher.look(raw, self.stage.distiller.parts).to(device)
             _, labels = self.task.positions(batch["labels"])
-            counts += self.stage.distiller.masks(labels, batch.get("gold"), batch.get("teacher")).sum(1)
+            counts += self.stage.distiller.counts(labels, batch.get("gold"), batch.get("teacher"))
             self.tokens += int(self.lengths[batch["rows"].numpy()].sum())
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts)
@@ -404,7 +405,10 @@ class _Trainer(HFTrainer):
         for name, values in self.stage.distiller.values.items():
             bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
             if bad:
-                of_rows = dict.fromkeys(int(rows[position]) for position in bad)
+                places = (
+                    bad if len(values) == len(rows) else range(len(rows))
+                )  # a token's row is not known here
+                of_rows = dict.fromkeys(int(rows[place]) for place in places)
                 examples = self.stage.train.rows.select(list(of_rows)[:3])
                 shown = "; ".join(f"{row['id']} {_text(row)[:60]!r}" for row in examples)
                 raise KDError(
@@ -441,24 +445,26 @@ class _Trainer(HFTrainer):
                 signal = stage.validation_teacher.signals(_raw(stage.validation, rows))
                 inputs["teacher"] = signal.to(self.args.device)
             told: Any = inputs.get("teacher")
-            count = distiller.masks(flat, teacher=told).sum(1)
+            count = distiller.counts(flat, teacher=told)
             with self.accelerator.autocast():
                 outputs = distiller(**inputs)
             answers.append({key: value.cpu() for key, value in outputs["answers"].items()})
             labels.append(flat.cpu())
             sums += outputs["terms"] * count
             counts += count
-        terms = (sums / counts.clamp(min=1)).tolist()
+        terms = {
+            name: float(total / count)
+            for name, total, count in zip(distiller.names, sums, counts, strict=True)
+            if count
+        }
         said = Predictions(
             {key: torch.cat([part[key] for part in answers]).numpy() for key in answers[0]},
             torch.cat(labels).numpy(),
             np.asarray(rows_of),
         )
         metrics = {"eval_score": self.task.scores(said)[self.task.metric]}
-        metrics["eval_loss"] = sum(
-            distiller.weights[name] * term for name, term in zip(distiller.names, terms, strict=True)
-        )
-        metrics |= {f"eval_loss/{name}": term for name, term in zip(distiller.names, terms, strict=True)}
+        metrics["eval_loss"] = sum(distiller.weights[name] * term for name, term in terms.items())
+        metrics |= {f"eval_loss/{name}": term for name, term in terms.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -19,6 +19,7 @@ from typing import Any
 
 import datasets
 import filelock
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -57,7 +58,7 @@ from kdcli.preflight import preflight
 from kdcli.rundir import REPORT
 from kdcli.students.base import Birth
 from kdcli.tasks import task_of
-from kdcli.tasks.base import Predictions, Split, Task
+from kdcli.tasks.base import IGNORE, Predictions, Split, Task
 from kdcli.tasks.causal_lm import CausalLM
 from kdcli.teachers.aligned import AlignedTeacher
 from kdcli.teachers.base import Teacher
@@ -77,7 +78,7 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
     """
     run = prepare(cfg, folder, names)
     first = run.state.is_main_process
-    parts = ["teacher", "rollouts", "signals", "student", "control", "evaluate"]
+    parts = ["teacher", "rollouts", "signals", *(step.name for step in run.steps), "control", "evaluate"]
     left_out = {"rollouts": cfg.rollout.by != "teacher", "control": not cfg.control}
     with console.Stages([part for part in parts if not left_out.get(part)], quiet=not first) as stages:
         teacher = tuned_teacher(run, stages)
@@ -86,8 +87,9 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
         signals = teacher_signals(run, stages, teacher, ask, rows)
         born = birth(run, teacher)
         lessons = signals if run.shared else aligned(run, teacher, born, signals)
-        check_numbers(run, teacher, born, signals, lessons, rows)
-        steps = train_student(run, stages, born, lessons, rows)
+        require_same_pieces(run, teacher, born, rows)
+        check_numbers(run, teacher, born, signals, lessons, ask, rows)
+        steps = train_student(run, stages, born, lessons, ask, rows)
         if cfg.control:
             train_control(run, stages, born, steps)
         if first:
@@ -98,6 +100,58 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
         shutil.rmtree(run.folder / "stages", ignore_errors=True)
     run.state.wait_for_everyone()
     return 0
+
+
+@dataclass
+class Step:
+    """A part of a model's training.
+
+    Attributes:
+        name: as the progress, metrics.jsonl and the report have it: student, or student/<name of the stage>.
+        rows: of the training rows: all, labelled or unlabelled ones.
+    """
+
+    name: str
+    losses: dict[str, Loss]
+    weights: dict[str, float]
+    trainer: TrainerConfig
+    rows: str = "all"
+
+    @property
+    def taught(self) -> bool:
+        """Whether a loss term reads what the teacher says."""
+        return any(loss.needs_teacher for loss in self.losses.values())
+
+    @property
+    def watched(self) -> bool:
+        """Whether a loss term reads the models' inside."""
+        return any(loss.inside for loss in self.losses.values())
+
+    def select(self, rows: datasets.Dataset) -> datasets.Dataset:
+        """Those of the training rows that it learns from."""
+        if self.rows == "all":
+            return rows
+        if "label" not in rows.column_names:
+            return rows if self.rows == "labelled" else rows.select([])
+        wanted = self.rows == "labelled"
+        return rows.select([row for row, label in enumerate(rows["label"]) if (label != IGNORE) == wanted])
+
+
+def steps_of(cfg: Config) -> list[Step]:
+    """The student's training as the config has it."""
+    stages = {f"student/{name}": stage for name, stage in cfg.stages.items()}
+    steps = []
+    for name, stage in stages.items() or [("student", None)]:
+        terms = {
+            term: given for term, given in ((stage and stage.loss) or cfg.loss).items() if given.weight > 0
+        }
+        losses: dict[str, Loss] = {term: build(given, Loss) for term, given in terms.items()}
+        trainer = stage.trainer if stage else cfg.trainer
+        if losses and all(loss.inside for loss in losses.values()):  # its scores say nothing of it
+            trainer = trainer.model_copy(update={"keep": "last"})
+        weights = {term: given.weight for term, given in terms.items()}
+        steps.append(Step(name, losses, weights, trainer, stage.rows if stage else "all"))
+    return steps
 
 
 @dataclass
@@ -114,14 +168,10 @@ class Run:
     """The teacher's checkpoint as it was found."""
     tune: bool
     birth_by: Birth
-    losses: dict[str, Loss]
+    steps: list[Step]
+    """The student's training."""
     shared: bool
     """Teacher and student mean the same class by the same number."""
-
-    @property
-    def taught(self) -> bool:
-        """Whether a loss term reads what the teacher says."""
-        return any(loss.needs_teacher for loss in self.losses.values())
 
     @contextmanager
     def stage(self, stages: console.Stages, name: str, total: int | None = None) -> Iterator[console.Stage]:
@@ -157,8 +207,9 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
         label_order(load_config(source), data.labels, source.name)
     tokenizer = load_tokenizer(source, max_length=cfg.dataset.max_length)
     by: Birth = build(cfg.student, Birth)
-    losses = {name: build(term, Loss) for name, term in cfg.loss.items() if term.weight > 0}
-    taught = [loss for loss in losses.values() if loss.needs_teacher]
+    steps = steps_of(cfg)
+    losses = [loss for step in steps for loss in step.losses.values()]
+    taught = [loss for loss in losses if loss.needs_teacher]
     own = tokenizer
     if cfg.student.path:
         by.source = find(cfg.student, "student")
@@ -185,11 +236,21 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
         _require_prompts(cfg, task, data)
     if cfg.teacher.cache and task.writes:
         _temperature(losses)
-    for trainer in (cfg.trainer, cfg.teacher.trainer):
+    for trainer in (cfg.trainer, cfg.teacher.trainer, *(step.trainer for step in steps)):
         micro_batches(trainer, state.num_processes)
         require_trackers(trainer)
     gold = len(data.gold)
-    require_batch(len(data["train"]), cfg.trainer.batch_size, "training rows", "trainer.batch_size")
+    for step in steps:
+        place = f"stages.{step.name.removeprefix('student/')}." if cfg.stages else ""
+        if not step.losses:
+            raise ConfigError(f"{place}loss: every term has the weight 0; give one a weight")
+        kind = "" if step.rows == "all" else f"{step.rows} "
+        require_batch(
+            len(step.select(data["train"])),
+            step.trainer.batch_size,
+            f"{kind}training rows",
+            f"{place}trainer.batch_size",
+        )
     if tune:
         require_batch(
             gold, cfg.teacher.trainer.batch_size, "labelled training rows", "teacher.trainer.batch_size"
@@ -198,7 +259,7 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
         require_batch(
             gold, cfg.trainer.batch_size, "labelled training rows, for the control", "trainer.batch_size"
         )
-    run = Run(cfg, folder, names, state, data, task, source, tune, by, losses, shared)
+    run = Run(cfg, folder, names, state, data, task, source, tune, by, steps, shared)
     if state.is_main_process:
         _write_environment(run)
     state.wait_for_everyone()
@@ -255,13 +316,13 @@ def _require_prompts(cfg: Config, task: Task, data: Data) -> None:
         )
 
 
-def _temperature(losses: dict[str, Loss]) -> float:
+def _temperature(losses: list[Loss]) -> float:
     """The temperature at which the teacher's top k are read.
 
     Raises:
         ConfigError: the terms have several.
     """
-    found = {getattr(loss, "temperature", 1.0) for loss in losses.values() if loss.needs_teacher} - {1.0}
+    found = {getattr(loss, "temperature", 1.0) for loss in losses if loss.needs_teacher} - {1.0}
     if len(found) > 1:
         raise ConfigError(
             f"the teacher's cache keeps its top tokens at one temperature, the loss terms have {sorted(found)}; give them "
@@ -433,19 +494,21 @@ def teacher_signals(
         train: the rows that the student learns from.
 
     Returns:
-        By split; of train nobody, if no loss term reads it.
+        By split; of train nobody, if no loss term reads it, or only such that read the teacher's inside as well.
     """
     cfg = run.cfg.teacher
+    taught = any(step.taught and not step.watched for step in run.steps)
     if not cfg.cache:
         stages.skip("signals", "asked for in every step")
-        return dict.fromkeys(SPLITS if run.taught else SPLITS[1:], ask())
-    temperature = _temperature(run.losses) if run.task.writes else 1.0
+        return dict.fromkeys(SPLITS if taught else SPLITS[1:], ask())
+    losses = [loss for step in run.steps for loss in step.losses.values()]
+    temperature = _temperature(losses) if run.task.writes else 1.0
     made_by = _asked(run, source), (cfg.top_k, temperature) if run.task.writes else ()
     splits = run.data.splits | {"train": train}
     teachers: dict[str, Teacher] = {}
     if run.cfg.rollout.by == "student":
         teachers["train"] = ask()
-    if not run.taught or run.cfg.rollout.by == "student":
+    if not taught or run.cfg.rollout.by == "student":
         del splits["train"]
     before = 0
     with run.stage(stages, "signals", sum(map(len, splits.values()))) as progress:
@@ -496,80 +559,128 @@ def aligned(run: Run, teacher: Source, born: Source, signals: dict[str, Teacher]
     }
 
 
+def require_same_pieces(run: Run, teacher: Source, born: Source, rows: datasets.Dataset) -> None:
+    """Where a loss compares the models' inside token by token, both must cut every row into the same tokens.
+
+    Raises:
+        ModelError: they do not.
+    """
+    if not any(step.watched for step in run.steps):
+        return
+    tokenizers = load_tokenizer(teacher), load_tokenizer(born)
+    theirs, ours = (run.task.encode(each, rows, run.cfg.dataset.max_length) for each in tokenizers)
+    pieces = [
+        each.convert_ids_to_tokens(encoded.columns["input_ids"].tolist())
+        for each, encoded in zip(tokenizers, (theirs, ours), strict=True)
+    ]
+    if not np.array_equal(theirs.offsets, ours.offsets) or pieces[0] != pieces[1]:
+        raise ModelError(
+            "the student and the teacher cut the training rows into different tokens, so what goes on inside them cannot be compared "
+            "token by token; use a student over the teacher's vocabulary (student=layers, student=tiny …), or leave out the loss "
+            "terms that read the inside (hidden states, attention, relations)"
+        )
+
+
 def check_numbers(
     run: Run,
     teacher: Source,
     born: Source,
     signals: dict[str, Teacher],
     lessons: dict[str, Teacher],
+    ask: Callable[[], Teacher],
     rows: datasets.Dataset,
 ) -> None:
-    """The pre-flight."""
-    distiller, tokenizer = _distiller(run, born, run.losses)
+    """The pre-flight, with the losses of every step."""
     said, classes = _teacher_said(run, load_tokenizer(teacher), signals["validation"], run.data["validation"])
-    preflight(
-        distiller,
-        tokenizer,
-        said,
-        classes,
-        lessons.get("train"),
-        _split(run, rows.select(range(min(1000, len(rows)))), tokenizer),
-        _split(run, run.data["validation"], tokenizer),
-        bf16=fast_bf16(run.cfg.trainer.precision),
-        comparable=run.shared,
-        lenient=run.cfg.smoke or run.cfg.trainer.max_steps is not None,
-    )
+    for step in run.steps:
+        distiller, tokenizer = _distiller(run, born, step)
+        chosen = step.select(rows)
+        preflight(
+            distiller,
+            tokenizer,
+            said if step is run.steps[0] else None,
+            classes,
+            _lessons(step, lessons, ask),
+            _split(run, chosen.select(range(min(1000, len(chosen)))), tokenizer),
+            _split(run, run.data["validation"], tokenizer),
+            bf16=fast_bf16(step.trainer.precision),
+            comparable=run.shared,
+            lenient=run.cfg.smoke or step.trainer.max_steps is not None,
+        )
+
+
+def _lessons(step: Step, lessons: dict[str, Teacher], ask: Callable[[], Teacher]) -> Teacher | None:
+    """Who answers for the training rows of a step: what is stored says nothing of the inside."""
+    if step.watched:
+        return ask()
+    return lessons.get("train") if step.taught else None
 
 
 def train_student(
-    run: Run, stages: console.Stages, born: Source, signals: dict[str, Teacher], rows: datasets.Dataset
+    run: Run,
+    stages: console.Stages,
+    born: Source,
+    lessons: dict[str, Teacher],
+    ask: Callable[[], Teacher],
+    rows: datasets.Dataset,
 ) -> int:
-    """The student, taught by the teacher; returns its number of steps."""
-    steps = planned_steps(run.cfg.trainer, len(rows))
-    _train(run, stages, "student", born, rows, run.losses, steps, signals)
-    return steps
+    """The student, taught by the teacher, step after step; returns its number of optimizer steps."""
+    total = 0
+    for step in run.steps:
+        chosen = step.select(rows)
+        steps = planned_steps(step.trainer, len(chosen))
+        last = step is run.steps[-1]
+        out = run.folder / "student" if last else run.folder / "stages" / "after" / step.name
+        _train(
+            run, stages, step, born, out, chosen, steps, _lessons(step, lessons, ask), lessons["validation"]
+        )
+        born = Source(out, "the student", code=born.code)
+        total += steps
+    return total
 
 
 def train_control(run: Run, stages: console.Stages, born: Source, steps: int) -> None:
     """The same student with the gold labels alone: the same birth, seed and steps; rows without gold are left out."""
-    _train(run, stages, "control", born, run.data.gold, {"hard_label": HardLabel()}, steps, None)
+    step = Step("control", {"hard_label": HardLabel()}, {"hard_label": 1.0}, run.cfg.trainer)
+    _train(run, stages, step, born, run.folder / "control", run.data.gold, steps)
 
 
 def _train(
     run: Run,
     stages: console.Stages,
-    name: str,
+    step: Step,
     born: Source,
+    out: Path,
     rows: datasets.Dataset,
-    losses: dict[str, Loss],
     steps: int,
-    signals: dict[str, Teacher] | None,
+    teacher: Teacher | None = None,
+    validation_teacher: Teacher | None = None,
 ) -> None:
-    if (run.folder / name).is_dir():
-        stages.skip(name, "trained before")
+    if out.is_dir():
+        stages.skip(step.name, "trained before")
         return
-    with run.stage(stages, name, steps) as progress:
-        distiller, tokenizer = _distiller(run, born, losses)
-        seed = stage_seed(run.cfg.seed, "student")
+    with run.stage(stages, step.name, steps) as progress:
+        distiller, tokenizer = _distiller(run, born, step)
+        seed = stage_seed(run.cfg.seed, "student" if step.name == "control" else step.name)
         seed_everything(seed)
         train(
             Stage(
-                name=name,
-                folder=run.folder / "stages" / name,
-                out=run.folder / name,
+                name=step.name,
+                folder=run.folder / "stages" / step.name,
+                out=out,
                 distiller=distiller,
                 tokenizer=tokenizer,
                 train=_split(run, rows, tokenizer),
                 validation=_split(run, run.data["validation"], tokenizer),
-                cfg=run.cfg.trainer,
+                cfg=step.trainer,
                 steps=steps,
-                eval_steps=_eval_steps(run.cfg.trainer, len(rows)),
+                eval_steps=_eval_steps(step.trainer, len(rows)),
                 seed=seed,
                 progress=progress,
                 max_length=run.cfg.dataset.max_length,
-                teacher=signals.get("train") if signals else None,
-                rollout=run.cfg.rollout if signals and run.cfg.rollout.by == "student" else None,
-                validation_teacher=signals["validation"] if signals and run.taught else None,
+                teacher=teacher,
+                rollout=run.cfg.rollout if step.taught and run.cfg.rollout.by == "student" else None,
+                validation_teacher=validation_teacher if step.taught else None,
                 metrics=run.folder / "metrics.jsonl",
                 finish=run.birth_by.undress,
             )
@@ -577,11 +688,13 @@ def _train(
         run.state.wait_for_everyone()
 
 
-def _distiller(run: Run, born: Source, losses: dict[str, Loss]) -> tuple[Distiller, Any]:
+def _distiller(run: Run, born: Source, step: Step) -> tuple[Distiller, Any]:
+    seed_everything(stage_seed(run.cfg.seed, f"{step.name}: what is new"))
     model, _ = load_model(born, run.task)
     run.birth_by.dress(model)
-    weights = {name: run.cfg.loss[name].weight if losses is run.losses else 1.0 for name in losses}
-    return Distiller(model, run.task, losses, weights), load_tokenizer(
+    for loss in step.losses.values():
+        loss.attach(model.config, load_config(run.source))
+    return Distiller(model, run.task, step.losses, step.weights), load_tokenizer(
         born, model, run.cfg.dataset.max_length
     )
 
@@ -606,7 +719,8 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
     models: dict[str, dict[str, Any]] = {}
     said: dict[str, Predictions] = {}
     written: dict[str, list[str]] = {}
-    validation = {name: _best_validation(run, name) for name in folders}
+    trained = {"student": run.steps[-1].name}
+    validation = {name: _best_validation(run, trained.get(name, name)) for name in folders}
     for done, (name, folder) in enumerate(folders.items()):
         stage.update(done, extra=name, total=len(folders))
         source = Source(folder, name, code=teacher.code)
@@ -660,11 +774,21 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
             "test": len(test),
             "fingerprint": run.data.fingerprint,
         },
-        "loss": {name: {"weight": term.weight} | term.arguments for name, term in run.cfg.loss.items()},
+        "loss": _terms(run.cfg),
         "stages": json.loads((run.folder / "stages.json").read_text()),
         "validation_score": validation,
         "models": models,
         "verdict": verdict(run.task, models, said, run.shared),
+    }
+
+
+def _terms(cfg: Config) -> dict[str, dict[str, Any]]:
+    """The loss terms and their arguments; of stages as stage/term."""
+    sets = {f"{name}/": stage.loss or cfg.loss for name, stage in cfg.stages.items()} or {"": cfg.loss}
+    return {
+        f"{stage}{name}": {"weight": term.weight} | term.arguments
+        for stage, terms in sets.items()
+        for name, term in terms.items()
     }
 
 

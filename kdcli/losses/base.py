@@ -10,9 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
+from transformers import PreTrainedConfig
 
 from kdcli.config import Fraction, Positive
-from kdcli.signal import FLOOR, Signal, TopKSignal
+from kdcli.signal import FLOOR, Part, Signal, TopKSignal
 
 Skew = Annotated[Fraction, Field(lt=1)]
 """The share of a distribution in its mixture with the other: 0 <= skew < 1."""
@@ -33,21 +34,31 @@ class Loss(nn.Module, ABC):
     """Whether loss(x, x) = 0; the pre-flight holds a loss to it. False for, say, a cross-entropy with soft labels."""
     by_class: ClassVar[bool] = True
     """Whether it compares what student and teacher say of the same class: then they must share a vocabulary."""
-    over: ClassVar[Literal["targets", "gold"]] = "targets"
-    """The positions that it counts: all counted ones, or those that have a gold label."""
+    inside: ClassVar[frozenset[Part]] = frozenset()
+    """What it reads of both models' inside, if it does: the teacher is then asked in every step."""
+    over: Literal["targets", "gold", "tokens", "rows"] = "targets"
+    """What it has a value of: all counted positions, and it counts them all, or (gold) those that have a gold label; if it
+    reads the inside, all tokens of the batch that are no padding, row by row, or all rows."""
+
+    def attach(self, student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
+        """Make what depends on the two models' shapes: a mapping of layers, projections. Called before any training.
+
+        Raises:
+            ConfigError: the models do not fit its arguments.
+        """
 
     @abstractmethod
     def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
         """The loss of each position, fp32.
 
         Args:
-            student: what the student says, (N, C).
+            student: what the student says, (N, C), and its `inside` if this loss reads it.
             teacher: what the teacher says of the same positions: dense (N, C), or its top k; None if
                 `needs_teacher` is False. `log_probs` turns both into distributions over the same classes.
             labels: the gold labels, int64 (N,); -100 where there is none.
 
         Returns:
-            (N,)
+            (N,); a loss that reads the inside: one value for each token or row.
         """
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from kdcli.config import Rollout
 from kdcli.errors import TeacherError
 from kdcli.models import Source
-from kdcli.signal import AnySignal, concatenate
+from kdcli.signal import AnySignal, Part, concatenate
 from kdcli.tasks.base import Task
 
 Keep = Callable[[AnySignal], AnySignal]
@@ -58,3 +58,19 @@ class Teacher(ABC):
     def signals(self, examples: Sequence[Mapping[str, Any]]) -> AnySignal:
         """What the teacher says of a batch of rows, one row after the other."""
         return concatenate(self.rows(examples))
+
+    def look(self, examples: Sequence[Mapping[str, Any]], parts: frozenset[Part]) -> AnySignal:
+        """What the teacher says of a batch of rows, with what goes on inside it meanwhile.
+
+        Args:
+            parts: what is wanted of its inside; nothing: this is `signals`.
+
+        Raises:
+            TeacherError: this kind of teacher cannot be looked into.
+        """
+        if parts:
+            raise TeacherError(
+                f"{type(self).__name__} says nothing of its inside ({', '.join(sorted(parts))}); leave the loss terms out that "
+                "read it, or use a teacher that runs here (kdcli.teachers.local.LocalTeacher)"
+            )
+        return self.signals(examples)

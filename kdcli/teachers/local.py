@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import datasets
 import torch
 
 from kdcli.config import Count, Rollout
+from kdcli.inside import watched
 from kdcli.models import Source, fast_bf16, label_order, load_ready, load_tokenizer
 from kdcli.rollouts import seed_of
-from kdcli.signal import AnySignal
+from kdcli.signal import AnySignal, Part, Signal
 from kdcli.tasks.base import Task
 from kdcli.teachers.base import Keep, Teacher, as_it_is
 
@@ -52,6 +54,28 @@ class LocalTeacher(Teacher):
                 found[number] = kept.at(slice(start, start + len(part)))
                 start += len(part)
         return [found[number] for number in range(len(table))]
+
+    @torch.no_grad()
+    def look(self, examples: Sequence[Mapping[str, Any]], parts: frozenset[Part]) -> AnySignal:
+        """One forward pass over all rows as they come, so that they are padded as the student's are."""
+        if not parts:
+            return self.signals(examples)
+        encoded = self.task.encode(
+            self.tokenizer, datasets.Dataset.from_list(list(examples)), self.max_length
+        )
+        batch = self.task.collate([encoded[row] for row in range(len(encoded))], self.tokenizer)
+        batch.pop("rows")
+        inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        pick, _ = self.task.positions(inputs.pop("labels"))
+        with (
+            torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16),
+            watched(self.model, inputs, parts) as inside,
+        ):
+            said = self.task.signal(self.model, inputs, pick)
+            said = replace(said, inside=inside())
+        if self.order is not None and isinstance(said, Signal):
+            said = replace(said, logits=said.logits[:, self.order])
+        return said.first(self.classes)
 
     def write(self, examples: Sequence[Mapping[str, Any]], how: Rollout, seed: int) -> list[str]:
         """Answers by the task's prompts, in the precision of the teacher's signals."""

@@ -13,7 +13,7 @@ ROOT = Path(kdcli.__file__).parent
 FLOORS = [
     {"errors", "signal"},
     {"config", "console", "files"},
-    {"rundir", "losses", "gguf", "rollouts"},
+    {"rundir", "losses", "inside", "gguf", "rollouts"},
     {"tasks"},
     {"models", "data"},
     {"students", "teachers", "hardware"},

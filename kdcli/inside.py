@@ -1,0 +1,140 @@
+"""What goes on in a model's layers while it answers: watched by hooks, so that neither model nor task knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kdcli.errors import ModelError
+from kdcli.signal import Inside, Part
+
+PROJECTIONS = {
+    "queries": ("query", "q_lin", "q_proj", "q"),
+    "keys": ("key", "k_lin", "k_proj", "k"),
+    "values": ("value", "v_lin", "v_proj", "v"),
+}
+"""What architectures call the layers that make them in self-attention …"""
+FUSED = "c_attn"
+"""… and the one that makes all three (GPT-2)."""
+MAKERS = {FUSED, *(name for names in PROJECTIONS.values() for name in names)}
+CROSS = ("cross", "encoder_attn", "EncDecAttention")
+"""Attention to another sequence."""
+
+
+@contextmanager
+def watched(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], parts: frozenset[Part]
+) -> Iterator[Callable[[], Inside | None]]:
+    """While it is open, a forward pass of the model leaves what goes on in its layers behind.
+
+    Args:
+        inputs: those of the forward pass, (B, L): they say which tokens are padding.
+        parts: what is wanted of it; nothing: then nothing is watched, and None is left behind. With attentions, the model
+            attends without dropout.
+
+    Raises:
+        ModelError: this architecture does not say it.
+    """
+    if not parts:
+        yield lambda: None
+        return
+    if "attentions" in parts and model.config._attn_implementation != "eager":
+        model.set_attn_implementation("eager")  # the others return no weights
+    seen: dict[str, Any] = {name: [] for name in PROJECTIONS}
+
+    def ask(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, kwargs | {f"output_{part}": True for part in parts if part != "relations"}
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        seen.update({part: getattr(output, part, None) for part in parts if part != "relations"})
+
+    body = model.base_model
+    attending = [
+        module
+        for module in body.modules()
+        if "attentions" in parts
+        and module.training
+        and any(name in MAKERS for name, _ in module.named_children())
+    ]
+    for module in attending:
+        module.training = False  # its dropout would thin the weights that are watched
+    hooks = [body.register_forward_pre_hook(ask, with_kwargs=True), body.register_forward_hook(keep)]
+    if "relations" in parts:
+        hooks += _projections(body, seen)
+    try:
+        yield lambda: _inside(model, inputs, parts, seen)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in attending:
+            module.training = True
+
+
+def _projections(body: torch.nn.Module, seen: dict[str, Any]) -> list[Any]:
+    """Hooks on all layers that make queries, keys and values."""
+    hooks = []
+    for name, module in body.named_modules():
+        last = name.rpartition(".")[2]
+        if any(word in name for word in CROSS):
+            continue
+        for key, names in PROJECTIONS.items():
+            if last in names:
+                hooks.append(
+                    module.register_forward_hook(lambda _, __, output, key=key: seen[key].append(output))
+                )
+        if last == FUSED:
+            hooks.append(
+                module.register_forward_hook(
+                    lambda _, __, output: (
+                        [
+                            seen[key].append(part)
+                            for key, part in zip(PROJECTIONS, output.chunk(3, -1), strict=True)
+                        ]
+                        and None
+                    )
+                )
+            )
+    return hooks
+
+
+def _inside(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], parts: frozenset[Part], seen: dict[str, Any]
+) -> Inside:
+    layers = model.config.get_text_config().num_hidden_layers
+    found: dict[str, tuple[Tensor, ...]] = {}
+    for part in parts:
+        names = list(PROJECTIONS) if part == "relations" else [part]
+        expected = layers + (part == "hidden_states")
+        for name in names:
+            values = tuple(seen.get(name) or ())
+            if len(values) != expected or any(value is None for value in values):
+                raise ModelError(
+                    f"{type(model).__name__} does not say its {part.replace('_', ' ')} ({len(values)} layers of {expected}); "
+                    "leave the loss terms out that read them, or use another architecture"
+                )
+            found[name] = values
+    tokens, pairs = _mask(inputs)
+    if any(getattr(module, "is_causal", False) for module in model.modules()):
+        pairs = pairs.tril()
+    return Inside(tokens, pairs, **found)
+
+
+def _mask(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Which tokens are no padding, (B, L), and which may look at which, (B, L, L): those of one text.
+
+    In packed rows a text begins where `position_ids` are 0; those that pad a row are 0 each.
+    """
+    if "position_ids" in inputs:
+        starts = inputs["position_ids"] == 0
+        text = starts.cumsum(1)
+        alone = starts & torch.cat([starts[:, 1:], torch.ones_like(starts[:, :1])], 1)
+        tokens = ~alone
+        same = text[:, :, None] == text[:, None, :]
+        return tokens, same & tokens[:, None, :] & tokens[:, :, None]
+    tokens = inputs["attention_mask"].bool()
+    return tokens, tokens[:, None, :] & tokens[:, :, None]

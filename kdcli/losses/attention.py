@@ -1,0 +1,62 @@
+"""The teacher's attention as a hint for the student's."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from kdcli.errors import ConfigError
+from kdcli.losses.inside import SMALL, InsideLoss, LayerMapping
+from kdcli.signal import Inside, Part
+
+
+class Attention(InsideLoss):
+    """How far the student's attention is from the teacher's, mean over heads and over the mapped layers.
+
+    For each token that attends, over the n tokens j that it may attend to, with probabilities a:
+    kl: Σ_j a_t (log a_t - log a_s) (Wang et al. 2020, equation 7, https://arxiv.org/abs/2002.10957);
+    mse: (1 / n) Σ_j (a_s - a_t)², of probabilities, or of scores (Jiao et al. 2020, equation 7,
+    https://arxiv.org/abs/1909.10351), taken as log a less its mean over j: the softmax does not see what is added to all.
+    Range: [0, ∞). Models with another number of heads are compared by the mean over their heads. While the student's
+    attention is watched it has no dropout.
+
+    Args:
+        layer_mapping: which layer learns from which.
+        of: probabilities or scores.
+        distance: mse, or kl (of probabilities).
+    """
+
+    inside: ClassVar[frozenset[Part]] = frozenset({"attentions"})
+
+    def __init__(
+        self,
+        layer_mapping: LayerMapping = "uniform",
+        of: Literal["probabilities", "scores"] = "scores",
+        distance: Literal["mse", "kl"] = "mse",
+    ):
+        super().__init__(layer_mapping)
+        if distance == "kl" and of == "scores":
+            raise ConfigError(
+                "distance = kl: it is taken of probabilities; give of=probabilities, or distance=mse"
+            )
+        self.of, self.distance = of, distance
+
+    def between(self, student: Inside, teacher: Inside, pair: int) -> Tensor:
+        """(B, A, L, L), (B, A', L, L) -> (B, L)."""
+        ours, theirs = self.pairs[pair]
+        q, p = student.attentions[ours - 1].float(), teacher.attentions[theirs - 1].float()
+        if q.shape[1] != p.shape[1]:
+            q, p = q.mean(1, keepdim=True), p.mean(1, keepdim=True)
+        there = student.pairs[:, None]
+        count = there.sum(-1).clamp(min=1)
+        log_q, log_p = (x.clamp(min=SMALL).log().masked_fill(~there, 0) for x in (q, p))
+        if self.distance == "kl":
+            apart = (p * (log_p - log_q)).masked_fill(~there, 0).sum(-1)
+        elif self.of == "probabilities":
+            apart = (q - p).square().masked_fill(~there, 0).sum(-1) / count
+        else:
+            difference = log_q - log_p
+            centre = difference.sum(-1, keepdim=True) / count[..., None]
+            apart = (difference - centre).square().masked_fill(~there, 0).sum(-1) / count
+        return apart.mean(1)

@@ -1,0 +1,73 @@
+"""Relations between tokens: the losses of MiniLM and MiniLMv2."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from kdcli.config import Count
+from kdcli.errors import ConfigError
+from kdcli.losses.inside import InsideLoss, LayerMapping
+from kdcli.signal import Inside, Part
+
+
+class Relations(InsideLoss):
+    """How far the relations between the student's tokens are from those between the teacher's, summed over what is related.
+
+    Queries (or keys, or values) of all heads are put together and cut anew into R heads of d columns; a token's relation to the
+    tokens that it may attend to is softmax(x xᵀ / √d), and the loss the mean over heads of KL(teacher ‖ student):
+    equations 2 to 5 of Wang et al. 2021, https://arxiv.org/abs/2012.15828. Neither widths nor numbers of heads need be the
+    same. Range: [0, ∞). Of models that turn queries and keys by their place (RoPE) they are taken before that.
+
+    Args:
+        of: what is related: queries, keys, values. Values alone are the value relation of MiniLM (Wang et al. 2020,
+            https://arxiv.org/abs/2002.10957).
+        relation_heads: R; null: as many as the student has attention heads. MiniLMv2 takes four times the teacher's.
+        layer_mapping: which layer learns from which: MiniLM's last from the last.
+    """
+
+    inside: ClassVar[frozenset[Part]] = frozenset({"relations"})
+
+    def __init__(
+        self,
+        of: Sequence[Literal["queries", "keys", "values"]] = ("queries", "keys", "values"),
+        relation_heads: Count | None = None,
+        layer_mapping: LayerMapping = ((-1, -1),),
+    ):
+        super().__init__(layer_mapping)
+        if not of:
+            raise ConfigError("of: name at least one of queries, keys, values")
+        self.of, self.relation_heads = of, relation_heads
+
+    def attach(self, student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
+        """Map the layers; the heads must divide both widths."""
+        super().attach(student, teacher)
+        self.heads = self.relation_heads or int(student.get_text_config().num_attention_heads)
+        for config, whose in ((student, "student"), (teacher, "teacher")):
+            width = config.get_text_config().hidden_size
+            if width % self.heads:
+                raise ConfigError(
+                    f"relation_heads = {self.heads} does not divide the {whose}'s width, {width}; give a number that divides both "
+                    "models'"
+                )
+
+    def between(self, student: Inside, teacher: Inside, pair: int) -> Tensor:
+        """(B, L, H), (B, L, H') -> (B, L)."""
+        ours, theirs = self.pairs[pair]
+        parts = []
+        for name in self.of:
+            log_q = self._relation(getattr(student, name)[ours - 1], student.pairs)
+            log_p = self._relation(getattr(teacher, name)[theirs - 1], student.pairs)
+            there = student.pairs[:, None]
+            parts.append((log_p.exp() * (log_p - log_q)).masked_fill(~there, 0).sum(-1).mean(1))
+        return sum(parts[1:], parts[0])
+
+    def _relation(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """log softmax of the products between tokens, (B, R, L, L)."""
+        heads = x.float().unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        scores = heads @ heads.transpose(-1, -2) / math.sqrt(heads.shape[-1])
+        return scores.masked_fill(~allowed[:, None], -1e30).log_softmax(-1)

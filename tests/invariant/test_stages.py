@@ -1,0 +1,151 @@
+"""Losses on what goes on inside, and staged runs, through the real command."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_training import close, same, weights
+from tiny import lessons, speaker, start, talk, wait_for
+
+from kdcli.launch import launch
+
+Distil = Callable[..., Path]
+INSIDE = [
+    "loss=inside",
+    "+loss.soft_label._target_=kdcli.losses.forward_kl.ForwardKL",
+    "student.dropout=0",
+    "control=false",
+]
+TWO = [
+    "+stages.inside.loss.hidden._target_=kdcli.losses.hidden_states.HiddenStates",
+    "+stages.inside.trainer.learning_rate=0.003",
+    "+stages.inside.trainer.epochs=1",
+    "+stages.answers.rows=labelled",
+]
+
+
+def test_batch_8x1_is_2x4_accumulated_also_of_tokens(distil: Distil) -> None:
+    """Losses over tokens that are averaged in each micro-batch weigh tokens by their neighbours' lengths."""
+    options = [*INSIDE, "trainer.batch_size=8", "trainer.max_steps=15"]
+    options += [
+        "trainer.freeze=[key.bias]"
+    ]  # no softmax sees it: its gradient is rounding, which Adam makes steps of
+    assert close(distil("whole", *options), distil("parts", *options, "trainer.micro_batch_size=2"))
+
+
+def test_projections_survive_a_kill_and_stay_out_of_the_student(
+    distil: Distil, small: list[str], tmp_path: Path
+) -> None:
+    """Projections that begin anew after a resume pull the student somewhere else; in the saved student nobody can load them."""
+    from transformers import AutoModelForSequenceClassification
+
+    options = [*INSIDE, "loss=relations", "trainer.epochs=3", "trainer.eval_steps=10", "trainer.keep=last",
+               "+loss.hidden._target_=kdcli.losses.hidden_states.HiddenStates"]  # fmt: skip
+    options.remove("loss=inside")
+    options.remove(INSIDE[1])
+    whole = distil("whole", *options)
+    process = start(tmp_path / "killed", [*small, *options, "measure=null"])
+    stage = tmp_path / "killed" / "stages" / "student"
+    wait_for(lambda: any(stage.glob("checkpoint-2*/trainer_state.json")), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert same(whole, distil("killed", *options))
+    _, info = AutoModelForSequenceClassification.from_pretrained(whole / "student", output_loading_info=True)
+    assert not any(info.values())
+    assert not any("projection" in name for name in weights(whole))
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    logged = {key for line in lines for key in line if key.startswith("loss/")}
+    assert logged == {"loss/soft_label", "loss/hard_label", "loss/relations", "loss/hidden"}
+    assert not any("hidden" in key for line in lines for key in line if key.startswith("eval"))
+
+
+def test_stages_follow_one_another_and_resume(distil: Distil, small: list[str], tmp_path: Path) -> None:
+    """A stage that begins from the born student, or is trained anew after a kill, is not the recipe that the paper describes."""
+    options = [*TWO, "trainer.epochs=2", "trainer.eval_steps=10", "dataset.labelled=300"]
+    whole = distil("whole", *options)
+    report = json.loads((whole / "report.json").read_text())
+    steps = {stage["name"]: stage["steps"] for stage in report["stages"]}
+    assert list(steps) == ["signals", "student/inside", "student/answers", "control"]
+    assert steps["student/answers"] == 2 * (300 // 16)
+    assert steps["control"] == steps["student/inside"] + steps["student/answers"]
+    assert set(report["loss"]) == {"inside/hidden", "answers/soft_label", "answers/hard_label"}
+    assert "student/inside" in (whole / "report.html").read_text()
+    rates = {}
+    for line in map(json.loads, (whole / "metrics.jsonl").read_text().splitlines()):
+        rates.setdefault(line["stage"], []).append(line.get("lr", 0))
+    assert max(rates["student/inside"]) > 2 * max(rates["student/answers"])
+    process = start(tmp_path / "killed", [*small, *options, "measure=null"])
+    stage = tmp_path / "killed" / "stages" / "student" / "answers"
+    wait_for(lambda: any(stage.glob("checkpoint-2*/trainer_state.json")), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert same(whole, distil("killed", *options))
+
+
+def test_a_decoder_learns_from_the_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hints that only a classifier's batch can carry leave language models without them."""
+    monkeypatch.chdir(tmp_path)
+    teacher = speaker(tmp_path / "teacher", steps=30)
+    for form in ("pairs", "text"):
+        run = tmp_path / form
+        options = [
+            *lessons(teacher),
+            *talk(tmp_path, form),
+            "loss=inside",
+            "control=false",
+            "measure=null",
+            "trainer.max_steps=30",
+        ]
+        assert launch("distill", [*options, "+loss.soft_label._target_=kdcli.losses.forward_kl.ForwardKL",
+                                  f"hydra.run.dir={run}"]) == 0  # fmt: skip
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for term in ("hidden_states", "attention"):
+            values = [line[f"loss/{term}"] for line in lines if f"loss/{term}" in line]
+            assert values[-1] < 0.9 * values[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["loss.hidden_states.layer_mapping=[[5,1]]"], "the student has no layer 5"),
+        (["loss.hidden_states.layer_mapping=skip"], "no layer of the student"),
+        (["student.num_hidden_layers=3"], "the student has 3 layers and the teacher 2"),
+        (["loss.hidden_states.layer_mapping=sideways"], "layer_mapping"),
+        (["loss.attention.distance=kl"], "give of=probabilities"),
+        (["+loss.r._target_=kdcli.losses.relations.Relations", "+loss.r.relation_heads=3"], "does not divide the student's width"),
+        (["+stages.student.rows=all"], "cannot be a stage's name"),
+        (["+stages.one.trainer.epochs=none"], "stages.one.trainer.epochs"),
+        (["+stages.one.trainer.epoch=1"], "did you mean epochs"),
+        (["+stages.one.rows=unlabelled"], "unlabelled training rows: 0 rows"),
+        (["+stages.one.loss.soft._target_=kdcli.losses.forward_kl.ForwardKL", "+stages.one.loss.soft.temp=2"], "temp: not an argument"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused(distil: Distil, capsys, options: list[str], said: str) -> None:
+    """A mapping to a layer that is not there is found after an hour, in a traceback."""
+    distil("run", "loss=inside", *options, expect=2)
+    assert said in capsys.readouterr().err
+
+
+def test_other_tokens_than_the_teachers_are_refused(distil: Distil, capsys, tmp_path: Path) -> None:
+    """Hidden states of different tokens are compared place by place, and nobody notices."""
+    from tiny import bert
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertTokenizerFast
+
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
+    vocabulary |= {letter: len(vocabulary) + n for n, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    vocabulary |= {
+        f"##{letter}": len(vocabulary) + n for n, letter in enumerate("abcdefghijklmnopqrstuvwxyz")
+    }
+    inner = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    other = BertTokenizerFast(tokenizer_object=inner)
+    bert(other, ["bad", "good"]).save_pretrained(tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    distil("run", "loss=inside", f"student.path={tmp_path / 'other'}", expect=2)
+    assert "cut the training rows into different tokens" in capsys.readouterr().err
