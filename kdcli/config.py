@@ -154,10 +154,11 @@ class Dataset(Section):
     """Rows of text with labels or completions, and how they are split."""
 
     task: str | None = None
-    """null: inferred from the columns named (text + label: classification; prompt + completion, messages, or text with
-    label=null: causal_lm)."""
-    format: Literal["csv", "jsonl", "parquet", "txt", "conversations", "hub"] = "csv"
-    """txt: plain text (causal_lm); conversations: YAML files with a list of `conversations`, each a list of turns."""
+    """null: inferred from the columns named (text + label: classification; words + tags: token_classification; prompt +
+    completion, messages, or text with label=null: causal_lm)."""
+    format: Literal["csv", "jsonl", "parquet", "txt", "conversations", "conll", "hub"] = "csv"
+    """txt: plain text (causal_lm); conversations: YAML files with a list of `conversations`, each a list of turns; conll: a
+    word and its tag a line, a blank line between sentences (token_classification)."""
     path: str
     """A file (`package:DISTRIBUTION/FILE` for one in an installed package), a folder of conversations or of txt files, or
     a Hugging Face hub id."""
@@ -178,6 +179,10 @@ class Dataset(Section):
     """A second text's column, for tasks on pairs."""
     label: str | None = "label"
     """The label's column: names, or integers. null: the text itself is what is learnt (causal_lm)."""
+    words: str | None = None
+    """token_classification: the column of words, a list a row …"""
+    tags: str | None = None
+    """… and of their tags, a list of names (B-PER, I-PER, O …) or integers of the same length."""
     prompt: str | None = None
     """causal_lm: the column of what the model is given …"""
     completion: str | None = None
@@ -201,6 +206,10 @@ class Dataset(Section):
     """At most so many rows of validation and of test."""
     labelled: Count | None = None
     """At most so many training rows keep their label; the rest is text for the teacher alone."""
+    unlabelled: str | None = None
+    """More text for the teacher alone: a file (or a hub split) like the training one, whose labels are not asked for."""
+    unlabelled_limit: Count | None = None
+    """At most so many of its rows."""
     max_length: Count = 128
     """Tokens a row; the rest is cut off."""
 
@@ -209,6 +218,8 @@ class Dataset(Section):
         """The task: as given, or what the columns named mean."""
         if self.task:
             return self.task
+        if self.tags or self.format == "conll":
+            return "token_classification"
         unlabelled = self.format in ("txt", "conversations") or self.label is None
         return "causal_lm" if self.prompt or self.messages or unlabelled else "classification"
 
@@ -224,8 +235,20 @@ class Dataset(Section):
             raise ValueError(
                 "chat: it makes turns of a prompt and a completion; name dataset.prompt and dataset.completion"
             )
+        if bool(self.words) != bool(self.tags):
+            raise ValueError("words and tags: give both columns, or neither")
+        if self.kind == "token_classification" and not self.tags and self.format != "conll":
+            raise ValueError(
+                "token_classification: name the columns of words and of their tags (dataset.words, dataset.tags)"
+            )
         if self.kind == "causal_lm" and self.labelled:
             raise ValueError("labelled: causal_lm has no labels to hide; use limit")
+        if self.kind == "causal_lm" and self.unlabelled:
+            raise ValueError(
+                "unlabelled: all text is without labels in causal_lm; put it among the training rows"
+            )
+        if self.unlabelled_limit and not self.unlabelled:
+            raise ValueError("unlabelled_limit: there is nothing to limit; name the text with unlabelled")
         return self
 
     @model_validator(mode="after")
@@ -584,7 +607,7 @@ def _signature(target: type, components: Sequence[str] = ()) -> type[BaseModel]:
 
 
 def build(component: Component, kind: type) -> Any:
-    """An instance of the component's class, called with its arguments; components in those are built first.
+    """An instance of the component's class, called with its arguments; components among those are built first.
 
     Raises:
         ConfigError: it is not of this kind.
@@ -594,17 +617,12 @@ def build(component: Component, kind: type) -> Any:
         raise ConfigError(
             f"_target_ = {component.target}: expected a subclass of {kind.__module__}.{kind.__name__}"
         )
-    arguments = {name: _built(value) for name, value in component.arguments.items()}
+    arguments = {
+        name: build(Component.model_validate(value), object) if _is_component(value) else value
+        for name, value in component.arguments.items()
+    }
     checked = _signature(target).model_validate(arguments)
     return target(**{name: getattr(checked, name) for name in arguments})
-
-
-def _built(value: Any) -> Any:
-    if _is_component(value):
-        return build(Component.model_validate(value), object)
-    if isinstance(value, Mapping):
-        return {key: _built(inner) for key, inner in value.items()}
-    return [_built(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _describe(schema: type[Section], tree: Mapping[str, Any], item: Any) -> str:

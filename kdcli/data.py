@@ -1,12 +1,13 @@
 """Rows of text, with labels or with completions: read, checked, cleaned, split and fingerprinted.
 
 Reading, leaving out duplicates and splitting are the same for all data. What a row is, when two rows are the same and
-which of them must not be told apart by a split is a *kind*: `Classification` or `CausalLM`.
+which of them must not be told apart by a split is a *kind*: `Classification`, `TokenClassification` or `CausalLM`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import itertools
 import json
@@ -42,8 +43,9 @@ class Data:
     """The splits of a data set.
 
     Attributes:
-        splits: train, validation, test. Columns: id, and for classification text, (text_pair), label; for causal_lm
-            prompt and completion, or messages, or text.
+        splits: train, validation, test. Columns: id, and for classification text, (text_pair), label; for
+            token_classification words and label, a list with one a word; for causal_lm prompt and completion, or messages,
+            or text.
         labels: the label names in the order of the logits; none for causal_lm.
         fingerprint: sha256 over every row's split, id and label, and the label names.
         commit: the hub commit that was resolved, None for files.
@@ -60,10 +62,19 @@ class Data:
     @property
     def gold(self) -> datasets.Dataset:
         """The training rows that have a gold label: for causal_lm all of them."""
-        train = self["train"]
-        if "label" not in train.column_names:
-            return train
-        return train.select([row for row, label in enumerate(train["label"]) if label != IGNORE])
+        return with_gold(self["train"])
+
+
+def with_gold(rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows of a split that have a gold label: for causal_lm all of them."""
+    if "label" not in rows.column_names:
+        return rows
+    return rows.select([row for row, label in enumerate(rows["label"]) if has_gold(label)])
+
+
+def has_gold(label: int | list[int]) -> bool:
+    """Whether a row's label is a gold one, or of its labels any."""
+    return set(_each(label)) != {IGNORE}
 
 
 @dataclass
@@ -135,7 +146,59 @@ class Kind(ABC):
         return [found.index(column) for column in self.columns]
 
 
-class Classification(Kind):
+class Labelled(Kind):
+    """Rows with gold labels, names or integers, which stand in the last column."""
+
+    asked = True
+    """Whether the rows have labels; without, that column is not read."""
+
+    def unlabelled(self) -> Labelled:
+        """The same kind of rows without labels: each is -100."""
+        bare = copy.copy(self)
+        bare.asked, bare.columns = False, self.columns[:-1]
+        return bare
+
+    def declare(self, sources: Sources) -> None:
+        """Names of the labels: given, declared, or all found, sorted."""
+        found = {
+            label
+            for parts in sources.values()
+            for part in parts
+            for row in part.rows
+            for label in _each(row[-1])
+        }
+        names = self.cfg.labels or sources["train"][0].names
+        self.labels = names or sorted(
+            found - {None},
+            key=lambda label: (0, int(label), label) if _INTEGER.fullmatch(label) else (1, 0, label),
+        )
+        self.index = {name: number for number, name in enumerate(self.labels)}
+        if not any(map(_INTEGER.fullmatch, self.labels)):  # then integers are places among the names
+            self.index |= {str(number): number for number in range(len(self.labels))}
+
+    def place(self, label: Any, where: str) -> int:
+        """Where a label stands among the names; -100 of one that is not asked for."""
+        if not self.asked:
+            return IGNORE
+        if label is None:
+            raise DataError(f"{where}: the label is missing")
+        if label not in self.index:
+            raise DataError(
+                f"{where}: the label {label!r} is not among {', '.join(self.labels)}{suggest(label, self.labels)}"
+            )
+        return self.index[label]
+
+    def require(self, train: list[Row]) -> None:
+        """At least two classes."""
+        found = {label for row in train for label in _each(row["label"])} - {IGNORE}
+        if len(found) < 2:
+            raise DataError(
+                f"{self.cfg.path}: all training rows have the label {self.labels[found.pop()]!r}; at least two are "
+                "needed"
+            )
+
+
+class Classification(Labelled):
     """Columns text, (text_pair) and label: an index into the label names, -100 where there is no gold label.
 
     Rows whose text is the same but for case and white space count as one. White space is folded.
@@ -145,55 +208,75 @@ class Classification(Kind):
 
     def __init__(self, cfg: DatasetConfig):
         super().__init__(cfg)
-        if cfg.format in _FOLDERS:
-            raise ConfigError(
-                f"dataset.format = {cfg.format}: there are no labels in it, it is for causal_lm; leave dataset.task out, "
-                "or give another format"
-            )
         self.columns = [column for column in (cfg.text, cfg.text_pair, cfg.label) if column]
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
         """Texts, and the label as a string or None."""
-        return *(_text(value, "the text", where) for value in values[:-1]), _label(values[-1], where)
-
-    def declare(self, sources: Sources) -> None:
-        """Names of the labels: given, declared, or all found, sorted."""
-        found = {row[-1] for parts in sources.values() for part in parts for row in part.rows} - {None}
-        names = self.cfg.labels or sources["train"][0].names
-        self.labels = names or sorted(
-            found, key=lambda label: (0, int(label), label) if _INTEGER.fullmatch(label) else (1, 0, label)
-        )
-        self.index = {name: number for number, name in enumerate(self.labels)}
-        if not any(map(_INTEGER.fullmatch, self.labels)):  # then integers are places among the names
-            self.index |= {str(number): number for number in range(len(self.labels))}
+        texts = values[:-1] if self.asked else values
+        label = _label(values[-1], where) if self.asked else None
+        return *(_text(value, "the text", where) for value in texts), label
 
     def row(self, values: tuple[Any, ...], where: str) -> Row | None:
         """Its id is a hash of the texts without case."""
         *texts, label = values
-        if label is None:
-            raise DataError(f"{where}: the label is missing")
-        if label not in self.index:
-            raise DataError(
-                f"{where}: the label {label!r} is not among {', '.join(self.labels)}{suggest(label, self.labels)}"
-            )
+        number = self.place(label, where)
         texts = [_folded(self.replaced(text)) for text in texts]
         if not all(texts):
             return None
         columns = zip(("text", "text_pair"), texts, strict=False)
-        return {"id": _hash([text.casefold() for text in texts]), **dict(columns), "label": self.index[label]}
+        return {"id": _hash([text.casefold() for text in texts]), **dict(columns), "label": number}
 
     def group(self, row: Row) -> str:
         """Each row by itself."""
         return row["id"]
 
-    def require(self, train: list[Row]) -> None:
-        """At least two classes."""
-        found = {row["label"] for row in train} - {IGNORE}
-        if len(found) < 2:
+
+class TokenClassification(Labelled):
+    """Columns words and label: of each word an index into the tags' names, -100 where there is no gold tag.
+
+    Rows are the same if every character of their words is; those that differ in case alone stay in one split. Words of
+    which `dataset.replace` left nothing are left out with their tags.
+    """
+
+    keys = "dataset.words= and dataset.tags="
+
+    def __init__(self, cfg: DatasetConfig):
+        super().__init__(cfg)
+        folder = _FOLDERS.get(cfg.format)
+        self.columns = folder.columns if folder else [str(cfg.words), str(cfg.tags)]
+
+    def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+        """Words, and their tags as strings or None."""
+        words = [
+            _text(word, f"word {number}", where)
+            for number, word in enumerate(_list(values[0], "words", where), 1)
+        ]
+        tags = _list(values[1], "tags", where) if self.asked else [None] * len(words)
+        if len(tags) != len(words):
+            raise DataError(f"{where}: {len(words)} words and {len(tags)} tags; each word needs one")
+        return words, [_label(tag, where) for tag in tags]
+
+    def declare(self, sources: Sources) -> None:
+        """Spans of words are told by the tags' names: integers need them."""
+        super().declare(sources)
+        if all(map(_INTEGER.fullmatch, self.labels)):
             raise DataError(
-                f"{self.cfg.path}: all training rows have the label {self.labels[found.pop()]!r}; at least two are "
-                "needed"
+                f"{self.cfg.path}: the tags are integers ({', '.join(self.labels[:10])}), and only names tell where an "
+                "entity begins; name them in their order: dataset.labels=[O,B-PER,I-PER,…]"
             )
+
+    def row(self, values: tuple[Any, ...], where: str) -> Row | None:
+        """Its id is a hash of the words."""
+        tagged = [
+            (_folded(self.replaced(word)), self.place(tag, where)) for word, tag in zip(*values, strict=True)
+        ]
+        kept = [(word, number) for word, number in tagged if word]
+        words, label = [word for word, _ in kept], [number for _, number in kept]
+        return {"id": _hash(words), "words": words, "label": label} if words else None
+
+    def group(self, row: Row) -> str:
+        """The words without case."""
+        return _hash([word.casefold() for word in row["words"]])
 
 
 class CausalLM(Kind):
@@ -253,10 +336,17 @@ def load(cfg: DatasetConfig) -> Data:
 
     Raises:
         DataError: it cannot be found or read, a column is missing, a text is empty, a label is unknown or
-            missing, a conversation has no answer, a split is empty, or the training rows have a single class.
-        ConfigError: the format has no labels, and the task needs them.
+            missing, words and tags are not of one number, a conversation has no answer, a split is empty, or the training
+            rows have a single class.
+        ConfigError: the format is for another task.
     """
-    kind = CausalLM(cfg) if cfg.kind == "causal_lm" else Classification(cfg)
+    folder = _FOLDERS.get(cfg.format)
+    if folder and folder.task != cfg.kind:
+        raise ConfigError(
+            f"dataset.format = {cfg.format} is for {folder.task}, not for {cfg.kind}; leave dataset.task out, or give "
+            "another format"
+        )
+    kind = _KINDS.get(cfg.kind, Classification)(cfg)
     sources = {"train": _read(kind, cfg.train)}
     for split, name in (("validation", cfg.validation), ("test", cfg.test)):
         if name:
@@ -264,16 +354,18 @@ def load(cfg: DatasetConfig) -> Data:
     kind.declare(sources)
     rows = {split: _clean(kind, parts) for split, parts in sources.items()}
     rows = _carve(kind, _disjoint(kind, rows))
-    if cfg.limit:
-        rows["train"] = rows["train"][: cfg.limit]
-    if cfg.eval_limit:
-        rows |= {split: rows[split][: cfg.eval_limit] for split in ("validation", "test")}
-    if cfg.labelled:
-        for row in rows["train"][cfg.labelled :]:
-            row["label"] = IGNORE
     for split in SPLITS:
         if not rows[split]:
             raise DataError(f"{cfg.path}: the {split} split has no rows")
+    if cfg.limit:
+        rows["train"] = rows["train"][: cfg.limit]
+    if cfg.labelled:
+        for row in rows["train"][cfg.labelled :]:
+            row["label"] = [IGNORE] * len(row["words"]) if "words" in row else IGNORE
+    if cfg.unlabelled and isinstance(kind, Labelled):
+        rows["train"] += _unlabelled(kind.unlabelled(), cfg.unlabelled, rows)
+    if cfg.eval_limit:
+        rows |= {split: rows[split][: cfg.eval_limit] for split in ("validation", "test")}
     kind.require(rows["train"])
     labels = list(kind.labels)
     fingerprint = digest(
@@ -281,6 +373,23 @@ def load(cfg: DatasetConfig) -> Data:
     )
     splits = {split: datasets.Dataset.from_list(rows[split]) for split in SPLITS}
     return Data(splits, labels, fingerprint, sources["train"][0].commit)
+
+
+def _unlabelled(kind: Labelled, name: str, rows: dict[str, list[Row]]) -> list[Row]:
+    """The rows of a source without labels that stand in no split."""
+    found = _clean(kind, _read(kind, name))
+    taken = {kind.group(row) for split in SPLITS for row in rows[split]}
+    kept = [row for row in found if kind.group(row) not in taken]
+    if not kept:
+        raise DataError(
+            f"dataset.unlabelled = {name}: all its rows stand in train, validation or test as well; give other text, or leave "
+            "it out"
+        )
+    if len(kept) < len(found):
+        logger.info(
+            "%s: %d rows left out (they stand in train, validation or test)", name, len(found) - len(kept)
+        )
+    return kept[: kind.cfg.unlabelled_limit]
 
 
 def _read(kind: Kind, split: str) -> list[Source]:
@@ -334,6 +443,21 @@ def _text(value: Any, what: str, where: str) -> str:
     if _HALF.search(value):
         raise DataError(f"{where}: {what} {value[:40]!r} holds half a character (a lone surrogate)")
     return value
+
+
+def _list(value: Any, what: str, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise DataError(
+            f"{where}: the {what} are {value!r:.80}; expected a list (of jsonl, parquet or hub data), or conll lines"
+        )
+    if not value:
+        raise DataError(f"{where}: there are no {what}; remove the row")
+    return value
+
+
+def _each(label: Any) -> list[Any]:
+    """The labels of a row: one, or one a word."""
+    return label if isinstance(label, list) else [label]
 
 
 def _turns(value: Any, where: str) -> list[dict[str, str]]:
@@ -503,24 +627,46 @@ def _read_conversations(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
         logger.info("%s: %d turns after the second one of a conversation left out", path.name, later)
 
 
+def _read_conll(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
+    """Sentences: a word and its tag a line, in the first and the last column, and a blank line between two."""
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in enumerate(itertools.chain(_lines(kind, path), ["\n"]), 1):
+        columns = re.split(r"[ \t]+", line.strip(" \t\r\n"))
+        if columns[0] and columns[0] != "-DOCSTART-":
+            if len(columns) < len(kind.columns):
+                raise DataError(
+                    f"{path}, line {number}: expected a word and its tag, got {line.strip()!r:.80}"
+                )
+            words.append(columns[0])
+            tags.append(columns[-1])
+        elif words:
+            yield (words, tags)[: len(kind.columns)]
+            words, tags = [], []
+
+
 @dataclass(frozen=True)
 class _Folder:
-    """A format of files that may lie in a folder: how they end, and the columns that it always has."""
+    """A format of files that may lie in a folder: its task, how they end, and the columns that it always has."""
 
+    task: str
     suffixes: tuple[str, ...]
     columns: list[str]
 
 
 _FOLDERS = {
-    "txt": _Folder((".txt",), ["text"]),
-    "conversations": _Folder((".yml", ".yaml"), ["prompt", "completion"]),
+    "txt": _Folder("causal_lm", (".txt",), ["text"]),
+    "conversations": _Folder("causal_lm", (".yml", ".yaml"), ["prompt", "completion"]),
+    "conll": _Folder("token_classification", (".conll", ".bio", ".iob", ".iob2", ".txt"), ["words", "tags"]),
 }
+_KINDS: dict[str, type[Kind]] = {"causal_lm": CausalLM, "token_classification": TokenClassification}
 _READERS: dict[str, Callable[[Kind, Path], Iterator[tuple[Any, ...]]]] = {
     "csv": _read_csv,
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,
     "txt": _read_txt,
     "conversations": _read_conversations,
+    "conll": _read_conll,
 }
 
 
@@ -539,10 +685,20 @@ def _read_hub(kind: Kind, split: str) -> Source:
     kind.pick(table.column_names, name)
     columns = [table[column] for column in kind.columns]
     names = None
-    if isinstance(feature := table.features[kind.columns[-1]], datasets.ClassLabel):
+    feature = table.features[kind.columns[-1]]
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        feature = feature.feature
+    if isinstance(feature, datasets.ClassLabel):
         names = feature.names
-        columns[-1] = [names[label] if label is not None and label >= 0 else None for label in columns[-1]]
+        columns[-1] = [_named(label, names) for label in columns[-1]]
     return Source(name, _checked(kind, name, zip(*columns, strict=True)), names, commit)
+
+
+def _named(label: Any, names: list[str]) -> Any:
+    """The name that an integer stands for, or those of a list; None of one that is missing (-1)."""
+    if isinstance(label, list):
+        return [_named(one, names) for one in label]
+    return names[label] if label is not None and label >= 0 else None
 
 
 def _clean(kind: Kind, parts: list[Source]) -> list[Row]:

@@ -88,11 +88,6 @@ def by_number(teacher: Teacher, rows: datasets.Dataset) -> Callable[[Sequence[in
     return lambda numbers: teacher.signals([rows[int(number)] for number in numbers])
 
 
-def of_logits(logits: np.ndarray, rows: datasets.Dataset) -> Predictions:
-    """What an exported classifier said of rows: logits (N, C)."""
-    return Predictions({"logits": logits}, np.asarray(rows["label"]), np.ones(len(rows), np.int64))
-
-
 def size(source: Source, task: Task) -> dict[str, int]:
     """Parameters, and bytes of the weight files."""
     with torch.device("meta"):

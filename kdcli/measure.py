@@ -64,8 +64,9 @@ class MeasureSpec:
         max_texts: speed is measured on at most so many rows, evenly spaced among all.
         speed: false: nothing is timed.
         answers: a safetensors file to write with what the model says of all rows, in their order: `logits`, float32
-            (N, C), or of a GGUF file's counted tokens `log_prob`, float32 (N,), and `top`, int64 (N,), the likeliest
-            token, and `same_tokens`, bool (prompts,): its own tokenizer cuts the prompt into the ids given.
+            (N, C), of a token classifier at its counted tokens, or of a GGUF file's counted tokens `log_prob`, float32
+            (N,), and `top`, int64 (N,), the likeliest token, and `same_tokens`, bool (prompts,): its own tokenizer cuts
+            the prompt into the ids given.
         code: the model directory's own Python files may be run.
     """
 
@@ -113,7 +114,8 @@ def measure(spec: MeasureSpec, prompts: Sequence[Any], rows: Any = None) -> Meas
 
     Args:
         prompts: what it is given of each row, for its speed: `Texts`, or of a GGUF file pairs of a text and its token ids.
-        rows: of a GGUF file whose answers are asked for: pairs of token ids and the places of those that count.
+        rows: where tokens are asked about (a GGUF file, a token classifier): pairs of token ids and the places of those
+            that count.
 
     Raises:
         ExportError: the runtime could not load or run the model; with the last lines of what it said.
@@ -279,6 +281,19 @@ class _Onnx:
         fill = {"input_ids": pad_id, "token_type_ids": config.get("pad_token_type_id", 0)}
         self.pad = {entry.name: fill.get(entry.name, 0) for entry in self.session.get_inputs()}
 
+    def at(self, rows: Sequence[tuple[list[int], list[int]]]) -> np.ndarray:
+        """Logits of each row's counted tokens, float32 (N, C); row by row, as `_logits`."""
+        found = []
+        for ids, places in rows:
+            row = np.asarray([ids], np.int64)
+            inputs = {
+                "input_ids": row,
+                "token_type_ids": np.zeros_like(row),
+                "attention_mask": np.ones_like(row),
+            }
+            found.append(self({name: inputs[name] for name in self.pad})[0, places])
+        return np.concatenate(found)
+
     def encode(self, texts: Texts) -> list[Encoded]:
         known = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
         rows = self.tokenizer.encode_batch([row[0] if len(row) == 1 else tuple(row) for row in texts])
@@ -430,6 +445,8 @@ def main() -> None:
             asked = json.loads(sys.stdin.readline())
             if isinstance(model, _Llama):
                 answers = model.score(asked) | {"same_tokens": model.same_tokens(prompts, spec.special)}
+            elif isinstance(model, _Onnx) and "TokenClassification" in spec.auto:
+                answers = {"logits": model.at(asked)}
             else:
                 answers = {"logits": _logits(model, asked, spec)}
             save_file(answers, spec.answers)

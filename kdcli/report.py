@@ -138,6 +138,7 @@ class _Metric:
     latency, latency_of, rate, rates = "p50", "latency", "rows/s", "rows per second"
     item, gold, same_answer = "rows", "gold labels", "same answer as the teacher"
     bars = "Latency of one row"
+    counted = "test rows"  # of a class
     joint = " and is"  # between what the student keeps and what it saves
     details: tuple[Detail, ...] = ()
 
@@ -193,7 +194,7 @@ class _Percentage(_Metric):
     """A metric from 0 to 1 that people read in percent."""
 
     scale, digits = 100, 1
-    details = (
+    details: tuple[Detail, ...] = (
         ("macro F1", "macro F1", lambda scores: _score("macro_f1", scores.get("macro_f1"))),
         ("log-loss", "", lambda scores: _score("nll", scores.get("nll"))),
         ("calibration error", "ECE", lambda scores: _score("ece", scores.get("ece"))),
@@ -213,6 +214,26 @@ class _Percentage(_Metric):
         axis: Any = getattr(axes, f"{which}axis")
         axis.get_major_locator().set_params(nbins=7)
         axis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+
+
+class _EntityF1(_Percentage):
+    """F1 of entities: spans of words with a type."""
+
+    item, gold, same_answer = "words", "gold tags", "same tag as the teacher"
+    counted = "test entities"
+    details = (
+        ("precision", "precision", lambda scores: _score("f1", scores.get("precision"))),
+        ("recall", "recall", lambda scores: _score("f1", scores.get("recall"))),
+        ("words with the right tag", "right tags", lambda scores: _score("f1", scores.get("token_accuracy"))),
+        ("log-loss", "", lambda scores: _score("nll", scores.get("nll"))),
+    )
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = "entity F1"
+
+    def interval(self, low: float, high: float) -> str:
+        return super().interval(max(low, 0.0), min(high, 1.0))  # linearised, it may reach beyond
 
 
 class _LogProb(_Metric):
@@ -319,7 +340,8 @@ class _LogProb(_Metric):
 
 
 _METRICS: dict[str, type[_Metric]] = {
-    **dict.fromkeys(("accuracy", "f1", "macro_f1", "entity_f1"), _Percentage),
+    **dict.fromkeys(("accuracy", "macro_f1"), _Percentage),
+    "f1": _EntityF1,
     "log_prob": _LogProb,
 }
 
@@ -629,6 +651,20 @@ of one row at a time on the machine of the run. ECE is the expected calibration 
         limits="Scores are averages: single classes can be much worse, see the run's `report.json`.",
         labelled="kept their gold label",
     ),
+    "token_classification": _Card(
+        tag="token-classification",
+        metrics=["f1", "precision", "recall"],
+        kind="token classifier",
+        use="""from transformers import pipeline
+tag = pipeline("token-classification", model="path/to/this/directory", aggregation_strategy="first")
+print(tag("A text with names in it ."))""",
+        figures="""F1, precision and
+recall are those of whole entities: type, first and last word. p50 is the latency of one row at a time on the machine
+of the run.""",
+        copied="It gives the teacher's tag to {} of the test words.",
+        limits="Scores are averages: single types can be much worse, see the run's `report.json`.",
+        labelled="kept their gold tags",
+    ),
     "causal_lm": _Card(
         tag="text-generation",
         metrics=["perplexity"],
@@ -793,7 +829,7 @@ def _page(
 ) -> dict[str, Any]:
     """Everything the template shows, as text, numbers and finished SVGs."""
     metric, models, verdict = report["metric"], _models(report), report["verdict"]
-    shown = _metric(metric)
+    shown, classes = _metric(metric), _classes(report["labels"], models)
     kept, gain = _share(verdict.get("retention")), _number(verdict.get("gain_over_control"))
     gained = "n/a" if gain is None else _differences(metric, gain)[0]
     certainty = f"95 %: {_interval(metric, verdict.get('gain_ci95'), sign=True)}"
@@ -831,8 +867,8 @@ def _page(
         "matrices": [
             _matrix(name, report["labels"], model, models["student"]) for name, model in models.items()
         ][::-1],
-        "classes": _classes(report["labels"], models),
-        "hidden_classes": max(0, len(report["labels"]) - _MAX_CLASSES),
+        "classes": classes[:_MAX_CLASSES],
+        "hidden_classes": max(0, len(classes) - _MAX_CLASSES),
         "loss": {
             term: ", ".join(f"{k} {v}" for k, v in options.items())
             for term, options in report["loss"].items()
@@ -989,20 +1025,25 @@ def _worst(
 
 
 def _classes(labels: Sequence[str], models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """F1 of each class under each model, the student's worst first, those without test rows last."""
-    confusion = models["student"].get("confusion")
+    """F1 of each class, or type of entities, under each model, the student's worst first, those that test lacks last."""
+    confusion, entities = (
+        models["student"].get("confusion"),
+        models["student"].get("scores", {}).get("entities"),
+    )
+    supports = entities or dict(zip(labels, map(sum, confusion or []), strict=False))
+    key = "per_type_f1" if entities else "per_class_f1"
     rows = []
-    for i, label in enumerate(labels):
-        support = sum(confusion[i]) if confusion else None
+    for label in entities or labels:
+        support = supports.get(label)
         scores = {
-            name: _number((model.get("scores", {}).get("per_class_f1") or {}).get(label))
+            name: _number((model.get("scores", {}).get(key) or {}).get(label))
             for name, model in models.items()
         }
         if any(score is not None for score in scores.values()) or support is not None:
             cells = [(name, _score("f1", f1), 100 * (f1 or 0)) for name, f1 in scores.items()]
             rows.append({"label": label, "support": support, "cells": cells, "f1": scores["student"]})
     rows.sort(key=lambda row: (row["support"] == 0, row["f1"] if row["f1"] is not None else 2.0))
-    return rows[:_MAX_CLASSES]
+    return rows
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

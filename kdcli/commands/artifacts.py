@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Measure
 from kdcli.errors import ConfigError
-from kdcli.evaluate import of_logits
 from kdcli.measure import RUNTIMES, measure_rows
 from kdcli.models import Source, label_order, load_config
 from kdcli.rollouts import go_on
@@ -59,14 +58,15 @@ def ask(
         )
     texts = task.inputs(rows, tokenizer)
     folder = path.parent
-    if task.labels:
-        found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, answers=True)
-        order = label_order(load_config(Source(folder, path.name)), task.labels, path.name)
-        return found, of_logits(found.pop("logits")[:, order], rows), {}
     encoded = task.encode(tokenizer, rows, max_length)
     labels, counts = task.targets(encoded)
+    if task.labels:
+        tokens = None if encoded.labels is not None else list(_counted(encoded, first=0))
+        found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, answers=True, rows=tokens)
+        order = label_order(load_config(Source(folder, path.name)), task.labels, path.name)
+        return found, Predictions({"logits": found.pop("logits")[:, order]}, labels, counts), {}
     prompts = [[text, ids] for (text,), ids in zip(texts, _ids(texts, task, tokenizer), strict=True)]
-    asked = [*_counted(encoded), *written]
+    asked = [*_counted(encoded, first=1), *written]
     found = measure_rows(cfg, runtime, path, folder, task, prompts, max_length, answers=True, rows=asked)
     log_prob, top = found.pop("log_prob"), found.pop("top")
     shares = {"same_tokens": float(found.pop("same_tokens").mean())}
@@ -98,15 +98,19 @@ def _ids(texts: Sequence[Sequence[str]], task: Task, tokenizer: PreTrainedTokeni
     return [tokenizer(text, add_special_tokens=not task.chat)["input_ids"] for (text,) in texts]
 
 
-def _counted(encoded: Encoded) -> Iterator[Counted]:
-    """Rows as a runtime reads them: pieces that share a row and do not see each other are apart."""
+def _counted(encoded: Encoded, first: int) -> Iterator[Counted]:
+    """Rows as a runtime reads them: pieces that share a row and do not see each other are apart.
+
+    Args:
+        first: the first token that can count: 1 where it is told from those before it.
+    """
     for number in range(len(encoded)):
         row = encoded[number]
         ids, counted = row["input_ids"], row["labels"] != IGNORE
         starts = np.flatnonzero(row["position_ids"] == 0).tolist() if "position_ids" in row else [0]
         for start, end in pairwise([*starts, len(ids)]):
             places = np.flatnonzero(counted[start:end])
-            yield ids[start:end].tolist(), places[places > 0].tolist()
+            yield ids[start:end].tolist(), places[places >= first].tolist()
 
 
 def _generated(written: Sequence[Counted], top: np.ndarray) -> float:

@@ -30,7 +30,7 @@ from kdcli import console, report
 from kdcli.config import Distill as Config
 from kdcli.config import Trainer as TrainerConfig
 from kdcli.config import build
-from kdcli.data import SPLITS, Data, load, require_batch
+from kdcli.data import SPLITS, Data, has_gold, load, require_batch
 from kdcli.distiller import Distiller
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, ModelError, TeacherError
@@ -58,7 +58,7 @@ from kdcli.preflight import preflight
 from kdcli.rundir import REPORT
 from kdcli.students.base import Birth
 from kdcli.tasks import task_of
-from kdcli.tasks.base import IGNORE, Predictions, Split, Task
+from kdcli.tasks.base import Predictions, Split, Task
 from kdcli.tasks.causal_lm import CausalLM
 from kdcli.teachers.aligned import AlignedTeacher
 from kdcli.teachers.base import Teacher
@@ -134,7 +134,7 @@ class Step:
         if "label" not in rows.column_names:
             return rows if self.rows == "labelled" else rows.select([])
         wanted = self.rows == "labelled"
-        return rows.select([row for row, label in enumerate(rows["label"]) if (label != IGNORE) == wanted])
+        return rows.select([row for row, label in enumerate(rows["label"]) if has_gold(label) == wanted])
 
 
 def steps_of(cfg: Config) -> list[Step]:
@@ -217,6 +217,8 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
     splits = {
         name: task.prepare(rows, tokenizer, cfg.dataset.max_length) for name, rows in data.splits.items()
     }
+    if own is not tokenizer:  # both read the same words
+        splits = {name: task.prepare(rows, own, cfg.dataset.max_length) for name, rows in splits.items()}
     data = dataclasses.replace(data, splits=splits)
     shared = not isinstance(task, CausalLM) or _share_tokens(
         task,

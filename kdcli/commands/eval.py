@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kdcli import console, report
 from kdcli.commands.artifacts import ask
 from kdcli.config import Checkpoint
 from kdcli.config import Eval as Config
-from kdcli.data import load
+from kdcli.data import load, with_gold
 from kdcli.errors import ConfigError, ModelError
 from kdcli.evaluate import (
     by_number,
@@ -31,7 +29,7 @@ from kdcli.models import Source, find, has_head, load_tokenizer
 from kdcli.rundir import read_report
 from kdcli.signal import AnySignal
 from kdcli.tasks import task_of
-from kdcli.tasks.base import IGNORE, Predictions, Task
+from kdcli.tasks.base import Predictions, Task
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.local import LocalTeacher
 
@@ -41,14 +39,15 @@ def evaluate(cfg: Config, folder: Path) -> int:
     artifact, sources = _subjects(cfg)
     data = load(cfg.dataset)
     task = task_of(cfg.dataset, data.labels)
-    rows = data[cfg.split]
-    if "label" in rows.column_names:  # training rows beyond dataset.labelled have none
-        rows = rows.select(np.flatnonzero(np.asarray(rows["label"]) != IGNORE))
+    rows = with_gold(data[cfg.split])  # training rows beyond dataset.labelled have no label
     max_length = cfg.dataset.max_length
     models: dict[str, dict[str, Any]] = {}
     said: dict[str, Predictions] = {}
     told: Callable[[Sequence[int]], AnySignal] | None = None
     shared = True
+    if task.labels:  # all models are asked about the same words
+        for source in sources.values():
+            rows = task.prepare(rows, load_tokenizer(source), max_length)
     with console.Stages(list(sources) or ["artifact"]) as stages:
         for name, source in sources.items():
             with stages.stage(name):

@@ -105,7 +105,11 @@ def export(cfg: Config, hardware: str) -> int:
 def _require_task(target: Target, hardware: str, kind: str) -> None:
     if kind in target.serves:
         return
-    names = {"classification": "classifiers", "causal_lm": "language models"}
+    names = {
+        "classification": "classifiers",
+        "token_classification": "token classifiers",
+        "causal_lm": "language models",
+    }
     others = [
         f"hardware={path.stem}"
         for path in sorted((conf_dir() / "hardware").glob("*.yaml"))

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 class Target(ABC):
     """Makes the files that a device runs. What runs them, `kdcli.measure` knows by how their names end."""
 
-    serves: ClassVar[tuple[Literal["classification", "causal_lm"], ...]]
+    serves: ClassVar[tuple[Literal["classification", "token_classification", "causal_lm"], ...]]
     """The tasks whose students it can make files of."""
 
     @abstractmethod

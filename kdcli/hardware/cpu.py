@@ -33,8 +33,8 @@ class Cpu(Target):
     """ONNX files: `model.onnx` in fp32, and `model.int8.onnx` with dynamically quantized weights.
 
     Inputs are named as in transformers (input_ids, attention_mask, token_type_ids: int64, (batch, sequence), both
-    axes free), the output is `logits` (batch, labels). Only standard ONNX operators are used. Weights lie inside
-    the file below 2 GB, in one file beside it above.
+    axes free), the output is `logits` (batch, labels), of a token classifier (batch, sequence, labels). Only standard
+    ONNX operators are used. Weights lie inside the file below 2 GB, in one file beside it above.
 
     int8: the weights of matrix products with a scale per output channel, and the embeddings, which are most of a
     small student; activations are quantized as they come, so no calibration data is needed. Matrices keep to 7 of
@@ -50,7 +50,7 @@ class Cpu(Target):
         per_channel: one scale per output channel; false: one per matrix.
     """
 
-    serves = ("classification",)
+    serves = ("classification", "token_classification")
 
     def __init__(
         self,
@@ -121,15 +121,18 @@ class Cpu(Target):
         attention = model.config._attn_implementation
         model.set_attn_implementation("eager")
         try:
+            graph, sample = _Logits(model, names).eval(), tuple(batch[name] for name in names)
+            axes = {name: {0: "batch", 1: "sequence"} for name in names}
+            axes["logits"] = {0: "batch"} if graph(*sample).ndim == 2 else {0: "batch", 1: "sequence"}
             torch.onnx.export(
-                _Logits(model, names).eval(),
-                tuple(batch[name] for name in names),
+                graph,
+                sample,
                 str(path),
                 dynamo=False,
                 opset_version=self.opset,
                 input_names=names,
                 output_names=["logits"],
-                dynamic_axes={name: {0: "batch", 1: "sequence"} for name in names} | {"logits": {0: "batch"}},
+                dynamic_axes=axes,
             )
         finally:
             model.set_attn_implementation(attention)
@@ -143,7 +146,7 @@ class _Logits(torch.nn.Module):
         self.model, self.names = model, names
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """(B, L) each -> (B, C)."""
+        """(B, L) each -> (B, C), of a token classifier (B, L, C)."""
         return self.model(**dict(zip(self.names, inputs, strict=True))).logits
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.config import suggest
+from kdcli.config import Component, build, suggest
 from kdcli.errors import ConfigError
 from kdcli.models import Source
 from kdcli.students.base import Birth
@@ -23,7 +23,7 @@ class Births(Birth):
         steps: what each name means: a birth of its own, with its arguments. Names that `births` leaves out are not used.
     """
 
-    def __init__(self, births: list[str], steps: dict[str, Any]):
+    def __init__(self, births: list[str], steps: dict[str, dict[str, Any]]):
         if not births:
             raise ConfigError("student.births is empty: name at least one of student.steps")
         for name in births:
@@ -31,10 +31,9 @@ class Births(Birth):
                 raise ConfigError(
                     f"student.births: there is no step {name!r}{suggest(name, steps)} (student.steps: {', '.join(steps)})"
                 )
-        self.steps = [steps[name] for name in births]
-        for name, step in zip(births, self.steps, strict=True):
-            if not isinstance(step, Birth):
-                raise ConfigError(f"student.steps.{name} is no birth (it has no _target_ of one)")
+            if "_target_" not in steps[name]:
+                raise ConfigError(f"student.steps.{name}: no _target_ says which birth it is")
+        self.steps = [build(Component.model_validate(steps[name]), Birth) for name in births]
         for name, step in zip(births[1:], self.steps[1:], strict=True):
             if not isinstance(step, Cut):
                 raise ConfigError(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import re
-
 import datasets
 import numpy as np
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Count
-from kdcli.errors import ConfigError, ModelError
+from kdcli.errors import ConfigError
+from kdcli.students.anatomy import Anatomy, carve
 from kdcli.students.cut import Cut
 from kdcli.tasks.base import Task
 
@@ -20,58 +18,45 @@ class Layers(Cut):
     https://arxiv.org/abs/1910.01108, section 2). With `student.path`, that checkpoint's.
 
     Args:
-        num_hidden_layers: how many layers.
+        num_hidden_layers: how many layers; of a model with an encoder and a decoder, in each.
         layers: which ones, from 0; null: evenly spaced, the first and the last among them.
+        decoder_layers: how many in a decoder that has an encoder beside it, evenly spaced (a decoder runs once a token,
+            so its layers are what costs time); null: as in the encoder.
     """
 
-    def __init__(self, num_hidden_layers: Count, layers: list[int] | None = None):
+    def __init__(
+        self, num_hidden_layers: Count, layers: list[int] | None = None, decoder_layers: Count | None = None
+    ):
         if layers is not None and len(layers) != num_hidden_layers:
             raise ConfigError(
                 f"student.layers names {len(layers)} layers, student.num_hidden_layers is {num_hidden_layers}"
             )
-        self.count, self.layers = num_hidden_layers, layers
+        self.count, self.layers, self.decoder_layers = num_hidden_layers, layers, decoder_layers
 
     def cut(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A model of the same architecture and width."""
-        whole = model
-        depth = whole.config.get_text_config().num_hidden_layers
-        if self.count > depth:
-            raise ConfigError(f"student.num_hidden_layers = {self.count}: the teacher has {depth}")
-        chosen = self.layers or np.linspace(0, depth - 1, self.count).round().astype(int).tolist()
-        if bad := [layer for layer in chosen if not 0 <= layer < depth]:
-            raise ConfigError(f"student.layers: the teacher has no layer {bad[0]}, only 0 to {depth - 1}")
-        stacks = [name for name, part in whole.named_modules() if _is_stack(part, depth)]
-        if len(stacks) != 1:
-            raise ModelError(
-                f"{type(whole).__name__}: its layers cannot be told from its other parts ({stacks or 'none found'})"
+        anatomy = Anatomy(model)
+        first, *decoders = (anatomy.depth(stack) for stack in anatomy.stacks)
+        chosen = [_chosen(first, self.count, self.layers, "num_hidden_layers")]
+        if self.decoder_layers is not None and not decoders:
+            raise ConfigError(
+                f"student.decoder_layers = {self.decoder_layers}: a {type(model).__name__} has one stack of layers; leave "
+                "decoder_layers null"
             )
-        model = type(whole)(shallower(whole.config, chosen, depth))
-        place = {old: new for new, old in enumerate(chosen)}
-        weights = {}
-        for name, weight in whole.state_dict().items():
-            if found := re.fullmatch(rf"{re.escape(stacks[0])}\.(\d+)\.(.+)", name):
-                layer = int(found[1])
-                if layer not in place:
-                    continue
-                name = f"{stacks[0]}.{place[layer]}.{found[2]}"
-            weights[name] = weight
-        model.load_state_dict(weights)
-        model.generation_config = whole.generation_config  # where its text ends
-        return model.eval(), tokenizer
+        for depth in decoders:
+            if self.decoder_layers is None:
+                chosen.append(_chosen(depth, self.count, self.layers, "num_hidden_layers"))
+            else:
+                chosen.append(_chosen(depth, self.decoder_layers, None, "decoder_layers"))
+        return carve(anatomy, chosen), tokenizer
 
 
-def _is_stack(part: object, depth: int) -> bool:
-    return type(part).__name__ == "ModuleList" and len(part) == depth  # type: ignore[arg-type]
-
-
-def shallower(config: PreTrainedConfig, chosen: list[int], depth: int) -> PreTrainedConfig:
-    """The config with the chosen layers only; what it lists for each layer (kinds of attention …) is chosen as well."""
-    config = copy.deepcopy(config)
-    inner = config.get_text_config()
-    for name, value in list(vars(inner).items()):
-        if isinstance(value, list) and len(value) == depth and not name.startswith("_"):
-            setattr(inner, name, [value[layer] for layer in chosen])
-    inner.num_hidden_layers = len(chosen)
-    return config
+def _chosen(depth: int, count: int, layers: list[int] | None, argument: str) -> list[int]:
+    """Which of so many layers are kept."""
+    if count > depth:
+        raise ConfigError(f"student.{argument} = {count}: the teacher has {depth}")
+    if bad := [layer for layer in layers or [] if not 0 <= layer < depth]:
+        raise ConfigError(f"student.layers: the teacher has no layer {bad[0]}, only 0 to {depth - 1}")
+    return layers or np.linspace(0, depth - 1, count).round().astype(int).tolist()

@@ -51,7 +51,9 @@ class Encoded(TorchDataset[dict[str, Any]]):
     @property
     def gold(self) -> np.ndarray:
         """Which rows have a gold label, bool (N,)."""
-        return np.ones(len(self), bool) if self.labels is None else self.labels != IGNORE
+        if self.labels is not None:
+            return self.labels != IGNORE
+        return np.maximum.reduceat(self.columns["labels"], self.offsets[:-1]) >= 0
 
     @property
     def lengths(self) -> np.ndarray:

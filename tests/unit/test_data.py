@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from tiny import sentences, write_csv
 
 from kdcli.config import Dataset, conf_dir
-from kdcli.data import SPLITS, Data, load, require_batch
+from kdcli.data import SPLITS, Data, load, require_batch, with_gold
 from kdcli.errors import ConfigError, DataError
 from kdcli.tasks.base import IGNORE
 
@@ -214,6 +215,254 @@ def test_single_class(tmp_path: Path, more: dict[str, Any]) -> None:
     message = refused(write_csv(tmp_path / "a.csv", rows), **more)
     assert "all training rows have the label" in message
     assert "at least two" in message
+
+
+# ---- text without labels -----------------------------------------------------------------------------
+
+MORE = [text for text, _ in sentences(90, seed=3) if text not in dict(ROWS)]
+
+
+def test_unlabelled_rows_are_added_without_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Text whose labels nobody vouches for taught as gold; text of the test split that the teacher labels for the student."""
+    path = write_csv(tmp_path / "a.csv", ROWS)
+    plain = read(path, labelled=12, eval_limit=2)
+    more = write_csv(
+        tmp_path / "more.csv",
+        [
+            *((text.upper(), "no such label") for text, _ in ROWS),
+            *((text, "") for text in MORE),
+            (MORE[0], "bad"),
+        ],
+    )
+    with caplog.at_level("INFO"):
+        data = read(path, labelled=12, eval_limit=2, unlabelled=str(more))
+    assert f"{more}: 60 rows left out (they stand in train, validation or test)" in caplog.text
+    rows = data["train"].to_list()
+    assert rows[:48] == plain["train"].to_list()
+    assert {row["text"] for row in rows[48:]} == set(MORE)
+    assert {row["label"] for row in rows[48:]} == {IGNORE}
+    assert data.gold.to_list() == plain.gold.to_list()
+    assert data["test"].to_list() == plain["test"].to_list()
+    assert (data.labels, data["validation"].to_list()) == (plain.labels, plain["validation"].to_list())
+
+
+def test_unlabelled_files_without_labels(tmp_path: Path) -> None:
+    """A column of labels asked of text that has none; an order that follows the file; a change that nobody notices."""
+    path = write_csv(tmp_path / "a.csv", ROWS)
+    bare = tmp_path / "bare.csv"
+    bare.write_text("text\n" + "".join(f"{text}\n" for text in MORE))
+    turned = tmp_path / "turned.csv"
+    turned.write_text("text\n" + "".join(f"{text}\n" for text in reversed(MORE)))
+    data, plain = read(path, unlabelled=str(bare)), read(path)
+    assert len(data["train"]) == len(plain["train"]) + len(MORE)
+    assert data.fingerprint == read(path, unlabelled=str(turned)).fingerprint
+    few = read(path, unlabelled=str(bare), unlabelled_limit=7)
+    assert few["train"].to_list() == data["train"].to_list()[: len(plain["train"]) + 7]
+    assert len({data.fingerprint, few.fingerprint, plain.fingerprint}) == 3
+    pairs = write_jsonl(
+        tmp_path / "pairs.jsonl", [{"text": text, "b": text, "label": label} for text, label in ROWS]
+    )
+    others = write_jsonl(tmp_path / "others.jsonl", [{"text": text, "b": "so"} for text in MORE])
+    assert set(read(pairs, text_pair="b", unlabelled=str(others))["train"]["text_pair"]) >= {"so"}
+
+
+def test_unlabelled_hub_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A split whose labels are all -1, as IMDB's `unsupervised`, refused for them; or the training split read again."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("kdcli.data.snapshot", lambda *_, **__: (tmp_path / "hub", "c0ffee"))
+    names = datasets.ClassLabel(names=["bad", "good"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for split, rows in (("train", ROWS), ("unsupervised", [(text, -1) for text in MORE])):
+        columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
+        table = datasets.Dataset.from_dict(columns, features=features)
+        table.to_parquet(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet")
+    data = read(tmp_path, format="hub", unlabelled="unsupervised")
+    assert {
+        text
+        for text, label in zip(data["train"]["text"], data["train"]["label"], strict=True)
+        if label == IGNORE
+    } == set(MORE)
+    assert len(data.gold) == 48
+
+
+def test_rows_beyond_the_limit_may_come_back_without_labels(tmp_path: Path) -> None:
+    """Rows that a limit took out of validation or test belong to them still; those that it took out of train are text."""
+    path = write_csv(tmp_path / "a.csv", ROWS)
+    whole = read(path)
+    data = read(path, limit=10, eval_limit=1, unlabelled=str(path))
+    assert data["train"]["id"][:10] == whole["train"]["id"][:10]
+    assert set(data["train"]["id"]) == set(whole["train"]["id"])
+    assert len(data.gold) == 10
+
+
+def test_unlabelled_text_that_is_no_use(tmp_path: Path) -> None:
+    """A run that says nothing of text that it did not take, or of a limit to nothing."""
+    path = write_csv(tmp_path / "a.csv", ROWS)
+    message = refused(path, unlabelled=str(path))
+    assert f"dataset.unlabelled = {path}: all its rows stand in train, validation or test as well" in message
+    assert "the data file nowhere.csv does not exist" in refused(path, unlabelled="nowhere.csv")
+    other = write_csv(tmp_path / "b.csv", ROWS, header=("texts", "label"))
+    assert "b.csv has no column 'text'; did you mean texts?" in refused(path, unlabelled=str(other))
+    with pytest.raises(ValidationError, match="unlabelled_limit: there is nothing to limit"):
+        read(path, unlabelled_limit=3)
+    with pytest.raises(
+        ValidationError, match="unlabelled: all text is without labels in causal_lm; put it among"
+    ):
+        read(path, label=None, unlabelled=str(path))
+
+
+# ---- words and tags ----------------------------------------------------------------------------------
+
+NAMES = ["B-LOC", "B-PER", "I-PER", "O"]
+TAGGED = [
+    {"tokens": [*text.split(), "Jo", "Lee"], "ner": ["O"] * len(text.split()) + ["B-PER", "I-PER"]}
+    for text, _ in ROWS[:40]
+] + [
+    {"tokens": [*text.split(), "Rome"], "ner": ["O"] * len(text.split()) + ["B-LOC"]} for text, _ in ROWS[40:]
+]
+WORDS = {"words": "tokens", "tags": "ner"}
+
+
+def conll(rows: list[dict[str, Any]], columns: str = "{word} NN {tag}\n") -> str:
+    sentences = (
+        "".join(
+            columns.format(word=word, tag=tag) for word, tag in zip(row["tokens"], row["ner"], strict=True)
+        )
+        for row in rows
+    )
+    return "-DOCSTART- -X- O\n\n" + "\n".join(sentences)
+
+
+def tagged(data: Data, *splits: str) -> list[tuple[str, ...]]:
+    """Rows as they were: words and the names of their tags."""
+    return sorted(
+        (*row["words"], *(data.labels[tag] for tag in row["label"]))
+        for split in splits or SPLITS
+        for row in data[split]
+    )
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "conll", "hub", "hub of integers"])
+def test_tags_from_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Tags shifted against their words, the second column of four taken for the tag, integers without their names."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("kdcli.data.snapshot", lambda *_, **__: (tmp_path, "c0ffee"))
+    columns = {key: [row[key] for row in TAGGED] for key in ("tokens", "ner")}
+    if kind == "jsonl":
+        data = read(write_jsonl(tmp_path / "a.jsonl", TAGGED), **WORDS)
+    elif kind == "conll":
+        (tmp_path / "a.conll").write_text(conll(TAGGED).replace("\n", "\r\n"))
+        data = read(tmp_path / "a.conll", format="conll")
+    elif kind == "hub of integers":
+        names = datasets.List(datasets.ClassLabel(names=NAMES))
+        features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "ner": names})
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "a.parquet")
+        data = read(tmp_path / "a.parquet", format="hub", **WORDS)
+    else:
+        data = read(write_parquet(tmp_path / "a.parquet", columns), **{"format": kind, **WORDS})
+    assert data.labels == NAMES
+    assert tagged(data) == sorted((*row["tokens"], *row["ner"]) for row in TAGGED)
+    assert [len(data[split]) for split in SPLITS] == [48, 6, 6]
+    assert data["train"].column_names == ["id", "words", "label"]
+
+
+def test_integer_tags(tmp_path: Path) -> None:
+    """Numbers alone do not tell where an entity begins: each would be an entity, O among them."""
+    rows = [{"tokens": row["tokens"], "ner": [NAMES.index(tag) for tag in row["ner"]]} for row in TAGGED]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    assert tagged(read(path, **WORDS, labels=NAMES)) == sorted(
+        (*row["tokens"], *row["ner"]) for row in TAGGED
+    )
+    message = refused(path, **WORDS)
+    assert "the tags are integers (0, 1, 2, 3)" in message
+    assert "dataset.labels=[O,B-PER,I-PER,…]" in message
+
+
+def test_words_that_differ_by_case_stay_in_one_split(tmp_path: Path) -> None:
+    """A test sentence in capitals that was learnt in small letters; one that is dropped, though its tags are others."""
+    loud = [{"tokens": [word.upper() for word in row["tokens"]], "ner": row["ner"]} for row in TAGGED]
+    data = read(write_jsonl(tmp_path / "a.jsonl", [*TAGGED, *TAGGED, *loud]), **WORDS)
+    assert sum(len(data[split]) for split in SPLITS) == 120
+    found = [{" ".join(words).casefold() for words in data[split]["words"]} for split in SPLITS]
+    assert sum(map(len, found)) == len(set.union(*found)) == 60
+    test = write_jsonl(tmp_path / "test.jsonl", loud[:9])
+    assert len(read(tmp_path / "a.jsonl", **WORDS, test=str(test))["train"]) == 120 - 18 - 10
+
+
+def test_hidden_tags_and_text_without_tags(tmp_path: Path) -> None:
+    """Half a row of tags that stays, or text for the teacher that must come with a column of tags."""
+    path = write_jsonl(tmp_path / "a.jsonl", TAGGED)
+    more = tmp_path / "more.conll"
+    more.write_text("\n".join("".join(f"{word}\n" for word in text.split()) + "\n" for text in MORE))
+    (tmp_path / "a.conll").write_text(conll(TAGGED))
+    data = read(tmp_path / "a.conll", format="conll", labelled=20, unlabelled=str(more))
+    assert len(data.gold) == 20
+    assert len(data["train"]) == 48 + len(MORE)
+    for row in data["train"].to_list()[20:]:
+        assert row["label"] == [IGNORE] * len(row["words"])
+    assert {" ".join(row) for row in data["train"]["words"][48:]} == set(MORE)
+    bare = write_jsonl(tmp_path / "bare.jsonl", [{"tokens": text.split()} for text in MORE])
+    again = read(path, **WORDS, labelled=20, unlabelled=str(bare))
+    assert again.fingerprint == data.fingerprint
+    assert with_gold(again["train"]).to_list() == again["train"].to_list()[:20]
+
+
+def test_replace_leaves_a_word_out_with_its_tag(tmp_path: Path) -> None:
+    """A word that is emptied and whose tag stays moves all tags after it."""
+    rows = [
+        {"tokens": ["http://x", *row["tokens"], " a\tb "], "ner": ["B-LOC", *row["ner"], "O"]}
+        for row in TAGGED
+    ]
+    rows.append({"tokens": ["http://y"], "ner": ["O"]})
+    data = read(write_jsonl(tmp_path / "a.jsonl", rows), **WORDS, replace={r"http\S*": ""})
+    assert tagged(data) == sorted((*row["tokens"], "a b", *row["ner"], "O") for row in TAGGED)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"tokens": ["a", "b"], "ner": ["O"]}, "2 words and 1 tags; each word needs one"),
+        ({"tokens": ["a", " "], "ner": ["O", "O"]}, "word 2 is empty"),
+        ({"tokens": ["a", None], "ner": ["O", "O"]}, "word 2 is None, not a string"),
+        ({"tokens": [], "ner": []}, "there are no words; remove the row"),
+        ({"tokens": "a b", "ner": ["O", "O"]}, "the words are 'a b'; expected a list"),
+        ({"tokens": ["a"], "ner": "O"}, "the tags are 'O'; expected a list"),
+        ({"tokens": ["a"], "ner": [None]}, "the label is missing"),
+        ({"tokens": ["a"], "ner": [["O"]]}, "the label is ['O']; expected a name or an integer"),
+        ({"tokens": ["a"], "ner": ["I-PRE"]}, "the label 'I-PRE' is not among B-LOC, B-PER, I-PER, O; did you mean I-PER?"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_tagged_rows_that_are_refused(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    """Words and tags that are paired up to the shorter of the two; a row of nothing."""
+    path = write_jsonl(tmp_path / "a.jsonl", [TAGGED[0], row, *TAGGED])
+    assert f"a.jsonl, row 2: {said}" in refused(path, **WORDS, labels=NAMES)
+
+
+def test_tags_that_are_refused(tmp_path: Path) -> None:
+    """A tagger of one tag; a file of lines with a word and no tag; columns that nobody named."""
+    path = write_jsonl(tmp_path / "a.jsonl", [row | {"ner": ["O"] * len(row["ner"])} for row in TAGGED])
+    assert "all training rows have the label 'O'; at least two are needed" in refused(path, **WORDS)
+    path = tmp_path / "a.conll"
+    path.write_text(conll(TAGGED) + "\nalone\n")
+    message = refused(path, format="conll")
+    assert f"line {path.read_text().count(chr(10))}: expected a word and its tag, got 'alone'" in message
+    path.write_text("-DOCSTART- -X- O\n\n")
+    assert "a.conll has no rows" in refused(path, format="conll")
+    for keys, text in (
+        ({"words": "tokens"}, "words and tags: give both columns, or neither"),
+        ({"task": "token_classification"}, "name the columns of words and of their tags"),
+    ):
+        with pytest.raises(ValidationError, match=text):
+            read(path, format="jsonl", **keys)
+    with pytest.raises(ConfigError, match="conll is for token_classification, not for classification"):
+        read(path, format="conll", task="classification")
+    csv = write_csv(tmp_path / "a.csv", [("a b", "O O")], header=("tokens", "ner"))
+    assert (
+        "row 1: the words are 'a b'; expected a list (of jsonl, parquet or hub data), or conll lines"
+        in refused(csv, **WORDS)
+    )
 
 
 # ---- texts -------------------------------------------------------------------------------------------
@@ -698,7 +947,9 @@ def test_no_text_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["txt", "conversations"])
 def test_formats_without_labels(tmp_path: Path, kind: str) -> None:
     """A classifier of plain text: the message speaks of a missing column in a file that has none."""
-    with pytest.raises(ConfigError, match=f"dataset.format = {kind}: there are no labels in it"):
+    with pytest.raises(
+        ConfigError, match=f"dataset.format = {kind} is for causal_lm, not for classification"
+    ):
         read(tmp_path / "a.txt", format=kind, task="classification")
 
 

@@ -1,0 +1,297 @@
+"""Tags of words through the real command: from a body without a head to a report, as users type it."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny import BAD, FILLER, GOOD, bert, speller, write_jsonl
+from transformers import AutoModelForTokenClassification, BertModel, pipeline
+
+from kdcli.launch import launch
+
+Run = Callable[..., Path]
+
+
+def tagged(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Distinct sentences with good and bad entities of one to three words: half of those words begin one, half go on. One in
+    twenty is tagged as the other type."""
+    chance = random.Random(seed)
+    rows: dict[str, dict[str, Any]] = {}
+    while len(rows) < count:
+        words, tags = [], []
+        for _ in range(chance.randint(1, 4)):
+            some = chance.choices(FILLER, k=chance.randint(1, 3))
+            words, tags = words + some, tags + ["O"] * len(some)
+            kind, pool = chance.choice([("good", GOOD), ("bad", BAD)])
+            if chance.random() < 0.7:
+                more = chance.randint(0, 2)
+                words += [chance.choice(pool[:3]), *chance.choices(pool[3:], k=more)]
+                kind = kind if chance.random() > 0.05 else "bad"
+                tags += [f"B-{kind}"] + [f"I-{kind}"] * more
+        rows[" ".join(words)] = {"tokens": words, "ner": tags}
+    return list(rows.values())
+
+
+@pytest.fixture(scope="module")
+def options(body: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A run of a few seconds: a body without a head, that is tuned first."""
+    path = write_jsonl(tmp_path_factory.mktemp("data") / "tags.jsonl", tagged(400))
+    return [
+        "teacher=local",
+        f"teacher.path={body}",
+        "teacher.trainer.precision=fp32",
+        "teacher.trainer.learning_rate=3e-3",
+        "teacher.trainer.epochs=6",
+        "student.hidden_size=16",
+        "student.num_hidden_layers=1",
+        "student.intermediate_size=32",
+        "dataset=jsonl",
+        f"dataset.path={path}",
+        "dataset.words=tokens",
+        "dataset.tags=ner",
+        "dataset.validation_size=60",
+        "dataset.test_size=80",
+        "dataset.max_length=32",
+        "trainer.precision=fp32",
+        "trainer.batch_size=16",
+        "trainer.learning_rate=3e-3",
+        "trainer.epochs=2",
+        "measure=null",
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run: some rows have lost their tags, others never had any."""
+    folder = tmp_path_factory.mktemp("runs")
+    bare = [{"tokens": row["tokens"]} for row in tagged(60, seed=5)]
+    more = write_jsonl(folder / "bare.jsonl", [*bare, *bare])
+    hidden = ["dataset.labelled=200", f"dataset.unlabelled={more}", "dataset.unlabelled_limit=40"]
+    assert launch("distill", [*options, *hidden, f"hydra.run.dir={folder / 'run'}"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def distil(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+
+    def made(folder: str, *overrides: str, expect: int = 0) -> Path:
+        into = tmp_path / folder
+        shaped = not any(option.startswith("student=") for option in overrides)
+        own = [option for option in options if shaped or not option.startswith("student.")]
+        assert launch("distill", [*own, f"hydra.run.dir={into}", *overrides]) == expect
+        return into
+
+    return made
+
+
+def report_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "report.json").read_text())
+
+
+def test_a_run_tells_what_became_of_the_entities(run: Path) -> None:
+    """A report of single words: nine of ten are O, and a student that finds no name has 90 %."""
+    report = report_of(run)
+    assert (report["task"], report["metric"], report["test_examples"]) == ("token_classification", "f1", 80)
+    assert report["labels"] == ["B-bad", "B-good", "I-bad", "I-good", "O"]
+    assert (report["dataset"]["train"], report["dataset"]["labelled"]) == (300, 200)
+    for name in ("teacher", "control", "student"):
+        model = report["models"][name]
+        scores = model["scores"]
+        assert model["score"] == scores["f1"]
+        low, high = scores["f1_ci95"]
+        assert low < scores["f1"] < high
+        assert set(scores["per_type_f1"]) == set(scores["entities"]) == {"good", "bad"}
+        assert scores["f1"] == pytest.approx(2 / (1 / scores["precision"] + 1 / scores["recall"])), (
+            "the harmonic mean"
+        )
+        assert 0 < scores["token_accuracy"] <= 1
+    assert report["models"]["teacher"]["score"] > 0.9
+    assert 0.5 < report["models"]["student"]["score"] < report["models"]["teacher"]["score"]
+    verdict = report["verdict"]
+    gain = report["models"]["student"]["score"] - report["models"]["control"]["score"]
+    assert verdict["gain_over_control"] == pytest.approx(gain)
+    assert verdict["gain_ci95"][0] <= gain <= verdict["gain_ci95"][1]
+    assert 0 < verdict["agreement"] <= 1
+    assert verdict["kl_to_teacher"] > 0
+    assert "of the teacher's entity F1" in verdict["text"]
+
+
+def test_the_page_and_the_card_speak_of_entities(run: Path) -> None:
+    """A card of a text classifier, with code that fails; a table of classes that is empty, or one of tags."""
+    page = (run / "report.html").read_text()
+    assert "entity F1" in page
+    assert "test entities" in page
+    for kind, count in report_of(run)["models"]["student"]["scores"]["entities"].items():
+        assert re.search(rf'title="{kind}">{kind}</th><td>{count}</td>', page)
+    _, front, text = (run / "student" / "README.md").read_text().split("---\n", 2)
+    head = yaml.safe_load(front)
+    assert head["pipeline_tag"] == "token-classification"
+    assert head["metrics"] == ["f1", "precision", "recall"]
+    assert 'pipeline("token-classification"' in text
+    assert "| entity F1 |" in text
+    assert "| precision | recall |" in text
+
+
+def test_the_student_is_a_plain_tagger(run: Path) -> None:
+    """A student that only kdcli can use, or that has its tags under other numbers than it says."""
+    tag = pipeline("token-classification", model=str(run / "student"), aggregation_strategy="first")
+    row = next(row for row in tagged(400) if "B-good" in row["ner"] and "B-bad" in row["ner"])
+    found = tag(" ".join(row["tokens"]))
+    gold = sum(name.startswith("B-") for name in row["ner"])
+    assert len(found) == gold, (found, row)
+    assert {entity["entity_group"] for entity in found} <= {"good", "bad"}
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_eval_of_a_run(run: Path, tmp_path: Path, split: str) -> None:
+    """Scores that differ from the report's, or that count words whose tags are hidden."""
+    into = tmp_path / "eval"
+    assert launch("eval", [f"run={run}", f"split={split}", "measure=null", f"hydra.run.dir={into}"]) == 0
+    scored, report = json.loads((into / "eval.json").read_text()), report_of(run)
+    assert scored["examples"] == {"test": 80, "train": 200}[split]
+    if split == "test":
+        for name, model in report["models"].items():
+            assert scored["models"][name]["score"] == pytest.approx(model["score"])
+        assert scored["verdict"]["gain_ci95"] == report["verdict"]["gain_ci95"]
+
+
+def test_eval_of_a_checkpoint_is_measured(
+    run: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process of its own that loads the tagger as a classifier of texts times another model."""
+    data = [option for option in options if option.startswith("dataset")]
+    fast = ["measure.latency_runs=3", "measure.throughput_seconds=0.05"]
+    into = tmp_path / "eval"
+    assert launch("eval", [f"model={run / 'student'}", *data, *fast, f"hydra.run.dir={into}"]) == 0
+    model = json.loads((into / "eval.json").read_text())["models"]["model"]
+    assert model["latency_ms"]["p50"] > 0
+    assert model["throughput_per_s"] > 0
+    out = capsys.readouterr().out
+    assert "entity F1" in out
+    assert max(map(len, out.splitlines()[:3])) <= 80
+
+
+def test_export_to_onnx(run: Path, tmp_path: Path) -> None:
+    """Logits of the padding or of the wrong tokens beside the torch student's, or a target that refuses taggers."""
+    fast = ["measure.latency_runs=3", "measure.throughput_seconds=0.05", "hardware.tolerance.agreement=0.9"]
+    assert launch("export", [f"run={run}", "hardware=cpu", "hardware.tolerance.score_drop=0.1", *fast]) == 0
+    made = json.loads((run / "export" / "cpu" / "export.json").read_text())
+    whole = made["artifacts"]["model.onnx"]
+    assert whole["parity"]["agreement"] == 1
+    assert whole["parity"]["max_abs_difference"] < 1e-4
+    assert whole["score"] == pytest.approx(report_of(run)["models"]["student"]["score"])
+    into = tmp_path / "eval"
+    assert launch("eval", [f"run={run}", "artifact=model.onnx", "measure=null", f"hydra.run.dir={into}"]) == 0
+    assert json.loads((into / "eval.json").read_text())["models"]["model.onnx"]["score"] == whole["score"]
+
+
+def test_conll_files_smoke_and_a_cut_student(distil: Run, tmp_path: Path) -> None:
+    """A rehearsal, a format or a birth that works for texts with one label alone."""
+    lines = [
+        "".join(f"{a} _ {b}\n" for a, b in zip(*row.values(), strict=True)) for row in tagged(300, seed=2)
+    ]
+    (tmp_path / "a.conll").write_text("\n".join(lines))
+    data = [
+        "dataset=conll",
+        f"dataset.path={tmp_path / 'a.conll'}",
+        "dataset.words=null",
+        "dataset.tags=null",
+    ]
+    made = distil(
+        "smoke", *data, "student=layers", "student.num_hidden_layers=1", "debug=smoke", "measure=null"
+    )
+    report = report_of(made)
+    assert report["smoke"]
+    assert report["task"] == "token_classification"
+    student = AutoModelForTokenClassification.from_pretrained(made / "student")
+    assert student.config.num_hidden_layers == 1
+    assert student.config.hidden_size == 32
+    assert student.config.id2label == dict(enumerate(report["labels"]))
+
+
+def test_micro_batches_do_not_change_the_student(distil: Run) -> None:
+    """Means over micro-batches of unlike numbers of words give the words of short rows another weight."""
+    brief = [
+        "trainer.max_steps=6",
+        "control=false",
+        "smoke=true",
+        "trainer.keep=last",
+        "trainer.batch_size=8",
+    ]
+    whole = distil("whole", *brief)
+    parts = distil("parts", *brief, "trainer.micro_batch_size=2")
+    ours, theirs = (load_file(made / "student" / "model.safetensors") for made in (whole, parts))
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], atol=2e-5, rtol=1e-3)
+
+
+@pytest.fixture
+def letters(tmp_path: Path) -> Path:
+    """A checkpoint whose tokenizer cuts words into other pieces than the teacher's."""
+    tokenizer = speller(template=None, size=300)
+    config = bert(tokenizer, ["bad", "good"], hidden=16, layers=1).config
+    config.pad_token_id = tokenizer.pad_token_id
+    BertModel(config).save_pretrained(tmp_path / "letters")
+    tokenizer.save_pretrained(tmp_path / "letters")
+    return tmp_path / "letters"
+
+
+def test_a_student_with_another_tokenizer(distil: Run, letters: Path) -> None:
+    """A comparison token by token, or a refusal: words are the same to both, whatever their pieces."""
+    own = [
+        "student=local",
+        f"student.path={letters}",
+        "control=false",
+        "smoke=true",
+        "trainer.max_steps=4",
+    ]
+    report = report_of(distil("run", *own, "dataset.max_length=64"))
+    assert report["verdict"]["kl_to_teacher"] > 0
+    models = report["models"]
+    assert models["student"]["scores"]["entities"] == models["teacher"]["scores"]["entities"]
+    report_of(distil("cut", *own, "dataset.max_length=16"))  # each cuts off other words
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "said"),
+    [
+        ([{"tokens": ["a", "b"], "ner": ["O"]}], [], "row 1: 2 words and 1 tags; each word needs one"),
+        ([{"tokens": ["a", ""], "ner": ["O", "O"]}], [], "row 1: word 2 is empty"),
+        ([{"tokens": [], "ner": []}], [], "row 1: there are no words"),
+        ([{"tokens": ["a"], "ner": ["X-1"]}], ["dataset.labels=[O,B-good,I-good,B-bad,I-bad]"], "'X-1' is not among"),
+        ([], ["dataset.tags=null"], "words and tags: give both columns, or neither"),
+        ([], ["dataset.tags=tags"], "has no column 'tags'"),
+        ([], ["dataset.format=csv"], "dataset.words= and dataset.tags="),
+        ([], ["rollout=teacher"], "write nothing"),
+        ([], ["dataset.max_length=2"], "no token of its words within dataset.max_length = 2 tokens"),
+        ([], ["teacher.tune=false"], "has no head for this task"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_bad_input(
+    distil: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    rows: list[dict[str, Any]],
+    more: list[str],
+    said: str,
+) -> None:
+    """A traceback, or a run that begins: what is wrong is known before anything is trained."""
+    path = write_jsonl(tmp_path / "a.jsonl", [*rows, *tagged(100)])
+    distil(
+        "run", f"dataset.path={path}", "dataset.validation_size=10", "dataset.test_size=10", *more, expect=2
+    )
+    message = capsys.readouterr().err
+    assert said in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "run" / "student").exists()
