@@ -25,8 +25,8 @@ demo: setup ## Distil the packaged teacher into a tiny student, then export it: 
 	$(BIN)/kdcli distill hydra.run.dir=runs/demo
 	$(BIN)/kdcli export run=runs/demo
 
-test: setup ## Run the tests
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+test: setup ## Run the tests, in two processes
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 checks: setup ## Format, lint, types, import floors
 	$(BIN)/ruff format --check .
