@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from kdcli.config import Count
+from kdcli.data import with_gold
 from kdcli.errors import ConfigError
 from kdcli.signal import HiddenSignal, chunks
 from kdcli.students.anatomy import Anatomy, Group, Stack, carve
@@ -160,8 +161,8 @@ class Pruned(Cut):
         left = [each] if None in wanted else range(1, each + 1)
         if sizes[heads] not in [sizes[groups] * count for count in left]:
             raise ConfigError(
-                f"student.num_attention_heads = {wanted[0]}, num_key_value_heads = {wanted[1]}: {each} of the teacher's "
-                f"{before[heads]} heads share each of its {before[groups]} keys and values; give a multiple of {each} and no "
+                f"student.num_attention_heads = {wanted[0] or 'null'}, num_key_value_heads = {wanted[1] or 'null'}: "
+                f"{each} of the teacher's {before[heads]} heads share each of its {before[groups]} keys and values; give a multiple of {each} and no "
                 f"num_key_value_heads, or both, the first being the second times 1 to {each}"
             )
 
@@ -193,17 +194,15 @@ class Pruned(Cut):
             getattr(model.config, "max_position_embeddings", None),
         )
         length = min(limit for limit in limits if limit)
-        if not gold:
-            rows = rows.select(range(min(self.calibration, len(rows))))
-        encoded = task.encode(tokenizer, rows, length)
-        chosen = encoded.gold.nonzero()[0][: self.calibration] if gold else range(len(encoded))
-        if not len(chosen):
+        rows = with_gold(rows) if gold else rows
+        if not len(rows):
             raise ConfigError(
                 "student.importance = gradient: no training row has a gold label; take activation"
             )
-        for start in range(0, len(chosen), task.batch):
-            part = chosen[start : start + task.batch]
-            batch = task.collate([encoded[int(row)] for row in part], tokenizer)
+        encoded = task.encode(tokenizer, rows.select(range(min(self.calibration, len(rows)))), length)
+        for start in range(0, len(encoded), task.batch):
+            part = range(start, min(start + task.batch, len(encoded)))
+            batch = task.collate([encoded[row] for row in part], tokenizer)
             batch.pop("rows")
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             labels = inputs.pop("labels")

@@ -100,16 +100,6 @@ def test_entities_are_those_of_conlleval() -> None:
         assert spans([tags]) == conlleval(tags), tags
 
 
-def test_f1_is_that_of_seqeval() -> None:
-    """A figure that cannot be compared with published ones."""
-    seqeval = pytest.importorskip("seqeval.metrics")
-    said, gold, found = wild(200)
-    scores = TokenClassification(WILD).scores(said)
-    assert scores["f1"] == pytest.approx(seqeval.f1_score(gold, found))
-    assert scores["precision"] == pytest.approx(seqeval.precision_score(gold, found))
-    assert scores["recall"] == pytest.approx(seqeval.recall_score(gold, found))
-
-
 def wild(
     rows: int, seed: int = 0, right: float = 0.7
 ) -> tuple[Predictions, list[list[str]], list[list[str]]]:

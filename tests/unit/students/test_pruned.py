@@ -421,6 +421,10 @@ def test_gradients_are_of_gold_rows(tokenizer) -> None:
     expected = scores(birth, model, tokenizer, task, rows.select(range(8, 12)), 4)
     found = scores(birth, model, tokenizer, task, hidden, 4)
     assert all(torch.equal(found[group], expected[group]) for group in expected)
+    apart = [scores(birth, model, tokenizer, task, rows.select([row]), 1) for row in range(8, 12)]
+    one_by_one = scores(birth, model, tokenizer, task, hidden, 1)
+    for group, found in one_by_one.items():
+        torch.testing.assert_close(found, sum(each[group] for each in apart))
     nothing = hidden.select(range(8))
     with pytest.raises(ConfigError, match="no training row has a gold label"):
         birth.cut(model, tokenizer, task, nothing)
