@@ -48,7 +48,8 @@ def preflight(
         said: the teacher's answers on the validation split; None: they were looked at before.
         classes: of the teacher.
         teacher: who answers for the rows of `train`; None: no loss reads it.
-        comparable: teacher and student count the same positions.
+        comparable: teacher and untrained student count the same positions, and the student is none that may be as good already
+            (it is made of the teacher).
         lenient: findings are warnings.
 
     Raises:

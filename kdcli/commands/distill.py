@@ -606,7 +606,7 @@ def check_numbers(
             _split(run, chosen.select(range(min(1000, len(chosen)))), tokenizer),
             _split(run, run.data["validation"], tokenizer),
             bf16=fast_bf16(step.trainer.precision),
-            comparable=run.shared,
+            comparable=run.shared and not run.birth_by.of_teacher,
             lenient=run.cfg.smoke or step.trainer.max_steps is not None,
         )
 

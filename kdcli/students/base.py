@@ -17,6 +17,8 @@ class Birth(ABC):
     The constructor's arguments are config.
     """
 
+    of_teacher: bool = False
+    """Whether what is born answers much as the teacher does before it has learnt anything."""
     source: Source | None = None
     """The checkpoint that `student.path` names, set before `born`; None if there is no path."""
 

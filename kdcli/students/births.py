@@ -34,6 +34,7 @@ class Births(Birth):
             if "_target_" not in steps[name]:
                 raise ConfigError(f"student.steps.{name}: no _target_ says which birth it is")
         self.steps = [build(Component.model_validate(steps[name]), Birth) for name in births]
+        self.of_teacher = self.steps[0].of_teacher
         for name, step in zip(births[1:], self.steps[1:], strict=True):
             if not isinstance(step, Cut):
                 raise ConfigError(

@@ -20,6 +20,8 @@ class Cut(Birth):
     Cuts can follow one another, and other births (student=births).
     """
 
+    of_teacher = True
+
     def born(
         self, task: Task, teacher: Source, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

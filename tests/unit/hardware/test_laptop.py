@@ -251,7 +251,7 @@ def test_documents_that_share_a_row_are_read_apart() -> None:
     packed = Encoded(arrays, np.asarray([0, 5, 8]))
     assert list(_counted(packed, first=1)) == [([5, 6, 7], [1, 2]), ([8, 9], [1]), ([3, 4, 2], [2])]
     arrays.pop("position_ids")
-    assert list(_counted(Encoded(arrays, np.asarray([0, 5, 8])))) == [
+    assert list(_counted(Encoded(arrays, np.asarray([0, 5, 8])), first=1)) == [
         ([5, 6, 7, 8, 9], [1, 2, 4]),
         ([3, 4, 2], [2]),
     ]

@@ -492,7 +492,7 @@ def test_an_embedding_as_wide_as_the_hidden_states() -> None:
 def test_a_pruned_classifier_learns(distil: Callable[..., Path]) -> None:
     """A birth that works alone, and not where its config, the rows and the export of a run meet it."""
     sizes = ["student.hidden_size=16", "student.num_hidden_layers=1", "student.intermediate_size=4"]
-    run = distil("run", "student=pruned", *sizes, "student.importance=gradient", "trainer.max_steps=20")
+    run = distil("run", "student=pruned", *sizes, "student.importance=gradient", "trainer.epochs=1")
     student = AutoModelForSequenceClassification.from_pretrained(run / "student")
     assert (student.config.hidden_size, student.config.num_attention_heads) == (16, 1)
     models = json.loads((run / "report.json").read_text())["models"]
