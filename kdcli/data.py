@@ -65,16 +65,13 @@ class Data:
         return with_gold(self["train"])
 
 
-def with_gold(rows: datasets.Dataset) -> datasets.Dataset:
-    """The rows of a split that have a gold label: for causal_lm all of them."""
+def with_gold(rows: datasets.Dataset, wanted: bool = True) -> datasets.Dataset:
+    """The rows of a split that have a gold label, or of their labels any: for causal_lm all of them. Or (wanted = False) the
+    others."""
     if "label" not in rows.column_names:
-        return rows
-    return rows.select([row for row, label in enumerate(rows["label"]) if has_gold(label)])
-
-
-def has_gold(label: int | list[int]) -> bool:
-    """Whether a row's label is a gold one, or of its labels any."""
-    return set(_each(label)) != {IGNORE}
+        return rows if wanted else rows.select([])
+    gold = (set(_each(label)) != {IGNORE} for label in rows["label"])
+    return rows.select([row for row, has in enumerate(gold) if has == wanted])
 
 
 @dataclass

@@ -13,15 +13,14 @@ from transformers import PreTrainedModel
 from kdcli.errors import ModelError
 from kdcli.signal import Inside, Part
 
-PROJECTIONS = {
-    "queries": ("query", "q_lin", "q_proj", "q"),
-    "keys": ("key", "k_lin", "k_proj", "k"),
-    "values": ("value", "v_lin", "v_proj", "v"),
+MAKERS = {
+    **dict.fromkeys(("query", "q_lin", "q_proj", "q"), ("queries",)),
+    **dict.fromkeys(("key", "k_lin", "k_proj", "k"), ("keys",)),
+    **dict.fromkeys(("value", "v_lin", "v_proj", "v"), ("values",)),
+    "c_attn": ("queries", "keys", "values"),
 }
-"""What architectures call the layers that make them in self-attention …"""
-FUSED = "c_attn"
-"""… and the one that makes all three (GPT-2)."""
-MAKERS = {FUSED, *(name for names in PROJECTIONS.values() for name in names)}
+"""What architectures call the layers of self-attention that make queries, keys and values, and what each makes."""
+RELATED = ("queries", "keys", "values")
 CROSS = ("cross", "encoder_attn", "EncDecAttention")
 """Attention to another sequence."""
 
@@ -45,7 +44,7 @@ def watched(
         return
     if "attentions" in parts and model.config._attn_implementation != "eager":
         model.set_attn_implementation("eager")  # the others return no weights
-    seen: dict[str, Any] = {name: [] for name in PROJECTIONS}
+    seen: dict[str, Any] = {name: [] for name in RELATED}
 
     def ask(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, kwargs | {f"output_{part}": True for part in parts if part != "relations"}
@@ -77,29 +76,20 @@ def watched(
 
 def _projections(body: torch.nn.Module, seen: dict[str, Any]) -> list[Any]:
     """Hooks on all layers that make queries, keys and values."""
-    hooks = []
-    for name, module in body.named_modules():
-        last = name.rpartition(".")[2]
-        if any(word in name for word in CROSS):
-            continue
-        for key, names in PROJECTIONS.items():
-            if last in names:
-                hooks.append(
-                    module.register_forward_hook(lambda _, __, output, key=key: seen[key].append(output))
-                )
-        if last == FUSED:
-            hooks.append(
-                module.register_forward_hook(
-                    lambda _, __, output: (
-                        [
-                            seen[key].append(part)
-                            for key, part in zip(PROJECTIONS, output.chunk(3, -1), strict=True)
-                        ]
-                        and None
-                    )
-                )
-            )
-    return hooks
+
+    def keep(made: tuple[str, ...]) -> Callable[[Any, Any, Tensor], None]:
+        def hook(_: Any, __: Any, output: Tensor) -> None:
+            for name, part in zip(made, output.chunk(len(made), -1), strict=True):
+                seen[name].append(part)
+
+        return hook
+
+    makers = {
+        module: MAKERS[name.rpartition(".")[2]]
+        for name, module in body.named_modules()
+        if name.rpartition(".")[2] in MAKERS and not any(word in name for word in CROSS)
+    }
+    return [module.register_forward_hook(keep(made)) for module, made in makers.items()]
 
 
 def _inside(
@@ -108,7 +98,7 @@ def _inside(
     layers = model.config.get_text_config().num_hidden_layers
     found: dict[str, tuple[Tensor, ...]] = {}
     for part in parts:
-        names = list(PROJECTIONS) if part == "relations" else [part]
+        names = RELATED if part == "relations" else (part,)
         expected = layers + (part == "hidden_states")
         for name in names:
             values = tuple(seen.get(name) or ())

@@ -36,9 +36,8 @@ def preflight(
     classes: int,
     teacher: Teacher | None,
     train: Split,
-    validation: Split,
+    validation: Split | None,
     bf16: bool,
-    comparable: bool,
     lenient: bool,
 ) -> None:
     """Look at the teacher, the untrained student and the losses on real rows.
@@ -48,17 +47,17 @@ def preflight(
         said: the teacher's answers on the validation split; None: they were looked at before.
         classes: of the teacher.
         teacher: who answers for the rows of `train`; None: no loss reads it.
-        comparable: teacher and untrained student count the same positions, and the student is none that may be as good already
-            (it is made of the teacher).
+        validation: where the untrained student is compared with the teacher; None: it is not, as they count other positions, or
+            it is made of the teacher and may be as good.
         lenient: findings are warnings.
 
     Raises:
         TeacherError: with every finding.
     """
-    findings = _losses_are_right(distiller, tokenizer, teacher, train)
+    findings = []
     if said is not None:
-        shared = validation if comparable else None
-        findings = _teacher_is_better(distiller, tokenizer, said, classes, shared, bf16) + findings
+        findings += _teacher_is_better(distiller, tokenizer, said, classes, validation, bf16)
+    findings += _losses_are_right(distiller, tokenizer, teacher, train)
     if findings and not lenient:
         raise TeacherError("the pre-flight stopped the run:\n  " + "\n  ".join(findings))
     for finding in findings:

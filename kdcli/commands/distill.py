@@ -28,9 +28,10 @@ from transformers import PreTrainedTokenizerBase
 import kdcli
 from kdcli import console, report
 from kdcli.config import Distill as Config
+from kdcli.config import Step as StepConfig
 from kdcli.config import Trainer as TrainerConfig
 from kdcli.config import build
-from kdcli.data import SPLITS, Data, has_gold, load, require_batch
+from kdcli.data import SPLITS, Data, load, require_batch, with_gold
 from kdcli.distiller import Distiller
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, ModelError, TeacherError
@@ -129,28 +130,21 @@ class Step:
 
     def select(self, rows: datasets.Dataset) -> datasets.Dataset:
         """Those of the training rows that it learns from."""
-        if self.rows == "all":
-            return rows
-        if "label" not in rows.column_names:
-            return rows if self.rows == "labelled" else rows.select([])
-        wanted = self.rows == "labelled"
-        return rows.select([row for row, label in enumerate(rows["label"]) if has_gold(label) == wanted])
+        return rows if self.rows == "all" else with_gold(rows, self.rows == "labelled")
 
 
 def steps_of(cfg: Config) -> list[Step]:
     """The student's training as the config has it."""
     stages = {f"student/{name}": stage for name, stage in cfg.stages.items()}
     steps = []
-    for name, stage in stages.items() or [("student", None)]:
-        terms = {
-            term: given for term, given in ((stage and stage.loss) or cfg.loss).items() if given.weight > 0
-        }
+    for name, stage in (stages or {"student": StepConfig(trainer=cfg.trainer)}).items():
+        terms = {term: given for term, given in (stage.loss or cfg.loss).items() if given.weight > 0}
         losses: dict[str, Loss] = {term: build(given, Loss) for term, given in terms.items()}
-        trainer = stage.trainer if stage else cfg.trainer
+        trainer = stage.trainer
         if losses and all(loss.inside for loss in losses.values()):  # its scores say nothing of it
             trainer = trainer.model_copy(update={"keep": "last"})
         weights = {term: given.weight for term, given in terms.items()}
-        steps.append(Step(name, losses, weights, trainer, stage.rows if stage else "all"))
+        steps.append(Step(name, losses, weights, trainer, stage.rows))
     return steps
 
 
@@ -172,6 +166,11 @@ class Run:
     """The student's training."""
     shared: bool
     """Teacher and student mean the same class by the same number."""
+
+    @property
+    def losses(self) -> list[Loss]:
+        """The terms of all steps."""
+        return [loss for step in self.steps for loss in step.losses.values()]
 
     @contextmanager
     def stage(self, stages: console.Stages, name: str, total: int | None = None) -> Iterator[console.Stage]:
@@ -503,8 +502,7 @@ def teacher_signals(
     if not cfg.cache:
         stages.skip("signals", "asked for in every step")
         return dict.fromkeys(SPLITS if taught else SPLITS[1:], ask())
-    losses = [loss for step in run.steps for loss in step.losses.values()]
-    temperature = _temperature(losses) if run.task.writes else 1.0
+    temperature = _temperature(run.losses) if run.task.writes else 1.0
     made_by = _asked(run, source), (cfg.top_k, temperature) if run.task.writes else ()
     splits = run.data.splits | {"train": train}
     teachers: dict[str, Teacher] = {}
@@ -567,7 +565,7 @@ def require_same_pieces(run: Run, teacher: Source, born: Source, rows: datasets.
     Raises:
         ModelError: they do not.
     """
-    if not any(step.watched for step in run.steps):
+    if not any(loss.inside for loss in run.losses):
         return
     tokenizers = load_tokenizer(teacher), load_tokenizer(born)
     theirs, ours = (run.task.encode(each, rows, run.cfg.dataset.max_length) for each in tokenizers)
@@ -593,20 +591,22 @@ def check_numbers(
     rows: datasets.Dataset,
 ) -> None:
     """The pre-flight, with the losses of every step."""
-    said, classes = _teacher_said(run, load_tokenizer(teacher), signals["validation"], run.data["validation"])
+    validation = run.data["validation"]
+    said, classes = _teacher_said(run, load_tokenizer(teacher), signals["validation"], validation)
     for step in run.steps:
         distiller, tokenizer = _distiller(run, born, step)
         chosen = step.select(rows)
+        first = step is run.steps[0]
+        comparable = first and run.shared and not run.birth_by.of_teacher
         preflight(
             distiller,
             tokenizer,
-            said if step is run.steps[0] else None,
+            said if first else None,
             classes,
             _lessons(step, lessons, ask),
             _split(run, chosen.select(range(min(1000, len(chosen)))), tokenizer),
-            _split(run, run.data["validation"], tokenizer),
+            _split(run, validation, tokenizer) if comparable else None,
             bf16=fast_bf16(step.trainer.precision),
-            comparable=run.shared and not run.birth_by.of_teacher,
             lenient=run.cfg.smoke or step.trainer.max_steps is not None,
         )
 

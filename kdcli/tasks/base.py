@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.signal import AnySignal, HiddenSignal, Signal, TopKSignal, chunks
+from kdcli.inside import watched
+from kdcli.signal import AnySignal, HiddenSignal, Part, Signal, TopKSignal, chunks
 
 IGNORE = -100
 """The label of a position that has no gold label (`ignore_index`)."""
@@ -100,6 +102,26 @@ class Split:
     encoded: Encoded
 
 
+def padded(
+    features: Sequence[dict[str, Any]], keys: Iterable[str], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Tensor]:
+    """Some of the rows' columns, padded on the right to the longest row, (B, L), and the rows' numbers, `rows` (B,)."""
+    shape = len(features), max(len(feature["input_ids"]) for feature in features)
+    fill = {
+        "input_ids": tokenizer.pad_token_id or 0,
+        "token_type_ids": tokenizer.pad_token_type_id,
+        "labels": IGNORE,
+    }
+    batch: dict[str, Tensor] = {}
+    for key in keys:
+        array = np.full(shape, fill.get(key, 0), np.int64)
+        for line, feature in zip(array, features, strict=True):
+            line[: len(feature["input_ids"])] = 1 if key == "attention_mask" else feature[key]
+        batch[key] = torch.from_numpy(array)
+    batch["rows"] = torch.tensor([int(feature["row"]) for feature in features])
+    return batch
+
+
 class Task(ABC):
     """One kind of work. A subclass is the one public class of `kdcli/tasks/<name>.py`.
 
@@ -129,13 +151,17 @@ class Task(ABC):
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Write what the task needs (number and names of labels) into a model's config."""
 
-    @abstractmethod
     def create(self, config: PreTrainedConfig) -> PreTrainedModel:
         """A model with random weights."""
+        model: PreTrainedModel = getattr(transformers, self.auto).from_config(config)
+        return model
 
-    @abstractmethod
     def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
-        """The checkpoint as a model for this task, and whether its head is new (random)."""
+        """The checkpoint as a model for this task, in eval mode, and whether its head is new (random)."""
+        model, info = getattr(transformers, self.auto).from_pretrained(
+            path, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **kwargs
+        )
+        return model.eval(), bool(info["missing_keys"])
 
     @abstractmethod
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
@@ -248,16 +274,38 @@ class Task(ABC):
         by_length = np.argsort(encoded.lengths, kind="stable")
         for start in range(0, len(by_length), batch_size):
             rows = by_length[start : start + batch_size]
-            batch = self.collate([encoded[int(row)] for row in rows], tokenizer)
-            batch.pop("rows")
-            inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            labels = inputs.pop("labels")
-            pick, flat = self.positions(labels)
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-                said = self.signal(model, inputs, pick)
-            if order is not None and isinstance(said, Signal):
-                said = Signal(said.logits[:, order])
-            yield rows, said, list(flat.split(self.counts(labels).tolist()))
+            features = [encoded[int(row)] for row in rows]
+            yield rows, *self.ask(model, tokenizer, features, bf16, order)
+
+    @torch.no_grad()
+    def ask(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        features: Sequence[dict[str, Any]],
+        bf16: bool,
+        order: Sequence[int] | None = None,
+        parts: frozenset[Part] = frozenset(),
+    ) -> tuple[Signal | HiddenSignal, list[Tensor]]:
+        """One forward pass over rows as they come: what the model says at their positions, and each row's labels there.
+
+        Args:
+            order: where the labels stand among the model's own.
+            parts: what is wanted of the model's inside.
+        """
+        batch = self.collate(features, tokenizer)
+        batch.pop("rows")
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        labels = inputs.pop("labels")
+        pick, flat = self.positions(labels)
+        with (
+            torch.autocast(model.device.type, torch.bfloat16, enabled=bf16),
+            watched(model, inputs, parts) as inside,
+        ):
+            said = replace(self.signal(model, inputs, pick), inside=inside())
+        if order is not None and isinstance(said, Signal):
+            said = replace(said, logits=said.logits[:, order])
+        return said, list(flat.split(self.counts(labels).tolist()))
 
     def counts(self, labels: Tensor) -> Tensor:
         """How many positions each row of a batch has: one."""

@@ -11,14 +11,14 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.errors import ConfigError, DataError, ModelError
 from kdcli.files import digest
 from kdcli.losses.base import log_probs
 from kdcli.rollouts import write
 from kdcli.signal import Head, HiddenSignal, Signal, TopKSignal
-from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task
+from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task, padded
 
 CHUNK = 1000
 """Rows handed to the tokenizer at once."""
@@ -60,20 +60,13 @@ class CausalLM(Task):
         """Nothing: the classes are the vocabulary."""
         return config
 
-    def create(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """A decoder with random weights."""
-        return AutoModelForCausalLM.from_config(config)
-
     def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
         """A decoder with its output head, which must be one that `head_of` understands."""
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            path, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **kwargs
-        )
-        model, info = found
-        _check_head(model.eval())
+        model, new = super().load(path, **kwargs)
+        _check_head(model)
         if self.packs:
             _check_apart(model)
-        return model, bool(info["missing_keys"])
+        return model, new
 
     # ---- rows -> tokens ----------------------------------------------------------------------------------
 
@@ -200,23 +193,9 @@ class CausalLM(Task):
         self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, Tensor]:
         """Right-padded inputs and labels (B, L), and `rows` (B,). Packed rows have position_ids in place of a mask."""
-        length = max(len(feature["input_ids"]) for feature in features)
-        packed = "position_ids" in features[0]
-        fill = {
-            "input_ids": tokenizer.pad_token_id or 0,
-            "labels": IGNORE,
-            "attention_mask": 0,
-            "position_ids": 0,
-        }
-        batch: dict[str, Tensor] = {}
-        for key in ("input_ids", "labels", "position_ids" if packed else "attention_mask"):
-            array = np.full((len(features), length), fill[key], np.int64)
-            for line, feature in zip(array, features, strict=True):
-                size = len(feature["input_ids"])
-                line[:size] = 1 if key == "attention_mask" else feature[key]
-            batch[key] = torch.from_numpy(array)
+        mask = "position_ids" if "position_ids" in features[0] else "attention_mask"
+        batch = padded(features, ("input_ids", "labels", mask), tokenizer)
         batch["labels"][:, 0] = IGNORE  # nothing stands before it
-        batch["rows"] = torch.tensor([int(feature["row"]) for feature in features])
         return batch
 
     # ---- models ------------------------------------------------------------------------------------------

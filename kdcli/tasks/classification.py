@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.signal import Signal, TopKSignal
-from kdcli.tasks.base import Encoded, Predictions, Task
+from kdcli.tasks.base import Encoded, Predictions, Task, padded
 
 CHUNK = 1000
 """Rows handed to the tokenizer at once."""
@@ -41,17 +35,6 @@ class Classification(Task):
         config.label2id = {name: index for index, name in enumerate(self.labels)}
         config.problem_type = "single_label_classification"
         return config
-
-    def create(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """A sequence classifier with random weights."""
-        return AutoModelForSequenceClassification.from_config(config)
-
-    def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
-        """A sequence classifier; its head is new if the checkpoint has none."""
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **kwargs
-        )
-        return model.eval(), bool(info["missing_keys"])
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
         """Token ids, and segment ids where the tokenizer makes them."""
@@ -81,17 +64,8 @@ class Classification(Task):
         self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, Tensor]:
         """Right-padded inputs (B, L), `labels` (B,) and `rows` (B,)."""
-        lengths = [len(feature["input_ids"]) for feature in features]
-        shape = len(features), max(lengths)
-        fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-        batch: dict[str, Tensor] = {}
-        for key in tokenizer.model_input_names:
-            array = np.full(shape, fill.get(key, 0), np.int64)
-            for line, feature, length in zip(array, features, lengths, strict=True):
-                line[:length] = 1 if key == "attention_mask" else feature[key]
-            batch[key] = torch.from_numpy(array)
+        batch = padded(features, tokenizer.model_input_names, tokenizer)
         batch["labels"] = torch.tensor([int(feature["label"]) for feature in features])
-        batch["rows"] = torch.tensor([int(feature["row"]) for feature in features])
         return batch
 
     def positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,24 +5,17 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForTokenClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.errors import DataError, ModelError
 from kdcli.files import digest
 from kdcli.signal import Signal
-from kdcli.tasks.base import IGNORE, Encoded, Predictions
+from kdcli.tasks.base import IGNORE, Encoded, Predictions, padded
 from kdcli.tasks.classification import CHUNK, Classification, _log_softmax
 
 logger = logging.getLogger(__name__)
@@ -41,17 +34,6 @@ class TokenClassification(Classification):
     chance_is = "the F1 of no entity anywhere,"
     head = ("ForTokenClassification",)
     auto = "AutoModelForTokenClassification"
-
-    def create(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """A tagger with random weights."""
-        return AutoModelForTokenClassification.from_config(config)
-
-    def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
-        """A tagger; its head is new if the checkpoint has none."""
-        model, info = AutoModelForTokenClassification.from_pretrained(
-            path, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **kwargs
-        )
-        return model.eval(), bool(info["missing_keys"])
 
     # ---- rows -> tokens ----------------------------------------------------------------------------------
 
@@ -119,20 +101,7 @@ class TokenClassification(Classification):
         self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, Tensor]:
         """Right-padded inputs and `labels` (B, L), and `rows` (B,)."""
-        shape = len(features), max(len(feature["input_ids"]) for feature in features)
-        fill = {
-            "input_ids": tokenizer.pad_token_id,
-            "token_type_ids": tokenizer.pad_token_type_id,
-            "labels": IGNORE,
-        }
-        batch: dict[str, Tensor] = {}
-        for key in (*tokenizer.model_input_names, "labels"):
-            array = np.full(shape, fill.get(key, 0), np.int64)
-            for line, feature in zip(array, features, strict=True):
-                line[: len(feature["input_ids"])] = 1 if key == "attention_mask" else feature[key]
-            batch[key] = torch.from_numpy(array)
-        batch["rows"] = torch.tensor([int(feature["row"]) for feature in features])
-        return batch
+        return padded(features, (*tokenizer.model_input_names, "labels"), tokenizer)
 
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
         """The words with a space between two."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import datasets
 import torch
 
 from kdcli.config import Count, Rollout
-from kdcli.inside import watched
 from kdcli.models import Source, fast_bf16, label_order, load_ready, load_tokenizer
 from kdcli.rollouts import seed_of
-from kdcli.signal import AnySignal, Part, Signal
+from kdcli.signal import AnySignal, Part
 from kdcli.tasks.base import Task
 from kdcli.teachers.base import Keep, Teacher, as_it_is
 
@@ -55,7 +53,6 @@ class LocalTeacher(Teacher):
                 start += len(part)
         return [found[number] for number in range(len(table))]
 
-    @torch.no_grad()
     def look(self, examples: Sequence[Mapping[str, Any]], parts: frozenset[Part]) -> AnySignal:
         """One forward pass over all rows as they come, so that they are padded as the student's are."""
         if not parts:
@@ -63,18 +60,8 @@ class LocalTeacher(Teacher):
         encoded = self.task.encode(
             self.tokenizer, datasets.Dataset.from_list(list(examples)), self.max_length
         )
-        batch = self.task.collate([encoded[row] for row in range(len(encoded))], self.tokenizer)
-        batch.pop("rows")
-        inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        pick, _ = self.task.positions(inputs.pop("labels"))
-        with (
-            torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16),
-            watched(self.model, inputs, parts) as inside,
-        ):
-            said = self.task.signal(self.model, inputs, pick)
-            said = replace(said, inside=inside())
-        if self.order is not None and isinstance(said, Signal):
-            said = replace(said, logits=said.logits[:, self.order])
+        features = [encoded[row] for row in range(len(encoded))]
+        said, _ = self.task.ask(self.model, self.tokenizer, features, self.bf16, self.order, parts)
         return said.first(self.classes)
 
     def write(self, examples: Sequence[Mapping[str, Any]], how: Rollout, seed: int) -> list[str]:
