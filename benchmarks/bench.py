@@ -110,7 +110,7 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
             task.encode(tokenizer, data["validation"].select(range(8)), 64),
         )
         train(Stage("student", folder / "stage", folder / "out", distiller, tokenizer, split, tiny, cfg, steps, steps, 0,
-                    clock, teacher, teacher))  # fmt: skip
+                    clock, max_length=64, teacher=teacher, validation_teacher=teacher))  # fmt: skip
         return clock.ticks[steps - 1] - clock.ticks[warm]
 
     def plain(folder: Path) -> float:
