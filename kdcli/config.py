@@ -144,6 +144,14 @@ class Teacher(Checkpoint):
     """causal_lm: tokens that the cache keeps of each position; all others are one bucket."""
     trainer: Trainer = Trainer(epochs=2, learning_rate=1e-4, logging_steps=10)
     """How it is tuned."""
+    others: list[str] = []
+    """Further checkpoints, named as by `path`: together an ensemble, which gives the mean of their probabilities. Each is tuned as the first
+    is, with a seed of its own (the same path again is another member)."""
+
+    @property
+    def members(self) -> list[Teacher]:
+        """The further checkpoints."""
+        return [self.model_copy(update={"path": path, "revision": None}) for path in self.others]
 
 
 class Student(Checkpoint):
@@ -155,9 +163,9 @@ class Dataset(Section):
 
     task: str | None = None
     """null: inferred from the columns named (text + label: classification; words + tags: token_classification; prompt +
-    completion, messages, or text with label=null: causal_lm)."""
+    completion, messages, or text with label=null: causal_lm). masked_lm is never inferred."""
     format: Literal["csv", "jsonl", "parquet", "txt", "conversations", "conll", "hub"] = "csv"
-    """txt: plain text (causal_lm); conversations: YAML files with a list of `conversations`, each a list of turns; conll: a
+    """txt: plain text (causal_lm, masked_lm); conversations: YAML files with a list of `conversations`, each a list of turns; conll: a
     word and its tag a line, a blank line between sentences (token_classification)."""
     path: str
     """A file (`package:DISTRIBUTION/FILE` for one in an installed package), a folder of conversations or of txt files, or
@@ -212,6 +220,9 @@ class Dataset(Section):
     """At most so many of its rows."""
     max_length: Count = 128
     """Tokens a row; the rest is cut off."""
+    mask_copies: Count = 1
+    """masked_lm: each training text stands there so often, every time with other tokens hidden (Liu et al. 2019,
+    https://arxiv.org/abs/1907.11692, section 4.1: static masking)."""
 
     @property
     def kind(self) -> str:
@@ -241,11 +252,20 @@ class Dataset(Section):
             raise ValueError(
                 "token_classification: name the columns of words and of their tags (dataset.words, dataset.tags)"
             )
-        if self.kind == "causal_lm" and self.labelled:
-            raise ValueError("labelled: causal_lm has no labels to hide; use limit")
-        if self.kind == "causal_lm" and self.unlabelled:
+        if self.kind in ("causal_lm", "masked_lm") and self.labelled:
+            raise ValueError(f"labelled: {self.kind} has no labels to hide; use limit")
+        if self.kind in ("causal_lm", "masked_lm") and self.unlabelled:
             raise ValueError(
-                "unlabelled: all text is without labels in causal_lm; put it among the training rows"
+                f"unlabelled: all text is without labels in {self.kind}; put it among the training rows"
+            )
+        others = [key for key in ("text_pair", "prompt", "messages", "words") if getattr(self, key)]
+        if self.kind == "masked_lm" and others:
+            raise ValueError(
+                f"{others[0]}: masked_lm reads plain text alone; name its column with dataset.text, and leave {others[0]} out"
+            )
+        if self.kind != "masked_lm" and self.mask_copies > 1:
+            raise ValueError(
+                f"mask_copies: {self.kind} hides no tokens; leave it out, or give task=masked_lm"
             )
         if self.unlabelled_limit and not self.unlabelled:
             raise ValueError("unlabelled_limit: there is nothing to limit; name the text with unlabelled")
@@ -351,6 +371,13 @@ class Step(Section):
     """The training rows that it learns from: all, those with a gold label, or the others."""
     trainer: Trainer
     """What is not given here is as in the run's `trainer`."""
+    dataset: Dataset | None = None
+    """Other text than the run's, or the same read as another task (stages.NAME.dataset.task=masked_lm); what is not given here is as
+    in the run's `dataset`. The run's teacher checkpoint teaches that task."""
+    student: Student | None = None
+    """An assistant: a model of its own, born for this stage and kept in assistants/NAME, that may teach later stages."""
+    teacher: str | None = None
+    """The name of an earlier stage whose assistant teaches this one; null: the run's teacher."""
 
 
 TAKEN = ("teacher", "rollouts", "signals", "born", "student", "control", "evaluate")
@@ -375,20 +402,20 @@ class Distill(Section):
     """How student and control are trained."""
     stages: dict[str, Step] = {}
     """The student is trained in these, one after the other, each from where the one before it ended; none: at once, with `loss`
-    and `trainer`. The control takes as many steps as all of them together, with `trainer`."""
+    and `trainer`. The control takes as many steps as all of the student's together, with `trainer`."""
     measure: Measure | None = Measure()
     """null: speed and memory are not measured (a sweep whose jobs run side by side would measure each other)."""
 
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, tree: Any) -> Any:
-        """A stage's trainer is the run's, but for what the stage says."""
+        """A stage's trainer and data set are the run's, but for what the stage says."""
         stages = tree.get("stages") if isinstance(tree, Mapping) else None
-        if not isinstance(stages, Mapping) or not isinstance(tree.get("trainer", {}), Mapping):
+        if not isinstance(stages, Mapping):
             return tree
         merged = {
-            name: {**stage, "trainer": {**tree.get("trainer", {}), **(stage.get("trainer") or {})}}
-            if isinstance(stage, Mapping) and isinstance(stage.get("trainer", {}), Mapping | None)
+            name: _over(_over(stage, tree, "trainer"), tree, "dataset")
+            if isinstance(stage, Mapping)
             else stage
             for name, stage in stages.items()
         }
@@ -401,6 +428,60 @@ class Distill(Section):
                 f"stages: {taken[0]!r} cannot be a stage's name (not {', '.join(TAKEN)}, and no slash); choose another"
             )
         return self
+
+    @model_validator(mode="after")
+    def _taught_by(self) -> Distill:
+        assistants: list[str] = []
+        if self.dataset.kind == "masked_lm":
+            raise ValueError(
+                "dataset.task = masked_lm: it makes a general student, in a stage before the task's (stages.NAME.dataset.task=masked_lm, as "
+                "experiment=distilbert does)"
+            )
+        for name, stage in self.stages.items():
+            if stage.student is not None and stage.dataset is not None:
+                raise ValueError(
+                    f"stages.{name}: an assistant learns from the run's data; give student or dataset, not both"
+                )
+            if stage.teacher is not None and stage.teacher not in assistants:
+                known = (
+                    f"the assistants before it: {', '.join(assistants)}" if assistants else "there is none"
+                )
+                raise ValueError(
+                    f"stages.{name}.teacher = {stage.teacher!r}: expected an earlier stage with a student of its own ({known})"
+                )
+            if stage.teacher is not None and stage.dataset is not None:
+                raise ValueError(
+                    f"stages.{name}: an assistant teaches the run's own data; give teacher or dataset, not both"
+                )
+            if stage.student is not None:
+                assistants.append(name)
+        last = next(reversed(self.stages.values()), None)
+        if last is not None and (last.student is not None or last.dataset is not None):
+            raise ValueError(
+                "stages: the last one trains the student on the run's data; give it neither student nor dataset"
+            )
+        return self
+
+
+def _over(stage: Mapping[str, Any], run: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A stage with the run's mapping under what the stage has of it; a trainer in any case."""
+    own, whole = stage.get(key), run.get(key, {})
+    if (
+        (own is None and key != "trainer")
+        or not isinstance(own, Mapping | None)
+        or not isinstance(whole, Mapping)
+    ):
+        return stage
+    if own and own.get("task") == "masked_lm":
+        whole = {name: value for name, value in whole.items() if name not in OF_LABELS}
+    return {**stage, key: {**whole, **(own or {})}}
+
+
+OF_LABELS = (
+    "label", "labels", "labelled", "unlabelled", "unlabelled_limit", "augment", "text_pair", "words", "tags", "prompt", "completion", "messages",
+    "chat",
+)  # fmt: skip
+"""What text alone has no use for."""
 
 
 class Eval(Section):

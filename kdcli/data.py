@@ -1,7 +1,8 @@
 """Rows of text, with labels or with completions: read, checked, cleaned, split and fingerprinted.
 
 Reading, leaving out duplicates and splitting are the same for all data. What a row is, when two rows are the same and
-which of them must not be told apart by a split is a *kind*: `Classification`, `TokenClassification` or `CausalLM`.
+which of them must not be told apart by a split is a *kind*: `Classification`, `TokenClassification`, `CausalLM`
+or `MaskedLM`.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Data:
     Attributes:
         splits: train, validation, test. Columns: id, and for classification text, (text_pair), label; for
             token_classification words and label, a list with one a word; for causal_lm prompt and completion, or messages,
-            or text.
-        labels: the label names in the order of the logits; none for causal_lm.
+            or text; for masked_lm text.
+        labels: the label names in the order of the logits; none for language models.
         fingerprint: sha256 over every row's split, id and label, and the label names.
         commit: the hub commit that was resolved, None for files.
     """
@@ -61,13 +62,13 @@ class Data:
 
     @property
     def gold(self) -> datasets.Dataset:
-        """The training rows that have a gold label: for causal_lm all of them."""
+        """The training rows that have a gold label: for language models all of them."""
         return with_gold(self["train"])
 
 
 def with_gold(rows: datasets.Dataset, wanted: bool = True) -> datasets.Dataset:
-    """The rows of a split that have a gold label, or of their labels any: for causal_lm all of them. Or (wanted = False) the
-    others."""
+    """The rows of a split that have a gold label, or of their labels any: for language models all of them. Or (wanted = False)
+    the others."""
     if "label" not in rows.column_names:
         return rows if wanted else rows.select([])
     gold = (set(_each(label)) != {IGNORE} for label in rows["label"])
@@ -328,6 +329,12 @@ class CausalLM(Kind):
         return _hash([_folded(prompt).casefold()])
 
 
+class MaskedLM(CausalLM):
+    """Column text, as causal_lm has it."""
+
+    keys = "dataset.text="
+
+
 def load(cfg: DatasetConfig) -> Data:
     """The data set that the config describes.
 
@@ -338,9 +345,9 @@ def load(cfg: DatasetConfig) -> Data:
         ConfigError: the format is for another task.
     """
     folder = _FOLDERS.get(cfg.format)
-    if folder and folder.task != cfg.kind:
+    if folder and cfg.kind not in folder.tasks:
         raise ConfigError(
-            f"dataset.format = {cfg.format} is for {folder.task}, not for {cfg.kind}; leave dataset.task out, or give "
+            f"dataset.format = {cfg.format} is for {' and '.join(folder.tasks)}, not for {cfg.kind}; leave dataset.task out, or give "
             "another format"
         )
     kind = _KINDS.get(cfg.kind, Classification)(cfg)
@@ -361,6 +368,9 @@ def load(cfg: DatasetConfig) -> Data:
             row["label"] = [IGNORE] * len(row["words"]) if "words" in row else IGNORE
     if cfg.unlabelled and isinstance(kind, Labelled):
         rows["train"] += _unlabelled(kind.unlabelled(), cfg.unlabelled, rows)
+    rows["train"] += [
+        row | {"id": _hash([row["id"], copy])} for copy in range(1, cfg.mask_copies) for row in rows["train"]
+    ]
     if cfg.eval_limit:
         rows |= {split: rows[split][: cfg.eval_limit] for split in ("validation", "test")}
     kind.require(rows["train"])
@@ -644,19 +654,25 @@ def _read_conll(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A format of files that may lie in a folder: its task, how they end, and the columns that it always has."""
+    """A format of files that may lie in a folder: its tasks, how they end, and the columns that it always has."""
 
-    task: str
+    tasks: tuple[str, ...]
     suffixes: tuple[str, ...]
     columns: list[str]
 
 
 _FOLDERS = {
-    "txt": _Folder("causal_lm", (".txt",), ["text"]),
-    "conversations": _Folder("causal_lm", (".yml", ".yaml"), ["prompt", "completion"]),
-    "conll": _Folder("token_classification", (".conll", ".bio", ".iob", ".iob2", ".txt"), ["words", "tags"]),
+    "txt": _Folder(("causal_lm", "masked_lm"), (".txt",), ["text"]),
+    "conversations": _Folder(("causal_lm",), (".yml", ".yaml"), ["prompt", "completion"]),
+    "conll": _Folder(
+        ("token_classification",), (".conll", ".bio", ".iob", ".iob2", ".txt"), ["words", "tags"]
+    ),
 }
-_KINDS: dict[str, type[Kind]] = {"causal_lm": CausalLM, "token_classification": TokenClassification}
+_KINDS: dict[str, type[Kind]] = {
+    "causal_lm": CausalLM,
+    "masked_lm": MaskedLM,
+    "token_classification": TokenClassification,
+}
 _READERS: dict[str, Callable[[Kind, Path], Iterator[tuple[Any, ...]]]] = {
     "csv": _read_csv,
     "jsonl": _read_jsonl,

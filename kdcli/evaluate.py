@@ -64,7 +64,7 @@ def same_tokens(
     task: Task, teacher: Source, student: Source, rows: datasets.Dataset, max_length: int
 ) -> bool:
     """Whether two models count the same positions, and mean the same class by the same number there."""
-    if not task.writes:
+    if not task.vocabulary:
         return True
     theirs, ours = load_tokenizer(teacher), load_tokenizer(student)
     try:
@@ -94,6 +94,34 @@ def size(source: Source, task: Task) -> dict[str, int]:
         empty = task.create(load_config(source))
     weights = sum(file.stat().st_size for file in source.path.glob("*.safetensors"))
     return {"parameters": parameters(empty), "bytes": weights}
+
+
+def together(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What models need that answer one after the other, each asked about every row (an ensemble): sizes and times add up.
+
+    How much memory they need at once nobody has measured.
+    """
+    if len(entries) == 1:
+        return entries[0]
+    found: dict[str, Any] = {
+        key: sum(entry[key] for entry in entries) for key in ("parameters", "bytes") if key in entries[0]
+    }
+    if "latency_ms" in entries[0]:
+        latencies = [entry["latency_ms"] for entry in entries]
+        speeds = [entry["throughput_per_s"] for entry in entries]
+        found |= {
+            "latency_ms": {
+                name: sum(ms) if all(ms) else None
+                for name in ("p50", "p95")
+                if (ms := [each[name] for each in latencies])
+            },
+            "throughput_per_s": 1 / sum(1 / speed for speed in speeds) if all(speeds) else None,
+            "peak_memory_bytes": None,
+            "load_seconds": sum(seconds)
+            if all(seconds := [entry["load_seconds"] for entry in entries])
+            else None,
+        }
+    return found
 
 
 def save_predictions(path: Path, said: Predictions) -> None:

@@ -232,8 +232,8 @@ def load_whole(source: Source, task: Task) -> PreTrainedModel:
     model, new = load_model(source, task)
     if new:
         raise ModelError(
-            f"{source.name}: its weights lack a part of the model, which would be random; tune it on this task first "
-            "(teacher.tune=true), or use a whole checkpoint"
+            f"{source.name}: its weights lack a part of the model, which would be random; use a whole checkpoint "
+            f"(…{task.head[0]}), or tune it on this task first (teacher.tune=true)"
         )
     return model
 

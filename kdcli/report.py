@@ -120,6 +120,12 @@ def _models(report: Report) -> dict[str, Mapping[str, Any]]:
     return {name: report["models"][name] for name in MODELS if report["models"].get(name)}
 
 
+def _compared(report: Report) -> dict[str, Mapping[str, Any]]:
+    """The models, and the assistants between the teacher and what they taught."""
+    teacher, *others = _models(report).items()
+    return dict([teacher, *report.get("assistants", {}).items(), *others])
+
+
 # --- metrics: how people are told a score ---
 
 _SAME = "the same student without a teacher"
@@ -498,7 +504,7 @@ def _table(title: str, metric: str, models: Mapping[str, Mapping[str, Any]]) -> 
 def final_table(report: Report) -> None:
     """Print teacher, control and student side by side, then the verdict, to stdout."""
     tokens = f", {report['test_tokens']:,} reference tokens" if report.get("test_tokens") else ""
-    _table(f"{report['test_examples']:,} test examples{tokens}", report["metric"], _models(report))
+    _table(f"{report['test_examples']:,} test examples{tokens}", report["metric"], _compared(report))
     console.say(verdict_text(report), style="bold")
 
 
@@ -876,6 +882,7 @@ def _page(
         "stages": _stages(report.get("stages") or []),
         "environment": list(_flat(environment)),
         "models": list(models),
+        "compared": list(_compared(report)),
         "generations": _generations(report.get("generations") or []),
     }
 
@@ -913,7 +920,7 @@ def _details(metric: str, models: Mapping[str, Mapping[str, Any]]) -> list[tuple
 
 def _figures(report: Report) -> list[tuple[str, list[str]]]:
     """The table of the page, a line a figure, so that it fits a phone: (name, one cell a model)."""
-    metric, models = report["metric"], _models(report)
+    metric, models = report["metric"], _compared(report)
     shown = _metric(metric)
     names = [
         "",

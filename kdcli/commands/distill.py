@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +29,25 @@ from transformers import PreTrainedTokenizerBase
 import kdcli
 from kdcli import console, report
 from kdcli.config import Distill as Config
+from kdcli.config import Rollout, build
 from kdcli.config import Step as StepConfig
+from kdcli.config import Student as StudentConfig
 from kdcli.config import Trainer as TrainerConfig
-from kdcli.config import build
 from kdcli.data import SPLITS, Data, load, require_batch, with_gold
 from kdcli.distiller import Distiller
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, ModelError, TeacherError
-from kdcli.evaluate import by_number, examine, in_tokens_of, opened, save_predictions, score, size, verdict
+from kdcli.evaluate import (
+    by_number,
+    examine,
+    in_tokens_of,
+    opened,
+    save_predictions,
+    score,
+    size,
+    together,
+    verdict,
+)
 from kdcli.files import cache_dir, digest, replaced, write_json, write_text
 from kdcli.generate import SHOWN, generate, text_scores
 from kdcli.losses.base import Loss
@@ -64,6 +76,7 @@ from kdcli.tasks.causal_lm import CausalLM
 from kdcli.teachers.aligned import AlignedTeacher
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.cached import CachedTeacher, shares
+from kdcli.teachers.ensemble import Ensemble
 from kdcli.trainer import Stage, micro_batches, planned_steps, require_trackers, train
 
 logger = logging.getLogger(__name__)
@@ -77,25 +90,26 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
     Args:
         names: what the report calls teacher, student and data set.
     """
-    run = prepare(cfg, folder, names)
+    parts = prepare(cfg, folder, names)
+    run = parts[-1]
     first = run.state.is_main_process
-    parts = ["teacher", "rollouts", "signals", *(step.name for step in run.steps), "control", "evaluate"]
-    left_out = {"rollouts": cfg.rollout.by != "teacher", "control": not cfg.control}
-    with console.Stages([part for part in parts if not left_out.get(part)], quiet=not first) as stages:
-        teacher = tuned_teacher(run, stages)
-        ask = functools.cache(lambda: open_teacher(run, teacher))
-        rows = rollouts(run, stages, teacher, ask)
-        signals = teacher_signals(run, stages, teacher, ask, rows)
-        born = birth(run, teacher)
-        lessons = signals if run.shared else aligned(run, teacher, born, signals)
-        require_same_pieces(run, teacher, born, rows)
-        check_numbers(run, teacher, born, signals, lessons, ask, rows)
-        steps = train_student(run, stages, born, lessons, ask, rows)
+    with console.Stages(_planned(parts), quiet=not first) as stages:
+        lessons: dict[str, Lesson] = {}
+        pupils: dict[str, Source] = {}
+        steps = 0
+        for part in parts:
+            if part.course not in lessons:
+                lessons[part.course] = prepare_lesson(part, stages)
+            lesson = lessons[part.course]
+            fresh = part.pupil not in pupils
+            born = birth(part, lesson.teacher) if fresh else pupils[part.pupil]
+            pupils[part.pupil], taken = teach(part, stages, lesson, born, fresh)
+            steps += taken if part.pupil == STUDENT else 0
         if cfg.control:
-            train_control(run, stages, born, steps)
+            train_control(run, stages, steps)
         if first:
             with run.stage(stages, "evaluate", len(SPLITS)) as stage:
-                result = evaluate(run, teacher, signals, stage)
+                result = evaluate(run, lessons[OWN], stage)
     if first:
         finish(run, result)
         shutil.rmtree(run.folder / "stages", ignore_errors=True)
@@ -103,13 +117,21 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
     return 0
 
 
+STUDENT = "student"
+"""The pupil that is not an assistant."""
+OWN = ""
+"""The course that the run's own teacher gives on the run's own data."""
+
+
 @dataclass
 class Step:
     """A part of a model's training.
 
     Attributes:
-        name: as the progress, metrics.jsonl and the report have it: student, or student/<name of the stage>.
+        name: as the progress, metrics.jsonl and the report have it: student, student/<name of the stage>, or an assistant's.
         rows: of the training rows: all, labelled or unlabelled ones.
+        pupil: who is trained: the student, or an assistant by its name.
+        course: who teaches from which data: `OWN`, or the name of the first stage that is taught so.
     """
 
     name: str
@@ -117,6 +139,10 @@ class Step:
     weights: dict[str, float]
     trainer: TrainerConfig
     rows: str = "all"
+    pupil: str = STUDENT
+    course: str = OWN
+    last: bool = True
+    """No other step of the pupil follows."""
 
     @property
     def taught(self) -> bool:
@@ -134,43 +160,79 @@ class Step:
 
 
 def steps_of(cfg: Config) -> list[Step]:
-    """The student's training as the config has it."""
-    stages = {f"student/{name}": stage for name, stage in cfg.stages.items()}
-    steps = []
-    for name, stage in (stages or {"student": StepConfig(trainer=cfg.trainer)}).items():
+    """All training but the control's, as the config has it."""
+    steps: list[Step] = []
+    for name, stage in (cfg.stages or {"": StepConfig(trainer=cfg.trainer)}).items():
         terms = {term: given for term, given in (stage.loss or cfg.loss).items() if given.weight > 0}
         losses: dict[str, Loss] = {term: build(given, Loss) for term, given in terms.items()}
         trainer = stage.trainer
         if losses and all(loss.inside for loss in losses.values()):  # its scores say nothing of it
             trainer = trainer.model_copy(update={"keep": "last"})
         weights = {term: given.weight for term, given in terms.items()}
-        steps.append(Step(name, losses, weights, trainer, stage.rows))
+        pupil = STUDENT if stage.student is None else name
+        shown = name if stage.student is not None else f"{STUDENT}/{name}" if name else STUDENT
+        last = pupil != STUDENT or len(steps) + 1 == max(1, len(cfg.stages))
+        steps.append(
+            Step(shown, losses, weights, trainer, stage.rows, pupil, _course(cfg, name, stage), last)
+        )
     return steps
+
+
+def _course(cfg: Config, name: str, stage: StepConfig) -> str:
+    """What the course is called that a stage follows."""
+    if stage.dataset is None or stage.dataset == cfg.dataset:
+        return stage.teacher or OWN
+    return next(other for other, given in cfg.stages.items() if given.dataset == stage.dataset)
 
 
 @dataclass
 class Run:
-    """What the stages of a run read."""
+    """What the stages of a run read: one teacher, one data set and one model that is trained. Of most runs it is all; where stages have
+    a data set, a student or a teacher of their own, it is some of them."""
 
     cfg: Config
+    """The run's, with the data set and the student of these stages."""
     folder: Path
     names: dict[str, str]
     state: PartialState
     data: Data
     task: Task
-    source: Source
-    """The teacher's checkpoint as it was found."""
-    tune: bool
+    sources: list[Source]
+    """The teacher's checkpoints as they were found: one, or those of an ensemble."""
     birth_by: Birth
     steps: list[Step]
-    """The student's training."""
+    """The training of the one model."""
+    course: str
+    taught: list[Step]
+    """All steps, of any model, that this teacher teaches from these data."""
     shared: bool
     """Teacher and student mean the same class by the same number."""
 
     @property
+    def pupil(self) -> str:
+        """Who is trained."""
+        return self.steps[0].pupil
+
+    @property
+    def out(self) -> Path:
+        """Where the trained model is kept."""
+        return self.folder / STUDENT if self.pupil == STUDENT else self.folder / "assistants" / self.pupil
+
+    @property
     def losses(self) -> list[Loss]:
-        """The terms of all steps."""
-        return [loss for step in self.steps for loss in step.losses.values()]
+        """The terms of all steps that the teacher teaches."""
+        return [loss for step in self.taught for loss in step.losses.values()]
+
+    def named(self, part: str) -> str:
+        """What a part of this course is called."""
+        return f"{self.course}/{part}" if self.course else part
+
+    def tunes(self, source: Source) -> bool:
+        """Whether a teacher's checkpoint is fine-tuned first: for a general stage before the task's it is as it was pretrained."""
+        if self.task.vocabulary and not self.task.writes:
+            return False
+        wanted = self.cfg.teacher.tune
+        return wanted if wanted is not None else not has_head(source, self.task)
 
     @contextmanager
     def stage(self, stages: console.Stages, name: str, total: int | None = None) -> Iterator[console.Stage]:
@@ -184,123 +246,192 @@ class Run:
             write_json(path, noted)
 
 
-def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> Run:
+def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
     """Find and check everything that can be checked before anything is trained, and write env.json.
+
+    Returns:
+        The parts of the run in their order: steps of one course and one pupil, that follow one another. The last one trains the
+        student on the run's data.
 
     Raises:
         ConfigError, DataError, ModelError, TeacherError
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = Path(broadcast_object_list([str(folder)])[0])
-    data = load(cfg.dataset)
-    task = task_of(cfg.dataset, data.labels)
-    source = find(cfg.teacher, "teacher")
-    head = has_head(source, task)
-    tune = cfg.teacher.tune if cfg.teacher.tune is not None else not head
-    if not tune and not head:
-        raise TeacherError(
-            f"{source.name} has no head for this task, and teacher.tune=false would leave it untrained; leave "
-            "teacher.tune out (it is tuned first), or use a checkpoint of the task"
-        )
-    if not tune and not task.writes:
-        label_order(load_config(source), data.labels, source.name)
-    tokenizer = load_tokenizer(source, max_length=cfg.dataset.max_length)
-    by: Birth = build(cfg.student, Birth)
     steps = steps_of(cfg)
-    losses = [loss for step in steps for loss in step.losses.values()]
-    taught = [loss for loss in losses if loss.needs_teacher]
-    own = tokenizer
-    if cfg.student.path:
-        by.source = find(cfg.student, "student")
-        own = load_tokenizer(by.source, max_length=cfg.dataset.max_length)
-    splits = {
-        name: task.prepare(rows, tokenizer, cfg.dataset.max_length) for name, rows in data.splits.items()
-    }
-    if own is not tokenizer:  # both read the same words
-        splits = {name: task.prepare(rows, own, cfg.dataset.max_length) for name, rows in splits.items()}
-    data = dataclasses.replace(data, splits=splits)
-    shared = not isinstance(task, CausalLM) or _share_tokens(
-        task,
-        data,
-        source,
-        tokenizer,
-        by.source,
-        own,
-        cfg.dataset.max_length,
-        any(loss.by_class for loss in taught),
-    )
-    if not taught and cfg.rollout.by != "teacher":
-        raise ConfigError(
-            "no loss term with a weight reads the teacher: there is nothing to distil; give one a weight"
-        )
-    if cfg.rollout.by != "dataset":
-        _require_prompts(cfg, task, data)
-    if cfg.teacher.cache and task.writes:
-        _temperature(losses)
+    loaded = {OWN: load(cfg.dataset)}
+    sources = [find(cfg.teacher, "teacher"), *(find(other, "teacher") for other in cfg.teacher.members)]
+    birth_by: dict[str, Birth] = {}
+    parts: list[Run] = []
+    for (course, pupil), group in itertools.groupby(steps, lambda step: (step.course, step.pupil)):
+        chosen = list(group)
+        own = cfg.model_copy(update=_of_part(cfg, chosen[0], course, pupil))
+        data = loaded.setdefault(course, load(own.dataset) if own.dataset != cfg.dataset else loaded[OWN])
+        if pupil not in birth_by:
+            birth_by[pupil] = _birth_by(own.student)
+        taught = [step for step in steps if step.course == course]
+        parts.append(_part(own, folder, names, state, data, sources, birth_by[pupil], chosen, course, taught))
     for trainer in (cfg.trainer, cfg.teacher.trainer, *(step.trainer for step in steps)):
         micro_batches(trainer, state.num_processes)
         require_trackers(trainer)
-    gold = len(data.gold)
+    run = parts[-1]
+    reading = any(step.taught for step in steps if step.pupil == STUDENT)
+    if not reading and cfg.rollout.by != "teacher":
+        raise ConfigError(
+            "no loss term with a weight reads the teacher: there is nothing to distil; give one a weight"
+        )
+    if cfg.control:
+        require_batch(
+            len(run.data.gold),
+            cfg.trainer.batch_size,
+            "labelled training rows, for the control",
+            "trainer.batch_size",
+        )
+    if state.is_main_process:
+        _write_environment(run)
+    state.wait_for_everyone()
+    return [
+        dataclasses.replace(part, sources=_assistant(part)) if part.course in birth_by else part
+        for part in parts
+    ]
+
+
+def _of_part(cfg: Config, step: Step, course: str, pupil: str) -> dict[str, Any]:
+    """What a part of a run has of its own in the run's config."""
+    own: dict[str, Any] = {}
+    if pupil != STUDENT:
+        own["student"] = cfg.stages[pupil].student
+    if course in cfg.stages and cfg.stages[course].dataset is not None:
+        own["dataset"] = cfg.stages[course].dataset
+        own["rollout"] = Rollout()
+    return own
+
+
+def _birth_by(cfg: StudentConfig) -> Birth:
+    by: Birth = build(cfg, Birth)
+    if cfg.path:
+        by.source = find(cfg, "student")
+    return by
+
+
+def _assistant(part: Run) -> list[Source]:
+    """Where the assistant will be that teaches a part."""
+    return [Source(part.folder / "assistants" / part.course, part.course, code=part.sources[0].code)]
+
+
+def _part(
+    cfg: Config,
+    folder: Path,
+    names: dict[str, str],
+    state: PartialState,
+    data: Data,
+    sources: list[Source],
+    by: Birth,
+    steps: list[Step],
+    course: str,
+    taught: list[Step],
+) -> Run:
+    """A part of a run, its data made ready and checked for its teacher and its student. An assistant's is checked as the run's teacher."""
+    task = task_of(cfg.dataset, data.labels)
+    max_length = cfg.dataset.max_length
+    run = Run(cfg, folder, names, state, data, task, sources, by, steps, course, taught, shared=True)
+    for source in sources:
+        _require_head(run, source)
+    tokenizer = load_tokenizer(sources[0], max_length=max_length)
+    own = load_tokenizer(by.source, max_length=max_length) if by.source is not None else tokenizer
+    splits = {name: task.prepare(rows, tokenizer, max_length) for name, rows in data.splits.items()}
+    if own is not tokenizer:  # both read the same words
+        splits = {name: task.prepare(rows, own, max_length) for name, rows in splits.items()}
+    run.data = dataclasses.replace(data, splits=splits)
+    losses = [loss for step in steps for loss in step.losses.values()]
+    reading = [loss for loss in losses if loss.needs_teacher]
+    if task.vocabulary:
+        run.shared = _share_tokens(run, tokenizer, own, any(loss.by_class for loss in reading))
+        if len(sources) > 1:
+            raise ConfigError(
+                f"teacher.others: the answers of several teachers are averaged over labels, and models of the task {cfg.dataset.kind} have a "
+                "vocabulary; leave it empty"
+            )
+        if not run.shared and run.pupil != STUDENT:
+            raise ConfigError(
+                f"stages.{run.pupil}.student: an assistant must have the teacher's vocabulary; choose one of the teacher's family"
+            )
+    if cfg.rollout.by != "dataset":
+        _require_prompts(cfg, task, run.data)
+    if cfg.teacher.cache and (task.vocabulary or len(sources) > 1):
+        _temperature(run.losses)
     for step in steps:
         place = f"stages.{step.name.removeprefix('student/')}." if cfg.stages else ""
         if not step.losses:
             raise ConfigError(f"{place}loss: every term has the weight 0; give one a weight")
         kind = "" if step.rows == "all" else f"{step.rows} "
         require_batch(
-            len(step.select(data["train"])),
+            len(step.select(run.data["train"])),
             step.trainer.batch_size,
             f"{kind}training rows",
             f"{place}trainer.batch_size",
         )
-    if tune:
+    if any(map(run.tunes, sources)):
         require_batch(
-            gold, cfg.teacher.trainer.batch_size, "labelled training rows", "teacher.trainer.batch_size"
+            len(run.data.gold),
+            cfg.teacher.trainer.batch_size,
+            "labelled training rows",
+            "teacher.trainer.batch_size",
         )
-    if cfg.control:
-        require_batch(
-            gold, cfg.trainer.batch_size, "labelled training rows, for the control", "trainer.batch_size"
-        )
-    run = Run(cfg, folder, names, state, data, task, source, tune, by, steps, shared)
-    if state.is_main_process:
-        _write_environment(run)
-    state.wait_for_everyone()
     return run
 
 
+def _require_head(run: Run, source: Source) -> None:
+    """A teacher that is not tuned first must have what the task needs.
+
+    Raises:
+        TeacherError
+    """
+    if not has_head(source, run.task):
+        if run.task.vocabulary:
+            raise TeacherError(
+                f"{source.name} has no head for the task {run.cfg.dataset.kind} (its config.json names no …{run.task.head[0]}), and one over a "
+                "vocabulary is not made anew; use a checkpoint as it was pretrained"
+            )
+        if not run.tunes(source):
+            raise TeacherError(
+                f"{source.name} has no head for this task, and teacher.tune=false would leave it untrained; leave "
+                "teacher.tune out (it is tuned first), or use a checkpoint of the task"
+            )
+    if run.task.labels and not run.tunes(source):
+        label_order(load_config(source), run.task.labels, source.name)
+
+
 def _share_tokens(
-    task: CausalLM,
-    data: Data,
-    teacher: Source,
-    theirs: PreTrainedTokenizerBase,
-    student: Source | None,
-    ours: PreTrainedTokenizerBase,
-    max_length: int,
-    needed: bool,
+    run: Run, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase, needed: bool
 ) -> bool:
     """Whether teacher and student count the same tokens; and whatever is wrong with a row is found now.
 
     Args:
-        student: its checkpoint; None: it is born from the teacher.
+        theirs, ours: the teacher's and the student's tokenizer; one and the same if the student is born from the teacher.
         needed: a loss compares what they say of the same token.
 
     Raises:
         DataError: of a row nothing counts.
         ModelError: they do not, and that is needed.
     """
-    encoded = {name: task.encode(theirs, rows, max_length) for name, rows in data.splits.items()}
-    if student is None:
+    task, max_length = run.task, run.cfg.dataset.max_length
+    encoded = {name: task.encode(theirs, rows, max_length) for name, rows in run.data.splits.items()}
+    if ours is theirs:
         return True
-    own = {name: task.encode(ours, rows, max_length) for name, rows in data.splits.items()}
+    own = {name: task.encode(ours, rows, max_length) for name, rows in run.data.splits.items()}
+    assert run.birth_by.source is not None
     try:
-        same_vocabulary(teacher.name, theirs, student.name, ours)
-        for name, rows in data.splits.items():
+        same_vocabulary(run.sources[0].name, theirs, run.birth_by.source.name, ours)
+        for name, rows in run.data.splits.items():
             task.require_same(rows, encoded[name], own[name])
     except ModelError as error:
-        if needed:
-            raise ModelError(
-                f"{error.message}; or let it learn what the teacher writes (rollout=teacher loss.soft_label.weight=0), or "
-                "how sure the teacher is (loss=uld)"
-            ) from None
+        if needed or not task.writes:
+            remedy = (
+                "; or let it learn what the teacher writes (rollout=teacher loss.soft_label.weight=0), or how sure the teacher is "
+                "(loss=uld)"
+            )
+            raise ModelError(error.message + (remedy if task.writes else "")) from None
         return False
     return True
 
@@ -318,7 +449,7 @@ def _require_prompts(cfg: Config, task: Task, data: Data) -> None:
 
 
 def _temperature(losses: list[Loss]) -> float:
-    """The temperature at which the teacher's top k are read.
+    """The temperature at which a teacher's top k, or the mean of several teachers, is taken.
 
     Raises:
         ConfigError: the terms have several.
@@ -326,8 +457,8 @@ def _temperature(losses: list[Loss]) -> float:
     found = {getattr(loss, "temperature", 1.0) for loss in losses if loss.needs_teacher} - {1.0}
     if len(found) > 1:
         raise ConfigError(
-            f"the teacher's cache keeps its top tokens at one temperature, the loss terms have {sorted(found)}; give them "
-            "one, or teacher.cache=false"
+            f"the teacher's answers are kept at one temperature, the loss terms have {sorted(found)}; give them one, or "
+            "teacher.cache=false"
         )
     return found.pop() if found else 1.0
 
@@ -344,14 +475,15 @@ def _write_environment(run: Run) -> None:
             "student": fast_bf16(cfg.trainer.precision),
         },
         "dataset": {"path": cfg.dataset.path, "commit": run.data.commit, "fingerprint": run.data.fingerprint},
-        "teacher": _fingerprints(run.source),
+        "teacher": _fingerprints(run.sources[0]),
         "student": _fingerprints(run.birth_by.source) if run.birth_by.source else None,
+        "others": [_fingerprints(source) for source in run.sources[1:]],
     }
     if not path.is_file():
         write_json(path, made_with)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    for part in ("dataset", "teacher", "student"):
+    for part in ("dataset", "teacher", "student", "others"):
         if before.get(part) != made_with[part]:
             raise DataError(f"the {part} is not the one that {run.folder} was begun with; start a new run")
 
@@ -368,41 +500,94 @@ def _fingerprints(source: Source) -> dict[str, Any]:
 # ---- the teacher -------------------------------------------------------------------------------------
 
 
-def tuned_teacher(run: Run, stages: console.Stages) -> Source:
-    """The teacher with a head for the task, fine-tuned on the gold labels if it needs to be, and then cached."""
-    if not run.tune:
-        stages.skip("teacher", "used as it is")
-        return run.source
+@dataclass
+class Lesson:
+    """A course that is ready to be followed.
+
+    Attributes:
+        teachers: the checkpoints, tuned: one, or an ensemble's.
+        ask: loads the teacher, once.
+        rows: what is learnt from.
+        signals: who answers for each split.
+    """
+
+    teachers: list[Source]
+    ask: Callable[[], Teacher]
+    rows: datasets.Dataset
+    signals: dict[str, Teacher]
+
+    @property
+    def teacher(self) -> Source:
+        """The checkpoint, or an ensemble's first."""
+        return self.teachers[0]
+
+
+def prepare_lesson(run: Run, stages: console.Stages) -> Lesson:
+    """Tune the teacher, let it write if it shall, and fetch its answers."""
+    teachers = [tuned_teacher(run, stages, number) for number in range(len(run.sources))]
+    ask = functools.cache(lambda: open_teacher(run, teachers))
+    rows = rollouts(run, stages, teachers, ask)
+    return Lesson(teachers, ask, rows, teacher_signals(run, stages, teachers, ask, rows))
+
+
+def _planned(parts: Sequence[Run]) -> list[str]:
+    """The stages of a run in their order, as the progress shows them."""
+    planned: list[str] = []
+    seen: set[str] = set()
+    for part in parts:
+        if part.course not in seen:
+            planned += [_tuning(part, number) for number in range(len(part.sources))]
+            planned += [part.named("rollouts")] if part.cfg.rollout.by == "teacher" else []
+            planned.append(part.named("signals"))
+        seen.add(part.course)
+        planned += [step.name for step in part.steps]
+    return [*planned, *(["control"] if parts[-1].cfg.control else []), "evaluate"]
+
+
+def _tuning(run: Run, number: int) -> str:
+    return run.named(f"teacher {number + 1}" if number else "teacher")
+
+
+def tuned_teacher(run: Run, stages: console.Stages, number: int) -> Source:
+    """The teacher, or one of an ensemble, with a head for the task, fine-tuned on the gold labels if it needs to be, and then cached."""
+    name, found = _tuning(run, number), run.sources[number]
+    if run.course in run.cfg.stages and run.cfg.stages[run.course].student is not None:
+        stages.skip(name, "trained before, as an assistant")
+        return found
+    if not run.tunes(found):
+        stages.skip(name, "used as it is")
+        return found
     cfg = run.cfg.teacher.trainer
     gold = run.data.gold
     made_of = {
         "what": "teacher tuned on gold labels",
         "task": run.cfg.dataset.kind,
-        "weights": run.source.weights_hash,
-        "tokenizer": run.source.tokenizer_hash,
+        "weights": found.weights_hash,
+        "tokenizer": found.tokenizer_hash,
         "labels": run.data.labels,
         "train": _content(gold),
         "validation": _content(run.data["validation"]),
         "max_length": run.cfg.dataset.max_length,
         "trainer": cfg.model_dump(exclude={"logging_steps", "report_to", "micro_batch_size"}),
         "bf16": fast_bf16(cfg.precision),
-        "seed": run.cfg.seed,
+        "seed": [run.cfg.seed, number] if number else run.cfg.seed,
         "torch": torch.__version__,
     }
     folder = cache_dir("teachers") / digest(made_of)[:32]
-    source = Source(folder, run.source.name, run.source.commit, run.source.code)
+    source = Source(folder, found.name, found.commit, found.code)
     steps = planned_steps(cfg, len(gold))
+    seed = stage_seed(run.cfg.seed, f"teacher {number + 1}" if number else "teacher")
     with _alone(run, folder):
         if (folder / "config.json").is_file():
-            stages.skip("teacher", "tuned before, from the cache")
+            stages.skip(name, "tuned before, from the cache")
             return source
-        with run.stage(stages, "teacher", steps) as progress:
-            seed_everything(stage_seed(run.cfg.seed, "teacher"))
-            model = with_new_head(run.source, run.task)
-            tokenizer = load_tokenizer(run.source, model)
+        with run.stage(stages, name, steps) as progress:
+            seed_everything(seed)
+            model = with_new_head(found, run.task)
+            tokenizer = load_tokenizer(found, model)
             train(
                 Stage(
-                    name="teacher",
+                    name=name,
                     folder=folder.with_suffix(".partial"),
                     out=folder,
                     distiller=Distiller(model, run.task, {"hard_label": HardLabel()}, {"hard_label": 1.0}),
@@ -412,7 +597,7 @@ def tuned_teacher(run: Run, stages: console.Stages) -> Source:
                     cfg=cfg,
                     steps=steps,
                     eval_steps=_eval_steps(cfg, len(gold)),
-                    seed=stage_seed(run.cfg.seed, "teacher"),
+                    seed=seed,
                     progress=progress,
                     max_length=run.cfg.dataset.max_length,
                     metrics=run.folder / "metrics.jsonl",
@@ -429,19 +614,21 @@ def _content(rows: datasets.Dataset) -> str:
     return digest(list(rows["id"]), list(rows["label"]) if "label" in rows.column_names else [])
 
 
-def open_teacher(run: Run, source: Source) -> Teacher:
+def open_teacher(run: Run, sources: Sequence[Source]) -> Teacher:
     """The teacher, ready to answer."""
-    teacher: Teacher = build(run.cfg.teacher, Teacher)
-    teacher.open(source, run.task, run.cfg.dataset.max_length, run.cfg.teacher.trainer.precision)
-    return teacher
+    opened = []
+    for source in sources:
+        teacher: Teacher = build(run.cfg.teacher, Teacher)
+        teacher.open(source, run.task, run.cfg.dataset.max_length, run.cfg.teacher.trainer.precision)
+        opened.append(teacher)
+    return Ensemble(opened, _temperature(run.losses)) if len(opened) > 1 else opened[0]
 
 
-def _asked(run: Run, source: Source) -> tuple[Any, ...]:
+def _asked(run: Run, sources: Sequence[Source]) -> tuple[Any, ...]:
     """What determines all that a teacher says of a row."""
     cfg = run.cfg.teacher
     return (
-        source.weights_hash,
-        source.tokenizer_hash,
+        [(source.weights_hash, source.tokenizer_hash) for source in sources],
         cfg.target,
         cfg.arguments,
         run.data.labels,
@@ -453,7 +640,7 @@ def _asked(run: Run, source: Source) -> tuple[Any, ...]:
 
 
 def rollouts(
-    run: Run, stages: console.Stages, source: Source, ask: Callable[[], Teacher]
+    run: Run, stages: console.Stages, sources: Sequence[Source], ask: Callable[[], Teacher]
 ) -> datasets.Dataset:
     """The rows that the student learns from: the data's own, or (rollout=teacher) their prompts with the teacher's answers.
 
@@ -462,9 +649,9 @@ def rollouts(
     rows, how = run.data["train"], run.cfg.rollout
     if how.by != "teacher":
         return rows
-    folder = cache_dir("rollouts") / digest(_asked(run, source), how.model_dump(), run.cfg.seed)[:32]
+    folder = cache_dir("rollouts") / digest(_asked(run, sources), how.model_dump(), run.cfg.seed)[:32]
     answers: dict[int, list[str]] = {}
-    with run.stage(stages, "rollouts", len(rows)) as progress, _alone(run, folder):
+    with run.stage(stages, run.named("rollouts"), len(rows)) as progress, _alone(run, folder):
         for parts in shares(range(0, len(rows), PART), run.state):
             for start in parts:
                 part = rows.select(range(start, min(start + PART, len(rows))))
@@ -479,12 +666,16 @@ def rollouts(
     )
     if run.state.is_main_process:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in answered]
-        write_text(run.folder / "rollouts.jsonl", "".join(lines))
+        write_text(run.folder / f"{run.named('rollouts').replace('/', '-')}.jsonl", "".join(lines))
     return answered
 
 
 def teacher_signals(
-    run: Run, stages: console.Stages, source: Source, ask: Callable[[], Teacher], train: datasets.Dataset
+    run: Run,
+    stages: console.Stages,
+    sources: Sequence[Source],
+    ask: Callable[[], Teacher],
+    train: datasets.Dataset,
 ) -> dict[str, Teacher]:
     """Who answers for each split: the teacher's stored answers, fetched here, or (teacher.cache=false) itself.
 
@@ -498,20 +689,24 @@ def teacher_signals(
         By split; of train nobody, if no loss term reads it, or only such that read the teacher's inside as well.
     """
     cfg = run.cfg.teacher
-    taught = any(step.taught and not step.watched for step in run.steps)
+    taught = any(step.taught and not step.watched for step in run.taught)
     if not cfg.cache:
-        stages.skip("signals", "asked for in every step")
+        stages.skip(run.named("signals"), "asked for in every step")
         return dict.fromkeys(SPLITS if taught else SPLITS[1:], ask())
-    temperature = _temperature(run.losses) if run.task.writes else 1.0
-    made_by = _asked(run, source), (cfg.top_k, temperature) if run.task.writes else ()
+    mean = len(sources) > 1
+    temperature = _temperature(run.losses) if run.task.vocabulary or mean else 1.0
+    kept = (cfg.top_k, temperature) if run.task.vocabulary else (temperature,) if mean else ()
+    made_by = _asked(run, sources), kept
     splits = run.data.splits | {"train": train}
+    if run.course != OWN:  # the run is judged by its own teacher
+        del splits["test"]
     teachers: dict[str, Teacher] = {}
     if run.cfg.rollout.by == "student":
         teachers["train"] = ask()
     if not taught or run.cfg.rollout.by == "student":
         del splits["train"]
     before = 0
-    with run.stage(stages, "signals", sum(map(len, splits.values()))) as progress:
+    with run.stage(stages, run.named("signals"), sum(map(len, splits.values()))) as progress:
         for split, rows in splits.items():
             folder = cache_dir("signals") / digest(made_by, list(rows["id"]))[:32]
             teachers[split] = cached = CachedTeacher(folder, cfg.top_k, temperature)
@@ -538,7 +733,7 @@ def _alone(run: Run, folder: Path) -> Iterator[None]:
 
 def birth(run: Run, teacher: Source) -> Source:
     """The untrained student, the same for student and control, as a directory."""
-    folder = run.folder / "stages" / "born"
+    folder = run.folder / "stages" / "born" / run.pupil
     if run.state.is_main_process and not folder.is_dir():
         seed_everything(stage_seed(run.cfg.seed, "birth"))
         model, tokenizer = run.birth_by.born(run.task, teacher, run.data["train"])
@@ -546,7 +741,20 @@ def birth(run: Run, teacher: Source) -> Source:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
     run.state.wait_for_everyone()
-    return Source(folder, "the student", code=run.cfg.student.trust_remote_code)
+    return Source(folder, f"the {run.pupil}", code=run.cfg.student.trust_remote_code)
+
+
+def teach(run: Run, stages: console.Stages, lesson: Lesson, born: Source, fresh: bool) -> tuple[Source, int]:
+    """A model trained in the steps of a part, and how many optimizer steps they were.
+
+    Args:
+        born: the model as it is before.
+        fresh: it has learnt nothing yet.
+    """
+    lessons = lesson.signals if run.shared else aligned(run, lesson.teacher, born, lesson.signals)
+    require_same_pieces(run, lesson.teacher, born, lesson.rows)
+    check_numbers(run, lesson, born, lessons, fresh)
+    return train_steps(run, stages, lesson, born, lessons)
 
 
 def aligned(run: Run, teacher: Source, born: Source, signals: dict[str, Teacher]) -> dict[str, Teacher]:
@@ -565,7 +773,7 @@ def require_same_pieces(run: Run, teacher: Source, born: Source, rows: datasets.
     Raises:
         ModelError: they do not.
     """
-    if not any(loss.inside for loss in run.losses):
+    if not any(step.watched for step in run.steps):
         return
     tokenizers = load_tokenizer(teacher), load_tokenizer(born)
     theirs, ours = (run.task.encode(each, rows, run.cfg.dataset.max_length) for each in tokenizers)
@@ -581,29 +789,21 @@ def require_same_pieces(run: Run, teacher: Source, born: Source, rows: datasets.
         )
 
 
-def check_numbers(
-    run: Run,
-    teacher: Source,
-    born: Source,
-    signals: dict[str, Teacher],
-    lessons: dict[str, Teacher],
-    ask: Callable[[], Teacher],
-    rows: datasets.Dataset,
-) -> None:
+def check_numbers(run: Run, lesson: Lesson, born: Source, lessons: dict[str, Teacher], fresh: bool) -> None:
     """The pre-flight, with the losses of every step."""
     validation = run.data["validation"]
-    said, classes = _teacher_said(run, load_tokenizer(teacher), signals["validation"], validation)
+    said, classes = _teacher_said(run, lesson, "validation")
     for step in run.steps:
-        distiller, tokenizer = _distiller(run, born, step)
-        chosen = step.select(rows)
+        distiller, tokenizer = _distiller(run, born, step, lesson.teacher)
+        chosen = step.select(lesson.rows)
         first = step is run.steps[0]
-        comparable = first and run.shared and not run.birth_by.of_teacher
+        comparable = first and fresh and run.shared and not run.birth_by.of_teacher
         preflight(
             distiller,
             tokenizer,
             said if first else None,
             classes,
-            _lessons(step, lessons, ask),
+            _lessons(step, lessons, lesson.ask),
             _split(run, chosen.select(range(min(1000, len(chosen)))), tokenizer),
             _split(run, validation, tokenizer) if comparable else None,
             bf16=fast_bf16(step.trainer.precision),
@@ -618,33 +818,39 @@ def _lessons(step: Step, lessons: dict[str, Teacher], ask: Callable[[], Teacher]
     return lessons.get("train") if step.taught else None
 
 
-def train_student(
-    run: Run,
-    stages: console.Stages,
-    born: Source,
-    lessons: dict[str, Teacher],
-    ask: Callable[[], Teacher],
-    rows: datasets.Dataset,
-) -> int:
-    """The student, taught by the teacher, step after step; returns its number of optimizer steps."""
+def train_steps(
+    run: Run, stages: console.Stages, lesson: Lesson, born: Source, lessons: dict[str, Teacher]
+) -> tuple[Source, int]:
+    """A model, taught by the teacher, step after step, and the number of optimizer steps."""
     total = 0
     for step in run.steps:
-        chosen = step.select(rows)
+        chosen = step.select(lesson.rows)
         steps = planned_steps(step.trainer, len(chosen))
-        last = step is run.steps[-1]
-        out = run.folder / "student" if last else run.folder / "stages" / "after" / step.name
+        out = run.out if step.last else run.folder / "stages" / "after" / step.name
         _train(
-            run, stages, step, born, out, chosen, steps, _lessons(step, lessons, ask), lessons["validation"]
+            run,
+            stages,
+            step,
+            born,
+            out,
+            chosen,
+            steps,
+            lesson.teacher,
+            _lessons(step, lessons, lesson.ask),
+            lessons["validation"],
         )
-        born = Source(out, "the student", code=born.code)
+        born = Source(out, born.name, code=born.code)
         total += steps
-    return total
+    return born, total
 
 
-def train_control(run: Run, stages: console.Stages, born: Source, steps: int) -> None:
+def train_control(run: Run, stages: console.Stages, steps: int) -> None:
     """The same student with the gold labels alone: the same birth, seed and steps; rows without gold are left out."""
     step = Step("control", {"hard_label": HardLabel()}, {"hard_label": 1.0}, run.cfg.trainer)
-    _train(run, stages, step, born, run.folder / "control", run.data.gold, steps)
+    born = Source(
+        run.folder / "stages" / "born" / STUDENT, "the control", code=run.cfg.student.trust_remote_code
+    )
+    _train(run, stages, step, born, run.folder / "control", run.data.gold, steps, run.sources[0])
 
 
 def _train(
@@ -655,6 +861,7 @@ def _train(
     out: Path,
     rows: datasets.Dataset,
     steps: int,
+    source: Source,
     teacher: Teacher | None = None,
     validation_teacher: Teacher | None = None,
 ) -> None:
@@ -662,7 +869,7 @@ def _train(
         stages.skip(step.name, "trained before")
         return
     with run.stage(stages, step.name, steps) as progress:
-        distiller, tokenizer = _distiller(run, born, step)
+        distiller, tokenizer = _distiller(run, born, step, source)
         seed = stage_seed(run.cfg.seed, "student" if step.name == "control" else step.name)
         seed_everything(seed)
         train(
@@ -690,12 +897,13 @@ def _train(
         run.state.wait_for_everyone()
 
 
-def _distiller(run: Run, born: Source, step: Step) -> tuple[Distiller, Any]:
+def _distiller(run: Run, born: Source, step: Step, teacher: Source) -> tuple[Distiller, Any]:
     seed_everything(stage_seed(run.cfg.seed, f"{step.name}: what is new"))
-    model, _ = load_model(born, run.task)
+    # a stage before may have been of another task
+    model = load_model(born, run.task)[0] if has_head(born, run.task) else with_new_head(born, run.task)
     run.birth_by.dress(model)
     for loss in step.losses.values():
-        loss.attach(model.config, load_config(run.source))
+        loss.attach(model.config, load_config(teacher))
     return Distiller(model, run.task, step.losses, step.weights), load_tokenizer(
         born, model, run.cfg.dataset.max_length
     )
@@ -712,25 +920,32 @@ def _eval_steps(cfg: TrainerConfig, rows: int) -> int:
 # ---- the comparison ----------------------------------------------------------------------------------
 
 
-def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: console.Stage) -> dict[str, Any]:
-    """Score all models on the test split, measure them, and compare: report.json without its sentence."""
-    task, max_length = run.task, run.cfg.dataset.max_length
+def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
+    """Score all models on the test split, measure them, and compare: report.json without its sentence.
+
+    Args:
+        lesson: of the run's own teacher.
+    """
+    task, max_length, teacher, signals = run.task, run.cfg.dataset.max_length, lesson.teacher, lesson.signals
     test = run.data["test"]
     folders = {"teacher": teacher.path}
     folders |= {name: run.folder / name for name in ("control", "student") if (run.folder / name).is_dir()}
     models: dict[str, dict[str, Any]] = {}
     said: dict[str, Predictions] = {}
     written: dict[str, list[str]] = {}
+    assistants = {
+        name: run.folder / "assistants" / name for name, stage in run.cfg.stages.items() if stage.student
+    }
+    folders |= assistants
     trained = {"student": run.steps[-1].name}
     validation = {name: _best_validation(run, trained.get(name, name)) for name in folders}
     for done, (name, folder) in enumerate(folders.items()):
         stage.update(done, extra=name, total=len(folders))
         source = Source(folder, name, code=teacher.code)
         if name == "teacher" and not task.writes:  # its answers are there already
-            tokenizer = load_tokenizer(source)
-            said[name], _ = _teacher_said(run, tokenizer, signals["test"], test)
-            before, _ = _teacher_said(run, tokenizer, signals["validation"], run.data["validation"])
-            models[name] = size(source, task)
+            said[name], _ = _teacher_said(run, lesson, "test")
+            before, _ = _teacher_said(run, lesson, "validation")
+            models[name] = together([size(each, task) for each in lesson.teachers])
         else:
             model, tokenizer = opened(source, task, max_length)
             told = by_number(signals["test"], test) if name != "teacher" and run.shared else None
@@ -750,11 +965,19 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
         if isinstance(task, CausalLM) and name in written:
             references = [row["reference"] for row in task.shown(test)]
             models[name]["scores"] |= text_scores(written[name], references)
-        models[name] |= measure_rows(
-            run.cfg.measure, "torch", folder, folder, task, task.inputs(test, tokenizer), max_length,
-            code=teacher.code,
+        members = [each.path for each in lesson.teachers] if name == "teacher" else [folder]
+        models[name] |= together(
+            [
+                measure_rows(
+                    run.cfg.measure, "torch", path, path, task, task.inputs(test, load_tokenizer(Source(path, name))), max_length,
+                    code=teacher.code,
+                )
+                for path in members
+            ]
         )  # fmt: skip
     models["teacher"]["path"] = str(teacher.path)
+    if lesson.teachers[1:]:
+        models["teacher"] |= {"path": None, "members": [str(each.path) for each in lesson.teachers]}
     shown = (
         {"test_tokens": len(said["student"].labels), "generations": _generations(task, test, written)}
         if isinstance(task, CausalLM)
@@ -779,7 +1002,8 @@ def evaluate(run: Run, teacher: Source, signals: dict[str, Teacher], stage: cons
         "loss": _terms(run.cfg),
         "stages": json.loads((run.folder / "stages.json").read_text()),
         "validation_score": validation,
-        "models": models,
+        "models": {name: entry for name, entry in models.items() if name not in assistants},
+        "assistants": {name: models[name] for name in assistants},
         "verdict": verdict(run.task, models, said, run.shared),
     }
 
@@ -818,16 +1042,11 @@ def _generations(
     ]
 
 
-def _teacher_said(
-    run: Run, tokenizer: PreTrainedTokenizerBase, teacher: Teacher, rows: datasets.Dataset
-) -> tuple[Predictions, int]:
-    """The teacher's answers on rows, at its own positions, and its number of classes.
-
-    Args:
-        tokenizer: the teacher's.
-    """
-    encoded = run.task.encode(tokenizer, rows, run.cfg.dataset.max_length)
-    signal = teacher.signals(list(rows))
+def _teacher_said(run: Run, lesson: Lesson, split: str) -> tuple[Predictions, int]:
+    """The teacher's answers on a split, at its own positions, and its number of classes."""
+    rows = run.data[split]
+    encoded = run.task.encode(load_tokenizer(lesson.teacher), rows, run.cfg.dataset.max_length)
+    signal = lesson.signals[split].signals(list(rows))
     return run.task.told(signal, encoded), signal.classes
 
 

@@ -67,7 +67,12 @@ class Family:
 TASK_HEADS = {
     r"pooler\.dense|pre_classifier|(classifier|classification_head)\.dense": "pooled hidden",
     r"classifier|(classifier|classification_head)\.out_proj": "- pooled",
-    r"score|lm_head": "- hidden",
+    r"score|lm_head|cls\.predictions|vocab_projector|(lm_head|cls\.predictions)\.decoder": "- hidden",
+    r"(lm_head|cls\.predictions\.transform)\.dense|vocab_transform": "hidden hidden",
+    r"lm_head\.layer_norm|cls\.predictions\.transform\.LayerNorm|vocab_layer_norm": "hidden",
+    r"generator_predictions\.dense": "embedding hidden",
+    r"generator_predictions\.LayerNorm": "embedding",
+    r"generator_lm_head": "- embedding",
     r"final_logits_bias": "- -",
 }
 OWN = {

@@ -93,7 +93,7 @@ class FromConfig(Birth):
             f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")
         }
         if (
-            task.writes
+            task.vocabulary
         ):  # as the teacher: how far it sees, and one matrix for what it reads and what it writes
             inner = load_config(teacher).get_text_config()
             special |= {"max_position_embeddings": inner.max_position_embeddings, "tie_word_embeddings": True}

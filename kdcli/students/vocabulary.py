@@ -52,12 +52,12 @@ class Vocabulary(Cut):
 
         Raises:
             ModelError: of a tokenizer that is not understood.
-            ConfigError: the task's models write, or more than `max_tokens` have to stay.
+            ConfigError: the classes are the tokens, or more than `max_tokens` have to stay.
         """
-        if task.writes:
+        if task.vocabulary:
             raise ConfigError(
-                "the student's vocabulary cannot be trimmed where models write text: the losses compare what teacher "
-                "and student say of the same tokens. Leave the vocabulary as it is (student.births without vocabulary)"
+                "the student's vocabulary cannot be trimmed where models predict tokens: the losses compare what teacher "
+                "and student say of the same ones. Leave the vocabulary as it is (student.births without vocabulary)"
             )
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ModelError(

@@ -140,8 +140,10 @@ class Task(ABC):
     """Rows that are scored at once."""
     auto: ClassVar[str]
     """The class of transformers that loads a model of the task."""
+    vocabulary: ClassVar[bool] = False
+    """The classes are the tokens of a vocabulary: teacher and student must share it, and signals are hidden, or their top k."""
     writes: ClassVar[bool] = False
-    """Its models write text, over a vocabulary: teacher and student must share it, and either may write the completions."""
+    """Its models write text: either may write the completions."""
 
     def __init__(self, labels: Sequence[str] = (), chat: bool = False):
         self.labels = list(labels)
@@ -352,7 +354,7 @@ class Task(ABC):
         raise NotImplementedError
 
     def require_same(self, rows: datasets.Dataset, teacher: Encoded, student: Encoded) -> None:
-        """Refuse rows of which the teacher and the student count different tokens; for tasks whose models write."""
+        """Refuse rows of which the teacher and the student count different tokens; for tasks over a vocabulary."""
         raise NotImplementedError
 
     def prepare(

@@ -11,14 +11,14 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.errors import ConfigError, DataError, ModelError
 from kdcli.files import digest
-from kdcli.losses.base import log_probs
 from kdcli.rollouts import write
-from kdcli.signal import Head, HiddenSignal, Signal, TopKSignal
-from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task, padded
+from kdcli.signal import HiddenSignal
+from kdcli.tasks.base import IGNORE, Encoded, padded
+from kdcli.tasks.language_model import CLOSE, LanguageModel, head_of, tokenize
 
 CHUNK = 1000
 """Rows handed to the tokenizer at once."""
@@ -35,11 +35,9 @@ SPAN = 2**20
 """Characters that one turn, or one document in a packed row, may have."""
 NOWHERE = -(2**30)
 """Where a token begins that begins at no character."""
-CLOSE = 1e-3
-"""The most by which the head's logits may differ from the model's own (fp32), relative to their size."""
 
 
-class CausalLM(Task):
+class CausalLM(LanguageModel):
     """The headline metric is the mean log-probability of a reference token, in nats.
 
     Rows hold `prompt` and `completion` (of which only the completion counts), `messages` (what the assistant says counts),
@@ -47,8 +45,6 @@ class CausalLM(Task):
     piece count).
     """
 
-    metric = "log_prob"
-    chance_is = "what all tokens alike would get,"
     head = ("ForCausalLM", "LMHeadModel")
     batch = 8
     auto = "AutoModelForCausalLM"
@@ -56,14 +52,9 @@ class CausalLM(Task):
     """Rows hold several documents (since `prepare`)."""
     writes = True
 
-    def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        """Nothing: the classes are the vocabulary."""
-        return config
-
     def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
-        """A decoder with its output head, which must be one that `head_of` understands."""
+        """A decoder with its output head, which keeps the documents of a row apart if rows hold several."""
         model, new = super().load(path, **kwargs)
-        _check_head(model)
         if self.packs:
             _check_apart(model)
         return model, new
@@ -91,7 +82,7 @@ class CausalLM(Task):
                 "before another; raise it"
             )
         for row in rows:
-            spans = _tokenize(tokenizer, [row["text"]], special=False)["offset_mapping"][0]
+            spans = tokenize(tokenizer, [row["text"]], special=False)["offset_mapping"][0]
             for start in range(0, len(spans), step):
                 piece = spans[start : start + step]
                 text = row["text"][piece[0][0] : piece[-1][1]]
@@ -129,7 +120,7 @@ class CausalLM(Task):
         starts: list[np.ndarray] = []
         for start in range(0, len(rendered), CHUNK):
             chunk = rendered[start : start + CHUNK]
-            found = _tokenize(tokenizer, [text for text, _ in chunk], special=turns is None)
+            found = tokenize(tokenizer, [text for text, _ in chunk], special=turns is None)
             for (_, spans), tokens, offsets in zip(
                 chunk, found["input_ids"], found["offset_mapping"], strict=True
             ):
@@ -171,7 +162,7 @@ class CausalLM(Task):
             places: list[int] = []
             counted: list[bool] = []
             at: list[int] = []
-            found = _tokenize(tokenizer, list(texts), special=False)
+            found = tokenize(tokenizer, list(texts), special=False)
             for number, (text, end) in enumerate(zip(texts, ends, strict=True)):
                 piece = [*begin, *found["input_ids"][number]]
                 where = np.asarray(found["offset_mapping"][number], np.int64).reshape(-1, 2)
@@ -211,10 +202,9 @@ class CausalLM(Task):
 
     def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
         """All counted tokens."""
-        labels = encoded.columns["labels"].astype(np.int64)
+        labels = encoded.columns["labels"].copy()
         labels[encoded.offsets[:-1]] = IGNORE  # nothing stands before a row's first token
-        counted = labels != IGNORE
-        return labels[counted], np.add.reduceat(counted.astype(np.int64), encoded.offsets[:-1])
+        return super().targets(Encoded({"labels": labels}, encoded.offsets))
 
     def aligned(self, theirs: Encoded, ours: Encoded) -> list[tuple[np.ndarray, np.ndarray]]:
         """Where two tokenizers begin a counted token at the same place of the text.
@@ -230,23 +220,6 @@ class CausalLM(Task):
             at[two], matched[two] = one, other[two] >= 0
             found.append((at, matched))
         return found
-
-    def require_same(self, rows: datasets.Dataset, teacher: Encoded, student: Encoded) -> None:
-        """Refuse rows of which the teacher and the student count different tokens.
-
-        Raises:
-            ModelError: their tokenizers cut a text in different ways, or their chat templates differ.
-        """
-        (theirs, counts), (ours, own) = self.targets(teacher), self.targets(student)
-        if np.array_equal(counts, own) and np.array_equal(theirs, ours):
-            return
-        parts = zip(np.split(theirs, counts.cumsum()), np.split(ours, own.cumsum()), strict=True)
-        row = next(row for row, (one, other) in enumerate(parts) if not np.array_equal(one, other))
-        raise ModelError(
-            f"row {rows['id'][row]}: the teacher and the student count different tokens ({counts[row]} and {own[row]}), so "
-            "their probabilities cannot be compared: their tokenizers cut a text in different ways, or their chat templates "
-            "differ. Put the teacher's tokenizer files (tokenizer.json, chat_template.jinja …) beside the student"
-        )
 
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
         """The prompts, with the template's tokens where there is one; of plain text its beginning."""
@@ -318,60 +291,6 @@ class CausalLM(Task):
         hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
         return HiddenSignal(hidden[pick], head_of(model))
 
-    # ---- scores ------------------------------------------------------------------------------------------
-
-    def answers(
-        self, said: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
-    ) -> dict[str, Tensor]:
-        """The label's log-probability, the likeliest token, and the divergence from the teacher where one is given.
-
-        Where only the top k are known, the mass of the rest is spread evenly over all other tokens.
-        """
-        if isinstance(said, TopKSignal):
-            found = said.indices == labels[:, None]
-            others = said.softened(1.0)[:, -1] - np.log(max(1, said.classes - said.indices.shape[-1]))
-            known = torch.where(found, said.log_p, -torch.inf).amax(-1)
-            best = said.indices.gather(-1, said.log_p.argmax(-1, keepdim=True))[:, 0]
-            return {"log_prob": torch.where(found.any(-1), known, others), "top": best}
-        log_q = said.logits.float().log_softmax(-1)
-        kept = {"log_prob": log_q.gather(-1, labels[:, None])[:, 0], "top": log_q.argmax(-1)}
-        if teacher is not None:
-            ours, theirs = log_probs(said, teacher, 1.0)
-            kept["kl"] = (theirs.exp() * (theirs - ours)).sum(-1)
-        return kept
-
-    def scores(self, said: Predictions) -> dict[str, Any]:
-        """Mean log-probability, perplexity, share of tokens that are the likeliest."""
-        mean = float(said["log_prob"].mean(dtype=np.float64))
-        found = {
-            "log_prob": mean,
-            "perplexity": float(np.exp(-mean)),
-            "token_accuracy": float((said["top"] == said.labels).mean()),
-        }
-        if "kl" in said.answers:
-            found["kl_to_teacher"] = float(said["kl"].mean(dtype=np.float64))
-        return found
-
-    def merits(self, said: Predictions) -> np.ndarray:
-        """Each row's share in the mean over all tokens."""
-        return said.means(said["log_prob"].astype(np.float64))
-
-    def same(self, one: Predictions, other: Predictions) -> np.ndarray:
-        """The same likeliest token."""
-        return one["top"] == other["top"]
-
-    def divergence(self, teacher: Predictions, student: Predictions) -> np.ndarray:
-        """As it was computed beside the teacher."""
-        return student["kl"].astype(np.float64)
-
-    def retention(self, student: float, teacher: float) -> float:
-        """The ratio of the probabilities of a token (geometric means)."""
-        return float(np.exp(student - teacher))
-
-    def chance(self, said: Predictions, classes: int) -> float:
-        """All tokens alike."""
-        return -float(np.log(classes))
-
 
 def _begun(encoded: Encoded, row: int) -> np.ndarray:
     """Where a row's counted tokens begin."""
@@ -399,17 +318,6 @@ def _encoded(
         for key, parts in columns.items()
     }
     return Encoded(flat, np.cumsum([0, *map(len, ids)]))
-
-
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> dict[str, Any]:
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"{type(tokenizer).__name__} does not say where its tokens stand in the text; a fast tokenizer "
-            "(tokenizer.json) is needed for completions"
-        )
-    return dict(
-        tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, return_attention_mask=False)
-    )
 
 
 def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -486,40 +394,6 @@ def _written(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **
     except Exception as error:  # jinja2 raises what the template says
         roles = ", ".join(turn["role"] for turn in turns) or "no turns"
         raise DataError(f"the chat template refuses a conversation of {roles}: {error}") from None
-
-
-def head_of(model: PreTrainedModel) -> Head:
-    """A decoder's output head.
-
-    Raises:
-        ModelError: it has none.
-    """
-    layer = model.get_output_embeddings()
-    if layer is None:
-        raise ModelError(f"{type(model).__name__} has no output head")
-    config = model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return Head(layer.weight, getattr(layer, "bias", None), float(scale), cap)
-
-
-@torch.no_grad()
-def _check_head(model: PreTrainedModel) -> None:
-    """The head on the last hidden states is what the model itself computes.
-
-    Raises:
-        ModelError: this architecture does something else after its body.
-    """
-    ids = torch.arange(4)[None] % model.config.get_text_config().vocab_size
-    own = model(input_ids=ids).logits[0].float()
-    ours = head_of(model)(model.base_model(input_ids=ids).last_hidden_state[0])
-    if own.shape != ours.shape or not torch.allclose(
-        own, ours, atol=CLOSE * float(own.abs().max().clamp(min=1))
-    ):
-        raise ModelError(
-            f"{type(model).__name__} computes its logits in a way that kdcli does not know (not the last hidden state "
-            "through its output head)"
-        )
 
 
 @torch.no_grad()

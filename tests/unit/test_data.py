@@ -944,13 +944,87 @@ def test_no_text_at_all(tmp_path: Path) -> None:
     assert "a.txt, line 1 is not utf-8 text" in refused(path)
 
 
-@pytest.mark.parametrize("kind", ["txt", "conversations"])
-def test_formats_without_labels(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "tasks"), [("txt", "causal_lm and masked_lm"), ("conversations", "causal_lm")]
+)
+def test_formats_without_labels(tmp_path: Path, kind: str, tasks: str) -> None:
     """A classifier of plain text: the message speaks of a missing column in a file that has none."""
-    with pytest.raises(
-        ConfigError, match=f"dataset.format = {kind} is for causal_lm, not for classification"
-    ):
+    with pytest.raises(ConfigError, match=f"dataset.format = {kind} is for {tasks}, not for classification"):
         read(tmp_path / "a.txt", format=kind, task="classification")
+
+
+# ---- text with hidden tokens
+
+MASKED = {"task": "masked_lm"}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "hub", "txt"])
+def test_text_alone_from_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A label that is asked for of text that has none, or rows read as another task's."""
+    rows = [{"text": f"Line {number}."} for number in range(60)]
+    if kind == "hub":
+        monkeypatch.setattr("kdcli.data.snapshot", lambda *_, **__: (tmp_path, "abc"))
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+        data = load(Dataset(path="a/b", format="hub", **MASKED))
+    elif kind == "txt":
+        for number, row in enumerate(rows):
+            (tmp_path / f"{number}.txt").write_text(row["text"])
+        data = read(tmp_path, format="txt", **MASKED)
+    else:
+        path = write_csv(tmp_path / "a.csv", [(row["text"], "x") for row in rows])
+        data = read(path if kind == "csv" else save(tmp_path, kind, rows), **MASKED)
+    assert ordered(everything(data)) == ordered(rows)
+    assert data["train"].column_names == ["id", "text"]
+    assert data.labels == []
+    assert len(data.gold) == len(data["train"])
+
+
+def test_each_training_text_is_there_as_often_as_it_is_hidden(tmp_path: Path) -> None:
+    """Copies of one id hide the same tokens; copies that are made before the split stand in the test rows as well."""
+    path = write_csv(tmp_path / "a.csv", ROWS)
+    once, often = read(path, **MASKED, limit=20), read(path, **MASKED, limit=20, mask_copies=3)
+    assert often["train"]["id"][:20] == once["train"]["id"][:]
+    assert often["train"]["text"] == once["train"]["text"][:] * 3
+    assert len(set(often["train"]["id"])) == 60
+    for split in ("validation", "test"):
+        assert often[split]["id"][:] == once[split]["id"][:]
+    assert once.fingerprint != often.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {"mask_copies": 2},
+            "mask_copies: classification hides no tokens; leave it out, or give task=masked_lm",
+        ),
+        ({"mask_copies": 2, "label": None}, "mask_copies: causal_lm hides no tokens"),
+        ({"mask_copies": 0, **MASKED}, "mask_copies"),
+        ({"labelled": 5, **MASKED}, "labelled: masked_lm has no labels to hide; use limit"),
+        ({"unlabelled": "b.csv", **MASKED}, "unlabelled: all text is without labels in masked_lm"),
+        (
+            {"text_pair": "b", **MASKED},
+            "text_pair: masked_lm reads plain text alone; name its column with dataset.text",
+        ),
+        ({**COLUMNS, **MASKED}, "prompt: masked_lm reads plain text alone"),
+        ({**SAID, **MASKED}, "messages: masked_lm reads plain text alone"),
+        ({"words": "w", "tags": "t", **MASKED}, "words: masked_lm reads plain text alone"),
+    ],
+)
+def test_keys_that_mean_nothing_to_hidden_tokens(keys: dict[str, Any], said: str) -> None:
+    """A key that is read nowhere: the user believes that half of the text, or a label, is used."""
+    with pytest.raises(ValidationError, match=said):
+        Dataset.model_validate({"path": "a.csv", **keys})
+
+
+def test_missing_text_column(tmp_path: Path) -> None:
+    """A message about prompts and conversations, of data that can have neither."""
+    path = write_csv(tmp_path / "a.csv", ROWS, header=("texts", "label"))
+    message = refused(path, **MASKED)
+    assert "no column 'text'; did you mean texts?" in message
+    assert message.endswith("name them with dataset.text=")
+    with pytest.raises(ConfigError, match="conversations is for causal_lm, not for masked_lm"):
+        read(tmp_path / "a.yml", **MASKED)
 
 
 # ---- conversations

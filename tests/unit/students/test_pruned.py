@@ -141,17 +141,21 @@ def twin(model: PreTrainedModel) -> None:
                 weight.index_copy_(dim, odd, weight.index_select(dim, even))
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", MODELS)
 def test_hidden_channels_that_do_nothing(name: str) -> None:
     """A norm, an embedding or a head that loses other channels than the rest; heads or pooled units that are taken with
     them as if they were channels."""
     model = MODELS[name]().double()
     model.config.final_logit_softcapping = None
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        model.get_output_embeddings().bias.zero_()  # it would not be doubled with what is read
     twin(model)
     student = prune(model, hidden_size=12)
     said = says(model)
     embeddings, words = student.get_input_embeddings(), model.get_input_embeddings()
-    assert torch.equal(embeddings.weight, words.weight if name == "electra-narrow" else words.weight[:, ::2])
+    narrow = words.weight.shape[1] < 24
+    assert torch.equal(embeddings.weight, words.weight if narrow else words.weight[:, ::2])
     # what follows from the width alone is not the student's fault
     for (_, ours), (_, theirs) in zip(student.named_modules(), model.named_modules(), strict=True):
         if isinstance(getattr(theirs, "embed_scale", None), float):
@@ -165,7 +169,7 @@ def test_hidden_channels_that_do_nothing(name: str) -> None:
     assert tied == (
         model.get_output_embeddings() is not None and model.get_output_embeddings().weight is words.weight
     )
-    factor = 2.0 if tied else 1.0  # the twins were read as well
+    factor = 2.0 if tied and not narrow else 1.0  # the twins were read as well
     if model.config.model_type == "t5" and head is not None and model.config.scale_decoder_outputs:
         factor *= 0.5**0.5
     near = 1e-4 if name in FREE else 1e-7  # root mean squares are taken in fp32

@@ -360,7 +360,7 @@ def test_models_that_write_are_refused() -> None:
     rows = datasets.Dataset.from_list(
         [{"id": prompt, "prompt": prompt, "completion": answer} for prompt, answer in exchanges(5)]
     )
-    with pytest.raises(ConfigError, match="cannot be trimmed where models write text"):
+    with pytest.raises(ConfigError, match="cannot be trimmed where models predict tokens"):
         Vocabulary().cut(decoder(tokenizer), tokenizer, CausalLM(), rows)
 
 
