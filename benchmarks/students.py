@@ -1,5 +1,5 @@
 """The figures on students of benchmarks/README.md: `python benchmarks/students.py table tweets`, `table clinc FOLDER`,
-`floor tweets`, `floor clinc FOLDER`, `sparsity`, `decoders`.
+`floor tweets`, `floor clinc FOLDER`, `trimmed`, `decoders`, `sparsity`.
 
 FOLDER holds CLINC150 as train.tsv, val.tsv and test.tsv with the columns text and label. Runs are kept under runs/bench/students and are not made
 again. Scores do not depend on what else the machine does, speeds do: leave it alone for `floor` and `sparsity`.
@@ -16,10 +16,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+KDCLI = [sys.executable, "-m", "kdcli"]
 RUNS = Path("runs/bench/students")
 SEEDS = range(3)
 BIRTHS = {
-    "from_config": ["student.births=[from_config,vocabulary]", "trainer.learning_rate=2e-3"],  # 2 layers x 128
+    "from_config": [
+        "student.births=[from_config,vocabulary]",
+        "trainer.learning_rate=2e-3",
+    ],  # 2 layers x 128
     "layers": [
         "student.births=[layers,vocabulary]",
         "student.steps.layers.num_hidden_layers=2",
@@ -33,6 +37,10 @@ BIRTHS = {
         "student.steps.width.intermediate_size=768",
         "trainer.learning_rate=1e-3",
     ],
+}
+BEST = {
+    "tweets": [*BIRTHS["from_config"], "student.steps.vocabulary.min_count=2", "trainer.epochs=3"],
+    "clinc": [*BIRTHS["layers"], "student.steps.vocabulary.min_count=2", "trainer.epochs=8"],
 }
 INSIDE = """
 stages:
@@ -53,20 +61,24 @@ def data(name: str, folder: str | None) -> tuple[list[str], int, int]:
     if folder is None:
         sys.exit("clinc: name the folder of train.tsv, val.tsv and test.tsv")
     files = {"path": "train", "validation": "val", "test": "test"}
-    return [
-        "dataset=csv",
-        *(f"dataset.{key}={folder}/{file}.tsv" for key, file in files.items()),
-        "dataset.max_length=40",
-        "teacher.trainer.epochs=4",
-        "teacher.trainer.learning_rate=2e-4",
-        "teacher.trainer.freeze=[word_embeddings]",
-    ], 4500, 1200
+    return (
+        [
+            "dataset=csv",
+            *(f"dataset.{key}={folder}/{file}.tsv" for key, file in files.items()),
+            "dataset.max_length=40",
+            "teacher.trainer.epochs=4",
+            "teacher.trainer.learning_rate=2e-4",
+            "teacher.trainer.freeze=[word_embeddings]",
+        ],
+        4500,
+        1200,
+    )
 
 
 def distil(folder: Path, options: list[str]) -> dict[str, Any]:
     """One run, made if it is not there, and its report."""
     if not (folder / "report.json").is_file():
-        command = [sys.executable, "-m", "kdcli", "distill", f"hydra.run.dir={folder}", *options]
+        command = [*KDCLI, "distill", f"hydra.run.dir={folder}", *options]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return dict(json.loads((folder / "report.json").read_text()))
 
@@ -87,7 +99,9 @@ def table(name: str, folder: str | None) -> None:
         )
         how = [f"experiment=inside-{name}"] if inside else [f"trainer.max_steps={steps}"]
         control = str(not (inside or unlabelled)).lower()
-        called = "-".join([birth, *(["inside"] if inside else []), *(["unlabelled"] if unlabelled else []), str(seed)])
+        called = "-".join(
+            [birth, *(["inside"] if inside else []), *(["unlabelled"] if unlabelled else []), str(seed)]
+        )
         report = distil(
             RUNS / name / called,
             [
@@ -107,12 +121,16 @@ def table(name: str, folder: str | None) -> None:
         print(called, {key: round(model["score"], 4) for key, model in report["models"].items()}, flush=True)
     teacher = [report["models"]["teacher"]["score"] for report in reports["layers", False, True]]
     print(f"\nteacher {100 * statistics.mean(teacher):.1f}")
-    print("| birth | parameters | control | answers | + inside | + unlabelled | + both |\n|---|---|---|---|---|---|---|")
+    print(
+        "| birth | parameters | control | answers | + inside | + unlabelled | + both |\n|---|---|---|---|---|---|---|"
+    )
     for birth in BIRTHS:
         plain = reports[birth, False, False]
         cells = [mean([report["models"]["control"]["score"] for report in plain])]
         for inside, unlabelled in ((False, False), (True, False), (False, True), (True, True)):
-            cells.append(mean([each["models"]["student"]["score"] for each in reports[birth, inside, unlabelled]]))
+            cells.append(
+                mean([each["models"]["student"]["score"] for each in reports[birth, inside, unlabelled]])
+            )
         size = statistics.mean(each["models"]["student"]["parameters"] for each in reports[birth, True, True])
         print(f"| {birth} | {size / 1e6:.1f} M | {' | '.join(cells)} |")
 
@@ -122,10 +140,142 @@ def mean(scores: list[float]) -> str:
     return f"{100 * statistics.mean(scores):.1f} ({100 * min(scores):.1f} to {100 * max(scores):.1f})"
 
 
+def floor(name: str, folder: str | None) -> None:
+    """The best student of the table as an exported int8 file, beside its teacher: bytes, accuracy, throughput on one thread."""
+    options, labelled, _ = data(name, folder)
+    for seed in SEEDS:
+        run = RUNS / f"{name}-floor" / str(seed)
+        report = distil(
+            run,
+            [
+                *options,
+                f"dataset.labelled={labelled}",
+                "dataset.limit=null",
+                *BEST[name],
+                "student=births",
+                "control=false",
+                f"seed={seed}",
+            ],
+        )
+        found = exported(run)["artifacts"]["model.int8.onnx"]
+        teacher = report["models"]["teacher"]
+        print(
+            f"floor: {name} seed {seed}: teacher {teacher['score']:.4f}, {teacher['bytes'] / 1e6:.1f} MB; int8 student {found['score']:.4f} "
+            f"({found['score'] / teacher['score']:.1%} of it; at least 97 %), {found['bytes'] / 1e6:.2f} MB (1 / "
+            f"{teacher['bytes'] / found['bytes']:.1f}; at most 1 / 10), {found['throughput_per_s'] / teacher['throughput_per_s']:.1f} "
+            "times its throughput (at least 10)",
+            flush=True,
+        )
+
+
+def exported(run: Path) -> dict[str, Any]:
+    """What `kdcli export` says of a run."""
+    subprocess.run([*KDCLI, "export", f"run={run}", "hardware.tolerance.agreement=0", "hardware.tolerance.score_drop=1"], check=True,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    return dict(json.loads((run / "export/cpu/export.json").read_text()))
+
+
+def trimmed() -> None:
+    """tiny-trimmed beside tiny, in the default run."""
+    scores: dict[str, list[float]] = {"tiny": [], "tiny-trimmed": []}
+    sizes: dict[str, int] = {}
+    for seed, student in itertools.product(SEEDS, scores):
+        report = distil(
+            RUNS / student / str(seed),
+            [f"student={student}", "control=false", "measure=null", f"seed={seed}"],
+        )
+        scores[student].append(report["models"]["student"]["score"])
+        sizes[student] = report["models"]["student"]["bytes"]
+        print(
+            f"trimmed: {student} seed {seed}: {scores[student][-1]:.4f}, {sizes[student] / 1e6:.2f} MB",
+            flush=True,
+        )
+    one, other = (statistics.mean(scores[student]) for student in scores)
+    print(
+        f"trimmed: {sizes['tiny-trimmed'] / sizes['tiny']:.2f} of the bytes (at most 0.5), score {100 * (other - one):+.2f} points (0.2)"
+    )
+
+
+def decoders() -> None:
+    """SmolLM2-135M at 60 % of its parameters, pruned in width or without half of its layers, after the same training."""
+    found: dict[str, list[float]] = {}
+    shapes = {"pruned": [], "layers": ["student=layers", "student.num_hidden_layers=15"]}
+    for seed, (name, options) in itertools.product(SEEDS, shapes.items()):
+        report = distil(
+            RUNS / f"decoder-{name}" / str(seed),
+            [
+                "experiment=minitron",
+                *options,
+                "trainer.epochs=1",
+                "control=false",
+                "measure=null",
+                f"seed={seed}",
+            ],
+        )
+        student = report["models"]["student"]
+        found.setdefault(name, []).append(student["scores"]["perplexity"])
+        print(
+            f"decoders: {name} seed {seed}: {student['parameters'] / 1e6:.1f} M of {report['models']['teacher']['parameters'] / 1e6:.1f} M, "
+            f"held-out perplexity {found[name][-1]:.2f}",
+            flush=True,
+        )
+    print(
+        f"decoders: {json.dumps({name: round(statistics.mean(values), 2) for name, values in found.items()})}"
+    )
+
+
+def sparsity() -> None:
+    """The default student with the smallest of each matrix's weights at 0, by `kdcli export`; and a sparse kernel alone."""
+    import shutil
+    import time
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    whole = RUNS / "tiny" / "0"
+    distil(whole, ["student=tiny", "control=false", "measure=null", "seed=0"])
+    for share in (0.0, 0.5, 0.7, 0.9):
+        run = RUNS / "sparse" / f"{share:.0%}"
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(whole, run, ignore=shutil.ignore_patterns("export"))
+        weights = load_file(run / "student" / "model.safetensors")
+        for name, weight in weights.items():
+            if weight.dim() == 2 and "embeddings" not in name:
+                weight[weight.abs() < weight.abs().flatten().quantile(share)] = 0
+        save_file(weights, run / "student" / "model.safetensors", metadata={"format": "pt"})
+        found = exported(run)["artifacts"]["model.int8.onnx"]
+        print(
+            f"sparsity: {share:.0%} at 0: accuracy {found['score']:.4f}, int8 file {found['bytes'] / 1e6:.2f} MB, p50 "
+            f"{found['latency_ms']['p50']:.3f} ms, {found['throughput_per_s']:.0f} rows/s",
+            flush=True,
+        )
+    torch.set_num_threads(1)
+    dense, x = torch.randn(512, 128), torch.randn(128, 32 * 16)
+    for share in (0.5, 0.9, 0.98):
+        zeros = torch.where(torch.rand_like(dense) < share, 0, dense)
+        sparse = zeros.to_sparse_csr()
+        times: dict[str, list[float]] = {"dense": [], "sparse": []}
+        for _ in range(300):
+            for name, matrix in (("dense", zeros), ("sparse", sparse)):
+                began = time.perf_counter()
+                matrix @ x
+                times[name].append(time.perf_counter() - began)
+        ratio = statistics.median(times["dense"]) / statistics.median(times["sparse"])
+        print(
+            f"sparsity: a CSR kernel (torch) with {share:.0%} at 0: {ratio:.2f} times the speed of the dense one, fp32"
+        )
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["table"])
-    parser.add_argument("data", choices=["tweets", "clinc"])
-    parser.add_argument("folder", nargs="?")
+    every = {"table": table, "floor": floor, "trimmed": trimmed, "decoders": decoders, "sparsity": sparsity}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=every)
+    parser.add_argument("data", nargs="?", choices=["tweets", "clinc"], default="tweets")
+    parser.add_argument("folder", nargs="?", help="of CLINC150")
     chosen = parser.parse_args()
-    table(chosen.data, chosen.folder)
+    if chosen.what in ("table", "floor"):
+        every[chosen.what](chosen.data, chosen.folder)
+    else:
+        every[chosen.what]()

@@ -158,6 +158,23 @@ class Student(Checkpoint):
     """The small model. With `path` it starts from that checkpoint, and its shape is the checkpoint's."""
 
 
+class Augment(Section):
+    """More text for the teacher alone: copies of the training texts in which a masked language model has replaced words (Jiao et al. 2020,
+    https://arxiv.org/abs/1909.10351, Algorithm 1)."""
+
+    path: str | None = None
+    """A checkpoint with a masked-LM head, named as a teacher's; null: the teacher's own, as it is before it is tuned."""
+    revision: str | None = None
+    copies: Count = 20
+    """Of each text; those that are equal are left out."""
+    probability: Fraction = 0.4
+    """With which a word is replaced."""
+    candidates: Count = 15
+    """The likeliest words at a word's place, of which one is drawn."""
+    batch_size: Count = 32
+    """Words that the model is asked for at once."""
+
+
 class Dataset(Section):
     """Rows of text with labels or completions, and how they are split."""
 
@@ -218,6 +235,8 @@ class Dataset(Section):
     """More text for the teacher alone: a file (or a hub split) like the training one, whose labels are not asked for."""
     unlabelled_limit: Count | None = None
     """At most so many of its rows."""
+    augment: Augment | None = None
+    """classification: further text of this kind for the teacher alone, made of the training texts; null: none."""
     max_length: Count = 128
     """Tokens a row; the rest is cut off."""
     mask_copies: Count = 1
@@ -266,6 +285,10 @@ class Dataset(Section):
         if self.kind != "masked_lm" and self.mask_copies > 1:
             raise ValueError(
                 f"mask_copies: {self.kind} hides no tokens; leave it out, or give task=masked_lm"
+            )
+        if self.augment and self.kind != "classification":
+            raise ValueError(
+                f"augment: words are replaced in whole texts (classification), not in {self.kind}; leave it out"
             )
         if self.unlabelled_limit and not self.unlabelled:
             raise ValueError("unlabelled_limit: there is nothing to limit; name the text with unlabelled")

@@ -25,6 +25,10 @@ RECIPES = {
         [*SHAPE, "stages.relations.loss.relations.relation_heads=2"],
         {"relations/relations", "task/soft_label", "task/hard_label"},
     ),
+    "assistant": (
+        [*SHAPE, *(item.replace("student.", "stages.assistant.student.") for item in SHAPE)],
+        {"answers/soft_label", "answers/hard_label"},
+    ),
 }
 
 
