@@ -119,7 +119,9 @@ def augmented(
                     seen.add(new["id"])
                     made.append(new)
         progress(start + len(chunk))
-    return datasets.Dataset.from_list(sorted(made, key=lambda row: row["id"]), features=rows.features)
+    made.sort(key=lambda row: row["id"])
+    table = {column: [row[column] for row in made] for column in rows.features}
+    return datasets.Dataset.from_dict(table, features=rows.features)
 
 
 class Proposer:

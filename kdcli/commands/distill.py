@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 import kdcli
 from kdcli import console, report
+from kdcli.augment import augmented, find_proposer
 from kdcli.config import Distill as Config
 from kdcli.config import Rollout, build
 from kdcli.config import Step as StepConfig
@@ -80,6 +81,8 @@ from kdcli.teachers.ensemble import Ensemble
 from kdcli.trainer import Stage, micro_batches, planned_steps, require_trackers, train
 
 logger = logging.getLogger(__name__)
+AUGMENTED = 1024
+"""Rows of which the copies are written to the disk at once."""
 PART = 64
 """Prompts that a teacher answers between two writes to the disk."""
 
@@ -102,7 +105,7 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
                 lessons[part.course] = prepare_lesson(part, stages)
             lesson = lessons[part.course]
             fresh = part.pupil not in pupils
-            born = birth(part, lesson.teacher) if fresh else pupils[part.pupil]
+            born = birth(part, lesson) if fresh else pupils[part.pupil]
             pupils[part.pupil], taken = teach(part, stages, lesson, born, fresh)
             steps += taken if part.pupil == STUDENT else 0
         if cfg.control:
@@ -360,17 +363,8 @@ def _part(
         _require_prompts(cfg, task, run.data)
     if cfg.teacher.cache and (task.vocabulary or len(sources) > 1):
         _temperature(run.losses)
-    for step in steps:
-        place = f"stages.{step.name.removeprefix('student/')}." if cfg.stages else ""
-        if not step.losses:
-            raise ConfigError(f"{place}loss: every term has the weight 0; give one a weight")
-        kind = "" if step.rows == "all" else f"{step.rows} "
-        require_batch(
-            len(step.select(run.data["train"])),
-            step.trainer.batch_size,
-            f"{kind}training rows",
-            f"{place}trainer.batch_size",
-        )
+    if cfg.dataset.augment is None:
+        require_rows(run, run.data["train"])
     if any(map(run.tunes, sources)):
         require_batch(
             len(run.data.gold),
@@ -379,6 +373,28 @@ def _part(
             "teacher.trainer.batch_size",
         )
     return run
+
+
+def require_rows(run: Run, rows: datasets.Dataset) -> None:
+    """Every step has a loss, and rows for a batch.
+
+    Args:
+        rows: what is learnt from.
+
+    Raises:
+        ConfigError
+    """
+    for step in run.steps:
+        place = f"stages.{step.name.removeprefix('student/')}." if run.cfg.stages else ""
+        if not step.losses:
+            raise ConfigError(f"{place}loss: every term has the weight 0; give one a weight")
+        kind = "" if step.rows == "all" else f"{step.rows} "
+        require_batch(
+            len(step.select(rows)),
+            step.trainer.batch_size,
+            f"{kind}training rows",
+            f"{place}trainer.batch_size",
+        )
 
 
 def _require_head(run: Run, source: Source) -> None:
@@ -523,10 +539,11 @@ class Lesson:
 
 
 def prepare_lesson(run: Run, stages: console.Stages) -> Lesson:
-    """Tune the teacher, let it write if it shall, and fetch its answers."""
+    """Add text if it shall be added, tune the teacher, let it write if it shall, and fetch its answers."""
+    rows = with_copies(run, stages) if run.cfg.dataset.augment else run.data["train"]
     teachers = [tuned_teacher(run, stages, number) for number in range(len(run.sources))]
     ask = functools.cache(lambda: open_teacher(run, teachers))
-    rows = rollouts(run, stages, teachers, ask)
+    rows = rollouts(run, stages, teachers, ask, rows)
     return Lesson(teachers, ask, rows, teacher_signals(run, stages, teachers, ask, rows))
 
 
@@ -536,12 +553,53 @@ def _planned(parts: Sequence[Run]) -> list[str]:
     seen: set[str] = set()
     for part in parts:
         if part.course not in seen:
+            planned += [part.named("augment")] if part.cfg.dataset.augment else []
             planned += [_tuning(part, number) for number in range(len(part.sources))]
             planned += [part.named("rollouts")] if part.cfg.rollout.by == "teacher" else []
             planned.append(part.named("signals"))
         seen.add(part.course)
         planned += [step.name for step in part.steps]
     return [*planned, *(["control"] if parts[-1].cfg.control else []), "evaluate"]
+
+
+def with_copies(run: Run, stages: console.Stages) -> datasets.Dataset:
+    """The training rows, and copies of those with a gold label in which a masked language model has replaced words.
+
+    The copies are kept in the cache, those of some rows at a time, and stand in the run directory for people to read.
+    """
+    cfg, gold = run.cfg.dataset, run.data.gold
+    assert cfg.augment is not None
+    source = find_proposer(cfg.augment, run.cfg.teacher)
+    known = {key for split in SPLITS for key in run.data[split]["id"]}
+    made_of = (
+        source.weights_hash,
+        source.tokenizer_hash,
+        cfg.augment.model_dump(),
+        cfg.max_length,
+        run.cfg.seed,
+    )
+    folder = cache_dir("augmented") / digest(made_of, sorted(known))[:32]
+    copies: dict[str, dict[str, Any]] = {}
+    with run.stage(stages, run.named("augment"), len(gold)) as progress, _alone(run, folder):
+        done = 0
+        for parts in shares(range(0, len(gold), AUGMENTED), run.state):
+            for start in parts:
+                part = gold.select(range(start, min(start + AUGMENTED, len(gold))))
+                path = folder / f"{digest(list(part['id']))[:32]}.json"
+                if not path.is_file():
+                    tell = functools.partial(_advance, progress, done)
+                    write_json(path, list(augmented(part, source, cfg, run.cfg.seed, known, tell)))
+                copies |= {row["id"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
+                done += len(part)
+                progress.update(done)
+    made = [copies[key] for key in sorted(copies)]
+    if run.state.is_main_process:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in made]
+        write_text(run.folder / f"{run.named('augmented').replace('/', '-')}.jsonl", "".join(lines))
+    own = run.data["train"]
+    rows = datasets.concatenate_datasets([own, datasets.Dataset.from_list(made, features=own.features)])
+    require_rows(run, rows)
+    return rows
 
 
 def _tuning(run: Run, number: int) -> str:
@@ -640,13 +698,17 @@ def _asked(run: Run, sources: Sequence[Source]) -> tuple[Any, ...]:
 
 
 def rollouts(
-    run: Run, stages: console.Stages, sources: Sequence[Source], ask: Callable[[], Teacher]
+    run: Run,
+    stages: console.Stages,
+    sources: Sequence[Source],
+    ask: Callable[[], Teacher],
+    rows: datasets.Dataset,
 ) -> datasets.Dataset:
-    """The rows that the student learns from: the data's own, or (rollout=teacher) their prompts with the teacher's answers.
+    """The rows that the student learns from: as they are, or (rollout=teacher) their prompts with the teacher's answers.
 
     The answers are kept in the cache, a few at a time, and stand in the run directory for people to read.
     """
-    rows, how = run.data["train"], run.cfg.rollout
+    how = run.cfg.rollout
     if how.by != "teacher":
         return rows
     folder = cache_dir("rollouts") / digest(_asked(run, sources), how.model_dump(), run.cfg.seed)[:32]
@@ -731,12 +793,12 @@ def _alone(run: Run, folder: Path) -> Iterator[None]:
 # ---- the student and its control ---------------------------------------------------------------------
 
 
-def birth(run: Run, teacher: Source) -> Source:
+def birth(run: Run, lesson: Lesson) -> Source:
     """The untrained student, the same for student and control, as a directory."""
     folder = run.folder / "stages" / "born" / run.pupil
     if run.state.is_main_process and not folder.is_dir():
         seed_everything(stage_seed(run.cfg.seed, "birth"))
-        model, tokenizer = run.birth_by.born(run.task, teacher, run.data["train"])
+        model, tokenizer = run.birth_by.born(run.task, lesson.teacher, lesson.rows)
         with replaced(folder) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
@@ -995,6 +1057,7 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
             "name": run.names["dataset"],
             "train": len(run.data["train"]),
             "labelled": len(run.data.gold),
+            "augmented": len(lesson.rows) - len(run.data["train"]),
             "validation": len(run.data["validation"]),
             "test": len(test),
             "fingerprint": run.data.fingerprint,

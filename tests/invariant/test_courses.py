@@ -233,3 +233,46 @@ def test_an_ensemble_of_decoders_is_refused(
     options = [*lessons(folder), *talk(tmp_path, "pairs"), f"teacher.others=[{folder}]"]
     assert launch("distill", [*options, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
     assert "averaged over labels" in capfd.readouterr().err
+
+
+def test_copies_with_other_words(distil: Distil, masked: Path, tmp_path: Path) -> None:
+    """Copies that keep a label, stand among the rows of the test, or are made again in every run."""
+    options = [
+        "+dataset.augment.copies=3",
+        f"+dataset.augment.path={masked}",
+        "dataset.labelled=200",
+        "trainer.max_steps=20",
+    ]
+    run = distil("run", *options)
+    report, steps = report_of(run), steps_of(run)
+    copies = [json.loads(line) for line in (run / "augmented.jsonl").read_text().splitlines()]
+    assert len(copies) == report["dataset"]["augmented"] > 300
+    assert {row["label"] for row in copies} == {-100}
+    held_out = load(
+        Dataset(
+            path=json.loads((run / "env.json").read_text())["dataset"]["path"],
+            validation_size=64,
+            test_size=96,
+        )
+    )
+    assert not {row["id"] for row in copies} & {
+        key for split in ("train", "validation", "test") for key in held_out[split]["id"]
+    }
+    assert steps["augment"] == 200
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    epochs = {line["stage"]: line["epoch"] for line in lines if "epoch" in line}
+    assert epochs["student"] < epochs["control"]  # which learns from the labelled rows alone
+    again = distil("again", *options)
+    assert same(run, again)
+    seconds = [
+        {stage["name"]: stage["seconds"] for stage in report_of(each)["stages"]}["augment"]
+        for each in (run, again)
+    ]
+    assert seconds[1] < 0.5 * seconds[0]
+
+
+def test_augment_needs_a_masked_language_model(distil: Distil, capfd: pytest.CaptureFixture[str]) -> None:
+    """A classifier's random head would propose random words."""
+    run = distil("run", "+dataset.augment.copies=3", expect=2)
+    assert "masked-LM head" in " ".join(capfd.readouterr().err.split())
+    assert not (run / "student").exists()

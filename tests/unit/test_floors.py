@@ -16,7 +16,7 @@ FLOORS = [
     {"rundir", "losses", "inside", "gguf", "rollouts"},
     {"tasks"},
     {"models", "data"},
-    {"students", "teachers", "hardware"},
+    {"students", "teachers", "hardware", "augment"},
     {"distiller", "measure", "evaluate", "generate", "report", "environment"},
     {"trainer", "preflight"},
     {"commands"},
