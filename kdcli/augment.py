@@ -242,9 +242,17 @@ def _spelling(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def _core(text: str, start: int, end: int) -> tuple[int, int]:
-    """Where a word begins and ends without the punctuation, symbols and space around it."""
-    inner = [place for place in range(start, end) if unicodedata.category(text[place])[0] in "LMN"]
+    """Where a word begins and ends without the punctuation, symbols and space around it, and with all marks of its letters, which some
+    tokenizers pass over."""
+    while _kind(text[end : end + 1]) == "M":
+        end += 1
+    inner = [place for place in range(start, end) if _kind(text[place]) in "LMN"]
     return (inner[0], inner[-1] + 1) if inner else (start, start)
+
+
+def _kind(character: str) -> str:
+    """What Unicode says of a character: L(etter), M(ark), N(umber), P(unctuation), S(ymbol) …; of none: nothing."""
+    return unicodedata.category(character)[0] if character else ""
 
 
 def _replaced(text: str, places: Sequence[Place], probability: float, random: np.random.Generator) -> str:

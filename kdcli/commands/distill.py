@@ -268,7 +268,7 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
     parts: list[Run] = []
     for (course, pupil), group in itertools.groupby(steps, lambda step: (step.course, step.pupil)):
         chosen = list(group)
-        own = cfg.model_copy(update=_of_part(cfg, chosen[0], course, pupil))
+        own = cfg.model_copy(update=_of_part(cfg, course, pupil))
         data = loaded.setdefault(course, load(own.dataset) if own.dataset != cfg.dataset else loaded[OWN])
         if pupil not in birth_by:
             birth_by[pupil] = _birth_by(own.student)
@@ -291,7 +291,7 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
             "trainer.batch_size",
         )
     if state.is_main_process:
-        _write_environment(run)
+        _write_environment(parts)
     state.wait_for_everyone()
     return [
         dataclasses.replace(part, sources=_assistant(part)) if part.course in birth_by else part
@@ -299,7 +299,7 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
     ]
 
 
-def _of_part(cfg: Config, step: Step, course: str, pupil: str) -> dict[str, Any]:
+def _of_part(cfg: Config, course: str, pupil: str) -> dict[str, Any]:
     """What a part of a run has of its own in the run's config."""
     own: dict[str, Any] = {}
     if pupil != STUDENT:
@@ -361,8 +361,8 @@ def _part(
             )
     if cfg.rollout.by != "dataset":
         _require_prompts(cfg, task, run.data)
-    if cfg.teacher.cache and (task.vocabulary or len(sources) > 1):
-        _temperature(run.losses)
+    if (cfg.teacher.cache and task.vocabulary) or len(sources) > 1:
+        _temperature(run)
     if cfg.dataset.augment is None:
         require_rows(run, run.data["train"])
     if any(map(run.tunes, sources)):
@@ -464,23 +464,28 @@ def _require_prompts(cfg: Config, task: Task, data: Data) -> None:
         )
 
 
-def _temperature(losses: list[Loss]) -> float:
+def _temperature(run: Run) -> float:
     """The temperature at which a teacher's top k, or the mean of several teachers, is taken.
 
     Raises:
-        ConfigError: the terms have several.
+        ConfigError: the terms have several. (Of a top k also 1 can be had.)
     """
-    found = {getattr(loss, "temperature", 1.0) for loss in losses if loss.needs_teacher} - {1.0}
+    mean = len(run.sources) > 1
+    found = {
+        getattr(loss, "temperature", 1.0) for loss in run.losses if loss.needs_teacher and not loss.inside
+    }
+    found = found if mean else found - {1.0}
     if len(found) > 1:
+        kept, remedy = ("averaged", "") if mean else ("kept", ", or teacher.cache=false")
         raise ConfigError(
-            f"the teacher's answers are kept at one temperature, the loss terms have {sorted(found)}; give them one, or "
-            "teacher.cache=false"
+            f"the teacher's answers are {kept} at one temperature, the loss terms have {sorted(found)}; give them one{remedy}"
         )
     return found.pop() if found else 1.0
 
 
-def _write_environment(run: Run) -> None:
+def _write_environment(parts: Sequence[Run]) -> None:
     """env.json. A run that is continued must find the data and the models that it was begun with."""
+    run = parts[-1]
     cfg, path = run.cfg, run.folder / "env.json"
     made_with = environment() | {
         "processes": run.state.num_processes,
@@ -494,14 +499,21 @@ def _write_environment(run: Run) -> None:
         "teacher": _fingerprints(run.sources[0]),
         "student": _fingerprints(run.birth_by.source) if run.birth_by.source else None,
         "others": [_fingerprints(source) for source in run.sources[1:]],
+        "stages": {part.course: part.data.fingerprint for part in parts if part.cfg.dataset != cfg.dataset},
     }
     if not path.is_file():
         write_json(path, made_with)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    for part in ("dataset", "teacher", "student", "others"):
-        if before.get(part) != made_with[part]:
-            raise DataError(f"the {part} is not the one that {run.folder} was begun with; start a new run")
+    for key, what in (
+        ("dataset", "dataset"),
+        ("stages", "dataset of a stage"),
+        ("teacher", "teacher"),
+        ("others", "ensemble of teachers"),
+        ("student", "student"),
+    ):
+        if before.get(key) != made_with[key]:
+            raise DataError(f"the {what} is not the one that {run.folder} was begun with; start a new run")
 
 
 def _fingerprints(source: Source) -> dict[str, Any]:
@@ -679,7 +691,7 @@ def open_teacher(run: Run, sources: Sequence[Source]) -> Teacher:
         teacher: Teacher = build(run.cfg.teacher, Teacher)
         teacher.open(source, run.task, run.cfg.dataset.max_length, run.cfg.teacher.trainer.precision)
         opened.append(teacher)
-    return Ensemble(opened, _temperature(run.losses)) if len(opened) > 1 else opened[0]
+    return Ensemble(opened, _temperature(run)) if len(opened) > 1 else opened[0]
 
 
 def _asked(run: Run, sources: Sequence[Source]) -> tuple[Any, ...]:
@@ -756,7 +768,7 @@ def teacher_signals(
         stages.skip(run.named("signals"), "asked for in every step")
         return dict.fromkeys(SPLITS if taught else SPLITS[1:], ask())
     mean = len(sources) > 1
-    temperature = _temperature(run.losses) if run.task.vocabulary or mean else 1.0
+    temperature = _temperature(run) if run.task.vocabulary or mean else 1.0
     kept = (cfg.top_k, temperature) if run.task.vocabulary else (temperature,) if mean else ()
     made_by = _asked(run, sources), kept
     splits = run.data.splits | {"train": train}

@@ -133,6 +133,9 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
     recorded = read_report(run)["models"]
     sources = {}
     for name in recorded:
+        if "members" in recorded[name]:
+            console.warn(f"the {name} of {run} is an ensemble, which eval does not run, and is left out")
+            continue
         path = Path(recorded[name].get("path") or run / name)
         if path.is_dir():
             sources[name] = Source(path.absolute(), name)

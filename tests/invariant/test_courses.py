@@ -208,6 +208,10 @@ def test_the_task_begins_where_the_general_stage_ended(
             ["+stages.one.dataset.task=masked_lm", "+stages.two.rows=all"],
             "has no head for the task masked_lm",
         ),
+        (
+            ["teacher.others=[${teacher.path}]", "+loss.more._target_=kdcli.losses.reverse_kl.ReverseKL"],
+            "are averaged at one temperature, the loss terms have [1.0, 2.0]",
+        ),
         (["teacher.others=[./nowhere]"], "the teacher directory ./nowhere does not exist"),
         (
             [*ASSISTANT, "+stages.assistant.dataset.limit=100"],

@@ -167,6 +167,13 @@ def test_nothing_but_words_is_put_into_a_text(source: Source) -> None:
         assert not rest
 
 
+def test_marks_go_with_their_letters(source: Source) -> None:
+    """A tokenizer that passes over accents would leave them behind, on the new word."""
+    made = make(rows("so fi\u0301ne\u0301 a day"), source, config(probability=1, copies=9))
+    assert len(made) > 5
+    assert all(row["text"].isascii() for row in made)
+
+
 def test_words_beyond_the_longest_row_stay(source: Source) -> None:
     """Long texts would be cut, or break the model's positions."""
     text = " ".join(["good", "bad"] * 20)
