@@ -143,22 +143,19 @@ def mean(scores: list[float]) -> str:
 def floor(name: str, folder: str | None) -> None:
     """The best student of the table as an exported int8 file, beside its teacher: bytes, accuracy, throughput on one thread."""
     options, labelled, _ = data(name, folder)
-    for seed in SEEDS:
-        run = RUNS / f"{name}-floor" / str(seed)
-        report = distil(
+    runs = [RUNS / f"{name}-floor" / str(seed) for seed in SEEDS]
+    rows = [f"dataset.labelled={labelled}", "dataset.limit=null"]
+    for seed, run in enumerate(runs):
+        distil(
             run,
-            [
-                *options,
-                f"dataset.labelled={labelled}",
-                "dataset.limit=null",
-                *BEST[name],
-                "student=births",
-                "control=false",
-                f"seed={seed}",
-            ],
+            [*options, *rows, *BEST[name], "student=births", "control=false", "measure=null", f"seed={seed}"],
         )
+    for seed, run in enumerate(runs):
         found = exported(run)["artifacts"]["model.int8.onnx"]
-        teacher = report["models"]["teacher"]
+        again = subprocess.run(
+            [*KDCLI, "eval", f"run={run}", "format=json"], check=True, capture_output=True, text=True
+        )
+        teacher = json.loads(again.stdout)["models"]["teacher"]
         print(
             f"floor: {name} seed {seed}: teacher {teacher['score']:.4f}, {teacher['bytes'] / 1e6:.1f} MB; int8 student {found['score']:.4f} "
             f"({found['score'] / teacher['score']:.1%} of it; at least 97 %), {found['bytes'] / 1e6:.2f} MB (1 / "

@@ -25,7 +25,7 @@ from kdcli.config import Augment, Teacher
 from kdcli.config import Dataset as DatasetConfig
 from kdcli.data import Classification
 from kdcli.errors import ModelError
-from kdcli.models import Source, find, load_model, load_tokenizer
+from kdcli.models import Source, find, has_head, load_model, load_tokenizer
 from kdcli.rollouts import seed_of
 from kdcli.tasks.base import padded
 from kdcli.tasks.language_model import head_of
@@ -57,12 +57,16 @@ def find_proposer(cfg: Augment, teacher: Teacher) -> Source:
     """The checkpoint that proposes words: the one named, of which no code is run, or the teacher's, as it is before it is tuned.
 
     Raises:
-        ConfigError, ModelError: it cannot be found.
+        ConfigError, ModelError: it cannot be found, or does not say that it has a masked-LM head.
     """
     if cfg.path is None:
-        return find(teacher, "teacher")
-    own = {"path": cfg.path, "revision": cfg.revision, "trust_remote_code": False}
-    return find(teacher.model_copy(update=own), "dataset.augment")
+        source = find(teacher, "teacher")
+    else:
+        own = {"path": cfg.path, "revision": cfg.revision, "trust_remote_code": False}
+        source = find(teacher.model_copy(update=own), "dataset.augment")
+    if not has_head(source, MaskedLM()):
+        raise ModelError(f"dataset.augment: {source.name} has no masked-LM head; {_REMEDY}")
+    return source
 
 
 def augmented(

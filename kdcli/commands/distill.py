@@ -365,6 +365,8 @@ def _part(
         _temperature(run)
     if cfg.dataset.augment is None:
         require_rows(run, run.data["train"])
+    else:
+        find_proposer(cfg.dataset.augment, cfg.teacher)
     if any(map(run.tunes, sources)):
         require_batch(
             len(run.data.gold),
@@ -586,7 +588,7 @@ def with_copies(run: Run, stages: console.Stages) -> datasets.Dataset:
     made_of = (
         source.weights_hash,
         source.tokenizer_hash,
-        cfg.augment.model_dump(),
+        cfg.augment.model_dump(exclude={"batch_size"}),
         cfg.max_length,
         run.cfg.seed,
     )
