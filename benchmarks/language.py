@@ -104,7 +104,7 @@ def flat(loss: str) -> None:
 
 def cache(loss: str) -> None:
     """Bytes a position on disk at k = 64, and the share of a step that reading takes."""
-    for classes in (49_152, 151_936):
+    for classes in (49_152, 151_936, 262_144):
         run = _child("disk", classes)
         print(f"cache: {classes} tokens: {run['bytes']:.1f} bytes a position (at most 260)")
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcli.files import digest
@@ -229,7 +232,7 @@ def test_a_shard_of_other_rows_is_not_read(tmp_path: Path, caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize("k", [1, 4, 7])
-@pytest.mark.parametrize("classes", [65_536, 65_537, 151_936])
+@pytest.mark.parametrize("classes", [65_536, 65_537, 151_936, 262_144])
 def test_token_ids_above_16_bits(tmp_path: Path, classes: int, k: int) -> None:
     """Ids cut to 16 bits, or their upper halves exchanged, are other tokens with the right probabilities."""
     likely = torch.tensor([[classes - 1, 0, 65_530, classes // 2, 1, 40_000, classes - 3]])
@@ -245,15 +248,83 @@ def test_token_ids_above_16_bits(tmp_path: Path, classes: int, k: int) -> None:
     assert torch.allclose(stored.log_p, expected, atol=5e-3)
 
 
-@pytest.mark.parametrize(("classes", "most"), [(49_152, 260), (65_536, 260), (151_936, 292)])
-def test_bytes_of_a_position(tmp_path: Path, classes: int, most: int) -> None:
-    """Twice the bytes a token, and the answers to a corpus do not fit on the disk: 4 k + 2, from 65,537 tokens 4.5 k + 2."""
+@pytest.mark.parametrize(
+    ("classes", "size"), [(49_152, 226), (65_536, 226), (65_537, 258), (151_936, 258), (262_144, 258)]
+)
+def test_bytes_of_a_position(tmp_path: Path, classes: int, size: int) -> None:
+    """Twice the bytes a token, and the answers to a corpus do not fit on the disk: 3.5 k + 2, from 65,537 tokens 4 k + 2."""
     sizes = []
     for count in (20, 100):
         folder = tmp_path / str(count)
         fetched(folder, table(0), Fake(speech(classes, count)), k=64)
         sizes.append(sum(file.stat().st_size for file in folder.iterdir()))
-    assert round((sizes[1] - sizes[0]) / 80) <= most
+    assert round((sizes[1] - sizes[0]) / 80) == size
+
+
+def test_stored_probabilities_are_the_teachers(tmp_path: Path) -> None:
+    """A scale too coarse where the mass is, errors that add up along the tail, or a sure teacher's tail that is cut off."""
+    rows, classes = table(0), 1000
+    logits = torch.logspace(-1, 1.2, 500)[:, None] * random(500, classes, seed=3)
+    signal = HiddenSignal(logits, Head(torch.eye(classes)))
+    stored = fetched(tmp_path, rows, Fake(lambda number: signal)).signals(list(rows))
+    assert isinstance(stored, TopKSignal)
+    exact = logits.log_softmax(-1).gather(-1, stored.indices)
+    assert exact.min() < -45
+    off = (stored.log_p - exact).abs()
+    gaps = -exact.diff(dim=-1, prepend=torch.zeros(500, 1))
+    assert gaps.max() < 25
+    assert (off <= (gaps.cummax(-1).values + 0.2) * 6e-4 + 1e-5).all()
+    assert off[exact > -1].max() < 8e-4
+    assert off.mean() < (exact.half().float() - exact).abs().mean() / 5
+    assert (exact.exp() * off).max() < 3e-4
+    assert ((stored.log_p.exp().sum(-1) + stored.log_rest.exp() - 1).abs() < 6e-4).all()
+
+
+def test_the_impossible_stays_impossible(tmp_path: Path) -> None:
+    """Tokens that a teacher rules out wrap round to likely ones, or make the loss infinite."""
+    logits = torch.tensor([[0.0, -40.0, -45.0, -1e4, -torch.inf]])
+    signal = HiddenSignal(torch.ones(1, 1), Head(logits.T.contiguous()))
+    rows = table(0)
+    stored = fetched(tmp_path, rows, Fake(lambda number: signal), k=5).signals(list(rows))
+    assert isinstance(stored, TopKSignal)
+    assert stored.log_p[0].tolist() == pytest.approx([0, -25, -45, -70, -95], abs=0.02)
+    student = HiddenSignal(torch.ones(1, 1), Head(torch.zeros(5, 1)))
+    assert loss_of(ForwardKL(1.0), stored, student).item() == pytest.approx(math.log(5), rel=1e-3)
+
+
+def test_what_is_no_number_is_not_stored_as_one(tmp_path: Path) -> None:
+    """A teacher that overflowed is read as one that is sure, and the student learns to be, with a finite loss."""
+    signal = HiddenSignal(torch.tensor([[1.0], [torch.nan]]), Head(random(9, 1, seed=1)))
+    rows = table(0)
+    stored = fetched(tmp_path, rows, Fake(lambda number: signal), k=3).signals(list(rows))
+    student = HiddenSignal(torch.ones(2, 1), Head(torch.zeros(9, 1)))
+    assert loss_of(ForwardKL(1.0), stored, student).isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("said", [speech(), verdicts], ids=["tokens", "labels"])
+@pytest.mark.usefixtures("small_shards")
+def test_a_shard_of_another_format_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, said: Callable[[int], AnySignal]
+) -> None:
+    """The bytes of an older version, whole and of the right rows, are read as if they meant what they mean now."""
+    rows = table(*range(8))
+    before = fetched(tmp_path, rows, Fake(said)).signals(list(rows))
+    path = shard_of(tmp_path, rows, 4)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    del about["checksum"], about["format"]
+    about["checksum"] = cached._checksum(tensors, about)
+    path.unlink()
+    save_file(tensors, path, metadata=about)
+    fake = Fake(said)
+    with caplog.at_level(logging.WARNING):
+        after = fetched(tmp_path, rows, fake).signals(list(rows))
+    assert fake.asked == ["row4", "row5", "row6", "row7"]
+    (line,) = caplog.messages
+    assert "format" in line
+    assert same(before, after)
+    fetched(tmp_path, rows, Fake(said, most=0))
 
 
 def loss_of(loss: Divergence, teacher: AnySignal, student: HiddenSignal) -> Tensor:
