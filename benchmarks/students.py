@@ -40,7 +40,7 @@ BIRTHS = {
 }
 BEST = {
     "tweets": [*BIRTHS["from_config"], "student.steps.vocabulary.min_count=2", "trainer.epochs=3"],
-    "clinc": [*BIRTHS["layers"], "student.steps.vocabulary.min_count=2", "trainer.epochs=8"],
+    "clinc": [*BIRTHS["layers"], "student.steps.vocabulary.min_count=2", "trainer.epochs=4"],
 }
 INSIDE = """
 stages:

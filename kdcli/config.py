@@ -403,7 +403,7 @@ class Step(Section):
     """The name of an earlier stage whose assistant teaches this one; null: the run's teacher."""
 
 
-TAKEN = ("teacher", "rollouts", "signals", "born", "student", "control", "evaluate")
+TAKEN = ("teacher", "augment", "rollouts", "signals", "born", "student", "control", "evaluate")
 """What other parts of a run are called."""
 
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -607,9 +607,7 @@ def with_copies(run: Run, stages: console.Stages) -> datasets.Dataset:
                 done += len(part)
                 progress.update(done)
     made = [copies[key] for key in sorted(copies)]
-    if run.state.is_main_process:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in made]
-        write_text(run.folder / f"{run.named('augmented').replace('/', '-')}.jsonl", "".join(lines))
+    _show(run, "augmented", made)
     own = run.data["train"]
     rows = datasets.concatenate_datasets([own, datasets.Dataset.from_list(made, features=own.features)])
     require_rows(run, rows)
@@ -740,10 +738,15 @@ def rollouts(
     answered = datasets.Dataset.from_list(
         [run.task.answered(row, text) for row, text in zip(rows, texts, strict=True)]
     )
-    if run.state.is_main_process:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in answered]
-        write_text(run.folder / f"{run.named('rollouts').replace('/', '-')}.jsonl", "".join(lines))
+    _show(run, "rollouts", answered)
     return answered
+
+
+def _show(run: Run, what: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Rows that were made here, in the run directory, for people to read."""
+    if run.state.is_main_process:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        write_text(run.folder / f"{run.named(what).replace('/', '-')}.jsonl", "".join(lines))
 
 
 def teacher_signals(
