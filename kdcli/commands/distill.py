@@ -1044,16 +1044,8 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
         if isinstance(task, CausalLM) and name in written:
             references = [row["reference"] for row in task.shown(test)]
             models[name]["scores"] |= text_scores(written[name], references)
-        members = [each.path for each in lesson.teachers] if name == "teacher" else [folder]
-        models[name] |= together(
-            [
-                measure_rows(
-                    run.cfg.measure, "torch", path, path, task, task.inputs(test, load_tokenizer(Source(path, name))), max_length,
-                    code=teacher.code,
-                )
-                for path in members
-            ]
-        )  # fmt: skip
+        members = lesson.teachers if name == "teacher" else [source]
+        models[name] |= together([_measured(run, member, test) for member in members])
     models["teacher"]["path"] = str(teacher.path)
     if lesson.teachers[1:]:
         models["teacher"] |= {"path": None, "members": [str(each.path) for each in lesson.teachers]}
@@ -1086,6 +1078,21 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
         "assistants": {name: models[name] for name in assistants},
         "verdict": verdict(run.task, models, said, run.shared),
     }
+
+
+def _measured(run: Run, source: Source, rows: datasets.Dataset) -> dict[str, Any]:
+    """A checkpoint's speed and memory."""
+    inputs = run.task.inputs(rows, load_tokenizer(source))
+    return measure_rows(
+        run.cfg.measure,
+        "torch",
+        source.path,
+        source.path,
+        run.task,
+        inputs,
+        run.cfg.dataset.max_length,
+        code=source.code,
+    )
 
 
 def _terms(cfg: Config) -> dict[str, dict[str, Any]]:
