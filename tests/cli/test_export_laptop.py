@@ -76,7 +76,7 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
         assert entry["parity"]["same_tokens"] == 1
         said = load_file(exported / "predictions" / f"test.{name}.safetensors")
         assert (said["labels"] == student["labels"]).all()
-        assert entry["score"] == pytest.approx(said["log_prob"].mean(), abs=1e-6)
+        assert entry["score"] == pytest.approx(said["log_prob"].mean(dtype="float64"), abs=1e-6)
         assert entry["parity"]["agreement"] == pytest.approx((said["top"] == student["top"]).mean())
     f16 = result["artifacts"]["model.f16.gguf"]["parity"]
     assert f16["max_abs_difference"] < 0.01
