@@ -71,7 +71,7 @@ def find_proposer(cfg: Augment, teacher: Teacher) -> Source:
 
 def augmented(
     rows: datasets.Dataset,
-    source: Source,
+    proposer: Proposer,
     cfg: DatasetConfig,
     seed: int,
     known: Collection[str],
@@ -84,7 +84,7 @@ def augmented(
 
     Args:
         rows: columns id, text, (text_pair) and label.
-        source: a checkpoint with a masked-LM head.
+        proposer: reads `max_length` tokens.
         cfg: with `augment`.
         known: ids of rows that must not be made, such as those of validation and test.
         progress: called with the number of rows that are done so far.
@@ -92,14 +92,9 @@ def augmented(
     Returns:
         Columns and ids as `kdcli.data` makes them, in the order of the ids: no row twice, none that is among `rows` or known. Empty if no
         word has a candidate.
-
-    Raises:
-        ModelError: the checkpoint has no masked-LM head, or its tokenizer no mask token.
-        ConfigError: it cannot read `max_length` tokens.
     """
     how = cfg.augment
     assert how is not None
-    proposer = Proposer(source, cfg.max_length)
     kind = Classification(cfg.model_copy(update={"replace": {}})).unlabelled()  # it has been done
     columns = [column for column in ("text", "text_pair") if column in rows.column_names]
     sizes = [sum(map(len, texts)) for texts in zip(*(rows[column] for column in columns), strict=True)]

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 import kdcli
 from kdcli import console, report
-from kdcli.augment import augmented, find_proposer
+from kdcli.augment import Proposer, augmented, find_proposer
 from kdcli.config import Distill as Config
 from kdcli.config import Rollout, build
 from kdcli.config import Step as StepConfig
@@ -269,11 +269,15 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
     for (course, pupil), group in itertools.groupby(steps, lambda step: (step.course, step.pupil)):
         chosen = list(group)
         own = cfg.model_copy(update=_of_part(cfg, course, pupil))
-        data = loaded.setdefault(course, load(own.dataset) if own.dataset != cfg.dataset else loaded[OWN])
+        place = OWN if own.dataset == cfg.dataset else course
+        if place not in loaded:
+            loaded[place] = load(own.dataset)
         if pupil not in birth_by:
             birth_by[pupil] = _birth_by(own.student)
         taught = [step for step in steps if step.course == course]
-        parts.append(_part(own, folder, names, state, data, sources, birth_by[pupil], chosen, course, taught))
+        parts.append(
+            _part(own, folder, names, state, loaded[place], sources, birth_by[pupil], chosen, course, taught)
+        )
     for trainer in (cfg.trainer, cfg.teacher.trainer, *(step.trainer for step in steps)):
         micro_batches(trainer, state.num_processes)
         require_trackers(trainer)
@@ -593,19 +597,14 @@ def with_copies(run: Run, stages: console.Stages) -> datasets.Dataset:
         run.cfg.seed,
     )
     folder = cache_dir("augmented") / digest(made_of, sorted(known))[:32]
-    copies: dict[str, dict[str, Any]] = {}
+    proposer = functools.cache(lambda: Proposer(source, cfg.max_length))
     with run.stage(stages, run.named("augment"), len(gold)) as progress, _alone(run, folder):
-        done = 0
-        for parts in shares(range(0, len(gold), AUGMENTED), run.state):
-            for start in parts:
-                part = gold.select(range(start, min(start + AUGMENTED, len(gold))))
-                path = folder / f"{digest(list(part['id']))[:32]}.json"
-                if not path.is_file():
-                    tell = functools.partial(_advance, progress, done)
-                    write_json(path, list(augmented(part, source, cfg, run.cfg.seed, known, tell)))
-                copies |= {row["id"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
-                done += len(part)
-                progress.update(done)
+
+        def make(part: datasets.Dataset, before: int) -> list[dict[str, Any]]:
+            tell = functools.partial(_advance, progress, before)
+            return list(augmented(part, proposer(), cfg, run.cfg.seed, known, tell))
+
+        copies = {row["id"]: row for row in _kept(run, progress, folder, gold, AUGMENTED, make)}
     made = [copies[key] for key in sorted(copies)]
     _show(run, "augmented", made)
     own = run.data["train"]
@@ -724,22 +723,42 @@ def rollouts(
     if how.by != "teacher":
         return rows
     folder = cache_dir("rollouts") / digest(_asked(run, sources), how.model_dump(), run.cfg.seed)[:32]
-    answers: dict[int, list[str]] = {}
     with run.stage(stages, run.named("rollouts"), len(rows)) as progress, _alone(run, folder):
-        for parts in shares(range(0, len(rows), PART), run.state):
-            for start in parts:
-                part = rows.select(range(start, min(start + PART, len(rows))))
-                path = folder / f"{digest(list(part['id']))[:32]}.json"
-                if not path.is_file():
-                    write_json(path, ask().write(list(part), how, run.cfg.seed))
-                answers[start] = json.loads(path.read_text(encoding="utf-8"))
-                progress.update(sum(map(len, answers.values())))
-    texts = [text for start in sorted(answers) for text in answers[start]]
+        texts = _kept(
+            run, progress, folder, rows, PART, lambda part, _: ask().write(list(part), how, run.cfg.seed)
+        )
     answered = datasets.Dataset.from_list(
         [run.task.answered(row, text) for row, text in zip(rows, texts, strict=True)]
     )
     _show(run, "rollouts", answered)
     return answered
+
+
+def _kept(
+    run: Run,
+    progress: console.Stage,
+    folder: Path,
+    rows: datasets.Dataset,
+    size: int,
+    make: Callable[[datasets.Dataset, int], list[Any]],
+) -> list[Any]:
+    """What is made of rows, so many at a time, each part kept in a folder; several processes share the work.
+
+    Args:
+        make: called with some of the rows, and how many this process has done before.
+    """
+    found: dict[int, list[Any]] = {}
+    done = 0
+    for starts in shares(range(0, len(rows), size), run.state):
+        for start in starts:
+            part = rows.select(range(start, min(start + size, len(rows))))
+            path = folder / f"{digest(list(part['id']))[:32]}.json"
+            if not path.is_file():
+                write_json(path, make(part, done))
+            found[start] = json.loads(path.read_text(encoding="utf-8"))
+            done += len(part)
+            progress.update(done)
+    return [each for start in sorted(found) for each in found[start]]
 
 
 def _show(run: Run, what: str, rows: Iterable[dict[str, Any]]) -> None:

@@ -45,7 +45,7 @@ def config(max_length: int = 32, pair: str | None = None, **augment: Any) -> Dat
 
 def make(table: datasets.Dataset, source: Source, cfg: Dataset, seed: int = 0, known: Any = ()) -> list[Any]:
     """The rows that are made, as plain mappings."""
-    return list(augmented(table, source, cfg, seed, known, lambda done: None))
+    return list(augmented(table, Proposer(source, cfg.max_length), cfg, seed, known, lambda done: None))
 
 
 def save(model: transformers.PreTrainedModel, tokenizer: Any, folder: Path) -> Source:
@@ -214,7 +214,7 @@ def test_rows_are_like_those_of_the_data(source: Source, tmp_path: Path) -> None
     )
     table = data["train"]
     cfg = Dataset(path="d.csv", replace={"m": "mm"}, augment=Augment(copies=2))
-    new = augmented(table, source, cfg, 0, data["test"]["id"], lambda done: None)
+    new = augmented(table, Proposer(source, cfg.max_length), cfg, 0, data["test"]["id"], lambda done: None)
     assert new.features == table.features
     assert len(datasets.concatenate_datasets([table, new])) == len(table) + len(new)
     path = write_csv(tmp_path / "new.csv", [(text, str(n % 2)) for n, text in enumerate(new["text"])])
@@ -240,7 +240,7 @@ def test_known_texts_are_left_out(source: Source) -> None:
 
 def test_texts_without_a_word(source: Source) -> None:
     """Such rows stop the run, or come out as they went in."""
-    new = augmented(rows("!!", "<br />", "- . -"), source, config(), 0, (), lambda done: None)
+    new = augmented(rows("!!", "<br />", "- . -"), Proposer(source, 32), config(), 0, (), lambda done: None)
     assert (len(new), new.column_names) == (0, ["id", "text", "label"])
     assert datasets.concatenate_datasets([rows("so sad"), new])["text"] == ["so sad"]
 
@@ -248,7 +248,9 @@ def test_texts_without_a_word(source: Source) -> None:
 def test_progress(source: Source) -> None:
     """Hours without a sign of life."""
     done: list[int] = []
-    augmented(rows(*(text for text, _ in sentences(70))), source, config(copies=1), 0, (), done.append)
+    augmented(
+        rows(*(text for text, _ in sentences(70))), Proposer(source, 32), config(copies=1), 0, (), done.append
+    )
     assert done == [64, 70]
 
 
