@@ -144,9 +144,22 @@ class Teacher(Checkpoint):
     """causal_lm: tokens that the cache keeps of each position; all others are one bucket."""
     trainer: Trainer = Trainer(epochs=2, learning_rate=1e-4, logging_steps=10)
     """How it is tuned."""
+    label_smoothing: Annotated[float, BeforeValidator(_whole), Field(ge=0, lt=1)] = 0.0
+    """Of the gold labels while it is tuned (of the student's: loss.hard_label.label_smoothing, which its control shares)."""
     others: list[str] = []
     """Further checkpoints, named as by `path`: together an ensemble, which gives the mean of their probabilities. Each is tuned as the first
     is, with a seed of its own (the same path again is another member)."""
+    born: Component | None = None
+    """seq2seq: there is no checkpoint; the teacher is a new model of this birth, over a vocabulary that is learnt from the training
+    pairs, and is trained on them first."""
+    vocab_size: Count = 8000
+    """Of that vocabulary, source and target together."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Teacher:
+        if self.born is not None and (self.path or self.others or self.tune is False):
+            raise ValueError("born: a new model has no path, no others, and must be tuned; leave those out")
+        return self
 
     @property
     def members(self) -> list[Teacher]:
@@ -175,18 +188,35 @@ class Augment(Section):
     """Words that the model is asked for at once."""
 
 
+class Clean(Section):
+    """seq2seq: pairs that are left out of the training source, before validation and test are carved out of it. Those that have a
+    source of their own are never cleaned."""
+
+    identical: bool = True
+    """Pairs whose target is their source."""
+    max_ratio: Annotated[float, BeforeValidator(_whole), Field(gt=1, allow_inf_nan=False)] | None = 3.0
+    """Pairs whose target is so many times longer or shorter, in characters, than is usual for its source (the median of the data
+    set's ratios, so that Chinese may be short); null: any. Summaries want null."""
+    ratio_from: Count = 40
+    """Of those alone whose longer side has so many characters: short messages vary more."""
+    script: bool = True
+    """Pairs of which a side has most of its letters in another script than that column."""
+    overlong: Literal["refuse", "drop"] = "refuse"
+    """What is done with pairs of more than max_length tokens in source or target; in all splits."""
+
+
 class Dataset(Section):
-    """Rows of text with labels or completions, and how they are split."""
+    """Rows of text with labels, completions or translations, and how they are split."""
 
     task: str | None = None
     """null: inferred from the columns named (text + label: classification; words + tags: token_classification; prompt +
-    completion, messages, or text with label=null: causal_lm). masked_lm is never inferred."""
-    format: Literal["csv", "jsonl", "parquet", "txt", "conversations", "conll", "hub"] = "csv"
+    completion, messages, or text with label=null: causal_lm; source + target: seq2seq). masked_lm is never inferred."""
+    format: Literal["csv", "jsonl", "parquet", "txt", "conversations", "conll", "gettext", "hub"] = "csv"
     """txt: plain text (causal_lm, masked_lm); conversations: YAML files with a list of `conversations`, each a list of turns; conll: a
-    word and its tag a line, a blank line between sentences (token_classification)."""
+    word and its tag a line, a blank line between sentences (token_classification); gettext: .po and .mo catalogues (seq2seq)."""
     path: str
-    """A file (`package:DISTRIBUTION/FILE` for one in an installed package), a folder of conversations or of txt files, or
-    a Hugging Face hub id."""
+    """A file (`package:DISTRIBUTION/FILE` for one in an installed package), a folder of conversations, of txt files or with
+    catalogues somewhere in it, or a Hugging Face hub id."""
     name: str | None = None
     """The configuration of a hub data set that has several."""
     revision: str | None = None
@@ -216,6 +246,18 @@ class Dataset(Section):
     """causal_lm: the column of conversations, lists of {role, content}; what the assistant says counts."""
     chat: bool = False
     """Prompt and completion are a user's and an assistant's turn: they go through the model's chat template."""
+    source: str | None = None
+    """seq2seq: the column of what is translated …"""
+    target: str | None = None
+    """… and of its translation. jsonl, parquet, hub: `translation.de` is what a column `translation` holds of `de`."""
+    source_language: str | None = None
+    """seq2seq: the source's language, by the code that the model's tokenizer has for it (eng_Latn, en, en_XX), if it wants one. gettext:
+    also the locale whose translations are the source; null: the text as it stands in the code."""
+    target_language: str | None = None
+    """The target's. gettext: the locale (de, pt_BR), or another code of its language."""
+    prefix: str = ""
+    """seq2seq: stands before each source ("translate English to German: ", ">>fra<< ")."""
+    clean: Clean = Clean()
     labels: list[Name] | None = Field(default=None, min_length=2)
     """The label names in order; null: those that the data set declares, or all found, sorted."""
     encoding: str = "utf-8"
@@ -223,6 +265,8 @@ class Dataset(Section):
     """csv: null is a comma, or a tab if the file's name ends in .tsv."""
     quote: Character | None = None
     """csv: null is a double quote, or none at all between tabs."""
+    columns: list[Name] | None = Field(default=None, min_length=1)
+    """csv: the names of all columns in their order, of a file that has no header."""
     replace: dict[str, str] = {}
     """Regular expressions and what replaces them in the text, in order. White space is folded after (classification)."""
     limit: Count | None = None
@@ -230,7 +274,7 @@ class Dataset(Section):
     eval_limit: Count | None = None
     """At most so many rows of validation and of test."""
     labelled: Count | None = None
-    """At most so many training rows keep their label; the rest is text for the teacher alone."""
+    """At most so many training rows keep their label (seq2seq: their target); the rest is text for the teacher alone."""
     unlabelled: str | None = None
     """More text for the teacher alone: a file (or a hub split) like the training one, whose labels are not asked for."""
     unlabelled_limit: Count | None = None
@@ -250,6 +294,8 @@ class Dataset(Section):
             return self.task
         if self.tags or self.format == "conll":
             return "token_classification"
+        if self.source or self.format == "gettext":
+            return "seq2seq"
         unlabelled = self.format in ("txt", "conversations") or self.label is None
         return "causal_lm" if self.prompt or self.messages or unlabelled else "classification"
 
@@ -277,7 +323,7 @@ class Dataset(Section):
             raise ValueError(
                 f"unlabelled: all text is without labels in {self.kind}; put it among the training rows"
             )
-        others = [key for key in ("text_pair", "prompt", "messages", "words") if getattr(self, key)]
+        others = [key for key in ("text_pair", "prompt", "messages", "words", "source") if getattr(self, key)]
         if self.kind == "masked_lm" and others:
             raise ValueError(
                 f"{others[0]}: masked_lm reads plain text alone; name its column with dataset.text, and leave {others[0]} out"
@@ -292,6 +338,49 @@ class Dataset(Section):
             )
         if self.unlabelled_limit and not self.unlabelled:
             raise ValueError("unlabelled_limit: there is nothing to limit; name the text with unlabelled")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Dataset:
+        if bool(self.source) != bool(self.target):
+            raise ValueError("source and target: give both columns, or neither")
+        if self.source and self.source == self.target:
+            raise ValueError(f"source and target: both are the column {self.source!r}; name two")
+        if self.kind != "seq2seq":
+            if given := [
+                key for key in OF_PAIRS if getattr(self, key) != type(self).model_fields[key].default
+            ]:
+                raise ValueError(
+                    f"{given[0]}: it is for pairs of source and target (seq2seq), not for {self.kind}; leave it out"
+                )
+            return self
+        if self.format == "gettext":
+            if self.source:
+                raise ValueError("source and target: catalogues have no columns; leave them out")
+            if not self.target_language:
+                raise ValueError("gettext: name the locale to translate into (dataset.target_language=de)")
+            if self.source_language == self.target_language:
+                raise ValueError(f"source_language and target_language: both are {self.source_language}")
+        elif not self.source:
+            raise ValueError(
+                "seq2seq: name the columns of the source and of its translation (dataset.source, dataset.target)"
+            )
+        if others := [key for key in ("text_pair", "prompt", "messages", "words") if getattr(self, key)]:
+            raise ValueError(f"source and {others[0]}: name the columns of one of them")
+        if self.unlabelled and self.format == "gettext":
+            raise ValueError(
+                "unlabelled: catalogues hold translations; name a csv or jsonl file of sources with format= of its kind"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _header(self) -> Dataset:
+        if self.columns and self.format != "csv":
+            raise ValueError(
+                f"columns: {self.format} names its own columns; leave it out, or give format=csv"
+            )
+        if self.columns and (twice := [name for name in self.columns if self.columns.count(name) > 1]):
+            raise ValueError(f"columns: {twice[0]!r} stands there twice")
         return self
 
     @model_validator(mode="after")
@@ -335,9 +424,12 @@ class Tolerance(Section):
 
     agreement: Fraction = 0.97
     """At least this share of the test rows gets the same label (causal_lm: of the reference tokens' places, the same
-    likeliest token)."""
-    score_drop: Fraction = 0.01
-    """The score may fall by so much (causal_lm: nats a token)."""
+    likeliest token; seq2seq: this share of what the torch student writes greedily is written by the artifact too, up to each
+    text's first difference)."""
+    score_drop: NonNegative = 0.01
+    """The score may fall by so much (causal_lm: nats a token; seq2seq: BLEU points)."""
+    same_texts: Fraction = 0.0
+    """seq2seq: at least this share of the test rows is translated by the very same text."""
     generated: Fraction = 0.0
     """causal_lm: at least this share of what the torch student writes greedily is written by the artifact too, up to
     each answer's first difference."""
@@ -352,7 +444,7 @@ class Hardware(Component):
     budget: Budget = Budget()
     tolerance: Tolerance = Tolerance()
     tolerances: dict[str, Tolerance] = {}
-    """Of files of these precisions, in place of `tolerance`."""
+    """Of files of these precisions, or of these names, in place of `tolerance`."""
 
 
 class Measure(Section):
@@ -363,6 +455,8 @@ class Measure(Section):
     latency_runs: Count = 200
     throughput_seconds: Positive = 2.0
     max_texts: Count = 256
+    num_beams: Count = 4
+    """seq2seq: the test split is also translated by a beam search of this width; 1: greedily alone."""
     new_tokens: Count = 32
     """causal_lm: tokens that are written for each prompt."""
     generations: Count = 32
@@ -370,7 +464,7 @@ class Measure(Section):
 
 
 class Rollout(Section):
-    """Who writes the completions that the student learns from (causal_lm)."""
+    """Who writes what the student learns from: the completions (causal_lm), the targets (seq2seq)."""
 
     by: Literal["dataset", "teacher", "student"] = "dataset"
     """dataset: its own completions; teacher: answers the training prompts once, before the student is trained
@@ -383,6 +477,36 @@ class Rollout(Section):
     """Tokens are drawn from softmax(logits / sampling_temperature); 0: the likeliest one each time."""
     batch_size: Count = 16
     """Prompts that are answered at once."""
+    num_beams: Count = 1
+    """seq2seq, by=teacher: the likeliest translation is searched for with so many beams; with sampling_temperature=0."""
+    length_penalty: float = 1.0
+    """Of beams: the sum of log-probabilities is divided by the length to this power."""
+    candidates: Count = 1
+    """seq2seq, by=teacher: translations of each source, from the beams or drawn, of which one is learnt …"""
+    pick: Literal["likeliest", "nearest"] = "likeliest"
+    """… the likeliest, or the one nearest to the reference by sentence BLEU (Kim and Rush 2016, section 3.3)."""
+    keep: Annotated[Fraction, Field(gt=0)] = 1.0
+    """by=teacher: the share of the answers that are learnt: those of which the teacher itself finds a token likeliest, on average."""
+
+    @model_validator(mode="after")
+    def _beams(self) -> Rollout:
+        if self.by != "teacher" and (self.num_beams > 1 or self.candidates > 1 or self.keep < 1):
+            raise ValueError(
+                f"num_beams, candidates, keep: with by={self.by} nothing is searched for; they are for by=teacher"
+            )
+        if self.num_beams > 1 and self.sampling_temperature > 0:
+            raise ValueError(
+                "num_beams: a search draws nothing; give sampling_temperature=0 (rollout=teacher has it)"
+            )
+        if self.sampling_temperature == 0 and self.candidates > self.num_beams:
+            raise ValueError(
+                f"candidates = {self.candidates}: a search with num_beams = {self.num_beams} finds no more than that; raise num_beams"
+            )
+        if (self.candidates > 1) != (self.pick == "nearest"):
+            raise ValueError(
+                "candidates and pick: several candidates are for pick=nearest, which needs several"
+            )
+        return self
 
 
 class Step(Section):
@@ -461,6 +585,11 @@ class Distill(Section):
                 "experiment=distilbert does)"
             )
         for name, stage in self.stages.items():
+            if stage.rows != "all" and self.dataset.kind == "seq2seq":
+                raise ValueError(
+                    f"stages.{name}.rows = {stage.rows}: what only the teacher translates has a target by then, and is no longer told apart; "
+                    "leave it out"
+                )
             if stage.student is not None and stage.dataset is not None:
                 raise ValueError(
                     f"stages.{name}: an assistant learns from the run's data; give student or dataset, not both"
@@ -500,9 +629,11 @@ def _over(stage: Mapping[str, Any], run: Mapping[str, Any], key: str) -> Mapping
     return {**stage, key: {**whole, **(own or {})}}
 
 
+OF_PAIRS = ("source", "target", "source_language", "target_language", "prefix", "clean")
+"""What only pairs of source and target have."""
 OF_LABELS = (
     "label", "labels", "labelled", "unlabelled", "unlabelled_limit", "augment", "text_pair", "words", "tags", "prompt", "completion", "messages",
-    "chat",
+    "chat", *OF_PAIRS,
 )  # fmt: skip
 """What text alone has no use for."""
 
@@ -515,7 +646,7 @@ class Eval(Section):
     model: str | None = None
     """Instead of a run: a checkpoint with a head for the task."""
     artifact: str | None = None
-    """An exported file; relative to the run directory or to here."""
+    """An exported file, or folder (of a translator); relative to the run directory or to here."""
     split: Literal["train", "validation", "test"] = "test"
     dataset: Dataset
     measure: Measure | None = Measure()

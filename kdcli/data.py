@@ -1,8 +1,8 @@
 """Rows of text, with labels or with completions: read, checked, cleaned, split and fingerprinted.
 
 Reading, leaving out duplicates and splitting are the same for all data. What a row is, when two rows are the same and
-which of them must not be told apart by a split is a *kind*: `Classification`, `TokenClassification`, `CausalLM`
-or `MaskedLM`.
+which of them must not be told apart by a split is a *kind*: `Classification`, `TokenClassification`, `CausalLM`,
+`MaskedLM` or `Seq2Seq`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,21 @@ from __future__ import annotations
 import contextlib
 import copy
 import csv
+import functools
+import gettext
 import itertools
 import json
 import logging
 import re
+import statistics
+import struct
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import datasets
 import yaml
@@ -33,8 +38,17 @@ from kdcli.tasks.base import IGNORE
 datasets.disable_progress_bars()  # the run has its own
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
+SIDES = ("source", "target")
 DOCUMENT = 1000
 """Characters from which on a document of plain text is long enough."""
+MANY = 0.1
+"""The share of the training rows from which on it is said loudly that cleaning left them out."""
+PLURAL = 100
+"""A number whose plural is the general one in all languages: 2 and 5 have forms of their own in some."""
+OWN = 0.2
+"""The share of a column's letters from which on a script is one of its own: Japanese has two, as has Serbian in some texts."""
+ENOUGH = 5000
+"""Rows that tell how a column is written."""
 _INTEGER = re.compile(r"-?\d+")
 _HALF = re.compile(r"[\ud800-\udfff]")
 
@@ -46,16 +60,18 @@ class Data:
     Attributes:
         splits: train, validation, test. Columns: id, and for classification text, (text_pair), label; for
             token_classification words and label, a list with one a word; for causal_lm prompt and completion, or messages,
-            or text; for masked_lm text.
+            or text; for masked_lm text; for seq2seq source and target, None where only the teacher translates.
         labels: the label names in the order of the logits; none for language models.
         fingerprint: sha256 over every row's split, id and label, and the label names.
         commit: the hub commit that was resolved, None for files.
+        dropped: how many rows were left out, by reason; those beyond a limit are not among them.
     """
 
     splits: dict[str, datasets.Dataset]
     labels: list[str]
     fingerprint: str
     commit: str | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
 
     def __getitem__(self, split: str) -> datasets.Dataset:
         return self.splits[split]
@@ -67,11 +83,14 @@ class Data:
 
 
 def with_gold(rows: datasets.Dataset, wanted: bool = True) -> datasets.Dataset:
-    """The rows of a split that have a gold label, or of their labels any: for language models all of them. Or (wanted = False)
-    the others."""
-    if "label" not in rows.column_names:
+    """The rows of a split that have a gold label, or of their labels any, or a translation: for language models all of them. Or
+    (wanted = False) the others."""
+    if "label" in rows.column_names:
+        gold = (set(_each(label)) != {IGNORE} for label in rows["label"])
+    elif "target" in rows.column_names:
+        gold = (target is not None for target in rows["target"])
+    else:
         return rows if wanted else rows.select([])
-    gold = (set(_each(label)) != {IGNORE} for label in rows["label"])
     return rows.select([row for row, has in enumerate(gold) if has == wanted])
 
 
@@ -84,12 +103,14 @@ class Source:
         rows: the values of the kind's columns, checked.
         names: the label names that it declares.
         commit: the hub commit.
+        dropped: how many rows were left out while it was read, by reason.
     """
 
     name: str
     rows: list[tuple[Any, ...]]
     names: list[str] | None = None
     commit: str | None = None
+    dropped: Counter[str] = field(default_factory=Counter)
 
 
 Sources = dict[str, list[Source]]
@@ -104,10 +125,24 @@ class Kind(ABC):
     columns: list[str]
     """The columns to read."""
     labels: Sequence[str] = ()
+    shared = "prompt"
+    """What the rows of a group have in common, for messages."""
+    asked = True
+    """Whether the rows have gold labels, or translations; without, that column, the last one, is not read."""
 
     def __init__(self, cfg: DatasetConfig):
         self.cfg = cfg
         self.replacements = [(re.compile(pattern), put) for pattern, put in cfg.replace.items()]
+
+    def unlabelled(self) -> Self:
+        """The same kind of rows for the teacher alone."""
+        bare = copy.copy(self)
+        bare.asked, bare.columns = False, self.columns[:-1]
+        return bare
+
+    def hide(self, row: Row) -> None:
+        """Take a row's gold label, or its translation, away: it is for the teacher alone."""
+        raise NotImplementedError
 
     @abstractmethod
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
@@ -124,6 +159,10 @@ class Kind(ABC):
     def group(self, row: Row) -> str:
         """A hash that rows have in common which must stand in the same split; rows are shuffled by it."""
 
+    def weeded(self, train: list[Row]) -> tuple[list[Row], Counter[str]]:
+        """The training rows that `dataset.clean` keeps, and how many it does not, by reason."""
+        return train, Counter()
+
     def require(self, train: list[Row]) -> None:  # noqa: B027
         """Refuse training rows that teach nothing."""
 
@@ -133,28 +172,29 @@ class Kind(ABC):
             text = pattern.sub(put, text)
         return text
 
-    def pick(self, found: list[str], name: str) -> list[int]:
-        """The places of the kind's columns among those found."""
+    def pick(self, found: list[str], name: str, nested: bool = False) -> list[list[str]]:
+        """The way to each of the kind's columns: its name, which is among those found; or, if they may hold mappings, to
+        `translation.de` that of the column `translation`, and then `de`."""
+        ways = []
         for column in self.columns:
-            if column not in found:
+            way = [column]
+            if nested and column not in found:
+                way = column.split(".")
+            if way[0] not in found:
                 raise DataError(
                     f"{name} has no column {column!r}{suggest(column, found)} (columns: {', '.join(map(str, found))}); "
                     f"name them with {self.keys}"
                 )
-        return [found.index(column) for column in self.columns]
+            ways.append(way)
+        return ways
 
 
 class Labelled(Kind):
     """Rows with gold labels, names or integers, which stand in the last column."""
 
-    asked = True
-    """Whether the rows have labels; without, that column is not read."""
-
-    def unlabelled(self) -> Labelled:
-        """The same kind of rows without labels: each is -100."""
-        bare = copy.copy(self)
-        bare.asked, bare.columns = False, self.columns[:-1]
-        return bare
+    def hide(self, row: Row) -> None:
+        """-100, also for each word."""
+        row["label"] = [IGNORE] * len(row["words"]) if "words" in row else IGNORE
 
     def declare(self, sources: Sources) -> None:
         """Names of the labels: given, declared, or all found, sorted."""
@@ -335,13 +375,92 @@ class MaskedLM(CausalLM):
     keys = "dataset.text="
 
 
+class Seq2Seq(Kind):
+    """Columns source and target: one row is one pair. White space is folded, and pairs are the same if every character is.
+
+    Rows with one source stay together, also if it differs by case.
+    """
+
+    keys = "dataset.source= and dataset.target="
+    shared = "source"
+
+    def __init__(self, cfg: DatasetConfig):
+        super().__init__(cfg)
+        folder = _FOLDERS.get(cfg.format)
+        self.columns = folder.columns if folder else [str(cfg.source), str(cfg.target)]
+
+    def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+        """Two texts, or the source alone."""
+        return tuple(_text(value, f"the {side}", where) for side, value in zip(SIDES, values, strict=False))
+
+    def row(self, values: tuple[Any, ...], where: str) -> Row | None:
+        """Its id is a hash of both texts."""
+        pair = [_folded(self.replaced(text)) for text in values]
+        return {"id": _hash(pair), **dict(itertools.zip_longest(SIDES, pair))} if all(pair) else None
+
+    def hide(self, row: Row) -> None:
+        """The target."""
+        row["target"] = None
+
+    def group(self, row: Row) -> str:
+        """The source without case."""
+        return _hash([row["source"].casefold()])
+
+    def weeded(self, train: list[Row]) -> tuple[list[Row], Counter[str]]:
+        """Pairs that are no copies, whose lengths are to each other about as in the others, and that are written as the others
+        are. A warning if the columns are not written as their languages are."""
+        clean = self.cfg.clean
+        kept, dropped = train, Counter[str]()
+
+        def drop(why: str, wrong: Callable[[Row], bool]) -> None:
+            nonlocal kept
+            count = len(kept)
+            kept = [row for row in kept if not wrong(row)]
+            dropped[why] += count - len(kept)
+
+        if clean.identical:
+            drop("identical", lambda row: row["source"] == row["target"])
+        sides = [_Side(name, kept) for name in SIDES]
+        self._compare(sides)
+        if clean.max_ratio and kept:
+            limit = clean.max_ratio
+            usual = statistics.median(len(row["target"]) / len(row["source"]) for row in kept)
+
+            def uneven(row: Row) -> bool:
+                source, target = len(row["source"]), len(row["target"])
+                ratio = target / source / usual
+                return max(source, target) >= clean.ratio_from and max(ratio, 1 / ratio) > limit
+
+            drop("length ratio", uneven)
+        if clean.script:
+            drop("wrong script", lambda row: any(side.strange(row) for side in sides))
+        return kept, +dropped
+
+    def _compare(self, sides: list[_Side]) -> None:
+        """Warn if a side is not written as its language is: most often, source and target are swapped."""
+        codes = [self.cfg.source_language, self.cfg.target_language]
+        expected = [_script_of(code or "") for code in codes]
+        wrong = [
+            f"the {side.name} is written in {' and '.join(side.own)} letters, dataset.{side.name}_language = {code} is in {script}"
+            for side, code, script in zip(sides, codes, expected, strict=True)
+            if not _fits(script, side)
+        ]
+        if not wrong:
+            return
+        if all(map(_fits, expected, reversed(sides))):
+            remedy = "source and target seem to be swapped: exchange dataset.source and dataset.target, or the two languages"
+        else:
+            remedy = "name the languages that the data has, or other columns"
+        logger.warning("%s: %s; %s", self.cfg.path, "; ".join(wrong), remedy)
+
+
 def load(cfg: DatasetConfig) -> Data:
     """The data set that the config describes.
 
     Raises:
         DataError: it cannot be found or read, a column is missing, a text is empty, a label is unknown or
-            missing, words and tags are not of one number, a conversation has no answer, a split is empty, or the training
-            rows have a single class.
+            missing, words and tags are not of one number, a conversation has no answer, a split is empty, the training
+            rows have a single class, or there is no catalogue of a language.
         ConfigError: the format is for another task.
     """
     folder = _FOLDERS.get(cfg.format)
@@ -356,8 +475,10 @@ def load(cfg: DatasetConfig) -> Data:
         if name:
             sources[split] = _read(kind, name)
     kind.declare(sources)
-    rows = {split: _clean(kind, parts) for split, parts in sources.items()}
-    rows = _carve(kind, _disjoint(kind, rows))
+    dropped: Counter[str] = Counter()
+    rows = {split: _clean(kind, parts, dropped) for split, parts in sources.items()}
+    rows["train"] = _weed(kind, rows["train"], dropped)
+    rows = _carve(kind, _disjoint(kind, rows, dropped))
     for split in SPLITS:
         if not rows[split]:
             raise DataError(f"{cfg.path}: the {split} split has no rows")
@@ -365,9 +486,9 @@ def load(cfg: DatasetConfig) -> Data:
         rows["train"] = rows["train"][: cfg.limit]
     if cfg.labelled:
         for row in rows["train"][cfg.labelled :]:
-            row["label"] = [IGNORE] * len(row["words"]) if "words" in row else IGNORE
-    if cfg.unlabelled and isinstance(kind, Labelled):
-        rows["train"] += _unlabelled(kind.unlabelled(), cfg.unlabelled, rows)
+            kind.hide(row)
+    if cfg.unlabelled:
+        rows["train"] += _unlabelled(kind.unlabelled(), cfg.unlabelled, rows, dropped)
     rows["train"] += [
         row | {"id": _hash([row["id"], copy])} for copy in range(1, cfg.mask_copies) for row in rows["train"]
     ]
@@ -376,15 +497,21 @@ def load(cfg: DatasetConfig) -> Data:
     kind.require(rows["train"])
     labels = list(kind.labels)
     fingerprint = digest(
-        labels, {split: [(row["id"], row.get("label")) for row in rows[split]] for split in SPLITS}
+        labels,
+        {split: [(row["id"], row.get("label"), *_hidden(row)) for row in rows[split]] for split in SPLITS},
     )
     splits = {split: datasets.Dataset.from_list(rows[split]) for split in SPLITS}
-    return Data(splits, labels, fingerprint, sources["train"][0].commit)
+    return Data(splits, labels, fingerprint, sources["train"][0].commit, dict(dropped))
 
 
-def _unlabelled(kind: Labelled, name: str, rows: dict[str, list[Row]]) -> list[Row]:
+def _hidden(row: Row) -> list[str]:
+    """What a fingerprint notes of a pair that only the teacher translates, whose id is that of the whole pair."""
+    return ["hidden"] if row.get("target", "") is None else []
+
+
+def _unlabelled(kind: Kind, name: str, rows: dict[str, list[Row]], dropped: Counter[str]) -> list[Row]:
     """The rows of a source without labels that stand in no split."""
-    found = _clean(kind, _read(kind, name))
+    found = _clean(kind, _read(kind, name), dropped)
     taken = {kind.group(row) for split in SPLITS for row in rows[split]}
     kept = [row for row in found if kind.group(row) not in taken]
     if not kept:
@@ -396,6 +523,7 @@ def _unlabelled(kind: Labelled, name: str, rows: dict[str, list[Row]]) -> list[R
         logger.info(
             "%s: %d rows left out (they stand in train, validation or test)", name, len(found) - len(kept)
         )
+        dropped["unlabelled, in train, validation or test as well"] += len(found) - len(kept)
     return kept[: kind.cfg.unlabelled_limit]
 
 
@@ -406,6 +534,8 @@ def _read(kind: Kind, split: str) -> list[Source]:
         return [_read_hub(kind, split)]
     given = cfg.path if split == cfg.train else split
     path = locate_package(given) if given.startswith(PACKAGE) else Path(given).expanduser()
+    if cfg.format == "gettext":
+        return _read_gettext(kind, path, given)
     folder = _FOLDERS.get(cfg.format)
     if folder and path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in folder.suffixes)
@@ -536,15 +666,20 @@ def _read_csv(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
         strict=True,
     )
     try:
-        header = next(reader, [])
-        picked = kind.pick(header, path.name)
+        header = cfg.columns or next(reader, [])
+        given = "dataset.columns names" if cfg.columns else "the header has"
+        picked = [header.index(column) for (column,) in kind.pick(header, path.name)]
         for row in reader:
             if not row:
                 continue
             if len(row) != len(header):
                 raise DataError(
-                    f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)} "
+                    f"{path}, line {reader.line_num}: {len(row)} fields where {given} {len(header)} "
                     "(a truncated file, another delimiter, or a quote that does not close?)"
+                )
+            if row == cfg.columns:
+                raise DataError(
+                    f"{path}, line {reader.line_num} is the header; leave dataset.columns out, it is for files without one"
                 )
             yield tuple(row[column] for column in picked)
     except csv.Error as error:
@@ -575,8 +710,8 @@ def _read_jsonl(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
             raise DataError(f"{path}, line {number} is not JSON ({error}); is the file truncated?") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
-        kind.pick(list(row), f"{path}, line {number}")
-        yield tuple(row[column] for column in kind.columns)
+        where = f"{path}, line {number}"
+        yield tuple(_inside(row, way, where) for way in kind.pick(list(row), where, nested=True))
 
 
 def _read_parquet(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
@@ -584,11 +719,32 @@ def _read_parquet(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
     import pyarrow.parquet
 
     try:
-        kind.pick(pyarrow.parquet.read_schema(path).names, path.name)
-        table = pyarrow.parquet.read_table(path, columns=kind.columns)
+        ways = kind.pick(pyarrow.parquet.read_schema(path).names, path.name, nested=True)
+        table = pyarrow.parquet.read_table(path, columns=list({way[0]: None for way in ways}))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a whole parquet file ({error})") from None
-    yield from zip(*(table[column].to_pylist() for column in kind.columns), strict=True)
+    yield from _columns({way[0]: table[way[0]].to_pylist() for way in ways}, ways, path.name)
+
+
+def _columns(table: dict[str, list[Any]], ways: list[list[str]], name: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of a table's columns, each with what it holds at the end of its way."""
+    for number, values in enumerate(zip(*(table[way[0]] for way in ways), strict=True), 1):
+        yield tuple(
+            _inside(value, way[1:], f"{name}, row {number}") for value, way in zip(values, ways, strict=True)
+        )
+
+
+def _inside(value: Any, way: list[str], where: str) -> Any:
+    """What mappings hold at the end of a way of keys."""
+    for key in way:
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: expected a mapping that holds {key!r}, got {value!r:.80}")
+        if key not in value:
+            raise DataError(
+                f"{where}: there is no {key!r}{suggest(key, value)} (there are: {', '.join(map(str, value))})"
+            )
+        value = value[key]
+    return value
 
 
 def _read_txt(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
@@ -652,6 +808,283 @@ def _read_conll(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
             words, tags = [], []
 
 
+def _read_gettext(kind: Kind, path: Path, given: str) -> list[Source]:
+    """The catalogues of two locales under a folder.
+
+    Without a source's locale the source is the text as it stands in the code; so is English where it is not translated.
+    """
+    cfg = kind.cfg
+    if not path.is_dir():
+        what = "is no folder" if path.exists() else "does not exist"
+        raise DataError(f"the data folder {given} {what} (looked for {path.absolute()})")
+    files = _catalogues(path)
+    if not files:
+        raise DataError(f"the data folder {path} has no catalogues LOCALE/LC_MESSAGES/*.po or *.mo")
+    code = cfg.target_language or ""
+    source = _locale(cfg.source_language, list(files)) if cfg.source_language else None
+    target = _locale(code, list(files))
+    in_code = {"source": source is None or _english(cfg.source_language), "target": False}
+    in_code["target"] = not in_code["source"] and _english(code)
+    if target is None and not in_code["target"]:
+        raise DataError(
+            f"{given} has no catalogues of dataset.target_language = {code}{suggest(code, files)} (there are: "
+            f"{', '.join(sorted(files))})"
+        )
+    if source == target:
+        raise DataError(
+            f"dataset.source_language = {cfg.source_language} and dataset.target_language = {code}: both are the catalogues of {target}"
+        )
+    if cfg.source_language and source is None and not _english(cfg.source_language):
+        logger.warning(
+            "%s has no catalogues of dataset.source_language = %s; the source is the text as it stands in the code",
+            given,
+            cfg.source_language,
+        )
+    sources = []
+    for place in sorted(files[target or source or ""]):
+        dropped: Counter[str] = Counter()
+        known = {
+            locale: _entries(files[locale][place], dropped)
+            for locale in (target, source)
+            if locale and place in files[locale]
+        }
+        table = []
+        for key in dict.fromkeys(itertools.chain(*known.values())):
+            written = next(entries[key][0] for entries in known.values() if key in entries)
+            pair = [
+                known.get(locale or "", {}).get(key, ("", ""))[1] or (written if in_code[side] else "")
+                for side, locale in zip(SIDES, (source, target), strict=True)
+            ]
+            if all(map(str.strip, pair)):
+                table.append(tuple(pair))
+            else:
+                dropped["untranslated"] += 1
+        sources.append(Source(place, _checked(kind, place, table), dropped=dropped))
+    if not any(one.rows for one in sources):
+        raise DataError(f"{given}: the {len(sources)} catalogues of {target or source} hold no pairs")
+    return sources
+
+
+def _catalogues(folder: Path) -> dict[str, dict[str, Path]]:
+    """Of each locale its catalogues, by where they lie but for the locale and the suffix; .mo only where there is no .po."""
+    files: dict[str, dict[str, Path]] = {}
+    for suffix in (".mo", ".po"):
+        for file in folder.glob(f"**/LC_MESSAGES/*{suffix}"):
+            place = file.parents[2].relative_to(folder) / file.stem
+            files.setdefault(file.parents[1].name, {})[str(place)] = file
+    return files
+
+
+def _locale(code: str, there: list[str]) -> str | None:
+    """The locale that a code names among those there are: itself, or one of the same language and script (`de` for de_DE and
+    deu_Latn), the plainest if they are several."""
+    plain = {name.replace("-", "_").casefold(): name for name in there}
+    if found := plain.get(code.replace("-", "_").casefold()):
+        return found
+    tongue = _tongue(code)
+    same = sorted(
+        (name for name in there if tongue[0] and _tongue(name) == tongue), key=lambda name: (len(name), name)
+    )
+    if not same:
+        return None
+    logger.info("%s: the catalogues of %s are taken", code, same[0])
+    return same[0]
+
+
+def _tongue(code: str) -> tuple[str, str]:
+    """Language and script of a code; empty if it is none."""
+    babel = _babel()
+    try:
+        language, territory, script = babel.parse_locale(code.replace("-", "_"))[:3]
+    except ValueError:
+        return "", ""
+    language = babel.get_global("language_aliases").get(language, language)
+    likely = babel.get_global("likely_subtags")
+    usual = likely.get(f"{language}_{territory}") or likely.get(language) or "__"
+    return language, script or usual.split("_")[1]
+
+
+def _english(code: str | None) -> bool:
+    return _tongue(code or "")[0] == "en"
+
+
+def _babel() -> Any:
+    try:
+        import babel.core
+    except ImportError as error:
+        raise ConfigError(
+            f"{error}: dataset.format = gettext needs it; pip install 'kdcli[translation]'"
+        ) from None
+    return babel.core
+
+
+Entry = tuple[str | None, str, int]
+"""What a catalogue knows a text by: its context, the text in the code (its singular), and 1 if it is the plural, else 0."""
+
+
+def _tuple(texts: Any) -> tuple[str, ...]:
+    return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
+def _entries(path: Path, dropped: Counter[str]) -> dict[Entry, tuple[str, str]]:
+    """The texts in the code that a catalogue knows, and their translations, some of them empty.
+
+    Of an entry with several numbers these are the translations for 1 and for many.
+
+    Args:
+        dropped: what is left out is added to it.
+    """
+    _babel()
+    from babel.messages.catalog import Catalog
+    from babel.messages.mofile import read_mo
+    from babel.messages.pofile import PoFileError, PoFileParser
+
+    class Roomy(Catalog):
+        """Headers may promise fewer forms than the entries have: Django's French ones do."""
+
+        @property
+        def num_plurals(self) -> int:
+            return 9
+
+    try:
+        with path.open("rb") as stream:
+            if path.suffix == ".mo":
+                catalog = read_mo(stream)
+            else:
+                catalog = Roomy()
+                PoFileParser(catalog, ignore_obsolete=True, abort_invalid=True).parse(stream)
+        form = gettext.c2py(catalog.plural_expr)
+    except PoFileError as error:
+        raise DataError(
+            f"{path}, line {error.lineno + 1}: {str(error).rpartition(' on ')[0]}; it is no whole catalogue"
+        ) from None
+    except (OSError, struct.error, ValueError, LookupError) as error:
+        raise DataError(f"{path} cannot be read as a catalogue ({error})") from None
+    entries: dict[Entry, tuple[str, str]] = {}
+    for message in catalog:
+        if not message.id:  # the header
+            continue
+        if message.fuzzy:
+            dropped["fuzzy"] += 1
+            continue
+        context = message.context.decode() if isinstance(message.context, bytes) else message.context
+        written, said = _tuple(message.id), _tuple(message.string)
+        places = [form(1), form(PLURAL)] if len(written) > 1 else [0]
+        for number, (text, place) in enumerate(zip(written, places, strict=False)):
+            entries[context, written[0], number] = text, said[place] if place < len(said) else ""
+    return entries
+
+
+_WRITTEN = {
+    "Latin": "en eng de deu fr fra es spa it ita pt por nl nld sv swe da dan no nb nob nn nno fi fin is isl et est lv lvs lav lt lit pl pol "
+    "cs ces sk slk sl slv hr hrv hu hun ro ron sq als sqi tr tur az azj id ind ms zsm msa vi vie tl tgl sw swh swa ca cat gl glg eu eus "
+    "ga gle cy cym af afr mt mlt eo epo la lat",
+    "Cyrillic": "ru rus uk ukr be bel bg bul mk mkd kk kaz ky kir tg tgk mn khk mon tt tat ba bak",
+    "Greek": "el ell",
+    "Arabic": "ar ara arb fa fas pes ur urd ps pus pbt ckb ug uig",
+    "Hebrew": "he heb yi yid ydd",
+    "Devanagari": "hi hin mr mar ne nep npi sa san",
+    "Han": "zh zho cmn yue",
+    "Kana": "ja jpn",
+    "Hangul": "ko kor",
+    "Bengali": "bn ben as asm",
+    "Gujarati": "gu guj",
+    "Oriya": "or ory ori",
+    "Tamil": "ta tam",
+    "Telugu": "te tel",
+    "Kannada": "kn kan",
+    "Malayalam": "ml mal",
+    "Sinhala": "si sin",
+    "Thai": "th tha",
+    "Lao": "lo lao",
+    "Khmer": "km khm",
+    "Myanmar": "my mya",
+    "Tibetan": "bo bod",
+    "Georgian": "ka kat",
+    "Armenian": "hy hye",
+    "Ethiopic": "am amh ti tir",
+}
+"""Languages that are written in one script; those that have two (Serbian, Uzbek, Panjabi …) name it in their code, or are not judged."""
+_LANGUAGES = {code: script for script, codes in _WRITTEN.items() for code in codes.split()}
+_SCRIPTS = {
+    "Latn": "Latin", "Cyrl": "Cyrillic", "Grek": "Greek", "Arab": "Arabic", "Hebr": "Hebrew", "Deva": "Devanagari", "Hans": "Han",
+    "Hant": "Han", "Hani": "Han", "Jpan": "Kana", "Kore": "Hangul", "Hang": "Hangul", "Beng": "Bengali", "Gujr": "Gujarati",
+    "Guru": "Gurmukhi", "Orya": "Oriya", "Taml": "Tamil", "Telu": "Telugu", "Knda": "Kannada", "Mlym": "Malayalam", "Sinh": "Sinhala",
+    "Thai": "Thai", "Laoo": "Lao", "Khmr": "Khmer", "Mymr": "Myanmar", "Tibt": "Tibetan", "Geor": "Georgian", "Armn": "Armenian",
+    "Ethi": "Ethiopic",
+}  # fmt: skip
+_WORD = re.compile(r"[a-z]+|[^\W\d_a-z]+")
+"""A run of small letters; Latin ones may stand in Chinese without a space."""
+_MARKUP = re.compile(r"%(\([^)]*\))?[a-z]|\{[^}]*\}|<[^>]*>")
+"""Placeholders and tags."""
+
+
+def _script_of(code: str) -> str | None:
+    """The script of a language code (ru, ru_RU, rus_Cyrl, sr-Latn); None if nobody knows."""
+    language, *rest = re.split(r"[_-]", code)
+    named = [_SCRIPTS[part.capitalize()] for part in rest if part.capitalize() in _SCRIPTS]
+    return named[0] if named else _LANGUAGES.get(language.lower())
+
+
+@functools.cache
+def _script(letter: str) -> str:
+    """A letter's script, by its name in Unicode: Latin, Cyrillic, Han, Kana …"""
+    first = re.split("[ -]", unicodedata.name(unicodedata.normalize("NFKC", letter)[0], ""))[0]
+    grouped = {"CJK": "Han", "IDEOGRAPHIC": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
+    return grouped.get(first, first.capitalize())
+
+
+def _letters(text: str, other: str = "") -> str:
+    """The letters of one side of a pair, without markup, and without the words that the other side has as well: names are of no
+    language."""
+    words, others = (_WORD.findall(_MARKUP.sub(" ", side).casefold()) for side in (text, other))
+    shared = set(others)
+    return "".join(word for word in words if word not in shared)
+
+
+def _scripts(letters: Mapping[str, int]) -> Counter[str]:
+    """How many letters of each script."""
+    scripts: Counter[str] = Counter()
+    for letter, count in letters.items():
+        scripts[_script(letter)] += count
+    return scripts
+
+
+def _fits(script: str | None, side: _Side) -> bool:
+    return script is None or not side.own or script in side.own
+
+
+class _Side:
+    """One side of pairs, and how it is written.
+
+    Attributes:
+        name: source or target.
+        own: its scripts, the most frequent first.
+    """
+
+    def __init__(self, name: str, rows: list[Row]):
+        self.name = name
+        self.other = SIDES[1 - SIDES.index(name)]
+        letters: Counter[str] = Counter()
+        for row in rows[:ENOUGH]:  # they are shuffled
+            letters.update(_letters(row[name], row[self.other]))
+        scripts = _scripts(letters)
+        self.own = [script for script, count in scripts.most_common() if count >= OWN * scripts.total()]
+
+    def strange(self, row: Row) -> bool:
+        """Whether all letters of a row are of other scripts, or most of those that its other side does not have."""
+        text = row[self.name]
+        if not self.own or all(
+            not character.isalpha() or _script(character) in self.own for character in set(text)
+        ):
+            return False
+        every, rest = (_scripts(Counter(_letters(text, other))) for other in ("", row[self.other]))
+        return bool(every) and (not self._of(every) or 2 * self._of(rest) < rest.total())
+
+    def _of(self, scripts: Counter[str]) -> int:
+        return sum(scripts[script] for script in self.own)
+
+
 @dataclass(frozen=True)
 class _Folder:
     """A format of files that may lie in a folder: its tasks, how they end, and the columns that it always has."""
@@ -664,6 +1097,7 @@ class _Folder:
 _FOLDERS = {
     "txt": _Folder(("causal_lm", "masked_lm"), (".txt",), ["text"]),
     "conversations": _Folder(("causal_lm",), (".yml", ".yaml"), ["prompt", "completion"]),
+    "gettext": _Folder(("seq2seq",), (".po", ".mo"), ["source", "target"]),
     "conll": _Folder(
         ("token_classification",), (".conll", ".bio", ".iob", ".iob2", ".txt"), ["words", "tags"]
     ),
@@ -671,6 +1105,7 @@ _FOLDERS = {
 _KINDS: dict[str, type[Kind]] = {
     "causal_lm": CausalLM,
     "masked_lm": MaskedLM,
+    "seq2seq": Seq2Seq,
     "token_classification": TokenClassification,
 }
 _READERS: dict[str, Callable[[Kind, Path], Iterator[tuple[Any, ...]]]] = {
@@ -695,16 +1130,17 @@ def _read_hub(kind: Kind, split: str) -> Source:
             "dataset.train=, dataset.validation= and dataset.test= choose its parts)"
         ) from None
     name = f"{cfg.path} ({split})"
-    kind.pick(table.column_names, name)
-    columns = [table[column] for column in kind.columns]
+    ways = kind.pick(table.column_names, name, nested=True)
+    columns = {way[0]: table[way[0]] for way in ways}
     names = None
-    feature = table.features[kind.columns[-1]]
+    label = ways[-1][0]
+    feature = table.features[label]
     if isinstance(feature, datasets.List | datasets.LargeList):
         feature = feature.feature
     if isinstance(feature, datasets.ClassLabel):
         names = feature.names
-        columns[-1] = [_named(label, names) for label in columns[-1]]
-    return Source(name, _checked(kind, name, zip(*columns, strict=True)), names, commit)
+        columns[label] = [_named(value, names) for value in columns[label]]
+    return Source(name, _checked(kind, name, _columns(columns, ways, name)), names, commit)
 
 
 def _named(label: Any, names: list[str]) -> Any:
@@ -714,24 +1150,55 @@ def _named(label: Any, names: list[str]) -> Any:
     return names[label] if label is not None and label >= 0 else None
 
 
-def _clean(kind: Kind, parts: list[Source]) -> list[Row]:
-    """Tidied rows without duplicates, in the order of their groups and ids (which is a fixed shuffle)."""
+def _clean(kind: Kind, parts: list[Source], dropped: Counter[str]) -> list[Row]:
+    """Tidied rows without duplicates, in the order of their groups and ids (which is a fixed shuffle).
+
+    Args:
+        dropped: what is left out is added to it.
+    """
     rows: dict[str, Row] = {}
     for part in parts:
-        dropped: Counter[str] = Counter()
         for number, values in enumerate(part.rows, 1):
             row = kind.row(values, f"{part.name}, row {number}")
             if row is None:
-                dropped["empty after dataset.replace"] += 1
+                part.dropped["empty after dataset.replace"] += 1
             elif (first := rows.setdefault(row["id"], row)) is not row:
                 same = first.get("label") == row.get("label")
-                dropped["duplicates" if same else "duplicates with another label"] += 1
-        for why, count in dropped.items():
-            logger.info("%s: %d rows left out (%s)", part.name, count, why)
+                part.dropped["duplicates" if same else "duplicates with another label"] += 1
+        _log(part.name, part.dropped)
+        dropped += part.dropped
     return sorted(rows.values(), key=lambda row: (kind.group(row), row["id"]))
 
 
-def _disjoint(kind: Kind, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+def _log(name: str, dropped: Counter[str]) -> None:
+    for why, count in dropped.items():
+        logger.info("%s: %d rows left out (%s)", name, count, why)
+
+
+def _weed(kind: Kind, train: list[Row], dropped: Counter[str]) -> list[Row]:
+    """The training rows that `dataset.clean` keeps; a warning if they are much fewer."""
+    kept, weeds = kind.weeded(train)
+    _log(kind.cfg.path, weeds)
+    dropped += weeds
+    share = weeds.total() / max(1, len(train))
+    said = ", ".join(f"{why}: {count}" for why, count in weeds.items())
+    remedy = "turn it off with dataset.clean.identical=false, dataset.clean.max_ratio=null or dataset.clean.script=false"
+    if weeds and not kept:
+        raise DataError(
+            f"{kind.cfg.path}: dataset.clean leaves none of the {len(train)} training rows ({said}); look at them, or {remedy}"
+        )
+    if share > MANY:
+        logger.warning(
+            "%s: dataset.clean left out %.0f %% of the training rows (%s); if nothing is wrong with them, %s",
+            kind.cfg.path,
+            100 * share,
+            said,
+            remedy,
+        )
+    return kept
+
+
+def _disjoint(kind: Kind, rows: dict[str, list[Row]], dropped: Counter[str]) -> dict[str, list[Row]]:
     """Rows of test, and those of their groups, leave validation and train; rows of validation leave train."""
     taken: set[str] = set()
     for split in reversed(SPLITS):
@@ -744,6 +1211,7 @@ def _disjoint(kind: Kind, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
                 len(rows[split]) - len(kept),
                 split,
             )
+            dropped["in a later split as well"] += len(rows[split]) - len(kept)
         rows[split] = kept
         taken |= {kind.group(row) for row in kept}
     return rows
@@ -772,7 +1240,7 @@ def _carve(kind: Kind, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
             (rows[split] if len(rows[split]) + len(together) <= count else rest).extend(together)
         if not rows[split]:
             raise DataError(
-                f"{cfg.path}: rows with the same prompt stay in one split, and every prompt has more than the {count} "
+                f"{cfg.path}: rows with the same {kind.shared} stay in one split, and every {kind.shared} has more than the {count} "
                 f"rows for {split}; give a larger dataset.{split}_size, or dataset.{split}="
             )
         rows["train"] = rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.errors import ModelError
-from kdcli.files import replaced
+from kdcli.files import replaced, write_text
 from kdcli.models import (
     Source,
     label_order,
@@ -57,7 +58,7 @@ def examine(
     order = label_order(model.config, task.labels, source.name) if task.labels else None
     encoded = task.encode(tokenizer, rows, max_length)
     said = task.predict(model, tokenizer, encoded, order=order, teacher=teacher)
-    return size(source, task), said
+    return size(source, task), task.completed(said, model, tokenizer, encoded, max_length)
 
 
 def same_tokens(
@@ -129,12 +130,12 @@ def save_predictions(path: Path, said: Predictions) -> None:
     tensors = said.answers | {"labels": said.labels, "counts": said.counts}
     with replaced(path) as temporary:
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary)
-
-
-def load_predictions(path: Path) -> Predictions:
-    """What `save_predictions` wrote."""
-    tensors = load_file(path)
-    return Predictions(answers=tensors, labels=tensors.pop("labels"), counts=tensors.pop("counts"))
+    if said.texts:
+        rows = zip(said.pairs, said.texts, strict=True)
+        lines = [{"source": source, "reference": target, "text": text} for (source, target), text in rows]
+        write_text(
+            path.with_suffix(".jsonl"), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        )
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -154,11 +155,46 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def resampled(task: Task, said: Predictions, seed: int = 0) -> np.ndarray:
+    """The metric of a task whose metric is no mean over rows, on `RESAMPLES` resamples of the rows: the same ones for every
+    model, so that differences are paired (Koehn 2004)."""
+    tally = task.tally(said)
+    random = np.random.default_rng(seed)
+    rows = len(tally)
+    found = [
+        random.multinomial(rows, np.full(rows, 1 / rows), size=BLOCK) @ tally
+        for _ in range(RESAMPLES // BLOCK)
+    ]
+    return np.asarray([task.from_tally(sums) for sums in np.concatenate(found)])
+
+
+def gain(task: Task, student: Predictions, control: Predictions) -> dict[str, Any]:
+    """By how much a student's score is above its control's, with its paired 95 % interval.
+
+    Where the metric is no mean over rows also `gain_p`: the share of resamples in which the student is not better.
+    """
+    if not task.corpus:
+        difference = task.merits(student) - task.merits(control)
+        return {"gain_over_control": float(difference.mean()), "gain_ci95": list(interval(difference))}
+    whole = [task.from_tally(task.tally(said).sum(0)) for said in (student, control)]
+    differences = resampled(task, student) - resampled(task, control)
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return {
+        "gain_over_control": whole[0] - whole[1],
+        "gain_ci95": [float(low), float(high)],
+        "gain_p": float((1 + (differences <= 0).sum()) / (1 + RESAMPLES)),
+    }
+
+
 def score(task: Task, said: Predictions) -> dict[str, Any]:
     """One model's entry of report.json: score, scores with an interval, and what else the task knows."""
     scores = task.scores(said)
     whole = {key: scores.pop(key) for key in ("confusion", "calibration") if key in scores}
-    scores[f"{task.metric}_ci95"] = list(interval(task.merits(said)))
+    if task.corpus:
+        bounds: Sequence[float] = np.percentile(resampled(task, said), [2.5, 97.5]).tolist()
+    else:
+        bounds = interval(task.merits(said))
+    scores[f"{task.metric}_ci95"] = list(bounds)
     return {"score": scores[task.metric], "scores": scores} | whole
 
 
@@ -179,8 +215,7 @@ def verdict(
     fast, slow = student["throughput_per_s"], teacher["throughput_per_s"]
     found: dict[str, Any] = {"gain_over_control": None, "gain_ci95": None}
     if control is not None:
-        difference = task.merits(said["student"]) - task.merits(said["control"])
-        found = {"gain_over_control": float(difference.mean()), "gain_ci95": list(interval(difference))}
+        found = gain(task, said["student"], said["control"])
     found |= {"agreement": None, "kl_to_teacher": None}
     if shared:
         away = task.divergence(said["teacher"], said["student"])

@@ -35,11 +35,15 @@ Texts = Sequence[Sequence[str]]
 """Each row: one text, or a text and its pair."""
 Encoded = dict[str, np.ndarray]
 """The model's inputs by name: of one row (L,), of a batch (B, L)."""
-Runtime = Literal["torch", "onnx", "llama"]
+Runtime = Literal["torch", "onnx", "llama", "ctranslate2"]
 RUNTIMES: dict[str, Runtime] = {".onnx": "onnx", ".gguf": "llama"}
-"""What runs an artifact, by how its name ends."""
+"""What runs a file, by how its name ends."""
+FOLDERS: dict[str, Runtime] = {"encoder_model.onnx": "onnx", "model.bin": "ctranslate2"}
+"""What runs a folder (of a translator), by a file in it."""
 WARM_UP = 10
 """Rows that are run before latency is timed: first calls allocate and plan."""
+WARM_UP_TEXTS = 2
+"""Translations that are made before: each of them is many calls."""
 PASSES = 3
 """Times that each batch is run for throughput, so that its median forgets a hiccup …"""
 PATIENCE = 10
@@ -51,8 +55,8 @@ class MeasureSpec:
     """What to run, and how.
 
     Attributes:
-        path: a model directory (torch) or a file (onnx, llama).
-        tokenizer: the directory of its tokenizer (llama: it has its own).
+        path: a model directory (torch; of a translator also onnx, ctranslate2) or a file (onnx, llama).
+        tokenizer: the directory of its tokenizer (llama: it has its own; translators get token ids).
         auto: the class of transformers that loads the model.
         special: the tokenizer adds its special tokens (a rendered chat has them already).
         new_tokens: a language model writes so many, for its speed.
@@ -66,7 +70,9 @@ class MeasureSpec:
         answers: a safetensors file to write with what the model says of all rows, in their order: `logits`, float32
             (N, C), of a token classifier at its counted tokens, or of a GGUF file's counted tokens `log_prob`, float32
             (N,), and `top`, int64 (N,), the likeliest token, and `same_tokens`, bool (prompts,): its own tokenizer cuts
-            the prompt into the ids given.
+            the prompt into the ids given; of a translator `written`, int64, the tokens of all texts, and `lengths`,
+            int64 (N,), how many each has.
+        given: tokens that each translation begins with after the model's start token (a language code).
         code: the model directory's own Python files may be run.
     """
 
@@ -84,6 +90,7 @@ class MeasureSpec:
     new_tokens: int = 32
     speed: bool = True
     answers: str | None = None
+    given: Sequence[int] = ()
     code: bool = False
 
 
@@ -92,9 +99,10 @@ class Measurement:
     """What one model needs. What was not measured is None.
 
     Attributes:
-        latency_ms: p50 and p95 of single rows, unpadded, at batch 1; of a language model the time to the first token.
+        latency_ms: p50 and p95 of single rows, unpadded, at batch 1; of a language model the time to the first token,
+            of a translator that of the whole translation, greedy.
         throughput_per_s: rows a second, in batches of rows of like length, from each batch's median time; of a language
-            model tokens a second at batch 1, from the median token's time.
+            model tokens a second at batch 1, from the median token's time, of a translator over all those translations.
         peak_memory_bytes: the most that the process held while it loaded and ran the model: Python, the runtime,
             the weights, and the activations of its largest batch.
         load_seconds: to import the runtime and to load the model, the files most likely being in the system's cache.
@@ -109,11 +117,19 @@ class Measurement:
 UNKNOWN = Measurement({"p50": None, "p95": None}, None, None, None)
 
 
+def runtime_of(path: Path) -> Runtime | None:
+    """What runs an artifact; None: nothing that is known here."""
+    if path.is_dir():
+        return next((runtime for name, runtime in FOLDERS.items() if (path / name).is_file()), None)
+    return RUNTIMES.get(path.suffix)
+
+
 def measure(spec: MeasureSpec, prompts: Sequence[Any], rows: Any = None) -> Measurement:
     """Run one model in its own process.
 
     Args:
-        prompts: what it is given of each row, for its speed: `Texts`, or of a GGUF file pairs of a text and its token ids.
+        prompts: what it is given of each row, for its speed: `Texts`, of a GGUF file pairs of a text and its token ids, of a
+            translator the source's token ids.
         rows: where tokens are asked about (a GGUF file, a token classifier): pairs of token ids and the places of those
             that count.
 
@@ -166,13 +182,17 @@ def measure_rows(
 
     Args:
         cfg: how thoroughly; None: nothing is timed.
-        prompts, rows: as `measure` takes them.
+        prompts, rows: as `measure` takes them; of a translator `Texts`, which are cut into tokens here, where its tokenizer
+            is told its languages.
 
     Raises:
         ExportError: the runtime could not load or run the model.
     """
     if cfg is None and not answers:
         return asdict(UNKNOWN)
+    given: list[int] = []
+    if _translates(task.auto):
+        prompts, given = _source_ids(task, tokenizer, prompts, code)
     with tempfile.TemporaryDirectory(prefix="kdcli-") as folder:
         file = Path(folder) / "answers.safetensors"
         spec = MeasureSpec(
@@ -182,9 +202,10 @@ def measure_rows(
             max_length,
             task.auto,
             special=not task.chat,
-            **(cfg.model_dump(exclude={"generations"}) if cfg else {}),
+            **(cfg.model_dump(exclude={"generations", "num_beams"}) if cfg else {}),
             speed=cfg is not None,
             answers=str(file) if answers else None,
+            given=given,
             code=code,
         )
         found = asdict(measure(spec, prompts, rows))
@@ -193,6 +214,19 @@ def measure_rows(
 
             found |= load_file(file)
     return found
+
+
+def _translates(auto: str) -> bool:
+    return "Seq2Seq" in auto
+
+
+def _source_ids(task: Any, folder: Path, texts: Texts, code: bool) -> tuple[list[list[int]], list[int]]:
+    """The token ids of each text, and those that each translation begins with."""
+    from kdcli.models import Source, load_tokenizer
+
+    tokenizer = load_tokenizer(Source(folder, folder.name, code=code))
+    given = task.given(tokenizer)  # first: it tells the tokenizer its languages
+    return tokenizer([text for (text,) in texts], verbose=False)["input_ids"] if texts else [], given
 
 
 # ---- in the process of the model ---------------------------------------------------------------------
@@ -413,7 +447,146 @@ class _Llama:
         return said
 
 
+class _TorchTranslator:
+    """A model directory, run eagerly in fp32, greedily and with a cache of keys and values."""
+
+    def __init__(self, spec: MeasureSpec):
+        import torch
+        import transformers
+
+        torch.set_num_threads(spec.threads)
+        self.model = getattr(transformers, spec.auto).from_pretrained(
+            spec.path,
+            use_safetensors=True,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=spec.code,
+        )
+        self.model.eval()
+        config, own = self.model.config, self.model.generation_config
+        start = config.decoder_start_token_id
+        self.begin = [own.decoder_start_token_id if start is None else start, *spec.given]
+        self.ends = _listed(config.eos_token_id if own.eos_token_id is None else own.eos_token_id)
+        self.barred = [token for token in [config.pad_token_id] if token not in [None, *self.ends]]
+        self.room = _room(spec)
+
+    def __call__(self, ids: Sequence[int]) -> list[int]:
+        import torch
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        written: list[int] = []
+        with torch.inference_mode():
+            read = self.model.get_encoder()(input_ids=torch.tensor([ids]))
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            tokens = self.begin
+            while True:
+                logits = self.model(
+                    encoder_outputs=read,
+                    decoder_input_ids=torch.tensor([tokens]),
+                    past_key_values=cache,
+                    use_cache=True,
+                ).logits[0, -1]
+                logits[self.barred] = -torch.inf
+                tokens = [int(logits.argmax())]
+                written += tokens
+                if tokens[0] in self.ends or len(written) == self.room:
+                    return written
+
+
+class _OnnxTranslator:
+    """A folder of ONNX graphs, encoder and decoder, run by ONNX Runtime on the CPU, greedily and with a cache."""
+
+    def __init__(self, spec: MeasureSpec):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ExportError(f"{error}: install it with: pip install 'kdcli[cpu]'") from None
+        folder = Path(spec.path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = spec.threads, 1
+        self.encoder, self.first, self.later = (
+            onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
+            for name in ("encoder_model", "decoder_model", "decoder_with_past_model")
+        )
+        config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        self.begin = [config["decoder_start_token_id"], *spec.given]
+        self.ends = _listed(config["eos_token_id"])
+        self.room = _room(spec)
+        self.named = {
+            session: (
+                {entry.name for entry in session.get_inputs()},
+                [entry.name for entry in session.get_outputs()],
+            )
+            for session in (self.first, self.later)
+        }
+
+    def __call__(self, ids: Sequence[int]) -> list[int]:
+        row = np.asarray([ids], np.int64)
+        mask = np.ones_like(row)
+        hidden = self.encoder.run(["last_hidden_state"], {"input_ids": row, "attention_mask": mask})[0]
+        known = {"encoder_attention_mask": mask, "encoder_hidden_states": hidden}
+        session, tokens, written = self.first, self.begin, []
+        while True:
+            inputs, outputs = self.named[session]
+            known["input_ids"] = np.asarray([tokens], np.int64)
+            found = session.run(outputs, {name: known[name] for name in inputs})
+            for name, array in zip(outputs, found, strict=True):
+                known[name.replace("present", "past_key_values")] = array
+            session, tokens = self.later, [int(known["logits"][0, -1].argmax())]
+            written += tokens
+            if tokens[0] in self.ends or len(written) == self.room:
+                return written
+
+
+class _CTranslate2:
+    """A folder that CTranslate2 runs on the CPU, greedily."""
+
+    def __init__(self, spec: MeasureSpec):
+        try:
+            import ctranslate2
+        except ImportError as error:
+            raise ExportError(f"{error}: install it with: pip install 'kdcli[cpu]'") from None
+        self.translator = ctranslate2.Translator(
+            spec.path, device="cpu", inter_threads=1, intra_threads=spec.threads
+        )
+        folder = Path(spec.path)
+        shared = folder / "shared_vocabulary.json"
+        sides = [folder / f"{side}_vocabulary.json" for side in ("source", "target")]
+        files = [shared, shared] if shared.is_file() else sides
+        self.source, target = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+        self.numbers = {token: number for number, token in enumerate(target)}
+        self.given = [target[token] for token in spec.given]
+        self.room = _room(spec)
+
+    def __call__(self, ids: Sequence[int]) -> list[int]:
+        found = self.translator.translate_batch(
+            [[self.source[token] for token in ids]],
+            target_prefix=[self.given],
+            beam_size=1,
+            min_decoding_length=0,
+            max_decoding_length=self.room + len(self.given),
+            max_input_length=0,  # none: nothing is cut off
+            return_end_token=True,
+        )[0]
+        return [self.numbers[token] for token in found.hypotheses[0][len(self.given) :]]
+
+
+def _listed(tokens: int | list[int]) -> list[int]:
+    return tokens if isinstance(tokens, list) else [tokens]
+
+
+def _room(spec: MeasureSpec) -> int:
+    """Tokens that a translation may have besides those given."""
+    return max(1, spec.max_length - len(spec.given))
+
+
 Model = _Torch | _Onnx | _Llama
+Translator = _TorchTranslator | _OnnxTranslator | _CTranslate2
+TRANSLATORS: dict[str, type[_TorchTranslator] | type[_OnnxTranslator] | type[_CTranslate2]] = {
+    "torch": _TorchTranslator,
+    "onnx": _OnnxTranslator,
+    "ctranslate2": _CTranslate2,
+}
 MODELS: dict[str, type[_Torch] | type[_Onnx] | type[_Llama]] = {
     "torch": _Torch,
     "onnx": _Onnx,
@@ -425,32 +598,55 @@ def main() -> None:
     """Read the specification and the rows, run the model, write the measurement."""
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the measurement alone
         spec = MeasureSpec(**json.loads(sys.stdin.readline()))
-        began = time.perf_counter()
-        model = MODELS[spec.runtime](spec)
-        seconds = time.perf_counter() - began
-        found = UNKNOWN
-        prompts = json.loads(sys.stdin.readline())
-        if spec.speed:
-            rows = model.encode(prompts)
-            latency = _latency(model, rows, spec.latency_runs)
-            throughput = (
-                _throughput(model, rows, spec)
-                if isinstance(model, _Onnx) or not model.writes
-                else _generated(model, rows, spec)
-            )
-            found = Measurement(latency, throughput, _peak_memory(), seconds)
-        if spec.answers:  # read only now: neither the rows nor the answers of all of them belong to the peak
-            from safetensors.numpy import save_file
-
-            asked = json.loads(sys.stdin.readline())
-            if isinstance(model, _Llama):
-                answers = model.score(asked) | {"same_tokens": model.same_tokens(prompts, spec.special)}
-            elif isinstance(model, _Onnx) and "TokenClassification" in spec.auto:
-                answers = {"logits": model.at(asked)}
-            else:
-                answers = {"logits": _logits(model, asked, spec)}
-            save_file(answers, spec.answers)
+        found = _translator(spec) if _translates(spec.auto) else _model(spec)
     json.dump(asdict(found), sys.stdout)
+
+
+def _translator(spec: MeasureSpec) -> Measurement:
+    began = time.perf_counter()
+    model = TRANSLATORS[spec.runtime](spec)
+    seconds = time.perf_counter() - began
+    found = UNKNOWN
+    sources = json.loads(sys.stdin.readline())
+    if spec.speed:
+        found = Measurement(*_translated(model, sources, spec), _peak_memory(), seconds)
+    if spec.answers:
+        from safetensors.numpy import save_file
+
+        texts = [model(ids) for ids in json.loads(sys.stdin.readline())]
+        flat = [token for text in texts for token in text]
+        answers = {"written": np.asarray(flat, np.int64), "lengths": np.asarray(list(map(len, texts)), np.int64)}
+        save_file(answers, spec.answers)
+    return found
+
+
+def _model(spec: MeasureSpec) -> Measurement:
+    began = time.perf_counter()
+    model = MODELS[spec.runtime](spec)
+    seconds = time.perf_counter() - began
+    found = UNKNOWN
+    prompts = json.loads(sys.stdin.readline())
+    if spec.speed:
+        rows = model.encode(prompts)
+        latency = _latency(model, rows, spec.latency_runs)
+        throughput = (
+            _throughput(model, rows, spec)
+            if isinstance(model, _Onnx) or not model.writes
+            else _generated(model, rows, spec)
+        )
+        found = Measurement(latency, throughput, _peak_memory(), seconds)
+    if spec.answers:  # read only now: neither the rows nor the answers of all of them belong to the peak
+        from safetensors.numpy import save_file
+
+        asked = json.loads(sys.stdin.readline())
+        if isinstance(model, _Llama):
+            answers = model.score(asked) | {"same_tokens": model.same_tokens(prompts, spec.special)}
+        elif isinstance(model, _Onnx) and "TokenClassification" in spec.auto:
+            answers = {"logits": model.at(asked)}
+        else:
+            answers = {"logits": _logits(model, asked, spec)}
+        save_file(answers, spec.answers)
+    return found
 
 
 def _batch(model: Model, rows: Sequence[Encoded]) -> Encoded:
@@ -480,6 +676,28 @@ def _latency(model: Model, rows: Sequence[Encoded], runs: int) -> dict[str, floa
         model(batch)
     p50, p95 = np.percentile([_seconds(model, batch) * 1000 for batch in batches], [50, 95])
     return {"p50": float(p50), "p95": float(p95)}
+
+
+def _translated(
+    model: Translator, sources: Sequence[Sequence[int]], spec: MeasureSpec
+) -> tuple[dict[str, float | None], float]:
+    """Milliseconds of a translation at batch 1, and tokens a second.
+
+    Of a slow model the first rows must do; they are in no order, so that they are like the others.
+    """
+    places = np.random.default_rng(0).permutation(_spaced(len(sources), spec.latency_runs))
+    for at in places[:WARM_UP_TEXTS]:
+        model(sources[at])
+    times: list[float] = []
+    tokens = 0
+    for at in places:
+        began = time.perf_counter()
+        tokens += len(model(sources[at]))
+        times.append(time.perf_counter() - began)
+        if sum(times) >= PATIENCE * spec.throughput_seconds:
+            break
+    p50, p95 = np.percentile(np.asarray(times) * 1000, [50, 95])
+    return {"p50": float(p50), "p95": float(p95)}, tokens / sum(times)
 
 
 def _throughput(model: Model, rows: Sequence[Encoded], spec: MeasureSpec) -> float:

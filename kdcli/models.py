@@ -24,6 +24,7 @@ disable_progress_bar()  # the run has its own
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+    "source.spm", "target.spm",
 )  # fmt: skip
 
 

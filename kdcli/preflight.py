@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from kdcli.config import Rollout
 from kdcli.distiller import Distiller
 from kdcli.errors import TeacherError
 from kdcli.signal import AnySignal, Signal
@@ -25,6 +27,11 @@ ZERO = 1e-4
 """loss(x, x) above this is not zero (fp32, T² up to 100)."""
 FEW = 32
 """Positions at which a perfect student is looked at."""
+TRANSLATED = 32
+"""Rows of which the translation is looked at."""
+COPIED = 0.5
+"""A teacher copies if more than this share of its translations is the source."""
+NONE = np.empty(0)
 FAR = 100.0
 """A weighted term so many times smaller than another does nothing."""
 
@@ -64,6 +71,36 @@ def preflight(
         logger.warning("pre-flight: %s", finding)
 
 
+def translates(teacher: Teacher, task: Task, rows: datasets.Dataset, lenient: bool) -> None:
+    """The teacher translates, and in the direction of the data: looked at on a few rows before all are translated.
+
+    Raises:
+        TeacherError: more than half of what it writes is its source.
+    """
+    some = list(rows.select(range(min(TRANSLATED, len(rows)))))
+    texts = teacher.write(some, Rollout(sampling_temperature=0.0, max_new_tokens=256), 0)
+    copied = task.scores(
+        Predictions({}, NONE, NONE, texts, [(row["source"], row["target"]) for row in some])
+    )["copied"]
+    if copied > COPIED:
+        finding = (
+            f"the teacher copies its source: {copied:.0%} of {len(some)} texts are what it was given; is it for these languages (dataset.prefix, "
+            "dataset.source_language, dataset.target_language), or was it trained long enough (teacher.trainer.epochs)?"
+        )
+        if not lenient:
+            raise TeacherError(f"the pre-flight stopped the run:\n  {finding}")
+        logger.warning("pre-flight: %s", finding)
+    swapped = [row | {"source": row["target"], "target": row["source"]} for row in some]
+    right, wrong = (float(np.mean(teacher.likelihoods(each))) for each in (some, swapped))
+    if wrong > right:
+        logger.warning(
+            "pre-flight: the teacher finds the sources likelier as translations of the targets (%.2f nats a token) than the targets as "
+            "those of the sources (%.2f): are dataset.source and dataset.target swapped?",
+            wrong,
+            right,
+        )
+
+
 def _teacher_is_better(
     distiller: Distiller,
     tokenizer: PreTrainedTokenizerBase,
@@ -78,22 +115,21 @@ def _teacher_is_better(
         return [
             "the teacher's logits are not finite; load it in fp32 (teacher.trainer.precision=fp32), or check its weights"
         ]
-    score = task.scores(said)[task.metric]
+    metric = task.quick or task.metric
+    score = task.scores(said)[metric]
     chance = task.chance(said, classes)
     remedy = "tune it on this task (teacher.tune=true, or more teacher.trainer.epochs)" + (
         ", or check the order of dataset.labels" if task.labels else ""
     )
     if score <= chance:
-        return [
-            f"the teacher's {task.metric} {score:.3f} is not above {task.chance_is} {chance:.3f}: {remedy}"
-        ]
+        return [f"the teacher's {metric} {score:.3f} is not above {task.chance_is} {chance:.3f}: {remedy}"]
     if validation is None:
         return []
     own = task.predict(distiller.student, tokenizer, validation.encoded, bf16=bf16)
-    untrained = task.scores(own)[task.metric]
+    untrained = task.scores(own)[metric]
     if score <= untrained:
         return [
-            f"the teacher's {task.metric} {score:.3f} is not above the untrained student's {untrained:.3f}: {remedy}"
+            f"the teacher's {metric} {score:.3f} is not above the untrained student's {untrained:.3f}: {remedy}"
         ]
     return []
 

@@ -29,7 +29,7 @@ MODELS = ("teacher", "control", "student")
 _MAX_POINTS = 300  # of a curve; more cannot be seen, and would make the page heavy
 _MAX_MATRIX = 12  # classes of a confusion matrix that can still be read
 _MAX_CLASSES = 200  # rows of the per-class table
-_MAX_TEXT = 4000  # characters of one generation on the page
+_MAX_TEXT = 4000  # characters of one text on the page
 
 Report = Mapping[str, Any]
 Finding = Literal["helped", "hurt", "no evidence", "unknown"]
@@ -147,6 +147,8 @@ class _Metric:
     counted = "test rows"  # of a class
     joint = " and is"  # between what the student keeps and what it saves
     details: tuple[Detail, ...] = ()
+    beside: tuple[tuple[str, str], ...] = ()
+    """Scores of this kind that the terminal shows instead of the memory: column, key."""
 
     def __init__(self, name: str) -> None:
         self.name = self.unit = name
@@ -191,7 +193,11 @@ class _Metric:
         """Whether the student is nearer to the teacher than the control, as a clause; "" where that is not told."""
         return ""
 
-    def tiles(self, verdict: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    def aside(self, report: Report) -> str:
+        """What else the verdict says of the student, as a clause; "" where there is nothing."""
+        return ""
+
+    def tiles(self, report: Report) -> list[tuple[str, str, str]]:
         """Further tiles of the page: name, figure, note."""
         return []
 
@@ -335,7 +341,8 @@ class _LogProb(_Metric):
         joint = "and" if nearer == (finding(verdict) == "helped") else "but"
         return f", {joint} the student is {side} the teacher (KL {' against '.join(_apart(own, own + gain))})"
 
-    def tiles(self, verdict: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    def tiles(self, report: Report) -> list[tuple[str, str, str]]:
+        verdict = report["verdict"]
         own, gain = (_number(verdict.get(key)) for key in ("kl_to_teacher", "kl_gain_over_control"))
         if own is None:
             return []
@@ -345,10 +352,69 @@ class _LogProb(_Metric):
         return [("KL to the teacher", shown, f"nats a token; the control's is {other}")]
 
 
+class _Bleu(_Metric):
+    """sacrebleu's BLEU of greedy translations, 0 to 100; chrF and BLEU of beam search are told as it is."""
+
+    digits = 1
+    note = (
+        "BLEU and chrF are sacrebleu's, from 0 to 100, over the whole test split: of greedy translations, or of beam search "
+        "where that is said. What the student keeps is its BLEU over the teacher's, greedy against greedy."
+    )
+    compact = True
+    latency, latency_of, rate, rates = "sentence", "time of a sentence", "tokens/s", "tokens per second"
+    item, gold, same_answer = "tokens", "references", "same most likely token as the teacher"
+    bars = "Time of a sentence"
+    beside = (("beam", "bleu_beam"), ("chrF", "chrf"))
+    details = (
+        ("BLEU, beam search", "beam BLEU", lambda scores: _score("bleu", scores.get("bleu_beam"))),
+        ("chrF", "chrF", lambda scores: _score("bleu", scores.get("chrf"))),
+        ("chrF, beam search", "", lambda scores: _score("bleu", scores.get("chrf_beam"))),
+        (
+            "perplexity of the references",
+            "perplexity",
+            lambda scores: _score("log_prob", scores.get("log_prob")),
+        ),
+        ("token accuracy", "", lambda scores: _score("accuracy", scores.get("token_accuracy"))),
+        ("KL to the teacher, nats a token", "", lambda scores: _figure(scores.get("kl_to_teacher"))),
+        ("length over the references'", "", lambda scores: _figure(scores.get("length_ratio"))),
+        ("copies of the source", "copies", lambda scores: _score("accuracy", scores.get("copied"))),
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = self.unit = "BLEU"
+
+    def texts(self, *scores: float) -> list[str]:
+        return _apart(*scores, digits=1)
+
+    def of_beam(self, report: Report) -> tuple[float, float] | None:
+        """The student's greedy BLEU as a share of what the teacher reaches by beam search, and the latter."""
+        models = _models(report)
+        own = _number(models["student"].get("score")) if "student" in models else None
+        beam = _number(((models.get("teacher") or {}).get("scores") or {}).get("bleu_beam"))
+        return (own / beam, beam) if own is not None and beam else None
+
+    def aside(self, report: Report) -> str:
+        found = self.of_beam(report)
+        if found is None:
+            return ""
+        share, beam = found
+        return f"; its greedy BLEU is {_share(share)} of the teacher's by beam search ({self.texts(beam)[0]})"
+
+    def tiles(self, report: Report) -> list[tuple[str, str, str]]:
+        found = self.of_beam(report)
+        if found is None:
+            return []
+        share, beam = found
+        return [
+            ("of beam search", _share(share), f"of the teacher's BLEU by beam search, {self.texts(beam)[0]}")
+        ]
+
+
 _METRICS: dict[str, type[_Metric]] = {
     **dict.fromkeys(("accuracy", "macro_f1"), _Percentage),
     "f1": _EntityF1,
     "log_prob": _LogProb,
+    "bleu": _Bleu,
 }
 
 
@@ -382,6 +448,14 @@ def _differences(metric: str, *values: float) -> list[str]:
     return [f"{value + 0.0:+.{digits}f}" for value in shown]
 
 
+def _chance(value: Any) -> str:
+    """``p = 0.012``; "" where no p-value is known."""
+    p = _number(value)
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else "p > 0.999" if p > 0.999 else f"p = {p:.3f}"
+
+
 # --- the verdict ---
 
 
@@ -399,7 +473,7 @@ def verdict_text(report: Report) -> str:
     """What the student keeps, what it saves, and whether the teacher helped, in two short sentences."""
     if report.get("smoke"):
         return "A smoke run: these figures mean nothing."
-    return f"{_kept(report)}{_saved(report)}. {_helped(report)}"
+    return f"{_kept(report)}{_saved(report)}{_metric(report['metric']).aside(report)}. {_helped(report)}"
 
 
 def _kept(report: Report) -> str:
@@ -456,6 +530,7 @@ def _helped(report: Report) -> str:
     else:
         known = len(shown) == 3
         certainty = f"95 % interval {shown[1]} to {shown[2]}" if known else "its interval is not known"
+        certainty = ", ".join(filter(None, [certainty, _chance(verdict.get("gain_p"))]))
         text = f"{head}: {_metric(metric).gained(student, control, shown[0], certainty, over)}"
     text += nearer
     if teacher is not None and control is not None and teacher <= control:
@@ -491,13 +566,23 @@ def _rows(metric: str, models: Mapping[str, Mapping[str, Any]]) -> list[list[str
 
 
 def _table(title: str, metric: str, models: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print models side by side; where columns are to be joined, the score and its interval are."""
-    columns, rows = _columns(metric), _rows(metric, models)
-    if _metric(metric).compact:
+    """Print models side by side; where columns are to be joined, the score and its interval are, and there further
+    scores stand beside them."""
+    columns, rows, shown = _columns(metric), _rows(metric, models), _metric(metric)
+    if shown.compact:
         columns[1:3] = [f"{columns[1]} (95 %)"]
         for row, model in zip(rows, models.values(), strict=True):
             low, high = _pair(model.get("scores", {}).get(f"{metric}_ci95"))
             row[1:3] = [row[1] if low is None or high is None else f"{row[1]} ({row[2]})"]
+    further = []
+    for name, key in shown.beside:
+        scores = [model.get("scores", {}).get(key) for model in models.values()]
+        if any(_number(score) is not None for score in scores):
+            further.append((name, [_score(metric, score) for score in scores]))
+    if further:
+        columns[2:] = [*(name for name, _ in further), *columns[2:-1]]
+        for i, row in enumerate(rows):
+            row[2:] = [*(cells[i] for _, cells in further), *row[2:-1]]
     console.table(title, columns, rows)
 
 
@@ -519,10 +604,11 @@ def eval_table(result: Mapping[str, Any]) -> None:
 def export_table(result: Mapping[str, Any]) -> None:
     """Print the artifacts of ``kdcli export`` (export.json) beside the torch student, and what they miss.
 
-    ``agrees`` is the share of rows (of a language model: tokens) with the torch student's answer; ``parity``
-    says whether that, and the score, are within tolerance.
+    ``agrees`` is the share of rows (of what writes text: tokens) with the torch student's answer, ``texts`` that of
+    texts written just as it does; ``parity`` says whether those, and the score, are within tolerance.
     """
     metric, best, shown = result["metric"], result["recommended"], _metric(result["metric"])
+    texts = any("same_texts" in entry["parity"] for entry in result["artifacts"].values())
 
     def row(name: str, entry: Mapping[str, Any], *checks: str) -> list[str]:
         speed, memory = entry.get("latency_ms") or {}, entry.get("peak_memory_bytes")
@@ -530,18 +616,22 @@ def export_table(result: Mapping[str, Any]) -> None:
         return [name, _score(metric, entry.get("score")), *cost, *checks]
 
     checks = ["checks"] if shown.compact else ["parity", "budget"]
-    rows, misses = [row("torch student", result["torch"], "", *("" for _ in checks))], []
+    agrees = ["agrees", "texts"] if texts else ["agrees"]
+    rows, misses = [row("torch student", result["torch"], *("" for _ in agrees + checks))], []
     for name, entry in result["artifacts"].items():
         parity, budget = entry["parity"], entry["budget"]
         fine = [parity["within"], budget["met"]]
         passed = ["ok" if good else "MISSED" for good in ([all(fine)] if shown.compact else fine)]
         mark = "* " if name == best else ""
-        rows.append(row(mark + name, entry, _share(parity["agreement"]), *passed))
+        shares = [_share(parity.get(key)) for key in ("agreement", "same_texts")[: len(agrees)]]
+        rows.append(row(mark + name, entry, *shares, *passed))
         if not parity["within"]:
             lost = _differences(metric, parity["score_drop"])[0].removeprefix("+")
             agreed = f"agrees with the torch student on {_share(parity['agreement'])} of the {shown.item}"
             if "generated" in parity:
                 agreed += f", writes {_share(parity['generated'])} of its answers,"
+            if "same_texts" in parity:
+                agreed += f", writes {_share(parity['same_texts'])} of its texts just as it does,"
             misses.append(f"{name}: out of tolerance: {agreed} and loses {lost} {shown.unit}")
             if parity.get("same_tokens", 1) < 1:
                 same = _share(parity["same_tokens"])
@@ -552,8 +642,12 @@ def export_table(result: Mapping[str, Any]) -> None:
             if key != "met" and not check["met"]:
                 value = "not known" if check["value"] is None else f"{check['value']:.4g}"
                 misses.append(f"{name}: over budget: {key} is {value}, and may be {check['limit']:g}")
-    columns = ["file", shown.name, "size", shown.latency, "memory", "agrees", *checks]
+    columns = ["file", shown.name, "size", shown.latency, "memory", *agrees, *checks]
     console.table(f"{result['hardware']}, {result['test_examples']:,} test examples", columns, rows)
+    if texts:
+        console.say(
+            f"agrees, texts: shares of {shown.item} and of whole texts written as the torch student does"
+        )
     for miss in misses:
         console.say(miss)
     if best is None:
@@ -595,8 +689,9 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> None:
     else:
         console.say("* best by validation score; test scores are for reporting, not for choosing")
     shown = _metric(metric)
-    if shown.better:
-        console.say(f"val. and test: {shown.name} ({shown.better}); gain: {shown.unit}, higher is better")
+    if shown.compact:
+        better = shown.better or "higher is better"
+        console.say(f"val. and test: {shown.name} ({better}); gain: {shown.unit}, higher is better")
     for full, row in zip(names, rows, strict=True):
         if "message" in row:
             console.say(f"{full} failed: {row['message']}")
@@ -636,6 +731,7 @@ class _Card(NamedTuple):
     metrics: list[str]
     kind: str
     use: str
+    """Python; INPUT stands for a text."""
     figures: str
     copied: str
     """What the student shares with its teacher, ahead of the share."""
@@ -691,6 +787,28 @@ of one prompt at a time on the machine of the run.""",
   about what the model writes on its own, so read some of that (the run's `report.html`).""",
         labelled="have a reference",
     ),
+    "seq2seq": _Card(
+        tag="translation",
+        metrics=["bleu", "chrf"],
+        kind="sequence-to-sequence model",
+        use="""from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+path = "path/to/this/directory"
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForSeq2SeqLM.from_pretrained(path)
+text = INPUT
+inputs = tokenizer(text, return_tensors="pt")
+output = model.generate(**inputs, num_beams=1, max_new_tokens=128)
+print(tokenizer.decode(output[0], skip_special_tokens=True))""",
+        figures="""BLEU and chrF
+are sacrebleu's, from 0 to 100, of greedy translations (beam BLEU: of beam search). Perplexity is that of the
+references, copies are translations that are their source. Times are those of one sentence at a time, translated
+greedily, on the machine of the run.""",
+        copied="Its most likely token is the teacher's at {} of the places in the references.",
+        limits="""A translation can be fluent and wrong: it can leave out, add, repeat, mix up names and numbers, or turn a meaning
+  round. BLEU and chrF count what is shared with one reference and see none of that, so read some translations
+  (the worst stand in the run's `report.html`). It works in one direction, from the source language to the target language.""",
+        labelled="have a reference",
+    ),
 }
 
 
@@ -733,6 +851,11 @@ def model_card(report: Report, extra: Mapping[str, Any]) -> str:
     copied = "" if agreement == "n/a" else " " + card.copied.format(agreement)
     started = f" It started from `{extra['base_model']}`." if extra.get("base_model") else ""
     train, labelled, validation = (f"{dataset[split]:,}" for split in ("train", "labelled", "validation"))
+    cleaned = _cleaned(dataset.get("dropped") or {})
+    sample = json.dumps(
+        f"{dataset.get('prefix') or ''}A text like those it was trained on.", ensure_ascii=False
+    )
+    signed = "\n".join(f"- {name}: {_markdown(text)}" for name, text in _signatures(report))
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
@@ -747,7 +870,7 @@ with kdcli {extra["kdcli_version"]}.{started}{listed if labels else ""}
 ## Use
 
 ```python
-{card.use}
+{card.use.replace("INPUT", sample)}
 ```
 
 ## Figures
@@ -755,11 +878,11 @@ with kdcli {extra["kdcli_version"]}.{started}{listed if labels else ""}
 {chr(10).join("| " + " | ".join(line) + " |" for line in table)}
 
 Measured once, after training, on {report["test_examples"]:,} test rows that neither training nor selection
-saw. The control is the same student trained on the {_metric(metric).gold} alone, without the teacher. {card.figures}
+saw. The control is the same student trained on the {_metric(metric).gold} alone, without the teacher. {card.figures}{signed and chr(10) * 2 + signed}
 
 ## Training
 
-{train} training rows, of which {labelled} {card.labelled}; {validation} validation rows.
+{train} training rows, of which {labelled} {card.labelled}; {validation} validation rows.{cleaned}
 Loss terms: {", ".join(losses)}. Seed {report["seed"]}.
 Data fingerprint `{dataset.get("fingerprint")}`.
 
@@ -771,6 +894,22 @@ Data fingerprint `{dataset.get("fingerprint")}`.
 - The licences of the teacher ({teacher}), of the data and of what the student started from were not checked
   by kdcli and may bind this model: check them before you publish or sell it.
 """
+
+
+def _cleaned(dropped: Mapping[str, int]) -> str:
+    """A sentence on what cleaning left out, after a space; "" if that was nothing."""
+    if not dropped:
+        return ""
+    reasons = ", ".join(f"{_markdown(reason)} {count:,}" for reason, count in dropped.items())
+    return f" Cleaning left out {sum(dropped.values()):,} pairs ({reasons})."
+
+
+def _signatures(report: Report) -> list[tuple[str, str]]:
+    """How translations were made and scored: (name, sacrebleu's signature, or how wide the beam search was)."""
+    names = {"bleu": "BLEU", "chrf": "chrF"}
+    found = [(names.get(key, key), text) for key, text in (report.get("signature") or {}).items()]
+    beams = report.get("beams") or 1
+    return [*found, ("Beam search", f"{beams} beams")] if beams > 1 else found
 
 
 def _markdown(value: Any) -> str:
@@ -839,6 +978,8 @@ def _page(
     kept, gain = _share(verdict.get("retention")), _number(verdict.get("gain_over_control"))
     gained = "n/a" if gain is None else _differences(metric, gain)[0]
     certainty = f"95 %: {_interval(metric, verdict.get('gain_ci95'), sign=True)}"
+    if chance := _chance(verdict.get("gain_p")):
+        certainty += f", {chance}"
     if shown.compact:
         certainty = f"{shown.unit}; {certainty}"
     elif gain is not None:
@@ -849,13 +990,14 @@ def _page(
         ("faster", *_ratio(verdict.get("speedup"), shown.rates)),
         ("gain over control", gained, certainty if "control" in models else "no control"),
         ("agreement", _share(verdict.get("agreement")), shown.same_answer),
-        *shown.tiles(verdict),
+        *shown.tiles(report),
     ]
     return {
         "run": run,
         "report": report,
         "shown": shown,
-        "dataset": {k: f"{v:,}" if isinstance(v, int) else v for k, v in report["dataset"].items()},
+        "signatures": _signatures(report),
+        "dataset": dict(_dataset(report["dataset"])),
         "verdict": verdict_text(report),
         "finding": "smoke" if report.get("smoke") else finding(verdict).replace(" ", "-"),
         "tiles": tiles,
@@ -884,23 +1026,53 @@ def _page(
         "models": list(models),
         "compared": list(_compared(report)),
         "generations": _generations(report.get("generations") or []),
+        "translations": _translations(report.get("translations") or {}),
     }
 
 
-def _generations(generations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the models wrote: a prompt, and (whose text it is, its colour, text) for each."""
+def _dataset(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The data set as lines of the page, without what is not set; what cleaning dropped has a line a reason."""
+    for key, value in dataset.items():
+        if key == "dropped" and value is not None:
+            yield key, f"{sum(value.values()):,}"
+            yield from ((f"dropped: {reason}", f"{count:,}") for reason, count in value.items())
+        elif value is not None and value != "":
+            yield key, f"{value:,}" if isinstance(value, int) else value
 
-    def text(value: Any) -> str:
-        plain = str(value or "").encode(errors="replace").decode().strip()
-        return plain if len(plain) <= _MAX_TEXT else plain[:_MAX_TEXT].rstrip() + " …"
 
+def _written(one: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What there is to a row: (whose text it is, its colour, text)."""
     colours = {"reference": "muted"} | {name: name for name in MODELS}
+    return [(name, ink, _cut(one[name])) for name, ink in colours.items() if name in one]
+
+
+def _cut(value: Any) -> str:
+    """A text as it can be shown on the page."""
+    plain = str(value or "").encode(errors="replace").decode().strip()
+    return plain if len(plain) <= _MAX_TEXT else plain[:_MAX_TEXT].rstrip() + " …"
+
+
+def _generations(generations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the models wrote after some prompts."""
+    return [{"prompt": _cut(one.get("prompt")), "texts": _written(one)} for one in generations]
+
+
+def _translations(translations: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The student's worst and best translations, with the other models'."""
     return [
         {
-            "prompt": text(one.get("prompt")),
-            "texts": [(name, ink, text(one[name])) for name, ink in colours.items() if name in one],
+            "title": f"The student's {len(chosen)} {name}",
+            "rows": [
+                {
+                    "source": _cut(one.get("source")),
+                    "score": _score("bleu", one.get("score")),
+                    "texts": _written(one),
+                }
+                for one in chosen
+            ],
         }
-        for one in generations
+        for name in ("worst", "best")
+        if (chosen := translations.get(name))
     ]
 
 

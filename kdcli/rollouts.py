@@ -12,9 +12,12 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+from kdcli.errors import ModelError
 
 
 @torch.no_grad()
@@ -71,6 +74,100 @@ def go_on(
         generator.generation_config = own
         model.train(was_training)
     return out
+
+
+@torch.no_grad()
+def translate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[Sequence[int]],
+    given: Sequence[int],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    seeds: Sequence[int] = (),
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    candidates: int = 1,
+) -> list[list[int]]:
+    """The tokens that an encoder-decoder writes for each source, without the start token and those given, to its end of text.
+
+    Sources of like length are read together, and their padding is masked. Of what the checkpoint says of its generation only
+    the start and the ends of text are heeded; what pads is never written.
+
+    Args:
+        given: tokens that every text begins with after the start token (a language code).
+        max_new_tokens, batch_size, temperature, seeds: as for `go_on`.
+        num_beams: above 1 the likeliest text is searched for with so many beams.
+        length_penalty: of beams: the sum of log-probabilities is divided by the length to this power.
+        candidates: texts for each source: of beams the likeliest ones, else as many draws; they stand one after the other.
+    """
+    generator: Any = model
+    was_training, own = model.training, generator.generation_config
+    model.eval()
+    ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
+    pad, start = tokenizer.pad_token_id, start_of(model)
+    generator.generation_config = GenerationConfig(
+        eos_token_id=ends, pad_token_id=pad, decoder_start_token_id=start, bos_token_id=None
+    )
+    order = sorted(range(len(sources)), key=lambda place: -len(sources[place]))
+    out: list[list[int]] = [[] for _ in range(len(sources) * candidates)]
+    drawn = candidates if temperature else 1
+    try:
+        for first in range(0, len(order), batch_size):
+            places = order[first : first + batch_size]
+            lines = [place for place in places for _ in range(drawn)]
+            batch = torch.full((len(lines), len(sources[places[0]])), pad)
+            mask = torch.zeros_like(batch)
+            for line, place in enumerate(lines):
+                batch[line, : len(sources[place])] = torch.tensor(sources[place])
+                mask[line, : len(sources[place])] = 1
+            streams = (
+                [seed_of(seeds[place], number) for place in places for number in range(drawn)]
+                if temperature
+                else []
+            )
+            written = generator.generate(
+                input_ids=batch.to(model.device),
+                attention_mask=mask.to(model.device),
+                decoder_input_ids=torch.tensor([[start, *given]] * len(lines), device=model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=num_beams,
+                num_return_sequences=candidates // drawn,
+                length_penalty=length_penalty,
+                suppress_tokens=[pad] if pad not in _list(ends) else None,
+                logits_processor=LogitsProcessorList([_Drawn(temperature, streams)] if temperature else []),
+            )[:, 1 + len(given) :].tolist()
+            for line, row in enumerate(written):
+                last = next((at for at, token in enumerate(row) if token in _list(ends)), len(row))
+                out[places[line // candidates] * candidates + line % candidates] = row[: last + 1]
+    finally:
+        generator.generation_config = own
+        model.train(was_training)
+    return out
+
+
+def start_of(model: PreTrainedModel) -> int:
+    """The token that a decoder beside an encoder begins with.
+
+    Raises:
+        ModelError: the checkpoint does not say.
+    """
+    own: Any = model.generation_config
+    start = start_of_config(model.config)
+    start = own.decoder_start_token_id if start is None and own is not None else start
+    if start is None:
+        raise ModelError(
+            f"{type(model).__name__}: its config.json has no decoder_start_token_id, so where a text begins is not known; add it"
+        )
+    return int(start)
+
+
+def start_of_config(config: PreTrainedConfig) -> int | None:
+    """The same, as a checkpoint's config says it."""
+    return getattr(config, "decoder_start_token_id", None)
 
 
 def write(

@@ -208,6 +208,9 @@ def train(stage: Stage) -> None:
     for name, parameter in stage.distiller.named_parameters():
         if any(part in name for part in cfg.freeze):
             parameter.requires_grad_(False)
+    for module in stage.distiller.student.modules():
+        if "Sinusoidal" in type(module).__name__:  # parameters of Marian that no gradient reaches
+            module.requires_grad_(False)
     if cfg.dropout is not None:
         _set_dropout(stage.distiller.student, cfg.dropout)
     with _trackers(stage):
@@ -216,6 +219,7 @@ def train(stage: Stage) -> None:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
         stage.finish(stage.distiller.student)
+        stage.distiller.task.ready(stage.distiller.student, stage.tokenizer, stage.max_length)
         with replaced(stage.out) as temporary:
             stage.distiller.student.save_pretrained(temporary)
             stage.tokenizer.save_pretrained(temporary)
@@ -462,6 +466,8 @@ class _Trainer(HFTrainer):
             torch.cat(labels).numpy(),
             np.asarray(rows_of),
         )
+        with self.accelerator.autocast():
+            said = self.task.completed(said, distiller.student, stage.tokenizer, encoded, stage.max_length)
         metrics = {"eval_score": self.task.scores(said)[self.task.metric]}
         metrics["eval_loss"] = sum(distiller.weights[name] * term for name, term in terms.items())
         metrics |= {f"eval_loss/{name}": term for name, term in terms.items()}

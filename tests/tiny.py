@@ -238,3 +238,95 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+LEXICON = dict(
+    zip(
+        [
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "red",
+            "blue",
+            "green",
+            "dog",
+            "cat",
+            "house",
+            "tree",
+        ],
+        [
+            "uno",
+            "dos",
+            "tres",
+            "cuatro",
+            "cinco",
+            "seis",
+            "siete",
+            "rojo",
+            "azul",
+            "verde",
+            "perro",
+            "gato",
+            "casa",
+            "árbol",
+        ],
+        strict=True,
+    )
+)
+
+
+def pairs(count: int, seed: int = 0, longest: int = 8) -> list[tuple[str, str]]:
+    """Different sentences, each with its translation word by word: a target is a function of its source."""
+    draw = random.Random(seed)
+    found: dict[str, str] = {}
+    while len(found) < count:
+        words = [draw.choice(list(LEXICON)) for _ in range(draw.randint(2, longest))]
+        found[" ".join(words)] = translation(words)
+    return list(found.items())
+
+
+def translation(words: list[str]) -> str:
+    return " ".join(LEXICON[word] for word in words)
+
+
+def write_pairs(path: Path, rows: list[tuple[str, str]]) -> Path:
+    """A csv file with the columns en and es."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["en", "es"])
+        writer.writerows(rows)
+    return path
+
+
+def translator(folder: Path, longest: int = 4) -> Path:
+    """A small Marian that has learnt most of `pairs`: trained for a moment."""
+    import datasets
+    import torch
+
+    from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
+    from kdcli.tasks.seq2seq import Seq2Seq
+
+    rows = datasets.Dataset.from_list(
+        [
+            {"id": str(number), "source": source, "target": target}
+            for number, (source, target) in enumerate(pairs(600, seed=5, longest=longest))
+        ]
+    )
+    tokenizer, task = learn_vocabulary(rows, 330), Seq2Seq()
+    torch.manual_seed(0)
+    model = EncoderDecoder(32, 1, 1, 2, 64, dropout=0.0).over(tokenizer).train()
+    encoded = task.encode(tokenizer, rows, 32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for start in [*range(0, 600 - 31, 32)] * 14:
+        batch = task.collate([encoded[row] for row in range(start, start + 32)], tokenizer)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        model(**inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,7 +1,8 @@
-"""What an exported file says of a split's rows, asked by its own runtime in its own process."""
+"""What an exported file or folder says of a split's rows, asked by its own runtime in its own process."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,13 +14,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Measure
 from kdcli.errors import ConfigError
-from kdcli.measure import RUNTIMES, measure_rows
+from kdcli.files import size_of
+from kdcli.measure import Runtime, measure_rows, runtime_of
 from kdcli.models import Source, label_order, load_config
-from kdcli.rollouts import go_on
+from kdcli.rollouts import go_on, translate
 from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task
+from kdcli.tasks.seq2seq import Seq2Seq
 
 Counted = tuple[list[int], list[int]]
 """Token ids, and the places of those that count."""
+KINDS: dict[str, tuple[set[Runtime], str]] = {
+    "classifier": ({"onnx"}, "an .onnx file"),
+    "language model": ({"llama"}, "a .gguf file"),
+    "translator": ({"onnx", "ctranslate2"}, "a folder, onnx or ctranslate2"),
+}
+"""What may run an artifact, and what it looks like, by what it was made of."""
 
 
 def ask(
@@ -34,12 +43,14 @@ def ask(
     """Run one artifact on a split's rows.
 
     Args:
-        path: the file; beside it lies what its runtime needs.
+        path: the file, with what its runtime needs beside it, or the folder.
         rows: as `task.prepare` gives them.
         written: what the torch student wrote, as `write` gives it.
 
     Returns:
-        What the artifact needs (the fields of `Measurement`); its answers; and of a language model two shares:
+        What the artifact needs (the fields of `Measurement`); its answers, of a translator only its texts; and shares.
+        Of a translator, if `written` is given, `agreement`: of the tokens that the torch student wrote, those that the
+        artifact writes too before its text's first other one, and `same_texts`, of whole texts. Of a language model
         `same_tokens`, prompts that its own tokenizer cuts into the student's token ids, and, if `written` is given,
         `generated`: of the tokens that the torch student wrote greedily, those that the artifact writes too before it
         first writes another one. Up to there both have read the same, so the artifact is asked for its likeliest token
@@ -49,17 +60,23 @@ def ask(
         ConfigError: the file's runtime is for other tasks.
         ExportError: the runtime could not load or run it.
     """
-    runtime = RUNTIMES.get(path.suffix)
-    if runtime is None or (runtime == "llama") == bool(task.labels):
-        kind = "a classifier" if task.labels else "a language model"
+    runtime, folder = runtime_of(path), beside(path)
+    kind = "classifier" if task.labels else "translator" if isinstance(task, Seq2Seq) else "language model"
+    runtimes, looks = KINDS[kind]
+    if runtime not in runtimes or path.is_dir() != (kind == "translator"):
         raise ConfigError(
-            f"artifact: {path.name} is not what `kdcli export` makes of {kind}: that ends in "
-            f"{'.onnx' if task.labels else '.gguf'}"
+            f"artifact: {path.name} is not what `kdcli export` makes of a {kind}: that is {looks}"
         )
     texts = task.inputs(rows, tokenizer)
-    folder = path.parent
     encoded = task.encode(tokenizer, rows, max_length)
     labels, counts = task.targets(encoded)
+    if isinstance(task, Seq2Seq):
+        found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, answers=True)
+        ends = found.pop("lengths").cumsum()[:-1]
+        ours = [part.tolist() for part in np.split(found.pop("written"), ends)]
+        said = task.written(Predictions({}, labels, counts), _decoded(tokenizer, ours), encoded)
+        theirs = [ids for ids, _ in written]
+        return found, said, _reproduced(tokenizer, theirs, ours) if theirs else {}
     if task.labels:
         tokens = None if encoded.labels is not None else list(_counted(encoded, first=0))
         found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, answers=True, rows=tokens)
@@ -84,7 +101,14 @@ def write(
     cfg: Measure,
     max_length: int,
 ) -> list[Counted]:
-    """What a language model writes greedily after the first prompts of a split: prompt and answer, which counts."""
+    """What a language model writes greedily after the first prompts of a split: prompt and answer, which counts; of a
+    translator all translations of the split."""
+    if isinstance(task, Seq2Seq):
+        encoded, given = task.encode(tokenizer, rows, max_length), task.given(tokenizer)
+        sources = [encoded[row]["input_ids"].tolist() for row in range(len(encoded))]
+        room = max(1, max_length - len(given))
+        texts = translate(model, tokenizer, sources, given, max_new_tokens=room, batch_size=task.batch)
+        return [(ids, list(range(len(ids)))) for ids in texts]
     some = rows.select(range(min(cfg.generations, len(rows))))
     prompts = [ids[:max_length] for ids in _ids(task.inputs(some, tokenizer), task, tokenizer)]
     answers = go_on(model, tokenizer, prompts, max_new_tokens=cfg.new_tokens, batch_size=1)
@@ -92,6 +116,35 @@ def write(
         (prompt + answer, list(range(len(prompt), len(prompt) + len(answer))))
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
+
+
+def beside(path: Path) -> Path:
+    """The folder with an artifact's config and tokenizer."""
+    return path if path.is_dir() else path.parent
+
+
+def bytes_of(path: Path) -> int:
+    """Bytes of an artifact: of a folder those of its weights and graphs, as of a file."""
+    if path.is_dir():
+        return sum(size_of(file) for pattern in ("*.onnx", "*.onnx.data", "model.bin") for file in path.glob(pattern))
+    return size_of(path)
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, written: Sequence[Sequence[int]]) -> list[str]:
+    texts = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [text.strip() for text in texts]
+
+
+def _reproduced(
+    tokenizer: PreTrainedTokenizerBase, theirs: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """The share of their tokens that stand in ours too before the first other one, and of their texts that are ours."""
+    same = sum(len(os.path.commonprefix([list(one), list(other)])) for one, other in zip(theirs, ours, strict=True))
+    texts = zip(_decoded(tokenizer, theirs), _decoded(tokenizer, ours), strict=True)
+    return {
+        "agreement": same / sum(map(len, theirs)),
+        "same_texts": float(np.mean([one == other for one, other in texts])),
+    }
 
 
 def _ids(texts: Sequence[Sequence[str]], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -68,12 +68,14 @@ from kdcli.models import (
     stage_seed,
     with_new_head,
 )
-from kdcli.preflight import preflight
+from kdcli.preflight import preflight, translates
 from kdcli.rundir import REPORT
 from kdcli.students.base import Birth
+from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Predictions, Split, Task
 from kdcli.tasks.causal_lm import CausalLM
+from kdcli.tasks.seq2seq import Seq2Seq
 from kdcli.teachers.aligned import AlignedTeacher
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.cached import CachedTeacher, shares
@@ -83,7 +85,9 @@ from kdcli.trainer import Stage, micro_batches, planned_steps, require_trackers,
 logger = logging.getLogger(__name__)
 AUGMENTED = 1024
 """Rows of which the copies are written to the disk at once."""
-PART = 64
+EXTREMES = 20
+"""Translations that the report shows, the worst and the best."""
+PART = 512
 """Prompts that a teacher answers between two writes to the disk."""
 
 
@@ -235,6 +239,8 @@ class Run:
         if self.task.vocabulary and not self.task.writes:
             return False
         wanted = self.cfg.teacher.tune
+        if self.cfg.teacher.born is not None and self.course not in self.cfg.stages:
+            return True
         return wanted if wanted is not None else not has_head(source, self.task)
 
     @contextmanager
@@ -263,7 +269,10 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
     folder = Path(broadcast_object_list([str(folder)])[0])
     steps = steps_of(cfg)
     loaded = {OWN: load(cfg.dataset)}
-    sources = [find(cfg.teacher, "teacher"), *(find(other, "teacher") for other in cfg.teacher.members)]
+    if cfg.teacher.born is None:
+        sources = [find(cfg.teacher, "teacher"), *(find(other, "teacher") for other in cfg.teacher.members)]
+    else:
+        sources = [_new_teacher(cfg, loaded[OWN], state)]
     birth_by: dict[str, Birth] = {}
     parts: list[Run] = []
     for (course, pupil), group in itertools.groupby(steps, lambda step: (step.course, step.pupil)):
@@ -301,6 +310,33 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
         dataclasses.replace(part, sources=_assistant(part)) if part.course in birth_by else part
         for part in parts
     ]
+
+
+def _new_teacher(cfg: Config, data: Data, state: PartialState) -> Source:
+    """A translator of random weights over a vocabulary learnt from the training pairs, which is to be trained on them."""
+    if cfg.dataset.kind != "seq2seq":
+        raise ConfigError(
+            f"teacher.born: a new model is trained on pairs (seq2seq), not for {cfg.dataset.kind}; give teacher.path"
+        )
+    assert cfg.teacher.born is not None
+    by: EncoderDecoder = build(cfg.teacher.born, EncoderDecoder)
+    made_of = (
+        cfg.teacher.born.model_dump(by_alias=True),
+        cfg.teacher.vocab_size,
+        list(data["train"]["id"]),
+        cfg.seed,
+    )
+    folder = cache_dir("born") / digest(made_of, torch.__version__)[:32]
+    if state.is_main_process:
+        with filelock.FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                tokenizer = learn_vocabulary(data["train"], cfg.teacher.vocab_size)
+                seed_everything(stage_seed(cfg.seed, "teacher: birth"))
+                with replaced(folder) as temporary:
+                    by.over(tokenizer).save_pretrained(temporary)
+                    tokenizer.save_pretrained(temporary)
+    state.wait_for_everyone()
+    return Source(folder, "the new teacher")
 
 
 def _of_part(cfg: Config, course: str, pupil: str) -> dict[str, Any]:
@@ -353,7 +389,7 @@ def _part(
     losses = [loss for step in steps for loss in step.losses.values()]
     reading = [loss for loss in losses if loss.needs_teacher]
     if task.vocabulary:
-        run.shared = _share_tokens(run, tokenizer, own, any(loss.by_class for loss in reading))
+        run.shared = _share_tokens(run, tokenizer, own, any(loss.by_class for loss in reading), bool(reading))
         if len(sources) > 1:
             raise ConfigError(
                 f"teacher.others: the answers of several teachers are averaged over labels, and models of the task {cfg.dataset.kind} have a "
@@ -363,6 +399,11 @@ def _part(
             raise ConfigError(
                 f"stages.{run.pupil}.student: an assistant must have the teacher's vocabulary; choose one of the teacher's family"
             )
+    if isinstance(task, Seq2Seq) and cfg.rollout.by != "teacher" and len(data.gold) < len(data["train"]):
+        raise ConfigError(
+            f"{len(data['train']) - len(data.gold)} training rows have no target (dataset.labelled, dataset.unlabelled): let the teacher "
+            "translate them (rollout=beam), or leave those keys out"
+        )
     if cfg.rollout.by != "dataset":
         _require_prompts(cfg, task, run.data)
     if (cfg.teacher.cache and task.vocabulary) or len(sources) > 1:
@@ -425,13 +466,14 @@ def _require_head(run: Run, source: Source) -> None:
 
 
 def _share_tokens(
-    run: Run, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase, needed: bool
+    run: Run, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase, needed: bool, reading: bool
 ) -> bool:
     """Whether teacher and student count the same tokens; and whatever is wrong with a row is found now.
 
     Args:
         theirs, ours: the teacher's and the student's tokenizer; one and the same if the student is born from the teacher.
         needed: a loss compares what they say of the same token.
+        reading: a loss reads what the teacher says.
 
     Raises:
         DataError: of a row nothing counts.
@@ -448,11 +490,9 @@ def _share_tokens(
         for name, rows in run.data.splits.items():
             task.require_same(rows, encoded[name], own[name])
     except ModelError as error:
-        if needed or not task.writes:
-            remedy = (
-                "; or let it learn what the teacher writes (rollout=teacher loss.soft_label.weight=0), or how sure the teacher is "
-                "(loss=uld)"
-            )
+        if needed or (not isinstance(task, CausalLM) and (reading or not task.writes)):
+            remedy = "; or let it learn what the teacher writes (rollout=teacher loss.soft_label.weight=0)"
+            remedy += ", or how sure the teacher is (loss=uld)" if isinstance(task, CausalLM) else ""
             raise ModelError(error.message + (remedy if task.writes else "")) from None
         return False
     return True
@@ -561,6 +601,8 @@ def prepare_lesson(run: Run, stages: console.Stages) -> Lesson:
     rows = with_copies(run, stages) if run.cfg.dataset.augment else run.data["train"]
     teachers = [tuned_teacher(run, stages, number) for number in range(len(run.sources))]
     ask = functools.cache(lambda: open_teacher(run, teachers))
+    if isinstance(run.task, Seq2Seq):
+        translates(ask(), run.task, run.data["validation"], _lenient(run, run.cfg.teacher.trainer))
     rows = rollouts(run, stages, teachers, ask, rows)
     return Lesson(teachers, ask, rows, teacher_signals(run, stages, teachers, ask, rows))
 
@@ -637,7 +679,13 @@ def tuned_teacher(run: Run, stages: console.Stages, number: int) -> Source:
         "train": _content(gold),
         "validation": _content(run.data["validation"]),
         "max_length": run.cfg.dataset.max_length,
+        "languages": [
+            run.cfg.dataset.source_language,
+            run.cfg.dataset.target_language,
+            run.cfg.dataset.prefix,
+        ],
         "trainer": cfg.model_dump(exclude={"logging_steps", "report_to", "micro_batch_size"}),
+        "label_smoothing": run.cfg.teacher.label_smoothing,
         "bf16": fast_bf16(cfg.precision),
         "seed": [run.cfg.seed, number] if number else run.cfg.seed,
         "torch": torch.__version__,
@@ -654,12 +702,13 @@ def tuned_teacher(run: Run, stages: console.Stages, number: int) -> Source:
             seed_everything(seed)
             model = with_new_head(found, run.task)
             tokenizer = load_tokenizer(found, model)
+            gold_loss = HardLabel(run.cfg.teacher.label_smoothing)
             train(
                 Stage(
                     name=name,
                     folder=folder.with_suffix(".partial"),
                     out=folder,
-                    distiller=Distiller(model, run.task, {"hard_label": HardLabel()}, {"hard_label": 1.0}),
+                    distiller=Distiller(model, run.task, {"hard_label": gold_loss}, {"hard_label": 1.0}),
                     tokenizer=tokenizer,
                     train=_split(run, gold, tokenizer),
                     validation=_split(run, run.data["validation"], tokenizer),
@@ -705,6 +754,9 @@ def _asked(run: Run, sources: Sequence[Source]) -> tuple[Any, ...]:
         fast_bf16(cfg.trainer.precision),
         torch.__version__,
         run.task.chat,
+        run.cfg.dataset.source_language,
+        run.cfg.dataset.target_language,
+        run.cfg.dataset.prefix,
     )
 
 
@@ -730,13 +782,32 @@ def rollouts(
     answered = datasets.Dataset.from_list(
         [run.task.answered(row, text) for row, text in zip(rows, texts, strict=True)]
     )
+    if how.keep < 1:
+        answered = _likeliest(run, folder, ask, answered, how.keep)
     _show(run, "rollouts", answered)
     return answered
 
 
+def _likeliest(
+    run: Run, folder: Path, ask: Callable[[], Teacher], rows: datasets.Dataset, share: float
+) -> datasets.Dataset:
+    """The rows, in their order, of which the teacher itself finds a token likeliest on average."""
+
+    def judge(part: datasets.Dataset, _: int) -> list[float]:
+        return ask().likelihoods(list(part))
+
+    with _alone(run, folder):
+        scores = np.asarray(_kept(run, None, folder / "scores", rows, PART, judge))
+    best = np.argsort(-scores, kind="stable")[: max(1, round(share * len(rows)))]
+    logger.info(
+        "rollouts: %d of %d answers are kept, those that the teacher finds likeliest", len(best), len(rows)
+    )
+    return rows.select(np.sort(best))
+
+
 def _kept(
     run: Run,
-    progress: console.Stage,
+    progress: console.Stage | None,
     folder: Path,
     rows: datasets.Dataset,
     size: int,
@@ -757,7 +828,8 @@ def _kept(
                 write_json(path, make(part, done))
             found[start] = json.loads(path.read_text(encoding="utf-8"))
             done += len(part)
-            progress.update(done)
+            if progress is not None:
+                progress.update(done)
     return [each for start in sorted(found) for each in found[start]]
 
 
@@ -905,8 +977,13 @@ def check_numbers(run: Run, lesson: Lesson, born: Source, lessons: dict[str, Tea
             _split(run, chosen.select(range(min(1000, len(chosen)))), tokenizer),
             _split(run, validation, tokenizer) if comparable else None,
             bf16=fast_bf16(step.trainer.precision),
-            lenient=run.cfg.smoke or step.trainer.max_steps is not None,
+            lenient=_lenient(run, step.trainer),
         )
+
+
+def _lenient(run: Run, trainer: TrainerConfig) -> bool:
+    """What the pre-flight finds is a warning: a rehearsal."""
+    return run.cfg.smoke or trainer.max_steps is not None
 
 
 def _lessons(step: Step, lessons: dict[str, Teacher], ask: Callable[[], Teacher]) -> Teacher | None:
@@ -944,7 +1021,8 @@ def train_steps(
 
 def train_control(run: Run, stages: console.Stages, steps: int) -> None:
     """The same student with the gold labels alone: the same birth, seed and steps; rows without gold are left out."""
-    step = Step("control", {"hard_label": HardLabel()}, {"hard_label": 1.0}, run.cfg.trainer)
+    own = next((loss for loss in run.steps[-1].losses.values() if isinstance(loss, HardLabel)), HardLabel())
+    step = Step("control", {"hard_label": own}, {"hard_label": 1.0}, run.cfg.trainer)
     born = Source(
         run.folder / "stages" / "born" / STUDENT, "the control", code=run.cfg.student.trust_remote_code
     )
@@ -1031,10 +1109,12 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
     models: dict[str, dict[str, Any]] = {}
     said: dict[str, Predictions] = {}
     written: dict[str, list[str]] = {}
+    searched: dict[str, list[str]] = {}
     assistants = {
         name: run.folder / "assistants" / name for name, stage in run.cfg.stages.items() if stage.student
     }
     folders |= assistants
+    beams = run.cfg.measure.num_beams if isinstance(task, Seq2Seq) and run.cfg.measure else 1
     trained = {"student": run.steps[-1].name}
     validation = {name: _best_validation(run, trained.get(name, name)) for name in folders}
     for done, (name, folder) in enumerate(folders.items()):
@@ -1050,8 +1130,10 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
             models[name], said[name] = examine(source, model, tokenizer, task, test, max_length, told)
             if name == "teacher":  # it is run, as what was stored of it lacks rare tokens
                 _, before = examine(source, model, tokenizer, task, run.data["validation"], max_length)
-            if task.writes and run.cfg.measure is not None:
+            if isinstance(task, CausalLM) and run.cfg.measure is not None:
                 written[name] = generate(model, tokenizer, task, test, max_length, run.cfg.measure)
+            if isinstance(task, Seq2Seq) and beams > 1:
+                searched[name] = task.write(model, tokenizer, test, max_length, num_beams=beams)
             if not run.shared and name == "teacher":
                 student = Source(run.folder / "student", "student")
                 said[name] = in_tokens_of(task, said[name], student, test, max_length)
@@ -1060,6 +1142,9 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
             validation[name] = float(task.scores(before)[task.metric])
         save_predictions(run.folder / "predictions" / f"test.{name}.safetensors", said[name])
         models[name] |= score(task, said[name])
+        if isinstance(task, Seq2Seq) and name in searched:
+            best = task.text_scores(searched[name], said[name].pairs)
+            models[name]["scores"] |= {"bleu_beam": best["bleu"], "chrf_beam": best["chrf"]}
         if isinstance(task, CausalLM) and name in written:
             references = [row["reference"] for row in task.shown(test)]
             models[name]["scores"] |= text_scores(written[name], references)
@@ -1068,11 +1153,11 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
     models["teacher"]["path"] = str(teacher.path)
     if lesson.teachers[1:]:
         models["teacher"] |= {"path": None, "members": [str(each.path) for each in lesson.teachers]}
-    shown = (
-        {"test_tokens": len(said["student"].labels), "generations": _generations(task, test, written)}
-        if isinstance(task, CausalLM)
-        else {}
-    )
+    shown: dict[str, Any] = {}
+    if isinstance(task, CausalLM):
+        shown = {"test_tokens": len(said["student"].labels), "generations": _generations(task, test, written)}
+    if isinstance(task, Seq2Seq):
+        shown = {"signature": task.signatures(), "beams": beams, "translations": _translations(task, said)}
     return shown | {
         "schema": 1,
         "task": run.cfg.dataset.kind,
@@ -1089,7 +1174,9 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
             "validation": len(run.data["validation"]),
             "test": len(test),
             "fingerprint": run.data.fingerprint,
-        },
+            "dropped": run.data.dropped,
+        }
+        | (_of_pairs(run, task) if isinstance(task, Seq2Seq) else {}),
         "loss": _terms(run.cfg),
         "stages": json.loads((run.folder / "stages.json").read_text()),
         "validation_score": validation,
@@ -1146,6 +1233,31 @@ def _generations(
         row | {name: texts[number] for name, texts in written.items()}
         for number, row in enumerate(task.shown(rows.select(range(count))))
     ]
+
+
+def _of_pairs(run: Run, task: Seq2Seq) -> dict[str, Any]:
+    """What the report says of a data set of pairs."""
+    cfg = run.cfg.dataset
+    return {
+        "dropped": run.data.dropped | ({"too long": task.dropped} if task.dropped else {}),
+        "source_language": cfg.source_language,
+        "target_language": cfg.target_language,
+        "prefix": cfg.prefix,
+    }
+
+
+def _translations(task: Seq2Seq, said: dict[str, Predictions]) -> dict[str, list[dict[str, Any]]]:
+    """The texts in which the student is furthest from the references and nearest to them, by chrF, with the other models' texts."""
+    scores = task.each(said["student"])
+    order = np.argsort(scores, kind="stable")
+    best = order[::-1][:EXTREMES]
+
+    def shown(row: int) -> dict[str, Any]:
+        source, reference = said["student"].pairs[row]
+        texts = {name: each.texts[row] for name, each in said.items()}
+        return {"source": source, "reference": reference, **texts, "score": float(scores[row])}
+
+    return {"worst": [shown(row) for row in order[:EXTREMES]], "best": [shown(row) for row in best]}
 
 
 def _teacher_said(run: Run, lesson: Lesson, split: str) -> tuple[Predictions, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli import console, report
-from kdcli.commands.artifacts import ask
+from kdcli.commands.artifacts import ask, beside, bytes_of
 from kdcli.config import Checkpoint
 from kdcli.config import Eval as Config
 from kdcli.data import load, with_gold
@@ -23,8 +23,8 @@ from kdcli.evaluate import (
     score,
     verdict,
 )
-from kdcli.files import size_of, write_json
-from kdcli.measure import measure_rows
+from kdcli.files import write_json
+from kdcli.measure import measure_rows, runtime_of
 from kdcli.models import Source, find, has_head, load_tokenizer
 from kdcli.rundir import read_report
 from kdcli.signal import AnySignal
@@ -75,10 +75,10 @@ def evaluate(cfg: Config, folder: Path) -> int:
         if artifact is not None:
             name = artifact.name
             with stages.stage("artifact"):
-                tokenizer = load_tokenizer(Source(artifact.parent, name))
+                tokenizer = load_tokenizer(Source(beside(artifact), name))
                 table = task.prepare(rows, tokenizer, max_length)
                 found, said[name], shares = ask(cfg.measure, artifact, task, table, tokenizer, max_length)
-                models[name] = {"bytes": size_of(artifact)} | score(task, said[name]) | found | shares
+                models[name] = {"bytes": bytes_of(artifact)} | score(task, said[name]) | found | shares
     for name, answers in said.items():
         save_predictions(folder / "predictions" / f"{cfg.split}.{name}.safetensors", answers)
     result: dict[str, Any] = {
@@ -104,7 +104,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
 
 
 def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
-    """The exported file, or the checkpoints by name.
+    """The exported file or folder, or the checkpoints by name.
 
     Raises:
         ConfigError: nothing is named, or too much.
@@ -118,10 +118,11 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
         if cfg.run:
             places += [Path(cfg.run) / cfg.artifact, *sorted(Path(cfg.run).glob(f"export/*/{cfg.artifact}"))]
         for place in places:
-            if place.is_file():
+            if place.is_file() or (place.is_dir() and runtime_of(place)):
                 return place.absolute(), {}
         raise ModelError(
-            f"the artifact {cfg.artifact} does not exist (looked for {', '.join(map(str, places))})"
+            f"the artifact {cfg.artifact} does not exist, or is a folder without a model (looked for "
+            f"{', '.join(map(str, places))})"
         )
     if cfg.model:
         return None, {

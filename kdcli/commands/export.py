@@ -9,13 +9,13 @@ import numpy as np
 import yaml
 
 from kdcli import console, report
-from kdcli.commands.artifacts import ask, write
+from kdcli.commands.artifacts import ask, bytes_of, write
 from kdcli.config import Budget, Distill, Tolerance, build, check, conf_dir, locate
 from kdcli.config import Export as Config
 from kdcli.data import load
 from kdcli.errors import ConfigError, DataError
 from kdcli.evaluate import agreement, examine, opened, save_predictions, score
-from kdcli.files import replaced, size_of, write_json
+from kdcli.files import replaced, write_json
 from kdcli.hardware.base import Target
 from kdcli.measure import measure_rows
 from kdcli.models import Source
@@ -67,18 +67,18 @@ def export(cfg: Config, hardware: str) -> int:
                 entry = {
                     "precision": precision,
                     "parameters": torch_entry["parameters"],
-                    "bytes": size_of(path),
+                    "bytes": bytes_of(path),
                     **score(task, said),
                     **needs,
                 }
-                kept = "logits" if task.labels else "log_prob"
-                parity = {
-                    "agreement": agreement(task, torch_said, said),
-                    "score_drop": torch_entry["score"] - entry["score"],
-                    "max_abs_difference": float(np.abs(torch_said[kept] - said[kept]).max()),
-                    **shares,
-                }
-                tolerance = cfg.hardware.tolerances.get(precision, cfg.hardware.tolerance)
+                parity = {"score_drop": torch_entry["score"] - entry["score"]}
+                if said.answers:
+                    kept = "logits" if task.labels else "log_prob"
+                    parity["agreement"] = agreement(task, torch_said, said)
+                    parity["max_abs_difference"] = float(np.abs(torch_said[kept] - said[kept]).max())
+                parity |= shares
+                tolerances = cfg.hardware.tolerances
+                tolerance = tolerances.get(path.name, tolerances.get(precision, cfg.hardware.tolerance))
                 entry["parity"] = parity | {"within": _within(tolerance, parity)}
                 entry["budget"] = _budget(cfg.hardware.budget, entry)
                 artifacts[path.name] = entry
@@ -109,6 +109,7 @@ def _require_task(target: Target, hardware: str, kind: str) -> None:
         "classification": "classifiers",
         "token_classification": "token classifiers",
         "causal_lm": "language models",
+        "seq2seq": "translators",
     }
     others = [
         f"hardware={path.stem}"
@@ -122,7 +123,7 @@ def _require_task(target: Target, hardware: str, kind: str) -> None:
 
 
 def _within(tolerance: Tolerance, parity: dict[str, float]) -> bool:
-    least = ("agreement", "generated", "same_tokens")
+    least = ("agreement", "generated", "same_tokens", "same_texts")
     return parity["score_drop"] <= tolerance.score_drop and all(
         parity[key] >= getattr(tolerance, key) for key in least if key in parity
     )

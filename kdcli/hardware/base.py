@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 
 
 class Target(ABC):
-    """Makes the files that a device runs. What runs them, `kdcli.measure` knows by how their names end."""
+    """Makes the files that a device runs. What runs them, `kdcli.measure` knows by how their names end, and of a folder by
+    what it holds."""
 
-    serves: ClassVar[tuple[Literal["classification", "token_classification", "causal_lm"], ...]]
+    serves: ClassVar[tuple[Literal["classification", "token_classification", "causal_lm", "seq2seq"], ...]]
     """The tasks whose students it can make files of."""
 
     @abstractmethod
@@ -30,7 +31,7 @@ class Target(ABC):
             sample: a padded batch of its inputs.
 
         Returns:
-            The files by precision.
+            The files, or folders, by precision.
 
         Raises:
             ExportError: a package is missing, or the exporter failed.

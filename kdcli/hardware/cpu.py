@@ -1,8 +1,9 @@
-"""A processor with ONNX Runtime: a server, a laptop, and outside Python (browser, node, C#, Java, mobile)."""
+"""A processor with ONNX Runtime: a server, a laptop, and outside Python (browser, node, C#, Java, mobile); or CTranslate2."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import shutil
 import tempfile
@@ -18,8 +19,12 @@ from transformers import PreTrainedModel
 
 from kdcli.errors import ExportError
 from kdcli.hardware.base import Target
+from kdcli.hardware.translation import beside, write_ctranslate2, write_onnx
+from kdcli.models import Source, load_tokenizer
 
 FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+FOLDERS = {"fp32": "onnx", "int8": "ctranslate2"}
+"""Of a translator."""
 BESIDE = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
     "merges.txt",
@@ -43,14 +48,17 @@ class Cpu(Target):
     (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html). Unsigned weights of 8 bits
     avoid that too, but were a fifth to two thirds slower.
 
+    Of a translator (encoder and decoder) folders: `onnx`, fp32, and `ctranslate2`, int8, each with the tokenizer's files
+    and generation_config.json; what lies in them is told at `write_onnx` and `write_ctranslate2`.
+
     Args:
         precisions: which files to make.
         opset: version of the ONNX operators. 17 is the first with LayerNormalization as one operator, and is read
             by ONNX Runtime since 1.12, in the browser and on phones too; 14 is for older ones.
-        per_channel: one scale per output channel; false: one per matrix.
+        per_channel: one scale per output channel; false: one per matrix. A translator's have one per row.
     """
 
-    serves = ("classification", "token_classification")
+    serves = ("classification", "token_classification", "seq2seq")
 
     def __init__(
         self,
@@ -69,8 +77,11 @@ class Cpu(Target):
         the graph that way. The model is left as it was.
 
         Raises:
-            ExportError: onnx or onnxruntime is missing, or the architecture cannot be written as ONNX.
+            ExportError: onnx, onnxruntime or ctranslate2 is missing, or the architecture cannot be written as ONNX, or is
+                one that CTranslate2 does not know.
         """
+        if model.config.is_encoder_decoder and model.can_generate():
+            return self._translator(student, out, model)
         try:
             import onnx
             from onnxruntime.quantization import quantize_dynamic
@@ -99,14 +110,39 @@ class Cpu(Target):
                         use_external_data_format=size / 4 > TWO_GB,
                     )
             except Exception as error:  # the exporter lets through whatever the model's code raises under it
-                first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                raise ExportError(
-                    f"{type(model).__name__} cannot be written as ONNX (opset {self.opset}): {first}"
-                ) from error
+                raise self._failed(model, error) from error
         for name in BESIDE:
             if (student / name).is_file():
                 shutil.copyfile(student / name, out / name)
         return files
+
+    def _translator(self, student: Path, out: Path, model: PreTrainedModel) -> dict[str, Path]:
+        folders: dict[str, Path] = {precision: out / FOLDERS[precision] for precision in self.precisions}
+        needs = {"fp32": ("onnx", "onnxruntime"), "int8": ("ctranslate2",)}
+        packages = [name for precision in folders for name in needs[precision]]
+        if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+            raise ExportError(
+                f"no module {', '.join(missing)}: hardware=cpu needs it for a translator; install it with: "
+                "pip install 'kdcli[cpu]'"
+            )
+        if "int8" in folders:  # first: it is quick, and knows fewer architectures
+            tokenizer = load_tokenizer(Source(student, "student"), model)
+            with _quietly():
+                write_ctranslate2(model, tokenizer, folders["int8"], "int8")
+        if "fp32" in folders:
+            folders["fp32"].mkdir()
+            with tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary, _quietly():
+                try:
+                    write_onnx(model, folders["fp32"], self.opset, Path(temporary))
+                except Exception as error:
+                    raise self._failed(model, error) from error
+        for precision, folder in folders.items():
+            beside(student, folder, model)
+        return folders
+
+    def _failed(self, model: PreTrainedModel, error: Exception) -> ExportError:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return ExportError(f"{type(model).__name__} cannot be written as ONNX (opset {self.opset}): {first}")
 
     def _trace(self, model: PreTrainedModel, names: list[str], path: Path) -> None:
         """The graph in fp32, by the tracing exporter.

@@ -5,20 +5,34 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kdcli.losses.base import Loss
+from kdcli.losses.base import Loss, Skew
 from kdcli.signal import Signal, TopKSignal
 
 
 class HardLabel(Loss):
     """-log q[label], at the positions that have a gold label; 0 elsewhere (they are not counted).
 
-    Range: [0, ∞).
+    With a smoothing ε the label is (1 - ε) of the label and ε of all classes alike (Szegedy et al. 2016,
+    https://arxiv.org/abs/1512.00567, section 7). Range: [0, ∞).
+
+    Args:
+        label_smoothing: ε, 0 to below 1.
     """
 
     needs_teacher = False
     divergence = False
     over = "gold"
 
+    def __init__(self, label_smoothing: Skew = 0.0):
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
     def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
         """(N, C), -, (N,) -> (N,)."""
-        return cross_entropy(student.logits.float(), labels, ignore_index=-100, reduction="none")
+        return cross_entropy(
+            student.logits.float(),
+            labels,
+            ignore_index=-100,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )

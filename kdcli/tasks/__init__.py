@@ -33,6 +33,4 @@ def task_of(cfg: Dataset, labels: Sequence[str]) -> Task:
         for value in vars(module).values()
         if isinstance(value, type) and value.__module__ == module.__name__
     ]
-    return next(value for value in own if issubclass(value, Task))(
-        labels, chat=cfg.chat or bool(cfg.messages)
-    )
+    return next(value for value in own if issubclass(value, Task)).of(cfg, labels)

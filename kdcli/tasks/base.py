@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import datasets
 import numpy as np
@@ -16,11 +16,16 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from kdcli.config import Dataset as DatasetConfig
 from kdcli.inside import watched
 from kdcli.signal import AnySignal, HiddenSignal, Part, Signal, TopKSignal, chunks
 
 IGNORE = -100
 """The label of a position that has no gold label (`ignore_index`)."""
+
+
+TARGETS = ("target", "labels")
+"""Columns of the second sequence of a row, if it has two."""
 
 
 class Encoded(TorchDataset[dict[str, Any]]):
@@ -31,21 +36,32 @@ class Encoded(TorchDataset[dict[str, Any]]):
     Attributes:
         columns: per token, concatenated over the rows.
         labels: one a row, int64; None where labels stand in `columns`.
+        target_offsets: where rows have a second sequence, to be written: the offsets of its columns, `TARGETS`.
+        pairs: each row's source and target as text, where what a model writes is compared with it.
     """
 
     def __init__(
-        self, columns: Mapping[str, np.ndarray], offsets: np.ndarray, labels: np.ndarray | None = None
+        self,
+        columns: Mapping[str, np.ndarray],
+        offsets: np.ndarray,
+        labels: np.ndarray | None = None,
+        target_offsets: np.ndarray | None = None,
+        pairs: Sequence[tuple[str, str]] = (),
     ):
         self.columns = dict(columns)
         self.offsets = offsets
         self.labels = labels
+        self.target_offsets = target_offsets
+        self.pairs = pairs
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        at = slice(self.offsets[row], self.offsets[row + 1])
-        item: dict[str, Any] = {name: flat[at] for name, flat in self.columns.items()}
+        item: dict[str, Any] = {}
+        for name, flat in self.columns.items():
+            offsets = self._offsets(name)
+            item[name] = flat[offsets[row] : offsets[row + 1]]
         if self.labels is not None:
             item["label"] = self.labels[row]
         return item | {"row": row}
@@ -55,12 +71,22 @@ class Encoded(TorchDataset[dict[str, Any]]):
         """Which rows have a gold label, bool (N,)."""
         if self.labels is not None:
             return self.labels != IGNORE
-        return np.maximum.reduceat(self.columns["labels"], self.offsets[:-1]) >= 0
+        return np.maximum.reduceat(self.columns["labels"], self._offsets("labels")[:-1]) >= 0
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, (N,)."""
-        return np.diff(self.offsets)
+        """Tokens of each row, (N,): of both sequences, where there are two."""
+        own = np.diff(self.offsets)
+        return own if self.target_offsets is None else own + np.diff(self.target_offsets)
+
+    def counted(self) -> tuple[np.ndarray, np.ndarray]:
+        """The labels that count among those that stand in `columns`, int64 (N,), and how many each row has."""
+        labels = self.columns["labels"].astype(np.int64)
+        counted = labels != IGNORE
+        return labels[counted], np.add.reduceat(counted.astype(np.int64), self._offsets("labels")[:-1])
+
+    def _offsets(self, name: str) -> np.ndarray:
+        return self.offsets if self.target_offsets is None or name not in TARGETS else self.target_offsets
 
 
 @dataclass(frozen=True)
@@ -71,11 +97,15 @@ class Predictions:
         answers: what the task keeps, by name: arrays of N positions.
         labels: int64, (N,).
         counts: positions of each row; they sum to N.
+        texts: what it writes for each row, greedily, if the score needs it.
+        pairs: then each row's source and reference.
     """
 
     answers: dict[str, np.ndarray]
     labels: np.ndarray
     counts: np.ndarray
+    texts: Sequence[str] = ()
+    pairs: Sequence[tuple[str, str]] = ()
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.answers[name]
@@ -106,17 +136,18 @@ def padded(
     features: Sequence[dict[str, Any]], keys: Iterable[str], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Tensor]:
     """Some of the rows' columns, padded on the right to the longest row, (B, L), and the rows' numbers, `rows` (B,)."""
-    shape = len(features), max(len(feature["input_ids"]) for feature in features)
     fill = {
         "input_ids": tokenizer.pad_token_id or 0,
+        "target": tokenizer.pad_token_id or 0,
         "token_type_ids": tokenizer.pad_token_type_id,
         "labels": IGNORE,
     }
     batch: dict[str, Tensor] = {}
     for key in keys:
-        array = np.full(shape, fill.get(key, 0), np.int64)
-        for line, feature in zip(array, features, strict=True):
-            line[: len(feature["input_ids"])] = 1 if key == "attention_mask" else feature[key]
+        lines = [feature["input_ids" if key == "attention_mask" else key] for feature in features]
+        array = np.full((len(lines), max(map(len, lines))), fill.get(key, 0), np.int64)
+        for place, line in zip(array, lines, strict=True):
+            place[: len(line)] = 1 if key == "attention_mask" else line
         batch[key] = torch.from_numpy(array)
     batch["rows"] = torch.tensor([int(feature["row"]) for feature in features])
     return batch
@@ -144,10 +175,21 @@ class Task(ABC):
     """The classes are the tokens of a vocabulary: teacher and student must share it, and signals are hidden, or their top k."""
     writes: ClassVar[bool] = False
     """Its models write text: either may write the completions."""
+    quick: ClassVar[str] = ""
+    """The metric that a model's answers alone tell, without what it writes; empty: the headline metric is one."""
+    searches: ClassVar[bool] = False
+    """Its models write by beam search as well, and several candidates for a row."""
+    corpus: ClassVar[bool] = False
+    """The metric is no mean over the rows, but made of sums over them (`tally`, `from_tally`)."""
 
     def __init__(self, labels: Sequence[str] = (), chat: bool = False):
         self.labels = list(labels)
         self.chat = chat
+
+    @classmethod
+    def of(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
+        """The task of a data set's rows."""
+        return cls(labels, chat=cfg.chat or bool(cfg.messages))
 
     @abstractmethod
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
@@ -203,6 +245,14 @@ class Task(ABC):
     @abstractmethod
     def merits(self, said: Predictions) -> np.ndarray:
         """Each row's share of the headline metric, (rows,): its mean is the metric."""
+
+    def tally(self, said: Predictions) -> np.ndarray:
+        """What each row adds to the sums that the metric is made of, (rows, K); if `corpus`."""
+        raise NotImplementedError
+
+    def from_tally(self, sums: np.ndarray) -> float:
+        """The metric of such sums, (K,)."""
+        raise NotImplementedError
 
     @abstractmethod
     def same(self, one: Predictions, other: Predictions) -> np.ndarray:
@@ -260,6 +310,22 @@ class Task(ABC):
                 whole[places] = values
         labels_ = out.pop("labels", np.empty(0, np.int64))
         return Predictions(out, labels_, counts)
+
+    def completed(
+        self,
+        said: Predictions,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        encoded: Encoded,
+        max_length: int,
+    ) -> Predictions:
+        """A model's answers with what it writes, where the score needs that."""
+        return said
+
+    def ready(  # noqa: B027
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> None:
+        """Write into a trained model what others need to use it as it was trained; before it is saved."""
 
     @torch.no_grad()
     def batches(
@@ -347,6 +413,10 @@ class Task(ABC):
             max_length: tokens of a prompt.
             options: as for `kdcli.rollouts.go_on`.
         """
+        raise NotImplementedError
+
+    def nearest(self, candidates: Sequence[str], reference: str) -> str:
+        """The candidate that is most like a reference; for tasks whose models search."""
         raise NotImplementedError
 
     def answered(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:

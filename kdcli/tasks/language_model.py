@@ -14,7 +14,7 @@ from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTr
 from kdcli.errors import ModelError
 from kdcli.losses.base import log_probs
 from kdcli.signal import Head, Signal, TopKSignal
-from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task
+from kdcli.tasks.base import Encoded, Predictions, Task
 
 CLOSE = 1e-3
 """The most by which the head's logits may differ from the model's own (fp32), relative to their size."""
@@ -49,18 +49,24 @@ class LanguageModel(Task):
     def _check_head(self, model: PreTrainedModel) -> None:
         ids = torch.arange(4)[None] % model.config.get_text_config().vocab_size
         every = torch.zeros(4, dtype=torch.int64), torch.arange(4)
-        own = model(input_ids=ids).logits[0].float()
-        ours = self.signal(model, {"input_ids": ids}, every).rows(slice(0, 4)).logits
+        own = self.own_logits(model, ids)
+        ours = self.signal(model, self.probe(ids), every).rows(slice(0, 4)).logits
         if own.shape != ours.shape or not torch.allclose(
             own, ours, atol=CLOSE * float(own.abs().max().clamp(min=1))
         ):
             raise unknown_head(model)
 
+    def probe(self, ids: Tensor) -> dict[str, Tensor]:
+        """Inputs of `signal` that are made of these tokens alone, (1, L)."""
+        return {"input_ids": ids}
+
+    def own_logits(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
+        """What the model itself makes of `probe`'s inputs, fp32 (L, C)."""
+        return model(input_ids=ids).logits[0].float()
+
     def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
         """All counted tokens."""
-        labels = encoded.columns["labels"].astype(np.int64)
-        counted = labels != IGNORE
-        return labels[counted], np.add.reduceat(counted.astype(np.int64), encoded.offsets[:-1])
+        return encoded.counted()
 
     def compared(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
         """The tokens that two models must have in common to be compared, and how many each row has."""
@@ -168,8 +174,13 @@ def head_of(model: PreTrainedModel) -> Head:
         raise ModelError(f"{type(model).__name__} has no output head")
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    if getattr(config, "scale_decoder_outputs", False):  # T5
+        scale = config.d_model**-0.5
     cap = getattr(config, "final_logit_softcapping", None)
-    return Head(layer.weight, getattr(layer, "bias", None), float(scale), cap)
+    bias = getattr(layer, "bias", None)
+    if bias is None and (shift := getattr(model, "final_logits_bias", None)) is not None:  # Marian, BART
+        bias = shift[0]
+    return Head(layer.weight, bias, float(scale), cap)
 
 
 def unknown_head(model: PreTrainedModel) -> ModelError:

@@ -121,10 +121,7 @@ class TokenClassification(Classification):
 
     def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
         """One a word."""
-        labels = encoded.columns["labels"].astype(np.int64)
-        counted = labels != IGNORE
-        found = labels[counted]
-        counts = np.add.reduceat(counted.astype(np.int64), encoded.offsets[:-1])
+        found, counts = encoded.counted()
         return np.where(found == UNTAGGED, IGNORE, found), counts
 
     def signal(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: Tensor) -> Signal:

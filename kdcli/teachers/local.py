@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 
 from kdcli.config import Count, Rollout
@@ -64,11 +65,22 @@ class LocalTeacher(Teacher):
         said, _ = self.task.ask(self.model, self.tokenizer, features, self.bf16, self.order, parts)
         return said.first(self.classes)
 
+    def likelihoods(self, examples: Sequence[Mapping[str, Any]]) -> list[float]:
+        """By one forward pass."""
+        encoded = self.task.encode(
+            self.tokenizer, datasets.Dataset.from_list(list(examples)), self.max_length
+        )
+        said = self.task.predict(self.model, self.tokenizer, encoded, self.bf16)
+        rows = np.repeat(np.arange(len(said.counts)), said.counts)
+        sums = np.bincount(rows, said["log_prob"].astype(np.float64), minlength=len(said.counts))
+        return (sums / np.maximum(said.counts, 1)).tolist()
+
     def write(self, examples: Sequence[Mapping[str, Any]], how: Rollout, seed: int) -> list[str]:
         """Answers by the task's prompts, in the precision of the teacher's signals."""
         table = datasets.Dataset.from_list(list(examples))
+        searched = how.model_dump(include={"num_beams", "length_penalty", "candidates"})
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.task.write(
+            texts = self.task.write(
                 self.model,
                 self.tokenizer,
                 table,
@@ -77,4 +89,12 @@ class LocalTeacher(Teacher):
                 batch_size=how.batch_size,
                 temperature=how.sampling_temperature,
                 seeds=[seed_of(seed, row["id"]) for row in examples],
+                **(searched if self.task.searches else {}),
             )
+        if how.candidates == 1:
+            return texts
+        each = [texts[start : start + how.candidates] for start in range(0, len(texts), how.candidates)]
+        return [
+            self.task.nearest(some, row["target"]) if row["target"] is not None else some[0]
+            for some, row in zip(each, examples, strict=True)
+        ]

@@ -367,10 +367,10 @@ def test_verdict_on_size_and_speed(verdict: dict[str, Any], part: str) -> None:
 
 def test_verdict_of_a_metric_that_is_no_percentage() -> None:
     """Scores of a metric that the report knows nothing about are printed as percentages."""
-    report = fake_report(teacher=31.2, control=25.0, student=28.236, ci95=(2.0, 4.0), metric="bleu")
+    report = fake_report(teacher=31.2, control=25.0, student=28.236, ci95=(2.0, 4.0), metric="ter")
     text = reports.verdict_text(report)
-    assert "keeps 90.5 % of the teacher's bleu (28.236 against 31.200)" in text
-    assert "+3.236 bleu over the same student" in text
+    assert "keeps 90.5 % of the teacher's ter (28.236 against 31.200)" in text
+    assert "+3.236 ter over the same student" in text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,146 @@
+"""A translator of a given size: an encoder and a decoder of random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    MarianConfig,
+    MarianMTModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from kdcli.config import Count, Fraction
+from kdcli.errors import ConfigError
+from kdcli.models import Source, load_config, load_tokenizer
+from kdcli.rollouts import start_of_config
+from kdcli.students.base import Birth
+from kdcli.students.pretrained import from_checkpoint
+from kdcli.tasks.base import Task
+
+POSITIONS = 512
+"""Tokens that a new model can read, if nobody says."""
+
+
+class EncoderDecoder(Birth):
+    """A new model of Marian's architecture (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762), with one matrix for what it reads
+    and what it writes, over the teacher's vocabulary; with `student.path`, that checkpoint in its own shape.
+
+    A decoder runs once a token and an encoder once a text, so a deep encoder with a shallow decoder is quick for its quality
+    (Kasai et al. 2021, https://arxiv.org/abs/2006.10369).
+
+    Args:
+        hidden_size: width; a multiple of num_attention_heads, and even.
+        encoder_layers, decoder_layers: depths.
+        num_attention_heads: heads a layer.
+        intermediate_size: width of the feed-forward layers.
+        dropout: of hidden states, while training.
+    """
+
+    def __init__(
+        self,
+        hidden_size: Count,
+        encoder_layers: Count,
+        decoder_layers: Count,
+        num_attention_heads: Count,
+        intermediate_size: Count,
+        dropout: Fraction = 0.1,
+    ):
+        if hidden_size % num_attention_heads or hidden_size % 2:
+            raise ConfigError(
+                f"hidden_size = {hidden_size} is not an even multiple of num_attention_heads = {num_attention_heads}"
+            )
+        self.shape: dict[str, Any] = {
+            "d_model": hidden_size,
+            "encoder_layers": encoder_layers,
+            "decoder_layers": decoder_layers,
+            "encoder_attention_heads": num_attention_heads,
+            "decoder_attention_heads": num_attention_heads,
+            "encoder_ffn_dim": intermediate_size,
+            "decoder_ffn_dim": intermediate_size,
+            "dropout": dropout,
+        }
+
+    def born(
+        self, task: Task, teacher: Source, rows: datasets.Dataset
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """A model over the teacher's tokenizer."""
+        if self.source is not None:
+            return from_checkpoint(self.source, task)
+        config = load_config(teacher).get_text_config()
+        positions = getattr(config, "max_position_embeddings", None) or POSITIONS
+        model = self.over(load_tokenizer(teacher), start_of_config(config), positions, config.vocab_size)
+        return model, load_tokenizer(teacher, model)
+
+    def over(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        start: int | None = None,
+        positions: int = POSITIONS,
+        vocab_size: int | None = None,
+    ) -> PreTrainedModel:
+        """A model over a tokenizer's vocabulary.
+
+        Args:
+            start: the token that the decoder begins with; None: the one that pads.
+            vocab_size: rows of the embeddings; None: as many as there are tokens.
+        """
+        pad = tokenizer.pad_token_id
+        config = MarianConfig(
+            vocab_size=vocab_size or len(tokenizer),
+            decoder_vocab_size=vocab_size or len(tokenizer),
+            max_position_embeddings=positions,
+            pad_token_id=pad,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            forced_eos_token_id=None,
+            decoder_start_token_id=pad if start is None else start,
+            activation_function="relu",
+            scale_embedding=True,
+            share_encoder_decoder_embeddings=True,
+            tie_word_embeddings=True,
+            init_std=self.shape["d_model"] ** -0.5,
+            **self.shape,
+        )
+        return MarianMTModel(config)
+
+
+def learn_vocabulary(rows: datasets.Dataset, size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of byte pairs (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; over bytes, so that no character is unknown),
+    learnt from both sides of all pairs.
+
+    Args:
+        size: tokens at most, the 256 bytes and three special ones among them.
+
+    Raises:
+        ConfigError: fewer than those.
+    """
+    special = ["</s>", "<unk>", "<pad>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if size < len(alphabet) + len(special):
+        raise ConfigError(
+            f"teacher.vocab_size = {size}: {len(alphabet) + len(special)} tokens are needed for bytes and special tokens alone; raise it"
+        )
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.normalizer = normalizers.NFC()
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    texts = (text for side in ("source", "target") for text in rows[side])
+    inner.train_from_iterator([text for text in texts if text is not None], trainer)
+    inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        model_max_length=POSITIONS,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )

@@ -1,0 +1,359 @@
+"""What must not change the result of a translator, and what a run of one leaves, through the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny import LEXICON, pairs, start, translation, translator, wait_for, write_pairs
+
+from kdcli.config import Rollout
+from kdcli.launch import launch
+from kdcli.models import Source
+from kdcli.tasks.seq2seq import Seq2Seq
+from kdcli.teachers.local import LocalTeacher
+
+Distil = Callable[..., Path]
+ALONE = ("control=false", "measure=null")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return translator(tmp_path_factory.mktemp("models") / "translator")
+
+
+@pytest.fixture(scope="module")
+def options(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of a run of a few seconds."""
+    file = write_pairs(tmp_path_factory.mktemp("data") / "pairs.csv", pairs(300, longest=4))
+    return [
+        "teacher=local",
+        f"teacher.path={teacher}",
+        "teacher.trainer.precision=fp32",
+        "student=translator-tiny",
+        "student.hidden_size=16",
+        "student.encoder_layers=1",
+        "student.num_attention_heads=2",
+        "student.intermediate_size=32",
+        "student.dropout=0.0",
+        "dataset=csv",
+        f"dataset.path={file}",
+        "dataset.source=en",
+        "dataset.target=es",
+        "dataset.validation_size=40",
+        "dataset.test_size=48",
+        "dataset.max_length=32",
+        "loss.hard_label.weight=1",
+        "trainer.precision=fp32",
+        "trainer.batch_size=16",
+        "trainer.epochs=3",
+        "trainer.learning_rate=5e-3",
+        "trainer.logging_steps=5",
+        "measure.latency_runs=3",
+        "measure.throughput_seconds=0.05",
+        "measure.max_texts=4",
+    ]
+
+
+@pytest.fixture
+def distil(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Distil:
+    """Runs `kdcli distill` in this process and returns the run directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(folder: str, *overrides: str, code: int = 0) -> Path:
+        into = tmp_path / folder
+        assert launch("distill", [*options, *overrides, f"hydra.run.dir={into}"]) == code
+        return into
+
+    return run
+
+
+def away(one: Path, other: Path) -> float:
+    """The largest difference between two students' weights, but for those that change nothing: a bias of keys adds the same to
+    all scores of a query, so that its gradient is rounding alone, which Adam makes large."""
+    a, b = (load_file(run / "student" / "model.safetensors") for run in (one, other))
+    assert a.keys() == b.keys()
+    return max(float((a[key] - b[key]).abs().max()) for key in a if not key.endswith("k_proj.bias"))
+
+
+def written(run: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (run / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def right(row: dict[str, str]) -> bool:
+    return row["target"] == translation(row["source"].split())
+
+
+def test_batch_8x2_is_16x1(distil: Distil) -> None:
+    """A mean over the tokens of each micro-batch weighs a token by the length of its neighbours."""
+    steps = (*ALONE, "trainer.max_steps=8")
+    assert away(distil("whole", *steps), distil("parts", *steps, "trainer.micro_batch_size=4")) < 2e-5
+
+
+def test_stored_answers_of_all_tokens_are_the_teachers_own(distil: Distil) -> None:
+    """Answers that are stored for another position, or another pair, are somebody's all the same: the loss falls."""
+    steps = (*ALONE, "trainer.max_steps=10", "loss.soft_label.temperature=2", "~loss.hard_label")
+    online = distil("online", *steps, "teacher.cache=false")
+    stored = distil("stored", *steps, "teacher.top_k=400")
+    assert away(online, stored) < 1e-3
+    assert away(online, distil("few", *steps, "teacher.top_k=1")) > 5 * away(online, stored)
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return taken.getsockname()[1]
+
+
+def test_one_process_is_two_processes(
+    distil: Distil, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens counted by each process alone; or each translates, and one waits for ever for the other."""
+    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cache"))
+    more = [*ALONE, "trainer.max_steps=8", "rollout=beam", "rollout.num_beams=2"]
+    two = tmp_path / "two"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m",
+               "kdcli", "distill", *options, *more, f"hydra.run.dir={two}"]  # fmt: skip
+    done = subprocess.run(
+        command, env=os.environ.copy(), text=True, capture_output=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "another"))
+    one = distil("one", *more)
+    assert written(one) == written(two)
+    assert away(one, two) < 2e-5
+
+
+def test_killed_and_continued_is_uninterrupted_and_keeps_pairs_together(
+    distil: Distil, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume that loses the data's place; or, after shuffling, filtering by score, sorting by length and a kill among the
+    translations, a source gets its neighbour's target."""
+    monkeypatch.setattr("kdcli.commands.distill.PART", 16)
+    more = [*ALONE, "rollout=beam", "rollout.num_beams=3", "rollout.keep=0.7", "trainer.keep=last", "trainer.epochs=4",
+            "trainer.eval_steps=5", "trainer.dropout=0.1"]  # fmt: skip
+    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "one"))
+    whole = distil("whole", *more)
+    rows = written(whole)
+    assert len(rows) == round(0.7 * 212)
+    assert len({row["source"] for row in rows}) == len(rows)
+    assert sum(map(right, rows)) > 0.8 * len(rows)  # a shift by one leaves none
+    everything = distil("everything", *[*more, "rollout.keep=1.0"])
+    share = sum(map(right, written(everything))) / 212
+    assert share < sum(map(right, rows)) / len(rows)  # what the teacher is sure of is right more often
+    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "other"))
+    killed = tmp_path / "killed"
+    for glob, where in (
+        ("rollouts/*/*.json", tmp_path / "other"),
+        ("stages/student/checkpoint-1*/trainer_state.json", killed),
+    ):
+        process = start(killed, [*options, *more])
+        wait_for(lambda glob=glob, where=where: any(where.glob(glob)), process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not (killed / "student").exists()
+    distil("killed", *more)
+    assert written(killed) == rows
+    assert away(whole, killed) == 0
+
+
+def test_the_teachers_own_translations(distil: Distil, teacher: Path) -> None:
+    """Beams, drawn candidates and the choice among them are options that nothing reads."""
+    beams = written(distil("beams", *ALONE, "trainer.max_steps=2", "rollout=beam", "rollout.num_beams=3"))
+    own = LocalTeacher()
+    own.open(Source(teacher, "teacher"), Seq2Seq(), 32, "fp32")
+    how = Rollout(by="teacher", sampling_temperature=0.0, num_beams=3)
+    assert [row["target"] for row in beams] == own.write(beams, how, 0)
+    near = [
+        "rollout=teacher",
+        "rollout.candidates=4",
+        "rollout.pick=nearest",
+        "rollout.sampling_temperature=1.5",
+    ]
+    drawn = written(distil("drawn", *ALONE, "trainer.max_steps=2", *near))
+    single = written(
+        distil("single", *ALONE, "trainer.max_steps=2", "rollout=teacher", "rollout.sampling_temperature=1.5")
+    )
+    assert sum(map(right, drawn)) > sum(map(right, single))
+
+
+def test_a_student_translates_while_it_is_trained(distil: Distil) -> None:
+    """On-policy rows whose positions are those of the references: the teacher is asked about other tokens."""
+    run = distil("run", *ALONE, "rollout=student", "trainer.max_steps=6", "teacher.cache=false")
+    assert (run / "report.json").is_file()
+
+
+def test_from_the_data_to_the_report(
+    distil: Distil, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Figures of the report that `kdcli eval` does not find again; a student that plain transformers cannot use."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    beams = ["rollout=beam", "rollout.num_beams=2", "measure.num_beams=2"]
+    run = distil("run", *beams, "trainer.epochs=20", "student.hidden_size=32")
+    report = json.loads((run / "report.json").read_text())
+    assert (report["task"], report["metric"]) == ("seq2seq", "bleu")
+    assert report["beams"] == 2
+    assert report["signature"]["bleu"].startswith("nrefs:1|case:mixed")
+    assert set(report["models"]) == {"teacher", "control", "student"}
+    for name, model in report["models"].items():
+        scores = model["scores"]
+        low, high = scores["bleu_ci95"]
+        assert low <= model["score"] == scores["bleu"] <= high
+        assert scores["chrf"] > 0
+        assert 0 <= scores["bleu_beam"] <= 100
+        assert scores["log_prob"] < 0
+        assert model["throughput_per_s"] > 0
+        assert model["latency_ms"]["p95"] >= model["latency_ms"]["p50"] > 0
+        lines = (run / "predictions" / f"test.{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == report["test_examples"] == 48
+    assert report["models"]["teacher"]["score"] > 60
+    assert report["models"]["student"]["score"] > 5
+    for key in ("worst", "best"):
+        assert len(report["translations"][key]) == 20
+        assert {"source", "reference", "teacher", "control", "student", "score"} == set(
+            report["translations"][key][0]
+        )
+    assert report["translations"]["best"][0]["score"] >= report["translations"]["worst"][0]["score"]
+    assert 0 < report["verdict"]["gain_p"] <= 1
+    model, info = AutoModelForSeq2SeqLM.from_pretrained(run / "student", output_loading_info=True)
+    assert not any(info.values())
+    tokenizer = AutoTokenizer.from_pretrained(run / "student")
+    first = json.loads(
+        (run / "predictions" / "test.student.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    )
+    said = model.generate(**tokenizer(first["source"], return_tensors="pt"))
+    assert tokenizer.decode(said[0], skip_special_tokens=True).strip() == first["text"]
+    capsys.readouterr()
+    into = [f"run={run}", "measure=null", "format=json", f"hydra.run.dir={tmp_path / 'scored'}"]
+    assert launch("eval", into) == 0
+    scored = json.loads(capsys.readouterr().out)
+    for name, model in report["models"].items():
+        assert scored["models"][name]["score"] == pytest.approx(model["score"])
+    assert scored["verdict"]["gain_ci95"] == pytest.approx(report["verdict"]["gain_ci95"])
+
+
+def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, tmp_path: Path, monkeypatch) -> None:
+    """No checkpoint, no run; or a cold and a warm cache, or a rerun, give another teacher."""
+    new = [
+        "teacher=transformer",
+        "teacher.path=null",
+        "teacher.vocab_size=320",
+        "teacher.born.hidden_size=16",
+        "teacher.born.encoder_layers=1",
+        "teacher.born.decoder_layers=1",
+        "teacher.born.num_attention_heads=2",
+        "teacher.born.intermediate_size=32",
+        "teacher.trainer.max_steps=12",
+        "teacher.trainer.batch_size=16",
+        "trainer.max_steps=6",
+        *ALONE,
+    ]
+    runs = []
+    for name in ("cold", "again"):
+        monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / f"cache-{name}"))
+        runs.append(distil(name, *new))
+    runs.append(distil("warm", *new))
+    assert away(runs[0], runs[1]) == away(runs[0], runs[2]) == 0
+    environment = json.loads((runs[0] / "env.json").read_text())
+    assert environment["teacher"]["path"] == "the new teacher"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rollout=beam", "rollout.candidates=9", "rollout.pick=nearest"], "finds no more than that"),
+        (["rollout.num_beams=3"], "with by=dataset nothing is searched for"),
+        (
+            ["teacher.born._target_=kdcli.students.layers.Layers", "teacher.born.num_hidden_layers=1"],
+            "born: a new model has no path",
+        ),
+        (["dataset.max_length=3"], "pairs have more than dataset.max_length = 3 tokens"),
+        (["student.hidden_size=15"], "hidden_size = 15 is not an even multiple"),
+    ],
+)
+def test_bad_input(
+    distil: Distil, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
+) -> None:
+    """Found after the teacher has been trained, or told as a traceback."""
+    distil("run", *[f"+{each}" if "born" in each else each for each in overrides], code=2)
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+class Parrot(LocalTeacher):
+    """Writes its source."""
+
+    def write(self, examples, how, seed):
+        return [row["source"] for row in examples]
+
+
+def test_a_teacher_that_copies(distil: Distil, capsys: pytest.CaptureFixture[str]) -> None:
+    """The student learns to repeat what it is given, and the control is better."""
+    distil("run", f"teacher._target_={__name__}.Parrot", *ALONE, code=2)
+    assert "the teacher copies its source: 100% of 32 texts" in " ".join(capsys.readouterr().err.split())
+
+
+def test_swapped_columns(distil: Distil, caplog: pytest.LogCaptureFixture, capsys) -> None:
+    """The student learns the other direction."""
+    distil("run", *ALONE, "dataset.source=es", "dataset.target=en", "trainer.max_steps=2")
+    assert "are dataset.source and dataset.target swapped?" in " ".join(
+        (caplog.text + capsys.readouterr().err).split()
+    )
+
+
+def test_the_lexicon_is_not_copied() -> None:
+    """Words that are the same in both languages would count as copies in the tests above."""
+    assert not set(LEXICON) & set(LEXICON.values())
+
+
+def test_sources_that_only_the_teacher_translates(distil: Distil, tmp_path: Path, capsys) -> None:
+    """Targets that were to be hidden are learnt, or leave the control with empty references; more text is not translated."""
+    more = tmp_path / "more.csv"
+    fresh = [source for source, _ in pairs(60, seed=77, longest=4)]
+    more.write_text("en\n" + "\n".join(fresh) + "\n", encoding="utf-8")
+    options = ["dataset.labelled=100", f"dataset.unlabelled={more}", "rollout=beam", "rollout.num_beams=2"]
+    run = distil("run", *options, "measure=null", "trainer.max_steps=4")
+    report = json.loads((run / "report.json").read_text())
+    rows = written(run)
+    assert report["dataset"]["labelled"] == 100
+    assert 212 < report["dataset"]["train"] == len(rows) <= 212 + 60
+    assert {row["source"] for row in rows} & set(fresh)
+    assert all(row["target"] for row in rows)
+    assert sum(map(right, rows)) > 0.7 * len(rows)
+    whole = distil("whole", "rollout=beam", "rollout.num_beams=2", *ALONE, "trainer.max_steps=2")
+    one, other = (json.loads((each / "report.json").read_text()) for each in (run, whole))
+    assert one["dataset"]["fingerprint"] != other["dataset"]["fingerprint"]
+    distil("bad", *options[:2], code=2)
+    assert "training rows have no target" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "birth",
+    [
+        ["student=layers", "student.num_hidden_layers=1", "student.decoder_layers=1"],
+        ["student=pruned", "student.intermediate_size=32", "student.importance=activation"],
+        ["student=pruned", "student.intermediate_size=32", "student.importance=gradient"],
+    ],
+)
+def test_students_cut_out_of_a_translator(
+    options: list[str], birth: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Births that look at the data take the target's tokens for the source's."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    monkeypatch.chdir(tmp_path)
+    others = [option for option in options if not option.startswith("student")]
+    more = [*ALONE, "trainer.max_steps=4", "trainer.learning_rate=1e-4", "hydra.run.dir=run"]
+    assert launch("distill", [*others, *birth, *more]) == 0
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "student")
+    assert model.config.decoder_layers == 1
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["models"]["student"]["score"] > 20

@@ -1,0 +1,279 @@
+"""Translation: what a model reads, which of its tokens count, what it writes, and how that is scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from tiny import pairs
+
+from kdcli.errors import ConfigError, DataError
+from kdcli.evaluate import gain, resampled
+from kdcli.rollouts import translate
+from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
+from kdcli.tasks.base import IGNORE, Predictions
+from kdcli.tasks.seq2seq import Seq2Seq
+
+
+@pytest.fixture(scope="module")
+def rows() -> datasets.Dataset:
+    return datasets.Dataset.from_list(
+        [
+            {"id": str(number), "source": source, "target": target}
+            for number, (source, target) in enumerate(pairs(60))
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def words(rows):
+    return learn_vocabulary(rows, 300)
+
+
+def made(kind: str, words):
+    """A small random model of an architecture."""
+    import transformers
+
+    torch.manual_seed(3)
+    shape = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2}
+    shape |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    tokens = {
+        "vocab_size": len(words),
+        "pad_token_id": words.pad_token_id,
+        "eos_token_id": words.eos_token_id,
+    }
+    if kind == "Marian":
+        return EncoderDecoder(32, 2, 1, 2, 64).over(words).eval()
+    if kind.startswith("T5"):
+        shape = {
+            "d_model": 32,
+            "d_ff": 64,
+            "num_layers": 2,
+            "num_decoder_layers": 1,
+            "num_heads": 2,
+            "d_kv": 16,
+        }
+        shape["tie_word_embeddings"] = kind == "T5"
+        kind = "T5"
+    config = getattr(transformers, f"{kind}Config")(
+        decoder_start_token_id=words.pad_token_id, **tokens, **shape
+    )
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+
+
+KINDS = ["Marian", "T5", "T5 untied", "Bart", "M2M100"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_token_of_the_target_counts_as_the_model_itself_says(kind: str, rows, words) -> None:
+    """The first target token goes uncounted, since the decoder's start token is the pad token; or the target is not shifted."""
+    model, task = made(kind, words), Seq2Seq()
+    if hasattr(model, "final_logits_bias"):  # a checkpoint's own is not 0 everywhere
+        model.final_logits_bias.copy_(torch.randn(1, len(words)))
+    encoded = task.encode(words, rows, 64)
+    said = task.predict(model, words, encoded)
+    batch = task.collate([encoded[row] for row in range(7)], words)
+    with torch.no_grad():
+        loss = model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
+    targets = words(text_target=rows["target"][:7])["input_ids"]
+    assert said.counts[:7].tolist() == [len(ids) for ids in targets]
+    own = said["log_prob"][: said.counts[:7].sum()]
+    assert float(-own.mean()) == pytest.approx(float(loss), abs=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_and_neighbours_change_nothing(kind: str, rows, words) -> None:
+    """A row's score, or its translation, depends on what it is batched with."""
+    model, task = made(kind, words), Seq2Seq()
+    encoded = task.encode(words, rows, 64)
+    together, alone = Seq2Seq(), Seq2Seq()
+    alone.batch = 1
+    one, other = (each.predict(model, words, encoded) for each in (together, alone))
+    np.testing.assert_allclose(one["log_prob"], other["log_prob"], atol=2e-5)
+    sources = [encoded[row]["input_ids"].tolist() for row in range(9)]
+    how = {"max_new_tokens": 12, "num_beams": 2}
+    assert translate(model, words, sources, [], batch_size=9, **how) == translate(
+        model, words, sources, [], batch_size=1, **how
+    )
+
+
+def test_what_is_drawn_depends_on_the_seed_of_a_row_alone(rows, words) -> None:
+    """Answers of on-policy distillation change with the batch, so that a resumed run differs."""
+    model = made("Marian", words)
+    sources = words(rows["source"][:6])["input_ids"]
+    how = {"max_new_tokens": 8, "temperature": 1.0, "candidates": 2}
+    seeds = list(range(6))
+    whole = translate(model, words, sources, [], batch_size=6, seeds=seeds, **how)
+    assert whole == translate(model, words, sources, [], batch_size=4, seeds=seeds, **how)
+    assert whole[2:4] == translate(model, words, sources[1:2], [], batch_size=4, seeds=seeds[1:2], **how)
+    assert whole[0] != whole[1]
+
+
+def test_greedy_is_what_transformers_writes(rows, words) -> None:
+    """Our own stop rules or start tokens make another text than the model's `generate`."""
+    model = made("Marian", words)
+    ids = words(rows["source"][:1], return_tensors="pt").input_ids
+    own = model.generate(ids, max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:].tolist()
+    (ours,) = translate(model, words, ids.tolist(), [], max_new_tokens=12, batch_size=4)
+    assert ours == own[: len(ours)]
+
+
+def test_what_is_given_is_not_counted(rows, words) -> None:
+    """A language code, which is forced at the beginning of every text, is counted as if it were predicted."""
+    words.add_special_tokens({"bos_token": "<de>"})
+    from tokenizers.processors import TemplateProcessing
+
+    backend = words.backend_tokenizer
+    before = backend.post_processor
+    code = words.convert_tokens_to_ids("<de>")
+    try:
+        backend.post_processor = TemplateProcessing(
+            single="<de> $A </s>", special_tokens=[("</s>", words.eos_token_id), ("<de>", code)]
+        )
+        task = Seq2Seq()
+        assert task.given(words) == [code]
+        encoded = task.encode(words, rows, 64)
+        item = encoded[0]
+        assert item["target"][0] == code
+        assert item["labels"][0] == IGNORE
+        assert (item["labels"][1:] == item["target"][1:]).all()
+        model = EncoderDecoder(32, 1, 1, 2, 64).over(words).eval()
+        (ours,) = translate(
+            model, words, [item["input_ids"].tolist()], [code], max_new_tokens=5, batch_size=1
+        )
+        own = model.generate(
+            torch.tensor([item["input_ids"].tolist()]),
+            max_new_tokens=6,
+            forced_bos_token_id=code,
+            num_beams=1,
+        )
+        assert own[0, 1] == code
+        assert ours == own[0, 2 : 2 + len(ours)].tolist()
+    finally:
+        backend.post_processor = before
+
+
+class Codes:
+    """What tokenizers of several languages have."""
+
+    src_lang, tgt_lang = "eng_Latn", "fra_Latn"
+    all_special_tokens = ("</s>", "eng_Latn", "fra_Latn", "deu_Latn")
+
+
+@pytest.mark.parametrize(
+    ("languages", "message"),
+    [
+        ((None, "deu_Latn"), "dataset.source_language is not set; its codes: deu_Latn, eng_Latn, fra_Latn"),
+        (
+            ("eng_Latn", "deu_Latin"),
+            "dataset.target_language = deu_Latin: the model does not know it; did you mean deu_Latn?",
+        ),
+    ],
+)
+def test_a_language_that_the_model_does_not_know(languages, message: str) -> None:
+    """A wrong code becomes the unknown token, and the model writes some other language."""
+    with pytest.raises(ConfigError) as caught:
+        Seq2Seq(languages)._set_languages(Codes())  # type: ignore[arg-type]
+    assert message in str(caught.value)
+
+
+def test_languages_are_set() -> None:
+    """The tokenizer keeps the languages of its checkpoint."""
+    codes = Codes()
+    Seq2Seq(("eng_Latn", "deu_Latn"))._set_languages(codes)  # type: ignore[arg-type]
+    assert (codes.src_lang, codes.tgt_lang) == ("eng_Latn", "deu_Latn")
+
+
+def test_long_pairs_are_refused_or_dropped_whole(rows, words) -> None:
+    """A cut target teaches to stop in the middle of a sentence; or a source loses its target."""
+    longest = max(len(ids) for ids in words(list(rows["source"]))["input_ids"])
+    with pytest.raises(DataError, match=r"pairs have more than dataset.max_length = .*clean.overlong=drop"):
+        Seq2Seq().prepare(rows, words, longest - 1)
+    task = Seq2Seq(drop_overlong=True)
+    kept = task.prepare(rows, words, longest - 1)
+    assert task.dropped == len(rows) - len(kept) > 0
+    assert set(zip(kept["source"], kept["target"], strict=True)) < set(pairs(60))
+
+
+def test_prefix(rows, words) -> None:
+    """T5 is not told what to do."""
+    task = Seq2Seq(prefix="translate: ")
+    assert task.inputs(rows, words)[0] == ["translate: " + rows["source"][0]]
+    ids = task.encode(words, rows, 64)[0]["input_ids"]
+    assert words.decode(ids, skip_special_tokens=True).strip() == "translate: " + rows["source"][0]
+
+
+def said(texts: list[str], references: list[str]) -> Predictions:
+    empty = np.empty(0)
+    return Predictions({}, empty, np.ones(len(texts)), texts, [("x", reference) for reference in references])
+
+
+def test_bleu_of_sums_is_corpus_bleu() -> None:
+    """The bootstrap resamples something else than sacrebleu's BLEU."""
+    import sacrebleu
+
+    references = [target for _, target in pairs(40, longest=12)]
+    texts = [" ".join(text.split()[:-1]) if number % 3 else text for number, text in enumerate(references)]
+    task = Seq2Seq()
+    own = task.from_tally(task.tally(said(texts, references)).sum(0))
+    assert own == pytest.approx(sacrebleu.corpus_bleu(texts, [references]).score)
+    assert task.scores(said(texts, references))["bleu"] == pytest.approx(own)
+
+
+def test_paired_bootstrap() -> None:
+    """An interval that holds 0 for a clear gain, or a p-value of the wrong side."""
+    references = [target for _, target in pairs(80, longest=12)]
+    worse = [" ".join(text.split()[1:]) if number % 2 else text for number, text in enumerate(references)]
+    task = Seq2Seq()
+    found = gain(task, said(references, references), said(worse, references))
+    assert found["gain_ci95"][0] > 0
+    assert found["gain_p"] < 0.01
+    assert found["gain_ci95"][0] < found["gain_over_control"] < found["gain_ci95"][1]
+    back = gain(task, said(worse, references), said(references, references))
+    assert back["gain_p"] > 0.99
+    same = gain(task, said(worse, references), said(worse, references))
+    assert same["gain_ci95"] == [0, 0]
+    assert same["gain_p"] == 1
+    assert resampled(task, said(references, references)) == pytest.approx(100)
+
+
+def test_copies_are_counted() -> None:
+    """A model that copies its source passes for one that translates; texts whose reference is their source are no copies."""
+    task = Seq2Seq()
+    found = task.text_scores(["a B", "c", "e"], [("A b", "z"), ("c", "c"), ("d", "d")])
+    assert found["copied"] == pytest.approx(1 / 3)
+
+
+def test_nearest_candidate() -> None:
+    """Sequence-level interpolation takes the teacher's first instead of what is nearest to the reference."""
+    task = Seq2Seq()
+    assert task.nearest(["uno dos", "uno dos tres", "casa"], "uno dos tres cuatro") == "uno dos tres"
+
+
+def test_no_character_is_unknown(words) -> None:
+    """A vocabulary learnt from a few rows loses what they do not hold."""
+    text = "Ωmega 日本語 – “quoted” \U0001f600"
+    assert words.decode(words(text)["input_ids"], skip_special_tokens=True).strip() == text
+    assert words.unk_token_id not in words(text)["input_ids"]
+
+
+def test_a_new_model_is_a_plain_one(words, tmp_path: Path) -> None:
+    """The student needs kdcli to be loaded, or starts from another token than it was trained with."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    model = EncoderDecoder(32, 2, 1, 2, 64).over(words)
+    model.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert again.config.decoder_start_token_id == words.pad_token_id
+    assert again.lm_head.weight.data_ptr() == again.model.encoder.embed_tokens.weight.data_ptr()
+    assert AutoTokenizer.from_pretrained(tmp_path)("one two")["input_ids"] == words("one two")["input_ids"]
+
+
+def test_too_small_a_vocabulary(rows) -> None:
+    """A vocabulary without all bytes has unknown characters again."""
+    with pytest.raises(ConfigError, match="259 tokens are needed"):
+        learn_vocabulary(rows, 100)

@@ -1,0 +1,696 @@
+"""Pairs of source and target: read from whatever holds them, cleaned by rules that are told, and never taken apart."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+from babel.messages.catalog import Catalog
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
+from pydantic import ValidationError
+
+from kdcli.config import OF_PAIRS, Clean, Dataset, Distill, conf_dir
+from kdcli.data import SPLITS, Data, load
+from kdcli.errors import ConfigError, DataError
+
+PAIRS = [(f"the house number {number} is red", f"das Haus Nummer {number} ist rot") for number in range(60)]
+ASIDE = {"validation_size": 6, "test_size": 6}
+
+
+def read(path: Path, **more: Any) -> Data:
+    kind = {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix, "csv")
+    columns = {} if more.get("format") == "gettext" else {"source": "en", "target": "de"}
+    return load(Dataset.model_validate({"path": str(path), "format": kind, **columns, **more}))
+
+
+def refused(path: Path, **more: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        read(path, **more)
+    return caught.value.message
+
+
+def write(path: Path, rows: list[tuple[str, str]]) -> Path:
+    path.write_text("".join(json.dumps({"en": source, "de": target}) + "\n" for source, target in rows))
+    return path
+
+
+def pairs(data: Data, *splits: str) -> set[tuple[str, str]]:
+    return {(row["source"], row["target"]) for split in splits or SPLITS for row in data[split]}
+
+
+# ---- rows --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "hub"])
+def test_pairs_from_every_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, nested: bool
+) -> None:
+    """Source and target exchanged, or the whole mapping of a hub data set taken for a text."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("kdcli.data.snapshot", lambda *_, **__: (tmp_path, "c0ffee"))
+    table: dict[str, list[Any]] = {"en": [pair[0] for pair in PAIRS], "de": [pair[1] for pair in PAIRS]}
+    columns = {"source": "en", "target": "de"}
+    if nested and kind != "csv":
+        table = {"translation": [{"en": source, "de": target} for source, target in PAIRS]}
+        columns = {"source": "translation.en", "target": "translation.de"}
+    elif nested:
+        table = {"a.en": table["en"], "a.de": table["de"]}
+        columns = {"source": "a.en", "target": "a.de"}
+    path = tmp_path / f"a.{'parquet' if kind == 'hub' else kind}"
+    if kind == "hub" and nested:
+        features = datasets.Features({"translation": datasets.Translation(languages=["en", "de"])})
+        datasets.Dataset.from_dict(table, features=features).to_parquet(path)
+    elif kind in ("parquet", "hub"):
+        pyarrow.parquet.write_table(pyarrow.table(table), path)
+    elif kind == "jsonl":
+        path.write_text(
+            "".join(
+                json.dumps(dict(zip(table, row, strict=True))) + "\n"
+                for row in zip(*table.values(), strict=True)
+            )
+        )
+    else:
+        rows = [tuple(table), *zip(*table.values(), strict=True)]
+        path.write_text("".join(",".join(row) + "\n" for row in rows))
+    data = read(path, format=kind, **columns)
+    assert pairs(data) == set(PAIRS)
+    assert [len(data[split]) for split in SPLITS] == [48, 6, 6]
+    assert data["train"].column_names == ["id", "source", "target"]
+    assert (data.labels, data.dropped) == ([], {})
+    assert data.gold.to_list() == data["train"].to_list()
+
+
+def test_white_space_is_folded_and_replace_is_for_both_sides(tmp_path: Path) -> None:
+    """A line break that a model must translate; half a pair that is cleaned, or that goes and leaves the other half."""
+    rows = [(f" <b>{source}</b>\n", target.replace(" ", "\t ") + "<i>") for source, target in PAIRS]
+    rows += [("<b>", "nothing of the source"), ("nothing of the target", "<i> <b>")]
+    data = read(write(tmp_path / "a.jsonl", rows), replace={"<[^>]*>": ""})
+    assert pairs(data) == set(PAIRS)
+    assert data.dropped == {"empty after dataset.replace": 2}
+
+
+def test_duplicates_and_several_translations_of_a_source(tmp_path: Path) -> None:
+    """A test source that was learnt with another translation; a second reference that is dropped for the first."""
+    rows = [
+        (change(source), more + target)
+        for source, target in PAIRS
+        for change, more in ((str, ""), (str, "also: "), (str.upper, ""), (str, ""))
+    ]
+    data = read(write(tmp_path / "a.jsonl", rows))
+    assert data.dropped == {"duplicates": 60}
+    assert sum(len(data[split]) for split in SPLITS) == 180
+    found = [{source.casefold() for source in data[split]["source"]} for split in SPLITS]
+    assert sum(map(len, found)) == len(set.union(*found)) == 60
+    few = write(tmp_path / "few.jsonl", [("one source", f"das Ziel {number}") for number in range(60)])
+    message = refused(few)
+    assert "rows with the same source stay in one split, and every source has more than the 6 rows" in message
+
+
+def test_ids_and_fingerprint(tmp_path: Path) -> None:
+    """A translation that was corrected under a finished run, and goes unnoticed; a split that follows the rows' order."""
+    one = read(write(tmp_path / "a.jsonl", PAIRS))
+    turned = read(write(tmp_path / "b.jsonl", PAIRS[::-1]))
+    assert one.fingerprint == turned.fingerprint
+    assert all(one[split].to_list() == turned[split].to_list() for split in SPLITS)
+    other = read(write(tmp_path / "c.jsonl", [(PAIRS[0][0], PAIRS[0][1] + "!"), *PAIRS[1:]]))
+    assert other.fingerprint != one.fingerprint
+
+
+def test_no_step_takes_a_pair_apart(tmp_path: Path) -> None:
+    """A column that is shuffled, filtered or cut without the other: every later row gets its neighbour's translation."""
+    chance = random.Random(5)
+
+    def target(source: str) -> str:
+        return " ".join(word[::-1] for word in source.split())
+
+    for trial in range(12):
+        sources = {
+            " ".join("".join(chance.choices("abcdefgh", k=4)) for _ in range(chance.randint(1, 30)))
+            for _ in range(150)
+        }
+        rows = [(source, target(source)) for source in sources]
+        rows += [(source.upper(), target(source.upper())) for source in chance.sample(sorted(sources), 30)]
+        bad = [(f"{'xx ' * 60}{number}", "xx") for number in range(8)] + [("same", "same"), ("gone", "<>")]
+        rows += bad + chance.sample(rows, 20)
+        chance.shuffle(rows)
+        more: dict[str, Any] = {"limit": chance.choice([None, 40]), "eval_limit": chance.choice([None, 5])}
+        if trial % 2:
+            own = [(source, target(source)) for source in chance.sample(sorted(sources), 30)]
+            more["test"] = str(write(tmp_path / "test.jsonl", own))
+        data = read(write(tmp_path / "a.jsonl", rows), replace={"<>": ""}, **more)
+        assert all(row["target"] == target(row["source"]) for split in SPLITS for row in data[split])
+        kept = [{source.casefold() for source in data[split]["source"]} for split in SPLITS]
+        assert sum(map(len, kept)) == len(set.union(*kept))
+        assert data.dropped["length ratio"] == 8
+        assert data.dropped["empty after dataset.replace"] == data.dropped["identical"] == 1
+        again = data["train"].shuffle(seed=trial).filter(lambda row: len(row["source"]) > 20).select(range(9))
+        assert all(row["target"] == target(row["source"]) for row in again)
+
+
+# ---- bad input ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"en": "", "de": "leer"}, "a.jsonl, row 3: the source is empty; remove the row, or fill it"),
+        ({"en": "empty", "de": " \t"}, "a.jsonl, row 3: the target is empty"),
+        ({"en": "none", "de": None}, "a.jsonl, row 3: the target is None, not a string"),
+        ({"en": ["a list"], "de": "Liste"}, "a.jsonl, row 3: the source is ['a list'], not a string"),
+        ({"en": "half \ud83d", "de": "halb"}, "row 3: the source 'half \\ud83d' holds half a character"),
+        ({"en": "no target"}, "a.jsonl, line 3 has no column 'de' (columns: en); name them with dataset.source="),
+    ],
+    ids=["empty source", "empty target", "null", "list", "surrogate", "missing"],
+)  # fmt: skip
+def test_pairs_that_are_refused(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    """A translation of nothing, which a model learns to write for everything that it does not know."""
+    path = write(tmp_path / "a.jsonl", PAIRS)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], json.dumps(row), *lines[2:]]))
+    assert said in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "said"),
+    [
+        ({"t": {"en": "x", "de": "y"}}, ("t.en", "t.deu"), "line 1: there is no 'deu'; did you mean de? (there are: en, de)"),
+        ({"t": "x = y"}, ("t.en", "t.de"), "line 61: expected a mapping that holds 'en', got 'x = y'"),
+        ({"t": {"en": "x", "de": "y"}}, ("u.en", "u.de"), "line 1 has no column 'u.en' (columns: t)"),
+        ({"t": {"en": "x", "de": None}}, ("t.en", "t.de"), "row 61: the target is None, not a string"),
+        ({"t": {"en": "x", "de": "y"}}, ("t", "t.de"), "row 1: the source is {'en'"),
+    ],
+    ids=["no such key", "no mapping", "no such column", "null", "whole mapping"],
+)  # fmt: skip
+def test_nested_columns_that_are_refused(
+    tmp_path: Path, row: dict[str, Any], columns: tuple[str, str], said: str
+) -> None:
+    """A language that some rows lack becomes the text "None"."""
+    path = tmp_path / "a.jsonl"
+    rows = [*({"t": {"en": source, "de": target}} for source, target in PAIRS), row]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert said in refused(path, source=columns[0], target=columns[1])
+
+
+def test_files_without_a_header(tmp_path: Path) -> None:
+    """The first pair taken for the columns' names; a third column that shifts the second; a header that is learnt."""
+    path = tmp_path / "a.tsv"
+    path.write_text("".join(f"{source}\t{target}\tGenesis 1\n" for source, target in PAIRS))
+    named = {"columns": ["en", "de", "verse"]}
+    assert pairs(read(path, **named)) == set(PAIRS)
+    turned = pairs(read(path, columns=["de", "en", "verse"]))
+    assert turned == {(target, source) for source, target in PAIRS}
+    message = refused(path, columns=["en", "de"])
+    assert "a.tsv, line 1: 3 fields where dataset.columns names 2" in message
+    assert "a.tsv has no column 'de'; did you mean d? (columns: en, d, verse)" in refused(
+        path, columns=["en", "d", "verse"]
+    )
+    whole = path.read_text()
+    path.write_text(whole + "half a line\tund\n")
+    assert "line 61: 2 fields where dataset.columns names 3" in refused(path, **named)
+    path.write_text("en\tde\tverse\n" + whole)
+    assert "line 1 is the header; leave dataset.columns out" in refused(path, **named)
+    labelled = tmp_path / "b.csv"
+    labelled.write_text("".join(f"text {number},{number % 2}\n" for number in range(60)))
+    data = load(Dataset(path=str(labelled), columns=["text", "label"]))
+    assert len(data["train"]) == 48
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"source": "en"}, "source and target: give both columns, or neither"),
+        ({"source": "en", "target": "en"}, "both are the column 'en'; name two"),
+        ({"task": "seq2seq"}, "seq2seq: name the columns of the source and of its translation"),
+        ({"source": "en", "target": "de", "text_pair": "b"}, "source and text_pair: name the columns of one of them"),
+        ({"source": "en", "target": "de", "prompt": "a", "completion": "b"}, "source and prompt: name the columns"),
+        ({"source": "en", "target": "de", "messages": "m"}, "source and messages: name the columns"),
+        ({"source": "en", "target": "de", "words": "w", "tags": "t"}, "source: it is for pairs .* not for token_cl"),
+        ({"source": "en", "target": "de", "task": "classification"}, "source: it is for pairs .* not for classification"),
+        ({"source": "en", "target": "de", "task": "masked_lm"}, "source: masked_lm reads plain text alone"),
+        ({"format": "gettext", "target_language": "de", "unlabelled": "b.csv"}, "unlabelled: catalogues hold translations"),
+        ({"source": "en", "target": "de", "augment": {}}, "augment: words are replaced in whole texts"),
+        ({"source": "en", "target": "de", "mask_copies": 2}, "mask_copies: seq2seq hides no tokens"),
+        ({"source": "en", "target": "de", "chat": True}, "chat: it makes turns of a prompt and a completion"),
+        ({"prefix": "translate: "}, "prefix: it is for pairs of source and target .seq2seq., not for classification"),
+        ({"target_language": "de"}, "target_language: it is for pairs"),
+        ({"clean": {"script": False}}, "clean: it is for pairs"),
+        ({"source": "en", "target": "de", "clean": {"max_ratio": 1}}, "greater than 1"),
+        ({"source": "en", "target": "de", "clean": {"overlong": "cut"}}, "'refuse' or 'drop'"),
+        ({"source": "en", "target": "de", "clean": {"max_ration": 2}}, "not permitted"),
+        ({"format": "gettext"}, "gettext: name the locale to translate into .dataset.target_language=de."),
+        ({"format": "gettext", "target_language": "de", "source_language": "de"}, "both are de"),
+        ({"format": "gettext", "target_language": "de", "source": "en", "target": "de"}, "catalogues have no columns"),
+        ({"format": "jsonl", "columns": ["text", "label"]}, "columns: jsonl names its own columns"),
+        ({"columns": ["text", "text"]}, "columns: 'text' stands there twice"),
+        ({"columns": []}, "at least 1 item"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_settings_that_do_not_fit(keys: dict[str, Any], said: str) -> None:
+    """A key that is read nowhere, and a run that is not what its config says."""
+    with pytest.raises(ValidationError, match=said):
+        Dataset.model_validate({"path": "a.csv", **keys})
+
+
+def test_kind_is_inferred() -> None:
+    """Pairs that are read as sentences to classify, for want of a task."""
+    assert Dataset(path="a", source="en", target="de").kind == "seq2seq"
+    assert Dataset(path="a", source="en", target="de", label=None).kind == "seq2seq"
+    assert Dataset(path="a", format="gettext", target_language="de").kind == "seq2seq"
+    with pytest.raises(ConfigError, match="gettext is for seq2seq, not for classification"):
+        load(Dataset(path="a", format="gettext", task="classification"))
+
+
+def test_a_stage_of_plain_text_has_no_pairs() -> None:
+    """Columns and languages of the run that are handed to a stage which reads text, and refused there."""
+    given = {
+        "source": "en", "target": "de", "source_language": "en", "target_language": "de", "prefix": "a: ",
+        "clean": {"script": False},
+    }  # fmt: skip
+    assert given.keys() == set(OF_PAIRS)
+    tree = {
+        "teacher": {"_target_": "a.B"}, "student": {"_target_": "a.B"}, "hardware": {"_target_": "a.B"},
+        "loss": {"one": {"_target_": "a.B"}}, "dataset": {"path": "a.csv", **given},
+        "stages": {"general": {"dataset": {"task": "masked_lm", "path": "b.csv"}}, "task": {}},
+    }  # fmt: skip
+    stage = Distill.model_validate(tree).stages["general"].dataset
+    assert stage is not None
+    assert (stage.kind, stage.source, stage.prefix, stage.clean) == ("masked_lm", None, "", Clean())
+
+
+# ---- cleaning ----------------------------------------------------------------------------------------
+
+LONG = "a sentence of more than forty characters, which is long enough"
+WRONG = {
+    "identical": [("Haus  Nummer", "Haus Nummer")],
+    "length ratio": [(LONG, "kurz"), ("short", f"{LONG} und {LONG}")],
+}
+
+
+@pytest.mark.parametrize("reason", WRONG)
+def test_pairs_that_teach_nothing_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, reason: str
+) -> None:
+    """A student that copies, or that stops after a word, because a tenth of its data does; rows that go without a word."""
+    path = write(tmp_path / "a.jsonl", [*PAIRS, *WRONG[reason]])
+    with caplog.at_level(logging.INFO):
+        data = read(path)
+    assert pairs(data) == set(PAIRS)
+    assert data.dropped == {reason: len(WRONG[reason])}
+    assert f"{path}: {len(WRONG[reason])} rows left out ({reason})" in caplog.text
+    off = read(path, clean={"identical": False, "max_ratio": None, "script": False})
+    assert off.dropped == {}
+    assert len(pairs(off)) == 60 + len(WRONG[reason])
+
+
+def test_short_messages_and_other_ways_of_writing_may_be_of_any_length(tmp_path: Path) -> None:
+    """A limit made for sentences that takes OK, and all of Chinese, for mistakes."""
+    short = [("Quit", "Das Programm jetzt beenden"), ("Use the default setting of it", "Ja")]
+    data = read(write(tmp_path / "a.jsonl", [*PAIRS, *short]))
+    assert set(short) <= pairs(data)
+    assert data.dropped == {}
+    assert read(tmp_path / "a.jsonl", clean={"ratio_from": 20}).dropped == {"length ratio": 2}
+    chinese = [(f"{LONG}, and number {number}", f"足够长的句子，第{number}") for number in range(60)]
+    odd = ("A sentence that is about as long as the others, but not its target", "足够长的句子" * 9)
+    data = read(write(tmp_path / "b.jsonl", [*chinese, odd]))
+    assert pairs(data) == set(chinese)
+    assert data.dropped == {"length ratio": 1}
+
+
+RUSSIAN = [
+    (f"the {color} house number {number}", f"{word} дом номер {number}")
+    for number in range(15)
+    for color, word in (("red", "красный"), ("white", "белый"), ("green", "зелёный"), ("blue", "синий"))
+]
+
+
+def test_wrong_script(tmp_path: Path) -> None:
+    """Untranslated rows that teach a student to answer in English; names and placeholders that are taken for such rows."""
+    good = [
+        ("Download Firefox", "Скачать Firefox"),
+        ("PostgreSQL extensions", "расширения PostgreSQL"),
+        ("one more", "ещё %(verbose_name_plural)s"),
+        ("12:30", "12.30"),
+        ("bold", "<strong>жирный</strong>"),
+    ]
+    bad = [
+        ("another house", "ein anderes Haus"),
+        ("not translated", "not  translated!"),
+        ("это дом", "что-то по-русски"),
+        ("Greek", "ελληνικά"),
+    ]
+    data = read(write(tmp_path / "a.jsonl", [*RUSSIAN, *good, *bad]))
+    assert pairs(data) == {*RUSSIAN, *good}
+    assert data.dropped == {"wrong script": 4}
+    assert read(tmp_path / "a.jsonl", clean={"script": False}).dropped == {}
+
+
+@pytest.mark.parametrize(
+    ("column", "good", "bad"),
+    [
+        ("これは赤い家です、番号", ["ビュー", "東京都", "はい", "ﾋﾞｭｰ"], ["красный дом", "빨간 집입니다", "red house"]),
+        ("这是红色的房子，号码", ["东京", "使用Python"], ["これはひらがなです", "빨간 집입니다", "red house"]),
+        ("이것은 빨간 집입니다 번호", ["집"], ["红色的房子", "これは", "red house"]),
+        ("هذا بيت أحمر رقم", ["ﺑﻴﺖ"], ["красный дом", "בית אדום"]),
+        ("यह एक लाल घर है", ["घर"], ["красный дом", "red house"]),
+        ("kuća broj кућа број", ["kuća", "кућа"], ["σπίτι"]),
+    ],
+    ids=["Japanese", "Chinese", "Korean", "Arabic", "Hindi", "both Serbian"],
+)  # fmt: skip
+def test_scripts_that_belong_together(tmp_path: Path, column: str, good: list[str], bad: list[str]) -> None:
+    """Kanji rows that are foreign in Japanese; Japanese ones that are at home in Chinese; a column of two scripts cut in half."""
+    rows = [(f"House of number {number}", f"{column} {number}") for number in range(60)]
+    kept = [(f"good, Python {number}", text) for number, text in enumerate(good)]
+    wrong = [(f"bad {number}", text) for number, text in enumerate(bad)]
+    data = read(write(tmp_path / "a.jsonl", [*rows, *kept, *wrong]))
+    assert pairs(data) == {*rows, *kept}
+    assert data.dropped == {"wrong script": len(bad)}
+
+
+def test_splits_of_their_own_are_not_cleaned(tmp_path: Path) -> None:
+    """A score that rises because what is hard was taken out of the test; and one on rows that cleaning was to keep out."""
+    bad = [("Haus", "Haus"), *WRONG["length ratio"], ("the house", "дом")]
+    train = write(tmp_path / "train.jsonl", [*PAIRS, *((f"{a} x", f"{b} x") for a, b in bad)])
+    test, validation = (
+        write(tmp_path / f"{name}.jsonl", bad[at]) for name, at in (("t", slice(2)), ("v", slice(2, 4)))
+    )
+    data = read(train, test=str(test), validation=str(validation))
+    assert pairs(data, "test", "validation") == set(bad)
+    assert pairs(data, "train") == set(PAIRS)
+    carved = read(train, **ASIDE)
+    assert pairs(carved) == set(PAIRS)
+    assert sum(carved.dropped.values()) == 4
+
+
+def test_cleaning_that_takes_much(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Summaries, or two near languages, of which a rule for translations leaves little, in silence."""
+    copies = [(f"copy {number}", f"copy {number}") for number in range(20)]
+    data = read(write(tmp_path / "a.jsonl", [*PAIRS, *copies]))
+    assert data.dropped == {"identical": 20}
+    [said] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert (
+        "dataset.clean left out 25 % of the training rows (identical: 20); if nothing is wrong with them"
+        in said
+    )
+    assert "dataset.clean.identical=false" in said
+    message = refused(write(tmp_path / "b.jsonl", copies))
+    assert "dataset.clean leaves none of the 20 training rows (identical: 20)" in message
+
+
+# ---- languages ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("languages", "said"),
+    [
+        (("en", "ru"), None),
+        ((None, "ru_RU"), None),
+        (("eng_Latn", "rus_Cyrl"), None),
+        (("tlh", "sr"), None),
+        (("ru", "en"), "swapped"),
+        (("rus_Cyrl", "eng_Latn"), "swapped"),
+        (("ru_RU", None), "swapped"),
+        ((None, "de_DE"), "swapped"),
+        (("sr-Cyrl", "sr-Latn"), "swapped"),
+        (("en", "ja"), "the target is written in Cyrillic letters, dataset.target_language = ja is in Kana; name the languages"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_swapped_columns_are_told(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    languages: tuple[str | None, str | None],
+    said: str | None,
+) -> None:
+    """Days of training in the wrong direction; a warning that comes with every good data set."""
+    path = write(tmp_path / "a.jsonl", RUSSIAN)
+    data = read(path, source_language=languages[0], target_language=languages[1])
+    assert pairs(data) == set(RUSSIAN)
+    if said is None:
+        assert caplog.text == ""
+    else:
+        assert said in caplog.text
+        assert ("exchange dataset.source and dataset.target, or the two languages" in caplog.text) == (
+            said == "swapped"
+        )
+
+
+def test_chinese_and_japanese_swapped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two languages with letters in common, which cannot be told apart by them."""
+    rows = [(f"这是红色的房子，号码 {number}", f"これは赤い家です、番号 {number}") for number in range(60)]
+    path = write(tmp_path / "a.jsonl", rows)
+    read(path, source_language="zho_Hans", target_language="jpn_Jpan")
+    assert caplog.text == ""
+    read(path, source_language="ja", target_language="zh")
+    assert "the source is written in Han letters, dataset.source_language = ja is in Kana" in caplog.text
+    assert "swapped" in caplog.text
+
+
+# ---- catalogues --------------------------------------------------------------------------------------
+
+HEADER = 'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\nPlural-Forms: nplurals={}; plural={};\\n"\n\n'
+TWO = HEADER.format(2, "(n != 1)")
+
+
+def catalogue(folder: Path, locale: str, text: str, header: str = TWO, name: str = "app.po") -> Path:
+    path = folder / "app" / "locale" / locale / "LC_MESSAGES" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(header + text, encoding="utf-8")
+    return path
+
+
+def entries(rows: list[tuple[str, str]]) -> str:
+    return "".join(f"msgid {json.dumps(a)}\nmsgstr {json.dumps(b, ensure_ascii=False)}\n\n" for a, b in rows)
+
+
+def translated(folder: Path, target: str = "de", source: str | None = None, **more: Any) -> Data:
+    return read(folder, format="gettext", target_language=target, source_language=source, **{**ASIDE, **more})
+
+
+SPECIAL = """
+#, fuzzy
+msgid "a fuzzy one"
+msgstr "ein ungefähres"
+
+msgid "an untranslated one"
+msgstr ""
+
+#~ msgid "an obsolete one"
+#~ msgstr "ein altes"
+
+msgctxt "month"
+msgid "May"
+msgstr "Mai"
+
+msgctxt "verb"
+msgid "May"
+msgstr "dürfen"
+
+#, python-format
+msgid "%d file"
+msgid_plural "%d files"
+msgstr[0] "%d Datei"
+msgstr[1] "%d Dateien"
+
+msgid "%d half"
+msgid_plural "%d halves"
+msgstr[0] ""
+msgstr[1] "%d Hälften"
+
+msgid ""
+"two "
+"lines\\n"
+msgstr "zwei\\n Zeilen"
+"""
+TOLD = {
+    ("May", "Mai"), ("May", "dürfen"), ("%d file", "%d Datei"), ("%d files", "%d Dateien"), ("%d halves", "%d Hälften"),
+    ("two lines", "zwei Zeilen"),
+}  # fmt: skip
+
+
+def test_catalogues(tmp_path: Path) -> None:
+    """Guesses and leftovers learnt as translations; a word's two meanings made one; plurals that are lost."""
+    catalogue(tmp_path, "de", entries(PAIRS) + SPECIAL)
+    catalogue(tmp_path, "fr", entries([("the house", "la maison")]))
+    data = translated(tmp_path)
+    assert pairs(data) == {*PAIRS, *TOLD}
+    assert data.dropped == {"fuzzy": 1, "untranslated": 2}
+    assert data.commit is None
+
+
+def test_binary_catalogues(tmp_path: Path) -> None:
+    """Packages that ship .mo alone; both read where both are there, and every row twice; a context that stays bytes."""
+    path = catalogue(tmp_path, "de", entries(PAIRS) + SPECIAL)
+    plain = translated(tmp_path)
+    with path.open("rb") as stream:
+        catalog = read_po(stream)
+    with path.with_suffix(".mo").open("wb") as stream:
+        write_mo(stream, catalog)
+    both = translated(tmp_path)
+    assert (both.fingerprint, both.dropped) == (plain.fingerprint, plain.dropped)
+    path.unlink()
+    binary = translated(tmp_path)
+    assert pairs(binary) == pairs(plain)
+
+
+@pytest.mark.parametrize(
+    ("forms", "rule", "one", "many"),
+    [
+        (1, "0", "form 0", "form 0"),
+        (3, "(n%10==1 && n%100!=11 ? 0 : n%10>=2 && n%10<=4 && (n%100<12 || n%100>14) ? 1 : 2)", "form 0", "form 2"),
+        (6, "n==0 ? 0 : n==1 ? 1 : n==2 ? 2 : n%100>=3 && n%100<=10 ? 3 : n%100>=11 && n%100<=99 ? 4 : 5", "form 1", "form 5"),
+        (2, "n != 1", "form 0", "form 1"),
+    ],
+    ids=["Japanese", "Russian", "Arabic", "a header of fewer forms"],
+)  # fmt: skip
+def test_plurals_of_other_languages(tmp_path: Path, forms: int, rule: str, one: str, many: str) -> None:
+    """ "1 file" taught as Arabic's form for none, and "files" as Russian's for two."""
+    there = 3 if rule == "n != 1" else forms  # as Django's French catalogues
+    text = 'msgid "a file"\nmsgid_plural "some files"\n'
+    text += "".join(f'msgstr[{number}] "form {number}"\n' for number in range(there))
+    catalogue(tmp_path, "de", entries(PAIRS) + text, HEADER.format(forms, rule))
+    assert pairs(translated(tmp_path)) == {*PAIRS, ("a file", one), ("some files", many)}
+
+
+def test_translations_as_the_source(tmp_path: Path) -> None:
+    """Rows matched by their order and not by their message; English among the Spanish where Spanish lacks a message."""
+    spanish = [(source, f"la casa número {number} es roja") for number, (source, _) in enumerate(PAIRS)]
+    catalogue(tmp_path, "de", entries([*PAIRS, ("only German", "nur Deutsch")]) + SPECIAL)
+    catalogue(
+        tmp_path,
+        "es",
+        entries(spanish[::-1]) + 'msgctxt "verb"\nmsgid "May"\nmsgstr "poder"\n',
+        HEADER.format(1, "0"),
+    )
+    data = translated(tmp_path, source="es")
+    expected = {(said, german) for (_, said), (_, german) in zip(spanish, PAIRS, strict=True)}
+    assert pairs(data) == {*expected, ("poder", "dürfen")}
+    back = translated(tmp_path, "es", source="de")
+    assert pairs(back) == {(target, source) for source, target in pairs(data)}
+
+
+def test_english_is_the_text_in_the_code(tmp_path: Path) -> None:
+    """The English catalogue, which is empty as a rule, taken at its word: no pairs at all, or none into English."""
+    catalogue(tmp_path, "de", entries(PAIRS))
+    assert pairs(translated(tmp_path, source="eng_Latn")) == set(PAIRS)
+    catalogue(
+        tmp_path, "en", entries([(source, "") for source, _ in PAIRS[1:]] + [(PAIRS[0][0], "THE house")])
+    )
+    expected = {("THE house", PAIRS[0][1]), *PAIRS[1:]}
+    assert pairs(translated(tmp_path, source="en")) == expected
+    turned = {(target, source) for source, target in expected}
+    assert pairs(translated(tmp_path, "en", source="de")) == turned
+    alone = refused(tmp_path, format="gettext", target_language="en")
+    assert "1 rows for test leave none to train on (1 are there)" in alone
+
+
+def test_codes_of_a_locale(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A model that calls German deu_Latn, and catalogues that call it de: one of them would not be understood."""
+    chinese = [(source, f"红色的房子 {number}") for number, (source, _) in enumerate(PAIRS)]
+    other = [(source, f"紅色的房子 {number}") for number, (source, _) in enumerate(PAIRS)]
+    for locale, rows in (("de", PAIRS), ("de_AT", PAIRS[:20]), ("zh_Hans", chinese), ("zh_Hant", other)):
+        catalogue(tmp_path, locale, entries(rows))
+    for code in ("de", "DE", "de_DE", "deu_Latn", "de-CH"):
+        assert pairs(translated(tmp_path, code)) == set(PAIRS)
+    assert pairs(translated(tmp_path, "de-at")) == set(PAIRS[:20])
+    for code, rows in (("zh_CN", chinese), ("zho_Hans", chinese), ("zh_TW", other), ("zh-hant", other)):
+        assert pairs(translated(tmp_path, code)) == set(rows)
+    data = translated(tmp_path, "de", source="tlh")
+    assert pairs(data) == set(PAIRS)
+    assert (
+        "has no catalogues of dataset.source_language = tlh; the source is the text as it stands in the"
+        in caplog.text
+    )
+
+
+def test_catalogues_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typo that gives an empty data set; a locale that one must guess."""
+    catalogue(tmp_path, "pt_BR", entries(PAIRS))
+    catalogue(tmp_path, "de", entries([(source, "") for source, _ in PAIRS]))
+    asked = {"format": "gettext", "target_language": "pt_BT"}
+    message = refused(tmp_path, **asked | {"target_language": "pd_BR"})
+    assert (
+        "has no catalogues of dataset.target_language = pd_BR; did you mean pt_BR? (there are: de, pt_BR)"
+        in message
+    )
+    assert "the 1 catalogues of de hold no pairs" in refused(tmp_path, **asked | {"target_language": "de"})
+    same = {"source_language": "pt", "target_language": "pt_BR"}
+    assert "both are the catalogues of pt_BR" in refused(tmp_path, **asked | same)
+    (tmp_path / "none").mkdir()
+    assert "none has no catalogues LOCALE/LC_MESSAGES/*.po or *.mo" in refused(tmp_path / "none", **asked)
+    assert "does not exist" in refused(tmp_path / "nowhere", **asked)
+    (tmp_path / "a.po").write_text(TWO)
+    assert "a.po is no folder" in refused(tmp_path / "a.po", **asked)
+    with pytest.raises(ConfigError, match="the package no-such-thing is needed and is not installed"):
+        load(Dataset(path="package:no-such-thing/x", format="gettext", target_language="de"))
+    monkeypatch.setitem(sys.modules, "babel.core", None)
+    with pytest.raises(ConfigError, match=r"gettext needs it; pip install 'kdcli\[translation\]'"):
+        translated(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda text: text.replace("msgstr", "msgst", 3), "app.po, line 2: Unknown or misformatted keyword"),
+        (lambda text: text + 'msgid "and no more"\n', "missing msgstr for msgid 'and no more'"),
+        (lambda text: text.replace("(n != 1)", "(n ~ 1)"), "app.po cannot be read as a catalogue"),
+        (lambda text: text.replace("nplurals=2", "nplurals=some"), "app.po cannot be read as a catalogue"),
+        (lambda text: text.replace("UTF-8", "ASCII"), "app.po cannot be read as a catalogue"),
+        (lambda text: text.replace("UTF-8", "no-such"), "app.po cannot be read as a catalogue"),
+    ],
+    ids=["keyword", "cut", "rule", "number", "encoding", "unknown encoding"],
+)
+def test_spoiled_catalogues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, said: str
+) -> None:
+    """Half a catalogue read as a whole one, with a warning among the results."""
+    path = catalogue(tmp_path, "de", entries([("a first one", "Schlüssel"), *PAIRS]))
+    path.write_text(spoil(path.read_text()))
+    assert said in refused(tmp_path, format="gettext", target_language="de")
+    assert capsys.readouterr().out == ""
+
+
+def test_spoiled_binary_catalogue(tmp_path: Path) -> None:
+    """A download that was cut off ends in a traceback of struct."""
+    path = catalogue(tmp_path, "de", "", name="app.mo")
+    catalog = Catalog(locale="de")
+    for source, target in PAIRS:
+        catalog.add(source, target)
+    with path.open("wb") as stream:
+        write_mo(stream, catalog)
+    whole = path.read_bytes()
+    assert pairs(translated(tmp_path)) == set(PAIRS)
+    for spoiled in (whole[:-100], whole[:2], b"", b"PK" + whole[2:]):
+        path.write_bytes(spoiled)
+        assert "app.mo cannot be read as a catalogue" in refused(
+            tmp_path, format="gettext", target_language="de"
+        )
+
+
+@pytest.mark.real
+def test_catalogues_of_django(caplog: pytest.LogCaptureFixture) -> None:
+    """A new version of Django or Babel, or a rule of ours, that leaves little of the packaged messages."""
+    cfg = Dataset.model_validate(yaml.safe_load((conf_dir() / "dataset" / "gettext.yaml").read_text()))
+    data = load(cfg)
+    found = pairs(data)
+    assert 750 < len(found) < 900
+    assert data.dropped.keys() <= {"fuzzy", "untranslated", "duplicates", "identical"}
+    assert {("Yes", "Ja"), ("May", "Mai"), ("%(size)d bytes", "%(size)d Bytes")} <= found
+    for code in ("fr", "ru", "ja", "zh_Hans", "ar", "deu_Latn"):
+        other = load(cfg.model_copy(update={"target_language": code, "source_language": "eng_Latn"}))
+        assert sum(len(other[split]) for split in SPLITS) > 750
+        assert other.dropped.get("wrong script", 0) + other.dropped.get("length ratio", 0) < 10
+    spanish = load(cfg.model_copy(update={"source_language": "es"}))
+    assert ("enero", "Januar") in {(a.casefold(), b) for a, b in pairs(spanish)}
+    assert caplog.text == ""
