@@ -1,0 +1,58 @@
+"""The offline translation experiment on Django's catalogues, through the real command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from kdcli.config import Dataset
+from kdcli.data import load
+from kdcli.launch import launch
+
+
+@pytest.mark.real
+def test_djangos_messages_at_reduced_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """The recipe of the README composes and does not run; or on its way from the catalogues through cleaning, beam search, cache
+    and training a source loses its target."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cache"))
+    options = [
+        "experiment=translation",
+        "debug=smoke",
+        "dataset.max_length=128",
+        "measure=null",
+        "rollout.max_new_tokens=24",
+    ]
+    assert launch("distill", [*options, "hydra.run.dir=run"]) == 0
+    report = json.loads(Path("run/report.json").read_text())
+    assert (report["task"], report["smoke"]) == ("seq2seq", True)
+    assert report["dataset"]["dropped"]["identical"] > 0
+    data = load(
+        Dataset(
+            format="gettext",
+            path="package:Django/django",
+            target_language="de",
+            clean={"overlong": "drop"},
+            limit=256,
+            eval_limit=64,
+        )
+    )
+    known = {row["source"]: row["target"] for row in data["train"]}
+    lines = Path("run/rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["source"] for line in lines} <= known.keys()
+    tests = {(row["source"], row["target"]) for row in data["test"]}
+    for name in ("teacher", "control", "student"):
+        said = [
+            json.loads(line) for line in Path(f"run/predictions/test.{name}.jsonl").read_text().splitlines()
+        ]
+        assert {(row["source"], row["reference"]) for row in said} == tests
+    assert (
+        load_file("run/student/model.safetensors").keys() == load_file("run/control/model.safetensors").keys()
+    )
+    capsys.readouterr()
+    assert launch("eval", ["run=run", "measure=null", "format=json", "hydra.run.dir=scored"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["models"]["student"]["score"] == pytest.approx(report["models"]["student"]["score"])
