@@ -1,7 +1,7 @@
 """The figures on translation of benchmarks/README.md: `python benchmarks/translation.py bible FILE` (hours), `writing RUN`.
 
-FILE holds verse pairs, English and Spanish, and the verse's name in a third column, without a header. RUN is a run of `bible`:
-`writing` times how its teacher translates training sources, beside `generate` called in the data's order. Runs are kept under
+FILE holds verse pairs, English and Spanish, and the verse's name in a third column, without a header. RUN is a run with
+rollout=beam: `writing` times how its teacher translates training sources, beside `generate` called in the data's order. Runs are kept under
 runs/bench/translation and are not made again.
 """
 
@@ -120,8 +120,8 @@ def writing(run: Path) -> None:
     path = json.loads((run / "report.json").read_text())["models"]["teacher"]["path"]
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForSeq2SeqLM.from_pretrained(path).eval()
-    with (RUNS / "data/train.csv").open(encoding="utf-8", newline="") as stream:
-        texts = [row[0] for row in list(csv.reader(stream))[1:513]]
+    lines = (run / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["source"] for line in lines[:512]]
     how = {"num_beams": 5, "max_new_tokens": 127}
     times: dict[str, list[float]] = {"kdcli": [], "generate": []}
     bf16 = torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16())

@@ -615,7 +615,10 @@ def _translator(spec: MeasureSpec) -> Measurement:
 
         texts = [model(ids) for ids in json.loads(sys.stdin.readline())]
         flat = [token for text in texts for token in text]
-        answers = {"written": np.asarray(flat, np.int64), "lengths": np.asarray(list(map(len, texts)), np.int64)}
+        answers = {
+            "written": np.asarray(flat, np.int64),
+            "lengths": np.asarray(list(map(len, texts)), np.int64),
+        }
         save_file(answers, spec.answers)
     return found
 

@@ -149,6 +149,12 @@ def translate(
     return out
 
 
+def decoded(tokenizer: PreTrainedTokenizerBase, written: list[list[int]]) -> list[str]:
+    """The texts of translated tokens."""
+    texts = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [text.strip() for text in texts]
+
+
 def start_of(model: PreTrainedModel) -> int:
     """The token that a decoder beside an encoder begins with.
 

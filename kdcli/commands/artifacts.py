@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ from kdcli.errors import ConfigError
 from kdcli.files import size_of
 from kdcli.measure import Runtime, measure_rows, runtime_of
 from kdcli.models import Source, label_order, load_config
-from kdcli.rollouts import go_on, translate
+from kdcli.rollouts import decoded, go_on, translate
 from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task
 from kdcli.tasks.seq2seq import Seq2Seq
 
@@ -74,7 +73,7 @@ def ask(
         found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, answers=True)
         ends = found.pop("lengths").cumsum()[:-1]
         ours = [part.tolist() for part in np.split(found.pop("written"), ends)]
-        said = task.written(Predictions({}, labels, counts), _decoded(tokenizer, ours), encoded)
+        said = task.written(Predictions({}, labels, counts), decoded(tokenizer, ours), encoded)
         theirs = [ids for ids, _ in written]
         return found, said, _reproduced(tokenizer, theirs, ours) if theirs else {}
     if task.labels:
@@ -126,21 +125,22 @@ def beside(path: Path) -> Path:
 def bytes_of(path: Path) -> int:
     """Bytes of an artifact: of a folder those of its weights and graphs, as of a file."""
     if path.is_dir():
-        return sum(size_of(file) for pattern in ("*.onnx", "*.onnx.data", "model.bin") for file in path.glob(pattern))
+        return sum(
+            size_of(file) for pattern in ("*.onnx", "*.onnx.data", "model.bin") for file in path.glob(pattern)
+        )
     return size_of(path)
 
 
-def _decoded(tokenizer: PreTrainedTokenizerBase, written: Sequence[Sequence[int]]) -> list[str]:
-    texts = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return [text.strip() for text in texts]
-
-
 def _reproduced(
-    tokenizer: PreTrainedTokenizerBase, theirs: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]
+    tokenizer: PreTrainedTokenizerBase, theirs: list[list[int]], ours: list[list[int]]
 ) -> dict[str, float]:
     """The share of their tokens that stand in ours too before the first other one, and of their texts that are ours."""
-    same = sum(len(os.path.commonprefix([list(one), list(other)])) for one, other in zip(theirs, ours, strict=True))
-    texts = zip(_decoded(tokenizer, theirs), _decoded(tokenizer, ours), strict=True)
+    same = 0
+    for one, other in zip(theirs, ours, strict=True):
+        shared = min(len(one), len(other))
+        equal = np.asarray(one[:shared]) == np.asarray(other[:shared])
+        same += int(np.logical_and.accumulate(equal).sum())
+    texts = zip(decoded(tokenizer, theirs), decoded(tokenizer, ours), strict=True)
     return {
         "agreement": same / sum(map(len, theirs)),
         "same_texts": float(np.mean([one == other for one, other in texts])),

@@ -136,7 +136,7 @@ class Cpu(Target):
                     write_onnx(model, folders["fp32"], self.opset, Path(temporary))
                 except Exception as error:
                     raise self._failed(model, error) from error
-        for precision, folder in folders.items():
+        for folder in folders.values():
             beside(student, folder, model)
         return folders
 

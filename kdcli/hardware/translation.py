@@ -52,7 +52,9 @@ def beside(student: Path, out: Path, model: PreTrainedModel) -> None:
             shutil.copyfile(student / name, out / name)
     own: Any = model.generation_config
     marks = {"decoder_start_token_id": start_of(model), "eos_token_id": ends_of(model)}
-    _write(out / "generation_config.json", own.to_dict() | marks | {"pad_token_id": model.config.pad_token_id})
+    _write(
+        out / "generation_config.json", own.to_dict() | marks | {"pad_token_id": model.config.pad_token_id}
+    )
     there = _read(out / "config.json") if (out / "config.json").is_file() else {}
     _write(out / "config.json", _read(student / "config.json") | there)
 
@@ -73,7 +75,9 @@ def ends_of(model: PreTrainedModel) -> int | list[int]:
         ExportError: the checkpoint does not say.
     """
     own: Any = model.generation_config
-    ends: int | list[int] | None = own.eos_token_id if own.eos_token_id is not None else model.config.eos_token_id
+    ends: int | list[int] | None = (
+        own.eos_token_id if own.eos_token_id is not None else model.config.eos_token_id
+    )
     if ends is None:
         raise ExportError(
             f"{type(model).__name__}: neither its config.json nor its generation_config.json has an eos_token_id, so its "
@@ -151,7 +155,7 @@ def _graphs(
         "input_ids": torch.ones(2, 3, dtype=torch.long),
         "encoder_hidden_states": encoder(ids, mask),
     }
-    logits, *cache = first(*seen.values())
+    _, *cache = first(*seen.values())
     names = [
         f"{layer}.{side}.{what}"
         for layer in range(len(cache) // 4)
@@ -201,21 +205,22 @@ class _Decoder(torch.nn.Module):
         past = len(rest) > 1
         own, cross = DynamicCache(), DynamicCache()
         for layer in range(len(rest) // 4):
-            key, value, *other = rest[4 * layer : 4 * layer + 4]
-            own.update(key, value, layer)
-            cross.update(*other, layer)
+            at = 4 * layer
+            own.update(rest[at], rest[at + 1], layer)
+            cross.update(rest[at + 2], rest[at + 3], layer)
         cache = EncoderDecoderCache(own, cross)
         # with past only the length is looked at
         hidden = mask[:, :, None].float().expand(-1, -1, self.model.config.hidden_size) if past else rest[0]
         logits = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),  # type: ignore[arg-type]
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
             attention_mask=mask,
             decoder_input_ids=ids,
             past_key_values=cache,
             use_cache=True,
         ).logits
         found = [logits + self.shift]
-        for one, other in zip(own.layers, cross.layers, strict=True):
+        layers: Any = zip(own.layers, cross.layers, strict=True)
+        for one, other in layers:
             found += [one.keys, one.values] + ([] if past else [other.keys, other.values])
         return tuple(found)
 
@@ -275,7 +280,9 @@ def write_ctranslate2(
     loader, norms = LOADERS[kind]
     ends = ends_of(model)
     if isinstance(ends, list) and len(ends) > 1:
-        raise ExportError(f"{name} ends a text with any of the tokens {ends}; a CTranslate2 model has one end")
+        raise ExportError(
+            f"{name} ends a text with any of the tokens {ends}; a CTranslate2 model has one end"
+        )
     own = model.config
     twin = copy.deepcopy(model)  # its weights are rounded in place
     try:

@@ -16,7 +16,7 @@ from kdcli.config import Dataset as DatasetConfig
 from kdcli.config import suggest
 from kdcli.errors import ConfigError, DataError
 from kdcli.files import digest
-from kdcli.rollouts import start_of, translate
+from kdcli.rollouts import decoded, start_of, translate
 from kdcli.signal import HiddenSignal
 from kdcli.tasks.base import IGNORE, Encoded, Predictions, padded
 from kdcli.tasks.language_model import LanguageModel, head_of
@@ -154,6 +154,7 @@ class Seq2Seq(LanguageModel):
         source, target = self.languages
         if (tokenizer.src_lang, tokenizer.tgt_lang) != (source, target):
             tokenizer.src_lang, tokenizer.tgt_lang = source, target
+            tokenizer.init_kwargs |= {"src_lang": source, "tgt_lang": target}  # as it is saved
 
     def collate(
         self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
@@ -233,9 +234,7 @@ class Seq2Seq(LanguageModel):
         room = max(1, max_length - len(given))
         how = {"max_new_tokens": room, "batch_size": self.batch} | options
         how["max_new_tokens"] = min(how["max_new_tokens"], room)
-        written = translate(model, tokenizer, sources, given, **how)
-        texts = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return [text.strip() for text in texts]
+        return decoded(tokenizer, translate(model, tokenizer, sources, given, **how))
 
     def completed(
         self,

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -221,9 +222,7 @@ def test_graphs_share_their_weights(tokenizer: Any, tmp_path: Path) -> None:
     assert sum(file.stat().st_size for file in files["fp32"].glob("*.onnx")) < 0.25 * weights
 
 
-def test_the_padding_token_is_never_written(
-    tokenizer: Any, sources: list[list[int]], tmp_path: Path
-) -> None:
+def test_the_padding_token_is_never_written(tokenizer: Any, sources: list[list[int]], tmp_path: Path) -> None:
     """torch is kept from writing it; a runtime that is not would write it wherever it happens to be likeliest."""
     model = create(tokenizer, "Marian")
     model.final_logits_bias[0, tokenizer.pad_token_id] = 50.0
@@ -231,7 +230,7 @@ def test_the_padding_token_is_never_written(
     (out := tmp_path / "out").mkdir()
     files = Cpu(BOTH).export(folder, out, model, {})
     expected = torch_texts(model, tokenizer, sources)
-    assert tokenizer.pad_token_id not in sum(expected, [])
+    assert not any(tokenizer.pad_token_id in text for text in expected)
     assert [_OnnxTranslator(spec("", files["fp32"]))(ids) for ids in sources] == expected
     rounded = [_CTranslate2(spec("", files["int8"]))(ids) for ids in sources]
     assert _reproduced(tokenizer, expected, rounded)["agreement"] > 0.5
@@ -256,7 +255,7 @@ def test_a_marian_of_the_hub_has_its_vocabulary_in_sentencepiece_files(tmp_path:
     (folder := tmp_path / "student").mkdir()
     for side in "source", "target":
         sentencepiece.SentencePieceTrainer.train(
-            input=str(text), model_prefix=str(tmp_path / side), vocab_size=60, minloglevel=2
+            input=str(text), model_prefix=str(tmp_path / side), vocab_size=50, minloglevel=2
         )
         (tmp_path / f"{side}.model").rename(folder / f"{side}.spm")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "source.spm"))
@@ -286,7 +285,8 @@ def test_what_ctranslate2_does_not_know_is_named_and_is_there_as_onnx(
 ) -> None:
     """A converter's own message, or a user who gets no file at all."""
     config = transformers.BlenderbotSmallConfig(
-        **BART | {"vocab_size": len(tokenizer), "decoder_start_token_id": 0, "eos_token_id": 0, "pad_token_id": 2}
+        **BART
+        | {"vocab_size": len(tokenizer), "decoder_start_token_id": 0, "eos_token_id": 0, "pad_token_id": 2}
     )
     model = transformers.BlenderbotSmallForConditionalGeneration(config).eval()
     folder = saved(model, tokenizer, tmp_path / "student")
@@ -376,9 +376,7 @@ def test_a_slow_translator_is_not_asked_for_every_row() -> None:
 
     def slow(ids: Sequence[int]) -> list[int]:
         calls.append(ids)
-        until = torch.utils.benchmark.timer() + 0.01
-        while torch.utils.benchmark.timer() < until:
-            pass
+        time.sleep(0.01)
         return [1, 2, 3]
 
     rows = [[number] for number in range(100)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -160,6 +161,7 @@ class Codes:
     """What tokenizers of several languages have."""
 
     src_lang, tgt_lang = "eng_Latn", "fra_Latn"
+    init_kwargs: dict[str, str] = {}  # noqa: RUF012
     all_special_tokens = ("</s>", "eng_Latn", "fra_Latn", "deu_Latn")
 
 
@@ -185,6 +187,41 @@ def test_languages_are_set() -> None:
     codes = Codes()
     Seq2Seq(("eng_Latn", "deu_Latn"))._set_languages(codes)  # type: ignore[arg-type]
     assert (codes.src_lang, codes.tgt_lang) == ("eng_Latn", "deu_Latn")
+
+
+@pytest.mark.parametrize(
+    ("name", "languages"), [("Nllb", ("eng_Latn", "spa_Latn")), ("MBart50", ("en_XX", "es_XX"))]
+)
+def test_tokenizers_of_several_languages(name: str, languages: tuple[str, str], rows, tmp_path: Path) -> None:
+    """The source is marked as another language than it is, the target's code is predicted, or a saved student writes in a
+    language of its own choice."""
+    import transformers
+
+    vocabulary = {token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "▁"])}
+    for letter in sorted({letter for pair in pairs(60) for text in pair for letter in text} - {" "}):
+        vocabulary[letter] = len(vocabulary)
+    made: Any = vocabulary if name == "Nllb" else [(token, 0.0) for token in vocabulary]
+    tokenizer = getattr(transformers, f"{name}Tokenizer")(vocab=made)
+    task = Seq2Seq(languages)
+    source, target = (tokenizer.convert_tokens_to_ids(code) for code in languages)
+    assert task.given(tokenizer) == [target]
+    item = task.encode(tokenizer, rows, 200)[0]
+    assert (item["input_ids"][0], item["target"][0]) == (source, target)
+    assert (item["labels"][0], item["labels"][1]) == (IGNORE, item["target"][1])
+    shape = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    config = transformers.M2M100Config(vocab_size=len(tokenizer), d_model=16, decoder_start_token_id=2,
+                                       encoder_attention_heads=2, decoder_attention_heads=2, **shape)  # fmt: skip
+    torch.manual_seed(1)
+    model = transformers.M2M100ForConditionalGeneration(config).eval()
+    task.ready(model, tokenizer, 12)
+    (text,) = task.write(model, tokenizer, rows.select([0]), 13)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    student = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    said = student.generate(**again(rows["source"][0], return_tensors="pt"), num_beams=1, do_sample=False)
+    assert said[0, 1] == target
+    assert again.decode(said[0], skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() == text
 
 
 def test_long_pairs_are_refused_or_dropped_whole(rows, words) -> None:
