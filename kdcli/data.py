@@ -10,18 +10,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import csv
-import functools
-import gettext
 import itertools
 import json
 import logging
 import re
 import statistics
-import struct
-import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -29,26 +25,21 @@ from typing import Any, Self
 import datasets
 import yaml
 
+from kdcli.catalogues import catalogued
 from kdcli.config import Dataset as DatasetConfig
 from kdcli.config import suggest
 from kdcli.errors import ConfigError, DataError
 from kdcli.files import PACKAGE, digest, locate_package, snapshot
+from kdcli.scripts import SIDES, Side, fits, script_of
 from kdcli.tasks.base import IGNORE
 
 datasets.disable_progress_bars()  # the run has its own
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
-SIDES = ("source", "target")
 DOCUMENT = 1000
 """Characters from which on a document of plain text is long enough."""
 MANY = 0.1
 """The share of the training rows from which on it is said loudly that cleaning left them out."""
-PLURAL = 100
-"""A number whose plural is the general one in all languages: 2 and 5 have forms of their own in some."""
-OWN = 0.2
-"""The share of a column's letters from which on a script is one of its own: Japanese has two, as has Serbian in some texts."""
-ENOUGH = 5000
-"""Rows that tell how a column is written."""
 _INTEGER = re.compile(r"-?\d+")
 _HALF = re.compile(r"[\ud800-\udfff]")
 
@@ -420,7 +411,7 @@ class Seq2Seq(Kind):
 
         if clean.identical:
             drop("identical", lambda row: row["source"] == row["target"])
-        sides = [_Side(name, kept) for name in SIDES]
+        sides = [Side(name, kept) for name in SIDES]
         self._compare(sides)
         if clean.max_ratio and kept:
             limit = clean.max_ratio
@@ -436,18 +427,18 @@ class Seq2Seq(Kind):
             drop("wrong script", lambda row: any(side.strange(row) for side in sides))
         return kept, +dropped
 
-    def _compare(self, sides: list[_Side]) -> None:
+    def _compare(self, sides: list[Side]) -> None:
         """Warn if a side is not written as its language is: most often, source and target are swapped."""
         codes = [self.cfg.source_language, self.cfg.target_language]
-        expected = [_script_of(code or "") for code in codes]
+        expected = [script_of(code or "") for code in codes]
         wrong = [
             f"the {side.name} is written in {' and '.join(side.own)} letters, dataset.{side.name}_language = {code} is in {script}"
             for side, code, script in zip(sides, codes, expected, strict=True)
-            if not _fits(script, side)
+            if not fits(script, side)
         ]
         if not wrong:
             return
-        if all(map(_fits, expected, reversed(sides))):
+        if all(map(fits, expected, reversed(sides))):
             remedy = "source and target seem to be swapped: exchange dataset.source and dataset.target, or the two languages"
         else:
             remedy = "name the languages that the data has, or other columns"
@@ -809,280 +800,9 @@ def _read_conll(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
 
 
 def _read_gettext(kind: Kind, path: Path, given: str) -> list[Source]:
-    """The catalogues of two locales under a folder.
-
-    Without a source's locale the source is the text as it stands in the code; so is English where it is not translated.
-    """
-    cfg = kind.cfg
-    if not path.is_dir():
-        what = "is no folder" if path.exists() else "does not exist"
-        raise DataError(f"the data folder {given} {what} (looked for {path.absolute()})")
-    files = _catalogues(path)
-    if not files:
-        raise DataError(f"the data folder {path} has no catalogues LOCALE/LC_MESSAGES/*.po or *.mo")
-    code = cfg.target_language or ""
-    source = _locale(cfg.source_language, list(files)) if cfg.source_language else None
-    target = _locale(code, list(files))
-    in_code = {"source": source is None or _english(cfg.source_language), "target": False}
-    in_code["target"] = not in_code["source"] and _english(code)
-    if target is None and not in_code["target"]:
-        raise DataError(
-            f"{given} has no catalogues of dataset.target_language = {code}{suggest(code, files)} (there are: "
-            f"{', '.join(sorted(files))})"
-        )
-    if source == target:
-        raise DataError(
-            f"dataset.source_language = {cfg.source_language} and dataset.target_language = {code}: both are the catalogues of {target}"
-        )
-    if cfg.source_language and source is None and not _english(cfg.source_language):
-        logger.warning(
-            "%s has no catalogues of dataset.source_language = %s; the source is the text as it stands in the code",
-            given,
-            cfg.source_language,
-        )
-    sources = []
-    for place in sorted(files[target or source or ""]):
-        dropped: Counter[str] = Counter()
-        known = {
-            locale: _entries(files[locale][place], dropped)
-            for locale in (target, source)
-            if locale and place in files[locale]
-        }
-        table = []
-        for key in dict.fromkeys(itertools.chain(*known.values())):
-            written = next(entries[key][0] for entries in known.values() if key in entries)
-            pair = [
-                known.get(locale or "", {}).get(key, ("", ""))[1] or (written if in_code[side] else "")
-                for side, locale in zip(SIDES, (source, target), strict=True)
-            ]
-            if all(map(str.strip, pair)):
-                table.append(tuple(pair))
-            else:
-                dropped["untranslated"] += 1
-        sources.append(Source(place, _checked(kind, place, table), dropped=dropped))
-    if not any(one.rows for one in sources):
-        raise DataError(f"{given}: the {len(sources)} catalogues of {target or source} hold no pairs")
-    return sources
-
-
-def _catalogues(folder: Path) -> dict[str, dict[str, Path]]:
-    """Of each locale its catalogues, by where they lie but for the locale and the suffix; .mo only where there is no .po."""
-    files: dict[str, dict[str, Path]] = {}
-    for suffix in (".mo", ".po"):
-        for file in folder.glob(f"**/LC_MESSAGES/*{suffix}"):
-            place = file.parents[2].relative_to(folder) / file.stem
-            files.setdefault(file.parents[1].name, {})[str(place)] = file
-    return files
-
-
-def _locale(code: str, there: list[str]) -> str | None:
-    """The locale that a code names among those there are: itself, or one of the same language and script (`de` for de_DE and
-    deu_Latn), the plainest if they are several."""
-    plain = {name.replace("-", "_").casefold(): name for name in there}
-    if found := plain.get(code.replace("-", "_").casefold()):
-        return found
-    tongue = _tongue(code)
-    same = sorted(
-        (name for name in there if tongue[0] and _tongue(name) == tongue), key=lambda name: (len(name), name)
-    )
-    if not same:
-        return None
-    logger.info("%s: the catalogues of %s are taken", code, same[0])
-    return same[0]
-
-
-def _tongue(code: str) -> tuple[str, str]:
-    """Language and script of a code; empty if it is none."""
-    babel = _babel()
-    try:
-        language, territory, script = babel.parse_locale(code.replace("-", "_"))[:3]
-    except ValueError:
-        return "", ""
-    language = babel.get_global("language_aliases").get(language, language)
-    likely = babel.get_global("likely_subtags")
-    usual = likely.get(f"{language}_{territory}") or likely.get(language) or "__"
-    return language, script or usual.split("_")[1]
-
-
-def _english(code: str | None) -> bool:
-    return _tongue(code or "")[0] == "en"
-
-
-def _babel() -> Any:
-    try:
-        import babel.core
-    except ImportError as error:
-        raise ConfigError(
-            f"{error}: dataset.format = gettext needs it; pip install 'kdcli[translation]'"
-        ) from None
-    return babel.core
-
-
-Entry = tuple[str | None, str, int]
-"""What a catalogue knows a text by: its context, the text in the code (its singular), and 1 if it is the plural, else 0."""
-
-
-def _tuple(texts: Any) -> tuple[str, ...]:
-    return (texts,) if isinstance(texts, str) else tuple(texts)
-
-
-def _entries(path: Path, dropped: Counter[str]) -> dict[Entry, tuple[str, str]]:
-    """The texts in the code that a catalogue knows, and their translations, some of them empty.
-
-    Of an entry with several numbers these are the translations for 1 and for many.
-
-    Args:
-        dropped: what is left out is added to it.
-    """
-    _babel()
-    from babel.messages.catalog import Catalog
-    from babel.messages.mofile import read_mo
-    from babel.messages.pofile import PoFileError, PoFileParser
-
-    class Roomy(Catalog):
-        """Headers may promise fewer forms than the entries have: Django's French ones do."""
-
-        @property
-        def num_plurals(self) -> int:
-            return 9
-
-    try:
-        with path.open("rb") as stream:
-            if path.suffix == ".mo":
-                catalog = read_mo(stream)
-            else:
-                catalog = Roomy()
-                PoFileParser(catalog, ignore_obsolete=True, abort_invalid=True).parse(stream)
-        form = gettext.c2py(catalog.plural_expr)
-    except PoFileError as error:
-        raise DataError(
-            f"{path}, line {error.lineno + 1}: {str(error).rpartition(' on ')[0]}; it is no whole catalogue"
-        ) from None
-    except (OSError, struct.error, ValueError, LookupError) as error:
-        raise DataError(f"{path} cannot be read as a catalogue ({error})") from None
-    entries: dict[Entry, tuple[str, str]] = {}
-    for message in catalog:
-        if not message.id:  # the header
-            continue
-        if message.fuzzy:
-            dropped["fuzzy"] += 1
-            continue
-        context = message.context.decode() if isinstance(message.context, bytes) else message.context
-        written, said = _tuple(message.id), _tuple(message.string)
-        places = [form(1), form(PLURAL)] if len(written) > 1 else [0]
-        for number, (text, place) in enumerate(zip(written, places, strict=False)):
-            entries[context, written[0], number] = text, said[place] if place < len(said) else ""
-    return entries
-
-
-_WRITTEN = {
-    "Latin": "en eng de deu fr fra es spa it ita pt por nl nld sv swe da dan no nb nob nn nno fi fin is isl et est lv lvs lav lt lit pl pol "
-    "cs ces sk slk sl slv hr hrv hu hun ro ron sq als sqi tr tur az azj id ind ms zsm msa vi vie tl tgl sw swh swa ca cat gl glg eu eus "
-    "ga gle cy cym af afr mt mlt eo epo la lat",
-    "Cyrillic": "ru rus uk ukr be bel bg bul mk mkd kk kaz ky kir tg tgk mn khk mon tt tat ba bak",
-    "Greek": "el ell",
-    "Arabic": "ar ara arb fa fas pes ur urd ps pus pbt ckb ug uig",
-    "Hebrew": "he heb yi yid ydd",
-    "Devanagari": "hi hin mr mar ne nep npi sa san",
-    "Han": "zh zho cmn yue",
-    "Kana": "ja jpn",
-    "Hangul": "ko kor",
-    "Bengali": "bn ben as asm",
-    "Gujarati": "gu guj",
-    "Oriya": "or ory ori",
-    "Tamil": "ta tam",
-    "Telugu": "te tel",
-    "Kannada": "kn kan",
-    "Malayalam": "ml mal",
-    "Sinhala": "si sin",
-    "Thai": "th tha",
-    "Lao": "lo lao",
-    "Khmer": "km khm",
-    "Myanmar": "my mya",
-    "Tibetan": "bo bod",
-    "Georgian": "ka kat",
-    "Armenian": "hy hye",
-    "Ethiopic": "am amh ti tir",
-}
-"""Languages that are written in one script; those that have two (Serbian, Uzbek, Panjabi …) name it in their code, or are not judged."""
-_LANGUAGES = {code: script for script, codes in _WRITTEN.items() for code in codes.split()}
-_SCRIPTS = {
-    "Latn": "Latin", "Cyrl": "Cyrillic", "Grek": "Greek", "Arab": "Arabic", "Hebr": "Hebrew", "Deva": "Devanagari", "Hans": "Han",
-    "Hant": "Han", "Hani": "Han", "Jpan": "Kana", "Kore": "Hangul", "Hang": "Hangul", "Beng": "Bengali", "Gujr": "Gujarati",
-    "Guru": "Gurmukhi", "Orya": "Oriya", "Taml": "Tamil", "Telu": "Telugu", "Knda": "Kannada", "Mlym": "Malayalam", "Sinh": "Sinhala",
-    "Thai": "Thai", "Laoo": "Lao", "Khmr": "Khmer", "Mymr": "Myanmar", "Tibt": "Tibetan", "Geor": "Georgian", "Armn": "Armenian",
-    "Ethi": "Ethiopic",
-}  # fmt: skip
-_WORD = re.compile(r"[a-z]+|[^\W\d_a-z]+")
-"""A run of small letters; Latin ones may stand in Chinese without a space."""
-_MARKUP = re.compile(r"%(\([^)]*\))?[a-z]|\{[^}]*\}|<[^>]*>")
-"""Placeholders and tags."""
-
-
-def _script_of(code: str) -> str | None:
-    """The script of a language code (ru, ru_RU, rus_Cyrl, sr-Latn); None if nobody knows."""
-    language, *rest = re.split(r"[_-]", code)
-    named = [_SCRIPTS[part.capitalize()] for part in rest if part.capitalize() in _SCRIPTS]
-    return named[0] if named else _LANGUAGES.get(language.lower())
-
-
-@functools.cache
-def _script(letter: str) -> str:
-    """A letter's script, by its name in Unicode: Latin, Cyrillic, Han, Kana …"""
-    first = re.split("[ -]", unicodedata.name(unicodedata.normalize("NFKC", letter)[0], ""))[0]
-    grouped = {"CJK": "Han", "IDEOGRAPHIC": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
-    return grouped.get(first, first.capitalize())
-
-
-def _letters(text: str, other: str = "") -> str:
-    """The letters of one side of a pair, without markup, and without the words that the other side has as well: names are of no
-    language."""
-    words, others = (_WORD.findall(_MARKUP.sub(" ", side).casefold()) for side in (text, other))
-    shared = set(others)
-    return "".join(word for word in words if word not in shared)
-
-
-def _scripts(letters: Mapping[str, int]) -> Counter[str]:
-    """How many letters of each script."""
-    scripts: Counter[str] = Counter()
-    for letter, count in letters.items():
-        scripts[_script(letter)] += count
-    return scripts
-
-
-def _fits(script: str | None, side: _Side) -> bool:
-    return script is None or not side.own or script in side.own
-
-
-class _Side:
-    """One side of pairs, and how it is written.
-
-    Attributes:
-        name: source or target.
-        own: its scripts, the most frequent first.
-    """
-
-    def __init__(self, name: str, rows: list[Row]):
-        self.name = name
-        self.other = SIDES[1 - SIDES.index(name)]
-        letters: Counter[str] = Counter()
-        for row in rows[:ENOUGH]:  # they are shuffled
-            letters.update(_letters(row[name], row[self.other]))
-        scripts = _scripts(letters)
-        self.own = [script for script, count in scripts.most_common() if count >= OWN * scripts.total()]
-
-    def strange(self, row: Row) -> bool:
-        """Whether all letters of a row are of other scripts, or most of those that its other side does not have."""
-        text = row[self.name]
-        if not self.own or all(
-            not character.isalpha() or _script(character) in self.own for character in set(text)
-        ):
-            return False
-        every, rest = (_scripts(Counter(_letters(text, other))) for other in ("", row[self.other]))
-        return bool(every) and (not self._of(every) or 2 * self._of(rest) < rest.total())
-
-    def _of(self, scripts: Counter[str]) -> int:
-        return sum(scripts[script] for script in self.own)
+    """The catalogues of two locales under a folder."""
+    found = catalogued(path, given, kind.cfg.source_language, kind.cfg.target_language or "")
+    return [Source(place, _checked(kind, place, table), dropped=dropped) for place, table, dropped in found]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import kdcli
 
 ROOT = Path(kdcli.__file__).parent
 FLOORS = [
-    {"errors", "signal"},
+    {"errors", "signal", "scripts"},
     {"config", "console", "files"},
-    {"rundir", "losses", "inside", "gguf", "rollouts"},
+    {"catalogues", "rundir", "losses", "inside", "gguf", "rollouts"},
     {"tasks"},
     {"models", "data"},
     {"students", "teachers", "hardware", "augment"},

@@ -1,0 +1,125 @@
+"""Which script a text is written in, and which a language is written in."""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+SIDES = ("source", "target")
+"""Of a pair."""
+OWN = 0.2
+"""The share of a column's letters from which on a script is one of its own: Japanese has two, as has Serbian in some texts."""
+ENOUGH = 5000
+"""Rows that tell how a column is written."""
+_WRITTEN = {
+    "Latin": "en eng de deu fr fra es spa it ita pt por nl nld sv swe da dan no nb nob nn nno fi fin is isl et est lv lvs lav lt lit pl pol "
+    "cs ces sk slk sl slv hr hrv hu hun ro ron sq als sqi tr tur az azj id ind ms zsm msa vi vie tl tgl sw swh swa ca cat gl glg eu eus "
+    "ga gle cy cym af afr mt mlt eo epo la lat",
+    "Cyrillic": "ru rus uk ukr be bel bg bul mk mkd kk kaz ky kir tg tgk mn khk mon tt tat ba bak",
+    "Greek": "el ell",
+    "Arabic": "ar ara arb fa fas pes ur urd ps pus pbt ckb ug uig",
+    "Hebrew": "he heb yi yid ydd",
+    "Devanagari": "hi hin mr mar ne nep npi sa san",
+    "Han": "zh zho cmn yue",
+    "Kana": "ja jpn",
+    "Hangul": "ko kor",
+    "Bengali": "bn ben as asm",
+    "Gujarati": "gu guj",
+    "Oriya": "or ory ori",
+    "Tamil": "ta tam",
+    "Telugu": "te tel",
+    "Kannada": "kn kan",
+    "Malayalam": "ml mal",
+    "Sinhala": "si sin",
+    "Thai": "th tha",
+    "Lao": "lo lao",
+    "Khmer": "km khm",
+    "Myanmar": "my mya",
+    "Tibetan": "bo bod",
+    "Georgian": "ka kat",
+    "Armenian": "hy hye",
+    "Ethiopic": "am amh ti tir",
+}
+"""Languages that are written in one script; those that have two (Serbian, Uzbek, Panjabi …) name it in their code, or are not judged."""
+_LANGUAGES = {code: script for script, codes in _WRITTEN.items() for code in codes.split()}
+_SCRIPTS = {
+    "Latn": "Latin", "Cyrl": "Cyrillic", "Grek": "Greek", "Arab": "Arabic", "Hebr": "Hebrew", "Deva": "Devanagari", "Hans": "Han",
+    "Hant": "Han", "Hani": "Han", "Jpan": "Kana", "Kore": "Hangul", "Hang": "Hangul", "Beng": "Bengali", "Gujr": "Gujarati",
+    "Guru": "Gurmukhi", "Orya": "Oriya", "Taml": "Tamil", "Telu": "Telugu", "Knda": "Kannada", "Mlym": "Malayalam", "Sinh": "Sinhala",
+    "Thai": "Thai", "Laoo": "Lao", "Khmr": "Khmer", "Mymr": "Myanmar", "Tibt": "Tibetan", "Geor": "Georgian", "Armn": "Armenian",
+    "Ethi": "Ethiopic",
+}  # fmt: skip
+_WORD = re.compile(r"[a-z]+|[^\W\d_a-z]+")
+"""A run of small letters; Latin ones may stand in Chinese without a space."""
+_MARKUP = re.compile(r"%(\([^)]*\))?[a-z]|\{[^}]*\}|<[^>]*>")
+"""Placeholders and tags."""
+
+
+def script_of(code: str) -> str | None:
+    """The script of a language code (ru, ru_RU, rus_Cyrl, sr-Latn); None if nobody knows."""
+    language, *rest = re.split(r"[_-]", code)
+    named = [_SCRIPTS[part.capitalize()] for part in rest if part.capitalize() in _SCRIPTS]
+    return named[0] if named else _LANGUAGES.get(language.lower())
+
+
+@functools.cache
+def _script(letter: str) -> str:
+    """A letter's script, by its name in Unicode: Latin, Cyrillic, Han, Kana …"""
+    first = re.split("[ -]", unicodedata.name(unicodedata.normalize("NFKC", letter)[0], ""))[0]
+    grouped = {"CJK": "Han", "IDEOGRAPHIC": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
+    return grouped.get(first, first.capitalize())
+
+
+def _letters(text: str, other: str = "") -> str:
+    """The letters of one side of a pair, without markup, and without the words that the other side has as well: names are of no
+    language."""
+    words, others = (_WORD.findall(_MARKUP.sub(" ", side).casefold()) for side in (text, other))
+    shared = set(others)
+    return "".join(word for word in words if word not in shared)
+
+
+def _scripts(letters: Mapping[str, int]) -> Counter[str]:
+    """How many letters of each script."""
+    scripts: Counter[str] = Counter()
+    for letter, count in letters.items():
+        scripts[_script(letter)] += count
+    return scripts
+
+
+def fits(script: str | None, side: Side) -> bool:
+    return script is None or not side.own or script in side.own
+
+
+class Side:
+    """One side of pairs, and how it is written.
+
+    Attributes:
+        name: source or target.
+        own: its scripts, the most frequent first.
+    """
+
+    def __init__(self, name: str, rows: list[dict[str, Any]]):
+        self.name = name
+        self.other = SIDES[1 - SIDES.index(name)]
+        letters: Counter[str] = Counter()
+        for row in rows[:ENOUGH]:  # they are shuffled
+            letters.update(_letters(row[name], row[self.other]))
+        scripts = _scripts(letters)
+        self.own = [script for script, count in scripts.most_common() if count >= OWN * scripts.total()]
+
+    def strange(self, row: dict[str, Any]) -> bool:
+        """Whether all letters of a row are of other scripts, or most of those that its other side does not have."""
+        text = row[self.name]
+        if not self.own or all(
+            not character.isalpha() or _script(character) in self.own for character in set(text)
+        ):
+            return False
+        every, rest = (_scripts(Counter(_letters(text, other))) for other in ("", row[self.other]))
+        return bool(every) and (not self._of(every) or 2 * self._of(rest) < rest.total())
+
+    def _of(self, scripts: Counter[str]) -> int:
+        return sum(scripts[script] for script in self.own)
