@@ -131,7 +131,7 @@ def writing(run: Path) -> None:
             translate(model, tokenizer, tokenizer(texts)["input_ids"], [], batch_size=32, **how)
             times["kdcli"].append(time.perf_counter() - began)
         began = time.perf_counter()
-        with bf16, torch.inference_mode():
+        with bf16:
             for start in range(0, len(texts), 32):
                 batch = tokenizer(texts[start : start + 32], return_tensors="pt", padding=True)
                 model.generate(**batch, do_sample=False, length_penalty=1.0, **how)
