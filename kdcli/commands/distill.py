@@ -404,6 +404,11 @@ def _part(
             f"{len(data['train']) - len(data.gold)} training rows have no target (dataset.labelled, dataset.unlabelled): let the teacher "
             "translate them (rollout=beam), or leave those keys out"
         )
+    if isinstance(task, Seq2Seq) and cfg.rollout.by != "dataset" and cfg.rollout.max_new_tokens < max_length:
+        raise ConfigError(
+            f"rollout.max_new_tokens = {cfg.rollout.max_new_tokens} is below dataset.max_length = {max_length}: translations would be cut off, and "
+            f"the student learn to stop in the middle; give rollout.max_new_tokens={max_length}"
+        )
     if cfg.rollout.by != "dataset":
         _require_prompts(cfg, task, run.data)
     if (cfg.teacher.cache and task.vocabulary) or len(sources) > 1:
