@@ -151,12 +151,12 @@ def floor(name: str, folder: str | None) -> None:
     options, labelled, _ = data(name, folder)
     runs = [RUNS / f"{name}-floor" / str(seed) for seed in SEEDS]
     rows = [f"dataset.labelled={labelled}", "dataset.limit=null"]
-    for seed, run in enumerate(runs):
+    for seed, run in zip(SEEDS, runs, strict=True):
         distil(
             run,
             [*options, *rows, *BEST[name], "student=births", "control=false", "measure=null", f"seed={seed}"],
         )
-    for seed, run in enumerate(runs):
+    for seed, run in zip(SEEDS, runs, strict=True):
         found = exported(run)["artifacts"]["model.int8.onnx"]
         again = subprocess.run(
             [*KDCLI, "eval", f"run={run}", "format=json"], check=True, capture_output=True, text=True
