@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -447,12 +447,40 @@ class _Llama:
         return said
 
 
-class _TorchTranslator:
-    """A model directory, run eagerly in fp32, greedily and with a cache of keys and values."""
+class _Greedy:
+    """A translator that is asked for one token after the other.
+
+    Attributes:
+        begin: the tokens that each text begins with.
+        ends: those that it ends with.
+        room: tokens that it may have besides those it begins with.
+    """
+
+    begin: list[int]
+    ends: list[int]
+    room: int
+
+    def reading(self, ids: Sequence[int]) -> Callable[[list[int]], Any]:
+        """What gives the logits, (C,), after the text so far and further tokens, once it has read a source."""
+        raise NotImplementedError
+
+    def __call__(self, ids: Sequence[int]) -> list[int]:
+        after, tokens, written = self.reading(ids), self.begin, []
+        while True:
+            tokens = [int(after(tokens).argmax())]
+            written += tokens
+            if tokens[0] in self.ends or len(written) == self.room:
+                return written
+
+
+class _TorchTranslator(_Greedy):
+    """A model directory, run eagerly in fp32, with a cache of keys and values."""
 
     def __init__(self, spec: MeasureSpec):
         import torch
         import transformers
+
+        from kdcli.rollouts import start_of
 
         torch.set_num_threads(spec.threads)
         self.model = getattr(transformers, spec.auto).from_pretrained(
@@ -464,37 +492,39 @@ class _TorchTranslator:
         )
         self.model.eval()
         config, own = self.model.config, self.model.generation_config
-        start = config.decoder_start_token_id
-        self.begin = [own.decoder_start_token_id if start is None else start, *spec.given]
+        self.begin = [start_of(self.model), *spec.given]
         self.ends = _listed(config.eos_token_id if own.eos_token_id is None else own.eos_token_id)
         self.barred = [token for token in [config.pad_token_id] if token not in [None, *self.ends]]
         self.room = _room(spec)
 
     def __call__(self, ids: Sequence[int]) -> list[int]:
         import torch
+
+        with torch.inference_mode():
+            return super().__call__(ids)
+
+    def reading(self, ids: Sequence[int]) -> Callable[[list[int]], Any]:
+        import torch
         from transformers import DynamicCache, EncoderDecoderCache
 
-        written: list[int] = []
-        with torch.inference_mode():
-            read = self.model.get_encoder()(input_ids=torch.tensor([ids]))
-            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-            tokens = self.begin
-            while True:
-                logits = self.model(
-                    encoder_outputs=read,
-                    decoder_input_ids=torch.tensor([tokens]),
-                    past_key_values=cache,
-                    use_cache=True,
-                ).logits[0, -1]
-                logits[self.barred] = -torch.inf
-                tokens = [int(logits.argmax())]
-                written += tokens
-                if tokens[0] in self.ends or len(written) == self.room:
-                    return written
+        read = self.model.get_encoder()(input_ids=torch.tensor([ids]))
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+        def after(tokens: list[int]) -> torch.Tensor:
+            logits: torch.Tensor = self.model(
+                encoder_outputs=read,
+                decoder_input_ids=torch.tensor([tokens]),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[0, -1]
+            logits[self.barred] = -torch.inf
+            return logits
+
+        return after
 
 
-class _OnnxTranslator:
-    """A folder of ONNX graphs, encoder and decoder, run by ONNX Runtime on the CPU, greedily and with a cache."""
+class _OnnxTranslator(_Greedy):
+    """A folder of ONNX graphs, encoder and decoder, run by ONNX Runtime on the CPU, with a cache."""
 
     def __init__(self, spec: MeasureSpec):
         try:
@@ -520,22 +550,24 @@ class _OnnxTranslator:
             for session in (self.first, self.later)
         }
 
-    def __call__(self, ids: Sequence[int]) -> list[int]:
+    def reading(self, ids: Sequence[int]) -> Callable[[list[int]], Any]:
         row = np.asarray([ids], np.int64)
         mask = np.ones_like(row)
         hidden = self.encoder.run(["last_hidden_state"], {"input_ids": row, "attention_mask": mask})[0]
         known = {"encoder_attention_mask": mask, "encoder_hidden_states": hidden}
-        session, tokens, written = self.first, self.begin, []
-        while True:
+        session = self.first
+
+        def after(tokens: list[int]) -> np.ndarray:
+            nonlocal session
             inputs, outputs = self.named[session]
             known["input_ids"] = np.asarray([tokens], np.int64)
             found = session.run(outputs, {name: known[name] for name in inputs})
             for name, array in zip(outputs, found, strict=True):
                 known[name.replace("present", "past_key_values")] = array
-            session, tokens = self.later, [int(known["logits"][0, -1].argmax())]
-            written += tokens
-            if tokens[0] in self.ends or len(written) == self.room:
-                return written
+            session = self.later
+            return known["logits"][0, -1]
+
+        return after
 
 
 class _CTranslate2:
@@ -598,58 +630,45 @@ def main() -> None:
     """Read the specification and the rows, run the model, write the measurement."""
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the measurement alone
         spec = MeasureSpec(**json.loads(sys.stdin.readline()))
-        found = _translator(spec) if _translates(spec.auto) else _model(spec)
+        began = time.perf_counter()
+        kinds: dict[str, Any] = TRANSLATORS if _translates(spec.auto) else MODELS
+        model = kinds[spec.runtime](spec)
+        seconds = time.perf_counter() - began
+        found = UNKNOWN
+        prompts = json.loads(sys.stdin.readline())
+        if spec.speed:
+            speed = _translated if _translates(spec.auto) else _answered
+            found = Measurement(*speed(model, prompts, spec), _peak_memory(), seconds)
+        if spec.answers:  # read only now: neither the rows nor the answers of all of them belong to the peak
+            from safetensors.numpy import save_file
+
+            save_file(_answers(model, prompts, json.loads(sys.stdin.readline()), spec), spec.answers)
     json.dump(asdict(found), sys.stdout)
 
 
-def _translator(spec: MeasureSpec) -> Measurement:
-    began = time.perf_counter()
-    model = TRANSLATORS[spec.runtime](spec)
-    seconds = time.perf_counter() - began
-    found = UNKNOWN
-    sources = json.loads(sys.stdin.readline())
-    if spec.speed:
-        found = Measurement(*_translated(model, sources, spec), _peak_memory(), seconds)
-    if spec.answers:
-        from safetensors.numpy import save_file
-
-        texts = [model(ids) for ids in json.loads(sys.stdin.readline())]
+def _answers(model: Model | Translator, prompts: Any, rows: Any, spec: MeasureSpec) -> dict[str, np.ndarray]:
+    """What `MeasureSpec.answers` holds."""
+    if isinstance(model, _Greedy | _CTranslate2):
+        texts = [model(ids) for ids in rows]
         flat = [token for text in texts for token in text]
-        answers = {
+        return {
             "written": np.asarray(flat, np.int64),
             "lengths": np.asarray(list(map(len, texts)), np.int64),
         }
-        save_file(answers, spec.answers)
-    return found
+    if isinstance(model, _Llama):
+        return model.score(rows) | {"same_tokens": model.same_tokens(prompts, spec.special)}
+    if isinstance(model, _Onnx) and "TokenClassification" in spec.auto:
+        return {"logits": model.at(rows)}
+    return {"logits": _logits(model, rows, spec)}
 
 
-def _model(spec: MeasureSpec) -> Measurement:
-    began = time.perf_counter()
-    model = MODELS[spec.runtime](spec)
-    seconds = time.perf_counter() - began
-    found = UNKNOWN
-    prompts = json.loads(sys.stdin.readline())
-    if spec.speed:
-        rows = model.encode(prompts)
-        latency = _latency(model, rows, spec.latency_runs)
-        throughput = (
-            _throughput(model, rows, spec)
-            if isinstance(model, _Onnx) or not model.writes
-            else _generated(model, rows, spec)
-        )
-        found = Measurement(latency, throughput, _peak_memory(), seconds)
-    if spec.answers:  # read only now: neither the rows nor the answers of all of them belong to the peak
-        from safetensors.numpy import save_file
-
-        asked = json.loads(sys.stdin.readline())
-        if isinstance(model, _Llama):
-            answers = model.score(asked) | {"same_tokens": model.same_tokens(prompts, spec.special)}
-        elif isinstance(model, _Onnx) and "TokenClassification" in spec.auto:
-            answers = {"logits": model.at(asked)}
-        else:
-            answers = {"logits": _logits(model, asked, spec)}
-        save_file(answers, spec.answers)
-    return found
+def _answered(model: Model, prompts: Any, spec: MeasureSpec) -> tuple[dict[str, float | None], float]:
+    """Latency in milliseconds, and throughput, of a model that answers rows."""
+    rows = model.encode(prompts)
+    latency = _latency(model, rows, spec.latency_runs)
+    if isinstance(model, _Onnx) or not model.writes:
+        return latency, _throughput(model, rows, spec)
+    return latency, _generated(model, rows, spec)
 
 
 def _batch(model: Model, rows: Sequence[Encoded]) -> Encoded:
