@@ -89,6 +89,28 @@ def by_number(teacher: Teacher, rows: datasets.Dataset) -> Callable[[Sequence[in
     return lambda numbers: teacher.signals([rows[int(number)] for number in numbers])
 
 
+def told_by(
+    teacher: Teacher, source: Source, task: Task, rows: datasets.Dataset, max_length: int
+) -> tuple[Predictions, int]:
+    """A teacher's answers on rows, at its own positions, and its number of classes.
+
+    Args:
+        source: the teacher's checkpoint, whose tokens they are.
+    """
+    signal = teacher.signals(list(rows))
+    return task.told(signal, task.encode(load_tokenizer(source), rows, max_length)), signal.classes
+
+
+def likelihoods(
+    teacher: Teacher, source: Source, task: Task, rows: datasets.Dataset, max_length: int
+) -> list[float]:
+    """The mean log-probability that a language model gives a counted token of each row, in nats; arguments as for `told_by`."""
+    said, _ = told_by(teacher, source, task, rows, max_length)
+    places = np.repeat(np.arange(len(said.counts)), said.counts)
+    sums = np.bincount(places, said["log_prob"].astype(np.float64), minlength=len(said.counts))
+    return (sums / np.maximum(said.counts, 1)).tolist()
+
+
 def size(source: Source, task: Task) -> dict[str, int]:
     """Parameters, and bytes of the weight files."""
     with torch.device("meta"):

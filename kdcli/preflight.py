@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from kdcli.config import Rollout
 from kdcli.distiller import Distiller
 from kdcli.errors import TeacherError
+from kdcli.evaluate import likelihoods
+from kdcli.models import Source
 from kdcli.signal import AnySignal, Signal
 from kdcli.tasks.base import Predictions, Split, Task
 from kdcli.teachers.base import Teacher
@@ -71,13 +73,19 @@ def preflight(
         logger.warning("pre-flight: %s", finding)
 
 
-def translates(teacher: Teacher, task: Task, rows: datasets.Dataset, lenient: bool) -> None:
+def translates(
+    teacher: Teacher, source: Source, task: Task, rows: datasets.Dataset, max_length: int, lenient: bool
+) -> None:
     """The teacher translates, and in the direction of the data: looked at on a few rows before all are translated.
+
+    Args:
+        source: the teacher's checkpoint.
 
     Raises:
         TeacherError: more than half of what it writes is its source.
     """
-    some = list(rows.select(range(min(TRANSLATED, len(rows)))))
+    few = rows.select(range(min(TRANSLATED, len(rows))))
+    some = list(few)
     texts = teacher.write(some, Rollout(sampling_temperature=0.0, max_new_tokens=256), 0)
     copied = task.scores(
         Predictions({}, NONE, NONE, texts, [(row["source"], row["target"]) for row in some])
@@ -90,8 +98,10 @@ def translates(teacher: Teacher, task: Task, rows: datasets.Dataset, lenient: bo
         if not lenient:
             raise TeacherError(f"the pre-flight stopped the run:\n  {finding}")
         logger.warning("pre-flight: %s", finding)
-    swapped = [row | {"source": row["target"], "target": row["source"]} for row in some]
-    right, wrong = (float(np.mean(teacher.likelihoods(each))) for each in (some, swapped))
+    swapped = few.rename_columns({"source": "target", "target": "source"})
+    right, wrong = (
+        float(np.mean(likelihoods(teacher, source, task, each, max_length))) for each in (few, swapped)
+    )
     if wrong > right:
         logger.warning(
             "pre-flight: the teacher finds the sources likelier as translations of the targets (%.2f nats a token) than the targets as "

@@ -12,7 +12,6 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -162,18 +161,13 @@ def start_of(model: PreTrainedModel) -> int:
         ModelError: the checkpoint does not say.
     """
     own: Any = model.generation_config
-    start = start_of_config(model.config)
+    start = getattr(model.config, "decoder_start_token_id", None)
     start = own.decoder_start_token_id if start is None and own is not None else start
     if start is None:
         raise ModelError(
             f"{type(model).__name__}: its config.json has no decoder_start_token_id, so where a text begins is not known; add it"
         )
     return int(start)
-
-
-def start_of_config(config: PreTrainedConfig) -> int | None:
-    """The same, as a checkpoint's config says it."""
-    return getattr(config, "decoder_start_token_id", None)
 
 
 def write(

@@ -16,7 +16,7 @@ from kdcli.errors import ConfigError
 from kdcli.files import size_of
 from kdcli.measure import Runtime, measure_rows, runtime_of
 from kdcli.models import Source, label_order, load_config
-from kdcli.rollouts import decoded, go_on, translate
+from kdcli.rollouts import decoded, go_on
 from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task
 from kdcli.tasks.seq2seq import Seq2Seq
 
@@ -103,10 +103,7 @@ def write(
     """What a language model writes greedily after the first prompts of a split: prompt and answer, which counts; of a
     translator all translations of the split."""
     if isinstance(task, Seq2Seq):
-        encoded, given = task.encode(tokenizer, rows, max_length), task.given(tokenizer)
-        sources = [encoded[row]["input_ids"].tolist() for row in range(len(encoded))]
-        room = max(1, max_length - len(given))
-        texts = translate(model, tokenizer, sources, given, max_new_tokens=room, batch_size=task.batch)
+        texts = task.greedy(model, tokenizer, task.encode(tokenizer, rows, max_length), max_length)
         return [(ids, list(range(len(ids)))) for ids in texts]
     some = rows.select(range(min(cfg.generations, len(rows))))
     prompts = [ids[:max_length] for ids in _ids(task.inputs(some, tokenizer), task, tokenizer)]

@@ -42,11 +42,13 @@ from kdcli.evaluate import (
     by_number,
     examine,
     in_tokens_of,
+    likelihoods,
     opened,
     save_predictions,
     score,
     size,
     together,
+    told_by,
     verdict,
 )
 from kdcli.files import cache_dir, digest, replaced, write_json, write_text
@@ -607,7 +609,8 @@ def prepare_lesson(run: Run, stages: console.Stages) -> Lesson:
     teachers = [tuned_teacher(run, stages, number) for number in range(len(run.sources))]
     ask = functools.cache(lambda: open_teacher(run, teachers))
     if isinstance(run.task, Seq2Seq):
-        translates(ask(), run.task, run.data["validation"], _lenient(run, run.cfg.teacher.trainer))
+        lenient = _lenient(run, run.cfg.teacher.trainer)
+        translates(ask(), teachers[0], run.task, run.data["validation"], run.cfg.dataset.max_length, lenient)
     rows = rollouts(run, stages, teachers, ask, rows)
     return Lesson(teachers, ask, rows, teacher_signals(run, stages, teachers, ask, rows))
 
@@ -788,18 +791,23 @@ def rollouts(
         [run.task.answered(row, text) for row, text in zip(rows, texts, strict=True)]
     )
     if how.keep < 1:
-        answered = _likeliest(run, folder, ask, answered, how.keep)
+        answered = _likeliest(run, folder, ask, sources[0], answered, how.keep)
     _show(run, "rollouts", answered)
     return answered
 
 
 def _likeliest(
-    run: Run, folder: Path, ask: Callable[[], Teacher], rows: datasets.Dataset, share: float
+    run: Run,
+    folder: Path,
+    ask: Callable[[], Teacher],
+    source: Source,
+    rows: datasets.Dataset,
+    share: float,
 ) -> datasets.Dataset:
     """The rows, in their order, of which the teacher itself finds a token likeliest on average."""
 
     def judge(part: datasets.Dataset, _: int) -> list[float]:
-        return ask().likelihoods(list(part))
+        return likelihoods(ask(), source, run.task, part, run.cfg.dataset.max_length)
 
     with _alone(run, folder):
         scores = np.asarray(_kept(run, None, folder / "scores", rows, PART, judge))
@@ -1267,10 +1275,9 @@ def _translations(task: Seq2Seq, said: dict[str, Predictions]) -> dict[str, list
 
 def _teacher_said(run: Run, lesson: Lesson, split: str) -> tuple[Predictions, int]:
     """The teacher's answers on a split, at its own positions, and its number of classes."""
-    rows = run.data[split]
-    encoded = run.task.encode(load_tokenizer(lesson.teacher), rows, run.cfg.dataset.max_length)
-    signal = lesson.signals[split].signals(list(rows))
-    return run.task.told(signal, encoded), signal.classes
+    return told_by(
+        lesson.signals[split], lesson.teacher, run.task, run.data[split], run.cfg.dataset.max_length
+    )
 
 
 def _best_validation(run: Run, name: str) -> float | None:

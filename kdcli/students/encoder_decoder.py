@@ -17,7 +17,6 @@ from transformers import (
 from kdcli.config import Count, Fraction
 from kdcli.errors import ConfigError
 from kdcli.models import Source, load_config, load_tokenizer
-from kdcli.rollouts import start_of_config
 from kdcli.students.base import Birth
 from kdcli.students.pretrained import from_checkpoint
 from kdcli.tasks.base import Task
@@ -73,7 +72,12 @@ class EncoderDecoder(Birth):
             return from_checkpoint(self.source, task)
         config = load_config(teacher).get_text_config()
         positions = getattr(config, "max_position_embeddings", None) or POSITIONS
-        model = self.over(load_tokenizer(teacher), start_of_config(config), positions, config.vocab_size)
+        model = self.over(
+            load_tokenizer(teacher),
+            getattr(config, "decoder_start_token_id", None),
+            positions,
+            config.vocab_size,
+        )
         return model, load_tokenizer(teacher, model)
 
     def over(

@@ -218,23 +218,29 @@ class Seq2Seq(LanguageModel):
     ) -> list[str]:
         """A model's translation of each row; with `candidates`, so many for each row, one after the other."""
         sources, _ = self._ids(tokenizer, rows)
-        return self._translated(
-            model, tokenizer, [ids[:max_length] for ids in sources], max_length, **options
-        )
+        cut = [ids[:max_length] for ids in sources]
+        return decoded(tokenizer, self._tokens(model, tokenizer, cut, max_length, **options))
 
-    def _translated(
+    def greedy(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Encoded, max_length: int
+    ) -> list[list[int]]:
+        """The tokens of a greedy translation of each source, without those given."""
+        sources = [part.tolist() for part in np.split(encoded.columns["input_ids"], encoded.offsets[1:-1])]
+        return self._tokens(model, tokenizer, sources, max_length)
+
+    def _tokens(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         sources: Sequence[Sequence[int]],
         max_length: int,
         **options: Any,
-    ) -> list[str]:
+    ) -> list[list[int]]:
         given = self.given(tokenizer)
         room = max(1, max_length - len(given))
         how = {"max_new_tokens": room, "batch_size": self.batch} | options
         how["max_new_tokens"] = min(how["max_new_tokens"], room)
-        return decoded(tokenizer, translate(model, tokenizer, sources, given, **how))
+        return translate(model, tokenizer, sources, given, **how)
 
     def completed(
         self,
@@ -245,8 +251,7 @@ class Seq2Seq(LanguageModel):
         max_length: int,
     ) -> Predictions:
         """With a greedy translation of each source."""
-        sources = [part.tolist() for part in np.split(encoded.columns["input_ids"], encoded.offsets[1:-1])]
-        texts = self._translated(model, tokenizer, sources, max_length)
+        texts = decoded(tokenizer, self.greedy(model, tokenizer, encoded, max_length))
         return self.written(said, texts, encoded)
 
     def ready(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:

@@ -55,16 +55,6 @@ class Teacher(ABC):
         """
         raise TeacherError(f"{type(self).__name__} does not write: rollout=teacher needs a teacher that does")
 
-    def likelihoods(self, examples: Sequence[Mapping[str, Any]]) -> list[float]:
-        """The mean log-probability that the teacher gives a counted token of each row, in nats.
-
-        Raises:
-            TeacherError: this kind of teacher does not tell.
-        """
-        raise TeacherError(
-            f"{type(self).__name__} does not say how likely a text is (rollout.keep): leave rollout.keep at 1"
-        )
-
     def signals(self, examples: Sequence[Mapping[str, Any]]) -> AnySignal:
         """What the teacher says of a batch of rows, one row after the other."""
         return concatenate(self.rows(examples))

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 
 from kdcli.config import Count, Rollout
@@ -64,16 +63,6 @@ class LocalTeacher(Teacher):
         features = [encoded[row] for row in range(len(encoded))]
         said, _ = self.task.ask(self.model, self.tokenizer, features, self.bf16, self.order, parts)
         return said.first(self.classes)
-
-    def likelihoods(self, examples: Sequence[Mapping[str, Any]]) -> list[float]:
-        """By one forward pass."""
-        encoded = self.task.encode(
-            self.tokenizer, datasets.Dataset.from_list(list(examples)), self.max_length
-        )
-        said = self.task.predict(self.model, self.tokenizer, encoded, self.bf16)
-        rows = np.repeat(np.arange(len(said.counts)), said.counts)
-        sums = np.bincount(rows, said["log_prob"].astype(np.float64), minlength=len(said.counts))
-        return (sums / np.maximum(said.counts, 1)).tolist()
 
     def write(self, examples: Sequence[Mapping[str, Any]], how: Rollout, seed: int) -> list[str]:
         """Answers by the task's prompts, in the precision of the teacher's signals."""
