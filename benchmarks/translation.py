@@ -21,17 +21,29 @@ KDCLI = [sys.executable, "-m", "kdcli"]
 RUNS = Path("runs/bench/translation")
 TEST = {"Ruth", "II Samuel", "Romans"}
 VALIDATION = {"Ezra", "Galatians", "Ephesians"}
-LABELLED = 15000
-"""Pairs whose translation is known: the teacher learns from them, and translates all sources of the training books."""
+LABELLED, SOURCES = 10000, 20000
+"""Pairs whose translation is known, which the teacher and the control learn from, and sources that the teacher translates."""
+TEACHER = [
+    "teacher=transformer",
+    "teacher.born.encoder_layers=4",
+    "teacher.born.decoder_layers=4",
+    "teacher.trainer.epochs=15",
+    "teacher.trainer.batch_size=32",
+    "teacher.trainer.eval_steps=937",
+]
 STUDENT = [
     "student=translator-small",
+    "student.encoder_layers=3",
+    "student.intermediate_size=512",
     "rollout=beam",
+    "rollout.num_beams=4",
     "loss.soft_label.weight=0",
     "loss.hard_label.weight=1",
     "loss.hard_label.label_smoothing=0.1",
-    "trainer.epochs=20",
+    "trainer.epochs=10",
     "trainer.batch_size=64",
     "trainer.learning_rate=2e-3",
+    "trainer.eval_steps=624",
 ]
 
 
@@ -57,6 +69,7 @@ def books(file: Path) -> list[str]:
         "dataset.target=es",
         "dataset.max_length=128",
         "dataset.clean.overlong=drop",
+        f"dataset.limit={SOURCES}",
         f"dataset.labelled={LABELLED}",
     ]
 
@@ -67,7 +80,7 @@ def bible(file: Path) -> None:
     options = books(file)
     began = time.perf_counter()
     if not (run / "report.json").is_file():
-        command = [*KDCLI, "distill", f"hydra.run.dir={run}", "teacher=transformer", *options, *STUDENT]
+        command = [*KDCLI, "distill", f"hydra.run.dir={run}", *TEACHER, *options, *STUDENT]
         subprocess.run(command, check=True)
         print(f"bible: {(time.perf_counter() - began) / 3600:.2f} h")
     report: dict[str, Any] = json.loads((run / "report.json").read_text())

@@ -1187,7 +1187,6 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
             "validation": len(run.data["validation"]),
             "test": len(test),
             "fingerprint": run.data.fingerprint,
-            "dropped": run.data.dropped,
         }
         | (_of_pairs(run, task) if isinstance(task, Seq2Seq) else {}),
         "loss": _terms(run.cfg),
