@@ -100,7 +100,7 @@ def bible(file: Path) -> None:
     if not (run / "export/cpu/export.json").is_file():
         subprocess.run([*KDCLI, "export", f"run={run}"], check=False)
     exported = json.loads((run / "export/cpu/export.json").read_text())
-    student = exported["student"]
+    student = exported["torch"]
     for name, found in exported["artifacts"].items():
         print(
             f"bible: {name}: BLEU {found['score']:.2f} ({found['score'] - student['score']:+.2f}; within 0.3), {found['bytes'] / 1e6:.1f} MB, "
