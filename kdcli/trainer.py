@@ -217,6 +217,7 @@ def train(stage: Stage) -> None:
         trainer = _Trainer(stage, arguments)
         _rewind(stage, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.accelerator.wait_for_everyone()  # the best checkpoint, which goes, is read by each process
     if trainer.is_world_process_zero():
         stage.finish(stage.distiller.student)
         stage.distiller.task.ready(stage.distiller.student, stage.tokenizer, stage.max_length)

@@ -249,15 +249,33 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
+SLOW = """
+import os, time
+from kdcli import cli, trainer
+
+load = trainer._Trainer._load_best_model
+
+def late(self):
+    time.sleep(3 * int(os.environ["RANK"]))
+    load(self)
+
+trainer._Trainer._load_best_model = late
+cli.main()
+"""
+"""kdcli, with a second process that reads the best checkpoint long after the first has."""
+
+
 def test_one_process_is_two_processes(
     distil: Distil, options: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tokens counted by each process alone weigh a row by the process that it falls to."""
+    """Tokens counted by each process alone weigh a row by the process that it falls to; one that is slow loses no checkpoint."""
     monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cache"))
     more = [*ALONE, "trainer.max_steps=10"]
     two = tmp_path / "two"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m",
-               "kdcli", "distill", *options("messages"), *more, f"hydra.run.dir={two}"]  # fmt: skip
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}",
+               str(slow), "distill", *options("messages"), *more, f"hydra.run.dir={two}"]  # fmt: skip
     done = subprocess.run(
         command, env=os.environ.copy(), text=True, capture_output=True, timeout=600, check=False
     )
