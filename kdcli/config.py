@@ -411,12 +411,17 @@ class Term(Component):
 
 
 class Budget(Section):
-    """What an artifact may cost on the device; null: no limit. Missed: exit code 3."""
+    """What an artifact may cost on the device, and what it must keep; null: no limit. Missed: exit code 3."""
 
-    size_mb: Positive | None = None
-    latency_ms: Positive | None = None
-    """p50 of one row at batch 1."""
-    peak_memory_mb: Positive | None = None
+    max_bytes: Positive | None = None
+    max_latency_ms_p95: Positive | None = None
+    """Of one row at batch 1."""
+    max_memory_bytes: Positive | None = None
+    """The most that its process holds, less the runtime's packages."""
+    min_retention: Positive | None = None
+    """Of the teacher's score, as the run's verdict counts it."""
+    min_agreement: Fraction | None = None
+    """With the torch student, as `tolerance.agreement`."""
 
 
 class Tolerance(Section):
@@ -440,7 +445,10 @@ class Tolerance(Section):
 class Hardware(Component):
     """Where the student will run."""
 
-    threads: Count = 1
+    threads: Count | None = None
+    """Of the runtime, in place of `measure.threads`."""
+    calibration_rows: Count = 300
+    """Rows of the training split, from which a target may learn the ranges of activations."""
     budget: Budget = Budget()
     tolerance: Tolerance = Tolerance()
     tolerances: dict[str, Tolerance] = {}
@@ -451,7 +459,8 @@ class Measure(Section):
     """How speed is measured: of each model in its own process."""
 
     threads: Count = 1
-    batch_size: Count = 32
+    batch_sizes: Annotated[list[Count], Field(min_length=1)] = [1, 8, 32]
+    """Rows a batch: throughput is that of the best of them."""
     latency_runs: Count = 200
     throughput_seconds: Positive = 2.0
     max_texts: Count = 256

@@ -135,11 +135,13 @@ def together(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         found |= {
             "latency_ms": {
                 name: sum(ms) if all(ms) else None
-                for name in ("p50", "p95")
+                for name in ("p50", "p95", "p99")
                 if (ms := [each[name] for each in latencies])
             },
             "throughput_per_s": 1 / sum(1 / speed for speed in speeds) if all(speeds) else None,
-            "peak_memory_bytes": None,
+            **dict.fromkeys(
+                ("batch_size", "times_faster", "cpu_share", "peak_memory_bytes", "import_memory_bytes")
+            ),
             "load_seconds": sum(seconds)
             if all(seconds := [entry["load_seconds"] for entry in entries])
             else None,

@@ -640,8 +640,7 @@ def export_table(result: Mapping[str, Any]) -> None:
                 )
         for key, check in budget.items():
             if key != "met" and not check["met"]:
-                value = "not known" if check["value"] is None else f"{check['value']:.4g}"
-                misses.append(f"{name}: over budget: {key} is {value}, and may be {check['limit']:g}")
+                misses.append(f"{name}: misses its budget: {_budget_line(key, check)}")
     columns = ["file", shown.name, "size", shown.latency, "memory", *agrees, *checks]
     console.table(f"{result['hardware']}, {result['test_examples']:,} test examples", columns, rows)
     if texts:
@@ -656,6 +655,14 @@ def export_table(result: Mapping[str, Any]) -> None:
         console.say("* recommended: the smallest within tolerance and budget")
     if result["smoke"]:
         console.say("A smoke run: these figures mean nothing.", style="bold")
+
+
+def _budget_line(key: str, check: Mapping[str, Any]) -> str:
+    """A limit that is not met, and what there is of it."""
+    show: Callable[[Any], str] = _bytes if "bytes" in key else _milliseconds if "_ms_" in key else _share
+    verb = "needs" if key.startswith("max") else "has"
+    value = f"what it {verb} is not known" if check["value"] is None else f"it {verb} {show(check['value'])}"
+    return f"{key} is {show(check['limit'])}, and {value}"
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> None:

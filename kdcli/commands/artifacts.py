@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdcli.config import Measure
 from kdcli.errors import ConfigError
 from kdcli.files import size_of
-from kdcli.measure import Runtime, measure_rows, runtime_of
+from kdcli.measure import Process, measure_rows, runtime_of
 from kdcli.models import Source, label_order, load_config
 from kdcli.rollouts import decoded, go_on
+from kdcli.runtimes.base import Runtime
 from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task
 from kdcli.tasks.seq2seq import Seq2Seq
 
@@ -38,6 +39,7 @@ def ask(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     written: Sequence[Counted] = (),
+    beside: Process | None = None,
 ) -> tuple[dict[str, Any], Predictions, dict[str, float]]:
     """Run one artifact on a split's rows.
 
@@ -45,6 +47,7 @@ def ask(
         path: the file, with what its runtime needs beside it, or the folder.
         rows: as `task.prepare` gives them.
         written: what the torch student wrote, as `write` gives it.
+        beside: the torch student, which takes turns with it.
 
     Returns:
         What the artifact needs (the fields of `Measurement`); its answers, of a translator only its texts; and shares.
@@ -59,7 +62,7 @@ def ask(
         ConfigError: the file's runtime is for other tasks.
         ExportError: the runtime could not load or run it.
     """
-    runtime, folder = runtime_of(path), beside(path)
+    runtime, folder = runtime_of(path), folder_of(path)
     kind = "classifier" if task.labels else "translator" if isinstance(task, Seq2Seq) else "language model"
     runtimes, looks = KINDS[kind]
     if runtime not in runtimes or path.is_dir() != (kind == "translator"):
@@ -70,7 +73,7 @@ def ask(
     encoded = task.encode(tokenizer, rows, max_length)
     labels, counts = task.targets(encoded)
     if isinstance(task, Seq2Seq):
-        found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, answers=True)
+        found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, answers=True, beside=beside)
         ends = found.pop("lengths").cumsum()[:-1]
         ours = [part.tolist() for part in np.split(found.pop("written"), ends)]
         said = task.written(Predictions({}, labels, counts), decoded(tokenizer, ours), encoded)
@@ -78,12 +81,16 @@ def ask(
         return found, said, _reproduced(tokenizer, theirs, ours) if theirs else {}
     if task.labels:
         tokens = None if encoded.labels is not None else list(_counted(encoded, first=0))
-        found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, answers=True, rows=tokens)
+        found = measure_rows(
+            cfg, runtime, path, folder, task, texts, max_length, answers=True, rows=tokens, beside=beside
+        )
         order = label_order(load_config(Source(folder, path.name)), task.labels, path.name)
         return found, Predictions({"logits": found.pop("logits")[:, order]}, labels, counts), {}
     prompts = [[text, ids] for (text,), ids in zip(texts, _ids(texts, task, tokenizer), strict=True)]
     asked = [*_counted(encoded, first=1), *written]
-    found = measure_rows(cfg, runtime, path, folder, task, prompts, max_length, answers=True, rows=asked)
+    found = measure_rows(
+        cfg, runtime, path, folder, task, prompts, max_length, answers=True, rows=asked, beside=beside
+    )
     log_prob, top = found.pop("log_prob"), found.pop("top")
     shares = {"same_tokens": float(found.pop("same_tokens").mean())}
     if written:
@@ -114,7 +121,7 @@ def write(
     ]
 
 
-def beside(path: Path) -> Path:
+def folder_of(path: Path) -> Path:
     """The folder with an artifact's config and tokenizer."""
     return path if path.is_dir() else path.parent
 

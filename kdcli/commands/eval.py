@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli import console, report
-from kdcli.commands.artifacts import ask, beside, bytes_of
+from kdcli.commands.artifacts import ask, bytes_of, folder_of
 from kdcli.config import Checkpoint
 from kdcli.config import Eval as Config
 from kdcli.data import load, with_gold
@@ -75,7 +75,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
         if artifact is not None:
             name = artifact.name
             with stages.stage("artifact"):
-                tokenizer = load_tokenizer(Source(beside(artifact), name))
+                tokenizer = load_tokenizer(Source(folder_of(artifact), name))
                 table = task.prepare(rows, tokenizer, max_length)
                 found, said[name], shares = ask(cfg.measure, artifact, task, table, tokenizer, max_length)
                 models[name] = {"bytes": bytes_of(artifact)} | score(task, said[name]) | found | shares

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from torch import Tensor
 
 from kdcli import console, report
 from kdcli.commands.artifacts import ask, bytes_of, write
 from kdcli.config import Budget, Distill, Tolerance, build, check, conf_dir, locate
 from kdcli.config import Export as Config
 from kdcli.data import load
+from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError
 from kdcli.evaluate import agreement, examine, opened, save_predictions, score
 from kdcli.files import replaced, write_json
 from kdcli.hardware.base import Target
-from kdcli.measure import measure_rows
+from kdcli.measure import Process, specified
 from kdcli.models import Source
 from kdcli.rundir import read_report, saved_config
 from kdcli.tasks import task_of
+from kdcli.tasks.base import Task
 
 MISSED = 3
 """The exit code when the artifacts are there, and a tolerance or a budget is not met."""
@@ -42,27 +47,33 @@ def export(cfg: Config, hardware: str) -> int:
     student = Source(run / "student", "student")
     length = dataset.max_length
     out = run / "export" / hardware
-    with replaced(out) as folder, console.Stages(["torch", "export", "artifacts"]) as stages:
+    speed = cfg.measure.model_copy(update={"threads": cfg.hardware.threads or cfg.measure.threads})
+    with ExitStack() as stack:
+        folder = stack.enter_context(replaced(out))
+        stages = stack.enter_context(console.Stages(["torch", "export", "artifacts"]))
         with stages.stage("torch"):
             model, tokenizer = opened(student, task, length)
             test = task.prepare(data["test"], tokenizer, length)
             torch_entry, torch_said = examine(student, model, tokenizer, task, test, length)
             torch_entry |= score(task, torch_said)
             texts = task.inputs(test, tokenizer)
-            torch_entry |= measure_rows(cfg.measure, "torch", student.path, student.path, task, texts, length)
+            asked = specified(speed, "torch", student.path, student.path, task, texts, length)
+            torch = stack.enter_context(Process(*asked))
+            torch_entry |= asdict(torch.measure())
         with stages.stage("export"):
             model.cpu()
-            encoded = task.encode(tokenizer, test.select(range(min(8, len(test)))), length)
-            sample = task.collate([encoded[row] for row in range(len(encoded))], tokenizer)
-            sample = {name: tensor for name, tensor in sample.items() if name not in ("labels", "rows")}
+            some = min(cfg.hardware.calibration_rows, len(data["train"]))
+            rows = data["train"].select(np.linspace(0, len(data["train"]) - 1, some).astype(int))
+            encoded = task.encode(tokenizer, task.prepare(rows, tokenizer, length), length)
+            inputs = [_inputs(task, encoded[row], tokenizer) for row in range(len(encoded))]
             folder.mkdir()
-            files = target.export(student.path, folder, model, sample)
-            written = [] if task.labels else write(model, tokenizer, task, test, cfg.measure, length)
+            files = target.export(student.path, folder, model, inputs, length)
+            written = [] if task.labels else write(model, tokenizer, task, test, speed, length)
         artifacts: dict[str, dict[str, Any]] = {}
         with stages.stage("artifacts", len(files)) as stage:
             for done, (precision, path) in enumerate(files.items()):
                 stage.update(done, extra=path.name)
-                needs, said, shares = ask(cfg.measure, path, task, test, tokenizer, length, written)
+                needs, said, shares = ask(speed, path, task, test, tokenizer, length, written, torch)
                 save_predictions(folder / "predictions" / f"test.{path.name}.safetensors", said)
                 entry = {
                     "precision": precision,
@@ -80,6 +91,7 @@ def export(cfg: Config, hardware: str) -> int:
                 tolerances = cfg.hardware.tolerances
                 tolerance = tolerances.get(path.name, tolerances.get(precision, cfg.hardware.tolerance))
                 entry["parity"] = parity | {"within": _within(tolerance, parity)}
+                entry["retention"] = task.retention(entry["score"], recorded["models"]["teacher"]["score"])
                 entry["budget"] = _budget(cfg.hardware.budget, entry)
                 artifacts[path.name] = entry
         good = [
@@ -92,6 +104,7 @@ def export(cfg: Config, hardware: str) -> int:
             "hardware": hardware,
             "test_examples": len(test),
             "smoke": recorded["smoke"],
+            "environment": environment(),
             "torch": torch_entry,
             "artifacts": artifacts,
             "recommended": min(good, key=lambda name: artifacts[name]["bytes"], default=None),
@@ -131,14 +144,22 @@ def _within(tolerance: Tolerance, parity: dict[str, float]) -> bool:
 
 def _budget(budget: Budget, entry: dict[str, Any]) -> dict[str, Any]:
     """Each limit that is set, what the artifact needs, and whether all are met."""
-    needs = {
-        "size_mb": entry["bytes"] / 1e6,
-        "latency_ms": entry["latency_ms"]["p50"],
-        "peak_memory_mb": entry["peak_memory_bytes"] and entry["peak_memory_bytes"] / 1e6,
+    most = {
+        "max_bytes": entry["bytes"],
+        "max_latency_ms_p95": entry["latency_ms"]["p95"],
+        "max_memory_bytes": entry["peak_memory_bytes"],
     }
+    least = {"min_retention": entry["retention"], "min_agreement": entry["parity"].get("agreement")}
     limits = {key: limit for key, limit in budget.model_dump().items() if limit is not None}
-    checked = {
-        key: {"limit": limit, "value": needs[key], "met": needs[key] <= limit}
-        for key, limit in limits.items()
-    }
+    checked = {}
+    for key, limit in limits.items():
+        value = (most | least)[key]
+        met = value is not None and (value <= limit if key in most else value >= limit)
+        checked[key] = {"limit": limit, "value": value, "met": met}
     return checked | {"met": all(entry["met"] for entry in checked.values())}
+
+
+def _inputs(task: Task, row: Any, tokenizer: Any) -> dict[str, Tensor]:
+    """What a model reads of a row, (1, L) each."""
+    batch = task.collate([row], tokenizer)
+    return {name: tensor for name, tensor in batch.items() if name not in ("labels", "rows")}

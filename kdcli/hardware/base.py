@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -20,7 +20,12 @@ class Target(ABC):
 
     @abstractmethod
     def export(
-        self, student: Path, out: Path, model: PreTrainedModel, sample: Mapping[str, Tensor]
+        self,
+        student: Path,
+        out: Path,
+        model: PreTrainedModel,
+        inputs: Sequence[Mapping[str, Tensor]],
+        max_length: int,
     ) -> dict[str, Path]:
         """Write the artifacts, and beside them whatever their runtime needs (tokenizer, labels).
 
@@ -28,7 +33,8 @@ class Target(ABC):
             student: the student's directory.
             out: an empty directory.
             model: the student, fp32, in eval mode.
-            sample: a padded batch of its inputs.
+            inputs: what it reads of rows of the training split, at least one, (1, L) each.
+            max_length: tokens that it will read, at most.
 
         Returns:
             The files, or folders, by precision.

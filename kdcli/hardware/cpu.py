@@ -8,7 +8,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -69,12 +69,16 @@ class Cpu(Target):
         self.precisions, self.opset, self.per_channel = precisions, opset, per_channel
 
     def export(
-        self, student: Path, out: Path, model: PreTrainedModel, sample: Mapping[str, Tensor]
+        self,
+        student: Path,
+        out: Path,
+        model: PreTrainedModel,
+        inputs: Sequence[Mapping[str, Tensor]],
+        max_length: int,
     ) -> dict[str, Path]:
         """Write the files of all precisions.
 
-        Of the sample only its keys are used: they name the inputs. Nothing of its shapes or values can get into
-        the graph that way. The model is left as it was.
+        Of the inputs only the names are used: nothing of their shapes or values can get into the graph that way. The model is left as it was.
 
         Raises:
             ExportError: onnx, onnxruntime or ctranslate2 is missing, or the architecture cannot be written as ONNX, or is
@@ -94,7 +98,7 @@ class Cpu(Target):
         with tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary, _quietly():
             traced = Path(temporary) / "traced.onnx"
             try:
-                self._trace(model, list(sample), traced)
+                self._trace(model, list(inputs[0]), traced)
                 if "fp32" in files:  # loaded and saved: above 2 GB the exporter leaves one file a tensor
                     data = f"{FILES['fp32']}.data"
                     onnx.save_model(

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,9 +51,14 @@ class Laptop(Target):
         self.precisions = precisions
 
     def export(
-        self, student: Path, out: Path, model: PreTrainedModel, sample: Mapping[str, Tensor]
+        self,
+        student: Path,
+        out: Path,
+        model: PreTrainedModel,
+        inputs: Sequence[Mapping[str, Tensor]],
+        max_length: int,
     ) -> dict[str, Path]:
-        """Write the files of all precisions. Only the student's directory is read, neither model nor sample.
+        """Write the files of all precisions. Only the student's directory is read, neither model nor inputs.
 
         Raises:
             ExportError: a package is missing, or the converter does not know the architecture or the tokenizer, or no

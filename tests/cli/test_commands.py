@@ -183,11 +183,11 @@ def test_missed_gates_are_exit_code_3_and_leave_the_files(
 ) -> None:
     """An artifact that is too large or too wrong for the device must not pass in a pipeline."""
     quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "hardware.precisions=[fp32]"]
-    assert launch("export", [f"run={run}", "hardware.budget.size_mb=0.001", *quick]) == 3
-    assert "size" in capsys.readouterr().out
+    assert launch("export", [f"run={run}", "hardware.budget.max_bytes=1000", *quick]) == 3
+    assert "max_bytes is 1.0 kB" in capsys.readouterr().out
     result = json.loads((exported / "export.json").read_text())
     assert result["recommended"] is None
-    assert result["artifacts"]["model.onnx"]["budget"]["size_mb"]["met"] is False
+    assert result["artifacts"]["model.onnx"]["budget"]["max_bytes"]["met"] is False
     assert (exported / "model.onnx").is_file()
     assert not (exported / "model.int8.onnx").exists()  # the folder was made anew
     assert (

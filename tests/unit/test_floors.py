@@ -14,7 +14,7 @@ FLOORS = [
     {"errors", "signal", "scripts"},
     {"config", "console", "files"},
     {"catalogues", "rundir", "losses", "inside", "gguf", "rollouts"},
-    {"tasks"},
+    {"tasks", "runtimes"},
     {"models", "data"},
     {"students", "teachers", "hardware", "augment"},
     {"distiller", "measure", "evaluate", "generate", "report", "environment"},

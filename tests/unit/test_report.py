@@ -634,10 +634,11 @@ def fake_export(**budget: Any) -> dict[str, Any]:
 def test_export_table(capsys: pytest.CaptureFixture[str]) -> None:
     """An artifact that is out of tolerance or over budget looks as good as one that is not."""
     limits = {
-        "size_mb": {"limit": 4.0, "value": 4.5, "met": False},
-        "latency_ms": {"limit": 9, "value": 1, "met": True},
+        "max_bytes": {"limit": 4e6, "value": 4_512_345, "met": False},
+        "max_latency_ms_p95": {"limit": 9, "value": 1, "met": True},
+        "min_agreement": {"limit": 0.95, "value": 0.9012, "met": False},
     }
-    result = fake_export(**limits, peak_memory_mb={"limit": 100, "value": None, "met": False}, met=False)
+    result = fake_export(**limits, max_memory_bytes={"limit": 1e8, "value": None, "met": False}, met=False)
     reports.export_table(result)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:5])) <= 80
@@ -647,8 +648,9 @@ def test_export_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.split(r"\s{2,}", lines[4])[-3:] == ["90.1 %", "MISSED", "MISSED"]
     assert lines[5:] == [
         "model.int8.onnx: out of tolerance: agrees with the torch student on 90.1 % of the rows and loses 6.3 points",
-        "model.int8.onnx: over budget: size_mb is 4.5, and may be 4",
-        "model.int8.onnx: over budget: peak_memory_mb is not known, and may be 100",
+        "model.int8.onnx: misses its budget: max_bytes is 4.0 MB, and it needs 4.5 MB",
+        "model.int8.onnx: misses its budget: min_agreement is 95.0 %, and it has 90.1 %",
+        "model.int8.onnx: misses its budget: max_memory_bytes is 100 MB, and what it needs is not known",
         "* recommended: the smallest within tolerance and budget",
     ]
 
@@ -750,7 +752,7 @@ def test_export_table_of_language_models(capsys: pytest.CaptureFixture[str]) -> 
     model = fake_lm_model(random.Random(3), 14.2, 49_820_373, 0.8)
     good = {"parity": {"agreement": 0.998, "score_drop": 0.0004, "within": True}, "budget": {"met": True}}
     bad = {"parity": {"agreement": 0.81, "score_drop": 0.163, "within": False}, "budget": {"met": True}}
-    slow = good | {"budget": {"latency_ms": {"limit": 5, "value": 9.96, "met": False}, "met": False}}
+    slow = good | {"budget": {"max_latency_ms_p95": {"limit": 5, "value": 9.96, "met": False}, "met": False}}
     reports.export_table(
         fake_export()
         | {"metric": "log_prob", "torch": model, "recommended": "student.q8_0.gguf"}
@@ -769,7 +771,7 @@ def test_export_table_of_language_models(capsys: pytest.CaptureFixture[str]) -> 
     assert lines[6:] == [
         "student.q4_k_m.gguf: out of tolerance: agrees with the torch student on 81.0 % of the tokens and loses "
         "0.16 nats a token",
-        "student.f16.gguf: over budget: latency_ms is 9.96, and may be 5",
+        "student.f16.gguf: misses its budget: max_latency_ms_p95 is 5.0 ms, and it needs 10.0 ms",
         "* recommended: the smallest within tolerance and budget",
     ]
 

@@ -313,9 +313,9 @@ def test_onnx_of_a_tagger_takes_any_shape(tokenizer, tmp_path: Path) -> None:
     """The length of the sample that is baked into the graph's output refuses all other sentences."""
     model = tagger(tokenizer)
     names = ("input_ids", "attention_mask", "token_type_ids")
-    file = Cpu(["fp32"]).export(tmp_path, tmp_path, model, dict.fromkeys(names, torch.ones(1, 1).long()))[
-        "fp32"
-    ]
+    file = Cpu(["fp32"]).export(
+        tmp_path, tmp_path, model, [dict.fromkeys(names, torch.ones(1, 1).long())], 64
+    )["fp32"]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     assert session.get_outputs()[0].shape == ["batch", "sequence", 5]
     for shape in ((1, 1), (3, 9), (2, 20)):

@@ -78,7 +78,7 @@ def test_any_batch_and_any_length_give_the_logits_of_torch(name: str, tmp_path: 
     model = create(CONFIGS[name])
     pad = CONFIGS[name].pad_token_id
     sample = inputs(1, 1, pad, name in SEGMENTS)  # the hardest: every axis is 1, and nothing is padded
-    files = Cpu(BOTH).export(tmp_path, tmp_path, model, sample)
+    files = Cpu(BOTH).export(tmp_path, tmp_path, model, [sample], 64)
     assert {entry.name for entry in graph(files["fp32"]).input} == set(sample)
     for rows, length in SHAPES:
         batch = inputs(rows, length, pad, name in SEGMENTS)
@@ -90,7 +90,7 @@ def test_any_batch_and_any_length_give_the_logits_of_torch(name: str, tmp_path: 
 
 def test_axes_are_free_and_have_names(tmp_path: Path) -> None:
     """Runtimes outside Python find inputs by name, and a fixed axis would refuse another length."""
-    file = Cpu(["fp32"]).export(tmp_path, tmp_path, create(CONFIGS["Bert"]), inputs(2, 3, 0))["fp32"]
+    file = Cpu(["fp32"]).export(tmp_path, tmp_path, create(CONFIGS["Bert"]), [inputs(2, 3, 0)], 64)["fp32"]
     shapes = {
         entry.name: [axis.dim_param or axis.dim_value for axis in entry.type.tensor_type.shape.dim]
         for entry in [*graph(file).input, *graph(file).output]
@@ -111,7 +111,9 @@ def test_int8_is_small_and_does_not_saturate(per_channel: bool, tmp_path: Path) 
     config = transformers.BertConfig(
         hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512, num_labels=3
     )
-    files = Cpu(BOTH, per_channel=per_channel).export(tmp_path, tmp_path, create(config), inputs(1, 1, 0))
+    files = Cpu(BOTH, per_channel=per_channel).export(
+        tmp_path, tmp_path, create(config), [inputs(1, 1, 0)], 64
+    )
     assert files["int8"].stat().st_size <= 0.3 * files["fp32"].stat().st_size
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph(files["int8"]).initializer}
     nodes = graph(files["int8"]).node
@@ -125,7 +127,7 @@ def test_int8_gives_the_labels_of_a_trained_model(teacher: Path, tokenizer, tmp_
     """Rounding that moves labels makes the artifact another model than the one that was evaluated."""
     model = transformers.AutoModelForSequenceClassification.from_pretrained(teacher).eval()
     batch = tokenizer([text for text, _ in sentences(300, seed=3)], return_tensors="pt", padding=True)
-    files = Cpu(BOTH).export(teacher, tmp_path, model, batch)
+    files = Cpu(BOTH).export(teacher, tmp_path, model, [batch], 64)
     with torch.inference_mode():
         expected = model(**batch).logits.argmax(1).numpy()
     assert len(set(expected)) == 2
@@ -147,7 +149,7 @@ def test_nothing_is_left_behind(
     out.mkdir()
     before = model.config.to_dict() | {"attention": model.config._attn_implementation}
     capfd.readouterr(), caplog.clear(), recwarn.clear()
-    files = Cpu(BOTH).export(student, out, model, inputs(1, 1, 0))
+    files = Cpu(BOTH).export(student, out, model, [inputs(1, 1, 0)], 64)
     assert (*capfd.readouterr(), caplog.text, recwarn.list) == ("", "", "", [])
     assert files == {"fp32": out / "model.onnx", "int8": out / "model.int8.onnx"}
     names = {"model.onnx", "model.int8.onnx", "config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -162,7 +164,7 @@ def test_what_a_protobuf_cannot_hold_lies_in_one_file_beside_it(
     """Above 2 GB the exporter writes one file a tensor, and protobuf refuses the rest."""
     monkeypatch.setattr(cpu, "TWO_GB", 1000)
     model, batch = create(CONFIGS["Bert"]), inputs(2, 9, 0)
-    files = Cpu(BOTH).export(tmp_path, tmp_path, model, batch)
+    files = Cpu(BOTH).export(tmp_path, tmp_path, model, [batch], 64)
     names = {"model.onnx", "model.onnx.data", "model.int8.onnx", "model.int8.onnx.data"}
     assert {path.name for path in tmp_path.iterdir()} == names
     with torch.inference_mode():
@@ -172,7 +174,7 @@ def test_what_a_protobuf_cannot_hold_lies_in_one_file_beside_it(
 @pytest.mark.parametrize("opset", [14, 20])
 def test_the_opset_is_the_one_asked_for(opset: int, tmp_path: Path) -> None:
     """An older runtime refuses a file of a newer opset, whatever is in it."""
-    files = Cpu(BOTH, opset=opset).export(tmp_path, tmp_path, create(CONFIGS["Bert"]), inputs(2, 3, 0))
+    files = Cpu(BOTH, opset=opset).export(tmp_path, tmp_path, create(CONFIGS["Bert"]), [inputs(2, 3, 0)], 64)
     for file in files.values():
         assert [entry.version for entry in onnx.load(file).opset_import if entry.domain == ""] == [opset]
     assert ask(files["int8"], inputs(3, 4, 0)).shape == (3, 3)
@@ -186,7 +188,7 @@ def test_a_missing_package_is_named_with_its_remedy(
     for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ExportError, match=rf"{package}.*pip install 'kdcli\[cpu\]'"):
-        Cpu(BOTH).export(tmp_path, tmp_path, create(CONFIGS["Bert"]), inputs(2, 3, 0))
+        Cpu(BOTH).export(tmp_path, tmp_path, create(CONFIGS["Bert"]), [inputs(2, 3, 0)], 64)
 
 
 def test_an_architecture_that_cannot_be_traced_is_told_in_one_line(
@@ -200,7 +202,7 @@ def test_an_architecture_that_cannot_be_traced_is_told_in_one_line(
 
     monkeypatch.setattr(model, "forward", fail)
     with pytest.raises(ExportError) as caught:
-        Cpu(BOTH).export(tmp_path, tmp_path, model, inputs(2, 3, 0))
+        Cpu(BOTH).export(tmp_path, tmp_path, model, [inputs(2, 3, 0)], 64)
     assert (
         str(caught.value)
         == "BertForSequenceClassification cannot be written as ONNX (opset 17): no such operator"

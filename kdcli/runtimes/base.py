@@ -1,0 +1,180 @@
+"""What runs a model in the process of `kdcli.measure`: this package is imported there alone, and imports as little as it can."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+Texts = Sequence[Sequence[str]]
+"""Each row: one text, or a text and its pair."""
+Encoded = dict[str, np.ndarray]
+"""The model's inputs by name: of one row (L,), of a batch (B, L)."""
+Counted = tuple[list[int], list[int]]
+"""Token ids, and the places of those that count."""
+
+
+Runtime = Literal["torch", "onnx", "llama", "ctranslate2"]
+"""The modules of this package."""
+
+
+@dataclass(frozen=True)
+class MeasureSpec:
+    """What to run, and how.
+
+    Attributes:
+        path: a model directory (torch; of a translator also onnx, ctranslate2) or a file (onnx, llama).
+        tokenizer: the directory of its tokenizer (llama: it has its own; translators get token ids).
+        auto: the class of transformers that loads the model.
+        special: the tokenizer adds its special tokens (a rendered chat has them already).
+        new_tokens: a language model writes so many, for its speed.
+        max_length: tokens a row; the rest is cut off.
+        threads: of the runtime.
+        batch_sizes: rows a batch: throughput is that of the best of them.
+        latency_runs: so many rows are run at batch 1, some of them anew where there are fewer.
+        throughput_seconds: throughput is measured for about so long in all, over whole passes.
+        max_texts: speed is measured on at most so many rows, evenly spaced among all.
+        speed: false: nothing is timed.
+        answers: a safetensors file to write with what the model says of all rows, in their order: `logits`, float32
+            (N, C), of a token classifier at its counted tokens, or of a GGUF file's counted tokens `log_prob`, float32
+            (N,), and `top`, int64 (N,), the likeliest token, and `same_tokens`, bool (prompts,): its own tokenizer cuts
+            the prompt into the ids given; of a translator `written`, int64, the tokens of all texts, and `lengths`,
+            int64 (N,), how many each has.
+        given: tokens that each translation begins with after the model's start token (a language code).
+        code: the model directory's own Python files may be run.
+    """
+
+    runtime: Runtime
+    path: str
+    tokenizer: str
+    max_length: int
+    auto: str = "AutoModelForSequenceClassification"
+    special: bool = True
+    threads: int = 1
+    batch_sizes: Sequence[int] = (1, 8, 32)
+    latency_runs: int = 200
+    throughput_seconds: float = 2.0
+    max_texts: int = 256
+    new_tokens: int = 32
+    speed: bool = True
+    answers: str | None = None
+    given: Sequence[int] = ()
+    code: bool = False
+
+
+class Runs(ABC):
+    """A model that is loaded, and answers. A runtime's module has a `Model`, a `Translator`, or both, made of a `MeasureSpec`.
+
+    Attributes:
+        packages: what is imported before the model is loaded, so that its memory can be told from the model's.
+        extra: of kdcli, that installs them.
+    """
+
+    packages: ClassVar[tuple[str, ...]]
+    extra: ClassVar[str] = ""
+
+
+class Answers(Runs):
+    """A model that answers rows.
+
+    Attributes:
+        writes: it is a language model, and goes on from a prompt.
+        pad: the inputs, and what pads each.
+    """
+
+    writes: bool = False
+    pad: dict[str, int]
+
+    @abstractmethod
+    def encode(self, texts: Any) -> list[Encoded]:
+        """The inputs of each row, (L,), cut to the most that it may have."""
+
+    @abstractmethod
+    def __call__(self, batch: Encoded) -> np.ndarray:
+        """Inputs (B, L) -> logits (B, C), of a token classifier (B, L, C)."""
+
+    def write(self, prompt: Encoded, count: int) -> list[float]:
+        """Go on from a prompt, greedily and whatever the end of text says: the seconds of each token after the first."""
+        raise NotImplementedError
+
+
+class File(Answers):
+    """A file of a classifier, of whichever runtime, whose tokenizer is the tokenizer.json in a folder beside it.
+
+    Args:
+        names: the model's inputs, in its own order.
+    """
+
+    def __init__(self, spec: MeasureSpec, names: Sequence[str]):
+        import tokenizers
+
+        folder = Path(spec.tokenizer)
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(spec.max_length, direction=config.get("truncation_side", "right"))
+        token = config.get("pad_token")
+        pad_id = (
+            self.tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token) if token else 0
+        )
+        fill = {"input_ids": pad_id, "token_type_ids": config.get("pad_token_type_id", 0)}
+        self.pad = {name: fill.get(name, 0) for name in names}
+
+    def at(self, rows: Sequence[tuple[list[int], list[int]]]) -> np.ndarray:
+        """Logits of each row's counted tokens, float32 (N, C); row by row, whatever the runtime could take."""
+        found = []
+        for ids, places in rows:
+            row = np.asarray([ids], np.int64)
+            inputs = {
+                "input_ids": row,
+                "token_type_ids": np.zeros_like(row),
+                "attention_mask": np.ones_like(row),
+            }
+            found.append(self({name: inputs[name] for name in self.pad})[0, places])
+        return np.concatenate(found)
+
+    def encode(self, texts: Texts) -> list[Encoded]:
+        known = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
+        rows = self.tokenizer.encode_batch([row[0] if len(row) == 1 else tuple(row) for row in texts])
+        return [{name: np.asarray(getattr(row, known[name]), np.int64) for name in self.pad} for row in rows]
+
+
+class Greedy(Runs):
+    """A translator that is asked for one token after the other.
+
+    Attributes:
+        begin: the tokens that each text begins with.
+        ends: those that it ends with.
+        room: tokens that it may have besides those it begins with.
+    """
+
+    begin: list[int]
+    ends: list[int]
+    room: int
+
+    def reading(self, ids: Sequence[int]) -> Callable[[list[int]], Any]:
+        """What gives the logits, (C,), after the text so far and further tokens, once it has read a source."""
+        raise NotImplementedError
+
+    def __call__(self, ids: Sequence[int]) -> list[int]:
+        after, tokens, written = self.reading(ids), self.begin, []
+        while True:
+            tokens = [int(after(tokens).argmax())]
+            written += tokens
+            if tokens[0] in self.ends or len(written) == self.room:
+                return written
+
+
+def listed(tokens: int | list[int]) -> list[int]:
+    """Tokens, which a config may give as one."""
+    return tokens if isinstance(tokens, list) else [tokens]
+
+
+def room(spec: MeasureSpec) -> int:
+    """Tokens that a translation may have besides those given."""
+    return max(1, spec.max_length - len(spec.given))
