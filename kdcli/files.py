@@ -51,9 +51,12 @@ def cache_dir(kind: str) -> Path:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, and of the data that a large ONNX file keeps beside it."""
-    data = path.with_name(f"{path.name}.data")
-    return path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+    """Bytes of a file, and of the weights that lie beside it: of a large ONNX file, and of OpenVINO's .xml."""
+    beside = [
+        path.with_name(f"{path.name}.data"),
+        *([path.with_suffix(".bin")] if path.suffix == ".xml" else []),
+    ]
+    return sum(file.stat().st_size for file in [path, *beside] if file.is_file())
 
 
 def digest(*parts: Any) -> str:

@@ -641,6 +641,7 @@ def export_table(result: Mapping[str, Any]) -> None:
         for key, check in budget.items():
             if key != "met" and not check["met"]:
                 misses.append(f"{name}: misses its budget: {_budget_line(key, check)}")
+    misses += [f"{name}: could not be run" for name in result.get("failed", {})]
     columns = ["file", shown.name, "size", shown.latency, "memory", *agrees, *checks]
     console.table(f"{result['hardware']}, {result['test_examples']:,} test examples", columns, rows)
     if texts:

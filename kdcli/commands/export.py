@@ -17,7 +17,7 @@ from kdcli.config import Budget, Distill, Tolerance, build, check, conf_dir, loc
 from kdcli.config import Export as Config
 from kdcli.data import load
 from kdcli.environment import environment
-from kdcli.errors import ConfigError, DataError
+from kdcli.errors import ConfigError, DataError, ExportError
 from kdcli.evaluate import agreement, examine, opened, save_predictions, score
 from kdcli.files import replaced, write_json
 from kdcli.hardware.base import Target
@@ -28,7 +28,7 @@ from kdcli.tasks import task_of
 from kdcli.tasks.base import Task
 
 MISSED = 3
-"""The exit code when the artifacts are there, and a tolerance or a budget is not met."""
+"""The exit code when the artifacts are there, and a tolerance or a budget is not met, or one of them could not be run."""
 
 
 def export(cfg: Config, hardware: str) -> int:
@@ -70,10 +70,16 @@ def export(cfg: Config, hardware: str) -> int:
             files = target.export(student.path, folder, model, inputs, length)
             written = [] if task.labels else write(model, tokenizer, task, test, speed, length)
         artifacts: dict[str, dict[str, Any]] = {}
+        failed: dict[str, str] = {}
         with stages.stage("artifacts", len(files)) as stage:
             for done, (precision, path) in enumerate(files.items()):
                 stage.update(done, extra=path.name)
-                needs, said, shares = ask(speed, path, task, test, tokenizer, length, written, torch)
+                try:
+                    needs, said, shares = ask(speed, path, task, test, tokenizer, length, written, torch)
+                except ExportError as error:
+                    failed[path.name] = str(error)
+                    console.error(str(error))
+                    continue
                 save_predictions(folder / "predictions" / f"test.{path.name}.safetensors", said)
                 entry = {
                     "precision": precision,
@@ -94,6 +100,8 @@ def export(cfg: Config, hardware: str) -> int:
                 entry["retention"] = task.retention(entry["score"], recorded["models"]["teacher"]["score"])
                 entry["budget"] = _budget(cfg.hardware.budget, entry)
                 artifacts[path.name] = entry
+        if not artifacts:
+            raise ExportError(f"no file of hardware={hardware} could be run; nothing was kept")
         good = [
             name for name, entry in artifacts.items() if entry["parity"]["within"] and entry["budget"]["met"]
         ]
@@ -107,12 +115,14 @@ def export(cfg: Config, hardware: str) -> int:
             "environment": environment(),
             "torch": torch_entry,
             "artifacts": artifacts,
+            "failed": failed,
             "recommended": min(good, key=lambda name: artifacts[name]["bytes"], default=None),
         }
         write_json(folder / "export.json", result)
     report.export_table(result)
     console.say(f"files: {out}")
-    return 0 if good and all(entry["parity"]["within"] for entry in artifacts.values()) else MISSED
+    within = all(entry["parity"]["within"] for entry in artifacts.values())
+    return 0 if good and within and not failed else MISSED
 
 
 def _require_task(target: Target, hardware: str, kind: str) -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import shutil
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
+
+BESIDE = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
+    "merges.txt",
+)  # fmt: skip
+"""What an application needs besides the graph: to make the inputs, and to name the outputs."""
 
 
 class Target(ABC):
@@ -42,3 +53,23 @@ class Target(ABC):
         Raises:
             ExportError: a package is missing, or the exporter failed.
         """
+
+
+def copy_beside(student: Path, out: Path) -> None:
+    """Write what an application needs besides the model: `BESIDE`."""
+    for name in BESIDE:
+        if (student / name).is_file():
+            shutil.copyfile(student / name, out / name)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Exporters and quantizers warn about what they are, and draw bars; an error still comes through."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import logging
-import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,18 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdcli.errors import ExportError
-from kdcli.hardware.base import Target
+from kdcli.hardware.base import Target, copy_beside, quietly
 from kdcli.hardware.translation import beside, write_ctranslate2, write_onnx
 from kdcli.models import Source, load_tokenizer
 
 FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 FOLDERS = {"fp32": "onnx", "int8": "ctranslate2"}
 """Of a translator."""
-BESIDE = (
-    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
-    "merges.txt",
-)  # fmt: skip
-"""What an application needs besides the graph: to make the inputs, and to name the outputs."""
 TWO_GB = 2**31 - 2**24
 """Bytes of weights that a protobuf file can hold, less some room for the graph."""
 
@@ -95,7 +86,7 @@ class Cpu(Target):
             ) from None
         files: dict[str, Path] = {precision: out / FILES[precision] for precision in self.precisions}
         size = sum(parameter.nbytes for parameter in model.parameters())
-        with tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary, _quietly():
+        with tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary, quietly():
             traced = Path(temporary) / "traced.onnx"
             try:
                 self._trace(model, list(inputs[0]), traced)
@@ -115,9 +106,7 @@ class Cpu(Target):
                     )
             except Exception as error:  # the exporter lets through whatever the model's code raises under it
                 raise self._failed(model, error) from error
-        for name in BESIDE:
-            if (student / name).is_file():
-                shutil.copyfile(student / name, out / name)
+        copy_beside(student, out)
         return files
 
     def _translator(self, student: Path, out: Path, model: PreTrainedModel) -> dict[str, Path]:
@@ -131,11 +120,11 @@ class Cpu(Target):
             )
         if "int8" in folders:  # first: it is quick, and knows fewer architectures
             tokenizer = load_tokenizer(Source(student, "student"), model)
-            with _quietly():
+            with quietly():
                 write_ctranslate2(model, tokenizer, folders["int8"], "int8")
         if "fp32" in folders:
             folders["fp32"].mkdir()
-            with tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary, _quietly():
+            with tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary, quietly():
                 try:
                     write_onnx(model, folders["fp32"], self.opset, Path(temporary))
                 except Exception as error:
@@ -188,16 +177,3 @@ class _Logits(torch.nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """(B, L) each -> (B, C), of a token classifier (B, L, C)."""
         return self.model(**dict(zip(self.names, inputs, strict=True))).logits
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """The exporter and the quantizer warn about what they are; an error still comes through."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

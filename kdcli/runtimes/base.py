@@ -19,7 +19,7 @@ Counted = tuple[list[int], list[int]]
 """Token ids, and the places of those that count."""
 
 
-Runtime = Literal["torch", "onnx", "llama", "ctranslate2"]
+Runtime = Literal["torch", "onnx", "llama", "ctranslate2", "openvino"]
 """The modules of this package."""
 
 

@@ -15,7 +15,7 @@ from kdcli.runtimes.base import Encoded, File, Greedy, MeasureSpec, listed, room
 class Model(File):
     """A classifier's file."""
 
-    packages, extra = ("onnxruntime",), "cpu"
+    packages, extra = ("onnxruntime", "tokenizers"), "cpu"
 
     def __init__(self, spec: MeasureSpec):
         self.session = _session(Path(spec.path), spec.threads)

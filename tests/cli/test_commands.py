@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,6 +198,48 @@ def test_missed_gates_are_exit_code_3_and_leave_the_files(
         )
         == 0
     )
+
+
+def test_export_for_openvino_is_calibrated_run_and_evaluated(run: Path, tmp_path: Path) -> None:
+    """Calibration rows that are another model's inputs, or a file that `kdcli eval` does not take."""
+    quick = ["measure.latency_runs=10", "measure.throughput_seconds=0.05", "hardware.tolerance.agreement=0.9"]
+    assert launch("export", [f"run={run}", "hardware=intel", *quick]) == 0
+    folder = run / "export" / "intel"
+    result = json.loads((folder / "export.json").read_text())
+    assert set(result["artifacts"]) == {"model.fp16.xml", "model.int8_weights.xml", "model.int8.xml"}
+    assert result["environment"]["openvino"]
+    for name, entry in result["artifacts"].items():
+        assert entry["bytes"] == sum(file.stat().st_size for file in folder.glob(f"{Path(name).stem}.*"))
+        assert entry["times_faster"] > 0
+        assert entry["retention"] > 0.8
+    asked = [f"run={run}", f"artifact={folder / 'model.int8.xml'}", "measure=null"]
+    assert launch("eval", [*asked, f"hydra.run.dir={tmp_path / 'e'}"]) == 0
+    scored = json.loads((tmp_path / "e" / "eval.json").read_text())["models"]["model.int8.xml"]
+    assert scored["score"] == result["artifacts"]["model.int8.xml"]["score"]
+
+
+def test_an_artifact_that_cannot_be_run_does_not_stop_the_others(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash in one file's process after the others were made and measured: all is lost, or nothing is said."""
+    from kdcli.hardware.cpu import Cpu
+
+    made = Cpu.export
+
+    def broken(self: Cpu, *given: Any) -> dict[str, Path]:
+        files = made(self, *given)
+        files["int8"].write_bytes(files["int8"].read_bytes()[:1000])
+        return files
+
+    monkeypatch.setattr(Cpu, "export", broken)
+    quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05"]
+    assert launch("export", [f"run={run}", *quick]) == 3
+    said = capsys.readouterr()
+    assert "model.int8.onnx: could not be run" in said.out
+    assert "could not be run by onnx in its own process" in said.err
+    result = json.loads((run / "export" / "cpu" / "export.json").read_text())
+    assert list(result["artifacts"]) == ["model.onnx"] == [result["recommended"]]
+    assert list(result["failed"]) == ["model.int8.onnx"]
 
 
 def test_export_refuses_what_is_no_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
