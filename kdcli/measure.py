@@ -250,6 +250,7 @@ def measure_rows(
     code: bool = False,
     rows: Any = None,
     beside: Process | None = None,
+    name: str = "",
 ) -> dict[str, Any]:
     """What one model needs on a split's rows: the fields of `Measurement`, and with `answers` those of `MeasureSpec.answers`.
 
@@ -258,6 +259,7 @@ def measure_rows(
         prompts, rows: as `measure` takes them; of a translator `Texts`, which are cut into tokens here, where its tokenizer
             is told its languages.
         beside: a model that takes turns with it.
+        name: what it is called where the machine is found busy; its path's last part, if nobody says.
 
     Raises:
         ExportError: the runtime could not load or run the model.
@@ -276,7 +278,7 @@ def measure_rows(
         from kdcli import console
 
         console.warn(
-            f"{path.name} had the processor for {share:.0%} of the time that its latency was timed: something else ran, and "
+            f"{name or path.name} had the processor for {share:.0%} of the time that its latency was timed: something else ran, and "
             "it may be faster than measured"
         )
     return found

@@ -1210,6 +1210,7 @@ def _measured(run: Run, source: Source, rows: datasets.Dataset) -> dict[str, Any
         inputs,
         run.cfg.dataset.max_length,
         code=source.code,
+        name=source.name,
     )
 
 

@@ -71,6 +71,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
                     task,
                     task.inputs(table, tokenizer),
                     max_length,
+                    name=name,
                 )
         if artifact is not None:
             name = artifact.name

@@ -14,7 +14,7 @@ from kdcli.runtimes.base import Answers, Encoded, Greedy, MeasureSpec, Texts, li
 class Model(Answers):
     """A classifier or a language model."""
 
-    packages = ("torch", "transformers")
+    packages = ("torch", "transformers.modeling_utils")
 
     def __init__(self, spec: MeasureSpec):
         import inspect
@@ -72,7 +72,7 @@ class Model(Answers):
 class Translator(Greedy):
     """A translator, with a cache of keys and values."""
 
-    packages = ("torch", "transformers")
+    packages = ("torch", "transformers.modeling_utils")
 
     def __init__(self, spec: MeasureSpec):
         import torch
