@@ -94,6 +94,7 @@ def evaluate(
 @app.command()
 def export(
     overrides: Overrides = None,
+    multirun: Multirun = False,
     config_dir: ConfigDir = None,
     cfg: Cfg = None,
     resolve: Resolve = False,
@@ -102,10 +103,11 @@ def export(
     """Make a run's student into files for a device, and run and measure them there.
 
     kdcli export run=runs/distill/2026-… hardware=cpu
+    kdcli export run=runs/distill/2026-… hardware=cpu,intel -m
     """
     from kdcli.launch import launch
 
-    raise typer.Exit(launch("export", overrides or [], False, config_dir, cfg, resolve, info))
+    raise typer.Exit(launch("export", overrides or [], multirun, config_dir, cfg, resolve, info))
 
 
 @app.command("list")

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,7 @@ from kdcli.errors import ConfigError, KDError
 from kdcli.files import disk_full
 
 VERSION_BASE = "1.3"
+EXPORT = "export.json"
 MOST_JOBS = 256
 """Jobs of a sweep that are checked before the first one starts."""
 
@@ -351,7 +353,13 @@ def _command(command: str, config: Any, folder: Path) -> int:
         return evaluate(config, folder)
     from kdcli.commands.export import export
 
-    return export(config, str(HydraConfig.get().runtime.choices["hardware"]))
+    hardware = str(HydraConfig.get().runtime.choices["hardware"])
+    status = export(config, hardware)
+    if (
+        HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
+    ):  # another job may make the same target's files anew
+        shutil.copyfile(Path(config.run).expanduser() / "export" / hardware / EXPORT, folder / EXPORT)
+    return status
 
 
 def _names(config: Any) -> dict[str, str]:
@@ -391,15 +399,17 @@ def _sweep(command: str, name: str, overrides: list[str]) -> int:
         rundir.examine_sweep(folder)
         rundir.examine(folder / str(composed.hydra.sweep.subdir), _tree(composed))
     status = _hydra(name, ["--multirun", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
-    if command != "distill":
+    jobs = sorted(
+        (run for run in folder.iterdir() if run.is_dir()), key=lambda run: (len(run.name), run.name)
+    )
+    if command == "eval":
         return status
-    from kdcli.report import sweep_table
+    from kdcli.report import sweep_table, targets_table
 
-    rows = [
-        _sweep_row(run)
-        for run in sorted(folder.iterdir(), key=lambda run: (len(run.name), run.name))
-        if run.is_dir()
-    ]
+    if command == "export":
+        targets_table([_export_row(job) for job in jobs])
+        return status
+    rows = [_sweep_row(run) for run in jobs]
     sweep_table(rows)
     console.say(f"runs in {folder}")
     return max([status, *(row["exit_code"] for row in rows)])
@@ -428,6 +438,14 @@ def _sweep_row(run: Path) -> dict[str, Any]:
         "gain_over_control": verdict["gain_over_control"],
         "gain_ci95": verdict["gain_ci95"],
     }
+
+
+def _export_row(job: Path) -> dict[str, Any]:
+    """A job's export.json, or why there is none, under the words that tell it from the other jobs."""
+    words: Any = OmegaConf.load(job / ".hydra" / "overrides.yaml")
+    found = job / EXPORT if (job / EXPORT).is_file() else job / rundir.ERROR
+    said = json.loads(found.read_text()) if found.is_file() else {"message": "did not finish"}
+    return said | {"overrides": " ".join(str(word) for word in words)}
 
 
 # ---- kdcli list --------------------------------------------------------------------------------------

@@ -604,27 +604,18 @@ def eval_table(result: Mapping[str, Any]) -> None:
 def export_table(result: Mapping[str, Any]) -> None:
     """Print the artifacts of ``kdcli export`` (export.json) beside the torch student, and what they miss.
 
-    ``agrees`` is the share of rows (of what writes text: tokens) with the torch student's answer, ``texts`` that of
-    texts written just as it does; ``parity`` says whether those, and the score, are within tolerance.
+    ``faster`` is how many times, of the same rows in turns; ``agrees`` the share of rows (of what writes text: tokens) with the
+    torch student's answer, ``texts`` that of texts written just as it does; ``checks`` says whether those, the score and the
+    budget are as they must be.
     """
     metric, best, shown = result["metric"], result["recommended"], _metric(result["metric"])
     texts = any("same_texts" in entry["parity"] for entry in result["artifacts"].values())
 
-    def row(name: str, entry: Mapping[str, Any], *checks: str) -> list[str]:
-        speed, memory = entry.get("latency_ms") or {}, entry.get("peak_memory_bytes")
-        cost = [_bytes(entry.get("bytes")), _milliseconds(speed.get("p50")), _bytes(memory)]
-        return [name, _score(metric, entry.get("score")), *cost, *checks]
-
-    checks = ["checks"] if shown.compact else ["parity", "budget"]
     agrees = ["agrees", "texts"] if texts else ["agrees"]
-    rows, misses = [row("torch student", result["torch"], *("" for _ in agrees + checks))], []
+    rows, misses = [_export_cells("torch student", metric, result["torch"], agrees)], []
     for name, entry in result["artifacts"].items():
         parity, budget = entry["parity"], entry["budget"]
-        fine = [parity["within"], budget["met"]]
-        passed = ["ok" if good else "MISSED" for good in ([all(fine)] if shown.compact else fine)]
-        mark = "* " if name == best else ""
-        shares = [_share(parity.get(key)) for key in ("agreement", "same_texts")[: len(agrees)]]
-        rows.append(row(mark + name, entry, *shares, *passed))
+        rows.append(_export_cells(("* " if name == best else "") + name, metric, entry, agrees))
         if not parity["within"]:
             lost = _differences(metric, parity["score_drop"])[0].removeprefix("+")
             agreed = f"agrees with the torch student on {_share(parity['agreement'])} of the {shown.item}"
@@ -642,7 +633,7 @@ def export_table(result: Mapping[str, Any]) -> None:
             if key != "met" and not check["met"]:
                 misses.append(f"{name}: misses its budget: {_budget_line(key, check)}")
     misses += [f"{name}: could not be run" for name in result.get("failed", {})]
-    columns = ["file", shown.name, "size", shown.latency, "memory", *agrees, *checks]
+    columns = _export_columns(metric, agrees)
     console.table(f"{result['hardware']}, {result['test_examples']:,} test examples", columns, rows)
     if texts:
         console.say(
@@ -656,6 +647,66 @@ def export_table(result: Mapping[str, Any]) -> None:
         console.say("* recommended: the smallest within tolerance and budget")
     if result["smoke"]:
         console.say("A smoke run: these figures mean nothing.", style="bold")
+
+
+def _export_columns(metric: str, agrees: Sequence[str]) -> list[str]:
+    """What `_export_cells` holds; where the time to the first token is not all of it, nothing is called faster by it."""
+    shown = _metric(metric)
+    faster = [] if shown.compact else ["faster"]
+    return ["file", shown.name, "size", shown.latency, *faster, "memory", *agrees, "checks"]
+
+
+def _export_cells(name: str, metric: str, entry: Mapping[str, Any], agrees: Sequence[str]) -> list[str]:
+    """A line of an export's table; that of the torch student has nothing to agree with."""
+    speed, faster = entry.get("latency_ms") or {}, _number(entry.get("times_faster"))
+    cost = [_bytes(entry.get("bytes")), _milliseconds(speed.get("p50"))]
+    if not _metric(metric).compact:
+        cost.append("" if faster is None else f"{faster:.1f} x")
+    cost.append(_bytes(entry.get("peak_memory_bytes")))
+    parity = entry.get("parity")
+    if parity is None:
+        return [name, _score(metric, entry.get("score")), *cost, *("" for _ in agrees), ""]
+    shares = [_share(parity.get(key)) for key in ("agreement", "same_texts")[: len(agrees)]]
+    good = parity["within"] and entry["budget"]["met"]
+    return [name, _score(metric, entry.get("score")), *cost, *shares, "ok" if good else "MISSED"]
+
+
+def targets_table(jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Print the files of several exports side by side, and which of all is the best: the smallest within tolerance and budget.
+
+    A job has ``overrides`` (the words, one string) and either what export.json holds, or ``message`` (why it failed).
+    """
+    words = [job["overrides"].split() for job in jobs]
+    told = [
+        " ".join(word.removeprefix("hardware=") for word in line if not all(word in other for other in words))
+        or " ".join(word.removeprefix("hardware=") for word in line)
+        for line in words
+    ]
+    done = [(name, job) for name, job in zip(told, jobs, strict=True) if "artifacts" in job]
+    if done:
+        first = done[0][1]
+        metric = first["metric"]
+        good = [
+            (entry["bytes"], name, file)
+            for name, job in done
+            for file, entry in job["artifacts"].items()
+            if entry["parity"]["within"] and entry["budget"]["met"]
+        ]
+        best = min(good, default=None)
+        rows = [_export_cells("torch student", metric, first["torch"], ["agrees"])]
+        for name, job in done:
+            for file, entry in job["artifacts"].items():
+                mark = "* " if best is not None and best[1:] == (name, file) else ""
+                rows.append(_export_cells(f"{mark}{name} {entry['precision']}", metric, entry, ["agrees"]))
+        columns = ["target", *_export_columns(metric, ["agrees"])[1:]]
+        console.table(f"all targets, {first['test_examples']:,} test examples", columns, rows)
+        if best is None:
+            console.say("No artifact is within tolerance and budget.", style="bold")
+        else:
+            console.say("* best: the smallest within tolerance and budget")
+    for name, job in zip(told, jobs, strict=True):
+        if "message" in job:
+            console.say(f"{name}: {job['message']}")
 
 
 def _budget_line(key: str, check: Mapping[str, Any]) -> str:

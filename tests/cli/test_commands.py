@@ -218,6 +218,24 @@ def test_export_for_openvino_is_calibrated_run_and_evaluated(run: Path, tmp_path
     assert scored["score"] == result["artifacts"]["model.int8.xml"]["score"]
 
 
+def test_exports_for_several_targets_end_with_one_table(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables one after the other leave it to the reader which file of all is the best."""
+    monkeypatch.chdir(tmp_path)
+    quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "hardware.precisions=[fp32]"]
+    words = [f"run={run}", "hardware=cpu,laptop", *quick]
+    assert launch("export", words, multirun=True) == 2
+    shown = capsys.readouterr()
+    assert "hardware.precisions" in shown.err  # laptop has no fp32: found before the first job
+    words = [f"run={run}", "hardware.threads=1,2", *quick]
+    assert launch("export", words, multirun=True) == 0
+    shown = capsys.readouterr()
+    table = shown.out[shown.out.index("all targets") :]
+    assert re.search(r"^\* hardware.threads=1 fp32  +.*ok$", table, re.MULTILINE)
+    assert re.search(r"^hardware.threads=2 fp32  +.*ok$", table, re.MULTILINE)
+
+
 def test_an_artifact_that_cannot_be_run_does_not_stop_the_others(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -644,8 +644,8 @@ def test_export_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, lines[:5])) <= 80
     assert lines[2].startswith("torch student ")
     assert re.split(r"\s{2,}", lines[3])[:2] == ["* model.fp32.onnx", "91.4 %"]
-    assert lines[3].split()[-2:] == ["ok", "ok"]
-    assert re.split(r"\s{2,}", lines[4])[-3:] == ["90.1 %", "MISSED", "MISSED"]
+    assert re.split(r"\s{2,}", lines[3])[-2:] == ["100.0 %", "ok"]
+    assert re.split(r"\s{2,}", lines[4])[-2:] == ["90.1 %", "MISSED"]
     assert lines[5:] == [
         "model.int8.onnx: out of tolerance: agrees with the torch student on 90.1 % of the rows and loses 6.3 points",
         "model.int8.onnx: misses its budget: max_bytes is 4.0 MB, and it needs 4.5 MB",
@@ -653,6 +653,34 @@ def test_export_table(capsys: pytest.CaptureFixture[str]) -> None:
         "model.int8.onnx: misses its budget: max_memory_bytes is 100 MB, and what it needs is not known",
         "* recommended: the smallest within tolerance and budget",
     ]
+
+
+def test_targets_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of several targets the first one's best is called the best of all, or one that failed is not told."""
+    cpu = fake_export() | {"overrides": "run=runs/x hardware=cpu"}
+    for entry, precision in zip(cpu["artifacts"].values(), ("fp32", "int8"), strict=True):
+        entry["precision"] = precision
+    intel = fake_export() | {"overrides": "run=runs/x hardware=intel"}
+    small = intel["artifacts"]["model.fp32.onnx"] | {
+        "bytes": 5_000_000,
+        "times_faster": 3.14,
+        "precision": "int8",
+    }
+    intel["artifacts"] = {"model.int8.xml": small}
+    failed = {"overrides": "run=runs/x hardware=mobile", "exit_code": 2, "message": "no module litert"}
+    reports.targets_table([cpu, intel, failed])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:6])) <= 80
+    assert [re.split(r"\s{2,}", line)[0] for line in lines[2:6]] == [
+        "torch student",
+        "cpu fp32",
+        "cpu int8",
+        "* intel int8",
+    ]
+    assert "3.1 x" in lines[5]
+    assert lines[6:] == ["* best: the smallest within tolerance and budget", "mobile: no module litert"]
+    reports.targets_table([failed])
+    assert capsys.readouterr().out.splitlines() == ["run=runs/x mobile: no module litert"]
 
 
 def test_export_table_with_nothing_to_recommend(capsys: pytest.CaptureFixture[str]) -> None:
