@@ -463,6 +463,10 @@ class Measure(Section):
     """Rows a batch: throughput is that of the best of them."""
     latency_runs: Count = 200
     throughput_seconds: Positive = 2.0
+    request_rates: list[Positive] = []
+    """Requests a second: raw texts arrive at random moments at these rates, and wait for one another."""
+    load_seconds: Positive = 3.0
+    """For so long at each rate, and longer where 40 requests take longer."""
     max_texts: Count = 256
     num_beams: Count = 4
     """seq2seq: the test split is also translated by a beam search of this width; 1: greedily alone."""
@@ -668,7 +672,7 @@ class Export(Section):
 
     run: str
     hardware: Hardware
-    measure: Measure = Measure()
+    measure: Measure = Measure(request_rates=[10, 100])
 
 
 COMMANDS: dict[str, type[Section]] = {"distill": Distill, "eval": Eval, "export": Export}

@@ -5,7 +5,7 @@ transformers), and does what it is told line by line, so that two models can tak
 This module imports accordingly little; what runs a model stands in `kdcli.runtimes`.
 
 What is timed is the model alone. Tokenization is left out: it is the same for all models that are compared, takes a
-fraction of the time, and is done by other code on most devices.
+fraction of the time, and is done by other code on most devices. Only requests (`Process.load`) begin with raw text.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ PATIENCE = 10
 """… and no more once they took so many times `throughput_seconds`."""
 PASSES = 3
 """Times that each batch is run for throughput, so that its median forgets a hiccup, unless that takes as long."""
+TRIES = 5
+"""Rates that are tried, each a tenth below the last, where the one found on paper does not keep the limit."""
 BUSY = 0.9
 """The least share of the time that a process computes which has the processor to itself."""
 
@@ -72,6 +74,7 @@ class Measurement:
             the weights, what the runtime makes of them, and the activations of its largest batch.
         import_memory_bytes: what it held before: Python, and the runtime's packages.
         load_seconds: to import the runtime and to load the model, the files most likely being in the system's cache.
+        load: what `Process.load` gives; None: nobody asked at a stated rate.
     """
 
     latency_ms: dict[str, float | None]
@@ -82,6 +85,7 @@ class Measurement:
     peak_memory_bytes: int | None = None
     import_memory_bytes: int | None = None
     load_seconds: float | None = None
+    load: dict[str, Any] | None = None
 
 
 UNKNOWN = Measurement({"p50": None, "p95": None, "p99": None})
@@ -181,6 +185,32 @@ class Process:
         self._loaded()
         return self.tell("latency", places=places)
 
+    def load(self, texts: Texts, limit: float | None = None) -> dict[str, Any]:
+        """Send raw texts to the model at random moments, as many users do, whether it has answered the last one or not.
+
+        Args:
+            texts: of which those are sent that speed is measured on, again and again.
+            limit: milliseconds within which 95 % of the answers shall come.
+
+        Returns:
+            `rates`: of each of `MeasureSpec.request_rates`, in turn, `requests_per_s`, `latency_ms` (p50, p95 and p99 from the
+            moment that a text arrives, waiting included), and `busy`, the share of the time that the model worked: about 1
+            where it cannot keep up. `limit_ms`, and `most_requests_per_s`: the highest rate found at which the limit was
+            kept for as long as at the others; None: no limit, or none found. It is sought among all rates on paper, with
+            the time that each text took, and tried.
+        """
+        self._loaded()
+        chosen = [texts[at] for at in _spaced(len(texts), self.spec.max_texts)]
+        served = self.tell("serve", texts=chosen)
+        rates = [self.tell("request", rate=rate) for rate in self.spec.request_rates]
+        most = None
+        if limit is not None:
+            rate = _most(np.asarray(served), limit, self.spec.load_seconds)
+            rates_below = [rate * 0.9**number for number in range(TRIES)] if rate else []
+            kept = (r for r in rates_below if self.tell("request", rate=r)["latency_ms"]["p95"] <= limit)
+            most = next(kept, None)
+        return {"rates": rates, "limit_ms": limit, "most_requests_per_s": most}
+
     def answer(self, rows: Any) -> None:
         """Write `MeasureSpec.answers`.
 
@@ -219,7 +249,12 @@ class Process:
 
 
 def measure(
-    spec: MeasureSpec, prompts: Sequence[Any], rows: Any = None, beside: Process | None = None
+    spec: MeasureSpec,
+    prompts: Sequence[Any],
+    rows: Any = None,
+    beside: Process | None = None,
+    requests: Texts = (),
+    limit: float | None = None,
 ) -> Measurement:
     """Run one model in its own process: what it needs if `spec.speed`, and its answers into `spec.answers`.
 
@@ -227,12 +262,15 @@ def measure(
         prompts: as `Process` takes them.
         rows: as `Process.answer` takes them; None: the prompts.
         beside: a model that takes turns with it.
+        requests, limit: as `Process.load` takes them, which is asked if `spec.request_rates` are given.
 
     Raises:
         ExportError: the runtime could not load or run the model; with the last lines of what it said.
     """
     with Process(spec, prompts) as process:
         found = process.measure(beside) if spec.speed else UNKNOWN
+        if spec.speed and spec.request_rates and requests:
+            found = replace(found, load=process.load(requests, limit))
         if spec.answers:
             process.answer(prompts if rows is None else rows)
     return found
@@ -251,6 +289,8 @@ def measure_rows(
     rows: Any = None,
     beside: Process | None = None,
     name: str = "",
+    requests: Texts = (),
+    limit: float | None = None,
 ) -> dict[str, Any]:
     """What one model needs on a split's rows: the fields of `Measurement`, and with `answers` those of `MeasureSpec.answers`.
 
@@ -260,6 +300,7 @@ def measure_rows(
             is told its languages.
         beside: a model that takes turns with it.
         name: what it is called where the machine is found busy; its path's last part, if nobody says.
+        requests, limit: as `measure` takes them.
 
     Raises:
         ExportError: the runtime could not load or run the model.
@@ -269,7 +310,8 @@ def measure_rows(
     spec, prompts = specified(cfg, runtime, path, tokenizer, task, prompts, max_length, code)
     with tempfile.TemporaryDirectory(prefix="kdcli-") as folder:
         file = Path(folder) / "answers.safetensors"
-        found = asdict(measure(replace(spec, answers=str(file) if answers else None), prompts, rows, beside))
+        spec = replace(spec, answers=str(file) if answers else None)
+        found = asdict(measure(spec, prompts, rows, beside, requests, limit))
         if answers:
             from safetensors.numpy import load_file
 
@@ -363,6 +405,7 @@ class _Worker:
         self.translates = _translates(spec.auto)
         self.prompts = prompts
         self.rows: list[Any] = []
+        self.texts: Texts = ()
 
     def latency(self, places: Sequence[int]) -> dict[str, Any]:
         """Milliseconds of rows at batch 1, and the seconds of computing and the tokens written in all."""
@@ -395,6 +438,63 @@ class _Worker:
         seconds = spec.throughput_seconds / len(spec.batch_sizes)
         return max((_throughput(self.model, rows, size, seconds), size) for size in spec.batch_sizes)
 
+    def serve(self, texts: Texts) -> list[float]:
+        """Milliseconds of each raw text, one after the other, for `MeasureSpec.load_seconds`; keeps them for `request`."""
+        self.texts = texts
+        self._read = self._reader()
+        for text in texts[:WARM_UP_TEXTS]:
+            self._respond(text)
+        milliseconds: list[float] = []
+        while sum(milliseconds) < 1000 * self.spec.load_seconds or len(milliseconds) < RUNS:
+            began = time.perf_counter()
+            self._respond(texts[len(milliseconds) % len(texts)])
+            milliseconds.append(1000 * (time.perf_counter() - began))
+        return milliseconds
+
+    def request(self, rate: float) -> dict[str, Any]:
+        """Answer raw texts that arrive at random moments, so many a second."""
+        due = _arrivals(rate, self.spec.load_seconds)
+        waited: list[float] = []
+        worked, began = 0.0, time.perf_counter()
+        for number, moment in enumerate(due):
+            time.sleep(max(0.0, began + moment - time.perf_counter()))
+            start = time.perf_counter()
+            self._respond(self.texts[number % len(self.texts)])
+            done = time.perf_counter()
+            worked += done - start
+            waited.append(1000 * (done - began - moment))
+            if done - began > PATIENCE * self.spec.load_seconds and len(waited) >= RUNS:
+                break
+        p50, p95, p99 = map(float, np.percentile(waited, [50, 95, 99]))
+        return {
+            "requests_per_s": rate,
+            "latency_ms": {"p50": p50, "p95": p95, "p99": p99},
+            "busy": worked / (time.perf_counter() - began),
+        }
+
+    def _respond(self, text: Sequence[str]) -> None:
+        """All that an application does between a text and its answer."""
+        found = self._read(text)
+        if self.translates:
+            self.tokenizer.decode(self.model(found), skip_special_tokens=True)
+        elif self.model.writes:
+            self.model.write({name: array[None] for name, array in found.items()}, self.spec.new_tokens)
+        else:
+            self.model(_batch(self.model, [found]))
+
+    def _reader(self) -> Any:
+        """What makes a model's inputs of a raw text: of a translator, transformers' tokenizer."""
+        if not self.translates:
+            return self.model.read
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            self.spec.tokenizer, local_files_only=True, trust_remote_code=self.spec.code
+        )
+        return lambda text: self.tokenizer(*text, truncation=True, max_length=self.spec.max_length)[
+            "input_ids"
+        ]
+
     def memory(self) -> int | None:
         """The most that the process held so far, in bytes."""
         return _peak_memory()
@@ -412,7 +512,7 @@ class _Worker:
                 "lengths": np.asarray(list(map(len, texts)), np.int64),
             }
         elif model.writes:
-            found = model.score(rows) | {"same_tokens": model.same_tokens(self.prompts, spec.special)}
+            found = model.score(rows) | {"same_tokens": model.same_tokens(self.prompts)}
         elif "TokenClassification" in spec.auto:
             found = {"logits": model.at(rows)}
         else:
@@ -434,6 +534,37 @@ def _batches(rows: Sequence[Encoded], size: int) -> list[np.ndarray]:
     """Numbers of rows of like length, so many at a time, short ones first."""
     order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _arrivals(rate: float, seconds: float) -> np.ndarray:
+    """When requests arrive, in seconds: a Poisson process, `RUNS` of them at least, if they come in `PATIENCE` times as long."""
+    count = max(round(rate * seconds), min(RUNS, math.ceil(rate * seconds * PATIENCE)))
+    return np.random.default_rng(0).exponential(1 / rate, count).cumsum()
+
+
+def _most(served: np.ndarray, limit: float, seconds: float) -> float | None:
+    """The highest rate, requests a second, at which 95 % wait and are served within a limit; None: there is none.
+
+    Args:
+        served: milliseconds that each request takes by itself.
+        limit: milliseconds.
+    """
+
+    def kept(rate: float) -> bool:
+        due = 1000 * _arrivals(rate, seconds)
+        free, waited = 0.0, []
+        for moment, spent in zip(due, np.resize(served, len(due)), strict=True):
+            free = max(free, moment) + spent
+            waited.append(free - moment)
+        return bool(np.percentile(waited, 95) <= limit)
+
+    least, most = 1 / limit, 1000 / float(served.mean())
+    if not kept(least):
+        return None
+    for _ in range(20):
+        middle = (least + most) / 2
+        least, most = (middle, most) if kept(middle) else (least, middle)
+    return least
 
 
 def _spaced(count: int, most: int) -> list[int]:

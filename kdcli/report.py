@@ -639,14 +639,34 @@ def export_table(result: Mapping[str, Any]) -> None:
         console.say(
             f"agrees, texts: shares of {shown.item} and of whole texts written as the torch student does"
         )
-    for miss in misses:
-        console.say(miss)
+    for line in [*_load_lines(result), *misses]:
+        console.say(line)
     if best is None:
         console.say("No artifact is within tolerance and budget.", style="bold")
     else:
         console.say("* recommended: the smallest within tolerance and budget")
     if result["smoke"]:
         console.say("A smoke run: these figures mean nothing.", style="bold")
+
+
+def _load_lines(result: Mapping[str, Any]) -> list[str]:
+    """One sentence on each artifact that was asked raw texts at stated rates."""
+    lines = []
+    for name, entry in result["artifacts"].items():
+        if load := entry.get("load"):
+            at = []
+            for rate in load["rates"]:
+                late = "" if rate["busy"] < 1 else " (falls behind)"
+                at.append(
+                    f"{_milliseconds(rate['latency_ms']['p95'])} at {rate['requests_per_s']:g} a second{late}"
+                )
+            line = f"{name}: from raw text to answer, 95 % of requests within {', '.join(at)}"
+            if load["limit_ms"] is not None:
+                most = load["most_requests_per_s"]
+                kept = "no rate keeps" if most is None else f"up to {most:.3g} a second keep"
+                line += f"; {kept} {_milliseconds(load['limit_ms'])}"
+            lines.append(line)
+    return lines
 
 
 def _export_columns(metric: str, agrees: Sequence[str]) -> list[str]:
@@ -952,6 +972,68 @@ Data fingerprint `{dataset.get("fingerprint")}`.
 - {card.limits}
 - The licences of the teacher ({teacher}), of the data and of what the student started from were not checked
   by kdcli and may bind this model: check them before you publish or sell it.
+"""
+
+
+def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[Path, str]]) -> str:
+    """README.md of the folder that ``kdcli export`` makes: what its files are worth, where they were measured, how to run them.
+
+    ``result`` is what export.json holds, ``report`` the run's report.json, ``runs`` the files that run an artifact, with
+    their text.
+    """
+    import yaml
+
+    card, metric, best = _CARDS[result["task"]], result["metric"], result["recommended"]
+    front = {
+        "pipeline_tag": card.tag,
+        "tags": [card.tag, "knowledge-distillation", "kdcli", result["hardware"]],
+    }
+    texts = any("same_texts" in entry["parity"] for entry in result["artifacts"].values())
+    agrees = ["agrees", "texts"] if texts else ["agrees"]
+    columns = _export_columns(metric, agrees)
+    rows = [_export_cells("torch student", metric, result["torch"], agrees)]
+    rows += [_export_cells(f"`{name}`", metric, entry, agrees) for name, entry in result["artifacts"].items()]
+    table = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    machine = result["environment"]
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    advice = (
+        f"`{best}` is the smallest within tolerance and budget."
+        if best
+        else "**None of them is within tolerance and budget.**"
+    )
+    notes = [f"- {note}" for note in _load_lines(result)]
+    failed = [f"- {name} could not be run, and is not to be used" for name in result["failed"]]
+    languages = {".py": "python", ".mjs": "js", ".kt": "kotlin"}
+    used = "\n\n".join(
+        f"`{file.as_posix()}`:\n\n```{languages[file.suffix]}\n{text.strip()}\n```" for file, text in runs
+    )
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+
+# {card.kind[0].upper()}{card.kind[1:]} for {_markdown(result["hardware"])}
+
+Files of a student of {_count(result["torch"].get("parameters"))} parameters. {_markdown(verdict_text(report))}
+
+## Figures
+
+{chr(10).join("| " + " | ".join(line) + " |" for line in table)}
+
+{advice} Each file was run by its own runtime on all {result["test_examples"]:,} test rows, and its answers compared with
+those of the student in torch. Measured on {_markdown(machine["processor"])} with {threads}, one row at a time, tokens given: on another machine
+the times are other ones. All figures, and the versions of what made and ran the files, stand in `export.json`.
+{chr(10).join(["", *notes, *failed, ""]) if notes or failed else ""}
+## Use
+
+Without kdcli, by what the first line of each names:
+
+{used}
+
+## Limits
+
+- {card.limits}
+- The licences of the teacher, of the data and of what the student started from were not checked by kdcli and may bind
+  these files: check them before you publish or sell them.
 """
 
 

@@ -40,6 +40,7 @@ def ask(
     max_length: int,
     written: Sequence[Counted] = (),
     beside: Process | None = None,
+    limit: float | None = None,
 ) -> tuple[dict[str, Any], Predictions, dict[str, float]]:
     """Run one artifact on a split's rows.
 
@@ -48,6 +49,7 @@ def ask(
         rows: as `task.prepare` gives them.
         written: what the torch student wrote, as `write` gives it.
         beside: the torch student, which takes turns with it.
+        limit: milliseconds that requests may take, as `measure` takes it.
 
     Returns:
         What the artifact needs (the fields of `Measurement`); its answers, of a translator only its texts; and shares.
@@ -72,8 +74,9 @@ def ask(
     texts = task.inputs(rows, tokenizer)
     encoded = task.encode(tokenizer, rows, max_length)
     labels, counts = task.targets(encoded)
+    how: dict[str, Any] = {"answers": True, "beside": beside, "requests": texts, "limit": limit}
     if isinstance(task, Seq2Seq):
-        found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, answers=True, beside=beside)
+        found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, **how)
         ends = found.pop("lengths").cumsum()[:-1]
         ours = [part.tolist() for part in np.split(found.pop("written"), ends)]
         said = task.written(Predictions({}, labels, counts), decoded(tokenizer, ours), encoded)
@@ -81,16 +84,12 @@ def ask(
         return found, said, _reproduced(tokenizer, theirs, ours) if theirs else {}
     if task.labels:
         tokens = None if encoded.labels is not None else list(_counted(encoded, first=0))
-        found = measure_rows(
-            cfg, runtime, path, folder, task, texts, max_length, answers=True, rows=tokens, beside=beside
-        )
+        found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, **how, rows=tokens)
         order = label_order(load_config(Source(folder, path.name)), task.labels, path.name)
         return found, Predictions({"logits": found.pop("logits")[:, order]}, labels, counts), {}
     prompts = [[text, ids] for (text,), ids in zip(texts, _ids(texts, task, tokenizer), strict=True)]
     asked = [*_counted(encoded, first=1), *written]
-    found = measure_rows(
-        cfg, runtime, path, folder, task, prompts, max_length, answers=True, rows=asked, beside=beside
-    )
+    found = measure_rows(cfg, runtime, path, folder, task, prompts, max_length, **how, rows=asked)
     log_prob, top = found.pop("log_prob"), found.pop("top")
     shares = {"same_tokens": float(found.pop("same_tokens").mean())}
     if written:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +12,8 @@ import numpy as np
 import yaml
 from torch import Tensor
 
-from kdcli import console, report
-from kdcli.commands.artifacts import ask, bytes_of, write
+from kdcli import console, report, snippets
+from kdcli.commands.artifacts import ask, bytes_of, folder_of, write
 from kdcli.config import Budget, Distill, Tolerance, build, check, conf_dir, locate
 from kdcli.config import Export as Config
 from kdcli.data import load
@@ -21,11 +22,12 @@ from kdcli.errors import ConfigError, DataError, ExportError
 from kdcli.evaluate import agreement, examine, opened, save_predictions, score
 from kdcli.files import replaced, write_json
 from kdcli.hardware.base import Target
-from kdcli.measure import Process, specified
+from kdcli.measure import Process, runtime_of, specified
 from kdcli.models import Source
 from kdcli.rundir import read_report, saved_config
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Task
+from kdcli.tasks.seq2seq import Seq2Seq
 
 MISSED = 3
 """The exit code when the artifacts are there, and a tolerance or a budget is not met, or one of them could not be run."""
@@ -48,6 +50,7 @@ def export(cfg: Config, hardware: str) -> int:
     length = dataset.max_length
     out = run / "export" / hardware
     speed = cfg.measure.model_copy(update={"threads": cfg.hardware.threads or cfg.measure.threads})
+    budget = cfg.hardware.budget
     with ExitStack() as stack:
         folder = stack.enter_context(replaced(out))
         stages = stack.enter_context(console.Stages(["torch", "export", "artifacts"]))
@@ -75,7 +78,9 @@ def export(cfg: Config, hardware: str) -> int:
             for done, (precision, path) in enumerate(files.items()):
                 stage.update(done, extra=path.name)
                 try:
-                    needs, said, shares = ask(speed, path, task, test, tokenizer, length, written, torch)
+                    needs, said, shares = ask(
+                        speed, path, task, test, tokenizer, length, written, torch, budget.max_latency_ms_p95
+                    )
                 except ExportError as error:
                     failed[path.name] = str(error)
                     console.error(str(error))
@@ -98,7 +103,7 @@ def export(cfg: Config, hardware: str) -> int:
                 tolerance = tolerances.get(path.name, tolerances.get(precision, cfg.hardware.tolerance))
                 entry["parity"] = parity | {"within": _within(tolerance, parity)}
                 entry["retention"] = task.retention(entry["score"], recorded["models"]["teacher"]["score"])
-                entry["budget"] = _budget(cfg.hardware.budget, entry)
+                entry["budget"] = _budget(budget, entry)
                 artifacts[path.name] = entry
         if not artifacts:
             raise ExportError(f"no file of hardware={hardware} could be run; nothing was kept")
@@ -113,16 +118,40 @@ def export(cfg: Config, hardware: str) -> int:
             "test_examples": len(test),
             "smoke": recorded["smoke"],
             "environment": environment(),
+            "threads": speed.threads,
             "torch": torch_entry,
             "artifacts": artifacts,
             "failed": failed,
             "recommended": min(good, key=lambda name: artifacts[name]["bytes"], default=None),
         }
+        _deliver(folder, result, recorded, task, tokenizer, length)
         write_json(folder / "export.json", result)
     report.export_table(result)
     console.say(f"files: {out}")
     within = all(entry["parity"]["within"] for entry in artifacts.values())
     return 0 if good and within and not failed else MISSED
+
+
+def _deliver(
+    folder: Path, result: dict[str, Any], recorded: Mapping[str, Any], task: Task, tokenizer: Any, length: int
+) -> None:
+    """Write what runs the artifacts without kdcli, of each runtime the recommended or else the smallest, and the model card."""
+    given = task.given(tokenizer) if isinstance(task, Seq2Seq) else []
+    constants = {
+        "MAX_LENGTH": max(1, length - len(given)),
+        "SIDE": tokenizer.truncation_side,
+        "CHAT": task.chat,
+        "PREFIX": task.prefix if isinstance(task, Seq2Seq) else "",
+        "GIVEN": given,
+    }
+    artifacts, runs = result["artifacts"], {}
+    for name in sorted(artifacts, key=lambda name: (name != result["recommended"], artifacts[name]["bytes"])):
+        runtime, place = runtime_of(folder / name), folder_of(folder / name)
+        if runtime and runtime not in runs:
+            files = snippets.write(place, runtime, recorded["task"], constants | {"MODEL": name})
+            runs[runtime] = [(file.relative_to(folder), file.read_text(encoding="utf-8")) for file in files]
+    card = report.export_card(result, recorded, [file for files in runs.values() for file in files])
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _require_task(target: Target, hardware: str, kind: str) -> None:

@@ -38,6 +38,8 @@ class MeasureSpec:
         batch_sizes: rows a batch: throughput is that of the best of them.
         latency_runs: so many rows are run at batch 1, some of them anew where there are fewer.
         throughput_seconds: throughput is measured for about so long in all, over whole passes.
+        request_rates: requests a second, of raw texts (`kdcli.measure.Load`).
+        load_seconds: for about so long each.
         max_texts: speed is measured on at most so many rows, evenly spaced among all.
         speed: false: nothing is timed.
         answers: a safetensors file to write with what the model says of all rows, in their order: `logits`, float32
@@ -59,6 +61,8 @@ class MeasureSpec:
     batch_sizes: Sequence[int] = (1, 8, 32)
     latency_runs: int = 200
     throughput_seconds: float = 2.0
+    request_rates: Sequence[float] = ()
+    load_seconds: float = 3.0
     max_texts: int = 256
     new_tokens: int = 32
     speed: bool = True
@@ -93,6 +97,10 @@ class Answers(Runs):
     @abstractmethod
     def encode(self, texts: Any) -> list[Encoded]:
         """The inputs of each row, (L,), cut to the most that it may have."""
+
+    def read(self, text: Sequence[str]) -> Encoded:
+        """The inputs of one raw text, (L,), as an application makes them."""
+        return self.encode([text])[0]
 
     @abstractmethod
     def __call__(self, batch: Encoded) -> np.ndarray:

@@ -36,7 +36,7 @@ class Model(Answers):
         options.cpuparams.n_threads = options.cpuparams_batch.n_threads = spec.threads
         options.fit_params = options.warmup = options.ctx_shift = options.ui = False
         options.verbosity = 1  # errors
-        self.max_length = spec.max_length
+        self.max_length, self.special = spec.max_length, spec.special
         self.whole: int | None = None
         try:
             self.server = xllamacpp.Server(options)
@@ -65,24 +65,27 @@ class Model(Answers):
             "top": np.asarray([top for _, top in found], np.int64),
         }
 
-    def same_tokens(self, prompts: Sequence[tuple[str, list[int]]], special: bool) -> np.ndarray:
+    def same_tokens(self, prompts: Sequence[tuple[str, list[int]]]) -> np.ndarray:
         """Whether the file's own tokenizer cuts each text into the ids given, bool (N,)."""
+        return np.asarray([self._tokens(text) == ids for text, ids in prompts], bool)
+
+    def read(self, text: Sequence[str]) -> Encoded:
+        """By the file's own tokenizer."""
+        return {"input_ids": np.asarray(self._tokens(text[0])[: self.max_length], np.int64)}
+
+    def _tokens(self, text: str) -> list[int]:
         import urllib.request
 
-        opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({})
-        )  # this machine, whatever the proxy
-        found = []
-        for text, ids in prompts:
-            body = {"content": text, "add_special": special, "parse_special": True}
-            request = urllib.request.Request(
-                f"{self.server.listening_address}/tokenize",
-                json.dumps(body).encode(),
-                {"Content-Type": "application/json"},
-            )
-            with opener.open(request) as answer:
-                found.append(json.load(answer)["tokens"] == ids)
-        return np.asarray(found, bool)
+        body = {"content": text, "add_special": self.special, "parse_special": True}
+        request = urllib.request.Request(
+            f"{self.server.listening_address}/tokenize",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        direct = urllib.request.ProxyHandler({})  # this machine, whatever the proxy
+        with urllib.request.build_opener(direct).open(request) as answer:
+            found: list[int] = json.load(answer)["tokens"]
+            return found
 
     def _token(self, before: list[int], token: int) -> tuple[float, int]:
         said = self._written(before, token)

@@ -12,7 +12,7 @@ import kdcli
 ROOT = Path(kdcli.__file__).parent
 FLOORS = [
     {"errors", "signal", "scripts"},
-    {"config", "console", "files"},
+    {"config", "console", "files", "snippets"},
     {"catalogues", "rundir", "losses", "inside", "gguf", "rollouts"},
     {"tasks", "runtimes"},
     {"models", "data"},
