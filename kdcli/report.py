@@ -663,8 +663,8 @@ def _load_lines(result: Mapping[str, Any]) -> list[str]:
             line = f"{name}: from raw text to answer, 95 % of requests within {', '.join(at)}"
             if load["limit_ms"] is not None:
                 most = load["most_requests_per_s"]
-                kept = "no rate keeps" if most is None else f"up to {most:.3g} a second keep"
-                line += f"; {kept} {_milliseconds(load['limit_ms'])}"
+                kept = "no rate keeps" if most is None else f"up to {float(f'{most:.2g}'):,g} a second keep"
+                line += f"; {kept} {load['limit_ms']:g} ms"
             lines.append(line)
     return lines
 
@@ -1011,7 +1011,7 @@ def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
 
-# {card.kind[0].upper()}{card.kind[1:]} for {_markdown(result["hardware"])}
+# {card.kind[0].upper()}{card.kind[1:]} for hardware={_markdown(result["hardware"])}
 
 Files of a student of {_count(result["torch"].get("parameters"))} parameters. {_markdown(verdict_text(report))}
 

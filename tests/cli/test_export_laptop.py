@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tiny import decoder, lessons, talk
+from tiny import decoder, lessons, run_snippet, talk
 
 from kdcli.launch import launch
 
@@ -18,6 +18,7 @@ QUICK = [
     "measure.throughput_seconds=0.05",
     "measure.generations=3",
     "measure.new_tokens=6",
+    "measure.load_seconds=0.05",
 ]
 NAMES = ["model.f16.gguf", "model.q8_0.gguf", "model.q4_0.gguf"]
 
@@ -82,6 +83,15 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
     assert f16["max_abs_difference"] < 0.01
     assert abs(f16["score_drop"]) < 1e-3
     assert f16["agreement"] > 0.95
+
+
+@pytest.mark.real
+def test_what_runs_the_file_without_kdcli_answers(exported: Path) -> None:
+    """Lines that do not run, or that forget the conversation's template: a made-up model writes the same again at least."""
+    lines = run_snippet(exported / "run_llama.py", "What is a film?")
+    assert "".join(lines)
+    assert lines == run_snippet(exported / "run_llama.py", "What is a film?")
+    assert "CHAT = True" in (exported / "run_llama.py").read_text()
 
 
 @pytest.mark.real

@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import pairs, translator, write_pairs
+from tiny import pairs, run_snippet, translator, write_pairs
 
 from kdcli.hardware import cpu, translation
 from kdcli.launch import launch
 
-QUICK = ["measure.latency_runs=4", "measure.throughput_seconds=0.05", "measure.max_texts=8"]
+QUICK = [
+    "measure.latency_runs=4",
+    "measure.throughput_seconds=0.05",
+    "measure.max_texts=8",
+    "measure.load_seconds=0.05",
+]
 NAMES = ["onnx", "ctranslate2"]
 
 
@@ -86,6 +91,15 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
     onnx = found["artifacts"]["onnx"]["parity"]
     assert (onnx["agreement"], onnx["same_texts"], onnx["score_drop"]) == (1, 1, 0)
     assert found["recommended"] == "ctranslate2"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_runs_the_folder_without_kdcli_writes_what_was_measured(name: str, exported: Path) -> None:
+    """Lines that do not run, or that write otherwise than the folder that was checked."""
+    said = texts(exported / "predictions" / f"test.{name}.jsonl")
+    for row in said[:2]:
+        assert run_snippet(exported / name / f"run_{name}.py", row["source"]) == [row["text"]]
+    assert result(exported)["artifacts"][name]["load"]["rates"][0]["latency_ms"]["p50"] > 0
 
 
 @pytest.mark.parametrize("name", NAMES)
