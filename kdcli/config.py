@@ -452,7 +452,7 @@ class Hardware(Component):
     budget: Budget = Budget()
     tolerance: Tolerance = Tolerance()
     tolerances: dict[str, Tolerance] = {}
-    """Of files of these precisions, or of these names, in place of `tolerance`."""
+    """Of files of these names, of these precisions, or of a task's (causal_lm_int8), in place of `tolerance`."""
 
 
 class Measure(Section):

@@ -102,7 +102,7 @@ class Process:
     """A model in a process of its own, loaded, which does what it is told; a context manager.
 
     Args:
-        prompts: what it is given of each row, for its speed: `Texts`, of a GGUF file pairs of a text and its token ids, of a
+        prompts: what it is given of each row, for its speed: `Texts`, of a language model's file pairs of a text and its token ids, of a
             translator the source's token ids.
 
     Raises:
@@ -215,7 +215,7 @@ class Process:
         """Write `MeasureSpec.answers`.
 
         Args:
-            rows: as prompts; where tokens are asked about (a GGUF file, a token classifier) pairs of token ids and the places
+            rows: as prompts; where tokens are asked about (a language model's file, a token classifier) pairs of token ids and the places
                 of those that count.
         """
         self._loaded()
@@ -359,6 +359,11 @@ def _translates(auto: str) -> bool:
     return "Seq2Seq" in auto
 
 
+def _kind(auto: str) -> str:
+    """What a runtime's module calls the model that a class of transformers loads."""
+    return "Translator" if _translates(auto) else "Writer" if "CausalLM" in auto else "Model"
+
+
 def _source_ids(task: Any, folder: Path, texts: Texts, code: bool) -> tuple[list[list[int]], list[int]]:
     """The token ids of each text, and those that each translation begins with."""
     from kdcli.models import Source, load_tokenizer
@@ -379,7 +384,7 @@ def main() -> None:
         spec = MeasureSpec(**first["spec"])
         began = time.perf_counter()
         module = importlib.import_module(f"kdcli.runtimes.{spec.runtime}")
-        kind = module.Translator if _translates(spec.auto) else module.Model
+        kind = getattr(module, _kind(spec.auto))
         for package in kind.packages:
             try:
                 importlib.import_module(package)

@@ -25,7 +25,7 @@ Counted = tuple[list[int], list[int]]
 """Token ids, and the places of those that count."""
 KINDS: dict[str, tuple[set[Runtime], str]] = {
     "classifier": ({"onnx", "openvino"}, "an .onnx or .xml file"),
-    "language model": ({"llama"}, "a .gguf file"),
+    "language model": ({"llama", "onnx"}, "a .gguf or .onnx file"),
     "translator": ({"onnx", "ctranslate2"}, "a folder, onnx or ctranslate2"),
 }
 """What may run an artifact, and what it looks like, by what it was made of."""

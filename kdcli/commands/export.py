@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdcli import console, report, snippets
 from kdcli.commands.artifacts import ask, bytes_of, folder_of, write
-from kdcli.config import Budget, Distill, Tolerance, build, check, conf_dir, locate
+from kdcli.config import Budget, Distill, Hardware, Tolerance, build, check, conf_dir, locate
 from kdcli.config import Export as Config
 from kdcli.data import load
 from kdcli.environment import environment
@@ -99,8 +99,7 @@ def export(cfg: Config, hardware: str) -> int:
                     parity["agreement"] = agreement(task, torch_said, said)
                     parity["max_abs_difference"] = float(np.abs(torch_said[kept] - said[kept]).max())
                 parity |= shares
-                tolerances = cfg.hardware.tolerances
-                tolerance = tolerances.get(path.name, tolerances.get(precision, cfg.hardware.tolerance))
+                tolerance = _tolerance(cfg.hardware, path.name, precision, f"{dataset.kind}_{precision}")
                 entry["parity"] = parity | {"within": _within(tolerance, parity)}
                 entry["retention"] = task.retention(entry["score"], recorded["models"]["teacher"]["score"])
                 entry["budget"] = _budget(budget, entry)
@@ -171,6 +170,13 @@ def _require_task(target: Target, hardware: str, kind: str) -> None:
     raise ConfigError(
         f"hardware={hardware} makes files of {' and '.join(names[task] for task in target.serves)}, and this run's task "
         f"is {kind}; use {' or '.join(others)}"
+    )
+
+
+def _tolerance(hardware: Hardware, *names: str) -> Tolerance:
+    """The one of the first name that has its own."""
+    return next(
+        (hardware.tolerances[name] for name in names if name in hardware.tolerances), hardware.tolerance
     )
 
 

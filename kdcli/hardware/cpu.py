@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdcli.errors import ExportError
+from kdcli.hardware import language
 from kdcli.hardware.base import Target, copy_beside, quietly
 from kdcli.hardware.translation import beside, write_ctranslate2, write_onnx
 from kdcli.models import Source, load_tokenizer
 
-FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "int4": "model.int4.onnx"}
 FOLDERS = {"fp32": "onnx", "int8": "ctranslate2"}
 """Of a translator."""
 TWO_GB = 2**31 - 2**24
@@ -42,18 +43,21 @@ class Cpu(Target):
     Of a translator (encoder and decoder) folders: `onnx`, fp32, and `ctranslate2`, int8, each with the tokenizer's files
     and generation_config.json; what lies in them is told at `write_onnx` and `write_ctranslate2`.
 
+    Of a language model one graph a file, for the prompt and each further token, with a cache of keys and values, as
+    `language.trace` tells; `model.int8.onnx` and `model.int4.onnx` have its weights in blocks, as `language.blockwise` tells.
+
     Args:
-        precisions: which files to make.
+        precisions: which files to make; None: all of the task's, fp32 and int8, of a language model int4 too.
         opset: version of the ONNX operators. 17 is the first with LayerNormalization as one operator, and is read
             by ONNX Runtime since 1.12, in the browser and on phones too; 14 is for older ones.
         per_channel: one scale per output channel; false: one per matrix. A translator's have one per row.
     """
 
-    serves = ("classification", "token_classification", "seq2seq")
+    serves = ("classification", "token_classification", "causal_lm", "seq2seq")
 
     def __init__(
         self,
-        precisions: Annotated[list[Literal["fp32", "int8"]], Field(min_length=1)],
+        precisions: Annotated[list[Literal["fp32", "int8", "int4"]], Field(min_length=1)] | None = None,
         opset: Annotated[int, Field(ge=14, le=20)] = 17,
         per_channel: bool = True,
     ):
@@ -75,8 +79,14 @@ class Cpu(Target):
             ExportError: onnx, onnxruntime or ctranslate2 is missing, or the architecture cannot be written as ONNX, or is
                 one that CTranslate2 does not know.
         """
+        writes = model.can_generate() and not model.config.is_encoder_decoder
+        precisions = self.precisions or (["fp32", "int8", "int4"] if writes else ["fp32", "int8"])
+        if "int4" in precisions and not writes:
+            raise ExportError(
+                "hardware.precisions: int4 is for language models; use hardware.precisions=[fp32,int8]"
+            )
         if model.config.is_encoder_decoder and model.can_generate():
-            return self._translator(student, out, model)
+            return self._translator(student, out, model, precisions)
         try:
             import onnx
             from onnxruntime.quantization import quantize_dynamic
@@ -84,7 +94,10 @@ class Cpu(Target):
             raise ExportError(
                 f"{error}: hardware=cpu needs ONNX; install it with: pip install 'kdcli[cpu]'"
             ) from None
-        files: dict[str, Path] = {precision: out / FILES[precision] for precision in self.precisions}
+        files: dict[str, Path] = {precision: out / FILES[precision] for precision in precisions}
+        if writes:
+            self._language_model(student, out, model, files)
+            return files
         size = sum(parameter.nbytes for parameter in model.parameters())
         with tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary, quietly():
             traced = Path(temporary) / "traced.onnx"
@@ -109,8 +122,25 @@ class Cpu(Target):
         copy_beside(student, out)
         return files
 
-    def _translator(self, student: Path, out: Path, model: PreTrainedModel) -> dict[str, Path]:
-        folders: dict[str, Path] = {precision: out / FOLDERS[precision] for precision in self.precisions}
+    def _language_model(
+        self, student: Path, out: Path, model: PreTrainedModel, files: Mapping[str, Path]
+    ) -> None:
+        with tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary, quietly():
+            try:
+                whole = language.trace(model, Path(temporary) / "traced.onnx", self.opset)
+                for precision, bits in ("int8", 8), ("int4", 4):
+                    if precision in files:
+                        language.save(language.blockwise(whole, bits), files[precision])
+                if "fp32" in files:  # last: above 2 GB the weights leave the graph
+                    language.save(whole, files["fp32"])
+            except Exception as error:
+                raise self._failed(model, error) from error
+        language.beside(student, out)
+
+    def _translator(
+        self, student: Path, out: Path, model: PreTrainedModel, precisions: Sequence[str]
+    ) -> dict[str, Path]:
+        folders: dict[str, Path] = {precision: out / FOLDERS[precision] for precision in precisions}
         needs = {"fp32": ("onnx", "onnxruntime"), "int8": ("ctranslate2",)}
         packages = [name for precision in folders for name in needs[precision]]
         if missing := [name for name in packages if importlib.util.find_spec(name) is None]:

@@ -43,7 +43,7 @@ class MeasureSpec:
         max_texts: speed is measured on at most so many rows, evenly spaced among all.
         speed: false: nothing is timed.
         answers: a safetensors file to write with what the model says of all rows, in their order: `logits`, float32
-            (N, C), of a token classifier at its counted tokens, or of a GGUF file's counted tokens `log_prob`, float32
+            (N, C), of a token classifier at its counted tokens, or of a language model's counted tokens `log_prob`, float32
             (N,), and `top`, int64 (N,), the likeliest token, and `same_tokens`, bool (prompts,): its own tokenizer cuts
             the prompt into the ids given; of a translator `written`, int64, the tokens of all texts, and `lengths`,
             int64 (N,), how many each has.
@@ -72,7 +72,8 @@ class MeasureSpec:
 
 
 class Runs(ABC):
-    """A model that is loaded, and answers. A runtime's module has a `Model`, a `Translator`, or both, made of a `MeasureSpec`.
+    """A model that is loaded, and answers. A runtime's module has a `Model` (of a classifier), a `Writer` (of a language model), a
+    `Translator`, or several of them, made of a `MeasureSpec`.
 
     Attributes:
         packages: what is imported before the model is loaded, so that its memory can be told from the model's.

@@ -12,7 +12,7 @@ from kdcli.errors import ExportError
 from kdcli.runtimes.base import Answers, Encoded, MeasureSpec
 
 
-class Model(Answers):
+class Writer(Answers):
     """A GGUF file, run by llama.cpp on the CPU: its server, called within the process, with one slot.
 
     The server answers with the likeliest tokens of one position at a time, and with the log-probability of the token

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,9 +12,10 @@ from kdcli.runtimes.base import Answers, Encoded, Greedy, MeasureSpec, Texts, li
 
 
 class Model(Answers):
-    """A classifier or a language model."""
+    """A classifier."""
 
     packages = ("torch", "transformers.modeling_utils")
+    last: ClassVar[dict[str, int]] = {}
 
     def __init__(self, spec: MeasureSpec):
         import inspect
@@ -30,7 +31,6 @@ class Model(Answers):
             spec.path, use_safetensors=True, dtype=torch.float32, **options
         ).eval()
         self.max_length, self.special = spec.max_length, spec.special
-        self.writes = "CausalLM" in spec.auto
         taken = inspect.signature(self.model.forward).parameters
         fill = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
         self.pad = {name: fill.get(name, 0) for name in self.tokenizer.model_input_names if name in taken}
@@ -45,11 +45,17 @@ class Model(Answers):
     def __call__(self, batch: Encoded) -> np.ndarray:
         import torch
 
-        last = {"logits_to_keep": 1} if self.writes else {}
         with torch.inference_mode():
             return self.model(
-                **{name: torch.from_numpy(array) for name, array in batch.items()}, **last
+                **{name: torch.from_numpy(array) for name, array in batch.items()}, **self.last
             ).logits.numpy()
+
+
+class Writer(Model):
+    """A language model, of whose prompt only the last token's logits are made."""
+
+    writes = True
+    last: ClassVar[dict[str, int]] = {"logits_to_keep": 1}
 
     def write(self, prompt: Encoded, count: int) -> list[float]:
         """Go on from a prompt, greedily and whatever the end of text says: the seconds of each token after the first."""

@@ -112,10 +112,3 @@ def test_each_precision_is_held_to_its_own_tolerance(exported: Path) -> None:
     within = {entry["precision"]: entry["parity"]["within"] for entry in result["artifacts"].values()}
     assert within == {"f16": True, "q8_0": False, "q4_0": True}
     assert result["recommended"] == "model.q4_0.gguf"
-
-
-@pytest.mark.real
-def test_a_language_model_is_refused_by_cpu_in_one_line(run: Path, capsys) -> None:
-    """A classifier's exporter that fails somewhere within, or makes a file that nobody can use."""
-    assert launch("export", [f"run={run}", "hardware=cpu"]) == 2
-    assert "use hardware=laptop" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from kdcli.files import locate_package
 from kdcli.gguf import DIGITS, convert
 from kdcli.hardware import laptop
 from kdcli.hardware.cpu import Cpu
+from kdcli.hardware.intel import Intel
 from kdcli.hardware.laptop import Laptop
 from kdcli.measure import MeasureSpec, measure
 from kdcli.tasks.base import Encoded
@@ -74,7 +75,7 @@ def asked(student: Path) -> tuple[list[list[object]], list[list[list[int]]]]:
 
 def spec(file: Path, answers: Path, **more: object) -> MeasureSpec:
     options = {"latency_runs": 2, "throughput_seconds": 0.01, "new_tokens": 4} | more
-    return MeasureSpec("llama", str(file), "", 64, answers=str(answers), **options)  # type: ignore[arg-type]
+    return MeasureSpec("llama", str(file), "", 64, "AutoModelForCausalLM", answers=str(answers), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.real
@@ -225,14 +226,17 @@ def test_a_missing_package_is_named_with_its_remedy(
 
 def test_a_target_refuses_what_it_does_not_serve_and_names_the_one_that_does() -> None:
     """A user who asks for the wrong runtime is left to guess the right one."""
-    with pytest.raises(ConfigError, match=r"hardware=cpu makes files of classifiers.*use hardware=laptop$"):
-        _require_task(Cpu(["fp32"]), "cpu", "causal_lm")
+    with pytest.raises(
+        ConfigError, match=r"hardware=intel makes files of classifiers.*use hardware=cpu or hardware=laptop$"
+    ):
+        _require_task(Intel(["fp16"]), "intel", "causal_lm")
     with pytest.raises(
         ConfigError,
         match=r"hardware=laptop makes files of language models.*use hardware=cpu or hardware=intel$",
     ):
         _require_task(Laptop(ALL), "laptop", "classification")
     _require_task(Laptop(ALL), "laptop", "causal_lm")
+    _require_task(Cpu(), "cpu", "causal_lm")
 
 
 def test_what_is_written_counts_up_to_the_first_difference() -> None:
