@@ -20,8 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,11 @@ class Measurement:
         latency_ms: p50, p95 and p99 of single rows, unpadded, at batch 1; of a language model the time to the first token,
             of a translator that of the whole translation, greedy.
         throughput_per_s: rows a second, in batches of rows of like length, from each batch's median time; of a language
-            model tokens a second at batch 1, from the median token's time, of a translator over all those translations.
+            model tokens a second at batch 1 after an answer's first, of the median answer, of a translator over all those translations.
         batch_size: the one of `MeasureSpec.batch_sizes` whose throughput that is; of what writes text None.
+        first_token_ms: of a language model p50 and p95 of `latency_ms`, under the name by which a stream is judged.
+        between_tokens_ms: of a language model p50, p95 and p99 of what passes between two tokens of an answer, at batch 1 (llama.cpp:
+            between two characters, where one is of several tokens).
         times_faster: the p50 of another model over this one's, of the same rows in turns: the median turn.
         cpu_share: time that the process computed, in all its threads, over the time that passed, while latency was timed:
             below `BUSY` something else had the processor, or the runtime waits.
@@ -77,9 +81,11 @@ class Measurement:
         load: what `Process.load` gives; None: nobody asked at a stated rate.
     """
 
-    latency_ms: dict[str, float | None]
+    latency_ms: Mapping[str, float | None]
     throughput_per_s: float | None = None
     batch_size: int | None = None
+    first_token_ms: dict[str, float] | None = None
+    between_tokens_ms: dict[str, float] | None = None
     times_faster: float | None = None
     cpu_share: float | None = None
     peak_memory_bytes: int | None = None
@@ -163,16 +169,22 @@ class Process:
             if other:
                 ratios.append(statistics.median(other["ms"]) / statistics.median(mine[-1]["ms"]))
         spent = [ms for turn in mine for ms in turn["ms"]]
-        p50, p95, p99 = map(float, np.percentile(spent, [50, 95, 99]))
-        if _translates(spec.auto):
-            rate, batch = sum(turn["tokens"] for turn in mine) / sum(spent) * 1000, None
+        latency = _percentiles(spent)
+        batch, gaps = None, []
+        kind = _kind(spec.auto)
+        if kind == "Translator":
+            rate = sum(turn["tokens"] for turn in mine) / sum(spent) * 1000
+        elif kind == "Writer":
+            rate, gaps = self.tell("stream")
         else:
             rate, batch = self.tell("throughput")
         peak = self.tell("memory")
         return Measurement(
-            {"p50": p50, "p95": p95, "p99": p99},
+            latency,
             rate,
             batch,
+            {name: latency[name] for name in ("p50", "p95")} if kind == "Writer" else None,
+            _percentiles(gaps) if gaps else None,
             statistics.median(ratios) if ratios else None,
             sum(turn["cpu"] for turn in mine) / sum(spent) * 1000,
             None if peak is None or loaded["held"] is None else max(0, peak - loaded["held"]),
@@ -359,6 +371,10 @@ def _translates(auto: str) -> bool:
     return "Seq2Seq" in auto
 
 
+def _percentiles(values: Sequence[float]) -> dict[str, float]:
+    return {f"p{share}": float(np.percentile(values, share)) for share in (50, 95, 99)}
+
+
 def _kind(auto: str) -> str:
     """What a runtime's module calls the model that a class of transformers loads."""
     return "Translator" if _translates(auto) else "Writer" if "CausalLM" in auto else "Model"
@@ -435,13 +451,26 @@ class _Worker:
                 break
         return {"ms": [1000 * each for each in seconds], "cpu": cpu, "tokens": tokens}
 
-    def throughput(self) -> tuple[float, int | None]:
-        """Rows a second at the best batch, and that batch; of a language model tokens, at batch 1."""
+    def throughput(self) -> tuple[float, int]:
+        """Rows a second at the best batch, and that batch."""
         rows, spec = self.model.encode(self.prompts), self.spec
-        if self.model.writes:
-            return _generated(self.model, rows, spec), None
         seconds = spec.throughput_seconds / len(spec.batch_sizes)
         return max((_throughput(self.model, rows, size, seconds), size) for size in spec.batch_sizes)
+
+    def stream(self) -> tuple[float, list[float]]:
+        """Tokens a second that an answer goes on with, and the milliseconds between what it tells; of the rows of `latency`."""
+        rates, gaps = [], []
+        count, started = self.spec.new_tokens + 1, time.perf_counter()
+        for row in self.rows:
+            times: list[float] = []
+            began = time.perf_counter()
+            self.model.write(row, count, lambda _, at=times: at.append(time.perf_counter()))
+            ended = time.perf_counter()
+            rates.append((count - 1) / (ended - min(times, default=began)))
+            gaps += [1000 * (later - sooner) for sooner, later in pairwise(times)]
+            if ended - started >= self.spec.throughput_seconds and len(rates) >= PASSES:
+                break
+        return statistics.median(rates), gaps
 
     def serve(self, texts: Texts) -> list[float]:
         """Milliseconds of each raw text, one after the other, for `MeasureSpec.load_seconds`; keeps them for `request`."""
@@ -470,10 +499,9 @@ class _Worker:
             waited.append(1000 * (done - began - moment))
             if done - began > PATIENCE * self.spec.load_seconds and len(waited) >= RUNS:
                 break
-        p50, p95, p99 = map(float, np.percentile(waited, [50, 95, 99]))
         return {
             "requests_per_s": rate,
-            "latency_ms": {"p50": p50, "p95": p95, "p99": p99},
+            "latency_ms": _percentiles(waited),
             "busy": worked / (time.perf_counter() - began),
         }
 
@@ -482,8 +510,8 @@ class _Worker:
         found = self._read(text)
         if self.translates:
             self.tokenizer.decode(self.model(found), skip_special_tokens=True)
-        elif self.model.writes:
-            self.model.write({name: array[None] for name, array in found.items()}, self.spec.new_tokens)
+        elif _kind(self.spec.auto) == "Writer":
+            self.model.write(_batch(self.model, [found]), self.spec.new_tokens, _unheard)
         else:
             self.model(_batch(self.model, [found]))
 
@@ -516,13 +544,17 @@ class _Worker:
                 "written": np.asarray(flat, np.int64),
                 "lengths": np.asarray(list(map(len, texts)), np.int64),
             }
-        elif model.writes:
+        elif _kind(spec.auto) == "Writer":
             found = model.score(rows) | {"same_tokens": model.same_tokens(self.prompts)}
         elif "TokenClassification" in spec.auto:
             found = {"logits": model.at(rows)}
         else:
             found = {"logits": _logits(model, rows, spec)}
         save_file(found, str(spec.answers))
+
+
+def _unheard(token: int) -> None:
+    """What a token is told to where nobody listens."""
 
 
 def _batch(model: Answers, rows: Sequence[Encoded]) -> Encoded:
@@ -588,20 +620,6 @@ def _throughput(model: Answers, rows: Sequence[Encoded], size: int, seconds: flo
         spent = (time.perf_counter() - began) / seconds
         if spent >= PATIENCE or (spent >= 1 and len(times[0]) >= PASSES):
             return len(rows) / sum(map(statistics.median, times))
-
-
-def _generated(model: Answers, rows: Sequence[Encoded], spec: MeasureSpec) -> float:
-    """Tokens a second at batch 1, after the first one: greedily, with a cache of keys and values."""
-    seconds: list[float] = []
-    began = time.perf_counter()
-    for row in rows:
-        seconds += model.write({name: array[None] for name, array in row.items()}, spec.new_tokens)
-        if (
-            time.perf_counter() - began >= spec.throughput_seconds
-            and len(seconds) >= PASSES * spec.new_tokens
-        ):
-            break
-    return 1 / statistics.median(seconds)
 
 
 def _logits(model: Answers, texts: Texts, spec: MeasureSpec) -> np.ndarray:

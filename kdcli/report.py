@@ -639,7 +639,7 @@ def export_table(result: Mapping[str, Any]) -> None:
         console.say(
             f"agrees, texts: shares of {shown.item} and of whole texts written as the torch student does"
         )
-    for line in [*_load_lines(result), *misses]:
+    for line in [*_stream_lines(result), *_load_lines(result), *misses]:
         console.say(line)
     if best is None:
         console.say("No artifact is within tolerance and budget.", style="bold")
@@ -647,6 +647,19 @@ def export_table(result: Mapping[str, Any]) -> None:
         console.say("* recommended: the smallest within tolerance and budget")
     if result["smoke"]:
         console.say("A smoke run: these figures mean nothing.", style="bold")
+
+
+def _stream_lines(result: Mapping[str, Any]) -> list[str]:
+    """One sentence on each model that writes: how its answers come, token by token."""
+    lines = []
+    for name, entry in {"torch student": result["torch"], **result["artifacts"]}.items():
+        if entry.get("between_tokens_ms"):
+            first, later = (
+                f"{_milliseconds(entry[key]['p50'])} (95 %: {_milliseconds(entry[key]['p95'])})"
+                for key in ("first_token_ms", "between_tokens_ms")
+            )
+            lines.append(f"{name}: an answer's first token in {first}, then one each {later}")
+    return lines
 
 
 def _load_lines(result: Mapping[str, Any]) -> list[str]:
@@ -1001,7 +1014,7 @@ def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[
         if best
         else "**None of them is within tolerance and budget.**"
     )
-    notes = [f"- {note}" for note in _load_lines(result)]
+    notes = [f"- {note}" for note in [*_stream_lines(result), *_load_lines(result)]]
     failed = [f"- {name} could not be run, and is not to be used" for name in result["failed"]]
     languages = {".py": "python", ".mjs": "js", ".kt": "kotlin"}
     used = "\n\n".join(

@@ -88,11 +88,9 @@ class Answers(Runs):
     """A model that answers rows.
 
     Attributes:
-        writes: it is a language model, and goes on from a prompt.
         pad: the inputs, and what pads each.
     """
 
-    writes: bool = False
     pad: dict[str, int]
 
     @abstractmethod
@@ -107,9 +105,23 @@ class Answers(Runs):
     def __call__(self, batch: Encoded) -> np.ndarray:
         """Inputs (B, L) -> logits (B, C), of a token classifier (B, L, C)."""
 
-    def write(self, prompt: Encoded, count: int) -> list[float]:
-        """Go on from a prompt, greedily and whatever the end of text says: the seconds of each token after the first."""
-        raise NotImplementedError
+
+class Writes(Answers):
+    """A language model, which goes on from a prompt."""
+
+    @abstractmethod
+    def write(self, prompt: Encoded, count: int, told: Callable[[int], object]) -> None:
+        """Go on from a prompt, (1, L), by so many tokens, greedily and whatever the end of text says.
+
+        Args:
+            told: called with each token as soon as it is known, so that its time can be taken or its text be shown.
+        """
+
+    def __call__(self, batch: Encoded) -> np.ndarray:
+        """Read a prompt and write one token, (1,)."""
+        said: list[int] = []
+        self.write(batch, 1, said.append)
+        return np.asarray(said)
 
 
 class File(Answers):

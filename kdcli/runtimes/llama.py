@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from kdcli.errors import ExportError
-from kdcli.runtimes.base import Answers, Encoded, MeasureSpec
+from kdcli.runtimes.base import Encoded, MeasureSpec, Writes
+
+GREEDY = {"samplers": ["top_k"], "top_k": 1}
 
 
-class Writer(Answers):
+class Writer(Writes):
     """A GGUF file, run by llama.cpp on the CPU: its server, called within the process, with one slot.
 
     The server answers with the likeliest tokens of one position at a time, and with the log-probability of the token
@@ -21,7 +23,6 @@ class Writer(Answers):
     """
 
     packages, extra = ("xllamacpp",), "laptop"
-    writes = True
     certain = 1e6
     """The bias of the token that is to be written."""
 
@@ -46,16 +47,21 @@ class Writer(Answers):
     def encode(self, prompts: Sequence[tuple[str, list[int]]]) -> list[Encoded]:
         return [{"input_ids": np.asarray(ids[: self.max_length], np.int64)} for _, ids in prompts]
 
-    def __call__(self, batch: Encoded) -> np.ndarray:
-        """Read a prompt and write one token; nothing of it is kept."""
-        said = self._ask(batch["input_ids"][0].tolist(), cache_prompt=False)
-        return np.asarray([said["usage"]["completion_tokens"]])
+    def write(self, prompt: Encoded, count: int, told: Callable[[int], object]) -> None:
+        """As the other runtimes do; pieces of a character are kept back until it is whole, and the last one alone is told."""
 
-    def write(self, prompt: Encoded, count: int) -> list[float]:
-        """Go on from a prompt, as torch does; by the server's own clock, so that all tokens took the same."""
+        def heard(part: dict[str, Any]) -> None:  # what is raised here is lost
+            refused.extend([part["error"]["message"]] if "error" in part else [])
+            for token in part.get("__verbose", {}).get("tokens", ()):
+                told(token)
+
+        refused: list[str] = []
+        options = {"stream": True, "verbose": True, "return_tokens": True, "cache_prompt": False}
         ids = prompt["input_ids"][0].tolist()
-        spent = self._ask(ids, n_predict=count + 1, ignore_eos=True, cache_prompt=False)["timings"]
-        return [spent["predicted_ms"] / 1000 / (spent["predicted_n"] - 1)] * (spent["predicted_n"] - 1)
+        request = GREEDY | options | {"prompt": ids, "n_predict": count, "ignore_eos": True}
+        self.server.handle_completions(request, heard)
+        if refused:
+            raise ExportError(f"llama.cpp refused a request: {refused[0]}")
 
     def score(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, np.ndarray]:
         """Of each row's counted tokens the log-probability after those before, and the likeliest token there."""
@@ -116,9 +122,9 @@ class Writer(Answers):
         return entry
 
     def _ask(self, ids: list[int], **options: Any) -> dict[str, Any]:
-        """One greedy request."""
-        greedy = {"n_predict": 1, "samplers": ["top_k"], "top_k": 1}
-        said: dict[str, Any] = self.server.handle_completions(greedy | options | {"prompt": ids})
+        """One token."""
+        request = GREEDY | options | {"prompt": ids, "n_predict": 1}
+        said: dict[str, Any] = self.server.handle_completions(request)
         if "error" in said:
             raise ExportError(f"llama.cpp refused a request: {said['error']['message']}")
         return said

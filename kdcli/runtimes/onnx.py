@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdcli.runtimes.base import Answers, Encoded, File, Greedy, MeasureSpec, listed, room
+from kdcli.runtimes.base import Encoded, File, Greedy, MeasureSpec, Writes, listed, room
 
 
 class Model(File):
@@ -26,11 +25,10 @@ class Model(File):
         return self.session.run(["logits"], batch)[0]
 
 
-class Writer(Answers):
+class Writer(Writes):
     """A language model's file: one graph for the prompt and for what follows, with a cache of keys and values."""
 
     packages, extra = ("onnxruntime", "tokenizers"), "cpu"
-    writes = True
 
     def __init__(self, spec: MeasureSpec):
         import tokenizers
@@ -39,7 +37,7 @@ class Writer(Answers):
         self.tokenizer = tokenizers.Tokenizer.from_file(str(Path(spec.tokenizer) / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
-        self.max_length = spec.max_length
+        self.max_length, self.special = spec.max_length, spec.special
         self.pad = {"input_ids": 0}
         self.outputs = [entry.name for entry in self.session.get_outputs()]
         shapes = {entry.name: entry.shape for entry in self.session.get_inputs() if "." in entry.name}
@@ -50,17 +48,12 @@ class Writer(Answers):
     def encode(self, prompts: Sequence[tuple[str, list[int]]]) -> list[Encoded]:
         return [{"input_ids": np.asarray(ids[: self.max_length], np.int64)} for _, ids in prompts]
 
-    def __call__(self, batch: Encoded) -> np.ndarray:
-        return self._read(batch["input_ids"], self.empty)[0]
-
-    def write(self, prompt: Encoded, count: int) -> list[float]:
-        logits, past = self._read(prompt["input_ids"], self.empty)
-        seconds = []
+    def write(self, prompt: Encoded, count: int, told: Callable[[int], object]) -> None:
+        ids, past = prompt["input_ids"], self.empty
         for _ in range(count):
-            began = time.perf_counter()
-            logits, past = self._read(logits[:, -1:].argmax(-1), past)
-            seconds.append(time.perf_counter() - began)
-        return seconds
+            logits, past = self._read(ids, past)
+            ids = logits[:, -1:].argmax(-1)
+            told(int(ids[0, 0]))
 
     def score(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, np.ndarray]:
         """Of each row's counted tokens the log-probability after those before, and the likeliest token there.
@@ -83,12 +76,17 @@ class Writer(Answers):
             log_prob.append(logits[np.arange(len(places)), [ids[place] for place in places]] - total)
         return {"log_prob": np.concatenate(log_prob), "top": np.concatenate(top)}
 
-    def same_tokens(self, prompts: Sequence[tuple[str, list[int]]], special: bool) -> np.ndarray:
+    def same_tokens(self, prompts: Sequence[tuple[str, list[int]]]) -> np.ndarray:
         """Whether tokenizer.json cuts each text into the ids given, bool (N,)."""
-        return np.asarray(
-            [self.tokenizer.encode(text, add_special_tokens=special).ids == ids for text, ids in prompts],
-            bool,
-        )
+        return np.asarray([self._tokens(text) == ids for text, ids in prompts], bool)
+
+    def read(self, text: Sequence[str]) -> Encoded:
+        """By tokenizer.json."""
+        return {"input_ids": np.asarray(self._tokens(text[0])[: self.max_length], np.int64)}
+
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=self.special).ids
+        return ids
 
     def _read(self, ids: np.ndarray, past: Encoded) -> tuple[np.ndarray, Encoded]:
         """Tokens (1, T) after those that were read -> logits (1, T, C), and what is known then."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from kdcli.runtimes.base import Answers, Encoded, Greedy, MeasureSpec, Texts, listed, room
+from kdcli.runtimes.base import Answers, Encoded, Greedy, MeasureSpec, Texts, Writes, listed, room
 
 
 class Model(Answers):
     """A classifier."""
 
     packages = ("torch", "transformers.modeling_utils")
-    last: ClassVar[dict[str, int]] = {}
 
     def __init__(self, spec: MeasureSpec):
         import inspect
@@ -47,32 +45,22 @@ class Model(Answers):
 
         with torch.inference_mode():
             return self.model(
-                **{name: torch.from_numpy(array) for name, array in batch.items()}, **self.last
+                **{name: torch.from_numpy(array) for name, array in batch.items()}
             ).logits.numpy()
 
 
-class Writer(Model):
+class Writer(Writes, Model):
     """A language model, of whose prompt only the last token's logits are made."""
 
-    writes = True
-    last: ClassVar[dict[str, int]] = {"logits_to_keep": 1}
-
-    def write(self, prompt: Encoded, count: int) -> list[float]:
-        """Go on from a prompt, greedily and whatever the end of text says: the seconds of each token after the first."""
+    def write(self, prompt: Encoded, count: int, told: Callable[[int], object]) -> None:
         import torch
 
-        seconds = []
+        ids, past = torch.from_numpy(prompt["input_ids"]), None
         with torch.inference_mode():
-            ids = torch.from_numpy(prompt["input_ids"])
-            out = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
             for _ in range(count):
-                began = time.perf_counter()
-                token = out.logits[:, -1:].argmax(-1)
-                out = self.model(
-                    input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1
-                )
-                seconds.append(time.perf_counter() - began)
-        return seconds
+                out = self.model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+                ids, past = out.logits[:, -1:].argmax(-1), out.past_key_values
+                told(int(ids))
 
 
 class Translator(Greedy):

@@ -73,6 +73,8 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
         assert (exported / name).stat().st_size == entry["bytes"]
         assert entry["latency_ms"]["p50"] > 0
         assert entry["throughput_per_s"] > 0
+        assert entry["first_token_ms"]["p95"] == entry["latency_ms"]["p95"]
+        assert entry["between_tokens_ms"]["p95"] >= entry["between_tokens_ms"]["p50"] >= 0
         assert 1e7 < entry["peak_memory_bytes"] < result["torch"]["peak_memory_bytes"]
         assert entry["parity"]["same_tokens"] == 1
         said = load_file(exported / "predictions" / f"test.{name}.safetensors")

