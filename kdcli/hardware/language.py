@@ -17,6 +17,7 @@ from kdcli.models import TOKENIZER_FILES
 BESIDE = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 BLOCK = 32
 """Weights that share a scale, as in GGUF's q8_0 and q4_0."""
+KEEP = "num_logits_to_keep"
 OWN = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 TWO_GB = 2**31 - 2**24
@@ -27,6 +28,7 @@ def trace(model: PreTrainedModel, file: Path, opset: int) -> Any:
     """The graph in fp32, with inputs and outputs as Optimum and transformers.js name them.
 
     - input_ids, position_ids (B, T), attention_mask (B, P + T), past_key_values.N.key, .value (B, heads, P, head size)
+    - num_logits_to_keep (), which may be left out: logits of so many last tokens alone; 0: of all
     - logits (B, T, C), present.N.key, .value (B, heads, P + T, head size)
 
     P is 0 at first. The sample has rows of unlike length and a past, or their numbers would be constants of the graph.
@@ -35,6 +37,7 @@ def trace(model: PreTrainedModel, file: Path, opset: int) -> Any:
         file: where the exporter may write, in an empty directory.
     """
     import onnx
+    from onnx import numpy_helper
 
     attention, graph = model.config._attn_implementation, _Decoder(model).eval()
     model.set_attn_implementation("eager")  # as of classifiers: no NaN checks in each layer
@@ -42,9 +45,10 @@ def trace(model: PreTrainedModel, file: Path, opset: int) -> Any:
         with torch.no_grad():
             ids, mask = torch.ones(2, 5, dtype=torch.long), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
             places = (mask.cumsum(-1) - 1).clamp(min=0)
-            _, *past = graph(ids[:, :3], mask[:, :3], places[:, :3])
+            _, *past = graph(ids[:, :3], mask[:, :3], places[:, :3], torch.tensor(0))
             parts = [f"{layer}.{what}" for layer in range(len(past) // 2) for what in ("key", "value")]
             inputs = {"input_ids": ids[:, 3:], "attention_mask": mask, "position_ids": places[:, 3:]}
+            inputs |= {KEEP: torch.tensor(1)}
             inputs |= {f"past_key_values.{part}": tensor for part, tensor in zip(parts, past, strict=True)}
             outputs = ["logits", *(f"present.{part}" for part in parts)]
             torch.onnx.export(
@@ -56,11 +60,14 @@ def trace(model: PreTrainedModel, file: Path, opset: int) -> Any:
                 do_constant_folding=False,
                 input_names=list(inputs),
                 output_names=outputs,
-                dynamic_axes={name: _axes(name) for name in (*inputs, *outputs)},
+                dynamic_axes={name: _axes(name) for name in (*inputs, *outputs) if name != KEEP},
             )
     finally:
         model.set_attn_implementation(attention)
     whole = onnx.load(file)
+    whole.graph.initializer.append(
+        numpy_helper.from_array(np.asarray(0), KEEP)
+    )  # what it is where nobody says
     _turn(whole.graph)
     return whole
 
@@ -85,6 +92,7 @@ def _axes(name: str) -> dict[int, str]:
         "attention_mask": "total_sequence_length",
         "past_key_values": "past_sequence_length",
         "present": "total_sequence_length",
+        "logits": KEEP,
     }.get(where, "sequence_length")
     return {0: "batch_size", 2 if part else 1: length}
 
@@ -96,13 +104,20 @@ class _Decoder(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, mask: Tensor, places: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        """Ids and places (B, T), mask (B, P + T), two tensors a layer -> logits, and two tensors a layer."""
+    def forward(
+        self, ids: Tensor, mask: Tensor, places: Tensor, keep: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Ids and places (B, T), mask (B, P + T), (), two tensors a layer -> logits, and two tensors a layer."""
         cache = DynamicCache()
         for layer in range(len(past) // 2):
             cache.update(past[2 * layer], past[2 * layer + 1], layer)
         said = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=torch.arange(ids.shape[1])[-keep:],
         )
         layers: Any = cache.layers
         return said.logits, *(part for layer in layers for part in (layer.keys, layer.values))

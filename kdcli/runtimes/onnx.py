@@ -51,8 +51,8 @@ class Writer(Writes):
     def write(self, prompt: Encoded, count: int, told: Callable[[int], object]) -> None:
         ids, past = prompt["input_ids"], self.empty
         for _ in range(count):
-            logits, past = self._read(ids, past)
-            ids = logits[:, -1:].argmax(-1)
+            logits, past = self._read(ids, past, keep=1)
+            ids = logits.argmax(-1)
             told(int(ids[0, 0]))
 
     def score(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, np.ndarray]:
@@ -65,8 +65,8 @@ class Writer(Writes):
             if not places:
                 continue
             row = np.asarray([ids[: places[-1]]], np.int64)
-            first, past = self._read(row[:, : places[0]], self.empty)
-            logits = first[0, -1:]
+            first, past = self._read(row[:, : places[0]], self.empty, keep=1)
+            logits = first[0]
             if len(places) > 1:
                 rest, _ = self._read(row[:, places[0] :], past)
                 logits = np.concatenate([logits, rest[0, [place - places[0] - 1 for place in places[1:]]]])
@@ -88,14 +88,15 @@ class Writer(Writes):
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=self.special).ids
         return ids
 
-    def _read(self, ids: np.ndarray, past: Encoded) -> tuple[np.ndarray, Encoded]:
-        """Tokens (1, T) after those that were read -> logits (1, T, C), and what is known then."""
+    def _read(self, ids: np.ndarray, past: Encoded, keep: int = 0) -> tuple[np.ndarray, Encoded]:
+        """Tokens (1, T) after those that were read -> logits (1, T, C), or of the last ones alone, and what is known then."""
         before = next(iter(past.values())).shape[2]
         length = before + ids.shape[1]
         inputs = {
             "input_ids": ids,
             "attention_mask": np.ones((1, length), np.int64),
             "position_ids": np.arange(before, length)[None],
+            "num_logits_to_keep": np.asarray(keep),
         }
         logits, *parts = self.session.run(self.outputs, inputs | past)
         return logits, dict(zip(self.empty, parts, strict=True))
@@ -148,5 +149,6 @@ def _session(path: Path, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: each optional input is warned of
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

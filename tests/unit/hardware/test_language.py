@@ -134,16 +134,33 @@ def test_names_and_axes_are_those_that_others_look_for(files: dict[str, Path]) -
         rows = ["batch_size", "sequence_length"]
         cache = ["batch_size", 2, "past_sequence_length", 16]
         assert [entry.name for entry in graph.input][:4] == [
-            "input_ids", "attention_mask", "position_ids", "past_key_values.0.key",
+            "input_ids", "attention_mask", "position_ids", "num_logits_to_keep",
         ]  # fmt: skip
         assert [entry.name for entry in graph.output][:3] == ["logits", "present.0.key", "present.0.value"]
-        assert axes["input_ids"] == axes["position_ids"] == axes["logits"][:2] == rows
+        assert axes["input_ids"] == axes["position_ids"] == rows
+        assert axes["logits"] == ["batch_size", "num_logits_to_keep", 340]
         assert axes["attention_mask"] == ["batch_size", "total_sequence_length"]
         assert axes["past_key_values.1.value"] == cache
         assert axes["present.1.value"][:2] + axes["present.1.value"][3:] == cache[:2] + cache[3:]
     assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"} <= {
         path.name for path in files["fp32"].parent.iterdir()
     }
+
+
+def test_last_logits_alone_where_they_are_asked_for(files: dict[str, Path]) -> None:
+    """A prompt's logits are most of the work where the vocabulary is large and the model small, and one row of them is read; who does
+    not know of the input must get them all."""
+    ids = np.arange(4, 16)[None].repeat(2, 0)
+    for file in files.values():
+        session = onnxruntime.InferenceSession(file)
+        assert "num_logits_to_keep" not in [entry.name for entry in session.get_inputs()]
+        whole = logits(session, ids, np.ones_like(ids), [12])
+        past = {name: np.zeros((2, 2, 0, 16), np.float32) for name in Writer(spec(file)).empty}
+        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(12)[None]}
+        inputs["position_ids"] = inputs["position_ids"].repeat(2, 0)
+        for keep in 0, 1, 5:
+            (said,) = session.run(["logits"], inputs | past | {"num_logits_to_keep": np.asarray(keep)})
+            np.testing.assert_allclose(said, whole[:, -keep:], atol=1e-4)
 
 
 def written(writer: Any, ids: list[int], count: int) -> list[int]:
