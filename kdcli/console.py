@@ -41,6 +41,7 @@ _NOISY = (
     "onnx_ir",
     "onnxscript",
     "torch",
+    "torchao",
     "transformers",
 )
 _NOISY_ENV = {  # these set their own level when they are imported, which is later than us

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from kdcli import console
 from kdcli.errors import KDError
 from kdcli.files import write_text
+from kdcli.rundir import UNQUANTIZED
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -121,9 +122,10 @@ def _models(report: Report) -> dict[str, Mapping[str, Any]]:
 
 
 def _compared(report: Report) -> dict[str, Mapping[str, Any]]:
-    """The models, and the assistants between the teacher and what they taught."""
+    """The models, and between the teacher and what it taught the assistants, and the student before its weights were rounded."""
     teacher, *others = _models(report).items()
-    return dict([teacher, *report.get("assistants", {}).items(), *others])
+    before = {name: entry for name, entry in report["models"].items() if name == UNQUANTIZED}
+    return dict([teacher, *report.get("assistants", {}).items(), *before.items(), *others])
 
 
 # --- metrics: how people are told a score ---
@@ -632,6 +634,14 @@ def export_table(result: Mapping[str, Any]) -> None:
         for key, check in budget.items():
             if key != "met" and not check["met"]:
                 misses.append(f"{name}: misses its budget: {_budget_line(key, check)}")
+    if before := result.get("post_training"):
+        of = _score(metric, before["score"])
+        for name, entry in before["artifacts"].items():
+            if name in result["artifacts"]:
+                own, post = (_score(metric, each["score"]) for each in (result["artifacts"][name], entry))
+                console.say(
+                    f"{name}: {shown.name} {own}; {post} of the student before its stage in {before['quantization']}, which has {of} in fp32"
+                )
     misses += [f"{name}: could not be run" for name in result.get("failed", {})]
     columns = _export_columns(metric, agrees)
     console.table(f"{result['hardware']}, {result['test_examples']:,} test examples", columns, rows)

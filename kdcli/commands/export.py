@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import yaml
 from torch import Tensor
@@ -24,7 +26,7 @@ from kdcli.files import replaced, write_json
 from kdcli.hardware.base import Target
 from kdcli.measure import Process, runtime_of, specified
 from kdcli.models import Source
-from kdcli.rundir import read_report, saved_config
+from kdcli.rundir import UNQUANTIZED, read_report, saved_config
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Task
 from kdcli.tasks.seq2seq import Seq2Seq
@@ -37,7 +39,8 @@ def export(cfg: Config, hardware: str) -> int:
     """Make RUN/export/<hardware>/ anew, and swap it in when every artifact was run."""
     run = Path(cfg.run).expanduser().absolute()
     recorded = read_report(run)
-    dataset = check(Distill, saved_config(run)).dataset
+    trained = check(Distill, saved_config(run))
+    dataset, quantization = trained.dataset, trained.student.quantization
     target: Target = build(cfg.hardware, Target)
     _require_task(target, hardware, dataset.kind)
     data = load(dataset)
@@ -107,6 +110,11 @@ def export(cfg: Config, hardware: str) -> int:
                 artifacts[path.name] = entry
         if not artifacts:
             raise ExportError(f"no file of hardware={hardware} could be run; nothing was kept")
+        before: dict[str, Any] = {}
+        if quantization is not None:
+            before = {"quantization": quantization} | _before(
+                run / UNQUANTIZED, folder, target, set(artifacts), task, data["test"], inputs, length
+            )
         good = [
             name for name, entry in artifacts.items() if entry["parity"]["within"] and entry["budget"]["met"]
         ]
@@ -122,6 +130,7 @@ def export(cfg: Config, hardware: str) -> int:
             "torch": torch_entry,
             "artifacts": artifacts,
             "failed": failed,
+            "post_training": before,
             "recommended": min(good, key=lambda name: artifacts[name]["bytes"], default=None),
         }
         _deliver(folder, result, recorded, task, tokenizer, length)
@@ -152,6 +161,36 @@ def _deliver(
             runs[runtime] = [(file.relative_to(folder), file.read_text(encoding="utf-8")) for file in files]
     card = report.export_card(result, recorded, [file for files in runs.values() for file in files])
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _before(
+    student: Path,
+    folder: Path,
+    target: Target,
+    names: set[str],
+    task: Task,
+    rows: datasets.Dataset,
+    inputs: list[dict[str, Tensor]],
+    length: int,
+) -> dict[str, Any]:
+    """What the same files score if they are made of the student as it was before its weights were rounded; they are not kept.
+
+    Returns:
+        `score`, that student's own, and `artifacts`: of the files of these names `score` and `agreement` with it.
+    """
+    source = Source(student, "the student before its weights were rounded")
+    model, tokenizer = opened(source, task, length)
+    test = task.prepare(rows, tokenizer, length)
+    _, ours = examine(source, model, tokenizer, task, test, length)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix=".before-", dir=folder) as temporary:
+        files = target.export(student, Path(temporary), model.cpu(), inputs, length)
+        for path in files.values():
+            if path.name not in names:
+                continue
+            _, said, _ = ask(None, path, task, test, tokenizer, length)
+            found[path.name] = {"score": score(task, said)["score"], "agreement": agreement(task, ours, said)}
+    return {"score": score(task, ours)["score"], "artifacts": found}
 
 
 def _require_task(target: Target, hardware: str, kind: str) -> None:
