@@ -19,7 +19,7 @@ APP = "kdcli"
 REPORT = "report.json"
 """The last file of a run: it is finished when it is there."""
 UNQUANTIZED = "unquantized"
-"""The student as it was before its stage with rounded weights, a folder of a run that has such a stage."""
+"""The student as it was before its stage with rounded weights: a folder of a run that has such a stage."""
 HYDRA = Path(".hydra", "hydra.yaml")
 LOCK = ".lock"
 ERROR = "error.json"

@@ -85,6 +85,9 @@ class Cpu(Target):
         try:
             import onnx
             from onnxruntime.quantization import quantize_dynamic
+
+            if "int4" in self.precisions:
+                import onnx_ir  # noqa: F401  # its quantizer's
         except ImportError as error:
             raise ExportError(
                 f"{error}: hardware=cpu needs ONNX; install it with: pip install 'kdcli[cpu]'"
