@@ -6,6 +6,7 @@ The weights are rounded in each forward pass, and gradients go through the round
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from kdcli.errors import ConfigError
 
@@ -39,18 +41,31 @@ class FakeQuantization:
     """
 
     def __init__(self, precision: Literal["int8", "int4"]):
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # torch tells torchao what it will refuse one day
         try:
-            import torchao  # noqa: F401
+            import torchao.quantization  # noqa: F401
         except ImportError as error:
             raise ConfigError(
                 f"{error}: student.quantization needs it; pip install 'kdcli[quantization]'"
             ) from None
+        finally:
+            logging.disable(before)
         self.precision = precision
         self.handles: list[Any] = []
 
     def dress(self, model: PreTrainedModel) -> None:
-        """Let all linear layers and embeddings show their weights rounded."""
-        for module in list(model.modules()):
+        """Let all linear layers and embeddings show their weights rounded.
+
+        Raises:
+            ConfigError: the model has matrices in layers of another kind, which the exporter would round and the training not.
+        """
+        for name, module in list(model.named_modules()):
+            if isinstance(module, Conv1D):
+                raise ConfigError(
+                    f"student.quantization rounds linear layers and embeddings; {name} of this {type(model).__name__} is a "
+                    "Conv1D: choose another student, or leave it out (export rounds as well)"
+                )
             if not isinstance(module, nn.Linear | nn.Embedding):
                 continue
             if self.precision == "int4":
@@ -97,7 +112,8 @@ class Grid(nn.Module):
         )
 
         width = values.shape[-1]
-        whole = values if self.block is None else pad(values, (0, -width % self.block))
+        whole = values.float()  # under autocast bf16, which has not as many levels as the grid
+        whole = whole if self.block is None else pad(whole, (0, -width % self.block))
         size = tuple(whole.shape) if self.block is None else (1, self.block)
         mapping = MappingType.SYMMETRIC if self.low < 0 else MappingType.ASYMMETRIC
         kind = torch.int8 if self.low < 0 else torch.uint8

@@ -634,14 +634,6 @@ def export_table(result: Mapping[str, Any]) -> None:
         for key, check in budget.items():
             if key != "met" and not check["met"]:
                 misses.append(f"{name}: misses its budget: {_budget_line(key, check)}")
-    if before := result.get("post_training"):
-        of = _score(metric, before["score"])
-        for name, entry in before["artifacts"].items():
-            if name in result["artifacts"]:
-                own, post = (_score(metric, each["score"]) for each in (result["artifacts"][name], entry))
-                console.say(
-                    f"{name}: {shown.name} {own}; {post} of the student before its stage in {before['quantization']}, which has {of} in fp32"
-                )
     misses += [f"{name}: could not be run" for name in result.get("failed", {})]
     columns = _export_columns(metric, agrees)
     console.table(f"{result['hardware']}, {result['test_examples']:,} test examples", columns, rows)
@@ -651,6 +643,8 @@ def export_table(result: Mapping[str, Any]) -> None:
         )
     for line in [*_load_lines(result), *misses]:
         console.say(line)
+    if compared := result.get("quantization"):
+        _quantization_table(metric, compared)
     if best is None:
         console.say("No artifact is within tolerance and budget.", style="bold")
     else:
@@ -677,6 +671,26 @@ def _load_lines(result: Mapping[str, Any]) -> list[str]:
                 line += f"; {kept} {_milliseconds(load['limit_ms'])}"
             lines.append(line)
     return lines
+
+
+def _quantization_table(metric: str, compared: Mapping[str, Any]) -> None:
+    """What the stage with rounded weights is worth: the files beside those of the student before it."""
+    before, precision = _score(metric, compared["score"]), compared["precision"]
+    console.table(
+        f"trained in {precision}, against rounded after training; kept: of {before}, the student's in fp32 before that stage",
+        ["", "quantization-aware", "kept", "post-training", "kept"],
+        [
+            [
+                name,
+                *(
+                    cell
+                    for own in pair.values()
+                    for cell in (_score(metric, own["score"]), _share(own["kept"]))
+                ),
+            ]
+            for name, pair in compared["artifacts"].items()
+        ],
+    )
 
 
 def _export_columns(metric: str, agrees: Sequence[str]) -> list[str]:

@@ -379,6 +379,11 @@ def _of_part(cfg: Config, course: str, pupil: str) -> dict[str, Any]:
 
 def _birth_by(cfg: StudentConfig) -> Birth:
     by: Birth = build(cfg, Birth)
+    if cfg.quantization is not None and by.adapts:
+        raise ConfigError(
+            f"student.quantization = {cfg.quantization} trains all weights of the student, and this student's adapters only a few: "
+            "take another student, or leave it out (export rounds as well)"
+        )
     if cfg.path:
         by.source = find(cfg, "student")
     return by

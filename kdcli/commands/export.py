@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -110,11 +110,19 @@ def export(cfg: Config, hardware: str) -> int:
                 artifacts[path.name] = entry
         if not artifacts:
             raise ExportError(f"no file of hardware={hardware} could be run; nothing was kept")
-        before: dict[str, Any] = {}
+        compared: dict[str, Any] = {}
         if quantization is not None:
-            before = {"quantization": quantization} | _before(
+            before = _before(
                 run / UNQUANTIZED, folder, target, set(artifacts), task, data["test"], inputs, length
             )
+            compared = {"precision": quantization} | _beside(
+                task, before, artifacts, recorded["models"]["teacher"]["score"]
+            )
+            if quantization not in files:
+                console.warn(
+                    f"the student was trained for weights in {quantization}, and none of these files has them; "
+                    f"hardware=cpu 'hardware.precisions=[fp32,{quantization}]' makes one"
+                )
         good = [
             name for name, entry in artifacts.items() if entry["parity"]["within"] and entry["budget"]["met"]
         ]
@@ -130,7 +138,7 @@ def export(cfg: Config, hardware: str) -> int:
             "torch": torch_entry,
             "artifacts": artifacts,
             "failed": failed,
-            "post_training": before,
+            "quantization": compared,
             "recommended": min(good, key=lambda name: artifacts[name]["bytes"], default=None),
         }
         _deliver(folder, result, recorded, task, tokenizer, length)
@@ -172,25 +180,55 @@ def _before(
     rows: datasets.Dataset,
     inputs: list[dict[str, Tensor]],
     length: int,
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """What the same files score if they are made of the student as it was before its weights were rounded; they are not kept.
 
     Returns:
-        `score`, that student's own, and `artifacts`: of the files of these names `score` and `agreement` with it.
+        The scores of that student itself, by the name "", and of the files of these names.
     """
     source = Source(student, "the student before its weights were rounded")
     model, tokenizer = opened(source, task, length)
     test = task.prepare(rows, tokenizer, length)
     _, ours = examine(source, model, tokenizer, task, test, length)
-    found: dict[str, Any] = {}
+    found: dict[str, float] = {"": score(task, ours)["score"]}
     with tempfile.TemporaryDirectory(prefix=".before-", dir=folder) as temporary:
         files = target.export(student, Path(temporary), model.cpu(), inputs, length)
         for path in files.values():
             if path.name not in names:
                 continue
             _, said, _ = ask(None, path, task, test, tokenizer, length)
-            found[path.name] = {"score": score(task, said)["score"], "agreement": agreement(task, ours, said)}
-    return {"score": score(task, ours)["score"], "artifacts": found}
+            found[path.name] = score(task, said)["score"]
+    return found
+
+
+def _beside(
+    task: Task, before: dict[str, float], artifacts: dict[str, dict[str, Any]], teacher: float
+) -> dict[str, Any]:
+    """The student before its weights were rounded, and each file beside what rounding after training would have made.
+
+    Args:
+        before: as `_before` gives it.
+
+    Returns:
+        `score` and `retention`, in fp32; and `artifacts`, by name `quantization_aware` and `post_training`, each with `score`,
+        `retention` (of the teacher's score) and `kept` (of that student's score in fp32).
+    """
+
+    def told(score: float) -> dict[str, float | None]:
+        return {
+            "score": score,
+            "retention": task.retention(score, teacher),
+            "kept": task.retention(score, before[""]),
+        }
+
+    return {
+        "score": before[""],
+        "retention": task.retention(before[""], teacher),
+        "artifacts": {
+            name: {"quantization_aware": told(entry["score"]), "post_training": told(before[name])}
+            for name, entry in artifacts.items()
+        },
+    }
 
 
 def _require_task(target: Target, hardware: str, kind: str) -> None:

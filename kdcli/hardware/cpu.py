@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kdcli.errors import ExportError
+from kdcli.errors import ConfigError, ExportError
 from kdcli.hardware.base import Target, copy_beside, quietly
 from kdcli.hardware.translation import beside, write_ctranslate2, write_onnx
 from kdcli.models import Source, load_tokenizer
@@ -77,6 +77,7 @@ class Cpu(Target):
         Of the inputs only the names are used: nothing of their shapes or values can get into the graph that way. The model is left as it was.
 
         Raises:
+            ConfigError: int4 of a translator.
             ExportError: onnx, onnxruntime or ctranslate2 is missing, or the architecture cannot be written as ONNX, or is
                 one that CTranslate2 does not know.
         """
@@ -135,7 +136,7 @@ class Cpu(Target):
 
     def _translator(self, student: Path, out: Path, model: PreTrainedModel) -> dict[str, Path]:
         if "int4" in self.precisions:
-            raise ExportError("hardware.precisions: int4 is for classifiers; a translator has fp32 and int8")
+            raise ConfigError("hardware.precisions: int4 is for classifiers; a translator has fp32 and int8")
         folders: dict[str, Path] = {precision: out / FOLDERS[precision] for precision in self.precisions}
         needs = {"fp32": ("onnx", "onnxruntime"), "int8": ("ctranslate2",)}
         packages = [name for precision in folders for name in needs[precision]]

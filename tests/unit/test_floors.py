@@ -12,13 +12,8 @@ import kdcli
 ROOT = Path(kdcli.__file__).parent
 FLOORS = [
     {"errors", "signal", "scripts"},
-<<<<<<< HEAD
     {"config", "console", "files", "snippets"},
-    {"catalogues", "rundir", "losses", "inside", "gguf", "rollouts"},
-=======
-    {"config", "console", "files"},
     {"catalogues", "rundir", "losses", "inside", "gguf", "rollouts", "quantization"},
->>>>>>> 76daf33 (student.quantization: a last stage with rounded weights; hardware=cpu writes int4; export tells what the student before it would score)
     {"tasks", "runtimes"},
     {"models", "data"},
     {"students", "teachers", "hardware", "augment"},

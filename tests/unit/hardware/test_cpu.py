@@ -13,7 +13,7 @@ import torch
 import transformers
 from tiny import bert, sentences
 
-from kdcli.errors import ExportError
+from kdcli.errors import ConfigError, ExportError
 from kdcli.hardware import cpu
 from kdcli.hardware.cpu import Cpu
 from kdcli.quantization import FakeQuantization
@@ -158,7 +158,7 @@ def test_int4_is_half_of_int8_and_not_for_translators(tmp_path: Path) -> None:
             decoder_attention_heads=1, encoder_ffn_dim=8, decoder_ffn_dim=8,
         )
     )  # fmt: skip
-    with pytest.raises(ExportError, match="int4 is for classifiers"):
+    with pytest.raises(ConfigError, match="int4 is for classifiers"):
         Cpu(["int4"]).export(tmp_path, tmp_path, translator, [inputs(1, 1, 0)], 64)
 
 
