@@ -6,7 +6,6 @@ The weights are rounded in each forward pass, and gradients go through the round
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Literal
 
 import torch
@@ -41,16 +40,12 @@ class FakeQuantization:
     """
 
     def __init__(self, precision: Literal["int8", "int4"]):
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # torch tells torchao what it will refuse one day
         try:
-            import torchao.quantization  # noqa: F401
+            import torchao  # noqa: F401
         except ImportError as error:
             raise ConfigError(
                 f"{error}: student.quantization needs it; pip install 'kdcli[quantization]'"
             ) from None
-        finally:
-            logging.disable(before)
         self.precision = precision
         self.handles: list[Any] = []
 

@@ -158,7 +158,7 @@ def test_it_regains_what_rounding_loses(tokenizer) -> None:
     assert lost(student).item() < 0.3 * rounded
 
 
-@pytest.mark.parametrize(("precision", "most"), [("int8", 5e-3), ("int4", 1e-4)])
+@pytest.mark.parametrize(("precision", "most"), [("int8", 1e-3), ("int4", 1e-4)])
 def test_what_is_trained_answers_as_the_artifact_does(
     precision: str, most: float, tokenizer, tmp_path: Path
 ) -> None:
@@ -177,7 +177,7 @@ def test_what_is_trained_answers_as_the_artifact_does(
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     found = session.run(["logits"], {name: batch[name].numpy() for name in batch})[0]
     away = (dressed - plain).abs().max().item()
-    assert away > 10 * most  # or the comparison would say nothing
+    assert away > 5 * most  # or the comparison would say nothing
     np.testing.assert_allclose(found, dressed.numpy(), atol=most)
 
 
