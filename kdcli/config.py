@@ -170,6 +170,14 @@ class Teacher(Checkpoint):
 class Student(Checkpoint):
     """The small model. With `path` it starts from that checkpoint, and its shape is the checkpoint's."""
 
+    quantization: Literal["int8", "int4"] | None = None
+    """At last the student is taught once more with its weights rounded as `hardware=cpu` will round them in this precision, and
+    keeps the rounded ones; its control too. null: it is rounded when it is exported. (classification, token_classification)"""
+    quantization_epochs: Positive = 1.0
+    """Passes over the training rows in that stage …"""
+    quantization_learning_rate: Positive = 2e-4
+    """… and its learning rate; all else is as in the stage before."""
+
 
 class Augment(Section):
     """More text for the teacher alone: copies of the training texts in which a masked language model has replaced words (Jiao et al. 2020,
@@ -540,7 +548,7 @@ class Step(Section):
     """The name of an earlier stage whose assistant teaches this one; null: the run's teacher."""
 
 
-TAKEN = ("teacher", "augment", "rollouts", "signals", "born", "student", "control", "evaluate")
+TAKEN = ("teacher", "augment", "rollouts", "signals", "born", "student", "quantized", "control", "evaluate")
 """What other parts of a run are called."""
 
 
@@ -587,6 +595,20 @@ class Distill(Section):
             raise ValueError(
                 f"stages: {taken[0]!r} cannot be a stage's name (not {', '.join(TAKEN)}, and no slash); choose another"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _quantized(self) -> Distill:
+        if self.student.quantization and self.dataset.kind not in ("classification", "token_classification"):
+            raise ValueError(
+                f"student.quantization = {self.student.quantization}: the rounding of hardware=cpu is known for classification and "
+                f"token_classification, not for {self.dataset.kind}; leave it out (export rounds as well)"
+            )
+        for name, stage in self.stages.items():
+            if stage.student is not None and stage.student.quantization:
+                raise ValueError(
+                    f"stages.{name}.student.quantization: an assistant is not exported; give student.quantization"
+                )
         return self
 
     @model_validator(mode="after")

@@ -52,8 +52,8 @@ PATIENCE = 10
 """… and no more once they took so many times `throughput_seconds`."""
 PASSES = 3
 """Times that each batch is run for throughput, so that its median forgets a hiccup, unless that takes as long."""
-TRIES = 5
-"""Rates that are tried, each a tenth below the last, where the one found on paper does not keep the limit."""
+TRIES = 8
+"""Rates that are tried, each a fifth below the last, where the one found on paper does not keep the limit."""
 BUSY = 0.9
 """The least share of the time that a process computes which has the processor to itself."""
 
@@ -218,7 +218,7 @@ class Process:
         most = None
         if limit is not None:
             rate = _most(np.asarray(served), limit, self.spec.load_seconds)
-            rates_below = [rate * 0.9**number for number in range(TRIES)] if rate else []
+            rates_below = [rate * 0.8**number for number in range(TRIES)] if rate else []
             kept = (r for r in rates_below if self.tell("request", rate=r)["latency_ms"]["p95"] <= limit)
             most = next(kept, None)
         return {"rates": rates, "limit_ms": limit, "most_requests_per_s": most}

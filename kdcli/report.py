@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from kdcli import console
 from kdcli.errors import KDError
 from kdcli.files import write_text
+from kdcli.rundir import UNQUANTIZED
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -121,9 +122,10 @@ def _models(report: Report) -> dict[str, Mapping[str, Any]]:
 
 
 def _compared(report: Report) -> dict[str, Mapping[str, Any]]:
-    """The models, and the assistants between the teacher and what they taught."""
+    """The models, and between the teacher and what it taught the assistants, and the student before its weights were rounded."""
     teacher, *others = _models(report).items()
-    return dict([teacher, *report.get("assistants", {}).items(), *others])
+    before = {name: entry for name, entry in report["models"].items() if name == UNQUANTIZED}
+    return dict([teacher, *report.get("assistants", {}).items(), *before.items(), *others])
 
 
 # --- metrics: how people are told a score ---
@@ -641,6 +643,8 @@ def export_table(result: Mapping[str, Any]) -> None:
         )
     for line in [*_stream_lines(result), *_load_lines(result), *misses]:
         console.say(line)
+    if compared := result.get("quantization"):
+        _quantization_table(metric, compared)
     if best is None:
         console.say("No artifact is within tolerance and budget.", style="bold")
     else:
@@ -680,6 +684,26 @@ def _load_lines(result: Mapping[str, Any]) -> list[str]:
                 line += f"; {kept} {load['limit_ms']:g} ms"
             lines.append(line)
     return lines
+
+
+def _quantization_table(metric: str, compared: Mapping[str, Any]) -> None:
+    """What the stage with rounded weights is worth: the files beside those of the student before it."""
+    before, precision = _score(metric, compared["score"]), compared["precision"]
+    console.table(
+        f"trained in {precision}, against rounded after training; kept: of {before}, the student's in fp32 before that stage",
+        ["", "quantization-aware", "kept", "post-training", "kept"],
+        [
+            [
+                name,
+                *(
+                    cell
+                    for own in pair.values()
+                    for cell in (_score(metric, own["score"]), _share(own["kept"]))
+                ),
+            ]
+            for name, pair in compared["artifacts"].items()
+        ],
+    )
 
 
 def _export_columns(metric: str, agrees: Sequence[str]) -> list[str]:

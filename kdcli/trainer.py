@@ -206,6 +206,7 @@ def train(stage: Stage) -> None:
         1, arguments.n_gpu
     )  # several GPUs are used by several processes, never by DataParallel
     for name, parameter in stage.distiller.named_parameters():
+        name = name.replace(".parametrizations.weight.original", ".weight")  # if it is trained rounded
         if any(part in name for part in cfg.freeze):
             parameter.requires_grad_(False)
     for module in stage.distiller.student.modules():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import yaml
 from torch import Tensor
@@ -24,7 +26,7 @@ from kdcli.files import replaced, write_json
 from kdcli.hardware.base import Target
 from kdcli.measure import Process, runtime_of, specified
 from kdcli.models import Source
-from kdcli.rundir import read_report, saved_config
+from kdcli.rundir import UNQUANTIZED, read_report, saved_config
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Task
 from kdcli.tasks.seq2seq import Seq2Seq
@@ -37,7 +39,8 @@ def export(cfg: Config, hardware: str) -> int:
     """Make RUN/export/<hardware>/ anew, and swap it in when every artifact was run."""
     run = Path(cfg.run).expanduser().absolute()
     recorded = read_report(run)
-    dataset = check(Distill, saved_config(run)).dataset
+    trained = check(Distill, saved_config(run))
+    dataset, quantization = trained.dataset, trained.student.quantization
     target: Target = build(cfg.hardware, Target)
     _require_task(target, hardware, dataset.kind)
     data = load(dataset)
@@ -106,6 +109,19 @@ def export(cfg: Config, hardware: str) -> int:
                 artifacts[path.name] = entry
         if not artifacts:
             raise ExportError(f"no file of hardware={hardware} could be run; nothing was kept")
+        compared: dict[str, Any] = {}
+        if quantization is not None:
+            before = _before(
+                run / UNQUANTIZED, folder, target, set(artifacts), task, data["test"], inputs, length
+            )
+            compared = {"precision": quantization} | _beside(
+                task, before, artifacts, recorded["models"]["teacher"]["score"]
+            )
+            if quantization not in files:
+                console.warn(
+                    f"the student was trained for weights in {quantization}, and none of these files has them; "
+                    f"hardware=cpu 'hardware.precisions=[fp32,{quantization}]' makes one"
+                )
         good = [
             name for name, entry in artifacts.items() if entry["parity"]["within"] and entry["budget"]["met"]
         ]
@@ -121,6 +137,7 @@ def export(cfg: Config, hardware: str) -> int:
             "torch": torch_entry,
             "artifacts": artifacts,
             "failed": failed,
+            "quantization": compared,
             "recommended": min(good, key=lambda name: artifacts[name]["bytes"], default=None),
         }
         _deliver(folder, result, recorded, task, tokenizer, length)
@@ -151,6 +168,66 @@ def _deliver(
             runs[runtime] = [(file.relative_to(folder), file.read_text(encoding="utf-8")) for file in files]
     card = report.export_card(result, recorded, [file for files in runs.values() for file in files])
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _before(
+    student: Path,
+    folder: Path,
+    target: Target,
+    names: set[str],
+    task: Task,
+    rows: datasets.Dataset,
+    inputs: list[dict[str, Tensor]],
+    length: int,
+) -> dict[str, float]:
+    """What the same files score if they are made of the student as it was before its weights were rounded; they are not kept.
+
+    Returns:
+        The scores of that student itself, by the name "", and of the files of these names.
+    """
+    source = Source(student, "the student before its weights were rounded")
+    model, tokenizer = opened(source, task, length)
+    test = task.prepare(rows, tokenizer, length)
+    _, ours = examine(source, model, tokenizer, task, test, length)
+    found: dict[str, float] = {"": score(task, ours)["score"]}
+    with tempfile.TemporaryDirectory(prefix=".before-", dir=folder) as temporary:
+        files = target.export(student, Path(temporary), model.cpu(), inputs, length)
+        for path in files.values():
+            if path.name not in names:
+                continue
+            _, said, _ = ask(None, path, task, test, tokenizer, length)
+            found[path.name] = score(task, said)["score"]
+    return found
+
+
+def _beside(
+    task: Task, before: dict[str, float], artifacts: dict[str, dict[str, Any]], teacher: float
+) -> dict[str, Any]:
+    """The student before its weights were rounded, and each file beside what rounding after training would have made.
+
+    Args:
+        before: as `_before` gives it.
+
+    Returns:
+        `score` and `retention`, in fp32; and `artifacts`, by name `quantization_aware` and `post_training`, each with `score`,
+        `retention` (of the teacher's score) and `kept` (of that student's score in fp32).
+    """
+
+    def told(score: float) -> dict[str, float | None]:
+        return {
+            "score": score,
+            "retention": task.retention(score, teacher),
+            "kept": task.retention(score, before[""]),
+        }
+
+    return {
+        "score": before[""],
+        "retention": task.retention(before[""], teacher),
+        "artifacts": {
+            name: {"quantization_aware": told(entry["score"]), "post_training": told(before[name])}
+            for name, entry in artifacts.items()
+        },
+    }
 
 
 def _require_task(target: Target, hardware: str, kind: str) -> None:

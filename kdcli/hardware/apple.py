@@ -57,8 +57,13 @@ class Apple(Target):
             raise ExportError(
                 "no module coremltools: hardware=apple needs it; install it with: pip install 'kdcli[apple]'"
             )
-        files = {precision: out / f"model.{precision}.mlpackage" for precision in self.precisions}
-        with quietly(), contextlib.redirect_stderr(io.StringIO()):  # bars, and that it cannot run anything here
+        files: dict[str, Path] = {
+            precision: out / f"model.{precision}.mlpackage" for precision in self.precisions
+        }
+        with (
+            quietly(),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):  # bars, and that it cannot run anything here
             import coremltools
 
             try:

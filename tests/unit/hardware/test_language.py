@@ -17,7 +17,7 @@ import torch
 import transformers
 from architectures import MODELS, VOCABULARY
 from safetensors.numpy import load_file
-from tiny import bert, exchanges, speaker, speller
+from tiny import exchanges, speaker, speller
 
 from kdcli.errors import ExportError
 from kdcli.hardware import language
@@ -323,11 +323,3 @@ def test_an_architecture_without_such_a_cache_is_refused_by_name(tmp_path: Path)
     with pytest.raises(ExportError, match=r"^MambaForCausalLM cannot be written as ONNX") as caught:
         Cpu(["fp32"]).export(tmp_path, tmp_path, model, [], 64)
     assert "\n" not in str(caught.value)
-
-
-def test_four_bits_are_refused_of_other_tasks(tmp_path: Path, tokenizer: Any) -> None:
-    """A file of 8 bits under the name of 4."""
-    with pytest.raises(
-        ExportError, match=r"int4 is for language models; use hardware\.precisions=\[fp32,int8\]"
-    ):
-        Cpu(["int4"]).export(tmp_path, tmp_path, bert(tokenizer, ["bad", "good"]), [], 64)
