@@ -489,9 +489,11 @@ class _Worker:
         """Answer raw texts that arrive at random moments, so many a second."""
         due = _arrivals(rate, self.spec.load_seconds)
         waited: list[float] = []
-        worked, began = 0.0, time.perf_counter()
-        for number, moment in enumerate(due):
-            time.sleep(max(0.0, began + moment - time.perf_counter()))
+        worked = 0.0
+        began = done = time.perf_counter()
+        for number, moment in enumerate(due.tolist()):
+            if (early := began + moment - time.perf_counter()) > 0:
+                time.sleep(early)
             start = time.perf_counter()
             self._respond(self.texts[number % len(self.texts)])
             done = time.perf_counter()
@@ -502,7 +504,7 @@ class _Worker:
         return {
             "requests_per_s": rate,
             "latency_ms": _percentiles(waited),
-            "busy": worked / (time.perf_counter() - began),
+            "busy": worked / (done - began),
         }
 
     def _respond(self, text: Sequence[str]) -> None:

@@ -184,8 +184,31 @@ def test_rows_of_a_split_are_measured_as_the_config_says(student: Path, tokenize
     np.testing.assert_allclose(found.pop("logits"), expected(student, tokenizer, texts), atol=1e-5)
     assert set(found) == set(asdict(UNKNOWN))
     assert [name for name, value in found.items() if not value] == [
-        *("first_token_ms", "between_tokens_ms", "times_faster")
+        *("first_token_ms", "between_tokens_ms", "times_faster", "load")
     ]
+
+
+def test_requests_wait_for_one_another(spec: MeasureSpec) -> None:
+    """Times of requests that come one after the other are no times of requests that come when they like."""
+    spec = replace(spec, load_seconds=0.2, request_rates=(20, 50_000))
+    with module.Process(spec, TEXTS) as process:
+        found = process.load(TEXTS, limit=1000)
+        assert process.load(TEXTS, limit=1e-6)["most_requests_per_s"] is None
+    slow, fast = found["rates"]
+    assert slow["busy"] < 0.9 < fast["busy"] <= 1
+    assert slow["latency_ms"]["p95"] < fast["latency_ms"]["p50"]
+    assert 20 < found["most_requests_per_s"] < 50_000
+
+
+def test_the_highest_rate_on_paper_is_that_of_the_queue() -> None:
+    """A rate at which the model alone is quick enough, and the queue before it grows without end."""
+    served = np.full(100, 10.0)
+    least, most = (module._most(served, limit, 200.0) for limit in (11.0, 1000.0))
+    assert module._most(served, 9.0, 200.0) is None
+    assert 0 < least < most < 100
+    # M/D/1 at a load r: the mean wait is r / (2 (1 - r)) of a service, 95 % wait at most about three times that
+    rate = module._most(served, 40.0, 2000.0)
+    assert 0.5 < rate * 0.01 < 0.8
 
 
 def test_nothing_is_started_where_nothing_is_asked_for(
