@@ -467,6 +467,8 @@ class Measure(Section):
     """How speed is measured: of each model in its own process."""
 
     threads: Count = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Of models in torch; exported files choose their own (hardware=cuda: the GPU, if there is one)."""
     batch_sizes: Annotated[list[Count], Field(min_length=1)] = [1, 8, 32]
     """Rows a batch: throughput is that of the best of them."""
     latency_runs: Count = 200

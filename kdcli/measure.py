@@ -36,10 +36,15 @@ if TYPE_CHECKING:
     from kdcli.runtimes.base import Answers, Encoded, Texts
     from kdcli.tasks.base import Task
 
-RUNTIMES: dict[str, Runtime] = {".onnx": "onnx", ".gguf": "llama", ".xml": "openvino"}
+RUNTIMES: dict[str, Runtime] = {".onnx": "onnx", ".gguf": "llama", ".xml": "openvino", ".pt2": "exported"}
 """What runs a file, by how its name ends."""
-FOLDERS: dict[str, Runtime] = {"encoder_model.onnx": "onnx", "model.bin": "ctranslate2"}
-"""What runs a folder (of a translator), by a file in it."""
+FOLDERS: dict[str, Runtime] = {
+    "encoder_model.onnx": "onnx",
+    "model.bin": "ctranslate2",
+    "model.safetensors": "torch",
+    "model.safetensors.index.json": "torch",
+}
+"""What runs a folder, by a file in it."""
 WARM_UP = 10
 """Rows that are run before latency is timed: first calls allocate and plan."""
 WARM_UP_TEXTS = 5
@@ -143,7 +148,7 @@ class Process:
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # what was raised is what is told
             self._child.communicate(timeout=None if raised[0] is None else 0.1)
         self._child.kill()
         self._child.wait()
@@ -187,7 +192,7 @@ class Process:
             _percentiles(gaps) if gaps else None,
             statistics.median(ratios) if ratios else None,
             sum(turn["cpu"] for turn in mine) / sum(spent) * 1000,
-            None if peak is None or loaded["held"] is None else max(0, peak - loaded["held"]),
+            peak,
             loaded["held"],
             loaded["seconds"],
         )
@@ -303,6 +308,7 @@ def measure_rows(
     name: str = "",
     requests: Texts = (),
     limit: float | None = None,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """What one model needs on a split's rows: the fields of `Measurement`, and with `answers` those of `MeasureSpec.answers`.
 
@@ -313,6 +319,7 @@ def measure_rows(
         beside: a model that takes turns with it.
         name: what it is called where the machine is found busy; its path's last part, if nobody says.
         requests, limit: as `measure` takes them.
+        dtype: as `MeasureSpec` has it.
 
     Raises:
         ExportError: the runtime could not load or run the model.
@@ -320,6 +327,7 @@ def measure_rows(
     if cfg is None and not answers:
         return asdict(UNKNOWN)
     spec, prompts = specified(cfg, runtime, path, tokenizer, task, prompts, max_length, code)
+    spec = replace(spec, dtype=dtype)
     with tempfile.TemporaryDirectory(prefix="kdcli-") as folder:
         file = Path(folder) / "answers.safetensors"
         spec = replace(spec, answers=str(file) if answers else None)
@@ -407,7 +415,7 @@ def main() -> None:
             except ImportError as error:
                 raise ExportError(f"{error}: install it with: pip install 'kdcli[{kind.extra}]'") from None
         held = _memory()
-        worker = _Worker(kind(spec), first["prompts"], spec)
+        worker = _Worker(kind(spec), first["prompts"], spec, held)
         answer: Any = {"seconds": time.perf_counter() - began, "held": held}
         while True:
             print(json.dumps(answer), file=said, flush=True)
@@ -421,8 +429,8 @@ def main() -> None:
 class _Worker:
     """What the process does with its model."""
 
-    def __init__(self, model: Any, prompts: Any, spec: MeasureSpec):
-        self.model, self.spec = model, spec
+    def __init__(self, model: Any, prompts: Any, spec: MeasureSpec, held: int | None):
+        self.model, self.spec, self.held = model, spec, held
         self.translates = _translates(spec.auto)
         self.prompts = prompts
         self.rows: list[Any] = []
@@ -531,8 +539,11 @@ class _Worker:
         ]
 
     def memory(self) -> int | None:
-        """The most that the process held so far, in bytes."""
-        return _peak_memory()
+        """The most that the process held so far less what it held before the model, or that the model held on a GPU, in bytes."""
+        if (own := self.model.memory()) is not None:
+            return int(own)
+        peak = _peak_memory()
+        return None if peak is None or self.held is None else max(0, peak - self.held)
 
     def answer(self, rows: Any) -> None:
         """Write what `MeasureSpec.answers` holds."""

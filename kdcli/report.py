@@ -603,6 +603,11 @@ def eval_table(result: Mapping[str, Any]) -> None:
         console.say(result["verdict"]["text"], style="bold")
 
 
+UNRUN = (
+    "Nothing here runs these files: their answers and their speed are not known. Compare them on the device."
+)
+
+
 def export_table(result: Mapping[str, Any]) -> None:
     """Print the artifacts of ``kdcli export`` (export.json) beside the torch student, and what they miss.
 
@@ -611,14 +616,14 @@ def export_table(result: Mapping[str, Any]) -> None:
     budget are as they must be.
     """
     metric, best, shown = result["metric"], result["recommended"], _metric(result["metric"])
-    texts = any("same_texts" in entry["parity"] for entry in result["artifacts"].values())
+    texts = any("same_texts" in (entry["parity"] or {}) for entry in result["artifacts"].values())
 
     agrees = ["agrees", "texts"] if texts else ["agrees"]
     rows, misses = [_export_cells("torch student", metric, result["torch"], agrees)], []
     for name, entry in result["artifacts"].items():
-        parity, budget = entry["parity"], entry["budget"]
+        parity, budget = entry["parity"] or {}, entry["budget"]
         rows.append(_export_cells(("* " if name == best else "") + name, metric, entry, agrees))
-        if not parity["within"]:
+        if not parity.get("within", True):
             lost = _differences(metric, parity["score_drop"])[0].removeprefix("+")
             agreed = f"agrees with the torch student on {_share(parity['agreement'])} of the {shown.item}"
             if "generated" in parity:
@@ -645,7 +650,9 @@ def export_table(result: Mapping[str, Any]) -> None:
         console.say(line)
     if compared := result.get("quantization"):
         _quantization_table(metric, compared)
-    if best is None:
+    if not any(entry["parity"] for entry in result["artifacts"].values()):
+        console.say(UNRUN, style="bold")
+    elif best is None:
         console.say("No artifact is within tolerance and budget.", style="bold")
     else:
         console.say("* recommended: the smallest within tolerance and budget")
@@ -722,7 +729,8 @@ def _export_cells(name: str, metric: str, entry: Mapping[str, Any], agrees: Sequ
     cost.append(_bytes(entry.get("peak_memory_bytes")))
     parity = entry.get("parity")
     if parity is None:
-        return [name, _score(metric, entry.get("score")), *cost, *("" for _ in agrees), ""]
+        checks = "not run" if "parity" in entry else ""
+        return [name, _score(metric, entry.get("score")), *cost, *("" for _ in agrees), checks]
     shares = [_share(parity.get(key)) for key in ("agreement", "same_texts")[: len(agrees)]]
     good = parity["within"] and entry["budget"]["met"]
     return [name, _score(metric, entry.get("score")), *cost, *shares, "ok" if good else "MISSED"]
@@ -1025,7 +1033,7 @@ def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[
         "pipeline_tag": card.tag,
         "tags": [card.tag, "knowledge-distillation", "kdcli", result["hardware"]],
     }
-    texts = any("same_texts" in entry["parity"] for entry in result["artifacts"].values())
+    texts = any("same_texts" in (entry["parity"] or {}) for entry in result["artifacts"].values())
     agrees = ["agrees", "texts"] if texts else ["agrees"]
     columns = _export_columns(metric, agrees)
     rows = [_export_cells("torch student", metric, result["torch"], agrees)]
@@ -1033,10 +1041,15 @@ def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[
     table = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     machine = result["environment"]
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
-    advice = (
-        f"`{best}` is the smallest within tolerance and budget."
-        if best
-        else "**None of them is within tolerance and budget.**"
+    ran = any(entry["parity"] for entry in result["artifacts"].values())
+    advice = "**None of them is within tolerance and budget.**"
+    if best:
+        advice = f"`{best}` is the smallest within tolerance and budget."
+    elif not ran:
+        advice = f"**{UNRUN}**"
+    checked = (
+        f"Each file was run by its own runtime on all {result['test_examples']:,} test rows, and its answers compared with "
+        "those of the student in torch. "
     )
     notes = [f"- {note}" for note in [*_stream_lines(result), *_load_lines(result)]]
     failed = [f"- {name} could not be run, and is not to be used" for name in result["failed"]]
@@ -1056,17 +1069,10 @@ Files of a student of {_count(result["torch"].get("parameters"))} parameters. {_
 
 {chr(10).join("| " + " | ".join(line) + " |" for line in table)}
 
-{advice} Each file was run by its own runtime on all {result["test_examples"]:,} test rows, and its answers compared with
-those of the student in torch. Measured on {_markdown(machine["processor"])} with {threads}, one row at a time, tokens given: on another machine
+{advice} {checked if ran else ""}Measured on {_markdown(machine["processor"])} with {threads}, one row at a time, tokens given: on another machine
 the times are other ones. All figures, and the versions of what made and ran the files, stand in `export.json`.
 {chr(10).join(["", *notes, *failed, ""]) if notes or failed else ""}
-## Use
-
-Without kdcli, by what the first line of each names:
-
-{used}
-
-## Limits
+{used and f"## Use{chr(10) * 2}Without kdcli, by what the first line of each names:{chr(10) * 2}{used}{chr(10) * 2}"}## Limits
 
 - {card.limits}
 - The licences of the teacher, of the data and of what the student started from were not checked by kdcli and may bind

@@ -24,9 +24,12 @@ from kdcli.tasks.seq2seq import Seq2Seq
 Counted = tuple[list[int], list[int]]
 """Token ids, and the places of those that count."""
 KINDS: dict[str, tuple[set[Runtime], str]] = {
-    "classifier": ({"onnx", "openvino"}, "an .onnx or .xml file"),
-    "language model": ({"llama", "onnx"}, "a .gguf or .onnx file"),
-    "translator": ({"onnx", "ctranslate2"}, "a folder, onnx or ctranslate2"),
+    "classifier": (
+        {"onnx", "openvino", "exported", "torch"},
+        "an .onnx, .xml or .pt2 file, or a folder bf16",
+    ),
+    "language model": ({"llama", "onnx", "torch"}, "a .gguf or .onnx file, or a folder bf16"),
+    "translator": ({"onnx", "ctranslate2", "torch"}, "a folder, onnx, ctranslate2 or bf16"),
 }
 """What may run an artifact, and what it looks like, by what it was made of."""
 
@@ -67,7 +70,7 @@ def ask(
     runtime, folder = runtime_of(path), folder_of(path)
     kind = "classifier" if task.labels else "translator" if isinstance(task, Seq2Seq) else "language model"
     runtimes, looks = KINDS[kind]
-    if runtime not in runtimes or path.is_dir() != (kind == "translator"):
+    if runtime not in runtimes or (runtime != "torch" and path.is_dir() != (kind == "translator")):
         raise ConfigError(
             f"artifact: {path.name} is not what `kdcli export` makes of a {kind}: that is {looks}"
         )
@@ -75,6 +78,7 @@ def ask(
     encoded = task.encode(tokenizer, rows, max_length)
     labels, counts = task.targets(encoded)
     how: dict[str, Any] = {"answers": True, "beside": beside, "requests": texts, "limit": limit}
+    how["dtype"] = "auto"
     if isinstance(task, Seq2Seq):
         found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, **how)
         ends = found.pop("lengths").cumsum()[:-1]
@@ -127,10 +131,11 @@ def folder_of(path: Path) -> Path:
 
 def bytes_of(path: Path) -> int:
     """Bytes of an artifact: of a folder those of its weights and graphs, as of a file."""
+    if path.suffix == ".mlpackage":
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     if path.is_dir():
-        return sum(
-            size_of(file) for pattern in ("*.onnx", "*.onnx.data", "model.bin") for file in path.glob(pattern)
-        )
+        patterns = ("*.onnx", "*.onnx.data", "model.bin", "*.safetensors")
+        return sum(size_of(file) for pattern in patterns for file in path.glob(pattern))
     return size_of(path)
 
 

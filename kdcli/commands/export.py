@@ -24,7 +24,7 @@ from kdcli.errors import ConfigError, DataError, ExportError
 from kdcli.evaluate import agreement, examine, opened, save_predictions, score
 from kdcli.files import replaced, write_json
 from kdcli.hardware.base import Target
-from kdcli.measure import Process, runtime_of, specified
+from kdcli.measure import UNKNOWN, Process, runtime_of, specified
 from kdcli.models import Source
 from kdcli.rundir import UNQUANTIZED, read_report, saved_config
 from kdcli.tasks import task_of
@@ -52,7 +52,8 @@ def export(cfg: Config, hardware: str) -> int:
     student = Source(run / "student", "student")
     length = dataset.max_length
     out = run / "export" / hardware
-    speed = cfg.measure.model_copy(update={"threads": cfg.hardware.threads or cfg.measure.threads})
+    own = {"threads": cfg.hardware.threads or cfg.measure.threads, "device": target.device}
+    speed = cfg.measure.model_copy(update=own)
     budget = cfg.hardware.budget
     with ExitStack() as stack:
         folder = stack.enter_context(replaced(out))
@@ -80,6 +81,15 @@ def export(cfg: Config, hardware: str) -> int:
         with stages.stage("artifacts", len(files)) as stage:
             for done, (precision, path) in enumerate(files.items()):
                 stage.update(done, extra=path.name)
+                made = {
+                    "precision": precision,
+                    "parameters": torch_entry["parameters"],
+                    "bytes": bytes_of(path),
+                }
+                if runtime_of(path) is None:
+                    entry = {**made, "score": None, **asdict(UNKNOWN), "parity": None, "retention": None}
+                    artifacts[path.name] = entry | {"budget": _budget(budget, entry)}
+                    continue
                 try:
                     needs, said, shares = ask(
                         speed, path, task, test, tokenizer, length, written, torch, budget.max_latency_ms_p95
@@ -89,13 +99,7 @@ def export(cfg: Config, hardware: str) -> int:
                     console.error(str(error))
                     continue
                 save_predictions(folder / "predictions" / f"test.{path.name}.safetensors", said)
-                entry = {
-                    "precision": precision,
-                    "parameters": torch_entry["parameters"],
-                    "bytes": bytes_of(path),
-                    **score(task, said),
-                    **needs,
-                }
+                entry = {**made, **score(task, said), **needs}
                 parity = {"score_drop": torch_entry["score"] - entry["score"]}
                 if said.answers:
                     kept = "logits" if task.labels else "log_prob"
@@ -109,22 +113,19 @@ def export(cfg: Config, hardware: str) -> int:
                 artifacts[path.name] = entry
         if not artifacts:
             raise ExportError(f"no file of hardware={hardware} could be run; nothing was kept")
+        ran = {name: entry for name, entry in artifacts.items() if entry["parity"]}
         compared: dict[str, Any] = {}
-        if quantization is not None:
-            before = _before(
-                run / UNQUANTIZED, folder, target, set(artifacts), task, data["test"], inputs, length
-            )
+        if quantization is not None and ran:
+            before = _before(run / UNQUANTIZED, folder, target, set(ran), task, data["test"], inputs, length)
             compared = {"precision": quantization} | _beside(
-                task, before, artifacts, recorded["models"]["teacher"]["score"]
+                task, before, ran, recorded["models"]["teacher"]["score"]
             )
             if quantization not in files:
                 console.warn(
                     f"the student was trained for weights in {quantization}, and none of these files has them; "
                     f"hardware=cpu 'hardware.precisions=[fp32,{quantization}]' makes one"
                 )
-        good = [
-            name for name, entry in artifacts.items() if entry["parity"]["within"] and entry["budget"]["met"]
-        ]
+        good = [name for name, entry in ran.items() if entry["parity"]["within"] and entry["budget"]["met"]]
         result = {
             "schema": 1,
             "task": recorded["task"],
@@ -144,8 +145,9 @@ def export(cfg: Config, hardware: str) -> int:
         write_json(folder / "export.json", result)
     report.export_table(result)
     console.say(f"files: {out}")
-    within = all(entry["parity"]["within"] for entry in artifacts.values())
-    return 0 if good and within and not failed else MISSED
+    within = all(entry["parity"]["within"] for entry in ran.values())
+    unseen = not ran and all(entry["budget"]["met"] for entry in artifacts.values())
+    return 0 if (good or unseen) and within and not failed else MISSED
 
 
 def _deliver(
@@ -246,7 +248,7 @@ def _require_task(target: Target, hardware: str, kind: str) -> None:
     ]
     raise ConfigError(
         f"hardware={hardware} makes files of {' and '.join(names[task] for task in target.serves)}, and this run's task "
-        f"is {kind}; use {' or '.join(others)}"
+        f"is {kind}; use {' or '.join(filter(None, [', '.join(others[:-1]), others[-1]]))}"
     )
 
 
@@ -265,13 +267,16 @@ def _within(tolerance: Tolerance, parity: dict[str, float]) -> bool:
 
 
 def _budget(budget: Budget, entry: dict[str, Any]) -> dict[str, Any]:
-    """Each limit that is set, what the artifact needs, and whether all are met."""
+    """Each limit that is set, what the artifact needs (None: nobody could measure it, and it is missed), and whether all are met."""
     most = {
         "max_bytes": entry["bytes"],
         "max_latency_ms_p95": entry["latency_ms"]["p95"],
         "max_memory_bytes": entry["peak_memory_bytes"],
     }
-    least = {"min_retention": entry["retention"], "min_agreement": entry["parity"].get("agreement")}
+    least = {
+        "min_retention": entry["retention"],
+        "min_agreement": (entry["parity"] or {}).get("agreement"),
+    }
     limits = {key: limit for key, limit in budget.model_dump().items() if limit is not None}
     checked = {}
     for key, limit in limits.items():

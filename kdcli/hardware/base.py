@@ -29,6 +29,11 @@ class Target(ABC):
     serves: ClassVar[tuple[Literal["classification", "token_classification", "causal_lm", "seq2seq"], ...]]
     """The tasks whose students it can make files of."""
 
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where its files and the torch student beside them are run."""
+        return "cpu"
+
     @abstractmethod
     def export(
         self,

@@ -19,7 +19,7 @@ Counted = tuple[list[int], list[int]]
 """Token ids, and the places of those that count."""
 
 
-Runtime = Literal["torch", "onnx", "llama", "ctranslate2", "openvino"]
+Runtime = Literal["torch", "onnx", "llama", "ctranslate2", "openvino", "exported"]
 """The modules of this package."""
 
 
@@ -35,6 +35,8 @@ class MeasureSpec:
         new_tokens: a language model writes so many, for its speed.
         max_length: tokens a row; the rest is cut off.
         threads: of the runtime.
+        device: of torch: "cpu" or "cuda".
+        dtype: of torch: "float32", or "auto": as the weights are stored.
         batch_sizes: rows a batch: throughput is that of the best of them.
         latency_runs: so many rows are run at batch 1, some of them anew where there are fewer.
         throughput_seconds: throughput is measured for about so long in all, over whole passes.
@@ -58,6 +60,8 @@ class MeasureSpec:
     auto: str = "AutoModelForSequenceClassification"
     special: bool = True
     threads: int = 1
+    device: str = "cpu"
+    dtype: str = "float32"
     batch_sizes: Sequence[int] = (1, 8, 32)
     latency_runs: int = 200
     throughput_seconds: float = 2.0
@@ -83,6 +87,10 @@ class Runs(ABC):
     packages: ClassVar[tuple[str, ...]]
     extra: ClassVar[str] = ""
 
+    def memory(self) -> int | None:
+        """The most that it held so far on a device of its own, in bytes; None: it is in the process's memory."""
+        return None
+
 
 class Answers(Runs):
     """A model that answers rows.
@@ -104,6 +112,19 @@ class Answers(Runs):
     @abstractmethod
     def __call__(self, batch: Encoded) -> np.ndarray:
         """Inputs (B, L) -> logits (B, C), of a token classifier (B, L, C)."""
+
+    def at(self, rows: Sequence[tuple[list[int], list[int]]]) -> np.ndarray:
+        """Logits of each row's counted tokens, float32 (N, C); row by row, whatever the runtime could take."""
+        found = []
+        for ids, places in rows:
+            row = np.asarray([ids], np.int64)
+            inputs = {
+                "input_ids": row,
+                "token_type_ids": np.zeros_like(row),
+                "attention_mask": np.ones_like(row),
+            }
+            found.append(self({name: inputs[name] for name in self.pad})[0, places])
+        return np.concatenate(found)
 
 
 class Writes(Answers):
@@ -145,19 +166,6 @@ class File(Answers):
         )
         fill = {"input_ids": pad_id, "token_type_ids": config.get("pad_token_type_id", 0)}
         self.pad = {name: fill.get(name, 0) for name in names}
-
-    def at(self, rows: Sequence[tuple[list[int], list[int]]]) -> np.ndarray:
-        """Logits of each row's counted tokens, float32 (N, C); row by row, whatever the runtime could take."""
-        found = []
-        for ids, places in rows:
-            row = np.asarray([ids], np.int64)
-            inputs = {
-                "input_ids": row,
-                "token_type_ids": np.zeros_like(row),
-                "attention_mask": np.ones_like(row),
-            }
-            found.append(self({name: inputs[name] for name in self.pad})[0, places])
-        return np.concatenate(found)
 
     def encode(self, texts: Texts) -> list[Encoded]:
         known = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}

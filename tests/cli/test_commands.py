@@ -272,6 +272,69 @@ def test_export_for_openvino_is_calibrated_run_and_evaluated(run: Path, tmp_path
     assert label == json.loads((run / "report.json").read_text())["labels"][int(said[3].argmax())]
 
 
+def test_export_for_servers_is_run_and_evaluated(run: Path, tmp_path: Path) -> None:
+    """A program that only the batch of its sample fits, or a folder in bf16 that is run in fp32."""
+    quick = ["measure.latency_runs=10", "measure.throughput_seconds=0.05", "measure.load_seconds=0.05"]
+    assert launch("export", [f"run={run}", "hardware=cuda", *quick]) == 0
+    folder = run / "export" / "cuda"
+    result = json.loads((folder / "export.json").read_text())
+    assert set(result["artifacts"]) == {"bf16", "model.pt2"}
+    for name, entry in result["artifacts"].items():
+        assert entry["bytes"] < 0.7 * result["torch"]["bytes"]
+        assert 0 < entry["parity"]["max_abs_difference"] < 0.2
+        assert (
+            launch(
+                "eval",
+                [
+                    f"run={run}",
+                    f"artifact={folder / name}",
+                    "measure=null",
+                    f"hydra.run.dir={tmp_path / name}",
+                ],
+            )
+            == 0
+        )
+        scored = json.loads((tmp_path / name / "eval.json").read_text())["models"][name]
+        assert scored["score"] == pytest.approx(
+            entry["score"], abs=0.011
+        )  # one row: a batch of other rows rounds otherwise
+    text = texts_of(run)[3]
+    said = [
+        run_snippet(file, text)[0] for file in (folder / "bf16" / "run_torch.py", folder / "run_exported.py")
+    ]
+    labels = {line.split(maxsplit=1)[1] for line in said}
+    logits = load_file(folder / "predictions" / "test.bf16.safetensors")["logits"]
+    assert labels == {json.loads((run / "report.json").read_text())["labels"][int(logits[3].argmax())]}
+
+
+def test_what_cannot_be_run_here_is_made_and_said_to_be_unknown(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file for a device that is called good although nobody ever ran it."""
+    quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05"]
+    capsys.readouterr()
+    assert launch("export", [f"run={run}", "hardware=apple", *quick]) == 0
+    said = capsys.readouterr().out
+    assert "Nothing here runs these files" in said
+    assert "recommended" not in said
+    folder = run / "export" / "apple"
+    result = json.loads((folder / "export.json").read_text())
+    assert result["recommended"] is None
+    for name, entry in result["artifacts"].items():
+        assert (entry["score"], entry["latency_ms"]["p50"], entry["parity"]) == (None, None, None)
+        assert entry["bytes"] == sum(
+            file.stat().st_size for file in (folder / name).rglob("*") if file.is_file()
+        )
+    assert "**Nothing here runs these files" in (folder / "README.md").read_text()
+    assert launch("export", [f"run={run}", "hardware=apple", "hardware.budget.max_bytes=1e9", *quick]) == 0
+    assert (
+        launch("export", [f"run={run}", "hardware=apple", "hardware.budget.max_latency_ms_p95=1e9", *quick])
+        == 3
+    )
+    assert "misses its budget" in capsys.readouterr().out
+    assert launch("eval", [f"run={run}", f"artifact={folder / 'model.fp16.mlpackage'}", "measure=null"]) == 2
+
+
 def test_exports_for_several_targets_end_with_one_table(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,15 @@ def test_what_runs_the_folder_without_kdcli_writes_what_was_measured(name: str, 
     assert result(exported)["artifacts"][name]["load"]["rates"][0]["latency_ms"]["p50"] > 0
 
 
+def test_a_checkpoint_for_servers(run: Path) -> None:
+    """A folder whose texts nobody compared, or whose lines write others."""
+    assert launch("export", [f"run={run}", "hardware=cuda", *QUICK]) == 0
+    folder = run / "export" / "cuda"
+    assert list(result(folder)["artifacts"]) == ["bf16"]
+    row = texts(folder / "predictions" / "test.bf16.jsonl")[0]
+    assert run_snippet(folder / "bf16" / "run_torch.py", row["source"]) == [row["text"]]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_eval_scores_a_folder_against_the_runs_test_split(
     name: str, run: Path, exported: Path, tmp_path: Path
