@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from kdcli.errors import ConfigError, ExportError
 from kdcli.hardware import language
 from kdcli.hardware.base import Target, copy_beside, quietly
+from kdcli.hardware.language import TWO_GB
 from kdcli.hardware.translation import beside, write_ctranslate2, write_onnx
 from kdcli.models import Source, load_tokenizer
 from kdcli.quantization import BLOCK
@@ -23,8 +24,6 @@ from kdcli.quantization import BLOCK
 FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "int4": "model.int4.onnx"}
 FOLDERS = {"fp32": "onnx", "int8": "ctranslate2"}
 """Of a translator."""
-TWO_GB = 2**31 - 2**24
-"""Bytes of weights that a protobuf file can hold, less some room for the graph."""
 
 
 class Cpu(Target):

@@ -191,7 +191,7 @@ def test_a_file_that_cannot_be_run_is_told(files: dict[str, Path], asked, tmp_pa
     """A number for a model that never ran."""
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(files["f16"].read_bytes()[:100_000])
-    with pytest.raises(ExportError, match=r"llama\.cpp cannot load .*broken\.gguf"):
+    with pytest.raises(ExportError, match=r"(?s)broken\.gguf could not be run by llama.*load"):
         measure(spec(broken, tmp_path / "answers"), *asked)
 
 
