@@ -11,6 +11,7 @@ MODEL = "model.onnx"
 CHAT = False
 
 folder = Path(__file__).parent
+onnxruntime.set_default_logger_severity(3)  # errors: each optional input is warned of
 session = onnxruntime.InferenceSession(folder / MODEL)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 text = sys.argv[1]
