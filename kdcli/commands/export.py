@@ -120,11 +120,7 @@ def export(cfg: Config, hardware: str) -> int:
             compared = {"precision": quantization} | _beside(
                 task, before, ran, recorded["models"]["teacher"]["score"]
             )
-            if quantization not in files:
-                console.warn(
-                    f"the student was trained for weights in {quantization}, and none of these files has them; "
-                    f"hardware=cpu 'hardware.precisions=[fp32,{quantization}]' makes one"
-                )
+            remind(quantization, files)
         good = [name for name, entry in ran.items() if entry["parity"]["within"] and entry["budget"]["met"]]
         result = {
             "schema": 1,
@@ -170,6 +166,15 @@ def _deliver(
             runs[runtime] = [(file.relative_to(folder), file.read_text(encoding="utf-8")) for file in files]
     card = report.export_card(result, recorded, [file for files in runs.values() for file in files])
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def remind(quantization: str, files: Mapping[str, Path]) -> None:
+    """Tell that none of the files has the precision that the student was trained for."""
+    if quantization not in files:
+        console.warn(
+            f"the student was trained for weights in {quantization}, and none of these files has them; "
+            f"hardware=cpu 'hardware.precisions=[fp32,{quantization}]' makes one"
+        )
 
 
 def _before(

@@ -16,6 +16,7 @@ from test_training import same, weights
 from tiny import lessons, speaker, start, talk, wait_for
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from kdcli.commands.export import remind
 from kdcli.config import Distill, check
 from kdcli.data import load
 from kdcli.launch import launch
@@ -66,16 +67,15 @@ def after_training(run: Path) -> float:
     return float(task.scores(said)[task.metric])
 
 
-def test_what_went_before_is_kept_and_a_kill_in_the_stage_loses_nothing(
+def test_a_plain_student_is_left_compared_and_a_kill_in_the_stage_loses_nothing(
     distil: Distil, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A kill that loses the stage, or a student that nobody else can load, makes it worthless; a stage that changes what went before
-    it cannot be told from luck; what it is worth must be told where the file is made."""
-    plain, whole = distil("plain", *OPTIONS), distil("whole", *rounded("int4"))
+    """A kill that loses the stage, or a student that nobody else can load, makes it worthless; what it is worth must be told where
+    the file is made."""
+    whole = distil("whole", *rounded("int4"))
     before = load_file(whole / "unquantized" / "model.safetensors")
-    assert all(torch.equal(each, before[name]) for name, each in weights(plain).items())
-    assert told(whole)["student"] == told(plain)["student"]
-    assert (whole / "student" / "config.json").read_text() == (plain / "student" / "config.json").read_text()
+    configs = [(whole / name / "config.json").read_text() for name in ("unquantized", "student")]
+    assert configs[0] == configs[1]
     _, info = AutoModelForSequenceClassification.from_pretrained(whole / "student", output_loading_info=True)
     assert not any(info.values())
     matrix = weights(whole)["classifier.weight"]
@@ -110,15 +110,23 @@ def test_what_went_before_is_kept_and_a_kill_in_the_stage_loses_nothing(
     assert "trained in int4, against rounded after training" in capsys.readouterr().out
 
 
-def test_the_control_is_rounded_too_and_another_precision_is_told(
-    distil: Distil, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A control without the stage makes the comparison one of apples with pears; an export that leaves out the precision that the
-    student was trained for looks as if the stage were worth nothing."""
-    run = distil("run", *rounded("int8"), "control=true")
+def test_an_export_without_the_precision_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Files of other precisions, of a student whose weights are rounded for nothing."""
+    remind("int4", {"fp32": Path("model.onnx"), "int4": Path("model.int4.onnx")})
+    assert not capsys.readouterr().err
+    remind("int4", {"fp32": Path("model.onnx")})
+    assert "trained for weights in int4, and none of these files has them" in capsys.readouterr().err
+
+
+def test_the_control_is_rounded_too_and_what_went_before_is_as_without_the_stage(distil: Distil) -> None:
+    """A control without the stage makes the comparison one of apples with pears; a stage that changes what went before it cannot be
+    told from luck."""
+    plain, run = distil("plain", *OPTIONS), distil("run", *rounded("int8"), "control=true")
+    before = load_file(run / "unquantized" / "model.safetensors")
+    assert all(torch.equal(each, before[name]) for name, each in weights(plain).items())
     steps = told(run)
     assert list(steps) == ["signals", "student", "student/quantized", "control", "control/quantized"]
-    assert steps["student"] == steps["control"]
+    assert steps["student"] == steps["control"] == told(plain)["student"]
     assert steps["student/quantized"] == steps["control/quantized"] == 2 * (440 // 16)
     for name in ("student", "control"):
         matrix = load_file(run / name / "model.safetensors")["classifier.weight"]
@@ -126,10 +134,6 @@ def test_the_control_is_rounded_too_and_another_precision_is_told(
     report = json.loads((run / "report.json").read_text())
     assert set(report["models"]) == {"teacher", "unquantized", "control", "student"}
     assert "unquantized" in (run / "report.html").read_text()
-    capsys.readouterr()
-    found = exported(run, "fp32")["quantization"]
-    assert found["artifacts"]["model.onnx"]["post_training"]["score"] == found["score"]
-    assert "trained for weights in int8, and none of these files has them" in capsys.readouterr().err
 
 
 def test_it_comes_after_the_stages(distil: Distil) -> None:
