@@ -431,6 +431,14 @@ class Budget(Section):
     min_agreement: Fraction | None = None
     """With the torch student, as `tolerance.agreement`."""
 
+    @model_validator(mode="after")
+    def _share(self) -> Budget:
+        if self.min_retention is not None and self.min_retention > 2:
+            raise ValueError(
+                f"min_retention = {self.min_retention:g}: a share of the teacher's score was expected, 0.97 for 97 %"
+            )
+        return self
+
 
 class Tolerance(Section):
     """How far an artifact may be from the torch student. Missed: exit code 3."""
@@ -447,7 +455,7 @@ class Tolerance(Section):
     """causal_lm: at least this share of what the torch student writes greedily is written by the artifact too, up to
     each answer's first difference."""
     same_tokens: Fraction = 0.99
-    """causal_lm: at least this share of the prompts is cut into the same tokens by the artifact's own tokenizer."""
+    """At least this share of the texts (causal_lm: prompts) is cut into the same tokens by the artifact's own tokenizer."""
 
 
 class Hardware(Component):

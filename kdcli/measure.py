@@ -562,7 +562,12 @@ class _Worker:
         elif "TokenClassification" in spec.auto:
             found = {"logits": model.at(rows)}
         else:
-            found = {"logits": _logits(model, rows, spec)}
+            encoded = model.encode(rows)
+            found = {
+                "logits": _logits(model, encoded, spec),
+                "input_ids": np.concatenate([np.zeros(0, np.int64), *(row["input_ids"] for row in encoded)]),
+                "lengths": np.asarray([len(row["input_ids"]) for row in encoded], np.int64),
+            }
         save_file(found, str(spec.answers))
 
 
@@ -635,13 +640,12 @@ def _throughput(model: Answers, rows: Sequence[Encoded], size: int, seconds: flo
             return len(rows) / sum(map(statistics.median, times))
 
 
-def _logits(model: Answers, texts: Texts, spec: MeasureSpec) -> np.ndarray:
+def _logits(model: Answers, rows: Sequence[Encoded], spec: MeasureSpec) -> np.ndarray:
     """Logits of all rows, float32 (N, C).
 
     Files are asked row by row, which takes no longer on a CPU: dynamic int8 takes the range of its activations
     from the whole batch, so that a row's answer in a batch would depend on its neighbours and its padding.
     """
-    rows = model.encode(texts)
     out: np.ndarray | None = None
     for numbers in _batches(rows, max(spec.batch_sizes) if spec.runtime == "torch" else 1):
         logits = model(_batch(model, [rows[row] for row in numbers]))

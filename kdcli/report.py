@@ -634,7 +634,7 @@ def export_table(result: Mapping[str, Any]) -> None:
             if parity.get("same_tokens", 1) < 1:
                 same = _share(parity["same_tokens"])
                 misses.append(
-                    f"{name}: its own tokenizer cuts only {same} of the prompts as the student's does"
+                    f"{name}: its own tokenizer cuts only {same} of the texts as the student's does"
                 )
         for key, check in budget.items():
             if key != "met" and not check["met"]:

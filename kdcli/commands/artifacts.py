@@ -9,13 +9,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Measure
 from kdcli.errors import ConfigError
 from kdcli.files import size_of
 from kdcli.measure import Process, measure_rows, runtime_of
-from kdcli.models import Source, label_order, load_config
+from kdcli.models import Source, label_order, load_config, load_tokenizer
 from kdcli.rollouts import decoded, go_on
 from kdcli.runtimes.base import Runtime
 from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task
@@ -56,10 +57,10 @@ def ask(
 
     Returns:
         What the artifact needs (the fields of `Measurement`); its answers, of a translator only its texts; and shares.
+        Of all `same_tokens`: texts (of a language model: prompts) that its own tokenizer cuts into the student's token ids.
         Of a translator, if `written` is given, `agreement`: of the tokens that the torch student wrote, those that the
-        artifact writes too before its text's first other one, and `same_texts`, of whole texts. Of a language model
-        `same_tokens`, prompts that its own tokenizer cuts into the student's token ids, and, if `written` is given,
-        `generated`: of the tokens that the torch student wrote greedily, those that the artifact writes too before it
+        artifact writes too before its text's first other one, and `same_texts`, of whole texts. Of a language model, if
+        `written` is given, `generated`: of the tokens that the torch student wrote greedily, those that the artifact writes too before it
         first writes another one. Up to there both have read the same, so the artifact is asked for its likeliest token
         at each place of the torch student's text; after the first difference nothing counts, however alike it may be.
 
@@ -85,12 +86,23 @@ def ask(
         ours = [part.tolist() for part in np.split(found.pop("written"), ends)]
         said = task.written(Predictions({}, labels, counts), decoded(tokenizer, ours), encoded)
         theirs = [ids for ids, _ in written]
-        return found, said, _reproduced(tokenizer, theirs, ours) if theirs else {}
+        own = _same(
+            encoded, load_tokenizer(Source(folder, path.name))([text for (text,) in texts])["input_ids"]
+        )
+        return found, said, own | (_reproduced(tokenizer, theirs, ours) if theirs else {})
     if task.labels:
         tokens = None if encoded.labels is not None else list(_counted(encoded, first=0))
         found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, **how, rows=tokens)
         order = label_order(load_config(Source(folder, path.name)), task.labels, path.name)
-        return found, Predictions({"logits": found.pop("logits")[:, order]}, labels, counts), {}
+        said = Predictions({"logits": found.pop("logits")[:, order]}, labels, counts)
+        if tokens is not None:
+            return (
+                found,
+                said,
+                _same(encoded, _pieces(folder, rows["words"], max_length, tokenizer.truncation_side)),
+            )
+        ends = found.pop("lengths").cumsum()[:-1]
+        return found, said, _same(encoded, np.split(found.pop("input_ids"), ends))
     prompts = [[text, ids] for (text,), ids in zip(texts, _ids(texts, task, tokenizer), strict=True)]
     asked = [*_counted(encoded, first=1), *written]
     found = measure_rows(cfg, runtime, path, folder, task, prompts, max_length, **how, rows=asked)
@@ -137,6 +149,20 @@ def bytes_of(path: Path) -> int:
         patterns = ("*.onnx", "*.onnx.data", "model.bin", "*.safetensors")
         return sum(size_of(file) for pattern in patterns for file in path.glob(pattern))
     return size_of(path)
+
+
+def _same(encoded: Encoded, own: Sequence[Sequence[int] | np.ndarray]) -> dict[str, float]:
+    """The share of the rows that an artifact's own tokenizer cuts as the student's does."""
+    same = [np.array_equal(encoded[row]["input_ids"], ids) for row, ids in enumerate(own)]
+    return {"same_tokens": float(np.mean(same))}
+
+
+def _pieces(folder: Path, rows: Sequence[list[str]], max_length: int, side: str) -> list[list[int]]:
+    """What the tokenizer.json in a folder makes of words."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length, direction=side)
+    return [each.ids for each in tokenizer.encode_batch(list(rows), is_pretokenized=True)]
 
 
 def _reproduced(

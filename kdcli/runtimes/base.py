@@ -45,7 +45,8 @@ class MeasureSpec:
         max_texts: speed is measured on at most so many rows, evenly spaced among all.
         speed: false: nothing is timed.
         answers: a safetensors file to write with what the model says of all rows, in their order: `logits`, float32
-            (N, C), of a token classifier at its counted tokens, or of a language model's counted tokens `log_prob`, float32
+            (N, C), and `input_ids`, int64, its tokens of all rows, and `lengths`, int64 (N,), how many each has; of a token
+            classifier the logits alone, at its counted tokens, or of a language model's counted tokens `log_prob`, float32
             (N,), and `top`, int64 (N,), the likeliest token, and `same_tokens`, bool (prompts,): its own tokenizer cuts
             the prompt into the ids given; of a translator `written`, int64, the tokens of all texts, and `lengths`,
             int64 (N,), how many each has.

@@ -157,6 +157,7 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
     for name, entry in result["artifacts"].items():
         assert (exported / name).stat().st_size == entry["bytes"]
         assert entry["parity"]["within"]
+        assert entry["parity"]["same_tokens"] == 1
         assert entry["latency_ms"]["p50"] > 0
         assert entry["peak_memory_bytes"] > 1e7
         logits = load_file(exported / "predictions" / f"test.{name}.safetensors")["logits"]
@@ -380,6 +381,46 @@ def test_an_artifact_that_cannot_be_run_does_not_stop_the_others(
     result = json.loads((run / "export" / "cpu" / "export.json").read_text())
     assert list(result["artifacts"]) == ["model.onnx"] == [result["recommended"]]
     assert list(result["failed"]) == ["model.int8.onnx"]
+
+
+def test_a_tokenizer_that_cuts_otherwise_fails_the_export(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device reads other tokens than those that the figures were taken of: pieces in another case are unknown words."""
+    from kdcli.hardware.cpu import Cpu
+
+    made = Cpu.export
+
+    def shouting(self: Cpu, student: Path, out: Path, *given: Any) -> dict[str, Path]:
+        files = made(self, student, out, *given)
+        told = json.loads((out / "tokenizer.json").read_text())
+        del told["model"]["vocab"]["good"]
+        told["model"]["vocab"]["GOOD"] = max(told["model"]["vocab"].values()) + 1
+        (out / "tokenizer.json").write_text(json.dumps(told))
+        return files
+
+    monkeypatch.setattr(Cpu, "export", shouting)
+    quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
+    loose = [
+        "hardware.tolerance.agreement=0",
+        "hardware.tolerance.score_drop=1",
+        "hardware.precisions=[fp32]",
+    ]
+    assert launch("export", [f"run={run}", *quick, *loose]) == 3
+    assert re.search(r"its own tokenizer cuts only \d+\.\d % of the texts", capsys.readouterr().out)
+
+
+def test_a_budget_that_nobody_can_keep_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A percentage where a share was meant fails every export, after minutes."""
+    for key, value in {
+        "min_retention": 97,
+        "min_agreement": 97,
+        "max_bytes": -1,
+        "max_latency_ms_p95": 0,
+        "max_memory_bytes": "nan",
+    }.items():
+        assert launch("export", [f"run={run}", f"hardware.budget.{key}={value}"]) == 2
+        assert "hardware.budget" in capsys.readouterr().err
 
 
 def test_export_refuses_what_is_no_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,6 +85,7 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
         said = texts(exported / "predictions" / f"test.{name}.jsonl")
         assert [row["source"] for row in said] == [row["source"] for row in student]
         same = [one["text"] == other["text"] for one, other in zip(said, student, strict=True)]
+        assert entry["parity"]["same_tokens"] == 1
         assert entry["parity"]["same_texts"] == pytest.approx(sum(same) / len(same))
         assert entry["scores"]["bleu"] == entry["score"] > 20
         assert entry["scores"]["chrf"] > 20

@@ -188,6 +188,7 @@ def test_export_to_onnx(run: Path, tmp_path: Path) -> None:
     made = json.loads((run / "export" / "cpu" / "export.json").read_text())
     whole = made["artifacts"]["model.onnx"]
     assert whole["parity"]["agreement"] == 1
+    assert whole["parity"]["same_tokens"] == 1
     assert whole["parity"]["max_abs_difference"] < 1e-4
     assert whole["score"] == pytest.approx(report_of(run)["models"]["student"]["score"])
     lines = run_snippet(run / "export" / "cpu" / "run_onnx.py", "Anna", "lives", "in", "Oslo")

@@ -182,6 +182,9 @@ def test_rows_of_a_split_are_measured_as_the_config_says(student: Path, tokenize
         answers=True,
     )
     np.testing.assert_allclose(found.pop("logits"), expected(student, tokenizer, texts), atol=1e-5)
+    ids = [tokenizer(*row, truncation=True, max_length=LENGTH)["input_ids"] for row in texts]
+    assert found.pop("lengths").tolist() == list(map(len, ids))
+    assert found.pop("input_ids").tolist() == [token for row in ids for token in row]
     assert set(found) == set(asdict(UNKNOWN))
     assert [name for name, value in found.items() if not value] == [
         *("first_token_ms", "between_tokens_ms", "times_faster", "load")
