@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ Counted = tuple[list[int], list[int]]
 """Token ids, and the places of those that count."""
 
 
-Runtime = Literal["torch", "onnx", "llama", "ctranslate2", "openvino", "exported"]
+Runtime = Literal["torch", "onnx", "llama", "ctranslate2", "openvino", "exported", "node"]
 """The modules of this package."""
 
 
@@ -48,7 +49,7 @@ class MeasureSpec:
             (N, C), and `input_ids`, int64, its tokens of all rows, and `lengths`, int64 (N,), how many each has; of a token
             classifier the logits alone, at its counted tokens, or of a language model's counted tokens `log_prob`, float32
             (N,), and `top`, int64 (N,), the likeliest token, and `same_tokens`, bool (prompts,): its own tokenizer cuts
-            the prompt into the ids given; of a translator `written`, int64, the tokens of all texts, and `lengths`,
+            the prompt into the ids given (of a classifier too, where the runtime has one); of a translator `written`, int64, the tokens of all texts, and `lengths`,
             int64 (N,), how many each has.
         given: tokens that each translation begins with after the model's start token (a language code).
         code: the model directory's own Python files may be run.
@@ -83,13 +84,19 @@ class Runs(ABC):
     Attributes:
         packages: what is imported before the model is loaded, so that its memory can be told from the model's.
         extra: of kdcli, that installs them.
+        held: bytes before the model was loaded, if another process than this one runs it.
     """
 
     packages: ClassVar[tuple[str, ...]]
     extra: ClassVar[str] = ""
+    held: int | None = None
+
+    def computed(self) -> float:
+        """Seconds that were computed for it so far, in all threads."""
+        return time.process_time()
 
     def memory(self) -> int | None:
-        """The most that it held so far on a device of its own, in bytes; None: it is in the process's memory."""
+        """The most that it held so far on a device or in a process of its own, in bytes; None: it is in this process's memory."""
         return None
 
 
@@ -97,9 +104,11 @@ class Answers(Runs):
     """A model that answers rows.
 
     Attributes:
+        tokenizes: the runtime has a tokenizer of its own for a classifier's texts, which `same_tokens` compares.
         pad: the inputs, and what pads each.
     """
 
+    tokenizes: bool = False
     pad: dict[str, int]
 
     @abstractmethod
