@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -141,7 +141,7 @@ def export(cfg: Config, hardware: str) -> int:
         if dataset.kind == "classification":
             name = recorded["dataset"]["name"]
             target.show(folder, name, data.labels, _shown(run, texts, test["label"], data.labels))
-        _deliver(folder, result, recorded, task, tokenizer, length)
+        _deliver(folder, files.values(), result, recorded, task, tokenizer, length)
         write_json(folder / "export.json", result)
     report.export_table(result)
     console.say(f"files: {out}")
@@ -153,7 +153,13 @@ def export(cfg: Config, hardware: str) -> int:
 
 
 def _deliver(
-    folder: Path, result: dict[str, Any], recorded: Mapping[str, Any], task: Task, tokenizer: Any, length: int
+    folder: Path,
+    files: Iterable[Path],
+    result: dict[str, Any],
+    recorded: Mapping[str, Any],
+    task: Task,
+    tokenizer: Any,
+    length: int,
 ) -> None:
     """Write what runs the artifacts without kdcli, of each runtime the recommended or else the smallest, and the model card."""
     given = task.given(tokenizer) if isinstance(task, Seq2Seq) else []
@@ -165,11 +171,12 @@ def _deliver(
         "GIVEN": given,
     }
     artifacts, runs = result["artifacts"], {}
+    places = {path.name: path for path in files}
     for name in sorted(artifacts, key=lambda name: (name != result["recommended"], artifacts[name]["bytes"])):
-        runtime, place = runtime_of(folder / name), folder_of(folder / name)
+        runtime, place = runtime_of(places[name]), folder_of(places[name])
         if runtime and runtime not in runs:
-            files = snippets.write(place, runtime, recorded["task"], constants | {"MODEL": name})
-            runs[runtime] = [(file.relative_to(folder), file.read_text(encoding="utf-8")) for file in files]
+            written = snippets.write(place, runtime, recorded["task"], constants | {"MODEL": name})
+            runs[runtime] = [(file.relative_to(folder), file.read_text(encoding="utf-8")) for file in written]
     card = report.export_card(result, recorded, [file for files in runs.values() for file in files])
     (folder / "README.md").write_text(card, encoding="utf-8")
 

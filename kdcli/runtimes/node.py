@@ -97,7 +97,7 @@ class Model(File):
         )
         self.most, self.seconds = spec.max_length, 0.0
         started = self._read()
-        self.held = started["held"]
+        self.held: int = started["held"]
         super().__init__(spec, started["names"])
 
     def __call__(self, batch: Encoded) -> np.ndarray:
