@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from kdcli.errors import ExportError
 from kdcli.hardware.base import Target
-from kdcli.hardware.cpu import TWO_GB, Cpu
+from kdcli.hardware.cpu import Cpu
+from kdcli.hardware.language import TWO_GB
 from kdcli.runtimes.node import DTYPES, node, packages
 
 NAMES = {"fp32": "model.onnx", "int8": "model_quantized.onnx"}
@@ -71,7 +72,7 @@ class Browser(Target):
         library = packages() / "node_modules"
         if sum(parameter.nbytes for parameter in model.parameters()) > TWO_GB:
             raise ExportError("the student is larger than 2 GB, which no browser loads; use hardware=cpu")
-        made = Cpu(self.precisions, opset=18).export(student, out, model, inputs, max_length)
+        made = Cpu([*self.precisions], opset=18).export(student, out, model, inputs, max_length)
         (out / "onnx").mkdir()
         files = {precision: path.rename(out / "onnx" / NAMES[precision]) for precision, path in made.items()}
         (out / "web").mkdir()

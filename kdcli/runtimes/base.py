@@ -49,7 +49,7 @@ class MeasureSpec:
             (N, C), and `input_ids`, int64, its tokens of all rows, and `lengths`, int64 (N,), how many each has; of a token
             classifier the logits alone, at its counted tokens, or of a language model's counted tokens `log_prob`, float32
             (N,), and `top`, int64 (N,), the likeliest token, and `same_tokens`, bool (prompts,): its own tokenizer cuts
-            the prompt into the ids given (of a classifier too, where the runtime has one); of a translator `written`, int64, the tokens of all texts, and `lengths`,
+            the prompt into the ids given; of a translator `written`, int64, the tokens of all texts, and `lengths`,
             int64 (N,), how many each has.
         given: tokens that each translation begins with after the model's start token (a language code).
         code: the model directory's own Python files may be run.
@@ -104,11 +104,9 @@ class Answers(Runs):
     """A model that answers rows.
 
     Attributes:
-        tokenizes: the runtime has a tokenizer of its own for a classifier's texts, which `same_tokens` compares.
         pad: the inputs, and what pads each.
     """
 
-    tokenizes: bool = False
     pad: dict[str, int]
 
     @abstractmethod

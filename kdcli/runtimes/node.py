@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +75,8 @@ def node() -> str:
 class Model(File):
     """A classifier's file in the layout of transformers.js: in `onnx/`, beside config, tokenizer and student.mjs.
 
-    The model gets token ids from here, as by all runtimes; a call is a line of JSON each way, a tenth of a millisecond
-    which counts as the model's. Its own tokenizer is asked by `same_tokens`.
+    Texts are cut into tokens there too. A call is a line of JSON each way, about a tenth of a millisecond, which counts as
+    the model's.
     """
 
     packages = ("tokenizers",)
@@ -114,20 +113,13 @@ class Model(File):
         """Node's; this process only hands on."""
         return max(0, int(self._tell("peak")) - self.held)
 
-    def read(self, text: Sequence[str]) -> Encoded:
-        """By the tokenizer of transformers.js."""
-        said = self._tell("encode", rows=[text], most=self.most)[0]
-        zeros = [0] * len(said["input_ids"])
-        return {name: np.asarray(said.get(name, zeros), np.int64) for name in self.pad}
-
-    def same_tokens(self, texts: Texts) -> np.ndarray:
-        """Whether transformers.js makes the same inputs of each row, bool (N,): ids, and segments where the model reads them."""
-        theirs = self._tell("encode", rows=texts, most=self.most)
-        same = []
-        for row, other in zip(self.encode(texts), theirs, strict=True):
-            zeros = [0] * len(other["input_ids"])
-            same.append(all(other.get(name, zeros) == array.tolist() for name, array in row.items()))
-        return np.asarray(same, bool)
+    def encode(self, texts: Texts) -> list[Encoded]:
+        """By the tokenizer of transformers.js, and cut as student.mjs does."""
+        rows = self._tell("encode", rows=texts, most=self.most)
+        return [
+            {name: np.asarray(row.get(name, [0] * len(row["input_ids"])), np.int64) for name in self.pad}
+            for row in rows
+        ]
 
     def _tell(self, what: str, **how: Any) -> Any:
         assert self.child.stdin
