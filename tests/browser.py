@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -54,8 +55,9 @@ class Page:
             "--remote-debugging-pipe", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "about:blank",
         ]  # fmt: skip
         # the browser reads from 3 and writes to 4
+        begin = "import os, sys; [os.dup2(int(sys.argv[n]), n + 2) for n in (1, 2)]; os.execv(sys.argv[3], sys.argv[3:])"
         self.child = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "sh", *words],
+            [sys.executable, "-c", begin, str(to_read), str(to_write), *words],
             pass_fds=(to_read, to_write),
             stderr=subprocess.DEVNULL,
         )

@@ -17,7 +17,7 @@ from kdcli.launch import launch
 from kdcli.runtimes.node import packages
 
 pytestmark = pytest.mark.devices
-QUICK = ["measure.latency_runs=40", "measure.throughput_seconds=0.1"]
+QUICK = ["measure.latency_runs=40", "measure.throughput_seconds=0.1", "measure.request_rates=[]"]
 FILES = {"model.onnx": "fp32", "model_quantized.onnx": "q8"}
 
 
