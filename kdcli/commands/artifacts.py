@@ -26,7 +26,7 @@ Counted = tuple[list[int], list[int]]
 """Token ids, and the places of those that count."""
 KINDS: dict[str, tuple[set[Runtime], str]] = {
     "classifier": (
-        {"onnx", "openvino", "exported", "torch"},
+        {"onnx", "openvino", "exported", "torch", "node"},
         "an .onnx, .xml or .pt2 file, or a folder bf16",
     ),
     "language model": ({"llama", "onnx", "torch"}, "a .gguf or .onnx file, or a folder bf16"),
@@ -138,7 +138,9 @@ def write(
 
 def folder_of(path: Path) -> Path:
     """The folder with an artifact's config and tokenizer."""
-    return path if path.is_dir() else path.parent
+    if path.is_dir():
+        return path
+    return path.parent.parent if runtime_of(path) == "node" else path.parent
 
 
 def bytes_of(path: Path) -> int:

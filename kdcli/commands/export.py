@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import yaml
+from safetensors.numpy import load_file
 from torch import Tensor
 
 from kdcli import console, report, snippets
@@ -137,17 +138,28 @@ def export(cfg: Config, hardware: str) -> int:
             "quantization": compared,
             "recommended": min(good, key=lambda name: artifacts[name]["bytes"], default=None),
         }
-        _deliver(folder, result, recorded, task, tokenizer, length)
+        if dataset.kind == "classification":
+            name = recorded["dataset"]["name"]
+            target.show(folder, name, data.labels, _shown(run, texts, test["label"], data.labels))
+        _deliver(folder, files.values(), result, recorded, task, tokenizer, length)
         write_json(folder / "export.json", result)
     report.export_table(result)
     console.say(f"files: {out}")
+    if target.hint:
+        console.say(target.hint.format(out=out))
     within = all(entry["parity"]["within"] for entry in ran.values())
     unseen = not ran and all(entry["budget"]["met"] for entry in artifacts.values())
     return 0 if (good or unseen) and within and not failed else MISSED
 
 
 def _deliver(
-    folder: Path, result: dict[str, Any], recorded: Mapping[str, Any], task: Task, tokenizer: Any, length: int
+    folder: Path,
+    files: Iterable[Path],
+    result: dict[str, Any],
+    recorded: Mapping[str, Any],
+    task: Task,
+    tokenizer: Any,
+    length: int,
 ) -> None:
     """Write what runs the artifacts without kdcli, of each runtime the recommended or else the smallest, and the model card."""
     given = task.given(tokenizer) if isinstance(task, Seq2Seq) else []
@@ -159,11 +171,12 @@ def _deliver(
         "GIVEN": given,
     }
     artifacts, runs = result["artifacts"], {}
+    places = {path.name: path for path in files}
     for name in sorted(artifacts, key=lambda name: (name != result["recommended"], artifacts[name]["bytes"])):
-        runtime, place = runtime_of(folder / name), folder_of(folder / name)
+        runtime, place = runtime_of(places[name]), folder_of(places[name])
         if runtime and runtime not in runs:
-            files = snippets.write(place, runtime, recorded["task"], constants | {"MODEL": name})
-            runs[runtime] = [(file.relative_to(folder), file.read_text(encoding="utf-8")) for file in files]
+            written = snippets.write(place, runtime, recorded["task"], constants | {"MODEL": name})
+            runs[runtime] = [(file.relative_to(folder), file.read_text(encoding="utf-8")) for file in written]
     card = report.export_card(result, recorded, [file for files in runs.values() for file in files])
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -262,6 +275,18 @@ def _tolerance(hardware: Hardware, *names: str) -> Tolerance:
     return next(
         (hardware.tolerances[name] for name in names if name in hardware.tolerances), hardware.tolerance
     )
+
+
+def _shown(
+    run: Path, texts: Sequence[Sequence[str]], gold: Sequence[int], labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rows of the test split as `Target.show` takes them, with the answers of the teacher that the run keeps."""
+    logits = load_file(run / "predictions" / "test.teacher.safetensors")["logits"].astype(np.float64)
+    probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).tolist()
+    return [
+        {"texts": row, "label": labels[number], "teacher": dict(zip(labels, said, strict=True))}
+        for row, number, said in zip(texts, gold, probabilities, strict=True)
+    ]
 
 
 def _within(tolerance: Tolerance, parity: dict[str, float]) -> bool:

@@ -10,7 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -28,6 +28,8 @@ class Target(ABC):
 
     serves: ClassVar[tuple[Literal["classification", "token_classification", "causal_lm", "seq2seq"], ...]]
     """The tasks whose students it can make files of."""
+    hint: ClassVar[str] = ""
+    """What to type once the files are there, with `{out}` where their folder stands."""
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
@@ -57,6 +59,15 @@ class Target(ABC):
 
         Raises:
             ExportError: a package is missing, or the exporter failed.
+        """
+
+    def show(self, out: Path, name: str, labels: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:  # noqa: B027
+        """Write what people see of a classifier's answers, once the artifacts were run; most targets have nothing to show.
+
+        Args:
+            name: the student's.
+            labels: their names.
+            rows: of the test split: `texts`, one or two; `label`, and `teacher`, a probability for each label.
         """
 
 

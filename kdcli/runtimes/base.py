@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ Counted = tuple[list[int], list[int]]
 """Token ids, and the places of those that count."""
 
 
-Runtime = Literal["torch", "onnx", "llama", "ctranslate2", "openvino", "exported"]
+Runtime = Literal["torch", "onnx", "llama", "ctranslate2", "openvino", "exported", "node"]
 """The modules of this package."""
 
 
@@ -83,13 +84,19 @@ class Runs(ABC):
     Attributes:
         packages: what is imported before the model is loaded, so that its memory can be told from the model's.
         extra: of kdcli, that installs them.
+        held: bytes before the model was loaded, if another process than this one runs it.
     """
 
     packages: ClassVar[tuple[str, ...]]
     extra: ClassVar[str] = ""
+    held: int | None = None
+
+    def computed(self) -> float:
+        """Seconds that were computed for it so far, in all threads."""
+        return time.process_time()
 
     def memory(self) -> int | None:
-        """The most that it held so far on a device of its own, in bytes; None: it is in the process's memory."""
+        """The most that it held so far on a device or in a process of its own, in bytes; None: it is in this process's memory."""
         return None
 
 
