@@ -321,7 +321,7 @@ def translator(folder: Path, longest: int = 4) -> Path:
     model = EncoderDecoder(32, 1, 1, 2, 64, dropout=0.0).over(tokenizer).train()
     encoded = task.encode(tokenizer, rows, 32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for start in [*range(0, 600 - 31, 32)] * 14:
+    for start in [*range(0, 600 - 31, 32)] * 20:
         batch = task.collate([encoded[row] for row in range(start, start + 32)], tokenizer)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         model(**inputs).loss.backward()
