@@ -35,7 +35,13 @@ if TYPE_CHECKING:
     from kdcli.runtimes.base import Answers, Encoded, Texts
     from kdcli.tasks.base import Task
 
-RUNTIMES: dict[str, Runtime] = {".onnx": "onnx", ".gguf": "llama", ".xml": "openvino"}
+RUNTIMES: dict[str, Runtime] = {
+    ".onnx": "onnx",
+    ".gguf": "llama",
+    ".xml": "openvino",
+    ".tflite": "litert",
+    ".pte": "executorch",
+}
 """What runs a file, by how its name ends."""
 FOLDERS: dict[str, Runtime] = {"encoder_model.onnx": "onnx", "model.bin": "ctranslate2"}
 """What runs a folder (of a translator), by a file in it."""

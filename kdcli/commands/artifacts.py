@@ -24,7 +24,7 @@ from kdcli.tasks.seq2seq import Seq2Seq
 Counted = tuple[list[int], list[int]]
 """Token ids, and the places of those that count."""
 KINDS: dict[str, tuple[set[Runtime], str]] = {
-    "classifier": ({"onnx", "openvino"}, "an .onnx or .xml file"),
+    "classifier": ({"onnx", "openvino", "litert", "executorch"}, "an .onnx, .xml, .tflite or .pte file"),
     "language model": ({"llama"}, "a .gguf file"),
     "translator": ({"onnx", "ctranslate2"}, "a folder, onnx or ctranslate2"),
 }
