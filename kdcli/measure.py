@@ -139,7 +139,7 @@ class Process:
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # busy: what was raised is to be told
             self._child.communicate(timeout=None if raised[0] is None else 0.1)
         self._child.kill()
         self._child.wait()

@@ -29,6 +29,9 @@ PINS = (
 )  # fmt: skip
 """litert-torch and all that it needs, but for torch, transformers, numpy, ai-edge-litert and what they need."""
 
+ALIGNED = 64
+"""Bytes: weights begin at a multiple of so many."""
+
 
 def packages() -> Path:
     """The folder of the cache with `PINS`, about 0.8 GB, which is made when it is first asked for.
@@ -114,22 +117,30 @@ def main(student: str, kind: str, names: list[str], lengths: list[int], out: str
 
 
 def shared(model: bytes) -> bytes:
-    """The same LiteRT file with equal weights stored once: the quantizer writes each signature its own."""
+    """The same LiteRT file with equal weights stored once: the quantizer writes each signature its own.
+
+    Weights lie behind the flatbuffer, and its buffers say where.
+    """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     tree: Any = schema.ModelT.InitFromPackedBuf(model, 0)
-    first: dict[bytes, int] = {}
-    for graph in tree.subgraphs:
-        for tensor in graph.tensors:
-            data = tree.buffers[tensor.buffer].data
-            if data is not None and len(data):
-                kept = first.setdefault(bytes(data), tensor.buffer)
-                if kept != tensor.buffer:
-                    tree.buffers[tensor.buffer].data, tensor.buffer = None, kept
-    builder = flatbuffers.Builder(len(model))
-    builder.Finish(tree.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    weights = [(buffer, model[buffer.offset : buffer.offset + buffer.size]) for buffer in tree.buffers if buffer.size]
+
+    def head() -> bytes:
+        builder = flatbuffers.Builder(len(model))
+        builder.Finish(tree.Pack(builder), b"TFL3")
+        packed = bytes(builder.Output())
+        return packed + bytes(-len(packed) % ALIGNED)
+
+    rest, places = bytearray(), dict[bytes, int]()
+    begin = len(head())
+    for buffer, data in weights:
+        if data not in places:
+            places[data] = begin + len(rest)
+            rest += data + bytes(-len(data) % ALIGNED)
+        buffer.offset = places[data]
+    return head() + rest
 
 
 if __name__ == "__main__":
