@@ -41,6 +41,7 @@ _NOISY = (
     "onnx_ir",
     "onnxscript",
     "torch",
+    "torchao",
     "transformers",
 )
 _NOISY_ENV = {  # these set their own level when they are imported, which is later than us
@@ -48,6 +49,7 @@ _NOISY_ENV = {  # these set their own level when they are imported, which is lat
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_VERBOSITY": "error",
+    "TORCH_LOGS": "-all",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 _LEVEL_STYLES = {

@@ -639,6 +639,8 @@ def export_table(result: Mapping[str, Any]) -> None:
         console.say(
             f"agrees, texts: shares of {shown.item} and of whole texts written as the torch student does"
         )
+    if result.get("note"):
+        console.say(f"{result['hardware']}: {result['note']}")
     for miss in misses:
         console.say(miss)
     if best is None:

@@ -110,6 +110,7 @@ def export(cfg: Config, hardware: str) -> int:
             "task": recorded["task"],
             "metric": task.metric,
             "hardware": hardware,
+            "note": target.note,
             "test_examples": len(test),
             "smoke": recorded["smoke"],
             "environment": environment(),

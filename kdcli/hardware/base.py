@@ -28,6 +28,8 @@ class Target(ABC):
 
     serves: ClassVar[tuple[Literal["classification", "token_classification", "causal_lm", "seq2seq"], ...]]
     """The tasks whose students it can make files of."""
+    note: ClassVar[str | None] = None
+    """What its figures do not tell of themselves, for export.json and whoever reads the table."""
 
     @abstractmethod
     def export(

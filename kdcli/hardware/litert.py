@@ -7,8 +7,10 @@ into a folder of the cache, without what it shares with kdcli, and only its own 
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdcli import console
 from kdcli.errors import ExportError
 from kdcli.files import cache_dir, digest, replaced
 
@@ -34,24 +37,34 @@ ALIGNED = 64
 
 
 def packages() -> Path:
-    """The folder of the cache with `PINS`, about 0.8 GB, which is made when it is first asked for.
+    """The folder of the cache with `PINS`, about 0.8 GB, which is filled when it is first asked for.
 
     Raises:
         ExportError: pip could not install them; with the command to type.
     """
     folder = cache_dir("litert") / digest(PINS, sys.version_info[:2])[:32]
-    if folder.is_dir():
+    if {_name(pin.partition("==")[0]) for pin in PINS} <= {
+        _name(found.name) for found in importlib.metadata.distributions(path=[str(folder)])
+    }:
         return folder
+    console.say(f"litert-torch, which writes LiteRT files, is installed once into {folder} (0.8 GB)")
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--target"]
     with replaced(folder) as new:
         done = subprocess.run([*pip, str(new), *PINS], capture_output=True, text=True, check=False)
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
+            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+                done.stderr.strip()
+            ]
             raise ExportError(
-                f"hardware=mobile needs litert-torch for a LiteRT file, and it could not be installed ({said[-1]}); connect "
-                f"once, or install it with: {shlex.join([*pip, str(folder), *PINS])}"
+                f"hardware=mobile needs litert-torch for a LiteRT file, and it could not be installed "
+                f"({said[-1].removeprefix('ERROR: ')}); connect once, or install it with: "
+                f"{shlex.join([*pip, str(folder), *PINS])}"
             )
     return folder
+
+
+def _name(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def write(student: Path, kind: str, names: Sequence[str], lengths: Sequence[int], out: Path) -> None:
@@ -66,7 +79,13 @@ def write(student: Path, kind: str, names: Sequence[str], lengths: Sequence[int]
         ExportError: the packages cannot be had, or the converter failed.
     """
     folder = packages()
-    told = {"student": str(student), "kind": kind, "names": list(names), "lengths": list(lengths), "out": str(out)}
+    told = {
+        "student": str(student),
+        "kind": kind,
+        "names": list(names),
+        "lengths": list(lengths),
+        "out": str(out),
+    }
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-P", "-m", "kdcli.hardware.litert", json.dumps(told)],
@@ -125,7 +144,9 @@ def shared(model: bytes) -> bytes:
     from ai_edge_litert import schema_py_generated as schema
 
     tree: Any = schema.ModelT.InitFromPackedBuf(model, 0)
-    weights = [(buffer, model[buffer.offset : buffer.offset + buffer.size]) for buffer in tree.buffers if buffer.size]
+    weights = [
+        (buffer, model[buffer.offset : buffer.offset + buffer.size]) for buffer in tree.buffers if buffer.size
+    ]
 
     def head() -> bytes:
         builder = flatbuffers.Builder(len(model))

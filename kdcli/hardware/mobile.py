@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import logging
-import warnings
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,15 +15,17 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kdcli import console
 from kdcli.errors import ExportError
+from kdcli.files import write_text
 from kdcli.hardware import litert
-from kdcli.hardware.base import Target, copy_beside
+from kdcli.hardware.base import Target, copy_beside, quietly
 from kdcli.runtimes.executorch import LEAST, NAMES
 
 PACKAGES = {"litert": ("ai_edge_litert",), "executorch": ("executorch", "torchao")}
 FILES = {"litert": ("int8", "model.int8.tflite"), "executorch": ("fp32", "model.pte")}
 """What each is called: its precision, and its name."""
+SNIPPETS = Path(__file__).parents[1] / "snippets"
+"""By runtime and task, for some program's language each."""
 SHORTEST = 16
 """Tokens of a LiteRT file's first signature; of 8 (0.05 ms) it would save 0.03 ms."""
 
@@ -39,13 +41,14 @@ class Mobile(Target):
     ExecuTorch, fp32: `forward` takes input_ids, attention_mask, token_type_ids (if the student has them) in that order,
     int64 (1, tokens), of any number from 2 on, and gives the logits.
 
-    Beside them `run.py` and `run_android.kt` show how a LiteRT file is run without kdcli.
+    Beside them lies what runs them without kdcli, in Python and in Kotlin.
 
     Args:
         formats: which files to make.
     """
 
     serves = ("classification", "token_classification")
+    note = "run by the Python builds of LiteRT and ExecuTorch on this machine, not on a phone"
 
     def __init__(self, formats: Annotated[list[Literal["litert", "executorch"]], Field(min_length=1)]):
         self.formats = formats
@@ -73,14 +76,19 @@ class Mobile(Target):
         for each in self.formats:
             precision, name = FILES[each]
             files[precision] = out / name
-            if each == "litert":
-                litert.write(student, type(model).__name__, names, lengths(max_length), out / name)
-                for snippet, text in (("run.py", RUN), ("run_android.kt", KOTLIN)):
-                    (out / snippet).write_text(text, encoding="utf-8")
-            else:
-                _write_executorch(model, names, max_length, out / name)
+            try:
+                if each == "litert":
+                    litert.write(student, type(model).__name__, names, lengths(max_length), out / name)
+                else:
+                    _write_executorch(model, names, max_length, out / name)
+            except ExportError as error:
+                others = [other for other in self.formats if other != each]
+                raise ExportError(
+                    str(error)
+                    + (f"; leave it out with hardware.formats=[{','.join(others)}]" if others else "")
+                ) from error
         copy_beside(student, out)
-        console.say("mobile: the files are run by the Python builds of their runtimes on this machine, not on a phone")
+        _write_snippets(out, type(model).__name__, self.formats, max_length)
         return files
 
 
@@ -101,72 +109,24 @@ def _write_executorch(model: PreTrainedModel, names: Sequence[str], max_length: 
     sample = {name: torch.ones(1, most, dtype=torch.long) for name in names}
     length = torch.export.Dim("length", min=LEAST, max=most)
     config = ExecutorchConfig(backend="xnnpack", dynamic_shapes={name: {1: length} for name in names})
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             made = ExecutorchExporter().export(copy.deepcopy(model), sample, config=config)
             ExecutorchExporter.save_program(made.program, path)
     except Exception as error:  # the exporter lets through whatever the model's code raises under it
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ExportError(f"{type(model).__name__} cannot be written for ExecuTorch: {first}") from error
-    finally:
-        logging.disable(before)
 
 
-RUN = '''\
-"""python run.py TEXT: needs ai-edge-litert, tokenizers, numpy. Checked with LiteRT's Python build, not on a phone."""
-import json
-import sys
-from pathlib import Path
-
-import numpy as np
-from ai_edge_litert.interpreter import Interpreter
-from tokenizers import Tokenizer
-
-folder = Path(__file__).parent
-tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-interpreter = Interpreter(str(folder / "model.int8.tflite"), num_threads=1)
-lengths = sorted(int(name.removeprefix("tokens_")) for name in interpreter.get_signature_list())
-tokenizer.no_padding()
-tokenizer.enable_truncation(lengths[-1])
-row = tokenizer.encode(*sys.argv[1:])
-length = next(length for length in lengths if length >= len(row.ids))
-run = interpreter.get_signature_runner(f"tokens_{length}")
-given = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
-padded = {name: np.array([given[name] + [0] * (length - len(row.ids))], np.int32) for name in run.get_input_details()}
-logits = run(**padded)["logits"][0]
-labels = json.loads((folder / "config.json").read_text())["id2label"]
-print(json.dumps({labels[str(number)]: float(value) for number, value in enumerate(logits)}))
-'''
-KOTLIN = '''\
-// Runs model.int8.tflite on Android. Gradle: implementation("com.google.ai.edge.litert:litert:1.4.0")
-// kdcli checked the file with LiteRT's Python build, not on a phone. The ids come from tokenizer.json, for example by
-// HuggingFaceTokenizer of ai.djl.android:tokenizer-native; the labels are id2label in config.json.
-import java.io.File
-import org.tensorflow.lite.Interpreter
-
-class Classifier(model: File, private val labels: Int) : AutoCloseable {
-    private val interpreter = Interpreter(model, Interpreter.Options().setNumThreads(1))
-    private val lengths = interpreter.signatureKeys.map { it.removePrefix("tokens_").toInt() }.sorted()
-
-    /** The logits of one text, whose ids are no more than the longest signature takes. */
-    fun logits(ids: IntArray, segments: IntArray = IntArray(ids.size)): FloatArray {
-        val length = lengths.first { it >= ids.size }
-        val signature = "tokens_$length"
-        val given = mapOf(
-            "input_ids" to ids,
-            "attention_mask" to IntArray(ids.size) { 1 },
-            "token_type_ids" to segments,
-        )
-        val inputs = interpreter.getSignatureInputs(signature)
-            .associateWith { arrayOf(given.getValue(it).copyOf(length)) as Any }
-        val logits = arrayOf(FloatArray(labels))
-        interpreter.runSignature(inputs, mapOf("logits" to logits as Any), signature)
-        return logits[0]
-    }
-
-    override fun close() = interpreter.close()
-}
-'''
+def _write_snippets(out: Path, kind: str, formats: Sequence[str], max_length: int) -> None:
+    """Write what runs the files without kdcli."""
+    task = "token_classification" if kind.endswith("TokenClassification") else "classification"
+    side = json.loads((out / "tokenizer_config.json").read_text(encoding="utf-8")).get(
+        "truncation_side", "right"
+    )
+    for each in formats:
+        for snippet in SNIPPETS.glob(f"{each}_{task}.*"):
+            text = snippet.read_text(encoding="utf-8")
+            for name, value in (("MAX_LENGTH", str(max_length)), ("SIDE", json.dumps(side))):
+                text = re.sub(rf"^((?:val )?{name} = ).*", rf"\g<1>{value}", text, flags=re.MULTILINE)
+            write_text(out / f"run_{each}{snippet.suffix}", text)
