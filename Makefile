@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-chat demo test checks format bench clean
+.PHONY: help setup setup-chat demo test test-devices checks format bench clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ demo: setup ## Distil the packaged teacher into a tiny student, then export it: 
 
 test: setup ## Run the tests, in two processes
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test-devices: setup ## Run the tests of targets that need more than pip: Node 20 and Chromium (browser), and the network once
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m devices
 
 checks: setup ## Format, lint, types, import floors
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""The figures of benchmarks/README.md: `python benchmarks/bench.py [startup throughput demo seeds]`, by default all.
+"""The figures of benchmarks/README.md: `python benchmarks/bench.py [startup throughput demo exports seeds]`, by default all.
 
 Times are medians, comparisons are ratios taken in one run. Leave the machine alone meanwhile.
 """
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,54 @@ def seeds(runs: str = "runs/bench") -> None:
         )
 
 
+def exports(targets: Sequence[str] = ("cpu", "intel", "mobile", "browser", "cuda", "apple")) -> None:
+    """The default run's student for each target, on one thread, and beside it its teacher in eager torch, in turns on the same rows."""
+    from kdcli.commands.artifacts import folder_of
+    from kdcli.config import Distill, Measure, check
+    from kdcli.data import load
+    from kdcli.measure import Process, runtime_of, specified
+    from kdcli.rundir import saved_config
+    from kdcli.tasks import task_of
+
+    run = Path("runs/bench/exports")
+    quiet: dict[str, Any] = {"check": True, "stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    subprocess.run([*KDCLI, "distill", f"hydra.run.dir={run}"], **quiet)
+    report = json.loads((run / "report.json").read_text())
+    teacher = report["models"]["teacher"]
+    dataset = check(Distill, saved_config(run)).dataset
+    data = load(dataset)
+    task = task_of(dataset, data.labels)
+    how = Measure(), task, [[text] for text in data["test"]["text"]], dataset.max_length
+    print(f"exports: teacher, torch: {teacher['score']:.4f}, {teacher['bytes'] / 1e6:.1f} MB")
+    for target in targets:
+        kept = ["hardware.precisions=[fp32,int8,int4]"] if target == "cpu" else []
+        done = subprocess.run([*KDCLI, "export", f"run={run}", f"hardware={target}", *kept], check=False, stdout=subprocess.DEVNULL)  # fmt: skip
+        if done.returncode not in (0, 3):
+            print(f"exports: {target}: exit code {done.returncode}")
+            continue
+        folder = run / "export" / target
+        result = json.loads((folder / "export.json").read_text())
+        student = result["torch"]
+        for name, entry in result["artifacts"].items():
+            runtime = runtime_of(folder / name)
+            if not entry["parity"] or runtime is None:
+                print(f"exports: {target}: {name}: {entry['bytes'] / 1e6:.1f} MB, not run")
+                continue
+            place = Path(teacher["path"])
+            asked = [specified(cfg, kind, path, home, task, texts, length)
+                     for cfg, task, texts, length in [how]
+                     for kind, path, home in (("torch", place, place), (runtime, folder / name, folder_of(folder / name)))]  # fmt: skip
+            with Process(*asked[0]) as large, Process(*asked[1]) as small:
+                ratio = small.measure(beside=large).times_faster
+            print(
+                f"exports: {target}: {name}: {entry['score']:.4f} ({entry['retention']:.4f} of the teacher's), "
+                f"{entry['bytes'] / 1e6:.2f} MB ({entry['bytes'] / student['bytes']:.3f} of the student's in fp32, the teacher's are "
+                f"{teacher['bytes'] / entry['bytes']:.1f} times as many), p50 {entry['latency_ms']['p50']:.2f} ms, "
+                f"{entry['times_faster']:.2f} times as fast as the student in torch, {ratio:.1f} times as fast as the teacher, "
+                f"memory {entry['peak_memory_bytes'] / 1e6:.0f} MB, agreement {entry['parity']['agreement']:.4f}"
+            )
+
+
 def _composed(group: str) -> dict[str, Any]:
     """A group of the default config."""
     import yaml
@@ -220,7 +269,7 @@ def _composed(group: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    every = {"startup": startup, "throughput": throughput, "demo": demo, "seeds": seeds}
+    every = {"startup": startup, "throughput": throughput, "demo": demo, "exports": exports, "seeds": seeds}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="*", choices=[*every, []], help="default: all")
     for chosen in parser.parse_args().what or list(every):

@@ -170,6 +170,14 @@ class Teacher(Checkpoint):
 class Student(Checkpoint):
     """The small model. With `path` it starts from that checkpoint, and its shape is the checkpoint's."""
 
+    quantization: Literal["int8", "int4"] | None = None
+    """At last the student is taught once more with its weights rounded as `hardware=cpu` will round them in this precision, and
+    keeps the rounded ones; its control too. null: it is rounded when it is exported. (classification, token_classification)"""
+    quantization_epochs: Positive = 1.0
+    """Passes over the training rows in that stage …"""
+    quantization_learning_rate: Positive = 2e-4
+    """… and its learning rate; all else is as in the stage before."""
+
 
 class Augment(Section):
     """More text for the teacher alone: copies of the training texts in which a masked language model has replaced words (Jiao et al. 2020,
@@ -423,6 +431,14 @@ class Budget(Section):
     min_agreement: Fraction | None = None
     """With the torch student, as `tolerance.agreement`."""
 
+    @model_validator(mode="after")
+    def _share(self) -> Budget:
+        if self.min_retention is not None and self.min_retention > 2:
+            raise ValueError(
+                f"min_retention = {self.min_retention:g}: a share of the teacher's score was expected, 0.97 for 97 %"
+            )
+        return self
+
 
 class Tolerance(Section):
     """How far an artifact may be from the torch student. Missed: exit code 3."""
@@ -439,7 +455,7 @@ class Tolerance(Section):
     """causal_lm: at least this share of what the torch student writes greedily is written by the artifact too, up to
     each answer's first difference."""
     same_tokens: Fraction = 0.99
-    """causal_lm: at least this share of the prompts is cut into the same tokens by the artifact's own tokenizer."""
+    """At least this share of the texts (causal_lm: prompts) is cut into the same tokens by the artifact's own tokenizer."""
 
 
 class Hardware(Component):
@@ -452,17 +468,23 @@ class Hardware(Component):
     budget: Budget = Budget()
     tolerance: Tolerance = Tolerance()
     tolerances: dict[str, Tolerance] = {}
-    """Of files of these precisions, or of these names, in place of `tolerance`."""
+    """Of files of these names, of these precisions, or of a task's (causal_lm_int8), in place of `tolerance`."""
 
 
 class Measure(Section):
     """How speed is measured: of each model in its own process."""
 
     threads: Count = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Of models in torch; exported files choose their own (hardware=cuda: the GPU, if there is one)."""
     batch_sizes: Annotated[list[Count], Field(min_length=1)] = [1, 8, 32]
     """Rows a batch: throughput is that of the best of them."""
     latency_runs: Count = 200
     throughput_seconds: Positive = 2.0
+    request_rates: list[Positive] = []
+    """Requests a second: raw texts arrive at random moments at these rates, and wait for one another."""
+    load_seconds: Positive = 3.0
+    """For so long at each rate, and longer where 40 requests take longer."""
     max_texts: Count = 256
     num_beams: Count = 4
     """seq2seq: the test split is also translated by a beam search of this width; 1: greedily alone."""
@@ -536,7 +558,7 @@ class Step(Section):
     """The name of an earlier stage whose assistant teaches this one; null: the run's teacher."""
 
 
-TAKEN = ("teacher", "augment", "rollouts", "signals", "born", "student", "control", "evaluate")
+TAKEN = ("teacher", "augment", "rollouts", "signals", "born", "student", "quantized", "control", "evaluate")
 """What other parts of a run are called."""
 
 
@@ -583,6 +605,20 @@ class Distill(Section):
             raise ValueError(
                 f"stages: {taken[0]!r} cannot be a stage's name (not {', '.join(TAKEN)}, and no slash); choose another"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _quantized(self) -> Distill:
+        if self.student.quantization and self.dataset.kind not in ("classification", "token_classification"):
+            raise ValueError(
+                f"student.quantization = {self.student.quantization}: the rounding of hardware=cpu is known for classification and "
+                f"token_classification, not for {self.dataset.kind}; leave it out (export rounds as well)"
+            )
+        for name, stage in self.stages.items():
+            if stage.student is not None and stage.student.quantization:
+                raise ValueError(
+                    f"stages.{name}.student.quantization: an assistant is not exported; give student.quantization"
+                )
         return self
 
     @model_validator(mode="after")
@@ -668,7 +704,7 @@ class Export(Section):
 
     run: str
     hardware: Hardware
-    measure: Measure = Measure()
+    measure: Measure = Measure(request_rates=[10, 100])
 
 
 COMMANDS: dict[str, type[Section]] = {"distill": Distill, "eval": Eval, "export": Export}

@@ -49,7 +49,7 @@ _NOISY_ENV = {  # these set their own level when they are imported, which is lat
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_VERBOSITY": "error",
-    "TORCH_LOGS": "-all",
+    "TORCH_LOGS": "-torch.utils._pytree",  # it tells torchao what it will refuse one day
     "TRANSFORMERS_VERBOSITY": "error",
 }
 _LEVEL_STYLES = {

@@ -139,9 +139,8 @@ def together(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 if (ms := [each[name] for each in latencies])
             },
             "throughput_per_s": 1 / sum(1 / speed for speed in speeds) if all(speeds) else None,
-            **dict.fromkeys(
-                ("batch_size", "times_faster", "cpu_share", "peak_memory_bytes", "import_memory_bytes")
-            ),
+            **dict.fromkeys(("batch_size", "first_token_ms", "between_tokens_ms", "times_faster")),
+            **dict.fromkeys(("cpu_share", "peak_memory_bytes", "import_memory_bytes", "load")),
             "load_seconds": sum(seconds)
             if all(seconds := [entry["load_seconds"] for entry in entries])
             else None,

@@ -5,7 +5,7 @@ transformers), and does what it is told line by line, so that two models can tak
 This module imports accordingly little; what runs a model stands in `kdcli.runtimes`.
 
 What is timed is the model alone. Tokenization is left out: it is the same for all models that are compared, takes a
-fraction of the time, and is done by other code on most devices.
+fraction of the time, and is done by other code on most devices. Only requests (`Process.load`) begin with raw text.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +40,18 @@ RUNTIMES: dict[str, Runtime] = {
     ".onnx": "onnx",
     ".gguf": "llama",
     ".xml": "openvino",
+    ".pt2": "exported",
     ".tflite": "litert",
     ".pte": "executorch",
 }
 """What runs a file, by how its name ends."""
-FOLDERS: dict[str, Runtime] = {"encoder_model.onnx": "onnx", "model.bin": "ctranslate2"}
-"""What runs a folder (of a translator), by a file in it."""
+FOLDERS: dict[str, Runtime] = {
+    "encoder_model.onnx": "onnx",
+    "model.bin": "ctranslate2",
+    "model.safetensors": "torch",
+    "model.safetensors.index.json": "torch",
+}
+"""What runs a folder, by a file in it."""
 WARM_UP = 10
 """Rows that are run before latency is timed: first calls allocate and plan."""
 WARM_UP_TEXTS = 5
@@ -57,6 +64,8 @@ PATIENCE = 10
 """… and no more once they took so many times `throughput_seconds`."""
 PASSES = 3
 """Times that each batch is run for throughput, so that its median forgets a hiccup, unless that takes as long."""
+TRIES = 8
+"""Rates that are tried, each a fifth below the last, where the one found on paper does not keep the limit."""
 BUSY = 0.9
 """The least share of the time that a process computes which has the processor to itself."""
 
@@ -69,8 +78,11 @@ class Measurement:
         latency_ms: p50, p95 and p99 of single rows, unpadded, at batch 1; of a language model the time to the first token,
             of a translator that of the whole translation, greedy.
         throughput_per_s: rows a second, in batches of rows of like length, from each batch's median time; of a language
-            model tokens a second at batch 1, from the median token's time, of a translator over all those translations.
+            model tokens a second at batch 1 after an answer's first, of the median answer, of a translator over all those translations.
         batch_size: the one of `MeasureSpec.batch_sizes` whose throughput that is; of what writes text None.
+        first_token_ms: of a language model p50 and p95 of `latency_ms`, under the name by which a stream is judged.
+        between_tokens_ms: of a language model p50, p95 and p99 of what passes between two tokens of an answer, at batch 1 (llama.cpp:
+            between two characters, where one is of several tokens).
         times_faster: the p50 of another model over this one's, of the same rows in turns: the median turn.
         cpu_share: time that the process computed, in all its threads, over the time that passed, while latency was timed:
             below `BUSY` something else had the processor, or the runtime waits.
@@ -78,16 +90,20 @@ class Measurement:
             the weights, what the runtime makes of them, and the activations of its largest batch.
         import_memory_bytes: what it held before: Python, and the runtime's packages.
         load_seconds: to import the runtime and to load the model, the files most likely being in the system's cache.
+        load: what `Process.load` gives; None: nobody asked at a stated rate.
     """
 
-    latency_ms: dict[str, float | None]
+    latency_ms: Mapping[str, float | None]
     throughput_per_s: float | None = None
     batch_size: int | None = None
+    first_token_ms: dict[str, float] | None = None
+    between_tokens_ms: dict[str, float] | None = None
     times_faster: float | None = None
     cpu_share: float | None = None
     peak_memory_bytes: int | None = None
     import_memory_bytes: int | None = None
     load_seconds: float | None = None
+    load: dict[str, Any] | None = None
 
 
 UNKNOWN = Measurement({"p50": None, "p95": None, "p99": None})
@@ -97,6 +113,8 @@ def runtime_of(path: Path) -> Runtime | None:
     """What runs an artifact; None: nothing that is known here."""
     if path.is_dir():
         return next((runtime for name, runtime in FOLDERS.items() if (path / name).is_file()), None)
+    if path.suffix == ".onnx" and path.parent.name == "onnx":  # the layout of transformers.js
+        return "node"
     return RUNTIMES.get(path.suffix)
 
 
@@ -104,7 +122,7 @@ class Process:
     """A model in a process of its own, loaded, which does what it is told; a context manager.
 
     Args:
-        prompts: what it is given of each row, for its speed: `Texts`, of a GGUF file pairs of a text and its token ids, of a
+        prompts: what it is given of each row, for its speed: `Texts`, of a language model's file pairs of a text and its token ids, of a
             translator the source's token ids.
 
     Raises:
@@ -139,7 +157,7 @@ class Process:
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # busy: what was raised is to be told
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # what was raised is what is told
             self._child.communicate(timeout=None if raised[0] is None else 0.1)
         self._child.kill()
         self._child.wait()
@@ -165,19 +183,25 @@ class Process:
             if other:
                 ratios.append(statistics.median(other["ms"]) / statistics.median(mine[-1]["ms"]))
         spent = [ms for turn in mine for ms in turn["ms"]]
-        p50, p95, p99 = map(float, np.percentile(spent, [50, 95, 99]))
-        if _translates(spec.auto):
-            rate, batch = sum(turn["tokens"] for turn in mine) / sum(spent) * 1000, None
+        latency = _percentiles(spent)
+        batch, gaps = None, []
+        kind = _kind(spec.auto)
+        if kind == "Translator":
+            rate = sum(turn["tokens"] for turn in mine) / sum(spent) * 1000
+        elif kind == "Writer":
+            rate, gaps = self.tell("stream")
         else:
             rate, batch = self.tell("throughput")
         peak = self.tell("memory")
         return Measurement(
-            {"p50": p50, "p95": p95, "p99": p99},
+            latency,
             rate,
             batch,
+            {name: latency[name] for name in ("p50", "p95")} if kind == "Writer" else None,
+            _percentiles(gaps) if gaps else None,
             statistics.median(ratios) if ratios else None,
             sum(turn["cpu"] for turn in mine) / sum(spent) * 1000,
-            None if peak is None or loaded["held"] is None else max(0, peak - loaded["held"]),
+            peak,
             loaded["held"],
             loaded["seconds"],
         )
@@ -187,11 +211,37 @@ class Process:
         self._loaded()
         return self.tell("latency", places=places)
 
+    def load(self, texts: Texts, limit: float | None = None) -> dict[str, Any]:
+        """Send raw texts to the model at random moments, as many users do, whether it has answered the last one or not.
+
+        Args:
+            texts: of which those are sent that speed is measured on, again and again.
+            limit: milliseconds within which 95 % of the answers shall come.
+
+        Returns:
+            `rates`: of each of `MeasureSpec.request_rates`, in turn, `requests_per_s`, `latency_ms` (p50, p95 and p99 from the
+            moment that a text arrives, waiting included), and `busy`, the share of the time that the model worked: about 1
+            where it cannot keep up. `limit_ms`, and `most_requests_per_s`: the highest rate found at which the limit was
+            kept for as long as at the others; None: no limit, or none found. It is sought among all rates on paper, with
+            the time that each text took, and tried.
+        """
+        self._loaded()
+        chosen = [texts[at] for at in _spaced(len(texts), self.spec.max_texts)]
+        served = self.tell("serve", texts=chosen)
+        rates = [self.tell("request", rate=rate) for rate in self.spec.request_rates]
+        most = None
+        if limit is not None:
+            rate = _most(np.asarray(served), limit, self.spec.load_seconds)
+            rates_below = [rate * 0.8**number for number in range(TRIES)] if rate else []
+            kept = (r for r in rates_below if self.tell("request", rate=r)["latency_ms"]["p95"] <= limit)
+            most = next(kept, None)
+        return {"rates": rates, "limit_ms": limit, "most_requests_per_s": most}
+
     def answer(self, rows: Any) -> None:
         """Write `MeasureSpec.answers`.
 
         Args:
-            rows: as prompts; where tokens are asked about (a GGUF file, a token classifier) pairs of token ids and the places
+            rows: as prompts; where tokens are asked about (a language model's file, a token classifier) pairs of token ids and the places
                 of those that count.
         """
         self._loaded()
@@ -225,7 +275,12 @@ class Process:
 
 
 def measure(
-    spec: MeasureSpec, prompts: Sequence[Any], rows: Any = None, beside: Process | None = None
+    spec: MeasureSpec,
+    prompts: Sequence[Any],
+    rows: Any = None,
+    beside: Process | None = None,
+    requests: Texts = (),
+    limit: float | None = None,
 ) -> Measurement:
     """Run one model in its own process: what it needs if `spec.speed`, and its answers into `spec.answers`.
 
@@ -233,12 +288,15 @@ def measure(
         prompts: as `Process` takes them.
         rows: as `Process.answer` takes them; None: the prompts.
         beside: a model that takes turns with it.
+        requests, limit: as `Process.load` takes them, which is asked if `spec.request_rates` are given.
 
     Raises:
         ExportError: the runtime could not load or run the model; with the last lines of what it said.
     """
     with Process(spec, prompts) as process:
         found = process.measure(beside) if spec.speed else UNKNOWN
+        if spec.speed and spec.request_rates and requests:
+            found = replace(found, load=process.load(requests, limit))
         if spec.answers:
             process.answer(prompts if rows is None else rows)
     return found
@@ -257,6 +315,9 @@ def measure_rows(
     rows: Any = None,
     beside: Process | None = None,
     name: str = "",
+    requests: Texts = (),
+    limit: float | None = None,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """What one model needs on a split's rows: the fields of `Measurement`, and with `answers` those of `MeasureSpec.answers`.
 
@@ -266,6 +327,8 @@ def measure_rows(
             is told its languages.
         beside: a model that takes turns with it.
         name: what it is called where the machine is found busy; its path's last part, if nobody says.
+        requests, limit: as `measure` takes them.
+        dtype: as `MeasureSpec` has it.
 
     Raises:
         ExportError: the runtime could not load or run the model.
@@ -273,9 +336,11 @@ def measure_rows(
     if cfg is None and not answers:
         return asdict(UNKNOWN)
     spec, prompts = specified(cfg, runtime, path, tokenizer, task, prompts, max_length, code)
+    spec = replace(spec, dtype=dtype)
     with tempfile.TemporaryDirectory(prefix="kdcli-") as folder:
         file = Path(folder) / "answers.safetensors"
-        found = asdict(measure(replace(spec, answers=str(file) if answers else None), prompts, rows, beside))
+        spec = replace(spec, answers=str(file) if answers else None)
+        found = asdict(measure(spec, prompts, rows, beside, requests, limit))
         if answers:
             from safetensors.numpy import load_file
 
@@ -323,6 +388,15 @@ def _translates(auto: str) -> bool:
     return "Seq2Seq" in auto
 
 
+def _percentiles(values: Sequence[float]) -> dict[str, float]:
+    return {f"p{share}": float(np.percentile(values, share)) for share in (50, 95, 99)}
+
+
+def _kind(auto: str) -> str:
+    """What a runtime's module calls the model that a class of transformers loads."""
+    return "Translator" if _translates(auto) else "Writer" if "CausalLM" in auto else "Model"
+
+
 def _source_ids(task: Any, folder: Path, texts: Texts, code: bool) -> tuple[list[list[int]], list[int]]:
     """The token ids of each text, and those that each translation begins with."""
     from kdcli.models import Source, load_tokenizer
@@ -343,15 +417,19 @@ def main() -> None:
         spec = MeasureSpec(**first["spec"])
         began = time.perf_counter()
         module = importlib.import_module(f"kdcli.runtimes.{spec.runtime}")
-        kind = module.Translator if _translates(spec.auto) else module.Model
+        kind = getattr(module, _kind(spec.auto))
         for package in kind.packages:
             try:
                 importlib.import_module(package)
             except ImportError as error:
                 raise ExportError(f"{error}: install it with: pip install 'kdcli[{kind.extra}]'") from None
         held = _memory()
-        worker = _Worker(kind(spec), first["prompts"], spec)
-        answer: Any = {"seconds": time.perf_counter() - began, "held": held}
+        model = kind(spec)
+        worker = _Worker(model, first["prompts"], spec, held)
+        answer: Any = {
+            "seconds": time.perf_counter() - began,
+            "held": held if model.held is None else model.held,
+        }
         while True:
             print(json.dumps(answer), file=said, flush=True)
             line = sys.stdin.readline()
@@ -364,11 +442,12 @@ def main() -> None:
 class _Worker:
     """What the process does with its model."""
 
-    def __init__(self, model: Any, prompts: Any, spec: MeasureSpec):
-        self.model, self.spec = model, spec
+    def __init__(self, model: Any, prompts: Any, spec: MeasureSpec, held: int | None):
+        self.model, self.spec, self.held = model, spec, held
         self.translates = _translates(spec.auto)
         self.prompts = prompts
         self.rows: list[Any] = []
+        self.texts: Texts = ()
 
     def latency(self, places: Sequence[int]) -> dict[str, Any]:
         """Milliseconds of rows at batch 1, and the seconds of computing and the tokens written in all."""
@@ -384,26 +463,100 @@ class _Worker:
         cpu, tokens = 0.0, 0
         for place in places:
             row = self.rows[place]
-            computed, began = time.process_time(), time.perf_counter()
+            computed, began = self.model.computed(), time.perf_counter()
             found = self.model(row)
             seconds.append(time.perf_counter() - began)
-            cpu += time.process_time() - computed
+            cpu += self.model.computed() - computed
             tokens += len(found)
             if sum(seconds) >= most and len(seconds) >= least:
                 break
         return {"ms": [1000 * each for each in seconds], "cpu": cpu, "tokens": tokens}
 
-    def throughput(self) -> tuple[float, int | None]:
-        """Rows a second at the best batch, and that batch; of a language model tokens, at batch 1."""
+    def throughput(self) -> tuple[float, int]:
+        """Rows a second at the best batch, and that batch."""
         rows, spec = self.model.encode(self.prompts), self.spec
-        if self.model.writes:
-            return _generated(self.model, rows, spec), None
         seconds = spec.throughput_seconds / len(spec.batch_sizes)
         return max((_throughput(self.model, rows, size, seconds), size) for size in spec.batch_sizes)
 
+    def stream(self) -> tuple[float, list[float]]:
+        """Tokens a second that an answer goes on with, and the milliseconds between what it tells; of the rows of `latency`."""
+        rates, gaps = [], []
+        count, started = self.spec.new_tokens + 1, time.perf_counter()
+        for row in self.rows:
+            times: list[float] = []
+            began = time.perf_counter()
+            self.model.write(row, count, lambda _, at=times: at.append(time.perf_counter()))
+            ended = time.perf_counter()
+            rates.append((count - 1) / (ended - min(times, default=began)))
+            gaps += [1000 * (later - sooner) for sooner, later in pairwise(times)]
+            if ended - started >= self.spec.throughput_seconds and len(rates) >= PASSES:
+                break
+        return statistics.median(rates), gaps
+
+    def serve(self, texts: Texts) -> list[float]:
+        """Milliseconds of each raw text, one after the other, for `MeasureSpec.load_seconds`; keeps them for `request`."""
+        self.texts = texts
+        self._read = self._reader()
+        for text in texts[:WARM_UP_TEXTS]:
+            self._respond(text)
+        milliseconds: list[float] = []
+        while sum(milliseconds) < 1000 * self.spec.load_seconds or len(milliseconds) < RUNS:
+            began = time.perf_counter()
+            self._respond(texts[len(milliseconds) % len(texts)])
+            milliseconds.append(1000 * (time.perf_counter() - began))
+        return milliseconds
+
+    def request(self, rate: float) -> dict[str, Any]:
+        """Answer raw texts that arrive at random moments, so many a second."""
+        due = _arrivals(rate, self.spec.load_seconds)
+        waited: list[float] = []
+        worked = 0.0
+        began = done = time.perf_counter()
+        for number, moment in enumerate(due.tolist()):
+            if (early := began + moment - time.perf_counter()) > 0:
+                time.sleep(early)
+            start = time.perf_counter()
+            self._respond(self.texts[number % len(self.texts)])
+            done = time.perf_counter()
+            worked += done - start
+            waited.append(1000 * (done - began - moment))
+            if done - began > PATIENCE * self.spec.load_seconds and len(waited) >= RUNS:
+                break
+        return {
+            "requests_per_s": rate,
+            "latency_ms": _percentiles(waited),
+            "busy": worked / (done - began),
+        }
+
+    def _respond(self, text: Sequence[str]) -> None:
+        """All that an application does between a text and its answer."""
+        found = self._read(text)
+        if self.translates:
+            self.tokenizer.decode(self.model(found), skip_special_tokens=True)
+        elif _kind(self.spec.auto) == "Writer":
+            self.model.write(_batch(self.model, [found]), self.spec.new_tokens, _unheard)
+        else:
+            self.model(_batch(self.model, [found]))
+
+    def _reader(self) -> Any:
+        """What makes a model's inputs of a raw text: of a translator, transformers' tokenizer."""
+        if not self.translates:
+            return self.model.read
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            self.spec.tokenizer, local_files_only=True, trust_remote_code=self.spec.code
+        )
+        return lambda text: self.tokenizer(*text, truncation=True, max_length=self.spec.max_length)[
+            "input_ids"
+        ]
+
     def memory(self) -> int | None:
-        """The most that the process held so far, in bytes."""
-        return _peak_memory()
+        """The most that the process held so far less what it held before the model, or that the model held on a GPU, in bytes."""
+        if (own := self.model.memory()) is not None:
+            return int(own)
+        peak = _peak_memory()
+        return None if peak is None or self.held is None else max(0, peak - self.held)
 
     def answer(self, rows: Any) -> None:
         """Write what `MeasureSpec.answers` holds."""
@@ -417,13 +570,22 @@ class _Worker:
                 "written": np.asarray(flat, np.int64),
                 "lengths": np.asarray(list(map(len, texts)), np.int64),
             }
-        elif model.writes:
-            found = model.score(rows) | {"same_tokens": model.same_tokens(self.prompts, spec.special)}
+        elif _kind(spec.auto) == "Writer":
+            found = model.score(rows) | {"same_tokens": model.same_tokens(self.prompts)}
         elif "TokenClassification" in spec.auto:
             found = {"logits": model.at(rows)}
         else:
-            found = {"logits": _logits(model, rows, spec)}
+            encoded = model.encode(rows)
+            found = {
+                "logits": _logits(model, encoded, spec),
+                "input_ids": np.concatenate([np.zeros(0, np.int64), *(row["input_ids"] for row in encoded)]),
+                "lengths": np.asarray([len(row["input_ids"]) for row in encoded], np.int64),
+            }
         save_file(found, str(spec.answers))
+
+
+def _unheard(token: int) -> None:
+    """What a token is told to where nobody listens."""
 
 
 def _batch(model: Answers, rows: Sequence[Encoded]) -> Encoded:
@@ -440,6 +602,37 @@ def _batches(rows: Sequence[Encoded], size: int) -> list[np.ndarray]:
     """Numbers of rows of like length, so many at a time, short ones first."""
     order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _arrivals(rate: float, seconds: float) -> np.ndarray:
+    """When requests arrive, in seconds: a Poisson process, `RUNS` of them at least, if they come in `PATIENCE` times as long."""
+    count = max(round(rate * seconds), min(RUNS, math.ceil(rate * seconds * PATIENCE)))
+    return np.random.default_rng(0).exponential(1 / rate, count).cumsum()
+
+
+def _most(served: np.ndarray, limit: float, seconds: float) -> float | None:
+    """The highest rate, requests a second, at which 95 % wait and are served within a limit; None: there is none.
+
+    Args:
+        served: milliseconds that each request takes by itself.
+        limit: milliseconds.
+    """
+
+    def kept(rate: float) -> bool:
+        due = 1000 * _arrivals(rate, seconds)
+        free, waited = 0.0, []
+        for moment, spent in zip(due, np.resize(served, len(due)), strict=True):
+            free = max(free, moment) + spent
+            waited.append(free - moment)
+        return bool(np.percentile(waited, 95) <= limit)
+
+    least, most = 1 / limit, 1000 / float(served.mean())
+    if not kept(least):
+        return None
+    for _ in range(20):
+        middle = (least + most) / 2
+        least, most = (middle, most) if kept(middle) else (least, middle)
+    return least
 
 
 def _spaced(count: int, most: int) -> list[int]:
@@ -460,27 +653,12 @@ def _throughput(model: Answers, rows: Sequence[Encoded], size: int, seconds: flo
             return len(rows) / sum(map(statistics.median, times))
 
 
-def _generated(model: Answers, rows: Sequence[Encoded], spec: MeasureSpec) -> float:
-    """Tokens a second at batch 1, after the first one: greedily, with a cache of keys and values."""
-    seconds: list[float] = []
-    began = time.perf_counter()
-    for row in rows:
-        seconds += model.write({name: array[None] for name, array in row.items()}, spec.new_tokens)
-        if (
-            time.perf_counter() - began >= spec.throughput_seconds
-            and len(seconds) >= PASSES * spec.new_tokens
-        ):
-            break
-    return 1 / statistics.median(seconds)
-
-
-def _logits(model: Answers, texts: Texts, spec: MeasureSpec) -> np.ndarray:
+def _logits(model: Answers, rows: Sequence[Encoded], spec: MeasureSpec) -> np.ndarray:
     """Logits of all rows, float32 (N, C).
 
     Files are asked row by row, which takes no longer on a CPU: dynamic int8 takes the range of its activations
     from the whole batch, so that a row's answer in a batch would depend on its neighbours and its padding.
     """
-    rows = model.encode(texts)
     out: np.ndarray | None = None
     for numbers in _batches(rows, max(spec.batch_sizes) if spec.runtime == "torch" else 1):
         logits = model(_batch(model, [rows[row] for row in numbers]))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from kdcli import console
 from kdcli.errors import KDError
 from kdcli.files import write_text
+from kdcli.rundir import UNQUANTIZED
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -121,9 +122,10 @@ def _models(report: Report) -> dict[str, Mapping[str, Any]]:
 
 
 def _compared(report: Report) -> dict[str, Mapping[str, Any]]:
-    """The models, and the assistants between the teacher and what they taught."""
+    """The models, and between the teacher and what it taught the assistants, and the student before its weights were rounded."""
     teacher, *others = _models(report).items()
-    return dict([teacher, *report.get("assistants", {}).items(), *others])
+    before = {name: entry for name, entry in report["models"].items() if name == UNQUANTIZED}
+    return dict([teacher, *report.get("assistants", {}).items(), *before.items(), *others])
 
 
 # --- metrics: how people are told a score ---
@@ -601,6 +603,11 @@ def eval_table(result: Mapping[str, Any]) -> None:
         console.say(result["verdict"]["text"], style="bold")
 
 
+UNRUN = (
+    "Nothing here runs these files: their answers and their speed are not known. Compare them on the device."
+)
+
+
 def export_table(result: Mapping[str, Any]) -> None:
     """Print the artifacts of ``kdcli export`` (export.json) beside the torch student, and what they miss.
 
@@ -609,14 +616,14 @@ def export_table(result: Mapping[str, Any]) -> None:
     budget are as they must be.
     """
     metric, best, shown = result["metric"], result["recommended"], _metric(result["metric"])
-    texts = any("same_texts" in entry["parity"] for entry in result["artifacts"].values())
+    texts = any("same_texts" in (entry["parity"] or {}) for entry in result["artifacts"].values())
 
     agrees = ["agrees", "texts"] if texts else ["agrees"]
     rows, misses = [_export_cells("torch student", metric, result["torch"], agrees)], []
     for name, entry in result["artifacts"].items():
-        parity, budget = entry["parity"], entry["budget"]
+        parity, budget = entry["parity"] or {}, entry["budget"]
         rows.append(_export_cells(("* " if name == best else "") + name, metric, entry, agrees))
-        if not parity["within"]:
+        if not parity.get("within", True):
             lost = _differences(metric, parity["score_drop"])[0].removeprefix("+")
             agreed = f"agrees with the torch student on {_share(parity['agreement'])} of the {shown.item}"
             if "generated" in parity:
@@ -627,7 +634,7 @@ def export_table(result: Mapping[str, Any]) -> None:
             if parity.get("same_tokens", 1) < 1:
                 same = _share(parity["same_tokens"])
                 misses.append(
-                    f"{name}: its own tokenizer cuts only {same} of the prompts as the student's does"
+                    f"{name}: its own tokenizer cuts only {same} of the texts as the student's does"
                 )
         for key, check in budget.items():
             if key != "met" and not check["met"]:
@@ -641,14 +648,71 @@ def export_table(result: Mapping[str, Any]) -> None:
         )
     if result.get("note"):
         console.say(f"{result['hardware']}: {result['note']}")
-    for miss in misses:
-        console.say(miss)
-    if best is None:
+    for line in [*_stream_lines(result), *_load_lines(result), *misses]:
+        console.say(line)
+    if compared := result.get("quantization"):
+        _quantization_table(metric, compared)
+    if not any(entry["parity"] for entry in result["artifacts"].values()):
+        console.say(UNRUN, style="bold")
+    elif best is None:
         console.say("No artifact is within tolerance and budget.", style="bold")
     else:
         console.say("* recommended: the smallest within tolerance and budget")
     if result["smoke"]:
         console.say("A smoke run: these figures mean nothing.", style="bold")
+
+
+def _stream_lines(result: Mapping[str, Any]) -> list[str]:
+    """One sentence on each model that writes: how its answers come, token by token."""
+    lines = []
+    for name, entry in {"torch student": result["torch"], **result["artifacts"]}.items():
+        if entry.get("between_tokens_ms"):
+            first, later = (
+                f"{_milliseconds(entry[key]['p50'])} (95 %: {_milliseconds(entry[key]['p95'])})"
+                for key in ("first_token_ms", "between_tokens_ms")
+            )
+            lines.append(f"{name}: an answer's first token in {first}, then one each {later}")
+    return lines
+
+
+def _load_lines(result: Mapping[str, Any]) -> list[str]:
+    """One sentence on each artifact that was asked raw texts at stated rates."""
+    lines = []
+    for name, entry in result["artifacts"].items():
+        if load := entry.get("load"):
+            at = []
+            for rate in load["rates"]:
+                late = "" if rate["busy"] < 1 else " (falls behind)"
+                at.append(
+                    f"{_milliseconds(rate['latency_ms']['p95'])} at {rate['requests_per_s']:g} a second{late}"
+                )
+            line = f"{name}: from raw text to answer, 95 % of requests within {', '.join(at)}"
+            if load["limit_ms"] is not None:
+                most = load["most_requests_per_s"]
+                kept = "no rate keeps" if most is None else f"up to {float(f'{most:.2g}'):,g} a second keep"
+                line += f"; {kept} {load['limit_ms']:g} ms"
+            lines.append(line)
+    return lines
+
+
+def _quantization_table(metric: str, compared: Mapping[str, Any]) -> None:
+    """What the stage with rounded weights is worth: the files beside those of the student before it."""
+    before, precision = _score(metric, compared["score"]), compared["precision"]
+    console.table(
+        f"trained in {precision}, against rounded after training; kept: of {before}, the student's in fp32 before that stage",
+        ["", "quantization-aware", "kept", "post-training", "kept"],
+        [
+            [
+                name,
+                *(
+                    cell
+                    for own in pair.values()
+                    for cell in (_score(metric, own["score"]), _share(own["kept"]))
+                ),
+            ]
+            for name, pair in compared["artifacts"].items()
+        ],
+    )
 
 
 def _export_columns(metric: str, agrees: Sequence[str]) -> list[str]:
@@ -667,7 +731,8 @@ def _export_cells(name: str, metric: str, entry: Mapping[str, Any], agrees: Sequ
     cost.append(_bytes(entry.get("peak_memory_bytes")))
     parity = entry.get("parity")
     if parity is None:
-        return [name, _score(metric, entry.get("score")), *cost, *("" for _ in agrees), ""]
+        checks = "not run" if "parity" in entry else ""
+        return [name, _score(metric, entry.get("score")), *cost, *("" for _ in agrees), checks]
     shares = [_share(parity.get(key)) for key in ("agreement", "same_texts")[: len(agrees)]]
     good = parity["within"] and entry["budget"]["met"]
     return [name, _score(metric, entry.get("score")), *cost, *shares, "ok" if good else "MISSED"]
@@ -954,6 +1019,66 @@ Data fingerprint `{dataset.get("fingerprint")}`.
 - {card.limits}
 - The licences of the teacher ({teacher}), of the data and of what the student started from were not checked
   by kdcli and may bind this model: check them before you publish or sell it.
+"""
+
+
+def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[Path, str]]) -> str:
+    """README.md of the folder that ``kdcli export`` makes: what its files are worth, where they were measured, how to run them.
+
+    ``result`` is what export.json holds, ``report`` the run's report.json, ``runs`` the files that run an artifact, with
+    their text.
+    """
+    import yaml
+
+    card, metric, best = _CARDS[result["task"]], result["metric"], result["recommended"]
+    front = {
+        "pipeline_tag": card.tag,
+        "tags": [card.tag, "knowledge-distillation", "kdcli", result["hardware"]],
+    }
+    texts = any("same_texts" in (entry["parity"] or {}) for entry in result["artifacts"].values())
+    agrees = ["agrees", "texts"] if texts else ["agrees"]
+    columns = _export_columns(metric, agrees)
+    rows = [_export_cells("torch student", metric, result["torch"], agrees)]
+    rows += [_export_cells(f"`{name}`", metric, entry, agrees) for name, entry in result["artifacts"].items()]
+    table = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    machine = result["environment"]
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    ran = any(entry["parity"] for entry in result["artifacts"].values())
+    advice = "**None of them is within tolerance and budget.**"
+    if best:
+        advice = f"`{best}` is the smallest within tolerance and budget."
+    elif not ran:
+        advice = f"**{UNRUN}**"
+    checked = (
+        f"Each file was run by its own runtime on all {result['test_examples']:,} test rows, and its answers compared with "
+        "those of the student in torch. "
+    )
+    notes = [f"- {note}" for note in [*_stream_lines(result), *_load_lines(result)]]
+    failed = [f"- {name} could not be run, and is not to be used" for name in result["failed"]]
+    languages = {".py": "python", ".mjs": "js", ".kt": "kotlin"}
+    used = "\n\n".join(
+        f"`{file.as_posix()}`:\n\n```{languages[file.suffix]}\n{text.strip()}\n```" for file, text in runs
+    )
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+
+# {card.kind[0].upper()}{card.kind[1:]} for hardware={_markdown(result["hardware"])}
+
+Files of a student of {_count(result["torch"].get("parameters"))} parameters. {_markdown(verdict_text(report))}
+
+## Figures
+
+{chr(10).join("| " + " | ".join(line) + " |" for line in table)}
+
+{advice} {checked if ran else ""}Measured on {_markdown(machine["processor"])} with {threads}, one row at a time, tokens given: on another machine
+the times are other ones. All figures, and the versions of what made and ran the files, stand in `export.json`.
+{chr(10).join(["", *notes, *failed, ""]) if notes or failed else ""}
+{used and f"## Use{chr(10) * 2}Without kdcli, by what the first line of each names:{chr(10) * 2}{used}{chr(10) * 2}"}## Limits
+
+- {card.limits}
+- The licences of the teacher, of the data and of what the student started from were not checked by kdcli and may bind
+  these files: check them before you publish or sell them.
 """
 
 

@@ -18,6 +18,8 @@ APP = "kdcli"
 """The job name that Hydra writes into a run directory of ours."""
 REPORT = "report.json"
 """The last file of a run: it is finished when it is there."""
+UNQUANTIZED = "unquantized"
+"""The student as it was before its stage with rounded weights: a folder of a run that has such a stage."""
 HYDRA = Path(".hydra", "hydra.yaml")
 LOCK = ".lock"
 ERROR = "error.json"

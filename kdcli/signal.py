@@ -69,6 +69,11 @@ class Signal:
         """C."""
         return self.logits.shape[-1]
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.logits.device
+
     def at(self, positions: slice | Tensor) -> Signal:
         """The signal at some of the positions."""
         return Signal(self.logits[positions], _some(self.matched, positions))
@@ -114,6 +119,11 @@ class Head:
         bias = None if self.bias is None else self.bias[:classes]
         return replace(self, weight=self.weight[:classes], bias=bias)
 
+    def to(self, where: torch.device) -> Head:
+        """The same head on another device."""
+        bias = None if self.bias is None else self.bias.to(where)
+        return replace(self, weight=self.weight.to(where), bias=bias)
+
     def shaped(self, logits: Tensor) -> Tensor:
         """What comes after the matrix product, in fp32."""
         logits = logits.float()
@@ -157,9 +167,9 @@ class HiddenSignal:
         return replace(self, head=self.head.first(classes))
 
     def to(self, where: torch.device) -> HiddenSignal:
-        """The same signal on another device; the head stays where its weights are."""
+        """The same signal on another device, with its head."""
         inside = None if self.inside is None else self.inside.to(where)
-        return HiddenSignal(self.hidden.to(where), self.head, _moved(self.matched, where), inside)
+        return HiddenSignal(self.hidden.to(where), self.head.to(where), _moved(self.matched, where), inside)
 
 
 @dataclass(frozen=True)
@@ -187,6 +197,11 @@ class TopKSignal:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.log_p.device
 
     def at(self, positions: slice | Tensor) -> TopKSignal:
         """The signal at some of the positions."""

@@ -206,6 +206,7 @@ def train(stage: Stage) -> None:
         1, arguments.n_gpu
     )  # several GPUs are used by several processes, never by DataParallel
     for name, parameter in stage.distiller.named_parameters():
+        name = name.replace(".parametrizations.weight.original", ".weight")  # if it is trained rounded
         if any(part in name for part in cfg.freeze):
             parameter.requires_grad_(False)
     for module in stage.distiller.student.modules():
@@ -347,7 +348,7 @@ class _Trainer(HFTrainer):
                 batch["teacher"] = self.stage.teacher.look(raw, self.stage.distiller.parts).to(device)
             _, labels = self.task.positions(batch["labels"])
             counts += self.stage.distiller.counts(labels, batch.get("gold"), batch.get("teacher"))
-            self.tokens += int(self.lengths[batch["rows"].numpy()].sum())
+            self.tokens += int(self.lengths[batch["rows"].cpu().numpy()].sum())
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts)
         return batches, counts
@@ -381,8 +382,9 @@ class _Trainer(HFTrainer):
             for number, place in enumerate(own):
                 raw[place] = answered[number]
                 features[place] = encoded[number] | {"row": features[place]["row"]}
-            batch |= self.task.collate(features, stage.tokenizer)
-        dataset = torch.ones(len(raw), dtype=torch.bool)
+            made = self.task.collate(features, stage.tokenizer)
+            batch |= {name: tensor.to(batch["rows"].device) for name, tensor in made.items()}
+        dataset = torch.ones(len(raw), dtype=torch.bool, device=batch["labels"].device)
         dataset[own] = False
         batch["gold"] = dataset.repeat_interleave(self.task.counts(batch["labels"]))
         return raw

@@ -330,3 +330,22 @@ def translator(folder: Path, longest: int = 4) -> Path:
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def run_snippet(file: Path, *words: str) -> list[str]:
+    """The lines that an artifact's run_….py prints, in a process that finds no kdcli."""
+    code = f"import sys, runpy; sys.modules['kdcli'] = None; sys.argv = {[str(file), *words]!r}; runpy.run_path({str(file)!r})"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()
+
+
+def texts_of(run: Path) -> list[str]:
+    """The test texts of a finished run, in the order of its predictions."""
+    from kdcli.config import Distill, check
+    from kdcli.data import load
+    from kdcli.rundir import saved_config
+
+    return list(load(check(Distill, saved_config(run)).dataset)["test"]["text"])

@@ -9,13 +9,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Measure
 from kdcli.errors import ConfigError
 from kdcli.files import size_of
 from kdcli.measure import Process, measure_rows, runtime_of
-from kdcli.models import Source, label_order, load_config
+from kdcli.models import Source, label_order, load_config, load_tokenizer
 from kdcli.rollouts import decoded, go_on
 from kdcli.runtimes.base import Runtime
 from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task
@@ -24,9 +25,12 @@ from kdcli.tasks.seq2seq import Seq2Seq
 Counted = tuple[list[int], list[int]]
 """Token ids, and the places of those that count."""
 KINDS: dict[str, tuple[set[Runtime], str]] = {
-    "classifier": ({"onnx", "openvino", "litert", "executorch"}, "an .onnx, .xml, .tflite or .pte file"),
-    "language model": ({"llama"}, "a .gguf file"),
-    "translator": ({"onnx", "ctranslate2"}, "a folder, onnx or ctranslate2"),
+    "classifier": (
+        {"onnx", "openvino", "exported", "torch", "node", "litert", "executorch"},
+        "an .onnx, .xml, .pt2, .tflite or .pte file, or a folder bf16",
+    ),
+    "language model": ({"llama", "onnx", "torch"}, "a .gguf or .onnx file, or a folder bf16"),
+    "translator": ({"onnx", "ctranslate2", "torch"}, "a folder, onnx, ctranslate2 or bf16"),
 }
 """What may run an artifact, and what it looks like, by what it was made of."""
 
@@ -40,6 +44,7 @@ def ask(
     max_length: int,
     written: Sequence[Counted] = (),
     beside: Process | None = None,
+    limit: float | None = None,
 ) -> tuple[dict[str, Any], Predictions, dict[str, float]]:
     """Run one artifact on a split's rows.
 
@@ -48,13 +53,14 @@ def ask(
         rows: as `task.prepare` gives them.
         written: what the torch student wrote, as `write` gives it.
         beside: the torch student, which takes turns with it.
+        limit: milliseconds that requests may take, as `measure` takes it.
 
     Returns:
         What the artifact needs (the fields of `Measurement`); its answers, of a translator only its texts; and shares.
+        Of all `same_tokens`: texts (of a language model: prompts) that its own tokenizer cuts into the student's token ids.
         Of a translator, if `written` is given, `agreement`: of the tokens that the torch student wrote, those that the
-        artifact writes too before its text's first other one, and `same_texts`, of whole texts. Of a language model
-        `same_tokens`, prompts that its own tokenizer cuts into the student's token ids, and, if `written` is given,
-        `generated`: of the tokens that the torch student wrote greedily, those that the artifact writes too before it
+        artifact writes too before its text's first other one, and `same_texts`, of whole texts. Of a language model, if
+        `written` is given, `generated`: of the tokens that the torch student wrote greedily, those that the artifact writes too before it
         first writes another one. Up to there both have read the same, so the artifact is asked for its likeliest token
         at each place of the torch student's text; after the first difference nothing counts, however alike it may be.
 
@@ -65,32 +71,41 @@ def ask(
     runtime, folder = runtime_of(path), folder_of(path)
     kind = "classifier" if task.labels else "translator" if isinstance(task, Seq2Seq) else "language model"
     runtimes, looks = KINDS[kind]
-    if runtime not in runtimes or path.is_dir() != (kind == "translator"):
+    if runtime not in runtimes or (runtime != "torch" and path.is_dir() != (kind == "translator")):
         raise ConfigError(
             f"artifact: {path.name} is not what `kdcli export` makes of a {kind}: that is {looks}"
         )
     texts = task.inputs(rows, tokenizer)
     encoded = task.encode(tokenizer, rows, max_length)
     labels, counts = task.targets(encoded)
+    how: dict[str, Any] = {"answers": True, "beside": beside, "requests": texts, "limit": limit}
+    how["dtype"] = "auto"
     if isinstance(task, Seq2Seq):
-        found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, answers=True, beside=beside)
+        found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, **how)
         ends = found.pop("lengths").cumsum()[:-1]
         ours = [part.tolist() for part in np.split(found.pop("written"), ends)]
         said = task.written(Predictions({}, labels, counts), decoded(tokenizer, ours), encoded)
         theirs = [ids for ids, _ in written]
-        return found, said, _reproduced(tokenizer, theirs, ours) if theirs else {}
+        own = _same(
+            encoded, load_tokenizer(Source(folder, path.name))([text for (text,) in texts])["input_ids"]
+        )
+        return found, said, own | (_reproduced(tokenizer, theirs, ours) if theirs else {})
     if task.labels:
         tokens = None if encoded.labels is not None else list(_counted(encoded, first=0))
-        found = measure_rows(
-            cfg, runtime, path, folder, task, texts, max_length, answers=True, rows=tokens, beside=beside
-        )
+        found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, **how, rows=tokens)
         order = label_order(load_config(Source(folder, path.name)), task.labels, path.name)
-        return found, Predictions({"logits": found.pop("logits")[:, order]}, labels, counts), {}
+        said = Predictions({"logits": found.pop("logits")[:, order]}, labels, counts)
+        if tokens is not None:
+            return (
+                found,
+                said,
+                _same(encoded, _pieces(folder, rows["words"], max_length, tokenizer.truncation_side)),
+            )
+        ends = found.pop("lengths").cumsum()[:-1]
+        return found, said, _same(encoded, np.split(found.pop("input_ids"), ends))
     prompts = [[text, ids] for (text,), ids in zip(texts, _ids(texts, task, tokenizer), strict=True)]
     asked = [*_counted(encoded, first=1), *written]
-    found = measure_rows(
-        cfg, runtime, path, folder, task, prompts, max_length, answers=True, rows=asked, beside=beside
-    )
+    found = measure_rows(cfg, runtime, path, folder, task, prompts, max_length, **how, rows=asked)
     log_prob, top = found.pop("log_prob"), found.pop("top")
     shares = {"same_tokens": float(found.pop("same_tokens").mean())}
     if written:
@@ -123,16 +138,33 @@ def write(
 
 def folder_of(path: Path) -> Path:
     """The folder with an artifact's config and tokenizer."""
-    return path if path.is_dir() else path.parent
+    if path.is_dir():
+        return path
+    return path.parent.parent if runtime_of(path) == "node" else path.parent
 
 
 def bytes_of(path: Path) -> int:
     """Bytes of an artifact: of a folder those of its weights and graphs, as of a file."""
+    if path.suffix == ".mlpackage":
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     if path.is_dir():
-        return sum(
-            size_of(file) for pattern in ("*.onnx", "*.onnx.data", "model.bin") for file in path.glob(pattern)
-        )
+        patterns = ("*.onnx", "*.onnx.data", "model.bin", "*.safetensors")
+        return sum(size_of(file) for pattern in patterns for file in path.glob(pattern))
     return size_of(path)
+
+
+def _same(encoded: Encoded, own: Sequence[Sequence[int] | np.ndarray]) -> dict[str, float]:
+    """The share of the rows that an artifact's own tokenizer cuts as the student's does."""
+    same = [np.array_equal(encoded[row]["input_ids"], ids) for row, ids in enumerate(own)]
+    return {"same_tokens": float(np.mean(same))}
+
+
+def _pieces(folder: Path, rows: Sequence[list[str]], max_length: int, side: str) -> list[list[int]]:
+    """What the tokenizer.json in a folder makes of words."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length, direction=side)
+    return [each.ids for each in tokenizer.encode_batch(list(rows), is_pretokenized=True)]
 
 
 def _reproduced(

@@ -71,7 +71,8 @@ from kdcli.models import (
     with_new_head,
 )
 from kdcli.preflight import preflight, translates
-from kdcli.rundir import REPORT
+from kdcli.quantization import FakeQuantization
+from kdcli.rundir import REPORT, UNQUANTIZED
 from kdcli.students.base import Birth
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks import task_of
@@ -105,7 +106,7 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
     with console.Stages(_planned(parts), quiet=not first) as stages:
         lessons: dict[str, Lesson] = {}
         pupils: dict[str, Source] = {}
-        steps = 0
+        steps: dict[str, int] = {}
         for part in parts:
             if part.course not in lessons:
                 lessons[part.course] = prepare_lesson(part, stages)
@@ -113,7 +114,7 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
             fresh = part.pupil not in pupils
             born = birth(part, lesson) if fresh else pupils[part.pupil]
             pupils[part.pupil], taken = teach(part, stages, lesson, born, fresh)
-            steps += taken if part.pupil == STUDENT else 0
+            steps |= taken if part.pupil == STUDENT else {}
         if cfg.control:
             train_control(run, stages, steps)
         if first:
@@ -128,6 +129,8 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
 
 STUDENT = "student"
 """The pupil that is not an assistant."""
+QUANTIZED = f"{STUDENT}/quantized"
+"""The student's last step, if it has one with rounded weights."""
 OWN = ""
 """The course that the run's own teacher gives on the run's own data."""
 
@@ -152,6 +155,8 @@ class Step:
     course: str = OWN
     last: bool = True
     """No other step of the pupil follows."""
+    quantization: FakeQuantization | None = None
+    """What rounds the weights in it."""
 
     @property
     def taught(self) -> bool:
@@ -184,7 +189,22 @@ def steps_of(cfg: Config) -> list[Step]:
         steps.append(
             Step(shown, losses, weights, trainer, stage.rows, pupil, _course(cfg, name, stage), last)
         )
+    if cfg.student.quantization is not None:
+        grid = FakeQuantization(cfg.student.quantization)
+        trainer = _quantizing(cfg, steps[-1].trainer)
+        quantized = dataclasses.replace(steps[-1], name=QUANTIZED, trainer=trainer, quantization=grid)
+        steps = [*steps[:-1], dataclasses.replace(steps[-1], last=False), quantized]
     return steps
+
+
+def _quantizing(cfg: Config, trainer: TrainerConfig) -> TrainerConfig:
+    """A trainer's settings for the stage with rounded weights."""
+    return trainer.model_copy(
+        update={
+            "epochs": cfg.student.quantization_epochs,
+            "learning_rate": cfg.student.quantization_learning_rate,
+        }
+    )
 
 
 def _course(cfg: Config, name: str, stage: StepConfig) -> str:
@@ -226,6 +246,11 @@ class Run:
     def out(self) -> Path:
         """Where the trained model is kept."""
         return self.folder / STUDENT if self.pupil == STUDENT else self.folder / "assistants" / self.pupil
+
+    @property
+    def quantized(self) -> FakeQuantization | None:
+        """What rounds the weights of student and control in their last step."""
+        return self.steps[-1].quantization
 
     @property
     def losses(self) -> list[Loss]:
@@ -354,6 +379,11 @@ def _of_part(cfg: Config, course: str, pupil: str) -> dict[str, Any]:
 
 def _birth_by(cfg: StudentConfig) -> Birth:
     by: Birth = build(cfg, Birth)
+    if cfg.quantization is not None and by.adapts:
+        raise ConfigError(
+            f"student.quantization = {cfg.quantization} trains all weights of the student, and this student's adapters only a few: "
+            "take another student, or leave it out (export rounds as well)"
+        )
     if cfg.path:
         by.source = find(cfg, "student")
     return by
@@ -627,7 +657,9 @@ def _planned(parts: Sequence[Run]) -> list[str]:
             planned.append(part.named("signals"))
         seen.add(part.course)
         planned += [step.name for step in part.steps]
-    return [*planned, *(["control"] if parts[-1].cfg.control else []), "evaluate"]
+    if parts[-1].cfg.control:
+        planned += ["control"] if parts[-1].quantized is None else ["control", "control/quantized"]
+    return [*planned, "evaluate"]
 
 
 def with_copies(run: Run, stages: console.Stages) -> datasets.Dataset:
@@ -927,8 +959,10 @@ def birth(run: Run, lesson: Lesson) -> Source:
     return Source(folder, f"the {run.pupil}", code=run.cfg.student.trust_remote_code)
 
 
-def teach(run: Run, stages: console.Stages, lesson: Lesson, born: Source, fresh: bool) -> tuple[Source, int]:
-    """A model trained in the steps of a part, and how many optimizer steps they were.
+def teach(
+    run: Run, stages: console.Stages, lesson: Lesson, born: Source, fresh: bool
+) -> tuple[Source, dict[str, int]]:
+    """A model trained in the steps of a part, and how many optimizer steps each was.
 
     Args:
         born: the model as it is before.
@@ -1008,13 +1042,15 @@ def _lessons(step: Step, lessons: dict[str, Teacher], ask: Callable[[], Teacher]
 
 def train_steps(
     run: Run, stages: console.Stages, lesson: Lesson, born: Source, lessons: dict[str, Teacher]
-) -> tuple[Source, int]:
-    """A model, taught by the teacher, step after step, and the number of optimizer steps."""
-    total = 0
-    for step in run.steps:
+) -> tuple[Source, dict[str, int]]:
+    """A model, taught by the teacher, step after step, and the number of optimizer steps of each."""
+    taken: dict[str, int] = {}
+    for number, step in enumerate(run.steps, start=1):
         chosen = step.select(lesson.rows)
         steps = planned_steps(step.trainer, len(chosen))
         out = run.out if step.last else run.folder / "stages" / "after" / step.name
+        if number < len(run.steps) and run.steps[number].quantization:
+            out = run.folder / UNQUANTIZED  # it is kept: what the last step is worth is told by it
         _train(
             run,
             stages,
@@ -1028,18 +1064,32 @@ def train_steps(
             lessons["validation"],
         )
         born = Source(out, born.name, code=born.code)
-        total += steps
-    return born, total
+        taken[step.name] = steps
+    return born, taken
 
 
-def train_control(run: Run, stages: console.Stages, steps: int) -> None:
-    """The same student with the gold labels alone: the same birth, seed and steps; rows without gold are left out."""
+def train_control(run: Run, stages: console.Stages, steps: dict[str, int]) -> None:
+    """The same student with the gold labels alone: the same birth, seed and steps; rows without gold are left out.
+
+    Args:
+        steps: the student's optimizer steps, by the names of its steps; those with rounded weights the control takes so too.
+    """
     own = next((loss for loss in run.steps[-1].losses.values() if isinstance(loss, HardLabel)), HardLabel())
     step = Step("control", {"hard_label": own}, {"hard_label": 1.0}, run.cfg.trainer)
+    out, source = run.folder / "control", run.sources[0]
+    last = steps.pop(QUANTIZED, 0)
+    before = run.folder / "stages" / "after" / "control" if last else out
     born = Source(
         run.folder / "stages" / "born" / STUDENT, "the control", code=run.cfg.student.trust_remote_code
     )
-    _train(run, stages, step, born, run.folder / "control", run.data.gold, steps, run.sources[0])
+    _train(run, stages, step, born, before, run.data.gold, sum(steps.values()), source)
+    if last:
+        trainer = _quantizing(run.cfg, run.cfg.trainer)
+        step = dataclasses.replace(
+            step, name="control/quantized", trainer=trainer, quantization=run.quantized
+        )
+        born = Source(before, born.name, code=born.code)
+        _train(run, stages, step, born, out, run.data.gold, last, source)
 
 
 def _train(
@@ -1059,7 +1109,7 @@ def _train(
         return
     with run.stage(stages, step.name, steps) as progress:
         distiller, tokenizer = _distiller(run, born, step, source)
-        seed = stage_seed(run.cfg.seed, "student" if step.name == "control" else step.name)
+        seed = stage_seed(run.cfg.seed, step.name.replace("control", STUDENT, 1))
         seed_everything(seed)
         train(
             Stage(
@@ -1080,7 +1130,7 @@ def _train(
                 rollout=run.cfg.rollout if step.taught and run.cfg.rollout.by == "student" else None,
                 validation_teacher=validation_teacher if step.taught else None,
                 metrics=run.folder / "metrics.jsonl",
-                finish=run.birth_by.undress,
+                finish=(step.quantization or run.birth_by).undress,
             )
         )
         run.state.wait_for_everyone()
@@ -1090,7 +1140,7 @@ def _distiller(run: Run, born: Source, step: Step, teacher: Source) -> tuple[Dis
     seed_everything(stage_seed(run.cfg.seed, f"{step.name}: what is new"))
     # a stage before may have been of another task
     model = load_model(born, run.task)[0] if has_head(born, run.task) else with_new_head(born, run.task)
-    run.birth_by.dress(model)
+    (step.quantization or run.birth_by).dress(model)
     for loss in step.losses.values():
         loss.attach(model.config, load_config(teacher))
     return Distiller(model, run.task, step.losses, step.weights), load_tokenizer(
@@ -1118,7 +1168,8 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
     task, max_length, teacher, signals = run.task, run.cfg.dataset.max_length, lesson.teacher, lesson.signals
     test = run.data["test"]
     folders = {"teacher": teacher.path}
-    folders |= {name: run.folder / name for name in ("control", "student") if (run.folder / name).is_dir()}
+    own = (UNQUANTIZED, "control", STUDENT)
+    folders |= {name: run.folder / name for name in own if (run.folder / name).is_dir()}
     models: dict[str, dict[str, Any]] = {}
     said: dict[str, Predictions] = {}
     written: dict[str, list[str]] = {}
@@ -1128,7 +1179,9 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
     }
     folders |= assistants
     beams = run.cfg.measure.num_beams if isinstance(task, Seq2Seq) and run.cfg.measure else 1
-    trained = {"student": run.steps[-1].name}
+    trained = {STUDENT: run.steps[-1].name}
+    if run.quantized is not None:
+        trained |= {UNQUANTIZED: run.steps[-2].name, "control": "control/quantized"}
     validation = {name: _best_validation(run, trained.get(name, name)) for name in folders}
     for done, (name, folder) in enumerate(folders.items()):
         stage.update(done, extra=name, total=len(folders))

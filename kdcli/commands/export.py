@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import yaml
+from safetensors.numpy import load_file
 from torch import Tensor
 
-from kdcli import console, report
-from kdcli.commands.artifacts import ask, bytes_of, write
-from kdcli.config import Budget, Distill, Tolerance, build, check, conf_dir, locate
+from kdcli import console, report, snippets
+from kdcli.commands.artifacts import ask, bytes_of, folder_of, write
+from kdcli.config import Budget, Distill, Hardware, Tolerance, build, check, conf_dir, locate
 from kdcli.config import Export as Config
 from kdcli.data import load
 from kdcli.environment import environment
@@ -21,11 +25,12 @@ from kdcli.errors import ConfigError, DataError, ExportError
 from kdcli.evaluate import agreement, examine, opened, save_predictions, score
 from kdcli.files import replaced, write_json
 from kdcli.hardware.base import Target
-from kdcli.measure import Process, specified
+from kdcli.measure import UNKNOWN, Process, runtime_of, specified
 from kdcli.models import Source
-from kdcli.rundir import read_report, saved_config
+from kdcli.rundir import UNQUANTIZED, read_report, saved_config
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Task
+from kdcli.tasks.seq2seq import Seq2Seq
 
 MISSED = 3
 """The exit code when the artifacts are there, and a tolerance or a budget is not met, or one of them could not be run."""
@@ -35,7 +40,8 @@ def export(cfg: Config, hardware: str) -> int:
     """Make RUN/export/<hardware>/ anew, and swap it in when every artifact was run."""
     run = Path(cfg.run).expanduser().absolute()
     recorded = read_report(run)
-    dataset = check(Distill, saved_config(run)).dataset
+    trained = check(Distill, saved_config(run))
+    dataset, quantization = trained.dataset, trained.student.quantization
     target: Target = build(cfg.hardware, Target)
     _require_task(target, hardware, dataset.kind)
     data = load(dataset)
@@ -47,7 +53,9 @@ def export(cfg: Config, hardware: str) -> int:
     student = Source(run / "student", "student")
     length = dataset.max_length
     out = run / "export" / hardware
-    speed = cfg.measure.model_copy(update={"threads": cfg.hardware.threads or cfg.measure.threads})
+    own = {"threads": cfg.hardware.threads or cfg.measure.threads, "device": target.device}
+    speed = cfg.measure.model_copy(update=own)
+    budget = cfg.hardware.budget
     with ExitStack() as stack:
         folder = stack.enter_context(replaced(out))
         stages = stack.enter_context(console.Stages(["torch", "export", "artifacts"]))
@@ -74,37 +82,47 @@ def export(cfg: Config, hardware: str) -> int:
         with stages.stage("artifacts", len(files)) as stage:
             for done, (precision, path) in enumerate(files.items()):
                 stage.update(done, extra=path.name)
+                made = {
+                    "precision": precision,
+                    "parameters": torch_entry["parameters"],
+                    "bytes": bytes_of(path),
+                }
+                if runtime_of(path) is None:
+                    entry = {**made, "score": None, **asdict(UNKNOWN), "parity": None, "retention": None}
+                    artifacts[path.name] = entry | {"budget": _budget(budget, entry)}
+                    continue
                 try:
-                    needs, said, shares = ask(speed, path, task, test, tokenizer, length, written, torch)
+                    needs, said, shares = ask(
+                        speed, path, task, test, tokenizer, length, written, torch, budget.max_latency_ms_p95
+                    )
                 except ExportError as error:
                     failed[path.name] = str(error)
                     console.error(str(error))
                     continue
                 save_predictions(folder / "predictions" / f"test.{path.name}.safetensors", said)
-                entry = {
-                    "precision": precision,
-                    "parameters": torch_entry["parameters"],
-                    "bytes": bytes_of(path),
-                    **score(task, said),
-                    **needs,
-                }
+                entry = {**made, **score(task, said), **needs}
                 parity = {"score_drop": torch_entry["score"] - entry["score"]}
                 if said.answers:
                     kept = "logits" if task.labels else "log_prob"
                     parity["agreement"] = agreement(task, torch_said, said)
                     parity["max_abs_difference"] = float(np.abs(torch_said[kept] - said[kept]).max())
                 parity |= shares
-                tolerances = cfg.hardware.tolerances
-                tolerance = tolerances.get(path.name, tolerances.get(precision, cfg.hardware.tolerance))
+                tolerance = _tolerance(cfg.hardware, path.name, precision, f"{dataset.kind}_{precision}")
                 entry["parity"] = parity | {"within": _within(tolerance, parity)}
                 entry["retention"] = task.retention(entry["score"], recorded["models"]["teacher"]["score"])
-                entry["budget"] = _budget(cfg.hardware.budget, entry)
+                entry["budget"] = _budget(budget, entry)
                 artifacts[path.name] = entry
         if not artifacts:
             raise ExportError(f"no file of hardware={hardware} could be run; nothing was kept")
-        good = [
-            name for name, entry in artifacts.items() if entry["parity"]["within"] and entry["budget"]["met"]
-        ]
+        ran = {name: entry for name, entry in artifacts.items() if entry["parity"]}
+        compared: dict[str, Any] = {}
+        if quantization is not None and ran:
+            before = _before(run / UNQUANTIZED, folder, target, set(ran), task, data["test"], inputs, length)
+            compared = {"precision": quantization} | _beside(
+                task, before, ran, recorded["models"]["teacher"]["score"]
+            )
+            remind(quantization, files)
+        good = [name for name, entry in ran.items() if entry["parity"]["within"] and entry["budget"]["met"]]
         result = {
             "schema": 1,
             "task": recorded["task"],
@@ -114,16 +132,123 @@ def export(cfg: Config, hardware: str) -> int:
             "test_examples": len(test),
             "smoke": recorded["smoke"],
             "environment": environment(),
+            "threads": speed.threads,
             "torch": torch_entry,
             "artifacts": artifacts,
             "failed": failed,
+            "quantization": compared,
             "recommended": min(good, key=lambda name: artifacts[name]["bytes"], default=None),
         }
+        if dataset.kind == "classification":
+            name = recorded["dataset"]["name"]
+            target.show(folder, name, data.labels, _shown(run, texts, test["label"], data.labels))
+        _deliver(folder, files.values(), result, recorded, task, tokenizer, length)
         write_json(folder / "export.json", result)
     report.export_table(result)
     console.say(f"files: {out}")
-    within = all(entry["parity"]["within"] for entry in artifacts.values())
-    return 0 if good and within and not failed else MISSED
+    if target.hint:
+        console.say(target.hint.format(out=out))
+    within = all(entry["parity"]["within"] for entry in ran.values())
+    unseen = not ran and all(entry["budget"]["met"] for entry in artifacts.values())
+    return 0 if (good or unseen) and within and not failed else MISSED
+
+
+def _deliver(
+    folder: Path,
+    files: Iterable[Path],
+    result: dict[str, Any],
+    recorded: Mapping[str, Any],
+    task: Task,
+    tokenizer: Any,
+    length: int,
+) -> None:
+    """Write what runs the artifacts without kdcli, of each runtime the recommended or else the smallest, and the model card."""
+    given = task.given(tokenizer) if isinstance(task, Seq2Seq) else []
+    constants = {
+        "MAX_LENGTH": max(1, length - len(given)),
+        "SIDE": tokenizer.truncation_side,
+        "CHAT": task.chat,
+        "PREFIX": task.prefix if isinstance(task, Seq2Seq) else "",
+        "GIVEN": given,
+    }
+    artifacts, runs = result["artifacts"], {}
+    places = {path.name: path for path in files}
+    for name in sorted(artifacts, key=lambda name: (name != result["recommended"], artifacts[name]["bytes"])):
+        runtime, place = runtime_of(places[name]), folder_of(places[name])
+        if runtime and runtime not in runs:
+            written = snippets.write(place, runtime, recorded["task"], constants | {"MODEL": name})
+            runs[runtime] = [(file.relative_to(folder), file.read_text(encoding="utf-8")) for file in written]
+    card = report.export_card(result, recorded, [file for files in runs.values() for file in files])
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def remind(quantization: str, files: Mapping[str, Path]) -> None:
+    """Tell that none of the files has the precision that the student was trained for."""
+    if quantization not in files:
+        console.warn(
+            f"the student was trained for weights in {quantization}, and none of these files has them; "
+            f"hardware=cpu 'hardware.precisions=[fp32,{quantization}]' makes one"
+        )
+
+
+def _before(
+    student: Path,
+    folder: Path,
+    target: Target,
+    names: set[str],
+    task: Task,
+    rows: datasets.Dataset,
+    inputs: list[dict[str, Tensor]],
+    length: int,
+) -> dict[str, float]:
+    """What the same files score if they are made of the student as it was before its weights were rounded; they are not kept.
+
+    Returns:
+        The scores of that student itself, by the name "", and of the files of these names.
+    """
+    source = Source(student, "the student before its weights were rounded")
+    model, tokenizer = opened(source, task, length)
+    test = task.prepare(rows, tokenizer, length)
+    _, ours = examine(source, model, tokenizer, task, test, length)
+    found: dict[str, float] = {"": score(task, ours)["score"]}
+    with tempfile.TemporaryDirectory(prefix=".before-", dir=folder) as temporary:
+        files = target.export(student, Path(temporary), model.cpu(), inputs, length)
+        for path in files.values():
+            if path.name not in names:
+                continue
+            _, said, _ = ask(None, path, task, test, tokenizer, length)
+            found[path.name] = score(task, said)["score"]
+    return found
+
+
+def _beside(
+    task: Task, before: dict[str, float], artifacts: dict[str, dict[str, Any]], teacher: float
+) -> dict[str, Any]:
+    """The student before its weights were rounded, and each file beside what rounding after training would have made.
+
+    Args:
+        before: as `_before` gives it.
+
+    Returns:
+        `score` and `retention`, in fp32; and `artifacts`, by name `quantization_aware` and `post_training`, each with `score`,
+        `retention` (of the teacher's score) and `kept` (of that student's score in fp32).
+    """
+
+    def told(score: float) -> dict[str, float | None]:
+        return {
+            "score": score,
+            "retention": task.retention(score, teacher),
+            "kept": task.retention(score, before[""]),
+        }
+
+    return {
+        "score": before[""],
+        "retention": task.retention(before[""], teacher),
+        "artifacts": {
+            name: {"quantization_aware": told(entry["score"]), "post_training": told(before[name])}
+            for name, entry in artifacts.items()
+        },
+    }
 
 
 def _require_task(target: Target, hardware: str, kind: str) -> None:
@@ -142,8 +267,27 @@ def _require_task(target: Target, hardware: str, kind: str) -> None:
     ]
     raise ConfigError(
         f"hardware={hardware} makes files of {' and '.join(names[task] for task in target.serves)}, and this run's task "
-        f"is {kind}; use {' or '.join(others)}"
+        f"is {kind}; use {' or '.join(filter(None, [', '.join(others[:-1]), others[-1]]))}"
     )
+
+
+def _tolerance(hardware: Hardware, *names: str) -> Tolerance:
+    """The one of the first name that has its own."""
+    return next(
+        (hardware.tolerances[name] for name in names if name in hardware.tolerances), hardware.tolerance
+    )
+
+
+def _shown(
+    run: Path, texts: Sequence[Sequence[str]], gold: Sequence[int], labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rows of the test split as `Target.show` takes them, with the answers of the teacher that the run keeps."""
+    logits = load_file(run / "predictions" / "test.teacher.safetensors")["logits"].astype(np.float64)
+    probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).tolist()
+    return [
+        {"texts": row, "label": labels[number], "teacher": dict(zip(labels, said, strict=True))}
+        for row, number, said in zip(texts, gold, probabilities, strict=True)
+    ]
 
 
 def _within(tolerance: Tolerance, parity: dict[str, float]) -> bool:
@@ -154,13 +298,16 @@ def _within(tolerance: Tolerance, parity: dict[str, float]) -> bool:
 
 
 def _budget(budget: Budget, entry: dict[str, Any]) -> dict[str, Any]:
-    """Each limit that is set, what the artifact needs, and whether all are met."""
+    """Each limit that is set, what the artifact needs (None: nobody could measure it, and it is missed), and whether all are met."""
     most = {
         "max_bytes": entry["bytes"],
         "max_latency_ms_p95": entry["latency_ms"]["p95"],
         "max_memory_bytes": entry["peak_memory_bytes"],
     }
-    least = {"min_retention": entry["retention"], "min_agreement": entry["parity"].get("agreement")}
+    least = {
+        "min_retention": entry["retention"],
+        "min_agreement": (entry["parity"] or {}).get("agreement"),
+    }
     limits = {key: limit for key, limit in budget.model_dump().items() if limit is not None}
     checked = {}
     for key, limit in limits.items():

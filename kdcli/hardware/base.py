@@ -10,7 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -28,8 +28,15 @@ class Target(ABC):
 
     serves: ClassVar[tuple[Literal["classification", "token_classification", "causal_lm", "seq2seq"], ...]]
     """The tasks whose students it can make files of."""
-    note: ClassVar[str | None] = None
-    """What its figures do not tell of themselves, for export.json and whoever reads the table."""
+    note: ClassVar[str] = ""
+    """What its figures do not tell of themselves, for export.json and whoever reads the table or the card."""
+    hint: ClassVar[str] = ""
+    """What to type once the files are there, with `{out}` where their folder stands."""
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where its files and the torch student beside them are run."""
+        return "cpu"
 
     @abstractmethod
     def export(
@@ -54,6 +61,15 @@ class Target(ABC):
 
         Raises:
             ExportError: a package is missing, or the exporter failed.
+        """
+
+    def show(self, out: Path, name: str, labels: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:  # noqa: B027
+        """Write what people see of a classifier's answers, once the artifacts were run; most targets have nothing to show.
+
+        Args:
+            name: the student's.
+            labels: their names.
+            rows: of the test split: `texts`, one or two; `label`, and `teacher`, a probability for each label.
         """
 
 

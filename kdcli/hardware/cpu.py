@@ -6,31 +6,32 @@ import importlib.util
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kdcli.errors import ExportError
+from kdcli.errors import ConfigError, ExportError
+from kdcli.hardware import language
 from kdcli.hardware.base import Target, copy_beside, quietly
+from kdcli.hardware.language import TWO_GB
 from kdcli.hardware.translation import beside, write_ctranslate2, write_onnx
 from kdcli.models import Source, load_tokenizer
+from kdcli.quantization import BLOCK
 
-FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "int4": "model.int4.onnx"}
 FOLDERS = {"fp32": "onnx", "int8": "ctranslate2"}
 """Of a translator."""
-TWO_GB = 2**31 - 2**24
-"""Bytes of weights that a protobuf file can hold, less some room for the graph."""
 
 
 class Cpu(Target):
-    """ONNX files: `model.onnx` in fp32, and `model.int8.onnx` with dynamically quantized weights.
+    """ONNX files: `model.onnx` in fp32, `model.int8.onnx` with dynamically quantized weights, and `model.int4.onnx`.
 
     Inputs are named as in transformers (input_ids, attention_mask, token_type_ids: int64, (batch, sequence), both
     axes free), the output is `logits` (batch, labels), of a token classifier (batch, sequence, labels). Only standard
-    ONNX operators are used. Weights lie inside the file below 2 GB, in one file beside it above.
+    ONNX operators are used, but in int4. Weights lie inside the file below 2 GB, in one file beside it above.
 
     int8: the weights of matrix products with a scale per output channel, and the embeddings, which are most of a
     small student; activations are quantized as they come, so no calibration data is needed. Matrices keep to 7 of
@@ -39,21 +40,28 @@ class Cpu(Target):
     (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html). Unsigned weights of 8 bits
     avoid that too, but were a fifth to two thirds slower.
 
+    int4: the weights of matrix products and the embeddings, each 32 of a row (of an output channel) with a scale and a zero
+    point, by ONNX Runtime's own operators MatMulNBits and GatherBlockQuantized; activations stay floats. A translator
+    has none.
+
     Of a translator (encoder and decoder) folders: `onnx`, fp32, and `ctranslate2`, int8, each with the tokenizer's files
     and generation_config.json; what lies in them is told at `write_onnx` and `write_ctranslate2`.
 
+    Of a language model one graph a file, for the prompt and each further token, with a cache of keys and values, as
+    `language.trace` tells; `model.int8.onnx` and `model.int4.onnx` have its weights in blocks, as `language.blockwise` tells.
+
     Args:
-        precisions: which files to make.
+        precisions: which files to make; None: all of the task's, fp32 and int8, of a language model int4 too.
         opset: version of the ONNX operators. 17 is the first with LayerNormalization as one operator, and is read
             by ONNX Runtime since 1.12, in the browser and on phones too; 14 is for older ones.
         per_channel: one scale per output channel; false: one per matrix. A translator's have one per row.
     """
 
-    serves = ("classification", "token_classification", "seq2seq")
+    serves = ("classification", "token_classification", "causal_lm", "seq2seq")
 
     def __init__(
         self,
-        precisions: Annotated[list[Literal["fp32", "int8"]], Field(min_length=1)],
+        precisions: Annotated[list[Literal["fp32", "int8", "int4"]], Field(min_length=1)] | None = None,
         opset: Annotated[int, Field(ge=14, le=20)] = 17,
         per_channel: bool = True,
     ):
@@ -72,19 +80,28 @@ class Cpu(Target):
         Of the inputs only the names are used: nothing of their shapes or values can get into the graph that way. The model is left as it was.
 
         Raises:
+            ConfigError: int4 of a translator.
             ExportError: onnx, onnxruntime or ctranslate2 is missing, or the architecture cannot be written as ONNX, or is
                 one that CTranslate2 does not know.
         """
+        writes = model.can_generate() and not model.config.is_encoder_decoder
+        precisions = self.precisions or (["fp32", "int8", "int4"] if writes else ["fp32", "int8"])
         if model.config.is_encoder_decoder and model.can_generate():
-            return self._translator(student, out, model)
+            return self._translator(student, out, model, precisions)
         try:
             import onnx
             from onnxruntime.quantization import quantize_dynamic
+
+            if "int4" in precisions and not writes:
+                import onnx_ir  # noqa: F401  # its quantizer's
         except ImportError as error:
             raise ExportError(
                 f"{error}: hardware=cpu needs ONNX; install it with: pip install 'kdcli[cpu]'"
             ) from None
-        files: dict[str, Path] = {precision: out / FILES[precision] for precision in self.precisions}
+        files: dict[str, Path] = {precision: out / FILES[precision] for precision in precisions}
+        if writes:
+            self._language_model(student, out, model, files)
+            return files
         size = sum(parameter.nbytes for parameter in model.parameters())
         with tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary, quietly():
             traced = Path(temporary) / "traced.onnx"
@@ -104,13 +121,50 @@ class Cpu(Target):
                         reduce_range=True,
                         use_external_data_format=size / 4 > TWO_GB,
                     )
+                if "int4" in files:
+                    self._int4(onnx.load(traced), files["int4"], size / 6 > TWO_GB)
             except Exception as error:  # the exporter lets through whatever the model's code raises under it
                 raise self._failed(model, error) from error
         copy_beside(student, out)
         return files
 
-    def _translator(self, student: Path, out: Path, model: PreTrainedModel) -> dict[str, Path]:
-        folders: dict[str, Path] = {precision: out / FOLDERS[precision] for precision in self.precisions}
+    def _int4(self, graph: Any, path: Path, apart: bool) -> None:
+        """Matrices and embeddings in blocks of 4-bit weights; the opset stays, as both operators are ONNX Runtime's."""
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+        from onnxruntime.quantization.onnx_model import ONNXModel
+
+        whole = ONNXModel(graph)
+        whole.replace_gemm_with_matmul()
+        quantizer = MatMulNBitsQuantizer(
+            whole.model, block_size=BLOCK, op_types_to_quantize=("MatMul", "Gather")
+        )
+        quantizer.process()
+        quantizer.model.set_opset_import("", self.opset)
+        quantizer.model.save_model_to_file(str(path), use_external_data_format=apart)
+
+    def _language_model(
+        self, student: Path, out: Path, model: PreTrainedModel, files: Mapping[str, Path]
+    ) -> None:
+        with tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary, quietly():
+            try:
+                whole = language.trace(model, Path(temporary) / "traced.onnx", self.opset)
+                for precision, bits in ("int8", 8), ("int4", 4):
+                    if precision in files:
+                        language.save(language.blockwise(whole, bits), files[precision])
+                if "fp32" in files:  # last: above 2 GB the weights leave the graph
+                    language.save(whole, files["fp32"])
+            except Exception as error:
+                raise self._failed(model, error) from error
+        language.beside(student, out)
+
+    def _translator(
+        self, student: Path, out: Path, model: PreTrainedModel, precisions: Sequence[str]
+    ) -> dict[str, Path]:
+        if "int4" in precisions:
+            raise ConfigError(
+                "hardware.precisions: int4 is for classifiers and language models; a translator has fp32 and int8"
+            )
+        folders: dict[str, Path] = {precision: out / FOLDERS[precision] for precision in precisions}
         needs = {"fp32": ("onnx", "onnxruntime"), "int8": ("ctranslate2",)}
         packages = [name for precision in folders for name in needs[precision]]
         if missing := [name for name in packages if importlib.util.find_spec(name) is None]:

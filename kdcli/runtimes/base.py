@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ Counted = tuple[list[int], list[int]]
 """Token ids, and the places of those that count."""
 
 
-Runtime = Literal["torch", "onnx", "llama", "ctranslate2", "openvino", "litert", "executorch"]
+Runtime = Literal[
+    "torch", "onnx", "llama", "ctranslate2", "openvino", "exported", "node", "litert", "executorch"
+]
 """The modules of this package."""
 
 
@@ -35,13 +38,18 @@ class MeasureSpec:
         new_tokens: a language model writes so many, for its speed.
         max_length: tokens a row; the rest is cut off.
         threads: of the runtime.
+        device: of torch: "cpu" or "cuda".
+        dtype: of torch: "float32", or "auto": as the weights are stored.
         batch_sizes: rows a batch: throughput is that of the best of them.
         latency_runs: so many rows are run at batch 1, some of them anew where there are fewer.
         throughput_seconds: throughput is measured for about so long in all, over whole passes.
+        request_rates: requests a second, of raw texts (`kdcli.measure.Load`).
+        load_seconds: for about so long each.
         max_texts: speed is measured on at most so many rows, evenly spaced among all.
         speed: false: nothing is timed.
         answers: a safetensors file to write with what the model says of all rows, in their order: `logits`, float32
-            (N, C), of a token classifier at its counted tokens, or of a GGUF file's counted tokens `log_prob`, float32
+            (N, C), and `input_ids`, int64, its tokens of all rows, and `lengths`, int64 (N,), how many each has; of a token
+            classifier the logits alone, at its counted tokens, or of a language model's counted tokens `log_prob`, float32
             (N,), and `top`, int64 (N,), the likeliest token, and `same_tokens`, bool (prompts,): its own tokenizer cuts
             the prompt into the ids given; of a translator `written`, int64, the tokens of all texts, and `lengths`,
             int64 (N,), how many each has.
@@ -56,9 +64,13 @@ class MeasureSpec:
     auto: str = "AutoModelForSequenceClassification"
     special: bool = True
     threads: int = 1
+    device: str = "cpu"
+    dtype: str = "float32"
     batch_sizes: Sequence[int] = (1, 8, 32)
     latency_runs: int = 200
     throughput_seconds: float = 2.0
+    request_rates: Sequence[float] = ()
+    load_seconds: float = 3.0
     max_texts: int = 256
     new_tokens: int = 32
     speed: bool = True
@@ -68,39 +80,79 @@ class MeasureSpec:
 
 
 class Runs(ABC):
-    """A model that is loaded, and answers. A runtime's module has a `Model`, a `Translator`, or both, made of a `MeasureSpec`.
+    """A model that is loaded, and answers. A runtime's module has a `Model` (of a classifier), a `Writer` (of a language model), a
+    `Translator`, or several of them, made of a `MeasureSpec`.
 
     Attributes:
         packages: what is imported before the model is loaded, so that its memory can be told from the model's.
         extra: of kdcli, that installs them.
+        held: bytes before the model was loaded, if another process than this one runs it.
     """
 
     packages: ClassVar[tuple[str, ...]]
     extra: ClassVar[str] = ""
+    held: int | None = None
+
+    def computed(self) -> float:
+        """Seconds that were computed for it so far, in all threads."""
+        return time.process_time()
+
+    def memory(self) -> int | None:
+        """The most that it held so far on a device or in a process of its own, in bytes; None: it is in this process's memory."""
+        return None
 
 
 class Answers(Runs):
     """A model that answers rows.
 
     Attributes:
-        writes: it is a language model, and goes on from a prompt.
         pad: the inputs, and what pads each.
     """
 
-    writes: bool = False
     pad: dict[str, int]
 
     @abstractmethod
     def encode(self, texts: Any) -> list[Encoded]:
         """The inputs of each row, (L,), cut to the most that it may have."""
 
+    def read(self, text: Sequence[str]) -> Encoded:
+        """The inputs of one raw text, (L,), as an application makes them."""
+        return self.encode([text])[0]
+
     @abstractmethod
     def __call__(self, batch: Encoded) -> np.ndarray:
         """Inputs (B, L) -> logits (B, C), of a token classifier (B, L, C)."""
 
-    def write(self, prompt: Encoded, count: int) -> list[float]:
-        """Go on from a prompt, greedily and whatever the end of text says: the seconds of each token after the first."""
-        raise NotImplementedError
+    def at(self, rows: Sequence[tuple[list[int], list[int]]]) -> np.ndarray:
+        """Logits of each row's counted tokens, float32 (N, C); row by row, whatever the runtime could take."""
+        found = []
+        for ids, places in rows:
+            row = np.asarray([ids], np.int64)
+            inputs = {
+                "input_ids": row,
+                "token_type_ids": np.zeros_like(row),
+                "attention_mask": np.ones_like(row),
+            }
+            found.append(self({name: inputs[name] for name in self.pad})[0, places])
+        return np.concatenate(found)
+
+
+class Writes(Answers):
+    """A language model, which goes on from a prompt."""
+
+    @abstractmethod
+    def write(self, prompt: Encoded, count: int, told: Callable[[int], object]) -> None:
+        """Go on from a prompt, (1, L), by so many tokens, greedily and whatever the end of text says.
+
+        Args:
+            told: called with each token as soon as it is known, so that its time can be taken or its text be shown.
+        """
+
+    def __call__(self, batch: Encoded) -> np.ndarray:
+        """Read a prompt and write one token, (1,)."""
+        said: list[int] = []
+        self.write(batch, 1, said.append)
+        return np.asarray(said)
 
 
 class File(Answers):
@@ -124,19 +176,6 @@ class File(Answers):
         )
         fill = {"input_ids": pad_id, "token_type_ids": config.get("pad_token_type_id", 0)}
         self.pad = {name: fill.get(name, 0) for name in names}
-
-    def at(self, rows: Sequence[tuple[list[int], list[int]]]) -> np.ndarray:
-        """Logits of each row's counted tokens, float32 (N, C); row by row, whatever the runtime could take."""
-        found = []
-        for ids, places in rows:
-            row = np.asarray([ids], np.int64)
-            inputs = {
-                "input_ids": row,
-                "token_type_ids": np.zeros_like(row),
-                "attention_mask": np.ones_like(row),
-            }
-            found.append(self({name: inputs[name] for name in self.pad})[0, places])
-        return np.concatenate(found)
 
     def encode(self, texts: Texts) -> list[Encoded]:
         known = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}

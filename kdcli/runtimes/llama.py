@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from kdcli.errors import ExportError
-from kdcli.runtimes.base import Answers, Encoded, MeasureSpec
+from kdcli.runtimes.base import Encoded, MeasureSpec, Writes
+
+GREEDY = {"samplers": ["top_k"], "top_k": 1}
 
 
-class Model(Answers):
+class Writer(Writes):
     """A GGUF file, run by llama.cpp on the CPU: its server, called within the process, with one slot.
 
     The server answers with the likeliest tokens of one position at a time, and with the log-probability of the token
@@ -21,7 +23,6 @@ class Model(Answers):
     """
 
     packages, extra = ("xllamacpp",), "laptop"
-    writes = True
     certain = 1e6
     """The bias of the token that is to be written."""
 
@@ -36,7 +37,7 @@ class Model(Answers):
         options.cpuparams.n_threads = options.cpuparams_batch.n_threads = spec.threads
         options.fit_params = options.warmup = options.ctx_shift = options.ui = False
         options.verbosity = 1  # errors
-        self.max_length = spec.max_length
+        self.max_length, self.special = spec.max_length, spec.special
         self.whole: int | None = None
         try:
             self.server = xllamacpp.Server(options)
@@ -46,16 +47,21 @@ class Model(Answers):
     def encode(self, prompts: Sequence[tuple[str, list[int]]]) -> list[Encoded]:
         return [{"input_ids": np.asarray(ids[: self.max_length], np.int64)} for _, ids in prompts]
 
-    def __call__(self, batch: Encoded) -> np.ndarray:
-        """Read a prompt and write one token; nothing of it is kept."""
-        said = self._ask(batch["input_ids"][0].tolist(), cache_prompt=False)
-        return np.asarray([said["usage"]["completion_tokens"]])
+    def write(self, prompt: Encoded, count: int, told: Callable[[int], object]) -> None:
+        """As the other runtimes do; pieces of a character are kept back until it is whole, and the last one alone is told."""
 
-    def write(self, prompt: Encoded, count: int) -> list[float]:
-        """Go on from a prompt, as torch does; by the server's own clock, so that all tokens took the same."""
+        def heard(part: dict[str, Any]) -> None:  # what is raised here is lost
+            refused.extend([part["error"]["message"]] if "error" in part else [])
+            for token in part.get("__verbose", {}).get("tokens", ()):
+                told(token)
+
+        refused: list[str] = []
+        options = {"stream": True, "verbose": True, "return_tokens": True, "cache_prompt": False}
         ids = prompt["input_ids"][0].tolist()
-        spent = self._ask(ids, n_predict=count + 1, ignore_eos=True, cache_prompt=False)["timings"]
-        return [spent["predicted_ms"] / 1000 / (spent["predicted_n"] - 1)] * (spent["predicted_n"] - 1)
+        request = GREEDY | options | {"prompt": ids, "n_predict": count, "ignore_eos": True}
+        self.server.handle_completions(request, heard)
+        if refused:
+            raise ExportError(f"llama.cpp refused a request: {refused[0]}")
 
     def score(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, np.ndarray]:
         """Of each row's counted tokens the log-probability after those before, and the likeliest token there."""
@@ -65,24 +71,27 @@ class Model(Answers):
             "top": np.asarray([top for _, top in found], np.int64),
         }
 
-    def same_tokens(self, prompts: Sequence[tuple[str, list[int]]], special: bool) -> np.ndarray:
+    def same_tokens(self, prompts: Sequence[tuple[str, list[int]]]) -> np.ndarray:
         """Whether the file's own tokenizer cuts each text into the ids given, bool (N,)."""
+        return np.asarray([self._tokens(text) == ids for text, ids in prompts], bool)
+
+    def read(self, text: Sequence[str]) -> Encoded:
+        """By the file's own tokenizer."""
+        return {"input_ids": np.asarray(self._tokens(text[0])[: self.max_length], np.int64)}
+
+    def _tokens(self, text: str) -> list[int]:
         import urllib.request
 
-        opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({})
-        )  # this machine, whatever the proxy
-        found = []
-        for text, ids in prompts:
-            body = {"content": text, "add_special": special, "parse_special": True}
-            request = urllib.request.Request(
-                f"{self.server.listening_address}/tokenize",
-                json.dumps(body).encode(),
-                {"Content-Type": "application/json"},
-            )
-            with opener.open(request) as answer:
-                found.append(json.load(answer)["tokens"] == ids)
-        return np.asarray(found, bool)
+        body = {"content": text, "add_special": self.special, "parse_special": True}
+        request = urllib.request.Request(
+            f"{self.server.listening_address}/tokenize",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        direct = urllib.request.ProxyHandler({})  # this machine, whatever the proxy
+        with urllib.request.build_opener(direct).open(request) as answer:
+            found: list[int] = json.load(answer)["tokens"]
+            return found
 
     def _token(self, before: list[int], token: int) -> tuple[float, int]:
         said = self._written(before, token)
@@ -113,9 +122,9 @@ class Model(Answers):
         return entry
 
     def _ask(self, ids: list[int], **options: Any) -> dict[str, Any]:
-        """One greedy request."""
-        greedy = {"n_predict": 1, "samplers": ["top_k"], "top_k": 1}
-        said: dict[str, Any] = self.server.handle_completions(greedy | options | {"prompt": ids})
+        """One token."""
+        request = GREEDY | options | {"prompt": ids, "n_predict": 1}
+        said: dict[str, Any] = self.server.handle_completions(request)
         if "error" in said:
             raise ExportError(f"llama.cpp refused a request: {said['error']['message']}")
         return said

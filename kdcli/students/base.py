@@ -19,6 +19,8 @@ class Birth(ABC):
 
     of_teacher: bool = False
     """Whether what is born answers much as the teacher does before it has learnt anything."""
+    adapts: bool = False
+    """Whether what `dress` puts in is trained alone, and the rest of the model stays as it is."""
     source: Source | None = None
     """The checkpoint that `student.path` names, set before `born`; None if there is no path."""
 

@@ -24,6 +24,8 @@ class Lora(Pretrained):
         target_modules: the names (or their ends) of the layers that get one; null: all linear layers but the head.
     """
 
+    adapts = True
+
     def __init__(
         self,
         r: Count = 16,

@@ -377,7 +377,7 @@ class Task(ABC):
 
     def counts(self, labels: Tensor) -> Tensor:
         """How many positions each row of a batch has: one."""
-        return torch.ones(len(labels), dtype=torch.int64)
+        return torch.ones(len(labels), dtype=torch.int64, device=labels.device)
 
     @abstractmethod
     def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
@@ -394,7 +394,8 @@ class Task(ABC):
         flat = torch.from_numpy(labels)
         kept = []
         for at in chunks(len(flat), signal.classes):
-            kept.append(self.answers(signal.rows(at), flat[at], None))
+            said = signal.rows(at)
+            kept.append(self.answers(said, flat[at].to(said.device), None))
         return Predictions(
             {key: torch.cat([part[key] for part in kept]).cpu().numpy() for key in kept[0]}, labels, counts
         )

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
-from tiny import sentences, write_csv
+from tiny import run_snippet, sentences, texts_of, write_csv
 
 from kdcli.files import hash_files
 from kdcli.launch import launch
@@ -143,7 +144,9 @@ def test_eval_needs_something_to_score(capsys: pytest.CaptureFixture[str], body:
 
 @pytest.fixture(scope="module")
 def exported(run: Path) -> Path:
-    assert launch("export", [f"run={run}", "measure.latency_runs=20", "measure.throughput_seconds=0.1"]) == 0
+    quick = ["measure.latency_runs=20", "measure.throughput_seconds=0.1", "measure.load_seconds=0.2"]
+    asked = ["measure.request_rates=[50,400]", "hardware.budget.max_latency_ms_p95=200"]
+    assert launch("export", [f"run={run}", *quick, *asked]) == 0
     return run / "export" / "cpu"
 
 
@@ -154,6 +157,7 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
     for name, entry in result["artifacts"].items():
         assert (exported / name).stat().st_size == entry["bytes"]
         assert entry["parity"]["within"]
+        assert entry["parity"]["same_tokens"] == 1
         assert entry["latency_ms"]["p50"] > 0
         assert entry["peak_memory_bytes"] > 1e7
         logits = load_file(exported / "predictions" / f"test.{name}.safetensors")["logits"]
@@ -165,6 +169,44 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
     fp32, torch_entry = result["artifacts"]["model.onnx"], result["torch"]
     assert fp32["peak_memory_bytes"] < torch_entry["peak_memory_bytes"]  # its process holds no torch
     assert (exported / "tokenizer.json").is_file()
+
+
+def test_raw_texts_are_answered_at_the_rates_that_were_asked_for(exported: Path) -> None:
+    """Times of a model that nobody waits for say nothing of a service that many ask at once."""
+    for entry in json.loads((exported / "export.json").read_text())["artifacts"].values():
+        load = entry["load"]
+        assert [rate["requests_per_s"] for rate in load["rates"]] == [50, 400]
+        for rate in load["rates"]:
+            assert 0 < rate["latency_ms"]["p50"] <= rate["latency_ms"]["p95"] <= rate["latency_ms"]["p99"]
+            assert 0 < rate["busy"] <= 1
+        assert load["limit_ms"] == 200
+        assert load["most_requests_per_s"] > 5
+
+
+def test_what_runs_the_file_without_kdcli_says_what_was_measured(run: Path, exported: Path) -> None:
+    """Lines that do not run, or that answer otherwise than the file that was checked: other tokens, other labels."""
+    report = json.loads((run / "report.json").read_text())
+    said = load_file(exported / "predictions" / "test.model.int8.onnx.safetensors")["logits"]
+    assert json.loads((exported / "export.json").read_text())["recommended"] == "model.int8.onnx"
+    text = texts_of(run)[3]
+    lines = run_snippet(exported / "run_onnx.py", text)
+    probability, label = lines[0].split(maxsplit=1)
+    expected = np.exp(said[3] - said[3].max()) / np.exp(said[3] - said[3].max()).sum()
+    assert label == report["labels"][int(said[3].argmax())]
+    assert float(probability) == pytest.approx(expected.max(), abs=1e-3)
+
+
+def test_the_card_of_the_files_shows_what_they_are_worth(exported: Path) -> None:
+    """Files that are handed on without their figures, or with a table that Markdown breaks."""
+    card = (exported / "README.md").read_text()
+    front, rest = card.removeprefix("---\n").split("---\n", 1)
+    assert yaml.safe_load(front)["pipeline_tag"] == "text-classification"
+    table = [line for line in rest.splitlines() if line.startswith("|")]
+    assert len(table) == 5
+    assert len({line.count("|") for line in table}) == 1
+    assert "`model.int8.onnx` is the smallest within tolerance and budget" in rest
+    assert (exported / "run_onnx.py").read_text().strip() in rest
+    assert "from raw text to answer" in rest
 
 
 def test_eval_of_an_artifact(run: Path, exported: Path, tmp_path: Path) -> None:
@@ -183,7 +225,12 @@ def test_missed_gates_are_exit_code_3_and_leave_the_files(
     run: Path, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An artifact that is too large or too wrong for the device must not pass in a pipeline."""
-    quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "hardware.precisions=[fp32]"]
+    quick = [
+        "measure.latency_runs=5",
+        "measure.throughput_seconds=0.05",
+        "measure.request_rates=[]",
+        "hardware.precisions=[fp32]",
+    ]
     assert launch("export", [f"run={run}", "hardware.budget.max_bytes=1000", *quick]) == 3
     assert "max_bytes is 1.0 kB" in capsys.readouterr().out
     result = json.loads((exported / "export.json").read_text())
@@ -202,7 +249,8 @@ def test_missed_gates_are_exit_code_3_and_leave_the_files(
 
 def test_export_for_openvino_is_calibrated_run_and_evaluated(run: Path, tmp_path: Path) -> None:
     """Calibration rows that are another model's inputs, or a file that `kdcli eval` does not take."""
-    quick = ["measure.latency_runs=10", "measure.throughput_seconds=0.05", "hardware.tolerance.agreement=0.9"]
+    quick = ["measure.latency_runs=10", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
+    quick.append("hardware.tolerance.agreement=0.9")
     assert launch("export", [f"run={run}", "hardware=intel", *quick]) == 0
     folder = run / "export" / "intel"
     result = json.loads((folder / "export.json").read_text())
@@ -216,6 +264,76 @@ def test_export_for_openvino_is_calibrated_run_and_evaluated(run: Path, tmp_path
     assert launch("eval", [*asked, f"hydra.run.dir={tmp_path / 'e'}"]) == 0
     scored = json.loads((tmp_path / "e" / "eval.json").read_text())["models"]["model.int8.xml"]
     assert scored["score"] == result["artifacts"]["model.int8.xml"]["score"]
+    file = min(
+        result["artifacts"],
+        key=lambda name: (name != result["recommended"], result["artifacts"][name]["bytes"]),
+    )
+    said = load_file(folder / "predictions" / f"test.{file}.safetensors")["logits"]
+    label = run_snippet(folder / "run_openvino.py", texts_of(run)[3])[0].split(maxsplit=1)[1]
+    assert label == json.loads((run / "report.json").read_text())["labels"][int(said[3].argmax())]
+
+
+def test_export_for_servers_is_run_and_evaluated(run: Path, tmp_path: Path) -> None:
+    """A program that only the batch of its sample fits, or a folder in bf16 that is run in fp32."""
+    quick = ["measure.latency_runs=10", "measure.throughput_seconds=0.05", "measure.load_seconds=0.05"]
+    assert launch("export", [f"run={run}", "hardware=cuda", *quick]) == 0
+    folder = run / "export" / "cuda"
+    result = json.loads((folder / "export.json").read_text())
+    assert set(result["artifacts"]) == {"bf16", "model.pt2"}
+    assert result["artifacts"]["bf16"]["bytes"] < 0.7 * result["torch"]["bytes"]
+    for name, entry in result["artifacts"].items():
+        assert 0 < entry["parity"]["max_abs_difference"] < 0.2
+        assert (
+            launch(
+                "eval",
+                [
+                    f"run={run}",
+                    f"artifact={folder / name}",
+                    "measure=null",
+                    f"hydra.run.dir={tmp_path / name}",
+                ],
+            )
+            == 0
+        )
+        scored = json.loads((tmp_path / name / "eval.json").read_text())["models"][name]
+        assert scored["score"] == pytest.approx(
+            entry["score"], abs=0.011
+        )  # one row: a batch of other rows rounds otherwise
+    text = texts_of(run)[3]
+    said = [
+        run_snippet(file, text)[0] for file in (folder / "bf16" / "run_torch.py", folder / "run_exported.py")
+    ]
+    labels = {line.split(maxsplit=1)[1] for line in said}
+    logits = load_file(folder / "predictions" / "test.bf16.safetensors")["logits"]
+    assert labels == {json.loads((run / "report.json").read_text())["labels"][int(logits[3].argmax())]}
+
+
+def test_what_cannot_be_run_here_is_made_and_said_to_be_unknown(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file for a device that is called good although nobody ever ran it."""
+    quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05"]
+    capsys.readouterr()
+    assert launch("export", [f"run={run}", "hardware=apple", *quick]) == 0
+    said = capsys.readouterr().out
+    assert "Nothing here runs these files" in said
+    assert "recommended" not in said
+    folder = run / "export" / "apple"
+    result = json.loads((folder / "export.json").read_text())
+    assert result["recommended"] is None
+    for name, entry in result["artifacts"].items():
+        assert (entry["score"], entry["latency_ms"]["p50"], entry["parity"]) == (None, None, None)
+        assert entry["bytes"] == sum(
+            file.stat().st_size for file in (folder / name).rglob("*") if file.is_file()
+        )
+    assert "**Nothing here runs these files" in (folder / "README.md").read_text()
+    assert launch("export", [f"run={run}", "hardware=apple", "hardware.budget.max_bytes=1e9", *quick]) == 0
+    assert (
+        launch("export", [f"run={run}", "hardware=apple", "hardware.budget.max_latency_ms_p95=1e9", *quick])
+        == 3
+    )
+    assert "misses its budget" in capsys.readouterr().out
+    assert launch("eval", [f"run={run}", f"artifact={folder / 'model.fp16.mlpackage'}", "measure=null"]) == 2
 
 
 def test_exports_for_several_targets_end_with_one_table(
@@ -223,7 +341,12 @@ def test_exports_for_several_targets_end_with_one_table(
 ) -> None:
     """Tables one after the other leave it to the reader which file of all is the best."""
     monkeypatch.chdir(tmp_path)
-    quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "hardware.precisions=[fp32]"]
+    quick = [
+        "measure.latency_runs=5",
+        "measure.throughput_seconds=0.05",
+        "measure.request_rates=[]",
+        "hardware.precisions=[fp32]",
+    ]
     words = [f"run={run}", "hardware=cpu,laptop", *quick]
     assert launch("export", words, multirun=True) == 2
     shown = capsys.readouterr()
@@ -250,7 +373,7 @@ def test_an_artifact_that_cannot_be_run_does_not_stop_the_others(
         return files
 
     monkeypatch.setattr(Cpu, "export", broken)
-    quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05"]
+    quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
     assert launch("export", [f"run={run}", *quick]) == 3
     said = capsys.readouterr()
     assert "model.int8.onnx: could not be run" in said.out
@@ -258,6 +381,46 @@ def test_an_artifact_that_cannot_be_run_does_not_stop_the_others(
     result = json.loads((run / "export" / "cpu" / "export.json").read_text())
     assert list(result["artifacts"]) == ["model.onnx"] == [result["recommended"]]
     assert list(result["failed"]) == ["model.int8.onnx"]
+
+
+def test_a_tokenizer_that_cuts_otherwise_fails_the_export(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device reads other tokens than those that the figures were taken of: pieces in another case are unknown words."""
+    from kdcli.hardware.cpu import Cpu
+
+    made = Cpu.export
+
+    def shouting(self: Cpu, student: Path, out: Path, *given: Any) -> dict[str, Path]:
+        files = made(self, student, out, *given)
+        told = json.loads((out / "tokenizer.json").read_text())
+        del told["model"]["vocab"]["good"]
+        told["model"]["vocab"]["GOOD"] = max(told["model"]["vocab"].values()) + 1
+        (out / "tokenizer.json").write_text(json.dumps(told))
+        return files
+
+    monkeypatch.setattr(Cpu, "export", shouting)
+    quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
+    loose = [
+        "hardware.tolerance.agreement=0",
+        "hardware.tolerance.score_drop=1",
+        "hardware.precisions=[fp32]",
+    ]
+    assert launch("export", [f"run={run}", *quick, *loose]) == 3
+    assert re.search(r"its own tokenizer cuts only \d+\.\d % of the texts", capsys.readouterr().out)
+
+
+def test_a_budget_that_nobody_can_keep_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A percentage where a share was meant fails every export, after minutes."""
+    for key, value in {
+        "min_retention": 97,
+        "min_agreement": 97,
+        "max_bytes": -1,
+        "max_latency_ms_p95": 0,
+        "max_memory_bytes": "nan",
+    }.items():
+        assert launch("export", [f"run={run}", f"hardware.budget.{key}={value}"]) == 2
+        assert "hardware.budget" in capsys.readouterr().err
 
 
 def test_export_refuses_what_is_no_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,7 +501,13 @@ def test_the_packaged_default_at_reduced_size(kdcli: Kdcli, tmp_path: Path) -> N
     assert report["verdict"]["compression"] > 5
     again = kdcli("distill", *options, "hydra.run.dir=again", "measure=null", "control=false")
     assert "from the cache" in again.stderr
-    done = kdcli("export", "run=demo", "measure.latency_runs=10", "measure.throughput_seconds=0.2")
+    done = kdcli(
+        "export",
+        "run=demo",
+        "measure.latency_runs=10",
+        "measure.throughput_seconds=0.2",
+        "measure.load_seconds=0.5",
+    )
     assert done.returncode in (0, 3), done.stderr
     result = json.loads((tmp_path / "demo" / "export" / "cpu" / "export.json").read_text())
     assert result["artifacts"]["model.int8.onnx"]["bytes"] < 0.3 * report["models"]["student"]["bytes"]

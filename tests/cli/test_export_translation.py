@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import pairs, translator, write_pairs
+from tiny import pairs, run_snippet, translator, write_pairs
 
 from kdcli.hardware import cpu, translation
 from kdcli.launch import launch
 
-QUICK = ["measure.latency_runs=4", "measure.throughput_seconds=0.05", "measure.max_texts=8"]
+QUICK = [
+    "measure.latency_runs=4",
+    "measure.throughput_seconds=0.05",
+    "measure.max_texts=8",
+    "measure.load_seconds=0.05",
+]
 NAMES = ["onnx", "ctranslate2"]
 
 
@@ -80,12 +85,31 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
         said = texts(exported / "predictions" / f"test.{name}.jsonl")
         assert [row["source"] for row in said] == [row["source"] for row in student]
         same = [one["text"] == other["text"] for one, other in zip(said, student, strict=True)]
+        assert entry["parity"]["same_tokens"] == 1
         assert entry["parity"]["same_texts"] == pytest.approx(sum(same) / len(same))
         assert entry["scores"]["bleu"] == entry["score"] > 20
         assert entry["scores"]["chrf"] > 20
     onnx = found["artifacts"]["onnx"]["parity"]
     assert (onnx["agreement"], onnx["same_texts"], onnx["score_drop"]) == (1, 1, 0)
     assert found["recommended"] == "ctranslate2"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_runs_the_folder_without_kdcli_writes_what_was_measured(name: str, exported: Path) -> None:
+    """Lines that do not run, or that write otherwise than the folder that was checked."""
+    said = texts(exported / "predictions" / f"test.{name}.jsonl")
+    for row in said[:2]:
+        assert run_snippet(exported / name / f"run_{name}.py", row["source"]) == [row["text"]]
+    assert result(exported)["artifacts"][name]["load"]["rates"][0]["latency_ms"]["p50"] > 0
+
+
+def test_a_checkpoint_for_servers(run: Path) -> None:
+    """A folder whose texts nobody compared, or whose lines write others."""
+    assert launch("export", [f"run={run}", "hardware=cuda", *QUICK]) == 0
+    folder = run / "export" / "cuda"
+    assert list(result(folder)["artifacts"]) == ["bf16"]
+    row = texts(folder / "predictions" / "test.bf16.jsonl")[0]
+    assert run_snippet(folder / "bf16" / "run_torch.py", row["source"]) == [row["text"]]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -159,4 +183,4 @@ def test_what_is_not_for_a_translator_is_refused_in_one_line(
         (exported.parent / "one" / file.name).write_bytes(file.read_bytes())
     (lone := exported.parent / "one" / "model.onnx").write_bytes(b"")
     assert launch("eval", [f"run={run}", f"artifact={lone}", into]) == 2
-    assert "a translator: that is a folder, onnx or ctranslate2" in capsys.readouterr().err
+    assert "a translator: that is a folder, onnx, ctranslate2 or bf16" in capsys.readouterr().err

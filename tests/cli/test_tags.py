@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import BAD, FILLER, GOOD, bert, speller, write_jsonl
+from tiny import BAD, FILLER, GOOD, bert, run_snippet, speller, write_jsonl
 from transformers import AutoModelForTokenClassification, BertModel, pipeline
 
 from kdcli.launch import launch
@@ -188,8 +188,12 @@ def test_export_to_onnx(run: Path, tmp_path: Path) -> None:
     made = json.loads((run / "export" / "cpu" / "export.json").read_text())
     whole = made["artifacts"]["model.onnx"]
     assert whole["parity"]["agreement"] == 1
+    assert whole["parity"]["same_tokens"] == 1
     assert whole["parity"]["max_abs_difference"] < 1e-4
     assert whole["score"] == pytest.approx(report_of(run)["models"]["student"]["score"])
+    lines = run_snippet(run / "export" / "cpu" / "run_onnx.py", "Anna", "lives", "in", "Oslo")
+    assert [line.split(maxsplit=1)[1] for line in lines] == ["Anna", "lives", "in", "Oslo"]
+    assert {line.split()[0] for line in lines} <= set(report_of(run)["labels"])
     into = tmp_path / "eval"
     assert launch("eval", [f"run={run}", "artifact=model.onnx", "measure=null", f"hydra.run.dir={into}"]) == 0
     assert json.loads((into / "eval.json").read_text())["models"]["model.onnx"]["score"] == whole["score"]

@@ -12,8 +12,8 @@ import kdcli
 ROOT = Path(kdcli.__file__).parent
 FLOORS = [
     {"errors", "signal", "scripts"},
-    {"config", "console", "files"},
-    {"catalogues", "rundir", "losses", "inside", "gguf", "rollouts"},
+    {"config", "console", "files", "snippets"},
+    {"catalogues", "rundir", "losses", "inside", "gguf", "rollouts", "quantization"},
     {"tasks", "runtimes"},
     {"models", "data"},
     {"students", "teachers", "hardware", "augment"},
@@ -89,3 +89,13 @@ def test_config_never_imports_torch() -> None:
 def test_measure_can_be_imported_without_torch() -> None:
     """The artifact's process would count torch's memory as the artifact's."""
     assert "torch" not in loaded("import kdcli.measure")
+
+
+def test_each_snippet_is_of_a_runtime_and_a_task() -> None:
+    """A file that is named otherwise is laid beside no artifact."""
+    runtimes = {path.stem for path in (ROOT / "runtimes").glob("*.py")} - {"__init__", "base"}
+    tasks = {path.stem for path in (ROOT / "tasks").glob("*.py")}
+    for path in (ROOT / "snippets").glob("[!_]*"):
+        if path.is_file():
+            runtime, _, task = path.stem.partition("_")
+            assert (runtime in runtimes, task in tasks) == (True, True), path.name

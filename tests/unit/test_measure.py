@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from kdcli.config import Measure
 from kdcli.errors import ExportError
 from kdcli.hardware.cpu import Cpu
 from kdcli.measure import UNKNOWN, MeasureSpec, measure, measure_rows
+from kdcli.runtimes.base import Encoded
 from kdcli.tasks.classification import Classification
 
 TEXTS = [[text] for text, _ in sentences(40)]
@@ -82,7 +84,7 @@ def test_the_process_of_an_onnx_file_imports_no_torch(spec: MeasureSpec, tmp_pat
     assert {"onnxruntime", "tokenizers"} <= loaded
     assert not loaded & {"torch", "transformers", "datasets", "pydantic"}
     loaded, _, memory, _ = map(json.loads, done.stdout.splitlines())
-    assert memory > loaded["held"] > 0
+    assert min(memory, loaded["held"]) > 0
 
 
 def test_torch_and_onnx_give_the_logits_of_all_rows_in_their_order(
@@ -180,8 +182,36 @@ def test_rows_of_a_split_are_measured_as_the_config_says(student: Path, tokenize
         answers=True,
     )
     np.testing.assert_allclose(found.pop("logits"), expected(student, tokenizer, texts), atol=1e-5)
+    ids = [tokenizer(*row, truncation=True, max_length=LENGTH)["input_ids"] for row in texts]
+    assert found.pop("lengths").tolist() == list(map(len, ids))
+    assert found.pop("input_ids").tolist() == [token for row in ids for token in row]
     assert set(found) == set(asdict(UNKNOWN))
-    assert [name for name, value in found.items() if not value] == ["times_faster"]
+    assert [name for name, value in found.items() if not value] == [
+        *("first_token_ms", "between_tokens_ms", "times_faster", "load")
+    ]
+
+
+def test_requests_wait_for_one_another(spec: MeasureSpec) -> None:
+    """Times of requests that come one after the other are no times of requests that come when they like."""
+    spec = replace(spec, load_seconds=0.2, request_rates=(20, 50_000))
+    with module.Process(spec, TEXTS) as process:
+        found = process.load(TEXTS, limit=1000)
+        assert process.load(TEXTS, limit=1e-6)["most_requests_per_s"] is None
+    slow, fast = found["rates"]
+    assert slow["busy"] < 0.9 < fast["busy"] <= 1
+    assert slow["latency_ms"]["p95"] < fast["latency_ms"]["p50"]
+    assert 20 < found["most_requests_per_s"] < 50_000
+
+
+def test_the_highest_rate_on_paper_is_that_of_the_queue() -> None:
+    """A rate at which the model alone is quick enough, and the queue before it grows without end."""
+    served = np.full(100, 10.0)
+    least, most = (module._most(served, limit, 200.0) for limit in (11.0, 1000.0))
+    assert module._most(served, 9.0, 200.0) is None
+    assert 0 < least < most < 100
+    # M/D/1 at a load r: the mean wait is r / (2 (1 - r)) of a service, 95 % wait at most about three times that
+    rate = module._most(served, 40.0, 2000.0)
+    assert 0.5 < rate * 0.01 < 0.8
 
 
 def test_nothing_is_started_where_nothing_is_asked_for(
@@ -209,6 +239,25 @@ def test_a_slow_model_is_not_run_thrice() -> None:
     rate = module._throughput(slow, rows, 10, 0.001)
     assert slow.calls == 1 + 4
     assert 0 < rate < 1000, "40 rows took at least 40 ms"
+
+
+def test_a_long_prompt_does_not_slow_what_follows() -> None:
+    """Who reads an answer waits once for its first token, and then from token to token: one mean of both is neither."""
+
+    class Slow:
+        def write(self, prompt: Encoded, count: int, told: Callable[[int], object]) -> None:
+            time.sleep(0.2)
+            for token in range(count):
+                told(token)
+                time.sleep(0.01)
+
+    spec = MeasureSpec("onnx", "", "", LENGTH, new_tokens=4, throughput_seconds=0.01)
+    worker = module._Worker(Slow(), [], spec, None)
+    worker.rows = [{"input_ids": np.ones((1, 3), np.int64)}] * 8
+    rate, gaps = worker.stream()
+    assert len(gaps) == 3 * 4, "the prompts of a slow model are not all gone through"
+    assert 10 <= np.median(gaps) < 100
+    assert 10 < rate < 100
 
 
 def test_two_models_take_turns(spec: MeasureSpec, student: Path) -> None:

@@ -804,6 +804,20 @@ def test_export_table_of_language_models(capsys: pytest.CaptureFixture[str]) -> 
     ]
 
 
+def test_export_table_tells_how_answers_come(capsys: pytest.CaptureFixture[str]) -> None:
+    """Tokens a second hide the wait for the first token, and a mean the tokens that stutter."""
+    good = {"parity": {"agreement": 1.0, "score_drop": 0.0, "within": True}, "budget": {"met": True}}
+    stream = {
+        "first_token_ms": {"p50": 80.4, "p95": 1234.0},
+        "between_tokens_ms": {"p50": 0.42, "p95": 21.34, "p99": 90.0},
+    }
+    model = fake_lm_model(random.Random(3), 14.2, 49_820_373, 0.8)
+    artifacts = {"model.int4.onnx": model | good | stream}
+    reports.export_table(fake_export() | {"metric": "log_prob", "torch": model, "artifacts": artifacts})
+    told = "model.int4.onnx: an answer's first token in 80.4 ms (95 %: 1,234 ms), then one each 0.42 ms (95 %: 21.3 ms)"
+    assert [line for line in capsys.readouterr().out.splitlines() if "token in" in line] == [told]
+
+
 # --- the page ---
 
 

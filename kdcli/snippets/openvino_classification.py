@@ -1,0 +1,28 @@
+"""python run_openvino.py "A text." ["The text that belongs to it."]   (pip install openvino tokenizers)"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino
+from tokenizers import Tokenizer
+
+MODEL = "model.fp16.xml"
+MAX_LENGTH = 128
+SIDE = "right"
+
+folder = Path(__file__).parent
+model = openvino.Core().compile_model(folder / MODEL, "CPU")
+tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+tokenizer.no_padding()
+tokenizer.enable_truncation(MAX_LENGTH, direction=SIDE)
+labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+
+row = tokenizer.encode(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+known = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
+inputs = {entry.any_name: np.array([known[entry.any_name]], np.int64) for entry in model.inputs}
+logits = model(inputs)["logits"][0]
+probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+for number in np.argsort(-probabilities):
+    print(f"{probabilities[number]:.4f} {labels[str(number)]}")

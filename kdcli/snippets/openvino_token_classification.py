@@ -1,0 +1,30 @@
+"""python run_openvino.py One word after the other   (pip install openvino tokenizers)"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino
+from tokenizers import Tokenizer
+
+MODEL = "model.fp16.xml"
+MAX_LENGTH = 128
+SIDE = "right"
+
+folder = Path(__file__).parent
+model = openvino.Core().compile_model(folder / MODEL, "CPU")
+tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+tokenizer.no_padding()
+tokenizer.enable_truncation(MAX_LENGTH, direction=SIDE)
+labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+
+words = sys.argv[1:]
+row = tokenizer.encode(words, is_pretokenized=True)
+known = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
+inputs = {entry.any_name: np.array([known[entry.any_name]], np.int64) for entry in model.inputs}
+logits = model(inputs)["logits"][0]
+first = {number: place for place, number in reversed(list(enumerate(row.word_ids)))}
+for number, word in enumerate(words):  # its tag is that of its first piece; none beyond MAX_LENGTH
+    if number in first:
+        print(labels[str(logits[first[number]].argmax())], word)

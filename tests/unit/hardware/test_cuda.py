@@ -1,0 +1,75 @@
+"""A checkpoint in bf16 and a program of torch.export: they answer as the student does, whatever the shape of the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_intel import CONFIGS, SEGMENTS, SHAPES, ask, create, inputs, student
+from tiny import speaker
+
+from kdcli.errors import ConfigError, ExportError
+from kdcli.hardware.cuda import Cuda
+from kdcli.measure import MeasureSpec, measure
+from kdcli.runtimes.exported import Model
+
+__all__ = ["student"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_any_batch_and_any_length_give_the_logits_of_torch(name: str, student: Path, tmp_path: Path) -> None:
+    """A shape, a mask or a position of the sample that is baked into the program is right for that sample alone."""
+    model, pad, segments = create(CONFIGS[name]), CONFIGS[name].pad_token_id, name in SEGMENTS
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    files = Cuda().export(student, tmp_path / "out", model, [inputs(1, 7, pad, segments)], 64)
+    assert [file.name for file in files.values()] == ["bf16", "model.pt2"]
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    loaded = Model(MeasureSpec("exported", str(files["pt2"]), str(tmp_path / "out"), 64))
+    for shape in SHAPES:
+        batch = inputs(*shape, pad, segments)
+        with torch.inference_mode():
+            expected = model(**batch).logits.numpy()
+        far = np.linalg.norm(ask(loaded, batch) - expected) / np.linalg.norm(expected)
+        assert 0 < far < 0.05
+    assert {tensor.dtype for tensor in load_file(files["bf16"] / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
+
+
+def test_a_program_that_is_cut_off_is_told(student: Path, tmp_path: Path) -> None:
+    """A number for a model that never ran."""
+    file = Cuda(["pt2"]).export(
+        student, tmp_path / "out", create(CONFIGS["Bert"]), [inputs(1, 3, 0, True)], 64
+    )["pt2"]
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(ExportError, match=r"model\.pt2 could not be run by exported"):
+        measure(MeasureSpec("exported", str(file), str(file.parent), 64), [["a film"]])
+
+
+def test_a_program_is_for_classifiers(tmp_path: Path) -> None:
+    """A program without a cache, whose every token costs as much as the whole text."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(speaker(tmp_path / "student"))
+    with pytest.raises(ConfigError, match=r"pt2 is for classifiers; use hardware\.precisions=\[bf16\]"):
+        Cuda(["pt2"]).export(tmp_path / "student", tmp_path, model, [], 64)
+
+
+def test_what_cannot_be_exported_is_told(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of the exporter's frames does not say which model it was."""
+    from transformers import BertForSequenceClassification
+
+    def forward(self: object, **batch: torch.Tensor) -> None:
+        raise RuntimeError("a kernel of my own\nand a page of frames")
+
+    model = create(CONFIGS["Bert"])
+    monkeypatch.setattr(BertForSequenceClassification, "forward", forward)
+    with pytest.raises(
+        ExportError, match="BertForSequenceClassification cannot be written by torch.export: "
+    ):
+        Cuda(["pt2"]).export(student, tmp_path / "out", model, [inputs(1, 3, 0, True)], 64)
