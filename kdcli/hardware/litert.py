@@ -95,6 +95,10 @@ def write(student: Path, kind: str, names: Sequence[str], lengths: Sequence[int]
         errors="replace",
         check=False,
     )
+    if done.returncode < 0:
+        raise ExportError(
+            f"{kind} cannot be written as LiteRT: the converter's process crashed (signal {-done.returncode})"
+        )
     if done.returncode:
         last = next(reversed(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
         raise ExportError(f"{kind} cannot be written as LiteRT: {last}")
