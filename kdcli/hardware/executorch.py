@@ -29,14 +29,14 @@ def write(model: PreTrainedModel, precision: str, names: Sequence[str], most: in
     Raises:
         ExportError: the exporter refused the architecture.
     """
-    # it computes attention by the fused kernel, and patches what it exports
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model)  # the exporter changes it
     most = max(most, LEAST + 1)
-    sample = {name: torch.ones(1, most, dtype=torch.long) for name in NAMES if name in names}
+    sample: dict[str, Any] = {name: torch.ones(1, most, dtype=torch.long) for name in NAMES if name in names}
     length = torch.export.Dim("length", min=LEAST, max=most)
     try:
         with quietly():
-            from transformers.exporters import ExecutorchConfig, ExecutorchExporter
+            from transformers.exporters.configs import ExecutorchConfig
+            from transformers.exporters.exporter_executorch import ExecutorchExporter
 
             how: dict[str, Any] = {"dynamic_shapes": {name: {1: length} for name in sample}}
             if precision == "int8":
@@ -56,7 +56,7 @@ def _quantizer(sample: dict[str, Tensor]) -> Any:
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
-    from transformers.exporters import PT2EQuantizer
+    from transformers.exporters.quantizers.quantizer_pt2e import PT2EQuantizer
 
     class Matrices(XNNPACKQuantizer):
         def transform_for_annotation(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:

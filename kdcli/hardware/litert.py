@@ -36,13 +36,18 @@ ALIGNED = 64
 """Bytes: weights begin at a multiple of so many."""
 
 
+def packages_folder() -> Path:
+    """Where `packages` fills in `PINS`."""
+    return cache_dir("litert") / digest(PINS, sys.version_info[:2])[:32]
+
+
 def packages() -> Path:
     """The folder of the cache with `PINS`, about 0.8 GB, which is filled when it is first asked for.
 
     Raises:
         ExportError: pip could not install them; with the command to type.
     """
-    folder = cache_dir("litert") / digest(PINS, sys.version_info[:2])[:32]
+    folder = packages_folder()
     if {_name(pin.partition("==")[0]) for pin in PINS} <= {
         _name(found.name) for found in importlib.metadata.distributions(path=[str(folder)])
     }:
@@ -97,7 +102,7 @@ def write(student: Path, kind: str, names: Sequence[str], lengths: Sequence[int]
     )
     if done.returncode < 0:
         raise ExportError(
-            f"{kind} cannot be written as LiteRT: the converter's process crashed (signal {-done.returncode})"
+            f"{kind} cannot be written as LiteRT: its converter crashed (signal {-done.returncode})"
         )
     if done.returncode:
         last = next(reversed(done.stderr.strip().splitlines()), f"exit code {done.returncode}")

@@ -16,7 +16,8 @@ LEAST = 2
 class Model(File):
     """A classifier's file, which takes one row of any length up to the one that it was made for."""
 
-    packages, extra = ("executorch.extension.pybindings.portable_lib", "executorch.runtime"), "mobile"
+    packages = ("torch", "executorch.extension.pybindings.portable_lib", "executorch.runtime", "tokenizers")
+    extra = "mobile"
 
     def __init__(self, spec: MeasureSpec):
         from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool

@@ -11,7 +11,7 @@ from kdcli.runtimes.base import Encoded, File, MeasureSpec
 class Model(File):
     """A classifier's file, whose signatures take one row of so many tokens each: the shortest that fits is run."""
 
-    packages, extra = ("ai_edge_litert.interpreter",), "mobile"
+    packages, extra = ("ai_edge_litert.interpreter", "tokenizers"), "mobile"
 
     def __init__(self, spec: MeasureSpec):
         from ai_edge_litert.interpreter import Interpreter
