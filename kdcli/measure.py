@@ -36,7 +36,14 @@ if TYPE_CHECKING:
     from kdcli.runtimes.base import Answers, Encoded, Texts
     from kdcli.tasks.base import Task
 
-RUNTIMES: dict[str, Runtime] = {".onnx": "onnx", ".gguf": "llama", ".xml": "openvino", ".pt2": "exported"}
+RUNTIMES: dict[str, Runtime] = {
+    ".onnx": "onnx",
+    ".gguf": "llama",
+    ".xml": "openvino",
+    ".pt2": "exported",
+    ".tflite": "litert",
+    ".pte": "executorch",
+}
 """What runs a file, by how its name ends."""
 FOLDERS: dict[str, Runtime] = {
     "encoder_model.onnx": "onnx",

@@ -639,14 +639,15 @@ def export_table(result: Mapping[str, Any]) -> None:
         for key, check in budget.items():
             if key != "met" and not check["met"]:
                 misses.append(f"{name}: misses its budget: {_budget_line(key, check)}")
-    misses += [f"{name}: could not be run" for name in result.get("failed", {})]
+    misses += [f"{name}: could not be made or run" for name in result.get("failed", {})]
     columns = _export_columns(metric, agrees)
     console.table(f"{result['hardware']}, {result['test_examples']:,} test examples", columns, rows)
     if texts:
         console.say(
             f"agrees, texts: shares of {shown.item} and of whole texts written as the torch student does"
         )
-    for line in [*_stream_lines(result), *_load_lines(result), *misses]:
+    told = [f"The files were {result['note']}."] if result.get("note") else []
+    for line in [*told, *_stream_lines(result), *_load_lines(result), *misses]:
         console.say(line)
     if compared := result.get("quantization"):
         _quantization_table(metric, compared)
@@ -755,7 +756,7 @@ def targets_table(jobs: Sequence[Mapping[str, Any]]) -> None:
             (entry["bytes"], name, file)
             for name, job in done
             for file, entry in job["artifacts"].items()
-            if entry["parity"]["within"] and entry["budget"]["met"]
+            if (entry["parity"] or {}).get("within") and entry["budget"]["met"]
         ]
         best = min(good, default=None)
         rows = [_export_cells("torch student", metric, first["torch"], ["agrees"])]
@@ -772,6 +773,8 @@ def targets_table(jobs: Sequence[Mapping[str, Any]]) -> None:
     for name, job in zip(told, jobs, strict=True):
         if "message" in job:
             console.say(f"{name}: {job['message']}")
+        elif job.get("note"):
+            console.say(f"{name}: its files were {job['note']}")
 
 
 def _budget_line(key: str, check: Mapping[str, Any]) -> str:
@@ -1051,8 +1054,10 @@ def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[
         f"Each file was run by its own runtime on all {result['test_examples']:,} test rows, and its answers compared with "
         "those of the student in torch. "
     )
+    if result.get("note"):
+        checked += f"**They were {result['note']}.** "
     notes = [f"- {note}" for note in [*_stream_lines(result), *_load_lines(result)]]
-    failed = [f"- {name} could not be run, and is not to be used" for name in result["failed"]]
+    failed = [f"- {name} could not be made or run, and is not to be used" for name in result["failed"]]
     languages = {".py": "python", ".mjs": "js", ".kt": "kotlin"}
     used = "\n\n".join(
         f"`{file.as_posix()}`:\n\n```{languages[file.suffix]}\n{text.strip()}\n```" for file, text in runs

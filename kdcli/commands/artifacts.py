@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Measure
-from kdcli.errors import ConfigError
+from kdcli.errors import ConfigError, ExportError
 from kdcli.files import size_of
 from kdcli.measure import Process, measure_rows, runtime_of
 from kdcli.models import Source, label_order, load_config, load_tokenizer
@@ -26,8 +26,8 @@ Counted = tuple[list[int], list[int]]
 """Token ids, and the places of those that count."""
 KINDS: dict[str, tuple[set[Runtime], str]] = {
     "classifier": (
-        {"onnx", "openvino", "exported", "torch", "node"},
-        "an .onnx, .xml or .pt2 file, or a folder bf16",
+        {"onnx", "openvino", "exported", "torch", "node", "litert", "executorch"},
+        "an .onnx, .xml, .pt2, .tflite or .pte file, or a folder bf16",
     ),
     "language model": ({"llama", "onnx", "torch"}, "a .gguf or .onnx file, or a folder bf16"),
     "translator": ({"onnx", "ctranslate2", "torch"}, "a folder, onnx, ctranslate2 or bf16"),
@@ -94,7 +94,13 @@ def ask(
         tokens = None if encoded.labels is not None else list(_counted(encoded, first=0))
         found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, **how, rows=tokens)
         order = label_order(load_config(Source(folder, path.name)), task.labels, path.name)
-        said = Predictions({"logits": found.pop("logits")[:, order]}, labels, counts)
+        logits = found.pop("logits")
+        if logits.shape[1] != len(order):
+            raise ExportError(
+                f"{path} tells {logits.shape[1]} labels apart, and config.json beside it names {len(order)}: it is "
+                "another student's file; export that student anew"
+            )
+        said = Predictions({"logits": logits[:, order]}, labels, counts)
         if tokens is not None:
             return (
                 found,

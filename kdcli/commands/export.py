@@ -33,7 +33,7 @@ from kdcli.tasks.base import Task
 from kdcli.tasks.seq2seq import Seq2Seq
 
 MISSED = 3
-"""The exit code when the artifacts are there, and a tolerance or a budget is not met, or one of them could not be run."""
+"""The exit code when the artifacts are there, and a tolerance or a budget is not met, or one of them could not be made or run."""
 
 
 def export(cfg: Config, hardware: str) -> int:
@@ -78,7 +78,9 @@ def export(cfg: Config, hardware: str) -> int:
             files = target.export(student.path, folder, model, inputs, length)
             written = [] if task.labels else write(model, tokenizer, task, test, speed, length)
         artifacts: dict[str, dict[str, Any]] = {}
-        failed: dict[str, str] = {}
+        failed = dict(target.failed)
+        for message in failed.values():
+            console.error(message)
         with stages.stage("artifacts", len(files)) as stage:
             for done, (precision, path) in enumerate(files.items()):
                 stage.update(done, extra=path.name)
@@ -128,6 +130,7 @@ def export(cfg: Config, hardware: str) -> int:
             "task": recorded["task"],
             "metric": task.metric,
             "hardware": hardware,
+            "note": target.note,
             "test_examples": len(test),
             "smoke": recorded["smoke"],
             "environment": environment(),
@@ -246,6 +249,7 @@ def _beside(
         "artifacts": {
             name: {"quantization_aware": told(entry["score"]), "post_training": told(before[name])}
             for name, entry in artifacts.items()
+            if name in before
         },
     }
 

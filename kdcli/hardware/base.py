@@ -10,6 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -28,8 +29,13 @@ class Target(ABC):
 
     serves: ClassVar[tuple[Literal["classification", "token_classification", "causal_lm", "seq2seq"], ...]]
     """The tasks whose students it can make files of."""
+    note: ClassVar[str] = ""
+    """What its figures do not tell of themselves, for export.json and whoever reads the table or the card."""
     hint: ClassVar[str] = ""
     """What to type once the files are there, with `{out}` where their folder stands."""
+
+    failed: Mapping[str, str] = MappingProxyType({})
+    """Files that `export` could not make beside those that it made, and why."""
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:

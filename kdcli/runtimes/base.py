@@ -20,7 +20,9 @@ Counted = tuple[list[int], list[int]]
 """Token ids, and the places of those that count."""
 
 
-Runtime = Literal["torch", "onnx", "llama", "ctranslate2", "openvino", "exported", "node"]
+Runtime = Literal[
+    "torch", "onnx", "llama", "ctranslate2", "openvino", "exported", "node", "litert", "executorch"
+]
 """The modules of this package."""
 
 
@@ -29,7 +31,7 @@ class MeasureSpec:
     """What to run, and how.
 
     Attributes:
-        path: a model directory (torch; of a translator also onnx, ctranslate2) or a file (onnx, llama).
+        path: a model directory (torch; of a translator also onnx, ctranslate2) or a file.
         tokenizer: the directory of its tokenizer (llama: it has its own; translators get token ids).
         auto: the class of transformers that loads the model.
         special: the tokenizer adds its special tokens (a rendered chat has them already).
