@@ -28,7 +28,8 @@ demo: setup ## Distil the packaged teacher into a tiny student, then export it: 
 test: setup ## Run the tests, in two processes
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-devices: setup ## Run the tests of targets that need more than pip: Node 20 and Chromium (browser), and the network once
+test-devices: setup ## Run the tests of hardware=mobile and browser: 2 GB of packages once; Node 20 and Chromium must be there
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mobile]'
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m devices
 
 checks: setup ## Format, lint, types, import floors
