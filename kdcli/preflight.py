@@ -121,27 +121,46 @@ def _teacher_is_better(
 ) -> list[str]:
     """The teacher beats chance and, where they can be compared, the untrained student, on the validation split."""
     task: Task = distiller.task
+    if worse := beats_chance(task, said, classes):
+        return worse
+    if validation is None:
+        return []
+    own = task.predict(distiller.student, tokenizer, validation.encoded, bf16=bf16)
+    metric = _metric(task)
+    score, untrained = (task.scores(each)[metric] for each in (said, own))
+    if score <= untrained:
+        return [
+            f"the teacher's {metric} {score:.3f} is not above the untrained student's {untrained:.3f}: {_remedy(task)}"
+        ]
+    return []
+
+
+def beats_chance(task: Task, said: Predictions, classes: int) -> list[str]:
+    """What is wrong with the teacher's answers on some rows, looked at by themselves.
+
+    Args:
+        classes: of the teacher.
+    """
     if not all(np.isfinite(values).all() for values in said.answers.values()):
         return [
             "the teacher's logits are not finite; load it in fp32 (teacher.trainer.precision=fp32), or check its weights"
         ]
-    metric = task.quick or task.metric
-    score = task.scores(said)[metric]
-    chance = task.chance(said, classes)
-    remedy = "tune it on this task (teacher.tune=true, or more teacher.trainer.epochs)" + (
+    score, chance = task.scores(said)[_metric(task)], task.chance(said, classes)
+    if score > chance:
+        return []
+    return [
+        f"the teacher's {_metric(task)} {score:.3f} is not above {task.chance_is} {chance:.3f}: {_remedy(task)}"
+    ]
+
+
+def _metric(task: Task) -> str:
+    return task.quick or task.metric
+
+
+def _remedy(task: Task) -> str:
+    return "tune it on this task (teacher.tune=true, or more teacher.trainer.epochs)" + (
         ", or check the order of dataset.labels" if task.labels else ""
     )
-    if score <= chance:
-        return [f"the teacher's {metric} {score:.3f} is not above {task.chance_is} {chance:.3f}: {remedy}"]
-    if validation is None:
-        return []
-    own = task.predict(distiller.student, tokenizer, validation.encoded, bf16=bf16)
-    untrained = task.scores(own)[metric]
-    if score <= untrained:
-        return [
-            f"the teacher's {metric} {score:.3f} is not above the untrained student's {untrained:.3f}: {remedy}"
-        ]
-    return []
 
 
 def _losses_are_right(

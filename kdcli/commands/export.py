@@ -109,7 +109,7 @@ def export(cfg: Config, hardware: str) -> int:
                 parity |= shares
                 tolerance = _tolerance(cfg.hardware, path.name, precision, f"{dataset.kind}_{precision}")
                 entry["parity"] = parity | {"within": _within(tolerance, parity)}
-                entry["retention"] = task.retention(entry["score"], recorded["models"]["teacher"]["score"])
+                entry["retention"] = _retention(task, entry["score"], recorded["models"]["teacher"]["score"])
                 entry["budget"] = _budget(budget, entry)
                 artifacts[path.name] = entry
         if not artifacts:
@@ -220,8 +220,13 @@ def _before(
     return found
 
 
+def _retention(task: Task, score: float, teacher: float | None) -> float | None:
+    """How much of the teacher's score is kept; None where that is not known (of one that was only asked for texts)."""
+    return None if teacher is None else task.retention(score, teacher)
+
+
 def _beside(
-    task: Task, before: dict[str, float], artifacts: dict[str, dict[str, Any]], teacher: float
+    task: Task, before: dict[str, float], artifacts: dict[str, dict[str, Any]], teacher: float | None
 ) -> dict[str, Any]:
     """The student before its weights were rounded, and each file beside what rounding after training would have made.
 
@@ -236,13 +241,13 @@ def _beside(
     def told(score: float) -> dict[str, float | None]:
         return {
             "score": score,
-            "retention": task.retention(score, teacher),
+            "retention": _retention(task, score, teacher),
             "kept": task.retention(score, before[""]),
         }
 
     return {
         "score": before[""],
-        "retention": task.retention(before[""], teacher),
+        "retention": _retention(task, before[""], teacher),
         "artifacts": {
             name: {"quantization_aware": told(entry["score"]), "post_training": told(before[name])}
             for name, entry in artifacts.items()
