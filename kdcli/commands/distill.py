@@ -95,6 +95,8 @@ AUGMENTED = 1024
 """Rows of which the copies are written to the disk at once."""
 EXTREMES = 20
 """Translations that the report shows, the worst and the best."""
+BETTER = "look at its prompt (teacher.prompt), show it examples (teacher.shots=6), or try another teacher.soft_labels"
+"""What can be done about a teacher that one can only ask."""
 BILLED = 100
 """Answers after which it is noted what they cost."""
 PART = 512
@@ -1170,11 +1172,10 @@ def _require_better(run: Run, remote: OpenAITeacher) -> None:
     table = _answered(remote, run.data["validation"])
     if not len(table):
         raise TeacherError(
-            f"{remote.name} answers none of the {len(run.data['validation'])} validation rows with a label; look at its prompt "
-            "(teacher.prompt), give examples (teacher.shots=3), or another teacher.soft_labels"
+            f"{remote.name} answers none of the {len(run.data['validation'])} validation rows with a label; {BETTER}"
         )
     said, classes = told_by(remote, run.sources[0], run.task, table, run.cfg.dataset.max_length)
-    for finding in beats_chance(run.task, said, classes):
+    for finding in beats_chance(run.task, said, classes, BETTER):
         if not _lenient(run, run.cfg.trainer):
             raise TeacherError(f"the pre-flight stopped the run:\n  {finding}")
         logger.warning("pre-flight: %s", finding)
@@ -1390,6 +1391,7 @@ def check_numbers(run: Run, lesson: Lesson, born: Source, lessons: dict[str, Tea
             _split(run, validation, tokenizer) if comparable else None,
             bf16=fast_bf16(step.trainer.precision),
             lenient=_lenient(run, step.trainer),
+            remedy="" if run.remote is None else BETTER,
         )
 
 

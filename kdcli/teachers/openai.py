@@ -39,7 +39,9 @@ SHOWN = 20
 PROBED = 16
 """Rows of which it is looked at whether the labels' first tokens tell the labels apart."""
 UNCLEAR = 0.01
-"""They do not, if more than this share of the probability is on tokens that begin several labels."""
+"""They do not, if more than this share of the probability is on tokens that begin several labels, or are …"""
+SHORT = 3
+"""… shorter than so many characters and no whole label: a token `I` begins `I think` as well as `irony`."""
 LEAST = 1e-6
 """The probability of a label that the host does not list."""
 SEEDS, NEW = 6, 8
@@ -80,6 +82,7 @@ class OpenAITeacher(Teacher):
         api_key_env: the environment variable that holds the key; null: the server wants none.
         soft_labels: where the probabilities of the labels come from.
         top_logprobs: the likeliest tokens that the host is asked for (logprobs).
+        least_mass: with less probability on the labels' first tokens together, an answer is none (logprobs).
         samples: answers to each text (samples).
         together: several answers to one prompt are asked for in one request (n); false: in one each, for hosts that give one.
         smoothing: the probability that all other labels share (one_hot).
@@ -103,6 +106,7 @@ class OpenAITeacher(Teacher):
         api_key_env: str | None = None,
         soft_labels: Literal["logprobs", "samples", "one_hot"] = "logprobs",
         top_logprobs: Count = 20,
+        least_mass: Annotated[float, Field(gt=0, lt=1)] = 0.1,
         samples: Count = 8,
         together: bool = True,
         smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1,
@@ -136,6 +140,7 @@ class OpenAITeacher(Teacher):
             prices=known,
         )
         self.soft_labels, self.top_logprobs, self.together = soft_labels, top_logprobs, together
+        self.least_mass = least_mass
         self.samples = samples if soft_labels == "samples" else 1
         self.smoothing, self.shots, self.parameters = smoothing, shots, parameters or {}
         self.file = Path(prompt).expanduser() if prompt is not None else None
@@ -160,7 +165,7 @@ class OpenAITeacher(Teacher):
     def fingerprint(self) -> dict[str, Any]:
         """What determines its answers, as far as one can know."""
         text = self.file.read_text(encoding="utf-8") if self.file is not None else None
-        how = [self.soft_labels, self.top_logprobs, self.samples, self.smoothing, self.shots]
+        how = [self.soft_labels, self.top_logprobs, self.least_mass, self.samples, self.smoothing, self.shots]
         return {
             "base_url": self.endpoint.base_url,
             "model": self.endpoint.model,
@@ -358,15 +363,15 @@ class OpenAITeacher(Teacher):
             self._shares(choices[0]) for _, choices in self._ask(rows, self._labelling, 1, lambda *_: None)
         ]
         self.questions = 0  # they are asked again, of the ledger
-        unclear = [shared for _, shared, _, _ in found]
+        unclear = [share for _, share, _ in found]
         if unclear and float(np.mean(unclear)) > UNCLEAR:
             self._use_letters(
-                f"{np.mean(unclear):.0%} of {self.name}'s probability is on tokens that begin several labels"
+                f"{np.mean(unclear):.0%} of {self.name}'s probability is on tokens that do not tell which label they begin"
             )
 
-    def _shares(self, choice: Mapping[str, Any]) -> tuple[np.ndarray, float, float, bool]:
-        """The probability of each label's first token, (C,), 0 of those not listed; of tokens that begin several labels; the most that
-        one that is not listed may have; and whether what was written is a label.
+    def _shares(self, choice: Mapping[str, Any]) -> tuple[np.ndarray, float, float]:
+        """The probability of each label's first token, (C,), 0 of those not listed; of tokens that may begin a label, and do not tell which;
+        and the most that a token has that is not listed.
 
         Raises:
             TeacherError: there are no log-probabilities.
@@ -377,25 +382,24 @@ class OpenAITeacher(Teacher):
                 f"{self.name} gives no log-probabilities; give teacher.soft_labels=samples (the shares of several answers), or one_hot"
             )
         token = next((token for token in tokens if _plain(token["token"])), tokens[0])
-        shares, shared = np.zeros(len(self.words)), 0.0
+        shares, unclear = np.zeros(len(self.words)), 0.0
         for top in token["top"]:
             begun, share = _plain(top["token"]), math.exp(top["logprob"])
             fits = [number for number, word in enumerate(self.words) if begun and word.startswith(begun)]
-            if len(fits) == 1:
+            if len(fits) == 1 and (len(begun) >= SHORT or begun == self.words[fits[0]]):
                 shares[fits[0]] += share
             elif fits:
-                shared += share
+                unclear += share
         listed = [math.exp(top["logprob"]) for top in token["top"]]
-        begun = _plain(token["token"])
-        written = bool(begun) and any(word.startswith(begun) for word in self.words)
-        return shares, shared, max(LEAST, min(*listed, 1 - sum(listed))), written
+        return shares, unclear, max(LEAST, min(*listed, 1 - sum(listed)))
 
     def _from_tokens(self, row: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
-        shares, _, rest, written = self._shares(choice)
-        if not written or not shares.any():
+        shares, _, rest = self._shares(choice)
+        mass = float(shares.sum())
+        if mass < self.least_mass:
             self._without(row, "unparsable", choice["text"])
             return
-        self.missing.append(max(0.0, 1 - float(shares.sum())))
+        self.missing.append(max(0.0, 1 - mass))
         self._say(row, np.where(shares > 0, shares, min(rest, float(shares[shares > 0].min()))))
 
     def _from_texts(self, row: Mapping[str, Any], choices: Sequence[Mapping[str, Any]]) -> None:

