@@ -30,12 +30,12 @@ from transformers import PreTrainedTokenizerBase
 import kdcli
 from kdcli import console, report
 from kdcli.augment import Proposer, augmented, find_proposer
-from kdcli.config import Distill as Config
 from kdcli.config import Component, Filter, Rollout, build, locate
+from kdcli.config import Distill as Config
 from kdcli.config import Step as StepConfig
 from kdcli.config import Student as StudentConfig
 from kdcli.config import Trainer as TrainerConfig
-from kdcli.data import SPLITS, Data, load, require_batch, with_gold
+from kdcli.data import SPLITS, Data, load, require_batch, with_gold, without
 from kdcli.distiller import Distiller
 from kdcli.endpoint import Estimate, Usage
 from kdcli.environment import environment
@@ -76,7 +76,7 @@ from kdcli.models import (
 from kdcli.preflight import beats_chance, preflight, translates
 from kdcli.quantization import FakeQuantization
 from kdcli.rollouts import seed_of
-from kdcli.rundir import REPORT, UNQUANTIZED
+from kdcli.rundir import REPORT, UNANSWERED, UNQUANTIZED
 from kdcli.students.base import Birth
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks import task_of
@@ -1126,41 +1126,41 @@ def asked_lesson(run: Run, stages: console.Stages, remote: OpenAITeacher, rows: 
         return Lesson([source], ask, asked_rollouts(run, stages, remote, rows), {})
     asked = {"validation": run.data["validation"], "train": rows, "test": run.data["test"]}
     done = 0
-    with run.stage(stages, run.named("signals"), sum(map(len, asked.values()))) as progress:
-        with run.state.main_process_first(), _billed(run, remote) as bill:
-            for split, table in asked.items():
+    with (
+        run.stage(stages, run.named("signals"), sum(map(len, asked.values()))) as progress,
+        run.state.main_process_first(),
+        _billed(run, remote) as bill,
+    ):
+        for split, table in asked.items():
 
-                def tell(number: int, usage: Usage, before: int = done) -> None:
-                    bill()
-                    progress.update(before + number, extra=_extra(usage))
+            def tell(number: int, usage: Usage, before: int = done) -> None:
+                bill()
+                progress.update(before + number, extra=_extra(usage))
 
-                remote.fetch(list(table), tell)
-                done += len(table)
-                if split == "validation":
-                    _require_better(run, remote)
-    _show(run, "unanswered", _unanswered(remote, asked.values()))
+            remote.fetch(list(table), tell)
+            done += len(table)
+            if split == "validation":
+                _require_better(run, remote)
+    _show_unanswered(run, remote, asked.values())
     if remote.unanswered:
         logger.warning(
             "%s did not answer %d of %d rows, which are left out everywhere (%s)",
-            remote.name, len(remote.unanswered), done, run.folder / "unanswered.jsonl",
+            remote.name, len(remote.unanswered), done, run.folder / UNANSWERED,
         )  # fmt: skip
-    run.data = dataclasses.replace(
-        run.data, splits={split: _answered(remote, table) for split, table in run.data.splits.items()}
-    )
-    rows = _answered(remote, rows)
+    splits = {split: without(table, remote.unanswered) for split, table in run.data.splits.items()}
+    run.data, rows = dataclasses.replace(run.data, splits=splits), without(rows, remote.unanswered)
     require_rows(run, rows)
     return Lesson([source], ask, rows, dict.fromkeys(SPLITS, remote))
 
 
-def _answered(remote: OpenAITeacher, rows: datasets.Dataset) -> datasets.Dataset:
-    return rows.select([number for number, key in enumerate(rows["id"]) if key not in remote.unanswered])
-
-
-def _unanswered(remote: OpenAITeacher, tables: Iterable[datasets.Dataset]) -> Iterator[dict[str, Any]]:
-    for table in tables:
-        for row in table:
-            if row["id"] in remote.unanswered:
-                yield {**row, **remote.unanswered[row["id"]]}
+def _show_unanswered(run: Run, remote: OpenAITeacher, tables: Iterable[Iterable[Mapping[str, Any]]]) -> None:
+    """The rows that were not answered, and why, in the run directory."""
+    rows = (row for table in tables for row in table if row["id"] in remote.unanswered)
+    if run.state.is_main_process:
+        lines = [
+            json.dumps({**row, **remote.unanswered[row["id"]]}, ensure_ascii=False) + "\n" for row in rows
+        ]
+        write_text(run.folder / UNANSWERED, "".join(lines))
 
 
 def _require_better(run: Run, remote: OpenAITeacher) -> None:
@@ -1169,7 +1169,7 @@ def _require_better(run: Run, remote: OpenAITeacher) -> None:
     Raises:
         TeacherError
     """
-    table = _answered(remote, run.data["validation"])
+    table = without(run.data["validation"], remote.unanswered)
     if not len(table):
         raise TeacherError(
             f"{remote.name} answers none of the {len(run.data['validation'])} validation rows with a label; {BETTER}"
@@ -1189,23 +1189,24 @@ def asked_rollouts(
     judge = own_function(how.filter)
     found: list[dict[str, Any]] = []
     total = how.expand + len(rows)
-    with run.stage(stages, run.named("rollouts"), total) as progress:
-        with run.state.main_process_first(), _billed(run, remote) as bill:
+    with (
+        run.stage(stages, run.named("rollouts"), total) as progress,
+        run.state.main_process_first(),
+        _billed(run, remote) as bill,
+    ):
 
-            def tell(number: int, usage: Usage) -> None:
-                bill()
-                progress.update(number, extra=_extra(usage))
+        def tell(number: int, usage: Usage) -> None:
+            bill()
+            progress.update(number, extra=_extra(usage))
 
-            asked = list(rows)
-            if how.expand:
-                known = [_prompt(row) for split in SPLITS for row in run.data[split]]
-                texts = remote.expand([_prompt(row) for row in rows], known, how.expand, run.cfg.seed, tell)
-                asked += [_with_prompt(asked[0], text) for text in texts]
-            for row, answers, cut in remote.answers(asked, how, tell):
-                dropped["cut off by rollout.max_new_tokens"] += cut
-                found += [
-                    run.task.answered(row, text) for text in kept(row, answers, how.filter, judge, dropped)
-                ]
+        asked = list(rows)
+        if how.expand:
+            known = [_prompt(row) for split in SPLITS for row in run.data[split]]
+            texts = remote.expand([_prompt(row) for row in rows], known, how.expand, run.cfg.seed, tell)
+            asked += [_with_prompt(asked[0], text) for text in texts]
+        for row, answers, cut in remote.answers(asked, how, tell):
+            dropped["cut off by rollout.max_new_tokens"] += cut
+            found += [run.task.answered(row, text) for text in kept(row, answers, how.filter, judge, dropped)]
     table = datasets.Dataset.from_list(found) if found else rows.select([])
     tokenizer, room = load_tokenizer(run.sources[0]), run.cfg.dataset.max_length
     if found:
@@ -1217,7 +1218,7 @@ def asked_rollouts(
         table = table.select(np.flatnonzero(lengths <= room))
     remote.dropped = +dropped
     _log_dropped(remote.dropped)
-    _show(run, "unanswered", _unanswered(remote, [rows]))
+    _show_unanswered(run, remote, [asked])
     _show(run, "rollouts", table)
     require_rows(run, table)
     return table

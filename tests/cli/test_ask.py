@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,20 @@ from typing import Any
 
 import pytest
 from endpoint import Host, Reply, likely, said
-from tiny import BAD, GOOD, exchanges, pairs, speaker, talk, texts_of, translation, write_csv, write_pairs
+from tiny import (
+    BAD,
+    GOOD,
+    exchanges,
+    pairs,
+    speaker,
+    start,
+    talk,
+    texts_of,
+    translation,
+    wait_for,
+    write_csv,
+    write_pairs,
+)
 
 from kdcli.files import locate_package
 from kdcli.launch import launch
@@ -48,7 +62,8 @@ def ask(
     monkeypatch.setenv("TEST_KEY", KEY)
     monkeypatch.chdir(tmp_path)
 
-    def run(host: Host, *overrides: str, folder: str = "run") -> tuple[int, Path]:
+    def ready(host: Host, *overrides: str, folder: str = "run", run: bool = True) -> Any:
+        """The status and the run directory; or the overrides of a run that is not started."""
         options = [
             "teacher=openai",
             f"teacher.base_url={host.url}",
@@ -70,9 +85,10 @@ def ask(
         tiny = ["student.hidden_size=16", "student.num_hidden_layers=1", "student.intermediate_size=32"]
         if not any(option.startswith("student=") for option in overrides):
             options += tiny
-        return launch("distill", [*options, *overrides]), tmp_path / folder
+        options += overrides
+        return (launch("distill", options), tmp_path / folder) if run else options
 
-    return run
+    return ready
 
 
 def last(body: dict[str, Any]) -> str:
@@ -218,6 +234,11 @@ def test_one_label_and_what_is_none(ask: Any, served: Served) -> None:
     assert data["test"] == report["test_examples"] < 48
     shares = {round(max(one["labels"].values()), 6) for one in asked["answers"] if "labels" in one}
     assert shares == {0.8}
+    quick = ["measure.latency_runs=2", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
+    wide = ["hardware.tolerance.agreement=0", "hardware.tolerance.score_drop=1"]
+    assert launch("export", [f"run={run}", "hardware=cpu", "hardware.precisions=[fp32]", *quick, *wide]) == 0
+    exported = json.loads((run / "export" / "cpu" / "export.json").read_text())
+    assert exported["test_examples"] == report["test_examples"]
 
 
 def test_labels_that_begin_alike(
@@ -367,6 +388,35 @@ def test_refused_key_is_not_repeated(ask: Any, served: Served, capsys: pytest.Ca
     assert not [path for path in run.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
+def test_killed_and_continued(
+    ask: Any, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was paid for is asked again; or the student is another than one of a run that was left alone."""
+
+    def slowly(body: dict[str, Any]) -> list[dict[str, Any]]:
+        time.sleep(0.1)
+        return opinion(body)
+
+    host = served(slowly)
+    options = ask(host, "trainer.max_steps=8", folder="killed", run=False)
+    process = start(tmp_path / "killed", options)
+    wait_for(lambda: len(host.bodies) > 60, process)
+    process.kill()
+    process.communicate()
+    before = len(host.bodies)
+    assert before < ROWS
+    host.reply = opinion
+    status, killed = ask(host, "trainer.max_steps=8", folder="killed")
+    assert status == 0
+    assert ROWS <= len(host.bodies) <= ROWS + 8  # what was under way is lost
+    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "other"))
+    status, calm = ask(host, "trainer.max_steps=8", folder="calm")
+    assert status == 0
+    weights = [(run / "student" / "model.safetensors").read_bytes() for run in (killed, calm)]
+    assert weights[0] == weights[1]
+    assert report_of(killed)["endpoint"]["answers"] == report_of(calm)["endpoint"]["answers"]
+
+
 # ---- answers -----------------------------------------------------------------------------------------
 
 
@@ -393,6 +443,17 @@ def chat(student: Path, tmp_path: Path, form: str = "messages") -> list[str]:
 
 def rollouts_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+
+
+def test_prompts_that_are_refused(ask: Any, served: Served, student: Path, tmp_path: Path) -> None:
+    """A refused prompt whose reference is learnt in the answer's stead; or that nobody is told of."""
+    host = served(lambda body: [said("", "content_filter")] if "song" in last(body) else [said("so it was")])
+    status, run = ask(host, *chat(student, tmp_path, "pairs"))
+    assert status == 0
+    refused = [json.loads(line) for line in (run / "unanswered.jsonl").read_text().splitlines()]
+    assert {row["status"] for row in refused} == {"refused"}
+    assert report_of(run)["endpoint"]["refused"] == len(refused) == 44 - len(rollouts_of(run)) > 0
+    assert not any("song" in row["prompt"] for row in rollouts_of(run))
 
 
 @pytest.mark.parametrize("form", ["messages", "pairs"])
