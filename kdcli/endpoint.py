@@ -123,7 +123,7 @@ class Estimate:
     cost: float | None
 
 
-class _Again(Exception):
+class _Again(Exception):  # noqa: N818
     """A try that failed and may be repeated."""
 
     def __init__(
@@ -135,11 +135,11 @@ class _Again(Exception):
         self.tries = tries  # at most
 
 
-class _Rejected(Exception):
+class _Rejected(Exception):  # noqa: N818
     """The host does not take this request: for its prompt, or for what all have in common."""
 
 
-class _Stopped(Exception):
+class _Stopped(Exception):  # noqa: N818
     """Another question has failed for good."""
 
 
@@ -284,6 +284,7 @@ class Endpoint:
                 progress(self.usage)
             return number, answer
 
+        holding_lock = False
         with contextlib.ExitStack() as holding, contextlib.ExitStack() as working:
             pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="endpoint")
             working.callback(pool.shutdown, cancel_futures=True)
@@ -309,7 +310,11 @@ class Endpoint:
                         future = _done(probe(key, body))
                     asked[key] = future
                 window.append((number, key, future))
-                while window and not doubted and (window[0][2].done() or len(window) >= WINDOW * self._concurrency):
+                while (
+                    window
+                    and not doubted
+                    and (window[0][2].done() or len(window) >= WINDOW * self._concurrency)
+                ):
                     yield first()
                 if failures:
                     break
@@ -476,11 +481,13 @@ class Endpoint:
             return Answer("refused", reason=said)
         if status in (400, 413, 422):
             raise _Rejected(said)
-        if status in (408, 409, 425, 429) or status >= 500:
-            if "insufficient_quota" not in (details.get("code"), details.get("type")):
-                raise _Again(f"{status} {said}", after=_retry_after(error.response.headers))
+        passing = status in (408, 409, 425, 429) or status >= 500
+        if passing and "insufficient_quota" not in (details.get("code"), details.get("type")):
+            raise _Again(f"{status} {said}", after=_retry_after(error.response.headers))
         remedy = {
-            401: f"check the key in {self._variable}" if self._variable else "it wants a key: name its environment variable",
+            401: f"check the key in {self._variable}"
+            if self._variable
+            else "it wants a key: name its environment variable",
             402: "the account has no credit left",
             403: "this key may not use this model",
             404: f"check base_url (it often ends in /v1) and the model's name, {self.model}",
@@ -648,17 +655,148 @@ class _Ledger:
                     os.fsync(self._writer.fileno())
                     self._synced = reached
         except OSError as error:
-            raise EndpointError(f"the answers cannot be written to {self._path} ({error}); set KDCLI_CACHE_DIR") from None
+            raise EndpointError(
+                f"the answers cannot be written to {self._path} ({error}); set KDCLI_CACHE_DIR"
+            ) from None
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
         """Be the one that asks and appends."""
-        lock = filelock.FileLock(f"{self._path}.lock", is_singleton=True, thread_local=False)
+        lock = filelock.FileLock(f"{self._path}.lock", thread_local=False)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             logger.info("another process asks this endpoint: waiting for its answers (%s)", lock.lock_file)
             lock.acquire()
-        with lock:
+        try:
+            with self._lock:
+                self._catch_up()
+                with self._path.open("r+b") as file:  # a process that was killed may have left half a line
+                    file.truncate(self._end)
+                self._writer = self._path.open("ab")
+            yield
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+            self._writer = None
             lock.release()
-            ...
+
+    def _catch_up(self) -> None:
+        """Read the whole lines that were appended since."""
+        with self._lock:
+            self._reader.seek(self._end)
+            for line in iter(self._reader.readline, b""):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    key = bytes.fromhex(json.loads(line)["key"])
+                except (ValueError, KeyError, TypeError):
+                    logger.warning("a line of %s cannot be read, and is not used", self._path)
+                else:
+                    self._places.execute("INSERT OR IGNORE INTO places VALUES (?, ?)", (key, self._end))
+                self._end += len(line)
+
+
+def _done(answer: Answer) -> Future[Answer]:
+    """A question that was answered before."""
+    future: Future[Answer] = Future()
+    future.set_result(answer)
+    return future
+
+
+def _read_key(variable: str | None) -> str | None:
+    """The key.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(f"the endpoint wants a key: the environment variable {variable} is not set")
+    return key
+
+
+def _bytes(body: dict[str, Any]) -> int:
+    """Of what is sent as text: no tokenizer makes more tokens of it."""
+    return len(json.dumps(body["messages"], ensure_ascii=False).encode())
+
+
+def _most_written(body: dict[str, Any]) -> int | None:
+    """Tokens that may be written at most; None: there is no limit."""
+    most = body.get("max_completion_tokens", body.get("max_tokens"))
+    return None if most is None else int(most) * int(body.get("n", 1))
+
+
+def _filtered(details: dict[str, Any]) -> bool:
+    """Whether an error says that a content filter stopped the prompt."""
+    inner = details.get("innererror")
+    told = [details, inner] if isinstance(inner, dict) else [details]
+    return any(each.get(key) in FILTERED for each in told for key in ("code", "type"))
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Seconds that the host asks to wait: a number, or a date."""
+    given = headers.get("retry-after")
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(given).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _read(told: Any, scrub: Callable[[str], str]) -> Answer:
+    """What an answer's JSON says.
+
+    Raises:
+        _Unreadable: it is not what the API promises.
+    """
+    try:
+        choices, refusal = [], ""
+        for choice in sorted(told["choices"], key=lambda each: each.get("index", 0)):
+            message, finish = choice["message"], choice.get("finish_reason")
+            if finish == "content_filter" or message.get("refusal"):
+                refusal = str(message.get("refusal") or finish)
+                continue
+            text = message.get("content") or ""
+            if not isinstance(text, str):
+                raise TypeError("content")
+            found = {"text": text, "finish_reason": finish, "logprobs": _logprobs(choice.get("logprobs"))}
+            choices.append(found)
+        if not choices and not refusal:
+            raise ValueError("choices")
+        usage = told.get("usage") or {}
+        counts = {key: int(usage[key]) for key in ("prompt_tokens", "completion_tokens") if key in usage}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _Unreadable(
+            scrub(f"its JSON is no chat completion ({type(error).__name__}: {error}): {told!r:.100}"),
+            charged=True, tries=2,
+        ) from None  # fmt: skip
+    known = counts if len(counts) == 2 else {}
+    return Answer("answered", choices, known) if choices else Answer("refused", [], known, scrub(refusal))
+
+
+def _logprobs(told: Any) -> list[dict[str, Any]] | None:
+    if not told or not told.get("content"):
+        return None
+
+    def finite(value: Any) -> float:
+        return max(float(value), LOWEST) if math.isfinite(float(value)) else LOWEST
+
+    return [
+        {
+            "token": token["token"],
+            "logprob": finite(token["logprob"]),
+            "top": [
+                {"token": top["token"], "logprob": finite(top["logprob"])}
+                for top in token.get("top_logprobs") or ()
+            ],
+        }
+        for token in told["content"]
+    ]
