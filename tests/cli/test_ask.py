@@ -654,12 +654,12 @@ def test_labels_of_a_real_server(ask: Any, smollm: Any) -> None:
 def test_answers_of_a_real_server(ask: Any, smollm: Any, student: Path, tmp_path: Path) -> None:
     """Several answers to each prompt, and further prompts, of a server that nobody has written for this test."""
     options = chat(student, tmp_path, "pairs")
-    few = ["dataset.limit=8", "rollout.answers=2", "rollout.expand=3", "rollout.sampling_temperature=1"]
-    status, run = ask(
-        smollm, *options, *few, "rollout.max_new_tokens=48", "dataset.max_length=128", "trainer.batch_size=2"
-    )
+    few = ["dataset.limit=6", "rollout.answers=2", "rollout.expand=2", "rollout.sampling_temperature=1"]
+    brief = ["+teacher.parameters.stop=['.']", "rollout.max_new_tokens=48", "dataset.max_length=128"]
+    status, run = ask(smollm, *options, *few, *brief, "trainer.batch_size=1")
     assert status == 0
     rows = rollouts_of(run)
     asked = report_of(run)["endpoint"]
-    assert asked["learnt"] == len(rows) == 2 * (8 + 3) - sum(asked["dropped"].values())
+    assert 0 < asked["learnt"] == len(rows)
+    assert 2 * 6 <= len(rows) + sum(asked["dropped"].values()) <= 2 * (6 + 2)
     assert all(row["completion"] for row in rows)
