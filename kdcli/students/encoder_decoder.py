@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import datasets
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     MarianConfig,
@@ -110,7 +111,20 @@ class EncoderDecoder(Birth):
             init_std=self.shape["d_model"] ** -0.5,
             **self.shape,
         )
-        return MarianMTModel(config)
+        model = MarianMTModel(config)
+        _scale_residuals(model)
+        return model
+
+
+def _scale_residuals(model: PreTrainedModel) -> None:
+    """Divide what each residual branch adds by the root of the number of branches (GPT-2, Radford et al. 2019, section 2.3; by
+    depth in Zhang et al. 2019, https://arxiv.org/abs/1908.11365). Marian normalises after each branch: branches as strong as what
+    they are added to drown it, and the model learns several times more slowly."""
+    with torch.no_grad():
+        for stack, branches in (model.model.encoder, 2), (model.model.decoder, 3):
+            for name, weight in stack.layers.named_parameters():
+                if name.endswith(("out_proj.weight", "fc2.weight")):
+                    weight.mul_((branches * len(stack.layers)) ** -0.5)
 
 
 def learn_vocabulary(rows: datasets.Dataset, size: int) -> PreTrainedTokenizerFast:

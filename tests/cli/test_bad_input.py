@@ -177,7 +177,7 @@ def test_types_and_ranges_are_all_named(refused: Refused) -> None:
     """`temperature: warm` passes in silence; one wrong value a try."""
     message = refused(
         "trainer.epochs=0", "trainer.batch_size=2.5", "trainer.warmup=2", "seed=-1", "control=perhaps",
-        "loss.soft_label.temperature=warm", "loss.hard_label.weight=-1", "student.hidden_size=true", "hardware.precisions=[int4]",
+        "loss.soft_label.temperature=warm", "loss.hard_label.weight=-1", "student.hidden_size=true", "hardware.precisions=[int2]",
     )  # fmt: skip
     assert message.startswith("error: the config has 9 problems:\n")
     for line in (
@@ -189,7 +189,7 @@ def test_types_and_ranges_are_all_named(refused: Refused) -> None:
         "loss.soft_label.temperature = 'warm': expected a valid number",
         "loss.hard_label.weight = -1: expected greater than or equal to 0",
         "student.hidden_size = True: expected a number, got a boolean",
-        "hardware.precisions.0 = 'int4': expected 'fp32' or 'int8'",
+        "hardware.precisions.0 = 'int2': expected 'fp32', 'int8' or 'int4'",
     ):
         assert f"\n  {line}" in message
 

@@ -103,7 +103,11 @@ def test_all_problems_at_once(tree: dict[str, Any]) -> None:
         ("loss", {}, "loss: Dictionary should have at least 1 item"),
         ("hardware.budget.max_bytes", 0, "hardware.budget.max_bytes = 0: expected greater than 0"),
         ("hardware.budget.max_bites", 1, "hardware.budget.max_bites: not a key; did you mean max_bytes?"),
-        ("hardware.precisions", ["int4"], "hardware.precisions.0 = 'int4': expected 'fp32' or 'int8'"),
+        (
+            "hardware.precisions",
+            ["int2"],
+            "hardware.precisions.0 = 'int2': expected 'fp32', 'int8' or 'int4'",
+        ),
         ("student", None, "student = None: expected a mapping of keys to values"),
         ("trainer", "fast", "trainer = 'fast': expected a mapping of keys to values"),
         ("dataset.prompt", "question", "dataset: prompt and completion: give both columns, or neither"),
@@ -170,8 +174,8 @@ def test_columns_that_do_not_go_together(tree: dict[str, Any], keys: dict[str, A
 
 def test_missing_argument(tree: dict[str, Any]) -> None:
     """A TypeError of a constructor that the user has never seen."""
-    del tree["hardware"]["precisions"]
-    assert refused(tree)[1:] == ["  hardware.precisions: a value is needed; give hardware.precisions=…"]
+    tree["student"] |= {"_target_": "kdcli.students.from_config.FromConfig"}
+    assert "  student.hidden_size: a value is needed; give student.hidden_size=…" in refused(tree)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +283,9 @@ def test_defaults_hold_every_key_of_the_schema(command: str) -> None:
             "path": None,
             "revision": None,
             "trust_remote_code": False,
+            "quantization": None,
+            "quantization_epochs": 1.0,
+            "quantization_learning_rate": 2e-4,
         }
         assert tree["dataset"]["path"] == "???"
 

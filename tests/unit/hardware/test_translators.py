@@ -37,6 +37,7 @@ from kdcli.rollouts import translate
 from kdcli.runtimes import ctranslate2 as ctranslate2_runtime
 from kdcli.runtimes import onnx as onnx_runtime
 from kdcli.runtimes import torch as torch_runtime
+from kdcli.runtimes.base import Runs
 from kdcli.students.encoder_decoder import learn_vocabulary
 
 BOTH = ["fp32", "int8"]
@@ -176,7 +177,7 @@ def test_the_folders_are_whole(student: Path, files: dict[str, Path]) -> None:
         assert said["decoder_start_token_id"] == known["decoder_start_token_id"]
         assert said["eos_token_id"] == known["eos_token_id"]
     assert (runtime_of(files["fp32"]), runtime_of(files["int8"])) == ("onnx", "ctranslate2")
-    assert runtime_of(student) is None
+    assert runtime_of(student) == "torch"
     size = {name: sum(file.stat().st_size for file in folder.iterdir()) for name, folder in files.items()}
     assert size["int8"] < size["fp32"]
 
@@ -390,13 +391,14 @@ def test_a_slow_translator_is_not_asked_for_every_row() -> None:
     """Two hundred translations by a large teacher take half an hour."""
     calls = []
 
-    def slow(ids: Sequence[int]) -> list[int]:
-        calls.append(ids)
-        time.sleep(0.01)
-        return [1, 2, 3]
+    class Slow(Runs):
+        def __call__(self, ids: Sequence[int]) -> list[int]:
+            calls.append(ids)
+            time.sleep(0.01)
+            return [1, 2, 3]
 
     rows = [[number] for number in range(100)]
-    worker = _Worker(slow, rows, spec("torch", Path(), throughput_seconds=0.005), None)
+    worker = _Worker(Slow(), rows, spec("torch", Path(), throughput_seconds=0.005), None)
     turn = worker.latency(list(range(100)))
     assert len(calls) == 5 + 8
     assert min(turn["ms"]) >= 10
