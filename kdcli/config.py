@@ -54,6 +54,7 @@ def _tab(value: Any) -> Any:
 
 
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Fraction = Annotated[float, BeforeValidator(_whole), Field(ge=0, le=1)]
 Positive = Annotated[float, BeforeValidator(_whole), Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, BeforeValidator(_whole), Field(ge=0, allow_inf_nan=False)]
@@ -154,6 +155,9 @@ class Teacher(Checkpoint):
     pairs, and is trained on them first."""
     vocab_size: Count = 8000
     """Of that vocabulary, source and target together."""
+    stand_in: str | None = None
+    """A checkpoint, named as by `path`, from which a student without one is born where the teacher has none that can be read
+    (teacher=openai): its tokenizer, its embeddings. It says nothing of any text."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Teacher:
@@ -494,6 +498,30 @@ class Measure(Section):
     """causal_lm: so many prompts of the test split are answered, scored and (ten of them) shown."""
 
 
+class Filter(Section):
+    """Answers of the teacher that are not learnt; how many, and why, stands in the report."""
+
+    min_length: Whole = 0
+    """Those of fewer characters …"""
+    max_length: Count | None = None
+    """… or of more; null: any."""
+    refusals: list[str] = []
+    """Regular expressions: answers that begin so, whatever the case."""
+    duplicates: bool = True
+    """Of the answers to one prompt, those that are the same but for case and white space as one before."""
+    function: str | None = None
+    """MODULE.FUNCTION of your own: called with the row and the answer; what it finds false is left out."""
+
+    @model_validator(mode="after")
+    def _regular(self) -> Filter:
+        for pattern in self.refusals:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"refusals: {pattern!r} is not a regular expression: {error}") from None
+        return self
+
+
 class Rollout(Section):
     """Who writes what the student learns from: the completions (causal_lm), the targets (seq2seq)."""
 
@@ -518,6 +546,27 @@ class Rollout(Section):
     """… the likeliest, or the one nearest to the reference by sentence BLEU (Kim and Rush 2016, section 3.3)."""
     keep: Annotated[Fraction, Field(gt=0)] = 1.0
     """by=teacher: the share of the answers that are learnt: those of which the teacher itself finds a token likeliest, on average."""
+
+    answers: Count = 1
+    """by=teacher: so many to each prompt, each of which is learnt; drawn with sampling_temperature > 0."""
+    expand: Whole = 0
+    """by=teacher: so many further prompts, which the teacher makes up after those of the training rows, and answers (teacher=openai)."""
+    filter: Filter = Filter()
+    """by=teacher: which of the answers are not learnt."""
+
+    @model_validator(mode="after")
+    def _several(self) -> Rollout:
+        if self.by != "teacher" and (self.answers > 1 or self.expand or self.filter != Filter()):
+            raise ValueError(f"answers, expand, filter: they are for by=teacher, not by={self.by}")
+        if self.answers > 1 and self.sampling_temperature == 0:
+            raise ValueError(
+                f"answers = {self.answers}: the likeliest is the same each time; give sampling_temperature > 0"
+            )
+        if self.answers > 1 and self.candidates > 1:
+            raise ValueError(
+                "answers and candidates: of several candidates one is learnt; give one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _beams(self) -> Rollout:
@@ -568,6 +617,9 @@ class Distill(Section):
     seed: Seed = 0
     control: bool = True
     """Train the same student without the teacher as well, and compare."""
+    dry_run: bool = False
+    """Only say what would be asked of a teacher that one pays (teacher=openai), and what that costs; nothing is asked, and no run
+    directory stays."""
     smoke: bool = False
     """A rehearsal: pre-flight findings are warnings, and the report says that its figures mean nothing."""
     teacher: Teacher

@@ -17,7 +17,7 @@ import re
 import statistics
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -71,6 +71,11 @@ class Data:
     def gold(self) -> datasets.Dataset:
         """The training rows that have a gold label: for language models all of them."""
         return with_gold(self["train"])
+
+
+def without(rows: datasets.Dataset, ids: Collection[str]) -> datasets.Dataset:
+    """The rows but for those with one of these ids."""
+    return rows.select([row for row, key in enumerate(rows["id"]) if key not in ids]) if ids else rows
 
 
 def with_gold(rows: datasets.Dataset, wanted: bool = True) -> datasets.Dataset:

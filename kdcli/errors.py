@@ -5,6 +5,7 @@ KDError                the job failed                                     exit c
 ├── DataError          the data cannot be used                            exit code 2
 ├── ModelError         a checkpoint cannot be found or used               exit code 2
 ├── TeacherError       the teacher cannot teach this student or task      exit code 2
+├── EndpointError      a remote teacher gives no more answers             exit code 1
 └── ExportError        an artifact could not be made or run               exit code 1
 
 Exit code 2 means: found before any training, and nothing was overwritten. A message says what was
@@ -50,3 +51,7 @@ class TeacherError(KDError):
 
 class ExportError(KDError):
     """An artifact could not be written, or its own runtime could not run it."""
+
+
+class EndpointError(KDError):
+    """A teacher that one can only ask gives no more answers for now, or its budget is used up; what was answered is kept."""

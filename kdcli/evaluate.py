@@ -248,9 +248,10 @@ def verdict(
             nearer = said["student"].means(task.divergence(said["teacher"], said["control"]) - away)
             found["kl_gain_over_control"] = float(nearer.mean())
             found["kl_gain_ci95"] = list(interval(nearer))
+    known = teacher["score"] is not None
     return {
-        "retention": task.retention(student["score"], teacher["score"]),
+        "retention": task.retention(student["score"], teacher["score"]) if known else None,
         **found,
-        "compression": teacher["parameters"] / student["parameters"],
+        "compression": teacher["parameters"] / student["parameters"] if teacher["parameters"] else None,
         "speedup": fast / slow if fast and slow else None,
     }

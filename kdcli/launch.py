@@ -317,7 +317,10 @@ def _job(command: str, cfg: DictConfig) -> None:
             if (folder / rundir.REPORT).is_file():  # a job of a sweep that is continued
                 status = 0
                 return
-        status = _command(command, check(COMMANDS[command], _tree(cfg)), folder)
+        config = check(COMMANDS[command], _tree(cfg))
+        status = _command(command, config, folder)
+        if owner and command == "distill" and config.dry_run:
+            rundir.release(folder, remove=fresh)
     except KDError as error:
         status = error.exit_code
         if sweep:

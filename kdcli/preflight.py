@@ -48,6 +48,7 @@ def preflight(
     validation: Split | None,
     bf16: bool,
     lenient: bool,
+    remedy: str = "",
 ) -> None:
     """Look at the teacher, the untrained student and the losses on real rows.
 
@@ -59,13 +60,14 @@ def preflight(
         validation: where the untrained student is compared with the teacher; None: it is not, as they count other positions, or
             it is made of the teacher and may be as good.
         lenient: findings are warnings.
+        remedy: against a teacher that is not good enough; "": it can be tuned.
 
     Raises:
         TeacherError: with every finding.
     """
     findings = []
     if said is not None:
-        findings += _teacher_is_better(distiller, tokenizer, said, classes, validation, bf16)
+        findings += _teacher_is_better(distiller, tokenizer, said, classes, validation, bf16, remedy)
     findings += _losses_are_right(distiller, tokenizer, teacher, train)
     if findings and not lenient:
         raise TeacherError("the pre-flight stopped the run:\n  " + "\n  ".join(findings))
@@ -118,30 +120,51 @@ def _teacher_is_better(
     classes: int,
     validation: Split | None,
     bf16: bool,
+    remedy: str,
 ) -> list[str]:
     """The teacher beats chance and, where they can be compared, the untrained student, on the validation split."""
     task: Task = distiller.task
+    if worse := beats_chance(task, said, classes, remedy):
+        return worse
+    if validation is None:
+        return []
+    own = task.predict(distiller.student, tokenizer, validation.encoded, bf16=bf16)
+    metric = _metric(task)
+    score, untrained = (task.scores(each)[metric] for each in (said, own))
+    if score <= untrained:
+        return [
+            f"the teacher's {metric} {score:.3f} is not above the untrained student's {untrained:.3f}: {remedy or _remedy(task)}"
+        ]
+    return []
+
+
+def beats_chance(task: Task, said: Predictions, classes: int, remedy: str = "") -> list[str]:
+    """What is wrong with the teacher's answers on some rows, looked at by themselves.
+
+    Args:
+        classes: of the teacher.
+        remedy: against one that is no better than chance; "": it can be tuned.
+    """
     if not all(np.isfinite(values).all() for values in said.answers.values()):
         return [
             "the teacher's logits are not finite; load it in fp32 (teacher.trainer.precision=fp32), or check its weights"
         ]
-    metric = task.quick or task.metric
-    score = task.scores(said)[metric]
-    chance = task.chance(said, classes)
-    remedy = "tune it on this task (teacher.tune=true, or more teacher.trainer.epochs)" + (
+    score, chance = task.scores(said)[_metric(task)], task.chance(said, classes)
+    if score > chance:
+        return []
+    return [
+        f"the teacher's {_metric(task)} {score:.3f} is not above {task.chance_is} {chance:.3f}: {remedy or _remedy(task)}"
+    ]
+
+
+def _metric(task: Task) -> str:
+    return task.quick or task.metric
+
+
+def _remedy(task: Task) -> str:
+    return "tune it on this task (teacher.tune=true, or more teacher.trainer.epochs)" + (
         ", or check the order of dataset.labels" if task.labels else ""
     )
-    if score <= chance:
-        return [f"the teacher's {metric} {score:.3f} is not above {task.chance_is} {chance:.3f}: {remedy}"]
-    if validation is None:
-        return []
-    own = task.predict(distiller.student, tokenizer, validation.encoded, bf16=bf16)
-    untrained = task.scores(own)[metric]
-    if score <= untrained:
-        return [
-            f"the teacher's {metric} {score:.3f} is not above the untrained student's {untrained:.3f}: {remedy}"
-        ]
-    return []
 
 
 def _losses_are_right(

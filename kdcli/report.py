@@ -593,6 +593,70 @@ def final_table(report: Report) -> None:
     tokens = f", {report['test_tokens']:,} reference tokens" if report.get("test_tokens") else ""
     _table(f"{report['test_examples']:,} test examples{tokens}", report["metric"], _compared(report))
     console.say(verdict_text(report), style="bold")
+    if asked := report.get("endpoint"):
+        console.say(f"{asked['model']}: {_bill(asked)}")
+
+
+def _bill(asked: Mapping[str, Any]) -> str:
+    """What a teacher that was only asked has answered, and what that took."""
+    cost = "not known" if asked["cost"] is None else f"{asked['cost']:.2f}"
+    before = f", {asked['from_ledger']:,} answered before" if asked["from_ledger"] else ""
+    return (
+        f"{asked['questions']:,} questions{before}; {asked['requests']:,} requests ({asked['retries']:,} of them retries), "
+        f"{asked['prompt_tokens']:,} + {asked['completion_tokens']:,} tokens, cost {cost}; {asked['refused']:,} refused, "
+        f"{asked['unparsable']:,} unparsable"
+    )
+
+
+def _asked(asked: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A teacher that was only asked, as lines of the page."""
+    yield "address", asked["base_url"]
+    yield "model", asked["model"]
+    yield from ((f"parameter {key}", str(value)) for key, value in asked["parameters"].items())
+    for key in ("questions", "from_ledger", "requests", "retries", "prompt_tokens", "completion_tokens"):
+        yield key.replace("_", " "), f"{asked[key]:,}"
+    yield "cost", "n/a" if asked["cost"] is None else f"{asked['cost']:.4f}"
+    yield "refused rows", f"{asked['refused']:,}"
+    yield "unparsable rows", f"{asked['unparsable']:,}"
+    yield from ((f"left out: {why}", f"{count:,}") for why, count in asked["dropped"].items())
+    yield "rows learnt", f"{asked['learnt']:,}"
+    agreement = asked["agreement"]
+    if agreement.get("accuracy") is not None:
+        yield (
+            "training rows labelled as their gold label",
+            f"{_share(agreement['accuracy'])} of {agreement['gold']:,}",
+        )
+    if agreement.get("rouge_l") is not None:
+        yield (
+            "ROUGE-L against the references",
+            f"{_figure(agreement['rouge_l'], 3)} ({agreement['gold']:,} rows)",
+        )
+    if "soft_labels" in asked:
+        yield "soft labels", asked["soft_labels"]
+        if asked["smoothing"] is not None:
+            yield "smoothing", str(asked["smoothing"])
+        if asked["missing_mass"] is not None:
+            yield "probability on no label's token", f"{100 * asked['missing_mass']:.1f} %"
+        if asked["asked_for"]:
+            yield (
+                "asked for",
+                ", ".join(f"{letter} = {label}" for letter, label in asked["asked_for"].items()),
+            )
+    yield "examples shown", f"{asked['shots']:,}"
+
+
+def _answers(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Some of its answers, with what they amount to."""
+    found = []
+    for one in asked["answers"]:
+        labels = sorted((one.get("labels") or {}).items(), key=lambda item: -item[1])
+        lines = [(name, f"{100 * share:.1f} %") for name, share in labels[:5]]
+        lines += [("gold", one["gold"])] if "gold" in one else []
+        lines += [("left out", one["left_out"])] if "left_out" in one else []
+        found.append(
+            {"question": _cut(one["question"]), "answers": list(map(_cut, one["answers"])), "lines": lines}
+        )
+    return found
 
 
 def eval_table(result: Mapping[str, Any]) -> None:
@@ -1216,6 +1280,8 @@ def _page(
         "compared": list(_compared(report)),
         "generations": _generations(report.get("generations") or []),
         "translations": _translations(report.get("translations") or {}),
+        "asked": list(_asked(report["endpoint"])) if "endpoint" in report else [],
+        "answers": _answers(report["endpoint"]) if "endpoint" in report else [],
     }
 
 

@@ -20,6 +20,8 @@ REPORT = "report.json"
 """The last file of a run: it is finished when it is there."""
 UNQUANTIZED = "unquantized"
 """The student as it was before its stage with rounded weights: a folder of a run that has such a stage."""
+UNANSWERED = "unanswered.jsonl"
+"""Rows that a teacher which could only be asked did not answer, and why: no model of the run learns from them, or is scored on them."""
 HYDRA = Path(".hydra", "hydra.yaml")
 LOCK = ".lock"
 ERROR = "error.json"
@@ -165,6 +167,13 @@ def release(run: Path, remove: bool = False) -> None:
     (run / LOCK).unlink(missing_ok=True)
     if remove and run in _made:
         run.rmdir()
+
+
+def unanswered(run: Path) -> set[str]:
+    """The ids of rows that the run leaves out everywhere."""
+    path = run / UNANSWERED
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return {str(json.loads(line)["id"]) for line in lines}
 
 
 def read_report(run: Path) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ from transformers import PreTrainedTokenizerBase
 import kdcli
 from kdcli import console, report
 from kdcli.augment import Proposer, augmented, find_proposer
+from kdcli.config import Component, Filter, Rollout, build, locate
 from kdcli.config import Distill as Config
-from kdcli.config import Rollout, build
 from kdcli.config import Step as StepConfig
 from kdcli.config import Student as StudentConfig
 from kdcli.config import Trainer as TrainerConfig
-from kdcli.data import SPLITS, Data, load, require_batch, with_gold
+from kdcli.data import SPLITS, Data, load, require_batch, with_gold, without
 from kdcli.distiller import Distiller
+from kdcli.endpoint import Estimate, Usage
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, ModelError, TeacherError
 from kdcli.evaluate import (
@@ -52,10 +54,11 @@ from kdcli.evaluate import (
     verdict,
 )
 from kdcli.files import cache_dir, digest, replaced, write_json, write_text
+from kdcli.filters import kept, own_function
 from kdcli.generate import SHOWN, generate, text_scores
 from kdcli.losses.base import Loss
 from kdcli.losses.hard_label import HardLabel
-from kdcli.measure import measure_rows
+from kdcli.measure import UNKNOWN, measure_rows
 from kdcli.models import (
     Source,
     fast_bf16,
@@ -70,9 +73,10 @@ from kdcli.models import (
     stage_seed,
     with_new_head,
 )
-from kdcli.preflight import preflight, translates
+from kdcli.preflight import beats_chance, preflight, translates
 from kdcli.quantization import FakeQuantization
-from kdcli.rundir import REPORT, UNQUANTIZED
+from kdcli.rollouts import seed_of
+from kdcli.rundir import REPORT, UNANSWERED, UNQUANTIZED
 from kdcli.students.base import Birth
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks import task_of
@@ -83,6 +87,7 @@ from kdcli.teachers.aligned import AlignedTeacher
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.cached import CachedTeacher, shares
 from kdcli.teachers.ensemble import Ensemble
+from kdcli.teachers.openai import OpenAITeacher
 from kdcli.trainer import Stage, micro_batches, planned_steps, require_trackers, train
 
 logger = logging.getLogger(__name__)
@@ -90,8 +95,16 @@ AUGMENTED = 1024
 """Rows of which the copies are written to the disk at once."""
 EXTREMES = 20
 """Translations that the report shows, the worst and the best."""
+BETTER = "look at its prompt (teacher.prompt), show it examples (teacher.shots=6), or try another teacher.soft_labels"
+"""What can be done about a teacher that one can only ask."""
+BILLED = 100
+"""Answers after which it is noted what they cost."""
 PART = 512
 """Prompts that a teacher answers between two writes to the disk."""
+UNSEEN: dict[str, Any] = {"parameters": None, "bytes": None, "score": None, "scores": {}, **asdict(UNKNOWN)}
+"""What can be said of a model that one can only ask, before it was asked."""
+ANY = 2**30
+"""Tokens: more than any row has."""
 
 
 def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
@@ -103,6 +116,10 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
     parts = prepare(cfg, folder, names)
     run = parts[-1]
     first = run.state.is_main_process
+    if run.remote is not None and first:
+        foretell(run, run.remote)
+    if cfg.dry_run:
+        return 0
     with console.Stages(_planned(parts), quiet=not first) as stages:
         lessons: dict[str, Lesson] = {}
         pupils: dict[str, Source] = {}
@@ -110,6 +127,8 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
         for part in parts:
             if part.course not in lessons:
                 lessons[part.course] = prepare_lesson(part, stages)
+                for other in parts if part.remote is not None else ():
+                    other.data = part.data  # without what was not answered
             lesson = lessons[part.course]
             fresh = part.pupil not in pupils
             born = birth(part, lesson) if fresh else pupils[part.pupil]
@@ -236,6 +255,8 @@ class Run:
     """All steps, of any model, that this teacher teaches from these data."""
     shared: bool
     """Teacher and student mean the same class by the same number."""
+    remote: OpenAITeacher | None = None
+    """The teacher, if one can only ask it. `sources` is then what its students are born from."""
 
     @property
     def pupil(self) -> str:
@@ -263,7 +284,7 @@ class Run:
 
     def tunes(self, source: Source) -> bool:
         """Whether a teacher's checkpoint is fine-tuned first: for a general stage before the task's it is as it was pretrained."""
-        if self.task.vocabulary and not self.task.writes:
+        if self.remote is not None or (self.task.vocabulary and not self.task.writes):
             return False
         wanted = self.cfg.teacher.tune
         if self.cfg.teacher.born is not None and self.course not in self.cfg.stages:
@@ -295,11 +316,15 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = Path(broadcast_object_list([str(folder)])[0])
     steps = steps_of(cfg)
+    remote = _remote(cfg, steps)
     loaded = {OWN: load(cfg.dataset)}
-    if cfg.teacher.born is None:
+    if remote is not None:
+        names = names | {"teacher": remote.name}
+        sources = [_stand_in(cfg, loaded[OWN], state)]
+    elif cfg.teacher.born is None:
         sources = [find(cfg.teacher, "teacher"), *(find(other, "teacher") for other in cfg.teacher.members)]
     else:
-        sources = [_new_teacher(cfg, loaded[OWN], state)]
+        sources = [_new_teacher(cfg, cfg.teacher.born, loaded[OWN], state)]
     birth_by: dict[str, Birth] = {}
     parts: list[Run] = []
     for (course, pupil), group in itertools.groupby(steps, lambda step: (step.course, step.pupil)):
@@ -312,7 +337,19 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
             birth_by[pupil] = _birth_by(own.student)
         taught = [step for step in steps if step.course == course]
         parts.append(
-            _part(own, folder, names, state, loaded[place], sources, birth_by[pupil], chosen, course, taught)
+            _part(
+                own,
+                folder,
+                names,
+                state,
+                loaded[place],
+                sources,
+                birth_by[pupil],
+                chosen,
+                course,
+                taught,
+                remote,
+            )
         )
     for trainer in (cfg.trainer, cfg.teacher.trainer, *(step.trainer for step in steps)):
         micro_batches(trainer, state.num_processes)
@@ -330,6 +367,9 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
             "labelled training rows, for the control",
             "trainer.batch_size",
         )
+    if remote is not None:
+        own_function(cfg.rollout.filter)
+        remote.begin(run.task, cfg.dataset, run.data.gold)
     if state.is_main_process:
         _write_environment(parts)
     state.wait_for_everyone()
@@ -339,16 +379,88 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
     ]
 
 
-def _new_teacher(cfg: Config, data: Data, state: PartialState) -> Source:
+def _remote(cfg: Config, steps: Sequence[Step]) -> OpenAITeacher | None:
+    """The teacher, if one can only ask it: it has its key, and nothing is wanted of it that it cannot do.
+
+    Raises:
+        ConfigError
+    """
+    if not issubclass(locate(cfg.teacher.target), OpenAITeacher):
+        for given, key in ((cfg.dry_run, "dry_run"), (cfg.rollout.expand, "rollout.expand")):
+            if given:
+                raise ConfigError(
+                    f"{key}: it is for a teacher that one can only ask (teacher=openai); leave it out"
+                )
+        return None
+    remote: OpenAITeacher = build(cfg.teacher, Teacher)
+    teacher, how, writes = cfg.teacher, cfg.rollout, cfg.dataset.kind in ("causal_lm", "seq2seq")
+    weights = "a model that one can only ask has no checkpoint here"
+    for wrong, key, why in (
+        (
+            teacher.path or teacher.others or teacher.born,
+            "teacher.path, teacher.others, teacher.born",
+            weights,
+        ),
+        (teacher.tune, "teacher.tune", weights),
+        (not teacher.cache, "teacher.cache", "every answer is paid for, and kept"),
+        (any(step.watched for step in steps), "loss", f"a term reads the teacher's inside, and {weights}"),
+        (
+            any(stage.dataset for stage in cfg.stages.values()),
+            "stages",
+            f"one has a data set of its own, and {weights}",
+        ),
+        (how.by == "student", "rollout.by", "it would be asked about every token that a student writes"),
+        (how.keep < 1, "rollout.keep", "it does not say how likely its answers are"),
+        (how.num_beams > 1, "rollout.num_beams", "it does not search; give rollout=teacher"),
+        (how.candidates > 1, "rollout.candidates", "give rollout.answers: all are learnt"),
+        (
+            writes and how.by == "dataset",
+            "rollout.by",
+            "it says nothing of tokens that it has not written; give rollout=teacher, and loss.soft_label.weight=0",
+        ),
+        (
+            writes and any(step.taught for step in steps),
+            "loss",
+            "a term reads what the teacher says of each token, and one only gets its text; give loss.soft_label.weight=0",
+        ),
+    ):
+        if wrong:
+            raise ConfigError(f"{key}: with {remote.name} as the teacher this cannot be: {why}")
+    return remote
+
+
+def _stand_in(cfg: Config, data: Data, state: PartialState) -> Source:
+    """What a student is born from whose teacher has no checkpoint: its own, or teacher.stand_in. A translator that has neither is born over
+    a vocabulary that is learnt from the pairs.
+
+    Raises:
+        ConfigError, ModelError: there is none.
+    """
+    if cfg.student.path:
+        return find(cfg.student, "student")
+    task = task_of(cfg.dataset, data.labels)
+    if cfg.teacher.stand_in:
+        path = {"path": cfg.teacher.stand_in, "revision": None}
+        found = find(cfg.teacher.model_copy(update=path), "teacher.stand_in")
+        if not task.vocabulary or has_head(found, task):
+            return found
+    if isinstance(task, Seq2Seq):
+        return _new_teacher(cfg, cfg.student, data, state)
+    raise ConfigError(
+        f"a student for {cfg.dataset.kind} needs a checkpoint of the kind to begin with, and the teacher has none here; give student.path "
+        "(student=local), or teacher.stand_in"
+    )
+
+
+def _new_teacher(cfg: Config, born: Component, data: Data, state: PartialState) -> Source:
     """A translator of random weights over a vocabulary learnt from the training pairs, which is to be trained on them."""
     if cfg.dataset.kind != "seq2seq":
         raise ConfigError(
             f"teacher.born: a new model is trained on pairs (seq2seq), not for {cfg.dataset.kind}; give teacher.path"
         )
-    assert cfg.teacher.born is not None
-    by: EncoderDecoder = build(cfg.teacher.born, EncoderDecoder)
+    by: EncoderDecoder = build(born, EncoderDecoder)
     made_of = (
-        cfg.teacher.born.model_dump(by_alias=True),
+        born.model_dump(by_alias=True),
         cfg.teacher.vocab_size,
         list(data["train"]["id"]),
         cfg.seed,
@@ -405,12 +517,13 @@ def _part(
     steps: list[Step],
     course: str,
     taught: list[Step],
+    remote: OpenAITeacher | None,
 ) -> Run:
     """A part of a run, its data made ready and checked for its teacher and its student. An assistant's is checked as the run's teacher."""
     task = task_of(cfg.dataset, data.labels)
     max_length = cfg.dataset.max_length
-    run = Run(cfg, folder, names, state, data, task, sources, by, steps, course, taught, shared=True)
-    for source in sources:
+    run = Run(cfg, folder, names, state, data, task, sources, by, steps, course, taught, True, remote)
+    for source in sources if remote is None else ():
         _require_head(run, source)
     tokenizer = load_tokenizer(sources[0], max_length=max_length)
     own = load_tokenizer(by.source, max_length=max_length) if by.source is not None else tokenizer
@@ -421,13 +534,14 @@ def _part(
     losses = [loss for step in steps for loss in step.losses.values()]
     reading = [loss for loss in losses if loss.needs_teacher]
     if task.vocabulary:
-        run.shared = _share_tokens(run, tokenizer, own, any(loss.by_class for loss in reading), bool(reading))
+        by_class = any(loss.by_class for loss in reading)
+        run.shared = _share_tokens(run, tokenizer, own, by_class, bool(reading)) and remote is None
         if len(sources) > 1:
             raise ConfigError(
                 f"teacher.others: the answers of several teachers are averaged over labels, and models of the task {cfg.dataset.kind} have a "
                 "vocabulary; leave it empty"
             )
-        if not run.shared and run.pupil != STUDENT:
+        if not run.shared and run.pupil != STUDENT and remote is None:
             raise ConfigError(
                 f"stages.{run.pupil}.student: an assistant must have the teacher's vocabulary; choose one of the teacher's family"
             )
@@ -579,7 +693,8 @@ def _write_environment(parts: Sequence[Run]) -> None:
             "student": fast_bf16(cfg.trainer.precision),
         },
         "dataset": {"path": cfg.dataset.path, "commit": run.data.commit, "fingerprint": run.data.fingerprint},
-        "teacher": _fingerprints(run.sources[0]),
+        "teacher": _fingerprints(run.sources[0]) if run.remote is None else run.remote.fingerprint,
+        "stand_in": None if run.remote is None else _fingerprints(run.sources[0]),
         "student": _fingerprints(run.birth_by.source) if run.birth_by.source else None,
         "others": [_fingerprints(source) for source in run.sources[1:]],
         "stages": {part.course: part.data.fingerprint for part in parts if part.cfg.dataset != cfg.dataset},
@@ -636,6 +751,8 @@ class Lesson:
 def prepare_lesson(run: Run, stages: console.Stages) -> Lesson:
     """Add text if it shall be added, tune the teacher, let it write if it shall, and fetch its answers."""
     rows = with_copies(run, stages) if run.cfg.dataset.augment else run.data["train"]
+    if run.remote is not None and run.course == OWN:
+        return asked_lesson(run, stages, run.remote, rows)
     teachers = [tuned_teacher(run, stages, number) for number in range(len(run.sources))]
     ask = functools.cache(lambda: open_teacher(run, teachers))
     if isinstance(run.task, Seq2Seq):
@@ -652,9 +769,10 @@ def _planned(parts: Sequence[Run]) -> list[str]:
     for part in parts:
         if part.course not in seen:
             planned += [part.named("augment")] if part.cfg.dataset.augment else []
-            planned += [_tuning(part, number) for number in range(len(part.sources))]
+            asked = part.remote is not None and part.course == OWN
+            planned += [] if asked else [_tuning(part, number) for number in range(len(part.sources))]
             planned += [part.named("rollouts")] if part.cfg.rollout.by == "teacher" else []
-            planned.append(part.named("signals"))
+            planned += [] if asked and part.task.writes else [part.named("signals")]
         seen.add(part.course)
         planned += [step.name for step in part.steps]
     if parts[-1].cfg.control:
@@ -814,18 +932,39 @@ def rollouts(
     how = run.cfg.rollout
     if how.by != "teacher":
         return rows
-    folder = cache_dir("rollouts") / digest(_asked(run, sources), how.model_dump(), run.cfg.seed)[:32]
-    with run.stage(stages, run.named("rollouts"), len(rows)) as progress, _alone(run, folder):
-        texts = _kept(
-            run, progress, folder, rows, PART, lambda part, _: ask().write(list(part), how, run.cfg.seed)
-        )
+    judge, dropped = own_function(how.filter), Counter[str]()
+    made_by = _asked(run, sources), how.model_dump(exclude={"answers", "expand", "filter"})
+    folder = cache_dir("rollouts") / digest(*made_by, run.cfg.seed)[:32]
+    texts: list[list[str]] = []
+    with run.stage(stages, run.named("rollouts"), how.answers * len(rows)) as progress:
+        for number in range(how.answers):
+            seed = seed_of(run.cfg.seed, number) if number else run.cfg.seed
+            place = cache_dir("rollouts") / digest(*made_by, seed)[:32]
+
+            def write(part: datasets.Dataset, _: int, seed: int = seed) -> list[str]:
+                return ask().write(list(part), how, seed)
+
+            with _alone(run, place):
+                texts.append(_kept(run, progress, place, rows, PART, write, number * len(rows)))
     answered = datasets.Dataset.from_list(
-        [run.task.answered(row, text) for row, text in zip(rows, texts, strict=True)]
+        [
+            run.task.answered(row, text)
+            for row, answers in zip(rows, zip(*texts, strict=True), strict=True)
+            for text in kept(row, answers, how.filter, judge, dropped)
+        ]
     )
+    _log_dropped(dropped)
+    if how.filter != Filter():
+        require_rows(run, answered)
     if how.keep < 1:
         answered = _likeliest(run, folder, ask, sources[0], answered, how.keep)
     _show(run, "rollouts", answered)
     return answered
+
+
+def _log_dropped(dropped: Mapping[str, int]) -> None:
+    for why, count in dropped.items():
+        logger.info("rollouts: %d answers left out (%s)", count, why)
 
 
 def _likeliest(
@@ -857,11 +996,13 @@ def _kept(
     rows: datasets.Dataset,
     size: int,
     make: Callable[[datasets.Dataset, int], list[Any]],
+    before: int = 0,
 ) -> list[Any]:
     """What is made of rows, so many at a time, each part kept in a folder; several processes share the work.
 
     Args:
         make: called with some of the rows, and how many this process has done before.
+        before: what the progress counts before the first of them.
     """
     found: dict[int, list[Any]] = {}
     done = 0
@@ -874,7 +1015,7 @@ def _kept(
             found[start] = json.loads(path.read_text(encoding="utf-8"))
             done += len(part)
             if progress is not None:
-                progress.update(done)
+                progress.update(before + done)
     return [each for start in sorted(found) for each in found[start]]
 
 
@@ -943,6 +1084,228 @@ def _alone(run: Run, folder: Path) -> Iterator[None]:
         yield
 
 
+# ---- a teacher that one can only ask -------------------------------------------------------------------
+
+
+def foretell(run: Run, remote: OpenAITeacher) -> None:
+    """Say what asking it will take, before it is asked."""
+    how, train = run.cfg.rollout, run.data["train"]
+    splits = [train] if run.task.writes else [run.data[split] for split in SPLITS]
+    more = itertools.islice(itertools.cycle(train), how.expand)
+    found = remote.estimate(itertools.chain(*splits, more), how)
+    text = _estimate_text(found, remote.name)
+    if run.cfg.dry_run:
+        console.say(text)
+    else:
+        logger.info("%s", text)
+
+
+def _estimate_text(found: Estimate, name: str) -> str:
+    before = f", of which {found.in_ledger:,} were answered before" if found.in_ledger else ""
+    written = "any number of" if found.completion_tokens is None else f"at most {found.completion_tokens:,}"
+    cost = "what they cost is not known (teacher.prices.prompt and .completion, of a million tokens)"
+    if found.cost is not None:
+        cost = f"they cost about {found.cost:.2f}" if found.cost >= 0.005 else "they cost less than 0.01"
+    return (
+        f"{name} will be asked {found.questions:,} questions{before}: about {found.prompt_tokens:,} prompt tokens and {written} completion "
+        f"tokens; {cost}"
+    )
+
+
+def asked_lesson(run: Run, stages: console.Stages, remote: OpenAITeacher, rows: datasets.Dataset) -> Lesson:
+    """What a teacher says, or writes, that one can only ask. Rows that it does not answer are left out, also of the comparison.
+
+    Every process hears everything: the first one asks, and the others find its answers in the ledger.
+    """
+    source, task = run.sources[0], run.task
+
+    def ask() -> Teacher:
+        return remote
+
+    if task.writes:
+        return Lesson([source], ask, asked_rollouts(run, stages, remote, rows), {})
+    asked = {"validation": run.data["validation"], "train": rows, "test": run.data["test"]}
+    done = 0
+    with (
+        run.stage(stages, run.named("signals"), sum(map(len, asked.values()))) as progress,
+        run.state.main_process_first(),
+        _billed(run, remote) as bill,
+    ):
+        for split, table in asked.items():
+
+            def tell(number: int, usage: Usage, before: int = done) -> None:
+                bill()
+                progress.update(before + number, extra=_extra(usage))
+
+            remote.fetch(list(table), tell)
+            done += len(table)
+            if split == "validation":
+                _require_better(run, remote)
+    _show_unanswered(run, remote, asked.values())
+    if remote.unanswered:
+        logger.warning(
+            "%s did not answer %d of %d rows, which are left out everywhere (%s)",
+            remote.name, len(remote.unanswered), done, run.folder / UNANSWERED,
+        )  # fmt: skip
+    splits = {split: without(table, remote.unanswered) for split, table in run.data.splits.items()}
+    run.data, rows = dataclasses.replace(run.data, splits=splits), without(rows, remote.unanswered)
+    require_rows(run, rows)
+    return Lesson([source], ask, rows, dict.fromkeys(SPLITS, remote))
+
+
+def _show_unanswered(run: Run, remote: OpenAITeacher, tables: Iterable[Iterable[Mapping[str, Any]]]) -> None:
+    """The rows that were not answered, and why, in the run directory."""
+    rows = (row for table in tables for row in table if row["id"] in remote.unanswered)
+    if run.state.is_main_process:
+        lines = [
+            json.dumps({**row, **remote.unanswered[row["id"]]}, ensure_ascii=False) + "\n" for row in rows
+        ]
+        write_text(run.folder / UNANSWERED, "".join(lines))
+
+
+def _require_better(run: Run, remote: OpenAITeacher) -> None:
+    """A teacher that is no better than chance is found before most of it is paid for.
+
+    Raises:
+        TeacherError
+    """
+    table = without(run.data["validation"], remote.unanswered)
+    if not len(table):
+        raise TeacherError(
+            f"{remote.name} answers none of the {len(run.data['validation'])} validation rows with a label; {BETTER}"
+        )
+    said, classes = told_by(remote, run.sources[0], run.task, table, run.cfg.dataset.max_length)
+    for finding in beats_chance(run.task, said, classes, BETTER):
+        if not _lenient(run, run.cfg.trainer):
+            raise TeacherError(f"the pre-flight stopped the run:\n  {finding}")
+        logger.warning("pre-flight: %s", finding)
+
+
+def asked_rollouts(
+    run: Run, stages: console.Stages, remote: OpenAITeacher, rows: datasets.Dataset
+) -> datasets.Dataset:
+    """The training prompts, and those that the teacher makes up, each with its answers that are worth learning."""
+    how, dropped = run.cfg.rollout, Counter[str]()
+    judge = own_function(how.filter)
+    found: list[dict[str, Any]] = []
+    total = how.expand + len(rows)
+    with (
+        run.stage(stages, run.named("rollouts"), total) as progress,
+        run.state.main_process_first(),
+        _billed(run, remote) as bill,
+    ):
+
+        def tell(number: int, usage: Usage) -> None:
+            bill()
+            progress.update(number, extra=_extra(usage))
+
+        asked = list(rows)
+        if how.expand:
+            known = [_prompt(row) for split in SPLITS for row in run.data[split]]
+            texts = remote.expand([_prompt(row) for row in rows], known, how.expand, run.cfg.seed, tell)
+            asked += [_with_prompt(asked[0], text) for text in texts]
+        for row, answers, cut in remote.answers(asked, how, tell):
+            dropped["cut off by rollout.max_new_tokens"] += cut
+            found += [run.task.answered(row, text) for text in kept(row, answers, how.filter, judge, dropped)]
+    table = datasets.Dataset.from_list(found) if found else rows.select([])
+    tokenizer, room = load_tokenizer(run.sources[0]), run.cfg.dataset.max_length
+    if found:
+        encoded = run.task.encode(tokenizer, table, ANY)
+        lengths = np.diff(encoded.offsets)
+        if encoded.target_offsets is not None:
+            lengths = np.maximum(lengths, np.diff(encoded.target_offsets))
+        dropped["longer than dataset.max_length"] += int((lengths > room).sum())
+        table = table.select(np.flatnonzero(lengths <= room))
+    remote.dropped = +dropped
+    _log_dropped(remote.dropped)
+    _show_unanswered(run, remote, [asked])
+    _show(run, "rollouts", table)
+    require_rows(run, table)
+    return table
+
+
+def _prompt(row: Mapping[str, Any]) -> str:
+    """What a row asks: what the user says first, the prompt, or the source."""
+    if "messages" in row:
+        return next((turn["content"] for turn in row["messages"] if turn["role"] == "user"), "")
+    return str(row["prompt"] if "prompt" in row else row["source"])
+
+
+def _with_prompt(row: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """A row of the same kind that asks something else, not answered yet."""
+    if "messages" in row:
+        own: dict[str, Any] = {
+            "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
+        }
+    else:
+        own = {"prompt": text, "completion": ""} if "prompt" in row else {"source": text, "target": None}
+    return {**row, **own, "id": digest("expanded", text)[:32]}
+
+
+def _extra(usage: Usage) -> str:
+    cost = "" if usage.cost is None else f", {usage.cost:.2f} spent"
+    return f"{usage.requests:,} requests{cost}"
+
+
+@contextmanager
+def _billed(run: Run, remote: OpenAITeacher) -> Iterator[Callable[[], None]]:
+    """Note in asked.json what was asked and paid for, by all processes that the run has had: every `BILLED` calls, and at the end."""
+    path = run.folder / "asked.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    calls = itertools.count(1)
+
+    def note() -> None:
+        if run.state.is_main_process:
+            used = asdict(remote.endpoint.usage)
+            keys = ("requests", "retries", "prompt_tokens", "completion_tokens", "cost")
+            known = {key: used[key] for key in keys if used[key] is not None}
+            write_json(path, {key: value + before.get(key, 0) for key, value in known.items()})
+
+    def call() -> None:
+        if next(calls) % BILLED == 0:
+            note()
+
+    try:
+        yield call
+    finally:
+        note()
+
+
+def _endpoint(run: Run, remote: OpenAITeacher, lesson: Lesson) -> dict[str, Any]:
+    """What the report says of a teacher that was asked."""
+    bill = json.loads((run.folder / "asked.json").read_text(encoding="utf-8"))
+    found = remote.about()
+    gold = {row["id"]: row for row in run.data.gold}
+    agreement: dict[str, Any] = {}
+    if run.task.labels:
+        right = [
+            int(remote.said[key].argmax()) == row["label"]
+            for key, row in gold.items()
+            if key not in {example["id"] for example in remote.examples}
+        ]
+        agreement = {"gold": len(right), "accuracy": float(np.mean(right)) if right else None}
+    elif isinstance(run.task, CausalLM | Seq2Seq):
+        answers = [
+            (remote.told[row["id"]], shown["reference"])
+            for row, shown in zip(run.data.gold, run.task.shown(run.data.gold), strict=True)
+            if row["id"] in remote.told
+        ]
+        scores = text_scores([own for own, _ in answers], [other for _, other in answers])
+        agreement = {"gold": len(answers), "rouge_l": scores["rouge_l"] if answers else None}
+    return found | {
+        "requests": bill["requests"],
+        "retries": bill["retries"],
+        "from_ledger": max(0, found["questions"] - (bill["requests"] - bill["retries"])),
+        "prompt_tokens": bill["prompt_tokens"],
+        "completion_tokens": bill["completion_tokens"],
+        "cost": bill.get("cost"),
+        "dropped": dict(remote.dropped),
+        "learnt": len(lesson.rows),
+        "agreement": agreement,
+        "answers": remote.shown(),
+    }
+
+
 # ---- the student and its control ---------------------------------------------------------------------
 
 
@@ -968,7 +1331,11 @@ def teach(
         born: the model as it is before.
         fresh: it has learnt nothing yet.
     """
-    lessons = lesson.signals if run.shared else aligned(run, lesson.teacher, born, lesson.signals)
+    lessons = (
+        lesson.signals
+        if run.shared or not lesson.signals
+        else aligned(run, lesson.teacher, born, lesson.signals)
+    )
     require_same_pieces(run, lesson.teacher, born, lesson.rows)
     check_numbers(run, lesson, born, lessons, fresh)
     return train_steps(run, stages, lesson, born, lessons)
@@ -1009,7 +1376,7 @@ def require_same_pieces(run: Run, teacher: Source, born: Source, rows: datasets.
 def check_numbers(run: Run, lesson: Lesson, born: Source, lessons: dict[str, Teacher], fresh: bool) -> None:
     """The pre-flight, with the losses of every step."""
     validation = run.data["validation"]
-    said, classes = _teacher_said(run, lesson, "validation")
+    said, classes = _teacher_said(run, lesson, "validation") if lesson.signals else (None, 0)
     for step in run.steps:
         distiller, tokenizer = _distiller(run, born, step, lesson.teacher)
         chosen = step.select(lesson.rows)
@@ -1025,6 +1392,7 @@ def check_numbers(run: Run, lesson: Lesson, born: Source, lessons: dict[str, Tea
             _split(run, validation, tokenizer) if comparable else None,
             bf16=fast_bf16(step.trainer.precision),
             lenient=_lenient(run, step.trainer),
+            remedy="" if run.remote is None else BETTER,
         )
 
 
@@ -1061,7 +1429,7 @@ def train_steps(
             steps,
             lesson.teacher,
             _lessons(step, lessons, lesson.ask),
-            lessons["validation"],
+            lessons.get("validation"),
         )
         born = Source(out, born.name, code=born.code)
         taken[step.name] = steps
@@ -1167,7 +1535,7 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
     """
     task, max_length, teacher, signals = run.task, run.cfg.dataset.max_length, lesson.teacher, lesson.signals
     test = run.data["test"]
-    folders = {"teacher": teacher.path}
+    folders = {"teacher": teacher.path} if signals else {}
     own = (UNQUANTIZED, "control", STUDENT)
     folders |= {name: run.folder / name for name in own if (run.folder / name).is_dir()}
     models: dict[str, dict[str, Any]] = {}
@@ -1189,7 +1557,10 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
         if name == "teacher" and not task.writes:  # its answers are there already
             said[name], _ = _teacher_said(run, lesson, "test")
             before, _ = _teacher_said(run, lesson, "validation")
-            models[name] = together([size(each, task) for each in lesson.teachers])
+            known = {"parameters": None, "bytes": None}
+            models[name] = (
+                known if run.remote is not None else together([size(each, task) for each in lesson.teachers])
+            )
         else:
             model, tokenizer = opened(source, task, max_length)
             told = by_number(signals["test"], test) if name != "teacher" and run.shared else None
@@ -1215,15 +1586,23 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
             references = [row["reference"] for row in task.shown(test)]
             models[name]["scores"] |= text_scores(written[name], references)
         members = lesson.teachers if name == "teacher" else [source]
-        models[name] |= together([_measured(run, member, test) for member in members])
-    models["teacher"]["path"] = str(teacher.path)
+        if name != "teacher" or run.remote is None:
+            models[name] |= together([_measured(run, member, test) for member in members])
+    if run.remote is not None:
+        models["teacher"] = UNSEEN | models.get("teacher", {})
+    models["teacher"]["path"] = None if run.remote is not None else str(teacher.path)
     if lesson.teachers[1:]:
         models["teacher"] |= {"path": None, "members": [str(each.path) for each in lesson.teachers]}
     shown: dict[str, Any] = {}
+    if run.remote is not None:
+        shown = {"endpoint": _endpoint(run, run.remote, lesson)}
     if isinstance(task, CausalLM):
-        shown = {"test_tokens": len(said["student"].labels), "generations": _generations(task, test, written)}
+        shown |= {
+            "test_tokens": len(said["student"].labels),
+            "generations": _generations(task, test, written),
+        }
     if isinstance(task, Seq2Seq):
-        shown = {"signature": task.signatures(), "beams": beams, "translations": _translations(task, said)}
+        shown |= {"signature": task.signatures(), "beams": beams, "translations": _translations(task, said)}
     return shown | {
         "schema": 1,
         "task": run.cfg.dataset.kind,
@@ -1236,7 +1615,7 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
             "name": run.names["dataset"],
             "train": len(run.data["train"]),
             "labelled": len(run.data.gold),
-            "augmented": len(lesson.rows) - len(run.data["train"]),
+            "augmented": len(lesson.rows) - len(run.data["train"]) if run.cfg.dataset.augment else 0,
             "validation": len(run.data["validation"]),
             "test": len(test),
             "fingerprint": run.data.fingerprint,

@@ -138,6 +138,9 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
         if "members" in recorded[name]:
             console.warn(f"the {name} of {run} is an ensemble, which eval does not run, and is left out")
             continue
+        if name == "teacher" and not recorded[name].get("path"):
+            console.warn(f"the teacher of {run} can only be asked, which eval does not do, and is left out")
+            continue
         path = Path(recorded[name].get("path") or run / name)
         if path.is_dir():
             sources[name] = Source(path.absolute(), name)

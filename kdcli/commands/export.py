@@ -19,7 +19,7 @@ from kdcli import console, report, snippets
 from kdcli.commands.artifacts import ask, bytes_of, folder_of, write
 from kdcli.config import Budget, Distill, Hardware, Tolerance, build, check, conf_dir, locate
 from kdcli.config import Export as Config
-from kdcli.data import load
+from kdcli.data import load, without
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, ExportError
 from kdcli.evaluate import agreement, examine, opened, save_predictions, score
@@ -27,7 +27,7 @@ from kdcli.files import replaced, write_json
 from kdcli.hardware.base import Target
 from kdcli.measure import UNKNOWN, Process, runtime_of, specified
 from kdcli.models import Source
-from kdcli.rundir import UNQUANTIZED, read_report, saved_config
+from kdcli.rundir import UNQUANTIZED, read_report, saved_config, unanswered
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Task
 from kdcli.tasks.seq2seq import Seq2Seq
@@ -49,6 +49,8 @@ def export(cfg: Config, hardware: str) -> int:
         raise DataError(
             f"the data set is not the one that {run} was trained on: its test rows may have been seen"
         )
+    left_out = unanswered(run)
+    train, test = (without(data[split], left_out) for split in ("train", "test"))
     task = task_of(dataset, data.labels)
     student = Source(run / "student", "student")
     length = dataset.max_length
@@ -61,7 +63,7 @@ def export(cfg: Config, hardware: str) -> int:
         stages = stack.enter_context(console.Stages(["torch", "export", "artifacts"]))
         with stages.stage("torch"):
             model, tokenizer = opened(student, task, length)
-            test = task.prepare(data["test"], tokenizer, length)
+            test = task.prepare(test, tokenizer, length)
             torch_entry, torch_said = examine(student, model, tokenizer, task, test, length)
             torch_entry |= score(task, torch_said)
             texts = task.inputs(test, tokenizer)
@@ -70,8 +72,8 @@ def export(cfg: Config, hardware: str) -> int:
             torch_entry |= asdict(torch.measure())
         with stages.stage("export"):
             model.cpu()
-            some = min(cfg.hardware.calibration_rows, len(data["train"]))
-            rows = data["train"].select(np.linspace(0, len(data["train"]) - 1, some).astype(int))
+            some = min(cfg.hardware.calibration_rows, len(train))
+            rows = train.select(np.linspace(0, len(train) - 1, some).astype(int))
             encoded = task.encode(tokenizer, task.prepare(rows, tokenizer, length), length)
             inputs = [_inputs(task, encoded[row], tokenizer) for row in range(len(encoded))]
             folder.mkdir()
@@ -111,7 +113,7 @@ def export(cfg: Config, hardware: str) -> int:
                 parity |= shares
                 tolerance = _tolerance(cfg.hardware, path.name, precision, f"{dataset.kind}_{precision}")
                 entry["parity"] = parity | {"within": _within(tolerance, parity)}
-                entry["retention"] = task.retention(entry["score"], recorded["models"]["teacher"]["score"])
+                entry["retention"] = _retention(task, entry["score"], recorded["models"]["teacher"]["score"])
                 entry["budget"] = _budget(budget, entry)
                 artifacts[path.name] = entry
         if not artifacts:
@@ -119,7 +121,7 @@ def export(cfg: Config, hardware: str) -> int:
         ran = {name: entry for name, entry in artifacts.items() if entry["parity"]}
         compared: dict[str, Any] = {}
         if quantization is not None and ran:
-            before = _before(run / UNQUANTIZED, folder, target, set(ran), task, data["test"], inputs, length)
+            before = _before(run / UNQUANTIZED, folder, target, set(ran), task, test, inputs, length)
             compared = {"precision": quantization} | _beside(
                 task, before, ran, recorded["models"]["teacher"]["score"]
             )
@@ -223,8 +225,13 @@ def _before(
     return found
 
 
+def _retention(task: Task, score: float, teacher: float | None) -> float | None:
+    """How much of the teacher's score is kept; None where that is not known (of one that was only asked for texts)."""
+    return None if teacher is None else task.retention(score, teacher)
+
+
 def _beside(
-    task: Task, before: dict[str, float], artifacts: dict[str, dict[str, Any]], teacher: float
+    task: Task, before: dict[str, float], artifacts: dict[str, dict[str, Any]], teacher: float | None
 ) -> dict[str, Any]:
     """The student before its weights were rounded, and each file beside what rounding after training would have made.
 
@@ -239,13 +246,13 @@ def _beside(
     def told(score: float) -> dict[str, float | None]:
         return {
             "score": score,
-            "retention": task.retention(score, teacher),
+            "retention": _retention(task, score, teacher),
             "kept": task.retention(score, before[""]),
         }
 
     return {
         "score": before[""],
-        "retention": task.retention(before[""], teacher),
+        "retention": _retention(task, before[""], teacher),
         "artifacts": {
             name: {"quantization_aware": told(entry["score"]), "post_training": told(before[name])}
             for name, entry in artifacts.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from kdcli.config import Rollout
 from kdcli.errors import TeacherError
@@ -22,6 +22,9 @@ def as_it_is(signal: AnySignal) -> AnySignal:
 
 class Teacher(ABC):
     """Answers raw rows; how it tokenizes them, and where it runs, nobody else sees."""
+
+    remote: ClassVar[bool] = False
+    """It has no checkpoint: one can only ask it."""
 
     def open(self, source: Source, task: Task, max_length: int, precision: str) -> None:  # noqa: B027
         """Get ready to answer: called once, before the first question, with the checkpoint and the run's task.

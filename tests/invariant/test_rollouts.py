@@ -231,3 +231,19 @@ def test_rollouts_need_prompts(distil: Distil, small: list[str], capsys: pytest.
         assert "models of the task classification write nothing" in capsys.readouterr().err
         distil("run", "text", f"rollout={by}", code=2)
         assert "plain text has no prompts" in capsys.readouterr().err
+
+
+def test_several_answers_to_a_prompt(distil: Distil) -> None:
+    """The first of several answers is another than the only one; or the same is learnt twice, or what was filtered."""
+
+    def written(folder: str, *overrides: str) -> list[tuple[str, str]]:
+        run = distil(folder, "pairs", "rollout=teacher", "rollout.sampling_temperature=1", *overrides)
+        lines = (run / "rollouts.jsonl").read_text().splitlines()
+        return [(row["prompt"], row["completion"]) for row in map(json.loads, lines)]
+
+    one, several = written("one"), written("several", "rollout.answers=3")
+    assert len(one) < len(several) == len(set(several)) <= 3 * len(one)
+    assert set(one) <= set(several)
+    short = written("short", "rollout.answers=3", "rollout.filter.max_length=20")
+    assert short == [(prompt, answer) for prompt, answer in several if len(answer) <= 20]
+    assert 0 < len(short) < len(several)

@@ -13,7 +13,7 @@ ROOT = Path(kdcli.__file__).parent
 FLOORS = [
     {"errors", "signal", "scripts"},
     {"config", "console", "files", "snippets"},
-    {"catalogues", "rundir", "losses", "inside", "gguf", "rollouts", "quantization"},
+    {"catalogues", "rundir", "losses", "inside", "gguf", "rollouts", "quantization", "endpoint", "filters"},
     {"tasks", "runtimes"},
     {"models", "data"},
     {"students", "teachers", "hardware", "augment"},

@@ -1,0 +1,65 @@
+"""Which of a teacher's answers are worth learning."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from kdcli.config import Filter
+from kdcli.errors import ConfigError
+
+Judge = Callable[[Mapping[str, Any], str], Any]
+
+
+def own_function(cfg: Filter) -> Judge | None:
+    """The user's function.
+
+    Raises:
+        ConfigError: there is no such function.
+    """
+    if cfg.function is None:
+        return None
+    module, _, name = cfg.function.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # the user's own module may fail in any way
+        raise ConfigError(
+            f"rollout.filter.function = {cfg.function}: cannot be imported ({type(error).__name__}: {error}); it is looked for in "
+            "--config-dir, beside it, and among the installed packages"
+        ) from None
+    if not callable(found):
+        raise ConfigError(f"rollout.filter.function = {cfg.function}: expected a function, got {found!r:.60}")
+    return found
+
+
+def kept(
+    row: Mapping[str, Any], answers: Iterable[str], cfg: Filter, judge: Judge | None, dropped: Counter[str]
+) -> list[str]:
+    """Those of a row's answers that are learnt.
+
+    Args:
+        judge: the user's function.
+        dropped: those that are not are counted in it, by reason.
+    """
+    refusals = [re.compile(rf"\s*(?:{pattern})", re.IGNORECASE) for pattern in cfg.refusals]
+    seen: set[str] = set()
+    found = []
+    for answer in answers:
+        plain = " ".join(answer.split()).casefold()
+        if len(answer) < cfg.min_length:
+            dropped["too short"] += 1
+        elif cfg.max_length is not None and len(answer) > cfg.max_length:
+            dropped["too long"] += 1
+        elif any(pattern.match(answer) for pattern in refusals):
+            dropped["a refusal"] += 1
+        elif cfg.duplicates and plain in seen:
+            dropped["said before"] += 1
+        elif judge is not None and not judge(row, answer):
+            dropped["rollout.filter.function"] += 1
+        else:
+            found.append(answer)
+        seen.add(plain)
+    return found

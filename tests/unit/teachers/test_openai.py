@@ -1,0 +1,148 @@
+"""What is made of a model's answers, without a server."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdcli.config import Dataset
+from kdcli.errors import TeacherError
+from kdcli.tasks.causal_lm import CausalLM
+from kdcli.tasks.classification import Classification
+from kdcli.teachers.openai import OpenAITeacher, _clash
+
+URL = "http://127.0.0.1:1/v1"
+ROW = {"id": "1", "text": "so it is", "label": 0}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path))
+
+
+def teacher(labels: list[str], gold: list[dict[str, Any]] | None = None, **options: Any) -> OpenAITeacher:
+    found = OpenAITeacher(URL, "m", **options)
+    found.begin(Classification(labels), Dataset(path="x"), gold or [])
+    return found
+
+
+def choice(*tokens: dict[str, float]) -> dict[str, Any]:
+    """The tokens that were likeliest at each place."""
+    logprobs = [
+        {
+            "token": next(iter(top)),
+            "logprob": 0.0,
+            "top": [{"token": t, "logprob": math.log(p)} for t, p in top.items()],
+        }
+        for top in tokens
+    ]
+    return {
+        "text": "".join(next(iter(top)) for top in tokens),
+        "finish_reason": "length",
+        "logprobs": logprobs,
+    }
+
+
+def shares(found: OpenAITeacher) -> list[float]:
+    return [round(share, 3) for share in np.exp(found.said["1"]).tolist()]
+
+
+def test_tokens_become_labels() -> None:
+    """Spellings of a label that are not added up, or tokens of other words that are."""
+    found = teacher(["negative", "irony", "fine"])
+    tops = {" Neg": 0.3, "negative": 0.1, "**fine": 0.2, "I": 0.2, "The": 0.1, "fines": 0.05}
+    found._from_tokens(ROW, choice({"\n": 1.0}, tops))
+    # irony is not listed: at most the least listed, and what is left
+    assert shares(found) == [round(0.4 / 0.65, 3), round(0.05 / 0.65, 3), round(0.2 / 0.65, 3)]
+    assert found.missing == [pytest.approx(0.4)]
+    assert found._shares(choice(tops))[1] == pytest.approx(0.2)  # I: irony, or not
+
+
+def test_no_log_probabilities() -> None:
+    """A host that gives none: everything would be certain."""
+    with pytest.raises(TeacherError, match="teacher.soft_labels=samples"):
+        teacher(["a", "b"])._from_tokens(ROW, {"text": "a", "logprobs": None})
+
+
+def test_letters() -> None:
+    """A word that begins with the letter counts as the letter."""
+    found = teacher(["5", "51"])
+    assert found.lettered
+    found._from_tokens(ROW, choice({"A": 0.5, " b": 0.25, "Both": 0.2}))
+    assert shares(found) == [round(2 / 3, 3), round(1 / 3, 3)]
+    with pytest.raises(TeacherError, match="more than there are letters"):
+        teacher([f"no {number}" for number in range(27)])
+
+
+@pytest.mark.parametrize(
+    ("labels", "whole", "clash"),
+    [
+        (["good", "bad"], False, None),
+        (["negative", "neutral"], False, None),
+        (["very good", "very bad"], False, ("very good", "very bad")),
+        (["very good", "very bad"], True, None),
+        (["1", "10"], False, ("1", "10")),
+        (["1", "10"], True, None),
+        (["-1", "1"], True, ("-1", "1")),
+        (["a", "?"], True, ("a", "?")),
+    ],
+)
+def test_clash(labels: list[str], whole: bool, clash: tuple[str, str] | None) -> None:
+    """Labels that one token cannot tell apart."""
+    assert _clash(labels, whole) == clash
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("good", 0), (" Good.\n", 0), ("Label: **bad**", 1), ("not good", 2), ("It is not good!", 2), ("goods", None),
+        ("good or bad", None), ("", None),
+    ],
+)  # fmt: skip
+def test_text_becomes_a_label(text: str, label: int | None) -> None:
+    """An answer that names several labels, or none, is taken for one."""
+    assert teacher(["good", "bad", "not good"], soft_labels="one_hot")._label_in(text) == label
+
+
+def test_parameters() -> None:
+    """A host that calls a parameter otherwise, or does not take it, cannot be used."""
+    found = teacher(
+        ["good", "bad"], parameters={"max_tokens": None, "max_completion_tokens": 9, "temperature": 0.5}
+    )
+    (body,) = found._labelling(ROW)
+    assert body.keys() == {"messages", "max_completion_tokens", "temperature", "logprobs", "top_logprobs"}
+    assert (body["temperature"], body["top_logprobs"]) == (0.5, 20)
+
+
+def test_examples_are_balanced_and_never_the_question() -> None:
+    """All examples have the same label; or a row finds its own answer among them."""
+    gold = [{"id": str(n), "text": f"text {n}", "label": int(n > 1)} for n in range(12)]
+    found = teacher(["good", "bad"], gold, shots=4)
+    assert sorted(row["label"] for row in found.examples) == [0, 0, 1, 1]
+    turns = found.messages(found.examples[0])
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 3 + ["user"]
+    assert found.examples[0]["text"] in turns[-1]["content"]
+    assert not any(found.examples[0]["text"] in turn["content"] for turn in turns[:-1])
+    assert "Which of these" in turns[0]["content"]
+    assert "Which of these" not in turns[-1]["content"]
+
+
+def test_examples_of_answers() -> None:
+    """Prompts with their completions as earlier turns."""
+    found = OpenAITeacher(URL, "m", shots=1)
+    rows = [
+        {"id": "1", "prompt": "one ", "completion": " two"},
+        {"id": "2", "prompt": "three", "completion": "four"},
+    ]
+    found.begin(CausalLM(), Dataset(path="x", prompt="prompt", completion="completion"), rows[:1])
+    assert [turn["content"] for turn in found.messages(rows[1])] == ["one", "two", "three"]
+
+
+def test_what_cannot_be_asked() -> None:
+    """A task that has no prompt."""
+    with pytest.raises(TeacherError, match="not for token_classification"):
+        OpenAITeacher(URL, "m").begin(Classification(["a"]), Dataset(path="x", words="w", tags="t"), [])

@@ -1,0 +1,56 @@
+"""Which answers are learnt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from kdcli.config import Filter
+from kdcli.errors import ConfigError
+from kdcli.filters import kept, own_function
+
+
+def test_each_reason_is_counted() -> None:
+    """An answer is left out and nobody knows why; or a good one is."""
+    cfg = Filter(min_length=4, max_length=30, refusals=["i'm sorry", "as an? ai"])
+    answers = [
+        "So it is.",
+        "so  IT is.",
+        "no",
+        "x" * 31,
+        " I'm Sorry, no.",
+        "As an AI, I say no",
+        "He said: I'm sorry.",
+    ]
+    dropped: Counter[str] = Counter()
+    judge = {"He said: I'm sorry.": False}
+    found = kept({}, answers, cfg, lambda row, answer: judge.get(answer, True), dropped)
+    assert found == ["So it is."]
+    assert dropped == {
+        "said before": 1, "too short": 1, "too long": 1, "a refusal": 2, "rollout.filter.function": 1
+    }  # fmt: skip
+    assert kept({}, ["a", "A"], Filter(duplicates=False), None, dropped) == ["a", "A"]
+    assert kept({}, [""], Filter(), None, dropped) == [""]
+
+
+def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typo in its name is told after all was paid for; or by a traceback."""
+    (tmp_path / "mine.py").write_text(
+        "NOTHING = 1\n\n\ndef good(row, answer):\n    return row['id'] == answer\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    judge = own_function(Filter(function="mine.good"))
+    assert kept({"id": "1"}, ["1", "2"], Filter(), judge, Counter()) == ["1"]
+    assert own_function(Filter()) is None
+    for wrong, told in (
+        ("mine.godo", "cannot be imported"),
+        ("nowhere.good", "nowhere"),
+        ("mine.NOTHING", "expected a function"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            own_function(Filter(function=wrong))
+    with pytest.raises(ValidationError, match="not a regular expression"):
+        Filter(refusals=["("])
