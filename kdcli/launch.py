@@ -96,8 +96,8 @@ def _launch(
         rundir.read_report(folder)
         argv.append("hydra.output_subdir=null")
     elif int(os.environ.get("RANK", "0")) > 0:  # only the first process owns the run directory
-        folder = Path(tempfile.mkdtemp(prefix="kdcli-"))
-        argv.append("hydra.output_subdir=null")
+        with tempfile.TemporaryDirectory(prefix="kdcli-", ignore_cleanup_errors=True) as place:
+            return _hydra(name, [*argv, "hydra.output_subdir=null", f"hydra.run.dir={_quoted(Path(place))}"])
     elif rundir.examine(folder, _tree(composed)) == "finished":
         console.say(f"{folder} is finished; see {folder / 'report.html'}")
         return 0
