@@ -120,6 +120,8 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
             places += [Path(cfg.run) / cfg.artifact, *sorted(Path(cfg.run).glob(f"export/*/{cfg.artifact}"))]
         for place in places:
             if place.is_file() or (place.is_dir() and runtime_of(place)):
+                if cfg.run:
+                    _require_own(place.absolute(), Path(cfg.run).expanduser())
                 return place.absolute(), {}
         raise ModelError(
             f"the artifact {cfg.artifact} does not exist, or is a folder without a model (looked for "
@@ -147,6 +149,19 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
         else:
             console.warn(f"the {name} of {run} is no longer in {path} and is left out")
     return None, sources
+
+
+def _require_own(artifact: Path, run: Path) -> None:
+    """Refuse an artifact that `kdcli export` made of another student than the run's."""
+    told = next((found for each in artifact.parents[:3] if (found := each / "export.json").is_file()), None)
+    if told is None:
+        return
+    student = json.loads(told.read_text(encoding="utf-8")).get("student")
+    if student and student != Source(run / "student", "student").weights_hash:
+        raise ModelError(
+            f"{artifact} was made from another student than {run / 'student'}; export that one anew, or leave run= away "
+            "and name the data set (dataset=…)"
+        )
 
 
 def _teacher(source: Source, task: Task, max_length: int) -> Teacher:

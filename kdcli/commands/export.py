@@ -131,6 +131,7 @@ def export(cfg: Config, hardware: str) -> int:
             "schema": 1,
             "task": recorded["task"],
             "metric": task.metric,
+            "student": student.weights_hash,
             "hardware": hardware,
             "note": target.note,
             "test_examples": len(test),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import io
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdcli.errors import ExportError
-from kdcli.hardware.base import Target, copy_beside, quietly
+from kdcli.hardware.base import Target, copy_beside, exporting, quietly
 
 FAR = -1e4
 """What a score gets that is not to be attended to: far below all others, and within fp16."""
@@ -60,21 +61,15 @@ class Apple(Target):
         files: dict[str, Path] = {
             precision: out / f"model.{precision}.mlpackage" for precision in self.precisions
         }
+        version = importlib.metadata.version("coremltools")
         with (
+            exporting(model, f"for Core ML by coremltools {version}"),
             quietly(),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):  # bars, and that it cannot run anything here
-            import coremltools
-
-            try:
-                package = _converted(model, list(inputs[0]), max_length)
-                for precision, file in files.items():
-                    _quantized(package, precision).save(str(file))
-            except Exception as error:  # the converter lets through whatever is raised under it
-                first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                raise ExportError(
-                    f"{type(model).__name__} cannot be written for Core ML by coremltools {coremltools.__version__}: {first}"
-                ) from error
+            contextlib.redirect_stderr(io.StringIO()),  # bars, and that it cannot run anything here
+        ):
+            package = _converted(model, list(inputs[0]), max_length)
+            for precision, file in files.items():
+                _quantized(package, precision).save(str(file))
         copy_beside(student, out)
         return files
 

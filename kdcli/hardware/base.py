@@ -16,6 +16,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kdcli.errors import ExportError, KDError
+from kdcli.files import disk_full
+
 BESIDE = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
     "merges.txt",
@@ -82,6 +85,20 @@ def copy_beside(student: Path, out: Path) -> None:
     for name in BESIDE:
         if (student / name).is_file():
             shutil.copyfile(student / name, out / name)
+
+
+@contextlib.contextmanager
+def exporting(model: PreTrainedModel, how: str) -> Iterator[None]:
+    """Exporters let through whatever is raised under them: what it says first becomes an ExportError; a full disk stays one."""
+    try:
+        yield
+    except KDError:
+        raise
+    except Exception as error:
+        if disk_full(error):
+            raise
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ExportError(f"{type(model).__name__} cannot be written {how}: {first}") from error
 
 
 @contextlib.contextmanager

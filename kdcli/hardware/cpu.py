@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from kdcli.errors import ConfigError, ExportError
 from kdcli.hardware import language
-from kdcli.hardware.base import Target, copy_beside, quietly
+from kdcli.hardware.base import Target, copy_beside, exporting, quietly
 from kdcli.hardware.language import TWO_GB
 from kdcli.hardware.translation import beside, write_ctranslate2, write_onnx
 from kdcli.models import Source, load_tokenizer
@@ -103,28 +104,25 @@ class Cpu(Target):
             self._language_model(student, out, model, files)
             return files
         size = sum(parameter.nbytes for parameter in model.parameters())
-        with tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary, quietly():
-            traced = Path(temporary) / "traced.onnx"
-            try:
-                self._trace(model, list(inputs[0]), traced)
-                if "fp32" in files:  # loaded and saved: above 2 GB the exporter leaves one file a tensor
-                    data = f"{FILES['fp32']}.data"
-                    onnx.save_model(
-                        onnx.load(traced), files["fp32"], save_as_external_data=size > TWO_GB, location=data
-                    )
-                if "int8" in files:
-                    quantize_dynamic(
-                        traced,
-                        files["int8"],
-                        op_types_to_quantize=["MatMul", "Gather"],
-                        per_channel=self.per_channel,
-                        reduce_range=True,
-                        use_external_data_format=size / 4 > TWO_GB,
-                    )
-                if "int4" in files:
-                    self._int4(onnx.load(traced), files["int4"], size / 6 > TWO_GB)
-            except Exception as error:  # the exporter lets through whatever the model's code raises under it
-                raise self._failed(model, error) from error
+        with self._exporting(model, out) as temporary:
+            traced = temporary / "traced.onnx"
+            self._trace(model, list(inputs[0]), traced)
+            if "fp32" in files:  # loaded and saved: above 2 GB the exporter leaves one file a tensor
+                data = f"{FILES['fp32']}.data"
+                onnx.save_model(
+                    onnx.load(traced), files["fp32"], save_as_external_data=size > TWO_GB, location=data
+                )
+            if "int8" in files:
+                quantize_dynamic(
+                    traced,
+                    files["int8"],
+                    op_types_to_quantize=["MatMul", "Gather"],
+                    per_channel=self.per_channel,
+                    reduce_range=True,
+                    use_external_data_format=size / 4 > TWO_GB,
+                )
+            if "int4" in files:
+                self._int4(onnx.load(traced), files["int4"], size / 6 > TWO_GB)
         copy_beside(student, out)
         return files
 
@@ -145,16 +143,13 @@ class Cpu(Target):
     def _language_model(
         self, student: Path, out: Path, model: PreTrainedModel, files: Mapping[str, Path]
     ) -> None:
-        with tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary, quietly():
-            try:
-                whole = language.trace(model, Path(temporary) / "traced.onnx", self.opset)
-                for precision, bits in ("int8", 8), ("int4", 4):
-                    if precision in files:
-                        language.save(language.blockwise(whole, bits), files[precision])
-                if "fp32" in files:  # last: above 2 GB the weights leave the graph
-                    language.save(whole, files["fp32"])
-            except Exception as error:
-                raise self._failed(model, error) from error
+        with self._exporting(model, out) as temporary:
+            whole = language.trace(model, temporary / "traced.onnx", self.opset)
+            for precision, bits in ("int8", 8), ("int4", 4):
+                if precision in files:
+                    language.save(language.blockwise(whole, bits), files[precision])
+            if "fp32" in files:  # last: above 2 GB the weights leave the graph
+                language.save(whole, files["fp32"])
         language.beside(student, out)
 
     def _translator(
@@ -178,18 +173,21 @@ class Cpu(Target):
                 write_ctranslate2(model, tokenizer, folders["int8"], "int8")
         if "fp32" in folders:
             folders["fp32"].mkdir()
-            with tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary, quietly():
-                try:
-                    write_onnx(model, folders["fp32"], self.opset, Path(temporary))
-                except Exception as error:
-                    raise self._failed(model, error) from error
+            with self._exporting(model, out) as temporary:
+                write_onnx(model, folders["fp32"], self.opset, temporary)
         for folder in folders.values():
             beside(student, folder, model)
         return folders
 
-    def _failed(self, model: PreTrainedModel, error: Exception) -> ExportError:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        return ExportError(f"{type(model).__name__} cannot be written as ONNX (opset {self.opset}): {first}")
+    @contextlib.contextmanager
+    def _exporting(self, model: PreTrainedModel, out: Path) -> Iterator[Path]:
+        """A temporary folder in `out`, while the model is written as ONNX."""
+        with (
+            exporting(model, f"as ONNX (opset {self.opset})"),
+            tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary,
+            quietly(),
+        ):
+            yield Path(temporary)
 
     def _trace(self, model: PreTrainedModel, names: list[str], path: Path) -> None:
         """The graph in fp32, by the tracing exporter.

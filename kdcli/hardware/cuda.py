@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdcli import console
-from kdcli.errors import ConfigError, ExportError
-from kdcli.hardware.base import Target, copy_beside, quietly
+from kdcli.errors import ConfigError
+from kdcli.hardware.base import Target, copy_beside, exporting, quietly
 from kdcli.models import TOKENIZER_FILES
 
 FILES = {"bf16": "bf16", "pt2": "model.pt2"}
@@ -76,14 +76,8 @@ class Cuda(Target):
                 if (student / name).is_file():
                     shutil.copyfile(student / name, files["bf16"] / name)
         if "pt2" in files:
-            try:
-                with quietly():
-                    torch.export.save(_program(half, list(inputs[0]), max_length), files["pt2"])
-            except Exception as error:  # whatever the model's code raises under it
-                first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                raise ExportError(
-                    f"{type(model).__name__} cannot be written by torch.export: {first}"
-                ) from error
+            with exporting(model, "by torch.export"), quietly():
+                torch.export.save(_program(half, list(inputs[0]), max_length), files["pt2"])
             copy_beside(student, out)
         return files
 

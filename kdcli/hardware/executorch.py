@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from transformers import PreTrainedModel
 
-from kdcli.errors import ExportError
-from kdcli.hardware.base import quietly
+from kdcli.hardware.base import exporting, quietly
 from kdcli.runtimes.executorch import LEAST, NAMES
 
 
@@ -33,22 +32,16 @@ def write(model: PreTrainedModel, precision: str, names: Sequence[str], most: in
     most = max(most, LEAST + 1)
     sample: dict[str, Any] = {name: torch.ones(1, most, dtype=torch.long) for name in NAMES if name in names}
     length = torch.export.Dim("length", min=LEAST, max=most)
-    try:
-        with quietly():
-            from transformers.exporters.configs import ExecutorchConfig
-            from transformers.exporters.exporter_executorch import ExecutorchExporter
+    with exporting(model, "for ExecuTorch"), quietly():
+        from transformers.exporters.configs import ExecutorchConfig
+        from transformers.exporters.exporter_executorch import ExecutorchExporter
 
-            how: dict[str, Any] = {"dynamic_shapes": {name: {1: length} for name in sample}}
-            if precision == "int8":
-                _round_embeddings(model)
-                how["quantizer"] = _quantizer(sample)
-            made = ExecutorchExporter().export(
-                model, sample, config=ExecutorchConfig(backend="xnnpack", **how)
-            )
-            ExecutorchExporter.save_program(made.program, out)
-    except Exception as error:  # the exporter lets through whatever the model's code raises under it
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ExportError(f"{type(model).__name__} cannot be written for ExecuTorch: {first}") from error
+        how: dict[str, Any] = {"dynamic_shapes": {name: {1: length} for name in sample}}
+        if precision == "int8":
+            _round_embeddings(model)
+            how["quantizer"] = _quantizer(sample)
+        made = ExecutorchExporter().export(model, sample, config=ExecutorchConfig(backend="xnnpack", **how))
+        ExecutorchExporter.save_program(made.program, out)
 
 
 def _quantizer(sample: dict[str, Tensor]) -> Any:

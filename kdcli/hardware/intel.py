@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdcli.errors import ExportError
-from kdcli.hardware.base import Target, copy_beside, quietly
+from kdcli.hardware.base import Target, copy_beside, exporting, quietly
 
 PACKAGES = ("openvino", "nncf")
 FILES = {"fp16": "model.fp16.xml", "int8_weights": "model.int8_weights.xml", "int8": "model.int8.xml"}
@@ -63,20 +63,12 @@ class Intel(Target):
             )
         rows = [{name: tensor.numpy() for name, tensor in row.items()} for row in inputs]
         files: dict[str, Path] = {precision: out / FILES[precision] for precision in self.precisions}
-        with quietly(), _untold():
-            try:
-                import openvino
+        with exporting(model, "for OpenVINO"), quietly(), _untold():
+            import openvino
 
-                whole = _converted(model, list(inputs[0]))
-                for precision, file in files.items():
-                    openvino.save_model(
-                        _quantized(whole.clone(), precision, rows), file, compress_to_fp16=True
-                    )
-            except Exception as error:  # converter and quantizer let through whatever is raised under them
-                first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                raise ExportError(
-                    f"{type(model).__name__} cannot be written for OpenVINO: {first}"
-                ) from error
+            whole = _converted(model, list(inputs[0]))
+            for precision, file in files.items():
+                openvino.save_model(_quantized(whole.clone(), precision, rows), file, compress_to_fp16=True)
         copy_beside(student, out)
         return files
 

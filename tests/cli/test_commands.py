@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny import run_snippet, sentences, texts_of, write_csv
 
 from kdcli.files import hash_files
@@ -408,6 +410,37 @@ def test_a_tokenizer_that_cuts_otherwise_fails_the_export(
     ]
     assert launch("export", [f"run={run}", *quick, *loose]) == 3
     assert re.search(r"its own tokenizer cuts only \d+\.\d % of the texts", capsys.readouterr().out)
+
+
+def test_an_artifact_of_another_student_is_refused(
+    run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that was copied, or a run that was trained anew: the score is another student's and looks like this one's."""
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    weights = load_file(other / "student" / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, other / "student" / "model.safetensors")
+    options = [f"run={other}", "measure=null", f"hydra.run.dir={tmp_path / 'e'}"]
+    for artifact in ("model.onnx", exported / "model.onnx"):
+        assert launch("eval", [*options, f"artifact={artifact}"]) == 2
+        assert "was made from another student than" in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_full_disk_leaves_the_export_before_it(
+    run: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half a file in the place of a good one is shipped to the device."""
+    before = {path.relative_to(run): path.stat().st_size for path in run.rglob("*")}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, limit[1]))
+        code = launch("export", [f"run={run}"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert code == 1
+    assert "ree some space" in capsys.readouterr().err
+    assert {path.relative_to(run): path.stat().st_size for path in run.rglob("*")} == before
 
 
 def test_a_budget_that_nobody_can_keep_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
