@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import errno
+import io
 import json
 import logging
 import math
@@ -21,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import filelock
@@ -42,6 +44,8 @@ PATIENCE = 600.0
 """Seconds that a host may ask to wait (Retry-After)."""
 DOUBT = 3
 """So many refusals before the first answer: it is the request that is wrong, not a prompt."""
+UNREADABLE = 2
+"""So often a question is repeated that was answered with JSON that is no completion."""
 TEMPLATE = 64
 """Tokens that a chat template may add to what was sent."""
 FILTERED = {
@@ -51,6 +55,8 @@ FILTERED = {
     "ResponsibleAIPolicyViolation",
 }
 """How hosts call a prompt that their filter stopped."""
+JITTER = random.Random()
+"""Not the generator that training draws from: what a run learns does not depend on how often it had to ask."""
 LOWEST = -9999.0
 """What hosts write for a log-probability that is not finite."""
 
@@ -290,7 +296,7 @@ class Endpoint:
             working.callback(pool.shutdown, cancel_futures=True)
             working.callback(stop.set)
             for number, body in enumerate(bodies):
-                key = bytes.fromhex(digest(self.base_url, self.model, body))
+                key = self._hash(body)
                 if (future := asked.get(key)) is not None:
                     self.usage.from_ledger += 1
                 else:
@@ -329,7 +335,7 @@ class Endpoint:
         limited = True
         for body in bodies:
             questions += 1
-            if self._ledger.get(bytes.fromhex(digest(self.base_url, self.model, body))) is not None:
+            if self._ledger.get(self._hash(body)) is not None:
                 held += 1
                 continue
             prompt += _bytes(body) // 4
@@ -340,6 +346,10 @@ class Endpoint:
         cost = self._prices.of(prompt, completion) if self._prices and limited else None
         return Estimate(questions, held, prompt, completion if limited else None, cost)
 
+    def _hash(self, body: dict[str, Any]) -> bytes:
+        """Of a question: the address, the model, the parameters and the prompt."""
+        return bytes.fromhex(digest(self.base_url, self.model, body))
+
     def _try(self, body: dict[str, Any], stop: threading.Event) -> Answer:
         """One question, until it is answered.
 
@@ -347,7 +357,7 @@ class Endpoint:
             _Rejected: the host does not take it.
             TeacherError, EndpointError: nothing more can be asked, or not this.
         """
-        tries = 0
+        tries = unreadable = 0
         while True:
             charge = self._reserve(body, stop)
             try:
@@ -362,9 +372,10 @@ class Endpoint:
                 self._settle(charge, answer.usage)
                 return answer
             tries += 1
-            if tries > min(self._retries, problem.tries if problem.tries is not None else self._retries):
-                if isinstance(problem, _Unreadable):
-                    return Answer("unparsable", reason=str(problem))
+            unreadable += isinstance(problem, _Unreadable)
+            if unreadable > UNREADABLE or (isinstance(problem, _Unreadable) and tries > self._retries):
+                return Answer("unparsable", reason=str(problem))
+            if tries > min(self._retries, self._retries if problem.tries is None else problem.tries):
                 raise EndpointError(
                     f"{self.base_url} gave no answer in {tries} tries: {problem}. What was answered is kept; the same command "
                     "goes on from there"
@@ -379,7 +390,7 @@ class Endpoint:
                     self._not_before = max(self._not_before, time.monotonic() + problem.after)
             with self._counting:
                 self.usage.retries += 1
-            stop.wait(min(LONGEST, self._backoff * 2 ** (tries - 1)) * random.uniform(0.5, 1))
+            stop.wait(_pause(self._backoff, tries))
 
     def _reserve(self, body: dict[str, Any], stop: threading.Event) -> _Charge:
         """Wait for this request's turn; it counts as the most it may cost, until more is known."""
@@ -402,11 +413,15 @@ class Endpoint:
         self._purse.take(tokens, money, stop)
         charge = _Charge(tokens, money, guess)
         try:
-            while not stop.is_set() and (wait := self._not_before - time.monotonic()) > 0:
-                stop.wait(wait)
-            stop.wait(max(self._requests.slot(1), self._tokens.slot(guess)))
-            if stop.is_set():
-                raise _Stopped
+            turn = 0.0
+            while (
+                not turn or turn < self._not_before
+            ):  # the host may ask to wait while one waits for one's turn
+                stop.wait(max(0.0, self._not_before - time.monotonic()))
+                stop.wait(max(self._requests.slot(1), self._tokens.slot(guess)))
+                turn = time.monotonic()
+                if stop.is_set():
+                    raise _Stopped
         except BaseException:
             self._purse.give_back(tokens, money)
             raise
@@ -621,7 +636,7 @@ class _Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         self._reader = path.open("rb")
-        self._writer: IO[bytes] | None = None
+        self._writer: io.FileIO | None = None
         self._catch_up()
 
     def get(self, key: bytes) -> Answer | None:
@@ -644,8 +659,9 @@ class _Ledger:
         try:
             with self._lock:
                 assert self._writer is not None
-                self._writer.write(line)
-                self._writer.flush()
+                if self._writer.write(line) != len(line):  # not a half line before the next whole one
+                    self._writer.truncate(self._end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self._catch_up()
                 self._written += 1
                 mine = self._written
@@ -673,7 +689,7 @@ class _Ledger:
                 self._catch_up()
                 with self._path.open("r+b") as file:  # a process that was killed may have left half a line
                     file.truncate(self._end)
-                self._writer = self._path.open("ab")
+                self._writer = self._path.open("ab", buffering=0)
             yield
         finally:
             if self._writer is not None:
@@ -695,6 +711,11 @@ class _Ledger:
                 else:
                     self._places.execute("INSERT OR IGNORE INTO places VALUES (?, ?)", (key, self._end))
                 self._end += len(line)
+
+
+def _pause(backoff: float, tries: int) -> float:
+    """Seconds before the next try after so many; those that failed together do not come back together."""
+    return min(LONGEST, backoff * 2 ** (tries - 1)) * JITTER.uniform(0.5, 1)
 
 
 def _done(answer: Answer) -> Future[Answer]:
@@ -775,8 +796,8 @@ def _read(told: Any, scrub: Callable[[str], str]) -> Answer:
         counts = {key: int(usage[key]) for key in ("prompt_tokens", "completion_tokens") if key in usage}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _Unreadable(
-            scrub(f"its JSON is no chat completion ({type(error).__name__}: {error}): {told!r:.100}"),
-            charged=True, tries=2,
+            scrub(f"its JSON is no chat completion ({type(error).__name__}: {error}): {told!r}"),
+            charged=True,
         ) from None  # fmt: skip
     known = counts if len(counts) == 2 else {}
     return Answer("answered", choices, known) if choices else Answer("refused", [], known, scrub(refusal))

@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import multiprocessing
+import os
 import threading
 import time
 from collections import Counter
@@ -180,10 +181,11 @@ def question(prompt: str, **parameters: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": prompt}], "max_tokens": 8} | parameters
 
 
-def ask_all(url: str, ledger: Path, prompts: list[str], into: Path, **options: Any) -> None:
+def ask_all(url: str, ledger: Path, prompts: list[str], into: Path, key: str = "-", **options: Any) -> None:
     """Write what prompts are answered, one JSON line each, as it comes."""
+    os.environ["KEY_OF_THE_TESTS"] = key
     with into.open("w") as stream:
-        endpoint = Endpoint(url, "m", options.pop("key", None), ledger=ledger, **options)
+        endpoint = Endpoint(url, "m", "KEY_OF_THE_TESTS", ledger=ledger, **options)
         for number, answer in endpoint.ask(question(prompt) for prompt in prompts):
             texts = [choice["text"] for choice in answer.choices]
             print(json.dumps([prompts[number], answer.status, *texts]), file=stream)
