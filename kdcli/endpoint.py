@@ -414,9 +414,7 @@ class Endpoint:
         charge = _Charge(tokens, money, guess)
         try:
             turn = 0.0
-            while (
-                not turn or turn < self._not_before
-            ):  # the host may ask to wait while one waits for one's turn
+            while turn <= self._not_before:  # which the host may move while one waits for one's turn
                 stop.wait(max(0.0, self._not_before - time.monotonic()))
                 stop.wait(max(self._requests.slot(1), self._tokens.slot(guess)))
                 turn = time.monotonic()
@@ -485,6 +483,10 @@ class Endpoint:
             told = json.loads(data)
         except ValueError:
             raise _Again("its answer is not JSON", charged=True) from None
+        if (
+            isinstance(told, dict) and told.get("error") and not told.get("choices")
+        ):  # of routers, with status 200
+            raise _Again(self._scrub(f"an error for an answer: {told['error']}"), charged=True)
         return _read(told, self._scrub)
 
     def _status(self, error: openai.APIStatusError) -> Answer:
@@ -645,9 +647,7 @@ class _Ledger:
             if row is None:
                 return None
             self._reader.seek(row[0])
-            told = json.loads(self._reader.readline())
-        del told["key"]
-        return Answer(**told)
+            return _kept(self._reader.readline())[1]
 
     def append(self, key: bytes, answer: Answer) -> None:
         """Returns once the answer is on the disk; one fsync serves all that wait for it.
@@ -705,7 +705,7 @@ class _Ledger:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    key = bytes.fromhex(json.loads(line)["key"])
+                    key, _ = _kept(line)
                 except (ValueError, KeyError, TypeError):
                     logger.warning("a line of %s cannot be read, and is not used", self._path)
                 else:
@@ -716,6 +716,12 @@ class _Ledger:
 def _pause(backoff: float, tries: int) -> float:
     """Seconds before the next try after so many; those that failed together do not come back together."""
     return min(LONGEST, backoff * 2 ** (tries - 1)) * JITTER.uniform(0.5, 1)
+
+
+def _kept(line: bytes) -> tuple[bytes, Answer]:
+    """What a line of the ledger holds: the hash of a question, and its answer."""
+    told = dict(json.loads(line))
+    return bytes.fromhex(told.pop("key")), Answer(**told)
 
 
 def _done(answer: Answer) -> Future[Answer]:
