@@ -19,7 +19,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -248,31 +248,26 @@ class Endpoint:
         def work(key: bytes, body: dict[str, Any]) -> Answer:
             try:
                 try:
-                    return self._keep(key, self._try(body, stop))
+                    answer = self._try(body, stop)
                 except _Rejected as rejected:
-                    return self._keep(key, Answer("refused", reason=str(rejected)))
+                    answer = Answer("refused", reason=str(rejected))
+                    if not self._accepted:  # it may be meant for all
+                        doubted.append((key, answer))
+                        if len(doubted) >= DOUBT:
+                            raise self._refuses_all(answer.reason) from None
+                        return answer
+                believe()
+                self._ledger.append(key, answer)
+                return answer
             except BaseException as error:
                 failures.append(error)
                 stop.set()
                 raise
 
-        def probe(key: bytes, body: dict[str, Any]) -> Answer:
-            """Until the host has answered once, one at a time: a refusal may be meant for all."""
-            try:
-                answer = self._keep(key, self._try(body, stop))
-            except _Rejected as rejected:
-                answer = Answer("refused", reason=str(rejected))
-                doubted.append((key, answer))
-                if len(doubted) >= DOUBT:
-                    raise self._refuses_all(answer.reason) from None
-                return answer
-            believe()
-            return answer
-
         def believe() -> None:
             self._accepted = True
             while doubted:
-                self._keep(*doubted.pop())
+                self._ledger.append(*doubted.pop())
 
         def first() -> tuple[int, Answer]:
             number, key, future = window.popleft()
@@ -313,7 +308,7 @@ class Endpoint:
                     elif self._accepted:
                         future = pool.submit(work, key, body)
                     else:
-                        future = _done(probe(key, body))
+                        future = _done(work(key, body))  # one at a time, until the host has answered once
                     asked[key] = future
                 window.append((number, key, future))
                 while (
@@ -401,8 +396,6 @@ class Endpoint:
                     "a budget in tokens or money needs max_tokens in the parameters: without it one answer may cost anything"
                 )
             most = (_bytes(body) + TEMPLATE, written)
-        tokens = sum(most or (0, 0))
-        money = self._prices.of(*most) if self._prices and most else 0.0
         with self._counting:
             # what questions took so far; what the first may take is a guess
             guess = (
@@ -410,8 +403,9 @@ class Endpoint:
                 if self._told
                 else _bytes(body) / 4 + (_most_written(body) or 0)
             )
-        self._purse.take(tokens, money, stop)
-        charge = _Charge(tokens, money, guess)
+        money = self._prices.of(*most) if self._prices and most else 0.0
+        charge = _Charge(sum(most or (0, 0)), money, guess)
+        self._purse.take(charge, stop)
         try:
             turn = 0.0
             while turn <= self._not_before:  # which the host may move while one waits for one's turn
@@ -421,7 +415,7 @@ class Endpoint:
                 if stop.is_set():
                     raise _Stopped
         except BaseException:
-            self._purse.give_back(tokens, money)
+            self._purse.settle(charge, 0, 0, 0.0)
             raise
         with self._counting:
             self.usage.requests += 1
@@ -442,7 +436,7 @@ class Endpoint:
                     self.usage.cost = (self.usage.cost or 0.0) + money
         if usage or not charged:
             self._tokens.correct(tokens - charge.guess)
-        self._purse.settle(charge, tokens, money)
+        self._purse.settle(charge, 1, tokens, money)
 
     def _call(self, body: dict[str, Any]) -> Answer:
         """One request.
@@ -517,10 +511,6 @@ class Endpoint:
             f"{self.base_url} refuses every request ({reason}): check the parameters and the model's name, {self.model}"
         )
 
-    def _keep(self, key: bytes, answer: Answer) -> Answer:
-        self._ledger.append(key, answer)
-        return answer
-
     def _scrub(self, text: str) -> str:
         """One short line without the key, which some hosts repeat."""
         if self._key:
@@ -551,14 +541,15 @@ class _Purse:
         self._under_way = 0
         self._changed = threading.Condition()
 
-    def take(self, tokens: int, money: float, stop: threading.Event) -> None:
+    def take(self, charge: _Charge, stop: threading.Event) -> None:
         """Reserve one request's most; while others may turn out cheaper than theirs, wait for them.
 
         Raises:
             EndpointError: the budget does not reach.
         """
+        most = (1, charge.tokens, charge.money)
         with self._changed:
-            while short := self._short(tokens, money):
+            while short := self._short(most):
                 if stop.is_set():
                     raise _Stopped
                 if not self._under_way:
@@ -567,31 +558,24 @@ class _Purse:
                         "budget goes on from there"
                     )
                 self._changed.wait(0.1)
-            self._add(1, tokens, money)
+            self._add(most)
             self._under_way += 1
 
-    def give_back(self, tokens: int, money: float) -> None:
-        """A reserved request was not sent."""
+    def settle(self, charge: _Charge, requests: int, tokens: int, money: float) -> None:
+        """What was taken of what was reserved; no request, if it was not sent."""
         with self._changed:
-            self._add(-1, -tokens, -money)
+            self._add((requests - 1, tokens - charge.tokens, money - charge.money))
             self._under_way -= 1
             self._changed.notify_all()
 
-    def settle(self, charge: _Charge, tokens: int, money: float) -> None:
-        with self._changed:
-            self._add(0, tokens - charge.tokens, money - charge.money)
-            self._under_way -= 1
-            self._changed.notify_all()
-
-    def _add(self, *amounts: float) -> None:
+    def _add(self, amounts: Sequence[float]) -> None:
         self._spent = [spent + amount for spent, amount in zip(self._spent, amounts, strict=True)]
 
-    def _short(self, tokens: int, money: float) -> str:
+    def _short(self, amounts: Sequence[float]) -> str:
         """The part of the budget that a request would pass, in words."""
         limits = (self._budget.requests, self._budget.tokens, self._budget.money)
-        for spent, amount, limit, unit in zip(
-            self._spent, (1, tokens, money), limits, ("requests", "tokens", "money"), strict=True
-        ):
+        units = ("requests", "tokens", "money")
+        for spent, amount, limit, unit in zip(self._spent, amounts, limits, units, strict=True):
             if limit is not None and spent + amount > limit:
                 return f"{limit:g} ({unit}; {spent:g} are spent)"
         return ""
