@@ -21,8 +21,8 @@ from kdcli.files import digest
 CONCURRENCY = 16
 TIMEOUT = 4.0
 """Seconds; long enough that no good answer takes so long, however busy the machine is."""
-STALLS = 8
-"""Answers that never end: each takes a time-out."""
+STALLS = {20: "stalled", 30: "stalled in the body", 40: "stalled", 50: "stalled in the body"}
+"""The requests whose answers do not come, or never end; all at the same time, as each takes a time-out."""
 IN_HEADERS, IN_BODY = 0.1, 0.8
 """The shares of an answer after which the connection is dropped, or nothing comes any more."""
 MOST = 5
@@ -69,7 +69,7 @@ def failing(seed: int) -> tuple[Any, Counter[str]]:
         ways: dict[str, Said] = {
             "too many": 429,
             "too many, wait": Odd(status=429, headers={"Retry-After": "0.02"}),
-            "too many, until": Odd(status=429, headers={"Retry-After": "Fri, 02 Jan 2026 03:04:05 GMT"}),
+            "too many, until": Odd(status=429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
             "failed": 500,
             "overloaded": Odd(status=503, headers={"Content-Type": "text/html"}, data=b"<html>busy"),
             "dropped": Odd(good, cut=0),
@@ -84,9 +84,9 @@ def failing(seed: int) -> tuple[Any, Counter[str]]:
             "as text": Odd(good, headers={"Content-Type": "text/plain"}),
             "twice": Odd(good, twice=True),
         }
-        if taken["stalled"] + taken["stalled in the body"] < STALLS and tries[prompt] == 1:
-            ways |= {"stalled": Odd(good, stall=0), "stalled in the body": Odd(good, stall=IN_BODY)}
         way = draw.choice([*ways, *["good"] * 2 * len(ways)]) if tries[prompt] <= MOST else "good"
+        ways |= {"stalled": Odd(good, stall=0), "stalled in the body": Odd(good, stall=IN_BODY)}
+        way = STALLS.get(tries.total(), way)
         taken[way] += 1
         return ways.get(way, good)
 
