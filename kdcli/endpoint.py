@@ -477,10 +477,13 @@ class Endpoint:
             told = json.loads(data)
         except ValueError:
             raise _Again("its answer is not JSON", charged=True) from None
-        if (
-            isinstance(told, dict) and told.get("error") and not told.get("choices")
-        ):  # of routers, with status 200
-            raise _Again(self._scrub(f"an error for an answer: {told['error']}"), charged=True)
+        wrong = told.get("error") if isinstance(told, dict) and not told.get("choices") else None
+        if isinstance(wrong, dict):  # of routers, with status 200
+            problem = self._scrub(f"an error for an answer: {wrong.get('message') or wrong}")
+            if _filtered(wrong):
+                return Answer("refused", reason=problem)
+            if isinstance(wrong.get("code"), int) and _passes(wrong["code"]):
+                raise _Again(problem, charged=True)
         return _read(told, self._scrub)
 
     def _status(self, error: openai.APIStatusError) -> Answer:
@@ -492,8 +495,7 @@ class Endpoint:
             return Answer("refused", reason=said)
         if status in (400, 413, 422):
             raise _Rejected(said)
-        passing = status in (408, 409, 425, 429) or status >= 500
-        if passing and "insufficient_quota" not in (details.get("code"), details.get("type")):
+        if _passes(status) and "insufficient_quota" not in (details.get("code"), details.get("type")):
             raise _Again(f"{status} {said}", after=_retry_after(error.response.headers))
         remedy = {
             401: f"check the key in {self._variable}"
@@ -738,6 +740,11 @@ def _most_written(body: dict[str, Any]) -> int | None:
     """Tokens that may be written at most; None: there is no limit."""
     most = body.get("max_completion_tokens", body.get("max_tokens"))
     return None if most is None else int(most) * int(body.get("n", 1))
+
+
+def _passes(status: int) -> bool:
+    """Whether the same request may succeed later."""
+    return status in (408, 409, 425, 429) or status >= 500
 
 
 def _filtered(details: dict[str, Any]) -> bool:

@@ -32,13 +32,13 @@ def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ready:
     monkeypatch.setenv("TEST_KEY", KEY)
 
     def make(host: Host, **options: Any) -> Endpoint:
-        given = {"key": "TEST_KEY", "ledger": tmp_path / "ledger", "backoff": 0.01} | options
+        given: dict[str, Any] = {"key": "TEST_KEY", "ledger": tmp_path / "ledger", "backoff": 0.01} | options
         return Endpoint(given.pop("url", host.url), given.pop("model", "m"), **given)
 
     return make
 
 
-def echo(body: dict[str, Any]) -> Said:
+def echo(body: dict[str, Any]) -> list[dict[str, Any]]:
     return [said(f"you said: {last(body)}")]
 
 
@@ -206,7 +206,7 @@ def test_a_budget_of_requests(served: Served, ready: Ready, fails: bool) -> None
     """More is asked than was allowed: tries that failed are not counted, or those under way; or less."""
     host = served(lambda body: 500 if fails and len(host.bodies) % 3 == 0 else echo(body))
     asking = ready(host, budget=Budget(requests=25))
-    answers = []
+    answers: list[Any] = []
     with pytest.raises(EndpointError, match=r"budget of 25 \(requests; 25 are spent\)"):
         answers += asking.ask(questions(*range(60)))
     assert len(host.bodies) == asking.usage.requests == 25
@@ -402,16 +402,25 @@ def test_json_that_is_no_completion(served: Served, ready: Ready) -> None:
 
 
 def test_an_error_for_an_answer(served: Served, ready: Ready) -> None:
-    """A router's model fails for a minute, which it tells with status 200: the row is noted as unparsable, for ever."""
+    """A router's model fails for a minute, which it tells with status 200: rows are noted as unparsable, for ever; or a prompt that
+    cannot be answered ends the run."""
     broken = Odd(data=b'{"error": {"code": 502, "message": "the model is gone"}}')
     host = served(lambda body: broken if 1 < len(host.bodies) < 6 else echo(body))
     assert texts_of(ready(host), questions(0, 1)) == ["you said: 0", "you said: 1"]
-    host.reply = lambda body: broken
+    ways = {
+        "2": Odd(data=b'{"error": {"code": "content_filter", "message": "not that"}}'),
+        "3": Odd(data=b'{"error": {"code": 403, "message": "nor that"}}'),
+        "4": broken,
+    }
+    host.reply = lambda body: ways[last(body)]
+    found = [answer for _, answer in ready(host).ask(questions(0, 2, 3))]
+    assert [answer.status for answer in found] == ["answered", "refused", "unparsable"]
+    assert "not that" in found[1].reason
     with pytest.raises(
-        EndpointError, match="no answer in 3 tries: an error for an answer: .*the model is gone"
+        EndpointError, match="no answer in 3 tries: an error for an answer: the model is gone"
     ):
-        list(ready(host, retries=2).ask(questions(2)))
-    assert ready(host).estimate(questions(2)).in_ledger == 0
+        list(ready(host, retries=2).ask(questions(4)))
+    assert ready(host).estimate(questions(4)).in_ledger == 0
 
 
 def test_time_outs(served: Served, ready: Ready) -> None:
