@@ -48,12 +48,12 @@ UNREADABLE = 2
 """So often a question is repeated that was answered with JSON that is no completion."""
 TEMPLATE = 64
 """Tokens that a chat template may add to what was sent."""
-FILTERED = {
+FILTERED = (
     "content_filter",
     "content_policy_violation",
     "moderation_blocked",
     "ResponsibleAIPolicyViolation",
-}
+)
 """How hosts call a prompt that their filter stopped."""
 JITTER = random.Random()
 """Not the generator that training draws from: what a run learns does not depend on how often it had to ask."""
