@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import errno
+import io
 import json
 import logging
 import math
@@ -17,11 +19,11 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import filelock
@@ -42,15 +44,19 @@ PATIENCE = 600.0
 """Seconds that a host may ask to wait (Retry-After)."""
 DOUBT = 3
 """So many refusals before the first answer: it is the request that is wrong, not a prompt."""
+UNREADABLE = 2
+"""So often a question is repeated that was answered with JSON that is no completion."""
 TEMPLATE = 64
 """Tokens that a chat template may add to what was sent."""
-FILTERED = {
+FILTERED = (
     "content_filter",
     "content_policy_violation",
     "moderation_blocked",
     "ResponsibleAIPolicyViolation",
-}
+)
 """How hosts call a prompt that their filter stopped."""
+JITTER = random.Random()
+"""Not the generator that training draws from: what a run learns does not depend on how often it had to ask."""
 LOWEST = -9999.0
 """What hosts write for a log-probability that is not finite."""
 
@@ -242,31 +248,26 @@ class Endpoint:
         def work(key: bytes, body: dict[str, Any]) -> Answer:
             try:
                 try:
-                    return self._keep(key, self._try(body, stop))
+                    answer = self._try(body, stop)
                 except _Rejected as rejected:
-                    return self._keep(key, Answer("refused", reason=str(rejected)))
+                    answer = Answer("refused", reason=str(rejected))
+                    if not self._accepted:  # it may be meant for all
+                        doubted.append((key, answer))
+                        if len(doubted) >= DOUBT:
+                            raise self._refuses_all(answer.reason) from None
+                        return answer
+                believe()
+                self._ledger.append(key, answer)
+                return answer
             except BaseException as error:
                 failures.append(error)
                 stop.set()
                 raise
 
-        def probe(key: bytes, body: dict[str, Any]) -> Answer:
-            """Until the host has answered once, one at a time: a refusal may be meant for all."""
-            try:
-                answer = self._keep(key, self._try(body, stop))
-            except _Rejected as rejected:
-                answer = Answer("refused", reason=str(rejected))
-                doubted.append((key, answer))
-                if len(doubted) >= DOUBT:
-                    raise self._refuses_all(answer.reason) from None
-                return answer
-            believe()
-            return answer
-
         def believe() -> None:
             self._accepted = True
             while doubted:
-                self._keep(*doubted.pop())
+                self._ledger.append(*doubted.pop())
 
         def first() -> tuple[int, Answer]:
             number, key, future = window.popleft()
@@ -290,7 +291,7 @@ class Endpoint:
             working.callback(pool.shutdown, cancel_futures=True)
             working.callback(stop.set)
             for number, body in enumerate(bodies):
-                key = bytes.fromhex(digest(self.base_url, self.model, body))
+                key = self._hash(body)
                 if (future := asked.get(key)) is not None:
                     self.usage.from_ledger += 1
                 else:
@@ -307,7 +308,7 @@ class Endpoint:
                     elif self._accepted:
                         future = pool.submit(work, key, body)
                     else:
-                        future = _done(probe(key, body))
+                        future = _done(work(key, body))  # one at a time, until the host has answered once
                     asked[key] = future
                 window.append((number, key, future))
                 while (
@@ -329,7 +330,7 @@ class Endpoint:
         limited = True
         for body in bodies:
             questions += 1
-            if self._ledger.get(bytes.fromhex(digest(self.base_url, self.model, body))) is not None:
+            if self._ledger.get(self._hash(body)) is not None:
                 held += 1
                 continue
             prompt += _bytes(body) // 4
@@ -340,6 +341,10 @@ class Endpoint:
         cost = self._prices.of(prompt, completion) if self._prices and limited else None
         return Estimate(questions, held, prompt, completion if limited else None, cost)
 
+    def _hash(self, body: dict[str, Any]) -> bytes:
+        """Of a question: the address, the model, the parameters and the prompt."""
+        return bytes.fromhex(digest(self.base_url, self.model, body))
+
     def _try(self, body: dict[str, Any], stop: threading.Event) -> Answer:
         """One question, until it is answered.
 
@@ -347,7 +352,7 @@ class Endpoint:
             _Rejected: the host does not take it.
             TeacherError, EndpointError: nothing more can be asked, or not this.
         """
-        tries = 0
+        tries = unreadable = 0
         while True:
             charge = self._reserve(body, stop)
             try:
@@ -362,9 +367,10 @@ class Endpoint:
                 self._settle(charge, answer.usage)
                 return answer
             tries += 1
-            if tries > min(self._retries, problem.tries if problem.tries is not None else self._retries):
-                if isinstance(problem, _Unreadable):
-                    return Answer("unparsable", reason=str(problem))
+            unreadable += isinstance(problem, _Unreadable)
+            if unreadable > UNREADABLE or (isinstance(problem, _Unreadable) and tries > self._retries):
+                return Answer("unparsable", reason=str(problem))
+            if tries > min(self._retries, self._retries if problem.tries is None else problem.tries):
                 raise EndpointError(
                     f"{self.base_url} gave no answer in {tries} tries: {problem}. What was answered is kept; the same command "
                     "goes on from there"
@@ -379,7 +385,7 @@ class Endpoint:
                     self._not_before = max(self._not_before, time.monotonic() + problem.after)
             with self._counting:
                 self.usage.retries += 1
-            stop.wait(min(LONGEST, self._backoff * 2 ** (tries - 1)) * random.uniform(0.5, 1))
+            stop.wait(_pause(self._backoff, tries))
 
     def _reserve(self, body: dict[str, Any], stop: threading.Event) -> _Charge:
         """Wait for this request's turn; it counts as the most it may cost, until more is known."""
@@ -390,8 +396,6 @@ class Endpoint:
                     "a budget in tokens or money needs max_tokens in the parameters: without it one answer may cost anything"
                 )
             most = (_bytes(body) + TEMPLATE, written)
-        tokens = sum(most or (0, 0))
-        money = self._prices.of(*most) if self._prices and most else 0.0
         with self._counting:
             # what questions took so far; what the first may take is a guess
             guess = (
@@ -399,16 +403,19 @@ class Endpoint:
                 if self._told
                 else _bytes(body) / 4 + (_most_written(body) or 0)
             )
-        self._purse.take(tokens, money, stop)
-        charge = _Charge(tokens, money, guess)
+        money = self._prices.of(*most) if self._prices and most else 0.0
+        charge = _Charge(sum(most or (0, 0)), money, guess)
+        self._purse.take(charge, stop)
         try:
-            while not stop.is_set() and (wait := self._not_before - time.monotonic()) > 0:
-                stop.wait(wait)
-            stop.wait(max(self._requests.slot(1), self._tokens.slot(guess)))
-            if stop.is_set():
-                raise _Stopped
+            turn = 0.0
+            while turn <= self._not_before:  # which the host may move while one waits for one's turn
+                stop.wait(max(0.0, self._not_before - time.monotonic()))
+                stop.wait(max(self._requests.slot(1), self._tokens.slot(guess)))
+                turn = time.monotonic()
+                if stop.is_set():
+                    raise _Stopped
         except BaseException:
-            self._purse.give_back(tokens, money)
+            self._purse.settle(charge, 0, 0, 0.0)
             raise
         with self._counting:
             self.usage.requests += 1
@@ -429,7 +436,7 @@ class Endpoint:
                     self.usage.cost = (self.usage.cost or 0.0) + money
         if usage or not charged:
             self._tokens.correct(tokens - charge.guess)
-        self._purse.settle(charge, tokens, money)
+        self._purse.settle(charge, 1, tokens, money)
 
     def _call(self, body: dict[str, Any]) -> Answer:
         """One request.
@@ -470,6 +477,13 @@ class Endpoint:
             told = json.loads(data)
         except ValueError:
             raise _Again("its answer is not JSON", charged=True) from None
+        wrong = told.get("error") if isinstance(told, dict) and not told.get("choices") else None
+        if isinstance(wrong, dict):  # of routers, with status 200
+            problem = self._scrub(f"an error for an answer: {wrong.get('message') or wrong}")
+            if _filtered(wrong):
+                return Answer("refused", reason=problem)
+            if isinstance(wrong.get("code"), int) and _passes(wrong["code"]):
+                raise _Again(problem, charged=True)
         return _read(told, self._scrub)
 
     def _status(self, error: openai.APIStatusError) -> Answer:
@@ -481,8 +495,7 @@ class Endpoint:
             return Answer("refused", reason=said)
         if status in (400, 413, 422):
             raise _Rejected(said)
-        passing = status in (408, 409, 425, 429) or status >= 500
-        if passing and "insufficient_quota" not in (details.get("code"), details.get("type")):
+        if _passes(status) and "insufficient_quota" not in (details.get("code"), details.get("type")):
             raise _Again(f"{status} {said}", after=_retry_after(error.response.headers))
         remedy = {
             401: f"check the key in {self._variable}"
@@ -499,10 +512,6 @@ class Endpoint:
         return TeacherError(
             f"{self.base_url} refuses every request ({reason}): check the parameters and the model's name, {self.model}"
         )
-
-    def _keep(self, key: bytes, answer: Answer) -> Answer:
-        self._ledger.append(key, answer)
-        return answer
 
     def _scrub(self, text: str) -> str:
         """One short line without the key, which some hosts repeat."""
@@ -534,14 +543,15 @@ class _Purse:
         self._under_way = 0
         self._changed = threading.Condition()
 
-    def take(self, tokens: int, money: float, stop: threading.Event) -> None:
+    def take(self, charge: _Charge, stop: threading.Event) -> None:
         """Reserve one request's most; while others may turn out cheaper than theirs, wait for them.
 
         Raises:
             EndpointError: the budget does not reach.
         """
+        most = (1, charge.tokens, charge.money)
         with self._changed:
-            while short := self._short(tokens, money):
+            while short := self._short(most):
                 if stop.is_set():
                     raise _Stopped
                 if not self._under_way:
@@ -550,31 +560,24 @@ class _Purse:
                         "budget goes on from there"
                     )
                 self._changed.wait(0.1)
-            self._add(1, tokens, money)
+            self._add(most)
             self._under_way += 1
 
-    def give_back(self, tokens: int, money: float) -> None:
-        """A reserved request was not sent."""
+    def settle(self, charge: _Charge, requests: int, tokens: int, money: float) -> None:
+        """What was taken of what was reserved; no request, if it was not sent."""
         with self._changed:
-            self._add(-1, -tokens, -money)
+            self._add((requests - 1, tokens - charge.tokens, money - charge.money))
             self._under_way -= 1
             self._changed.notify_all()
 
-    def settle(self, charge: _Charge, tokens: int, money: float) -> None:
-        with self._changed:
-            self._add(0, tokens - charge.tokens, money - charge.money)
-            self._under_way -= 1
-            self._changed.notify_all()
-
-    def _add(self, *amounts: float) -> None:
+    def _add(self, amounts: Sequence[float]) -> None:
         self._spent = [spent + amount for spent, amount in zip(self._spent, amounts, strict=True)]
 
-    def _short(self, tokens: int, money: float) -> str:
+    def _short(self, amounts: Sequence[float]) -> str:
         """The part of the budget that a request would pass, in words."""
         limits = (self._budget.requests, self._budget.tokens, self._budget.money)
-        for spent, amount, limit, unit in zip(
-            self._spent, (1, tokens, money), limits, ("requests", "tokens", "money"), strict=True
-        ):
+        units = ("requests", "tokens", "money")
+        for spent, amount, limit, unit in zip(self._spent, amounts, limits, units, strict=True):
             if limit is not None and spent + amount > limit:
                 return f"{limit:g} ({unit}; {spent:g} are spent)"
         return ""
@@ -621,7 +624,7 @@ class _Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         self._reader = path.open("rb")
-        self._writer: IO[bytes] | None = None
+        self._writer: io.FileIO | None = None
         self._catch_up()
 
     def get(self, key: bytes) -> Answer | None:
@@ -630,9 +633,7 @@ class _Ledger:
             if row is None:
                 return None
             self._reader.seek(row[0])
-            told = json.loads(self._reader.readline())
-        del told["key"]
-        return Answer(**told)
+            return _kept(self._reader.readline())[1]
 
     def append(self, key: bytes, answer: Answer) -> None:
         """Returns once the answer is on the disk; one fsync serves all that wait for it.
@@ -644,8 +645,9 @@ class _Ledger:
         try:
             with self._lock:
                 assert self._writer is not None
-                self._writer.write(line)
-                self._writer.flush()
+                if self._writer.write(line) != len(line):  # not a half line before the next whole one
+                    self._writer.truncate(self._end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self._catch_up()
                 self._written += 1
                 mine = self._written
@@ -673,7 +675,7 @@ class _Ledger:
                 self._catch_up()
                 with self._path.open("r+b") as file:  # a process that was killed may have left half a line
                     file.truncate(self._end)
-                self._writer = self._path.open("ab")
+                self._writer = self._path.open("ab", buffering=0)
             yield
         finally:
             if self._writer is not None:
@@ -689,12 +691,23 @@ class _Ledger:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    key = bytes.fromhex(json.loads(line)["key"])
+                    key, _ = _kept(line)
                 except (ValueError, KeyError, TypeError):
                     logger.warning("a line of %s cannot be read, and is not used", self._path)
                 else:
                     self._places.execute("INSERT OR IGNORE INTO places VALUES (?, ?)", (key, self._end))
                 self._end += len(line)
+
+
+def _pause(backoff: float, tries: int) -> float:
+    """Seconds before the next try after so many; those that failed together do not come back together."""
+    return min(LONGEST, backoff * 2 ** (tries - 1)) * JITTER.uniform(0.5, 1)
+
+
+def _kept(line: bytes) -> tuple[bytes, Answer]:
+    """What a line of the ledger holds: the hash of a question, and its answer."""
+    told = dict(json.loads(line))
+    return bytes.fromhex(told.pop("key")), Answer(**told)
 
 
 def _done(answer: Answer) -> Future[Answer]:
@@ -727,6 +740,11 @@ def _most_written(body: dict[str, Any]) -> int | None:
     """Tokens that may be written at most; None: there is no limit."""
     most = body.get("max_completion_tokens", body.get("max_tokens"))
     return None if most is None else int(most) * int(body.get("n", 1))
+
+
+def _passes(status: int) -> bool:
+    """Whether the same request may succeed later."""
+    return status in (408, 409, 425, 429) or status >= 500
 
 
 def _filtered(details: dict[str, Any]) -> bool:
@@ -775,8 +793,8 @@ def _read(told: Any, scrub: Callable[[str], str]) -> Answer:
         counts = {key: int(usage[key]) for key in ("prompt_tokens", "completion_tokens") if key in usage}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _Unreadable(
-            scrub(f"its JSON is no chat completion ({type(error).__name__}: {error}): {told!r:.100}"),
-            charged=True, tries=2,
+            scrub(f"its JSON is no chat completion ({type(error).__name__}: {error}): {told!r}"),
+            charged=True,
         ) from None  # fmt: skip
     known = counts if len(counts) == 2 else {}
     return Answer("answered", choices, known) if choices else Answer("refused", [], known, scrub(refusal))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from endpoint import Host, Reply, Served
 from tiny import BAD, FILLER, GOOD, SPECIAL, bert, sentences, write_csv
 
 for name, value in {
@@ -140,3 +141,17 @@ def distil(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return into
 
     return run
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    """Starts servers that are stopped in the end."""
+    hosts: list[Host] = []
+
+    def serve(reply: Reply) -> Host:
+        hosts.append(Host(reply))
+        return hosts[-1]
+
+    yield serve
+    for host in hosts:
+        host.close()

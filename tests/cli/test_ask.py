@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from endpoint import Host, Reply, likely, said
+from endpoint import Host, Served, last, likely, said
 from tiny import (
     BAD,
     GOOD,
@@ -36,21 +36,6 @@ from kdcli.launch import launch
 KEY = "sk-never-write-this-down"
 ROWS = 120 + 32 + 48
 """Of the data set: as many questions."""
-Served = Callable[[Reply], Host]
-
-
-@pytest.fixture
-def served() -> Iterator[Served]:
-    """Starts servers that are stopped in the end."""
-    hosts: list[Host] = []
-
-    def serve(reply: Reply) -> Host:
-        hosts.append(Host(reply))
-        return hosts[-1]
-
-    yield serve
-    for host in hosts:
-        host.close()
 
 
 @pytest.fixture
@@ -89,10 +74,6 @@ def ask(
         return (launch("distill", options), tmp_path / folder) if run else options
 
     return ready
-
-
-def last(body: dict[str, Any]) -> str:
-    return body["messages"][-1]["content"]
 
 
 def is_good(text: str) -> bool:
@@ -134,7 +115,7 @@ def test_from_an_endpoint_to_a_student(ask: Any, served: Served, capsys: pytest.
     assert sum(asked["answers"][0]["labels"].values()) == pytest.approx(1)
     assert "will be asked" in err
     assert "cost" in out
-    assert host.keys == {f"Bearer {KEY}"}
+    assert set(host.keys) == {f"Bearer {KEY}"}
     files = [path for path in [*run.rglob("*"), *run.parent.glob("cache/**/*")] if path.is_file()]
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
     assert KEY not in out + err
@@ -393,8 +374,8 @@ def test_killed_and_continued(
 ) -> None:
     """What was paid for is asked again; or the student is another than one of a run that was left alone."""
 
-    def slowly(body: dict[str, Any]) -> list[dict[str, Any]]:
-        time.sleep(0.1)
+    async def slowly(body: dict[str, Any]) -> list[dict[str, Any]]:
+        await asyncio.sleep(0.1)
         return opinion(body)
 
     host = served(slowly)
