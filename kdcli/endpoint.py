@@ -621,9 +621,14 @@ class _Ledger:
         self._end = 0  # so far it was read
         self._places = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._places.execute("CREATE TABLE places (key BLOB PRIMARY KEY, place INTEGER) WITHOUT ROWID")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        self._reader = path.open("rb")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            self._reader = path.open("rb")
+        except OSError as error:
+            raise ConfigError(
+                f"the answers cannot be kept in {path} ({error.strerror}); set KDCLI_CACHE_DIR"
+            ) from None
         self._writer: io.FileIO | None = None
         self._catch_up()
 

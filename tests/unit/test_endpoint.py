@@ -182,6 +182,15 @@ def fill_the_disk(path: Path, into: Path) -> None:
         ledger.append(key_of(99), written("what was under way"))
 
 
+def test_a_place_where_nothing_can_be_kept(tmp_path: Path) -> None:
+    """A file in the folder's place, or a folder in the file's, ends in a traceback."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.jsonl").mkdir()
+    for path in (tmp_path / "file" / "ledger.jsonl", tmp_path / "folder.jsonl"):
+        with pytest.raises(ConfigError, match=r"cannot be kept in .*set KDCLI_CACHE_DIR"):
+            _Ledger(path)
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     """The answer after the one that did not fit is glued to a part of it; or the user sees a traceback."""
     path = tmp_path / "ledger.jsonl"
