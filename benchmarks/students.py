@@ -254,7 +254,7 @@ def distilbert() -> None:
             [*KDCLI, "distill", "--cfg", "job"], check=True, capture_output=True, text=True
         )
         dataset = Dataset.model_validate(yaml.safe_load(config.stdout)["dataset"])
-        texts = list(load(dataset)["train"]["text"])
+        texts = load(dataset)["train"]["text"]
         rows = [{"input_ids": ids} for ids in tokenizer(texts, truncation=True, max_length=48)["input_ids"]]
         how: dict[str, Any] = {"save_strategy": "no", "logging_steps": 100, "report_to": "none", "seed": seed}
         how |= {"per_device_train_batch_size": 32, "learning_rate": 5e-4, "warmup_steps": 100}
