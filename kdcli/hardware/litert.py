@@ -145,7 +145,7 @@ def main(student: str, kind: str, names: list[str], lengths: list[int], out: str
 
 
 def shared(model: bytes) -> bytes:
-    """The same LiteRT file with equal weights stored once: the quantizer writes each signature its own.
+    """The same LiteRT file with equal weights stored once (the quantizer writes each signature its own), and without inner names.
 
     Weights lie behind the flatbuffer, and its buffers say where.
     """
@@ -153,6 +153,9 @@ def shared(model: bytes) -> bytes:
     from ai_edge_litert import schema_py_generated as schema
 
     tree: Any = schema.ModelT.InitFromPackedBuf(model, 0)
+    for graph in tree.subgraphs:
+        for number in set(range(len(graph.tensors))) - {*graph.inputs, *graph.outputs}:
+            graph.tensors[number].name = b""  # 80 KB a signature of a student of two layers
     weights = [
         (buffer, model[buffer.offset : buffer.offset + buffer.size]) for buffer in tree.buffers if buffer.size
     ]
