@@ -239,14 +239,15 @@ def exports(targets: Sequence[str] = ("cpu", "intel", "mobile", "browser", "cuda
         result = json.loads((folder / "export.json").read_text())
         student = result["torch"]
         for name, entry in result["artifacts"].items():
-            runtime = runtime_of(folder / name)
+            (file,) = folder.rglob(name)  # a page's files lie in onnx/
+            runtime = runtime_of(file)
             if not entry["parity"] or runtime is None:
                 print(f"exports: {target}: {name}: {entry['bytes'] / 1e6:.1f} MB, not run")
                 continue
             place = Path(teacher["path"])
             asked = [specified(cfg, kind, path, home, task, texts, length)
                      for cfg, task, texts, length in [how]
-                     for kind, path, home in (("torch", place, place), (runtime, folder / name, folder_of(folder / name)))]  # fmt: skip
+                     for kind, path, home in (("torch", place, place), (runtime, file, folder_of(file)))]  # fmt: skip
             with Process(*asked[0]) as large, Process(*asked[1]) as small:
                 ratio = small.measure(beside=large).times_faster
             print(
