@@ -368,9 +368,10 @@ class Endpoint:
                 return answer
             tries += 1
             unreadable += isinstance(problem, _Unreadable)
-            if unreadable > UNREADABLE or (isinstance(problem, _Unreadable) and tries > self._retries):
+            last = tries > (self._retries if problem.tries is None else min(self._retries, problem.tries))
+            if isinstance(problem, _Unreadable) and (last or unreadable > UNREADABLE):
                 return Answer("unparsable", reason=str(problem))
-            if tries > min(self._retries, self._retries if problem.tries is None else problem.tries):
+            if last:
                 raise EndpointError(
                     f"{self.base_url} gave no answer in {tries} tries: {problem}. What was answered is kept; the same command "
                     "goes on from there"
