@@ -40,7 +40,7 @@ CONFIGS = {
 }
 ALL = ["fp16", "int8_weights", "int8"]
 SEGMENTS = {"Bert"}
-SHAPES = [(1, 1), (1, 7), (2, 5), (3, 64), (33, 2)]
+SHAPES = [(1, 1), (1, 7), (2, 5), (3, 64), (33, 2), (1, 16), (1, 17), (1, 64)]
 TEXTS = [[text] for text, _ in sentences(40)]
 
 
@@ -77,8 +77,8 @@ def student(tokenizer, tmp_path: Path) -> Path:
     return tmp_path / "student"
 
 
-def load(file: Path) -> Model:
-    return Model(MeasureSpec("openvino", str(file), str(file.parent), 64))
+def load(file: Path, max_length: int = 64) -> Model:
+    return Model(MeasureSpec("openvino", str(file), str(file.parent), max_length))
 
 
 def ask(model: Model, batch: dict[str, torch.Tensor]) -> np.ndarray:
@@ -114,6 +114,28 @@ def test_any_batch_and_any_length_give_the_logits_of_torch(name: str, student: P
     weights = {precision: file.with_suffix(".bin").stat().st_size for precision, file in files.items()}
     assert weights["int8"] < 0.8 * weights["fp16"]
     assert size_of(files["int8"]) == weights["int8"] + files["int8"].stat().st_size
+
+
+@pytest.mark.parametrize("auto", ["SequenceClassification", "TokenClassification"])
+def test_a_single_row_is_padded_to_a_shape_that_was_compiled(
+    auto: str, student: Path, tmp_path: Path
+) -> None:
+    """A padded token that is attended to or answered, a row that is longer than the longest shape, or a shape beyond the model's positions."""
+    torch.manual_seed(0)
+    model = getattr(transformers, f"AutoModelFor{auto}").from_config(CONFIGS["Bert"]).eval()
+    file = Intel(["fp16"]).export(student, tmp_path / "out", model, [inputs(1, 9, 0, True)], 64)["fp16"]
+    assert list(load(file).fixed) == [16, 24, 32, 48, 64]
+    loaded = load(file, 20)
+    assert list(loaded.fixed) == [16, 20]
+    loaded.model, free = None, loaded.model
+    for length in (1, 15, 16, 18, 20, 40):
+        if length > 20:
+            loaded.model = free
+        batch = inputs(1, length, 0, True)
+        with torch.inference_mode():
+            truth = model(**batch).logits.numpy()
+        assert ask(loaded, batch).shape == truth.shape
+        np.testing.assert_allclose(ask(loaded, batch), truth, atol=0.02)
 
 
 def test_a_call_leaves_the_inputs_of_the_one_before(student: Path, tmp_path: Path) -> None:
