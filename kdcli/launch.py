@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdcli import console, rundir
-from kdcli.config import COMMANDS, check, conf_dir, defaults, suggest, user_conf_dir
+from kdcli.config import COMMANDS, Distill, check, conf_dir, defaults, suggest, user_conf_dir
 from kdcli.errors import ConfigError, KDError
 from kdcli.files import disk_full
 
@@ -150,6 +150,10 @@ def _register(
         )
         if _value(overrides, "dataset") is None:
             overrides.append("dataset=of_the_run")
+    if any(word.startswith("stages.") for word in overrides):
+        # a stage says only in what it differs from the run: its other keys are in no file, and the schema refuses wrong ones
+        stages = tuple(f"{key}." for key in _known(name, overrides) if re.fullmatch(r"stages\.[^.]+", key))
+        overrides = [f"++{word}" if word.startswith(stages) else word for word in overrides]
     return name, overrides
 
 
@@ -234,7 +238,7 @@ def _known(command: str, overrides: list[str]) -> list[str]:
                 hydra.compose(command, chosen, return_hydra_config=True), resolve=False
             )
     except (HydraException, OmegaConfBaseException):
-        tree = defaults(COMMANDS[command])
+        tree = defaults(COMMANDS.get(command, Distill))
     return [*(key for key, _ in _leaves(tree)), *groups]  # type: ignore[arg-type]
 
 

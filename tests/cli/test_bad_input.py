@@ -111,6 +111,14 @@ def refused(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) ->
         (["+sede=1"], "sede: not a key; did you mean seed? (known: control, dataset, "),
         (["hydra.run.dri=runs"], "hydra.run.dri: there is no such key; did you mean hydra.run.dir?"),
         (["~loss.soft_labl"], "loss.soft_labl: there is no such key; did you mean loss.soft_label?"),
+        (
+            ["experiment=tinybert", "stages.inside.trainer.epoch=2"],
+            "stages.inside.trainer.epoch: not a key; did you mean epochs?",
+        ),
+        (
+            ["experiment=tinybert", "stages.insid.trainer.epochs=2"],
+            "stages.insid.trainer.epochs: there is no such key; did you mean stages.inside.trainer.epochs?",
+        ),
         (["distil"], "'distil' is not KEY=VALUE; did you mean distill?"),
         (["trainer.epochs=[1"], "trainer.epochs=[1: "),
         (["trainer.epochs=1,2"], "To sweep over it, add --multirun"),

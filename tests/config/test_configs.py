@@ -101,6 +101,15 @@ def test_every_key_of_the_schema_can_be_overridden(compose: Compose, command: st
     assert not missing(defaults(COMMANDS[command]), tree)
 
 
+def test_every_key_of_a_stage_can_be_overridden(compose: Compose) -> None:
+    """A stage's file says only in what it differs from the run."""
+    given = ["stages.general.trainer.max_steps=8", "stages.task.trainer.warmup=0.5"]
+    tree = compose("distill", "experiment=distilbert", "teacher=minilm", *given)
+    assert tree["stages"]["general"]["trainer"]["max_steps"] == 8
+    assert tree["stages"]["general"]["trainer"]["epochs"] == 3
+    assert tree["stages"]["task"]["trainer"]["warmup"] == 0.5
+
+
 @pytest.mark.parametrize("path", [path for path in OPTIONS if list(components(plain(path)))], ids=str)
 def test_every_argument_stands_in_the_yaml(path: Path) -> None:
     """An argument that is left to the constructor cannot be seen in `--cfg job`, nor be overridden without "+"."""
