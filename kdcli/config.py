@@ -175,8 +175,9 @@ class Student(Checkpoint):
     """The small model. With `path` it starts from that checkpoint, and its shape is the checkpoint's."""
 
     quantization: Literal["int8", "int4"] | None = None
-    """At last the student is taught once more with its weights rounded as `hardware=cpu` will round them in this precision, and
-    keeps the rounded ones; its control too. null: it is rounded when it is exported. (classification, token_classification)"""
+    """At last the student is taught once more with its weights rounded as `hardware=cpu` (a language model's: and `laptop`) will round
+    them in this precision, and keeps the rounded ones; its control too. null: it is rounded when it is exported. (classification,
+    token_classification, causal_lm)"""
     quantization_epochs: Positive = 1.0
     """Passes over the training rows in that stage …"""
     quantization_learning_rate: Positive = 2e-4
@@ -607,6 +608,8 @@ class Step(Section):
     """The name of an earlier stage whose assistant teaches this one; null: the run's teacher."""
 
 
+ROUNDED = ("classification", "token_classification", "causal_lm")
+"""Tasks whose students can be trained with rounded weights."""
 TAKEN = ("teacher", "augment", "rollouts", "signals", "born", "student", "quantized", "control", "evaluate")
 """What other parts of a run are called."""
 
@@ -661,10 +664,10 @@ class Distill(Section):
 
     @model_validator(mode="after")
     def _quantized(self) -> Distill:
-        if self.student.quantization and self.dataset.kind not in ("classification", "token_classification"):
+        if self.student.quantization and self.dataset.kind not in ROUNDED:
             raise ValueError(
-                f"student.quantization = {self.student.quantization}: the rounding of hardware=cpu is known for classification and "
-                f"token_classification, not for {self.dataset.kind}; leave it out (export rounds as well)"
+                f"student.quantization = {self.student.quantization}: the rounding is known for {', '.join(ROUNDED)}, "
+                f"not for {self.dataset.kind}; leave it out (export rounds as well)"
             )
         for name, stage in self.stages.items():
             if stage.student is not None and stage.student.quantization:

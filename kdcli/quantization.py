@@ -18,15 +18,19 @@ from transformers.pytorch_utils import Conv1D
 from kdcli.errors import ConfigError
 
 BLOCK = 32
-"""Weights that share a scale and a zero point in int4."""
+"""Weights of a row that share a scale, in int4 and in both of a language model's."""
 
 
 class FakeQuantization:
-    """Dresses a model in the grids that `hardware=cpu` writes, so that its export rounds nothing that was not rounded in training.
+    """Dresses a model in the grids that the exporters write, so that its export rounds nothing that was not rounded in training.
 
-    int8: matrices -64 … 64 with a scale per output channel, embeddings 0 … 255 with one scale and zero point, and what goes
+    A classifier, as `hardware=cpu` does. int8: matrices -64 … 64 with a scale per output channel, embeddings 0 … 255 with one scale and zero point, and what goes
     into a matrix 0 … 255 with one of each a batch, as ONNX Runtime finds them when it runs (so no calibration is needed).
     int4: matrices and embeddings 0 … 15 with a scale and a zero point for each 32 weights of a row; activations stay floats.
+
+    A language model, as `hardware=cpu` and `laptop` (q4_0, q8_0) do: -8 … 7, or -128 … 127, with a scale for each 32 weights of
+    a row, in fp16 as GGUF has it, that puts the largest of them at the low end. Embeddings and head have 8 bits in any case. q8_0
+    has a step of its own, by one part in 128 another one.
 
     torchao computes scales and rounds. Its `IntxFakeQuantizeConfig` is not used, nor are the layers that its `QATConfig` puts
     in (torchao 0.18): they know no range of -64 … 64, no scale for a whole tensor and no width that 32 does not divide, and
@@ -34,19 +38,20 @@ class FakeQuantization:
 
     Args:
         precision: of the artifact.
+        writes: the model is a language model.
 
     Raises:
         ConfigError: torchao is missing.
     """
 
-    def __init__(self, precision: Literal["int8", "int4"]):
+    def __init__(self, precision: Literal["int8", "int4"], writes: bool = False):
         try:
             import torchao  # noqa: F401
         except ImportError as error:
             raise ConfigError(
                 f"{error}: student.quantization needs it; pip install 'kdcli[quantization]'"
             ) from None
-        self.precision = precision
+        self.precision, self.writes = precision, writes
         self.handles: list[Any] = []
 
     def dress(self, model: PreTrainedModel) -> None:
@@ -55,6 +60,7 @@ class FakeQuantization:
         Raises:
             ConfigError: the model has matrices in layers of another kind, which the exporter would round and the training not.
         """
+        head = model.get_output_embeddings() if self.writes else None
         for name, module in list(model.named_modules()):
             if isinstance(module, Conv1D):
                 raise ConfigError(
@@ -63,7 +69,10 @@ class FakeQuantization:
                 )
             if not isinstance(module, nn.Linear | nn.Embedding):
                 continue
-            if self.precision == "int4":
+            if self.writes:
+                fine = self.precision == "int8" or isinstance(module, nn.Embedding) or module is head
+                grid = Grid(-128, 127, block=BLOCK) if fine else Grid(-8, 7, block=BLOCK)
+            elif self.precision == "int4":
                 grid = Grid(0, 15, block=BLOCK)
             elif isinstance(module, nn.Embedding):
                 grid = Grid(0, 255)
@@ -84,6 +93,8 @@ class FakeQuantization:
 
 class Grid(nn.Module):
     """Rounds a tensor to low … high times a scale, less a zero point where low is 0; both come from the tensor itself.
+
+    Where the range has one number more below 0 than above, a scale's sign is such that the value farthest from 0 is the lowest.
 
     Args:
         block: values of a row that share a scale, the last block of a row may have fewer; None: the whole tensor shares one.
@@ -112,9 +123,17 @@ class Grid(nn.Module):
         size = tuple(whole.shape) if self.block is None else (1, self.block)
         mapping = MappingType.SYMMETRIC if self.low < 0 else MappingType.ASYMMETRIC
         kind = torch.int8 if self.low < 0 else torch.uint8
-        scale, zero = choose_qparams_affine(
-            whole, mapping, size, kind, self.low, self.high, scale_dtype=torch.float32, zero_point_dtype=torch.int32
-        )  # fmt: skip
+        if -self.low > self.high:
+            assert self.block is not None
+            blocks = whole.unflatten(-1, (-1, self.block))
+            far = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1)
+            scale = (far / self.low).half().float()
+            scale = torch.where(scale == 0, 1.0, scale)
+            zero = torch.zeros_like(scale, dtype=torch.int32)
+        else:
+            scale, zero = choose_qparams_affine(
+                whole, mapping, size, kind, self.low, self.high, scale_dtype=torch.float32, zero_point_dtype=torch.int32
+            )  # fmt: skip
         levels = quantize_affine(whole, size, scale, zero, kind, self.low, self.high)
         back = dequantize_affine(levels, size, scale, zero, kind, self.low, self.high)
         return back[..., :width].to(values.dtype).contiguous()

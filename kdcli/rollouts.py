@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -59,13 +60,14 @@ def go_on(
                 batch[line, longest - len(prompts[place]) :] = torch.tensor(prompts[place])
                 mask[line, longest - len(prompts[place]) :] = 1
             drawn = [_Drawn(temperature, [seeds[place] for place in places])] if temperature else []
-            tokens = generator.generate(
-                input_ids=batch.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                logits_processor=LogitsProcessorList(drawn),
-            )
+            with parametrize.cached():  # rounded weights are rounded once, not for each token
+                tokens = generator.generate(
+                    input_ids=batch.to(model.device),
+                    attention_mask=mask.to(model.device),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    logits_processor=LogitsProcessorList(drawn),
+                )
             for place, row in zip(places, tokens[:, longest:].tolist(), strict=True):
                 last = next((at for at, token in enumerate(row) if token in _list(ends)), len(row))
                 out[place] = row[: last + 1]

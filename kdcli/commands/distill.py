@@ -209,7 +209,7 @@ def steps_of(cfg: Config) -> list[Step]:
             Step(shown, losses, weights, trainer, stage.rows, pupil, _course(cfg, name, stage), last)
         )
     if cfg.student.quantization is not None:
-        grid = FakeQuantization(cfg.student.quantization)
+        grid = FakeQuantization(cfg.student.quantization, writes=cfg.dataset.kind == "causal_lm")
         trainer = _quantizing(cfg, steps[-1].trainer)
         quantized = dataclasses.replace(steps[-1], name=QUANTIZED, trainer=trainer, quantization=grid)
         steps = [*steps[:-1], dataclasses.replace(steps[-1], last=False), quantized]

@@ -32,6 +32,8 @@ from kdcli.tasks import task_of
 from kdcli.tasks.base import Task
 from kdcli.tasks.seq2seq import Seq2Seq
 
+GGUF = {"int8": "q8_0", "int4": "q4_0"}
+"""What llama.cpp calls a precision."""
 MISSED = 3
 """The exit code when the artifacts are there, and a tolerance or a budget is not met, or one of them could not be made or run."""
 
@@ -189,7 +191,7 @@ def _deliver(
 
 def remind(quantization: str, files: Mapping[str, Path]) -> None:
     """Tell that none of the files has the precision that the student was trained for."""
-    if quantization not in files:
+    if not files.keys() & {quantization, GGUF[quantization]}:
         console.warn(
             f"the student was trained for weights in {quantization}, and none of these files has them; "
             f"hardware=cpu 'hardware.precisions=[fp32,{quantization}]' makes one"

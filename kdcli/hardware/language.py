@@ -13,10 +13,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from kdcli.models import TOKENIZER_FILES
+from kdcli.quantization import BLOCK
 
 BESIDE = ("config.json", "generation_config.json", *TOKENIZER_FILES)
-BLOCK = 32
-"""Weights that share a scale, as in GGUF's q8_0 and q4_0."""
 KEEP = "num_logits_to_keep"
 OWN = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
@@ -124,7 +123,7 @@ class _Decoder(torch.nn.Module):
 
 
 def blockwise(whole: Any, bits: int) -> Any:
-    """A graph like another one, whose constant matrices are rounded: each `BLOCK` weights of a row share a scale in fp32.
+    """A graph like another one, whose constant matrices are rounded: each `BLOCK` weights of a row share a scale in fp32, as in GGUF's q8_0 and q4_0.
 
     Products become MatMulNBits, whose activations are rounded to 8 bits by block as they come (accuracy_level 4), and what
     token ids choose rows of becomes GatherBlockQuantized; both are ONNX Runtime's own (com.microsoft). A matrix that is head

@@ -113,6 +113,7 @@ def test_a_plain_student_is_left_compared_and_a_kill_in_the_stage_loses_nothing(
 def test_an_export_without_the_precision_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """Files of other precisions, of a student whose weights are rounded for nothing."""
     remind("int4", {"fp32": Path("model.onnx"), "int4": Path("model.int4.onnx")})
+    remind("int4", {"f16": Path("model.f16.gguf"), "q4_0": Path("model.q4_0.gguf")})
     assert not capsys.readouterr().err
     remind("int4", {"fp32": Path("model.onnx")})
     assert "trained for weights in int4, and none of these files has them" in capsys.readouterr().err
@@ -159,13 +160,36 @@ def test_it_comes_after_the_stages(distil: Distil) -> None:
     assert terms == {"loss/soft_label"}
 
 
-def test_a_decoder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """Its files have other grids (GGUF): the stage would round to one that no exporter writes."""
+def test_a_decoder_is_rounded_as_its_files_are_and_a_kill_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Head and embeddings that are one matrix come apart, or are stored twice; a grid that no file has."""
     monkeypatch.chdir(tmp_path)
-    teacher = speaker(tmp_path / "teacher", steps=1)
-    options = [*lessons(teacher), *talk(tmp_path, "pairs"), "student.quantization=int4"]
-    assert launch("distill", options) == 2
-    assert "classification and token_classification, not for causal_lm" in capsys.readouterr().err
+    options = [*lessons(speaker(tmp_path / "teacher")), *talk(tmp_path, "pairs"), *rounded("int4")]
+    options.remove("student.dropout=0")
+    process = start(tmp_path / "killed", options)
+    stage = tmp_path / "killed" / "stages" / "student" / "quantized"
+    wait_for(lambda: any(stage.glob("checkpoint-1*/trainer_state.json")), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for name in ("whole", "killed"):
+        assert launch("distill", [*options, f"hydra.run.dir={name}"]) == 0, capsys.readouterr().err
+    whole = Path("whole")
+    assert same(whole, Path("killed"))
+    before, after = (load_file(whole / name / "model.safetensors") for name in ("unquantized", "student"))
+    assert set(before) == set(after)
+    for name, matrix in after.items():
+        if matrix.dim() == 2:
+            grid = Grid(-128, 127, BLOCK) if "embed" in name else Grid(-8, 7, BLOCK)
+            assert torch.allclose(grid(matrix), matrix, atol=1e-7), name
+            assert not torch.allclose(grid(before[name]), before[name], atol=1e-4)
+
+    capsys.readouterr()
+    result = exported(whole, "int4")
+    assert "trained in int4, against rounded after training" in capsys.readouterr().out
+    pair = result["quantization"]["artifacts"]["model.int4.onnx"]
+    assert pair["quantization_aware"]["score"] == pytest.approx(result["torch"]["score"], abs=0.02)
+    assert pair["quantization_aware"]["score"] > pair["post_training"]["score"]
 
 
 @pytest.mark.parametrize(

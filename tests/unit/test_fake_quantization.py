@@ -11,10 +11,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from gguf import GGMLQuantizationType, dequantize, quantize
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-from tiny import bert, sentences
+from tiny import bert, decoder, sentences, speller
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from transformers import GPT2Config, GPT2ForSequenceClassification
@@ -22,6 +23,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 from kdcli.errors import ConfigError
 from kdcli.hardware.base import quietly
 from kdcli.hardware.cpu import Cpu
+from kdcli.hardware.language import _blocks
 from kdcli.quantization import BLOCK, FakeQuantization, Grid
 
 
@@ -92,6 +94,59 @@ def test_the_grid_is_the_one_that_onnx_runtime_writes(
     np.testing.assert_allclose(written(weight, operator, precision, tmp_path), rounded.numpy(), atol=2e-6)
     again = written(rounded, operator, precision, tmp_path)
     np.testing.assert_allclose(again, rounded.numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (7, 128), (5, 50)])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_grid_of_a_language_model_is_the_one_that_its_files_have(
+    bits: int, shape: tuple[int, int]
+) -> None:
+    """A scale of the other sign, or one that fp16 does not have, rounds once more what was learnt."""
+    weight = matrix(*shape)
+    weight[0] = 0
+    grid = Grid(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, block=BLOCK)
+    rounded = grid(weight)
+    assert (rounded - weight).abs().max() > 1e-3
+    assert torch.equal(grid(rounded), rounded)
+
+    def stored(values: torch.Tensor) -> np.ndarray:
+        numbers, scales = _blocks(values.numpy(), bits)
+        if bits == 4:
+            numbers = np.stack([numbers & 15, numbers >> 4], -1).reshape(*scales.shape, BLOCK)
+        steps = numbers.astype(np.float32) - 2 ** (bits - 1)
+        return (steps * scales[..., None]).reshape(shape[0], -1)[:, : shape[1]]
+
+    # its scales are in fp32: one part in 2,048 away, and now and then a weight falls to the next step
+    close = np.isclose(stored(weight), rounded.numpy(), rtol=1e-3, atol=1e-6)
+    assert close.mean() > (0.99 if bits == 4 else 0.95)
+    np.testing.assert_allclose(stored(rounded), rounded.numpy(), atol=1e-7)
+    if shape[1] % BLOCK == 0:
+        kind = GGMLQuantizationType.Q4_0 if bits == 4 else GGMLQuantizationType.Q8_0
+        again = dequantize(quantize(rounded.numpy(), kind), kind)
+        step = np.abs(rounded.numpy()).max() / 127
+        np.testing.assert_allclose(again, rounded.numpy(), atol=1e-7 if bits == 4 else 0.6 * step)
+
+
+def test_a_matrix_that_is_head_and_embeddings_stays_one() -> None:
+    """Two that differ after training are stored twice, or one of them is lost."""
+    model = decoder(speller())
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    keys, count = set(model.state_dict()), sum(weight.numel() for weight in model.parameters())
+    grid = FakeQuantization("int4", writes=True)
+    grid.dress(model)
+    assert sum(weight.numel() for weight in model.parameters()) == count
+    ids = torch.randint(0, model.config.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+    model.eval()
+    dressed = model(input_ids=ids).logits
+    grid.undress(model)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert set(model.state_dict()) == keys
+    assert torch.equal(model(input_ids=ids).logits, dressed)
+    head = model.get_output_embeddings().weight
+    assert torch.equal(Grid(-128, 127, BLOCK)(head), head)
+    assert not torch.allclose(Grid(-8, 7, BLOCK)(head), head, atol=1e-4)
 
 
 def test_activations_are_rounded_as_onnx_runtime_does() -> None:
