@@ -24,15 +24,16 @@ BLOCK = 32
 class FakeQuantization:
     """Dresses a model in the grids that the exporters write, so that its export rounds nothing that was not rounded in training.
 
-    A classifier, as `hardware=cpu` does. int8: matrices -64 … 64 with a scale per output channel, embeddings 0 … 255 with one scale and zero point, and what goes
-    into a matrix 0 … 255 with one of each a batch, as ONNX Runtime finds them when it runs (so no calibration is needed).
-    int4: matrices and embeddings 0 … 15 with a scale and a zero point for each 32 weights of a row; activations stay floats.
+    A classifier, as `hardware=cpu` does. int8: matrices -64 … 64 with a scale per output channel, embeddings 0 … 255 with
+    one scale and zero point, and what goes into a matrix 0 … 255 with one of each a batch, as ONNX Runtime finds them when
+    it runs (so no calibration is needed). int4: matrices and embeddings 0 … 15 with a scale and a zero point for each 32
+    weights of a row; activations stay floats.
 
-    A language model, as `hardware=cpu` and `laptop` (q4_0, q8_0) do: -8 … 7, or -128 … 127, with a scale for each 32 weights of
-    a row, in fp16 as GGUF has it, that puts the largest of them at the low end. Embeddings and head have 8 bits in any case. q8_0
-    has a step of its own, by one part in 128 another one.
+    A language model, as `hardware=cpu` and `laptop` (q4_0) do: -8 … 7, or -128 … 127, with a scale for each 32 weights of a
+    row, in fp16 as GGUF has it, that puts the largest of them at the low end. Embeddings and head have 8 bits in any case
+    (q8_0's steps are wider than these by one part in 127).
 
-    torchao computes scales and rounds. Its `IntxFakeQuantizeConfig` is not used, nor are the layers that its `QATConfig` puts
+    torchao rounds, and finds the scales where it knows the rule. Its `IntxFakeQuantizeConfig` is not used, nor are the layers that its `QATConfig` puts
     in (torchao 0.18): they know no range of -64 … 64, no scale for a whole tensor and no width that 32 does not divide, and
     their int4 grid with zero points is another one than ONNX Runtime's.
 
@@ -124,8 +125,7 @@ class Grid(nn.Module):
         mapping = MappingType.SYMMETRIC if self.low < 0 else MappingType.ASYMMETRIC
         kind = torch.int8 if self.low < 0 else torch.uint8
         if -self.low > self.high:
-            assert self.block is not None
-            blocks = whole.unflatten(-1, (-1, self.block))
+            blocks = whole.unflatten(-1, (-1, size[-1]))
             far = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1)
             scale = (far / self.low).half().float()
             scale = torch.where(scale == 0, 1.0, scale)

@@ -107,7 +107,8 @@ def _quantized(graph: Any, precision: str, rows: list[dict[str, Any]]) -> Any:
 
 def _head(graph: Any) -> list[str]:
     """The matrix products that a row goes through as one vector. They take little time and few bytes, and OpenVINO 2026.4
-    computes them wrongly in int8 where the batch of one is fixed, they are narrow and their input is not negative (DistilBERT's, after its ReLU).
+    computes them wrongly in int8 where the batch of one is fixed, they are narrow and their input is not negative
+    (DistilBERT's, after its ReLU).
     """
     return [
         node.get_friendly_name()

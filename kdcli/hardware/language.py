@@ -123,7 +123,8 @@ class _Decoder(torch.nn.Module):
 
 
 def blockwise(whole: Any, bits: int) -> Any:
-    """A graph like another one, whose constant matrices are rounded: each `BLOCK` weights of a row share a scale in fp32, as in GGUF's q8_0 and q4_0.
+    """A graph like another one, whose constant matrices are rounded: each `BLOCK` weights of a row share a scale in fp32, as in
+    GGUF's q8_0 and q4_0 they share one in fp16.
 
     Products become MatMulNBits, whose activations are rounded to 8 bits by block as they come (accuracy_level 4), and what
     token ids choose rows of becomes GatherBlockQuantized; both are ONNX Runtime's own (com.microsoft). A matrix that is head

@@ -182,6 +182,14 @@ class File(Answers):
         rows = self.tokenizer.encode_batch([row[0] if len(row) == 1 else tuple(row) for row in texts])
         return [{name: np.asarray(getattr(row, known[name]), np.int64) for name in self.pad} for row in rows]
 
+    def padded(self, batch: Encoded, length: int, kind: type = np.int64) -> Encoded:
+        """The inputs, in the model's own order, with rows padded on the right to so many tokens."""
+        rows, given = batch["input_ids"].shape
+        out: Encoded = {name: np.full((rows, length), fill, kind) for name, fill in self.pad.items()}
+        for name, array in out.items():
+            array[:, :given] = batch[name]
+        return out
+
 
 class Greedy(Runs):
     """A translator that is asked for one token after the other.

@@ -32,11 +32,7 @@ class Model(File):
         import torch
 
         rows, length = batch["input_ids"].shape
-        size = max(length, LEAST)
-        inputs = []
-        for name, fill in self.pad.items():
-            inputs.append(torch.full((rows, size), fill, dtype=torch.long))
-            inputs[-1][:, :length] = torch.from_numpy(batch[name])
+        inputs = [torch.from_numpy(array) for array in self.padded(batch, max(length, LEAST)).values()]
         found = [self.method.execute([each[row : row + 1] for each in inputs])[0] for row in range(rows)]
         logits = torch.cat(found).numpy()
         return logits[:, :length] if logits.ndim == 3 else logits

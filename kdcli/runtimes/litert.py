@@ -29,9 +29,7 @@ class Model(File):
             raise ExportError(
                 f"the file takes rows of at most {self.lengths[-1]} tokens, and one has {length}: set dataset.max_length"
             )
-        inputs = {name: np.full((rows, size), fill, np.int32) for name, fill in self.pad.items()}
-        for name, array in inputs.items():
-            array[:, :length] = batch[name]
+        inputs = self.padded(batch, size, np.int32)
         found = [
             self.runners[size](**{name: array[row : row + 1] for name, array in inputs.items()})["logits"]
             for row in range(rows)

@@ -11,9 +11,9 @@ LENGTHS = (16, 24, 32, 48, 64, 96, 128)
 
 
 class Model(File):
-    """A classifier's graph, compiled for batches of any shape, and once for each of `LENGTHS` for single rows: a call whose shape differs
-    from the one before sets the kernels up anew, which takes a small model longer than to answer. That costs memory, which
-    is measured with the rest.
+    """A classifier's graph, compiled for batches of any shape, and once for each of `LENGTHS` for single rows: a call whose
+    shape differs from the one before sets the kernels up anew, which takes a small model longer than to answer. That costs
+    memory, which is measured with the rest.
     """
 
     packages, extra = ("openvino", "tokenizers"), "intel"
@@ -43,8 +43,5 @@ class Model(File):
         size = next((size for size in self.fixed if size >= length), None)
         if rows > 1 or size is None:
             return self.model(batch, share_inputs=False)["logits"]
-        padded = {name: np.full((1, size), fill, np.int64) for name, fill in self.pad.items()}
-        for name, array in padded.items():
-            array[:, :length] = batch[name]
-        logits = self.fixed[size](padded, share_inputs=False)["logits"]
+        logits = self.fixed[size](self.padded(batch, size), share_inputs=False)["logits"]
         return logits[:, :length] if logits.ndim == 3 else logits
