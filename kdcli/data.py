@@ -395,8 +395,8 @@ class Seq2Seq(Kind):
         return {"id": _hash(pair), **dict(itertools.zip_longest(SIDES, pair))} if all(pair) else None
 
     def hide(self, row: Row) -> None:
-        """The target."""
-        row["target"] = None
+        """The target. The row is then another one: what was kept of the whole pair, by its id, may have been chosen by the target."""
+        row |= {"id": _hash([row["id"], "hidden"]), "target": None}
 
     def group(self, row: Row) -> str:
         """The source without case."""
@@ -494,15 +494,10 @@ def load(cfg: DatasetConfig) -> Data:
     labels = list(kind.labels)
     fingerprint = digest(
         labels,
-        {split: [(row["id"], row.get("label"), *_hidden(row)) for row in rows[split]] for split in SPLITS},
+        {split: [(row["id"], row.get("label")) for row in rows[split]] for split in SPLITS},
     )
     splits = {split: datasets.Dataset.from_list(rows[split]) for split in SPLITS}
     return Data(splits, labels, fingerprint, sources["train"][0].commit, dict(dropped))
-
-
-def _hidden(row: Row) -> list[str]:
-    """What a fingerprint notes of a pair that only the teacher translates, whose id is that of the whole pair."""
-    return ["hidden"] if row.get("target", "") is None else []
 
 
 def _unlabelled(kind: Kind, name: str, rows: dict[str, list[Row]], dropped: Counter[str]) -> list[Row]:

@@ -127,6 +127,17 @@ def test_ids_and_fingerprint(tmp_path: Path) -> None:
     assert other.fingerprint != one.fingerprint
 
 
+def test_a_pair_whose_target_is_hidden_is_another_row(tmp_path: Path) -> None:
+    """What the cache keeps by id was chosen, or learnt, with the target: the candidate nearest to it, a vocabulary of both sides."""
+    path = write(tmp_path / "a.jsonl", PAIRS)
+    whole, some = (read(path, **keys)["train"].to_list() for keys in ({}, {"labelled": 5}))
+    assert some[:5] == whole[:5]
+    assert [row["source"] for row in some] == [row["source"] for row in whole]
+    assert all(row["target"] is None for row in some[5:])
+    assert len({row["id"] for row in [*whole, *some[5:]]}) == len(whole) + len(some[5:])
+    assert read(path, labelled=5).fingerprint != read(path).fingerprint
+
+
 def test_no_step_takes_a_pair_apart(tmp_path: Path) -> None:
     """A column that is shuffled, filtered or cut without the other: every later row gets its neighbour's translation."""
     chance = random.Random(5)
