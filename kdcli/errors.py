@@ -52,6 +52,8 @@ class TeacherError(KDError):
 class ExportError(KDError):
     """An artifact could not be written, or its own runtime could not run it."""
 
+    exit_code = 2
+
 
 class EndpointError(KDError):
     """A teacher that one can only ask gives no more answers for now, or its budget is used up; what was answered is kept."""

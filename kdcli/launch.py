@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -30,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kdcli import console, rundir
 from kdcli.config import COMMANDS, Distill, check, conf_dir, defaults, suggest, user_conf_dir
 from kdcli.errors import ConfigError, KDError
-from kdcli.files import disk_full
+from kdcli.files import disk_full, write_json
 
 VERSION_BASE = "1.3"
 EXPORT = "export.json"
@@ -59,7 +58,7 @@ def launch(
         if not disk_full(error):
             raise
         console.error(f"{error}. Free some space and start the same command again")
-        return 1
+        return _full(command)
     except KeyboardInterrupt:
         console.error("interrupted; the same command on the same directory goes on from the last checkpoint")
         return 130
@@ -342,11 +341,17 @@ def _job(command: str, cfg: DictConfig) -> None:
     except Exception as error:
         if not disk_full(error):
             raise
+        status = _full(command)
         console.error(f"{folder}: {error}. Free some space and start the same command on the same directory")
     finally:
         if owner and command != "export":
             rundir.release(folder)
         _status[str(folder)] = status
+
+
+def _full(command: str) -> int:
+    """The exit code where the disk is full: of an export nothing is left, and what was there before still is."""
+    return 2 if command == "export" else 1
 
 
 def _command(command: str, config: Any, folder: Path) -> int:
@@ -362,10 +367,9 @@ def _command(command: str, config: Any, folder: Path) -> int:
 
     hardware = str(HydraConfig.get().runtime.choices["hardware"])
     status = export(config, hardware)
-    if (
-        HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
-    ):  # another job may make the same target's files anew
-        shutil.copyfile(Path(config.run).expanduser() / "export" / hardware / EXPORT, folder / EXPORT)
+    if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:  # another job may make the same files anew
+        made = json.loads((Path(config.run).expanduser() / "export" / hardware / EXPORT).read_text())
+        write_json(folder / EXPORT, made | {"exit_code": status})
     return status
 
 
@@ -414,11 +418,12 @@ def _sweep(command: str, name: str, overrides: list[str]) -> int:
     from kdcli.report import sweep_table, targets_table
 
     if command == "export":
-        targets_table([_export_row(job) for job in jobs])
-        return status
-    rows = [_sweep_row(run) for run in jobs]
-    sweep_table(rows)
-    console.say(f"runs in {folder}")
+        rows = [_export_row(job) for job in jobs]
+        targets_table(rows)
+    else:
+        rows = [_sweep_row(run) for run in jobs]
+        sweep_table(rows)
+        console.say(f"runs in {folder}")
     return max([status, *(row["exit_code"] for row in rows)])
 
 
@@ -451,7 +456,7 @@ def _export_row(job: Path) -> dict[str, Any]:
     """A job's export.json, or why there is none, under the words that tell it from the other jobs."""
     words: Any = OmegaConf.load(job / ".hydra" / "overrides.yaml")
     found = job / EXPORT if (job / EXPORT).is_file() else job / rundir.ERROR
-    said = json.loads(found.read_text()) if found.is_file() else {"message": "did not finish"}
+    said = json.loads(found.read_text()) if found.is_file() else {"message": "did not finish", "exit_code": 1}
     return said | {"overrides": " ".join(str(word) for word in words)}
 
 

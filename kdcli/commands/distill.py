@@ -39,7 +39,7 @@ from kdcli.data import SPLITS, Data, load, require_batch, with_gold, without
 from kdcli.distiller import Distiller
 from kdcli.endpoint import Estimate, Usage
 from kdcli.environment import environment
-from kdcli.errors import ConfigError, DataError, ModelError, TeacherError
+from kdcli.errors import ConfigError, DataError, ExportError, KDError, ModelError, TeacherError
 from kdcli.evaluate import (
     by_number,
     examine,
@@ -1633,17 +1633,20 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
 def _measured(run: Run, source: Source, rows: datasets.Dataset) -> dict[str, Any]:
     """A checkpoint's speed and memory."""
     inputs = run.task.inputs(rows, load_tokenizer(source))
-    return measure_rows(
-        run.cfg.measure,
-        "torch",
-        source.path,
-        source.path,
-        run.task,
-        inputs,
-        run.cfg.dataset.max_length,
-        code=source.code,
-        name=source.name,
-    )
+    try:
+        return measure_rows(
+            run.cfg.measure,
+            "torch",
+            source.path,
+            source.path,
+            run.task,
+            inputs,
+            run.cfg.dataset.max_length,
+            code=source.code,
+            name=source.name,
+        )
+    except ExportError as error:  # the run was trained: it failed, and is kept
+        raise KDError(error.message) from error
 
 
 def _terms(cfg: Config) -> dict[str, dict[str, Any]]:

@@ -385,6 +385,109 @@ def test_an_artifact_that_cannot_be_run_does_not_stop_the_others(
     assert list(result["failed"]) == ["model.int8.onnx"]
 
 
+@pytest.mark.parametrize("fault", ["missing", "refused", "broken", "crashes"])
+def test_a_target_that_fails_ends_with_2_and_leaves_nothing(
+    fault: str, run: Path, exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package that is not there, an architecture that the exporter refuses, files that cannot be read, a runtime that is killed: no
+    traceback, and what was made before stays."""
+    import kdcli.hardware.intel as intel
+    from kdcli.hardware.cpu import Cpu
+    from kdcli.measure import Process
+
+    before = {path.relative_to(run): path.stat().st_size for path in run.rglob("*")}
+    words = [f"run={run}", "measure.latency_runs=5", "measure.throughput_seconds=0.05"]
+    made, found = Cpu.export, intel.importlib.util.find_spec
+
+    def broken(self: Cpu, *given: Any) -> dict[str, Path]:
+        files = made(self, *given)
+        for file in files.values():
+            file.write_bytes(file.read_bytes()[:1000])
+        return files
+
+    def refused(*given: Any, **more: Any) -> None:
+        raise RuntimeError("an operator that nobody knows\nand frames")
+
+    def crashes(self: Process, line: dict[str, Any]) -> Any:
+        if self.spec.runtime == "onnx":
+            self._child.kill()
+        return asked(self, line)
+
+    asked = Process._ask
+    if fault == "missing":
+        words.append("hardware=intel")
+        monkeypatch.setattr(
+            intel.importlib.util,
+            "find_spec",
+            lambda name, *more: None if name == "nncf" else found(name, *more),
+        )
+    elif fault == "refused":
+        monkeypatch.setattr("torch.onnx.export", refused)
+    elif fault == "broken":
+        monkeypatch.setattr(Cpu, "export", broken)
+    else:
+        monkeypatch.setattr(Process, "_ask", crashes)
+    assert launch("export", words) == 2
+    said = capsys.readouterr().err
+    assert {
+        "missing": "pip install 'kdcli[intel]'",
+        "refused": "cannot be written as ONNX (opset 18): an operator that nobody knows",
+        "broken": "no file of hardware=cpu could be run; nothing was kept",
+        "crashes": "(exit code -9)",
+    }[fault] in said
+    assert "Traceback" not in said
+    assert {path.relative_to(run): path.stat().st_size for path in run.rglob("*")} == before
+
+
+def test_a_run_whose_models_cannot_be_timed_fails_and_is_kept(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 2 says that nothing was done, and takes the directory away: the training would be lost."""
+    from kdcli.measure import Process
+
+    asked = Process._ask
+
+    def killed(self: Process, line: dict[str, Any]) -> Any:
+        self._child.kill()
+        return asked(self, line)
+
+    words = [*small, "trainer.max_steps=2", "control=false", f"hydra.run.dir={tmp_path / 'run'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Process, "_ask", killed)
+        assert launch("distill", words) == 1
+    assert "could not be run by torch in its own process" in capsys.readouterr().err
+    assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
+    assert launch("distill", words) == 0
+
+
+def test_eval_of_a_file_that_is_cut_off(
+    run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A score of what never ran, or a traceback."""
+    folder = Path(shutil.copytree(exported, tmp_path / "cut"))
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:1000])
+    words = [
+        f"run={run}",
+        f"artifact={folder / 'model.onnx'}",
+        "measure=null",
+        f"hydra.run.dir={tmp_path / 'e'}",
+    ]
+    assert launch("eval", words) == 2
+    said = capsys.readouterr().err
+    assert "model.onnx could not be run by onnx in its own process" in said
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_missed_budget_in_another_process_fails_the_sweep(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs side by side have their exit codes in processes of their own: the sweep ends with 0, whatever was missed."""
+    monkeypatch.chdir(tmp_path)
+    quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
+    words = [f"run={run}", "hardware.precisions=[fp32]", "hardware.budget.max_bytes=1,1e9", *quick]
+    assert launch("export", [*words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], multirun=True) == 3
+
+
 def test_a_tokenizer_that_cuts_otherwise_fails_the_export(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,7 +541,7 @@ def test_a_full_disk_leaves_the_export_before_it(
         code = launch("export", [f"run={run}"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert code == 1
+    assert code == 2
     assert "ree some space" in capsys.readouterr().err
     assert {path.relative_to(run): path.stat().st_size for path in run.rglob("*")} == before
 
