@@ -43,6 +43,7 @@ format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 bench: setup ## Print the figures of benchmarks/README.md (an hour and a half; leave the machine alone)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mobile]'
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/trl trl==1.16.0
 	PYTHONPATH=$(VENV)/trl $(BIN)/python benchmarks/language.py

@@ -96,7 +96,10 @@ MODELS: dict[str, Callable[..., PreTrainedModel]] = {
         tie_word_embeddings=False,
         decoder_vocab_size=VOCABULARY + 2,
     ),
+    "mbart": _made("MBartForConditionalGeneration", "MBart", BART, FEW),
+    "m2m100": _made("M2M100ForConditionalGeneration", "M2M100", BART, FEW),
     "t5": _made("T5ForConditionalGeneration", "T5", T5, num_decoder_layers=4),
+    "mt5": _made("MT5ForConditionalGeneration", "MT5", T5, num_decoder_layers=4),
     "t5-gated": _made(
         "T5ForConditionalGeneration", "T5", T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False
     ),

@@ -159,14 +159,18 @@ BART = Family(
     {
         _BART_WORDS: "- hidden",
         r"(encoder|decoder)\.embed_positions": "- hidden",
-        r"(encoder|decoder)\.layernorm_embedding": "hidden",
+        r"(encoder|decoder)\.(layernorm_embedding|layer_norm)": "hidden",
     },
     _BART_LAYER,
 )
 MARIAN = Family(
     _BART_STACKS,
     ("d_model",),
-    {_BART_WORDS: "- hidden", r"(encoder|decoder)\.embed_positions": "- made"},
+    {
+        _BART_WORDS: "- hidden",
+        r"(encoder|decoder)\.embed_positions": "- made",
+        r"(encoder|decoder)\.layer_norm": "hidden",
+    },
     _BART_LAYER,
 )
 T5 = Family(
@@ -196,9 +200,9 @@ FAMILIES = {
     **dict.fromkeys(
         ("llama", "mistral", "smollm3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), LLAMA
     ),
-    "bart": BART,
-    "marian": MARIAN,
-    "t5": T5,
+    **dict.fromkeys(("bart", "mbart"), BART),
+    **dict.fromkeys(("marian", "m2m_100"), MARIAN),
+    **dict.fromkeys(("t5", "mt5"), T5),
 }
 """The layout of each `model_type`."""
 

@@ -69,13 +69,23 @@ def test_the_chosen_layers_one_after_the_other(name: str, tmp_path: Path) -> Non
     assert torch.equal(says(loaded), says(student))
 
 
-@pytest.mark.parametrize("name", ["bart", "bart-labels", "marian", "t5", "t5-labels"])
-def test_a_shallow_decoder(name: str) -> None:
-    """A decoder as deep as the encoder, when it is the decoder that takes the time."""
+@pytest.mark.parametrize("name", ["bart", "bart-labels", "marian", "mbart", "m2m100", "t5", "t5-labels"])
+def test_a_shallow_decoder(name: str, tmp_path: Path) -> None:
+    """A decoder as deep as the encoder, when it is the decoder that takes the time; matrices of the whole vocabulary that were one."""
+
+    def tied(model: PreTrainedModel) -> int:
+        parts = model.get_encoder(), model.get_decoder()
+        words = [part.get_input_embeddings().weight for part in parts]
+        head = model.get_output_embeddings()
+        return len({id(weight) for weight in [*words, *([] if head is None else [head.weight])]})
+
     model = MODELS[name]()
     student = cut(model, 3, decoder_layers=1)
     torch.testing.assert_close(says(student), says(without(model, [[0, 2, 3], [0]])))
     assert [len(student.get_submodule(stack)) for stack in stacks(student)] == [3, 1]
+    assert tied(student) == tied(model)
+    student.save_pretrained(tmp_path)
+    assert tied(type(student).from_pretrained(tmp_path)) == tied(model)
     student = cut(model, 2, [3, 1], decoder_layers=4)
     torch.testing.assert_close(says(student), says(without(model, [[3, 1], [0, 1, 2, 3]])))
 

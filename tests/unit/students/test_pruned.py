@@ -26,7 +26,7 @@ from kdcli.tasks.classification import Classification
 
 FREE = [name for name in MODELS if Anatomy(MODELS[name]()).family.head_size]
 """Architectures whose heads are not bound to the hidden size."""
-PRE_NORM = [name for name in MODELS if name.startswith("gpt2")] + FREE
+PRE_NORM = [name for name in MODELS if name.startswith(("gpt2", "mbart", "m2m"))] + FREE
 """Architectures in which a layer without weights hands on what it is given."""
 
 
@@ -124,6 +124,9 @@ def twin(model: PreTrainedModel) -> None:
     for number, group, units in list(groups(model, "pooled", *(["heads", "cross"] if bound else []))):
         empty(model, group, [unit for unit in range(units) if unit % 2 == number % 2])
     anatomy, parts = Anatomy(model), dict(model.named_modules())
+    for part in parts.values():
+        if type(part).__name__ == "M2M100SinusoidalPositionalEmbedding":  # a buffer that no checkpoint holds
+            part.weights[:, 1::2] = part.weights[:, ::2]
     for name, weight in model.named_parameters():
         part = parts[name.rpartition(".")[0]]
         for dim, axis in enumerate(anatomy.axes[name]):
@@ -164,6 +167,8 @@ def test_hidden_channels_that_do_nothing(name: str) -> None:
             ours.embed_scale.copy_(theirs.embed_scale)
         if type(theirs).__name__ == "MarianSinusoidalPositionalEmbedding":
             ours.weight.copy_(theirs.weight[:, ::2])
+        elif type(theirs).__name__ == "M2M100SinusoidalPositionalEmbedding":
+            ours.weights.copy_(theirs.weights[:, ::2])
     head = student.get_output_embeddings()
     tied = head is not None and head.weight is embeddings.weight
     assert tied == (
