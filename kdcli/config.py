@@ -746,7 +746,8 @@ class Eval(Section):
     model: str | None = None
     """Instead of a run: a checkpoint with a head for the task."""
     artifact: str | None = None
-    """An exported file, or folder (of a translator); relative to the run directory or to here."""
+    """An exported file, or folder (of a translator), or the folder of a device, whose recommended file is meant; relative to the run
+    directory or to here."""
     split: Literal["train", "validation", "test"] = "test"
     dataset: Dataset
     measure: Measure | None = Measure()

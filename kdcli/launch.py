@@ -32,7 +32,6 @@ from kdcli.errors import ConfigError, KDError
 from kdcli.files import disk_full, write_json
 
 VERSION_BASE = "1.3"
-EXPORT = "export.json"
 MOST_JOBS = 256
 """Jobs of a sweep that are checked before the first one starts."""
 
@@ -368,8 +367,8 @@ def _command(command: str, config: Any, folder: Path) -> int:
     hardware = str(HydraConfig.get().runtime.choices["hardware"])
     status = export(config, hardware)
     if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:  # another job may make the same files anew
-        made = json.loads((Path(config.run).expanduser() / "export" / hardware / EXPORT).read_text())
-        write_json(folder / EXPORT, made | {"exit_code": status})
+        made = json.loads((Path(config.run).expanduser() / "export" / hardware / rundir.EXPORT).read_text())
+        write_json(folder / rundir.EXPORT, made | {"exit_code": status})
     return status
 
 
@@ -455,7 +454,7 @@ def _sweep_row(run: Path) -> dict[str, Any]:
 def _export_row(job: Path) -> dict[str, Any]:
     """A job's export.json, or why there is none, under the words that tell it from the other jobs."""
     words: Any = OmegaConf.load(job / ".hydra" / "overrides.yaml")
-    found = job / EXPORT if (job / EXPORT).is_file() else job / rundir.ERROR
+    found = job / rundir.EXPORT if (job / rundir.EXPORT).is_file() else job / rundir.ERROR
     said = json.loads(found.read_text()) if found.is_file() else {"message": "did not finish", "exit_code": 1}
     return said | {"overrides": " ".join(str(word) for word in words)}
 

@@ -12,6 +12,7 @@ from kdcli.commands.artifacts import ask, bytes_of, folder_of
 from kdcli.config import Checkpoint
 from kdcli.config import Eval as Config
 from kdcli.data import load, with_gold
+from kdcli.environment import environment
 from kdcli.errors import ConfigError, ModelError
 from kdcli.evaluate import (
     by_number,
@@ -26,7 +27,7 @@ from kdcli.evaluate import (
 from kdcli.files import write_json
 from kdcli.measure import measure_rows, runtime_of
 from kdcli.models import Source, find, has_head, load_tokenizer
-from kdcli.rundir import read_report
+from kdcli.rundir import EXPORT, read_report
 from kdcli.signal import AnySignal
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Predictions, Task
@@ -90,6 +91,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
         "examples": len(next(iter(said.values())).counts),
         "labels": data.labels,
         "dataset": {"name": cfg.dataset.path, "fingerprint": data.fingerprint},
+        "environment": environment(),
         "models": models,
     }
     if {"teacher", "student"} <= models.keys():
@@ -118,7 +120,7 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
         places = [Path(cfg.artifact).expanduser()]
         if cfg.run:
             places += [Path(cfg.run) / cfg.artifact, *sorted(Path(cfg.run).glob(f"export/*/{cfg.artifact}"))]
-        for place in places:
+        for place in map(_recommended, places):
             if place.is_file() or (place.is_dir() and runtime_of(place)):
                 if cfg.run:
                     _require_own(place.absolute(), Path(cfg.run).expanduser())
@@ -151,9 +153,22 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
     return None, sources
 
 
+def _recommended(place: Path) -> Path:
+    """Of a folder that `kdcli export` wrote, the file (of a translator the folder) that it recommends; else the place itself."""
+    if not (place / EXPORT).is_file():
+        return place
+    told = json.loads((place / EXPORT).read_text(encoding="utf-8"))
+    if told["recommended"] is None:
+        raise ConfigError(
+            f"none of the files in {place} is within its tolerance and budget; name one: {', '.join(told['artifacts'])}"
+        )
+    (found,) = place.rglob(told["recommended"])
+    return found
+
+
 def _require_own(artifact: Path, run: Path) -> None:
     """Refuse an artifact that `kdcli export` made of another student than the run's."""
-    told = next((found for each in artifact.parents[:3] if (found := each / "export.json").is_file()), None)
+    told = next((found for each in artifact.parents[:3] if (found := each / EXPORT).is_file()), None)
     if told is None:
         return
     student = json.loads(told.read_text(encoding="utf-8")).get("student")

@@ -27,7 +27,7 @@ from kdcli.files import replaced, write_json
 from kdcli.hardware.base import Target
 from kdcli.measure import UNKNOWN, Process, runtime_of, specified
 from kdcli.models import Source
-from kdcli.rundir import UNQUANTIZED, read_report, saved_config, unanswered
+from kdcli.rundir import EXPORT, UNQUANTIZED, read_report, saved_config, unanswered
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Task
 from kdcli.tasks.seq2seq import Seq2Seq
@@ -150,7 +150,7 @@ def export(cfg: Config, hardware: str) -> int:
             name = recorded["dataset"]["name"]
             target.show(folder, name, data.labels, _shown(run, texts, test["label"], data.labels))
         _deliver(folder, files.values(), result, recorded, task, tokenizer, length)
-        write_json(folder / "export.json", result)
+        write_json(folder / EXPORT, result)
     report.export_table(result)
     console.say(f"files: {out}")
     if target.hint:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file, save_file
 from tiny import run_snippet, sentences, texts_of, write_csv
@@ -221,6 +222,26 @@ def test_eval_of_an_artifact(run: Path, exported: Path, tmp_path: Path) -> None:
     )
     scored = json.loads((tmp_path / "e" / "eval.json").read_text())["models"]["model.onnx"]
     assert scored["score"] == json.loads((run / "report.json").read_text())["models"]["student"]["score"]
+
+
+def test_eval_of_a_folder_of_files(
+    run: Path, exported: Path, tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with files for a device, which nobody says the best of by heart; another split; data that no run names."""
+    told = json.loads((exported / "export.json").read_text())
+    data = [word for word in small if word.startswith("dataset")]
+    for number, words in enumerate(([f"run={run}", f"artifact={exported}"], [*data, f"artifact={exported}"])):
+        folder = tmp_path / str(number)
+        words = [*words, "split=validation", "measure=null", f"hydra.run.dir={folder}"]
+        assert launch("eval", words) == 0, capsys.readouterr().err
+        found = json.loads((folder / "eval.json").read_text())
+        assert list(found["models"]) == [told["recommended"]]
+        assert found["split"] == "validation"
+        assert found["environment"]["torch"] == torch.__version__
+    none = Path(shutil.copytree(exported, tmp_path / "none"))
+    (none / "export.json").write_text(json.dumps(told | {"recommended": None}))
+    assert launch("eval", [f"run={run}", f"artifact={none}", f"hydra.run.dir={tmp_path / 'e'}"]) == 2
+    assert "name one: model.onnx, model.int8.onnx" in capsys.readouterr().err
 
 
 def test_missed_gates_are_exit_code_3_and_leave_the_files(
