@@ -345,14 +345,23 @@ def measure_rows(
             from safetensors.numpy import load_file
 
             found |= load_file(file)
-    if (share := found["cpu_share"]) is not None and share < BUSY:
+    warn_if_busy(name or path.name, found["cpu_share"])
+    return found
+
+
+def warn_if_busy(name: str, share: float | None) -> None:
+    """Tell that something else had the processor while a model was timed.
+
+    Args:
+        share: `Measurement.cpu_share`.
+    """
+    if share is not None and share < BUSY:
         from kdcli import console
 
         console.warn(
-            f"{name or path.name} had the processor for {share:.0%} of the time that its latency was timed: something else ran, and "
+            f"{name} had the processor for {share:.0%} of the time that its latency was timed: something else ran, and "
             "it may be faster than measured"
         )
-    return found
 
 
 def specified(

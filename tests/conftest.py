@@ -25,6 +25,10 @@ for name, value in {
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The user's cache, one for the whole session: tuned teachers are shared as users share them."""
     folder = tmp_path_factory.mktemp("cache")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # what is read for half a minute, the workers read once
+        converted = tmp_path_factory.getbasetemp().parent / "converted"
+        converted.mkdir(exist_ok=True)
+        (folder / "converted").symlink_to(converted)
     os.environ["KDCLI_CACHE_DIR"] = str(folder)
     return folder
 

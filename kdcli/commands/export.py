@@ -25,7 +25,7 @@ from kdcli.errors import ConfigError, DataError, ExportError
 from kdcli.evaluate import agreement, examine, opened, save_predictions, score
 from kdcli.files import replaced, write_json
 from kdcli.hardware.base import Target
-from kdcli.measure import UNKNOWN, Process, runtime_of, specified
+from kdcli.measure import UNKNOWN, Process, runtime_of, specified, warn_if_busy
 from kdcli.models import Source
 from kdcli.rundir import EXPORT, UNQUANTIZED, read_report, saved_config, unanswered
 from kdcli.tasks import task_of
@@ -72,6 +72,7 @@ def export(cfg: Config, hardware: str) -> int:
             asked = specified(speed, "torch", student.path, student.path, task, texts, length)
             torch = stack.enter_context(Process(*asked))
             torch_entry |= asdict(torch.measure())
+            warn_if_busy("the student in torch", torch_entry["cpu_share"])
         with stages.stage("export"):
             model.cpu()
             some = min(cfg.hardware.calibration_rows, len(train))
