@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +35,38 @@ def words(rows):
     return learn_vocabulary(rows, 300)
 
 
+def beginning(words):
+    """The same words, and texts begin with <s>, as those of BART do."""
+    from tokenizers.processors import TemplateProcessing
+
+    words = deepcopy(words)
+    words.add_special_tokens({"bos_token": "<s>"})
+    ends = [(token, words.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    words.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    return words
+
+
 def made(kind: str, words):
-    """A small random model of an architecture."""
+    """A small random model of an architecture, and its tokenizer."""
     import transformers
 
     torch.manual_seed(3)
     shape = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2}
     shape |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    shape |= {"forced_eos_token_id": words.eos_token_id}
     tokens = {
         "vocab_size": len(words),
         "pad_token_id": words.pad_token_id,
         "eos_token_id": words.eos_token_id,
     }
+    tokens["decoder_start_token_id"] = words.pad_token_id
     if kind == "Marian":
-        return EncoderDecoder(32, 2, 1, 2, 64).over(words).eval()
-    if kind.startswith("T5"):
+        return EncoderDecoder(32, 2, 1, 2, 64).over(words).eval(), words
+    if kind == "Bart of the hub":
+        words, kind = beginning(words), "Bart"
+        tokens |= {"vocab_size": len(words), "bos_token_id": words.bos_token_id}
+        tokens |= {"decoder_start_token_id": words.eos_token_id}
+    if "T5" in kind:
         shape = {
             "d_model": 32,
             "d_ff": 64,
@@ -58,29 +76,35 @@ def made(kind: str, words):
             "d_kv": 16,
         }
         shape["tie_word_embeddings"] = kind == "T5"
-        kind = "T5"
-    config = getattr(transformers, f"{kind}Config")(
-        decoder_start_token_id=words.pad_token_id, **tokens, **shape
-    )
-    return getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+        kind = kind.split()[0]
+    config = getattr(transformers, f"{kind}Config")(**tokens, **shape)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+    if words.bos_token_id is not None:
+        model.generation_config.forced_bos_token_id = words.bos_token_id
+        model.generation_config.forced_eos_token_id = words.eos_token_id
+    return model, words
 
 
-KINDS = ["Marian", "T5", "T5 untied", "Bart", "M2M100"]
+KINDS = ["Marian", "T5", "T5 untied", "MT5", "Bart", "Bart of the hub", "M2M100"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_token_of_the_target_counts_as_the_model_itself_says(kind: str, rows, words) -> None:
     """The first target token goes uncounted, since the decoder's start token is the pad token; or the target is not shifted."""
-    model, task = made(kind, words), Seq2Seq()
+    (model, words), task = made(kind, words), Seq2Seq()
     if hasattr(model, "final_logits_bias"):  # a checkpoint's own is not 0 everywhere
         model.final_logits_bias.copy_(torch.randn(1, len(words)))
     encoded = task.encode(words, rows, 64)
     said = task.predict(model, words, encoded)
-    batch = task.collate([encoded[row] for row in range(7)], words)
+    sources, targets = (
+        words(list(rows[side][:7]), return_tensors="pt", padding=True) for side in ("source", "target")
+    )
+    labels = targets.input_ids.masked_fill(targets.attention_mask == 0, IGNORE)
+    given = 1 if kind == "Bart of the hub" else 0
     with torch.no_grad():
-        loss = model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
-    targets = words(text_target=rows["target"][:7])["input_ids"]
-    assert said.counts[:7].tolist() == [len(ids) for ids in targets]
+        logits = model(sources.input_ids, attention_mask=sources.attention_mask, labels=labels).logits
+    loss = torch.nn.functional.cross_entropy(logits[:, given:].transpose(1, 2), labels[:, given:])
+    assert said.counts[:7].tolist() == (targets.attention_mask.sum(1) - given).tolist()
     own = said["log_prob"][: said.counts[:7].sum()]
     assert float(-own.mean()) == pytest.approx(float(loss), abs=2e-5)
 
@@ -88,7 +112,7 @@ def test_every_token_of_the_target_counts_as_the_model_itself_says(kind: str, ro
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_and_neighbours_change_nothing(kind: str, rows, words) -> None:
     """A row's score, or its translation, depends on what it is batched with."""
-    model, task = made(kind, words), Seq2Seq()
+    (model, words), task = made(kind, words), Seq2Seq()
     encoded = task.encode(words, rows, 64)
     together, alone = Seq2Seq(), Seq2Seq()
     alone.batch = 1
@@ -103,7 +127,7 @@ def test_padding_and_neighbours_change_nothing(kind: str, rows, words) -> None:
 
 def test_what_is_drawn_depends_on_the_seed_of_a_row_alone(rows, words) -> None:
     """Answers of on-policy distillation change with the batch, so that a resumed run differs."""
-    model = made("Marian", words)
+    model, _ = made("Marian", words)
     sources = words(rows["source"][:6])["input_ids"]
     how = {"max_new_tokens": 8, "temperature": 1.0, "candidates": 2}
     seeds = list(range(6))
@@ -113,13 +137,17 @@ def test_what_is_drawn_depends_on_the_seed_of_a_row_alone(rows, words) -> None:
     assert whole[0] != whole[1]
 
 
-def test_greedy_is_what_transformers_writes(rows, words) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_is_what_transformers_writes(kind: str, rows, words) -> None:
     """Our own stop rules or start tokens make another text than the model's `generate`."""
-    model = made("Marian", words)
+    model, words = made(kind, words)
     ids = words(rows["source"][:1], return_tensors="pt").input_ids
-    own = model.generate(ids, max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:].tolist()
-    (ours,) = translate(model, words, ids.tolist(), [], max_new_tokens=12, batch_size=4)
-    assert ours == own[: len(ours)]
+    given = Seq2Seq().given(words)
+    (ours,) = translate(model, words, ids.tolist(), given, max_new_tokens=12, batch_size=4)
+    how = {"do_sample": False, "num_beams": 1, "suppress_tokens": [words.pad_token_id]}
+    own = model.generate(ids, max_new_tokens=14, **how)[0, 1:].tolist()
+    assert [*given, *ours] == own[: len(given) + len(ours)]
+    assert given == ([words.bos_token_id] if kind == "Bart of the hub" else [])
 
 
 def test_what_is_given_is_not_counted(rows, words) -> None:
