@@ -45,6 +45,8 @@ def _made(model: str, config: str, *sizes: dict[str, Any], **more: Any) -> Calla
             shape |= part
         torch.manual_seed(0)
         made = getattr(of, model)(getattr(of, f"{config}Config")(**shape)).eval()
+        if model.startswith("T5") and shape.get("tie_word_embeddings") is False:  # weights tell it, no config
+            made.lm_head.weight = torch.nn.Parameter(made.lm_head.weight.detach().clone())
         with torch.no_grad():
             for weight in made.parameters():
                 if weight.requires_grad:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from kdcli.errors import ConfigError, ModelError
@@ -377,7 +377,7 @@ def carve(
         raise ConfigError(
             f"transformers has no {config.model_type} of such a size: {error.__cause__ or error}"
         ) from None
-    model = type(anatomy.model)(config)
+    model = _like(anatomy.model, config)
     whole, weights = anatomy.model.state_dict(), {}
     order = {stack.layers: chosen for stack, chosen in zip(anatomy.stacks, layers, strict=True)}
     used = set()
@@ -405,6 +405,16 @@ def carve(
     if model.can_generate():
         model.generation_config = anatomy.model.generation_config  # where its text ends
     return model.eval()
+
+
+def _like(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """A new model of the same class, whose head is a matrix of its own where the other's is: a config does not say it of T5 1.1,
+    Flan-T5 and mT5, only their weights do."""
+    new = type(model)(config)
+    ours, theirs = new.get_output_embeddings(), model.get_output_embeddings()
+    if ours is not None and theirs is not None and theirs.weight is not model.get_input_embeddings().weight:
+        ours.weight = nn.Parameter(ours.weight.detach().clone())
+    return new
 
 
 def _module(name: str) -> str:
