@@ -107,11 +107,9 @@ def translate(
     generator: Any = model
     was_training, own = model.training, generator.generation_config
     model.eval()
-    ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
-    pad, start = tokenizer.pad_token_id, start_of(model)
-    generator.generation_config = GenerationConfig(
-        eos_token_id=ends, pad_token_id=pad, decoder_start_token_id=start, bos_token_id=None
-    )
+    plain = plainly(model, tokenizer)
+    generator.generation_config = plain
+    ends, pad, start = plain.eos_token_id, tokenizer.pad_token_id, plain.decoder_start_token_id
     order = sorted(range(len(sources)), key=lambda place: -len(sources[place]))
     out: list[list[int]] = [[] for _ in range(len(sources) * candidates)]
     drawn = candidates if temperature else 1
@@ -138,7 +136,6 @@ def translate(
                 num_beams=num_beams,
                 num_return_sequences=candidates // drawn,
                 length_penalty=length_penalty,
-                suppress_tokens=[pad] if pad not in _list(ends) else None,
                 logits_processor=LogitsProcessorList([_Drawn(temperature, streams)] if temperature else []),
             )[:, 1 + len(given) :].tolist()
             for line, row in enumerate(written):
@@ -148,6 +145,20 @@ def translate(
         generator.generation_config = own
         model.train(was_training)
     return out
+
+
+def plainly(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """How an encoder-decoder writes here: greedily, from its start to one of its ends; what pads is never written."""
+    own: Any = model.generation_config
+    ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id
+    return GenerationConfig(
+        eos_token_id=ends,
+        pad_token_id=pad,
+        decoder_start_token_id=start_of(model),
+        bos_token_id=None,
+        suppress_tokens=[pad] if pad not in _list(ends) else None,
+    )
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, written: list[list[int]]) -> list[str]:

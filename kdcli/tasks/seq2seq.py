@@ -16,7 +16,7 @@ from kdcli.config import Dataset as DatasetConfig
 from kdcli.config import suggest
 from kdcli.errors import ConfigError, DataError
 from kdcli.files import digest
-from kdcli.rollouts import decoded, start_of, translate
+from kdcli.rollouts import decoded, plainly, start_of, translate
 from kdcli.signal import HiddenSignal
 from kdcli.tasks.base import IGNORE, Encoded, Predictions, padded
 from kdcli.tasks.language_model import LanguageModel, head_of
@@ -255,12 +255,13 @@ class Seq2Seq(LanguageModel):
         return self.written(said, texts, encoded)
 
     def ready(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        """So that plain `generate` begins with the language, and goes on as far as texts do here."""
+        """So that plain `generate` writes what is written, and scored, here: it begins with the language, goes on as far as texts
+        do, and neither searches nor shuns repetitions as the checkpoint that the model was born from may."""
         given = self.given(tokenizer)
-        own: Any = model.generation_config
-        if given:
-            own.forced_bos_token_id = given[0]
-        own.max_length, own.max_new_tokens = None, max_length
+        own: Any = plainly(model, tokenizer)
+        own.forced_bos_token_id = given[0] if given else None
+        own.max_new_tokens = max_length
+        model.generation_config = own
 
     def written(self, said: Predictions, texts: Sequence[str], encoded: Encoded) -> Predictions:
         """A model's answers beside what it wrote for each row."""

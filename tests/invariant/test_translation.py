@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from tiny import LEXICON, pairs, start, translation, translator, wait_for, write_pairs
+from translators import lay_out
 
 from kdcli.config import Rollout
 from kdcli.launch import launch
@@ -239,6 +240,51 @@ def test_from_the_data_to_the_report(
     for name, model in report["models"].items():
         assert scored["models"][name]["score"] == pytest.approx(model["score"])
     assert scored["verdict"]["gain_ci95"] == pytest.approx(report["verdict"]["gain_ci95"])
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("T5", ["dataset.prefix=translate: "]),
+        ("MT5", []),
+        ("Bart", ["rollout=beam", "rollout.num_beams=2"]),
+        ("M2M100", ["rollout=beam", "rollout.num_beams=2", "dataset.source_language=en", "dataset.target_language=es"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_translators_of_other_families(
+    options: list[str], family: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A family that the command cannot take, or whose student is scored on other texts than plain transformers writes with it: its
+    start, its language, or how its teacher searched is lost, or a shared matrix comes apart."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    monkeypatch.chdir(tmp_path)
+    lay_out(tmp_path / "teacher", family)
+    own = [option for option in options if not option.startswith(("student", "teacher.path"))]
+    own += [f"teacher.path={tmp_path / 'teacher'}", "teacher.tune=true", "teacher.trainer.max_steps=60", "teacher.trainer.eval_steps=60",
+            "teacher.trainer.batch_size=32", "teacher.trainer.learning_rate=1e-2", "student=layers", "student.num_hidden_layers=1", "student.decoder_layers=1",
+            "trainer.max_steps=12", "trainer.eval_steps=12", "dataset.limit=96", "dataset.eval_limit=16", "dataset.max_length=32", *ALONE]  # fmt: skip
+    assert launch("distill", [*own, *more, "hydra.run.dir=run"]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert set(report["models"]) == {"teacher", "student"}
+    assert report["models"]["student"]["scores"]["log_prob"] < 0
+    student = tmp_path / "run" / "student"
+    model, info = AutoModelForSeq2SeqLM.from_pretrained(student, output_loading_info=True)
+    assert not any(info.values())
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    told = (tmp_path / "run" / "predictions" / "test.student.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in told.splitlines()]
+    sources = [("translate: " if family == "T5" else "") + line["source"] for line in lines]
+    written = model.generate(**tokenizer(sources, return_tensors="pt", padding=True))
+    texts = [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+    assert texts == [line["text"] for line in lines]
+    assert len(set(texts)) > 3, "texts that say nothing about their sources"
+    inputs, outputs = (
+        embeddings().weight for embeddings in (model.get_input_embeddings, model.get_output_embeddings)
+    )
+    assert model.get_encoder().embed_tokens.weight is model.get_decoder().embed_tokens.weight is inputs
+    assert (outputs is inputs) == (family != "MT5")
 
 
 def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, tmp_path: Path, monkeypatch) -> None:
