@@ -31,7 +31,10 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "MT5": (MT5, {}),
     "Bart": (BART, SEARCH | {"min_length": 3}),
     "M2M100": (BART | {"scale_embedding": True}, SEARCH),
+    "Nllb": (BART | {"scale_embedding": True}, {"max_length": 20}),
 }
+CODES = [">>es<<", ">>fr<<"]
+"""Of the target languages that Marian's model is told."""
 
 
 def sentencepieces(folder: Path, name: str, texts: list[str], **special: int) -> list[str]:
@@ -58,7 +61,7 @@ def write_tokenizer(folder: Path, family: str) -> None:
         for name, texts in zip(("source.spm", "target.spm"), sides, strict=True):
             for piece in sentencepieces(folder, name, texts):
                 tokens.setdefault(piece, len(tokens))
-        tokens["<pad>"] = len(tokens)
+        tokens |= {token: number for number, token in enumerate([*CODES, "<pad>"], len(tokens))}
         (folder / "vocab.json").write_text(json.dumps(tokens))
         told |= {"source_lang": "en", "target_lang": "es", "separate_vocabs": False}
     elif family == "M2M100":
@@ -71,6 +74,12 @@ def write_tokenizer(folder: Path, family: str) -> None:
     elif family == "MT5":
         sentencepieces(folder, "spiece.model", both, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
         told = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "additional_special_tokens": None}
+    elif family == "Nllb":
+        vocabulary = ["<s>", "<pad>", "</s>", "<unk>", "▁", *sorted(set("".join(both)) - {" "})]
+        of.NllbTokenizer(vocab={token: number for number, token in enumerate(vocabulary)}).save_pretrained(
+            folder
+        )
+        return
     elif family == "T5":
         pieces = sentencepieces(folder, "spiece.model", both, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
         (folder / "spiece.model").unlink()
@@ -92,9 +101,9 @@ def lay_out(folder: Path, family: str, **changes: Any) -> PreTrainedTokenizerBas
     """A random model of a family in a folder, and its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     shape, said = FAMILIES[family]
-    names = {"M2M100": "m2m_100"}
-    kind = {"model_type": names.get(family, family.lower())}
-    (folder / "config.json").write_text(json.dumps(kind))
+    made_of = {"Nllb": "M2M100"}.get(family, family)
+    kind = {"M2M100": "m2m_100"}.get(made_of, made_of.lower())
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
     write_tokenizer(folder, family)
     tokenizer = of.AutoTokenizer.from_pretrained(folder)
     size = max(tokenizer.get_vocab().values()) + 1
@@ -111,10 +120,10 @@ def lay_out(folder: Path, family: str, **changes: Any) -> PreTrainedTokenizerBas
         }
     elif family == "MT5":
         tokens["vocab_size"] = size + 12  # as mT5's own
-    elif family in ("Bart", "M2M100"):
+    elif made_of in ("Bart", "M2M100"):
         tokens |= {"decoder_start_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
     torch.manual_seed(0)
-    config = getattr(of, f"{family}Config")(**shape | tokens | changes)
+    config = getattr(of, f"{made_of}Config")(**shape | tokens | changes)
     model = of.AutoModelForSeq2SeqLM.from_config(config)
     if family == "MT5":  # what its config says of this is not heeded, as of a checkpoint of the hub
         model.lm_head.weight = torch.nn.Parameter(0.2 * torch.randn_like(model.lm_head.weight))

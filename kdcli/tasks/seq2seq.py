@@ -24,6 +24,8 @@ from kdcli.tasks.language_model import LanguageModel, head_of
 CHUNK = 1000
 """Rows handed to the tokenizer at once."""
 _CODE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4})?")
+_TARGET = re.compile(r">>[^<>]*<<")
+"""What Marian's models of several languages are told the target's by: the first token of a source."""
 
 
 class Seq2Seq(LanguageModel):
@@ -139,6 +141,8 @@ class Seq2Seq(LanguageModel):
         Raises:
             ConfigError: it does not know them, or nobody says which.
         """
+        if told := _TARGET.match(self.prefix):
+            _require_token(tokenizer, told[0])
         if not hasattr(tokenizer, "src_lang"):
             return
         if hasattr(tokenizer, "lang_code_to_token"):
@@ -354,6 +358,19 @@ class Seq2Seq(LanguageModel):
     def retention(self, student: float, teacher: float) -> float:
         """The ratio of BLEU scores."""
         return student / teacher if teacher else 0.0
+
+
+def _require_token(tokenizer: PreTrainedTokenizerBase, code: str) -> None:
+    """Raises:
+    ConfigError: a prefix names a target language that is none of the tokenizer's.
+    """
+    if tokenizer.unk_token_id not in tokenizer(code, add_special_tokens=False)["input_ids"]:
+        return
+    known = sorted(token for token in tokenizer.get_vocab() if _TARGET.fullmatch(token))
+    remedy = f"its codes: {', '.join(known)}" if known else "it knows no such codes; leave the prefix out"
+    raise ConfigError(
+        f"dataset.prefix begins with {code}: the model does not know it{suggest(code, known)}; {remedy}"
+    )
 
 
 def _lengths(side: Sequence[Sequence[int]]) -> list[int]:

@@ -335,6 +335,36 @@ def test_bad_input(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("family", "overrides", "message"),
+    [
+        (
+            "Nllb",
+            ["dataset.source_language=eng_Latn", "dataset.target_language=spa_Latin"],
+            "dataset.target_language = spa_Latin: the model does not know it; did you mean spa_Latn?",
+        ),
+        (
+            "Marian",
+            ["dataset.prefix='>>se<< '"],
+            "dataset.prefix begins with >>se<<: the model does not know it; did you mean >>es<<?; its codes: >>es<<, >>fr<<",
+        ),
+    ],
+    ids=["Nllb", "Marian"],
+)
+def test_a_language_that_the_teacher_does_not_know(
+    distil: Distil,
+    capsys: pytest.CaptureFixture[str],
+    family: str,
+    overrides: list[str],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    """Every text begins with the unknown token, and the teacher writes whatever language it likes."""
+    lay_out(tmp_path / "teacher", family)
+    distil("run", f"teacher.path={tmp_path / 'teacher'}", *overrides, code=2)
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
 class Parrot(LocalTeacher):
     """Writes its source."""
 

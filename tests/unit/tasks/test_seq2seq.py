@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from tiny import pairs
+from translators import CODES, lay_out
 
 from kdcli.errors import ConfigError, DataError
 from kdcli.evaluate import gain, resampled
-from kdcli.rollouts import translate
+from kdcli.rollouts import decoded, translate
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks.base import IGNORE, Predictions
 from kdcli.tasks.seq2seq import Seq2Seq
@@ -218,20 +219,25 @@ def test_languages_are_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "languages"), [("Nllb", ("eng_Latn", "spa_Latn")), ("MBart50", ("en_XX", "es_XX"))]
+    ("name", "languages"),
+    [("Nllb", ("eng_Latn", "spa_Latn")), ("MBart50", ("en_XX", "es_XX")), ("M2M100", ("en", "es"))],
 )
 def test_tokenizers_of_several_languages(name: str, languages: tuple[str, str], rows, tmp_path: Path) -> None:
     """The source is marked as another language than it is, the target's code is predicted, or a saved student writes in a
     language of its own choice."""
     import transformers
 
-    vocabulary = {token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "▁"])}
-    for letter in sorted({letter for pair in pairs(60) for text in pair for letter in text} - {" "}):
-        vocabulary[letter] = len(vocabulary)
-    made: Any = vocabulary if name == "Nllb" else [(token, 0.0) for token in vocabulary]
-    tokenizer = getattr(transformers, f"{name}Tokenizer")(vocab=made)
+    if name == "M2M100":  # its codes are tokens of another form, __es__
+        tokenizer = lay_out(tmp_path / "made", name)
+    else:
+        letters = sorted({letter for pair in pairs(60) for text in pair for letter in text} - {" "})
+        tokens = ["<s>", "<pad>", "</s>", "<unk>", "▁", *letters]
+        numbered = {token: number for number, token in enumerate(tokens)}
+        made: Any = numbered if name == "Nllb" else [(token, 0.0) for token in tokens]
+        tokenizer = getattr(transformers, f"{name}Tokenizer")(vocab=made)
     task = Seq2Seq(languages)
-    source, target = (tokenizer.convert_tokens_to_ids(code) for code in languages)
+    codes = languages if name != "M2M100" else ("__en__", "__es__")
+    source, target = (tokenizer.convert_tokens_to_ids(code) for code in codes)
     assert task.given(tokenizer) == [target]
     item = task.encode(tokenizer, rows, 200)[0]
     assert (item["input_ids"][0], item["target"][0]) == (source, target)
@@ -250,6 +256,25 @@ def test_tokenizers_of_several_languages(name: str, languages: tuple[str, str], 
     said = student.generate(**again(rows["source"][0], return_tensors="pt"), num_beams=1, do_sample=False)
     assert said[0, 1] == target
     assert again.decode(said[0], skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() == text
+
+
+def test_two_sentencepiece_models(rows, tmp_path: Path) -> None:
+    """A target that is cut into pieces by what was learnt from sources (and, where those are unknown, is no text any more); a
+    language that the prefix names, and that the model reads as letters."""
+    import sentencepiece
+
+    tokenizer = lay_out(tmp_path, "Marian")
+    task = Seq2Seq(prefix=f"{CODES[0]} ")
+    encoded = task.encode(tokenizer, rows, 200)
+    inner = {side: sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / f"{side}.spm")) for side in ("source", "target")}  # fmt: skip
+    for row, item in zip(rows, map(encoded.__getitem__, range(len(rows))), strict=True):
+        read, written = (
+            tokenizer.convert_ids_to_tokens(item[name].tolist()) for name in ("input_ids", "target")
+        )
+        assert read == [CODES[0], *inner["source"].encode(row["source"], out_type=str), "</s>"]
+        assert written == [*inner["target"].encode(row["target"], out_type=str), "</s>"]
+        assert decoded(tokenizer, [item["target"].tolist()]) == [row["target"]]
+        assert len(written) < 1 + len(inner["source"].encode(row["target"], out_type=str))
 
 
 def test_long_pairs_are_refused_or_dropped_whole(rows, words) -> None:
