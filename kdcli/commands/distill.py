@@ -523,6 +523,13 @@ def _part(
     task = task_of(cfg.dataset, data.labels)
     max_length = cfg.dataset.max_length
     run = Run(cfg, folder, names, state, data, task, sources, by, steps, course, taught, True, remote)
+    inside = [name for step in steps for name, loss in step.losses.items() if loss.inside]
+    if inside and isinstance(task, Seq2Seq):
+        raise ConfigError(
+            f"loss: the inside of a model with an encoder and a decoder is not looked at, and {', '.join(dict.fromkeys(inside))} reads it; leave "
+            "out what reads hidden states, attention or relations (translators learn from what the teacher says: loss=forward_kl, "
+            "reverse_kl, jsd …)"
+        )
     for source in sources if remote is None else ():
         _require_head(run, source)
     tokenizer = load_tokenizer(sources[0], max_length=max_length)
@@ -1331,11 +1338,9 @@ def teach(
         born: the model as it is before.
         fresh: it has learnt nothing yet.
     """
-    lessons = (
-        lesson.signals
-        if run.shared or not lesson.signals
-        else aligned(run, lesson.teacher, born, lesson.signals)
-    )
+    lessons = lesson.signals
+    if lessons and not run.shared:  # a translator learns from the texts alone
+        lessons = aligned(run, lesson.teacher, born, lessons) if isinstance(run.task, CausalLM) else {}
     require_same_pieces(run, lesson.teacher, born, lesson.rows)
     check_numbers(run, lesson, born, lessons, fresh)
     return train_steps(run, stages, lesson, born, lessons)
