@@ -93,10 +93,23 @@ def right(row: dict[str, str]) -> bool:
     return row["target"] == translation(row["source"].split())
 
 
+OF_TOKENS = {
+    "reverse": "reverse_kl.ReverseKL", "jsd": "jsd.JSD", "skew": "skew_kl.SkewKL", "skew_reverse": "skew_reverse_kl.SkewReverseKL",
+    "tvd": "tvd.TVD", "uld": "uld.ULD",
+}  # fmt: skip
+"""Losses on every token of the target, beside the two of the default."""
+
+
 def test_batch_8x2_is_16x1(distil: Distil) -> None:
-    """A mean over the tokens of each micro-batch weighs a token by the length of its neighbours."""
-    steps = (*ALONE, "trainer.max_steps=8")
-    assert away(distil("whole", *steps), distil("parts", *steps, "trainer.micro_batch_size=4")) < 2e-5
+    """A mean over the tokens of each micro-batch weighs a token by the length of its neighbours; or a loss of language models
+    counts other positions of a translator, or none."""
+    terms = [f"+loss.{name}={{_target_: kdcli.losses.{made}, weight: 1}}" for name, made in OF_TOKENS.items()]
+    steps = (*ALONE, *terms, "loss.soft_label.temperature=1", "trainer.max_steps=8")
+    whole = distil("whole", *steps)
+    assert away(whole, distil("parts", *steps, "trainer.micro_batch_size=4")) < 2e-5
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    logged = next(line for line in lines if line["stage"] == "student" and "loss/hard_label" in line)
+    assert all(logged[f"loss/{name}"] > 0 for name in (*OF_TOKENS, "soft_label"))
 
 
 def test_stored_answers_of_all_tokens_are_the_teachers_own(distil: Distil) -> None:
@@ -287,6 +300,23 @@ def test_translators_of_other_families(
     assert (outputs is inputs) == (family != "MT5")
 
 
+def test_a_student_with_another_vocabulary(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tokens compared with others of the same number, also by a loss that asks for none; or the remedy that is named does not work."""
+    monkeypatch.chdir(tmp_path)
+    lay_out(tmp_path / "student", "Bart")
+    own = [option for option in options if not option.startswith("student")]
+    own += ["student=local", f"student.path={tmp_path / 'student'}", "trainer.max_steps=2", "dataset.eval_limit=16",
+            "dataset.clean.overlong=drop", *ALONE]  # fmt: skip
+    assert launch("distill", [*own, "loss=uld", "hydra.run.dir=compared"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "have different vocabularies" in said
+    assert "let it learn what the teacher writes (rollout=teacher loss.soft_label.weight=0)" in said
+    assert launch("distill", [*own, "rollout=teacher", "loss.soft_label.weight=0", "hydra.run.dir=run"]) == 0
+    assert (tmp_path / "run" / "report.json").is_file()
+
+
 def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, tmp_path: Path, monkeypatch) -> None:
     """No checkpoint, no run; or a cold and a warm cache, or a rerun, give another teacher."""
     new = [
@@ -325,6 +355,15 @@ def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, tmp_path: Path, m
         (["rollout=beam", "rollout.max_new_tokens=31"], "translations would be cut off"),
         (["dataset.max_length=3"], "pairs have more than dataset.max_length = 3 tokens"),
         (["student.hidden_size=15"], "hidden_size = 15 is not an even multiple"),
+        (
+            ["loss=hidden_states"],
+            "the inside of a model with an encoder and a decoder is not looked at, and hidden_states reads it",
+        ),
+        (
+            ["loss=attention"],
+            "and attention reads it; leave out what reads hidden states, attention or relations",
+        ),
+        (["loss=relations"], "and relations reads it"),
     ],
 )
 def test_bad_input(
