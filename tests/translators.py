@@ -16,7 +16,7 @@ PIECES = 50
 """Of a vocabulary: as many as sentencepiece finds in these pairs, at most."""
 BART: dict[str, Any] = {
     "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64, "dropout": 0.0,
+    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 32, "dropout": 0.0,
     "attention_dropout": 0.0, "init_std": 0.15,
 }  # fmt: skip
 T5: dict[str, Any] = {

@@ -404,6 +404,22 @@ def test_a_language_that_the_teacher_does_not_know(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("short", ["teacher", "student"])
+@pytest.mark.parametrize("family", ["Marian", "Bart"])
+def test_rows_longer_than_the_positions(
+    options: list[str], family: str, short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """An index error at the first long pair, after the teacher has been trained; or only one of the models is looked at."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("teacher", "student"):
+        lay_out(tmp_path / name, family, max_position_embeddings=64 if name == short else 128)
+    own = [option for option in options if not option.startswith(("student", "teacher.path"))]
+    own += ["student=local", *(f"{name}.path={tmp_path / name}" for name in ("teacher", "student"))]
+    assert launch("distill", [*own, "dataset.max_length=65", *ALONE, "hydra.run.dir=run"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"dataset.max_length = 65: {tmp_path / short} can read at most 64 tokens; lower it" in said
+
+
 class Parrot(LocalTeacher):
     """Writes its source."""
 
