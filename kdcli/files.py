@@ -20,7 +20,7 @@ from kdcli.errors import ConfigError, DataError, ModelError
 PACKAGE = "package:"
 """How a path begins that lies in an installed package: `package:DISTRIBUTION/PATH`."""
 HUB_FILES = {
-    "model": ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"],
+    "model": ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.spm", "*.jinja"],
     "dataset": ["*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl", "*.txt", "*.md"],
 }
 """What is fetched from a hub repository: no pickles."""

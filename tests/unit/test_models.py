@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from transformers import BertConfig, PreTrainedConfig
 
 from kdcli.config import Checkpoint
 from kdcli.errors import ConfigError, ModelError, TeacherError
+from kdcli.files import HUB_FILES
 from kdcli.models import (
+    TOKENIZER_FILES,
     Source,
     find,
     has_head,
@@ -228,6 +231,12 @@ def test_longer_rows_than_positions(teacher: Path) -> None:
     assert load_tokenizer(source(teacher), max_length=64)
     with pytest.raises(ConfigError, match=r"dataset.max_length = 65: the model can read at most 64 tokens"):
         load_tokenizer(source(teacher), max_length=65)
+
+
+def test_a_tokenizers_files_are_fetched_from_the_hub() -> None:
+    """A model of the hub comes without its vocabulary, as Marian's did: it lies in source.spm and target.spm."""
+    for name in TOKENIZER_FILES:
+        assert any(fnmatch(name, pattern) for pattern in HUB_FILES["model"]), name
 
 
 # ---- labels ------------------------------------------------------------------------------------------
