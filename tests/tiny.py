@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -330,6 +332,22 @@ def translator(folder: Path, longest: int = 4) -> Path:
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def into_hub(hub: Path, kind: str, name: str, files: Path) -> str:
+    """A repository in a hub cache as huggingface_hub lays it out: blobs by hash, a snapshot of links, a ref."""
+    repository = hub / f"{kind}--{name.replace('/', '--')}"
+    commit = hashlib.sha1(name.encode()).hexdigest()
+    for file in sorted(path for path in files.rglob("*") if path.is_file()):
+        blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, blob)
+        link = repository / "snapshots" / commit / file.relative_to(files)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    return commit
 
 
 def run_snippet(file: Path, *words: str) -> list[str]:

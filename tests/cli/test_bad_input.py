@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -20,7 +19,7 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import sentences, write_csv
+from tiny import into_hub, sentences, write_csv
 
 from kdcli import rundir
 from kdcli.config import Trainer
@@ -879,22 +878,6 @@ def test_learning_rate_that_blows_the_student_up(
 # ---- the hub -----------------------------------------------------------------------------------------
 
 
-def lay_out(hub: Path, kind: str, name: str, files: Path) -> str:
-    """A repository in a hub cache as huggingface_hub lays it out: blobs by hash, a snapshot of links, a ref."""
-    repository = hub / f"{kind}--{name.replace('/', '--')}"
-    commit = hashlib.sha1(name.encode()).hexdigest()
-    for file in sorted(path for path in files.rglob("*") if path.is_file()):
-        blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, blob)
-        link = repository / "snapshots" / commit / file.relative_to(files)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(blob, link.parent))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    return commit
-
-
 @pytest.fixture(scope="module")
 def bert_base(body: Path, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A hub cache that holds google-bert/bert-base-uncased, in little."""
@@ -902,7 +885,7 @@ def bert_base(body: Path, tokenizer, tmp_path_factory: pytest.TempPathFactory) -
     files = Path(shutil.copytree(body, tmp_path_factory.mktemp("bert") / "files"))
     words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
     (files / "vocab.txt").write_text("\n".join(words) + "\n")
-    return home, lay_out(home / "hub", "models", "google-bert/bert-base-uncased", files)
+    return home, into_hub(home / "hub", "models", "google-bert/bert-base-uncased", files)
 
 
 @pytest.mark.real
@@ -953,7 +936,7 @@ def test_hub_data_from_the_cache(kdcli: Kdcli, bert_base: tuple[Path, str], tmp_
     """`dataset=sst2` that works online alone, reads the wrong split, or takes the labels by the alphabet."""
     home = Path(shutil.copytree(bert_base[0], tmp_path / "hf", symlinks=True))
     write_sst2(tmp_path / "files")
-    commit = lay_out(home / "hub", "datasets", "stanfordnlp/sst2", tmp_path / "files")
+    commit = into_hub(home / "hub", "datasets", "stanfordnlp/sst2", tmp_path / "files")
     options = [
         "teacher=bert-base",
         "dataset=sst2",
@@ -1107,13 +1090,13 @@ def test_hub_data_that_is_incomplete(
     path = tmp_path / "files" / "data" / "train-00000-of-00001.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[:-500])
-    lay_out(empty_hub, "datasets", "stanfordnlp/sst2", tmp_path / "files")
+    into_hub(empty_hub, "datasets", "stanfordnlp/sst2", tmp_path / "files")
     message = refused("dataset=sst2", "dataset.path=stanfordnlp/sst2")
     assert "the data set stanfordnlp/sst2 cannot be read: " in message
     assert "Parquet magic bytes not found" in message
     path.write_bytes(whole)
     shutil.rmtree(empty_hub / "datasets--stanfordnlp--sst2")
-    lay_out(empty_hub, "datasets", "stanfordnlp/sst2", tmp_path / "files")
+    into_hub(empty_hub, "datasets", "stanfordnlp/sst2", tmp_path / "files")
     options = ["dataset=sst2", "dataset.path=stanfordnlp/sst2"]
     assert "Unknown split" in refused(*options, "dataset.train=trian")
     assert "(train) has no column 'sentense'; did you mean sentence?" in refused(

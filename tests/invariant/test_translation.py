@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny import LEXICON, pairs, start, translation, translator, wait_for, write_pairs
+from tiny import LEXICON, into_hub, pairs, start, translation, translator, wait_for, write_pairs
 from translators import lay_out
 
 from kdcli.config import Rollout
@@ -298,6 +298,25 @@ def test_translators_of_other_families(
     )
     assert model.get_encoder().embed_tokens.weight is model.get_decoder().embed_tokens.weight is inputs
     assert (outputs is inputs) == (family != "MT5")
+
+
+def test_a_translator_of_the_hub(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first command of the README's translation, on a machine that has no network but had one once: its vocabulary lies in
+    sentencepiece files."""
+    from huggingface_hub import constants
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    lay_out(tmp_path / "files", "Marian")
+    commit = into_hub(tmp_path / "hub", "models", "Helsinki-NLP/opus-mt-en-de", tmp_path / "files")
+    own = [option for option in options if not option.startswith(("student", "teacher"))]
+    own += ["teacher=opus-mt-en-de", "student=layers", "student.num_hidden_layers=2", "student.decoder_layers=1", "rollout=beam",
+            "rollout.num_beams=2", "trainer.max_steps=2", "dataset.limit=16", "dataset.eval_limit=8", *ALONE]  # fmt: skip
+    assert launch("distill", [*own, "hydra.run.dir=run"]) == 0
+    made_with = json.loads((tmp_path / "run" / "env.json").read_text())["teacher"]
+    assert (made_with["path"], made_with["commit"]) == ("Helsinki-NLP/opus-mt-en-de", commit)
+    there = {file.name for file in (tmp_path / "run" / "student").iterdir()}
+    assert {"source.spm", "target.spm", "vocab.json"} <= there
 
 
 def test_a_student_with_another_vocabulary(
