@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny import LEXICON, into_hub, pairs, start, translation, translator, wait_for, write_pairs
+from tiny import LEXICON, into_hub, pairs, start, translation, translator, wait_for, write_jsonl, write_pairs
 from translators import lay_out
 
 from kdcli.config import Rollout
@@ -260,7 +260,8 @@ def test_from_the_data_to_the_report(
     [
         ("T5", ["dataset.prefix=translate: "]),
         ("MT5", []),
-        ("Bart", ["rollout=beam", "rollout.num_beams=2"]),
+        ("Bart", ["rollout=beam", "rollout.num_beams=2", "dataset=jsonl", "dataset.path=articles.jsonl", "dataset.source=article",
+                  "dataset.target=summary", "dataset.clean.max_ratio=null"]),
         ("M2M100", ["rollout=beam", "rollout.num_beams=2", "dataset.source_language=en", "dataset.target_language=es"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -274,7 +275,10 @@ def test_translators_of_other_families(
 
     monkeypatch.chdir(tmp_path)
     lay_out(tmp_path / "teacher", family)
-    own = [option for option in options if not option.startswith(("student", "teacher.path"))]
+    rows = [{"article": source, "summary": target} for source, target in pairs(300, longest=4)]
+    write_jsonl(tmp_path / "articles.jsonl", rows)
+    taken = ("student", "teacher.path", *(["dataset="] if "dataset=jsonl" in more else []))
+    own = [option for option in options if not option.startswith(taken)]
     own += [f"teacher.path={tmp_path / 'teacher'}", "teacher.tune=true", "teacher.trainer.max_steps=60", "teacher.trainer.eval_steps=60",
             "teacher.trainer.batch_size=32", "teacher.trainer.learning_rate=1e-2", "student=layers", "student.num_hidden_layers=1", "student.decoder_layers=1",
             "trainer.max_steps=12", "trainer.eval_steps=12", "dataset.limit=96", "dataset.eval_limit=16", "dataset.max_length=32", *ALONE]  # fmt: skip

@@ -325,6 +325,21 @@ def test_pairs_that_teach_nothing_are_left_out(
     assert len(pairs(off)) == 60 + len(WRONG[reason])
 
 
+def test_summaries(tmp_path: Path) -> None:
+    """Columns of other names that are not found; articles that go because their summaries are shorter than those of others."""
+    path = tmp_path / "a.jsonl"
+    texts = [
+        ("a word of it, " * (5 + 9 * (number % 7)) + f"in {number}", f"Summary {number}")
+        for number in range(70)
+    ]
+    path.write_text("".join(json.dumps({"article": text, "summary": short}) + "\n" for text, short in texts))
+    columns = {"source": "article", "target": "summary"}
+    assert read(path, **columns).dropped["length ratio"] > 9
+    data = read(path, **columns, clean={"max_ratio": None})
+    assert pairs(data) == set(texts)
+    assert data.dropped == {}
+
+
 def test_short_messages_and_other_ways_of_writing_may_be_of_any_length(tmp_path: Path) -> None:
     """A limit made for sentences that takes OK, and all of Chinese, for mistakes."""
     short = [("Quit", "Das Programm jetzt beenden"), ("Use the default setting of it", "Ja")]
