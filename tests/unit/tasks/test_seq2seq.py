@@ -13,12 +13,15 @@ import torch
 from tiny import pairs
 from translators import CODES, lay_out
 
+from kdcli.config import Rollout
 from kdcli.errors import ConfigError, DataError
 from kdcli.evaluate import gain, resampled
+from kdcli.models import Source
 from kdcli.rollouts import decoded, translate
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks.base import IGNORE, Predictions
 from kdcli.tasks.seq2seq import Seq2Seq
+from kdcli.teachers.local import LocalTeacher
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +152,49 @@ def test_greedy_is_what_transformers_writes(kind: str, rows, words) -> None:
     own = model.generate(ids, max_new_tokens=14, **how)[0, 1:].tolist()
     assert [*given, *ours] == own[: len(given) + len(ours)]
     assert given == ([words.bos_token_id] if kind == "Bart of the hub" else [])
+
+
+def test_candidates_of_a_search(rows, words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source is learnt with its neighbour's translation once rows are sorted by length, or with the likeliest where the nearest to
+    the reference was asked for; batches of any lengths, most of which is padding."""
+    model, _ = made("Marian", words)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "embed_positions" not in name:
+                weight += 0.3 * torch.randn_like(weight)  # so that a text depends on its source
+    sources, real = words(list(rows["source"]))["input_ids"][:7], model.generate
+    lengths = [len(ids) for ids in sources]
+    assert lengths != sorted(lengths, reverse=True)
+    batches: list[list[int]] = []
+
+    def spy(**given: Any) -> Any:
+        batches.append(given["attention_mask"].sum(1).tolist())
+        return real(**given)
+
+    monkeypatch.setattr(model, "generate", spy)
+    how = {"num_beams": 4, "max_new_tokens": 8}
+    found = translate(model, words, sources, [], batch_size=3, candidates=4, **how)
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert [length for batch in batches for length in batch] == sorted(lengths, reverse=True)
+    for place, ids in enumerate(sources):
+        own = real(torch.tensor([ids]), num_return_sequences=4, suppress_tokens=[words.pad_token_id], **how)
+        four = found[4 * place : 4 * place + 4]
+        assert len(set(map(tuple, four))) == 4
+        assert four == [line[1 : 1 + len(ours)].tolist() for line, ours in zip(own, four, strict=True)]
+    assert len(set(map(tuple, found))) > 14, "texts that say nothing about their sources"
+    model.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    teacher = LocalTeacher()
+    teacher.open(Source(tmp_path, "teacher"), Seq2Seq(), 64, "fp32")
+    texts = decoded(words, found)
+    wanted = [texts[4 * place + place % 4] for place in range(7)]
+    search = Rollout(
+        by="teacher", sampling_temperature=0.0, candidates=4, pick="nearest", batch_size=3, **how
+    )
+    some = [dict(row, target=text) for row, text in zip(rows, wanted, strict=False)]
+    assert teacher.write(some, search, 0) == wanted
+    some[3]["target"] = None  # only the teacher translates it
+    assert teacher.write(some, search, 0)[3] == texts[12]
 
 
 def test_what_is_given_is_not_counted(rows, words) -> None:
