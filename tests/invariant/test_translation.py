@@ -469,13 +469,25 @@ def test_the_lexicon_is_not_copied() -> None:
     assert not set(LEXICON) & set(LEXICON.values())
 
 
-def test_sources_that_only_the_teacher_translates(distil: Distil, tmp_path: Path, capsys) -> None:
-    """Targets that were to be hidden are learnt, or leave the control with empty references; more text is not translated."""
+def test_sources_that_only_the_teacher_translates(
+    distil: Distil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Targets that were to be hidden are learnt, also by way of a cache that a run with all targets has left; or they leave the
+    control with empty references; more text is not translated."""
     more = tmp_path / "more.csv"
     fresh = [source for source, _ in pairs(60, seed=77, longest=4)]
     more.write_text("en\n" + "\n".join(fresh) + "\n", encoding="utf-8")
-    options = ["dataset.labelled=100", f"dataset.unlabelled={more}", "rollout=beam", "rollout.num_beams=2"]
-    run = distil("run", *options, "measure=null", "trainer.max_steps=4")
+    search = [
+        "rollout=beam",
+        "rollout.num_beams=2",
+        "rollout.candidates=2",
+        "rollout.pick=nearest",
+        "dataset.eval_limit=16",
+    ]
+    options = ["dataset.labelled=100", f"dataset.unlabelled={more}"]
+    monkeypatch.setattr("kdcli.commands.distill.PART", 16)  # rows whose answers are kept together
+    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cold"))
+    run = distil("run", *options, *search, "measure=null", "trainer.max_steps=4")
     report = json.loads((run / "report.json").read_text())
     rows = written(run)
     assert report["dataset"]["labelled"] == 100
@@ -483,10 +495,15 @@ def test_sources_that_only_the_teacher_translates(distil: Distil, tmp_path: Path
     assert {row["source"] for row in rows} & set(fresh)
     assert all(row["target"] for row in rows)
     assert sum(map(right, rows)) > 0.7 * len(rows)
-    whole = distil("whole", "rollout=beam", "rollout.num_beams=2", *ALONE, "trainer.max_steps=2")
+    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "warm"))
+    whole = distil("whole", *search, *ALONE, "trainer.max_steps=2")
+    for name in ("after", "again"):
+        again = distil(name, *options, *search, *ALONE, "trainer.max_steps=4")
+        assert written(again) == rows
+        assert away(run, again) == 0
     one, other = (json.loads((each / "report.json").read_text()) for each in (run, whole))
     assert one["dataset"]["fingerprint"] != other["dataset"]["fingerprint"]
-    distil("bad", *options[:2], code=2)
+    distil("bad", *options, code=2)
     assert "training rows have no target" in " ".join(capsys.readouterr().err.split())
 
 
