@@ -58,7 +58,8 @@ def examine(
     order = label_order(model.config, task.labels, source.name) if task.labels else None
     encoded = task.encode(tokenizer, rows, max_length)
     said = task.predict(model, tokenizer, encoded, order=order, teacher=teacher)
-    return size(source, task), task.completed(said, model, tokenizer, encoded, max_length)
+    found = size(source, task) | {"parameters": parameters(model)}  # a config does not say it all
+    return found, task.completed(said, model, tokenizer, encoded, max_length)
 
 
 def same_tokens(

@@ -302,6 +302,8 @@ def test_translators_of_other_families(
     )
     assert model.get_encoder().embed_tokens.weight is model.get_decoder().embed_tokens.weight is inputs
     assert (outputs is inputs) == (family != "MT5")
+    weights = sum(weight.numel() for weight in model.parameters())
+    assert report["models"]["student"]["parameters"] == weights
 
 
 def test_a_translator_of_the_hub(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
