@@ -90,6 +90,11 @@ def find(cfg: Checkpoint, what: str) -> Source:
         raise ModelError(
             f"the {what} {cfg.path} has no safetensors in {path}. Other formats can run code when they are loaded "
             "and are not read; convert it: AutoModel.from_pretrained(…).save_pretrained(…)"
+            + (
+                f", or look for the hub's conversion among its pull requests: {what}.revision=refs/pr/N"
+                if commit
+                else ""
+            )
         )
     for file in sorted(path.glob("*.safetensors")):
         try:

@@ -334,10 +334,10 @@ def translator(folder: Path, longest: int = 4) -> Path:
     return folder
 
 
-def into_hub(hub: Path, kind: str, name: str, files: Path) -> str:
+def into_hub(hub: Path, kind: str, name: str, files: Path, revision: str = "main") -> str:
     """A repository in a hub cache as huggingface_hub lays it out: blobs by hash, a snapshot of links, a ref."""
     repository = hub / f"{kind}--{name.replace('/', '--')}"
-    commit = hashlib.sha1(name.encode()).hexdigest()
+    commit = hashlib.sha1(f"{name}@{revision}".encode()).hexdigest()
     for file in sorted(path for path in files.rglob("*") if path.is_file()):
         blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
         blob.parent.mkdir(parents=True, exist_ok=True)
@@ -345,8 +345,8 @@ def into_hub(hub: Path, kind: str, name: str, files: Path) -> str:
         link = repository / "snapshots" / commit / file.relative_to(files)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(blob, link.parent))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
+    (ref := repository / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
+    ref.write_text(commit)
     return commit
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import bert, sentences
+from tiny import bert, into_hub, sentences
 from transformers import BertConfig, PreTrainedConfig
 
 from kdcli.config import Checkpoint
@@ -94,6 +94,22 @@ def test_no_package(tmp_path: Path) -> None:
         find(checkpoint("package:no-such-package/model"), "teacher")
     with pytest.raises(ConfigError, match=r"the package torch .* has no no/such/model"):
         find(checkpoint("package:torch/no/such/model"), "teacher")
+
+
+def test_a_hub_model_of_pickles(
+    teacher: Path, copy: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main branches of Opus-MT and NLLB hold pickles alone, and nothing says where the safe files are."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = copy(teacher)
+    weights = (folder / "model.safetensors").rename(tmp_path / "kept")
+    into_hub(tmp_path / "hub", "models", "a/b", folder)
+    with pytest.raises(ModelError, match=r"has no safetensors in .*: teacher.revision=refs/pr/N"):
+        find(checkpoint("a/b"), "teacher")
+    weights.rename(folder / "model.safetensors")
+    commit = into_hub(tmp_path / "hub", "models", "a/b", folder, "refs/pr/45")
+    pull = checkpoint("a/b").model_copy(update={"revision": "refs/pr/45"})
+    assert find(pull, "teacher").commit == commit
 
 
 def test_pickled_weights_are_not_loaded(teacher: Path, copy: Copy, tmp_path: Path) -> None:
