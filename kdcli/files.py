@@ -50,13 +50,24 @@ def cache_dir(kind: str) -> Path:
     return folder
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file, and of the weights that lie beside it: of a large ONNX file, and of OpenVINO's .xml."""
+def with_weights(path: Path) -> list[Path]:
+    """A file, and the weights that lie beside it: of a large ONNX file, and of OpenVINO's .xml."""
     beside = [
         path.with_name(f"{path.name}.data"),
         *([path.with_suffix(".bin")] if path.suffix == ".xml" else []),
     ]
-    return sum(file.stat().st_size for file in [path, *beside] if file.is_file())
+    return [file for file in [path, *beside] if file.is_file()]
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, and of the weights that lie beside it."""
+    return sum(file.stat().st_size for file in with_weights(path))
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of what a file holds, as hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest(*parts: Any) -> str:
@@ -70,8 +81,7 @@ def hash_files(files: Iterable[Path]) -> str:
     """sha256 over the names and contents of files, in the order of their names."""
     total = hashlib.sha256()
     for file in sorted(files, key=lambda file: file.name):
-        with file.open("rb") as stream:
-            total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{file.name} {hash_file(file)}\n".encode())
     return total.hexdigest()
 
 

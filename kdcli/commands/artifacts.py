@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Measure
-from kdcli.errors import ConfigError, ExportError
-from kdcli.files import size_of
+from kdcli.errors import ConfigError, ExportError, ModelError
+from kdcli.files import hash_file, size_of, with_weights
 from kdcli.measure import Process, measure_rows, runtime_of
 from kdcli.models import Source, label_order, load_config, load_tokenizer
 from kdcli.rollouts import decoded, go_on
@@ -157,6 +157,37 @@ def bytes_of(path: Path) -> int:
         patterns = ("*.onnx", "*.onnx.data", "model.bin", "*.safetensors")
         return sum(size_of(file) for pattern in patterns for file in path.glob(pattern))
     return size_of(path)
+
+
+def hashes_of(path: Path) -> dict[str, str]:
+    """sha256 of an artifact's files, by their paths from where it lies: of a folder of all that are in it, else of the file and of
+    the weights beside it."""
+    files = (
+        sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else with_weights(path)
+    )
+    return {file.relative_to(path.parent).as_posix(): hash_file(file) for file in files}
+
+
+def require_whole(path: Path, told: Mapping[str, Any]) -> None:
+    """Refuse an artifact that is not what `kdcli export` wrote.
+
+    Args:
+        told: what the export.json beside it holds; an artifact that it does not name is not checked.
+
+    Raises:
+        ModelError: a file of it is gone, or holds something else.
+    """
+    for name, expected in told["artifacts"].get(path.name, {}).get("sha256", {}).items():
+        file = path.parent / name
+        found = hash_file(file) if file.is_file() else None
+        if found != expected:
+            holds = (
+                f"has {found[:12]}…: it was cut off, or another was copied over it" if found else "is gone"
+            )
+            raise ModelError(
+                f"{file} is not the file that was exported: export.json says sha256 {expected[:12]}…, and it {holds}; export again: "
+                f"kdcli export run=RUN hardware={told['hardware']}"
+            )
 
 
 def _same(encoded: Encoded, own: Sequence[Sequence[int] | np.ndarray]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli import console, report
-from kdcli.commands.artifacts import ask, bytes_of, folder_of
+from kdcli.commands.artifacts import ask, bytes_of, folder_of, require_whole
 from kdcli.config import Checkpoint
 from kdcli.config import Eval as Config
 from kdcli.data import load, with_gold
@@ -122,8 +122,7 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
             places += [Path(cfg.run) / cfg.artifact, *sorted(Path(cfg.run).glob(f"export/*/{cfg.artifact}"))]
         for place in map(_recommended, places):
             if place.is_file() or (place.is_dir() and runtime_of(place)):
-                if cfg.run:
-                    _require_own(place.absolute(), Path(cfg.run).expanduser())
+                _require_exported(place.absolute(), Path(cfg.run).expanduser() if cfg.run else None)
                 return place.absolute(), {}
         raise ModelError(
             f"the artifact {cfg.artifact} does not exist, or is a folder without a model (looked for "
@@ -166,17 +165,19 @@ def _recommended(place: Path) -> Path:
     return found
 
 
-def _require_own(artifact: Path, run: Path) -> None:
-    """Refuse an artifact that `kdcli export` made of another student than the run's."""
-    told = next((found for each in artifact.parents[:3] if (found := each / EXPORT).is_file()), None)
-    if told is None:
+def _require_exported(artifact: Path, run: Path | None) -> None:
+    """Refuse an artifact that is not what `kdcli export` wrote, or that it made of another student than the run's."""
+    beside = next((found for each in artifact.parents[:3] if (found := each / EXPORT).is_file()), None)
+    if beside is None:
         return
-    student = json.loads(told.read_text(encoding="utf-8")).get("student")
-    if student and student != Source(run / "student", "student").weights_hash:
+    told = json.loads(beside.read_text(encoding="utf-8"))
+    student = told.get("student")
+    if run is not None and student and student != Source(run / "student", "student").weights_hash:
         raise ModelError(
             f"{artifact} was made from another student than {run / 'student'}; export that one anew, or leave run= away "
             "and name the data set (dataset=…)"
         )
+    require_whole(artifact, told)
 
 
 def _teacher(source: Source, task: Task, max_length: int) -> Teacher:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from kdcli import console, report, snippets
-from kdcli.commands.artifacts import ask, bytes_of, folder_of, write
+from kdcli.commands.artifacts import ask, bytes_of, folder_of, hashes_of, write
 from kdcli.config import Budget, Distill, Hardware, Tolerance, build, check, conf_dir, locate
 from kdcli.config import Export as Config
 from kdcli.data import load, without
@@ -93,6 +93,7 @@ def export(cfg: Config, hardware: str) -> int:
                     "precision": precision,
                     "parameters": torch_entry["parameters"],
                     "bytes": bytes_of(path),
+                    "sha256": hashes_of(path),
                 }
                 if runtime_of(path) is None:
                     entry = {**made, "score": None, **asdict(UNKNOWN), "parity": None, "retention": None}

@@ -481,12 +481,16 @@ def test_a_run_whose_models_cannot_be_timed_fails_and_is_kept(
     assert launch("distill", words) == 0
 
 
-def test_eval_of_a_file_that_is_cut_off(
-    run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("fault", ["cut off", "another's", "cut off, and nobody knows of what"])
+def test_eval_of_a_file_that_was_changed(
+    fault: str, run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A score of what never ran, or a traceback."""
+    """A score of what never ran, or of another file, or a traceback."""
     folder = Path(shutil.copytree(exported, tmp_path / "cut"))
-    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:1000])
+    whole = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(bytes(len(whole)) if fault == "another's" else whole[:1000])
+    if "nobody" in fault:
+        (folder / "export.json").unlink()
     words = [
         f"run={run}",
         f"artifact={folder / 'model.onnx'}",
@@ -495,7 +499,8 @@ def test_eval_of_a_file_that_is_cut_off(
     ]
     assert launch("eval", words) == 2
     said = capsys.readouterr().err
-    assert "model.onnx could not be run by onnx in its own process" in said
+    ran = "model.onnx could not be run by onnx in its own process"
+    assert (ran if "nobody" in fault else "model.onnx is not the file that was exported") in said
     assert not (tmp_path / "e").exists()
 
 

@@ -1,0 +1,51 @@
+"""What an export says of its files, and what `kdcli eval` finds of them later."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kdcli.commands.artifacts import hashes_of, require_whole
+from kdcli.errors import ModelError
+
+KINDS = {
+    "model.onnx": ["model.onnx", "model.onnx.data"],
+    "model.int8.xml": ["model.int8.xml", "model.int8.bin"],
+    "model.q8_0.gguf": ["model.q8_0.gguf"],
+    "ctranslate2": ["ctranslate2/config.json", "ctranslate2/model.bin"],
+    "bf16": ["bf16/config.json", "bf16/model.safetensors"],
+    "model.fp16.mlpackage": ["model.fp16.mlpackage/Data/weights/weight.bin", "model.fp16.mlpackage/Manifest.json"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_that_is_not_the_exported_one_is_found_out(name: str, tmp_path: Path) -> None:
+    """Weights beside a graph, or in a folder, that were cut off or come from another student: the runtime may well run them."""
+    for file in [*KINDS[name], "config.json", "model.fp32.pte", "notes.txt"]:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(file.encode() * 100)
+    artifact = tmp_path / name
+    hashes = hashes_of(artifact)
+    assert list(hashes) == KINDS[name]
+    told = {"hardware": "cpu", "artifacts": {name: {"sha256": hashes}}}
+    require_whole(artifact, told)
+    require_whole(tmp_path / "model.fp32.pte", told)
+    for file in KINDS[name]:
+        whole = (tmp_path / file).read_bytes()
+        for other, said in (
+            (whole[:-1], "it was cut off"),
+            (whole[::-1], "another was copied over"),
+            (None, "is gone"),
+        ):
+            (tmp_path / file).unlink()
+            if other is not None:
+                (tmp_path / file).write_bytes(other)
+            with pytest.raises(
+                ModelError,
+                match=rf"{re.escape(file)} is not the file that was exported.*{said}.*export again",
+            ):
+                require_whole(artifact, told)
+            (tmp_path / file).write_bytes(whole)
+    require_whole(artifact, {"hardware": "cpu", "artifacts": {name: {}}})  # by a kdcli that did not tell
