@@ -725,6 +725,17 @@ def export_table(result: Mapping[str, Any]) -> None:
         console.say("A smoke run: these figures mean nothing.", style="bold")
 
 
+def _probability_lines(result: Mapping[str, Any]) -> list[str]:
+    """One sentence on each classifier's file: how far a label's probability is from the torch student's, at most."""
+    lines = []
+    for name, entry in result["artifacts"].items():
+        apart = (entry["parity"] or {}).get("max_abs_difference_of_probabilities")
+        if apart is not None:
+            most = math.ceil(apart * 1000) / 1000
+            lines.append(f"{name}: no label's probability is further than {most:g} from the torch student's")
+    return lines
+
+
 def _stream_lines(result: Mapping[str, Any]) -> list[str]:
     """One sentence on each model that writes: how its answers come, token by token."""
     lines = []
@@ -1120,7 +1131,9 @@ def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[
     )
     if result.get("note"):
         checked += f"**They were {result['note']}.** "
-    notes = [f"- {note}" for note in [*_stream_lines(result), *_load_lines(result)]]
+    notes = [
+        f"- {note}" for note in [*_probability_lines(result), *_stream_lines(result), *_load_lines(result)]
+    ]
     failed = [f"- {name} could not be made or run, and is not to be used" for name in result["failed"]]
     languages = {".py": "python", ".mjs": "js", ".kt": "kotlin"}
     used = "\n\n".join(

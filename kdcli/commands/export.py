@@ -114,6 +114,9 @@ def export(cfg: Config, hardware: str) -> int:
                     kept = "logits" if task.labels else "log_prob"
                     parity["agreement"] = agreement(task, torch_said, said)
                     parity["max_abs_difference"] = float(np.abs(torch_said[kept] - said[kept]).max())
+                    if task.labels:
+                        apart = _probabilities(torch_said[kept]) - _probabilities(said[kept])
+                        parity["max_abs_difference_of_probabilities"] = float(np.abs(apart).max())
                 parity |= shares
                 tolerance = _tolerance(cfg.hardware, path.name, precision, f"{dataset.kind}_{precision}")
                 entry["parity"] = parity | {"within": _within(tolerance, parity)}
@@ -297,12 +300,18 @@ def _shown(
     run: Path, texts: Sequence[Sequence[str]], gold: Sequence[int], labels: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Rows of the test split as `Target.show` takes them, with the answers of the teacher that the run keeps."""
-    logits = load_file(run / "predictions" / "test.teacher.safetensors")["logits"].astype(np.float64)
-    probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).tolist()
+    logits = load_file(run / "predictions" / "test.teacher.safetensors")["logits"]
+    probabilities = _probabilities(logits).tolist()
     return [
         {"texts": row, "label": labels[number], "teacher": dict(zip(labels, said, strict=True))}
         for row, number, said in zip(texts, gold, probabilities, strict=True)
     ]
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    """Logits (N, C) -> their softmax, float64."""
+    whole = logits.astype(np.float64)
+    return np.exp(whole - np.logaddexp.reduce(whole, axis=1, keepdims=True))
 
 
 def _within(tolerance: Tolerance, parity: dict[str, float]) -> bool:

@@ -168,6 +168,9 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
         assert (logits.argmax(1) == torch_logits.argmax(1)).mean() == pytest.approx(
             entry["parity"]["agreement"]
         )
+        ours, theirs = (torch.tensor(each).softmax(1) for each in (logits, torch_logits))
+        apart = entry["parity"]["max_abs_difference_of_probabilities"]
+        assert apart == pytest.approx(float((ours - theirs).abs().max()), abs=1e-6)
     assert result["artifacts"]["model.onnx"]["parity"]["max_abs_difference"] < 1e-3
     fp32, torch_entry = result["artifacts"]["model.onnx"], result["torch"]
     assert fp32["peak_memory_bytes"] < torch_entry["peak_memory_bytes"]  # its process holds no torch
@@ -210,6 +213,7 @@ def test_the_card_of_the_files_shows_what_they_are_worth(exported: Path) -> None
     assert "`model.int8.onnx` is the smallest within tolerance and budget" in rest
     assert (exported / "run_onnx.py").read_text().strip() in rest
     assert "from raw text to answer" in rest
+    assert "model.int8.onnx: no label's probability is further than 0.0" in rest
 
 
 def test_eval_of_an_artifact(run: Path, exported: Path, tmp_path: Path) -> None:
