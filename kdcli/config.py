@@ -463,11 +463,18 @@ class Tolerance(Section):
     """At least this share of the texts (causal_lm: prompts) is cut into the same tokens by the artifact's own tokenizer."""
 
 
+BatchSizes = Annotated[list[Count], Field(min_length=1)]
+
+
 class Hardware(Component):
     """Where the student will run."""
 
     threads: Count | None = None
     """Of the runtime, in place of `measure.threads`."""
+    batch_sizes: BatchSizes | None = None
+    """Of the measurement, in place of `measure.batch_sizes`."""
+    sequence_length: Count | None = None
+    """Of the measurement, in place of `measure.sequence_length`."""
     calibration_rows: Count = 300
     """Rows of the training split, from which a target may learn the ranges of activations."""
     budget: Budget = Budget()
@@ -482,8 +489,11 @@ class Measure(Section):
     threads: Count = 1
     device: Literal["cpu", "cuda"] = "cpu"
     """Of models in torch; exported files choose their own (hardware=cuda: the GPU, if there is one)."""
-    batch_sizes: Annotated[list[Count], Field(min_length=1)] = [1, 8, 32]
+    batch_sizes: BatchSizes = [1, 8, 32]
     """Rows a batch: throughput is that of the best of them."""
+    sequence_length: Count | None = None
+    """Tokens of each row that is timed: a longer one is cut, a shorter one begun again until it has so many; null: each row has its
+    own. Raw texts (`request_rates`) keep theirs."""
     latency_runs: Count = 200
     throughput_seconds: Positive = 2.0
     request_rates: list[Positive] = []
@@ -497,6 +507,19 @@ class Measure(Section):
     """causal_lm: tokens that are written for each prompt."""
     generations: Count = 32
     """causal_lm: so many prompts of the test split are answered, scored and (ten of them) shown."""
+
+
+def require_length(measure: Measure | None, max_length: int) -> None:
+    """Refuse to time rows that no row can be like.
+
+    Raises:
+        ValueError: they would have more tokens than the model reads.
+    """
+    if measure is not None and (measure.sequence_length or 0) > max_length:
+        raise ValueError(
+            f"sequence_length = {measure.sequence_length}: a row has at most dataset.max_length = {max_length} tokens; measure with "
+            "no more than that"
+        )
 
 
 class Filter(Section):
@@ -663,6 +686,11 @@ class Distill(Section):
         return self
 
     @model_validator(mode="after")
+    def _measured(self) -> Distill:
+        require_length(self.measure, self.dataset.max_length)
+        return self
+
+    @model_validator(mode="after")
     def _quantized(self) -> Distill:
         if self.student.quantization and self.dataset.kind not in ROUNDED:
             raise ValueError(
@@ -753,6 +781,11 @@ class Eval(Section):
     measure: Measure | None = Measure()
     format: Literal["table", "json"] = "table"
     """What stdout gets. eval.json is written in both cases."""
+
+    @model_validator(mode="after")
+    def _measured(self) -> Eval:
+        require_length(self.measure, self.dataset.max_length)
+        return self
 
 
 class Export(Section):

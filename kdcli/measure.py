@@ -462,9 +462,9 @@ class _Worker:
         """Milliseconds of rows at batch 1, and the seconds of computing and the tokens written in all."""
         if not self.rows:
             if self.translates:
-                self.rows = list(self.prompts)
+                self.rows = [np.asarray(self._sized(ids)).tolist() for ids in self.prompts]
             else:
-                self.rows = [_batch(self.model, [row]) for row in self.model.encode(self.prompts)]
+                self.rows = [_batch(self.model, [row]) for row in self._encoded()]
             for place in places[: WARM_UP_TEXTS if self.translates else WARM_UP]:
                 self.model(self.rows[place])
         least, most = math.ceil(RUNS / ROUNDS), PATIENCE * self.spec.throughput_seconds / ROUNDS
@@ -483,9 +483,19 @@ class _Worker:
 
     def throughput(self) -> tuple[float, int]:
         """Rows a second at the best batch, and that batch."""
-        rows, spec = self.model.encode(self.prompts), self.spec
+        rows, spec = self._encoded(), self.spec
         seconds = spec.throughput_seconds / len(spec.batch_sizes)
         return max((_throughput(self.model, rows, size, seconds), size) for size in spec.batch_sizes)
+
+    def _encoded(self) -> list[Encoded]:
+        """The inputs of each prompt that is timed."""
+        rows = self.model.encode(self.prompts)
+        return [{name: self._sized(array) for name, array in row.items()} for row in rows]
+
+    def _sized(self, row: Any) -> Any:
+        """What is given of each token of a row, (L,), for `MeasureSpec.sequence_length` tokens."""
+        size = self.spec.sequence_length
+        return row if size is None else np.resize(row, size)
 
     def stream(self) -> tuple[float, list[float]]:
         """Tokens a second that an answer goes on with, and the milliseconds between what it tells; of the rows of `latency`."""

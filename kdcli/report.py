@@ -711,6 +711,8 @@ def export_table(result: Mapping[str, Any]) -> None:
             f"agrees, texts: shares of {shown.item} and of whole texts written as the torch student does"
         )
     told = [f"The files were {result['note']}."] if result.get("note") else []
+    if result.get("sequence_length"):
+        told.append(f"Speed and memory are those of rows of {result['sequence_length']:,} tokens.")
     for line in [*told, *_stream_lines(result), *_load_lines(result), *misses]:
         console.say(line)
     if compared := result.get("quantization"):
@@ -1119,6 +1121,9 @@ def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[
     table = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     machine = result["environment"]
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    length = result["sequence_length"]
+    row = f"row of {length:,} tokens" if length else "row of its own length"
+    batches = " or ".join(map(str, result["batch_sizes"]))
     ran = any(entry["parity"] for entry in result["artifacts"].values())
     advice = "**None of them is within tolerance and budget.**"
     if best:
@@ -1151,8 +1156,8 @@ Files of a student of {_count(result["torch"].get("parameters"))} parameters. {_
 
 {chr(10).join("| " + " | ".join(line) + " |" for line in table)}
 
-{advice} {checked if ran else ""}Measured on {_markdown(machine["processor"])} with {threads}, one row at a time, tokens given: on another machine
-the times are other ones. All figures, and the versions of what made and ran the files, stand in `export.json`.
+{advice} {checked if ran else ""}Measured on {_markdown(machine["processor"])} with {threads}, one {row} at a time, tokens given: on another machine
+the times are other ones. All figures, throughput in batches of {batches} rows among them, and the versions of what made and ran the files, stand in `export.json`.
 {chr(10).join(["", *notes, *failed, ""]) if notes or failed else ""}
 {used and f"## Use{chr(10) * 2}Without kdcli, by what the first line of each names:{chr(10) * 2}{used}{chr(10) * 2}"}## Limits
 

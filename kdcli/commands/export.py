@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdcli import console, report, snippets
 from kdcli.commands.artifacts import ask, bytes_of, folder_of, hashes_of, write
-from kdcli.config import Budget, Distill, Hardware, Tolerance, build, check, conf_dir, locate
+from kdcli.config import Budget, Distill, Hardware, Tolerance, build, check, conf_dir, locate, require_length
 from kdcli.config import Export as Config
 from kdcli.data import load, without
 from kdcli.environment import environment
@@ -57,8 +57,15 @@ def export(cfg: Config, hardware: str) -> int:
     student = Source(run / "student", "student")
     length = dataset.max_length
     out = run / "export" / hardware
-    own = {"threads": cfg.hardware.threads or cfg.measure.threads, "device": target.device}
-    speed = cfg.measure.model_copy(update=own)
+    own = {
+        key: getattr(cfg.hardware, key) or getattr(cfg.measure, key)
+        for key in ("threads", "batch_sizes", "sequence_length")
+    }
+    speed = cfg.measure.model_copy(update=own | {"device": target.device})
+    try:
+        require_length(speed, length)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     budget = cfg.hardware.budget
     with ExitStack() as stack:
         folder = stack.enter_context(replaced(out))
@@ -144,7 +151,7 @@ def export(cfg: Config, hardware: str) -> int:
             "test_examples": len(test),
             "smoke": recorded["smoke"],
             "environment": environment(),
-            "threads": speed.threads,
+            **own,
             "torch": torch_entry,
             "artifacts": artifacts,
             "failed": failed,

@@ -41,6 +41,7 @@ class MeasureSpec:
         device: of torch: "cpu" or "cuda".
         dtype: of torch: "float32", or "auto": as the weights are stored.
         batch_sizes: rows a batch: throughput is that of the best of them.
+        sequence_length: tokens of each row that is timed, cut or begun again; None: its own.
         latency_runs: so many rows are run at batch 1, some of them anew where there are fewer.
         throughput_seconds: throughput is measured for about so long in all, over whole passes.
         request_rates: requests a second, of raw texts (`kdcli.measure.Load`).
@@ -67,6 +68,7 @@ class MeasureSpec:
     device: str = "cpu"
     dtype: str = "float32"
     batch_sizes: Sequence[int] = (1, 8, 32)
+    sequence_length: int | None = None
     latency_runs: int = 200
     throughput_seconds: float = 2.0
     request_rates: Sequence[float] = ()

@@ -268,10 +268,26 @@ def test_missed_gates_are_exit_code_3_and_leave_the_files(
     assert (
         launch(
             "export",
-            [f"run={run}", "hardware.tolerance.score_drop=0", "hardware.tolerance.agreement=1", *quick],
+            [
+                f"run={run}",
+                "hardware.tolerance.score_drop=0",
+                "hardware.tolerance.agreement=1",
+                "hardware.sequence_length=24",
+                "hardware.batch_sizes=[2]",
+                *quick,
+            ],
         )
         == 0
     )
+    assert "those of rows of 24 tokens" in capsys.readouterr().out
+    result = json.loads((exported / "export.json").read_text())
+    assert (result["sequence_length"], result["batch_sizes"]) == (24, [2])
+    assert result["artifacts"]["model.onnx"]["batch_size"] == 2
+    assert "one row of 24 tokens at a time" in (exported / "README.md").read_text()
+    before = (exported / "export.json").read_bytes()
+    assert launch("export", [f"run={run}", "hardware.sequence_length=33", *quick]) == 2
+    assert "a row has at most dataset.max_length = 32 tokens" in capsys.readouterr().err
+    assert (exported / "export.json").read_bytes() == before
 
 
 def test_export_for_openvino_is_calibrated_run_and_evaluated(run: Path, tmp_path: Path) -> None:

@@ -102,6 +102,13 @@ def test_all_problems_at_once(tree: dict[str, Any]) -> None:
         ),
         ("loss", {}, "loss: Dictionary should have at least 1 item"),
         ("hardware.budget.max_bytes", 0, "hardware.budget.max_bytes = 0: expected greater than 0"),
+        ("hardware.batch_sizes", [], "hardware.batch_sizes = []: List should have at least 1 item"),
+        ("hardware.sequence_length", 0, "hardware.sequence_length = 0: expected greater than or equal to 1"),
+        (
+            "measure.sequence_length",
+            129,
+            "sequence_length = 129: a row has at most dataset.max_length = 128 tokens",
+        ),
         ("hardware.budget.max_bites", 1, "hardware.budget.max_bites: not a key; did you mean max_bytes?"),
         (
             "hardware.precisions",

@@ -241,6 +241,47 @@ def test_a_slow_model_is_not_run_thrice() -> None:
     assert 0 < rate < 1000, "40 rows took at least 40 ms"
 
 
+@pytest.mark.parametrize("length", [None, 2, 9])
+def test_rows_that_are_timed_have_the_length_that_was_asked_for(length: int | None) -> None:
+    """A latency "at 128 tokens" that is one of short texts; or rows of padding, which some runtimes leave out."""
+    seen: list[Encoded] = []
+
+    class Seen:
+        pad = {"input_ids": 0, "attention_mask": 0}  # noqa: RUF012
+
+        def encode(self, prompts: list[list[int]]) -> list[Encoded]:
+            return [{"input_ids": np.asarray(ids), "attention_mask": np.ones(len(ids))} for ids in prompts]
+
+        def computed(self) -> float:
+            return 0
+
+        def __call__(self, batch: Encoded) -> np.ndarray:
+            seen.append(batch)
+            return np.zeros((len(batch["input_ids"]), 2), np.float32)
+
+    spec = MeasureSpec(
+        "onnx", "", "", LENGTH, batch_sizes=(2,), sequence_length=length, throughput_seconds=0.01
+    )
+    prompts = [[2, 7, 3], [2, 7, 8, 9, 3]]
+    worker = module._Worker(Seen(), prompts, spec, None)
+    worker.latency([0, 1])
+    worker.throughput()
+    single = [batch["input_ids"][0].tolist() for batch in seen if len(batch["input_ids"]) == 1]
+    assert (
+        single[:2]
+        == {None: prompts, 2: [[2, 7], [2, 7]], 9: [[2, 7, 3] * 3, [2, 7, 8, 9, 3, 2, 7, 8, 9]]}[length]
+    )
+    whole = [batch for batch in seen if len(batch["input_ids"]) == 2]
+    assert {batch["input_ids"].shape[1] for batch in whole} == {length or 5}
+    if length:
+        assert all(batch["attention_mask"].all() for batch in whole)
+    translator = module._Worker(
+        lambda ids: seen.append(ids) or ids, prompts, replace(spec, auto="AutoModelForSeq2SeqLM"), None
+    )
+    translator.model.computed = Seen().computed
+    assert translator.latency([0])["tokens"] == (length or 3)
+
+
 def test_a_long_prompt_does_not_slow_what_follows() -> None:
     """Who reads an answer waits once for its first token, and then from token to token: one mean of both is neither."""
 
