@@ -1140,7 +1140,7 @@ def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[
         f"- {note}" for note in [*_probability_lines(result), *_stream_lines(result), *_load_lines(result)]
     ]
     failed = [f"- {name} could not be made or run, and is not to be used" for name in result["failed"]]
-    languages = {".py": "python", ".mjs": "js", ".kt": "kotlin"}
+    languages = {".py": "python", ".mjs": "js", ".kt": "kotlin", ".swift": "swift"}
     used = "\n\n".join(
         f"`{file.as_posix()}`:\n\n```{languages[file.suffix]}\n{text.strip()}\n```" for file, text in runs
     )

@@ -144,7 +144,7 @@ def write(
 
 def folder_of(path: Path) -> Path:
     """The folder with an artifact's config and tokenizer."""
-    if path.is_dir():
+    if path.is_dir() and path.suffix != ".mlpackage":
         return path
     return path.parent.parent if runtime_of(path) == "node" else path.parent
 

@@ -32,6 +32,8 @@ from kdcli.tasks import task_of
 from kdcli.tasks.base import Task
 from kdcli.tasks.seq2seq import Seq2Seq
 
+ELSEWHERE = {".mlpackage": "coreml"}
+"""What runs a file where kdcli cannot, by how its name ends."""
 GGUF = {"int8": "q8_0", "int4": "q4_0"}
 """What llama.cpp calls a precision."""
 MISSED = 3
@@ -193,7 +195,8 @@ def _deliver(
     artifacts, runs = result["artifacts"], {}
     places = {path.name: path for path in files}
     for name in sorted(artifacts, key=lambda name: (name != result["recommended"], artifacts[name]["bytes"])):
-        runtime, place = runtime_of(places[name]), folder_of(places[name])
+        path = places[name]
+        runtime, place = runtime_of(path) or ELSEWHERE.get(path.suffix), folder_of(path)
         if runtime and runtime not in runs:
             written = snippets.write(place, runtime, recorded["task"], constants | {"MODEL": name})
             runs[runtime] = [(file.relative_to(folder), file.read_text(encoding="utf-8")) for file in written]

@@ -1,6 +1,6 @@
 """Ten lines that run an artifact without kdcli, one file for each runtime and task, which an export lays beside it.
 
-`onnx_classification.py` becomes `run_onnx.py`, and so on; files of other languages (.mjs, .kt) likewise. A line
+`onnx_classification.py` becomes `run_onnx.py`, and so on; files of other languages (.mjs, .kt, .swift) likewise. A line
 `NAME = …` gets the value of the artifact at hand, if it has one of that name.
 """
 
@@ -24,7 +24,7 @@ def write(folder: Path, runtime: str, kind: str, values: Mapping[str, Any]) -> l
         for name, value in values.items():
             python = file.suffix == ".py" and not isinstance(value, str)
             said = repr(value) if python else json.dumps(value, ensure_ascii=False)
-            line = re.compile(rf"^((?:const |val )?{name}\b[^=\n]*= )[^;\n]*", re.MULTILINE)
+            line = re.compile(rf"^((?:const |val |let )?{name}\b[^=\n]*= )[^;\n]*", re.MULTILINE)
             text = line.sub(partial(_with, said), text)
         written.append(folder / f"run_{runtime}{file.suffix}")
         written[-1].write_text(text, encoding="utf-8")

@@ -357,7 +357,7 @@ def test_what_cannot_be_run_here_is_made_and_said_to_be_unknown(
     """A file for a device that is called good although nobody ever ran it."""
     quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05"]
     capsys.readouterr()
-    assert launch("export", [f"run={run}", "hardware=apple", *quick]) == 0
+    assert launch("export", [f"run={run}", "hardware=apple", "hardware.budget.max_bytes=1e9", *quick]) == 0
     said = capsys.readouterr().out
     assert "Nothing here runs these files" in said
     assert "recommended" not in said
@@ -369,8 +369,11 @@ def test_what_cannot_be_run_here_is_made_and_said_to_be_unknown(
         assert entry["bytes"] == sum(
             file.stat().st_size for file in (folder / name).rglob("*") if file.is_file()
         )
-    assert "**Nothing here runs these files" in (folder / "README.md").read_text()
-    assert launch("export", [f"run={run}", "hardware=apple", "hardware.budget.max_bytes=1e9", *quick]) == 0
+    card, swift = (folder / "README.md").read_text(), (folder / "run_coreml.swift").read_text()
+    assert "**Nothing here runs these files" in card
+    assert f"```swift\n{swift.strip()}\n```" in card
+    assert "ran neither it nor this code" in swift
+    assert 'let MODEL = "model.int8.mlpackage"\nlet MAX_LENGTH = 32\n' in swift
     assert (
         launch("export", [f"run={run}", "hardware=apple", "hardware.budget.max_latency_ms_p95=1e9", *quick])
         == 3
