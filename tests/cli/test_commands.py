@@ -290,13 +290,26 @@ def test_missed_gates_are_exit_code_3_and_leave_the_files(
     assert (exported / "export.json").read_bytes() == before
 
 
-def test_export_for_openvino_is_calibrated_run_and_evaluated(run: Path, tmp_path: Path) -> None:
-    """Calibration rows that are another model's inputs, or a file that `kdcli eval` does not take."""
+def test_export_for_openvino_is_calibrated_run_and_evaluated(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Calibration rows that are another model's inputs, a file that `kdcli eval` does not take, or a table of devices with no best one."""
+    monkeypatch.chdir(tmp_path)
     quick = ["measure.latency_runs=10", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
     quick.append("hardware.tolerance.agreement=0.9")
-    assert launch("export", [f"run={run}", "hardware=intel", *quick]) == 0
+    assert launch("export", [f"run={run}", "hardware=cpu,intel", *quick], multirun=True) == 0
     folder = run / "export" / "intel"
     result = json.loads((folder / "export.json").read_text())
+    made = [json.loads((run / "export" / name / "export.json").read_text()) for name in ("cpu", "intel")]
+    shown = capsys.readouterr().out
+    table = shown[shown.index("all targets") :].splitlines()
+    smallest = min(
+        (entry["bytes"], f"{each['hardware']} {entry['precision']}")
+        for each in made
+        for entry in each["artifacts"].values()
+    )
+    assert [line.split("  ")[0] for line in table[2:8] if line.startswith("* ")] == [f"* {smallest[1]}"]
+    assert table[8] == "* best: the smallest within tolerance and budget"
     assert set(result["artifacts"]) == {"model.fp16.xml", "model.int8_weights.xml", "model.int8.xml"}
     assert result["environment"]["openvino"]
     for name, entry in result["artifacts"].items():
@@ -528,13 +541,18 @@ def test_eval_of_a_file_that_was_changed(
 
 
 def test_a_missed_budget_in_another_process_fails_the_sweep(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Jobs side by side have their exit codes in processes of their own: the sweep ends with 0, whatever was missed."""
+    """Jobs side by side have their exit codes in processes of their own: the sweep ends with 0, whatever was missed; or what was
+    missed is called the best."""
     monkeypatch.chdir(tmp_path)
     quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
     words = [f"run={run}", "hardware.precisions=[fp32]", "hardware.budget.max_bytes=1,1e9", *quick]
     assert launch("export", [*words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], multirun=True) == 3
+    shown = capsys.readouterr().out
+    table = shown[shown.index("all targets") :]
+    assert re.search(r"^hardware.budget.max_bytes=1 fp32  +.*MISSED$", table, re.MULTILINE)
+    assert re.search(r"^\* hardware.budget.max_bytes=1000000000.0 fp32  +.*ok$", table, re.MULTILINE)
 
 
 def test_a_tokenizer_that_cuts_otherwise_fails_the_export(

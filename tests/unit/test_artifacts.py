@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from kdcli.commands.artifacts import hashes_of, require_whole
+from kdcli.commands.export import _budget
+from kdcli.config import Budget
 from kdcli.errors import ModelError
 
 KINDS = {
@@ -49,3 +51,50 @@ def test_a_file_that_is_not_the_exported_one_is_found_out(name: str, tmp_path: P
                 require_whole(artifact, told)
             (tmp_path / file).write_bytes(whole)
     require_whole(artifact, {"hardware": "cpu", "artifacts": {name: {}}})  # by a kdcli that did not tell
+
+
+NEEDS = {
+    "bytes": 4_000_000,
+    "latency_ms": {"p50": 1.0, "p95": 3.0, "p99": 9.0},
+    "peak_memory_bytes": 50_000_000,
+    "retention": 0.97,
+    "parity": {"agreement": 0.98},
+}
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept", "missed", "value"),
+    [
+        ("max_bytes", 4_000_000, 3_999_999, 4_000_000),
+        ("max_latency_ms_p95", 3.0, 2.9, 3.0),
+        ("max_memory_bytes", 50_000_000, 49_999_999, 50_000_000),
+        ("min_retention", 0.97, 0.98, 0.97),
+        ("min_agreement", 0.98, 0.99, 0.98),
+    ],
+)
+def test_each_limit_is_held_against_its_own_figure(
+    limit: str, kept: float, missed: float, value: float
+) -> None:
+    """A limit that is read nowhere, is held against the p50, or is kept from the wrong side; or a figure that nobody knows and that passes."""
+    assert _budget(Budget(), NEEDS) == {"met": True}
+    assert _budget(Budget(**{limit: kept}), NEEDS) == {
+        limit: {"limit": kept, "value": value, "met": True},
+        "met": True,
+    }
+    assert _budget(Budget(**{limit: missed}), NEEDS) == {
+        limit: {"limit": missed, "value": value, "met": False},
+        "met": False,
+    }
+    both = Budget(**{"max_bytes": 4e6, "min_agreement": 0.98, limit: missed})
+    assert not _budget(both, NEEDS)["met"]
+    unknown = {
+        "bytes": None,
+        "latency_ms": {"p95": None},
+        "peak_memory_bytes": None,
+        "retention": None,
+        "parity": None,
+    }
+    assert _budget(Budget(**{limit: kept}), unknown) == {
+        limit: {"limit": kept, "value": None, "met": False},
+        "met": False,
+    }
