@@ -26,4 +26,4 @@ logits = program.module()(**inputs)[0]
 first = {number: place for place, number in reversed(list(enumerate(row.word_ids)))}
 for number, word in enumerate(words):  # its tag is that of its first piece; none beyond MAX_LENGTH
     if number in first:
-        print(labels[str(logits[first[number]].argmax())], word)
+        print(labels[str(int(logits[first[number]].argmax()))], word)
