@@ -14,9 +14,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tiny import BAD, FILLER, GOOD, bert, run_snippet, speller, write_jsonl
-from transformers import AutoModelForTokenClassification, BertModel, pipeline
+from transformers import AutoModelForTokenClassification, AutoTokenizer, BertModel, pipeline
 
+from kdcli import snippets
+from kdcli.commands.artifacts import folder_of
+from kdcli.hardware.cuda import Cuda
+from kdcli.hardware.intel import Intel
 from kdcli.launch import launch
+from kdcli.measure import runtime_of
 
 Run = Callable[..., Path]
 
@@ -197,6 +202,31 @@ def test_export_to_onnx(run: Path, tmp_path: Path) -> None:
     into = tmp_path / "eval"
     assert launch("eval", [f"run={run}", "artifact=model.onnx", "measure=null", f"hydra.run.dir={into}"]) == 0
     assert json.loads((into / "eval.json").read_text())["models"]["model.onnx"]["score"] == whole["score"]
+
+
+def test_what_runs_the_other_files_without_kdcli_tags_as_the_student_does(run: Path, tmp_path: Path) -> None:
+    """Lines that do not run, that tag padding, or that give a word its neighbour's tag."""
+    student = run / "student"
+    model = AutoModelForTokenClassification.from_pretrained(student).eval()
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    words = next(row["tokens"] for row in tagged(400) if {"B-good", "B-bad", "O"} <= set(row["ner"]))
+    row = tokenizer(words, is_split_into_words=True, return_tensors="pt")
+    assert row["input_ids"].shape[1] == len(words) + 2
+    with torch.inference_mode():
+        tags = model(**row).logits[0, 1:-1].argmax(-1).tolist()
+    expected = [f"{model.config.id2label[tag]} {word}" for tag, word in zip(tags, words, strict=True)]
+    assert len(set(tags)) > 2
+    files = Intel(["fp16"]).export(student, tmp_path, model, [row], 32)
+    files |= Cuda().export(student, tmp_path, model, [row], 32)
+    values = {"MAX_LENGTH": 32, "SIDE": tokenizer.truncation_side}
+    scripts = {}
+    for file in files.values():
+        runtime = runtime_of(file)
+        (script,) = snippets.write(
+            folder_of(file), runtime, "token_classification", values | {"MODEL": file.name}
+        )
+        scripts[runtime] = run_snippet(script, *words)
+    assert scripts == dict.fromkeys(["openvino", "torch", "exported"], expected)
 
 
 def test_conll_files_smoke_and_a_cut_student(distil: Run, tmp_path: Path) -> None:
