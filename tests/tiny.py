@@ -360,10 +360,10 @@ def run_snippet(file: Path, *words: str) -> list[str]:
     return done.stdout.strip().splitlines()
 
 
-def texts_of(run: Path) -> list[str]:
-    """The test texts of a finished run, in the order of its predictions."""
+def texts_of(run: Path, split: str = "test") -> list[str]:
+    """The texts of a finished run's split, in the order of its predictions."""
     from kdcli.config import Distill, check
     from kdcli.data import load
     from kdcli.rundir import saved_config
 
-    return list(load(check(Distill, saved_config(run)).dataset)["test"]["text"])
+    return list(load(check(Distill, saved_config(run)).dataset)[split]["text"])

@@ -18,6 +18,7 @@ import torch
 import yaml
 from safetensors.numpy import load_file, save_file
 from tiny import run_snippet, sentences, texts_of, write_csv
+from transformers import AutoTokenizer
 
 from kdcli.files import hash_files
 from kdcli.launch import launch
@@ -293,11 +294,27 @@ def test_missed_gates_are_exit_code_3_and_leave_the_files(
 def test_export_for_openvino_is_calibrated_run_and_evaluated(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Calibration rows that are another model's inputs, a file that `kdcli eval` does not take, or a table of devices with no best one."""
+    """Calibration rows that are another model's inputs or that the score is taken of, a file that `kdcli eval` does not take, or a
+    table of devices with no best one."""
+    import nncf
+
     monkeypatch.chdir(tmp_path)
+    read: list[list[int]] = []
+
+    class Noted(nncf.Dataset):
+        def __init__(self, rows: list[dict[str, np.ndarray]]):
+            read.extend(row["input_ids"][0].tolist() for row in rows)
+            super().__init__(rows)
+
+    monkeypatch.setattr(nncf, "Dataset", Noted)
     quick = ["measure.latency_runs=10", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
     quick.append("hardware.tolerance.agreement=0.9")
     assert launch("export", [f"run={run}", "hardware=cpu,intel", *quick], multirun=True) == 0
+    tokenizer = AutoTokenizer.from_pretrained(run / "student")
+    seen, unseen = (tokenizer(texts_of(run, split))["input_ids"] for split in ("train", "test"))
+    assert len(read) == 300
+    assert all(ids in seen for ids in read)
+    assert len({*map(tuple, read)} - {*map(tuple, unseen)}) > 200
     folder = run / "export" / "intel"
     result = json.loads((folder / "export.json").read_text())
     made = [json.loads((run / "export" / name / "export.json").read_text()) for name in ("cpu", "intel")]
