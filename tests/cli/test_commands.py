@@ -175,6 +175,8 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
     assert result["artifacts"]["model.onnx"]["parity"]["max_abs_difference"] < 1e-3
     fp32, torch_entry = result["artifacts"]["model.onnx"], result["torch"]
     assert fp32["peak_memory_bytes"] < torch_entry["peak_memory_bytes"]  # its process holds no torch
+    assert result["environment"]["load"] >= 0
+    assert isinstance(result["environment"]["processor_flags"], list)
     assert (exported / "tokenizer.json").is_file()
 
 

@@ -23,6 +23,8 @@ from kdcli.config import Measure
 from kdcli.errors import ExportError
 from kdcli.hardware.cpu import Cpu
 from kdcli.measure import UNKNOWN, MeasureSpec, measure, measure_rows
+from kdcli.runtimes import onnx as onnx_runtime
+from kdcli.runtimes import torch as torch_runtime
 from kdcli.runtimes.base import Encoded
 from kdcli.tasks.classification import Classification
 
@@ -220,6 +222,24 @@ def test_nothing_is_started_where_nothing_is_asked_for(
     """measure=null is for sweeps whose jobs run side by side: they must not pay for a process."""
     monkeypatch.setattr(subprocess, "Popen", None)
     assert measure_rows(None, "torch", student, student, TASK, TEXTS, LENGTH) == asdict(UNKNOWN)
+
+
+def test_threads_are_those_that_were_asked_for(spec: MeasureSpec, student: Path) -> None:
+    """Times of a runtime, or of a library under it, that takes all processors there are."""
+    spec = replace(spec, threads=3)
+    with module.Process(spec, TEXTS) as process:
+        process.turn([0])  # it has begun
+        variables = Path(f"/proc/{process._child.pid}/environ").read_text().split("\0")
+        told = dict(variable.split("=", 1) for variable in variables if variable)
+        assert {told[f"{name}_NUM_THREADS"] for name in ("OMP", "MKL", "OPENBLAS")} == {"3"}
+        assert told["OMP_WAIT_POLICY"] == "passive"
+    assert onnx_runtime.Model(spec).session.get_session_options().intra_op_num_threads == 3
+    before = torch.get_num_threads()
+    try:
+        torch_runtime.Model(replace(spec, runtime="torch", path=str(student)))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_slow_model_is_not_run_thrice() -> None:

@@ -120,13 +120,16 @@ def test_any_batch_and_any_length_give_the_logits_of_torch(name: str, student: P
 def test_a_single_row_is_padded_to_a_shape_that_was_compiled(
     auto: str, student: Path, tmp_path: Path
 ) -> None:
-    """A padded token that is attended to or answered, a row that is longer than the longest shape, or a shape beyond the model's positions."""
+    """A padded token that is attended to or answered, a row that is longer than the longest shape, a shape beyond the model's positions,
+    or a graph that takes all processors."""
     torch.manual_seed(0)
     model = getattr(transformers, f"AutoModelFor{auto}").from_config(CONFIGS["Bert"]).eval()
     file = Intel(["fp16"]).export(student, tmp_path / "out", model, [inputs(1, 9, 0, True)], 64)["fp16"]
     assert list(load(file).fixed) == [16, 24, 32, 48, 64]
     loaded = load(file, 20)
     assert list(loaded.fixed) == [16, 20]
+    graphs = [loaded.model, *loaded.fixed.values()]
+    assert {graph.get_property("INFERENCE_NUM_THREADS") for graph in graphs} == {1}
     loaded.model, free = None, loaded.model
     for length in (1, 15, 16, 18, 20, 40):
         if length > 20:

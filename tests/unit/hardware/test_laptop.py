@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import xllamacpp
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from safetensors.numpy import load_file
 from tiny import decoder, speller
@@ -142,10 +143,17 @@ def test_the_runtime_says_of_each_token_what_torch_says(
 
 
 @pytest.mark.real
-def test_what_is_streamed_is_what_it_thinks_likeliest(files: dict[str, Path], asked, tmp_path: Path) -> None:
-    """Tokens that come in one piece at the end, so that the first one's time is that of all, or other tokens than are scored."""
+def test_what_is_streamed_is_what_it_thinks_likeliest(
+    files: dict[str, Path], asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens that come in one piece at the end, so that the first one's time is that of all, or other tokens than are scored; and a
+    server that takes all processors."""
     prompts, _ = asked
-    writer = Writer(spec(files["f16"], tmp_path / "answers"))
+    given: list[xllamacpp.CommonParams] = []
+    server = xllamacpp.Server
+    monkeypatch.setattr(xllamacpp, "Server", lambda options: given.append(options) or server(options))
+    writer = Writer(spec(files["f16"], tmp_path / "answers", threads=3))
+    assert given[0].cpuparams.n_threads == given[0].cpuparams_batch.n_threads == 3
     for _, ids in prompts:
         told: list[int] = []
         writer.write({"input_ids": np.asarray([ids])}, 4, told.append)
