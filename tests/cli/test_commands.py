@@ -6,6 +6,7 @@ import json
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -440,25 +441,36 @@ def test_exports_for_several_targets_end_with_one_table(
 def test_an_artifact_that_cannot_be_run_does_not_stop_the_others(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crash in one file's process after the others were made and measured: all is lost, or nothing is said."""
+    """A file that its runtime refuses, or a crash in one file's process, after the others were made and measured: all is lost, or nothing
+    is said."""
     from kdcli.hardware.cpu import Cpu
+    from kdcli.measure import Process
 
-    made = Cpu.export
+    made, asked = Cpu.export, Process._ask
 
     def broken(self: Cpu, *given: Any) -> dict[str, Path]:
         files = made(self, *given)
         files["int8"].write_bytes(files["int8"].read_bytes()[:1000])
         return files
 
+    def crashes(self: Process, line: dict[str, Any]) -> Any:
+        if self.spec.path.endswith("int4.onnx") and line.get("do") == "latency":
+            self._child.send_signal(signal.SIGSEGV)
+        return asked(self, line)
+
     monkeypatch.setattr(Cpu, "export", broken)
+    monkeypatch.setattr(Process, "_ask", crashes)
     quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
-    assert launch("export", [f"run={run}", *quick]) == 3
+    assert launch("export", [f"run={run}", "hardware.precisions=[int8,int4,fp32]", *quick]) == 3
     said = capsys.readouterr()
-    assert "model.int8.onnx: could not be made or run" in said.out
-    assert "could not be run by onnx in its own process" in said.err
+    for name in ("int8", "int4"):
+        assert f"model.{name}.onnx: could not be made or run" in said.out
+        assert re.search(rf"model\.{name}\.onnx could not be run by onnx in its own process", said.err)
+    assert "(exit code -11)" in said.err
+    assert "Traceback" not in said.err
     result = json.loads((run / "export" / "cpu" / "export.json").read_text())
     assert list(result["artifacts"]) == ["model.onnx"] == [result["recommended"]]
-    assert list(result["failed"]) == ["model.int8.onnx"]
+    assert list(result["failed"]) == ["model.int8.onnx", "model.int4.onnx"]
 
 
 @pytest.mark.parametrize("fault", ["missing", "refused", "broken", "crashes"])
