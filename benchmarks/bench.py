@@ -1,4 +1,4 @@
-"""The figures of benchmarks/README.md: `python benchmarks/bench.py [startup throughput demo exports seeds]`, by default all.
+"""The figures of benchmarks/README.md: `python benchmarks/bench.py [startup throughput demo exports page seeds]`, by default all.
 
 Times are medians, comparisons are ratios taken in one run. Leave the machine alone meanwhile.
 """
@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 KDCLI = [sys.executable, "-m", "kdcli"]
 
@@ -219,9 +222,7 @@ def exports(targets: Sequence[str] = ("cpu", "intel", "mobile", "browser", "cuda
     from kdcli.rundir import saved_config
     from kdcli.tasks import task_of
 
-    run = Path("runs/bench/exports")
-    quiet: dict[str, Any] = {"check": True, "stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    subprocess.run([*KDCLI, "distill", f"hydra.run.dir={run}"], **quiet)
+    run = _default_run()
     report = json.loads((run / "report.json").read_text())
     teacher = report["models"]["teacher"]
     dataset = check(Distill, saved_config(run)).dataset
@@ -259,6 +260,38 @@ def exports(targets: Sequence[str] = ("cpu", "intel", "mobile", "browser", "cuda
             )
 
 
+def page(rows: int = 200) -> None:
+    """The page of the default run's student in headless Chromium, without a network: milliseconds from a text to its answer, tokenizer
+    included, of rows of the test split."""
+    from browser import Page, chromium, served
+
+    if missing := [name for name in ("node", "npm") if shutil.which(name) is None] + ["Chromium"] * (
+        not chromium()
+    ):
+        print(f"page: skipped: {', '.join(missing)} is not installed")
+        return
+    run = _default_run()
+    command = [*KDCLI, "export", f"run={run}", "hardware=browser", f"hardware.rows={rows}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with (
+        tempfile.TemporaryDirectory() as profile,
+        served(run / "export" / "browser") as url,
+        Page(url, Path(profile)) as shown,
+    ):
+        for dtype in "fp32", "q8":
+            shown.choose(dtype)
+            p50, p95 = np.percentile([float(cells[4]) for cells in shown.rows()], (50, 95))
+            print(f"page: {dtype}: p50 {p50:.1f} ms, p95 {p95:.1f} ms (at most 50)")
+
+
+def _default_run() -> Path:
+    """The run of `kdcli distill`, which is kept."""
+    run = Path("runs/bench/exports")
+    quiet: dict[str, Any] = {"check": True, "stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    subprocess.run([*KDCLI, "distill", f"hydra.run.dir={run}"], **quiet)
+    return run
+
+
 def _composed(group: str) -> dict[str, Any]:
     """A group of the default config."""
     import yaml
@@ -270,7 +303,14 @@ def _composed(group: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    every = {"startup": startup, "throughput": throughput, "demo": demo, "exports": exports, "seeds": seeds}
+    every = {
+        "startup": startup,
+        "throughput": throughput,
+        "demo": demo,
+        "exports": exports,
+        "page": page,
+        "seeds": seeds,
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="*", choices=[*every, []], help="default: all")
     for chosen in parser.parse_args().what or list(every):

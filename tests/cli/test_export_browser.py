@@ -122,17 +122,8 @@ def test_the_page_answers_without_a_network(run: Path, exported: Path, tmp_path:
     np.testing.assert_allclose(stored, teacher, atol=1e-5)
     with served(exported) as url, Page(url, tmp_path / "profile") as page:
         for name, dtype in reversed(FILES.items()):
-            page.until("ready")
-            chosen = page.ask("document.getElementById('dtype').value")
-            if chosen != dtype:
-                page.ask(
-                    f"(() => {{ const s = document.getElementById('dtype'); s.value = '{dtype}'; "
-                    "document.body.dataset.state = ''; s.dispatchEvent(new Event('change')); })()"
-                )
-                page.until("ready")
-            cells = page.ask(
-                "[...document.querySelectorAll('#rows tr')].map((line) => [...line.cells].map((cell) => cell.innerText))"
-            )
+            page.choose(dtype)
+            cells = page.rows()
             said = probabilities(exported / "predictions" / f"test.{name}.safetensors")[numbers]
             best = [data["labels"][number] for number in said.argmax(1)]
             for row, (text, _, theirs, ours, _), label, share in zip(

@@ -36,6 +36,11 @@ def served(folder: Path) -> Iterator[str]:
         server.server_close()
 
 
+def chromium() -> str | None:
+    """Where the browser is; None: it is not installed."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
 class Page:
     """A page in a browser of its own; a context manager."""
 
@@ -44,10 +49,8 @@ class Page:
         self.said, self.number = b"", 0
 
     def __enter__(self) -> Page:
-        program = next(
-            filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-        )
-        assert program, "this test needs Chromium: install the package chromium"
+        program = chromium()
+        assert program, "Chromium is needed: install the package chromium"
         to_read, self.to = os.pipe()
         self.back, to_write = os.pipe()
         words = [
@@ -113,3 +116,20 @@ class Page:
             assert found != "failed", told
             assert time.monotonic() < ends, told
             time.sleep(0.1)
+
+    def choose(self, dtype: str) -> None:
+        """Have the page of `kdcli export hardware=browser` answer by one of its files, fp32 or q8, and wait for it."""
+        self.until("ready")
+        if self.ask("document.getElementById('dtype').value") != dtype:
+            self.ask(
+                f"(() => {{ const s = document.getElementById('dtype'); s.value = '{dtype}'; "
+                "document.body.dataset.state = ''; s.dispatchEvent(new Event('change')); })()"
+            )
+            self.until("ready")
+
+    def rows(self) -> list[list[str]]:
+        """The cells of its table: text, label, the teacher's answer, the student's, and its milliseconds."""
+        cells: list[list[str]] = self.ask(
+            "[...document.querySelectorAll('#rows tr')].map((line) => [...line.cells].map((cell) => cell.innerText))"
+        )
+        return cells
