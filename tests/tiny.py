@@ -7,11 +7,13 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -367,3 +369,14 @@ def texts_of(run: Path, split: str = "test") -> list[str]:
     from kdcli.rundir import saved_config
 
     return list(load(check(Distill, saved_config(run)).dataset)[split]["text"])
+
+
+@contextmanager
+def full_disk(most: int) -> Iterator[None]:
+    """As long as it lasts, no file of this process and of those that it starts grows beyond so many bytes."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 import torch
 import yaml
 from safetensors.numpy import load_file, save_file
-from tiny import run_snippet, sentences, texts_of, write_csv
+from tiny import full_disk, run_snippet, sentences, texts_of, write_csv
 from transformers import AutoTokenizer
 
 from kdcli.files import hash_files
@@ -633,13 +632,8 @@ def test_a_full_disk_leaves_the_export_before_it(
 ) -> None:
     """Half a file in the place of a good one is shipped to the device."""
     before = {path.relative_to(run): path.stat().st_size for path in run.rglob("*")}
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, limit[1]))
-        code = launch("export", [f"run={run}"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert code == 2
+    with full_disk(20000):
+        assert launch("export", [f"run={run}"]) == 2
     assert "ree some space" in capsys.readouterr().err
     assert {path.relative_to(run): path.stat().st_size for path in run.rglob("*")} == before
 

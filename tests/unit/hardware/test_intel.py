@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import bert, sentences
+from tiny import bert, full_disk, sentences
 
 from kdcli.errors import ExportError
 from kdcli.files import size_of
@@ -227,6 +227,14 @@ def test_a_file_whose_weights_are_cut_off_is_told(tokenizer, student: Path, tmp_
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ExportError, match=r"model\.fp16\.xml could not be run by openvino"):
         measure(MeasureSpec("openvino", str(file), str(file.parent), 64), TEXTS)
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_file(student: Path, tmp_path: Path) -> None:
+    """A graph whose weights end early, which is called done."""
+    model, row = create(CONFIGS["Bert"]), inputs(1, 9, 0, True)
+    with full_disk(5000), pytest.raises(ExportError, match="cannot be written for OpenVINO: "):
+        Intel(["fp16"]).export(student, tmp_path / "out", model, [row], 64)
+    assert not list((tmp_path / "out").glob("*.bin"))
 
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import transformers
 import xllamacpp
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from safetensors.numpy import load_file
-from tiny import decoder, speller
+from tiny import decoder, full_disk, speller
 
 from kdcli.commands.artifacts import _counted, _generated
 from kdcli.commands.export import _require_task
@@ -201,6 +201,15 @@ def test_a_file_that_cannot_be_run_is_told(files: dict[str, Path], asked, tmp_pa
     broken.write_bytes(files["f16"].read_bytes()[:100_000])
     with pytest.raises(ExportError, match=r"(?s)broken\.gguf could not be run by llama.*load"):
         measure(spec(broken, tmp_path / "answers"), *asked)
+
+
+@pytest.mark.real
+def test_a_full_disk_is_told(student: Path, tmp_path: Path) -> None:
+    """The converter's own process ends without a file, and nobody knows why; or half a file is quantized."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(student)
+    with full_disk(20_000), pytest.raises(ExportError, match="cannot be written as GGUF: .*File too large"):
+        Laptop(ALL).export(student, tmp_path, model, [], 64)
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["model.f16.gguf"])
 
 
 def test_a_tokenizer_that_the_converter_does_not_know_is_told(tmp_path: Path) -> None:
