@@ -93,7 +93,10 @@ def test_measure_can_be_imported_without_torch() -> None:
 
 def test_each_snippet_is_of_a_runtime_and_a_task() -> None:
     """A file that is named otherwise is laid beside no artifact."""
+    from kdcli.commands.export import ELSEWHERE
+
     runtimes = {path.stem for path in (ROOT / "runtimes").glob("*.py")} - {"__init__", "base"}
+    runtimes |= {*ELSEWHERE.values()}
     tasks = {path.stem for path in (ROOT / "tasks").glob("*.py")}
     for path in (ROOT / "snippets").glob("[!_]*"):
         if path.is_file():
