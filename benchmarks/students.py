@@ -1,15 +1,18 @@
 """The figures on students of benchmarks/README.md: `python benchmarks/students.py table tweets`, `table clinc FOLDER`,
-`floor tweets`, `floor clinc FOLDER`, `trimmed`, `decoders`, `sparsity`.
+`floor tweets`, `floor clinc FOLDER`, `trimmed`, `decoders`, `sparsity`, `rounded verses FILE`.
 
-FOLDER holds CLINC150 as train.tsv, val.tsv and test.tsv with the columns text and label. Runs are kept under runs/bench/students and are not made
+FOLDER holds CLINC150 as train.tsv, val.tsv and test.tsv with the columns text and label, FILE verses as `translation.py` takes them. Runs are kept under runs/bench/students and are not made
 again. Scores do not depend on what else the machine does, speeds do: leave it alone for `floor` and `sparsity`. `--seeds 1 2` takes those alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import json
+import math
+import random
 import statistics
 import subprocess
 import sys
@@ -48,6 +51,23 @@ SMALL = [
 ]
 BEST = {"tweets": [*SMALL, "trainer.epochs=2"], "clinc": [*SMALL, "trainer.epochs=4"]}
 """What `floor` takes: two layers with half of their feed-forward units, over the words of the data."""
+WRITERS = {
+    "from_config": [
+        "student=smollm2-30m",
+        "student.hidden_size=192",
+        "student.num_hidden_layers=6",
+        "student.intermediate_size=512",
+        "trainer.epochs=4",
+        "trainer.learning_rate=2e-3",
+    ],
+    "layers": [
+        "student=layers",
+        "student.layers=[0,1,2,27,28,29]",
+        "trainer.epochs=3",
+        "trainer.learning_rate=1e-3",
+    ],
+}
+"""Language models of 12 M and 50 M parameters."""
 INSIDE = """
 stages:
   inside:
@@ -272,18 +292,65 @@ def sparsity() -> None:
         )
 
 
+def rounded(file: str) -> None:
+    """Language models that SmolLM2-135M teaches on verses in English, their last epoch in int4; and rounded after training."""
+    from translation import TEST, VALIDATION
+
+    folder = RUNS / "verses"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for line in Path(file).read_text(encoding="utf-8").splitlines():
+        english, _, verse = line.split("\t")
+        book = verse.rpartition(" ")[0]
+        rows["test" if book in TEST else "validation" if book in VALIDATION else "train"].append(english)
+    random.Random(0).shuffle(rows["train"])
+    for split, most in {"train": 8000, "validation": 400, "test": 600}.items():
+        with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows([["text"], *([verse] for verse in rows[split][:most])])
+    options = [
+        "dataset=csv",
+        f"dataset.path={folder}/train.csv",
+        *(f"dataset.{split}={folder}/{split}.csv" for split in ("validation", "test")),
+        *("dataset.text=text", "dataset.label=null", "dataset.max_length=96"),
+        *("teacher=smollm2-135m", "teacher.tune=false"),
+        *("loss=forward_kl", "loss.hard_label.weight=0.25", "trainer.batch_size=16"),
+        *("student.quantization=int4", "control=false", "measure=null"),
+    ]
+    for seed, (name, own) in itertools.product(SEEDS, WRITERS.items()):
+        run = RUNS / f"rounded-{name}" / str(seed)
+        distil(run, [*options, *own, f"seed={seed}"])
+        command = ["export", f"run={run}", "hardware.precisions=[fp32,int4]", "measure.request_rates=[]"]
+        subprocess.run([*KDCLI, *command], check=False, stdout=subprocess.DEVNULL)
+        told = json.loads((run / "export/cpu/export.json").read_text())["quantization"]
+        scores = {how: entry["score"] for how, entry in told["artifacts"]["model.int4.onnx"].items()}
+        print(
+            f"rounded: {name} seed {seed}: perplexity {math.exp(-told['score']):.2f} in fp32; of a token's probability the file in int4 keeps "
+            + ", ".join(f"{math.exp(score - told['score']):.1%} {how}" for how, score in scores.items()),
+            flush=True,
+        )
+
+
 if __name__ == "__main__":
-    every = {"table": table, "floor": floor, "trimmed": trimmed, "decoders": decoders, "sparsity": sparsity}
+    every = {
+        "table": table,
+        "floor": floor,
+        "trimmed": trimmed,
+        "decoders": decoders,
+        "sparsity": sparsity,
+        "rounded": rounded,
+    }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=every)
-    parser.add_argument("data", nargs="?", choices=["tweets", "clinc"], default="tweets")
-    parser.add_argument("folder", nargs="?", help="of CLINC150")
+    parser.add_argument("data", nargs="?", choices=["tweets", "clinc", "verses"], default="tweets")
+    parser.add_argument("folder", nargs="?", help="of CLINC150, or the file of verses")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     chosen = parser.parse_args()
     SEEDS = chosen.seeds
     if chosen.what in ("table", "floor"):
         every[chosen.what](chosen.data, chosen.folder)
+    elif chosen.what == "rounded":
+        rounded(chosen.folder or sys.exit("rounded verses: name the file"))
     else:
         every[chosen.what]()

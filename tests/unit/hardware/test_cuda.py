@@ -27,10 +27,11 @@ def test_any_batch_and_any_length_give_the_logits_of_torch(name: str, student: P
     files = Cuda().export(student, tmp_path / "out", model, [inputs(1, 7, pad, segments)], 64)
     assert [file.name for file in files.values()] == ["bf16", "model.pt2"]
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
-    threads = torch.get_num_threads()
-    loaded = Model(MeasureSpec("exported", str(files["pt2"]), str(tmp_path / "out"), 64, threads=3))
-    assert torch.get_num_threads() == 3
-    torch.set_num_threads(threads)
+    with pytest.MonkeyPatch.context() as patch:
+        threads: list[int] = []
+        patch.setattr(torch, "set_num_threads", threads.append)
+        loaded = Model(MeasureSpec("exported", str(files["pt2"]), str(tmp_path / "out"), 64, threads=3))
+    assert threads == [3]
     for shape in SHAPES:
         batch = inputs(*shape, pad, segments)
         with torch.inference_mode():
