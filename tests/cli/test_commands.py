@@ -716,7 +716,7 @@ def test_list(kdcli: Kdcli) -> None:
 @pytest.mark.real
 def test_the_packaged_default_at_reduced_size(kdcli: Kdcli, tmp_path: Path) -> None:
     """The command that every newcomer types first: real teacher, real tweets, then the export of its result."""
-    options = ["dataset.limit=2000", "dataset.labelled=600", "dataset.eval_limit=500", "trainer.epochs=3",
+    options = ["dataset.limit=1200", "dataset.labelled=600", "dataset.eval_limit=500", "trainer.epochs=3",
                "teacher.trainer.epochs=1", "measure.latency_runs=10", "measure.throughput_seconds=0.2",
                "measure.max_texts=64"]  # fmt: skip
     done = kdcli("distill", *options, "hydra.run.dir=demo")
