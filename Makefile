@@ -28,8 +28,9 @@ demo: setup ## Distil the packaged teacher into a tiny student, then export it: 
 test: setup ## Run the tests, in two processes
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-devices: setup ## Run the tests of hardware=mobile and browser: 2 GB of packages once; Node 20 and Chromium must be there
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mobile]'
+test-devices: setup ## Run the tests of hardware=mobile and browser: 2 GB of packages once, Node among them, and Chromium by apt-get
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mobile,browser]'
+	command -v chromium || command -v chromium-browser || command -v google-chrome || apt-get install --yes chromium
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m devices
 
 checks: setup ## Format, lint, types, import floors
@@ -43,7 +44,7 @@ format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 bench: setup ## Print the figures of benchmarks/README.md (an hour and a half; leave the machine alone)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mobile]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mobile,browser]'
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/trl trl==1.16.0
 	PYTHONPATH=$(VENV)/trl $(BIN)/python benchmarks/language.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ PACKAGES = {
     "sharp": "0.35.5",
 }
 """From npm: transformers.js, and of what it needs all that it does not pin itself."""
+REMEDY = "install Node 20 or later: pip install 'kdcli[browser]', or https://nodejs.org"
 DTYPES = {"model.onnx": "fp32", "model_quantized.onnx": "q8"}
 """What transformers.js calls the files."""
 
@@ -39,11 +41,9 @@ def packages() -> Path:
     # no package's own scripts: onnxruntime-node's fetches CUDA
     command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix"]
     names = [f"{name}@{version}" for name, version in PACKAGES.items()]
-    npm = shutil.which("npm")
+    npm = _program("npm")
     if npm is None:
-        raise ExportError(
-            "npm is not installed, which fetches transformers.js; install it with Node: https://nodejs.org"
-        )
+        raise ExportError(f"npm is not installed, which fetches transformers.js; {REMEDY}")
     with replaced(folder) as temporary:
         temporary.mkdir()
         done = subprocess.run(
@@ -64,12 +64,15 @@ def node() -> str:
     Raises:
         ExportError: it is not installed.
     """
-    found = shutil.which("node")
+    found = _program("node")
     if found is None:
-        raise ExportError(
-            "Node is not installed, which runs what a browser runs; install Node 20 or later: https://nodejs.org"
-        )
+        raise ExportError(f"Node is not installed, which runs what a browser runs; {REMEDY}")
     return found
+
+
+def _program(name: str) -> str | None:
+    """Where a program is, on the path or beside Python, where the extra `browser` puts Node."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
 class Model(File):
