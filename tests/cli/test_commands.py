@@ -716,18 +716,17 @@ def test_list(kdcli: Kdcli) -> None:
 @pytest.mark.real
 def test_the_packaged_default_at_reduced_size(kdcli: Kdcli, tmp_path: Path) -> None:
     """The command that every newcomer types first: real teacher, real tweets, then the export of its result."""
-    options = ["dataset.limit=1200", "dataset.labelled=600", "dataset.eval_limit=500", "trainer.epochs=3",
-               "teacher.trainer.epochs=1", "measure.latency_runs=10", "measure.throughput_seconds=0.2",
-               "measure.max_texts=64"]  # fmt: skip
+    options = ["dataset.limit=800", "dataset.labelled=600", "dataset.eval_limit=300", "trainer.epochs=3",
+               "teacher.trainer.epochs=1", "measure=null"]  # fmt: skip
     done = kdcli("distill", *options, "hydra.run.dir=demo")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert report["labels"] == ["negative", "neutral", "positive"]
-    majority = np.array(report["models"]["teacher"]["confusion"]).sum(1).max() / 500
+    majority = np.array(report["models"]["teacher"]["confusion"]).sum(1).max() / 300
     assert report["models"]["teacher"]["score"] > majority + 0.05
     assert report["models"]["student"]["score"] > majority
     assert report["verdict"]["compression"] > 5
-    brief = ["measure=null", "control=false", "trainer.max_steps=5"]
+    brief = ["control=false", "trainer.max_steps=5"]
     again = kdcli("distill", *options, *brief, "hydra.run.dir=again")
     assert "from the cache" in again.stderr
     done = kdcli(
@@ -736,6 +735,7 @@ def test_the_packaged_default_at_reduced_size(kdcli: Kdcli, tmp_path: Path) -> N
         "measure.latency_runs=10",
         "measure.throughput_seconds=0.2",
         "measure.load_seconds=0.5",
+        "measure.max_texts=64",
     )
     assert done.returncode in (0, 3), done.stderr
     result = json.loads((tmp_path / "demo" / "export" / "cpu" / "export.json").read_text())

@@ -64,6 +64,7 @@ def test_recipes_for_classifiers(
         *base,
         f"experiment={name}",
         "debug=smoke",
+        "measure=null",
         "dataset.max_length=32",
         f"teacher.path={deep}",
         *options,
@@ -88,6 +89,7 @@ def test_minitron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         *talk(tmp_path, "pairs"),
         "student.intermediate_size=32",
         "debug=smoke",
+        "measure=null",
     ]
     assert launch("distill", [*command, f"hydra.run.dir={run}"]) == 0
     assert terms(run)[0] == {"soft_label"}
