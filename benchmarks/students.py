@@ -51,23 +51,15 @@ SMALL = [
 ]
 BEST = {"tweets": [*SMALL, "trainer.epochs=2"], "clinc": [*SMALL, "trainer.epochs=4"]}
 """What `floor` takes: two layers with half of their feed-forward units, over the words of the data."""
-WRITERS = {
-    "from_config": [
-        "student=smollm2-30m",
-        "student.hidden_size=192",
-        "student.num_hidden_layers=6",
-        "student.intermediate_size=512",
-        "trainer.epochs=4",
-        "trainer.learning_rate=2e-3",
-    ],
-    "layers": [
-        "student=layers",
-        "student.layers=[0,1,2,27,28,29]",
-        "trainer.epochs=3",
-        "trainer.learning_rate=1e-3",
-    ],
-}
-"""Language models of 12 M and 50 M parameters."""
+WRITER = [
+    "student=smollm2-30m",
+    "student.hidden_size=192",
+    "student.num_hidden_layers=6",
+    "student.intermediate_size=512",
+    "trainer.epochs=4",
+    "trainer.learning_rate=2e-3",
+]
+"""A language model of 12 M parameters."""
 INSIDE = """
 stages:
   inside:
@@ -293,7 +285,7 @@ def sparsity() -> None:
 
 
 def rounded(file: str) -> None:
-    """Language models that SmolLM2-135M teaches on verses in English, their last epoch in int4; and rounded after training."""
+    """A language model that SmolLM2-135M teaches on verses in English, its last epoch in int4; and rounded after training."""
     from translation import TEST, VALIDATION
 
     folder = RUNS / "verses"
@@ -314,17 +306,17 @@ def rounded(file: str) -> None:
         *("dataset.text=text", "dataset.label=null", "dataset.max_length=96"),
         *("teacher=smollm2-135m", "teacher.tune=false"),
         *("loss=forward_kl", "loss.hard_label.weight=0.25", "trainer.batch_size=16"),
-        *("student.quantization=int4", "control=false", "measure=null"),
+        *(*WRITER, "student.quantization=int4", "control=false", "measure=null"),
     ]
-    for seed, (name, own) in itertools.product(SEEDS, WRITERS.items()):
-        run = RUNS / f"rounded-{name}" / str(seed)
-        distil(run, [*options, *own, f"seed={seed}"])
+    for seed in SEEDS:
+        run = RUNS / "rounded" / str(seed)
+        distil(run, [*options, f"seed={seed}"])
         command = ["export", f"run={run}", "hardware.precisions=[fp32,int4]", "measure.request_rates=[]"]
         subprocess.run([*KDCLI, *command], check=False, stdout=subprocess.DEVNULL)
         told = json.loads((run / "export/cpu/export.json").read_text())["quantization"]
         scores = {how: entry["score"] for how, entry in told["artifacts"]["model.int4.onnx"].items()}
         print(
-            f"rounded: {name} seed {seed}: perplexity {math.exp(-told['score']):.2f} in fp32; of a token's probability the file in int4 keeps "
+            f"rounded: seed {seed}: perplexity {math.exp(-told['score']):.2f} in fp32; of a token's probability the file in int4 keeps "
             + ", ".join(f"{math.exp(score - told['score']):.1%} {how}" for how, score in scores.items()),
             flush=True,
         )
