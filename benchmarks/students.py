@@ -205,10 +205,34 @@ def trimmed() -> None:
             f"trimmed: {student} seed {seed}: {scores[student][-1]:.4f}, {sizes[student] / 1e6:.2f} MB",
             flush=True,
         )
+    for seed in SEEDS:
+        before, after = trimmed_after(RUNS / "tiny" / str(seed))
+        print(f"trimmed: tiny seed {seed}, when it has learnt: {before:.4f} -> {after:.4f}", flush=True)
     one, other = (statistics.mean(scores[student]) for student in scores)
     print(
         f"trimmed: {sizes['tiny-trimmed'] / sizes['tiny']:.2f} of the bytes (at most 0.5), score {100 * (other - one):+.2f} points (0.2)"
     )
+
+
+def trimmed_after(run: Path) -> tuple[float, float]:
+    """The test accuracy of a run's student, and of the same weights over the tokens that tiny-trimmed has."""
+    from kdcli.config import Distill, check
+    from kdcli.data import load
+    from kdcli.evaluate import opened
+    from kdcli.models import Source
+    from kdcli.rundir import saved_config
+    from kdcli.students.vocabulary import Vocabulary
+    from kdcli.tasks import task_of
+
+    dataset = check(Distill, saved_config(run)).dataset
+    data = load(dataset)
+    task = task_of(dataset, data.labels)
+    whole = opened(Source(run / "student", "student"), task, dataset.max_length)
+    scores = []
+    for model, tokenizer in (whole, Vocabulary(min_count=2).cut(*whole, task, data["train"])):
+        said = task.predict(model.eval(), tokenizer, task.encode(tokenizer, data["test"], dataset.max_length))
+        scores.append(float(task.scores(said)["accuracy"]))
+    return scores[0], scores[1]
 
 
 def decoders() -> None:
