@@ -58,8 +58,7 @@ def examine(
     order = label_order(model.config, task.labels, source.name) if task.labels else None
     encoded = task.encode(tokenizer, rows, max_length)
     said = task.predict(model, tokenizer, encoded, order=order, teacher=teacher)
-    found = size(source, task) | {"parameters": parameters(model)}  # a config does not say it all
-    return found, task.completed(said, model, tokenizer, encoded, max_length)
+    return size(source, task, model), task.completed(said, model, tokenizer, encoded, max_length)
 
 
 def same_tokens(
@@ -112,12 +111,17 @@ def likelihoods(
     return (sums / np.maximum(said.counts, 1)).tolist()
 
 
-def size(source: Source, task: Task) -> dict[str, int]:
-    """Parameters, and bytes of the weight files."""
-    with torch.device("meta"):
-        empty = task.create(load_config(source))
+def size(source: Source, task: Task, model: PreTrainedModel | None = None) -> dict[str, int]:
+    """Parameters, and bytes of the weight files.
+
+    Args:
+        model: what was loaded of it; None: parameters are those that its config tells of, which may leave an output matrix out.
+    """
+    if model is None:
+        with torch.device("meta"):
+            model = task.create(load_config(source))
     weights = sum(file.stat().st_size for file in source.path.glob("*.safetensors"))
-    return {"parameters": parameters(empty), "bytes": weights}
+    return {"parameters": parameters(model), "bytes": weights}
 
 
 def together(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -110,9 +110,8 @@ def translate(
     was_training, own = model.training, generator.generation_config
     attention = model.config._attn_implementation
     model.eval()
-    if (
-        model.device.type == "cpu"
-    ):  # the fused kernel takes up to half as long again for one token of each text
+    # the fused kernel takes up to half as long again for one token of each text
+    if model.device.type == "cpu":
         model.set_attn_implementation("eager")
     plain = plainly(model, tokenizer)
     generator.generation_config = plain

@@ -30,6 +30,7 @@ from kdcli.models import Source
 from kdcli.rundir import EXPORT, UNQUANTIZED, read_report, saved_config, unanswered
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Task
+from kdcli.tasks.classification import log_softmax
 from kdcli.tasks.seq2seq import Seq2Seq
 
 ELSEWHERE = {".mlpackage": "coreml"}
@@ -124,7 +125,7 @@ def export(cfg: Config, hardware: str) -> int:
                     parity["agreement"] = agreement(task, torch_said, said)
                     parity["max_abs_difference"] = float(np.abs(torch_said[kept] - said[kept]).max())
                     if task.labels:
-                        apart = _probabilities(torch_said[kept]) - _probabilities(said[kept])
+                        apart = np.exp(log_softmax(torch_said[kept])) - np.exp(log_softmax(said[kept]))
                         parity["max_abs_difference_of_probabilities"] = float(np.abs(apart).max())
                 parity |= shares
                 tolerance = _tolerance(cfg.hardware, path.name, precision, f"{dataset.kind}_{precision}")
@@ -311,17 +312,11 @@ def _shown(
 ) -> list[dict[str, Any]]:
     """Rows of the test split as `Target.show` takes them, with the answers of the teacher that the run keeps."""
     logits = load_file(run / "predictions" / "test.teacher.safetensors")["logits"]
-    probabilities = _probabilities(logits).tolist()
+    probabilities = np.exp(log_softmax(logits)).tolist()
     return [
         {"texts": row, "label": labels[number], "teacher": dict(zip(labels, said, strict=True))}
         for row, number, said in zip(texts, gold, probabilities, strict=True)
     ]
-
-
-def _probabilities(logits: np.ndarray) -> np.ndarray:
-    """Logits (N, C) -> their softmax, float64."""
-    whole = logits.astype(np.float64)
-    return np.exp(whole - np.logaddexp.reduce(whole, axis=1, keepdims=True))
 
 
 def _within(tolerance: Tolerance, parity: dict[str, float]) -> bool:

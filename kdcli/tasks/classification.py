@@ -99,7 +99,7 @@ class Classification(Task):
 
     def divergence(self, teacher: Predictions, student: Predictions) -> np.ndarray:
         """Over the labels."""
-        log_p, log_q = (_log_softmax(said["logits"]) for said in (teacher, student))
+        log_p, log_q = (log_softmax(said["logits"]) for said in (teacher, student))
         return (np.exp(log_p) * (log_p - log_q)).sum(1)
 
     def chance(self, said: Predictions, classes: int) -> float:
@@ -109,7 +109,7 @@ class Classification(Task):
     def scores(self, said: Predictions) -> dict[str, Any]:
         """Accuracy, macro F1, negative log-likelihood, expected calibration error, confusion matrix."""
         logits, labels = said["logits"], said.labels
-        log_p = _log_softmax(logits)
+        log_p = log_softmax(logits)
         predicted = logits.argmax(1)
         size = len(self.labels)
         confusion = np.bincount(labels * size + predicted, minlength=size**2).reshape(size, size)
@@ -131,7 +131,8 @@ class Classification(Task):
         return (said["logits"].argmax(1) == said.labels).astype(np.float64)
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logits (N, C) -> their log-probabilities, float64."""
     logits = logits.astype(np.float64)
     return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 

@@ -16,7 +16,7 @@ from kdcli.errors import DataError, ModelError
 from kdcli.files import digest
 from kdcli.signal import Signal
 from kdcli.tasks.base import IGNORE, Encoded, Predictions, padded
-from kdcli.tasks.classification import CHUNK, Classification, _log_softmax
+from kdcli.tasks.classification import CHUNK, Classification, log_softmax
 
 logger = logging.getLogger(__name__)
 UNTAGGED = -1
@@ -141,7 +141,7 @@ class TokenClassification(Classification):
         names = _types(self.labels)
         each = [np.bincount(kinds[kinds >= 0], minlength=len(names)) for kinds in (gold, found, right)]
         whole = [int(count.sum()) for count in each]
-        log_p = _log_softmax(said["logits"])
+        log_p = log_softmax(said["logits"])
         return {
             "f1": _f1(*whole),
             "precision": whole[2] / max(1, whole[1]),
