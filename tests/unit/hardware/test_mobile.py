@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 from test_intel import CONFIGS, SEGMENTS, SIZES, TEXTS, create, inputs, student
-from tiny import bert, run_snippet
+from tiny import bert, full_disk, run_snippet
 
 from kdcli import snippets
 from kdcli.commands.export import _require_task
@@ -287,6 +289,46 @@ def test_a_file_that_is_cut_off_is_told(tokenizer, student: Path, tmp_path: Path
         os.truncate(file, int(file.stat().st_size * share))
         with pytest.raises(ExportError, match=rf"{re.escape(file.name)} could not be run by {runtime}"):
             measure(spec, TEXTS)
+
+
+@pytest.mark.devices
+@pytest.mark.parametrize(("each", "kind"), [("litert_int8", ExportError), ("executorch_int8", OSError)])
+def test_a_full_disk_is_told(student: Path, tmp_path: Path, each: str, kind: type[Exception]) -> None:
+    """A page of the converter's frames, or a file that ends early and is called done."""
+    model, row = create(CONFIGS["Bert"]), inputs(1, 9, 0, True)
+    model.save_pretrained(student)
+    litert.packages()
+    with full_disk(5000), pytest.raises(kind, match="File too large"):
+        Mobile([each]).export(student, tmp_path / "out", model, [row], 16)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.devices
+@pytest.mark.parametrize("each", ["litert_int8", "executorch_int8"])
+def test_threads_are_those_that_were_asked_for(student: Path, tmp_path: Path, each: str) -> None:
+    """Times of a runtime that takes all processors there are: counted where it runs, in a process of its own."""
+    model, row = create(CONFIGS["Bert"]), inputs(1, 9, 0, True)
+    model.save_pretrained(student)
+    file = Mobile([each]).export(student, tmp_path / "out", model, [row], 16)[each]
+    script = (
+        "import importlib, sys; from pathlib import Path\n"
+        "import numpy as np\n"
+        "from kdcli.runtimes.base import MeasureSpec\n"
+        "runtime, file, threads = sys.argv[1:]\n"
+        "spec = MeasureSpec(runtime, file, str(Path(file).parent), 16, threads=int(threads))\n"
+        "model = importlib.import_module(f'kdcli.runtimes.{runtime}').Model(spec)\n"
+        "model({name: np.ones((1, 9), np.int64) for name in model.pad})\n"
+        "print(len(list(Path('/proc/self/task').iterdir())))\n"
+    )
+    asked = [sys.executable, "-c", script, str(runtime_of(file)), str(file)]
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    one, three = (
+        int(
+            subprocess.run([*asked, str(count)], env=alone, capture_output=True, text=True, check=True).stdout
+        )
+        for count in (1, 3)
+    )
+    assert three == one + 2
 
 
 @pytest.mark.devices
