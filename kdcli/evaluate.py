@@ -144,7 +144,7 @@ def together(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 if (ms := [each[name] for each in latencies])
             },
             "throughput_per_s": 1 / sum(1 / speed for speed in speeds) if all(speeds) else None,
-            **dict.fromkeys(("batch_size", "first_token_ms", "between_tokens_ms", "times_faster")),
+            **dict.fromkeys(("batch_size", "first_token_ms", "between_tokens_ms", "times_faster", "speedup")),
             **dict.fromkeys(("cpu_share", "peak_memory_bytes", "import_memory_bytes", "load")),
             "load_seconds": sum(seconds)
             if all(seconds := [entry["load_seconds"] for entry in entries])
@@ -236,6 +236,9 @@ def verdict(
 ) -> dict[str, Any]:
     """The comparison of student, control and teacher on the same rows (without its sentence).
 
+    Its `speedup` is that of the student, measured in turns with the teacher; of an ensemble, whose members are not all loaded at once,
+    the ratio of `throughput_per_s`.
+
     Args:
         shared: teacher and student have the same classes; else how near they are cannot be known.
     """
@@ -258,5 +261,5 @@ def verdict(
         "retention": task.retention(student["score"], teacher["score"]) if known else None,
         **found,
         "compression": teacher["parameters"] / student["parameters"] if teacher["parameters"] else None,
-        "speedup": fast / slow if fast and slow else None,
+        "speedup": student["speedup"] or (fast / slow if fast and slow else None),
     }

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +33,7 @@ from kdcli.runtimes.base import MeasureSpec, Runtime
 
 if TYPE_CHECKING:
     from kdcli.config import Measure
+    from kdcli.models import Source
     from kdcli.runtimes.base import Answers, Encoded, Texts
     from kdcli.tasks.base import Task
 
@@ -63,7 +64,7 @@ RUNS = 40
 PATIENCE = 10
 """… and no more once they took so many times `throughput_seconds`."""
 PASSES = 3
-"""Times that each batch is run for throughput, so that its median forgets a hiccup, unless that takes as long."""
+"""Turns in which throughput is measured, each over all rows once or more, unless fewer take as long."""
 TRIES = 8
 """Rates that are tried, each a fifth below the last, where the one found on paper does not keep the limit."""
 BUSY = 0.9
@@ -77,13 +78,14 @@ class Measurement:
     Attributes:
         latency_ms: p50, p95 and p99 of single rows, unpadded, at batch 1; of a language model the time to the first token,
             of a translator that of the whole translation, greedy.
-        throughput_per_s: rows a second, in batches of rows of like length, from each batch's median time; of a language
-            model tokens a second at batch 1 after an answer's first, of the median answer, of a translator over all those translations.
+        throughput_per_s: rows a second, in batches of rows of like length, from each batch's median time, of the median turn; of a
+            language model tokens a second at batch 1 after an answer's first, of the median answer, of a translator over a turn's translations.
         batch_size: the one of `MeasureSpec.batch_sizes` whose throughput that is; of what writes text None.
         first_token_ms: of a language model p50 and p95 of `latency_ms`, under the name by which a stream is judged.
         between_tokens_ms: of a language model p50, p95 and p99 of what passes between two tokens of an answer, at batch 1 (llama.cpp:
             between two characters, where one is of several tokens).
         times_faster: the p50 of another model over this one's, of the same rows in turns: the median turn.
+        speedup: its `throughput_per_s` over another model's, each at its best batch, in turns: the median turn.
         cpu_share: time that the process computed, in all its threads, over the time that passed, while latency was timed:
             below `BUSY` something else had the processor, or the runtime waits.
         peak_memory_bytes: the most that the process held while it loaded and ran the model, less what it held before:
@@ -99,6 +101,7 @@ class Measurement:
     first_token_ms: dict[str, float] | None = None
     between_tokens_ms: dict[str, float] | None = None
     times_faster: float | None = None
+    speedup: float | None = None
     cpu_share: float | None = None
     peak_memory_bytes: int | None = None
     import_memory_bytes: int | None = None
@@ -132,6 +135,7 @@ class Process:
     def __init__(self, spec: MeasureSpec, prompts: Sequence[Any]):
         self.spec = spec
         self.prompts = [prompts[at] for at in _spaced(len(prompts), spec.max_texts)]
+        self.batch_sizes = list(spec.batch_sizes)
 
     def __enter__(self) -> Process:
         threads = str(self.spec.threads)
@@ -175,41 +179,67 @@ class Process:
         # in no order, so that each turn's rows are like the others'
         places = np.random.default_rng(0).permutation(len(self.prompts))
         runs = np.resize(places, spec.latency_runs)
-        turns = [turn.tolist() for turn in np.array_split(runs, min(ROUNDS, len(runs)))]
-        mine, ratios = [], []
-        for turn in turns:
-            other = beside.turn(turn) if beside else None
-            mine.append(self.turn(turn))
-            if other:
-                ratios.append(statistics.median(other["ms"]) / statistics.median(mine[-1]["ms"]))
-        spent = [ms for turn in mine for ms in turn["ms"]]
+        ours: list[dict[str, Any]] = []
+        theirs: list[dict[str, Any]] = []
+        for turn in np.array_split(runs, min(ROUNDS, len(runs))):
+            if beside:
+                theirs.append(beside.turn(turn.tolist()))
+            ours.append(self.turn(turn.tolist()))
+        spent = [ms for turn in ours for ms in turn["ms"]]
         latency = _percentiles(spent)
-        batch, gaps = None, []
+        faster = [
+            statistics.median(other["ms"]) / statistics.median(own["ms"])
+            for own, other in zip(ours, theirs, strict=False)  # there are none, where nobody takes turns
+        ]
+        computed = sum(turn["cpu"] for turn in ours) / sum(spent) * 1000
         kind = _kind(spec.auto)
-        if kind == "Translator":
-            rate = sum(turn["tokens"] for turn in mine) / sum(spent) * 1000
-        elif kind == "Writer":
-            rate, gaps = self.tell("stream")
-        else:
-            rate, batch = self.tell("throughput")
+        if kind != "Translator":  # whose whole texts the turns above timed
+            ours, theirs = self._paces(beside)
+        rates = np.median([turn["rates"] for turn in ours], 0)
+        best = int(rates.argmax())
+        speedups = [
+            own["rates"][best] / max(other["rates"]) for own, other in zip(ours, theirs, strict=False)
+        ]
+        if kind == "Model":
+            self.batch_sizes = [spec.batch_sizes[best]]
+        gaps = [gap for turn in ours for gap in turn.get("gaps", ())]
         peak = self.tell("memory")
         return Measurement(
             latency,
-            rate,
-            batch,
+            float(rates[best]),
+            self.batch_sizes[0] if kind == "Model" else None,
             {name: latency[name] for name in ("p50", "p95")} if kind == "Writer" else None,
             _percentiles(gaps) if gaps else None,
-            statistics.median(ratios) if ratios else None,
-            sum(turn["cpu"] for turn in mine) / sum(spent) * 1000,
+            statistics.median(faster) if faster else None,
+            statistics.median(speedups) if speedups else None,
+            computed,
             peak,
             loaded["held"],
             loaded["seconds"],
         )
 
+    def _paces(self, beside: Process | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What `pace` tells of each turn, and what it tells of the model that takes turns with it."""
+        ours: list[dict[str, Any]] = []
+        theirs: list[dict[str, Any]] = []
+        began = time.perf_counter()
+        while len(ours) < PASSES and time.perf_counter() - began < PATIENCE * self.spec.throughput_seconds:
+            if beside:
+                theirs.append(beside.pace())
+            ours.append(self.pace())
+        return ours, theirs
+
     def turn(self, places: Sequence[int]) -> dict[str, Any]:
-        """Time rows at batch 1: milliseconds each, and seconds of computing and tokens in all."""
+        """Time rows at batch 1, as `_Worker.latency` does."""
         self._loaded()
         return self.tell("latency", places=places)
+
+    def pace(self) -> dict[str, Any]:
+        """`rates`: rows or tokens a second, at each of `batch_sizes` (once it is measured, at the best); `gaps` as `_Worker.stream`."""
+        self._loaded()
+        if _kind(self.spec.auto) == "Writer":
+            return self.tell("stream")
+        return {"rates": [self.tell("throughput", size=size) for size in self.batch_sizes]}
 
     def load(self, texts: Texts, limit: float | None = None) -> dict[str, Any]:
         """Send raw texts to the model at random moments, as many users do, whether it has answered the last one or not.
@@ -310,43 +340,59 @@ def measure_rows(
     task: Task,
     prompts: Sequence[Any],
     max_length: int,
-    answers: bool = False,
-    code: bool = False,
     rows: Any = None,
     beside: Process | None = None,
-    name: str = "",
     requests: Texts = (),
     limit: float | None = None,
-    dtype: str = "float32",
 ) -> dict[str, Any]:
-    """What one model needs on a split's rows: the fields of `Measurement`, and with `answers` those of `MeasureSpec.answers`.
+    """What an artifact needs on a split's rows, and what it says of them: the fields of `Measurement`, and those of `MeasureSpec.answers`.
 
     Args:
         cfg: how thoroughly; None: nothing is timed.
         prompts, rows: as `measure` takes them; of a translator `Texts`, which are cut into tokens here, where its tokenizer
             is told its languages.
-        beside: a model that takes turns with it.
-        name: what it is called where the machine is found busy; its path's last part, if nobody says.
-        requests, limit: as `measure` takes them.
-        dtype: as `MeasureSpec` has it.
+        beside, requests, limit: as `measure` takes them.
 
     Raises:
         ExportError: the runtime could not load or run the model.
     """
-    if cfg is None and not answers:
-        return asdict(UNKNOWN)
-    spec, prompts = specified(cfg, runtime, path, tokenizer, task, prompts, max_length, code)
-    spec = replace(spec, dtype=dtype)
+    from safetensors.numpy import load_file
+
+    spec, prompts = specified(cfg, runtime, path, tokenizer, task, prompts, max_length)
     with tempfile.TemporaryDirectory(prefix="kdcli-") as folder:
         file = Path(folder) / "answers.safetensors"
-        spec = replace(spec, answers=str(file) if answers else None)
-        found = asdict(measure(spec, prompts, rows, beside, requests, limit))
-        if answers:
-            from safetensors.numpy import load_file
-
-            found |= load_file(file)
-    warn_if_busy(name or path.name, found["cpu_share"])
+        spec = replace(spec, dtype="auto", answers=str(file))
+        found = asdict(measure(spec, prompts, rows, beside, requests, limit)) | load_file(file)
+    warn_if_busy(path.name, found["cpu_share"])
     return found
+
+
+@contextlib.contextmanager
+def measured(
+    cfg: Measure | None,
+    source: Source,
+    task: Task,
+    prompts: Sequence[Any],
+    max_length: int,
+    beside: Process | None = None,
+) -> Iterator[tuple[Process | None, dict[str, Any]]]:
+    """A checkpoint in torch, and what it needs: the fields of `Measurement`. It stays loaded, so that others can be measured
+    beside it.
+
+    Args:
+        cfg, prompts, beside: as `measure_rows` takes them.
+
+    Raises:
+        ExportError: torch could not load or run it.
+    """
+    if cfg is None:
+        yield None, asdict(UNKNOWN)
+        return
+    path = source.path
+    with Process(*specified(cfg, "torch", path, path, task, prompts, max_length, source.code)) as process:
+        found = asdict(process.measure(beside))
+        warn_if_busy(source.name, found["cpu_share"])
+        yield process, found
 
 
 def warn_if_busy(name: str, share: float | None) -> None:
@@ -456,10 +502,12 @@ class _Worker:
         self.translates = _translates(spec.auto)
         self.prompts = prompts
         self.rows: list[Any] = []
+        self.batches: dict[int, list[Encoded]] = {}
+        self.written = 0
         self.texts: Texts = ()
 
     def latency(self, places: Sequence[int]) -> dict[str, Any]:
-        """Milliseconds of rows at batch 1, and the seconds of computing and the tokens written in all."""
+        """Of rows at batch 1 milliseconds (`ms`), the seconds of computing in all (`cpu`), and `rates`: the tokens written a second."""
         if not self.rows:
             if self.translates:
                 self.rows = [np.asarray(self._sized(ids)).tolist() for ids in self.prompts]
@@ -479,13 +527,24 @@ class _Worker:
             tokens += len(found)
             if sum(seconds) >= most and len(seconds) >= least:
                 break
-        return {"ms": [1000 * each for each in seconds], "cpu": cpu, "tokens": tokens}
+        return {"ms": [1000 * each for each in seconds], "cpu": cpu, "rates": [tokens / sum(seconds)]}
 
-    def throughput(self) -> tuple[float, int]:
-        """Rows a second at the best batch, and that batch."""
-        rows, spec = self._encoded(), self.spec
-        seconds = spec.throughput_seconds / len(spec.batch_sizes)
-        return max((_throughput(self.model, rows, size, seconds), size) for size in spec.batch_sizes)
+    def throughput(self, size: int) -> float:
+        """Rows a second in batches of so many rows of like length, in one turn."""
+        if size not in self.batches:
+            rows = self._encoded()
+            self.batches[size] = [
+                _batch(self.model, [rows[row] for row in numbers]) for numbers in _batches(rows, size)
+            ]
+            self.model(self.batches[size][-1])  # the largest: what it allocates is not timed
+        batches = self.batches[size]
+        times: list[list[float]] = [[] for _ in batches]
+        seconds = self.spec.throughput_seconds / len(self.spec.batch_sizes) / PASSES
+        began = time.perf_counter()
+        while not times[-1] or time.perf_counter() - began < seconds:
+            for batch, found in zip(batches, times, strict=True):
+                found.append(_seconds(self.model, batch))
+        return len(self.prompts) / sum(map(statistics.median, times))
 
     def _encoded(self) -> list[Encoded]:
         """The inputs of each prompt that is timed."""
@@ -497,20 +556,26 @@ class _Worker:
         size = self.spec.sequence_length
         return row if size is None else np.resize(row, size)
 
-    def stream(self) -> tuple[float, list[float]]:
-        """Tokens a second that an answer goes on with, and the milliseconds between what it tells; of the rows of `latency`."""
-        rates, gaps = [], []
+    def stream(self) -> dict[str, list[float]]:
+        """Answers to the rows of `latency`, in one turn: `rates`, the tokens a second that the median one goes on with, and `gaps`,
+        the milliseconds between what they tell."""
+        rates: list[float] = []
+        gaps: list[float] = []
         count, started = self.spec.new_tokens + 1, time.perf_counter()
-        for row in self.rows:
+        ended = started
+        while not rates or ended - started < self.spec.throughput_seconds / PASSES:
             times: list[float] = []
             began = time.perf_counter()
-            self.model.write(row, count, lambda _, at=times: at.append(time.perf_counter()))
+            self.model.write(
+                self.rows[self.written % len(self.rows)],
+                count,
+                lambda _, at=times: at.append(time.perf_counter()),
+            )
             ended = time.perf_counter()
+            self.written += 1
             rates.append((count - 1) / (ended - min(times, default=began)))
             gaps += [1000 * (later - sooner) for sooner, later in pairwise(times)]
-            if ended - started >= self.spec.throughput_seconds and len(rates) >= PASSES:
-                break
-        return statistics.median(rates), gaps
+        return {"rates": [statistics.median(rates)], "gaps": gaps}
 
     def serve(self, texts: Texts) -> list[float]:
         """Milliseconds of each raw text, one after the other, for `MeasureSpec.load_seconds`; keeps them for `request`."""
@@ -657,19 +722,6 @@ def _most(served: np.ndarray, limit: float, seconds: float) -> float | None:
 def _spaced(count: int, most: int) -> list[int]:
     """At most so many of `count` numbers, evenly spaced."""
     return [int(at) for at in np.linspace(0, count - 1, min(most, count))]
-
-
-def _throughput(model: Answers, rows: Sequence[Encoded], size: int, seconds: float) -> float:
-    batches = [_batch(model, [rows[row] for row in numbers]) for numbers in _batches(rows, size)]
-    model(batches[-1])  # the largest: what it allocates is not timed
-    times: list[list[float]] = [[] for _ in batches]
-    began = time.perf_counter()
-    while True:
-        for batch, found in zip(batches, times, strict=True):
-            found.append(_seconds(model, batch))
-        spent = (time.perf_counter() - began) / seconds
-        if spent >= PATIENCE or (spent >= 1 and len(times[0]) >= PASSES):
-            return len(rows) / sum(map(statistics.median, times))
 
 
 def _logits(model: Answers, rows: Sequence[Encoded], spec: MeasureSpec) -> np.ndarray:

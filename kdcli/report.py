@@ -660,11 +660,22 @@ def _answers(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def eval_table(result: Mapping[str, Any]) -> None:
-    """Print what ``kdcli eval`` found (eval.json), and the verdict if student and teacher were compared."""
+    """Print what ``kdcli eval`` found (eval.json), and the verdict if student and teacher were compared, or how much faster a file
+    is that took turns with the student."""
     title = f"{result['examples']:,} rows of {result['dataset']['name']}, split {result['split']}"
     _table(title, result["metric"], result["models"])
     if "verdict" in result:
         console.say(result["verdict"]["text"], style="bold")
+        return
+    shown = _metric(result["metric"])
+    for name, model in result["models"].items():
+        faster, speedup = (_number(model.get(key)) for key in ("times_faster", "speedup"))
+        if faster and speedup:
+            sooner = "shorter" if faster > 1 else "longer"
+            console.say(
+                f"{name}, in turns with the student in torch: {shown.latency_of} {_times(max(faster, 1 / faster))} times {sooner}, "
+                f"{_times(speedup)} times the {shown.rates}"
+            )
 
 
 UNRUN = (

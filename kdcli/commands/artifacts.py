@@ -78,8 +78,7 @@ def ask(
     texts = task.inputs(rows, tokenizer)
     encoded = task.encode(tokenizer, rows, max_length)
     labels, counts = task.targets(encoded)
-    how: dict[str, Any] = {"answers": True, "beside": beside, "requests": texts, "limit": limit}
-    how["dtype"] = "auto"
+    how: dict[str, Any] = {"beside": beside, "requests": texts, "limit": limit}
     if isinstance(task, Seq2Seq):
         found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, **how)
         ends = found.pop("lengths").cumsum()[:-1]

@@ -14,7 +14,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ from kdcli.filters import kept, own_function
 from kdcli.generate import SHOWN, generate, text_scores
 from kdcli.losses.base import Loss
 from kdcli.losses.hard_label import HardLabel
-from kdcli.measure import UNKNOWN, measure_rows
+from kdcli.measure import UNKNOWN, Process, measured
 from kdcli.models import (
     Source,
     fast_bf16,
@@ -1544,6 +1544,7 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
     own = (UNQUANTIZED, "control", STUDENT)
     folders |= {name: run.folder / name for name in own if (run.folder / name).is_dir()}
     models: dict[str, dict[str, Any]] = {}
+    loaded: dict[str, Sequence[Source]] = {}
     said: dict[str, Predictions] = {}
     written: dict[str, list[str]] = {}
     searched: dict[str, list[str]] = {}
@@ -1590,9 +1591,10 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
         if isinstance(task, CausalLM) and name in written:
             references = [row["reference"] for row in task.shown(test)]
             models[name]["scores"] |= text_scores(written[name], references)
-        members = lesson.teachers if name == "teacher" else [source]
         if name != "teacher" or run.remote is None:
-            models[name] |= together([_measured(run, member, test) for member in members])
+            loaded[name] = lesson.teachers if name == "teacher" else [source]
+    for name, needs in _needs(run, loaded, test).items():
+        models[name] |= needs
     if run.remote is not None:
         models["teacher"] = UNSEEN | models.get("teacher", {})
     models["teacher"]["path"] = None if run.remote is not None else str(teacher.path)
@@ -1635,23 +1637,31 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
     }
 
 
-def _measured(run: Run, source: Source, rows: datasets.Dataset) -> dict[str, Any]:
-    """A checkpoint's speed and memory."""
-    inputs = run.task.inputs(rows, load_tokenizer(source))
+def _needs(
+    run: Run, models: Mapping[str, Sequence[Source]], rows: datasets.Dataset
+) -> dict[str, dict[str, Any]]:
+    """Speed and memory of models, of several checkpoints each if they are ensembles; the others in turns with the teacher, if it is one."""
+    found: dict[str, dict[str, Any]] = {}
+    beside: Process | None = None
     try:
-        return measure_rows(
-            run.cfg.measure,
-            "torch",
-            source.path,
-            source.path,
-            run.task,
-            inputs,
-            run.cfg.dataset.max_length,
-            code=source.code,
-            name=source.name,
-        )
+        with ExitStack() as stack:
+            for name, members in models.items():
+                entries = []
+                for source in members:
+                    inputs = run.task.inputs(rows, load_tokenizer(source))
+                    model = measured(
+                        run.cfg.measure, source, run.task, inputs, run.cfg.dataset.max_length, beside
+                    )
+                    if name == "teacher" and len(members) == 1:
+                        beside, needs = stack.enter_context(model)
+                    else:
+                        with model as (_, needs):
+                            pass
+                    entries.append(needs)
+                found[name] = together(entries)
     except ExportError as error:  # the run was trained: it failed, and is kept
         raise KDError(error.message) from error
+    return found
 
 
 def _terms(cfg: Config) -> dict[str, dict[str, Any]]:

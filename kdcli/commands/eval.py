@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from kdcli.evaluate import (
     verdict,
 )
 from kdcli.files import write_json
-from kdcli.measure import measure_rows, runtime_of
+from kdcli.measure import Process, measured, runtime_of, specified
 from kdcli.models import Source, find, has_head, load_tokenizer
 from kdcli.rundir import EXPORT, read_report
 from kdcli.signal import AnySignal
@@ -49,7 +50,9 @@ def evaluate(cfg: Config, folder: Path) -> int:
     if task.labels:  # all models are asked about the same words
         for source in sources.values():
             rows = task.prepare(rows, load_tokenizer(source), max_length)
-    with console.Stages(list(sources) or ["artifact"]) as stages:
+    beside: Process | None = None
+    ids: list[Any] = []
+    with ExitStack() as stack, console.Stages(list(sources) or ["artifact"]) as stages:
         for name, source in sources.items():
             with stages.stage(name):
                 _require_head(source, task)
@@ -64,22 +67,29 @@ def evaluate(cfg: Config, folder: Path) -> int:
                 if not shared and name == "teacher":
                     said[name] = in_tokens_of(task, said[name], sources["student"], table, max_length)
                 models[name] |= score(task, said[name])
-                models[name] |= measure_rows(
-                    cfg.measure,
-                    "torch",
-                    source.path,
-                    source.path,
-                    task,
-                    task.inputs(table, tokenizer),
-                    max_length,
-                    name=name,
-                )
+                # plain text is cut into other rows by other tokenizers
+                turns = beside if list(table["id"]) == ids else None
+                needs = measured(cfg.measure, source, task, task.inputs(table, tokenizer), max_length, turns)
+                if name == "teacher":
+                    ids = list(table["id"])
+                    beside, found = stack.enter_context(needs)
+                else:
+                    with needs as (_, found):
+                        pass
+                models[name] |= found
         if artifact is not None:
             name = artifact.name
             with stages.stage("artifact"):
                 tokenizer = load_tokenizer(Source(folder_of(artifact), name))
                 table = task.prepare(rows, tokenizer, max_length)
-                found, said[name], shares = ask(cfg.measure, artifact, task, table, tokenizer, max_length)
+                path = Path(cfg.run or "").expanduser() / "student"
+                if cfg.run and cfg.measure and path.is_dir():
+                    inputs = task.inputs(table, tokenizer)
+                    asked = specified(cfg.measure, "torch", path, path, task, inputs, max_length)
+                    beside = stack.enter_context(Process(*asked))
+                found, said[name], shares = ask(
+                    cfg.measure, artifact, task, table, tokenizer, max_length, beside=beside
+                )
                 models[name] = {"bytes": bytes_of(artifact)} | score(task, said[name]) | found | shares
     for name, answers in said.items():
         save_predictions(folder / "predictions" / f"{cfg.split}.{name}.safetensors", answers)

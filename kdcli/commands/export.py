@@ -25,7 +25,7 @@ from kdcli.errors import ConfigError, DataError, ExportError
 from kdcli.evaluate import agreement, examine, opened, save_predictions, score
 from kdcli.files import replaced, write_json
 from kdcli.hardware.base import Target
-from kdcli.measure import UNKNOWN, Process, runtime_of, specified, warn_if_busy
+from kdcli.measure import UNKNOWN, measured, runtime_of
 from kdcli.models import Source
 from kdcli.rundir import EXPORT, UNQUANTIZED, read_report, saved_config, unanswered
 from kdcli.tasks import task_of
@@ -79,10 +79,8 @@ def export(cfg: Config, hardware: str) -> int:
             torch_entry, torch_said = examine(student, model, tokenizer, task, test, length)
             torch_entry |= score(task, torch_said)
             texts = task.inputs(test, tokenizer)
-            asked = specified(speed, "torch", student.path, student.path, task, texts, length)
-            torch = stack.enter_context(Process(*asked))
-            torch_entry |= asdict(torch.measure())
-            warn_if_busy("the student in torch", torch_entry["cpu_share"])
+            torch, needs = stack.enter_context(measured(speed, student, task, texts, length))
+            torch_entry |= needs
         with stages.stage("export"):
             model.cpu()
             some = min(cfg.hardware.calibration_rows, len(train))

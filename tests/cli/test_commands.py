@@ -55,6 +55,10 @@ def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
         assert sum(map(sum, entry["confusion"])) == 96
     assert report["models"]["student"]["score"] > 0.7
     verdict = report["verdict"]
+    beside = {name: entry["speedup"] for name, entry in report["models"].items()}
+    assert beside.pop("teacher") is None
+    assert min(beside.values()) > 0, "both take turns with the teacher"
+    assert verdict["speedup"] == beside["student"]
     assert verdict["retention"] == pytest.approx(
         report["models"]["student"]["score"] / report["models"]["teacher"]["score"]
     )
@@ -102,12 +106,10 @@ def test_results_go_to_stdout_and_logs_to_stderr(small: list[str], kdcli: Kdcli)
 def test_eval_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str) -> None:
     """Scores that differ from the report's on the same split mean that one of the two is wrong."""
     into = tmp_path / "eval"
-    assert (
-        launch(
-            "eval", [f"run={run}", f"split={split}", "measure=null", "format=json", f"hydra.run.dir={into}"]
-        )
-        == 0
-    )
+    timed = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "measure.max_texts=32"]
+    options = timed if split == "validation" else ["measure=null"]
+    words = [f"run={run}", f"split={split}", *options, "format=json", f"hydra.run.dir={into}"]
+    assert launch("eval", words) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown == json.loads((into / "eval.json").read_text())
     report = json.loads((run / "report.json").read_text())
@@ -116,6 +118,11 @@ def test_eval_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         for name in shown["models"]:
             assert shown["models"][name]["score"] == report["models"][name]["score"]
         assert shown["verdict"]["gain_ci95"] == report["verdict"]["gain_ci95"]
+        assert shown["verdict"]["speedup"] is None
+    else:
+        assert shown["models"]["teacher"]["times_faster"] is None
+        assert min(shown["models"][name]["times_faster"] for name in ("control", "student")) > 0
+        assert shown["verdict"]["speedup"] == shown["models"]["student"]["speedup"] > 0
 
 
 def test_eval_of_a_checkpoint_on_other_data(

@@ -114,15 +114,18 @@ def test_a_checkpoint_for_servers(run: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_eval_scores_a_folder_against_the_runs_test_split(
-    name: str, run: Path, exported: Path, tmp_path: Path
+    name: str, run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A translator on a device must be scored as the export scored it."""
+    """A translator on a device must be scored as the export scored it, and timed beside the student that it was made of."""
     options = [f"run={run}", f"artifact={name}", *QUICK, f"hydra.run.dir={tmp_path / 'e'}"]
     assert launch("eval", options) == 0
     scored = json.loads((tmp_path / "e" / "eval.json").read_text())
     entry, expected = scored["models"][name], result(exported)["artifacts"][name]
     assert scored["examples"] == 40
     assert entry["bytes"] == expected["bytes"]
+    assert min(entry["times_faster"], entry["speedup"]) > 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"{name}, in turns with the student in torch: time of a sentence" in told
     assert {key: entry["scores"][key] for key in ("bleu", "chrf")} == {
         key: expected["scores"][key] for key in ("bleu", "chrf")
     }

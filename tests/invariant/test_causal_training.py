@@ -29,13 +29,12 @@ from tiny import (
     wait_for,
 )
 
-from kdcli.config import Measure
 from kdcli.distiller import Distiller
 from kdcli.files import hash_files
 from kdcli.launch import launch
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
-from kdcli.measure import measure_rows
+from kdcli.measure import measured
 from kdcli.tasks.base import IGNORE
 from kdcli.tasks.causal_lm import CausalLM
 from kdcli.teachers.local import LocalTeacher
@@ -331,10 +330,6 @@ def test_the_teacher_is_as_it_was_and_the_student_is_a_plain_model(distil: Disti
 # ---- from the data to the report ----------------------------------------------------------------------
 
 
-def unmeasured(cfg: Measure | None, *more: Any, **options: Any) -> dict[str, Any]:
-    return measure_rows(None, *more, **options)
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_from_the_data_to_the_report(
     distil: Distil,
@@ -344,10 +339,10 @@ def test_from_the_data_to_the_report(
     form: str,
 ) -> None:
     """A form that only its unit tests know; figures of the report that `kdcli eval` does not find again."""
-    measured = form == "messages"
-    if not measured:  # which takes its time, and is the same for all forms
-        monkeypatch.setattr("kdcli.commands.distill.measure_rows", unmeasured)
-    more = ["measure.max_texts=4", "control=false"] if measured else []
+    timed = form == "messages"
+    if not timed:  # which takes its time, and is the same for all forms
+        monkeypatch.setattr("kdcli.commands.distill.measured", lambda _, *more: measured(None, *more))
+    more = ["measure.max_texts=4", "control=false"] if timed else []
     run = distil("run", form, "trainer.epochs=3", *more)
     report = json.loads((run / "report.json").read_text())
     assert (report["task"], report["metric"]) == ("causal_lm", "log_prob")
@@ -355,7 +350,7 @@ def test_from_the_data_to_the_report(
     if form != "text":
         assert report["test_examples"] == 16
     models = report["models"]
-    names = {"teacher", "student"} if measured else {"teacher", "control", "student"}
+    names = {"teacher", "student"} if timed else {"teacher", "control", "student"}
     assert set(models) == names
     for name in names:
         scores = models[name]["scores"]
@@ -369,7 +364,7 @@ def test_from_the_data_to_the_report(
             assert 0 <= scores[share] <= 1
         assert models[name]["parameters"] > 0
         assert models[name]["bytes"] > 0
-        if measured:
+        if timed:
             assert models[name]["throughput_per_s"] > 0
             assert models[name]["latency_ms"]["p95"] >= models[name]["latency_ms"]["p50"] > 0
             assert models[name]["peak_memory_bytes"] > 1e7
@@ -379,7 +374,7 @@ def test_from_the_data_to_the_report(
         assert report["validation_score"][name] < 0
     assert models["student"]["parameters"] < models["teacher"]["parameters"]
     verdict = report["verdict"]
-    for key in () if measured else ("gain", "kl_gain"):
+    for key in () if timed else ("gain", "kl_gain"):
         low, high = verdict[f"{key}_ci95"]
         assert low <= verdict[f"{key}_over_control"] <= high
     assert 0 < verdict["kl_to_teacher"] < 1

@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -22,7 +23,8 @@ from kdcli import measure as module
 from kdcli.config import Measure
 from kdcli.errors import ExportError
 from kdcli.hardware.cpu import Cpu
-from kdcli.measure import UNKNOWN, MeasureSpec, measure, measure_rows
+from kdcli.measure import UNKNOWN, MeasureSpec, measure, measure_rows, measured
+from kdcli.models import Source
 from kdcli.runtimes import onnx as onnx_runtime
 from kdcli.runtimes import torch as torch_runtime
 from kdcli.runtimes.base import Encoded
@@ -31,7 +33,7 @@ from kdcli.tasks.classification import Classification
 TEXTS = [[text] for text, _ in sentences(40)]
 QUICK = {"latency_runs": 5, "throughput_seconds": 0.01, "batch_sizes": (4, 8)}
 LENGTH = 12
-TOLD = [{"do": "throughput"}, {"do": "memory"}, {"do": "answer", "rows": TEXTS}]
+TOLD = [{"do": "throughput", "size": 4}, {"do": "memory"}, {"do": "answer", "rows": TEXTS}]
 TASK = Classification(["bad", "good"])
 
 
@@ -181,7 +183,6 @@ def test_rows_of_a_split_are_measured_as_the_config_says(student: Path, tokenize
         TASK,
         TASK.inputs(rows, tokenizer),
         LENGTH,
-        answers=True,
     )
     np.testing.assert_allclose(found.pop("logits"), expected(student, tokenizer, texts), atol=1e-5)
     ids = [tokenizer(*row, truncation=True, max_length=LENGTH)["input_ids"] for row in texts]
@@ -189,7 +190,7 @@ def test_rows_of_a_split_are_measured_as_the_config_says(student: Path, tokenize
     assert found.pop("input_ids").tolist() == [token for row in ids for token in row]
     assert set(found) == set(asdict(UNKNOWN))
     assert [name for name, value in found.items() if not value] == [
-        *("first_token_ms", "between_tokens_ms", "times_faster", "load")
+        *("first_token_ms", "between_tokens_ms", "times_faster", "speedup", "load")
     ]
 
 
@@ -221,7 +222,9 @@ def test_nothing_is_started_where_nothing_is_asked_for(
 ) -> None:
     """measure=null is for sweeps whose jobs run side by side: they must not pay for a process."""
     monkeypatch.setattr(subprocess, "Popen", None)
-    assert measure_rows(None, "torch", student, student, TASK, TEXTS, LENGTH) == asdict(UNKNOWN)
+    with measured(None, Source(student, "student"), TASK, TEXTS, LENGTH) as (process, found):
+        assert process is None
+        assert found == asdict(UNKNOWN)
 
 
 def test_threads_are_those_that_were_asked_for(
@@ -242,23 +245,47 @@ def test_threads_are_those_that_were_asked_for(
     assert threads == [3]
 
 
-def test_a_slow_model_is_not_run_thrice() -> None:
-    """Three passes of a large teacher take minutes, and are no more exact than one."""
+def test_each_turn_runs_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates of the short rows alone; or a hiccup that counts as often as it happens."""
 
     class Slow:
         pad = {"input_ids": 0}  # noqa: RUF012
         calls = 0
+
+        def encode(self, prompts: list[list[int]]) -> list[Encoded]:
+            return [{"input_ids": np.asarray(ids)} for ids in prompts]
 
         def __call__(self, batch: dict[str, np.ndarray]) -> np.ndarray:
             self.calls += 1
             time.sleep(0.01)
             return np.zeros((len(batch["input_ids"]), 2), np.float32)
 
-    rows = [{"input_ids": np.ones(length, np.int64)} for length in range(1, 41)]
     slow = Slow()
-    rate = module._throughput(slow, rows, 10, 0.001)
-    assert slow.calls == 1 + 4
+    spec = MeasureSpec("onnx", "", "", LENGTH, throughput_seconds=0.001)
+    worker = module._Worker(slow, [[1] * length for length in range(1, 41)], spec, None)
+    rate = worker.throughput(10)
+    assert slow.calls == 1 + 4, "the largest batch beforehand, and each once"
     assert 0 < rate < 1000, "40 rows took at least 40 ms"
+    worker.throughput(10)
+    assert slow.calls == 1 + 4 + 4
+
+
+def test_a_slow_model_is_not_run_thrice(spec: MeasureSpec) -> None:
+    """Three passes of a large teacher take minutes, and are no more exact than one."""
+    found = {}
+    for seconds in 0.0, 1.0:
+        with module.Process(replace(spec, throughput_seconds=0.1), TEXTS) as process:
+            own, turns = process.pace, []
+
+            def pace(own: Any = own, turns: Any = turns, seconds: float = seconds) -> dict:
+                turns.append(own())
+                time.sleep(seconds)
+                return turns[-1]
+
+            process.pace = pace
+            process.measure()
+        found[seconds] = len(turns)
+    assert found == {0.0: 3, 1.0: 1}
 
 
 @pytest.mark.parametrize("length", [None, 2, 9])
@@ -285,7 +312,7 @@ def test_rows_that_are_timed_have_the_length_that_was_asked_for(length: int | No
     prompts = [[2, 7, 3], [2, 7, 8, 9, 3]]
     worker = module._Worker(Seen(), prompts, spec, None)
     worker.latency([0, 1])
-    worker.throughput()
+    worker.throughput(2)
     single = [batch["input_ids"][0].tolist() for batch in seen if len(batch["input_ids"]) == 1]
     assert (
         single[:2]
@@ -299,7 +326,8 @@ def test_rows_that_are_timed_have_the_length_that_was_asked_for(length: int | No
         lambda ids: seen.append(ids) or ids, prompts, replace(spec, auto="AutoModelForSeq2SeqLM"), None
     )
     translator.model.computed = Seen().computed
-    assert translator.latency([0])["tokens"] == (length or 3)
+    turn = translator.latency([0])
+    assert turn["rates"] == [pytest.approx(1000 * (length or 3) / turn["ms"][0])], "tokens a second"
 
 
 def test_a_long_prompt_does_not_slow_what_follows() -> None:
@@ -315,29 +343,70 @@ def test_a_long_prompt_does_not_slow_what_follows() -> None:
     spec = MeasureSpec("onnx", "", "", LENGTH, new_tokens=4, throughput_seconds=0.01)
     worker = module._Worker(Slow(), [], spec, None)
     worker.rows = [{"input_ids": np.ones((1, 3), np.int64)}] * 8
-    rate, gaps = worker.stream()
-    assert len(gaps) == 3 * 4, "the prompts of a slow model are not all gone through"
-    assert 10 <= np.median(gaps) < 100
-    assert 10 < rate < 100
+    turns = [worker.stream() for _ in range(3)]
+    assert [len(turn["gaps"]) for turn in turns] == [4] * 3, (
+        "the prompts of a slow model are not all gone through"
+    )
+    assert 10 <= np.median(turns[0]["gaps"]) < 100
+    assert 10 < turns[0]["rates"][0] < 100
+    assert worker.written == 3, "each turn has a row of its own"
 
 
-def test_two_models_take_turns(spec: MeasureSpec, student: Path) -> None:
+def test_two_models_take_turns(spec: MeasureSpec, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is busy while one of them is timed makes the other look fast."""
     with module.Process(replace(spec, runtime="torch", path=str(student)), TEXTS) as other:
-        other.measure()
-        turns: list[str] = []
-        own = module.Process.turn
+        before = other.measure()
+        turns: list[tuple[str, str]] = []
+        told = {name: getattr(module.Process, name) for name in ("turn", "pace")}
 
-        def noted(self: module.Process, places: list[int]) -> dict:
-            turns.append(self.spec.runtime)
-            return own(self, places)
+        def noted(name: str) -> Callable[..., dict]:
+            def call(self: module.Process, *rows: Any) -> dict:
+                found = told[name](self, *rows)
+                turns.append((name, self.spec.runtime))
+                if name == "pace":
+                    assert len(found["rates"]) == (1 if self is other else 2), (
+                        "what is known is not sought anew"
+                    )
+                return found
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module.Process, "turn", noted)
-            found = measure(spec, TEXTS, beside=other)
-    assert turns == ["torch", "onnx"] * 5
+            return call
+
+        for name in told:
+            monkeypatch.setattr(module.Process, name, noted(name))
+        found = measure(spec, TEXTS, beside=other)
+    latency, paces = turns[:10], turns[10:]
+    assert latency == [("turn", "torch"), ("turn", "onnx")] * 5
+    assert paces == [("pace", "torch"), ("pace", "onnx")] * (len(paces) // 2)
+    assert before.times_faster is before.speedup is None
     assert found.times_faster > 1
+    assert found.speedup > 1
     assert 0.2 < found.cpu_share < 1.5
+
+
+def test_the_ratio_of_two_models_is_that_of_their_turns(spec: MeasureSpec) -> None:
+    """A machine that is half as fast for two turns of three makes a ratio of medians out of different ones."""
+
+    class Told(module.Process):
+        def __init__(self, *rates: list[float]):
+            super().__init__(spec, TEXTS)
+            self._load = {"held": 0, "seconds": 0.0}
+            self.turns = iter(rates)
+
+        def turn(self, places: Sequence[int]) -> dict[str, Any]:
+            return {"ms": [1.0], "cpu": 0.001, "rates": [1.0]}
+
+        def pace(self) -> dict[str, Any]:
+            return {"rates": next(self.turns)}
+
+        def tell(self, what: str, **how: Any) -> Any:
+            assert what == "memory"
+
+    other = Told([10.0], [5.0], [20.0])
+    mine = Told([30.0, 20.0], [15.0, 40.0], [50.0, 20.0])
+    found = mine.measure(other)
+    assert (found.throughput_per_s, found.batch_size) == (30.0, 4), "the median of the better size"
+    assert found.speedup == 3.0, "of 3, 3 and 2.5; the medians of each would be 30 / 10"
+    assert mine.batch_sizes == [4]
 
 
 def test_a_split_of_few_rows_is_run_anew(spec: MeasureSpec) -> None:
@@ -359,8 +428,11 @@ def test_a_busy_machine_is_told(
 ) -> None:
     """A latency that is mostly waiting for the processor is another process's."""
     rows = datasets.Dataset.from_dict({"text": [text for (text,) in TEXTS], "label": [0] * len(TEXTS)})
-    asked = ("onnx", Path(spec.path), student, TASK, TASK.inputs(rows, tokenizer), LENGTH)
+    inputs = TASK.inputs(rows, tokenizer)
+    cfg = Measure(latency_runs=2, throughput_seconds=0.01)
     for least, told in (0.0, False), (2.0, True):
         monkeypatch.setattr(module, "BUSY", least)
-        measure_rows(Measure(latency_runs=2, throughput_seconds=0.01), *asked)
-        assert ("something else ran" in capsys.readouterr().err) is told
+        measure_rows(cfg, "onnx", Path(spec.path), student, TASK, inputs, LENGTH)
+        assert ("model.onnx had the processor" in capsys.readouterr().err) is told
+        with measured(cfg, Source(student, "its student"), TASK, inputs, LENGTH):
+            assert ("its student had the processor" in capsys.readouterr().err) is told
