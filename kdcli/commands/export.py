@@ -186,7 +186,6 @@ def _deliver(
     given = task.given(tokenizer) if isinstance(task, Seq2Seq) else []
     constants = {
         "MAX_LENGTH": max(1, length - len(given)),
-        "SIDE": tokenizer.truncation_side,
         "CHAT": task.chat,
         "PREFIX": task.prefix if isinstance(task, Seq2Seq) else "",
         "GIVEN": given,

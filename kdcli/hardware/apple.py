@@ -70,7 +70,7 @@ class Apple(Target):
             package = _converted(model, list(inputs[0]), max_length)
             for precision, file in files.items():
                 _quantized(package, precision).save(str(file))
-        copy_beside(student, out)
+        copy_beside(student, out, max_length)
         return files
 
 

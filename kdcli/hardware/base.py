@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import shutil
 import warnings
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -80,11 +82,19 @@ class Target(ABC):
         """
 
 
-def copy_beside(student: Path, out: Path) -> None:
-    """Write what an application needs besides the model: `BESIDE`."""
+def copy_beside(student: Path, out: Path, max_length: int) -> None:
+    """Write what an application needs besides the model: `BESIDE`. Its tokenizer.json cuts a text off by itself where the student
+    does: an application that forgets to would be answered by an error, or by a crash."""
     for name in BESIDE:
         if (student / name).is_file():
             shutil.copyfile(student / name, out / name)
+    file, how = out / "tokenizer.json", out / "tokenizer_config.json"
+    if file.is_file():
+        told = json.loads(how.read_text(encoding="utf-8")) if how.is_file() else {}
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length, direction=told.get("truncation_side", "right"))
+        tokenizer.save(str(file))
 
 
 @contextlib.contextmanager

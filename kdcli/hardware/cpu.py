@@ -123,7 +123,7 @@ class Cpu(Target):
                 )
             if "int4" in files:
                 self._int4(onnx.load(traced), files["int4"], size / 6 > TWO_GB)
-        copy_beside(student, out)
+        copy_beside(student, out, max_length)
         return files
 
     def _int4(self, graph: Any, path: Path, apart: bool) -> None:

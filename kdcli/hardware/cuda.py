@@ -78,7 +78,7 @@ class Cuda(Target):
         if "pt2" in files:
             with exporting(model, "by torch.export"), quietly():
                 torch.export.save(_program(half, list(inputs[0]), max_length), files["pt2"])
-            copy_beside(student, out)
+            copy_beside(student, out, max_length)
         return files
 
 

@@ -69,7 +69,7 @@ class Intel(Target):
             whole = _converted(model, list(inputs[0]))
             for precision, file in files.items():
                 openvino.save_model(_quantized(whole.clone(), precision, rows), file, compress_to_fp16=True)
-        copy_beside(student, out)
+        copy_beside(student, out, max_length)
         return files
 
 

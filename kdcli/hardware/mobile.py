@@ -90,7 +90,7 @@ class Mobile(Target):
         if not files:
             raise ExportError("\n".join(dict.fromkeys(failed.values())))
         self.failed = failed
-        copy_beside(student, out)
+        copy_beside(student, out, max_length)
         return files
 
 

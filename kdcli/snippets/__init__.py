@@ -1,4 +1,4 @@
-"""Ten lines that run an artifact without kdcli, one file for each runtime and task, which an export lays beside it.
+"""Some ten lines that run an artifact without kdcli, one file for each runtime and task, which an export lays beside it.
 
 `onnx_classification.py` becomes `run_onnx.py`, and so on; files of other languages (.mjs, .kt, .swift) likewise. A line
 `NAME = …` gets the value of the artifact at hand, if it has one of that name.

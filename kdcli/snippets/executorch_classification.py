@@ -9,18 +9,14 @@ from executorch.runtime import Runtime
 from tokenizers import Tokenizer
 
 MODEL = "model.pte"
-MAX_LENGTH = 128
-SIDE = "right"
 
 folder = Path(__file__).parent
 program = Runtime.get().load_program(folder / MODEL)
 forward = program.load_method("forward")
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-tokenizer.no_padding()
-tokenizer.enable_truncation(MAX_LENGTH, direction=SIDE)
 labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
 
-row = tokenizer.encode(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+row = tokenizer.encode(*sys.argv[1:3])
 known = [row.ids, row.attention_mask, row.type_ids][: forward.metadata.num_inputs()]
 padding = [0] * (2 - len(row.ids))  # it takes no row of a single token
 (logits,) = forward.execute([torch.tensor([ids + padding]) for ids in known])

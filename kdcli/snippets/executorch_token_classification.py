@@ -9,21 +9,16 @@ from executorch.runtime import Runtime
 from tokenizers import Tokenizer
 
 MODEL = "model.pte"
-MAX_LENGTH = 128
-SIDE = "right"
 
 folder = Path(__file__).parent
 program = Runtime.get().load_program(folder / MODEL)
 forward = program.load_method("forward")
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-tokenizer.no_padding()
-tokenizer.enable_truncation(MAX_LENGTH, direction=SIDE)
 labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
 
-words = sys.argv[1:]
-row = tokenizer.encode(words, is_pretokenized=True)
+row = tokenizer.encode(sys.argv[1:], is_pretokenized=True)
 known = [row.ids, row.attention_mask, row.type_ids][: forward.metadata.num_inputs()]
 padding = [0] * (2 - len(row.ids))  # it takes no row of a single token
 (logits,) = forward.execute([torch.tensor([ids + padding]) for ids in known])
 for number in sorted(set(row.word_ids) - {None}):  # a word's tag is that of its first piece
-    print(labels[str(int(logits[0, row.word_ids.index(number)].argmax()))], words[number])
+    print(labels[str(int(logits[0, row.word_ids.index(number)].argmax()))], sys.argv[1:][number])

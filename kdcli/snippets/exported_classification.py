@@ -9,17 +9,13 @@ import torch
 from tokenizers import Tokenizer
 
 MODEL = "model.pt2"
-MAX_LENGTH = 128
-SIDE = "right"
 
 folder = Path(__file__).parent
 program = torch.export.load(folder / MODEL)
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-tokenizer.no_padding()
-tokenizer.enable_truncation(MAX_LENGTH, direction=SIDE)
 labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
 
-row = tokenizer.encode(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+row = tokenizer.encode(*sys.argv[1:3])
 known = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
 inputs = {name: torch.tensor([known[name]]) for name in program.graph_signature.user_inputs}
 logits = program.module()(**inputs)[0].detach().numpy()

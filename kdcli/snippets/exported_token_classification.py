@@ -8,22 +8,15 @@ import torch
 from tokenizers import Tokenizer
 
 MODEL = "model.pt2"
-MAX_LENGTH = 128
-SIDE = "right"
 
 folder = Path(__file__).parent
 program = torch.export.load(folder / MODEL)
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-tokenizer.no_padding()
-tokenizer.enable_truncation(MAX_LENGTH, direction=SIDE)
 labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
 
-words = sys.argv[1:]
-row = tokenizer.encode(words, is_pretokenized=True)
+row = tokenizer.encode(sys.argv[1:], is_pretokenized=True)
 known = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
 inputs = {name: torch.tensor([known[name]]) for name in program.graph_signature.user_inputs}
 logits = program.module()(**inputs)[0]
-first = {number: place for place, number in reversed(list(enumerate(row.word_ids)))}
-for number, word in enumerate(words):  # its tag is that of its first piece; none beyond MAX_LENGTH
-    if number in first:
-        print(labels[str(int(logits[first[number]].argmax()))], word)
+for number in sorted(set(row.word_ids) - {None}):  # a word's tag is that of its first piece
+    print(labels[str(int(logits[row.word_ids.index(number)].argmax()))], sys.argv[1:][number])

@@ -9,17 +9,13 @@ from ai_edge_litert.interpreter import Interpreter
 from tokenizers import Tokenizer
 
 MODEL = "model.int8.tflite"
-MAX_LENGTH = 128
-SIDE = "right"
 
 folder = Path(__file__).parent
 interpreter = Interpreter(str(folder / MODEL), num_threads=1)
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-tokenizer.no_padding()
-tokenizer.enable_truncation(MAX_LENGTH, direction=SIDE)
 labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
 
-row = tokenizer.encode(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+row = tokenizer.encode(*sys.argv[1:3])
 known = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
 sizes = sorted(int(name.removeprefix("tokens_")) for name in interpreter.get_signature_list())
 size = next(size for size in sizes if size >= len(row.ids))  # the shortest signature that fits

@@ -9,18 +9,13 @@ from ai_edge_litert.interpreter import Interpreter
 from tokenizers import Tokenizer
 
 MODEL = "model.int8.tflite"
-MAX_LENGTH = 128
-SIDE = "right"
 
 folder = Path(__file__).parent
 interpreter = Interpreter(str(folder / MODEL), num_threads=1)
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-tokenizer.no_padding()
-tokenizer.enable_truncation(MAX_LENGTH, direction=SIDE)
 labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
 
-words = sys.argv[1:]
-row = tokenizer.encode(words, is_pretokenized=True)
+row = tokenizer.encode(sys.argv[1:], is_pretokenized=True)
 known = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
 sizes = sorted(int(name.removeprefix("tokens_")) for name in interpreter.get_signature_list())
 size = next(size for size in sizes if size >= len(row.ids))  # the shortest signature that fits
@@ -29,4 +24,4 @@ padding = [0] * (size - len(row.ids))
 inputs = {name: np.array([known[name] + padding], np.int32) for name in run.get_input_details()}
 logits = run(**inputs)["logits"][0]
 for number in sorted(set(row.word_ids) - {None}):  # a word's tag is that of its first piece
-    print(labels[str(logits[row.word_ids.index(number)].argmax())], words[number])
+    print(labels[str(logits[row.word_ids.index(number)].argmax())], sys.argv[1:][number])

@@ -9,17 +9,13 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 MODEL = "model.onnx"
-MAX_LENGTH = 128
-SIDE = "right"
 
 folder = Path(__file__).parent
 session = onnxruntime.InferenceSession(folder / MODEL)
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-tokenizer.no_padding()
-tokenizer.enable_truncation(MAX_LENGTH, direction=SIDE)
 labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
 
-row = tokenizer.encode(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+row = tokenizer.encode(*sys.argv[1:3])
 known = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
 inputs = {entry.name: np.array([known[entry.name]], np.int64) for entry in session.get_inputs()}
 logits = session.run(["logits"], inputs)[0][0]

@@ -218,7 +218,7 @@ def test_what_runs_the_other_files_without_kdcli_tags_as_the_student_does(run: P
     assert len(set(tags)) > 2
     files = Intel(["fp16"]).export(student, tmp_path, model, [row], 32)
     files |= Cuda().export(student, tmp_path, model, [row], 32)
-    values = {"MAX_LENGTH": 32, "SIDE": tokenizer.truncation_side}
+    values = {"MAX_LENGTH": 32}
     scripts = {}
     for file in files.values():
         runtime = runtime_of(file)

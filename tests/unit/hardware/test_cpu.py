@@ -12,6 +12,8 @@ import pytest
 import torch
 import transformers
 from tiny import bert, sentences
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from kdcli.errors import ConfigError, ExportError
 from kdcli.hardware import cpu
@@ -195,6 +197,29 @@ def test_nothing_is_left_behind(
     assert {path.name for path in out.iterdir()} == names
     assert model.config.to_dict() | {"attention": model.config._attn_implementation} == before
     assert not model.training
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_long_text_is_cut_off_by_its_own_tokenizer(
+    side: str, pair: bool, tokenizer, tmp_path: Path
+) -> None:
+    """An application that asks for no truncation crashes at the first long text, or reads its other end."""
+    student = tmp_path / "student"
+    model = bert(tokenizer, ["bad", "good"]).eval()
+    tokenizer.save_pretrained(student)
+    tokenizer = AutoTokenizer.from_pretrained(student, truncation_side=side)
+    tokenizer.backend_tokenizer.enable_padding(length=64)  # as many on the hub have been saved
+    for each in (model, tokenizer):
+        each.save_pretrained(student)
+    words = " ".join(text for text, _ in sentences(20))
+    texts = (words, "good film") if pair else (words,)
+    expected = tokenizer(*texts, truncation=True, max_length=12)["input_ids"]
+    row = dict(tokenizer("a film", return_tensors="pt"))
+    Cpu(["fp32"]).export(student, tmp_path, model, [row], 12)
+    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(*texts).ids == expected
+    untouched = AutoTokenizer.from_pretrained(tmp_path)
+    assert untouched(words)["input_ids"] == tokenizer(words)["input_ids"], "transformers does as it is told"
 
 
 def test_what_a_protobuf_cannot_hold_lies_in_one_file_beside_it(

@@ -178,7 +178,7 @@ def test_rows_of_any_length_give_the_logits_of_torch(
     assert far(model, files["executorch_fp32"], rows) < 1e-4
     assert far(model, files["executorch_int8"], rows) < 0.05
     assert far(model, files["litert_int8"], rows) < 0.05
-    values = {"MAX_LENGTH": 40, "SIDE": "right"}
+    values = {"MAX_LENGTH": 40}
     words = ["good", "film", "so", "sad"]
     asked = words if kind == "token_classification" else ["good film so sad"]
     encoded = tokenizer(" ".join(words), return_tensors="pt")
