@@ -6,6 +6,7 @@ A config is composed with Hydra's public API and checked before `hydra.main` may
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -357,19 +358,29 @@ def _command(command: str, config: Any, folder: Path) -> int:
     if command == "distill":
         from kdcli.commands.distill import distill
 
+        _imported()
         return distill(config, folder, _names(config))
     if command == "eval":
         from kdcli.commands.eval import evaluate
 
+        _imported()
         return evaluate(config, folder)
     from kdcli.commands.export import export
 
+    _imported()
     hardware = str(HydraConfig.get().runtime.choices["hardware"])
     status = export(config, hardware)
     if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:  # another job may make the same files anew
         made = json.loads((Path(config.run).expanduser() / "export" / hardware / rundir.EXPORT).read_text())
         write_json(folder / rundir.EXPORT, made | {"exit_code": status})
     return status
+
+
+def _imported() -> None:
+    """Have garbage looked for from now on, if `kdcli.cli.main` put it off, and never among what was imported."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def _names(config: Any) -> dict[str, str]:

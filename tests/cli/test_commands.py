@@ -640,7 +640,9 @@ def test_a_full_disk_leaves_the_export_before_it(
     """Half a file in the place of a good one is shipped to the device."""
     before = {path.relative_to(run): path.stat().st_size for path in run.rglob("*")}
     with full_disk(20000):
-        assert launch("export", [f"run={run}"]) == 2
+        assert (
+            launch("export", [f"run={run}", "measure.latency_runs=5", "measure.throughput_seconds=0.05"]) == 2
+        )
     assert "ree some space" in capsys.readouterr().err
     assert {path.relative_to(run): path.stat().st_size for path in run.rglob("*")} == before
 
@@ -741,6 +743,7 @@ def test_the_packaged_default_at_reduced_size(kdcli: Kdcli, tmp_path: Path) -> N
         "run=demo",
         "measure.latency_runs=10",
         "measure.throughput_seconds=0.2",
+        "measure.request_rates=[50]",
         "measure.load_seconds=0.5",
         "measure.max_texts=64",
     )

@@ -190,7 +190,8 @@ def test_its_process_imports_no_torch(tokenizer, student: Path, tmp_path: Path) 
         ],
         input="\n".join(
             map(
-                json.dumps, [{"spec": asdict(spec), "prompts": TEXTS}, {"do": "throughput"}, {"do": "memory"}]
+                json.dumps,
+                [{"spec": asdict(spec), "prompts": TEXTS}, {"do": "throughput", "size": 1}, {"do": "memory"}],
             )
         ),
         capture_output=True,
