@@ -202,7 +202,7 @@ class Process:
             own["rates"][best] / max(other["rates"]) for own, other in zip(ours, theirs, strict=False)
         ]
         if kind == "Model":
-            self.batch_sizes = [spec.batch_sizes[best]]
+            self.batch_sizes = [self.batch_sizes[best]]
         gaps = [gap for turn in ours for gap in turn.get("gaps", ())]
         peak = self.tell("memory")
         return Measurement(
