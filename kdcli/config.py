@@ -778,6 +778,8 @@ class Eval(Section):
     directory or to here."""
     split: Literal["train", "validation", "test"] = "test"
     dataset: Dataset
+    trust_remote_code: bool = False
+    """Run the Python files that lie beside the models. Off unless you trust their author."""
     measure: Measure | None = Measure()
     format: Literal["table", "json"] = "table"
     """What stdout gets. eval.json is written in both cases."""
@@ -793,6 +795,8 @@ class Export(Section):
 
     run: str
     hardware: Hardware
+    trust_remote_code: bool = False
+    """Run the Python files that lie beside the student. Off unless you trust their author."""
     measure: Measure = Measure(request_rates=[10, 100])
 
 

@@ -14,7 +14,8 @@ import torch
 from safetensors.numpy import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.errors import ModelError
+from kdcli.config import Measure
+from kdcli.errors import ConfigError, ModelError
 from kdcli.files import replaced, write_text
 from kdcli.models import (
     Source,
@@ -32,6 +33,18 @@ from kdcli.teachers.base import Teacher
 RESAMPLES = 10_000
 BLOCK = 1_000
 """Resamples that are in memory at once."""
+
+
+def require_device(cfg: Measure | None) -> None:
+    """Refuse to time models where they cannot run.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if cfg is not None and cfg.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "measure.device=cuda: torch finds no GPU here; measure on the CPU, or not at all (measure=null)"
+        )
 
 
 def opened(source: Source, task: Task, max_length: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

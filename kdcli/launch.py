@@ -326,6 +326,8 @@ def _job(command: str, cfg: DictConfig) -> None:
             rundir.release(folder, remove=fresh)
     except KDError as error:
         status = error.exit_code
+        if fresh and status == 2 and rundir.trained(folder):  # that stays, and 2 would say that nothing was
+            status = 1
         if sweep:
             console.error(f"{folder.name}: {error.message}")
         else:

@@ -345,6 +345,7 @@ def measure_rows(
     beside: Process | None = None,
     requests: Texts = (),
     limit: float | None = None,
+    code: bool = False,
 ) -> dict[str, Any]:
     """What an artifact needs on a split's rows, and what it says of them: the fields of `Measurement`, and those of `MeasureSpec.answers`.
 
@@ -353,13 +354,14 @@ def measure_rows(
         prompts, rows: as `measure` takes them; of a translator `Texts`, which are cut into tokens here, where its tokenizer
             is told its languages.
         beside, requests, limit: as `measure` takes them.
+        code: Python files beside it may be run.
 
     Raises:
         ExportError: the runtime could not load or run the model.
     """
     from safetensors.numpy import load_file
 
-    spec, prompts = specified(cfg, runtime, path, tokenizer, task, prompts, max_length)
+    spec, prompts = specified(cfg, runtime, path, tokenizer, task, prompts, max_length, code)
     with tempfile.TemporaryDirectory(prefix="kdcli-") as folder:
         file = Path(folder) / "answers.safetensors"
         spec = replace(spec, dtype="auto", answers=str(file))

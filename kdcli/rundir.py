@@ -49,7 +49,10 @@ def examine(run: Path, config: Mapping[str, Any]) -> Literal["new", "continue", 
         raise ConfigError(f"{run} holds files and was not made by kdcli; choose another hydra.run.dir")
     _free(run)
     before = saved_config(run)
-    if changed := sorted(_differences(before, config)):
+    # how models are timed at the end changes nothing of what is trained: where that failed, the run goes on with another choice
+    if changed := sorted(
+        each for each in _differences(before, config) if each.partition(".")[0] != "measure"
+    ):
         raise ConfigError(
             f"{run} holds a run with another config ({', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}); "
             "choose another hydra.run.dir, or the config that it was started with"
@@ -169,6 +172,12 @@ def release(run: Path, remove: bool = False) -> None:
     (run / LOCK).unlink(missing_ok=True)
     if remove and run in _made:
         run.rmdir()
+
+
+def trained(run: Path) -> bool:
+    """Whether something that a run has trained lies in it, or the beginning of it."""
+    own = ("student", "control", "assistants", UNQUANTIZED, "stages/after")
+    return any((run / name).is_dir() for name in own) or any((run / "stages").glob("**/checkpoint-*"))
 
 
 def unanswered(run: Path) -> set[str]:

@@ -45,6 +45,7 @@ def ask(
     written: Sequence[Counted] = (),
     beside: Process | None = None,
     limit: float | None = None,
+    code: bool = False,
 ) -> tuple[dict[str, Any], Predictions, dict[str, float]]:
     """Run one artifact on a split's rows.
 
@@ -54,6 +55,7 @@ def ask(
         written: what the torch student wrote, as `write` gives it.
         beside: the torch student, which takes turns with it.
         limit: milliseconds that requests may take, as `measure` takes it.
+        code: Python files beside it may be run.
 
     Returns:
         What the artifact needs (the fields of `Measurement`); its answers, of a translator only its texts; and shares.
@@ -78,7 +80,7 @@ def ask(
     texts = task.inputs(rows, tokenizer)
     encoded = task.encode(tokenizer, rows, max_length)
     labels, counts = task.targets(encoded)
-    how: dict[str, Any] = {"beside": beside, "requests": texts, "limit": limit}
+    how: dict[str, Any] = {"beside": beside, "requests": texts, "limit": limit, "code": code}
     if isinstance(task, Seq2Seq):
         found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, **how)
         ends = found.pop("lengths").cumsum()[:-1]
@@ -86,13 +88,14 @@ def ask(
         said = task.written(Predictions({}, labels, counts), decoded(tokenizer, ours), encoded)
         theirs = [ids for ids, _ in written]
         own = _same(
-            encoded, load_tokenizer(Source(folder, path.name))([text for (text,) in texts])["input_ids"]
+            encoded,
+            load_tokenizer(Source(folder, path.name, code=code))([text for (text,) in texts])["input_ids"],
         )
         return found, said, own | (_reproduced(tokenizer, theirs, ours) if theirs else {})
     if task.labels:
         tokens = None if encoded.labels is not None else list(_counted(encoded, first=0))
         found = measure_rows(cfg, runtime, path, folder, task, texts, max_length, **how, rows=tokens)
-        order = label_order(load_config(Source(folder, path.name)), task.labels, path.name)
+        order = label_order(load_config(Source(folder, path.name, code=code)), task.labels, path.name)
         logits = found.pop("logits")
         if logits.shape[1] != len(order):
             raise ExportError(

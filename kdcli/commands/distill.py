@@ -46,6 +46,7 @@ from kdcli.evaluate import (
     in_tokens_of,
     likelihoods,
     opened,
+    require_device,
     save_predictions,
     score,
     size,
@@ -313,6 +314,7 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
     Raises:
         ConfigError, DataError, ModelError, TeacherError
     """
+    require_device(cfg.measure)
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = Path(broadcast_object_list([str(folder)])[0])
     steps = steps_of(cfg)
@@ -503,7 +505,9 @@ def _birth_by(cfg: StudentConfig) -> Birth:
 
 def _assistant(part: Run) -> list[Source]:
     """Where the assistant will be that teaches a part."""
-    return [Source(part.folder / "assistants" / part.course, part.course, code=part.sources[0].code)]
+    stage = part.cfg.stages[part.course]
+    code = part.sources[0].code or (stage.student is not None and stage.student.trust_remote_code)
+    return [Source(part.folder / "assistants" / part.course, part.course, code=code)]
 
 
 def _part(
@@ -1552,6 +1556,8 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
         name: run.folder / "assistants" / name for name, stage in run.cfg.stages.items() if stage.student
     }
     folders |= assistants
+    pupils = (run.cfg.student, *(stage.student for stage in run.cfg.stages.values() if stage.student))
+    code = teacher.code or any(each.trust_remote_code for each in pupils)
     beams = run.cfg.measure.num_beams if isinstance(task, Seq2Seq) and run.cfg.measure else 1
     trained = {STUDENT: run.steps[-1].name}
     if run.quantized is not None:
@@ -1559,7 +1565,7 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
     validation = {name: _best_validation(run, trained.get(name, name)) for name in folders}
     for done, (name, folder) in enumerate(folders.items()):
         stage.update(done, extra=name, total=len(folders))
-        source = Source(folder, name, code=teacher.code)
+        source = Source(folder, name, code=code)
         if name == "teacher" and not task.writes:  # its answers are there already
             said[name], _ = _teacher_said(run, lesson, "test")
             before, _ = _teacher_said(run, lesson, "validation")

@@ -20,6 +20,7 @@ from kdcli.evaluate import (
     examine,
     in_tokens_of,
     opened,
+    require_device,
     same_tokens,
     save_predictions,
     score,
@@ -38,7 +39,9 @@ from kdcli.teachers.local import LocalTeacher
 
 def evaluate(cfg: Config, folder: Path) -> int:
     """Score what the config names; a table or JSON goes to stdout, eval.json and the predictions to `folder`."""
+    require_device(cfg.measure)
     artifact, sources = _subjects(cfg)
+    code = cfg.trust_remote_code
     data = load(cfg.dataset)
     task = task_of(cfg.dataset, data.labels)
     rows = with_gold(data[cfg.split])  # training rows beyond dataset.labelled have no label
@@ -80,15 +83,15 @@ def evaluate(cfg: Config, folder: Path) -> int:
         if artifact is not None:
             name = artifact.name
             with stages.stage("artifact"):
-                tokenizer = load_tokenizer(Source(folder_of(artifact), name))
+                tokenizer = load_tokenizer(Source(folder_of(artifact), name, code=code))
                 table = task.prepare(rows, tokenizer, max_length)
                 path = Path(cfg.run or "").expanduser() / "student"
                 if cfg.run and cfg.measure and path.is_dir():
                     inputs = task.inputs(table, tokenizer)
-                    asked = specified(cfg.measure, "torch", path, path, task, inputs, max_length)
+                    asked = specified(cfg.measure, "torch", path, path, task, inputs, max_length, code)
                     beside = stack.enter_context(Process(*asked))
                 found, said[name], shares = ask(
-                    cfg.measure, artifact, task, table, tokenizer, max_length, beside=beside
+                    cfg.measure, artifact, task, table, tokenizer, max_length, beside=beside, code=code
                 )
                 models[name] = {"bytes": bytes_of(artifact)} | score(task, said[name]) | found | shares
     for name, answers in said.items():
@@ -139,9 +142,8 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
             f"{', '.join(map(str, places))})"
         )
     if cfg.model:
-        return None, {
-            "model": find(Checkpoint.model_validate({"_target_": "model", "path": cfg.model}), "model")
-        }
+        given = {"_target_": "model", "path": cfg.model, "trust_remote_code": cfg.trust_remote_code}
+        return None, {"model": find(Checkpoint.model_validate(given), "model")}
     if not cfg.run:
         raise ConfigError("what is to be scored? give run=RUN, model=CHECKPOINT or artifact=FILE")
     run = Path(cfg.run).expanduser()
@@ -156,7 +158,7 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
             continue
         path = Path(recorded[name].get("path") or run / name)
         if path.is_dir():
-            sources[name] = Source(path.absolute(), name)
+            sources[name] = Source(path.absolute(), name, code=cfg.trust_remote_code)
         else:
             console.warn(f"the {name} of {run} is no longer in {path} and is left out")
     return None, sources

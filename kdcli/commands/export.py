@@ -57,7 +57,7 @@ def export(cfg: Config, hardware: str) -> int:
     left_out = unanswered(run)
     train, test = (without(data[split], left_out) for split in ("train", "test"))
     task = task_of(dataset, data.labels)
-    student = Source(run / "student", "student")
+    student = Source(run / "student", "student", code=cfg.trust_remote_code)
     length = dataset.max_length
     out = run / "export" / hardware
     own = {
@@ -109,7 +109,16 @@ def export(cfg: Config, hardware: str) -> int:
                     continue
                 try:
                     needs, said, shares = ask(
-                        speed, path, task, test, tokenizer, length, written, torch, budget.max_latency_ms_p95
+                        speed,
+                        path,
+                        task,
+                        test,
+                        tokenizer,
+                        length,
+                        written,
+                        torch,
+                        budget.max_latency_ms_p95,
+                        student.code,
                     )
                 except ExportError as error:
                     failed[path.name] = str(error)
@@ -136,7 +145,10 @@ def export(cfg: Config, hardware: str) -> int:
         ran = {name: entry for name, entry in artifacts.items() if entry["parity"]}
         compared: dict[str, Any] = {}
         if quantization is not None and ran:
-            before = _before(run / UNQUANTIZED, folder, target, set(ran), task, test, inputs, length)
+            source = Source(
+                run / UNQUANTIZED, "the student before its weights were rounded", code=student.code
+            )
+            before = _before(source, folder, target, set(ran), task, test, inputs, length)
             compared = {"precision": quantization} | _beside(
                 task, before, ran, recorded["models"]["teacher"]["score"]
             )
@@ -212,7 +224,7 @@ def remind(quantization: str, files: Mapping[str, Path]) -> None:
 
 
 def _before(
-    student: Path,
+    source: Source,
     folder: Path,
     target: Target,
     names: set[str],
@@ -226,17 +238,16 @@ def _before(
     Returns:
         The scores of that student itself, by the name "", and of the files of these names.
     """
-    source = Source(student, "the student before its weights were rounded")
     model, tokenizer = opened(source, task, length)
     test = task.prepare(rows, tokenizer, length)
     _, ours = examine(source, model, tokenizer, task, test, length)
     found: dict[str, float] = {"": score(task, ours)["score"]}
     with tempfile.TemporaryDirectory(prefix=".before-", dir=folder) as temporary:
-        files = target.export(student, Path(temporary), model.cpu(), inputs, length)
+        files = target.export(source.path, Path(temporary), model.cpu(), inputs, length)
         for path in files.values():
             if path.name not in names:
                 continue
-            _, said, _ = ask(None, path, task, test, tokenizer, length)
+            _, said, _ = ask(None, path, task, test, tokenizer, length, code=source.code)
             found[path.name] = score(task, said)["score"]
     return found
 

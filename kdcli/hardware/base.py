@@ -85,9 +85,12 @@ class Target(ABC):
 def copy_beside(student: Path, out: Path, max_length: int) -> None:
     """Write what an application needs besides the model: `BESIDE`. Its tokenizer.json cuts a text off by itself where the student
     does: an application that forgets to would be answered by an error, or by a crash."""
-    for name in BESIDE:
-        if (student / name).is_file():
-            shutil.copyfile(student / name, out / name)
+    for path in (
+        *(student / name for name in BESIDE),
+        *student.glob("*.py"),
+    ):  # .py: of an architecture of its own
+        if path.is_file():
+            shutil.copyfile(path, out / path.name)
     file, how = out / "tokenizer.json", out / "tokenizer_config.json"
     if file.is_file():
         told = json.loads(how.read_text(encoding="utf-8")) if how.is_file() else {}

@@ -663,6 +663,21 @@ def test_remote_code_runs_when_the_config_says_so(
     done = kdcli("distill", *small, *QUICK, *allowed, "hydra.run.dir=run", HF_HOME=str(tmp_path / "hf"))
     assert done.returncode == 0, done.stderr
     assert mark.exists()
+    mine = [
+        f"teacher.path={teacher}",
+        "student=local",
+        f"student.path={copy}",
+        "student.trust_remote_code=true",
+    ]
+    words = [word for word in small if not word.startswith(("student", "teacher.path"))]
+    done = kdcli("distill", *words, *QUICK, *mine, "hydra.run.dir=mine", HF_HOME=str(tmp_path / "hf"))
+    assert done.returncode == 0, done.stderr
+    brief = ["run=mine", "measure.latency_runs=2", "measure.throughput_seconds=0.05", "measure.max_texts=8"]
+    loose = ["measure.request_rates=[]", "hardware.precisions=[fp32]"]
+    assert "contains custom code" in kdcli("eval", *brief, HF_HOME=str(tmp_path / "hf")).stderr
+    for command, more in ("eval", ["measure=null"]), ("export", loose):
+        done = kdcli(command, *brief, *more, "trust_remote_code=true", HF_HOME=str(tmp_path / "hf"))
+        assert done.returncode == 0, done.stderr
 
 
 # ---- what goes wrong during training -----------------------------------------------------------------
