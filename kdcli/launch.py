@@ -336,7 +336,9 @@ def _job(command: str, cfg: DictConfig) -> None:
             rundir.release(folder, remove=fresh and status == 2)
         if sweep:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / rundir.ERROR).write_text(json.dumps({"exit_code": status, "message": error.message}))
+            words = " ".join(HydraConfig.get().overrides.task)
+            told = {"exit_code": status, "message": error.message, "overrides": words}
+            (folder / rundir.ERROR).write_text(json.dumps(told))
     except KeyboardInterrupt:
         status = 130
         raise
@@ -422,18 +424,18 @@ def _sweep(command: str, name: str, overrides: list[str]) -> int:
         rundir.examine_sweep(folder)
         rundir.examine(folder / str(composed.hydra.sweep.subdir), _tree(composed))
     status = _hydra(name, ["--multirun", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
-    jobs = sorted(
-        (run for run in folder.iterdir() if run.is_dir()), key=lambda run: (len(run.name), run.name)
-    )
+    told = {each.parent for name in (".hydra", rundir.ERROR) for each in folder.glob(f"**/{name}")}
+    jobs = sorted(told, key=lambda job: (len(str(job)), job))
     if command == "eval":
-        return status
+        failed = [job / rundir.ERROR for job in jobs if (job / rundir.ERROR).is_file()]
+        return max([status, *(json.loads(each.read_text())["exit_code"] for each in failed)])
     from kdcli.report import sweep_table, targets_table
 
     if command == "export":
         rows = [_export_row(job) for job in jobs]
         targets_table(rows)
     else:
-        rows = [_sweep_row(run) for run in jobs]
+        rows = [_sweep_row(run) | {"run": str(run.relative_to(folder))} for run in jobs]
         sweep_table(rows)
         console.say(f"runs in {folder}")
     return max([status, *(row["exit_code"] for row in rows)])
@@ -443,7 +445,6 @@ def _sweep_row(run: Path) -> dict[str, Any]:
     recorded = run / ".hydra" / "overrides.yaml"
     chosen: Any = OmegaConf.load(recorded) if recorded.is_file() else []
     row: dict[str, Any] = {
-        "run": run.name,
         "overrides": " ".join(str(word) for word in chosen),
         "exit_code": 0,
     }

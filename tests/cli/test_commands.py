@@ -551,7 +551,7 @@ def test_a_run_whose_models_cannot_be_timed_fails_and_is_kept(
         assert launch("distill", words) == 1
     assert "could not be run by torch in its own process" in capsys.readouterr().err
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
-    assert launch("distill", words) == 0
+    assert launch("distill", [*words, "measure=null"]) == 0, "what cannot be timed need not be"
 
 
 @pytest.mark.parametrize("fault", ["cut off", "another's", "cut off, and nobody knows of what"])
@@ -697,10 +697,23 @@ def test_one_failed_job_of_a_sweep_is_told_and_the_others_go_on(
     """A sweep over night must not end at its first bad job, nor end with exit code 0."""
     monkeypatch.chdir(tmp_path)
     quick = ["trainer.max_steps=3", "measure=null", "control=false"]
-    assert launch("distill", [*small, *quick, "dataset.limit=8,300"], multirun=True) == 2
+    words = [*small, *quick, "hydra.sweep.subdir='s/${hydra:job.num}'", "dataset.limit=8,300"]
+    assert launch("distill", words, multirun=True) == 2
     captured = capsys.readouterr()
     assert "fewer than one batch" in captured.err
-    assert len(list((tmp_path / "runs" / "sweeps").glob("*/*/report.json"))) == 1
+    assert len(list((tmp_path / "runs" / "sweeps").glob("*/s/*/report.json"))) == 1
+    assert re.search("^dataset.limit=8 failed: ", captured.out, re.MULTILINE)
+    assert re.search(r"^(\* )?limit=300 +\d", captured.out, re.MULTILINE)
+    assert "did not finish" not in captured.out
+
+
+def test_side_by_side_evaluations_that_fail_are_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """A pipeline goes on with scores that nobody has."""
+    monkeypatch.chdir(tmp_path)
+    words = [f"run={run}", "split=test,train", "artifact=nothing.onnx", "hydra/launcher=joblib"]
+    assert launch("eval", [*words, "hydra.launcher.n_jobs=2"], multirun=True) == 2
 
 
 def test_sweep_with_a_bad_value_starts_no_job(

@@ -49,6 +49,13 @@ def steps_of(run: Path) -> dict[str, int]:
     return {stage["name"]: stage["steps"] for stage in report_of(run)["stages"]}
 
 
+def test_what_was_trained_stays_where_what_follows_is_refused(distil: Distil, tmp_path: Path) -> None:
+    """Exit code 2 says that nothing was trained, and takes the directory away: hours of the stages before would be lost."""
+    lazy = ["+stages.assistant.trainer.learning_rate=1e-9", "trainer.epochs=1"]
+    distil("run", *ASSISTANT, *lazy, "control=false", expect=1)
+    assert (tmp_path / "run" / "assistants" / "assistant" / "model.safetensors").is_file()
+
+
 def test_an_assistant_teaches_the_student(distil: Distil, small: list[str], tmp_path: Path) -> None:
     """A student that learns from the teacher after all, or a control that is trained for the assistant's steps as well, would say nothing of
     assistants; and one that a kill makes train anew would give another student."""
