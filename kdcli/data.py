@@ -492,10 +492,7 @@ def load(cfg: DatasetConfig) -> Data:
         rows |= {split: rows[split][: cfg.eval_limit] for split in ("validation", "test")}
     kind.require(rows["train"])
     labels = list(kind.labels)
-    fingerprint = digest(
-        labels,
-        {split: [(row["id"], row.get("label")) for row in rows[split]] for split in SPLITS},
-    )
+    fingerprint = digest(labels, {split: rows[split] for split in SPLITS})
     splits = {split: datasets.Dataset.from_list(rows[split]) for split in SPLITS}
     return Data(splits, labels, fingerprint, sources["train"][0].commit, dict(dropped))
 

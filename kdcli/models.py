@@ -183,6 +183,10 @@ def load_tokenizer(
     if model is not None:
         taken = inspect_inputs(model)
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
+        if type(model).__name__.endswith("ForSequenceClassification") and model.config.pad_token_id is None:
+            model.config.pad_token_id = (
+                tokenizer.pad_token_id
+            )  # a decoder looks for the token before the padding
     return tokenizer
 
 

@@ -807,7 +807,7 @@ def with_copies(run: Run, stages: console.Stages) -> datasets.Dataset:
         cfg.max_length,
         run.cfg.seed,
     )
-    folder = cache_dir("augmented") / digest(made_of, sorted(known))[:32]
+    folder = cache_dir("augmented") / digest(made_of, sorted(known), _content(gold))[:32]
     proposer = functools.cache(lambda: Proposer(source, cfg.max_length))
     with run.stage(stages, run.named("augment"), len(gold)) as progress, _alone(run, folder):
 
@@ -848,6 +848,7 @@ def tuned_teacher(run: Run, stages: console.Stages, number: int) -> Source:
         "train": _content(gold),
         "validation": _content(run.data["validation"]),
         "max_length": run.cfg.dataset.max_length,
+        "chat": run.task.chat,
         "languages": [
             run.cfg.dataset.source_language,
             run.cfg.dataset.target_language,
@@ -896,9 +897,13 @@ def tuned_teacher(run: Run, stages: console.Stages, number: int) -> Source:
     return source
 
 
-def _content(rows: datasets.Dataset) -> str:
-    """A digest of a split's rows and labels: an id is a hash of all but the label."""
-    return digest(list(rows["id"]), list(rows["label"]) if "label" in rows.column_names else [])
+def _content(rows: datasets.Dataset, labels: bool = True) -> str:
+    """A digest of a split's rows: ids alone are the same for texts that differ in case.
+
+    Args:
+        labels: and of their labels.
+    """
+    return digest({name: list(rows[name]) for name in rows.column_names if labels or name != "label"})
 
 
 def open_teacher(run: Run, sources: Sequence[Source]) -> Teacher:
@@ -1075,7 +1080,7 @@ def teacher_signals(
     before = 0
     with run.stage(stages, run.named("signals"), sum(map(len, splits.values()))) as progress:
         for split, rows in splits.items():
-            folder = cache_dir("signals") / digest(made_by, list(rows["id"]))[:32]
+            folder = cache_dir("signals") / digest(made_by, _content(rows, labels=False))[:32]
             teachers[split] = cached = CachedTeacher(folder, cfg.top_k, temperature)
             with _alone(run, folder):
                 cached.fetch(rows, ask, functools.partial(_advance, progress, before), run.state)
@@ -1486,7 +1491,7 @@ def _train(
         return
     with run.stage(stages, step.name, steps) as progress:
         distiller, tokenizer = _distiller(run, born, step, source)
-        seed = stage_seed(run.cfg.seed, step.name.replace("control", STUDENT, 1))
+        seed = stage_seed(run.cfg.seed, _as_student(step.name))
         seed_everything(seed)
         train(
             Stage(
@@ -1514,7 +1519,7 @@ def _train(
 
 
 def _distiller(run: Run, born: Source, step: Step, teacher: Source) -> tuple[Distiller, Any]:
-    seed_everything(stage_seed(run.cfg.seed, f"{step.name}: what is new"))
+    seed_everything(stage_seed(run.cfg.seed, f"{_as_student(step.name)}: what is new"))
     # a stage before may have been of another task
     model = load_model(born, run.task)[0] if has_head(born, run.task) else with_new_head(born, run.task)
     (step.quantization or run.birth_by).dress(model)
@@ -1523,6 +1528,11 @@ def _distiller(run: Run, born: Source, step: Step, teacher: Source) -> tuple[Dis
     return Distiller(model, run.task, step.losses, step.weights), load_tokenizer(
         born, model, run.cfg.dataset.max_length
     )
+
+
+def _as_student(name: str) -> str:
+    """By what name a step is seeded: student and control begin with the same random numbers."""
+    return STUDENT + name.removeprefix("control") if name.startswith("control") else name
 
 
 def _split(run: Run, rows: datasets.Dataset, tokenizer: Any) -> Split:

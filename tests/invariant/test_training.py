@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import start, wait_for
+from transformers import GPT2Config, GPT2Model
 
+from kdcli.commands.distill import _as_student
 from kdcli.files import hash_files
 
 Distil = Callable[..., Path]
@@ -175,3 +177,29 @@ def test_rerun_repeats_a_run_bit_by_bit(distil: Distil, tmp_path: Path) -> None:
     again = tmp_path / "again"
     assert launch("distill", [f"hydra.run.dir={again}"], rerun=run) == 0
     assert same(run, again)
+
+
+def test_student_and_control_begin_with_the_same_new_parts() -> None:
+    """Adapters or a head that begin elsewhere: the gain is one of luck."""
+    assert _as_student("control/quantized") == "student/quantized"
+    assert _as_student("student/control") == "student/control"
+
+
+def test_a_decoder_can_classify(distil: Distil, tokenizer, tmp_path: Path) -> None:
+    """gpt2 and its like name no padding token, and look for the token before it."""
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    torch.manual_seed(0)
+    GPT2Model(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    words = [f"teacher.path={tmp_path / 'gpt2'}", "trainer.max_steps=4", "teacher.trainer.max_steps=4"]
+    run = distil("run", *words, "smoke=true")
+    for name in "student", "control":
+        assert json.loads((run / name / "config.json").read_text())["pad_token_id"] == tokenizer.pad_token_id

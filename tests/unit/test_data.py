@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 from tiny import sentences, write_csv
 
+from kdcli.commands.distill import _content
 from kdcli.config import Dataset, conf_dir
 from kdcli.data import SPLITS, Data, load, require_batch, with_gold
 from kdcli.errors import ConfigError, DataError
@@ -65,6 +66,18 @@ def test_variants_of_a_text_are_one_row(tmp_path: Path) -> None:
     everywhere = [text.casefold() for split in SPLITS for text in data[split]["text"]]
     assert sorted(everywhere) == sorted(text for text, _ in ROWS)
     assert not any("  " in text or text != text.strip() for text in everywhere)
+
+
+def test_what_is_stored_is_of_these_very_texts(tmp_path: Path) -> None:
+    """A cased teacher's answers to a text in other letters: rows that differ in case alone are the same row, and other texts."""
+    one, other = (
+        read(write_csv(tmp_path / f"{change.__name__}.csv", [(change(text), label) for text, label in ROWS]))
+        for change in (str.lower, str.upper)
+    )
+    assert one["train"]["id"][:] == other["train"]["id"][:]
+    assert one.fingerprint != other.fingerprint
+    for labels in True, False:
+        assert _content(one["train"], labels) != _content(other["train"], labels)
 
 
 def test_given_files_do_not_share_rows(tmp_path: Path) -> None:
