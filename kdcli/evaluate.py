@@ -53,6 +53,19 @@ def opened(source: Source, task: Task, max_length: int) -> tuple[PreTrainedModel
     return model, load_tokenizer(source, model, max_length)
 
 
+def prepared(
+    task: Task, rows: datasets.Dataset, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int
+) -> datasets.Dataset:
+    """A split's rows as they are trained on and scored, which each of the models reads whole."""
+    known: list[dict[str, int]] = []
+    for tokenizer in tokenizers:
+        vocabulary = tokenizer.get_vocab()
+        if vocabulary not in known:
+            rows = task.prepare(rows, tokenizer, max_length)
+            known.append(vocabulary)
+    return rows
+
+
 def examine(
     source: Source,
     model: PreTrainedModel,

@@ -46,6 +46,7 @@ from kdcli.evaluate import (
     in_tokens_of,
     likelihoods,
     opened,
+    prepared,
     require_device,
     save_predictions,
     score,
@@ -538,9 +539,7 @@ def _part(
         _require_head(run, source)
     tokenizer = load_tokenizer(sources[0], max_length=max_length)
     own = load_tokenizer(by.source, max_length=max_length) if by.source is not None else tokenizer
-    splits = {name: task.prepare(rows, tokenizer, max_length) for name, rows in data.splits.items()}
-    if own is not tokenizer:  # both read the same words
-        splits = {name: task.prepare(rows, own, max_length) for name, rows in splits.items()}
+    splits = {name: prepared(task, rows, (tokenizer, own), max_length) for name, rows in data.splits.items()}
     run.data = dataclasses.replace(data, splits=splits)
     losses = [loss for step in steps for loss in step.losses.values()]
     reading = [loss for loss in losses if loss.needs_teacher]

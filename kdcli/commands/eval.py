@@ -20,6 +20,7 @@ from kdcli.evaluate import (
     examine,
     in_tokens_of,
     opened,
+    prepared,
     require_device,
     same_tokens,
     save_predictions,
@@ -50,31 +51,24 @@ def evaluate(cfg: Config, folder: Path) -> int:
     said: dict[str, Predictions] = {}
     told: Callable[[Sequence[int]], AnySignal] | None = None
     shared = True
-    if task.labels:  # all models are asked about the same words
-        for source in sources.values():
-            rows = task.prepare(rows, load_tokenizer(source), max_length)
+    rows = prepared(task, rows, [load_tokenizer(source) for source in sources.values()], max_length)
     beside: Process | None = None
-    ids: list[Any] = []
     with ExitStack() as stack, console.Stages(list(sources) or ["artifact"]) as stages:
         for name, source in sources.items():
             with stages.stage(name):
                 _require_head(source, task)
                 model, tokenizer = opened(source, task, max_length)
-                table = task.prepare(rows, tokenizer, max_length)
                 if name != "teacher" and "teacher" in sources and task.writes and shared:
-                    told = told or by_number(_teacher(sources["teacher"], task, max_length), table)
+                    told = told or by_number(_teacher(sources["teacher"], task, max_length), rows)
                 if name == "teacher" and "student" in sources:
-                    shared = same_tokens(task, source, sources["student"], table, max_length)
-                models[name], said[name] = examine(source, model, tokenizer, task, table, max_length, told)
+                    shared = same_tokens(task, source, sources["student"], rows, max_length)
+                models[name], said[name] = examine(source, model, tokenizer, task, rows, max_length, told)
                 del model  # before the next one is loaded
                 if not shared and name == "teacher":
-                    said[name] = in_tokens_of(task, said[name], sources["student"], table, max_length)
+                    said[name] = in_tokens_of(task, said[name], sources["student"], rows, max_length)
                 models[name] |= score(task, said[name])
-                # plain text is cut into other rows by other tokenizers
-                turns = beside if list(table["id"]) == ids else None
-                needs = measured(cfg.measure, source, task, task.inputs(table, tokenizer), max_length, turns)
+                needs = measured(cfg.measure, source, task, task.inputs(rows, tokenizer), max_length, beside)
                 if name == "teacher":
-                    ids = list(table["id"])
                     beside, found = stack.enter_context(needs)
                 else:
                     with needs as (_, found):
@@ -84,14 +78,14 @@ def evaluate(cfg: Config, folder: Path) -> int:
             name = artifact.name
             with stages.stage("artifact"):
                 tokenizer = load_tokenizer(Source(folder_of(artifact), name, code=code))
-                table = task.prepare(rows, tokenizer, max_length)
+                rows = task.prepare(rows, tokenizer, max_length)
                 path = Path(cfg.run or "").expanduser() / "student"
                 if cfg.run and cfg.measure and path.is_dir():
-                    inputs = task.inputs(table, tokenizer)
+                    inputs = task.inputs(rows, tokenizer)
                     asked = specified(cfg.measure, "torch", path, path, task, inputs, max_length, code)
                     beside = stack.enter_context(Process(*asked))
                 found, said[name], shares = ask(
-                    cfg.measure, artifact, task, table, tokenizer, max_length, beside=beside, code=code
+                    cfg.measure, artifact, task, rows, tokenizer, max_length, beside=beside, code=code
                 )
                 models[name] = {"bytes": bytes_of(artifact)} | score(task, said[name]) | found | shares
     for name, answers in said.items():

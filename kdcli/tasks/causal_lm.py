@@ -64,16 +64,20 @@ class CausalLM(LanguageModel):
     def prepare(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> datasets.Dataset:
-        """Plain text becomes rows of at most `max_length` tokens: long documents are cut, short ones share a row.
+        """Plain text becomes rows of at most `max_length` tokens: long documents are cut, short ones share a row. Rows that were made so
+        with another tokenizer are cut further where they are longer with this one: both can read them whole.
 
         Raises:
             ConfigError: rows of so few tokens have none that counts.
         """
-        if "text" not in rows.column_names:
+        if "text" in rows.column_names:
+            groups = [[(text, True) for text in rows["text"]]]
+        elif "texts" in rows.column_names:
+            groups = [list(zip(row["texts"], row["ends"], strict=True)) for row in rows]
+        else:
             return rows
         self.packs = True
         packed: list[dict[str, Any]] = []
-        room = 0
         edges = len(_begin(tokenizer)) + 1  # and the end of text
         step = max_length - edges
         if step < 2:
@@ -81,18 +85,18 @@ class CausalLM(LanguageModel):
                 f"dataset.max_length = {max_length}: rows of plain text need at least {edges + 2} tokens, or there is none "
                 "before another; raise it"
             )
-        for row in rows:
-            spans = tokenize(tokenizer, [row["text"]], special=False)["offset_mapping"][0]
-            for start in range(0, len(spans), step):
-                piece = spans[start : start + step]
-                text = row["text"][piece[0][0] : piece[-1][1]]
-                ends = start + step >= len(spans)
-                if len(piece) + edges > room or not packed:
-                    packed.append({"texts": [], "ends": []})
-                    room = max_length
-                packed[-1]["texts"].append(text)
-                packed[-1]["ends"].append(ends)
-                room -= len(piece) + edges
+        for group in groups:
+            room = 0
+            for whole, last in group:
+                spans = tokenize(tokenizer, [whole], special=False)["offset_mapping"][0]
+                for start in range(0, len(spans), step):
+                    piece = spans[start : start + step]
+                    if len(piece) + edges > room:
+                        packed.append({"texts": [], "ends": []})
+                        room = max_length
+                    packed[-1]["texts"].append(whole[piece[0][0] : piece[-1][1]])
+                    packed[-1]["ends"].append(last and start + step >= len(spans))
+                    room -= len(piece) + edges
         return datasets.Dataset.from_list(
             [{"id": digest(part["texts"], part["ends"])[:32], **part} for part in packed]
         )

@@ -13,6 +13,7 @@ import torch
 from tiny import decoder, exchanges, lessons, speaker, speller, talk
 
 from kdcli.distiller import Distiller
+from kdcli.evaluate import prepared
 from kdcli.launch import launch
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
@@ -70,6 +71,26 @@ def rows_of(form: str) -> datasets.Dataset:
         "text": [{"texts": [p, a + " é"], "ends": [True, True]} for p, a in pairs],
     }[form]
     return datasets.Dataset.from_list([{"id": str(number)} | row for number, row in enumerate(rows)])
+
+
+def test_plain_text_is_read_whole_by_both() -> None:
+    """Rows that only one of the tokenizers fills: of a text most is never read by the other, and its likelihood is counted by tokens
+    of a part."""
+    theirs, ours, length = speller(), speller(TEMPLATE, size=262), 24
+    text = " ".join(f"{question}{answer}" for question, answer in exchanges(40))
+    rows = datasets.Dataset.from_list([{"text": text}, {"text": "a film é"}])
+    for order in (theirs, ours), (ours, theirs), (theirs, ours, theirs):
+        task = CausalLM()
+        packed = prepared(task, rows, order, length)
+        assert "".join(piece for row in packed["texts"] for piece in row).replace(" ", "") == (
+            text + "a film é"
+        ).replace(" ", "")
+        assert sum(sum(row) for row in packed["ends"]) == 2, "each document ends once"
+        for tokenizer in theirs, ours:
+            whole = sum(len(tokenizer(piece)["input_ids"]) for row in packed["texts"] for piece in row)
+            encoded = task.encode(tokenizer, packed, length)
+            read = sum(len(encoded[row]["input_ids"]) for row in range(len(encoded)))
+            assert read == whole + 2, "and the ends of text"
 
 
 @pytest.mark.parametrize("form", ["pairs", "messages", "text"])
