@@ -140,6 +140,8 @@ def _register(
         name = "rerun"
         if _value(overrides, "hydra.run.dir") is None:
             overrides.append("hydra.run.dir=runs/distill/${now:%Y-%m-%d-%H%M%S-%f}")
+    if command == "export" and (run := _value(overrides, "run")) and _value(overrides, "hardware") is None:
+        overrides = [*rundir.hardware_of(Path(run)), *overrides]
     if command == "eval" and (run := _value(overrides, "run")):
         store.store(
             group="dataset",
@@ -391,9 +393,9 @@ def _names(config: Any) -> dict[str, str]:
     """What teacher, student and data set are called: the choice that was made, or the path that was given."""
     chosen, overrides = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
     names = {}
-    for group in ("teacher", "student", "dataset"):
+    for group in ("teacher", "student", "dataset", "hardware"):
         given = any(str(word).startswith(f"{group}.path=") for word in overrides)
-        path = getattr(config, group).path
+        path = getattr(getattr(config, group), "path", None)
         names[group] = str(path if given or group not in chosen else chosen[group])
     return names
 

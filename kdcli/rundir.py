@@ -105,6 +105,17 @@ def saved_config(run: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
 
 
+def hardware_of(run: Path) -> list[str]:
+    """The words that chose the device which a run was meant for, with its budget; none where that was not recorded."""
+    try:
+        hydra = yaml.safe_load((run / HYDRA).read_text(encoding="utf-8"))["hydra"]
+        chosen = hydra["runtime"]["choices"]["hardware"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return []
+    own = [word for word in hydra["overrides"]["task"] if word.startswith("hardware.")]
+    return [f"hardware={chosen}", *own]
+
+
 def _app(record: Path) -> str | None:
     """Whose a directory is, by what Hydra wrote into it; None if there is no such file, or not a whole one."""
     try:

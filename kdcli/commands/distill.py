@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 import kdcli
 from kdcli import console, report
 from kdcli.augment import Proposer, augmented, find_proposer
+from kdcli.commands.export import require_task
 from kdcli.config import Component, Filter, Rollout, build, locate
 from kdcli.config import Distill as Config
 from kdcli.config import Step as StepConfig
@@ -58,6 +59,7 @@ from kdcli.evaluate import (
 from kdcli.files import cache_dir, digest, replaced, write_json, write_text
 from kdcli.filters import kept, own_function
 from kdcli.generate import SHOWN, generate, text_scores
+from kdcli.hardware.base import Target
 from kdcli.losses.base import Loss
 from kdcli.losses.hard_label import HardLabel
 from kdcli.measure import UNKNOWN, Process, measured
@@ -113,7 +115,7 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
     """One run into `folder`, from data to report. Under several processes all call it; the first one writes.
 
     Args:
-        names: what the report calls teacher, student and data set.
+        names: what the report calls teacher, student, data set and device.
     """
     parts = prepare(cfg, folder, names)
     run = parts[-1]
@@ -316,6 +318,7 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
         ConfigError, DataError, ModelError, TeacherError
     """
     require_device(cfg.measure)
+    require_task(build(cfg.hardware, Target), names["hardware"], cfg.dataset.kind)
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = Path(broadcast_object_list([str(folder)])[0])
     steps = steps_of(cfg)

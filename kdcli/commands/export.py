@@ -48,7 +48,7 @@ def export(cfg: Config, hardware: str) -> int:
     trained = check(Distill, saved_config(run))
     dataset, quantization = trained.dataset, trained.student.quantization
     target: Target = build(cfg.hardware, Target)
-    _require_task(target, hardware, dataset.kind)
+    require_task(target, hardware, dataset.kind)
     data = load(dataset)
     if data.fingerprint != recorded["dataset"]["fingerprint"]:
         raise DataError(
@@ -288,7 +288,12 @@ def _beside(
     }
 
 
-def _require_task(target: Target, hardware: str, kind: str) -> None:
+def require_task(target: Target, hardware: str, kind: str) -> None:
+    """Refuse a task whose students a device's target does not take.
+
+    Raises:
+        ConfigError: with the devices that do.
+    """
     if kind in target.serves:
         return
     names = {

@@ -473,6 +473,13 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+def test_a_device_for_other_tasks(refused: Refused) -> None:
+    """Hours of training for a device that nothing can be made for."""
+    assert "hardware=laptop makes files of language models, and this run's task is classification" in refused(
+        "hardware=laptop"
+    )
+
+
 def test_directory_of_somebody_else(refused: Refused, here: Path, finished: Path) -> None:
     """A run, or an evaluation, into a folder of the user's own files."""
     for folder in (here, here / "mine"):

@@ -660,6 +660,22 @@ def test_a_budget_that_nobody_can_keep_is_refused(run: Path, capsys: pytest.Capt
         assert "hardware.budget" in capsys.readouterr().err
 
 
+def test_an_export_is_for_the_device_that_the_run_was_meant_for(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A budget that was given to the run, and that nothing reads."""
+    own = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("export")))
+    recorded = own / ".hydra" / "hydra.yaml"
+    told = yaml.safe_load(recorded.read_text())
+    told["hydra"]["runtime"]["choices"]["hardware"] = "intel"
+    told["hydra"]["overrides"]["task"].append("hardware.budget.max_bytes=7")
+    recorded.write_text(yaml.safe_dump(told))
+    for words, expected in ([], ("Intel", 7)), (["hardware=cpu"], ("Cpu", None)):
+        assert launch("export", [f"run={own}", *words], cfg="job") == 0
+        composed = yaml.safe_load(capsys.readouterr().out)["hardware"]
+        assert (composed["_target_"].rpartition(".")[2], composed["budget"]["max_bytes"]) == expected
+
+
 def test_export_refuses_what_is_no_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A directory of somebody else's must not get our files."""
     (tmp_path / "notes.txt").write_text("mine")

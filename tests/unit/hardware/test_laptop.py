@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from tiny import decoder, full_disk, speller
 
 from kdcli.commands.artifacts import _counted, _generated
-from kdcli.commands.export import _require_task
+from kdcli.commands.export import require_task
 from kdcli.errors import ConfigError, ExportError
 from kdcli.files import locate_package
 from kdcli.gguf import DIGITS, convert
@@ -263,14 +263,14 @@ def test_a_target_refuses_what_it_does_not_serve_and_names_the_one_that_does() -
     with pytest.raises(
         ConfigError, match=r"hardware=intel makes files of classifiers.*use hardware=cpu, .*hardware=laptop$"
     ):
-        _require_task(Intel(["fp16"]), "intel", "causal_lm")
+        require_task(Intel(["fp16"]), "intel", "causal_lm")
     with pytest.raises(
         ConfigError,
         match=r"hardware=laptop makes files of language models.*use hardware=.*cpu, .*hardware=intel",
     ):
-        _require_task(Laptop(ALL), "laptop", "classification")
-    _require_task(Laptop(ALL), "laptop", "causal_lm")
-    _require_task(Cpu(), "cpu", "causal_lm")
+        require_task(Laptop(ALL), "laptop", "classification")
+    require_task(Laptop(ALL), "laptop", "causal_lm")
+    require_task(Cpu(), "cpu", "causal_lm")
 
 
 def test_what_is_written_counts_up_to_the_first_difference() -> None:

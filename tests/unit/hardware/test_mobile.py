@@ -20,7 +20,7 @@ from test_intel import CONFIGS, SEGMENTS, SIZES, TEXTS, create, inputs, student
 from tiny import bert, full_disk, run_snippet
 
 from kdcli import snippets
-from kdcli.commands.export import _require_task
+from kdcli.commands.export import require_task
 from kdcli.errors import ConfigError, ExportError
 from kdcli.hardware import litert
 from kdcli.hardware.mobile import FILES, Mobile, lengths
@@ -102,7 +102,7 @@ def test_what_writes_text_is_refused_with_the_target_that_takes_it(kind: str) ->
     """A language model that is converted for minutes, and then cannot be run."""
     other = {"causal_lm": "hardware=laptop", "seq2seq": "hardware=cpu"}[kind]
     with pytest.raises(ConfigError, match=rf"hardware=mobile makes files of classifiers.*{kind}; .*{other}"):
-        _require_task(Mobile(ALL), "mobile", kind)
+        require_task(Mobile(ALL), "mobile", kind)
 
 
 def test_signatures_double_up_to_the_longest_row() -> None:
