@@ -112,13 +112,15 @@ def replaced(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary = holder / path.name
+    temporary, old = holder / path.name, holder / "old"
     try:
         yield temporary
         if path.is_dir():
-            path.rename(holder / "old")
+            path.rename(old)
         temporary.rename(path)
     finally:
+        if old.is_dir() and not path.exists():  # interrupted between the two
+            old.rename(path)
         shutil.rmtree(holder, ignore_errors=True)
 
 
