@@ -87,6 +87,7 @@ from kdcli.tasks import task_of
 from kdcli.tasks.base import Predictions, Split, Task
 from kdcli.tasks.causal_lm import CausalLM
 from kdcli.tasks.seq2seq import Seq2Seq
+from kdcli.tasks.token_classification import TokenClassification
 from kdcli.teachers.aligned import AlignedTeacher
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.cached import CachedTeacher, shares
@@ -1352,6 +1353,7 @@ def teach(
     lessons = lesson.signals
     if lessons and not run.shared:  # a translator learns from the texts alone
         lessons = aligned(run, lesson.teacher, born, lessons) if isinstance(run.task, CausalLM) else {}
+    require_room(run, born)
     require_same_pieces(run, lesson.teacher, born, lesson.rows)
     check_numbers(run, lesson, born, lessons, fresh)
     return train_steps(run, stages, lesson, born, lessons)
@@ -1365,6 +1367,26 @@ def aligned(run: Run, teacher: Source, born: Source, signals: dict[str, Teacher]
     return {
         split: AlignedTeacher(inner, run.task, theirs, ours, max_length) for split, inner in signals.items()
     }
+
+
+def require_room(run: Run, born: Source) -> None:
+    """The born student's tokenizer cuts no row into more tokens than a row may have: one that was trimmed spells words, and the
+    teacher answers for each of them.
+
+    Raises:
+        DataError
+    """
+    if not isinstance(run.task, TokenClassification):
+        return
+    tokenizer = load_tokenizer(born)
+    for name, rows in run.data.splits.items():
+        try:
+            run.task.encode(tokenizer, rows, run.cfg.dataset.max_length)
+        except DataError as error:
+            raise DataError(
+                f"{name}: {error.message}. A student whose vocabulary was trimmed spells the words that its tokens lack: it can also keep more "
+                "of them (a smaller min_count or a larger max_tokens of its vocabulary), or all (student=tiny, layers, pruned)"
+            ) from None
 
 
 def require_same_pieces(run: Run, teacher: Source, born: Source, rows: datasets.Dataset) -> None:

@@ -297,6 +297,27 @@ def test_a_student_with_another_tokenizer(distil: Run, letters: Path) -> None:
     report_of(distil("cut", *own, "dataset.max_length=16"))  # each cuts off other words
 
 
+def test_a_trimmed_tokenizer_that_needs_more_tokens(
+    distil: Run, letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Words of the test rows that the student has to spell go beyond a row's end, which is found when they are read: after all training."""
+    rows = tagged(300)
+    seen = [row for row in rows if not {"very", "quite"} & set(row["tokens"])]
+    new = [row for row in rows if {"very", "quite"} <= set(row["tokens"])]
+    path = write_jsonl(tmp_path / "seen.jsonl", seen)
+    own = [f"dataset.path={path}", f"dataset.test={write_jsonl(tmp_path / 'new.jsonl', new)}"]
+    own += ["student=vocabulary", f"student.path={letters}", "teacher.trainer.epochs=1", "smoke=true"]
+    run = distil(
+        "run", *own, "dataset.max_length=16", "dataset.validation_size=16", "dataset.test_size=8", expect=2
+    )
+    message = " ".join(capsys.readouterr().err.split())
+    assert "test: row" in message
+    assert "words have no token within dataset.max_length = 16" in message
+    assert "a smaller min_count or a larger max_tokens" in message
+    assert "Traceback" not in message
+    assert not (run / "student").exists()
+
+
 @pytest.mark.parametrize(
     ("rows", "more", "said"),
     [
