@@ -66,6 +66,7 @@ from kdcli.measure import UNKNOWN, Process, measured
 from kdcli.models import (
     Source,
     fast_bf16,
+    fewer_tokens,
     find,
     has_head,
     label_order,
@@ -262,6 +263,8 @@ class Run:
     """Teacher and student mean the same class by the same number."""
     remote: OpenAITeacher | None = None
     """The teacher, if one can only ask it. `sources` is then what its students are born from."""
+    classes: int | None = None
+    """So many tokens they share, if the teacher has more than the student."""
 
     @property
     def pupil(self) -> str:
@@ -550,6 +553,7 @@ def _part(
     if task.vocabulary:
         by_class = any(loss.by_class for loss in reading)
         run.shared = _share_tokens(run, tokenizer, own, by_class, bool(reading)) and remote is None
+        run.classes = fewer_tokens(tokenizer, own) if run.shared else None
         if len(sources) > 1:
             raise ConfigError(
                 f"teacher.others: the answers of several teachers are averaged over labels, and models of the task {cfg.dataset.kind} have a "
@@ -915,6 +919,8 @@ def open_teacher(run: Run, sources: Sequence[Source]) -> Teacher:
     for source in sources:
         teacher: Teacher = build(run.cfg.teacher, Teacher)
         teacher.open(source, run.task, run.cfg.dataset.max_length, run.cfg.teacher.trainer.precision)
+        if run.classes is not None:
+            teacher.narrow(run.classes)
         opened.append(teacher)
     return Ensemble(opened, _temperature(run)) if len(opened) > 1 else opened[0]
 
@@ -934,6 +940,7 @@ def _asked(run: Run, sources: Sequence[Source]) -> tuple[Any, ...]:
         run.cfg.dataset.source_language,
         run.cfg.dataset.target_language,
         run.cfg.dataset.prefix,
+        *([] if run.classes is None else [run.classes]),
     )
 
 

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from kdcli import console, report
 from kdcli.commands.artifacts import ask, bytes_of, folder_of, require_whole
 from kdcli.config import Checkpoint
@@ -29,7 +31,7 @@ from kdcli.evaluate import (
 )
 from kdcli.files import write_json
 from kdcli.measure import Process, measured, runtime_of, specified
-from kdcli.models import Source, find, has_head, load_tokenizer
+from kdcli.models import Source, fewer_tokens, find, has_head, load_tokenizer
 from kdcli.rundir import EXPORT, read_report
 from kdcli.signal import AnySignal
 from kdcli.tasks import task_of
@@ -59,7 +61,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
                 _require_head(source, task)
                 model, tokenizer = opened(source, task, max_length)
                 if name != "teacher" and "teacher" in sources and task.writes and shared:
-                    told = told or by_number(_teacher(sources["teacher"], task, max_length), rows)
+                    told = told or by_number(_teacher(sources["teacher"], tokenizer, task, max_length), rows)
                 if name == "teacher" and "student" in sources:
                     shared = same_tokens(task, source, sources["student"], rows, max_length)
                 models[name], said[name] = examine(source, model, tokenizer, task, rows, max_length, told)
@@ -186,9 +188,12 @@ def _require_exported(artifact: Path, run: Path | None) -> None:
     require_whole(artifact, told)
 
 
-def _teacher(source: Source, task: Task, max_length: int) -> Teacher:
+def _teacher(source: Source, student: PreTrainedTokenizerBase, task: Task, max_length: int) -> Teacher:
+    """A language model that says something of the student's tokens alone."""
     teacher = LocalTeacher(task.batch)
     teacher.open(source, task, max_length, "fp32")
+    if (fewer := fewer_tokens(teacher.tokenizer, student)) is not None:
+        teacher.narrow(fewer)
     return teacher
 
 

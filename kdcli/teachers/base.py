@@ -36,6 +36,17 @@ class Teacher(ABC):
             precision: auto, fp32 or bf16 (autocast; logits are fp32 in any case).
         """
 
+    def narrow(self, classes: int) -> None:
+        """Answer with the first so many classes alone, as if there were no others: those that the student has. Called after `open`, if
+        the teacher's vocabulary has more.
+
+        Raises:
+            TeacherError: this kind of teacher does not.
+        """
+        raise TeacherError(
+            f"{type(self).__name__} knows more tokens than the student, and cannot leave them out; use a student with the teacher's tokenizer"
+        )
+
     @abstractmethod
     def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = as_it_is) -> list[AnySignal]:
         """What the teacher says of each row (`id`, `text`, …), at its counted positions, in their order.

@@ -38,6 +38,10 @@ class LocalTeacher(Teacher):
         self.classes = len(task.labels) or max(self.tokenizer.get_vocab().values()) + 1
         self.task, self.max_length, self.bf16 = task, max_length, fast_bf16(precision)
 
+    def narrow(self, classes: int) -> None:
+        """Logits of the further classes are left out before their softmax, so that the others' probabilities sum to 1."""
+        self.classes = min(self.classes, classes)
+
     def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = as_it_is) -> list[AnySignal]:
         """In the teacher's own tokenization. Classes beyond the tokenizer's last token, which pad embeddings, are left out."""
         table = datasets.Dataset.from_list(list(examples))

@@ -179,6 +179,39 @@ def test_rows_that_pad_the_embeddings_are_no_tokens(voice: Path, tmp_path: Path)
     assert torch.allclose(found[0], found[2], atol=1e-5)
 
 
+def test_a_teacher_with_one_more_token(distil: Distil, voice: Path, tmp_path: Path) -> None:
+    """GPT-2 with [PAD] teaches distilgpt2: a traceback, tokens of the student's that are none, or probabilities that do not sum to 1."""
+    tokenizer, model = speller(), decoder(speller())
+    decoder(tokenizer, layers=1, seed=5).save_pretrained(tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    model = type(model).from_pretrained(voice)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    words = model.get_input_embeddings().weight.data
+    words[-1] = words[tokenizer.eos_token_id]  # as likely as the end of a text
+    model.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    own = [f"teacher.path={tmp_path / 'teacher'}", f"student.path={tmp_path / 'student'}", "loss=forward_kl"]
+    own += ["control=false", "trainer.epochs=1"]
+    runs = [
+        distil("stored", "pairs", *own, "teacher.top_k=400"),
+        distil("live", "pairs", *own, "teacher.cache=false"),
+    ]
+    assert launch("eval", [f"run={runs[1]}", "measure=null", f"hydra.run.dir={tmp_path / 'eval'}"]) == 0
+    reports = [*(run / "report.json" for run in runs), tmp_path / "eval" / "eval.json"]
+    stored, live, again = (json.loads(report.read_text())["verdict"]["kl_to_teacher"] for report in reports)
+    assert stored == pytest.approx(live, rel=1e-3)
+    assert again == pytest.approx(live, rel=1e-5)
+    teacher = LocalTeacher(4)
+    teacher.open(Source(tmp_path / "teacher", "teacher"), CausalLM(), 200, "fp32")
+    rows, everywhere = list(rows_of("pairs")), slice(None)
+    whole = teacher.signals(rows).rows(everywhere).logits.softmax(-1)
+    teacher.narrow(340)
+    shared = teacher.signals(rows).rows(everywhere).logits.softmax(-1)
+    assert whole[:, 340].max() > 0.05
+    assert torch.allclose(shared, whole[:, :340] / (1 - whole[:, 340:]), atol=1e-5)
+
+
 @pytest.mark.parametrize("form", ["pairs", "messages", "text"])
 def test_uld_from_end_to_end(distil: Distil, form: str) -> None:
     """Whatever takes teacher and student for one vocabulary dies, or gives figures that mean nothing."""
