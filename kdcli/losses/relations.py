@@ -44,16 +44,21 @@ class Relations(InsideLoss):
         self.of, self.relation_heads = of, relation_heads
 
     def attach(self, student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
-        """Map the layers; the heads must divide both widths."""
+        """Map the layers; the heads must divide the widths of all that is related, in both models."""
         super().attach(student, teacher)
         self.heads = self.relation_heads or int(student.get_text_config().num_attention_heads)
-        for config, whose in ((student, "student"), (teacher, "teacher")):
-            width = config.get_text_config().hidden_size
-            if width % self.heads:
-                raise ConfigError(
-                    f"relation_heads = {self.heads} does not divide the {whose}'s width, {width}; give a number that divides both "
-                    "models'"
-                )
+        widths = {
+            f"the {whose}'s {name}": _width(config.get_text_config(), name)
+            for config, whose in ((student, "student"), (teacher, "teacher"))
+            for name in self.of
+        }
+        if wrong := next((what for what, width in widths.items() if width % self.heads), None):
+            whole = math.gcd(*widths.values())
+            fits = max(heads for heads in range(1, self.heads) if whole % heads == 0)
+            raise ConfigError(
+                f"relation_heads = {self.heads} does not divide the width of {wrong}, {widths[wrong]}; give relation_heads = {fits}, which "
+                "divides all widths, or another such number"
+            )
 
     def between(self, student: Inside, teacher: Inside, pair: int) -> Tensor:
         """(B, L, H), (B, L, H') -> (B, L)."""
@@ -71,3 +76,11 @@ class Relations(InsideLoss):
         heads = x.float().unflatten(-1, (self.heads, -1)).transpose(1, 2)
         scores = heads @ heads.transpose(-1, -2) / math.sqrt(heads.shape[-1])
         return scores.masked_fill(~allowed[:, None], -1e30).log_softmax(-1)
+
+
+def _width(config: PreTrainedConfig, name: str) -> int:
+    """Columns of the queries, keys or values of all heads; several queries may share a head of keys and values."""
+    heads = int(config.num_attention_heads)
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    groups = heads if name == "queries" else getattr(config, "num_key_value_heads", None) or heads
+    return int(groups * size)

@@ -116,7 +116,7 @@ def test_a_decoder_learns_from_the_inside(tmp_path: Path, monkeypatch: pytest.Mo
         (["student.num_hidden_layers=3"], "the student has 3 layers and the teacher 2"),
         (["loss.hidden_states.layer_mapping=sideways"], "layer_mapping"),
         (["loss.attention.distance=kl"], "give of=probabilities"),
-        (["+loss.r._target_=kdcli.losses.relations.Relations", "+loss.r.relation_heads=3"], "does not divide the student's width"),
+        (["+loss.r._target_=kdcli.losses.relations.Relations", "+loss.r.relation_heads=3"], "does not divide the width of the student's queries"),
         (["+stages.student.rows=all"], "cannot be a stage's name"),
         (["+stages.one.trainer.epochs=none"], "stages.one.trainer.epochs"),
         (["+stages.one.trainer.epoch=1"], "did you mean epochs"),

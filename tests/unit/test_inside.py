@@ -230,6 +230,24 @@ def test_relations_against_the_formula() -> None:
         assert float(value) == pytest.approx(total, rel=1e-4, abs=1e-6)
 
 
+def test_relations_of_grouped_keys_and_values() -> None:
+    """SmolLM2 has 9 heads and 3 of keys and values, 192 columns wide: they are not cut into 9, and the message is torch's."""
+    one = model("llama", hidden_size=36, num_attention_heads=9, num_key_value_heads=3)
+    wide = model("llama", num_key_value_heads=2, head_dim=12)  # queries 48, keys and values 24
+    with pytest.raises(
+        ConfigError, match="9 does not divide the width of the student's keys, 12; give relation_heads = 6"
+    ):
+        attached(Relations(), one, one)
+    with pytest.raises(
+        ConfigError,
+        match="16 does not divide the width of the student's values, 24; give relation_heads = 12",
+    ):
+        attached(Relations(["values"], 16), wide, wide)
+    attached(Relations(["queries"]), one, one)
+    loss = attached(Relations(relation_heads=6), one, wide)
+    assert torch.isfinite(loss(look(one), look(wide), None)).all()
+
+
 @each_loss
 def test_gradients_reach_the_student_and_not_the_teacher(loss: Any, tokenizer) -> None:
     """A hint that is detached does nothing, whatever its value."""
