@@ -535,6 +535,7 @@ def _part(
     task = task_of(cfg.dataset, data.labels)
     max_length = cfg.dataset.max_length
     run = Run(cfg, folder, names, state, data, task, sources, by, steps, course, taught, True, remote)
+    _require_model(run)
     inside = [name for step in steps for name, loss in step.losses.items() if loss.inside]
     if inside and isinstance(task, Seq2Seq):
         raise ConfigError(
@@ -611,6 +612,23 @@ def require_rows(run: Run, rows: datasets.Dataset) -> None:
             f"{kind}training rows",
             f"{place}trainer.batch_size",
         )
+
+
+def _require_model(run: Run) -> None:
+    """What will be born can be a model for the task.
+
+    Raises:
+        ConfigError
+    """
+    by, task = run.birth_by, run.task
+    kind = by.kind()
+    if kind is None or task.knows(kind) or (by.source is not None and by.source.code):
+        return
+    new = "student=translator-tiny or translator-small, " if isinstance(task, Seq2Seq) else ""
+    raise ConfigError(
+        f"student: {kind.model_type} has no model for the task {run.cfg.dataset.kind} (it is none of transformers' {task.auto}); take {new}"
+        "student=layers or pruned (the teacher with less of it), or student=local with student.path (a checkpoint of the task)"
+    )
 
 
 def _require_head(run: Run, source: Source) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import datasets
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.models import Source
+from kdcli.models import Source, load_config
 from kdcli.tasks.base import Task
 
 
@@ -23,6 +23,10 @@ class Birth(ABC):
     """Whether what `dress` puts in is trained alone, and the rest of the model stays as it is."""
     source: Source | None = None
     """The checkpoint that `student.path` names, set before `born`; None if there is no path."""
+
+    def kind(self) -> type[PreTrainedConfig] | None:
+        """The architecture of what will be born, by its config; None: the teacher's."""
+        return None if self.source is None else type(load_config(self.source))
 
     @abstractmethod
     def born(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import datasets
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Component, build, suggest
 from kdcli.errors import ConfigError
@@ -41,6 +41,11 @@ class Births(Birth):
                     f"student.births: {name} makes a student anew, so it can only be the first; those after it take "
                     "something away (layers, width, vocabulary)"
                 )
+
+    def kind(self) -> type[PreTrainedConfig] | None:
+        """That of the first step: the others leave it as it is."""
+        self.steps[0].source = self.source
+        return self.steps[0].kind()
 
     def born(
         self, task: Task, teacher: Source, rows: datasets.Dataset

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     MarianConfig,
     MarianMTModel,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -64,6 +65,10 @@ class EncoderDecoder(Birth):
             "decoder_ffn_dim": intermediate_size,
             "dropout": dropout,
         }
+
+    def kind(self) -> type[PreTrainedConfig] | None:
+        """Marian's, or the checkpoint's."""
+        return super().kind() or MarianConfig
 
     def born(
         self, task: Task, teacher: Source, rows: datasets.Dataset

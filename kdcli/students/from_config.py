@@ -7,7 +7,13 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from kdcli.config import Count, Fraction, suggest
 from kdcli.errors import ConfigError
@@ -82,6 +88,10 @@ class FromConfig(Birth):
             )
         self.shape |= {key: dropout for key in DROPOUT if hasattr(known, key)}
 
+    def kind(self) -> type[PreTrainedConfig] | None:
+        """That of `model_type`, or the checkpoint's."""
+        return super().kind() or CONFIG_MAPPING[self.model_type]
+
     def born(
         self, task: Task, teacher: Source, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -96,7 +106,9 @@ class FromConfig(Birth):
             task.vocabulary
         ):  # as the teacher: how far it sees, and one matrix for what it reads and what it writes
             inner = load_config(teacher).get_text_config()
-            special |= {"max_position_embeddings": inner.max_position_embeddings, "tie_word_embeddings": True}
+            special |= {"tie_word_embeddings": True}
+            if positions := getattr(inner, "max_position_embeddings", None):  # BLOOM has no limit
+                special["max_position_embeddings"] = positions
         config = AutoConfig.for_model(self.model_type, vocab_size=len(tokenizer), **special, **self.shape)
         try:
             model = task.create(task.configure(config))

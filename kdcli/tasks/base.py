@@ -195,6 +195,10 @@ class Task(ABC):
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Write what the task needs (number and names of labels) into a model's config."""
 
+    def knows(self, kind: type[PreTrainedConfig]) -> bool:
+        """Whether transformers has a model for this task of an architecture."""
+        return kind in getattr(transformers, self.auto)._model_mapping
+
     def create(self, config: PreTrainedConfig) -> PreTrainedModel:
         """A model with random weights."""
         model: PreTrainedModel = getattr(transformers, self.auto).from_config(config)

@@ -382,7 +382,7 @@ def test_teacher(
         (["student.hidden_size=15"], "student.hidden_size = 15 is not a multiple of num_attention_heads = 2"),
         (["student.model_type=brt"], "student.model_type = brt is not known; did you mean bert?"),
         (["student.model_type=distilbert"], "student.model_type = distilbert has no hidden_size"),
-        (["student.model_type=vit"], "student.model_type = vit has no model for this task"),
+        (["student.model_type=vit"], "student: vit has no model for the task classification"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ",
 )

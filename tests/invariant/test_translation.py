@@ -399,6 +399,27 @@ def test_bad_input(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("student", ["tiny", "tiny-trimmed", "local"])
+def test_a_student_that_is_no_translator(
+    options: list[str],
+    body: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    student: str,
+) -> None:
+    """The default student has no decoder, which is found after the teacher has translated everything, in a traceback."""
+    monkeypatch.chdir(tmp_path)
+    own = [option for option in options if not option.startswith("student")]
+    own += [f"student={student}", *([f"student.path={body}"] if student == "local" else [])]
+    assert launch("distill", [*own, "rollout=beam", "hydra.run.dir=run"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "student: bert has no model for the task seq2seq" in said
+    assert "student=translator-tiny or translator-small" in said
+    assert "rollouts" not in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize(
     ("family", "overrides", "message"),
     [
