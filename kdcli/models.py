@@ -26,6 +26,11 @@ TOKENIZER_FILES = (
     "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
     "source.spm", "target.spm",
 )  # fmt: skip
+SHIFTED = (
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer", "mpnet", "xmod", "esm",
+    "data2vec-text", "ibert", "luke", "lilt", "markuplm", "layoutlmv3",
+)  # fmt: skip
+"""Architectures whose positions are counted from padding_idx + 1, by `model_type`."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +160,9 @@ def load_tokenizer(
             f"{source.name}: its tokenizer knows token ids up to {highest}, its embeddings have {rows} rows: "
             "this is another model's tokenizer. Put the right tokenizer files beside the weights"
         )
-    limits = tokenizer.model_max_length, getattr(config.get_text_config(), "max_position_embeddings", None)
-    room = min(limit for limit in limits if limit and limit > 0)  # XLNet says -1: none
-    if max_length > room:
+    if max_length > (most := room(tokenizer, config)):
         raise ConfigError(
-            f"dataset.max_length = {max_length}: {source.name} can read at most {room} tokens; lower it"
+            f"dataset.max_length = {max_length}: {source.name} can read at most {most} tokens; lower it"
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -188,6 +191,19 @@ def load_tokenizer(
                 tokenizer.pad_token_id
             )  # a decoder looks for the token before the padding
     return tokenizer
+
+
+def room(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+    """How many tokens a model can read: what its tokenizer says, and the positions that it has."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+    limits = tokenizer.model_max_length, positions - first_position(config)
+    return min(limit for limit in limits if limit > 0)  # XLNet says -1: none
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """Where a model's position embeddings hold the first token: RoBERTa and its kin count from the padding token's number on."""
+    inner = config.get_text_config()
+    return (inner.pad_token_id or 0) + 1 if inner.model_type in SHIFTED else 0
 
 
 def same_vocabulary(

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from kdcli.config import Count
 from kdcli.data import with_gold
 from kdcli.errors import ConfigError
+from kdcli.models import room
 from kdcli.signal import HiddenSignal, chunks
 from kdcli.students.anatomy import Anatomy, Group, Stack, carve
 from kdcli.students.cut import Cut
@@ -188,12 +189,7 @@ class Pruned(Cut):
         gold: bool,
     ) -> Iterator[Batch]:
         """The first rows (of those that have a gold label) on the model's device."""
-        limits = (
-            MOST_TOKENS,
-            tokenizer.model_max_length,
-            getattr(model.config, "max_position_embeddings", None),
-        )
-        length = min(limit for limit in limits if limit)
+        length = min(MOST_TOKENS, room(tokenizer, model.config))
         rows = with_gold(rows) if gold else rows
         if not len(rows):
             raise ConfigError(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import bert, into_hub, sentences
-from transformers import BertConfig, PreTrainedConfig
+from transformers import BertConfig, PreTrainedConfig, RobertaConfig, RobertaForSequenceClassification
 
 from kdcli.config import Checkpoint
 from kdcli.errors import ConfigError, ModelError, TeacherError
@@ -247,6 +247,21 @@ def test_longer_rows_than_positions(teacher: Path) -> None:
     assert load_tokenizer(source(teacher), max_length=64)
     with pytest.raises(ConfigError, match=r"dataset.max_length = 65: the model can read at most 64 tokens"):
         load_tokenizer(source(teacher), max_length=65)
+
+
+def test_positions_that_begin_after_the_paddings(tokenizer, tmp_path: Path) -> None:
+    """RoBERTa has 514 positions and reads 512 tokens, which its tokenizer does not always say."""
+    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=34, pad_token_id=0, type_vocab_size=1,
+                           **SHAPE)  # fmt: skip
+    model = RobertaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(source(tmp_path), max_length=33)
+    with pytest.raises(ConfigError, match=r"dataset.max_length = 34: the model can read at most 33 tokens"):
+        load_tokenizer(source(tmp_path), max_length=34)
+    model(input_ids=torch.full((1, 33), 5))
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        model(input_ids=torch.full((1, 34), 5))
 
 
 def test_a_tokenizers_files_are_fetched_from_the_hub() -> None:

@@ -375,6 +375,14 @@ def test_padding_does_not_count(name: str, tokenizer) -> None:
         assert group.kind in ("kv", "made") or expected.abs().sum() > 0
 
 
+def test_texts_longer_than_the_positions_after_the_paddings(tokenizer) -> None:
+    """An index error at the first text with two tokens more than RoBERTa's positions hold."""
+    model = MODELS["roberta"](vocab_size=len(tokenizer), max_position_embeddings=12)
+    rows = datasets.Dataset.from_list([{"id": "0", "text": " ".join(["good"] * 40), "label": 0}])
+    found = scores(Pruned(hidden_size=4), model, tokenizer, Classification(["bad", "good"]), rows, 1)
+    assert all(torch.isfinite(each).all() for each in found.values())
+
+
 @pytest.mark.parametrize("name", ["bart", "marian"])
 def test_an_encoder_and_a_decoder_have_each_their_own_padding(name: str) -> None:
     """A translation's tokens that count, or do not, where its source has them."""
