@@ -17,7 +17,7 @@ from transformers import (
 
 from kdcli.config import Count, Fraction, suggest
 from kdcli.errors import ConfigError
-from kdcli.models import Source, load_config, load_model, load_tokenizer
+from kdcli.models import Source, first_position, load_config, load_model, load_tokenizer
 from kdcli.students.base import Birth
 from kdcli.students.pretrained import from_checkpoint
 from kdcli.tasks.base import Encoded, Task
@@ -141,6 +141,7 @@ def _inherit_embeddings(student: PreTrainedModel, teacher: PreTrainedModel, rows
         own[pad] = 0
     mine, theirs = _positions(student), _positions(teacher)
     if mine is not None and theirs is not None:
+        mine, theirs = mine[first_position(student.config) :], theirs[first_position(teacher.config) :]
         count = min(len(mine), len(theirs))
         mine[:count, : components.shape[1]] = (theirs[:count] - theirs.mean(0)) @ components * scale
 

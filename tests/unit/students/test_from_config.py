@@ -7,12 +7,20 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from tiny import decoder, exchanges, speller
+from tiny import decoder, exchanges, sentences, speller
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BloomConfig,
+    BloomForCausalLM,
+    LlamaConfig,
+)
 
 from kdcli.errors import ConfigError
 from kdcli.models import Source
 from kdcli.students.from_config import FromConfig
 from kdcli.tasks.causal_lm import CausalLM
+from kdcli.tasks.classification import Classification
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 32}
 
@@ -46,6 +54,46 @@ def test_a_decoder_of_a_size(tmp_path: Path) -> None:
         for other in range(30, 60)
     ]
     assert torch.corrcoef(torch.tensor([ours, others]))[0, 1] > 0.4
+
+
+@pytest.mark.parametrize("kinds", [("roberta", "bert"), ("bert", "roberta")], ids="-".join)
+def test_the_first_token_stands_where_the_teachers_does(
+    tokenizer, tmp_path: Path, kinds: tuple[str, str]
+) -> None:
+    """RoBERTa's first token is at row padding_idx + 1 and BERT's at row 0: each place inherits that of a neighbour."""
+    config = AutoConfig.for_model(
+        kinds[0], vocab_size=len(tokenizer), max_position_embeddings=40, pad_token_id=0, **SHAPE
+    )
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    rows = datasets.Dataset.from_list([{"id": text, "text": text, "label": 0} for text, _ in sentences(20)])
+    birth = FromConfig(**SHAPE, model_type=kinds[1], embeddings="teacher")
+    student, _ = birth.born(Classification(["bad", "good"]), Source(tmp_path, "teacher"), rows)
+    first = {"roberta": 1, "bert": 0}
+    theirs, ours = (
+        each.base_model.embeddings.position_embeddings.weight[first[kind] :][:20]
+        for each, kind in zip((model, student), kinds, strict=True)
+    )
+    ratios = torch.pdist(ours) / torch.pdist(theirs)  # of the same width, so they are turned and scaled alone
+    assert torch.allclose(ratios, ratios.mean().expand_as(ratios), rtol=1e-3)
+
+
+def test_a_teacher_without_a_limit_of_positions(tmp_path: Path) -> None:
+    """BLOOM says no max_position_embeddings: a traceback."""
+    tokenizer = speller()
+    ends = {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    BloomForCausalLM(
+        BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2, **ends)
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    student, _ = FromConfig(**SHAPE, model_type="llama").born(CausalLM(), Source(tmp_path, "teacher"), None)
+    assert student.config.max_position_embeddings == LlamaConfig().max_position_embeddings
 
 
 @pytest.mark.parametrize(
