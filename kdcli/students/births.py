@@ -34,7 +34,7 @@ class Births(Birth):
             if "_target_" not in steps[name]:
                 raise ConfigError(f"student.steps.{name}: no _target_ says which birth it is")
         self.steps = [build(Component.model_validate(steps[name]), Birth) for name in births]
-        self.of_teacher = self.steps[0].of_teacher
+        self.of_teacher, self.adapts = self.steps[0].of_teacher, self.steps[0].adapts
         for name, step in zip(births[1:], self.steps[1:], strict=True):
             if not isinstance(step, Cut):
                 raise ConfigError(
@@ -57,3 +57,11 @@ class Births(Birth):
         for cut in cuts:
             model, tokenizer = cut.cut(model, tokenizer, task, rows)
         return model, tokenizer
+
+    def dress(self, model: PreTrainedModel) -> None:
+        """As the first step does."""
+        self.steps[0].dress(model)
+
+    def undress(self, model: PreTrainedModel) -> None:
+        """As the first step does."""
+        self.steps[0].undress(model)

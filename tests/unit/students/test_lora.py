@@ -11,6 +11,7 @@ from tiny import decoder, lessons, speaker, speller, talk
 
 from kdcli.errors import ConfigError
 from kdcli.launch import launch
+from kdcli.students.births import Births
 from kdcli.students.lora import Lora
 
 
@@ -40,6 +41,23 @@ def test_layers_without_a_match_are_named() -> None:
     """A typing error in target_modules trains nothing, for hours."""
     with pytest.raises(ConfigError, match="query_proj"):
         Lora(target_modules=["query_proj"]).dress(decoder(speller()))
+
+
+def test_adapters_as_the_first_of_several_births() -> None:
+    """student.births=[lora,layers] trains all weights, and nobody says so."""
+    steps = {
+        "lora": {"_target_": "kdcli.students.lora.Lora", "r": 4},
+        "layers": {"_target_": "kdcli.students.layers.Layers", "num_hidden_layers": 1},
+    }
+    birth, model = Births(["lora", "layers"], steps), decoder(speller())
+    keys = model.state_dict().keys()
+    assert birth.adapts
+    birth.dress(model)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    birth.undress(model)
+    assert model.state_dict().keys() == keys
 
 
 @pytest.mark.parametrize("task", ["causal_lm", "classification"])
