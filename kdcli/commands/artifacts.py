@@ -199,11 +199,11 @@ def _same(encoded: Encoded, own: Sequence[Sequence[int] | np.ndarray]) -> dict[s
 
 
 def _pieces(folder: Path, rows: Sequence[list[str]], max_length: int, side: str) -> list[list[int]]:
-    """What the tokenizer.json in a folder makes of words."""
+    """What the tokenizer.json in a folder makes of words, which are one text to it, as they are to the student."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length, direction=side)
-    return [each.ids for each in tokenizer.encode_batch(list(rows), is_pretokenized=True)]
+    return [each.ids for each in tokenizer.encode_batch([" ".join(words) for words in rows])]
 
 
 def _reproduced(

@@ -1,6 +1,6 @@
 // iOS 16 or macOS 13, in Package.swift: https://github.com/huggingface/swift-transformers (its product Tokenizers reads tokenizer.json)
 // kdcli made the model and ran neither it nor this code: compare what they say with predictions/ before you rely on them.
-// A word's label is that of its first token; the names of the labels are id2label in config.json.
+// The text is all words with a space between two. A word's label is that of its first token; the names of the labels are id2label in config.json.
 
 import CoreML
 import Foundation

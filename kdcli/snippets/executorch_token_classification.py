@@ -16,9 +16,14 @@ forward = program.load_method("forward")
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
 
-row = tokenizer.encode(sys.argv[1:], is_pretokenized=True)
+words = sys.argv[1:]
+row = tokenizer.encode(" ".join(words))
 known = [row.ids, row.attention_mask, row.type_ids][: forward.metadata.num_inputs()]
 padding = [0] * (2 - len(row.ids))  # it takes no row of a single token
 (logits,) = forward.execute([torch.tensor([ids + padding]) for ids in known])
-for number in sorted(set(row.word_ids) - {None}):  # a word's tag is that of its first piece
-    print(labels[str(int(logits[0, row.word_ids.index(number)].argmax()))], sys.argv[1:][number])
+start = 0
+for word in words:  # its tag is that of its first piece; one that was cut off has none
+    pieces = {row.char_to_token(place) for place in range(start, start + len(word))} - {None}
+    if pieces:
+        print(labels[str(int(logits[0, min(pieces)].argmax()))], word)
+    start += len(word) + 1

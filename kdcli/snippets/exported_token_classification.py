@@ -14,9 +14,14 @@ program = torch.export.load(folder / MODEL)
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
 
-row = tokenizer.encode(sys.argv[1:], is_pretokenized=True)
+words = sys.argv[1:]
+row = tokenizer.encode(" ".join(words))
 known = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
 inputs = {name: torch.tensor([known[name]]) for name in program.graph_signature.user_inputs}
 logits = program.module()(**inputs)[0]
-for number in sorted(set(row.word_ids) - {None}):  # a word's tag is that of its first piece
-    print(labels[str(int(logits[row.word_ids.index(number)].argmax()))], sys.argv[1:][number])
+start = 0
+for word in words:  # its tag is that of its first piece; one that was cut off has none
+    pieces = {row.char_to_token(place) for place in range(start, start + len(word))} - {None}
+    if pieces:
+        print(labels[str(int(logits[min(pieces)].argmax()))], word)
+    start += len(word) + 1

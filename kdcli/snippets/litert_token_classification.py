@@ -15,7 +15,8 @@ interpreter = Interpreter(str(folder / MODEL), num_threads=1)
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
 
-row = tokenizer.encode(sys.argv[1:], is_pretokenized=True)
+words = sys.argv[1:]
+row = tokenizer.encode(" ".join(words))
 known = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
 sizes = sorted(int(name.removeprefix("tokens_")) for name in interpreter.get_signature_list())
 size = next(size for size in sizes if size >= len(row.ids))  # the shortest signature that fits
@@ -23,5 +24,9 @@ run = interpreter.get_signature_runner(f"tokens_{size}")
 padding = [0] * (size - len(row.ids))
 inputs = {name: np.array([known[name] + padding], np.int32) for name in run.get_input_details()}
 logits = run(**inputs)["logits"][0]
-for number in sorted(set(row.word_ids) - {None}):  # a word's tag is that of its first piece
-    print(labels[str(logits[row.word_ids.index(number)].argmax())], sys.argv[1:][number])
+start = 0
+for word in words:  # its tag is that of its first piece; one that was cut off has none
+    pieces = {row.char_to_token(place) for place in range(start, start + len(word))} - {None}
+    if pieces:
+        print(labels[str(logits[min(pieces)].argmax())], word)
+    start += len(word) + 1

@@ -16,11 +16,16 @@ graph = core.read_model(folder / MODEL)
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
 
-row = tokenizer.encode(sys.argv[1:], is_pretokenized=True)
+words = sys.argv[1:]
+row = tokenizer.encode(" ".join(words))
 known = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
 inputs = {entry.any_name: np.array([known[entry.any_name]], np.int64) for entry in graph.inputs}
 # one shape is twice as fast as any: an application compiles some when it begins (16, 24, 32, 48 … tokens), and pads to them
 graph.reshape({name: array.shape for name, array in inputs.items()})
 logits = core.compile_model(graph, "CPU")(inputs)["logits"][0]
-for number in sorted(set(row.word_ids) - {None}):  # a word's tag is that of its first piece
-    print(labels[str(logits[row.word_ids.index(number)].argmax())], sys.argv[1:][number])
+start = 0
+for word in words:  # its tag is that of its first piece; one that was cut off has none
+    pieces = {row.char_to_token(place) for place in range(start, start + len(word))} - {None}
+    if pieces:
+        print(labels[str(logits[min(pieces)].argmax())], word)
+    start += len(word) + 1

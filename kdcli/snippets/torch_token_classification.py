@@ -13,10 +13,12 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForTokenClassification.from_pretrained(folder, dtype="auto").to(device)
 
 words = sys.argv[1:]
-row = tokenizer(words, is_split_into_words=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
+row = tokenizer(" ".join(words), truncation=True, max_length=MAX_LENGTH, return_tensors="pt").to(device)
 with torch.inference_mode():
-    tags = model(**row.to(device)).logits[0].argmax(-1).tolist()
-first = {number: place for place, number in reversed(list(enumerate(row.word_ids())))}
-for number, word in enumerate(words):  # its tag is that of its first piece; none beyond MAX_LENGTH
-    if number in first:
-        print(model.config.id2label[tags[first[number]]], word)
+    tags = model(**row).logits[0].argmax(-1).tolist()
+start = 0
+for word in words:  # its tag is that of its first piece; one that was cut off has none
+    pieces = {row.char_to_token(place) for place in range(start, start + len(word))} - {None}
+    if pieces:
+        print(model.config.id2label[tags[min(pieces)]], word)
+    start += len(word) + 1

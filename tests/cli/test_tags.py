@@ -9,19 +9,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 from tiny import BAD, FILLER, GOOD, bert, run_snippet, speller, write_jsonl
-from transformers import AutoModelForTokenClassification, AutoTokenizer, BertModel, pipeline
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertModel,
+    RobertaConfig,
+    RobertaForTokenClassification,
+    pipeline,
+)
 
 from kdcli import snippets
-from kdcli.commands.artifacts import folder_of
+from kdcli.commands.artifacts import _pieces, folder_of
 from kdcli.hardware.cuda import Cuda
 from kdcli.hardware.intel import Intel
 from kdcli.launch import launch
 from kdcli.measure import runtime_of
+from kdcli.tasks.base import IGNORE
+from kdcli.tasks.token_classification import TokenClassification
 
 Run = Callable[..., Path]
 
@@ -101,6 +111,19 @@ def distil(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def report_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "report.json").read_text())
+
+
+def said_by(student: Path) -> tuple[list[str], list[str], Any]:
+    """Words, a tagger's tag and each of them, and what it reads."""
+    model = AutoModelForTokenClassification.from_pretrained(student).eval()
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    words = next(row["tokens"] for row in tagged(400) if {"B-good", "B-bad", "O"} <= set(row["ner"]))
+    row = tokenizer(" ".join(words), return_tensors="pt")
+    rows = datasets.Dataset.from_list([{"words": words, "label": [0] * len(words)}])
+    firsts = TokenClassification(["O"]).encode(tokenizer, rows, 64)[0]["labels"] != IGNORE
+    with torch.inference_mode():
+        tags = model(**row).logits[0, firsts].argmax(-1).tolist()
+    return words, [f"{model.config.id2label[tag]} {word}" for tag, word in zip(tags, words, strict=True)], row
 
 
 def test_a_run_tells_what_became_of_the_entities(run: Path) -> None:
@@ -197,37 +220,57 @@ def test_export_to_onnx(run: Path, tmp_path: Path) -> None:
     assert whole["parity"]["same_tokens"] == 1
     assert whole["parity"]["max_abs_difference"] < 1e-4
     assert whole["score"] == pytest.approx(report_of(run)["models"]["student"]["score"])
-    lines = run_snippet(run / "export" / "cpu" / "run_onnx.py", "Anna", "lives", "in", "Oslo")
-    assert [line.split(maxsplit=1)[1] for line in lines] == ["Anna", "lives", "in", "Oslo"]
-    assert {line.split()[0] for line in lines} <= set(report_of(run)["labels"])
+    words, expected, _ = said_by(run / "student")
+    name = {"MODEL": "model.onnx"}
+    (script,) = snippets.write(run / "export" / "cpu", "onnx", "token_classification", name)
+    assert run_snippet(script, *words) == expected
     into = tmp_path / "eval"
     assert launch("eval", [f"run={run}", "artifact=model.onnx", "measure=null", f"hydra.run.dir={into}"]) == 0
     assert json.loads((into / "eval.json").read_text())["models"]["model.onnx"]["score"] == whole["score"]
 
 
-def test_what_runs_the_other_files_without_kdcli_tags_as_the_student_does(run: Path, tmp_path: Path) -> None:
-    """Lines that do not run, that tag padding, or that give a word its neighbour's tag."""
-    student = run / "student"
-    model = AutoModelForTokenClassification.from_pretrained(student).eval()
-    tokenizer = AutoTokenizer.from_pretrained(student)
-    words = next(row["tokens"] for row in tagged(400) if {"B-good", "B-bad", "O"} <= set(row["ner"]))
-    row = tokenizer(words, is_split_into_words=True, return_tensors="pt")
-    assert row["input_ids"].shape[1] == len(words) + 2
-    with torch.inference_mode():
-        tags = model(**row).logits[0, 1:-1].argmax(-1).tolist()
-    expected = [f"{model.config.id2label[tag]} {word}" for tag, word in zip(tags, words, strict=True)]
-    assert len(set(tags)) > 2
-    files = Intel(["fp16"]).export(student, tmp_path, model, [row], 32)
-    files |= Cuda().export(student, tmp_path, model, [row], 32)
-    values = {"MAX_LENGTH": 32}
+@pytest.fixture
+def glued(tmp_path: Path) -> Path:
+    """A tagger over a byte-level tokenizer that puts no space before a text's first word, as RoBERTa's and GPT-2's do not."""
+    tokenizer = speller(template=None, size=300)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    torch.manual_seed(4)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=80,
+        num_labels=4,
+        initializer_range=0.5,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    RobertaForTokenClassification(config).save_pretrained(tmp_path / "glued")
+    tokenizer.save_pretrained(tmp_path / "glued")
+    return tmp_path / "glued"
+
+
+def test_what_runs_the_other_files_without_kdcli_tags_as_the_student_does(
+    glued: Path, tmp_path: Path
+) -> None:
+    """Lines that do not run, that tag padding, that give a word its neighbour's tag, or that read words as the student does not:
+    without the spaces between them."""
+    words, expected, row = said_by(glued)
+    assert len({line.split()[0] for line in expected}) > 2
+    out = tmp_path / "out"
+    out.mkdir()
+    model = AutoModelForTokenClassification.from_pretrained(glued).eval()
+    files = Intel(["fp16"]).export(glued, out, model, [row], 64)
+    files |= Cuda().export(glued, out, model, [row], 64)
     scripts = {}
     for file in files.values():
         runtime = runtime_of(file)
-        (script,) = snippets.write(
-            folder_of(file), runtime, "token_classification", values | {"MODEL": file.name}
-        )
+        values = {"MAX_LENGTH": 64, "MODEL": file.name}
+        (script,) = snippets.write(folder_of(file), runtime, "token_classification", values)
         scripts[runtime] = run_snippet(script, *words)
     assert scripts == dict.fromkeys(["openvino", "torch", "exported"], expected)
+    assert _pieces(out, [words], 64, "right") == row["input_ids"].tolist()
 
 
 def test_conll_files_smoke_and_a_cut_student(distil: Run, tmp_path: Path) -> None:
