@@ -14,7 +14,7 @@ from kdcli import console, report
 from kdcli.commands.artifacts import ask, bytes_of, folder_of, require_whole
 from kdcli.config import Checkpoint
 from kdcli.config import Eval as Config
-from kdcli.data import load, with_gold
+from kdcli.data import load, with_gold, without
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, ModelError
 from kdcli.evaluate import (
@@ -32,7 +32,7 @@ from kdcli.evaluate import (
 from kdcli.files import write_json
 from kdcli.measure import Process, measured, runtime_of, specified
 from kdcli.models import Source, fewer_tokens, find, has_head, load_tokenizer
-from kdcli.rundir import EXPORT, read_report
+from kdcli.rundir import EXPORT, read_report, unanswered
 from kdcli.signal import AnySignal
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Predictions, Task
@@ -47,7 +47,9 @@ def evaluate(cfg: Config, folder: Path) -> int:
     code = cfg.trust_remote_code
     data = load(cfg.dataset)
     task = task_of(cfg.dataset, data.labels)
-    rows = with_gold(data[cfg.split])  # training rows beyond dataset.labelled have no label
+    left_out = unanswered(Path(cfg.run).expanduser()) if cfg.run else ()
+    # training rows beyond dataset.labelled have no label
+    rows = with_gold(without(data[cfg.split], left_out))
     max_length = cfg.dataset.max_length
     models: dict[str, dict[str, Any]] = {}
     said: dict[str, Predictions] = {}

@@ -191,7 +191,7 @@ def test_samples_one_by_one(ask: Any, served: Served, capsys: pytest.CaptureFixt
 
 
 def test_one_label_and_what_is_none(ask: Any, served: Served) -> None:
-    """What is refused, and what is no label, is learnt as a label."""
+    """What is refused, and what is no label, is learnt as a label, or is scored by eval or export alone."""
 
     def reply(body: dict[str, Any]) -> list[dict[str, Any]] | int:
         text = last(body).split("Text:")[-1]
@@ -220,6 +220,10 @@ def test_one_label_and_what_is_none(ask: Any, served: Served) -> None:
     assert launch("export", [f"run={run}", "hardware=cpu", "hardware.precisions=[fp32]", *quick, *wide]) == 0
     exported = json.loads((run / "export" / "cpu" / "export.json").read_text())
     assert exported["test_examples"] == report["test_examples"]
+    assert launch("eval", [f"run={run}", "measure=null", f"hydra.run.dir={run.parent / 'eval'}"]) == 0
+    scored = json.loads((run.parent / "eval" / "eval.json").read_text())
+    assert scored["examples"] == report["test_examples"]
+    assert scored["models"]["student"]["score"] == report["models"]["student"]["score"]
 
 
 def test_labels_that_begin_alike(
