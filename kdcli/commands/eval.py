@@ -171,8 +171,13 @@ def _recommended(place: Path) -> Path:
         raise ConfigError(
             f"none of the files in {place} is within its tolerance and budget; name one: {', '.join(told['artifacts'])}"
         )
-    (found,) = place.rglob(told["recommended"])
-    return found
+    found = sorted(place.rglob(told["recommended"]))
+    if not found:
+        raise ModelError(
+            f"{told['recommended']}, which {place / EXPORT} recommends, is gone; export again: "
+            f"kdcli export run=RUN hardware={told['hardware']}"
+        )
+    return found[0]
 
 
 def _require_exported(artifact: Path, run: Path | None) -> None:
