@@ -17,22 +17,24 @@ from torch import Tensor
 
 from kdcli import console, report, snippets
 from kdcli.commands.artifacts import ask, bytes_of, folder_of, hashes_of, write
-from kdcli.config import Budget, Distill, Hardware, Tolerance, build, check, conf_dir, locate, require_length
+from kdcli.config import Budget, Dataset, Hardware, Tolerance, build, check, conf_dir, locate, require_length
 from kdcli.config import Export as Config
 from kdcli.data import load, without
 from kdcli.environment import environment
-from kdcli.errors import ConfigError, DataError, ExportError
+from kdcli.errors import ConfigError, DataError, ExportError, ModelError
 from kdcli.evaluate import agreement, examine, opened, save_predictions, score
 from kdcli.files import replaced, write_json
 from kdcli.hardware.base import Target
 from kdcli.measure import UNKNOWN, measured, runtime_of
 from kdcli.models import Source
-from kdcli.rundir import EXPORT, UNQUANTIZED, read_report, saved_config, unanswered
+from kdcli.rundir import EXPORT, REPORT, UNQUANTIZED, read_report, saved_config, unanswered
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Task
 from kdcli.tasks.classification import log_softmax
 from kdcli.tasks.seq2seq import Seq2Seq
 
+ANSWERS = Path("predictions", "test.teacher.safetensors")
+"""What a run keeps of its teacher's answers."""
 ELSEWHERE = {".mlpackage": "coreml"}
 """What runs a file where kdcli cannot, by how its name ends."""
 GGUF = {"int8": "q8_0", "int4": "q4_0"}
@@ -45,10 +47,16 @@ def export(cfg: Config, hardware: str) -> int:
     """Make RUN/export/<hardware>/ anew, and swap it in when every artifact was run."""
     run = Path(cfg.run).expanduser().absolute()
     recorded = read_report(run)
-    trained = check(Distill, saved_config(run))
-    dataset, quantization = trained.dataset, trained.student.quantization
+    saved = saved_config(run)
+    dataset, quantization = check(Dataset, saved["dataset"]), saved["student"].get("quantization")
     target: Target = build(cfg.hardware, Target)
     require_task(target, hardware, dataset.kind)
+    shows = dataset.kind == "classification" and type(target).show is not Target.show
+    if shows and not (run / ANSWERS).is_file():
+        raise ModelError(
+            f"hardware={hardware} shows the teacher's answers, and {run / ANSWERS} is gone; remove {run / REPORT}, and the same "
+            "kdcli distill writes both again"
+        )
     data = load(dataset)
     if data.fingerprint != recorded["dataset"]["fingerprint"]:
         raise DataError(
@@ -171,7 +179,7 @@ def export(cfg: Config, hardware: str) -> int:
             "quantization": compared,
             "recommended": min(good, key=lambda name: artifacts[name]["bytes"], default=None),
         }
-        if dataset.kind == "classification":
+        if shows:
             name = recorded["dataset"]["name"]
             target.show(folder, name, data.labels, _shown(run, texts, test["label"], data.labels))
         _deliver(folder, files.values(), result, recorded, task, tokenizer, length)
@@ -324,7 +332,7 @@ def _shown(
     run: Path, texts: Sequence[Sequence[str]], gold: Sequence[int], labels: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Rows of the test split as `Target.show` takes them, with the answers of the teacher that the run keeps."""
-    logits = load_file(run / "predictions" / "test.teacher.safetensors")["logits"]
+    logits = load_file(run / ANSWERS)["logits"]
     probabilities = np.exp(log_softmax(logits)).tolist()
     return [
         {"texts": row, "label": labels[number], "teacher": dict(zip(labels, said, strict=True))}

@@ -256,6 +256,11 @@ def test_eval_of_a_folder_of_files(
     (none / "export.json").write_text(json.dumps(told | {"recommended": None}))
     assert launch("eval", [f"run={run}", f"artifact={none}", f"hydra.run.dir={tmp_path / 'e'}"]) == 2
     assert "name one: model.onnx, model.int8.onnx" in capsys.readouterr().err
+    gone = Path(shutil.copytree(exported, tmp_path / "gone"))
+    (gone / told["recommended"]).unlink()
+    assert launch("eval", [f"run={run}", f"artifact={gone}", f"hydra.run.dir={tmp_path / 'e'}"]) == 2
+    said = capsys.readouterr().err
+    assert f"{told['recommended']}, which {gone / 'export.json'} recommends, is gone" in said
 
 
 def test_missed_gates_are_exit_code_3_and_leave_the_files(
@@ -575,6 +580,24 @@ def test_eval_of_a_file_that_was_changed(
     ran = "model.onnx could not be run by onnx in its own process"
     assert (ran if "nobody" in fault else "model.onnx is not the file that was exported") in said
     assert not (tmp_path / "e").exists()
+
+
+def test_an_export_needs_the_student_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loss of the user's own that is not here any more, or answers that only a page shows, stop an export that uses neither; or
+    the page's export finds out in the end."""
+    copy = Path(shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("export")))
+    config = copy / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("kdcli.losses.forward_kl.ForwardKL", "my_losses.Half"))
+    assert "my_losses" in config.read_text()
+    (copy / "predictions" / "test.teacher.safetensors").unlink()
+    quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
+    assert launch("export", [f"run={copy}", "hardware.precisions=[fp32]", *quick]) == 0
+    assert launch("export", [f"run={copy}", "hardware=browser", *quick]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"shows the teacher's answers, and \S+test.teacher.safetensors is gone; remove", said)
+    assert [path.name for path in (copy / "export").iterdir()] == ["cpu"]
 
 
 def test_a_missed_budget_in_another_process_fails_the_sweep(
