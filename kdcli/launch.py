@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from kdcli.errors import ConfigError, KDError
 from kdcli.files import disk_full, write_json
 
 VERSION_BASE = "1.3"
+HOME = re.compile(r"(?<![^,\[ ])~(?=/|$)")
+"""The user's folder, where a value or one of several begins with it."""
 MOST_JOBS = 256
 """Jobs of a sweep that are checked before the first one starts."""
 
@@ -80,7 +82,7 @@ def _launch(
         )
     if resolve and not cfg:
         raise ConfigError("--resolve goes with --cfg job")
-    name, overrides = _register(command, overrides, config_dir, rerun)
+    name, overrides = _register(command, list(map(_at_home, overrides)), config_dir, rerun)
     if cfg or info:
         _compose(command, name, [word for word in overrides if not _swept(word)])
         options = [f"--cfg={cfg}" if cfg else f"--info={info}", *(["--resolve"] if resolve else [])]
@@ -132,9 +134,11 @@ def _register(
             raise ConfigError(
                 "--rerun repeats a recorded config: groups cannot be chosen anew, single keys can (seed=1)"
             )
+        saved = rundir.saved_config(rerun)
+        recorded = {"runtime": {"choices": _called(OmegaConf.load(rerun / rundir.HYDRA).hydra, saved)}}
         store.store(
             name="rerun",
-            node={"defaults": ["_self_", "output"], **rundir.saved_config(rerun)},
+            node={"defaults": ["_self_", "output"], "hydra": recorded, **saved},
             provider="kdcli",
         )
         name = "rerun"
@@ -142,20 +146,31 @@ def _register(
             overrides.append("hydra.run.dir=runs/distill/${now:%Y-%m-%d-%H%M%S-%f}")
     if command == "export" and (run := _value(overrides, "run")) and _value(overrides, "hardware") is None:
         overrides = [*rundir.hardware_of(Path(run)), *overrides]
-    if command == "eval" and (run := _value(overrides, "run")):
+    named = _value(overrides, "dataset") is not None
+    if command == "eval" and not named and (run := _value(overrides, "run")):
+        if any(word.startswith("run=") and _swept(word) for word in overrides):
+            raise ConfigError(
+                f"run={run}: each run is scored on its own data set, so eval takes one at a time; start it once for each, or "
+                "name the data set (dataset=…)"
+            )
         store.store(
             group="dataset",
             name="of_the_run",
-            node=rundir.saved_config(Path(run))["dataset"],
+            node=rundir.saved_config(Path(run).expanduser())["dataset"],
             provider="kdcli",
         )
-        if _value(overrides, "dataset") is None:
-            overrides.append("dataset=of_the_run")
+        overrides.append("dataset=of_the_run")
     if any(word.startswith("stages.") for word in overrides):
         # a stage says only in what it differs from the run: its other keys are in no file, and the schema refuses wrong ones
         stages = tuple(f"{key}." for key in _known(name, overrides) if re.fullmatch(r"stages\.[^.]+", key))
         overrides = [f"++{word}" if word.startswith(stages) else word for word in overrides]
     return name, overrides
+
+
+def _at_home(word: str) -> str:
+    """A word with its `~` expanded: Hydra cannot read it, and not every shell expands it after =."""
+    key, equals, value = word.partition("=")
+    return word if re.search(r"['\"]", value) else key + equals + HOME.sub(lambda _: str(Path.home()), value)
 
 
 def _importable(folder: Path) -> None:
@@ -365,7 +380,7 @@ def _command(command: str, config: Any, folder: Path) -> int:
         from kdcli.commands.distill import distill
 
         _imported()
-        return distill(config, folder, _names(config))
+        return distill(config, folder, _called(HydraConfig.get(), config.model_dump()))
     if command == "eval":
         from kdcli.commands.eval import evaluate
 
@@ -389,13 +404,17 @@ def _imported() -> None:
         gc.enable()
 
 
-def _names(config: Any) -> dict[str, str]:
-    """What teacher, student and data set are called: the choice that was made, or the path that was given."""
-    chosen, overrides = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
+def _called(recorded: Any, config: Mapping[str, Any]) -> dict[str, str]:
+    """What teacher, student and data set are called: the choice that was made, or the path that was given.
+
+    Args:
+        recorded: what Hydra tells of a run; of one that repeats another its choices are what they were called there.
+    """
+    chosen, overrides = recorded.runtime.choices, recorded.overrides.task
     names = {}
     for group in ("teacher", "student", "dataset", "hardware"):
         given = any(str(word).startswith(f"{group}.path=") for word in overrides)
-        path = getattr(getattr(config, group), "path", None)
+        path = config[group].get("path")
         names[group] = str(path if given or group not in chosen else chosen[group])
     return names
 

@@ -130,7 +130,8 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
     if cfg.artifact:
         places = [Path(cfg.artifact).expanduser()]
         if cfg.run:
-            places += [Path(cfg.run) / cfg.artifact, *sorted(Path(cfg.run).glob(f"export/*/{cfg.artifact}"))]
+            run = Path(cfg.run).expanduser()
+            places += [run / cfg.artifact, *sorted(run.glob(f"export/*/{cfg.artifact}"))]
         for place in map(_recommended, places):
             if place.is_file() or (place.is_dir() and runtime_of(place)):
                 _require_exported(place.absolute(), Path(cfg.run).expanduser() if cfg.run else None)

@@ -222,6 +222,15 @@ def test_no_config_folder_and_no_run_to_repeat(refused: Refused, here: Path) -> 
     os.environ["KDCLI_CONFIG_DIR"] = ""
     assert "nowhere is not a run directory of kdcli" in refused(rerun=Path("nowhere"))
     assert "groups cannot be chosen anew" in refused("student=mini", rerun=here)
+    for home in ("~/nowhere", "'~/nowhere'"):  # which zsh does not expand after =, and Hydra cannot read
+        for command in ("eval", "export"):
+            assert f"{Path.home()}/nowhere is not a run directory" in refused(f"run={home}", command=command)
+
+
+def test_eval_takes_one_run_at_a_time(refused: Refused) -> None:
+    """A sweep over runs is told that there is no directory of that name."""
+    for many in (True, False):
+        assert "so eval takes one at a time" in refused("run=a,b", command="eval", multirun=many)
 
 
 # ---- data --------------------------------------------------------------------------------------------

@@ -226,14 +226,13 @@ def test_the_card_of_the_files_shows_what_they_are_worth(exported: Path) -> None
     assert "model.int8.onnx: no label's probability is further than 0.0" in rest
 
 
-def test_eval_of_an_artifact(run: Path, exported: Path, tmp_path: Path) -> None:
-    """A file on a device must be scored as the student is: by its logits on the same rows."""
-    assert (
-        launch(
-            "eval", [f"run={run}", "artifact=model.onnx", "measure=null", f"hydra.run.dir={tmp_path / 'e'}"]
-        )
-        == 0
-    )
+def test_eval_of_an_artifact(
+    run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file on a device must be scored as the student is: by its logits on the same rows; and be found in the user's folder."""
+    monkeypatch.setenv("HOME", str(run.parent))
+    words = [f"run='~/{run.name}'", "artifact=model.onnx", "measure=null", f"hydra.run.dir={tmp_path / 'e'}"]
+    assert launch("eval", words) == 0
     scored = json.loads((tmp_path / "e" / "eval.json").read_text())["models"]["model.onnx"]
     assert scored["score"] == json.loads((run / "report.json").read_text())["models"]["student"]["score"]
 

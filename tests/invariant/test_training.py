@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tiny import start, wait_for
 from transformers import GPT2Config, GPT2Model
@@ -170,13 +171,23 @@ def test_one_process_is_two_processes(distil: Distil, small: list[str], tmp_path
 
 
 def test_rerun_repeats_a_run_bit_by_bit(distil: Distil, tmp_path: Path) -> None:
-    """A config that is composed anew, not read from the run, follows files that have changed since."""
-    from kdcli.launch import launch
+    """A config that is composed anew, not read from the run, follows files that have changed since; or what is made by it is called
+    None."""
+    from kdcli.launch import _called, launch
+    from kdcli.rundir import saved_config
 
     run = distil("run", "seed=5", "control=false")
     again = tmp_path / "again"
     assert launch("distill", [f"hydra.run.dir={again}"], rerun=run) == 0
     assert same(run, again)
+    one, two = ((made / "student" / "README.md").read_text() for made in (run, again))
+    assert "# tiny" in one.splitlines()
+    assert one.split("\n# ")[1].splitlines()[0] == two.split("\n# ")[1].splitlines()[0]
+    first, *others = (  # what a run that repeats this one reads
+        _called(OmegaConf.load(made / ".hydra" / "hydra.yaml").hydra, saved_config(made))
+        for made in (run, again)
+    )
+    assert others == [first]
 
 
 def test_student_and_control_begin_with_the_same_new_parts() -> None:
