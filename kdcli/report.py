@@ -670,7 +670,7 @@ def eval_table(result: Mapping[str, Any]) -> None:
     shown = _metric(result["metric"])
     for name, model in result["models"].items():
         faster, speedup = (_number(model.get(key)) for key in ("times_faster", "speedup"))
-        if faster and speedup:
+        if faster and speedup and "parameters" not in model:  # a checkpoint took turns with the teacher
             sooner = "shorter" if faster > 1 else "longer"
             console.say(
                 f"{name}, in turns with the student in torch: {shown.latency_of} {_times(max(faster, 1 / faster))} times {sooner}, "

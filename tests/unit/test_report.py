@@ -692,7 +692,8 @@ def test_export_table_with_nothing_to_recommend(capsys: pytest.CaptureFixture[st
 
 
 def test_eval_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """`kdcli eval` of an artifact, which has no parameters and no verdict, ends in a traceback."""
+    """`kdcli eval` of an artifact, which has no parameters and no verdict, ends in a traceback; or of a run whose student is gone
+    tells of turns with it."""
     report = fake_report()
     result = {"metric": "accuracy", "split": "validation", "examples": 2000, "dataset": {"name": "ag_news"}}
     artifact = {"bytes": 4_500_000, "score": 0.9, "scores": {}}
@@ -700,6 +701,11 @@ def test_eval_table(capsys: pytest.CaptureFixture[str]) -> None:
     title, _, line = capsys.readouterr().out.splitlines()
     assert title == "2,000 rows of ag_news, split validation"
     assert line.split() == ["model.int8.onnx", "90.0", "%", "n/a", "n/a", "4.5", "MB", "n/a", "n/a", "n/a"]
+    turns = {"times_faster": 2.0, "speedup": 3.0}
+    reports.eval_table(result | {"models": {"model.int8.onnx": artifact | turns}})
+    assert "in turns with the student in torch" in capsys.readouterr().out
+    reports.eval_table(result | {"models": {"control": report["models"]["control"] | turns}})
+    assert "in turns" not in capsys.readouterr().out, "it took them with the teacher"
     verdict = {"text": reports.verdict_text(report)}
     reports.eval_table(result | {"models": report["models"], "verdict": verdict})
     assert capsys.readouterr().out.splitlines()[-1] == verdict["text"]
