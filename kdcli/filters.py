@@ -44,7 +44,7 @@ def kept(
         judge: the user's function.
         dropped: those that are not are counted in it, by reason.
     """
-    refusals = [re.compile(rf"\s*(?:{pattern})", re.IGNORECASE) for pattern in cfg.refusals]
+    refusals = [re.compile(rf"\s*(?:{_typed(pattern)})", re.IGNORECASE) for pattern in cfg.refusals]
     seen: set[str] = set()
     found = []
     for answer in answers:
@@ -53,7 +53,7 @@ def kept(
             dropped["too short"] += 1
         elif cfg.max_length is not None and len(answer) > cfg.max_length:
             dropped["too long"] += 1
-        elif any(pattern.match(answer) for pattern in refusals):
+        elif any(pattern.match(_typed(answer)) for pattern in refusals):
             dropped["a refusal"] += 1
         elif cfg.duplicates and plain in seen:
             dropped["said before"] += 1
@@ -63,3 +63,8 @@ def kept(
             found.append(answer)
         seen.add(plain)
     return found
+
+
+def _typed(text: str) -> str:
+    """A text with the apostrophes of a keyboard: models write either."""
+    return text.replace("\u2019", "'")

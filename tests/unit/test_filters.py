@@ -23,6 +23,7 @@ def test_each_reason_is_counted() -> None:
         "x" * 31,
         " I'm Sorry, no.",
         "As an AI, I say no",
+        "I\u2019m sorry, no.",
         "He said: I'm sorry.",
     ]
     dropped: Counter[str] = Counter()
@@ -30,10 +31,11 @@ def test_each_reason_is_counted() -> None:
     found = kept({}, answers, cfg, lambda row, answer: judge.get(answer, True), dropped)
     assert found == ["So it is."]
     assert dropped == {
-        "said before": 1, "too short": 1, "too long": 1, "a refusal": 2, "rollout.filter.function": 1
+        "said before": 1, "too short": 1, "too long": 1, "a refusal": 3, "rollout.filter.function": 1
     }  # fmt: skip
     assert kept({}, ["a", "A"], Filter(duplicates=False), None, dropped) == ["a", "A"]
     assert kept({}, [""], Filter(), None, dropped) == [""]
+    assert kept({}, ["I'm sorry"], Filter(refusals=["i\u2019m"]), None, dropped) == []
 
 
 def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
