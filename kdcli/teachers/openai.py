@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 PROMPTS = Path(__file__).parent.parent / "prompts"
 """The packaged prompts, one a task."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LEADS = re.compile(r"[\W_]*(?:\w+:[\W_]*)?([A-Z])(?=[ \t]*(?:[^\w \t]|$))")
+"""An answer that is a letter, whatever its reasons: no word follows it, of which it would be the article."""
 FIRST_TOKENS = 4
 """Tokens that are asked for where a label's first one is looked for: some models begin with a space, a line or a quote."""
 LABEL_TOKENS = 16
@@ -415,10 +417,16 @@ class OpenAITeacher(Teacher):
             self._say(row, np.where(counts > 0, 1 - self.smoothing, others))
 
     def _label_in(self, text: str) -> int | None:
-        """The label that a text is, or the only one that stands in it."""
+        """The label that a text is, or the only one that stands in it; a letter, which may be a word as well, only where it leads."""
         written = _plain(text)
         if written in self.words:
             return self.words.index(written)
+        if self.lettered:
+            letters = {letter.casefold() for letter in re.findall(r"(?<!\w)[A-Z](?!\w)", text)} & {
+                *self.words
+            }
+            leads = LEADS.match(text)
+            return self.words.index(letters.pop()) if leads and letters == {leads[1].casefold()} else None
         found = [
             number
             for number, word in enumerate(self.words)

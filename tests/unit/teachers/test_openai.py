@@ -108,6 +108,21 @@ def test_text_becomes_a_label(text: str, label: int | None) -> None:
     assert teacher(["good", "bad", "not good"], soft_labels="one_hot")._label_in(text) == label
 
 
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("A", 0), ("b", 1), (" **B**\n", 1), ("B: 0", 1), ("C) 1", 2), ("B\nA text in between.", None), ("B\nNeither.", 1),
+        ("Letter: B", 1), ("This is a negative text.", None), ("A negative text.", None), ("A or B", None), ("A/B", None), ("D", None),
+        ("Both", None), ("", None),
+    ],
+)  # fmt: skip
+def test_text_becomes_a_letter(text: str, label: int | None) -> None:
+    """The article of a sentence is taken for the label of the letter A."""
+    found = teacher(["-1", "0", "1"], soft_labels="samples")
+    assert found.lettered
+    assert found._label_in(text) == label
+
+
 def test_parameters() -> None:
     """A host that calls a parameter otherwise, or does not take it, cannot be used."""
     found = teacher(
