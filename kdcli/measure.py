@@ -29,10 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdcli.errors import ExportError, KDError
+from kdcli.errors import ConfigError, ExportError, KDError
 from kdcli.runtimes.base import MeasureSpec, Runtime
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from kdcli.config import Measure
     from kdcli.models import Source
     from kdcli.runtimes.base import Answers, Encoded, Texts
@@ -425,6 +427,11 @@ def specified(
 ) -> tuple[MeasureSpec, Sequence[Any]]:
     """What a `Process` takes, of what `measure_rows` takes."""
     given: list[int] = []
+    if cfg is not None and _kind(task.auto) == "Writer":
+        from kdcli.models import Source, load_config
+
+        config = load_config(Source(tokenizer, tokenizer.name, code=code))
+        max_length = min(max_length, require_room(cfg, config) or max_length)
     if _translates(task.auto):
         prompts, given = _source_ids(task, tokenizer, prompts, code)
     spec = MeasureSpec(
@@ -440,6 +447,23 @@ def specified(
         code=code,
     )
     return spec, prompts
+
+
+def require_room(cfg: Measure, config: PreTrainedConfig) -> int | None:
+    """Tokens of a prompt that leave a language model positions for those that it writes; None: as many as you like.
+
+    Raises:
+        ConfigError: none, or not for prompts as long as those that are to be timed.
+    """
+    from kdcli.rollouts import room_for_prompts
+
+    room = room_for_prompts(config, cfg.new_tokens, "measure.new_tokens")
+    if room is not None and (cfg.sequence_length or 0) > room:
+        raise ConfigError(
+            f"measure.sequence_length = {cfg.sequence_length}: {config.model_type} has positions for {room + cfg.new_tokens} tokens, and "
+            f"measure.new_tokens = {cfg.new_tokens} are written after them; give at most {room}"
+        )
+    return room
 
 
 def _translates(auto: str) -> bool:

@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from kdcli.config import Checkpoint
 from kdcli.errors import ConfigError, ModelError, TeacherError
 from kdcli.files import PACKAGE, hash_files, locate_package, snapshot
+from kdcli.rollouts import positions_of
 from kdcli.tasks.base import Task
 
 disable_progress_bar()  # the run has its own
@@ -187,16 +188,14 @@ def load_tokenizer(
         taken = inspect_inputs(model)
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
         if type(model).__name__.endswith("ForSequenceClassification") and model.config.pad_token_id is None:
-            model.config.pad_token_id = (
-                tokenizer.pad_token_id
-            )  # a decoder looks for the token before the padding
+            # a decoder looks for the token before the padding
+            model.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
 
 
 def room(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
     """How many tokens a model can read: what its tokenizer says, and the positions that it has."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
-    limits = tokenizer.model_max_length, positions - first_position(config)
+    limits = tokenizer.model_max_length, (positions_of(config) or 0) - first_position(config)
     return min(limit for limit in limits if limit > 0)  # XLNet says -1: none
 
 

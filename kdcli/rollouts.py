@@ -15,11 +15,38 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from kdcli.errors import ModelError
+from kdcli.errors import ConfigError, ModelError
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model has positions for; None: as many as you like."""
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if found and found > 0 else None  # XLNet says -1
+
+
+def room_for_prompts(
+    config: PreTrainedConfig, max_new_tokens: int, what: str = "max_new_tokens"
+) -> int | None:
+    """Tokens of a prompt that leave positions for an answer; None: as many as you like.
+
+    Args:
+        what: the config's key that says how many tokens are written.
+
+    Raises:
+        ConfigError: none.
+    """
+    most = positions_of(config)
+    if most is not None and most <= max_new_tokens:
+        raise ConfigError(
+            f"{what} = {max_new_tokens}: {config.model_type} has positions for {most} tokens, and the prompt needs some of them; "
+            f"give {what} < {most}"
+        )
+    return most and most - max_new_tokens
 
 
 @torch.no_grad()
@@ -36,16 +63,22 @@ def go_on(
     """The tokens that a language model writes after each prompt, to its end of text, which is among them, if it comes.
 
     Prompts are padded on the left, and the padding is masked: an answer does not depend on its neighbours. Prompts of
-    like length are answered together. Of what the checkpoint says of its generation only the ends of text are heeded:
-    penalties and the like would make another distribution of it.
+    like length are answered together. Of a prompt that leaves no positions for its answer the beginning is cut off.
+    Of what the checkpoint says of its generation only the ends of text are heeded: penalties and the like would make
+    another distribution of it.
 
     Args:
         max_new_tokens: of an answer, at most.
         batch_size: prompts that are answered at once.
         temperature: 0: the likeliest token each time; else tokens are drawn from softmax(logits / temperature).
         seeds: one a prompt, where tokens are drawn: a prompt's answer depends on its own seed alone.
+
+    Raises:
+        ConfigError: the model has no positions for so many new tokens.
     """
     generator: Any = model
+    room = room_for_prompts(model.config, max_new_tokens)
+    prompts = [prompt[-room:] if room else prompt for prompt in prompts]
     was_training, own = model.training, generator.generation_config
     model.eval()
     ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id

@@ -17,7 +17,7 @@ from kdcli.errors import ConfigError, ExportError, ModelError
 from kdcli.files import hash_file, size_of, with_weights
 from kdcli.measure import Process, measure_rows, runtime_of
 from kdcli.models import Source, label_order, load_config, load_tokenizer
-from kdcli.rollouts import decoded, go_on
+from kdcli.rollouts import decoded, go_on, room_for_prompts
 from kdcli.runtimes.base import Runtime
 from kdcli.tasks.base import IGNORE, Encoded, Predictions, Task
 from kdcli.tasks.seq2seq import Seq2Seq
@@ -136,7 +136,8 @@ def write(
         texts = task.greedy(model, tokenizer, task.encode(tokenizer, rows, max_length), max_length)
         return [(ids, list(range(len(ids)))) for ids in texts]
     some = rows.select(range(min(cfg.generations, len(rows))))
-    prompts = [ids[:max_length] for ids in _ids(task.inputs(some, tokenizer), task, tokenizer)]
+    room = room_for_prompts(model.config, cfg.new_tokens, "measure.new_tokens") or max_length
+    prompts = [ids[: min(room, max_length)] for ids in _ids(task.inputs(some, tokenizer), task, tokenizer)]
     answers = go_on(model, tokenizer, prompts, max_new_tokens=cfg.new_tokens, batch_size=1)
     return [
         (prompt + answer, list(range(len(prompt), len(prompt) + len(answer))))

@@ -62,7 +62,7 @@ from kdcli.generate import SHOWN, generate, text_scores
 from kdcli.hardware.base import Target
 from kdcli.losses.base import Loss
 from kdcli.losses.hard_label import HardLabel
-from kdcli.measure import UNKNOWN, Process, measured
+from kdcli.measure import UNKNOWN, Process, measured, require_room
 from kdcli.models import (
     Source,
     fast_bf16,
@@ -80,7 +80,7 @@ from kdcli.models import (
 )
 from kdcli.preflight import beats_chance, preflight, translates
 from kdcli.quantization import FakeQuantization
-from kdcli.rollouts import seed_of
+from kdcli.rollouts import room_for_prompts, seed_of
 from kdcli.rundir import REPORT, UNANSWERED, UNQUANTIZED
 from kdcli.students.base import Birth
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
@@ -576,6 +576,8 @@ def _part(
         )
     if cfg.rollout.by != "dataset":
         _require_prompts(cfg, task, run.data)
+    if isinstance(task, CausalLM):
+        _require_positions(cfg, [*(sources if remote is None else ()), *filter(None, [by.source])])
     if (cfg.teacher.cache and task.vocabulary) or len(sources) > 1:
         _temperature(run)
     if cfg.dataset.augment is None:
@@ -695,6 +697,19 @@ def _require_prompts(cfg: Config, task: Task, data: Data) -> None:
             f"rollout.by = {cfg.rollout.by}: plain text has no prompts to answer; name dataset.prompt and "
             "dataset.completion, or dataset.messages"
         )
+
+
+def _require_positions(cfg: Config, sources: Sequence[Source]) -> None:
+    """The models have positions for what they are to write in the run.
+
+    Raises:
+        ConfigError
+    """
+    for config in map(load_config, sources):
+        if cfg.rollout.by != "dataset":
+            room_for_prompts(config, cfg.rollout.max_new_tokens, "rollout.max_new_tokens")
+        if cfg.measure is not None:
+            require_room(cfg.measure, config)
 
 
 def _temperature(run: Run) -> float:

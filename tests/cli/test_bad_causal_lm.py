@@ -112,6 +112,22 @@ def test_no_token_counts(refused: Refused, tmp_path: Path, length: int) -> None:
     assert f"dataset.max_length = {length}: rows of plain text need at least 3 tokens" in said
 
 
+@pytest.mark.parametrize(
+    ("key", "overrides"),
+    [
+        ("rollout.max_new_tokens", ["rollout=teacher", "rollout.max_new_tokens=128"]),
+        ("measure.new_tokens", ["measure={new_tokens: 128}"]),
+    ],
+)
+def test_more_is_to_be_written_than_there_are_positions(
+    refused: Refused, tmp_path: Path, key: str, overrides: list[str]
+) -> None:
+    """A model that writes past its last position, in the evaluation, when all is trained."""
+    said = refused(*pairs(tmp_path), *overrides)
+    assert f"{key} = 128: llama has positions for 128 tokens" in said
+    assert f"give {key} < 128" in said
+
+
 def test_labelled(refused: Refused, tmp_path: Path) -> None:
     """An option for labels that silently does nothing to completions."""
     said = refused(*pairs(tmp_path), "dataset.labelled=20")

@@ -7,15 +7,21 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import decoder, exchanges, lessons, speaker, speller, talk
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from kdcli.commands import artifacts
 from kdcli.commands import distill as recipe
-from kdcli.errors import KDError
+from kdcli.config import Measure
+from kdcli.errors import ConfigError, KDError
 from kdcli.launch import launch
-from kdcli.rollouts import seed_of, write
+from kdcli.measure import require_room, specified
+from kdcli.rollouts import go_on, seed_of, write
+from kdcli.tasks.causal_lm import CausalLM
 from kdcli.teachers.local import LocalTeacher
 from kdcli.trainer import _Trainer
 
@@ -92,6 +98,35 @@ def test_a_checkpoints_own_settings_are_left_out(voice: Path) -> None:
     model.generation_config.no_repeat_ngram_size = 1
     assert write(model, speller(), prompts, **options) == plain
     assert model.generation_config.repetition_penalty == 3.0
+
+
+def test_a_prompt_leaves_positions_for_its_answer(tmp_path: Path) -> None:
+    """A GPT-2 that is to write past its last position: IndexError, after all that was trained before."""
+    tokenizer = speller()
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer), n_positions=24, n_embd=16, n_layer=1, n_head=2, eos_token_id=None
+        )
+    )
+    long, short = [list(range(4, 64))[:length] for length in (23, 9)]
+    options = {"max_new_tokens": 8, "batch_size": 2}
+    assert go_on(model, tokenizer, [long, short], **options) == go_on(
+        model, tokenizer, [long[-16:], short], **options
+    )
+    assert go_on(model, tokenizer, [long], **options) != go_on(model, tokenizer, [long[:16]], **options)
+    cfg = Measure(new_tokens=8, sequence_length=16, generations=1)
+    row = {"id": "a", "prompt": "the film was " * 9, "completion": " good"}
+    ((ids, places),) = artifacts.write(
+        model, tokenizer, CausalLM(), datasets.Dataset.from_list([row]), cfg, 24
+    )
+    assert (len(ids), places) == (24, [*range(16, 24)])
+    model.config.save_pretrained(tmp_path)
+    assert specified(cfg, "torch", tmp_path, tmp_path, CausalLM(), [["so"]], 24)[0].max_length == 16
+    with pytest.raises(
+        ConfigError, match="sequence_length = 17: gpt2 has positions for 24 tokens.*at most 16"
+    ):
+        require_room(cfg.model_copy(update={"sequence_length": 17}), model.config)
 
 
 def test_tokens_are_drawn_from_the_softmax() -> None:
