@@ -88,7 +88,8 @@ def translates(
     """
     few = rows.select(range(min(TRANSLATED, len(rows))))
     some = list(few)
-    texts = teacher.write(some, Rollout(sampling_temperature=0.0, max_new_tokens=256), 0)
+    written = teacher.write(some, Rollout(sampling_temperature=0.0, max_new_tokens=256), 0)
+    texts = [text or "" for text in written]
     copied = task.scores(
         Predictions({}, NONE, NONE, texts, [(row["source"], row["target"]) for row in some])
     )["copied"]

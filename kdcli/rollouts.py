@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +49,14 @@ def room_for_prompts(
     return most and most - max_new_tokens
 
 
+class Reply(NamedTuple):
+    """What a model wrote after a prompt."""
+
+    text: str
+    whole: bool
+    """It came to its end; else it was cut off at `max_new_tokens`."""
+
+
 @torch.no_grad()
 def go_on(
     model: PreTrainedModel,
@@ -59,6 +67,7 @@ def go_on(
     batch_size: int,
     temperature: float = 0.0,
     seeds: Sequence[int] = (),
+    ends: Sequence[int] = (),
 ) -> list[list[int]]:
     """The tokens that a language model writes after each prompt, to its end of text, which is among them, if it comes.
 
@@ -72,6 +81,7 @@ def go_on(
         batch_size: prompts that are answered at once.
         temperature: 0: the likeliest token each time; else tokens are drawn from softmax(logits / temperature).
         seeds: one a prompt, where tokens are drawn: a prompt's answer depends on its own seed alone.
+        ends: tokens that end a text beside those that model and tokenizer name.
 
     Raises:
         ConfigError: the model has no positions for so many new tokens.
@@ -81,8 +91,10 @@ def go_on(
     prompts = [prompt[-room:] if room else prompt for prompt in prompts]
     was_training, own = model.training, generator.generation_config
     model.eval()
-    ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
-    generator.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    ends = ends_of(model, tokenizer, ends)
+    generator.generation_config = GenerationConfig(
+        eos_token_id=ends or None, pad_token_id=tokenizer.pad_token_id
+    )
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     out: list[list[int]] = [[] for _ in prompts]
     try:
@@ -104,7 +116,7 @@ def go_on(
                     logits_processor=LogitsProcessorList(drawn),
                 )
             for place, row in zip(places, tokens[:, longest:].tolist(), strict=True):
-                last = next((at for at, token in enumerate(row) if token in _list(ends)), len(row))
+                last = next((at for at, token in enumerate(row) if token in ends), len(row))
                 out[place] = row[: last + 1]
     finally:
         generator.generation_config = own
@@ -231,25 +243,54 @@ def start_of(model: PreTrainedModel) -> int:
     return int(start)
 
 
-def write(
+def ends_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, more: Sequence[int] = ()
+) -> list[int]:
+    """The tokens that end a language model's text: its own, its tokenizer's, and those that are named here."""
+    own: Any = model.generation_config
+    return sorted({*_list(own.eos_token_id), *_list(tokenizer.eos_token_id), *more})
+
+
+def reply(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     *,
     special: bool,
     max_length: int,
+    ends: Sequence[int] = (),
     **options: Any,
-) -> list[str]:
+) -> list[Reply]:
     """What a language model writes after each prompt, without special tokens.
 
     Args:
         special: the tokenizer adds its special tokens to a prompt (a rendered chat has them already).
         max_length: tokens of a prompt; the beginning of a longer one is cut off.
-        options: as for `go_on`.
+        ends, options: as for `go_on`.
     """
-    ids = tokenizer(list(prompts), add_special_tokens=special)["input_ids"]
-    answers = go_on(model, tokenizer, [row[-max_length:] for row in ids], **options)
-    return list(tokenizer.batch_decode(answers, skip_special_tokens=True))
+    ids = [row[-max_length:] for row in tokenizer(list(prompts), add_special_tokens=special)["input_ids"]]
+    answers = go_on(model, tokenizer, ids, ends=ends, **options)
+    last = ends_of(model, tokenizer, ends)
+    texts = continued(tokenizer, ids, answers)
+    return [Reply(text, answer[-1] in last) for text, answer in zip(texts, answers, strict=True)]
+
+
+def continued(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], answers: list[list[int]]
+) -> list[str]:
+    """The texts of answers as they stand after their prompts: by themselves Llama 2's lose the space that they begin with."""
+    before, whole, alone = (
+        tokenizer.batch_decode(rows, skip_special_tokens=True)
+        for rows in (
+            prompts,
+            [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)],
+            answers,
+        )
+    )
+    return [
+        both[len(prompt) :] if both.startswith(prompt) else answer
+        for prompt, both, answer in zip(before, whole, alone, strict=True)
+    ]
 
 
 def _list(ends: int | list[int] | None) -> list[int]:

@@ -357,14 +357,15 @@ class _Trainer(HFTrainer):
         """Put the student's own answers into some rows of a batch; returns its rows as they are now.
 
         Which rows, and what is drawn, depends on (seed, row, step) alone: not on how a batch is shared by
-        micro-batches and processes. What the student wrote is text to all who read it, as any completion is.
+        micro-batches and processes. What the student wrote is text to all who read it, as any completion is; where it was cut
+        off, no end counts. A row keeps its completion where nothing of the student's counts.
         """
         stage, step = self.stage, self.state.global_step
         seeds = [seed_of(stage.seed, row["id"], step) for row in raw]
         own = [place for place, seed in enumerate(seeds) if seed % 10**6 < how.on_policy_fraction * 10**6]
         if own:
             with self.accelerator.autocast():
-                texts = self.task.write(
+                replies = self.task.replies(
                     stage.distiller.student,
                     stage.tokenizer,
                     stage.train.rows.select(batch["rows"][own].tolist()),
@@ -374,14 +375,23 @@ class _Trainer(HFTrainer):
                     temperature=how.sampling_temperature,
                     seeds=[seeds[place] for place in own],
                 )
-            answered = [self.task.answered(raw[place], text) for place, text in zip(own, texts, strict=True)]
+            answered = [
+                self.task.answered(raw[place], text) | {"ends": whole}
+                for place, (text, whole) in zip(own, replies, strict=True)
+            ]
             encoded = self.task.encode(
                 stage.tokenizer, datasets.Dataset.from_list(answered), stage.max_length
             )
+            _, counts = self.task.targets(encoded)
+            said = {place: number for number, place in enumerate(own) if counts[number]}
+            raw = [
+                answered[said[place]] if place in said else row | {"ends": True}
+                for place, row in enumerate(raw)
+            ]
             features = [stage.train.encoded[row] for row in batch["rows"].tolist()]
-            for number, place in enumerate(own):
-                raw[place] = answered[number]
+            for place, number in said.items():
                 features[place] = encoded[number] | {"row": features[place]["row"]}
+            own = list(said)
             made = self.task.collate(features, stage.tokenizer)
             batch |= {name: tensor.to(batch["rows"].device) for name, tensor in made.items()}
         dataset = torch.ones(len(raw), dtype=torch.bool, device=batch["labels"].device)

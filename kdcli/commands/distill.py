@@ -31,7 +31,7 @@ import kdcli
 from kdcli import console, report
 from kdcli.augment import Proposer, augmented, find_proposer
 from kdcli.commands.export import require_task
-from kdcli.config import Component, Filter, Rollout, build, locate
+from kdcli.config import Component, Rollout, build, locate
 from kdcli.config import Distill as Config
 from kdcli.config import Step as StepConfig
 from kdcli.config import Student as StudentConfig
@@ -105,6 +105,8 @@ BETTER = "look at its prompt (teacher.prompt), show it examples (teacher.shots=6
 """What can be done about a teacher that one can only ask."""
 BILLED = 100
 """Answers after which it is noted what they cost."""
+CUT = "cut off by rollout.max_new_tokens"
+"""Why an answer is not learnt that did not come to its end."""
 PART = 512
 """Prompts that a teacher answers between two writes to the disk."""
 UNSEEN: dict[str, Any] = {"parameters": None, "bytes": None, "score": None, "scores": {}, **asdict(UNKNOWN)}
@@ -577,7 +579,7 @@ def _part(
     if cfg.rollout.by != "dataset":
         _require_prompts(cfg, task, run.data)
     if isinstance(task, CausalLM):
-        _require_positions(cfg, [*(sources if remote is None else ()), *filter(None, [by.source])])
+        _require_positions(cfg, [*sources, *filter(None, [by.source])], remote is None)
     if (cfg.teacher.cache and task.vocabulary) or len(sources) > 1:
         _temperature(run)
     if cfg.dataset.augment is None:
@@ -699,14 +701,17 @@ def _require_prompts(cfg: Config, task: Task, data: Data) -> None:
         )
 
 
-def _require_positions(cfg: Config, sources: Sequence[Source]) -> None:
+def _require_positions(cfg: Config, sources: Sequence[Source], here: bool) -> None:
     """The models have positions for what they are to write in the run.
+
+    Args:
+        here: they write the completions.
 
     Raises:
         ConfigError
     """
     for config in map(load_config, sources):
-        if cfg.rollout.by != "dataset":
+        if here and cfg.rollout.by != "dataset":
             room_for_prompts(config, cfg.rollout.max_new_tokens, "rollout.max_new_tokens")
         if cfg.measure is not None:
             require_room(cfg.measure, config)
@@ -992,29 +997,35 @@ def rollouts(
     if how.by != "teacher":
         return rows
     judge, dropped = own_function(how.filter), Counter[str]()
-    made_by = _asked(run, sources), how.model_dump(exclude={"answers", "expand", "filter"})
+    made_by = _asked(run, sources), how.model_dump(exclude={"answers", "expand", "filter"}), "whole or none"
     folder = cache_dir("rollouts") / digest(*made_by, run.cfg.seed)[:32]
-    texts: list[list[str]] = []
+    texts: list[list[str | None]] = []
     with run.stage(stages, run.named("rollouts"), how.answers * len(rows)) as progress:
         for number in range(how.answers):
             seed = seed_of(run.cfg.seed, number) if number else run.cfg.seed
             place = cache_dir("rollouts") / digest(*made_by, seed)[:32]
 
-            def write(part: datasets.Dataset, _: int, seed: int = seed) -> list[str]:
+            def write(part: datasets.Dataset, _: int, seed: int = seed) -> list[str | None]:
                 return ask().write(list(part), how, seed)
 
             with _alone(run, place):
                 texts.append(_kept(run, progress, place, rows, PART, write, number * len(rows)))
-    answered = datasets.Dataset.from_list(
-        [
-            run.task.answered(row, text)
-            for row, answers in zip(rows, zip(*texts, strict=True), strict=True)
-            for text in kept(row, answers, how.filter, judge, dropped)
-        ]
-    )
-    _log_dropped(dropped)
-    if how.filter != Filter():
+    found: list[dict[str, Any]] = []
+    for row, answers in zip(rows, zip(*texts, strict=True), strict=True):
+        whole = [text for text in answers if text is not None]
+        dropped[CUT] += len(answers) - len(whole)
+        found += [run.task.answered(row, text) for text in kept(row, whole, how.filter, judge, dropped)]
+    _log_dropped(+dropped)
+    answered = datasets.Dataset.from_list(found) if found else rows.select([])
+    try:
         require_rows(run, answered)
+    except ConfigError as error:
+        if not dropped[CUT]:
+            raise
+        raise ConfigError(
+            f"rollout.max_new_tokens = {how.max_new_tokens}: {dropped[CUT]} of the teacher's {how.answers * len(rows)} answers do not come "
+            f"to their end in so many tokens, and are left out; raise it ({error})"
+        ) from None
     if how.keep < 1:
         answered = _likeliest(run, folder, ask, sources[0], answered, how.keep)
     _show(run, "rollouts", answered)
@@ -1264,7 +1275,7 @@ def asked_rollouts(
             texts = remote.expand([_prompt(row) for row in rows], known, how.expand, run.cfg.seed, tell)
             asked += [_with_prompt(asked[0], text) for text in texts]
         for row, answers, cut in remote.answers(asked, how, tell):
-            dropped["cut off by rollout.max_new_tokens"] += cut
+            dropped[CUT] += cut
             found += [run.task.answered(row, text) for text in kept(row, answers, how.filter, judge, dropped)]
     table = datasets.Dataset.from_list(found) if found else rows.select([])
     tokenizer, room = load_tokenizer(run.sources[0]), run.cfg.dataset.max_length
@@ -1393,7 +1404,7 @@ def teach(
     lessons = lesson.signals
     if lessons and not run.shared:  # a translator learns from the texts alone
         lessons = aligned(run, lesson.teacher, born, lessons) if isinstance(run.task, CausalLM) else {}
-    require_room(run, born)
+    require_fit(run, born)
     require_same_pieces(run, lesson.teacher, born, lesson.rows)
     check_numbers(run, lesson, born, lessons, fresh)
     return train_steps(run, stages, lesson, born, lessons)
@@ -1409,7 +1420,7 @@ def aligned(run: Run, teacher: Source, born: Source, signals: dict[str, Teacher]
     }
 
 
-def require_room(run: Run, born: Source) -> None:
+def require_fit(run: Run, born: Source) -> None:
     """The born student's tokenizer cuts no row into more tokens than a row may have: one that was trimmed spells words, and the
     teacher answers for each of them.
 

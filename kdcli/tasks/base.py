@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from kdcli.config import Dataset as DatasetConfig
 from kdcli.inside import watched
+from kdcli.rollouts import Reply
 from kdcli.signal import AnySignal, HiddenSignal, Part, Signal, TopKSignal, chunks
 
 IGNORE = -100
@@ -419,6 +420,18 @@ class Task(ABC):
             options: as for `kdcli.rollouts.go_on`.
         """
         raise NotImplementedError
+
+    def replies(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: datasets.Dataset,
+        max_length: int,
+        **options: Any,
+    ) -> list[Reply]:
+        """As `write`, and whether it came to its end; for tasks whose models write."""
+        texts = self.write(model, tokenizer, rows, max_length, **options)
+        return [Reply(text, True) for text in texts]
 
     def nearest(self, candidates: Sequence[str], reference: str) -> str:
         """The candidate that is most like a reference; for tasks whose models search."""

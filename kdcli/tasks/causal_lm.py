@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.errors import ConfigError, DataError, ModelError
 from kdcli.files import digest
-from kdcli.rollouts import write
+from kdcli.rollouts import Reply, ends_of, reply
 from kdcli.signal import HiddenSignal
 from kdcli.tasks.base import IGNORE, Encoded, padded
 from kdcli.tasks.language_model import CLOSE, LanguageModel, head_of, tokenize
@@ -33,6 +33,8 @@ _TODAY = (
 )
 SPAN = 2**20
 """Characters that one turn, or one document in a packed row, may have."""
+ANSWER = "kdcli"
+"""What an assistant says where only the template around it is looked at."""
 NOWHERE = -(2**30)
 """Where a token begins that begins at no character."""
 
@@ -104,6 +106,9 @@ class CausalLM(LanguageModel):
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
         """Token ids, and the labels: the ids themselves where they count.
 
+        Rows that a model has answered since may have `ends`: whether the answer came to its end, which does not count where
+        it did not. Of such a row nothing need count.
+
         Raises:
             DataError: nothing of a row counts (its prompt fills the context), or the chat template is missing, or does
                 not tell the roles apart.
@@ -111,9 +116,15 @@ class CausalLM(LanguageModel):
         if "texts" in rows.column_names:
             return self._encode_texts(tokenizer, rows, max_length)
         turns = self._conversations(rows)
+        written = "ends" in rows.column_names
+        ends = list(rows["ends"]) if written else [True] * len(rows)
         if turns is not None:
             check_template(tokenizer)
-            rendered = [_render(tokenizer, conversation) for conversation in turns]
+            close = _close(tokenizer)
+            rendered = [
+                _render(tokenizer, conversation, close, end)
+                for conversation, end in zip(turns, ends, strict=True)
+            ]
         else:
             rendered = [
                 (prompt + completion, [(len(prompt), len(prompt + completion))])
@@ -125,8 +136,12 @@ class CausalLM(LanguageModel):
         for start in range(0, len(rendered), CHUNK):
             chunk = rendered[start : start + CHUNK]
             found = tokenize(tokenizer, [text for text, _ in chunk], special=turns is None)
-            for (_, spans), tokens, offsets in zip(
-                chunk, found["input_ids"], found["offset_mapping"], strict=True
+            for (_, spans), tokens, offsets, whole in zip(
+                chunk,
+                found["input_ids"],
+                found["offset_mapping"],
+                ends[start : start + CHUNK],
+                strict=True,
             ):
                 row = np.asarray(tokens, np.int32)
                 where = np.asarray(offsets, np.int64).reshape(-1, 2)
@@ -137,7 +152,7 @@ class CausalLM(LanguageModel):
                     within = real & (where[:, 1] > begin) & (where[:, 0] < end)
                     counted |= within
                     places[within] = _places(where, begin)[within] + number * SPAN
-                if turns is None and tokenizer.eos_token_id is not None:
+                if turns is None and whole and tokenizer.eos_token_id is not None:
                     if row.size == 0 or row[-1] != tokenizer.eos_token_id:
                         row = np.append(row, np.int32(tokenizer.eos_token_id))
                         counted, places = np.append(counted, True), np.append(places, 0)
@@ -146,7 +161,7 @@ class CausalLM(LanguageModel):
                 labels.append(np.where(counted, row, IGNORE)[:max_length])
                 ids.append(row[:max_length])
         for number, row in enumerate(labels):
-            if not (row[1:] != IGNORE).any():
+            if not written and not (row[1:] != IGNORE).any():
                 shown = rendered[number][0][:60]
                 raise DataError(
                     f"row {rows['id'][number]} ({shown!r}): no token of its completion is within dataset.max_length = "
@@ -262,8 +277,36 @@ class CausalLM(LanguageModel):
         **options: Any,
     ) -> list[str]:
         """What a decoder writes after each row's prompt."""
+        return [each.text for each in self.replies(model, tokenizer, rows, max_length, **options)]
+
+    def replies(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: datasets.Dataset,
+        max_length: int,
+        **options: Any,
+    ) -> list[Reply]:
+        """What a decoder writes after each row's prompt, to its end of text or of its turn."""
         prompts = [prompt for (prompt,) in self.inputs(rows, tokenizer)]
-        return write(model, tokenizer, prompts, special=not self.chat, max_length=max_length, **options)
+        ends = self._ends(tokenizer)
+        return reply(
+            model, tokenizer, prompts, special=not self.chat, max_length=max_length, ends=ends, **options
+        )
+
+    def ready(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        """So that plain `generate` stops where an answer ends here: also where the chat template closes a turn."""
+        own: Any = model.generation_config
+        ends = ends_of(model, tokenizer, self._ends(tokenizer))
+        own.eos_token_id = ends[0] if len(ends) == 1 else ends or None
+
+    def _ends(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The special token with which the chat template closes the assistant's turn, if the rows are conversations."""
+        if not self.chat:
+            return []
+        added = tokenizer.added_tokens_decoder
+        ids = tokenizer(_close(tokenizer), add_special_tokens=False)["input_ids"]
+        return [token for token in ids if token in added and added[token].special][:1]
 
     def answered(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
         """The row with another answer to its prompt: the last turn of the assistant, or the completion."""
@@ -358,35 +401,47 @@ def _last(turns: Sequence[Mapping[str, str]]) -> int:
     return max(place for place, turn in enumerate(turns) if turn["role"] == "assistant")
 
 
+def _close(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the chat template writes after what the assistant says, without the space at its end."""
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": ANSWER}]
+    _, found, after = _written(tokenizer, turns).rpartition(ANSWER)
+    return after.rstrip() if found else ""
+
+
 def _render(
-    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], close: str, ends: bool = True
 ) -> tuple[str, list[tuple[int, int]]]:
     """A conversation as the template writes it, up to the assistant's last turn, and where the assistant speaks.
 
     An earlier turn of the assistant counts only if the template writes it the same with and without what follows (some
-    leave out what was thought).
+    leave out what was thought). An answer that says nothing, which some templates refuse, is the close alone.
+
+    Args:
+        close: what closes the assistant's turn.
+        ends: the last turn is closed.
     """
     last = _last(turns)
-    whole = _written(tokenizer, turns[: last + 1]).rstrip()
+    prompt = _written(tokenizer, turns[:last], add_generation_prompt=True)
+    said = turns[last]["content"].strip()
+    whole = _written(tokenizer, turns[: last + 1]).rstrip() if said else prompt + close
+    whole = whole if ends else whole.removesuffix(close)
     spans = []
-    for place, turn in enumerate(turns[: last + 1]):
+    for place, turn in enumerate(turns[:last]):
         if turn["role"] != "assistant":
             continue
         try:
             before = _written(tokenizer, turns[:place], add_generation_prompt=True)
         except DataError:  # there is nothing before it, say
-            if place == last:
-                raise
             continue
         after = _written(tokenizer, turns[: place + 1]).rstrip()
         if whole.startswith(before) and whole.startswith(after) and len(after) > len(before):
             spans.append((len(before), len(after)))
-        elif place == last:
-            raise DataError(
-                "the chat template writes the assistant's last turn in a way that does not begin with its generation prompt: "
-                f"{before[-60:]!r} is not how {whole[-120:]!r} begins; repair the template (chat_template.jinja)"
-            )
-    return whole, spans
+    if said and not (whole.startswith(prompt) and len(whole) > len(prompt)):
+        raise DataError(
+            "the chat template writes the assistant's last turn in a way that does not begin with its generation prompt: "
+            f"{prompt[-60:]!r} is not how {whole[-120:]!r} begins; repair the template (chat_template.jinja)"
+        )
+    return whole, [*spans, (len(prompt), len(whole))]
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:

@@ -58,8 +58,8 @@ class Teacher(ABC):
             keep: makes something smaller of each batch's signal, so that the whole is never in memory.
         """
 
-    def write(self, examples: Sequence[Mapping[str, Any]], how: Rollout, seed: int) -> list[str]:
-        """The teacher's own answer to each row's prompt.
+    def write(self, examples: Sequence[Mapping[str, Any]], how: Rollout, seed: int) -> list[str | None]:
+        """The teacher's own answer to each row's prompt; None: it was cut off at `how.max_new_tokens`.
 
         Args:
             seed: of what is drawn, together with a row's id.

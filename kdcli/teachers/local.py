@@ -68,24 +68,22 @@ class LocalTeacher(Teacher):
         said, _ = self.task.ask(self.model, self.tokenizer, features, self.bf16, self.order, parts)
         return said.first(self.classes)
 
-    def write(self, examples: Sequence[Mapping[str, Any]], how: Rollout, seed: int) -> list[str]:
+    def write(self, examples: Sequence[Mapping[str, Any]], how: Rollout, seed: int) -> list[str | None]:
         """Answers by the task's prompts, in the precision of the teacher's signals."""
         table = datasets.Dataset.from_list(list(examples))
-        searched = how.model_dump(include={"num_beams", "length_penalty", "candidates"})
+        options: dict[str, Any] = {
+            "max_new_tokens": how.max_new_tokens,
+            "batch_size": how.batch_size,
+            "temperature": how.sampling_temperature,
+            "seeds": [seed_of(seed, row["id"]) for row in examples],
+        }
+        if self.task.searches:
+            options |= how.model_dump(include={"num_beams", "length_penalty", "candidates"})
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
-            texts = self.task.write(
-                self.model,
-                self.tokenizer,
-                table,
-                self.max_length,
-                max_new_tokens=how.max_new_tokens,
-                batch_size=how.batch_size,
-                temperature=how.sampling_temperature,
-                seeds=[seed_of(seed, row["id"]) for row in examples],
-                **(searched if self.task.searches else {}),
-            )
+            replies = self.task.replies(self.model, self.tokenizer, table, self.max_length, **options)
         if how.candidates == 1:
-            return texts
+            return [text if whole else None for text, whole in replies]
+        texts = [text for text, _ in replies]
         each = [texts[start : start + how.candidates] for start in range(0, len(texts), how.candidates)]
         return [
             self.task.nearest(some, row["target"]) if row["target"] is not None else some[0]

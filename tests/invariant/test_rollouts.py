@@ -6,21 +6,24 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import decoder, exchanges, lessons, speaker, speller, talk
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from kdcli.commands import artifacts
 from kdcli.commands import distill as recipe
-from kdcli.config import Measure
+from kdcli.config import Distill, Measure, check
+from kdcli.data import load
 from kdcli.errors import ConfigError, KDError
 from kdcli.launch import launch
 from kdcli.measure import require_room, specified
-from kdcli.rollouts import go_on, seed_of, write
+from kdcli.rollouts import go_on, reply, seed_of
+from kdcli.rundir import saved_config
 from kdcli.tasks.causal_lm import CausalLM
 from kdcli.teachers.local import LocalTeacher
 from kdcli.trainer import _Trainer
@@ -47,6 +50,10 @@ def distil(voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dist
     return run
 
 
+def write(*arguments: Any, **options: Any) -> list[str]:
+    return [text for text, _ in reply(*arguments, **options)]
+
+
 def away(one: Path, other: Path) -> float:
     """The largest difference between two students' weights."""
     a, b = (load_file(run / "student" / "model.safetensors") for run in (one, other))
@@ -64,8 +71,6 @@ def logged(run: Path, key: str) -> list[float]:
 
 def test_an_answer_does_not_depend_on_its_neighbours(voice: Path) -> None:
     """Padding on the right, or padding that is attended to, spoils the answers to all but the longest prompt."""
-    from transformers import AutoModelForCausalLM
-
     tokenizer = speller()
     model = AutoModelForCausalLM.from_pretrained(voice)
     prompts = [prompt for prompt, _ in exchanges(9, seed=3)]
@@ -88,8 +93,6 @@ def test_an_answer_does_not_depend_on_its_neighbours(voice: Path) -> None:
 
 def test_a_checkpoints_own_settings_are_left_out(voice: Path) -> None:
     """Qwen's repetition_penalty of 1.05, say: another distribution than the one that the teacher judges."""
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(voice)
     prompts = [prompt for prompt, _ in exchanges(6, seed=3)]
     options = {"special": True, "max_length": 64, "max_new_tokens": 12, "batch_size": 4}
@@ -154,24 +157,34 @@ def test_tokens_are_drawn_from_the_softmax() -> None:
 # ---- rollout=teacher ---------------------------------------------------------------------------------
 
 
-def test_a_teacher_writes_what_the_student_learns(distil: Distil, voice: Path) -> None:
-    """A student that is still trained on the data's completions; a control that is trained on the teacher's."""
-    run = distil("run", "pairs", "rollout=teacher", "loss.soft_label.weight=0", "control=true")
-    rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
-    assert len(rows) == 120 - 32
-    given = dict(exchanges(120))
-    assert all(row["prompt"] in given for row in rows)
-    from transformers import AutoModelForCausalLM
+WHOLE = ("dataset.chat=true", "rollout.max_new_tokens=24", "rollout.sampling_temperature=0.5")
 
-    own = write(
-        AutoModelForCausalLM.from_pretrained(voice), speller(), [row["prompt"] for row in rows],
-        special=True, max_length=64, max_new_tokens=8, batch_size=16,
+
+def test_a_teacher_writes_what_the_student_learns(distil: Distil, voice: Path) -> None:
+    """A student that is still trained on the data's completions; a control that is trained on the teacher's; an answer that
+    was cut off, after which the student learns to stop."""
+    run = distil("run", "pairs", "rollout=teacher", "loss.soft_label.weight=0", "control=true", *WHOLE)
+    rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    cfg = check(Distill, saved_config(run))
+    train = load(cfg.dataset)["train"]
+    replies = CausalLM(chat=True).replies(
+        AutoModelForCausalLM.from_pretrained(voice), speller(), train, 64, max_new_tokens=24, batch_size=16,
+        temperature=0.5, seeds=[seed_of(cfg.seed, row["id"]) for row in train],
     )  # fmt: skip
-    assert [row["completion"] for row in rows] == own
-    before = distil("before", "pairs", "loss.soft_label.weight=0.0001", "control=true")
+    own = [(row["prompt"], text) for row, (text, whole) in zip(train, replies, strict=True) if whole]
+    assert [(row["prompt"], row["completion"]) for row in rows] == own
+    assert 40 < len(rows) < len(train) == 88
+    before = distil("before", "pairs", "loss.soft_label.weight=0.0001", "control=true", "dataset.chat=true")
     assert away(run, before) > 1e-3
     a, b = (load_file(run / "control" / "model.safetensors") for run in (run, before))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_teacher_that_comes_to_no_end(distil: Distil, capsys: pytest.CaptureFixture[str]) -> None:
+    """A student that learns to stop in the middle of everything, or is told that it lacks rows, and not why."""
+    distil("run", "pairs", "rollout=teacher", *WHOLE, "rollout.max_new_tokens=2", code=2)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "rollout.max_new_tokens = 2: 88 of the teacher's 88 answers do not come to their end" in said
 
 
 def test_what_a_teacher_wrote_is_kept(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,19 +200,23 @@ def test_what_a_teacher_wrote_is_kept(distil: Distil, monkeypatch: pytest.Monkey
         return real(self, examples, how, seed)
 
     monkeypatch.setattr(LocalTeacher, "write", dies)
-    how = ("messages", "rollout=teacher", "rollout.sampling_temperature=0.9")
+    how = ("messages", "rollout=teacher", "rollout.max_new_tokens=24", "rollout.sampling_temperature=0.9")
     distil("first", *how, code=1)
     first = distil("first", *how)
     assert asked == [32, 32, 32, 88 - 64]
     assert away(first, distil("second", *how)) == 0
     assert len(asked) == 4
-    other = distil("other", *how, "rollout.max_new_tokens=4")
+    other = distil("other", *how, "rollout.max_new_tokens=10")
     assert len(asked) == 7
     assert away(first, other) > 0
 
 
 # ---- rollout=student ---------------------------------------------------------------------------------
 
+PLAIN = (
+    "{% for turn in messages %}{{ turn['role'] }}: {{ turn['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 ON_POLICY = ("rollout=student", "rollout.on_policy_fraction=0.6")
 
 
@@ -256,6 +273,20 @@ def test_the_teacher_judges_what_the_student_wrote(distil: Distil, monkeypatch: 
     assert len([text for text in seen if text not in known]) >= 6 * 8 / 2
 
 
+def test_a_student_that_says_nothing(distil: Distil, voice: Path, tmp_path: Path) -> None:
+    """Where no token closes a turn, nothing counts of an answer that says nothing: the run dies of it, or learns from no
+    token at all."""
+    model = AutoModelForCausalLM.from_pretrained(voice)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.zero_()  # writes the first token: the end
+    model.save_pretrained(tmp_path / "silent")
+    speller(PLAIN).save_pretrained(tmp_path / "silent")
+    options = (f"teacher.path={tmp_path / 'silent'}", "dataset.chat=true", "trainer.logging_steps=1")
+    own = ("rollout=student", "rollout.on_policy_fraction=1", "rollout.sampling_temperature=0")
+    run = distil("run", "pairs", *options, *own)
+    assert min(logged(run, "loss/hard_label")) > 0
+
+
 # ---- bad input ---------------------------------------------------------------------------------------
 
 
@@ -272,7 +303,7 @@ def test_several_answers_to_a_prompt(distil: Distil) -> None:
     """The first of several answers is another than the only one; or the same is learnt twice, or what was filtered."""
 
     def written(folder: str, *overrides: str) -> list[tuple[str, str]]:
-        run = distil(folder, "pairs", "rollout=teacher", "rollout.sampling_temperature=1", *overrides)
+        run = distil(folder, "pairs", "rollout=teacher", *WHOLE, "rollout.sampling_temperature=1", *overrides)
         lines = (run / "rollouts.jsonl").read_text().splitlines()
         return [(row["prompt"], row["completion"]) for row in map(json.loads, lines)]
 

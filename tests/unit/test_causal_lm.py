@@ -1,16 +1,32 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import datasets
 import pytest
 import torch
+from tiny import CHAT, decoder, exchanges, speller
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kdcli import signal
 from kdcli.distiller import Distiller
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
+from kdcli.rollouts import continued
 from kdcli.signal import Signal
+from kdcli.tasks.base import IGNORE
 from kdcli.tasks.causal_lm import CausalLM
+
+PLAIN = (
+    "{% for turn in messages %}{{ turn['role'] }}: {{ turn['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+PICKY = (
+    "{% for turn in messages if not turn['content'] %}{{ raise_exception('says nothing') }}{% endfor %}"
+    + CHAT
+)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -44,3 +60,69 @@ def test_chunks_are_the_whole(tied: bool, monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.allclose(loss, whole, atol=1e-5)
     for name, parameter in student.named_parameters():
         assert torch.allclose(found[name], parameter.grad, atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "ends", "expected"),
+    [
+        (None, " good", True, " good<|end|>"),
+        (None, " good", False, " good"),
+        (None, "", True, "<|end|>"),
+        (None, "", False, ""),
+        (CHAT, "good", True, "good<|end|>"),
+        (CHAT, "good", False, "good"),
+        (PICKY, "", True, "<|end|>"),
+        (CHAT, "", False, ""),
+        (PLAIN, "good", True, " good"),
+        (PLAIN, "good", False, " good"),
+        (PLAIN, "", True, ""),
+    ],
+)
+def test_what_counts_of_a_students_answer(template: str | None, text: str, ends: bool, expected: str) -> None:
+    """An answer that was cut off, whose end is learnt all the same; one that says nothing, which kills the run."""
+    task, tokenizer = CausalLM(chat=template is not None), speller(template)
+    rows = [{"id": "a", "prompt": "the film:", "completion": text, "ends": ends}]
+    encoded = task.encode(tokenizer, datasets.Dataset.from_list(rows), 64)
+    labels = encoded.columns["labels"]
+    assert tokenizer.decode(labels[labels != IGNORE]) == expected
+    assert task.targets(encoded)[1].tolist() == [int((labels != IGNORE).sum())]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_turn_ends_where_the_template_closes_it(chat: bool, tmp_path: Path) -> None:
+    """A tokenizer as Gemma's, whose end of text is another token: the student writes on to the limit, here and elsewhere."""
+    tokenizer = speller()
+    tokenizer.add_special_tokens({"eos_token": "<eos>", "pad_token": "<eos>"})
+    task, model = CausalLM(chat=chat), decoder(tokenizer)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.zero_()  # writes the first token: <|end|>
+    row = {"id": "a", "prompt": "the film:", "completion": " good"}
+    options = {"max_new_tokens": 4, "batch_size": 1}
+    for _ in ("as it was born", "as it is saved"):
+        assert task.replies(model, tokenizer, datasets.Dataset.from_list([row]), 64, **options) == [
+            ("", chat)
+        ]
+        task.ready(model, tokenizer, 64)
+    model.save_pretrained(tmp_path)
+    ends = GenerationConfig.from_pretrained(tmp_path).eos_token_id
+    assert ends == ([end, tokenizer.eos_token_id] if chat else tokenizer.eos_token_id)
+
+
+def test_an_answer_keeps_the_space_that_it_begins_with() -> None:
+    """Llama 2's decoder strips the first space of a text: the student learns other tokens than the teacher wrote."""
+    inner = Tokenizer(models.BPE())
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["</s>"], show_progress=False)
+    inner.train_from_iterator([text for pair in exchanges(200) for text in pair], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="</s>")
+    given = {"id": "a", "prompt": "the film was:", "completion": " it was good, the film"}
+    task = CausalLM()
+    encoded = task.encode(tokenizer, datasets.Dataset.from_list([given]), 64)
+    ids, labels = encoded.columns["input_ids"], encoded.columns["labels"]
+    prompt, answer = ids[labels == IGNORE].tolist(), ids[labels != IGNORE].tolist()
+    assert continued(tokenizer, [prompt], [answer]) == [given["completion"]]
+    assert continued(tokenizer, [[]], [answer]) == ["it was good, the film"]
