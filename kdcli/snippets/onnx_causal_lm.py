@@ -1,5 +1,6 @@
 """python run_onnx.py "A prompt."   (pip install onnxruntime transformers jinja2)"""
 
+import json
 import sys
 from pathlib import Path
 
@@ -23,8 +24,10 @@ ids = np.array([tokenizer(text, add_special_tokens=not CHAT)["input_ids"]], np.i
 shapes = {entry.name: entry.shape for entry in session.get_inputs() if entry.name.startswith("past")}
 past = {name: np.zeros((1, heads, 0, size), np.float32) for name, (_, heads, _, size) in shapes.items()}
 outputs = ["logits", *(name.replace("past_key_values", "present") for name in past)]
+config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+ends = set(np.ravel(config.get("eos_token_id", [])).tolist())
 written, length = list[int](), 0
-while len(written) < 64 and tokenizer.eos_token_id not in written:
+while len(written) < 64 and not ends & set(written[-1:]):
     places = np.arange(length, length := length + ids.shape[1])[None]
     inputs = {"input_ids": ids, "attention_mask": np.ones((1, length), np.int64), "position_ids": places}
     logits, *parts = session.run(outputs, inputs | {"num_logits_to_keep": np.array(1)} | past)

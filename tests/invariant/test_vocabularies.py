@@ -263,7 +263,7 @@ def test_what_goes_with_other_tokens(distil: Distil, capsys: pytest.CaptureFixtu
     assert "rollout=teacher" in said
     assert "loss=uld" in said
     run = distil("written", "pairs", "loss=forward_kl", "loss.soft_label.weight=0", "rollout=teacher",
-                 "rollout.max_new_tokens=12")  # fmt: skip
+                 "rollout.max_new_tokens=24", "rollout.sampling_temperature=1")  # fmt: skip
     assert json.loads((run / "report.json").read_text())["verdict"]["kl_to_teacher"] is None
     distil("nothing", "pairs", "loss=forward_kl", "loss.soft_label.weight=0", code=2)
     assert "nothing to distil" in capsys.readouterr().err
