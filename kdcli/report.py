@@ -1315,11 +1315,12 @@ def _page(
 
 
 def _dataset(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The data set as lines of the page, without what is not set; what cleaning dropped has a line a reason."""
+    """The data set as lines of the page, without what is not set; what was left out has a line a reason."""
     for key, value in dataset.items():
-        if key == "dropped" and value is not None:
-            yield key, f"{sum(value.values()):,}"
-            yield from ((f"dropped: {reason}", f"{count:,}") for reason, count in value.items())
+        if isinstance(value, Mapping):
+            what = key.replace("_", " ")
+            yield what, f"{sum(value.values()):,}"
+            yield from ((f"{what}: {reason}", f"{count:,}") for reason, count in value.items())
         elif value is not None and value != "":
             yield key, f"{value:,}" if isinstance(value, int) else value
 

@@ -15,7 +15,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -791,12 +791,14 @@ class Lesson:
         ask: loads the teacher, once.
         rows: what is learnt from.
         signals: who answers for each split.
+        left_out: how many of the teacher's answers are not learnt, by reason.
     """
 
     teachers: list[Source]
     ask: Callable[[], Teacher]
     rows: datasets.Dataset
     signals: dict[str, Teacher]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def teacher(self) -> Source:
@@ -814,8 +816,8 @@ def prepare_lesson(run: Run, stages: console.Stages) -> Lesson:
     if isinstance(run.task, Seq2Seq):
         lenient = _lenient(run, run.cfg.teacher.trainer)
         translates(ask(), teachers[0], run.task, run.data["validation"], run.cfg.dataset.max_length, lenient)
-    rows = rollouts(run, stages, teachers, ask, rows)
-    return Lesson(teachers, ask, rows, teacher_signals(run, stages, teachers, ask, rows))
+    rows, left_out = rollouts(run, stages, teachers, ask, rows)
+    return Lesson(teachers, ask, rows, teacher_signals(run, stages, teachers, ask, rows), left_out)
 
 
 def _planned(parts: Sequence[Run]) -> list[str]:
@@ -988,14 +990,17 @@ def rollouts(
     sources: Sequence[Source],
     ask: Callable[[], Teacher],
     rows: datasets.Dataset,
-) -> datasets.Dataset:
+) -> tuple[datasets.Dataset, Mapping[str, int]]:
     """The rows that the student learns from: as they are, or (rollout=teacher) their prompts with the teacher's answers.
 
     The answers are kept in the cache, a few at a time, and stand in the run directory for people to read.
+
+    Returns:
+        The rows, and how many answers are not among them, by reason.
     """
     how = run.cfg.rollout
     if how.by != "teacher":
-        return rows
+        return rows, {}
     judge, dropped = own_function(how.filter), Counter[str]()
     made_by = _asked(run, sources), how.model_dump(exclude={"answers", "expand", "filter"}), "whole or none"
     folder = cache_dir("rollouts") / digest(*made_by, run.cfg.seed)[:32]
@@ -1029,7 +1034,7 @@ def rollouts(
     if how.keep < 1:
         answered = _likeliest(run, folder, ask, sources[0], answered, how.keep)
     _show(run, "rollouts", answered)
-    return answered
+    return answered, +dropped
 
 
 def _log_dropped(dropped: Mapping[str, int]) -> None:
@@ -1718,6 +1723,7 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
             "test": len(test),
             "fingerprint": run.data.fingerprint,
         }
+        | ({"answers_left_out": dict(lesson.left_out)} if lesson.left_out else {})
         | (_of_pairs(run, task) if isinstance(task, Seq2Seq) else {}),
         "loss": _terms(run.cfg),
         "stages": json.loads((run.folder / "stages.json").read_text()),

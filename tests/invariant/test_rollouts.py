@@ -174,6 +174,9 @@ def test_a_teacher_writes_what_the_student_learns(distil: Distil, voice: Path) -
     own = [(row["prompt"], text) for row, (text, whole) in zip(train, replies, strict=True) if whole]
     assert [(row["prompt"], row["completion"]) for row in rows] == own
     assert 40 < len(rows) < len(train) == 88
+    told = json.loads((run / "report.json").read_text())["dataset"]["answers_left_out"]
+    assert told == {"cut off by rollout.max_new_tokens": 88 - len(rows)}
+    assert "answers left out: cut off by rollout.max_new_tokens" in (run / "report.html").read_text()
     before = distil("before", "pairs", "loss.soft_label.weight=0.0001", "control=true", "dataset.chat=true")
     assert away(run, before) > 1e-3
     a, b = (load_file(run / "control" / "model.safetensors") for run in (run, before))
