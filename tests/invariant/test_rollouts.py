@@ -262,18 +262,22 @@ def test_killed_and_resumed_on_policy(distil: Distil, monkeypatch: pytest.Monkey
 
 
 def test_the_teacher_judges_what_the_student_wrote(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A teacher that is asked about the data's completion, while the student is trained on its own."""
+    """A teacher that is asked about the data's completion, while the student is trained on its own; one that judges the end
+    of an answer that was cut off."""
     seen: list[str] = []
+    ends: Counter[bool | None] = Counter()
     real = LocalTeacher.rows
 
     def listens(self, examples, *keep):
         seen.extend(row["completion"] for row in examples)
+        ends.update(row.get("ends") for row in examples)
         return real(self, examples, *keep)
 
     monkeypatch.setattr(LocalTeacher, "rows", listens)
     distil("run", "pairs", "rollout=student", "rollout.on_policy_fraction=1")
     known = {answer for _, answer in exchanges(120)}
     assert len([text for text in seen if text not in known]) >= 6 * 8 / 2
+    assert ends[False] > ends[True] > 0
 
 
 def test_a_student_that_says_nothing(distil: Distil, voice: Path, tmp_path: Path) -> None:
