@@ -324,7 +324,6 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
         ConfigError, DataError, ModelError, TeacherError
     """
     require_device(cfg.measure)
-    require_task(build(cfg.hardware, Target), names["hardware"], cfg.dataset.kind)
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = Path(broadcast_object_list([str(folder)])[0])
     steps = steps_of(cfg)
@@ -366,6 +365,7 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
     for trainer in (cfg.trainer, cfg.teacher.trainer, *(step.trainer for step in steps)):
         micro_batches(trainer, state.num_processes)
         require_trackers(trainer)
+    require_task(build(cfg.hardware, Target), names["hardware"], cfg.dataset.kind)
     run = parts[-1]
     reading = any(step.taught for step in steps if step.pupil == STUDENT)
     if not reading and cfg.rollout.by != "teacher":
