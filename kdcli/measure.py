@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -372,7 +372,6 @@ def measure_rows(
     return found
 
 
-@contextlib.contextmanager
 def measured(
     cfg: Measure | None,
     source: Source,
@@ -380,24 +379,26 @@ def measured(
     prompts: Sequence[Any],
     max_length: int,
     beside: Process | None = None,
-) -> Iterator[tuple[Process | None, dict[str, Any]]]:
-    """A checkpoint in torch, and what it needs: the fields of `Measurement`. It stays loaded, so that others can be measured
-    beside it.
+    stays: contextlib.ExitStack | None = None,
+) -> tuple[Process | None, dict[str, Any]]:
+    """What a checkpoint needs in torch: the fields of `Measurement`; and before them what the next one is measured beside.
 
     Args:
         cfg, prompts, beside: as `measure_rows` takes them.
+        stays: it stays loaded as long as this does, and the next one is measured beside it; None: beside what it was itself.
 
     Raises:
         ExportError: torch could not load or run it.
     """
     if cfg is None:
-        yield None, asdict(UNKNOWN)
-        return
+        return beside, asdict(UNKNOWN)
     path = source.path
-    with Process(*specified(cfg, "torch", path, path, task, prompts, max_length, source.code)) as process:
+    with contextlib.ExitStack() as own:
+        process = Process(*specified(cfg, "torch", path, path, task, prompts, max_length, source.code))
+        (own if stays is None else stays).enter_context(process)
         found = asdict(process.measure(beside))
-        warn_if_busy(source.name, found["cpu_share"])
-        yield process, found
+    warn_if_busy(source.name, found["cpu_share"])
+    return beside if stays is None else process, found
 
 
 def warn_if_busy(name: str, share: float | None) -> None:

@@ -1435,6 +1435,8 @@ def require_fit(run: Run, born: Source) -> None:
     if not isinstance(run.task, TokenClassification):
         return
     tokenizer = load_tokenizer(born)
+    if tokenizer.get_vocab() == load_tokenizer(run.birth_by.source or run.sources[0]).get_vocab():
+        return  # the rows were cut for it
     for name, rows in run.data.splits.items():
         try:
             run.task.encode(tokenizer, rows, run.cfg.dataset.max_length)
@@ -1746,14 +1748,10 @@ def _needs(
                 entries = []
                 for source in members:
                     inputs = run.task.inputs(rows, load_tokenizer(source))
-                    model = measured(
-                        run.cfg.measure, source, run.task, inputs, run.cfg.dataset.max_length, beside
+                    stays = stack if name == "teacher" and len(members) == 1 else None
+                    beside, needs = measured(
+                        run.cfg.measure, source, run.task, inputs, run.cfg.dataset.max_length, beside, stays
                     )
-                    if name == "teacher" and len(members) == 1:
-                        beside, needs = stack.enter_context(model)
-                    else:
-                        with model as (_, needs):
-                            pass
                     entries.append(needs)
                 found[name] = together(entries)
     except ExportError as error:  # the run was trained: it failed, and is kept

@@ -71,12 +71,9 @@ def evaluate(cfg: Config, folder: Path) -> int:
                 if not shared and name == "teacher":
                     said[name] = in_tokens_of(task, said[name], sources["student"], rows, max_length)
                 models[name] |= score(task, said[name])
-                needs = measured(cfg.measure, source, task, task.inputs(rows, tokenizer), max_length, beside)
-                if name == "teacher":
-                    beside, found = stack.enter_context(needs)
-                else:
-                    with needs as (_, found):
-                        pass
+                inputs = task.inputs(rows, tokenizer)
+                stays = stack if name == "teacher" else None
+                beside, found = measured(cfg.measure, source, task, inputs, max_length, beside, stays)
                 models[name] |= found
         if artifact is not None:
             name = artifact.name

@@ -87,7 +87,7 @@ def export(cfg: Config, hardware: str) -> int:
             torch_entry, torch_said = examine(student, model, tokenizer, task, test, length)
             torch_entry |= score(task, torch_said)
             texts = task.inputs(test, tokenizer)
-            torch, needs = stack.enter_context(measured(speed, student, task, texts, length))
+            torch, needs = measured(speed, student, task, texts, length, stays=stack)
             torch_entry |= needs
         with stages.stage("export"):
             model.cpu()

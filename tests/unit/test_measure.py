@@ -222,9 +222,9 @@ def test_nothing_is_started_where_nothing_is_asked_for(
 ) -> None:
     """measure=null is for sweeps whose jobs run side by side: they must not pay for a process."""
     monkeypatch.setattr(subprocess, "Popen", None)
-    with measured(None, Source(student, "student"), TASK, TEXTS, LENGTH) as (process, found):
-        assert process is None
-        assert found == asdict(UNKNOWN)
+    process, found = measured(None, Source(student, "student"), TASK, TEXTS, LENGTH)
+    assert process is None
+    assert found == asdict(UNKNOWN)
 
 
 def test_threads_are_those_that_were_asked_for(
@@ -434,5 +434,5 @@ def test_a_busy_machine_is_told(
         monkeypatch.setattr(module, "BUSY", least)
         measure_rows(cfg, "onnx", Path(spec.path), student, TASK, inputs, LENGTH)
         assert ("model.onnx had the processor" in capsys.readouterr().err) is told
-        with measured(cfg, Source(student, "its student"), TASK, inputs, LENGTH):
-            assert ("its student had the processor" in capsys.readouterr().err) is told
+        measured(cfg, Source(student, "its student"), TASK, inputs, LENGTH)
+        assert ("its student had the processor" in capsys.readouterr().err) is told
