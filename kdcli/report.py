@@ -1170,7 +1170,7 @@ Files of a student of {_count(result["torch"].get("parameters"))} parameters. {_
 {advice} {checked if ran else ""}Measured on {_markdown(machine["processor"])} with {threads}, one {row} at a time, tokens given: on another machine
 the times are other ones. All figures, throughput in batches of {batches} rows among them, and the versions of what made and ran the files, stand in `export.json`.
 {chr(10).join(["", *notes, *failed, ""]) if notes or failed else ""}
-{used and f"## Use{chr(10) * 2}Without kdcli, by what the first line of each names:{chr(10) * 2}{used}{chr(10) * 2}"}## Limits
+{used and f"## Use{chr(10) * 2}Without kdcli, by what the first line of each names; the rest that they import lies beside them:{chr(10) * 2}{used}{chr(10) * 2}"}## Limits
 
 - {card.limits}
 - The licences of the teacher, of the data and of what the student started from were not checked by kdcli and may bind

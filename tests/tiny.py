@@ -354,7 +354,10 @@ def into_hub(hub: Path, kind: str, name: str, files: Path, revision: str = "main
 
 def run_snippet(file: Path, *words: str) -> list[str]:
     """The lines that an artifact's run_….py prints, in a process that finds no kdcli."""
-    code = f"import sys, runpy; sys.modules['kdcli'] = None; sys.argv = {[str(file), *words]!r}; runpy.run_path({str(file)!r})"
+    code = (
+        f"import sys, runpy; sys.modules['kdcli'] = None; sys.argv = {[str(file), *words]!r}; "
+        f"sys.path.insert(0, {str(file.parent)!r}); runpy.run_path({str(file)!r})"
+    )
     done = subprocess.run(
         [sys.executable, "-I", "-c", code], capture_output=True, encoding="utf-8", check=False
     )

@@ -83,15 +83,20 @@ class Target(ABC):
 
 
 def copy_beside(student: Path, out: Path, max_length: int) -> None:
-    """Write what an application needs besides the model: `BESIDE`. Its tokenizer.json cuts a text off by itself where the student
-    does: an application that forgets to would be answered by an error, or by a crash."""
+    """Write what an application needs besides the model: `BESIDE`, of which the tokenizer cuts off as `cut_off` tells it to."""
     for path in (
         *(student / name for name in BESIDE),
         *student.glob("*.py"),
     ):  # .py: of an architecture of its own
         if path.is_file():
             shutil.copyfile(path, out / path.name)
-    file, how = out / "tokenizer.json", out / "tokenizer_config.json"
+    cut_off(out, max_length)
+
+
+def cut_off(folder: Path, max_length: int) -> None:
+    """Make a folder's tokenizer.json, if it has one, cut a text off by itself where the student does: an application that forgets to
+    would be answered by an error, or by a crash."""
+    file, how = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if file.is_file():
         told = json.loads(how.read_text(encoding="utf-8")) if how.is_file() else {}
         tokenizer = Tokenizer.from_file(str(file))

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from kdcli import console
 from kdcli.errors import ConfigError
-from kdcli.hardware.base import Target, copy_beside, exporting, quietly
+from kdcli.hardware.base import Target, copy_beside, cut_off, exporting, quietly
 from kdcli.models import TOKENIZER_FILES
 
 FILES = {"bf16": "bf16", "pt2": "model.pt2"}
@@ -75,6 +75,8 @@ class Cuda(Target):
             for name in TOKENIZER_FILES:
                 if (student / name).is_file():
                     shutil.copyfile(student / name, files["bf16"] / name)
+            if not writes:
+                cut_off(files["bf16"], max_length)
         if "pt2" in files:
             with exporting(model, "by torch.export"), quietly():
                 torch.export.save(_program(half, list(inputs[0]), max_length), files["pt2"])

@@ -9,13 +9,9 @@ MODEL = "model.q8_0.gguf"
 CHAT = False
 
 options = xllamacpp.CommonParams()
-options.model.path = str(Path(__file__).parent / MODEL)
-options.n_gpu_layers, options.verbosity = 0, 1
+options.model.path, options.n_gpu_layers, options.verbosity = str(Path(__file__).parent / MODEL), 0, 1
 server = xllamacpp.Server(options)
-
-how = {"max_tokens": 64, "temperature": 0}
-if CHAT:
-    asked = {"messages": [{"role": "user", "content": sys.argv[1]}]}
-    print(server.handle_chat_completions(asked | how)["choices"][0]["message"]["content"])
-else:
-    print(server.handle_completions({"prompt": sys.argv[1]} | how)["choices"][0]["text"])
+asked = {"messages": [{"role": "user", "content": sys.argv[1]}]} if CHAT else {"prompt": sys.argv[1]}
+write = server.handle_chat_completions if CHAT else server.handle_completions
+answer = write(asked | {"max_tokens": 64, "temperature": 0})["choices"][0]
+print(answer["message"]["content"] if CHAT else answer["text"])

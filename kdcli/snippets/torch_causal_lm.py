@@ -4,20 +4,11 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import pipeline
 
 CHAT = False
 
-folder, device = Path(__file__).parent, "cuda" if torch.cuda.is_available() else "cpu"
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
-
-text = sys.argv[1]
-if CHAT:
-    turns = [{"role": "user", "content": text}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-row = tokenizer(text, return_tensors="pt", add_special_tokens=not CHAT).to(device)
-written = model.generate(
-    input_ids=row["input_ids"], attention_mask=row["attention_mask"], max_new_tokens=64, do_sample=False
-)
-print(tokenizer.decode(written[0, row["input_ids"].shape[1] :], skip_special_tokens=True))
+device = "cuda" if torch.cuda.is_available() else "cpu"
+write = pipeline("text-generation", str(Path(__file__).parent), device=device, dtype="auto")
+asked = [{"role": "user", "content": sys.argv[1]}] if CHAT else sys.argv[1]
+print(write(asked, max_new_tokens=64, do_sample=False, return_full_text=False)[0]["generated_text"])

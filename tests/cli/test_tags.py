@@ -263,13 +263,16 @@ def test_what_runs_the_other_files_without_kdcli_tags_as_the_student_does(
     model = AutoModelForTokenClassification.from_pretrained(glued).eval()
     files = Intel(["fp16"]).export(glued, out, model, [row], 64)
     files |= Cuda().export(glued, out, model, [row], 64)
-    scripts = {}
+    scripts, cut = {}, {}
     for file in files.values():
         runtime = runtime_of(file)
         values = {"MAX_LENGTH": 64, "MODEL": file.name}
         (script,) = snippets.write(folder_of(file), runtime, "token_classification", values)
         scripts[runtime] = run_snippet(script, *words)
+        cut[runtime] = run_snippet(script, *(words * 20))
     assert scripts == dict.fromkeys(["openvino", "torch", "exported"], expected)
+    assert cut["openvino"] == cut["torch"] == cut["exported"]
+    assert len(words) < len(cut["torch"]) < 64, "words that no longer fit have no tag"
     assert _pieces(out, [words], 64, "right") == row["input_ids"].tolist()
 
 

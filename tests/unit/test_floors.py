@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,8 +98,22 @@ def test_each_snippet_is_of_a_runtime_and_a_task() -> None:
 
     runtimes = {path.stem for path in (ROOT / "runtimes").glob("*.py")} - {"__init__", "base"}
     runtimes |= {*ELSEWHERE.values()}
-    tasks = {path.stem for path in (ROOT / "tasks").glob("*.py")}
-    for path in (ROOT / "snippets").glob("[!_]*"):
-        if path.is_file():
-            runtime, _, task = path.stem.partition("_")
-            assert (runtime in runtimes, task in tasks) == (True, True), path.name
+    tasks = {path.stem for path in (ROOT / "tasks").glob("*.py")} | {"encoder"}
+    files = [path for path in (ROOT / "snippets").glob("[!_]*") if path.is_file()]
+    imported = {name for path in files for name in re.findall(r"^from (\w+) import", path.read_text(), re.M)}
+    for path in files:
+        runtime, _, task = path.stem.partition("_")
+        assert task in tasks, path.name
+        assert runtime in runtimes or runtime in imported, path.name
+
+
+def test_what_runs_an_artifact_has_ten_lines() -> None:
+    """An application's author reads them before anything else."""
+    from kdcli.commands.export import ELSEWHERE
+
+    runtimes = {path.stem for path in (ROOT / "runtimes").glob("*.py")} | {*ELSEWHERE.values()}
+    for path in (ROOT / "snippets").glob("*_*.*"):
+        if path.suffix in (".py", ".mjs") and path.stem.partition("_")[0] in runtimes:
+            code = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+            lines = [line for line in code if not line.startswith(("import ", "from ", '"""', "#", "//"))]
+            assert len(lines) <= 10, path.name

@@ -1,0 +1,28 @@
+"""What the student is given, and the text of what it writes: beside each runtime's own lines.   (pip install transformers sentencepiece)"""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+MAX_LENGTH = 128  # tokens that it writes at most
+PREFIX = ""  # put before each source
+GIVEN: list[int] = []  # tokens that begin each text it writes: the language's
+
+HERE = Path(__file__).parent
+TOKENIZER = AutoTokenizer.from_pretrained(HERE)
+
+
+def read(source: str) -> list[int]:
+    """The source's tokens."""
+    return TOKENIZER(PREFIX + source)["input_ids"]
+
+
+def pieces(tokens: list[int]) -> list[str]:
+    """The tokens by name, as CTranslate2 takes them."""
+    return TOKENIZER.convert_ids_to_tokens(tokens)
+
+
+def text(written: list[int] | list[str]) -> str:
+    """The text of what was written, in numbers or in pieces."""
+    tokens = [TOKENIZER.convert_tokens_to_ids(each) if isinstance(each, str) else each for each in written]
+    return TOKENIZER.decode(tokens, skip_special_tokens=True).strip()
