@@ -523,7 +523,7 @@ def require_length(measure: Measure | None, max_length: int) -> None:
 
 
 class Filter(Section):
-    """Answers of the teacher that are not learnt; how many, and why, stands in the report."""
+    """Answers of the teacher that are not learnt, as empty ones are; how many, and why, stands in the report."""
 
     min_length: Whole = 0
     """Those of fewer characters …"""

@@ -49,7 +49,9 @@ def kept(
     found = []
     for answer in answers:
         plain = " ".join(answer.split()).casefold()
-        if len(answer) < cfg.min_length:
+        if not plain:  # there is nothing to learn
+            dropped["empty"] += 1
+        elif len(answer) < cfg.min_length:
             dropped["too short"] += 1
         elif cfg.max_length is not None and len(answer) > cfg.max_length:
             dropped["too long"] += 1

@@ -628,9 +628,11 @@ def _require_model(run: Run) -> None:
     kind = by.kind()
     if kind is None or task.knows(kind) or (by.source is not None and by.source.code):
         return
-    new = "student=translator-tiny or translator-small, " if isinstance(task, Seq2Seq) else ""
+    new = {"seq2seq": "translator-tiny or translator-small", "causal_lm": "smollm2-30m or smollm2-60m"}.get(
+        run.cfg.dataset.kind
+    )
     raise ConfigError(
-        f"student: {kind.model_type} has no model for the task {run.cfg.dataset.kind} (it is none of transformers' {task.auto}); take {new}"
+        f"student: {kind.model_type} has no model for the task {run.cfg.dataset.kind}; take {f'student={new}, ' if new else ''}"
         "student=layers or pruned (the teacher with less of it), or student=local with student.path (a checkpoint of the task)"
     )
 
@@ -1020,7 +1022,7 @@ def rollouts(
         whole = [text for text in answers if text is not None]
         dropped[CUT] += len(answers) - len(whole)
         found += [run.task.answered(row, text) for text in kept(row, whole, how.filter, judge, dropped)]
-    _log_dropped(+dropped)
+    _log_dropped(+dropped, how.answers * len(rows))
     answered = datasets.Dataset.from_list(found) if found else rows.select([])
     try:
         require_rows(run, answered)
@@ -1037,9 +1039,13 @@ def rollouts(
     return answered, +dropped
 
 
-def _log_dropped(dropped: Mapping[str, int]) -> None:
+def _log_dropped(dropped: Mapping[str, int], answers: int) -> None:
+    """Tell how many of so many answers are not learnt; where a tenth and more were too long, that only short ones are."""
     for why, count in dropped.items():
-        logger.info("rollouts: %d answers left out (%s)", count, why)
+        many = why == CUT and count * 10 > answers
+        remedy = "; the student learns from the short ones alone: raise it" if many else ""
+        level = logging.WARNING if many else logging.INFO
+        logger.log(level, "rollouts: %d of %d answers left out (%s%s)", count, answers, why, remedy)
 
 
 def _likeliest(
@@ -1292,7 +1298,7 @@ def asked_rollouts(
         dropped["longer than dataset.max_length"] += int((lengths > room).sum())
         table = table.select(np.flatnonzero(lengths <= room))
     remote.dropped = +dropped
-    _log_dropped(remote.dropped)
+    _log_dropped(remote.dropped, how.answers * len(asked))
     _show_unanswered(run, remote, [asked])
     _show(run, "rollouts", table)
     require_rows(run, table)

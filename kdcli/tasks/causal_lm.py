@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.errors import ConfigError, DataError, ModelError
 from kdcli.files import digest
@@ -53,6 +53,10 @@ class CausalLM(LanguageModel):
     packs = False
     """Rows hold several documents (since `prepare`)."""
     writes = True
+
+    def knows(self, kind: type[PreTrainedConfig]) -> bool:
+        """Not what is for masked LM too (BERT, RoBERTa): as it is born it sees the token that it shall predict."""
+        return super().knows(kind) and kind not in AutoModelForMaskedLM._model_mapping
 
     def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
         """A decoder with its output head, which keeps the documents of a row apart if rows hold several."""

@@ -184,10 +184,19 @@ def test_a_teacher_writes_what_the_student_learns(distil: Distil, voice: Path) -
 
 
 def test_a_teacher_that_comes_to_no_end(distil: Distil, capsys: pytest.CaptureFixture[str]) -> None:
-    """A student that learns to stop in the middle of everything, or is told that it lacks rows, and not why."""
+    """A student that learns to stop in the middle of everything, that is told that it lacks rows, and not why, or that learns short
+    answers alone, which nobody hears of."""
     distil("run", "pairs", "rollout=teacher", *WHOLE, "rollout.max_new_tokens=2", code=2)
     said = " ".join(capsys.readouterr().err.split())
     assert "rollout.max_new_tokens = 2: 88 of the teacher's 88 answers do not come to their end" in said
+    run = distil("some", "pairs", "rollout=teacher", *WHOLE, "rollout.max_new_tokens=7")
+    (count,) = json.loads((run / "report.json").read_text())["dataset"]["answers_left_out"].values()
+    said = " ".join(capsys.readouterr().err.split())
+    assert 9 <= count < 80
+    assert (
+        f"WARNING rollouts: {count} of 88 answers left out (cut off by rollout.max_new_tokens; the student"
+        in said
+    )
 
 
 def test_what_a_teacher_wrote_is_kept(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +324,7 @@ def test_several_answers_to_a_prompt(distil: Distil) -> None:
         return [(row["prompt"], row["completion"]) for row in map(json.loads, lines)]
 
     one, several = written("one"), written("several", "rollout.answers=3")
-    assert len(one) < len(several) == len(set(several)) <= 3 * len(one)
+    assert len(one) < len(several) == len(set(several)) <= 3 * 88
     assert set(one) <= set(several)
     short = written("short", "rollout.answers=3", "rollout.filter.max_length=20")
     assert short == [(prompt, answer) for prompt, answer in several if len(answer) <= 20]

@@ -34,7 +34,8 @@ def test_each_reason_is_counted() -> None:
         "said before": 1, "too short": 1, "too long": 1, "a refusal": 3, "rollout.filter.function": 1
     }  # fmt: skip
     assert kept({}, ["a", "A"], Filter(duplicates=False), None, dropped) == ["a", "A"]
-    assert kept({}, [""], Filter(), None, dropped) == [""]
+    assert kept({}, ["", " \n"], Filter(), None, dropped) == []
+    assert dropped["empty"] == 2
     assert kept({}, ["I'm sorry"], Filter(refusals=["i\u2019m"]), None, dropped) == []
 
 
