@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ from kdcli.tasks.base import Predictions, Task
 from kdcli.teachers.base import Teacher
 
 RESAMPLES = 10_000
-BLOCK = 1_000
-"""Resamples that are in memory at once."""
+MOST = 10_000_000
+"""Numbers of resamples that are in memory at once."""
 
 
 def require_device(cfg: Measure | None) -> None:
@@ -200,12 +200,9 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     each distinct value occurs, so it is done by counts.
     """
     distinct, counts = np.unique(values, return_counts=True)
-    random = np.random.default_rng(seed)
-    means = [
-        random.multinomial(len(values), counts / len(values), size=BLOCK) @ distinct / len(values)
-        for _ in range(RESAMPLES // BLOCK)
-    ]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    draws = _resamples(counts / len(values), len(values), seed)
+    means = np.concatenate([drawn @ distinct for drawn in draws]) / len(values)
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -213,13 +210,17 @@ def resampled(task: Task, said: Predictions, seed: int = 0) -> np.ndarray:
     """The metric of a task whose metric is no mean over rows, on `RESAMPLES` resamples of the rows: the same ones for every
     model, so that differences are paired (Koehn 2004)."""
     tally = task.tally(said)
-    random = np.random.default_rng(seed)
     rows = len(tally)
-    found = [
-        random.multinomial(rows, np.full(rows, 1 / rows), size=BLOCK) @ tally
-        for _ in range(RESAMPLES // BLOCK)
-    ]
-    return np.asarray([task.from_tally(sums) for sums in np.concatenate(found)])
+    sums = np.concatenate([drawn @ tally for drawn in _resamples(np.full(rows, 1 / rows), rows, seed)])
+    return np.asarray([task.from_tally(each) for each in sums])
+
+
+def _resamples(shares: np.ndarray, rows: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of (K,) values is among `rows` that are drawn: (some, K), `RESAMPLES` in all."""
+    random = np.random.default_rng(seed)
+    block = max(1, MOST // len(shares))
+    for done in range(0, RESAMPLES, block):
+        yield random.multinomial(rows, shares, size=min(block, RESAMPLES - done))
 
 
 def gain(task: Task, student: Predictions, control: Predictions) -> dict[str, Any]:

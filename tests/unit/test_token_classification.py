@@ -14,6 +14,7 @@ import torch
 from tiny import BAD, FILLER, GOOD, bert, speller
 from transformers import BertForTokenClassification, CanineTokenizer
 
+from kdcli import evaluate
 from kdcli.distiller import Distiller
 from kdcli.errors import DataError, ModelError
 from kdcli.evaluate import interval
@@ -168,6 +169,15 @@ def test_the_interval_is_that_of_resampled_rows() -> None:
     ):
         low, high = np.percentile(brute, [2.5, 97.5])
         np.testing.assert_allclose(interval(values), (low, high), atol=0.03 * (high - low))
+
+
+@pytest.mark.parametrize("most", [10, 700_000])
+def test_resamples_that_do_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """A hundred thousand rows whose interval needs gigabytes; or resamples that are drawn twice, or lost, from block to block."""
+    values = np.random.default_rng(3).normal(size=100)
+    whole = interval(values)
+    monkeypatch.setattr(evaluate, "MOST", most)
+    assert interval(values) == pytest.approx(whole, abs=1e-12)
 
 
 # ---- words among tokens ------------------------------------------------------------------------------
