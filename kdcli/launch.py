@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -236,7 +237,15 @@ def _hydra_errors(command: str, overrides: list[str]) -> Iterator[None]:
     except KDError:
         raise
     except OverrideParseException as error:
-        raise ConfigError(f"{error.override}: {str(error).splitlines()[0]}") from None
+        key, _, value = str(error.override).partition("=")
+        why = str(error).splitlines()[0]
+        if why.startswith("LexerNoViableAltException"):  # which repeats the word and says no more
+            why = "Hydra cannot read a character of it"
+        value = value.replace('"', '\\"')
+        raise ConfigError(
+            f"{error.override}: {why}; a text with such characters stands in quotes of its own: "
+            + shlex.quote(f'{key}="{value}"')
+        ) from None
     except MissingConfigException as error:
         raise ConfigError(_no_such_option(error)) from None
     except (HydraException, OmegaConfBaseException) as error:
@@ -246,7 +255,8 @@ def _hydra_errors(command: str, overrides: list[str]) -> Iterator[None]:
 def _known(command: str, overrides: list[str]) -> list[str]:
     """Every key that these choices of groups have, and the groups."""
     groups = _groups()
-    chosen = [word for word in overrides if word.lstrip("+~").partition("=")[0] in groups]
+    choices = (*groups, "hydra.searchpath")  # the user's own folder has choices too
+    chosen = [word for word in overrides if word.lstrip("+~").partition("=")[0] in choices]
     try:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):

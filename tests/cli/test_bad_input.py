@@ -120,6 +120,7 @@ def refused(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) ->
         ),
         (["distil"], "'distil' is not KEY=VALUE; did you mean distill?"),
         (["trainer.epochs=[1"], "trainer.epochs=[1: "),
+        (["dataset.path=données (1).csv"], """quotes of its own: 'dataset.path="données (1).csv"'"""),
         (["trainer.epochs=1,2"], "To sweep over it, add --multirun"),
         (
             ["trainer.epochs=${nowhere}"],
@@ -178,6 +179,17 @@ def test_unknown_keys_are_all_named(refused: Refused) -> None:
         ("dataset.txt", "dataset.text"),
     ):
         assert f"{key}: there is no such key; did you mean {meant}?" in message
+
+
+def test_unknown_key_beside_a_choice_of_the_users_own(refused: Refused, here: Path) -> None:
+    """Hydra's own keys are said to be unknown, and no word of what was meant."""
+    (here / "mine" / "loss").mkdir()
+    (here / "mine" / "loss" / "gentle.yaml").write_text(
+        "soft_label:\n  _target_: kdcli.losses.forward_kl.ForwardKL\n"
+    )
+    said = refused("loss=gentle", "loss.soft_label.temprature=2", config_dir=here / "mine")
+    assert "soft_label.temprature: there is no such key; did you mean loss.soft_label" in said
+    assert "hydra." not in said
 
 
 def test_types_and_ranges_are_all_named(refused: Refused) -> None:
