@@ -72,6 +72,21 @@ class Data:
         """The training rows that have a gold label: for language models all of them."""
         return with_gold(self["train"])
 
+    def untaught(self, split: str) -> Counter[str]:
+        """The gold labels of a split that no training row has, and how often it has them."""
+        counts = {
+            name: Counter(label for row in self[name]["label"] for label in _each(row))
+            for name in ("train", split)
+            if self.labels
+        }
+        return Counter(
+            {
+                self.labels[label]: count
+                for label, count in counts.get(split, Counter()).items()
+                if label not in counts["train"] and label != IGNORE
+            }
+        )
+
 
 def without(rows: datasets.Dataset, ids: Collection[str]) -> datasets.Dataset:
     """The rows but for those with one of these ids."""
@@ -177,9 +192,13 @@ class Kind(ABC):
             if nested and column not in found:
                 way = column.split(".")
             if way[0] not in found:
+                remedy = f"name them with {self.keys}"
+                if len(found) == 1 and (sign := re.search("[;|,]", found[0])):
+                    remedy = (
+                        f"if {sign[0]} stands between its columns, give 'dataset.delimiter=\"{sign[0]}\"'"
+                    )
                 raise DataError(
-                    f"{name} has no column {column!r}{suggest(column, found)} (columns: {', '.join(map(str, found))}); "
-                    f"name them with {self.keys}"
+                    f"{name} has no column {column!r}{suggest(column, found)} (columns: {', '.join(map(str, found))}); {remedy}"
                 )
             ways.append(way)
         return ways
@@ -929,6 +948,12 @@ def _disjoint(kind: Kind, rows: dict[str, list[Row]], dropped: Counter[str]) -> 
                 split,
             )
             dropped["in a later split as well"] += len(rows[split]) - len(kept)
+        if not kept:
+            later = " or ".join(SPLITS[SPLITS.index(split) + 1 :])
+            raise DataError(
+                f"{kind.cfg.path}: all rows of {split} also stand in {later}, and no row may stand in two splits; name other files, "
+                f"or leave dataset.{later.replace(' or ', '= and dataset.')}= out: a part of the training rows is then kept for it"
+            )
         rows[split] = kept
         taken |= {kind.group(row) for row in kept}
     return rows

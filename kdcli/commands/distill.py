@@ -329,6 +329,13 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
     steps = steps_of(cfg)
     remote = _remote(cfg, steps)
     loaded = {OWN: load(cfg.dataset)}
+    for split in ("validation", "test"):
+        if not cfg.smoke and (untaught := loaded[OWN].untaught(split)):
+            logger.warning(
+                "%s has labels that no training row has (%s), so they cannot be learnt from this data; are they misspelt, or too rare?",
+                split,
+                ", ".join(f"{label}: {count}" for label, count in untaught.most_common(5)),
+            )
     if remote is not None:
         names = names | {"teacher": remote.name}
         sources = [_stand_in(cfg, loaded[OWN], state)]

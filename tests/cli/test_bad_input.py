@@ -444,6 +444,15 @@ def test_teacher_at_chance(refused: Refused, teacher: Path, tmp_path: Path) -> N
     assert "is not above the most frequent label's share" in message
 
 
+def test_misspelt_label_of_the_test_file(
+    refused: Refused, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A class too many, and no word of the three rows of another file that made it."""
+    test = write_csv(tmp_path / "test.csv", [(text, "god") for text, _ in sentences(3, seed=8)])
+    assert "has 2 labels (bad, good), the data has 3 (bad, god, good)" in refused(f"dataset.test={test}")
+    assert "test has labels that no training row has (god: 3)" in caplog.text
+
+
 # ---- teachers whose labels stand otherwise -----------------------------------------------------------
 
 

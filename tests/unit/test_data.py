@@ -577,7 +577,9 @@ def test_other_delimiter_and_quote(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text;label\n" + "".join(f"'{text}; yes';{label}\n" for text, label in ROWS))
     assert texts(read(path, delimiter=";", quote="'")) == {f"{text}; yes" for text, _ in ROWS}
-    assert "has no column 'text' (columns: text;label)" in refused(path)
+    said = refused(path)
+    assert "has no column 'text' (columns: text;label)" in said
+    assert """give 'dataset.delimiter=";"'""" in said
     for key in ("delimiter", "quote"):
         with pytest.raises(ValidationError, match="at most 1 character"):
             read(path, **{key: "||"})
@@ -678,7 +680,26 @@ def test_split_file_that_is_missing_or_unlike(tmp_path: Path) -> None:
         train, test=str(strange), labels=["bad", "good"]
     )
     same = write_csv(tmp_path / "same.csv", ROWS)
-    assert "the train split has no rows" in refused(train, test=str(same), validation=str(same))
+    said = refused(train, test=str(same), validation=str(same))
+    assert "all rows of validation also stand in test" in said
+    assert "leave dataset.test= out" in said
+    said = refused(train, test=str(same))
+    assert "all rows of train also stand in validation or test" in said
+    assert "leave dataset.validation= and dataset.test= out" in said
+
+
+def test_labels_that_only_later_splits_have(tmp_path: Path) -> None:
+    """A misspelt label of the test file becomes a class by itself, and nobody says why its rows are wrong."""
+    train = write_csv(tmp_path / "train.csv", ROWS)
+    later = [("a strange one", "god"), ("and another", "god"), ("a usual one", "good")]
+    data = read(train, test=str(write_csv(tmp_path / "test.csv", later)))
+    assert data.untaught("test") == {"god": 2}
+    assert not data.untaught("validation")
+    rows = [{"words": ["a", text], "tags": ["O", label]} for text, label in ROWS]
+    keys = {"words": "words", "tags": "tags"}
+    test = write_jsonl(tmp_path / "b.jsonl", [{"words": ["one", "two"], "tags": ["bda", "bda"]}])
+    tagged = read(write_jsonl(tmp_path / "a.jsonl", rows), test=str(test), **keys)
+    assert tagged.untaught("test") == {"bda": 2}
 
 
 # ---- completions, conversations and plain text -------------------------------------------------------
