@@ -776,7 +776,8 @@ class Eval(Section):
     artifact: str | None = None
     """An exported file, or folder (of a translator), or the folder of a device, whose recommended file is meant; relative to the run
     directory or to here."""
-    split: Literal["train", "validation", "test"] = "test"
+    split: Literal["train", "validation", "test", "all"] = "test"
+    """all: every row of the data set, whatever its limits. Of a run's own data most are then those that it was trained on."""
     dataset: Dataset
     trust_remote_code: bool = False
     """Run the Python files that lie beside the models. Off unless you trust their author."""

@@ -154,12 +154,12 @@ def _register(
                 f"run={run}: each run is scored on its own data set, so eval takes one at a time; start it once for each, or "
                 "name the data set (dataset=…)"
             )
-        store.store(
-            group="dataset",
-            name="of_the_run",
-            node=rundir.saved_config(Path(run).expanduser())["dataset"],
-            provider="kdcli",
-        )
+        dataset = rundir.saved_config(Path(run).expanduser())["dataset"]
+        if (
+            _value(overrides, "dataset.path") is not None and dataset["format"] != "hub"
+        ):  # its other files are not of that one
+            dataset |= {"validation": None, "test": None, "unlabelled": None}
+        store.store(group="dataset", name="of_the_run", node=dataset, provider="kdcli")
         overrides.append("dataset=of_the_run")
     if any(word.startswith("stages.") for word in overrides):
         # a stage says only in what it differs from the run: its other keys are in no file, and the schema refuses wrong ones

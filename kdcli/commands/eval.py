@@ -8,13 +8,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from datasets import concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from kdcli import console, report
 from kdcli.commands.artifacts import ask, bytes_of, folder_of, require_whole
 from kdcli.config import Checkpoint
 from kdcli.config import Eval as Config
-from kdcli.data import load, with_gold, without
+from kdcli.data import SPLITS, Data, load, with_gold, without
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, ModelError
 from kdcli.evaluate import (
@@ -31,7 +32,7 @@ from kdcli.evaluate import (
 )
 from kdcli.files import write_json
 from kdcli.measure import Process, measured, runtime_of, specified
-from kdcli.models import Source, fewer_tokens, find, has_head, load_tokenizer
+from kdcli.models import Source, fewer_tokens, find, has_head, load_config, load_tokenizer
 from kdcli.rundir import EXPORT, read_report, unanswered
 from kdcli.signal import AnySignal
 from kdcli.tasks import task_of
@@ -45,11 +46,14 @@ def evaluate(cfg: Config, folder: Path) -> int:
     require_device(cfg.measure)
     artifact, sources = _subjects(cfg)
     code = cfg.trust_remote_code
-    data = load(cfg.dataset)
+    data = _data(
+        cfg, [Source(folder_of(artifact), artifact.name, code=code)] if artifact else [*sources.values()]
+    )
     task = task_of(cfg.dataset, data.labels)
     left_out = unanswered(Path(cfg.run).expanduser()) if cfg.run else ()
     # training rows beyond dataset.labelled have no label
-    rows = with_gold(without(data[cfg.split], left_out))
+    chosen = concatenate_datasets([data[split] for split in (SPLITS if cfg.split == "all" else [cfg.split])])
+    rows = with_gold(without(chosen, left_out))
     max_length = cfg.dataset.max_length
     models: dict[str, dict[str, Any]] = {}
     said: dict[str, Predictions] = {}
@@ -98,7 +102,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
         "split": cfg.split,
         "examples": len(next(iter(said.values())).counts),
         "labels": data.labels,
-        "dataset": {"name": cfg.dataset.path, "fingerprint": data.fingerprint},
+        "dataset": {"name": _named(cfg), "fingerprint": data.fingerprint},
         "environment": environment(),
         "models": models,
     }
@@ -112,6 +116,23 @@ def evaluate(cfg: Config, folder: Path) -> int:
         report.eval_table(result)
         console.say(f"eval.json: {folder / 'eval.json'}")
     return 0
+
+
+def _data(cfg: Config, models: Sequence[Source]) -> Data:
+    """The data set: whole where all of it is asked for, and with the labels that the models know where it has only some of them."""
+    whole = {"limit": None, "eval_limit": None, "labelled": None, "unlabelled": None}
+    dataset = cfg.dataset.model_copy(update=whole if cfg.split == "all" else {})
+    data = load(dataset)
+    if not data.labels or dataset.labels or not models:
+        return data
+    known = [str(label) for _, label in sorted((load_config(models[-1]).id2label or {}).items())]
+    return load(dataset.model_copy(update={"labels": known})) if set(data.labels) < set(known) else data
+
+
+def _named(cfg: Config) -> str:
+    """The file that the rows are from, or the data set."""
+    given = {"validation": cfg.dataset.validation, "test": cfg.dataset.test}.get(cfg.split)
+    return given if given and cfg.dataset.format != "hub" else cfg.dataset.path
 
 
 def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:

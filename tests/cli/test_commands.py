@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from safetensors.numpy import load_file, save_file
-from tiny import full_disk, run_snippet, sentences, texts_of, write_csv
+from tiny import bert, full_disk, run_snippet, sentences, texts_of, write_csv
 from transformers import AutoTokenizer
 
 from kdcli.files import hash_files
@@ -143,6 +143,41 @@ def test_eval_of_a_checkpoint_on_other_data(
     scored = json.loads((tmp_path / "eval" / "eval.json").read_text())
     assert scored["models"]["model"]["score"] > 0.75
     assert scored["examples"] == 30
+
+
+def test_eval_of_all_rows_of_a_file_with_some_of_the_labels(
+    tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tenth of the file scored as if it were the file; and a checkpoint of 150 intents that no file of a hundred rows can score."""
+    model = bert(tokenizer, ["so", "good", "bad"])
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = write_csv(tmp_path / "other.csv", sentences(50, seed=98))
+    words = [f"model={tmp_path / 'model'}", "dataset=csv", f"dataset.path={rows}", "dataset.limit=9"]
+    words += ["dataset.max_length=32", "measure=null", "split=all"]
+    assert launch("eval", [*words, f"hydra.run.dir={tmp_path / 'eval'}"]) == 0, capsys.readouterr().err
+    scored = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert (scored["examples"], scored["labels"]) == (50, ["so", "good", "bad"])
+    assert launch("eval", [*words, "dataset.labels=[bad,good]", f"hydra.run.dir={tmp_path / 'other'}"]) == 2
+    assert "has 3 labels (so, good, bad), the data has 2" in capsys.readouterr().err
+
+
+def test_eval_of_a_run_on_another_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run's own test file scored under the other file's name."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    saved = yaml.safe_load((copy / ".hydra" / "config.yaml").read_text())
+    own, other = (
+        write_csv(tmp_path / f"{name}.csv", sentences(count, seed=97))
+        for name, count in (("own", 40), ("b", 70))
+    )
+    saved["dataset"]["test"] = str(own)
+    (copy / ".hydra" / "config.yaml").write_text(yaml.safe_dump(saved))
+    words = [f"run={copy}", "measure=null", "dataset.validation_size=5", "dataset.test_size=7"]
+    for more, rows, name in (([f"dataset.path={other}"], 7, other), ([], 40, own)):
+        into = tmp_path / name.stem
+        assert launch("eval", [*words, *more, f"hydra.run.dir={into}"]) == 0, capsys.readouterr().err
+        scored = json.loads((into / "eval.json").read_text())
+        assert (scored["examples"], scored["dataset"]["name"]) == (rows, str(name))
 
 
 def test_eval_needs_something_to_score(capsys: pytest.CaptureFixture[str], body: Path, reviews: Path) -> None:
