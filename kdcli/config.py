@@ -791,10 +791,20 @@ class Eval(Section):
         return self
 
 
+class Place(Section):
+    """Where a run's data lies now, of which the run recorded other paths: on another machine, or seen from another folder."""
+
+    path: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    unlabelled: str | None = None
+
+
 class Export(Section):
     """`kdcli export`: a student becomes files for a device, run and checked there."""
 
     run: str
+    dataset: Place = Place()
     hardware: Hardware
     trust_remote_code: bool = False
     """Run the Python files that lie beside the student. Off unless you trust their author."""

@@ -48,7 +48,8 @@ def export(cfg: Config, hardware: str) -> int:
     run = Path(cfg.run).expanduser().absolute()
     recorded = read_report(run)
     saved = saved_config(run)
-    dataset, quantization = check(Dataset, saved["dataset"]), saved["student"].get("quantization")
+    moved = cfg.dataset.model_dump(exclude_none=True)
+    dataset, quantization = check(Dataset, saved["dataset"] | moved), saved["student"].get("quantization")
     target: Target = build(cfg.hardware, Target)
     require_task(target, hardware, dataset.kind)
     shows = dataset.kind == "classification" and type(target).show is not Target.show

@@ -298,15 +298,19 @@ def test_eval_of_a_folder_of_files(
 
 
 def test_missed_gates_are_exit_code_3_and_leave_the_files(
-    run: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, exported: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An artifact that is too large or too wrong for the device must not pass in a pipeline."""
+    """An artifact that is too large or too wrong for the device must not pass in a pipeline; nor be made from the run's data alone
+    where that lay on the day."""
     quick = [
         "measure.latency_runs=5",
         "measure.throughput_seconds=0.05",
         "measure.request_rates=[]",
         "hardware.precisions=[fp32]",
     ]
+    other = write_csv(tmp_path / "other.csv", sentences(500, seed=8))
+    assert launch("export", [f"run={run}", f"dataset.path={other}"]) == 2
+    assert f"the data set is not the one that {run} was trained on" in capsys.readouterr().err
     assert launch("export", [f"run={run}", "hardware.budget.max_bytes=1000", *quick]) == 3
     assert "max_bytes is 1.0 kB" in capsys.readouterr().out
     result = json.loads((exported / "export.json").read_text())
@@ -323,6 +327,7 @@ def test_missed_gates_are_exit_code_3_and_leave_the_files(
                 "hardware.tolerance.agreement=1",
                 "hardware.sequence_length=24",
                 "hardware.batch_sizes=[2]",
+                f"dataset.path={shutil.copy(reviews, tmp_path / 'moved.csv')}",
                 *quick,
             ],
         )
