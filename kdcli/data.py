@@ -225,9 +225,23 @@ class Labelled(Kind):
             found - {None},
             key=lambda label: (0, int(label), label) if _INTEGER.fullmatch(label) else (1, 0, label),
         )
+        if not names:
+            self._warn_of_alike()
         self.index = {name: number for number, name in enumerate(self.labels)}
         if not any(map(_INTEGER.fullmatch, self.labels)):  # then integers are places among the names
             self.index |= {str(number): number for number in range(len(self.labels))}
+
+    def _warn_of_alike(self) -> None:
+        """Labels that were written in two ways count as two."""
+        spelt: dict[str, list[str]] = {}
+        for label in self.labels:
+            spelt.setdefault(" ".join(label.split()).casefold(), []).append(label)
+        if alike := [ways for ways in spelt.values() if len(ways) > 1]:
+            logger.warning(
+                "%s: labels that differ in case or white space alone count as several (%s); if they are one, write them alike",
+                self.cfg.path,
+                "; ".join(" | ".join(map(repr, ways)) for ways in alike[:3]),
+            )
 
     def place(self, label: Any, where: str) -> int:
         """Where a label stands among the names; -100 of one that is not asked for."""
@@ -559,6 +573,10 @@ def _read_file(kind: Kind, path: Path, given: str) -> Source:
         raise DataError(f"the data file {given} {what} (looked for {path.absolute()})")
     if path.stat().st_size == 0:
         raise DataError(f"the data file {path} is empty")
+    if kind.cfg.format != (named := path.suffix[1:].lower()) and named in ("parquet", "jsonl"):
+        raise DataError(
+            f"{path} is {named} by its name, and would be read as {kind.cfg.format}: give dataset={named}, and all files of a data set in one format"
+        )
     try:
         table = list(_READERS[kind.cfg.format](kind, path))
     except UnicodeError as error:

@@ -324,7 +324,7 @@ def label_order(config: PreTrainedConfig, labels: Sequence[str], name: str) -> l
     if len(own) != len(labels):
         raise TeacherError(
             f"{name} has {len(own)} labels ({', '.join(own[:10])}), the data has {len(labels)} "
-            f"({', '.join(labels[:10])}); use a model of this task, or tune it anew with teacher.tune=true"
+            f"({', '.join(labels[:10])}); use a model of this task, or let distill tune it anew (teacher.tune=true)"
         )
     if all(re.fullmatch(r"LABEL_\d+", label) for label in own):
         return list(range(len(labels)))

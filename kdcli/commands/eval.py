@@ -108,7 +108,8 @@ def evaluate(cfg: Config, folder: Path) -> int:
     }
     if {"teacher", "student"} <= models.keys():
         result["verdict"] = verdict(task, models, said, shared)
-        result["verdict"]["text"] = report.verdict_text(result | {"smoke": False})
+        smoke = read_report(Path(cfg.run or "").expanduser())["smoke"]
+        result["verdict"]["text"] = report.verdict_text(result | {"smoke": smoke})
     write_json(folder / "eval.json", result)
     if cfg.format == "json":
         console.say(json.dumps(result, indent=2, ensure_ascii=False))

@@ -298,6 +298,9 @@ def test_conll_files_smoke_and_a_cut_student(distil: Run, tmp_path: Path) -> Non
     assert student.config.num_hidden_layers == 1
     assert student.config.hidden_size == 32
     assert student.config.id2label == dict(enumerate(report["labels"]))
+    assert launch("eval", [f"run={made}", "measure=null", f"hydra.run.dir={tmp_path / 'eval'}"]) == 0
+    verdict = json.loads((tmp_path / "eval" / "eval.json").read_text())["verdict"]
+    assert verdict["text"] == "A smoke run: these figures mean nothing."
 
 
 def test_micro_batches_do_not_change_the_student(distil: Run) -> None:

@@ -585,6 +585,31 @@ def test_other_delimiter_and_quote(tmp_path: Path) -> None:
             read(path, **{key: "||"})
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.JSONL"])
+def test_a_file_of_another_format(tmp_path: Path, name: str) -> None:
+    """A parquet file is said to be no UTF-8, and a jsonl file to lack columns."""
+    write_csv(tmp_path / name, ROWS)
+    said = refused(tmp_path / name, format="csv")
+    assert (
+        f"{name} is {name[2:].lower()} by its name, and would be read as csv: give dataset={name[2:].lower()}"
+        in said
+    )
+
+
+def test_labels_that_are_spelt_in_two_ways(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A class more, which is as good as another one, and nobody hears of it; or a word where the labels were named so."""
+    rows = [
+        (text, "Good" if label == "good" and number % 2 else label)
+        for number, (text, label) in enumerate(ROWS)
+    ]
+    path = write_csv(tmp_path / "a.csv", rows)
+    assert len(read(path).labels) == len({label for _, label in rows}) == 3
+    assert "count as several ('Good' | 'good')" in caplog.text
+    caplog.clear()
+    read(path, labels=sorted({label for _, label in rows}))
+    assert not caplog.text
+
+
 def test_missing_column_names_what_there_is(tmp_path: Path) -> None:
     """A KeyError does not say which of the file's columns was meant."""
     path = write_csv(tmp_path / "a.csv", ROWS, header=("texts", "sentiment"))
