@@ -167,10 +167,13 @@ def load_tokenizer(
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise ModelError(f"{source.name}: its tokenizer has neither a padding nor an end-of-text token")
-        tokenizer.pad_token = (
-            tokenizer.eos_token
-        )  # decoders often have none; padding is masked by place, not by token
+            raise ModelError(
+                f"{source.name}: its tokenizer has neither a padding nor an end-of-text token; name one in tokenizer_config.json "
+                '("eos_token": …)'
+            )
+        # decoders often have none; padding is masked by place, not by token
+        tokens = {number: token for token, number in vocabulary.items()}
+        tokenizer.pad_token = tokens.get(config.pad_token_id, tokenizer.eos_token)
     if config.pad_token_id is not None and config.pad_token_id != tokenizer.pad_token_id:
         raise ModelError(
             f"{source.name}: its config.json pads with token {config.pad_token_id}, its tokenizer with "

@@ -242,6 +242,20 @@ def test_tokenizer_that_pads_with_another_token(teacher: Path, copy: Copy) -> No
         load_tokenizer(source(folder))
 
 
+def test_padding_that_only_the_config_names(teacher: Path, copy: Copy) -> None:
+    """A Llama 1, whose config.json pads with <unk> and whose tokenizer with nothing, refused as another model's; and a tokenizer
+    that can pad with nothing, told of without a remedy."""
+    folder = copy(teacher)
+    edit(folder / "config.json", pad_token_id=1)
+    edit(folder / "tokenizer_config.json", pad_token=None, eos_token="[SEP]")
+    assert load_tokenizer(source(folder)).pad_token == "[UNK]"
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    with pytest.raises(
+        ModelError, match=r"neither a padding nor an end-of-text token; name one in tokenizer_config"
+    ):
+        load_tokenizer(source(folder))
+
+
 def test_longer_rows_than_positions(teacher: Path) -> None:
     """An index error at the first long row, hours into the training."""
     assert load_tokenizer(source(teacher), max_length=64)
