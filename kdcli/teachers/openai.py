@@ -456,7 +456,7 @@ class OpenAITeacher(Teacher):
             whole = [choice["text"].strip() for choice in choices if choice["finish_reason"] != "length"]
             self._remember(row, [choice["text"] for choice in choices])
             self.told[row["id"]] = choices[0]["text"].strip()
-            yield row, [text for text in whole if text], len(choices) - len(whole)
+            yield row, whole, len(choices) - len(whole)
 
     def expand(
         self, texts: Sequence[str], others: Iterable[str], count: int, seed: int, progress: ProgressOf

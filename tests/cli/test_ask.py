@@ -469,10 +469,18 @@ def test_answers_of_a_chatbot(ask: Any, served: Served, student: Path, tmp_path:
 def test_several_answers_filtered(
     ask: Any, served: Served, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refusals, repetitions and cut answers are learnt; or nobody is told how many there were."""
+    """Refusals, repetitions, empty and cut answers are learnt; or nobody is told how many there were."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "judges.py").write_text("def judge(row, answer):\n    return 'odd' not in answer\n")
-    texts = ["Yes, it was.", " yes, it  was. ", "I'm sorry, but no.", "No", "An odd one it was.", "It was"]
+    texts = [
+        "Yes, it was.",
+        " yes, it  was. ",
+        "I'm sorry, but no.",
+        "No",
+        " ",
+        "An odd one it was.",
+        "It was",
+    ]
 
     def reply(body: dict[str, Any]) -> list[dict[str, Any]]:
         return [said(text) for text in texts[:-1]] + [said(texts[-1], "length")]
@@ -480,7 +488,7 @@ def test_several_answers_filtered(
     host = served(reply)
     options = [
         "rollout=answers",
-        "rollout.answers=6",
+        "rollout.answers=7",
         "rollout.filter.min_length=3",
         "rollout.max_new_tokens=9",
     ]
@@ -493,10 +501,11 @@ def test_several_answers_filtered(
         "said before": 44,
         "a refusal": 44,
         "too short": 44,
+        "empty": 44,
         "rollout.filter.function": 44,
         "cut off by rollout.max_new_tokens": 44,
     }
-    assert {(body["n"], body["max_tokens"], body["temperature"]) for body in host.bodies} == {(6, 9, 0.8)}
+    assert {(body["n"], body["max_tokens"], body["temperature"]) for body in host.bodies} == {(7, 9, 0.8)}
     assert report_of(run)["endpoint"]["learnt"] == 44
 
 
