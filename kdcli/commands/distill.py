@@ -554,6 +554,7 @@ def _part(
         )
     for source in sources if remote is None else ():
         _require_head(run, source)
+    _require_birth(run)
     tokenizer = load_tokenizer(sources[0], max_length=max_length)
     own = load_tokenizer(by.source, max_length=max_length) if by.source is not None else tokenizer
     splits = {name: prepared(task, rows, (tokenizer, own), max_length) for name, rows in data.splits.items()}
@@ -642,6 +643,23 @@ def _require_model(run: Run) -> None:
         f"student: {kind.model_type} has no model for the task {run.cfg.dataset.kind}; take {f'student={new}, ' if new else ''}"
         "student=layers or pruned (the teacher with less of it), or student=local with student.path (a checkpoint of the task)"
     )
+
+
+def _require_birth(run: Run) -> None:
+    """What is to be taken away of the teacher, or of the student's checkpoint, is there. Of an assistant it is not known yet.
+
+    Raises:
+        ConfigError, ModelError
+    """
+    by, assistants = run.birth_by, {stage.teacher for stage in run.cfg.stages.values()}
+    source = by.source or run.sources[0]
+    if not by.of_teacher or source.code or (by.source is None and run.course in assistants):
+        return
+    config = load_config(source)
+    if run.task.knows(type(config)):
+        with torch.device("meta"):
+            model = run.task.create(run.task.configure(config))
+        by.require(run.task, model)
 
 
 def _require_head(run: Run, source: Source) -> None:

@@ -260,7 +260,8 @@ class Anatomy:
         if kind not in FAMILIES:
             raise ModelError(
                 f"{type(model).__name__}: where the layers of {kind} models stand, and what their weights mean, is not "
-                f"known; use one of {', '.join(FAMILIES)}, or a student that is no part of its teacher (student=small)"
+                f"known; use one of {', '.join(FAMILIES)}, or a student that is no part of its teacher (student=local with "
+                "student.path, or one of a size: kdcli list student)"
             )
         self.model, self.config, self.family = model, model.config, FAMILIES[kind]
         self._prefix = f"{model.base_model_prefix}."

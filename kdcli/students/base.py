@@ -28,6 +28,16 @@ class Birth(ABC):
         """The architecture of what will be born, by its config; None: the teacher's."""
         return None if self.source is None else type(load_config(self.source))
 
+    def require(self, task: Task, model: PreTrainedModel) -> None:  # noqa: B027
+        """Refuse, before anything is trained, what cannot be made of a model.
+
+        Args:
+            model: what it is made of, without its weights (on the device "meta").
+
+        Raises:
+            ConfigError, ModelError
+        """
+
     @abstractmethod
     def born(
         self, task: Task, teacher: Source, rows: datasets.Dataset

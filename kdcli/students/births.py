@@ -47,6 +47,12 @@ class Births(Birth):
         self.steps[0].source = self.source
         return self.steps[0].kind()
 
+    def require(self, task: Task, model: PreTrainedModel) -> None:
+        """Each step can take away what it is to, if all of them do."""
+        if isinstance(self.steps[0], Cut):
+            for step in self.steps:
+                step.require(task, model)
+
     def born(
         self, task: Task, teacher: Source, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -38,11 +38,19 @@ class Layers(Cut):
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A model of the same architecture and width."""
         anatomy = Anatomy(model)
+        return carve(anatomy, self._of(anatomy)), tokenizer
+
+    def require(self, task: Task, model: PreTrainedModel) -> None:
+        """It has these layers."""
+        self._of(Anatomy(model))
+
+    def _of(self, anatomy: Anatomy) -> list[list[int]]:
+        """The layers of each stack."""
         first, *decoders = (anatomy.depth(stack) for stack in anatomy.stacks)
         chosen = [_chosen(first, self.count, self.layers, "num_hidden_layers")]
         if self.decoder_layers is not None and not decoders:
             raise ConfigError(
-                f"student.decoder_layers = {self.decoder_layers}: a {type(model).__name__} has one stack of layers; leave "
+                f"student.decoder_layers = {self.decoder_layers}: a {type(anatomy.model).__name__} has one stack of layers; leave "
                 "decoder_layers null"
             )
         for depth in decoders:
@@ -50,7 +58,7 @@ class Layers(Cut):
                 chosen.append(_chosen(depth, self.count, self.layers, "num_hidden_layers"))
             else:
                 chosen.append(_chosen(depth, self.decoder_layers, None, "decoder_layers"))
-        return carve(anatomy, chosen), tokenizer
+        return chosen
 
 
 def _chosen(depth: int, count: int, layers: list[int] | None, argument: str) -> list[int]:

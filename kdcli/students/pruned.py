@@ -95,6 +95,10 @@ class Pruned(Cut):
         ]
         return carve(anatomy, layers, sizes, kept_units(anatomy, sizes, scores)), tokenizer
 
+    def require(self, task: Task, model: PreTrainedModel) -> None:
+        """It can have these sizes."""
+        self._sizes(Anatomy(model))
+
     def _sizes(self, anatomy: Anatomy) -> dict[str, int]:
         """What the smaller model's config says of its sizes, by its own names for them.
 

@@ -54,11 +54,7 @@ class Vocabulary(Cut):
             ModelError: of a tokenizer that is not understood.
             ConfigError: the classes are the tokens, or more than `max_tokens` have to stay.
         """
-        if task.vocabulary:
-            raise ConfigError(
-                "the student's vocabulary cannot be trimmed where models predict tokens: the losses compare what teacher "
-                "and student say of the same ones. Leave the vocabulary as it is (student.births without vocabulary)"
-            )
+        self.require(task, model)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ModelError(
                 f"{type(tokenizer).__name__}: tokens can be dropped from a tokenizer.json only, and this tokenizer is "
@@ -79,6 +75,14 @@ class Vocabulary(Cut):
         trimmed = copy.deepcopy(tokenizer)
         trimmed._tokenizer = Tokenizer.from_str(json.dumps(state))
         return with_rows(model, kept), trimmed
+
+    def require(self, task: Task, model: PreTrainedModel) -> None:
+        """Its classes are no tokens."""
+        if task.vocabulary:
+            raise ConfigError(
+                "the student's vocabulary cannot be trimmed where models predict tokens: the losses compare what teacher "
+                "and student say of the same ones. Take another student (student=layers, pruned)"
+            )
 
     def _kept(
         self, inner: Mapping[str, Any], vocabulary: Mapping[str, int], fixed: set[int], counts: np.ndarray

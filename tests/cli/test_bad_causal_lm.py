@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import pytest
 from tiny import CHAT, decoder, documents, exchanges, lessons, speaker, speller, talk, write_jsonl
+from transformers import OPTConfig, OPTForCausalLM
 
 from kdcli.errors import KDError
 from kdcli.launch import launch
@@ -83,6 +84,35 @@ def test_a_student_that_sees_what_it_shall_predict(refused: Refused, tmp_path: P
 
 
 # ---- rows ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["student=layers", "student.num_hidden_layers=9"], "student.num_hidden_layers = 9: the teacher has 2"),
+        (["student=pruned", "student.hidden_size=64"], "student.hidden_size = 64: the teacher has 32"),
+        (["student=vocabulary"], "cannot be trimmed where models predict tokens"),
+        (["student=births", "student.births=[vocabulary]"], "cannot be trimmed where models predict tokens"),
+        (["student=layers", "student.num_hidden_layers=1", "OPT"], "where the layers of opt models stand"),
+    ],
+    ids=["layers", "pruned", "vocabulary", "births", "opt"],
+)  # fmt: skip
+def test_a_student_that_cannot_be_born(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
+) -> None:
+    """Found after hours of the teacher's tuning, and of its answers."""
+    base = [word for word in lessons(teacher) if not word.startswith("student")]
+    if overrides[-1] == "OPT":
+        overrides[-1] = f"teacher.path={tmp_path / 'opt'}"
+        config = OPTConfig(vocab_size=340, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, ffn_dim=8,
+                           word_embed_proj_dim=8, pad_token_id=0)  # fmt: skip
+        OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
+        speller().save_pretrained(tmp_path / "opt")
+    run = f"hydra.run.dir={tmp_path / 'run'}"
+    assert launch("distill", [*base, *talk(tmp_path, "pairs"), "teacher.tune=true", *overrides, run]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "[1/" not in said
 
 
 @pytest.mark.parametrize("completion", ["", " \n", None])
@@ -261,7 +291,8 @@ def test_a_model_that_reads_across_documents(refused: Refused, tmp_path: Path) -
         OPTConfig(vocab_size=340, num_attention_heads=2, max_position_embeddings=128, **shape, **ends)
     ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    said = refused(*talk(tmp_path, "text"), f"teacher.path={folder}")
+    own = ["student=local", f"student.path={folder}"]
+    said = refused(*talk(tmp_path, "text"), f"teacher.path={folder}", *own)
     assert "OPTForCausalLM does not keep the documents of a row apart" in said
     assert CausalLM().load(folder)[1] is False  # for other data it will do
 
