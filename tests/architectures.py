@@ -108,6 +108,8 @@ MODELS: dict[str, Callable[..., PreTrainedModel]] = {
     "t5-labels": _made("T5ForSequenceClassification", "T5", T5),
     "t5-tokens": _made("T5ForTokenClassification", "T5", T5),
 }
+UNCUT = {"bloom": _made("BloomForCausalLM", "Bloom", {"hidden_size": 24, "n_layer": 4, "n_head": 4})}
+"""Architectures that cannot be cut, and can be exported."""
 
 
 @torch.no_grad()

@@ -64,6 +64,11 @@ def trace(model: PreTrainedModel, file: Path, opset: int) -> Any:
     finally:
         model.set_attn_implementation(attention)
     whole = onnx.load(file)
+    if not any(entry.name == "position_ids" for entry in whole.graph.input):  # BLOOM goes by the mask alone
+        shape = list(_axes("position_ids").values())
+        whole.graph.input.append(
+            onnx.helper.make_tensor_value_info("position_ids", onnx.TensorProto.INT64, shape)
+        )
     whole.graph.initializer.append(
         numpy_helper.from_array(np.asarray(0), KEEP)
     )  # what it is where nobody says

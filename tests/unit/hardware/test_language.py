@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
-from architectures import MODELS, VOCABULARY
+from architectures import MODELS, UNCUT, VOCABULARY
 from safetensors.numpy import load_file
 from tiny import exchanges, speaker, speller
 
@@ -28,7 +28,7 @@ from kdcli.runtimes import torch as torch_runtime
 from kdcli.runtimes.onnx import Writer
 
 ALL = ["fp32", "int8", "int4"]
-FAMILIES = ("llama", "mistral", "smollm3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt2")
+FAMILIES = ("llama", "mistral", "smollm3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt2", "bloom")
 TEXTS = [prompt for prompt, _ in exchanges(6, seed=3)]
 
 
@@ -99,8 +99,8 @@ def logits(session: onnxruntime.InferenceSession, ids: Any, mask: Any, steps: li
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_batch_and_any_pieces_give_the_logits_of_torch(family: str, tmp_path: Path) -> None:
     """A length, a past or a mask of the sample that is a constant of the graph is right for that sample alone; padding on the
-    left that is seen; positions that begin anew after the prompt; a window that forgets too much."""
-    model = MODELS[family](**{"n_embd" if family == "gpt2" else "hidden_size": 64})
+    left that is seen; positions that begin anew after the prompt; a window that forgets too much; a graph that refuses positions."""
+    model = (MODELS | UNCUT)[family](**{"n_embd" if family == "gpt2" else "hidden_size": 64})
     model.save_pretrained(tmp_path / "student")
     kept = model.config.to_dict() | {"attention": model.config._attn_implementation}
     (out := tmp_path / "out").mkdir()
