@@ -989,9 +989,12 @@ def _carve(kind: Kind, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
             continue
         count = int(size) if size >= 1 else max(1, round(size * total))
         if count >= len(rows["train"]):
+            remedy = f"give a smaller dataset.{split}_size"
+            if total < 3:  # no size is small enough
+                remedy = "give dataset.validation= and dataset.test=, or more rows"
+                remedy += " (documents end at blank lines)" if cfg.format == "txt" else ""
             raise DataError(
-                f"{cfg.path}: {count} rows for {split} leave none to train on ({len(rows['train'])} are there); "
-                f"give a smaller dataset.{split}_size"
+                f"{cfg.path}: {count} rows for {split} leave none to train on ({len(rows['train'])} are there); {remedy}"
             )
         rest: list[Row] = []
         rows[split] = []

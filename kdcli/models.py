@@ -251,6 +251,8 @@ def load_model(source: Source, task: Task) -> tuple[PreTrainedModel, bool]:
     """
     try:
         return task.load(source.path, trust_remote_code=source.code, local_files_only=True)
+    except ModelError as error:  # they are loaded, and of no use for the task
+        raise ModelError(f"{source.name}: {error.message}") from None
     except Exception as error:  # safetensors, transformers and torch each raise their own kinds
         raise ModelError(
             f"{source.name}: the weights in {source.path} cannot be loaded: {_first_line(error)}"

@@ -125,10 +125,13 @@ class CausalLM(LanguageModel):
         if turns is not None:
             check_template(tokenizer)
             close = _close(tokenizer)
-            rendered = [
-                _render(tokenizer, conversation, close, end)
-                for conversation, end in zip(turns, ends, strict=True)
-            ]
+            rendered = []
+            for name, conversation, end in zip(rows["id"], turns, ends, strict=True):
+                try:
+                    rendered.append(_render(tokenizer, conversation, close, end))
+                except DataError as error:
+                    first = conversation[0]["content"][:60]
+                    raise DataError(f"row {name} ({first!r}): {error.message}") from None
         else:
             rendered = [
                 (prompt + completion, [(len(prompt), len(prompt + completion))])
@@ -456,7 +459,10 @@ def _written(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **
         return str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
     except Exception as error:  # jinja2 raises what the template says
         roles = ", ".join(turn["role"] for turn in turns) or "no turns"
-        raise DataError(f"the chat template refuses a conversation of {roles}: {error}") from None
+        raise DataError(
+            f"the chat template refuses a conversation of {roles}: {error}; leave out what it does not take (a system's turn, "
+            "say), or use a model whose template does"
+        ) from None
 
 
 @torch.no_grad()

@@ -208,6 +208,30 @@ def test_a_template_that_cannot_be_used(
     assert expected in refused(*talk(tmp_path, "messages"), f"teacher.path={odd}")
 
 
+def test_a_turn_that_the_template_does_not_take(refused: Refused, teacher: Path, tmp_path: Path) -> None:
+    """One conversation among thousands begins with a system's turn, which Gemma's template refuses, and nobody says which."""
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system') }}{% endif %}" + CHAT
+    turns = [{"role": "user", "content": "so:"}, {"role": "assistant", "content": "so it was"}]
+    odd = [{"role": "system", "content": "Be brief."}, *turns]
+    rows = [{"messages": [{"role": "user", "content": prompt}, turns[1]]} for prompt, _ in exchanges(80)]
+    path = write_jsonl(tmp_path / "rows.jsonl", [*rows, {"messages": odd}])
+    words = ["dataset=jsonl", f"dataset.path={path}", "dataset.messages=messages"]
+    said = refused(*words, f"teacher.path={copy(teacher, tmp_path / 'odd', template)}")
+    assert re.search(
+        r"row \w+ \('Be brief.'\): .* of system, user: No system; leave out what it does not", said
+    )
+
+
+def test_one_long_document(refused: Refused, tmp_path: Path) -> None:
+    """A smaller test split is advised where there is one row: no size is small enough."""
+    (tmp_path / "long.txt").write_text(" ".join(documents(8)).replace("\n", " "))
+    said = refused("dataset=text", f"dataset.path={tmp_path / 'long.txt'}")
+    assert (
+        "(1 are there); give dataset.validation= and dataset.test=, or more rows (documents end at blank"
+        in said
+    )
+
+
 # ---- models -------------------------------------------------------------------------------------------
 
 
@@ -293,7 +317,7 @@ def test_a_model_that_reads_across_documents(refused: Refused, tmp_path: Path) -
     tokenizer.save_pretrained(folder)
     own = ["student=local", f"student.path={folder}"]
     said = refused(*talk(tmp_path, "text"), f"teacher.path={folder}", *own)
-    assert "OPTForCausalLM does not keep the documents of a row apart" in said
+    assert "opt: OPTForCausalLM does not keep the documents of a row apart" in said
     assert CausalLM().load(folder)[1] is False  # for other data it will do
 
 
