@@ -1027,11 +1027,18 @@ greedily, on the machine of the run.""",
 }
 
 
+_CHAT = """from transformers import pipeline
+write = pipeline("text-generation", "path/to/this/directory")
+asked = [{"role": "user", "content": "A question like those it was trained on."}]
+print(write(asked, max_new_tokens=128, do_sample=False, return_full_text=False)[0]["generated_text"])"""
+"""How a language model is used that has learnt conversations: its chat template writes the prompt."""
+
+
 def model_card(report: Report, extra: Mapping[str, Any]) -> str:
     """README.md of the student's directory, with the front matter that the Hugging Face hub reads.
 
     ``extra``: ``teacher``, ``student``, ``dataset`` (names), ``base_model`` (hub id that the student started
-    from, or None), ``kdcli_version``.
+    from, or None), ``kdcli_version``; ``chat``: it has learnt conversations.
     """
     import yaml
 
@@ -1085,7 +1092,7 @@ with kdcli {extra["kdcli_version"]}.{started}{listed if labels else ""}
 ## Use
 
 ```python
-{card.use.replace("INPUT", sample)}
+{_CHAT if extra.get("chat") else card.use.replace("INPUT", sample)}
 ```
 
 ## Figures

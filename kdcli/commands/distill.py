@@ -1805,7 +1805,7 @@ def finish(run: Run, result: dict[str, Any]) -> None:
     result["verdict"]["text"] = report.verdict_text(result)
     begun = run.birth_by.source
     base = begun.name if begun and begun.commit else None
-    extra = run.names | {"base_model": base, "kdcli_version": kdcli.__version__}
+    extra = run.names | {"base_model": base, "kdcli_version": kdcli.__version__, "chat": run.task.chat}
     write_text(run.folder / "student" / "README.md", report.model_card(result, extra))
     report.write_html(run.folder, result)
     write_json(run.folder / REPORT, result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,16 @@ def test_what_runs_the_file_without_kdcli_writes_as_the_student_does(run: Path, 
         expected = greedy(run / "student", text).strip()
         assert "\n".join(run_snippet(whole, text)) == expected
     assert result(exported)["artifacts"]["model.onnx"]["load"]["rates"][0]["latency_ms"]["p50"] > 0
+
+
+def test_the_card_asks_as_the_student_was_taught(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines that give a student of conversations a bare prompt, which its template never wrote."""
+    found = re.search(r"```python\n(.*?)```", (run / "student" / "README.md").read_text(), flags=re.DOTALL)
+    assert found
+    lines = found[1].replace("path/to/this/directory", str(run / "student")).replace("=128", "=64")
+    exec(lines, {})
+    said = greedy(run / "student", "A question like those it was trained on.")
+    assert capsys.readouterr().out.strip() == said.strip()
 
 
 def test_a_checkpoint_for_servers(run: Path, tmp_path: Path) -> None:
