@@ -85,7 +85,7 @@ from kdcli.rundir import REPORT, UNANSWERED, UNQUANTIZED
 from kdcli.students.base import Birth
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks import task_of
-from kdcli.tasks.base import Predictions, Split, Task
+from kdcli.tasks.base import Encoded, Predictions, Split, Task
 from kdcli.tasks.causal_lm import CausalLM
 from kdcli.tasks.seq2seq import Seq2Seq
 from kdcli.tasks.token_classification import TokenClassification
@@ -699,6 +699,8 @@ def _share_tokens(
     """
     task, max_length = run.task, run.cfg.dataset.max_length
     encoded = {name: task.encode(theirs, rows, max_length) for name, rows in run.data.splits.items()}
+    if isinstance(task, CausalLM) and not task.packs and (run.pupil, run.course) == (STUDENT, OWN):
+        _tell_cut(encoded["train"], max_length)
     if ours is theirs:
         return True
     own = {name: task.encode(ours, rows, max_length) for name, rows in run.data.splits.items()}
@@ -714,6 +716,17 @@ def _share_tokens(
             raise ModelError(error.message + (remedy if task.writes else "")) from None
         return False
     return True
+
+
+def _tell_cut(rows: Encoded, max_length: int) -> None:
+    """Of an answer that is cut off the end is not learnt."""
+    if full := int((np.diff(rows.offsets) >= max_length).sum()):
+        logger.log(
+            logging.WARNING if full * 10 > len(rows) else logging.INFO,
+            "%d of %d training rows fill dataset.max_length = %d tokens: what is longer is cut off, and the end of its answer is not "
+            "learnt; raise it",
+            full, len(rows), max_length,
+        )  # fmt: skip
 
 
 def _require_prompts(cfg: Config, task: Task, data: Data) -> None:

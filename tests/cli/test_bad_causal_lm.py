@@ -172,6 +172,21 @@ def test_labelled(refused: Refused, tmp_path: Path) -> None:
     assert "labelled: causal_lm has no labels to hide; use limit" in said
 
 
+def test_answers_that_are_cut_off_are_told_of(
+    teacher: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Most answers of a real chat are longer than 128 tokens, and a student that never saw one end writes on and on."""
+    long = [{"prompt": f"so {number}:", "completion": "it was good, " * 40} for number in range(3)]
+    words = [*pairs(tmp_path, *long), "trainer.batch_size=999", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert (
+        launch("distill", [*lessons(teacher), *words, "dataset.test_size=4", "dataset.validation_size=4"])
+        == 2
+    )
+    assert re.search(
+        r"INFO \d of 75 training rows fill dataset.max_length = 64 tokens", capsys.readouterr().err
+    )
+
+
 # ---- templates ----------------------------------------------------------------------------------------
 
 
