@@ -167,13 +167,15 @@ class CausalLM(LanguageModel):
                 starts.append(places[:max_length])
                 labels.append(np.where(counted, row, IGNORE)[:max_length])
                 ids.append(row[:max_length])
-        for number, row in enumerate(labels):
-            if not written and not (row[1:] != IGNORE).any():
-                shown = rendered[number][0][:60]
-                raise DataError(
-                    f"row {rows['id'][number]} ({shown!r}): no token of its completion is within dataset.max_length = "
-                    f"{max_length} tokens: the prompt fills them. Raise dataset.max_length, or shorten the prompt"
-                )
+        lost = [] if written else [at for at, row in enumerate(labels) if not (row[1:] != IGNORE).any()]
+        if lost:
+            said = turns[lost[0]] if turns is not None else []
+            shown = said[_last(said) - 1]["content"] if said else rendered[lost[0]][0]
+            raise DataError(
+                f"row {rows['id'][lost[0]]} ({shown[:60]!r}): no token of its completion is within dataset.max_length = "
+                f"{max_length} tokens: the prompt fills them; so it is with {len(lost)} of {len(labels)} rows. Raise dataset.max_length, "
+                "or shorten their prompts, or leave them out"
+            )
         return _encoded(ids, labels, starts)
 
     def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:

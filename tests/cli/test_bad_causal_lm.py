@@ -135,12 +135,14 @@ def test_an_answer_that_says_nothing(refused: Refused, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chat", ["false", "true"])
 def test_a_prompt_that_fills_the_context(refused: Refused, tmp_path: Path, chat: str) -> None:
-    """Its answer is cut off: the row has nothing that is learnt, and a batch of such rows a loss that is no number."""
+    """Its answer is cut off: the row has nothing that is learnt, and a batch of such rows a loss that is no number. Or such rows are
+    told of one by one, by the words that the template begins them all with."""
     long = {"prompt": "the film was " * 30, "completion": "good"}
     said = refused(*pairs(tmp_path, long), f"dataset.chat={chat}")
-    assert "the film was the film was" in said
+    assert "('the film was the film was" in said
+    assert re.search(r"so it is with 1 of \d+ rows", said)
     assert "no token of its completion is within dataset.max_length = 64 tokens" in said
-    assert "Raise dataset.max_length, or shorten the prompt" in said
+    assert "Raise dataset.max_length, or shorten their prompts, or leave them out" in said
 
 
 @pytest.mark.parametrize("length", [1, 2])
