@@ -203,7 +203,7 @@ class Augment(Section):
 
 class Clean(Section):
     """seq2seq: pairs that are left out of the training source, before validation and test are carved out of it. Those that have a
-    source of their own are never cleaned."""
+    source of their own are never cleaned. Of it `overlong` alone is for language models too."""
 
     identical: bool = True
     """Pairs whose target is their source."""
@@ -215,7 +215,9 @@ class Clean(Section):
     script: bool = True
     """Pairs of which a side has most of its letters in another script than that column."""
     overlong: Literal["refuse", "drop"] = "refuse"
-    """What is done with pairs of more than max_length tokens in source or target; in all splits."""
+    """What is done with pairs of more than max_length tokens in source or target; in all splits. Also of language models: drop leaves out
+    conversations, and prompts with their completions, that are longer; refuse (the default) cuts their ends off, and refuses those
+    of which nothing that is learnt would be left."""
 
 
 class Dataset(Section):
@@ -360,9 +362,11 @@ class Dataset(Section):
         if self.source and self.source == self.target:
             raise ValueError(f"source and target: both are the column {self.source!r}; name two")
         if self.kind != "seq2seq":
-            if given := [
-                key for key in OF_PAIRS if getattr(self, key) != type(self).model_fields[key].default
-            ]:
+            given = [key for key in OF_PAIRS if getattr(self, key) != type(self).model_fields[key].default]
+            answers = self.prompt or self.messages or self.format == "conversations"
+            if answers and self.clean.model_copy(update={"overlong": "refuse"}) == Clean():
+                given = [key for key in given if key != "clean"]
+            if given:
                 raise ValueError(
                     f"{given[0]}: it is for pairs of source and target (seq2seq), not for {self.kind}; leave it out"
                 )

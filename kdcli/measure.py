@@ -68,6 +68,8 @@ PATIENCE = 10
 """… and no more once they took so many times `throughput_seconds`."""
 PASSES = 3
 """Turns in which throughput is measured, each over all rows once or more, unless fewer take as long."""
+NEAR = 0.8
+"""Of the best throughput: a batch size that has less in the first turn has no other."""
 TRIES = 8
 """Rates that are tried, each a fifth below the last, where the one found on paper does not keep the limit."""
 BUSY = 0.9
@@ -230,6 +232,11 @@ class Process:
             if beside:
                 theirs.append(beside.pace())
             ours.append(self.pace())
+            if len(ours) == 1 and _kind(self.spec.auto) == "Model":
+                rates = ours[0]["rates"]
+                near = [number for number, rate in enumerate(rates) if rate >= NEAR * max(rates)]
+                ours[0]["rates"] = [rates[number] for number in near]
+                self.batch_sizes = [self.batch_sizes[number] for number in near]
         return ours, theirs
 
     def turn(self, places: Sequence[int]) -> dict[str, Any]:
@@ -238,7 +245,7 @@ class Process:
         return self.tell("latency", places=places)
 
     def pace(self) -> dict[str, Any]:
-        """`rates`: rows or tokens a second, at each of `batch_sizes` (once it is measured, at the best); `gaps` as `_Worker.stream`."""
+        """`rates`: rows or tokens a second, at each of `batch_sizes` (after a turn, at those that are near the best; once it is measured, at the best); `gaps` as `_Worker.stream`."""
         self._loaded()
         if _kind(self.spec.auto) == "Writer":
             return self.tell("stream")
@@ -381,24 +388,24 @@ def measured(
     beside: Process | None = None,
     stays: contextlib.ExitStack | None = None,
 ) -> tuple[Process | None, dict[str, Any]]:
-    """What a checkpoint needs in torch: the fields of `Measurement`; and before them what the next one is measured beside.
+    """What a checkpoint needs in torch: the fields of `Measurement`; and before them its process, if that stays.
 
     Args:
         cfg, prompts, beside: as `measure_rows` takes them.
-        stays: it stays loaded as long as this does, and the next one is measured beside it; None: beside what it was itself.
+        stays: it stays loaded as long as this does, for others to be measured beside it; None: until it is measured.
 
     Raises:
         ExportError: torch could not load or run it.
     """
     if cfg is None:
-        return beside, asdict(UNKNOWN)
+        return None, asdict(UNKNOWN)
     path = source.path
     with contextlib.ExitStack() as own:
         process = Process(*specified(cfg, "torch", path, path, task, prompts, max_length, source.code))
         (own if stays is None else stays).enter_context(process)
         found = asdict(process.measure(beside))
     warn_if_busy(source.name, found["cpu_share"])
-    return beside if stays is None else process, found
+    return None if stays is None else process, found
 
 
 def warn_if_busy(name: str, share: float | None) -> None:

@@ -1190,7 +1190,7 @@ def _cleaned(dropped: Mapping[str, int]) -> str:
     if not dropped:
         return ""
     reasons = ", ".join(f"{_markdown(reason)} {count:,}" for reason, count in dropped.items())
-    return f" Cleaning left out {sum(dropped.values()):,} pairs ({reasons})."
+    return f" Left out were {sum(dropped.values()):,} rows ({reasons})."
 
 
 def _signatures(report: Report) -> list[tuple[str, str]]:

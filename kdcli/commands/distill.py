@@ -86,7 +86,7 @@ from kdcli.students.base import Birth
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Encoded, Predictions, Split, Task
-from kdcli.tasks.causal_lm import CausalLM
+from kdcli.tasks.causal_lm import ANY, CausalLM
 from kdcli.tasks.seq2seq import Seq2Seq
 from kdcli.tasks.token_classification import TokenClassification
 from kdcli.teachers.aligned import AlignedTeacher
@@ -111,8 +111,6 @@ PART = 512
 """Prompts that a teacher answers between two writes to the disk."""
 UNSEEN: dict[str, Any] = {"parameters": None, "bytes": None, "score": None, "scores": {}, **asdict(UNKNOWN)}
 """What can be said of a model that one can only ask, before it was asked."""
-ANY = 2**30
-"""Tokens: more than any row has."""
 
 
 def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
@@ -724,7 +722,7 @@ def _tell_cut(rows: Encoded, max_length: int) -> None:
         logger.log(
             logging.WARNING if full * 10 > len(rows) else logging.INFO,
             "%d of %d training rows fill dataset.max_length = %d tokens: what is longer is cut off, and the end of its answer is not "
-            "learnt; raise it",
+            "learnt; raise it, or leave such rows out (dataset.clean.overlong=drop)",
             full, len(rows), max_length,
         )  # fmt: skip
 
@@ -1770,7 +1768,7 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
             "fingerprint": run.data.fingerprint,
         }
         | ({"answers_left_out": dict(lesson.left_out)} if lesson.left_out else {})
-        | (_of_pairs(run, task) if isinstance(task, Seq2Seq) else {}),
+        | (_of_texts(run, task) if isinstance(task, CausalLM | Seq2Seq) else {}),
         "loss": _terms(run.cfg),
         "stages": json.loads((run.folder / "stages.json").read_text()),
         "validation_score": validation,
@@ -1783,9 +1781,9 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
 def _needs(
     run: Run, models: Mapping[str, Sequence[Source]], rows: datasets.Dataset
 ) -> dict[str, dict[str, Any]]:
-    """Speed and memory of models, of several checkpoints each if they are ensembles; the others in turns with the teacher, if it is one."""
+    """Speed and memory of models, of several checkpoints each if they are ensembles; the student in turns with the teacher, if it is one."""
     found: dict[str, dict[str, Any]] = {}
-    beside: Process | None = None
+    teacher: Process | None = None
     try:
         with ExitStack() as stack:
             for name, members in models.items():
@@ -1793,9 +1791,11 @@ def _needs(
                 for source in members:
                     inputs = run.task.inputs(rows, load_tokenizer(source))
                     stays = stack if name == "teacher" and len(members) == 1 else None
-                    beside, needs = measured(
+                    beside = teacher if name == "student" else None
+                    process, needs = measured(
                         run.cfg.measure, source, run.task, inputs, run.cfg.dataset.max_length, beside, stays
                     )
+                    teacher = process or teacher
                     entries.append(needs)
                 found[name] = together(entries)
     except ExportError as error:  # the run was trained: it failed, and is kept
@@ -1837,11 +1837,13 @@ def _generations(
     ]
 
 
-def _of_pairs(run: Run, task: Seq2Seq) -> dict[str, Any]:
-    """What the report says of a data set of pairs."""
-    cfg = run.cfg.dataset
+def _of_texts(run: Run, task: CausalLM | Seq2Seq) -> dict[str, Any]:
+    """What the report says of a data set of texts to be written: what was left out, and of pairs what they are."""
+    cfg, dropped = run.cfg.dataset, run.data.dropped | ({"too long": task.dropped} if task.dropped else {})
+    if isinstance(task, CausalLM):
+        return {"dropped": dropped}
     return {
-        "dropped": run.data.dropped | ({"too long": task.dropped} if task.dropped else {}),
+        "dropped": dropped,
         "source_language": cfg.source_language,
         "target_language": cfg.target_language,
         "prefix": cfg.prefix,

@@ -60,7 +60,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
     told: Callable[[Sequence[int]], AnySignal] | None = None
     shared = True
     rows = prepared(task, rows, [load_tokenizer(source) for source in sources.values()], max_length)
-    beside: Process | None = None
+    teacher: Process | None = None
     with ExitStack() as stack, console.Stages(list(sources) or ["artifact"]) as stages:
         for name, source in sources.items():
             with stages.stage(name):
@@ -77,10 +77,12 @@ def evaluate(cfg: Config, folder: Path) -> int:
                 models[name] |= score(task, said[name])
                 inputs = task.inputs(rows, tokenizer)
                 stays = stack if name == "teacher" else None
-                beside, found = measured(cfg.measure, source, task, inputs, max_length, beside, stays)
+                beside = teacher if name == "student" else None
+                process, found = measured(cfg.measure, source, task, inputs, max_length, beside, stays)
+                teacher = process or teacher
                 models[name] |= found
         if artifact is not None:
-            name = artifact.name
+            name, beside = artifact.name, None
             with stages.stage("artifact"):
                 tokenizer = load_tokenizer(Source(folder_of(artifact), name, code=code))
                 rows = task.prepare(rows, tokenizer, max_length)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import datasets
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from kdcli.config import Dataset as DatasetConfig
 from kdcli.errors import ConfigError, DataError, ModelError
 from kdcli.files import digest
 from kdcli.rollouts import Reply, ends_of, reply
@@ -35,6 +36,8 @@ SPAN = 2**20
 """Characters that one turn, or one document in a packed row, may have."""
 ANSWER = "kdcli"
 """What an assistant says where only the template around it is looked at."""
+ANY = 2**30
+"""Tokens: more than any row has."""
 NOWHERE = -(2**30)
 """Where a token begins that begins at no character."""
 
@@ -53,6 +56,17 @@ class CausalLM(LanguageModel):
     packs = False
     """Rows hold several documents (since `prepare`)."""
     writes = True
+    drop_overlong = False
+    """Conversations and completions of more than `max_length` tokens are dropped; else they are cut off."""
+    dropped = 0
+    """So many were (since `prepare`)."""
+
+    @classmethod
+    def of(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
+        """Turns or prompts of a data set, and whether long ones are dropped."""
+        task = super().of(cfg, labels)
+        task.drop_overlong = cfg.clean.overlong == "drop"
+        return task
 
     def knows(self, kind: type[PreTrainedConfig]) -> bool:
         """Not what is for masked LM too (BERT, RoBERTa): as it is born it sees the token that it shall predict."""
@@ -71,17 +85,19 @@ class CausalLM(LanguageModel):
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> datasets.Dataset:
         """Plain text becomes rows of at most `max_length` tokens: long documents are cut, short ones share a row. Rows that were made so
-        with another tokenizer are cut further where they are longer with this one: both can read them whole.
+        with another tokenizer are cut further where they are longer with this one: both can read them whole. Conversations and completions
+        stay, but for those that are to be dropped.
 
         Raises:
             ConfigError: rows of so few tokens have none that counts.
+            DataError: all are dropped.
         """
         if "text" in rows.column_names:
             groups = [[(text, True) for text in rows["text"]]]
         elif "texts" in rows.column_names:
             groups = [list(zip(row["texts"], row["ends"], strict=True)) for row in rows]
         else:
-            return rows
+            return self._short(tokenizer, rows, max_length) if self.drop_overlong and len(rows) else rows
         self.packs = True
         packed: list[dict[str, Any]] = []
         edges = len(_begin(tokenizer)) + 1  # and the end of text
@@ -106,6 +122,17 @@ class CausalLM(LanguageModel):
         return datasets.Dataset.from_list(
             [{"id": digest(part["texts"], part["ends"])[:32], **part} for part in packed]
         )
+
+    def _short(
+        self, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, max_length: int
+    ) -> datasets.Dataset:
+        short = np.flatnonzero(np.diff(self.encode(tokenizer, rows, ANY).offsets) <= max_length)
+        if not len(short):
+            raise DataError(
+                f"all {len(rows)} rows have more than dataset.max_length = {max_length} tokens; raise it"
+            )
+        self.dropped += len(rows) - len(short)
+        return rows.select(short)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
         """Token ids, and the labels: the ids themselves where they count.
@@ -174,7 +201,7 @@ class CausalLM(LanguageModel):
             raise DataError(
                 f"row {rows['id'][lost[0]]} ({shown[:60]!r}): no token of its completion is within dataset.max_length = "
                 f"{max_length} tokens: the prompt fills them; so it is with {len(lost)} of {len(labels)} rows. Raise dataset.max_length, "
-                "or shorten their prompts, or leave them out"
+                "or leave out what is longer (dataset.clean.overlong=drop)"
             )
         return _encoded(ids, labels, starts)
 

@@ -142,7 +142,7 @@ def test_a_prompt_that_fills_the_context(refused: Refused, tmp_path: Path, chat:
     assert "('the film was the film was" in said
     assert re.search(r"so it is with 1 of \d+ rows", said)
     assert "no token of its completion is within dataset.max_length = 64 tokens" in said
-    assert "Raise dataset.max_length, or shorten their prompts, or leave them out" in said
+    assert "Raise dataset.max_length, or leave out what is longer (dataset.clean.overlong=drop)" in said
 
 
 @pytest.mark.parametrize("length", [1, 2])
@@ -187,6 +187,20 @@ def test_answers_that_are_cut_off_are_told_of(
     assert re.search(
         r"INFO \d of 75 training rows fill dataset.max_length = 64 tokens", capsys.readouterr().err
     )
+
+
+def test_what_is_too_long_can_be_left_out(refused: Refused, tmp_path: Path) -> None:
+    """One prompt that fills the context stops the run, and its user has to count tokens by himself."""
+    long = [{"prompt": f"{n} was " * 40, "completion": "good"} for n in range(30)]
+    long += [{"prompt": f"so {n}:", "completion": "good, " * 90} for n in range(30)]
+    words = [*pairs(tmp_path, *long), "dataset.clean.overlong=drop", "trainer.batch_size=999"]
+    said = refused(*words, "dataset.test_size=10", "dataset.validation_size=10")
+    kept = int(re.findall(r"(\d+) rows are fewer than one batch", said)[0])
+    assert 60 <= kept <= 80, (
+        "of 120, sixty of which are too long but for those that went into validation and test"
+    )
+    said = refused(*words, "dataset.max_length=8", "rollout.max_new_tokens=2", "measure=null")
+    assert "rows have more than dataset.max_length = 8 tokens; raise it" in said
 
 
 # ---- templates ----------------------------------------------------------------------------------------

@@ -56,9 +56,8 @@ def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
     assert report["models"]["student"]["score"] > 0.7
     verdict = report["verdict"]
     beside = {name: entry["speedup"] for name, entry in report["models"].items()}
-    assert beside.pop("teacher") is None
-    assert min(beside.values()) > 0, "both take turns with the teacher"
-    assert verdict["speedup"] == beside["student"]
+    assert verdict["speedup"] == beside.pop("student") > 0
+    assert set(beside.values()) == {None}, "the student alone takes turns with the teacher"
     assert verdict["retention"] == pytest.approx(
         report["models"]["student"]["score"] / report["models"]["teacher"]["score"]
     )
@@ -121,7 +120,7 @@ def test_eval_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         assert shown["verdict"]["speedup"] is None
     else:
         assert shown["models"]["teacher"]["times_faster"] is None
-        assert min(shown["models"][name]["times_faster"] for name in ("control", "student")) > 0
+        assert shown["models"]["student"]["times_faster"] > 0
         assert shown["verdict"]["speedup"] == shown["models"]["student"]["speedup"] > 0
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from tiny import CHAT, decoder, exchanges, speller
@@ -12,6 +13,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from kdcli import signal
 from kdcli.distiller import Distiller
+from kdcli.errors import DataError
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
 from kdcli.rollouts import continued
@@ -86,6 +88,23 @@ def test_what_counts_of_a_students_answer(template: str | None, text: str, ends:
     labels = encoded.columns["labels"]
     assert tokenizer.decode(labels[labels != IGNORE]) == expected
     assert task.targets(encoded)[1].tolist() == [int((labels != IGNORE).sum())]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_what_is_too_long_is_dropped_whole(chat: bool) -> None:
+    """A row of just as many tokens is dropped too, one of a token more is cut off, or a row is judged by its words alone."""
+    task, tokenizer = CausalLM(chat=chat), speller()
+    rows = [{"id": str(n), "prompt": "the film:", "completion": " good" * n} for n in range(1, 12)]
+    table = datasets.Dataset.from_list(rows)
+    lengths = np.diff(task.encode(tokenizer, table, 10**6).offsets)
+    most = int(lengths[5])
+    assert len(task.prepare(table, tokenizer, most)) == 11
+    task.drop_overlong = True
+    kept = task.prepare(table, tokenizer, most)
+    assert kept["id"] == [row["id"] for row, length in zip(rows, lengths, strict=True) if length <= most]
+    assert task.dropped == 11 - len(kept) == 5
+    with pytest.raises(DataError, match="all 11 rows have more than dataset.max_length = 3 tokens"):
+        task.prepare(table, tokenizer, 3)
 
 
 @pytest.mark.parametrize("chat", [True, False])

@@ -364,9 +364,8 @@ def test_two_models_take_turns(spec: MeasureSpec, student: Path, monkeypatch: py
                 found = told[name](self, *rows)
                 turns.append((name, self.spec.runtime))
                 if name == "pace":
-                    assert len(found["rates"]) == (1 if self is other else 2), (
-                        "what is known is not sought anew"
-                    )
+                    most = 1 if self is other else 2
+                    assert 1 <= len(found["rates"]) <= most, "what is known is not sought anew"
                 return found
 
             return call
@@ -384,11 +383,12 @@ def test_two_models_take_turns(spec: MeasureSpec, student: Path, monkeypatch: py
 
 
 def test_the_ratio_of_two_models_is_that_of_their_turns(spec: MeasureSpec) -> None:
-    """A machine that is half as fast for two turns of three makes a ratio of medians out of different ones."""
+    """A machine that is half as fast for two turns of three makes a ratio of medians out of different ones; or a slow model is run
+    over all rows three times at each batch size, also at those that are far from its best."""
 
     class Told(module.Process):
         def __init__(self, *rates: list[float]):
-            super().__init__(spec, TEXTS)
+            super().__init__(replace(spec, batch_sizes=[4, 8, 1]), TEXTS)
             self._load = {"held": 0, "seconds": 0.0}
             self.turns = iter(rates)
 
@@ -402,7 +402,7 @@ def test_the_ratio_of_two_models_is_that_of_their_turns(spec: MeasureSpec) -> No
             assert what == "memory"
 
     other = Told([10.0], [5.0], [20.0])
-    mine = Told([30.0, 20.0], [15.0, 40.0], [50.0, 20.0])
+    mine = Told([30.0, 24.0, 23.9], [15.0, 40.0], [50.0, 20.0])
     found = mine.measure(other)
     assert (found.throughput_per_s, found.batch_size) == (30.0, 4), "the median of the better size"
     assert found.speedup == 3.0, "of 3, 3 and 2.5; the medians of each would be 30 / 10"

@@ -253,6 +253,11 @@ def test_files_without_a_header(tmp_path: Path) -> None:
         ({"source": "en", "target": "de", "augment": {}}, "augment: words are replaced in whole texts"),
         ({"source": "en", "target": "de", "mask_copies": 2}, "mask_copies: seq2seq hides no tokens"),
         ({"source": "en", "target": "de", "chat": True}, "chat: it makes turns of a prompt and a completion"),
+        ({"clean": {"overlong": "drop"}}, "clean: it is for pairs of source and target .seq2seq., not for classification"),
+        (
+            {"prompt": "a", "completion": "b", "clean": {"overlong": "drop", "script": False}},
+            "clean: it is for pairs of source and target .seq2seq., not for causal_lm",
+        ),
         ({"prefix": "translate: "}, "prefix: it is for pairs of source and target .seq2seq., not for classification"),
         ({"target_language": "de"}, "target_language: it is for pairs"),
         ({"clean": {"script": False}}, "clean: it is for pairs"),

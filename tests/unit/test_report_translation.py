@@ -429,7 +429,7 @@ def test_model_card() -> None:
     for part in (
         *(reports.verdict_text(report).replace("<", r"\<"), "AutoModelForSeq2SeqLM.from_pretrained(path)"),
         *("licences", "trained on the references alone", "26,400 have a reference", "fluent and wrong"),
-        *("Cleaning left out 1,240 pairs (length ratio 1,204, identical 36).", "\n- Beam search: 4 beams\n"),
+        *("Left out were 1,240 rows (length ratio 1,204, identical 36).", "\n- Beam search: 4 beams\n"),
         *("BLEU: nrefs:1\\|case:mixed", "chrF: nrefs:1"),
     ):
         assert part in body
