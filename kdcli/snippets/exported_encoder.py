@@ -1,4 +1,4 @@
-"""python run_exported.py ASKED   (pip install torch tokenizers)"""
+"""python run_exported.py ASKED   (pip install torch numpy tokenizers)"""
 
 import sys
 
