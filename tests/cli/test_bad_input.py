@@ -636,7 +636,7 @@ def test_eval_and_export_of_what_is_no_run(
     assert "what is to be scored?" in refused(command="eval")
     assert "model= stands alone" in refused(f"run={finished}", f"model={teacher}", command="eval")
     assert "run: a value is needed" in refused(command="export")
-    assert "split = 'tset': expected 'train', 'validation' or 'test'" in refused(
+    assert "split = 'tset': expected 'train', 'validation', 'test' or 'all'" in refused(
         f"run={finished}", "split=tset", command="eval"
     )
     assert "hardware=cpuu: there is no such hardware; did you mean cpu?" in refused(
