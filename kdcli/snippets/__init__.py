@@ -24,12 +24,17 @@ ASKED = {
 
 def write(folder: Path, runtime: str, kind: str, values: Mapping[str, Any]) -> list[Path]:
     """Write what runs an artifact into its folder, and return the files that are to be run; what they import lies beside them."""
-    families = [kind, "encoder"] if kind in ASKED else [kind]
     written = []
-    for file in (found for family in families for found in sorted(HERE.glob(f"{runtime}_{family}.*"))):
+    for file in _files(runtime, kind):
         written.append(folder / f"run_{runtime}{file.suffix}")
         _fill(file, written[-1], kind, values)
     return written
+
+
+def _files(name: str, kind: str) -> list[Path]:
+    """Those of a runtime, or of what is imported, for a task."""
+    families = [kind, "encoder"] if kind in ASKED else [kind]
+    return [file for family in families for file in sorted(HERE.glob(f"{name}_{family}.*"))]
 
 
 def _fill(file: Path, to: Path, kind: str, values: Mapping[str, Any]) -> None:
@@ -42,7 +47,7 @@ def _fill(file: Path, to: Path, kind: str, values: Mapping[str, Any]) -> None:
         text = line.sub(partial(_with, said), text)
     to.write_text(text, encoding="utf-8")
     for module in re.findall(r"^from (\w+) import", text, re.MULTILINE):
-        if (beside := HERE / f"{module}_{kind}.py").is_file():
+        for beside in _files(module, kind):
             _fill(beside, to.with_name(f"{module}.py"), kind, values)
 
 

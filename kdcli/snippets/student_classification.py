@@ -1,32 +1,13 @@
-"""What the student is given, and what its numbers say: beside each runtime's own lines.   (pip install numpy tokenizers)"""
-
-import json
-from pathlib import Path
+"""What the student's numbers say of a text, or of a text and the one that belongs to it: beside each runtime's own lines."""
 
 import numpy as np
-from tokenizers import Tokenizer
+from row import HERE, LABELS, Row
 
-HERE = Path(__file__).parent
-TOKENIZER = Tokenizer.from_file(str(HERE / "tokenizer.json"))
-LABELS = json.loads((HERE / "config.json").read_text(encoding="utf-8"))["id2label"]
+__all__ = ["HERE", "Asked"]
 
 
-class Asked:
-    """A text, or a text and the one that belongs to it; the tokenizer cuts long ones off.
-
-    `inputs`: int64 arrays [1, tokens] by their names in transformers; a student takes those that it has an input for.
-    """
-
-    def __init__(self, *texts: str):
-        row = TOKENIZER.encode(*texts)
-        named = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
-        self.inputs = {name: np.array([numbers], np.int64) for name, numbers in named.items()}
-
-    def padded(self, *sizes: int) -> dict[str, np.ndarray]:
-        """The inputs with zeros behind them, up to the least of these sizes that holds them; as they are if none does."""
-        tokens = self.inputs["input_ids"].shape[1]
-        more = min((size for size in sizes if size >= tokens), default=tokens) - tokens
-        return {name: np.pad(array, ((0, 0), (0, more))) for name, array in self.inputs.items()}
+class Asked(Row):
+    """A text, or a text and the one that belongs to it."""
 
     def answers(self, logits: np.ndarray) -> list[tuple[float, str]]:
         """The probability of each label, the likeliest first. `logits`: [labels]."""
