@@ -39,7 +39,7 @@ SPLITS = ("train", "validation", "test")
 DOCUMENT = 1000
 """Characters from which on a document of plain text is long enough."""
 MANY = 0.1
-"""The share of the training rows from which on it is said loudly that cleaning left them out."""
+"""The share of the rows from which on it is said loudly that they are left out, or cut off."""
 _INTEGER = re.compile(r"-?\d+")
 _HALF = re.compile(r"[\ud800-\udfff]")
 
@@ -74,18 +74,16 @@ class Data:
 
     def untaught(self, split: str) -> Counter[str]:
         """The gold labels of a split that no training row has, and how often it has them."""
-        counts = {
-            name: Counter(label for row in self[name]["label"] for label in _each(row))
-            for name in ("train", split)
-            if self.labels
-        }
-        return Counter(
-            {
-                self.labels[label]: count
-                for label, count in counts.get(split, Counter()).items()
-                if label not in counts["train"] and label != IGNORE
-            }
-        )
+        if not self.labels:
+            return Counter()
+        known = {IGNORE, *(label for row in self["train"]["label"] for label in _each(row))}
+        there = (label for row in self[split]["label"] for label in _each(row))
+        return Counter(self.labels[label] for label in there if label not in known)
+
+
+def loudness(some: int, rows: int) -> int:
+    """The level at which to tell that so many of all rows are left out, or cut off: a warning if they are many (`MANY`)."""
+    return logging.WARNING if some / max(1, rows) > MANY else logging.INFO
 
 
 def without(rows: datasets.Dataset, ids: Collection[str]) -> datasets.Dataset:
@@ -934,18 +932,17 @@ def _weed(kind: Kind, train: list[Row], dropped: Counter[str]) -> list[Row]:
     kept, weeds = kind.weeded(train)
     _log(kind.cfg.path, weeds)
     dropped += weeds
-    share = weeds.total() / max(1, len(train))
     said = ", ".join(f"{why}: {count}" for why, count in weeds.items())
     remedy = "turn it off with dataset.clean.identical=false, dataset.clean.max_ratio=null or dataset.clean.script=false"
     if weeds and not kept:
         raise DataError(
             f"{kind.cfg.path}: dataset.clean leaves none of the {len(train)} training rows ({said}); look at them, or {remedy}"
         )
-    if share > MANY:
+    if loudness(weeds.total(), len(train)) == logging.WARNING:
         logger.warning(
             "%s: dataset.clean left out %.0f %% of the training rows (%s); if nothing is wrong with them, %s",
             kind.cfg.path,
-            100 * share,
+            100 * weeds.total() / len(train),
             said,
             remedy,
         )

@@ -36,7 +36,7 @@ from kdcli.config import Distill as Config
 from kdcli.config import Step as StepConfig
 from kdcli.config import Student as StudentConfig
 from kdcli.config import Trainer as TrainerConfig
-from kdcli.data import SPLITS, Data, load, require_batch, with_gold, without
+from kdcli.data import SPLITS, Data, load, loudness, require_batch, with_gold, without
 from kdcli.distiller import Distiller
 from kdcli.endpoint import Estimate, Usage
 from kdcli.environment import environment
@@ -86,7 +86,7 @@ from kdcli.students.base import Birth
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Encoded, Predictions, Split, Task
-from kdcli.tasks.causal_lm import ANY, CausalLM
+from kdcli.tasks.causal_lm import CausalLM
 from kdcli.tasks.seq2seq import Seq2Seq
 from kdcli.tasks.token_classification import TokenClassification
 from kdcli.teachers.aligned import AlignedTeacher
@@ -720,7 +720,7 @@ def _tell_cut(rows: Encoded, max_length: int) -> None:
     """Of an answer that is cut off the end is not learnt."""
     if full := int((np.diff(rows.offsets) >= max_length).sum()):
         logger.log(
-            logging.WARNING if full * 10 > len(rows) else logging.INFO,
+            loudness(full, len(rows)),
             "%d of %d training rows fill dataset.max_length = %d tokens: what is longer is cut off, and the end of its answer is not "
             "learnt; raise it, or leave such rows out (dataset.clean.overlong=drop)",
             full, len(rows), max_length,
@@ -1078,9 +1078,8 @@ def rollouts(
 def _log_dropped(dropped: Mapping[str, int], answers: int) -> None:
     """Tell how many of so many answers are not learnt; where a tenth and more were too long, that only short ones are."""
     for why, count in dropped.items():
-        many = why == CUT and count * 10 > answers
-        remedy = "; the student learns from the short ones alone: raise it" if many else ""
-        level = logging.WARNING if many else logging.INFO
+        level = loudness(count, answers) if why == CUT else logging.INFO
+        remedy = "; the student learns from the short ones alone: raise it" if level > logging.INFO else ""
         logger.log(level, "rollouts: %d of %d answers left out (%s%s)", count, answers, why, remedy)
 
 
@@ -1327,10 +1326,7 @@ def asked_rollouts(
     table = datasets.Dataset.from_list(found) if found else rows.select([])
     tokenizer, room = load_tokenizer(run.sources[0]), run.cfg.dataset.max_length
     if found:
-        encoded = run.task.encode(tokenizer, table, ANY)
-        lengths = np.diff(encoded.offsets)
-        if encoded.target_offsets is not None:
-            lengths = np.maximum(lengths, np.diff(encoded.target_offsets))
+        lengths = run.task.lengths(tokenizer, table)
         dropped["longer than dataset.max_length"] += int((lengths > room).sum())
         table = table.select(np.flatnonzero(lengths <= room))
     remote.dropped = +dropped

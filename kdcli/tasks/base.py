@@ -21,6 +21,8 @@ from kdcli.inside import watched
 from kdcli.rollouts import Reply
 from kdcli.signal import AnySignal, HiddenSignal, Part, Signal, TopKSignal, chunks
 
+ANY = 2**30
+"""Tokens: more than any row has."""
 IGNORE = -100
 """The label of a position that has no gold label (`ignore_index`)."""
 
@@ -215,6 +217,12 @@ class Task(ABC):
     @abstractmethod
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
         """Tokenize a split's rows."""
+
+    def lengths(self, tokenizer: PreTrainedTokenizerBase, rows: Any) -> np.ndarray:
+        """How many tokens each row has before anything is cut off, (N,); of pairs the longer side."""
+        encoded = self.encode(tokenizer, rows, ANY)
+        found = np.diff(encoded.offsets)
+        return found if encoded.target_offsets is None else np.maximum(found, np.diff(encoded.target_offsets))
 
     @abstractmethod
     def collate(
@@ -413,13 +421,8 @@ class Task(ABC):
         max_length: int,
         **options: Any,
     ) -> list[str]:
-        """What a model answers to each row's prompt; for tasks whose models write.
-
-        Args:
-            max_length: tokens of a prompt.
-            options: as for `kdcli.rollouts.go_on`.
-        """
-        raise NotImplementedError
+        """What a model answers to each row's prompt; as `replies`."""
+        return [each.text for each in self.replies(model, tokenizer, rows, max_length, **options)]
 
     def replies(
         self,
@@ -429,9 +432,13 @@ class Task(ABC):
         max_length: int,
         **options: Any,
     ) -> list[Reply]:
-        """As `write`, and whether it came to its end; for tasks whose models write."""
-        texts = self.write(model, tokenizer, rows, max_length, **options)
-        return [Reply(text, True) for text in texts]
+        """What a model answers to each row's prompt, and whether it came to its end; for tasks whose models write.
+
+        Args:
+            max_length: tokens of a prompt.
+            options: as for `kdcli.rollouts.go_on`.
+        """
+        raise NotImplementedError
 
     def nearest(self, candidates: Sequence[str], reference: str) -> str:
         """The candidate that is most like a reference; for tasks whose models search."""

@@ -36,8 +36,6 @@ SPAN = 2**20
 """Characters that one turn, or one document in a packed row, may have."""
 ANSWER = "kdcli"
 """What an assistant says where only the template around it is looked at."""
-ANY = 2**30
-"""Tokens: more than any row has."""
 NOWHERE = -(2**30)
 """Where a token begins that begins at no character."""
 
@@ -56,10 +54,6 @@ class CausalLM(LanguageModel):
     packs = False
     """Rows hold several documents (since `prepare`)."""
     writes = True
-    drop_overlong = False
-    """Conversations and completions of more than `max_length` tokens are dropped; else they are cut off."""
-    dropped = 0
-    """So many were (since `prepare`)."""
 
     @classmethod
     def of(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
@@ -126,13 +120,12 @@ class CausalLM(LanguageModel):
     def _short(
         self, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, max_length: int
     ) -> datasets.Dataset:
-        short = np.flatnonzero(np.diff(self.encode(tokenizer, rows, ANY).offsets) <= max_length)
+        short = self.without_overlong(rows, self.lengths(tokenizer, rows) > max_length)
         if not len(short):
             raise DataError(
                 f"all {len(rows)} rows have more than dataset.max_length = {max_length} tokens; raise it"
             )
-        self.dropped += len(rows) - len(short)
-        return rows.select(short)
+        return short
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
         """Token ids, and the labels: the ids themselves where they count.
@@ -303,17 +296,6 @@ class CausalLM(LanguageModel):
             said = [turn["content"] for turn in turns[:last]]
             found.append({"prompt": "\n\n".join(said), "reference": turns[last]["content"]})
         return found
-
-    def write(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        rows: datasets.Dataset,
-        max_length: int,
-        **options: Any,
-    ) -> list[str]:
-        """What a decoder writes after each row's prompt."""
-        return [each.text for each in self.replies(model, tokenizer, rows, max_length, **options)]
 
     def replies(
         self,

@@ -29,6 +29,15 @@ class LanguageModel(Task):
     metric = "log_prob"
     chance_is = "what all tokens alike would get,"
     vocabulary = True
+    drop_overlong = False
+    """Rows of more than `max_length` tokens are dropped; else pairs are refused, and conversations and completions cut off."""
+    dropped = 0
+    """So many were (since `prepare`)."""
+
+    def without_overlong(self, rows: datasets.Dataset, overlong: np.ndarray) -> datasets.Dataset:
+        """The rows but for those that are marked, (N,), which are counted."""
+        self.dropped += int(overlong.sum())
+        return rows.select(np.flatnonzero(~overlong)) if overlong.any() else rows
 
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Nothing: the classes are the vocabulary."""

@@ -16,7 +16,7 @@ from kdcli.config import Dataset as DatasetConfig
 from kdcli.config import suggest
 from kdcli.errors import ConfigError, DataError
 from kdcli.files import digest
-from kdcli.rollouts import decoded, plainly, start_of, translate
+from kdcli.rollouts import Reply, decoded, plainly, start_of, translate
 from kdcli.signal import HiddenSignal
 from kdcli.tasks.base import IGNORE, Encoded, Predictions, padded
 from kdcli.tasks.language_model import LanguageModel, head_of
@@ -58,7 +58,6 @@ class Seq2Seq(LanguageModel):
     ):
         super().__init__()
         self.languages, self.prefix, self.drop_overlong = languages, prefix, drop_overlong
-        self.dropped = 0
 
     @classmethod
     def of(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
@@ -83,20 +82,15 @@ class Seq2Seq(LanguageModel):
         Raises:
             DataError: one has more, and shall not be dropped.
         """
-        long = [
-            row
-            for row, lengths in enumerate(zip(*map(_lengths, self._ids(tokenizer, rows)), strict=True))
-            if max(lengths) > max_length
-        ]
-        if long and not self.drop_overlong:
-            first = rows[long[0]]
+        long = self.lengths(tokenizer, rows) > max_length
+        if long.any() and not self.drop_overlong:
+            first = rows[int(long.argmax())]
             raise DataError(
-                f"{len(long)} of {len(rows)} pairs have more than dataset.max_length = {max_length} tokens in source or target, the first "
+                f"{long.sum()} of {len(rows)} pairs have more than dataset.max_length = {max_length} tokens in source or target, the first "
                 f"is row {first['id']} ({first['source'][:60]!r}); raise dataset.max_length, or leave them out "
                 "(dataset.clean.overlong=drop)"
             )
-        self.dropped += len(long)
-        return rows.select(sorted(set(range(len(rows))) - set(long))) if long else rows
+        return self.without_overlong(rows, long)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
         """Source ids (`input_ids`), target ids (`target`), and the target's ids where they count (`labels`)."""
@@ -212,18 +206,19 @@ class Seq2Seq(LanguageModel):
         pairs = zip(rows["source"], rows["target"], strict=True)
         return [{"prompt": source, "reference": target} for source, target in pairs]
 
-    def write(
+    def replies(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         rows: datasets.Dataset,
         max_length: int,
         **options: Any,
-    ) -> list[str]:
+    ) -> list[Reply]:
         """A model's translation of each row; with `candidates`, so many for each row, one after the other."""
         sources, _ = self._ids(tokenizer, rows)
         cut = [ids[:max_length] for ids in sources]
-        return decoded(tokenizer, self._tokens(model, tokenizer, cut, max_length, **options))
+        texts = decoded(tokenizer, self._tokens(model, tokenizer, cut, max_length, **options))
+        return [Reply(text, True) for text in texts]
 
     def greedy(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Encoded, max_length: int
