@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.config import suggest
-from kdcli.errors import ConfigError, DataError
+from kdcli.errors import ConfigError, DataError, listed
 from kdcli.scripts import SIDES
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def catalogued(
     if target is None and not in_code["target"]:
         raise DataError(
             f"{given} has no catalogues of dataset.target_language = {code}{suggest(code, files)} (there are: "
-            f"{', '.join(sorted(files))})"
+            f"{listed(sorted(files))})"
         )
     if source == target:
         raise DataError(

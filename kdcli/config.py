@@ -33,7 +33,7 @@ from pydantic import (
     model_validator,
 )
 
-from kdcli.errors import ConfigError
+from kdcli.errors import ConfigError, abbreviated, listed, shown
 
 
 def _whole(value: Any) -> Any:
@@ -360,7 +360,7 @@ class Dataset(Section):
         if bool(self.source) != bool(self.target):
             raise ValueError("source and target: give both columns, or neither")
         if self.source and self.source == self.target:
-            raise ValueError(f"source and target: both are the column {self.source!r}; name two")
+            raise ValueError(f"source and target: both are the column {shown(self.source)}; name two")
         if self.kind != "seq2seq":
             given = [key for key in OF_PAIRS if getattr(self, key) != type(self).model_fields[key].default]
             answers = self.prompt or self.messages or self.format == "conversations"
@@ -397,7 +397,7 @@ class Dataset(Section):
                 f"columns: {self.format} names its own columns; leave it out, or give format=csv"
             )
         if self.columns and (twice := [name for name in self.columns if self.columns.count(name) > 1]):
-            raise ValueError(f"columns: {twice[0]!r} stands there twice")
+            raise ValueError(f"columns: {shown(twice[0])} stands there twice")
         return self
 
     @model_validator(mode="after")
@@ -407,12 +407,12 @@ class Dataset(Section):
                 re.sub(pattern, put, "")
             except (re.error, IndexError) as error:
                 raise ValueError(
-                    f"replace: {pattern!r} by {put!r} is not a regular expression: {error}"
+                    f"replace: {shown(pattern)} by {shown(put)} is not a regular expression: {error}"
                 ) from None
         if self.labels and (
             twice := [name for number, name in enumerate(self.labels) if name in self.labels[:number]]
         ):
-            raise ValueError(f"labels: {twice[0]!r} stands there twice")
+            raise ValueError(f"labels: {shown(twice[0])} stands there twice")
         for key in ("validation_size", "test_size"):
             size = getattr(self, key)
             if size > 1 and size != math.floor(size):
@@ -546,7 +546,7 @@ class Filter(Section):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"refusals: {pattern!r} is not a regular expression: {error}") from None
+                raise ValueError(f"refusals: {shown(pattern)} is not a regular expression: {error}") from None
         return self
 
 
@@ -685,7 +685,7 @@ class Distill(Section):
     def _names(self) -> Distill:
         if taken := [name for name in self.stages if name in TAKEN or "/" in name]:
             raise ValueError(
-                f"stages: {taken[0]!r} cannot be a stage's name (not {', '.join(TAKEN)}, and no slash); choose another"
+                f"stages: {shown(taken[0])} cannot be a stage's name (not {', '.join(TAKEN)}, and no slash); choose another"
             )
         return self
 
@@ -731,7 +731,7 @@ class Distill(Section):
                     f"the assistants before it: {', '.join(assistants)}" if assistants else "there is none"
                 )
                 raise ValueError(
-                    f"stages.{name}.teacher = {stage.teacher!r}: expected an earlier stage with a student of its own ({known})"
+                    f"stages.{name}.teacher = {shown(stage.teacher)}: expected an earlier stage with a student of its own ({known})"
                 )
             if stage.teacher is not None and stage.dataset is not None:
                 raise ValueError(
@@ -869,9 +869,15 @@ def _is_mapping(annotation: Any) -> bool:
     return typing.get_origin(annotation) is dict
 
 
+LONGEST_NAME = 100
+"""Characters of a name that somebody may have typed wrongly."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` when something known is close, else an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    """`; did you mean X?` when something known is close, else an empty string; names too long to be typed are not compared."""
+    if len(word) > LONGEST_NAME:
+        return ""
+    close = difflib.get_close_matches(word, [name for name in known if len(name) <= LONGEST_NAME], n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -1021,13 +1027,13 @@ def _describe(schema: type[Section], tree: Mapping[str, Any], item: Any) -> str:
 
 def _line(path: str, item: Any, tree: Any, known: list[str], what: str) -> str:
     loc = [str(part) for part in item["loc"]]
-    where = ".".join(filter(None, [path, *loc])) or "the config"
+    where = abbreviated(".".join(filter(None, [path, *loc]))) or "the config"
     if item["type"] == "extra_forbidden":
-        return f"{where}: not {what}{suggest(loc[-1], known)} (known: {', '.join(sorted(known))})"
+        return f"{where}: not {what}{suggest(loc[-1], known)} (known: {listed(sorted(known))})"
     if item["type"] == "missing":
         return f"{where}: a value is needed; give {where}=…"
     value = item.get("input")
-    shown = "" if isinstance(value, Mapping | BaseModel) else f" = {value!r}"
+    given = "" if isinstance(value, Mapping | BaseModel) else f" = {shown(value)}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     message = re.sub(r"valid dictionary( or instance of \w+)?", "mapping of keys to values", message)
-    return f"{where}{shown}: {message}"
+    return f"{where}{given}: {message}"

@@ -3,7 +3,8 @@
 A terminal gets colour, a live progress display and word wrap. A pipe or a file gets plain lines that are
 never cut, so that ``kdcli eval ... | grep`` and a CI log both stay readable. Which of the two it is gets
 asked at each print and not at import, because streams are redirected under us (by pytest, by a launcher).
-User text, such as a label called ``[bold]``, is never read as markup.
+User text, such as a label called ``[bold]``, is never read as markup, and control characters are printed as their codes, so that
+no text reaches the terminal as a command. Errors, warnings and log lines are bounded.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
+
+from kdcli.errors import bounded, printable
 
 out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
@@ -69,7 +72,9 @@ def _interactive(console: Console) -> bool:
 
 def _print(console: Console, message: str, head: str = "", head_style: str = "", style: str = "") -> None:
     """Print ``head message``; in a terminal wrapped between words: a long path can still be copied."""
-    text = f"{head} {message}" if head else message
+    text = printable(f"{head} {message}" if head else message)
+    encoding = getattr(console.file, "encoding", None) or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     if not _interactive(console):
         print(text, file=console.file, flush=True)
         return
@@ -87,12 +92,12 @@ def say(message: str, style: str = "") -> None:
 
 def error(message: str) -> None:
     """Print ``error: message`` to stderr, without markup and without a break inside a word or a path."""
-    _print(err, message, "error:", "bold red")
+    _print(err, bounded(message), "error:", "bold red")
 
 
 def warn(message: str) -> None:
     """Print ``warning: message`` to stderr, in the manner of ``error``."""
-    _print(err, message, "warning:", "bold yellow")
+    _print(err, bounded(message), "warning:", "bold yellow")
 
 
 class _LogHandler(logging.Handler):
@@ -101,7 +106,7 @@ class _LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             level = record.levelname
-            _print(err, self.format(record), level, _LEVEL_STYLES.get(level, ""))
+            _print(err, bounded(self.format(record)), level, _LEVEL_STYLES.get(level, ""))
         except Exception:
             self.handleError(record)
 
@@ -133,8 +138,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """Print a table to stdout; a column of numbers is right-aligned.
 
     ``rows`` hold as many cells as there are ``columns``. In a terminal cells wrap to its width; in a pipe the
-    same text is aligned with spaces, one line a row whatever its length.
+    same text is aligned with spaces, one line a row whatever its length. Line breaks and control characters are written as codes.
     """
+    rows = [[printable(cell).replace("\n", "\\n") for cell in row] for row in rows]
     right = [all(_NUMBER.match(row[i]) for row in rows) for i in range(len(columns))]
     if _interactive(out):
         heading = Text(title, "bold not italic") if title else None

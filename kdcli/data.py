@@ -28,7 +28,7 @@ import yaml
 from kdcli.catalogues import catalogued
 from kdcli.config import Dataset as DatasetConfig
 from kdcli.config import suggest
-from kdcli.errors import ConfigError, DataError
+from kdcli.errors import ConfigError, DataError, listed, shown
 from kdcli.files import PACKAGE, digest, locate_package, snapshot
 from kdcli.scripts import SIDES, Side, fits, script_of
 from kdcli.tasks.base import IGNORE
@@ -196,7 +196,7 @@ class Kind(ABC):
                         f"if {sign[0]} stands between its columns, give 'dataset.delimiter=\"{sign[0]}\"'"
                     )
                 raise DataError(
-                    f"{name} has no column {column!r}{suggest(column, found)} (columns: {', '.join(map(str, found))}); {remedy}"
+                    f"{name} has no column {shown(column)}{suggest(column, found)} (columns: {listed(found)}); {remedy}"
                 )
             ways.append(way)
         return ways
@@ -238,7 +238,7 @@ class Labelled(Kind):
             logger.warning(
                 "%s: labels that differ in case or white space alone count as several (%s); if they are one, write them alike",
                 self.cfg.path,
-                "; ".join(" | ".join(map(repr, ways)) for ways in alike[:3]),
+                "; ".join(" | ".join(map(shown, ways[:3])) for ways in alike[:3]),
             )
 
     def place(self, label: Any, where: str) -> int:
@@ -249,7 +249,7 @@ class Labelled(Kind):
             raise DataError(f"{where}: the label is missing")
         if label not in self.index:
             raise DataError(
-                f"{where}: the label {label!r} is not among {', '.join(self.labels)}{suggest(label, self.labels)}"
+                f"{where}: the label {shown(label)} is not among {listed(self.labels)}{suggest(label, self.labels)}"
             )
         return self.index[label]
 
@@ -258,7 +258,7 @@ class Labelled(Kind):
         found = {label for row in train for label in _each(row["label"])} - {IGNORE}
         if len(found) < 2:
             raise DataError(
-                f"{self.cfg.path}: all training rows have the label {self.labels[found.pop()]!r}; at least two are "
+                f"{self.cfg.path}: all training rows have the label {shown(self.labels[found.pop()])}; at least two are "
                 "needed"
             )
 
@@ -326,7 +326,7 @@ class TokenClassification(Labelled):
         super().declare(sources)
         if all(map(_INTEGER.fullmatch, self.labels)):
             raise DataError(
-                f"{self.cfg.path}: the tags are integers ({', '.join(self.labels[:10])}), and only names tell where an "
+                f"{self.cfg.path}: the tags are integers ({listed(self.labels)}), and only names tell where an "
                 "entity begins; name them in their order: dataset.labels=[O,B-PER,I-PER,…]"
             )
 
@@ -597,18 +597,18 @@ def _checked(kind: Kind, name: str, table: Iterable[tuple[Any, ...]]) -> list[tu
 
 def _text(value: Any, what: str, where: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{where}: {what} is {value!r}, not a string")
+        raise DataError(f"{where}: {what} is {shown(value)}, not a string")
     if not value.strip():
         raise DataError(f"{where}: {what} is empty; remove the row, or fill it")
     if _HALF.search(value):
-        raise DataError(f"{where}: {what} {value[:40]!r} holds half a character (a lone surrogate)")
+        raise DataError(f"{where}: {what} {shown(value, 80)} holds half a character (a lone surrogate)")
     return value
 
 
 def _list(value: Any, what: str, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise DataError(
-            f"{where}: the {what} are {value!r:.80}; expected a list (of jsonl, parquet or hub data), or conll lines"
+            f"{where}: the {what} are {shown(value)}; expected a list (of jsonl, parquet or hub data), or conll lines"
         )
     if not value:
         raise DataError(f"{where}: there are no {what}; remove the row")
@@ -627,16 +627,16 @@ def _turns(value: Any, where: str) -> list[dict[str, str]]:
         with contextlib.suppress(json.JSONDecodeError):
             value = json.loads(value)
     if not isinstance(value, list):
-        raise DataError(f"{where}: the messages are {value!r:.80}; expected {expected}, or that as JSON")
+        raise DataError(f"{where}: the messages are {shown(value)}; expected {expected}, or that as JSON")
     turns = []
     for number, turn in enumerate(value, 1):
         if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-            raise DataError(f"{where}: message {number} is {turn!r:.80}; expected {expected}")
+            raise DataError(f"{where}: message {number} is {shown(turn)}; expected {expected}")
         turns.append(
             {key: _text(turn[key], f"the {key} of message {number}", where) for key in ("role", "content")}
         )
     if not any(turn["role"] == "assistant" for turn in turns):
-        roles = ", ".join(dict.fromkeys(turn["role"] for turn in turns)) or "none"
+        roles = listed(dict.fromkeys(turn["role"] for turn in turns)) or "none"
         raise DataError(
             f"{where}: no message has the role assistant (roles: {roles}), and only what it says is learnt; remove "
             "the row, or rename the roles"
@@ -657,7 +657,7 @@ def _label(value: Any, where: str) -> str | None:
     if value is None or value != value:  # NaN
         return None
     if not isinstance(value, str | int | float):
-        raise DataError(f"{where}: the label is {value!r}; expected a name or an integer")
+        raise DataError(f"{where}: the label is {shown(value)}; expected a name or an integer")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip() or None
@@ -761,11 +761,9 @@ def _inside(value: Any, way: list[str], where: str) -> Any:
     """What mappings hold at the end of a way of keys."""
     for key in way:
         if not isinstance(value, dict):
-            raise DataError(f"{where}: expected a mapping that holds {key!r}, got {value!r:.80}")
+            raise DataError(f"{where}: expected a mapping that holds {key!r}, got {shown(value)}")
         if key not in value:
-            raise DataError(
-                f"{where}: there is no {key!r}{suggest(key, value)} (there are: {', '.join(map(str, value))})"
-            )
+            raise DataError(f"{where}: there is no {key!r}{suggest(key, value)} (there are: {listed(value)})")
         value = value[key]
     return value
 
@@ -804,7 +802,7 @@ def _read_conversations(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
         for turn in turns:
             if not isinstance(turn, str):
                 raise DataError(
-                    f"{path}, conversation {number}: expected turns that are text, got {turn!r:.80}; put quotes around it"
+                    f"{path}, conversation {number}: expected turns that are text, got {shown(turn)}; put quotes around it"
                 )
         if len(turns) > 1:
             yield turns[0], turns[1]
@@ -822,7 +820,7 @@ def _read_conll(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
         if columns[0] and columns[0] != "-DOCSTART-":
             if len(columns) < len(kind.columns):
                 raise DataError(
-                    f"{path}, line {number}: expected a word and its tag, got {line.strip()!r:.80}"
+                    f"{path}, line {number}: expected a word and its tag, got {shown(line.strip())}"
                 )
             words.append(columns[0])
             tags.append(columns[-1])

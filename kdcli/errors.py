@@ -14,15 +14,73 @@ expected, what came, and what to do.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from typing import Any
+
+VALUE = 300
+"""Characters of one value in a message."""
+LIST = 800
+"""Characters of a list in a message."""
+LINE = 2000
+"""Characters of one line of a message."""
+MESSAGE = 5500
+"""Characters of a message."""
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text without terminal escapes, other control characters, overrides of the writing direction and lone surrogates.
+
+    Each of these characters is written as its code, such as `\\u001b`, which is also its escape in JSON. Tabs and line breaks stay.
+    """
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def abbreviated(text: str, limit: int = VALUE) -> str:
+    """A text of at most `limit` characters: the middle of a longer one is replaced by how many characters it has."""
+    if len(text) <= limit:
+        return text
+    kept = max(limit - 40, 0)
+    head, tail = text[: kept - kept // 3], text[len(text) - kept // 3 :]
+    return f"{head} … ({len(text) - len(head) - len(tail):,} characters left out) … {tail}"
+
+
+def shown(value: Any, limit: int = VALUE) -> str:
+    """A value for a message: its `repr`, abbreviated."""
+    try:
+        return abbreviated(repr(value), limit)
+    except (RecursionError, ValueError):  # nested too deeply; an integer of thousands of digits
+        return f"<{type(value).__name__} too large to show>"
+
+
+def listed(values: Iterable[Any], limit: int = LIST) -> str:
+    """Names for a message, separated by commas; those beyond `limit` characters are counted, not written."""
+    values, room = list(values), limit
+    names: list[str] = []
+    for value in values:
+        name = abbreviated(value if isinstance(value, str) else shown(value)).replace("\n", "\\n")
+        room -= len(name) + 2
+        if room < 0 and names:
+            break
+        names.append(name)
+    return ", ".join(names) + (f" and {len(values) - len(names):,} more" if len(names) < len(values) else "")
+
+
+def bounded(message: str) -> str:
+    """A message that a terminal and a log can take: printable, with lines of at most `LINE` characters, `MESSAGE` in all."""
+    lines = abbreviated(message, 100 * MESSAGE).split("\n")
+    return abbreviated("\n".join(abbreviated(printable(line), LINE) for line in lines), MESSAGE)
+
 
 class KDError(Exception):
-    """A failure that the user is told in one message, without a traceback."""
+    """A failure that the user is told in one bounded message, without a traceback."""
 
     exit_code = 1
 
     def __init__(self, message: str):
-        super().__init__(message)
-        self.message = message
+        self.message = bounded(message)
+        super().__init__(self.message)
 
 
 class ConfigError(KDError):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kdcli.config import Filter
-from kdcli.errors import ConfigError
+from kdcli.errors import ConfigError, shown
 
 Judge = Callable[[Mapping[str, Any], str], Any]
 
@@ -31,7 +31,9 @@ def own_function(cfg: Filter) -> Judge | None:
             "--config-dir, beside it, and among the installed packages"
         ) from None
     if not callable(found):
-        raise ConfigError(f"rollout.filter.function = {cfg.function}: expected a function, got {found!r:.60}")
+        raise ConfigError(
+            f"rollout.filter.function = {cfg.function}: expected a function, got {shown(found)}"
+        )
     return found
 
 

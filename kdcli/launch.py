@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdcli import console, rundir
 from kdcli.config import COMMANDS, Distill, check, conf_dir, defaults, suggest, user_conf_dir
-from kdcli.errors import ConfigError, KDError
+from kdcli.errors import ConfigError, KDError, abbreviated, listed, shown
 from kdcli.files import disk_full, write_json
 
 VERSION_BASE = "1.3"
@@ -79,7 +79,7 @@ def _launch(
 ) -> int:
     if wrong := [word for word in overrides if "=" not in word and not word.startswith("~")]:
         raise ConfigError(
-            f"{wrong[0]!r} is not KEY=VALUE{suggest(wrong[0], COMMANDS)} (kdcli {command} --help)"
+            f"{shown(wrong[0])} is not KEY=VALUE{suggest(wrong[0], COMMANDS)} (kdcli {command} --help)"
         )
     if resolve and not cfg:
         raise ConfigError("--resolve goes with --cfg job")
@@ -273,8 +273,8 @@ def _no_such_option(error: MissingConfigException) -> str:
     if not group:
         return str(error).splitlines()[0]
     options = _options(group)
-    listed = f"; there are {', '.join(options)} (kdcli list {group})" if options else ""
-    return f"{group}={option}: there is no such {group}{suggest(option, options)}{listed}"
+    there = f"; there are {listed(options)} (kdcli list {group})" if options else ""
+    return f"{group}={abbreviated(option)}: there is no such {group}{suggest(option, options)}{there}"
 
 
 def _short(command: str, overrides: list[str], error: Exception) -> str:
@@ -534,7 +534,7 @@ def list_groups(group: str | None, config_dir: Path | None) -> int:
         groups = _groups()
         if group is not None and group not in groups:
             raise ConfigError(
-                f"there is no group {group}{suggest(group, groups)}; there are {', '.join(groups)}"
+                f"there is no group {group}{suggest(group, groups)}; there are {listed(groups)}"
             )
         rows = [
             [*([name] if group is None else []), option, _about(name, option)]

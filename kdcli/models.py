@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils.logging import disable_progress_bar
 
 from kdcli.config import Checkpoint
-from kdcli.errors import ConfigError, ModelError, TeacherError
+from kdcli.errors import ConfigError, ModelError, TeacherError, listed, shown
 from kdcli.files import PACKAGE, hash_files, locate_package, snapshot
 from kdcli.rollouts import positions_of
 from kdcli.tasks.base import Task
@@ -184,7 +184,7 @@ def load_tokenizer(
         wrong = next((i for i, token in enumerate(lines) if token and vocabulary.get(token) != i), None)
         if wrong is not None:
             raise ModelError(
-                f"{source.name}: vocab.txt says that token {wrong} is {lines[wrong]!r}, tokenizer.json says "
+                f"{source.name}: vocab.txt says that token {wrong} is {shown(lines[wrong])}, tokenizer.json says "
                 f"{vocabulary.get(lines[wrong])}: they are of two models. Put the right tokenizer files beside the weights"
             )
     if model is not None:
@@ -224,7 +224,7 @@ def same_vocabulary(
     )
     if wrong is not None:
         raise ModelError(
-            f"{student} and {teacher} have different vocabularies: {wrong!r} is token {ours[wrong]} to the student and "
+            f"{student} and {teacher} have different vocabularies: {shown(wrong)} is token {ours[wrong]} to the student and "
             f"{theirs.get(wrong, 'unknown')} to the teacher, so their probabilities cannot be compared. Use a student of "
             "the teacher's family (its tokenizer), or one born from the teacher (student=layers)"
         )
@@ -328,8 +328,8 @@ def label_order(config: PreTrainedConfig, labels: Sequence[str], name: str) -> l
     own = [str(label) for _, label in sorted((config.id2label or {}).items())]
     if len(own) != len(labels):
         raise TeacherError(
-            f"{name} has {len(own)} labels ({', '.join(own[:10])}), the data has {len(labels)} "
-            f"({', '.join(labels[:10])}); use a model of this task, or let distill tune it anew (teacher.tune=true)"
+            f"{name} has {len(own)} labels ({listed(own)}), the data has {len(labels)} "
+            f"({listed(labels)}); use a model of this task, or let distill tune it anew (teacher.tune=true)"
         )
     if all(re.fullmatch(r"LABEL_\d+", label) for label in own):
         return list(range(len(labels)))
@@ -338,12 +338,12 @@ def label_order(config: PreTrainedConfig, labels: Sequence[str], name: str) -> l
     missing = [label for label in labels if fold(label) not in index]
     if len(index) < len(own) or len({fold(label) for label in labels}) < len(labels):
         raise TeacherError(
-            f"{name}: labels that differ in nothing but case cannot be matched ({', '.join(own[:10])}; the data's: "
-            f"{', '.join(labels[:10])}); name the data's labels as the model does with dataset.labels=[…]"
+            f"{name}: labels that differ in nothing but case cannot be matched ({listed(own)}; the data's: "
+            f"{listed(labels)}); name the data's labels as the model does with dataset.labels=[…]"
         )
     if missing:
         raise TeacherError(
-            f"{name} does not know the label {missing[0]!r} (its labels: {', '.join(own[:10])}); name the data's labels "
+            f"{name} does not know the label {shown(missing[0])} (its labels: {listed(own)}); name the data's labels "
             "as the model does, in the data's order, with dataset.labels=[…]"
         )
     return [index[fold(label)] for label in labels]

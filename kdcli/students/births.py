@@ -8,7 +8,7 @@ import datasets
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Component, build, suggest
-from kdcli.errors import ConfigError
+from kdcli.errors import ConfigError, listed, shown
 from kdcli.models import Source
 from kdcli.students.base import Birth
 from kdcli.students.cut import Cut
@@ -29,7 +29,7 @@ class Births(Birth):
         for name in births:
             if name not in steps:
                 raise ConfigError(
-                    f"student.births: there is no step {name!r}{suggest(name, steps)} (student.steps: {', '.join(steps)})"
+                    f"student.births: there is no step {shown(name)}{suggest(name, steps)} (student.steps: {listed(steps)})"
                 )
             if "_target_" not in steps[name]:
                 raise ConfigError(f"student.steps.{name}: no _target_ says which birth it is")

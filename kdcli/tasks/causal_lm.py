@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Dataset as DatasetConfig
-from kdcli.errors import ConfigError, DataError, ModelError
+from kdcli.errors import ConfigError, DataError, ModelError, listed
 from kdcli.files import digest
 from kdcli.rollouts import Reply, ends_of, reply
 from kdcli.signal import HiddenSignal
@@ -469,7 +469,7 @@ def _written(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **
             template = _TODAY + template
         return str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
     except Exception as error:  # jinja2 raises what the template says
-        roles = ", ".join(turn["role"] for turn in turns) or "no turns"
+        roles = listed(turn["role"] for turn in turns) or "no turns"
         raise DataError(
             f"the chat template refuses a conversation of {roles}: {error}; leave out what it does not take (a system's turn, "
             "say), or use a model whose template does"

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Dataset as DatasetConfig
 from kdcli.config import suggest
-from kdcli.errors import ConfigError, DataError
+from kdcli.errors import ConfigError, DataError, listed
 from kdcli.files import digest
 from kdcli.rollouts import Reply, decoded, plainly, start_of, translate
 from kdcli.signal import HiddenSignal
@@ -147,7 +147,7 @@ class Seq2Seq(LanguageModel):
             if code is None or code not in known:
                 what = "is not set" if code is None else f"= {code}: the model does not know it"
                 raise ConfigError(
-                    f"dataset.{key} {what}{suggest(code or '', known)}; its codes: {', '.join(sorted(known))}"
+                    f"dataset.{key} {what}{suggest(code or '', known)}; its codes: {listed(sorted(known))}"
                 )
         source, target = self.languages
         if (tokenizer.src_lang, tokenizer.tgt_lang) != (source, target):
@@ -362,7 +362,7 @@ def _require_token(tokenizer: PreTrainedTokenizerBase, code: str) -> None:
     if tokenizer.unk_token_id not in tokenizer(code, add_special_tokens=False)["input_ids"]:
         return
     known = sorted(token for token in tokenizer.get_vocab() if _TARGET.fullmatch(token))
-    remedy = f"its codes: {', '.join(known)}" if known else "it knows no such codes; leave the prefix out"
+    remedy = f"its codes: {listed(known)}" if known else "it knows no such codes; leave the prefix out"
     raise ConfigError(
         f"dataset.prefix begins with {code}: the model does not know it{suggest(code, known)}; {remedy}"
     )

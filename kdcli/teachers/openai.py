@@ -18,7 +18,7 @@ from pydantic import Field
 
 from kdcli.config import Count, Dataset, NonNegative, Positive, Rollout, Section, Whole
 from kdcli.endpoint import Answer, Budget, Endpoint, Estimate, Prices, Usage
-from kdcli.errors import ConfigError, TeacherError
+from kdcli.errors import ConfigError, TeacherError, shown
 from kdcli.files import cache_dir, digest
 from kdcli.models import Source
 from kdcli.rollouts import seed_of
@@ -200,7 +200,7 @@ class OpenAITeacher(Teacher):
         self.words = [_plain(label) for label in task.labels]
         self.lettered = False
         if clash := _clash(task.labels, whole=self.soft_labels != "logprobs"):
-            self._use_letters(f"the labels {clash[0]!r} and {clash[1]!r} begin alike")
+            self._use_letters(f"the labels {shown(clash[0])} and {shown(clash[1])} begin alike")
         self.examples = self._chosen(gold) if self.shots else []
 
     def _chosen(self, gold: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from kdcli import console
+from kdcli.errors import KDError, listed, shown
 
 LONG = "/home/someone/a/folder/that/is/nested/deeply/enough/to/be/longer/than/a/line/of/eighty/columns.json"
 
@@ -110,6 +111,61 @@ def test_forced_colour_leaves_a_pipe_plain() -> None:
     )
     assert "\x1b" not in done.stdout + done.stderr
     assert done.stdout == "a\nt\nx\n1\n"
+
+
+ESCAPES = "\x1b]0;owned\x07 \x1b[2J \r \x9b31m \u202e \ud800 \x00"
+
+
+def test_no_text_reaches_the_terminal_as_a_command(
+    capsys: pytest.CaptureFixture[str], terminal: Terminal, logs: logging.Logger
+) -> None:
+    """A label or a path with escape sequences clears the screen, sets its title, or writes backwards over a message."""
+    console.setup_logging()
+    console.error(ESCAPES)
+    console.warn(ESCAPES)
+    logs.warning("%s", ESCAPES)
+    console.say(ESCAPES)
+    console.table("", ["label"], [[f"{ESCAPES}\nerror: forged"]])
+    captured = capsys.readouterr().err + terminal.getvalue()
+    assert not set(captured) & (set(ESCAPES) - set("]0;owned[2J 31m"))
+    assert captured.count(r"\u001b[2J") == 5
+    assert "\nerror: forged" not in captured
+
+
+def test_no_message_is_endless(capsys: pytest.CaptureFixture[str], logs: logging.Logger) -> None:
+    """A value of a million characters, or ten thousand problems, fill the terminal and the log."""
+    console.setup_logging()
+    for text in ("x" * 10**6, "a line of a problem\n" * 10**5):
+        for show in (console.error, console.warn, logs.error):
+            show(f"begins {text} ends")
+            said = capsys.readouterr().err
+            assert len(said) < 6000
+            assert "begins" in said
+            assert said.endswith("ends\n")
+            assert "characters left out" in said
+
+
+def test_a_stream_that_cannot_write_a_character_gets_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message in an ASCII log, or one with half a character in a path, ends in UnicodeEncodeError."""
+    stream = TextIOWrapper(BytesIO(), encoding="ascii")
+    monkeypatch.setattr(console, "out", Console(file=stream, soft_wrap=True, markup=False))
+    console.say("fünf \ud800")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"f\\xfcnf \\ud800\n"  # type: ignore[attr-defined]
+
+
+def test_values_and_lists_in_messages_are_abbreviated() -> None:
+    """A message repeats a whole file, or cannot be made: of an integer of 5,000 digits, or of nested lists."""
+    nested: list[object] = []
+    for _ in range(10**5):
+        nested = [nested]
+    for value in ("x" * 10**6, 10**5000, nested, {"a": ["b" * 10**5]}, list(range(10**5)), "\x1b" * 10**4):
+        assert len(shown(value)) <= 310
+        assert len(listed([value] * 1000)) <= 1300
+        assert len(KDError(f"{shown(value)} {listed([value] * 1000)}").message) < 2000
+    assert shown("short") == "'short'"
+    assert listed(["a", "b"]) == "a, b"
+    assert listed(map(str, range(10**4))).endswith("180, 181 and 9,818 more")
 
 
 def test_import_is_light() -> None:
@@ -309,6 +365,7 @@ def test_unknown_stage_is_refused() -> None:
 IN_A_TERMINAL = """
 import logging, sys, time
 from kdcli import console
+from kdcli.errors import KDError, listed, shown
 console.setup_logging()
 with console.Stages(["teacher", "student", "control"]) as stages:
     stages.skip("teacher", "cached")
