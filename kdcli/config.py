@@ -34,6 +34,7 @@ from pydantic import (
 )
 
 from kdcli.errors import ConfigError, abbreviated, listed, shown
+from kdcli.files import require_name
 
 
 def _whole(value: Any) -> Any:
@@ -637,7 +638,18 @@ class Step(Section):
 
 ROUNDED = ("classification", "token_classification", "causal_lm")
 """Tasks whose students can be trained with rounded weights."""
-TAKEN = ("teacher", "augment", "rollouts", "signals", "born", "student", "quantized", "control", "evaluate")
+TAKEN = (
+    "teacher",
+    "augment",
+    "rollouts",
+    "signals",
+    "born",
+    "after",
+    "student",
+    "quantized",
+    "control",
+    "evaluate",
+)
 """What other parts of a run are called."""
 
 
@@ -683,9 +695,14 @@ class Distill(Section):
 
     @model_validator(mode="after")
     def _names(self) -> Distill:
-        if taken := [name for name in self.stages if name in TAKEN or "/" in name]:
+        try:
+            for name in self.stages:
+                require_name(name, "stages")
+        except ConfigError as error:
+            raise ValueError(error.message) from None
+        if taken := [name for name in self.stages if name in TAKEN]:
             raise ValueError(
-                f"stages: {shown(taken[0])} cannot be a stage's name (not {', '.join(TAKEN)}, and no slash); choose another"
+                f"stages: {shown(taken[0])} cannot be a stage's name (not {', '.join(TAKEN)}); choose another"
             )
         return self
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from kdcli.errors import ConfigError, DataError, ModelError
+from kdcli.errors import ConfigError, DataError, ModelError, shown
 
 PACKAGE = "package:"
 """How a path begins that lies in an installed package: `package:DISTRIBUTION/PATH`."""
@@ -24,6 +24,10 @@ HUB_FILES = {
     "dataset": ["*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl", "*.txt", "*.md"],
 }
 """What is fetched from a hub repository: no pickles."""
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+"""A name that may be a part of a path."""
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""Names that Windows keeps for devices, with any extension."""
 PATIENCE = 10.0
 """Seconds that the hub has to answer at all, before what the cache holds is taken."""
 
@@ -48,6 +52,63 @@ def cache_dir(kind: str) -> Path:
             f"the cache folder {folder} cannot be made ({error}); set KDCLI_CACHE_DIR"
         ) from None
     return folder
+
+
+def require_name(name: str, what: str) -> str:
+    """Check a name from which a path is built, and return it. The rule is the same on every system, so that a run can be copied.
+
+    Args:
+        what: the key or file that the name comes from, for the message.
+
+    Raises:
+        ConfigError: the name leaves its folder, is too long, or is not valid on some system.
+    """
+    if not NAME.fullmatch(name) or ".." in name or name.endswith(".") or RESERVED.fullmatch(name):
+        raise ConfigError(
+            f"{what}: {shown(name, 100)} cannot be a part of a path; expected 1 to 100 letters (a-z), digits, '_', '-' or '.', that begin with a letter, "
+            "a digit or '_', without '..' or a '.' at the end, and no name that Windows reserves (CON, NUL …)"
+        )
+    return name
+
+
+def named_path(folder: Path, *names: str, what: str) -> Path:
+    """The path that names build below a folder: the only way in which a path is made of a name.
+
+    Args:
+        what: the key or file that the names come from, for the message.
+
+    Raises:
+        ConfigError: `require_name` refuses one of them, or a link on the way leads out of the folder.
+    """
+    return require_inside(folder, folder.joinpath(*(require_name(name, what) for name in names)), what)
+
+
+def inner_path(folder: Path, relative: str, what: str) -> Path:
+    """The path of a file below a folder that a record names with slashes, such as `onnx/model.onnx`.
+
+    Raises:
+        ConfigError: the path is absolute, goes up, or leads out of the folder through a link.
+    """
+    parts = relative.split("/")
+    if any(
+        part in ("", ".", "..") or "\\" in part or ":" in part or not part.isprintable() for part in parts
+    ):
+        raise ConfigError(f"{what}: {shown(relative, 100)} is not the path of a file below {folder}")
+    return require_inside(folder, folder.joinpath(*parts), what)
+
+
+def require_inside(folder: Path, path: Path, what: str) -> Path:
+    """Check that no link leads from a folder to a path outside it, and return the path.
+
+    Raises:
+        ConfigError: one does.
+    """
+    real = Path(os.path.realpath(path))
+    if not real.is_relative_to(os.path.realpath(folder)):
+        raise ConfigError(
+            f"{what}: {path} is a link that leads out of {folder}, to {real}; replace it by a folder"
+        )
+    return path
 
 
 def with_weights(path: Path) -> list[Path]:

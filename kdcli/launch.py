@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kdcli import console, rundir
 from kdcli.config import COMMANDS, Distill, check, conf_dir, defaults, suggest, user_conf_dir
 from kdcli.errors import ConfigError, KDError, abbreviated, listed, shown
-from kdcli.files import disk_full, write_json
+from kdcli.files import disk_full, named_path, require_name, write_json
 
 VERSION_BASE = "1.3"
 HOME = re.compile(r"(?<![^,\[ ])~(?=/|$)")
@@ -201,6 +201,8 @@ def _compose(command: str, name: str, overrides: list[str]) -> DictConfig:
                 raise ConfigError(
                     f"{nothing[0]}=null: a choice is needed (kdcli list {nothing[0]} shows them)"
                 ) from None
+    if "hardware" in composed.hydra.runtime.choices:
+        require_name(str(composed.hydra.runtime.choices.hardware), "hardware")
     check(COMMANDS[command], _tree(composed))
     return composed
 
@@ -402,7 +404,8 @@ def _command(command: str, config: Any, folder: Path) -> int:
     hardware = str(HydraConfig.get().runtime.choices["hardware"])
     status = export(config, hardware)
     if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:  # another job may make the same files anew
-        made = json.loads((Path(config.run).expanduser() / "export" / hardware / rundir.EXPORT).read_text())
+        place = named_path(Path(config.run).expanduser(), "export", hardware, what="hardware")
+        made = json.loads((place / rundir.EXPORT).read_text())
         write_json(folder / rundir.EXPORT, made | {"exit_code": status})
     return status
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config import Measure
 from kdcli.errors import ConfigError, ExportError, ModelError
-from kdcli.files import hash_file, size_of, with_weights
+from kdcli.files import hash_file, inner_path, size_of, with_weights
 from kdcli.measure import Process, measure_rows, runtime_of
 from kdcli.models import Source, label_order, load_config, load_tokenizer
 from kdcli.rollouts import decoded, go_on, room_for_prompts
@@ -181,7 +181,7 @@ def require_whole(path: Path, told: Mapping[str, Any]) -> None:
         ModelError: a file of it is gone, or holds something else.
     """
     for name, expected in told["artifacts"].get(path.name, {}).get("sha256", {}).items():
-        file = path.parent / name
+        file = inner_path(path.parent, name, "export.json: artifacts")
         found = hash_file(file) if file.is_file() else None
         if found != expected:
             holds = (

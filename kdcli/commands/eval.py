@@ -30,10 +30,10 @@ from kdcli.evaluate import (
     score,
     verdict,
 )
-from kdcli.files import write_json
+from kdcli.files import named_path, require_inside, require_name, write_json
 from kdcli.measure import Process, measured, runtime_of, specified
 from kdcli.models import Source, fewer_tokens, find, has_head, load_config, load_tokenizer
-from kdcli.rundir import EXPORT, read_report, unanswered
+from kdcli.rundir import EXPORT, REPORT, read_report, unanswered
 from kdcli.signal import AnySignal
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Predictions, Task
@@ -176,7 +176,8 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
         if name == "teacher" and not recorded[name].get("path"):
             console.warn(f"the teacher of {run} can only be asked, which eval does not do, and is left out")
             continue
-        path = Path(recorded[name].get("path") or run / name)
+        elsewhere = recorded[name].get("path") if name == "teacher" else None
+        path = Path(elsewhere) if elsewhere else named_path(run, name, what=f"{run / REPORT}: models")
         if path.is_dir():
             sources[name] = Source(path.absolute(), name, code=cfg.trust_remote_code)
         else:
@@ -193,13 +194,13 @@ def _recommended(place: Path) -> Path:
         raise ConfigError(
             f"none of the files in {place} is within its tolerance and budget; name one: {', '.join(told['artifacts'])}"
         )
-    found = sorted(place.rglob(told["recommended"]))
+    found = sorted(place.rglob(require_name(str(told["recommended"]), f"{place / EXPORT}: recommended")))
     if not found:
         raise ModelError(
             f"{told['recommended']}, which {place / EXPORT} recommends, is gone; export again: "
             f"kdcli export run=RUN hardware={told['hardware']}"
         )
-    return found[0]
+    return require_inside(place, found[0], f"{place / EXPORT}: recommended")
 
 
 def _require_exported(artifact: Path, run: Path | None) -> None:

@@ -23,7 +23,7 @@ from kdcli.data import load, without
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, ExportError, ModelError
 from kdcli.evaluate import agreement, examine, opened, save_predictions, score
-from kdcli.files import replaced, write_json
+from kdcli.files import named_path, replaced, require_name, write_json
 from kdcli.hardware.base import Target
 from kdcli.measure import UNKNOWN, measured, runtime_of
 from kdcli.models import Source
@@ -68,7 +68,7 @@ def export(cfg: Config, hardware: str) -> int:
     task = task_of(dataset, data.labels)
     student = Source(run / "student", "student", code=cfg.trust_remote_code)
     length = dataset.max_length
-    out = run / "export" / hardware
+    out = named_path(run, "export", hardware, what="hardware")
     own = {
         key: getattr(cfg.hardware, key) or getattr(cfg.measure, key)
         for key in ("threads", "batch_sizes", "sequence_length")
@@ -133,6 +133,7 @@ def export(cfg: Config, hardware: str) -> int:
                     failed[path.name] = str(error)
                     console.error(str(error))
                     continue
+                require_name(path.name, f"a file that hardware={hardware} wrote")
                 save_predictions(folder / "predictions" / f"test.{path.name}.safetensors", said)
                 entry = {**made, **score(task, said), **needs}
                 parity = {"score_drop": torch_entry["score"] - entry["score"]}

@@ -13,7 +13,8 @@ import kdcli
 ROOT = Path(kdcli.__file__).parent
 FLOORS = [
     {"errors", "signal", "scripts"},
-    {"config", "console", "files", "snippets"},
+    {"files"},
+    {"config", "console", "snippets"},
     {"catalogues", "rundir", "losses", "inside", "gguf", "rollouts", "quantization", "endpoint", "filters"},
     {"tasks", "runtimes"},
     {"models", "data"},
