@@ -54,15 +54,66 @@ def _tab(value: Any) -> Any:
     return "\t" if value == r"\t" else value
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
-Fraction = Annotated[float, BeforeValidator(_whole), Field(ge=0, le=1)]
-Positive = Annotated[float, BeforeValidator(_whole), Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, BeforeValidator(_whole), Field(ge=0, allow_inf_nan=False)]
-Seed = Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**32)]
+Int = Annotated[int, BeforeValidator(_whole)]
+Float = Annotated[float, BeforeValidator(_whole), Field(allow_inf_nan=False)]
+# Every number has both bounds. An upper bound lies far above what is useful, and below what makes arithmetic overflow,
+# what no machine can allocate, and what does not end within years.
+Count = Annotated[Int, Field(ge=1, le=10**9)]
+"""How many of something; also for arguments of your own classes."""
+Whole = Annotated[Int, Field(ge=0, le=10**9)]
+Positive = Annotated[Float, Field(gt=0, le=1e12)]
+NonNegative = Annotated[Float, Field(ge=0, le=1e12)]
+Fraction = Annotated[Float, Field(ge=0, le=1)]
+Seed = Annotated[Int, Field(ge=0, lt=2**32)]
+"""What numpy's generator takes."""
+Epochs = Annotated[Float, Field(gt=0, le=1e6)]
+"""A tiny data set may need 10**5 passes."""
+Steps = Annotated[Int, Field(ge=1, le=10**9)]
+"""At a thousand steps a second these are 11 days."""
+Rows = Annotated[Int, Field(ge=1, le=10**10)]
+"""The largest public text collections have 10**10 documents."""
+BatchSize = Annotated[Int, Field(ge=1, le=10**6)]
+"""The largest batches of language models have 10**5 rows."""
+Tokens = Annotated[Int, Field(ge=1, le=10**7)]
+"""Of one row or answer: the longest context of a published model is 10**7."""
+Characters = Annotated[Int, Field(ge=1, le=10**8)]
+"""Of one row or answer: about ten a token."""
+LearningRate = Annotated[Float, Field(gt=0, le=100)]
+"""AdamW moves a weight by about the learning rate in each step; weights are mostly below 1."""
+WeightDecay = Annotated[Float, Field(ge=0, le=100)]
+GradNorm = Annotated[Float, Field(ge=0, le=1e12)]
+"""A bound that is never reached is a common way to log the norm without clipping it."""
+Weight = Annotated[Float, Field(ge=0, le=1e6)]
+"""Of a loss term: beyond that, fp32 loses the other terms of the sum."""
+Temperature = Annotated[Float, Field(gt=0, le=1e6)]
+"""The loss is multiplied by its square, which must stay a finite fp32."""
+SamplingTemperature = Annotated[Float, Field(ge=0, le=1e6)]
+Depth = Annotated[Int, Field(ge=1, le=10**4)]
+"""Layers of a model: the deepest published transformer has a thousand."""
+LayerIndex = Annotated[Int, Field(ge=-(10**4), le=10**4)]
+"""-1 is the last layer."""
+Width = Annotated[Int, Field(ge=1, le=2**20)]
+"""Of a layer, or its heads: a square matrix of this width has 4 TB."""
+VocabularySize = Annotated[Int, Field(ge=1, le=10**8)]
+Beams = Annotated[Int, Field(ge=1, le=1000)]
+"""All of them stand in one batch for each row."""
+Copies = Annotated[Int, Field(ge=1, le=10**4)]
+"""Of each row."""
+Threads = Annotated[Int, Field(ge=1, le=4096)]
+"""The largest machines have about two thousand hardware threads."""
+Runs = Annotated[Int, Field(ge=1, le=10**6)]
+"""Repetitions of one measurement."""
+Seconds = Annotated[Float, Field(gt=0, le=86_400)]
+"""At most a day."""
+Rate = Annotated[Float, Field(gt=0, le=1e6)]
+"""Requests a second: more than one process can send."""
+Bytes = Annotated[Float, Field(gt=0, le=1e15)]
+Milliseconds = Annotated[Float, Field(gt=0, le=1e9)]
+Smoothing = Annotated[Float, Field(ge=0, lt=1)]
+SplitSize = Annotated[Float, Field(gt=0, le=1e10)]
+"""A share below 1, or rows."""
 Name = Annotated[str, BeforeValidator(_named)]
 Character = Annotated[str, Field(min_length=1, max_length=1), BeforeValidator(_tab)]
-Size = Annotated[float, BeforeValidator(_whole), Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -87,31 +138,31 @@ class Component(BaseModel):
 class Trainer(Section):
     """How one model is trained."""
 
-    epochs: Positive = 4.0
+    epochs: Epochs = 4.0
     """Passes over the training rows."""
-    max_steps: Count | None = None
+    max_steps: Steps | None = None
     """Stop after so many optimizer steps, whatever `epochs` says."""
-    batch_size: Count = 32
+    batch_size: BatchSize = 32
     """Rows an optimizer step, over all processes and accumulated micro-batches."""
-    micro_batch_size: Count | None = None
+    micro_batch_size: BatchSize | None = None
     """Rows a process holds at once; null: batch_size / processes. It changes memory, not the result."""
-    learning_rate: Positive = 1e-3
+    learning_rate: LearningRate = 1e-3
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Fraction = 0.1
     """The share of the steps over which the learning rate rises from 0."""
-    weight_decay: NonNegative = 0.01
+    weight_decay: WeightDecay = 0.01
     dropout: Fraction | None = None
     """Of every dropout in the model while it is trained; null: as its own config says."""
     freeze: list[str] = []
     """Parameters with one of these in their name stay as they are."""
-    max_grad_norm: NonNegative = 1.0
+    max_grad_norm: GradNorm = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 is autocast: weights, optimizer and losses stay fp32. auto: bf16 where the processor is fast at it."""
     keep: Literal["best", "last"] = "best"
     """Which weights are kept: those with the best validation score, or the last."""
-    eval_steps: Count | None = None
+    eval_steps: Steps | None = None
     """Validate and save a checkpoint every so many steps; null: once an epoch."""
-    logging_steps: Count = 20
+    logging_steps: Steps = 20
     report_to: list[str] = []
     """Trackers besides metrics.jsonl, by the names of transformers: tensorboard, wandb, mlflow …"""
 
@@ -142,11 +193,11 @@ class Teacher(Checkpoint):
     """Fine-tune it on the gold labels first; null: only if it has no head for the task."""
     cache: bool = True
     """Keep its answers (under KDCLI_CACHE_DIR) for all epochs and runs; false: ask it in every step."""
-    top_k: Count = 64
+    top_k: VocabularySize = 64
     """causal_lm: tokens that the cache keeps of each position; all others are one bucket."""
     trainer: Trainer = Trainer(epochs=2, learning_rate=1e-4, logging_steps=10)
     """How it is tuned."""
-    label_smoothing: Annotated[float, BeforeValidator(_whole), Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Smoothing = 0.0
     """Of the gold labels while it is tuned (of the student's: loss.hard_label.label_smoothing, which its control shares)."""
     others: list[str] = []
     """Further checkpoints, named as by `path`: together an ensemble, which gives the mean of their probabilities. Each is tuned as the first
@@ -154,7 +205,7 @@ class Teacher(Checkpoint):
     born: Component | None = None
     """seq2seq: there is no checkpoint; the teacher is a new model of this birth, over a vocabulary that is learnt from the training
     pairs, and is trained on them first."""
-    vocab_size: Count = 8000
+    vocab_size: VocabularySize = 8000
     """Of that vocabulary, source and target together."""
     stand_in: str | None = None
     """A checkpoint, named as by `path`, from which a student without one is born where the teacher has none that can be read
@@ -179,9 +230,9 @@ class Student(Checkpoint):
     """At last the student is taught once more with its weights rounded as `hardware=cpu` (a language model's: and `laptop`) will round
     them in this precision, and keeps the rounded ones; its control too. null: it is rounded when it is exported. (classification,
     token_classification, causal_lm)"""
-    quantization_epochs: Positive = 1.0
+    quantization_epochs: Epochs = 1.0
     """Passes over the training rows in that stage …"""
-    quantization_learning_rate: Positive = 2e-4
+    quantization_learning_rate: LearningRate = 2e-4
     """… and its learning rate; all else is as in the stage before."""
 
 
@@ -192,13 +243,13 @@ class Augment(Section):
     path: str | None = None
     """A checkpoint with a masked-LM head, named as a teacher's; null: the teacher's own, as it is before it is tuned."""
     revision: str | None = None
-    copies: Count = 20
+    copies: Copies = 20
     """Of each text; those that are equal are left out."""
     probability: Fraction = 0.4
     """With which a word is replaced."""
-    candidates: Count = 15
+    candidates: VocabularySize = 15
     """The likeliest words at a word's place, of which one is drawn."""
-    batch_size: Count = 32
+    batch_size: BatchSize = 32
     """Words that the model is asked for at once."""
 
 
@@ -208,10 +259,10 @@ class Clean(Section):
 
     identical: bool = True
     """Pairs whose target is their source."""
-    max_ratio: Annotated[float, BeforeValidator(_whole), Field(gt=1, allow_inf_nan=False)] | None = 3.0
+    max_ratio: Annotated[Float, Field(gt=1, le=1e6)] | None = 3.0
     """Pairs whose target is so many times longer or shorter, in characters, than is usual for its source (the median of the data
     set's ratios, so that Chinese may be short); null: any. Summaries want null."""
-    ratio_from: Count = 40
+    ratio_from: Characters = 40
     """Of those alone whose longer side has so many characters: short messages vary more."""
     script: bool = True
     """Pairs of which a side has most of its letters in another script than that column."""
@@ -241,9 +292,9 @@ class Dataset(Section):
     validation: str | None = None
     """hub: a split's name; files: another file; null: carved out of the training rows by a hash of the text."""
     test: str | None = None
-    validation_size: Size = 0.1
+    validation_size: SplitSize = 0.1
     """If it is carved out: so many rows, or below 1 the share of all."""
-    test_size: Size = 0.1
+    test_size: SplitSize = 0.1
     text: str = "text"
     """The text's column."""
     text_pair: str | None = None
@@ -285,21 +336,21 @@ class Dataset(Section):
     """csv: the names of all columns in their order, of a file that has no header."""
     replace: dict[str, str] = {}
     """Regular expressions and what replaces them in the text, in order. White space is folded after (classification)."""
-    limit: Count | None = None
+    limit: Rows | None = None
     """At most so many training rows."""
-    eval_limit: Count | None = None
+    eval_limit: Rows | None = None
     """At most so many rows of validation and of test."""
-    labelled: Count | None = None
+    labelled: Rows | None = None
     """At most so many training rows keep their label (seq2seq: their target); the rest is text for the teacher alone."""
     unlabelled: str | None = None
     """More text for the teacher alone: a file (or a hub split) like the training one, whose labels are not asked for."""
-    unlabelled_limit: Count | None = None
+    unlabelled_limit: Rows | None = None
     """At most so many of its rows."""
     augment: Augment | None = None
     """classification: further text of this kind for the teacher alone, made of the training texts; null: none."""
-    max_length: Count = 128
+    max_length: Tokens = 128
     """Tokens a row; the rest is cut off."""
-    mask_copies: Count = 1
+    mask_copies: Copies = 1
     """masked_lm: each training text stands there so often, every time with other tokens hidden (Liu et al. 2019,
     https://arxiv.org/abs/1907.11692, section 4.1: static masking)."""
 
@@ -424,19 +475,19 @@ class Dataset(Section):
 class Term(Component):
     """One term of the loss: a class and its weight."""
 
-    weight: NonNegative = 1.0
+    weight: Weight = 1.0
     """0: the term is left out."""
 
 
 class Budget(Section):
     """What an artifact may cost on the device, and what it must keep; null: no limit. Missed: exit code 3."""
 
-    max_bytes: Positive | None = None
-    max_latency_ms_p95: Positive | None = None
+    max_bytes: Bytes | None = None
+    max_latency_ms_p95: Milliseconds | None = None
     """Of one row at batch 1."""
-    max_memory_bytes: Positive | None = None
+    max_memory_bytes: Bytes | None = None
     """The most that its process holds, less the runtime's packages."""
-    min_retention: Positive | None = None
+    min_retention: Annotated[Float, Field(gt=0, le=100)] | None = None
     """Of the teacher's score, as the run's verdict counts it."""
     min_agreement: Fraction | None = None
     """With the torch student, as `tolerance.agreement`."""
@@ -457,7 +508,7 @@ class Tolerance(Section):
     """At least this share of the test rows gets the same label (causal_lm: of the reference tokens' places, the same
     likeliest token; seq2seq: this share of what the torch student writes greedily is written by the artifact too, up to each
     text's first difference)."""
-    score_drop: NonNegative = 0.01
+    score_drop: Annotated[Float, Field(ge=0, le=1000)] = 0.01
     """The score may fall by so much (causal_lm: nats a token; seq2seq: BLEU points)."""
     same_texts: Fraction = 0.0
     """seq2seq: at least this share of the test rows is translated by the very same text."""
@@ -468,19 +519,19 @@ class Tolerance(Section):
     """At least this share of the texts (causal_lm: prompts) is cut into the same tokens by the artifact's own tokenizer."""
 
 
-BatchSizes = Annotated[list[Count], Field(min_length=1)]
+BatchSizes = Annotated[list[BatchSize], Field(min_length=1)]
 
 
 class Hardware(Component):
     """Where the student will run."""
 
-    threads: Count | None = None
+    threads: Threads | None = None
     """Of the runtime, in place of `measure.threads`."""
     batch_sizes: BatchSizes | None = None
     """Of the measurement, in place of `measure.batch_sizes`."""
-    sequence_length: Count | None = None
+    sequence_length: Tokens | None = None
     """Of the measurement, in place of `measure.sequence_length`."""
-    calibration_rows: Count = 300
+    calibration_rows: Rows = 300
     """Rows of the training split, from which a target may learn the ranges of activations."""
     budget: Budget = Budget()
     tolerance: Tolerance = Tolerance()
@@ -491,26 +542,26 @@ class Hardware(Component):
 class Measure(Section):
     """How speed is measured: of each model in its own process."""
 
-    threads: Count = 1
+    threads: Threads = 1
     device: Literal["cpu", "cuda"] = "cpu"
     """Of models in torch; exported files choose their own (hardware=cuda: the GPU, if there is one)."""
     batch_sizes: BatchSizes = [1, 8, 32]
     """Rows a batch: throughput is that of the best of them."""
-    sequence_length: Count | None = None
+    sequence_length: Tokens | None = None
     """Tokens of each row that is timed: a longer one is cut, a shorter one begun again until it has so many; null: each row has its
     own. Raw texts (`request_rates`) keep theirs."""
-    latency_runs: Count = 200
-    throughput_seconds: Positive = 2.0
-    request_rates: list[Positive] = []
+    latency_runs: Runs = 200
+    throughput_seconds: Seconds = 2.0
+    request_rates: list[Rate] = []
     """Requests a second: raw texts arrive at random moments at these rates, and wait for one another."""
-    load_seconds: Positive = 3.0
+    load_seconds: Seconds = 3.0
     """For so long at each rate, and longer where 40 requests take longer."""
-    max_texts: Count = 256
-    num_beams: Count = 4
+    max_texts: Rows = 256
+    num_beams: Beams = 4
     """seq2seq: the test split is also translated by a beam search of this width; 1: greedily alone."""
-    new_tokens: Count = 32
+    new_tokens: Tokens = 32
     """causal_lm: tokens that are written for each prompt."""
-    generations: Count = 32
+    generations: Rows = 32
     """causal_lm: so many prompts of the test split are answered, scored and (ten of them) shown."""
 
 
@@ -530,9 +581,9 @@ def require_length(measure: Measure | None, max_length: int) -> None:
 class Filter(Section):
     """Answers of the teacher that are not learnt, as empty ones are; how many, and why, stands in the report."""
 
-    min_length: Whole = 0
+    min_length: Annotated[Int, Field(ge=0, le=10**8)] = 0
     """Those of fewer characters …"""
-    max_length: Count | None = None
+    max_length: Characters | None = None
     """… or of more; null: any."""
     refusals: list[str] = []
     """Regular expressions: answers that begin so, whatever the case."""
@@ -559,26 +610,26 @@ class Rollout(Section):
     (sequence-level distillation); student: answers while it is trained, and the teacher judges (on-policy distillation)."""
     on_policy_fraction: Fraction = 0.5
     """by=student: the share of the rows that it answers anew in each step."""
-    max_new_tokens: Count = 64
+    max_new_tokens: Tokens = 64
     """Of an answer, at most."""
-    sampling_temperature: NonNegative = 1.0
+    sampling_temperature: SamplingTemperature = 1.0
     """Tokens are drawn from softmax(logits / sampling_temperature); 0: the likeliest one each time."""
-    batch_size: Count = 16
+    batch_size: BatchSize = 16
     """Prompts that are answered at once."""
-    num_beams: Count = 1
+    num_beams: Beams = 1
     """seq2seq, by=teacher: the likeliest translation is searched for with so many beams; with sampling_temperature=0."""
-    length_penalty: float = 1.0
+    length_penalty: Annotated[Float, Field(ge=-10, le=10)] = 1.0
     """Of beams: the sum of log-probabilities is divided by the length to this power."""
-    candidates: Count = 1
+    candidates: Beams = 1
     """seq2seq, by=teacher: translations of each source, from the beams or drawn, of which one is learnt …"""
     pick: Literal["likeliest", "nearest"] = "likeliest"
     """… the likeliest, or the one nearest to the reference by sentence BLEU (Kim and Rush 2016, section 3.3)."""
-    keep: Annotated[Fraction, Field(gt=0)] = 1.0
+    keep: Annotated[Float, Field(gt=0, le=1)] = 1.0
     """by=teacher: the share of the answers that are learnt: those of which the teacher itself finds a token likeliest, on average."""
 
-    answers: Count = 1
+    answers: Copies = 1
     """by=teacher: so many to each prompt, each of which is learnt; drawn with sampling_temperature > 0."""
-    expand: Whole = 0
+    expand: Annotated[Int, Field(ge=0, le=10**8)] = 0
     """by=teacher: so many further prompts, which the teacher makes up after those of the training rows, and answers (teacher=openai)."""
     filter: Filter = Filter()
     """by=teacher: which of the answers are not learnt."""

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kdcli.config import Int
 from kdcli.errors import ExportError
 from kdcli.hardware.base import Target
 from kdcli.hardware.cpu import Cpu
@@ -50,7 +51,7 @@ class Browser(Target):
     def __init__(
         self,
         precisions: Annotated[list[Literal["fp32", "int8"]], Field(min_length=1)],
-        rows: Annotated[int, Field(ge=0)] = 20,
+        rows: Annotated[Int, Field(ge=0, le=1000)] = 20,
     ):
         self.precisions, self.rows = precisions, rows
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kdcli.config import Int
 from kdcli.errors import ConfigError, ExportError
 from kdcli.hardware import language
 from kdcli.hardware.base import Target, copy_beside, exporting, quietly
@@ -63,7 +64,7 @@ class Cpu(Target):
     def __init__(
         self,
         precisions: Annotated[list[Literal["fp32", "int8", "int4"]], Field(min_length=1)] | None = None,
-        opset: Annotated[int, Field(ge=14, le=20)] = 17,
+        opset: Annotated[Int, Field(ge=14, le=20)] = 17,
         per_channel: bool = True,
     ):
         self.precisions, self.opset, self.per_channel = precisions, opset, per_channel

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 from transformers import PreTrainedConfig
 
-from kdcli.config import Fraction, Positive
+from kdcli.config import Fraction, Temperature
 from kdcli.signal import FLOOR, Part, Signal, TopKSignal
 
 Skew = Annotated[Fraction, Field(lt=1)]
@@ -72,7 +72,7 @@ class Divergence(Loss):
     power: ClassVar[int] = 2
     """T to this power keeps the gradient's size when T changes."""
 
-    def __init__(self, temperature: Positive = 1.0):
+    def __init__(self, temperature: Temperature = 1.0):
         super().__init__()
         self.temperature = temperature
 
@@ -94,7 +94,7 @@ class Skewed(Divergence):
         temperature: above 1 softens both distributions; > 0.
     """
 
-    def __init__(self, skew: Skew = 0.1, temperature: Positive = 1.0):
+    def __init__(self, skew: Skew = 0.1, temperature: Temperature = 1.0):
         super().__init__(temperature)
         self.skew = skew
 

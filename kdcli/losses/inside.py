@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from kdcli.config import LayerIndex
 from kdcli.errors import ConfigError
 from kdcli.losses.base import Loss
 from kdcli.signal import Inside, Signal, TopKSignal
 
 Rule = Literal["uniform", "last", "skip"]
-LayerMapping = Rule | Sequence[tuple[int, int]]
+LayerMapping = Rule | Sequence[tuple[LayerIndex, LayerIndex]]
 """Which of the student's layers learns from which of the teacher's: pairs (student's, teacher's), 0 being the embeddings, 1 the first
 layer and -1 the last; or by rule, for S layers of the student and T of the teacher:
 uniform: s from ⌊s T / S⌋, all of them (Jiao et al. 2020, https://arxiv.org/abs/1909.10351);
@@ -60,7 +61,7 @@ class InsideLoss(Loss):
 
 
 def pairs(
-    mapping: Rule | Sequence[tuple[int, int]], student: int, teacher: int, lowest: int
+    mapping: Rule | Sequence[tuple[LayerIndex, LayerIndex]], student: int, teacher: int, lowest: int
 ) -> list[tuple[int, int]]:
     """The pairs of layers that a mapping means for models of so many layers.
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcli.config import Fraction, Positive
+from kdcli.config import Fraction, Temperature
 from kdcli.losses.base import Divergence
 
 Open = Annotated[Fraction, Field(gt=0, lt=1)]
@@ -28,7 +28,7 @@ class JSD(Divergence):
         temperature: above 1 softens both distributions; > 0.
     """
 
-    def __init__(self, beta: Open = 0.5, temperature: Positive = 1.0):
+    def __init__(self, beta: Open = 0.5, temperature: Temperature = 1.0):
         super().__init__(temperature)
         self.beta = beta
 

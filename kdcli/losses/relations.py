@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from kdcli.config import Count
+from kdcli.config import Width
 from kdcli.errors import ConfigError
 from kdcli.losses.inside import InsideLoss, LayerMapping
 from kdcli.signal import Inside, Part
@@ -35,7 +35,7 @@ class Relations(InsideLoss):
     def __init__(
         self,
         of: Sequence[Literal["queries", "keys", "values"]] = ("queries", "keys", "values"),
-        relation_heads: Count | None = None,
+        relation_heads: Width | None = None,
         layer_mapping: LayerMapping = ((-1, -1),),
     ):
         super().__init__(layer_mapping)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcli.config import Count, Positive
+from kdcli.config import Temperature, VocabularySize
 from kdcli.losses.base import Loss
 from kdcli.signal import Signal, TopKSignal
 
@@ -25,7 +25,7 @@ class ULD(Loss):
 
     by_class = False
 
-    def __init__(self, temperature: Positive = 1.0, top_k: Count = 64):
+    def __init__(self, temperature: Temperature = 1.0, top_k: VocabularySize = 64):
         super().__init__()
         self.temperature, self.top_k = temperature, top_k
 

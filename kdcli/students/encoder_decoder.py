@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from kdcli.config import Count, Fraction
+from kdcli.config import Depth, Fraction, Width
 from kdcli.errors import ConfigError
 from kdcli.models import Source, load_config, load_tokenizer
 from kdcli.students.base import Birth
@@ -44,11 +44,11 @@ class EncoderDecoder(Birth):
 
     def __init__(
         self,
-        hidden_size: Count,
-        encoder_layers: Count,
-        decoder_layers: Count,
-        num_attention_heads: Count,
-        intermediate_size: Count,
+        hidden_size: Width,
+        encoder_layers: Depth,
+        decoder_layers: Depth,
+        num_attention_heads: Width,
+        intermediate_size: Width,
         dropout: Fraction = 0.1,
     ):
         if hidden_size % num_attention_heads or hidden_size % 2:

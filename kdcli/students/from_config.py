@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from kdcli.config import Count, Fraction, suggest
+from kdcli.config import Depth, Fraction, Width, suggest
 from kdcli.errors import ConfigError
 from kdcli.models import Source, first_position, load_config, load_model, load_tokenizer
 from kdcli.students.base import Birth
@@ -50,12 +50,12 @@ class FromConfig(Birth):
 
     def __init__(
         self,
-        hidden_size: Count,
-        num_hidden_layers: Count,
-        num_attention_heads: Count,
-        intermediate_size: Count,
+        hidden_size: Width,
+        num_hidden_layers: Depth,
+        num_attention_heads: Width,
+        intermediate_size: Width,
         model_type: str = "bert",
-        num_key_value_heads: Count | None = None,
+        num_key_value_heads: Width | None = None,
         dropout: Fraction = 0.1,
         embeddings: Literal["random", "teacher"] = "random",
     ):

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.config import Count
+from kdcli.config import Depth, LayerIndex
 from kdcli.errors import ConfigError
 from kdcli.students.anatomy import Anatomy, carve
 from kdcli.students.cut import Cut
@@ -25,7 +25,7 @@ class Layers(Cut):
     """
 
     def __init__(
-        self, num_hidden_layers: Count, layers: list[int] | None = None, decoder_layers: Count | None = None
+        self, num_hidden_layers: Depth, layers: list[LayerIndex] | None = None, decoder_layers: Depth | None = None
     ):
         if layers is not None and len(layers) != num_hidden_layers:
             raise ConfigError(

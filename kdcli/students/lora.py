@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from kdcli.config import Count, Fraction, Positive
+from kdcli.config import Fraction, Weight, Width
 from kdcli.errors import ConfigError
 from kdcli.students.pretrained import Pretrained
 
@@ -28,8 +28,8 @@ class Lora(Pretrained):
 
     def __init__(
         self,
-        r: Count = 16,
-        lora_alpha: Positive = 32.0,
+        r: Width = 16,
+        lora_alpha: Weight = 32.0,
         lora_dropout: Fraction = 0.0,
         target_modules: list[str] | None = None,
     ):

@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from kdcli.config import Count
+from kdcli.config import Depth, Rows, Width
 from kdcli.data import with_gold
 from kdcli.errors import ConfigError
 from kdcli.models import room
@@ -60,13 +60,13 @@ class Pruned(Cut):
 
     def __init__(
         self,
-        num_hidden_layers: Count | None = None,
-        hidden_size: Count | None = None,
-        num_attention_heads: Count | None = None,
-        num_key_value_heads: Count | None = None,
-        intermediate_size: Count | None = None,
+        num_hidden_layers: Depth | None = None,
+        hidden_size: Width | None = None,
+        num_attention_heads: Width | None = None,
+        num_key_value_heads: Width | None = None,
+        intermediate_size: Width | None = None,
         importance: Literal["activation", "gradient", "magnitude"] = "activation",
-        calibration: Count = 256,
+        calibration: Rows = 256,
     ):
         self.wanted = {
             "num_hidden_layers": num_hidden_layers,

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from kdcli.config import Count
+from kdcli.config import Count, VocabularySize
 from kdcli.errors import ConfigError, ModelError
 from kdcli.students.cut import Cut
 from kdcli.tasks.base import Task
@@ -42,7 +42,7 @@ class Vocabulary(Cut):
         max_tokens: at most so many are kept, the most frequent ones; null: all that `min_count` leaves.
     """
 
-    def __init__(self, min_count: Count = 1, max_tokens: Count | None = None):
+    def __init__(self, min_count: Count = 1, max_tokens: VocabularySize | None = None):
         self.min_count, self.max_tokens = min_count, max_tokens
 
     def cut(

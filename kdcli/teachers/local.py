@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import torch
 
-from kdcli.config import Count, Rollout
+from kdcli.config import BatchSize, Rollout
 from kdcli.models import Source, fast_bf16, label_order, load_ready, load_tokenizer
 from kdcli.rollouts import seed_of
 from kdcli.signal import AnySignal, Part
@@ -23,7 +23,7 @@ class LocalTeacher(Teacher):
         batch_size: rows in one forward pass.
     """
 
-    def __init__(self, batch_size: Count = 64):
+    def __init__(self, batch_size: BatchSize = 64):
         self.batch_size = batch_size
 
     def open(self, source: Source, task: Task, max_length: int, precision: str) -> None:

@@ -16,7 +16,20 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from kdcli.config import Count, Dataset, NonNegative, Positive, Rollout, Section, Whole
+from kdcli.config import (
+    Copies,
+    Count,
+    Dataset,
+    Float,
+    Int,
+    NonNegative,
+    Positive,
+    Rollout,
+    Seconds,
+    Section,
+    Threads,
+    VocabularySize,
+)
 from kdcli.endpoint import Answer, Budget, Endpoint, Estimate, Prices, Usage
 from kdcli.errors import ConfigError, TeacherError, shown
 from kdcli.files import cache_dir, digest
@@ -107,19 +120,19 @@ class OpenAITeacher(Teacher):
         model: str,
         api_key_env: str | None = None,
         soft_labels: Literal["logprobs", "samples", "one_hot"] = "logprobs",
-        top_logprobs: Count = 20,
-        least_mass: Annotated[float, Field(gt=0, lt=1)] = 0.1,
-        samples: Count = 8,
+        top_logprobs: VocabularySize = 20,
+        least_mass: Annotated[Float, Field(gt=0, lt=1)] = 0.1,
+        samples: Copies = 8,
         together: bool = True,
-        smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1,
-        shots: Whole = 0,
+        smoothing: Annotated[Float, Field(gt=0, lt=1)] = 0.1,
+        shots: Annotated[Int, Field(ge=0, le=1000)] = 0,
         prompt: str | None = None,
         parameters: dict[str, Any] | None = None,
-        concurrency: Count = 8,
+        concurrency: Threads = 8,
         requests_per_minute: Positive | None = None,
         tokens_per_minute: Positive | None = None,
-        timeout: Positive = 60.0,
-        retries: Whole = 8,
+        timeout: Seconds = 60.0,
+        retries: Annotated[Int, Field(ge=0, le=1000)] = 8,
         budget: Limits = UNLIMITED,
         prices: Money = UNKNOWN,
     ):
