@@ -68,7 +68,8 @@ Seed = Annotated[Int, Field(ge=0, lt=2**32)]
 """What numpy's generator takes."""
 Epochs = Annotated[Float, Field(gt=0, le=1e6)]
 """A tiny data set may need 10**5 passes."""
-Steps = Annotated[Int, Field(ge=1, le=10**9)]
+MOST_STEPS = 10**9
+Steps = Annotated[Int, Field(ge=1, le=MOST_STEPS)]
 """At a thousand steps a second these are 11 days."""
 Rows = Annotated[Int, Field(ge=1, le=10**10)]
 """The largest public text collections have 10**10 documents."""

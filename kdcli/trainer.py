@@ -33,7 +33,7 @@ from transformers import (
 from transformers import Trainer as HFTrainer
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from kdcli.config import Rollout
+from kdcli.config import MOST_STEPS, Rollout
 from kdcli.config import Trainer as TrainerConfig
 from kdcli.distiller import Distiller
 from kdcli.errors import ConfigError, KDError
@@ -99,8 +99,18 @@ class Stage:
 
 
 def planned_steps(cfg: TrainerConfig, rows: int) -> int:
-    """Optimizer steps for so many rows."""
-    return cfg.max_steps or max(1, math.ceil(cfg.epochs * (rows // cfg.batch_size)))
+    """Optimizer steps for so many rows.
+
+    Raises:
+        ConfigError: there are more than `trainer.max_steps` may be.
+    """
+    steps = cfg.max_steps or max(1, math.ceil(cfg.epochs * (rows // cfg.batch_size)))
+    if steps > MOST_STEPS:
+        raise ConfigError(
+            f"trainer.epochs = {cfg.epochs:g}: over {rows} rows in batches of {cfg.batch_size} these are {steps} optimizer steps, and at "
+            f"most {MOST_STEPS} are possible; lower trainer.epochs, or give trainer.max_steps"
+        )
+    return steps
 
 
 class LengthBuckets(Sampler[int]):

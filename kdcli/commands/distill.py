@@ -599,6 +599,7 @@ def _part(
             "labelled training rows",
             "teacher.trainer.batch_size",
         )
+        planned_steps(cfg.teacher.trainer, len(run.data.gold))
     return run
 
 
@@ -622,6 +623,7 @@ def require_rows(run: Run, rows: datasets.Dataset) -> None:
             f"{kind}training rows",
             f"{place}trainer.batch_size",
         )
+        planned_steps(step.trainer, len(step.select(rows)))
 
 
 def _require_model(run: Run) -> None:
