@@ -25,7 +25,10 @@ class Layers(Cut):
     """
 
     def __init__(
-        self, num_hidden_layers: Depth, layers: list[LayerIndex] | None = None, decoder_layers: Depth | None = None
+        self,
+        num_hidden_layers: Depth,
+        layers: list[LayerIndex] | None = None,
+        decoder_layers: Depth | None = None,
     ):
         if layers is not None and len(layers) != num_hidden_layers:
             raise ConfigError(
