@@ -7,16 +7,19 @@ import errno
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from kdcli.errors import ConfigError, DataError, ModelError, shown
 
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 PACKAGE = "package:"
 """How a path begins that lies in an installed package: `package:DISTRIBUTION/PATH`."""
 HUB_FILES = {
@@ -28,6 +31,8 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 """A name that may be a part of a path."""
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 """Names that Windows keeps for devices, with any extension."""
+LARGEST_JSON = 2**28
+"""Bytes of a JSON file, or of a line of one, that is read."""
 PATIENCE = 10.0
 """Seconds that the hub has to answer at all, before what the cache holds is taken."""
 
@@ -152,6 +157,87 @@ def disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in full or any(
         f"(os error {number})" in str(error) for number in full
     )
+
+
+def read_json(path: Path, kind: type[T], remedy: str) -> T:
+    """The content of a JSON file, checked.
+
+    Args:
+        kind: the type of the content: a `TypedDict` with the keys that are read, or a plain type such as `dict[str, Any]`. Other keys
+            are kept.
+        remedy: what the user can do about a damaged file.
+
+    Raises:
+        ConfigError: it cannot be read, is larger than `LARGEST_JSON`, is not JSON, or holds something else than `kind`.
+    """
+    try:
+        if not path.is_file():
+            raise OSError("there is no such file" if not path.exists() else "it is not a regular file")
+        with path.open("rb") as stream:
+            return _parsed(stream.read(LARGEST_JSON + 1), kind)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged ({_first_line(error)}); {remedy}") from None
+
+
+def read_jsonl(path: Path, kind: type[T], remedy: str | None = None) -> list[T]:
+    """The lines of a JSON Lines file, checked; an empty list where there is no file.
+
+    An incomplete last line, of a process that was killed while it wrote, is left out.
+
+    Args:
+        kind: the type of a line, as for `read_json`.
+        remedy: what the user can do about other damaged lines; None: they are left out, with a warning.
+
+    Raises:
+        ConfigError: it cannot be read, or a line is damaged and there is a remedy.
+    """
+    found: list[T] = []
+    damaged: list[str] = []
+    try:
+        if not path.exists():
+            return found
+        if not path.is_file():
+            raise OSError("it is not a regular file")
+        with path.open("rb") as stream:
+            for number, line in enumerate(iter(lambda: stream.readline(LARGEST_JSON + 1), b""), start=1):
+                try:
+                    found.append(_parsed(line, kind))
+                except ValueError as error:
+                    if line.endswith(b"\n"):
+                        damaged.append(f"line {number}: {_first_line(error)}")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror or error})") from None
+    if damaged and remedy is not None:
+        raise ConfigError(f"{path} is damaged ({damaged[0]}); {remedy}")
+    if damaged:
+        logger.warning("%s: %d damaged lines are left out (the first is %s)", path, len(damaged), damaged[0])
+    return found
+
+
+def _parsed(data: bytes, kind: type[T]) -> T:
+    """Raises ValueError if the data is not JSON of the kind."""
+    import pydantic
+
+    if len(data) > LARGEST_JSON:
+        raise ValueError(f"it has more than {LARGEST_JSON >> 20} MB")
+    if not data:
+        raise ValueError("it is empty")
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    try:
+        pydantic.TypeAdapter(kind).validate_python(value, strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from None
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(getattr(error, "strerror", None) or error).splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def write_text(path: Path, text: str) -> None:

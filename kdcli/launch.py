@@ -405,7 +405,7 @@ def _command(command: str, config: Any, folder: Path) -> int:
     status = export(config, hardware)
     if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:  # another job may make the same files anew
         place = named_path(Path(config.run).expanduser(), "export", hardware, what="hardware")
-        made = json.loads((place / rundir.EXPORT).read_text())
+        made = rundir.read_export(place)
         write_json(folder / rundir.EXPORT, made | {"exit_code": status})
     return status
 
@@ -462,7 +462,7 @@ def _sweep(command: str, name: str, overrides: list[str]) -> int:
     jobs = sorted(told, key=lambda job: (len(str(job)), job))
     if command == "eval":
         failed = [job / rundir.ERROR for job in jobs if (job / rundir.ERROR).is_file()]
-        return max([status, *(json.loads(each.read_text())["exit_code"] for each in failed)])
+        return max([status, *(rundir.read_error(each.parent)["exit_code"] for each in failed)])
     from kdcli.report import sweep_table, targets_table
 
     if command == "export":
@@ -482,11 +482,14 @@ def _sweep_row(run: Path) -> dict[str, Any]:
         "overrides": " ".join(str(word) for word in chosen),
         "exit_code": 0,
     }
-    if (run / rundir.ERROR).is_file():
-        return row | json.loads((run / rundir.ERROR).read_text())
-    if not (run / rundir.REPORT).is_file():
-        return row | {"exit_code": 1, "message": "did not finish"}
-    report = json.loads((run / rundir.REPORT).read_text())
+    try:
+        if (run / rundir.ERROR).is_file():
+            return row | rundir.read_error(run)
+        if not (run / rundir.REPORT).is_file():
+            return row | {"exit_code": 1, "message": "did not finish"}
+        report = rundir.read_report(run)
+    except ConfigError as error:
+        return row | {"exit_code": error.exit_code, "message": error.message}
     student, verdict = report["models"]["student"], report["verdict"]
     return row | {
         "smoke": report["smoke"],
@@ -502,8 +505,11 @@ def _sweep_row(run: Path) -> dict[str, Any]:
 def _export_row(job: Path) -> dict[str, Any]:
     """A job's export.json, or why there is none, under the words that tell it from the other jobs."""
     words: Any = OmegaConf.load(job / ".hydra" / "overrides.yaml")
-    found = job / rundir.EXPORT if (job / rundir.EXPORT).is_file() else job / rundir.ERROR
-    said = json.loads(found.read_text()) if found.is_file() else {"message": "did not finish", "exit_code": 1}
+    said: dict[str, Any] = {"message": "did not finish", "exit_code": 1}
+    if (job / rundir.EXPORT).is_file():
+        said = rundir.read_export(job)
+    elif (job / rundir.ERROR).is_file():
+        said = rundir.read_error(job)
     return said | {"overrides": " ".join(str(word) for word in words)}
 
 

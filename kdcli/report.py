@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from kdcli import console
-from kdcli.errors import KDError
-from kdcli.files import write_text
-from kdcli.rundir import UNQUANTIZED
+from kdcli.files import read_json, write_text
+from kdcli.rundir import UNQUANTIZED, read_metrics
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -1212,15 +1211,13 @@ def _markdown(value: Any) -> str:
 def write_html(run_dir: Path, report: Report | None = None) -> None:
     """Write ``run_dir/report.html`` from report.json (or from ``report``, before that is written).
 
-    Curves come from metrics.jsonl and the environment from env.json, if there are any. Raises KDError where
-    report.json is missing or is not JSON.
+    Curves come from metrics.jsonl and the environment from env.json, if there are any.
+
+    Raises:
+        ConfigError: report.json is missing or damaged.
     """
     if report is None:
-        path = run_dir / "report.json"
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as problem:
-            raise KDError(f"expected the report of a finished run in {path}: {problem}") from problem
+        report = read_json(run_dir / "report.json", dict, "the same kdcli distill writes it again")
     write_text(run_dir / "report.html", _html(run_dir, _clean(report)))
 
 
@@ -1229,7 +1226,8 @@ def _html(run_dir: Path, report: Report) -> str:
     from jinja2 import Environment, StrictUndefined
 
     env_path = run_dir / "env.json"
-    environment = _clean(json.loads(env_path.read_text(encoding="utf-8"))) if env_path.exists() else {}
+    remedy = "remove it, and the page is written without it"
+    environment = _clean(read_json(env_path, dict, remedy)) if env_path.exists() else {}
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = jinja.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
     metrics = _read_metrics(run_dir / "metrics.jsonl")
@@ -1248,13 +1246,8 @@ def _clean(value: Any) -> Any:
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
     """The log's records, without the half line of a killed run; of what a resumed run repeats, the last."""
     records: dict[tuple[str, int, bool], dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if "stage" in record and "step" in record:
-            records[record["stage"], record["step"], "eval/score" in record] = record
+    for record in read_metrics(path):
+        records[record["stage"], record["step"], "eval/score" in record] = record
     return sorted(records.values(), key=lambda record: record["step"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any, Literal
 import filelock
 import yaml
 from omegaconf import OmegaConf
+from typing_extensions import TypedDict
 
 from kdcli.errors import ConfigError
+from kdcli.files import read_json, read_jsonl
 
 APP = "kdcli"
 """The job name that Hydra writes into a run directory of ours."""
@@ -28,6 +29,56 @@ HYDRA = Path(".hydra", "hydra.yaml")
 LOCK = ".lock"
 ERROR = "error.json"
 _SLIGHT = {".hydra", LOCK, ERROR}
+
+
+class _Model(TypedDict, total=False):
+    path: str | None
+    members: list[str]
+
+
+class _Dataset(TypedDict):
+    name: str
+    fingerprint: str
+
+
+class Report(TypedDict):
+    """The keys of report.json that other commands read."""
+
+    task: str
+    metric: str
+    smoke: bool
+    dataset: _Dataset
+    models: dict[str, _Model]
+    verdict: dict[str, Any]
+
+
+class Exported(TypedDict):
+    """The keys of export.json that other commands read."""
+
+    hardware: str
+    student: str
+    recommended: str | None
+    artifacts: dict[str, dict[str, Any]]
+
+
+class Failure(TypedDict):
+    """error.json: why a job of a sweep ended without a result."""
+
+    exit_code: int
+    message: str
+
+
+class _Row(TypedDict):
+    id: str
+
+
+class Metrics(TypedDict):
+    """A line of metrics.jsonl; its other keys are numbers."""
+
+    stage: str
+    step: int
+
+
 _held: dict[Path, filelock.BaseFileLock] = {}
 _made: set[Path] = set()
 
@@ -193,9 +244,19 @@ def trained(run: Path) -> bool:
 
 def unanswered(run: Path) -> set[str]:
     """The ids of rows that the run leaves out everywhere."""
-    path = run / UNANSWERED
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return {str(json.loads(line)["id"]) for line in lines}
+    remedy = (
+        f"it names the rows that must be left out; restore it, or repeat the run: kdcli distill --rerun {run}"
+    )
+    return {row["id"] for row in read_jsonl(run / UNANSWERED, _Row, remedy)}
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; damaged ones are left out, with a warning."""
+    return [
+        dict(line)
+        for line in read_jsonl(path, Metrics)
+        if all(isinstance(value, int | float | None) for key, value in line.items() if key != "stage")
+    ]
 
 
 def read_report(run: Path) -> dict[str, Any]:
@@ -210,9 +271,22 @@ def read_report(run: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{run} is not finished (no {REPORT}); continue it with: kdcli distill hydra.run.dir={run} …"
         )
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ConfigError(
-            f"{path} is damaged ({error}); remove it, and the same kdcli distill writes it again"
-        ) from None
+    return dict(read_json(path, Report, "remove it, and the same kdcli distill writes it again"))
+
+
+def read_export(folder: Path) -> dict[str, Any]:
+    """export.json of a folder that `kdcli export` wrote.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    return dict(read_json(folder / EXPORT, Exported, "export again: kdcli export run=RUN hardware=…"))
+
+
+def read_error(job: Path) -> dict[str, Any]:
+    """Why a job of a sweep failed.
+
+    Raises:
+        ConfigError: its error.json is damaged.
+    """
+    return dict(read_json(job / ERROR, Failure, "remove it and start the same sweep again"))

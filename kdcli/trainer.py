@@ -32,14 +32,16 @@ from transformers import (
 )
 from transformers import Trainer as HFTrainer
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from typing_extensions import TypedDict
 
 from kdcli.config import MOST_STEPS, Rollout
 from kdcli.config import Trainer as TrainerConfig
 from kdcli.distiller import Distiller
 from kdcli.errors import ConfigError, KDError
-from kdcli.files import replaced
+from kdcli.files import read_json, replaced, write_text
 from kdcli.models import fast_bf16
 from kdcli.rollouts import seed_of
+from kdcli.rundir import read_metrics
 from kdcli.tasks.base import Predictions, Split, Task
 from kdcli.teachers.base import Teacher
 
@@ -272,27 +274,35 @@ def _last_checkpoint(folder: Path) -> Path | None:
     whole: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*"):
         try:
-            whole.append((json.loads((path / STATE).read_text())["global_step"], path))
-        except (OSError, ValueError, KeyError):
+            whole.append((_state(path)["global_step"], path))
+        except ConfigError:
             shutil.rmtree(path, ignore_errors=True)
     return max(whole)[1] if whole else None
+
+
+class _State(TypedDict):
+    """The keys of trainer_state.json that are read here."""
+
+    global_step: int
+    best_global_step: int | None
+
+
+def _state(checkpoint: Path) -> _State:
+    """Raises ConfigError if the checkpoint has no state, or a damaged one."""
+    return read_json(checkpoint / STATE, _State, "remove the checkpoint")
 
 
 def _rewind(stage: Stage, checkpoint: Path | None) -> None:
     """Drop the lines of metrics.jsonl that this stage is about to write again."""
     if stage.metrics is None or not stage.metrics.exists():
         return
-    step = json.loads((checkpoint / STATE).read_text())["global_step"] if checkpoint else 0
-    kept = []
-    for line in stage.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if entry["stage"] != stage.name or entry["step"] <= step:
-            kept.append(line + "\n")
-    with replaced(stage.metrics) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+    step = _state(checkpoint)["global_step"] if checkpoint else 0
+    kept = [
+        json.dumps(entry) + "\n"
+        for entry in read_metrics(stage.metrics)
+        if entry["stage"] != stage.name or entry["step"] <= step
+    ]
+    write_text(stage.metrics, "".join(kept))
 
 
 def _text(row: dict[str, Any]) -> str:
@@ -561,7 +571,7 @@ class _Trainer(HFTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_model(self.stage.distiller, str(Path(resume_from_checkpoint) / WEIGHTS))
-        self._logged = json.loads((Path(resume_from_checkpoint) / STATE).read_text())["global_step"]
+        self._logged = _state(Path(resume_from_checkpoint))["global_step"]
 
     def _load_best_model(self) -> None:
         load_model(self.stage.distiller, str(Path(str(self.state.best_model_checkpoint)) / WEIGHTS))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import filelock
@@ -26,6 +26,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import TypedDict
 
 import kdcli
 from kdcli import console, report
@@ -56,7 +57,7 @@ from kdcli.evaluate import (
     told_by,
     verdict,
 )
-from kdcli.files import cache_dir, digest, replaced, write_json, write_text
+from kdcli.files import cache_dir, digest, read_json, replaced, write_json, write_text
 from kdcli.filters import kept, own_function
 from kdcli.generate import SHOWN, generate, text_scores
 from kdcli.hardware.base import Target
@@ -81,7 +82,7 @@ from kdcli.models import (
 from kdcli.preflight import beats_chance, preflight, translates
 from kdcli.quantization import FakeQuantization
 from kdcli.rollouts import room_for_prompts, seed_of
-from kdcli.rundir import REPORT, UNANSWERED, UNQUANTIZED
+from kdcli.rundir import REPORT, UNANSWERED, UNQUANTIZED, read_metrics
 from kdcli.students.base import Birth
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks import task_of
@@ -97,6 +98,7 @@ from kdcli.teachers.openai import OpenAITeacher
 from kdcli.trainer import Stage, micro_batches, planned_steps, require_trackers, train
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 AUGMENTED = 1024
 """Rows of which the copies are written to the disk at once."""
 EXTREMES = 20
@@ -306,9 +308,32 @@ class Run:
             yield stage
         if self.state.is_main_process:
             path = self.folder / "stages.json"
-            noted = json.loads(path.read_text()) if path.is_file() else []
-            noted.append({"name": name, "seconds": round(stage.seconds, 3), "steps": stage.step})
+            noted = _stages(path)
+            noted.append(StageTime(name=name, seconds=round(stage.seconds, 3), steps=stage.step))
             write_json(path, noted)
+
+
+class StageTime(TypedDict):
+    """An entry of stages.json."""
+
+    name: str
+    seconds: float
+    steps: int
+
+
+def _stages(path: Path) -> list[StageTime]:
+    return _or_anew(path, list[StageTime], [])
+
+
+def _or_anew(path: Path, kind: type[T], empty: T) -> T:
+    """The content of a JSON file of the run that only informs; a damaged one begins anew, with a warning."""
+    if not path.exists():
+        return empty
+    try:
+        return read_json(path, kind, "it begins anew, and what it held is missing from the report")
+    except ConfigError as error:
+        logger.warning("%s", error.message)
+        return empty
 
 
 def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
@@ -798,7 +823,11 @@ def _write_environment(parts: Sequence[Run]) -> None:
     if not path.is_file():
         write_json(path, made_with)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(
+        path,
+        dict,
+        "restore it; or remove it, and the run goes on without the check that its data and models are the ones it was begun with",
+    )
     for key, what in (
         ("dataset", "dataset"),
         ("stages", "dataset of a stage"),
@@ -1366,7 +1395,7 @@ def _extra(usage: Usage) -> str:
 def _billed(run: Run, remote: OpenAITeacher) -> Iterator[Callable[[], None]]:
     """Note in asked.json what was asked and paid for, by all processes that the run has had: every `BILLED` calls, and at the end."""
     path = run.folder / "asked.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = _or_anew(path, dict[str, float], {})
     calls = itertools.count(1)
 
     def note() -> None:
@@ -1388,7 +1417,7 @@ def _billed(run: Run, remote: OpenAITeacher) -> Iterator[Callable[[], None]]:
 
 def _endpoint(run: Run, remote: OpenAITeacher, lesson: Lesson) -> dict[str, Any]:
     """What the report says of a teacher that was asked."""
-    bill = json.loads((run.folder / "asked.json").read_text(encoding="utf-8"))
+    bill = _or_anew(run.folder / "asked.json", dict[str, float], {})
     found = remote.about()
     gold = {row["id"]: row for row in run.data.gold}
     agreement: dict[str, Any] = {}
@@ -1768,7 +1797,7 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
         | ({"answers_left_out": dict(lesson.left_out)} if lesson.left_out else {})
         | (_of_texts(run, task) if isinstance(task, CausalLM | Seq2Seq) else {}),
         "loss": _terms(run.cfg),
-        "stages": json.loads((run.folder / "stages.json").read_text()),
+        "stages": _stages(run.folder / "stages.json"),
         "validation_score": validation,
         "models": {name: entry for name, entry in models.items() if name not in assistants},
         "assistants": {name: models[name] for name in assistants},
@@ -1871,10 +1900,7 @@ def _teacher_said(run: Run, lesson: Lesson, split: str) -> tuple[Predictions, in
 
 def _best_validation(run: Run, name: str) -> float | None:
     """The best validation score that metrics.jsonl holds of a stage."""
-    path = run.folder / "metrics.jsonl"
-    lines = (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    )
+    lines = read_metrics(run.folder / "metrics.jsonl")
     return max(
         (line["eval/score"] for line in lines if line["stage"] == name and "eval/score" in line), default=None
     )

@@ -33,7 +33,7 @@ from kdcli.evaluate import (
 from kdcli.files import named_path, require_inside, require_name, write_json
 from kdcli.measure import Process, measured, runtime_of, specified
 from kdcli.models import Source, fewer_tokens, find, has_head, load_config, load_tokenizer
-from kdcli.rundir import EXPORT, REPORT, read_report, unanswered
+from kdcli.rundir import EXPORT, REPORT, read_export, read_report, unanswered
 from kdcli.signal import AnySignal
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Predictions, Task
@@ -189,7 +189,7 @@ def _recommended(place: Path) -> Path:
     """Of a folder that `kdcli export` wrote, the file (of a translator the folder) that it recommends; else the place itself."""
     if not (place / EXPORT).is_file():
         return place
-    told = json.loads((place / EXPORT).read_text(encoding="utf-8"))
+    told = read_export(place)
     if told["recommended"] is None:
         raise ConfigError(
             f"none of the files in {place} is within its tolerance and budget; name one: {', '.join(told['artifacts'])}"
@@ -208,7 +208,7 @@ def _require_exported(artifact: Path, run: Path | None) -> None:
     beside = next((found for each in artifact.parents[:3] if (found := each / EXPORT).is_file()), None)
     if beside is None:
         return
-    told = json.loads(beside.read_text(encoding="utf-8"))
+    told = read_export(beside.parent)
     student = told.get("student")
     if run is not None and student and student != Source(run / "student", "student").weights_hash:
         raise ModelError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import shutil
 import warnings
@@ -19,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdcli.errors import ExportError, KDError
-from kdcli.files import disk_full
+from kdcli.files import disk_full, read_json
 
 BESIDE = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
@@ -98,7 +97,7 @@ def cut_off(folder: Path, max_length: int) -> None:
     would be answered by an error, or by a crash."""
     file, how = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if file.is_file():
-        told = json.loads(how.read_text(encoding="utf-8")) if how.is_file() else {}
+        told = read_json(how, dict, "the student is to be trained again") if how.is_file() else {}
         tokenizer = Tokenizer.from_file(str(file))
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length, direction=told.get("truncation_side", "right"))

@@ -16,6 +16,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, Pre
 from transformers.modeling_outputs import BaseModelOutput
 
 from kdcli.errors import ExportError
+from kdcli.files import read_json
 from kdcli.models import TOKENIZER_FILES
 from kdcli.rollouts import start_of
 
@@ -60,8 +61,7 @@ def beside(student: Path, out: Path, model: PreTrainedModel) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return dict(read_json(path, dict, "the student is to be trained again"))
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

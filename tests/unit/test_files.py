@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typing_extensions import TypedDict
 
 from kdcli.errors import ConfigError
-from kdcli.files import inner_path, named_path, replaced
+from kdcli.files import inner_path, named_path, read_json, read_jsonl, replaced
 
 
 def test_what_stands_there_stays_until_the_other_is_there(
@@ -82,3 +85,67 @@ def test_a_link_does_not_lead_out_of_a_folder(tmp_path: Path) -> None:
     (run / "link").symlink_to(run / "inner")
     assert named_path(run, "link", "cpu", what="hardware") == run / "link" / "cpu"
     assert inner_path(run, "inner/onnx/model.onnx", "artifacts") == run / "inner" / "onnx" / "model.onnx"
+
+
+class Record(TypedDict):
+    name: str
+    steps: list[int]
+
+
+DAMAGE = {
+    "empty": b"",
+    "cut": b'{"name": "a", "ste',
+    "garbage": b"\x00\xff\x93garbage",
+    "null": b"null",
+    "a list": b"[1, 2]",
+    "a key is missing": b'{"name": "a"}',
+    "a key has another type": b'{"name": "a", "steps": [1, "two"]}',
+    "deep": b"[" * 100_000,
+    "a huge number": b'{"name": "a", "steps": [' + b"1" * 10_000 + b"]}",
+}
+
+
+@pytest.mark.parametrize("data", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_json_is_named_with_the_remedy(tmp_path: Path, data: bytes) -> None:
+    """A file that was cut by a crash ends every later command in a traceback, or in a KeyError far away."""
+    path = tmp_path / "record.json"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"record\.json is damaged \(.{1,400}\); make it again"):
+        read_json(path, Record, "make it again")
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    """A named pipe in the place of a file keeps the command waiting for ever."""
+    os.mkfifo(tmp_path / "record.json")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        read_json(tmp_path / "record.json", dict, "")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        read_jsonl(tmp_path / "record.json", dict)
+    with pytest.raises(ConfigError, match="no such file"):
+        read_json(tmp_path / "missing.json", dict, "")
+
+
+def test_whole_json_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """A reader that checks types also converts them, or drops the keys that it does not know."""
+    path = tmp_path / "record.json"
+    path.write_text('{"name": "a", "steps": [1, 2], "other": 0.1, "none": NaN}')
+    found: Any = read_json(path, Record, "")
+    assert found | {"none": None} == {"name": "a", "steps": [1, 2], "other": 0.1, "none": None}
+
+
+def test_lines_of_a_killed_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The half line that a kill leaves costs the whole log, or a damaged line passes without a word."""
+    path = tmp_path / "lines.jsonl"
+    assert read_jsonl(path, Record) == []
+    whole = [{"name": str(number), "steps": [number]} for number in range(3)]
+    text = '{"name": "0", "steps": [0]}\n{"name": "1", "steps": [1]}\n'
+    path.write_text(text + '{"name": "2", "st')
+    assert read_jsonl(path, Record, "restore it") == whole[:2]
+    path.write_text(text + '{"name": "2", "steps": [2]}')
+    assert read_jsonl(path, Record, "restore it") == whole
+    assert not caplog.records
+    path.write_text(text + "null\n" + '{"name": "2", "steps": [2]}\n')
+    assert read_jsonl(path, Record) == whole
+    assert "lines.jsonl: 1 damaged lines are left out (the first is line 3" in caplog.text
+    with pytest.raises(ConfigError, match=r"lines\.jsonl is damaged \(line 3: .*\); restore it"):
+        read_jsonl(path, Record, "restore it")
