@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-import filelock
+from filelock import Timeout
 
 from kdcli.errors import ConfigError, EndpointError, TeacherError
 from kdcli.files import digest
+from kdcli.locks import Lock
 
 if TYPE_CHECKING:
     import openai
@@ -670,11 +671,11 @@ class _Ledger:
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
         """Be the one that asks and appends."""
-        lock = filelock.FileLock(f"{self._path}.lock", thread_local=False)
+        lock = Lock(self._path.with_name(f"{self._path.name}.lock"))
         try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            logger.info("another process asks this endpoint: waiting for its answers (%s)", lock.lock_file)
+            lock.acquire(wait=False)
+        except Timeout:
+            logger.info("another process asks this endpoint: waiting for its answers (%s)", lock.path)
             lock.acquire()
         try:
             with self._lock:

@@ -5,6 +5,7 @@ KDError                the job failed                                     exit c
 ├── DataError          the data cannot be used                            exit code 2
 ├── ModelError         a checkpoint cannot be found or used               exit code 2
 ├── TeacherError       the teacher cannot teach this student or task      exit code 2
+├── StorageError       a file system takes no more                        exit code 1
 ├── EndpointError      a remote teacher gives no more answers             exit code 1
 └── ExportError        an artifact could not be made or run               exit code 1
 
@@ -111,6 +112,10 @@ class ExportError(KDError):
     """An artifact could not be written, or its own runtime could not run it."""
 
     exit_code = 2
+
+
+class StorageError(KDError):
+    """A file system is full or does not allow writing; what was written before is kept."""
 
 
 class EndpointError(KDError):

@@ -12,11 +12,15 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from kdcli.errors import ConfigError, DataError, ModelError, shown
+from filelock import Timeout
+
+from kdcli.errors import ConfigError, DataError, ModelError, StorageError, shown
+from kdcli.locks import Lock
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,6 +37,10 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECA
 """Names that Windows keeps for devices, with any extension."""
 LARGEST_JSON = 2**28
 """Bytes of a JSON file, or of a line of one, that is read."""
+PARTIAL = ".partial"
+"""How the folder of a model's checkpoints ends while it is trained in the cache."""
+KEPT = 30
+"""Days for which the checkpoints of a model in the cache wait to be continued."""
 PATIENCE = 10.0
 """Seconds that the hub has to answer at all, before what the cache holds is taken."""
 
@@ -43,16 +51,12 @@ def cache_dir(kind: str) -> Path:
     Raises:
         ConfigError: it cannot be made.
     """
-    given = os.environ.get("KDCLI_CACHE_DIR")
-    base = (
-        Path(given).expanduser()
-        if given
-        else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kdcli"
-    )
-    folder = base.absolute() / kind
+    folder = cache_folder() / kind
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and (refused := storage_error(error)):
+            raise refused from None
         raise ConfigError(
             f"the cache folder {folder} cannot be made ({error}); set KDCLI_CACHE_DIR"
         ) from None
@@ -116,6 +120,14 @@ def require_inside(folder: Path, path: Path, what: str) -> Path:
     return path
 
 
+def cache_folder() -> Path:
+    """The folder of the cache."""
+    given = os.environ.get("KDCLI_CACHE_DIR")
+    if given:
+        return Path(given).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "kdcli"
+
+
 def with_weights(path: Path) -> list[Path]:
     """A file, and the weights that lie beside it: of a large ONNX file, and of OpenVINO's .xml."""
     beside = [
@@ -151,11 +163,53 @@ def hash_files(files: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space (or of the right to so large a file); safetensors says it in words."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return getattr(error, "errno", None) in full or any(
-        f"(os error {number})" in str(error) for number in full
+REFUSED = {
+    errno.ENOSPC: r"[Nn]o space left|disk is full|unexpected pos|PytorchStreamWriter failed writing",
+    errno.EDQUOT: r"[Qq]uota exceeded",
+    errno.EFBIG: r"File too large",
+    errno.EROFS: r"[Rr]ead-only file system",
+    errno.EACCES: r"[Pp]ermission denied",
+    errno.EPERM: r"Operation not permitted",
+}
+"""Why a file system takes no more, and the words of libraries that keep no error number."""
+PROBE = 1 << 18
+"""Bytes that are written to find out whether a file system takes more."""
+
+
+def storage_error(error: BaseException, *places: Path) -> StorageError | None:
+    """What an exception means if it comes from a file system that takes no more: it says so, one of its causes does, or one of the places
+    takes no more now. None: it means something else.
+
+    Args:
+        places: what was being written to. The first one that takes no more is named where the exception names no file.
+    """
+    found: tuple[int, str | None] | None = None
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        if isinstance(each, StorageError):
+            return each
+        if (number := _refusal(each)) is not None:
+            file = getattr(each, "filename", None)
+            found = number, str(file) if file else found[1] if found else None
+        each = each.__cause__ or each.__context__
+    probed = {place: number for place in places if (number := _refused(place)) is not None}
+    place, number = next(iter(probed.items()), (None, 0))
+    if found is None and place is None:
+        return None
+    if found is not None:
+        number, file = found
+        place = Path(file) if file else place or (places[0] if places else Path(tempfile.gettempdir()))
+    assert place is not None
+    remedy = "Free some space"
+    if number == errno.EDQUOT:
+        remedy = "Free some of your quota"
+    elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        remedy = "Make it writable, or choose another folder (hydra.run.dir, KDCLI_CACHE_DIR, TMPDIR)"
+    return StorageError(
+        f"{place} cannot be written: {os.strerror(number)}{_room(place)}. {remedy} and start the same command on the same "
+        "directory: what is finished is kept"
     )
 
 
@@ -240,6 +294,58 @@ def _first_line(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+def _refusal(error: BaseException) -> int | None:
+    """The number of an error of a file system that takes no more."""
+    if (number := getattr(error, "errno", None)) in REFUSED:
+        return int(number)
+    text = str(error)
+    for number, words in REFUSED.items():
+        if f"(os error {number})" in text or f"[Errno {number}]" in text or re.search(words, text):
+            return number
+    return None
+
+
+def _refused(place: Path) -> int | None:
+    """Why the file system of a place takes no more; None: it does."""
+    try:
+        with tempfile.TemporaryFile(dir=_nearest(place)) as stream:
+            stream.write(bytes(PROBE))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        return error.errno if error.errno in REFUSED else None
+    return None
+
+
+def _nearest(place: Path) -> Path:
+    """The folder that a place lies in, or would lie in."""
+    return next(each for each in (place, *place.absolute().parents) if each.is_dir())
+
+
+def _room(place: Path) -> str:
+    """How much is free on the file system of a place."""
+    try:
+        usage = shutil.disk_usage(_nearest(place))
+    except OSError:
+        return ""
+    return f" ({usage.free / 1e6:,.1f} MB of {usage.total / 1e6:,.0f} MB are free)"
+
+
+@contextlib.contextmanager
+def writing(*places: Path) -> Iterator[None]:
+    """Turn an exception that comes from a file system which takes no more into a `StorageError`, while what fills it is still there.
+
+    Raises:
+        StorageError
+    """
+    try:
+        yield
+    except Exception as error:
+        if refused := storage_error(error, *places, Path(tempfile.gettempdir())):
+            raise refused from error
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file through a temporary neighbour and a rename, so that it is never half there."""
     with replaced(path) as temporary:
@@ -251,24 +357,123 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+TEMPORARY = ".kdcli"
+"""How the name of a temporary folder ends. It begins with a dot and the name of what takes its place."""
+
+
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; what was written there takes `path`'s place when the block ends well.
 
-    A file or a whole directory may be written. After an error the temporary is removed and `path` is as it was.
+    A file or a whole directory may be written. After an error the temporary is removed and `path` is as it was. If the process is killed,
+    `remove_abandoned` removes the temporary.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary, old = holder / path.name, holder / "old"
+    with abandonable(path.name, _beside(path)) as holder:
+        temporary, old = holder / path.name, holder / "old"
+        try:
+            yield temporary
+            if path.is_dir():
+                path.rename(old)
+            temporary.rename(path)
+        finally:
+            if old.is_dir() and not path.exists():  # interrupted between the two
+                old.rename(path)
+
+
+def _beside(path: Path) -> Path:
+    """Where the temporary of a path lies: in its folder, but of a file deep in the cache in the folder of its kind, so that what was
+    abandoned is found without a look at all files."""
+    base = cache_folder()
+    inner = path.relative_to(base).parts if path.is_relative_to(base) else ()
+    return path.parent if len(inner) < 3 or path.is_dir() else base / inner[0]
+
+
+@contextlib.contextmanager
+def abandonable(name: str, parent: Path) -> Iterator[Path]:
+    """A temporary folder with a lock in it that this process holds. It is removed in the end or, if this process is killed, by
+    `remove_abandoned`."""
+    while True:
+        holder = Path(tempfile.mkdtemp(prefix=f".{name[:100]}.", suffix=TEMPORARY, dir=parent))
+        lock = Lock(holder / ".lock")
+        try:
+            lock.acquire()
+            break
+        except FileNotFoundError:  # another process took it for an abandoned one before it was locked
+            continue
     try:
-        yield temporary
-        if path.is_dir():
-            path.rename(old)
-        temporary.rename(path)
+        yield holder
     finally:
-        if old.is_dir() and not path.exists():  # interrupted between the two
-            old.rename(path)
         shutil.rmtree(holder, ignore_errors=True)
+        lock.release()
+
+
+def remove_abandoned(folder: Path, deep: bool = False) -> None:
+    """Remove the temporary folders in a folder whose owners were killed. What a living process owns stays.
+
+    Args:
+        deep: look in all folders below it, too.
+    """
+    for place, names, _ in os.walk(folder):
+        for name in [each for each in names if each.startswith(".") and each.endswith(TEMPORARY)]:
+            names.remove(name)
+            _remove_abandoned(Path(place, name))
+        if not deep:
+            break
+
+
+def _remove_abandoned(holder: Path) -> None:
+    lock = Lock(holder / ".lock")
+    try:
+        lock.acquire(wait=False)
+    except (Timeout, OSError):  # its owner lives, has just removed it, or is another user
+        return
+    path = holder.parent / holder.name[1:].removesuffix(TEMPORARY).rpartition(".")[0]
+    if (holder / "old").is_dir() and not path.exists():  # killed between the two renames of `replaced`
+        (holder / "old").rename(path)
+    shutil.rmtree(holder, ignore_errors=True)
+    lock.release()
+
+
+@contextlib.contextmanager
+def workplace() -> Iterator[None]:
+    """Until the block ends, all temporary files of this process, of its libraries and of the processes that it starts lie in one
+    folder, which is removed then or, if this process is killed, by the next one."""
+    parent, given = Path(tempfile.gettempdir()), os.environ.get("TMPDIR")
+    if parent.name.endswith(TEMPORARY):  # a process that was started by one that has a workplace
+        yield
+        return
+    remove_abandoned(parent)
+    with abandonable("process", parent) as folder:
+        tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = str(parent)
+            os.environ.pop("TMPDIR")
+            if given is not None:
+                os.environ["TMPDIR"] = given
+
+
+def clean_cache() -> None:
+    """Remove what killed processes left in the cache: temporary folders, and the checkpoints of models that were trained to their end since
+    or were not continued for `KEPT` days."""
+    base = cache_folder()
+    for kind in base.iterdir() if base.is_dir() else ():
+        if kind.is_dir():
+            remove_abandoned(kind)
+        for partial in kind.glob(f"*{PARTIAL}"):
+            lock = Lock(partial.with_suffix(".lock"))
+            try:
+                lock.acquire(wait=False)
+            except Timeout:
+                continue
+            try:
+                old = partial.stat().st_mtime < time.time() - KEPT * 86400
+                if old or partial.with_suffix("").is_dir():
+                    shutil.rmtree(partial, ignore_errors=True)
+            finally:
+                lock.release()
 
 
 def locate_package(path: str) -> Path:

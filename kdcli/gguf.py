@@ -14,10 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import filelock
-
-from kdcli.errors import ModelError
-from kdcli.files import cache_dir, digest, disk_full, replaced
+from kdcli.errors import KDError, ModelError
+from kdcli.files import cache_dir, digest, replaced, writing
+from kdcli.locks import Lock
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def convert(path: Path) -> Path:
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error})") from None
     folder = cache_dir("converted") / digest(made_of, transformers.__version__)[:32]
-    with filelock.FileLock(f"{folder}.lock"):
+    with Lock(folder.with_suffix(".lock")):
         if folder.is_dir():
             return folder
         if importlib.util.find_spec("gguf") is None:
@@ -57,9 +56,9 @@ def convert(path: Path) -> Path:
             )
         logger.info("reading %s, which is done once", path.name)
         try:
-            with replaced(folder) as temporary:
+            with replaced(folder) as temporary, writing(temporary.parent):
                 _write(path.absolute(), temporary)
-        except ModelError:
+        except KDError:
             raise
         except Exception as error:  # gguf, numpy and transformers each raise their own kinds
             raise ModelError(_explain(path, error)) from error
@@ -105,8 +104,6 @@ def _cuts_digits(path: Path) -> bool:
 def _explain(path: Path, error: Exception) -> str:
     from transformers import __version__
 
-    if disk_full(error):
-        return f"there is no room for {path} in {cache_dir('converted')} ({error}); set KDCLI_CACHE_DIR"
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if re.search("not supported|Unrecognized config|gguf model_type", said):
         return f"{path}: transformers {__version__} cannot read this kind of model: {said}"

@@ -12,14 +12,19 @@ import json
 import os
 import re
 import shlex
+import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,14 +33,27 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdcli import console, rundir
+from kdcli import console, processes, rundir
 from kdcli.config import COMMANDS, Distill, check, conf_dir, defaults, suggest, user_conf_dir
 from kdcli.errors import ConfigError, KDError, abbreviated, listed, shown
-from kdcli.files import disk_full, named_path, require_name, write_json
+from kdcli.files import (
+    cache_folder,
+    clean_cache,
+    named_path,
+    remove_abandoned,
+    require_name,
+    storage_error,
+    workplace,
+    write_json,
+)
 
 VERSION_BASE = "1.3"
 HOME = re.compile(r"(?<![^,\[ ])~(?=/|$)")
 """The user's folder, where a value or one of several begins with it."""
+ERROR_LOG = "error.log"
+"""The traceback of an unexpected exception, in the run directory."""
+MOST_SAID = 500
+"""Characters of an exception's text that a message repeats."""
 MOST_JOBS = 256
 """Jobs of a sweep that are checked before the first one starts."""
 
@@ -50,21 +68,53 @@ def launch(
     info: str | None = None,
     rerun: Path | None = None,
 ) -> int:
-    """Run a command; returns its exit code. A KDError becomes its message."""
+    """Run a command; returns its exit code. Every exception becomes one message."""
     console.setup_logging()
+    with processes.watched():
+        before = processes.children()
+        try:
+            return _launch(command, overrides, multirun, config_dir, cfg, resolve, info, rerun)
+        except KeyboardInterrupt as error:
+            processes.end_children(before)
+            console.error(
+                f"{error or 'interrupted'}: the same command on the same directory goes on from the last checkpoint"
+            )
+            return processes.exit_code(error)
+        except Exception as error:
+            failure = _failure(error)
+            console.error(failure.message)
+            return failure.exit_code
+
+
+def _failure(error: BaseException, folder: Path | None = None) -> KDError:
+    """What the user is told of an exception. The traceback of one that nobody expected is written to a file.
+
+    Args:
+        folder: the run directory, if there is one.
+    """
+    places = [folder] if folder is not None else []
+    if isinstance(error, KDError):
+        return error
+    if refused := storage_error(error, *places, cache_folder(), Path(tempfile.gettempdir())):
+        return refused
+    if os.environ.get("KDCLI_DEBUG"):
+        traceback.print_exception(error)
+    said = abbreviated(next(iter(str(error).strip().splitlines()), "no text"), MOST_SAID)
+    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory|bad_alloc", said):
+        return KDError(
+            f"out of memory ({type(error).__name__}: {said}). Give trainer.micro_batch_size a smaller number, or dataset.max_length, and "
+            "start the same command on the same directory: it goes on from the last checkpoint"
+        )
     try:
-        return _launch(command, overrides, multirun, config_dir, cfg, resolve, info, rerun)
-    except KDError as error:
-        console.error(error.message)
-        return error.exit_code
-    except OSError as error:
-        if not disk_full(error):
-            raise
-        console.error(f"{error}. Free some space and start the same command again")
-        return _full(command)
-    except KeyboardInterrupt:
-        console.error("interrupted; the same command on the same directory goes on from the last checkpoint")
-        return 130
+        log = (folder or Path(tempfile.mkdtemp(prefix="kdcli-"))) / ERROR_LOG
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        place = f"the traceback is in {log}"
+    except OSError as problem:
+        place = f"the traceback could not be written ({problem}), KDCLI_DEBUG=1 shows it"
+    return KDError(
+        f"unexpected {type(error).__name__}: {said}. It comes from a class of your own, or is a defect of kdcli: {place}; please report a "
+        "defect of kdcli with it"
+    )
 
 
 def _launch(
@@ -98,9 +148,11 @@ def _launch(
         rundir.read_report(folder)
         argv.append("hydra.output_subdir=null")
     elif int(os.environ.get("RANK", "0")) > 0:  # only the first process owns the run directory
-        with tempfile.TemporaryDirectory(prefix="kdcli-", ignore_cleanup_errors=True) as place:
-            return _hydra(name, [*argv, "hydra.output_subdir=null", f"hydra.run.dir={_quoted(Path(place))}"])
+        with workplace():
+            place = Path(tempfile.gettempdir(), "run")
+            return _hydra(name, [*argv, "hydra.output_subdir=null", f"hydra.run.dir={_quoted(place)}"])
     elif rundir.examine(folder, _tree(composed)) == "finished":
+        rundir.tidy(folder)
         console.say(f"{folder} is finished; see {folder / 'report.html'}")
         return 0
     rundir.make(folder)
@@ -337,54 +389,63 @@ def run_export(cfg: DictConfig) -> None:
 
 
 def _job(command: str, cfg: DictConfig) -> None:
-    """Check, hold the run directory, run, and leave no directory behind that nothing came of."""
+    """Check, hold the run directory, run, and leave no directory behind that nothing came of. Whatever a job fails with becomes its message
+    and its exit code; of a sweep it is also written into its directory, and the other jobs run.
+
+    Raises:
+        KeyboardInterrupt: a signal came.
+    """
     console.setup_logging()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
     owner = int(os.environ.get("RANK", "0")) == 0
+    holds = owner and command != "export"
     fresh, status = False, 1
-    try:
-        if owner and command != "export":
-            fresh = rundir.take(folder)
-            if (folder / rundir.REPORT).is_file():  # a job of a sweep that is continued
-                status = 0
-                return
-        config = check(COMMANDS[command], _tree(cfg))
-        status = _command(command, config, folder)
-        if owner and command == "distill" and config.dry_run:
-            rundir.release(folder, remove=fresh)
-    except KDError as error:
-        status = error.exit_code
-        if fresh and status == 2 and rundir.trained(folder):  # that stays, and 2 would say that nothing was
-            status = 1
-        if sweep:
-            console.error(f"{folder.name}: {error.message}")
-        else:
-            console.error(error.message)
-        if owner and command != "export":
-            rundir.release(folder, remove=fresh and status == 2)
-        if sweep:
-            folder.mkdir(parents=True, exist_ok=True)
-            words = " ".join(HydraConfig.get().overrides.task)
-            told = {"exit_code": status, "message": error.message, "overrides": words}
-            (folder / rundir.ERROR).write_text(json.dumps(told))
-    except KeyboardInterrupt:
-        status = 130
-        raise
-    except Exception as error:
-        if not disk_full(error):
+    with processes.watched(), workplace():
+        try:
+            if holds:
+                fresh = rundir.take(folder)
+                if (folder / rundir.REPORT).is_file():  # a job of a sweep that is continued
+                    status = 0
+                    return
+            if owner:
+                clean_cache()
+                remove_abandoned(folder, deep=True)
+            config = check(COMMANDS[command], _tree(cfg))
+            status = _command(command, config, folder)
+            if holds and command == "distill" and config.dry_run:
+                rundir.release(folder, remove=fresh)
+        except (Exception, SystemExit) as error:
+            failure = _failure(error, folder if owner else None)
+            status = failure.exit_code
+            if fresh and status == 2 and rundir.trained(folder):
+                status = 1  # what was trained stays, and 2 would say that nothing was
+            if holds:
+                rundir.release(folder, remove=fresh and status == 2)
+            _failed(folder, status, failure.message)
+        except KeyboardInterrupt as error:
+            status = processes.exit_code(error)
+            _failed(folder, status, f"{error or 'interrupted'}", say=False)
             raise
-        status = _full(command)
-        console.error(f"{folder}: {error}. Free some space and start the same command on the same directory")
-    finally:
-        if owner and command != "export":
-            rundir.release(folder)
-        _status[str(folder)] = status
+        finally:
+            if holds:
+                rundir.release(folder)
+            _status[str(folder)] = status
 
 
-def _full(command: str) -> int:
-    """The exit code where the disk is full: of an export nothing is left, and what was there before still is."""
-    return 2 if command == "export" else 1
+def _failed(folder: Path, status: int, message: str, say: bool = True) -> None:
+    """Tell what a job failed with; of a job of a sweep, write it into its directory for the table."""
+    sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
+    if say:
+        console.error(f"{folder.name}: {message}" if sweep else message)
+    if sweep:
+        _write_failure(folder, status, message, " ".join(HydraConfig.get().overrides.task))
+
+
+def _write_failure(folder: Path, status: int, message: str, words: str) -> None:
+    told = {"exit_code": status, "message": message, "overrides": words}
+    with suppress(OSError):  # a full disk, which the message told: the table says that the job did not finish
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / rundir.ERROR).write_text(json.dumps(told), encoding="utf-8")
 
 
 def _command(command: str, config: Any, folder: Path) -> int:
@@ -449,6 +510,7 @@ def _sweep(command: str, name: str, overrides: list[str]) -> int:
         else [str(override.input_line)]
         for override in parsed
     ]
+    points: dict[Path, list[str]] = {}
     for number, job in enumerate(itertools.islice(itertools.product(*axes), MOST_JOBS)):
         composed = _compose(command, name, list(job))
         OmegaConf.set_readonly(composed, False)
@@ -456,42 +518,98 @@ def _sweep(command: str, name: str, overrides: list[str]) -> int:
         HydraConfig.instance().set_config(composed)
         folder = Path(str(composed.hydra.sweep.dir)).expanduser().absolute()
         rundir.examine_sweep(folder)
-        rundir.examine(folder / str(composed.hydra.sweep.subdir), _tree(composed))
-    status = _hydra(name, ["--multirun", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
-    told = {each.parent for name in (".hydra", rundir.ERROR) for each in folder.glob(f"**/{name}")}
-    jobs = sorted(told, key=lambda job: (len(str(job)), job))
+        run = folder / str(composed.hydra.sweep.subdir)
+        rundir.examine(run, _tree(composed))
+        points[run] = list(job)
+    for run in points:  # what an earlier sweep left there says nothing of this one
+        (run / rundir.ERROR).unlink(missing_ok=True)
+    interrupted: KeyboardInterrupt | None = None
+    before = processes.children()
+    try:
+        status = _hydra(name, ["--multirun", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
+    except KeyboardInterrupt as error:
+        processes.end_children(before)
+        interrupted, status = error, processes.exit_code(error)
+    except Exception as error:
+        if name == command and _workers_died(error):
+            status = _one_by_one(command, folder, points)
+        else:
+            failure = _failure(error)
+            console.error(failure.message)
+            status = failure.exit_code
+    status = max(status, _table(command, folder))
+    if interrupted:
+        raise interrupted
+    return status
+
+
+def _workers_died(error: BaseException | None) -> bool:
+    """Whether a launcher tells that one of its processes was killed."""
+    while error is not None:
+        if isinstance(error, BrokenExecutor):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _one_by_one(command: str, folder: Path, points: Mapping[Path, Sequence[str]]) -> int:
+    """Run what is left of a sweep whose launcher broke, each point in a process of its own: one that is killed takes no other with it."""
+    console.warn("a process of the launcher was killed: what is left of the sweep is run point by point")
+    status = 0
+    for run, words in points.items():
+        if any((run / name).is_file() for name in (rundir.REPORT, rundir.EXPORT, rundir.ERROR)):
+            continue
+        own = [word for word in words if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
+        sub = str(run.relative_to(folder))
+        places = [f"hydra.sweep.dir={_quoted(folder)}", f"hydra.sweep.subdir={_quoted(sub)}"]
+        line = [sys.executable, "-m", "kdcli", command, "--multirun", *own, *places]
+        quiet = None if command == "eval" else subprocess.DEVNULL  # its table would have one line
+        code = subprocess.run(processes.bound(line), stdout=quiet, check=False).returncode
+        if code < 0:
+            message = f"its process was killed by {signal.Signals(-code).name}; the system does so where memory runs out"
+            console.error(f"{run.name}: {message}")
+            _write_failure(run, 1, message, " ".join(words))
+        status = max(status, abs(code) and max(code, 1))
+    return status
+
+
+def _table(command: str, folder: Path) -> int:
+    """Show the points of a sweep side by side; returns the highest of their exit codes."""
+    found = {each.parent for name in (".hydra", rundir.ERROR) for each in folder.glob(f"**/{name}")}
+    jobs = sorted(found, key=lambda job: (len(str(job)), job))
     if command == "eval":
-        failed = [job / rundir.ERROR for job in jobs if (job / rundir.ERROR).is_file()]
-        return max([status, *(rundir.read_error(each.parent)["exit_code"] for each in failed)])
+        return max([0, *(_row(job, _eval_row)["exit_code"] for job in jobs)])
     from kdcli.report import sweep_table, targets_table
 
     if command == "export":
-        rows = [_export_row(job) for job in jobs]
+        rows = [_row(job, _export_row) for job in jobs]
         targets_table(rows)
     else:
-        rows = [_sweep_row(run) | {"run": str(run.relative_to(folder))} for run in jobs]
+        rows = [_row(run, _sweep_row) | {"run": str(run.relative_to(folder))} for run in jobs]
         sweep_table(rows)
         console.say(f"runs in {folder}")
-    return max([status, *(row["exit_code"] for row in rows)])
+    return max([0, *(row["exit_code"] for row in rows)])
+
+
+def _row(job: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """What the table shows of a job: what `read` finds, or why there is no result, under the words that tell it from the other jobs."""
+    try:
+        words: Any = OmegaConf.load(job / ".hydra" / "overrides.yaml")
+    except (OSError, yaml.YAMLError, OmegaConfBaseException):
+        words = []
+    row = {"overrides": " ".join(map(str, words)), "exit_code": 0}
+    try:
+        return row | (rundir.read_error(job) if (job / rundir.ERROR).is_file() else read(job))
+    except ConfigError as error:
+        return row | {"exit_code": error.exit_code, "message": error.message}
 
 
 def _sweep_row(run: Path) -> dict[str, Any]:
-    recorded = run / ".hydra" / "overrides.yaml"
-    chosen: Any = OmegaConf.load(recorded) if recorded.is_file() else []
-    row: dict[str, Any] = {
-        "overrides": " ".join(str(word) for word in chosen),
-        "exit_code": 0,
-    }
-    try:
-        if (run / rundir.ERROR).is_file():
-            return row | rundir.read_error(run)
-        if not (run / rundir.REPORT).is_file():
-            return row | {"exit_code": 1, "message": "did not finish"}
-        report = rundir.read_report(run)
-    except ConfigError as error:
-        return row | {"exit_code": error.exit_code, "message": error.message}
+    if not (run / rundir.REPORT).is_file():
+        return {"exit_code": 1, "message": "did not finish"}
+    report = rundir.read_report(run)
     student, verdict = report["models"]["student"], report["verdict"]
-    return row | {
+    return {
         "smoke": report["smoke"],
         "metric": report["metric"],
         "score": student["score"],
@@ -503,14 +621,13 @@ def _sweep_row(run: Path) -> dict[str, Any]:
 
 
 def _export_row(job: Path) -> dict[str, Any]:
-    """A job's export.json, or why there is none, under the words that tell it from the other jobs."""
-    words: Any = OmegaConf.load(job / ".hydra" / "overrides.yaml")
-    said: dict[str, Any] = {"message": "did not finish", "exit_code": 1}
-    if (job / rundir.EXPORT).is_file():
-        said = rundir.read_export(job)
-    elif (job / rundir.ERROR).is_file():
-        said = rundir.read_error(job)
-    return said | {"overrides": " ".join(str(word) for word in words)}
+    if not (job / rundir.EXPORT).is_file():
+        return {"exit_code": 1, "message": "did not finish"}
+    return rundir.read_export(job)
+
+
+def _eval_row(job: Path) -> dict[str, Any]:
+    return {}
 
 
 # ---- kdcli list --------------------------------------------------------------------------------------

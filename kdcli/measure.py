@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdcli import processes
 from kdcli.errors import ConfigError, ExportError, KDError
 from kdcli.runtimes.base import MeasureSpec, Runtime
 
@@ -156,7 +157,8 @@ class Process:
         }
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "kdcli.measure"],  # -P: no module of the working directory
+            # -P: no module of the working directory
+            processes.bound([sys.executable, "-P", "-m", "kdcli.measure"]),
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -370,8 +372,10 @@ def measure_rows(
     """
     from safetensors.numpy import load_file
 
+    from kdcli.files import writing  # not in the process that measures, which imports as little as it can
+
     spec, prompts = specified(cfg, runtime, path, tokenizer, task, prompts, max_length, code)
-    with tempfile.TemporaryDirectory(prefix="kdcli-") as folder:
+    with tempfile.TemporaryDirectory() as folder, writing(Path(folder)):
         file = Path(folder) / "answers.safetensors"
         spec = replace(spec, dtype="auto", answers=str(file))
         found = asdict(measure(spec, prompts, rows, beside, requests, limit)) | load_file(file)

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import filelock
 import yaml
+from filelock import Timeout
 from omegaconf import OmegaConf
 from typing_extensions import TypedDict
 
 from kdcli.errors import ConfigError
-from kdcli.files import read_json, read_jsonl
+from kdcli.files import read_json, read_jsonl, remove_abandoned
+from kdcli.locks import Lock
 
 APP = "kdcli"
 """The job name that Hydra writes into a run directory of ours."""
@@ -79,7 +80,7 @@ class Metrics(TypedDict):
     step: int
 
 
-_held: dict[Path, filelock.BaseFileLock] = {}
+_held: dict[Path, Lock] = {}
 _made: set[Path] = set()
 
 
@@ -181,10 +182,10 @@ def _free(run: Path) -> None:
         run / LOCK
     ).exists():  # nobody was here, or whoever was has ended well; asking would leave a lock file
         return
-    lock = filelock.FileLock(run / LOCK)
+    lock = Lock(run / LOCK)
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
+        lock.acquire(wait=False)
+    except Timeout:
         raise ConfigError(
             f"{run} is in use by another kdcli process; wait for it, or choose another hydra.run.dir"
         ) from None
@@ -208,10 +209,10 @@ def take(run: Path) -> bool:
     Raises:
         ConfigError: another process holds it.
     """
-    lock = filelock.FileLock(run / LOCK)
+    lock = Lock(run / LOCK)
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
+        lock.acquire(wait=False)
+    except Timeout:
         raise ConfigError(
             f"{run} is in use by another kdcli process; wait for it, or choose another hydra.run.dir"
         ) from None
@@ -234,6 +235,19 @@ def release(run: Path, remove: bool = False) -> None:
     (run / LOCK).unlink(missing_ok=True)
     if remove and run in _made:
         run.rmdir()
+
+
+def tidy(run: Path) -> None:
+    """Remove what a finished run no longer needs, if it was killed before it did so itself."""
+    lock = Lock(run / LOCK)
+    try:
+        lock.acquire(wait=False)
+    except (Timeout, OSError):  # another process uses it, or it can only be read
+        return
+    remove_abandoned(run, deep=True)
+    shutil.rmtree(run / "stages", ignore_errors=True)
+    lock.release()
+    (run / LOCK).unlink(missing_ok=True)
 
 
 def trained(run: Path) -> bool:

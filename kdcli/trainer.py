@@ -34,6 +34,7 @@ from transformers import Trainer as HFTrainer
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from typing_extensions import TypedDict
 
+from kdcli import processes
 from kdcli.config import MOST_STEPS, Rollout
 from kdcli.config import Trainer as TrainerConfig
 from kdcli.distiller import Distiller
@@ -77,6 +78,7 @@ class Stage:
             labels alone.
         rollout: how the student answers some of the rows itself; None: it does not.
         metrics: the file that gets one line a logging step.
+        saved: called after each checkpoint.
         finish: called with the trained model before it is saved.
     """
 
@@ -97,6 +99,7 @@ class Stage:
     rollout: Rollout | None = None
     validation_teacher: Teacher | None = None
     metrics: Path | None = None
+    saved: Callable[[], None] = lambda: None
     finish: Callable[[PreTrainedModel], None] = lambda model: None
 
 
@@ -176,9 +179,9 @@ def train(stage: Stage) -> None:
     Raises:
         KDError: the loss is not finite, or the disk is full.
     """
-    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     cfg = stage.cfg
-    micro, accumulate = micro_batches(cfg, processes)
+    micro, accumulate = micro_batches(cfg, world)
     cuda = torch.cuda.is_available()
     stage.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = _last_checkpoint(stage.folder)
@@ -194,7 +197,7 @@ def train(stage: Stage) -> None:
         max_grad_norm=cfg.max_grad_norm,
         bf16=fast_bf16(cfg.precision),
         use_cpu=not cuda,
-        ddp_backend=None if cuda or processes == 1 else "gloo",
+        ddp_backend=None if cuda or world == 1 else "gloo",
         seed=stage.seed,
         eval_strategy="steps",
         eval_steps=stage.eval_steps,
@@ -226,8 +229,8 @@ def train(stage: Stage) -> None:
             module.requires_grad_(False)
     if cfg.dropout is not None:
         _set_dropout(stage.distiller.student, cfg.dropout)
-    with _trackers(stage):
-        trainer = _Trainer(stage, arguments)
+    with _trackers(stage), processes.deferred(possible=world == 1) as asked:
+        trainer = _Trainer(stage, arguments, asked)
         _rewind(stage, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.accelerator.wait_for_everyone()  # the best checkpoint, which goes, is read by each process
@@ -318,22 +321,33 @@ def _raw(split: Split, rows: torch.Tensor) -> list[dict[str, Any]]:
 
 class _Flow(TrainerCallback):
     """The last step is validated too, so that it can be the best; what is saved is logged first, so that a
-    resumed stage logs the same lines; and the progress is shown."""
+    resumed stage logs the same lines; and the progress is shown. A signal ends the training after the checkpoint of the step
+    that it came in.
 
-    def __init__(self, show: Callable[[int], None]):
-        self.show = show
+    Args:
+        saved: called after each checkpoint.
+        asked: whether a signal came.
+    """
+
+    def __init__(self, show: Callable[[int], None], saved: Callable[[], None], asked: Callable[[], bool]):
+        self.show, self.saved, self.asked = show, saved, asked
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.show(state.global_step)
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
+        control.should_save |= self.asked()
         control.should_log |= control.should_save
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved()
+        processes.obey()
 
 
 class _Trainer(HFTrainer):
     """The stock Trainer, but for: the sampler, the denominators, validation, and what a checkpoint holds."""
 
-    def __init__(self, stage: Stage, arguments: TrainingArguments):
+    def __init__(self, stage: Stage, arguments: TrainingArguments, asked: Callable[[], bool]):
         self.stage = stage
         self.task: Task = stage.distiller.task
         self.sums = torch.zeros(len(stage.distiller.names))
@@ -346,7 +360,7 @@ class _Trainer(HFTrainer):
             train_dataset=stage.train.encoded,
             eval_dataset=stage.validation.encoded,
             data_collator=lambda features: self.task.collate(features, stage.tokenizer),
-            callbacks=[_Flow(lambda step: stage.progress.update(step, self.last))],
+            callbacks=[_Flow(lambda step: stage.progress.update(step, self.last), stage.saved, asked)],
         )
         self.remove_callback(PrinterCallback)
         self.sums = self.sums.to(self.args.device)

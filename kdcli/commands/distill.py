@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
-import filelock
 import numpy as np
 import torch
 from accelerate import PartialState
@@ -57,10 +56,11 @@ from kdcli.evaluate import (
     told_by,
     verdict,
 )
-from kdcli.files import cache_dir, digest, read_json, replaced, write_json, write_text
+from kdcli.files import PARTIAL, cache_dir, digest, read_json, replaced, write_json, write_text
 from kdcli.filters import kept, own_function
 from kdcli.generate import SHOWN, generate, text_scores
 from kdcli.hardware.base import Target
+from kdcli.locks import Lock
 from kdcli.losses.base import Loss
 from kdcli.losses.hard_label import HardLabel
 from kdcli.measure import UNKNOWN, Process, measured, require_room
@@ -267,6 +267,8 @@ class Run:
     """The teacher, if one can only ask it. `sources` is then what its students are born from."""
     classes: int | None = None
     """So many tokens they share, if the teacher has more than the student."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds that earlier processes spent on each stage, as they noted them."""
 
     @property
     def pupil(self) -> str:
@@ -304,13 +306,25 @@ class Run:
     @contextmanager
     def stage(self, stages: console.Stages, name: str, total: int | None = None) -> Iterator[console.Stage]:
         """Show a stage, and note in stages.json how long it took."""
+        before = next((each["seconds"] for each in self.noted() if each["name"] == name), 0.0)
+        self.spent[name] = before
         with stages.stage(name, total) as stage:
             yield stage
-        if self.state.is_main_process:
-            path = self.folder / "stages.json"
-            noted = _stages(path)
-            noted.append(StageTime(name=name, seconds=round(stage.seconds, 3), steps=stage.step))
-            write_json(path, noted)
+        self.note(stage)
+
+    def note(self, stage: console.Stage) -> None:
+        """Write into stages.json how many steps of a stage are done and the seconds that they took, in all processes that the run has had.
+        What a killed process did since the last note is done again, and counts once."""
+        if not self.state.is_main_process:
+            return
+        seconds = round(self.spent[stage.name] + stage.seconds, 3)
+        own = StageTime(name=stage.name, seconds=seconds, steps=stage.step)
+        noted = {each["name"]: each for each in self.noted()}
+        write_json(self.folder / "stages.json", list((noted | {stage.name: own}).values()))
+
+    def noted(self) -> list[StageTime]:
+        """What stages.json holds: each stage once, in the order in which they began to be noted."""
+        return _or_anew(self.folder / "stages.json", list[StageTime], [])
 
 
 class StageTime(TypedDict):
@@ -319,10 +333,6 @@ class StageTime(TypedDict):
     name: str
     seconds: float
     steps: int
-
-
-def _stages(path: Path) -> list[StageTime]:
-    return _or_anew(path, list[StageTime], [])
 
 
 def _or_anew(path: Path, kind: type[T], empty: T) -> T:
@@ -509,7 +519,7 @@ def _new_teacher(cfg: Config, born: Component, data: Data, state: PartialState) 
     )
     folder = cache_dir("born") / digest(made_of, torch.__version__)[:32]
     if state.is_main_process:
-        with filelock.FileLock(f"{folder}.lock"):
+        with Lock(folder.with_suffix(".lock")):
             if not folder.is_dir():
                 tokenizer = learn_vocabulary(data["train"], cfg.teacher.vocab_size)
                 seed_everything(stage_seed(cfg.seed, "teacher: birth"))
@@ -992,7 +1002,7 @@ def tuned_teacher(run: Run, stages: console.Stages, number: int) -> Source:
             train(
                 Stage(
                     name=name,
-                    folder=folder.with_suffix(".partial"),
+                    folder=folder.with_suffix(PARTIAL),
                     out=folder,
                     distiller=Distiller(model, run.task, {"hard_label": gold_loss}, {"hard_label": 1.0}),
                     tokenizer=tokenizer,
@@ -1004,6 +1014,7 @@ def tuned_teacher(run: Run, stages: console.Stages, number: int) -> Source:
                     seed=seed,
                     progress=progress,
                     max_length=run.cfg.dataset.max_length,
+                    saved=functools.partial(run.note, progress),
                     metrics=run.folder / "metrics.jsonl",
                 )
             )
@@ -1226,7 +1237,7 @@ def _advance(progress: console.Stage, before: int, done: int) -> None:
 @contextmanager
 def _alone(run: Run, folder: Path) -> Iterator[None]:
     """Hold a shared folder of the cache, so that runs side by side make what it holds once."""
-    with filelock.FileLock(f"{folder}.lock") if run.state.is_main_process else nullcontext():
+    with Lock(folder.with_suffix(".lock")) if run.state.is_main_process else nullcontext():
         run.state.wait_for_everyone()
         yield
 
@@ -1659,6 +1670,7 @@ def _train(
                 seed=seed,
                 progress=progress,
                 max_length=run.cfg.dataset.max_length,
+                saved=functools.partial(run.note, progress),
                 teacher=teacher,
                 rollout=run.cfg.rollout if step.taught and run.cfg.rollout.by == "student" else None,
                 validation_teacher=validation_teacher if step.taught else None,
@@ -1797,7 +1809,7 @@ def evaluate(run: Run, lesson: Lesson, stage: console.Stage) -> dict[str, Any]:
         | ({"answers_left_out": dict(lesson.left_out)} if lesson.left_out else {})
         | (_of_texts(run, task) if isinstance(task, CausalLM | Seq2Seq) else {}),
         "loss": _terms(run.cfg),
-        "stages": _stages(run.folder / "stages.json"),
+        "stages": [each for each in run.noted() if each["name"] != stage.name],  # this one has not ended
         "validation_score": validation,
         "models": {name: entry for name, entry in models.items() if name not in assistants},
         "assistants": {name: models[name] for name in assistants},

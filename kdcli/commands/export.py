@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from kdcli.data import load, without
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, ExportError, ModelError
 from kdcli.evaluate import agreement, examine, opened, save_predictions, score
-from kdcli.files import named_path, replaced, require_name, write_json
+from kdcli.files import abandonable, named_path, replaced, require_name, write_json, writing
 from kdcli.hardware.base import Target
 from kdcli.measure import UNKNOWN, measured, runtime_of
 from kdcli.models import Source
@@ -81,6 +80,7 @@ def export(cfg: Config, hardware: str) -> int:
     budget = cfg.hardware.budget
     with ExitStack() as stack:
         folder = stack.enter_context(replaced(out))
+        stack.enter_context(writing(folder.parent))
         stages = stack.enter_context(console.Stages(["torch", "export", "artifacts"]))
         with stages.stage("torch"):
             model, tokenizer = opened(student, task, length)
@@ -117,18 +117,19 @@ def export(cfg: Config, hardware: str) -> int:
                     artifacts[path.name] = entry | {"budget": _budget(budget, entry)}
                     continue
                 try:
-                    needs, said, shares = ask(
-                        speed,
-                        path,
-                        task,
-                        test,
-                        tokenizer,
-                        length,
-                        written,
-                        torch,
-                        budget.max_latency_ms_p95,
-                        student.code,
-                    )
+                    with writing(folder):
+                        needs, said, shares = ask(
+                            speed,
+                            path,
+                            task,
+                            test,
+                            tokenizer,
+                            length,
+                            written,
+                            torch,
+                            budget.max_latency_ms_p95,
+                            student.code,
+                        )
                 except ExportError as error:
                     failed[path.name] = str(error)
                     console.error(str(error))
@@ -252,8 +253,8 @@ def _before(
     test = task.prepare(rows, tokenizer, length)
     _, ours = examine(source, model, tokenizer, task, test, length)
     found: dict[str, float] = {"": score(task, ours)["score"]}
-    with tempfile.TemporaryDirectory(prefix=".before-", dir=folder) as temporary:
-        files = target.export(source.path, Path(temporary), model.cpu(), inputs, length)
+    with abandonable("before", folder) as temporary:
+        files = target.export(source.path, temporary, model.cpu(), inputs, length)
         for path in files.values():
             if path.name not in names:
                 continue

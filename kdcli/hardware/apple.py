@@ -63,7 +63,7 @@ class Apple(Target):
         }
         version = importlib.metadata.version("coremltools")
         with (
-            exporting(model, f"for Core ML by coremltools {version}"),
+            exporting(model, f"for Core ML by coremltools {version}", out),
             quietly(),
             contextlib.redirect_stderr(io.StringIO()),  # bars, and that it cannot run anything here
         ):

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdcli.errors import ExportError, KDError
-from kdcli.files import disk_full, read_json
+from kdcli.files import read_json, writing
 
 BESIDE = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
@@ -105,15 +105,19 @@ def cut_off(folder: Path, max_length: int) -> None:
 
 
 @contextlib.contextmanager
-def exporting(model: PreTrainedModel, how: str) -> Iterator[None]:
-    """Exporters let through whatever is raised under them: what it says first becomes an ExportError; a full disk stays one."""
+def exporting(model: PreTrainedModel, how: str, out: Path) -> Iterator[None]:
+    """Exporters let through whatever is raised under them: its first line becomes an ExportError.
+
+    Raises:
+        StorageError: the file system of `out`, or that of temporary files, takes no more.
+        ExportError
+    """
     try:
-        yield
+        with writing(out):
+            yield
     except KDError:
         raise
     except Exception as error:
-        if disk_full(error):
-            raise
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ExportError(f"{type(model).__name__} cannot be written {how}: {first}") from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 
 from kdcli.config import Int
 from kdcli.errors import ConfigError, ExportError
+from kdcli.files import abandonable
 from kdcli.hardware import language
 from kdcli.hardware.base import Target, copy_beside, exporting, quietly
 from kdcli.hardware.language import TWO_GB
@@ -170,7 +170,7 @@ class Cpu(Target):
             )
         if "int8" in folders:  # first: it is quick, and knows fewer architectures
             tokenizer = load_tokenizer(Source(student, "student"), model)
-            with quietly():
+            with exporting(model, "as CTranslate2", out), quietly():
                 write_ctranslate2(model, tokenizer, folders["int8"], "int8")
         if "fp32" in folders:
             folders["fp32"].mkdir()
@@ -184,11 +184,11 @@ class Cpu(Target):
     def _exporting(self, model: PreTrainedModel, out: Path) -> Iterator[Path]:
         """A temporary folder in `out`, while the model is written as ONNX."""
         with (
-            exporting(model, f"as ONNX (opset {self.opset})"),
-            tempfile.TemporaryDirectory(prefix=".onnx-", dir=out) as temporary,
+            exporting(model, f"as ONNX (opset {self.opset})", out),
+            abandonable("onnx", out) as temporary,
             quietly(),
         ):
-            yield Path(temporary)
+            yield temporary
 
     def _trace(self, model: PreTrainedModel, names: list[str], path: Path) -> None:
         """The graph in fp32, by the tracing exporter.

@@ -71,14 +71,15 @@ class Cuda(Target):
         files: dict[str, Path] = {precision: out / FILES[precision] for precision in precisions}
         half = copy.deepcopy(model).bfloat16()
         if "bf16" in files:
-            half.save_pretrained(files["bf16"])
+            with exporting(model, "in bf16", out):
+                half.save_pretrained(files["bf16"])
             for name in TOKENIZER_FILES:
                 if (student / name).is_file():
                     shutil.copyfile(student / name, files["bf16"] / name)
             if not writes:
                 cut_off(files["bf16"], max_length)
         if "pt2" in files:
-            with exporting(model, "by torch.export"), quietly():
+            with exporting(model, "by torch.export", out), quietly():
                 torch.export.save(_program(half, list(inputs[0]), max_length), files["pt2"])
             copy_beside(student, out, max_length)
         return files

@@ -32,7 +32,7 @@ def write(model: PreTrainedModel, precision: str, names: Sequence[str], most: in
     most = max(most, LEAST + 1)
     sample: dict[str, Any] = {name: torch.ones(1, most, dtype=torch.long) for name in NAMES if name in names}
     length = torch.export.Dim("length", min=LEAST, max=most)
-    with exporting(model, "for ExecuTorch"), quietly():
+    with exporting(model, "for ExecuTorch", out.parent), quietly():
         from transformers.exporters.configs import ExecutorchConfig
         from transformers.exporters.exporter_executorch import ExecutorchExporter
 

@@ -63,7 +63,7 @@ class Intel(Target):
             )
         rows = [{name: tensor.numpy() for name, tensor in row.items()} for row in inputs]
         files: dict[str, Path] = {precision: out / FILES[precision] for precision in self.precisions}
-        with exporting(model, "for OpenVINO"), quietly(), _untold():
+        with exporting(model, "for OpenVINO", out), quietly(), _untold():
             import openvino
 
             whole = _converted(model, list(inputs[0]))

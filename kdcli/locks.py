@@ -1,0 +1,89 @@
+"""Locks between processes, also on a file system that has none."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from pathlib import Path
+from types import TracebackType
+
+import filelock
+from filelock import SoftFileLease, Timeout
+
+logger = logging.getLogger(__name__)
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+"""What flock fails with on a file system without locks, such as NFS without its lock service."""
+LEASE = 60.0
+"""Seconds without a heartbeat after which a lease is taken over."""
+_told: set[int] = set()
+
+
+class Lock:
+    """An exclusive lock, which the operating system releases when its process ends.
+
+    On a file system without locks it is a lease: the file `PATH.lease` names the owner, and a thread of the owner renews it. A lease whose
+    owner is known to be dead, or that is not renewed for `LEASE` seconds, is taken over.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock: filelock.BaseFileLock = filelock.FileLock(
+            path, thread_local=False, fallback_to_soft=False
+        )
+
+    def acquire(self, wait: bool = True) -> None:
+        """Take the lock.
+
+        Args:
+            wait: for as long as another process holds it. Otherwise its holder is only given the time to show that it is alive, which
+                takes a moment where the file system has locks, and up to `LEASE` seconds where it has none.
+
+        Raises:
+            Timeout: another process holds it.
+        """
+        try:
+            self._lock.acquire(timeout=-1 if wait else 0)
+        except OSError as error:
+            if isinstance(error, Timeout) or error.errno not in NO_LOCKS:
+                raise
+            self.path.unlink(missing_ok=True)
+            self._lease(wait)
+
+    def release(self) -> None:
+        """Give the lock back. Its file stays, because another process may wait on it."""
+        self._lock.release()
+
+    def _lease(self, wait: bool) -> None:
+        device = self.path.parent.stat().st_dev
+        if device not in _told:
+            _told.add(device)
+            logger.warning(
+                "the file system of %s has no locks: leases of %.0f seconds are used instead",
+                self.path.parent,
+                LEASE,
+            )
+        file = self.path.with_name(f"{self.path.name}.lease")
+        self._lock = SoftFileLease(file, lease_duration=LEASE, thread_local=False)
+        if wait:
+            self._lock.acquire()
+            return
+        seen = _renewed(file)
+        self._lock.acquire(timeout=1.5 * LEASE, cancel_check=lambda: _renewed(file) not in (seen, None))
+
+    def __enter__(self) -> Lock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _renewed(file: Path) -> int | None:
+    """When a lease was renewed last; None: nobody holds it."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
