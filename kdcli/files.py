@@ -205,6 +205,8 @@ def storage_error(error: BaseException, *places: Path) -> StorageError | None:
     remedy = "Free some space"
     if number == errno.EDQUOT:
         remedy = "Free some of your quota"
+    elif number == errno.EFBIG:
+        remedy = "Free some space, or raise the limit on the size of files (ulimit -f),"
     elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
         remedy = "Make it writable, or choose another folder (hydra.run.dir, KDCLI_CACHE_DIR, TMPDIR)"
     return StorageError(
