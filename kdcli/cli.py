@@ -44,6 +44,15 @@ Rerun = Annotated[
 ]
 
 
+TrustRun = Annotated[
+    bool,
+    typer.Option(
+        "--trust-run",
+        help="Run the classes and the code that a recorded run names, and resolve what it reads of the environment.",
+    ),
+]
+
+
 @app.callback(invoke_without_command=True)
 def top(
     context: typer.Context,
@@ -64,6 +73,7 @@ def distill(
     resolve: Resolve = False,
     info: Info = None,
     rerun: Rerun = None,
+    trust_run: TrustRun = False,
 ) -> None:
     """Teach a student, train its control, and compare them with the teacher.
 
@@ -71,7 +81,9 @@ def distill(
     """
     from kdcli.launch import launch
 
-    raise typer.Exit(launch("distill", overrides or [], multirun, config_dir, cfg, resolve, info, rerun))
+    raise typer.Exit(
+        launch("distill", overrides or [], multirun, config_dir, cfg, resolve, info, rerun, trust_run)
+    )
 
 
 @app.command("eval")
@@ -82,6 +94,7 @@ def evaluate(
     cfg: Cfg = None,
     resolve: Resolve = False,
     info: Info = None,
+    trust_run: TrustRun = False,
 ) -> None:
     """Score a run's models (run=), a checkpoint (model=) or an exported file (artifact=).
 
@@ -89,7 +102,9 @@ def evaluate(
     """
     from kdcli.launch import launch
 
-    raise typer.Exit(launch("eval", overrides or [], multirun, config_dir, cfg, resolve, info))
+    raise typer.Exit(
+        launch("eval", overrides or [], multirun, config_dir, cfg, resolve, info, trust_run=trust_run)
+    )
 
 
 @app.command()
@@ -100,6 +115,7 @@ def export(
     cfg: Cfg = None,
     resolve: Resolve = False,
     info: Info = None,
+    trust_run: TrustRun = False,
 ) -> None:
     """Make a run's student into files for a device, and run and measure them there.
 
@@ -108,7 +124,9 @@ def export(
     """
     from kdcli.launch import launch
 
-    raise typer.Exit(launch("export", overrides or [], multirun, config_dir, cfg, resolve, info))
+    raise typer.Exit(
+        launch("export", overrides or [], multirun, config_dir, cfg, resolve, info, trust_run=trust_run)
+    )
 
 
 @app.command("list")

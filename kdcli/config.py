@@ -19,9 +19,9 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -127,6 +127,8 @@ class Component(BaseModel):
     """A mapping with a `_target_`; the keys beside the schema's own are arguments of that class."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    kind: ClassVar[str] = "builtins.object"
+    """The class, as MODULE.NAME, of which `_target_` names a subclass."""
 
     target: str = Field(alias="_target_")
 
@@ -187,8 +189,22 @@ class Checkpoint(Component):
     """Run the Python code that a hub repository ships. Off unless you trust its author."""
 
 
+class NewTranslator(Component):
+    """A model of random weights over a vocabulary of its own."""
+
+    kind = "kdcli.students.encoder_decoder.EncoderDecoder"
+
+
+class BirthStep(Component):
+    """One of the steps in which a student is made."""
+
+    kind = "kdcli.students.base.Birth"
+
+
 class Teacher(Checkpoint):
     """The large model."""
+
+    kind = "kdcli.teachers.base.Teacher"
 
     tune: bool | None = None
     """Fine-tune it on the gold labels first; null: only if it has no head for the task."""
@@ -203,7 +219,7 @@ class Teacher(Checkpoint):
     others: list[str] = []
     """Further checkpoints, named as by `path`: together an ensemble, which gives the mean of their probabilities. Each is tuned as the first
     is, with a seed of its own (the same path again is another member)."""
-    born: Component | None = None
+    born: NewTranslator | None = None
     """seq2seq: there is no checkpoint; the teacher is a new model of this birth, over a vocabulary that is learnt from the training
     pairs, and is trained on them first."""
     vocab_size: VocabularySize = 8000
@@ -226,6 +242,8 @@ class Teacher(Checkpoint):
 
 class Student(Checkpoint):
     """The small model. With `path` it starts from that checkpoint, and its shape is the checkpoint's."""
+
+    kind = "kdcli.students.base.Birth"
 
     quantization: Literal["int8", "int4"] | None = None
     """At last the student is taught once more with its weights rounded as `hardware=cpu` (a language model's: and `laptop`) will round
@@ -476,6 +494,8 @@ class Dataset(Section):
 class Term(Component):
     """One term of the loss: a class and its weight."""
 
+    kind = "kdcli.losses.base.Loss"
+
     weight: Weight = 1.0
     """0: the term is left out."""
 
@@ -525,6 +545,8 @@ BatchSizes = Annotated[list[BatchSize], Field(min_length=1)]
 
 class Hardware(Component):
     """Where the student will run."""
+
+    kind = "kdcli.hardware.base.Target"
 
     threads: Threads | None = None
     """Of the runtime, in place of `measure.threads`."""
@@ -928,10 +950,8 @@ def defaults(model: type[BaseModel]) -> dict[str, Any]:
 
 def _section(annotation: Any) -> type[BaseModel] | None:
     """The model that an annotation names, also as `Model | None`."""
-    for option in typing.get_args(annotation) if typing.get_origin(annotation) is types.UnionType else ():
-        if option is not type(None):
-            annotation = option
-    return annotation if inspect.isclass(annotation) and issubclass(annotation, BaseModel) else None
+    models = (each for each in _options(annotation) if inspect.isclass(each) and issubclass(each, BaseModel))
+    return next(models, None)
 
 
 def _is_mapping(annotation: Any) -> bool:
@@ -962,7 +982,7 @@ def check(schema: type[Section], tree: Mapping[str, Any]) -> Any:
         config = schema.model_validate(tree)
     except ValidationError as error:
         problems += [_describe(schema, tree, item) for item in error.errors()]
-    problems += [line for path, node in _components(tree) for line in _check_component(schema, path, node)]
+    problems += _check_classes(schema, tree, "")
     if problems:
         head = "the config is wrong" if len(problems) == 1 else f"the config has {len(problems)} problems"
         raise ConfigError("\n  ".join([head + ":", *dict.fromkeys(problems)]))
@@ -976,20 +996,6 @@ def _missing(tree: Any, path: str = "") -> Iterable[str]:
             yield from _missing(value, f"{path}.{key}".lstrip("."))
     elif tree == "???":
         yield path
-
-
-def _components(tree: Any, path: str = "") -> Iterable[tuple[str, Mapping[str, Any]]]:
-    if isinstance(tree, Mapping):
-        if _is_component(tree):
-            yield path, tree
-        for key, value in tree.items():
-            yield from _components(value, f"{path}.{key}".lstrip("."))
-
-
-def _is_component(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping) and isinstance(value.get("_target_"), str) and value["_target_"] != "???"
-    )
 
 
 def _schema_at(schema: Any, path: str) -> type[BaseModel] | None:
@@ -1008,21 +1014,127 @@ def _keys(model: type[BaseModel] | None) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()] if model else []
 
 
-def _check_component(schema: type[Section], path: str, node: Mapping[str, Any]) -> list[str]:
-    target = node["_target_"]
+def _check_classes(annotation: Any, value: Any, path: str) -> Iterator[str]:
+    """What is wrong with the components in a value, at any depth: a class is taken only where the annotation asks for one.
+
+    Args:
+        annotation: of the key or of the constructor's parameter that gets the value; None: nothing is known of it.
+    """
+    if isinstance(value, Mapping):
+        model = _section(annotation)
+        if model and issubclass(model, Component):
+            yield from _check_component(model, [], value, path)
+        elif model:  # it refuses the keys that it does not know
+            for name, field in model.model_fields.items():
+                yield from _check_classes(
+                    field.annotation, value.get(field.alias or name), _below(path, name)
+                )
+        elif "_target_" in value and (kinds := _kinds(annotation)):
+            yield from _check_component(Component, kinds, value, path)
+        elif "_target_" in value:
+            yield (
+                f"{path}._target_: a class is built only where a component is expected, and {path} takes a plain value; "
+                "leave _target_ out"
+            )
+        else:
+            for key, inner in value.items():
+                yield from _check_classes(_inner(annotation), inner, _below(path, key))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _check_classes(_inner(annotation), inner, _below(path, number))
+
+
+def _check_component(
+    model: type[Component], kinds: Sequence[type], node: Mapping[str, Any], path: str
+) -> Iterator[str]:
+    """What is wrong with one component.
+
+    Args:
+        model: the schema's part of it, and its kind …
+        kinds: … unless these classes are given, of one of which it must be a subclass.
+    """
+    target = node.get("_target_")
+    if not isinstance(target, str) or target == "???":
+        if kinds:  # else the schema refuses it
+            yield f"{path}._target_ = {shown(target)}: expected the name of a class, MODULE.NAME"
+        return
     try:
         found = locate(target)
+        require_kind(found, kinds or [locate(model.kind)])
     except ConfigError as error:
-        return [f"{path}._target_ = {target}: {error}"]
-    own = _keys(_schema_at(schema, path)) or ["_target_"]
+        yield f"{path}._target_ = {target}: {error}"
+        return
+    own, hints = {field.alias or name: field for name, field in model.model_fields.items()}, _hints(found)
     arguments = {key: value for key, value in node.items() if key not in own}
-    model = _signature(found, [key for key, value in arguments.items() if _is_component(value)])
+    signature = _signature(
+        found,
+        [key for key, value in arguments.items() if _mentions_class(value) and not _models(hints.get(key))],
+    )
     try:
-        model.model_validate(arguments)
+        signature.model_validate(arguments)
     except ValidationError as error:
-        known = own + list(model.model_fields)
-        return [_line(path, item, arguments, known, f"an argument of {target}") for item in error.errors()]
-    return []
+        known = [*own, *signature.model_fields]
+        for item in error.errors():
+            yield _line(path, item, arguments, known, f"an argument of {target}")
+    for key, value in node.items():
+        annotation = own[key].annotation if key in own else hints.get(key)
+        yield from _check_classes(annotation, value, _below(path, key))
+
+
+def _below(path: str, key: Any) -> str:
+    return f"{path}.{key}".lstrip(".")
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The alternatives of a union, or the annotation itself."""
+    if typing.get_origin(annotation) is Annotated:
+        return _options(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return [option for each in typing.get_args(annotation) for option in _options(each)]
+    return [annotation]
+
+
+def _kinds(annotation: Any) -> list[type]:
+    """The classes of which an annotation asks for an instance. `object` and abstract types such as Mapping ask for none."""
+    return [
+        option
+        for option in _options(annotation)
+        if inspect.isclass(option)
+        and option.__module__ not in ("builtins", "typing", "collections.abc")
+        and not issubclass(option, BaseModel)
+    ]
+
+
+def _inner(annotation: Any) -> Any:
+    """What the values of a mapping, or the items of a list, are; None: nothing is known of them."""
+    for option in _options(annotation):
+        if arguments := [each for each in typing.get_args(option) if each is not Ellipsis]:
+            return arguments[-1]
+    return None
+
+
+def _models(annotation: Any) -> bool:
+    """Whether pydantic checks values of this annotation by a model of the schema, also inside a list or a mapping."""
+    return _section(annotation) is not None or any(map(_models, typing.get_args(annotation)))
+
+
+def _mentions_class(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_mentions_class, value.values()))
+    return isinstance(value, list | tuple) and any(map(_mentions_class, value))
+
+
+def require_kind(found: type, kinds: Sequence[type]) -> None:
+    """Refuse a class that does not inherit from one of some classes (to be registered with an abstract one is not enough).
+
+    Raises:
+        ConfigError: it does not, or nothing can be built of it.
+    """
+    if not any(kind in found.__mro__ for kind in kinds):
+        names = " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+        raise ConfigError(f"expected a subclass of {names}")
+    if inspect.isabstract(found):
+        raise ConfigError("it is abstract; name a class that can be built")
 
 
 def locate(target: str) -> type:
@@ -1034,7 +1146,7 @@ def locate(target: str) -> type:
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # the user's own module may fail in any way
+    except (Exception, SystemExit) as error:  # the user's own module may fail in any way
         raise ConfigError(f"cannot be imported ({type(error).__name__}: {error})") from None
     if found is None:
         raise ConfigError(f"the module {module} has no {name}")
@@ -1043,16 +1155,25 @@ def locate(target: str) -> type:
     return found
 
 
+def _hints(target: type) -> dict[str, Any]:
+    """The annotations of the constructor's parameters."""
+    try:
+        return typing.get_type_hints(target.__init__, include_extras=True)  # type: ignore[misc]
+    except (
+        NameError,
+        AttributeError,
+        TypeError,
+    ):  # only a type checker can read them: names are checked, types are not
+        return {}
+
+
 def _signature(target: type, components: Sequence[str] = ()) -> type[BaseModel]:
     """A pydantic model of the constructor's parameters, so that arguments are checked by the same means.
 
     Args:
         components: parameters whose values are still mappings with a `_target_`; those are checked by themselves.
     """
-    try:
-        hints = typing.get_type_hints(target.__init__, include_extras=True)  # type: ignore[misc]
-    except NameError:  # an annotation that only a type checker can read: names are checked, types are not
-        hints = {}
+    hints = _hints(target)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(target).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -1070,22 +1191,36 @@ def _signature(target: type, components: Sequence[str] = ()) -> type[BaseModel]:
 
 
 def build(component: Component, kind: type) -> Any:
-    """An instance of the component's class, called with its arguments; components among those are built first.
+    """An instance of the component's class, called with its arguments; components among those are built first, where the
+    constructor's annotation asks for one.
 
     Raises:
         ConfigError: it is not of this kind.
     """
     target = locate(component.target)
-    if not issubclass(target, kind):
-        raise ConfigError(
-            f"_target_ = {component.target}: expected a subclass of {kind.__module__}.{kind.__name__}"
-        )
-    arguments = {
-        name: build(Component.model_validate(value), object) if _is_component(value) else value
-        for name, value in component.arguments.items()
-    }
+    try:
+        require_kind(target, [kind])
+    except ConfigError as error:
+        raise ConfigError(f"_target_ = {component.target}: {error}") from None
+    hints = _hints(target)
+    arguments = {name: _built(hints.get(name), value) for name, value in component.arguments.items()}
     checked = _signature(target).model_validate(arguments)
     return target(**{name: getattr(checked, name) for name in arguments})
+
+
+def _built(annotation: Any, value: Any) -> Any:
+    """A value with the components in it built, as far as the annotation asks for them."""
+    if _models(annotation):
+        return value
+    if isinstance(value, Mapping):
+        if "_target_" in value and (kinds := _kinds(annotation)):
+            inner = Component.model_validate(value)
+            bases = locate(inner.target).__mro__
+            return build(inner, next((kind for kind in kinds if kind in bases), kinds[0]))
+        return {key: _built(_inner(annotation), inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_built(_inner(annotation), inner) for inner in value]
+    return value
 
 
 def _describe(schema: type[Section], tree: Mapping[str, Any], item: Any) -> str:

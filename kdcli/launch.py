@@ -34,7 +34,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdcli import console, processes, rundir
-from kdcli.config import COMMANDS, Distill, check, conf_dir, defaults, suggest, user_conf_dir
+from kdcli.config import (
+    COMMANDS,
+    Dataset,
+    Distill,
+    Section,
+    check,
+    conf_dir,
+    defaults,
+    suggest,
+    user_conf_dir,
+)
 from kdcli.errors import ConfigError, KDError, abbreviated, listed, shown
 from kdcli.files import (
     cache_folder,
@@ -67,9 +77,11 @@ def launch(
     resolve: bool = False,
     info: str | None = None,
     rerun: Path | None = None,
+    trust_run: bool = False,
 ) -> int:
     """Run a command; returns its exit code. Every exception becomes one message."""
     console.setup_logging()
+    rundir.trust(trust_run)
     with processes.watched():
         before = processes.children()
         try:
@@ -187,8 +199,10 @@ def _register(
             raise ConfigError(
                 "--rerun repeats a recorded config: groups cannot be chosen anew, single keys can (seed=1)"
             )
-        saved = rundir.saved_config(rerun)
-        recorded = {"runtime": {"choices": _called(OmegaConf.load(rerun / rundir.HYDRA).hydra, saved)}}
+        saved = _replayed(rerun, Distill, overrides)
+        choices, words = rundir.recorded_choice(rerun)
+        called = OmegaConf.create({"runtime": {"choices": choices}, "overrides": {"task": words}})
+        recorded = {"runtime": {"choices": _called(called, saved)}}
         store.store(
             name="rerun",
             node={"defaults": ["_self_", "output"], "hydra": recorded, **saved},
@@ -198,7 +212,7 @@ def _register(
         if _value(overrides, "hydra.run.dir") is None:
             overrides.append("hydra.run.dir=runs/distill/${now:%Y-%m-%d-%H%M%S-%f}")
     if command == "export" and (run := _value(overrides, "run")) and _value(overrides, "hardware") is None:
-        overrides = [*rundir.hardware_of(Path(run)), *overrides]
+        overrides = [*_hardware_words(Path(run).expanduser(), overrides), *overrides]
     named = _value(overrides, "dataset") is not None
     if command == "eval" and not named and (run := _value(overrides, "run")):
         if any(word.startswith("run=") and _swept(word) for word in overrides):
@@ -206,9 +220,9 @@ def _register(
                 f"run={run}: each run is scored on its own data set, so eval takes one at a time; start it once for each, or "
                 "name the data set (dataset=…)"
             )
-        dataset = rundir.saved_config(Path(run).expanduser())["dataset"]
+        dataset = _replayed(Path(run).expanduser(), Dataset, overrides, "dataset")
         if (
-            _value(overrides, "dataset.path") is not None and dataset["format"] != "hub"
+            _value(overrides, "dataset.path") is not None and dataset.get("format") != "hub"
         ):  # its other files are not of that one
             dataset |= {"validation": None, "test": None, "unlabelled": None}
         store.store(group="dataset", name="of_the_run", node=dataset, provider="kdcli")
@@ -218,6 +232,99 @@ def _register(
         stages = tuple(f"{key}." for key in _known(name, overrides) if re.fullmatch(r"stages\.[^.]+", key))
         overrides = [f"++{word}" if word.startswith(stages) else word for word in overrides]
     return name, overrides
+
+
+OWN = ("kdcli.losses.", "kdcli.students.", "kdcli.teachers.", "kdcli.hardware.")
+"""Where the classes are that any config may name."""
+NAMES_CODE = ("_target_", "function")
+"""Keys whose value names Python code that is imported."""
+
+
+def _replayed(run: Path, schema: type[Section], overrides: list[str], part: str = "") -> dict[str, Any]:
+    """The config that a run recorded, or a part of it, as it is used once more.
+
+    Raises:
+        ConfigError: it could do harm and the run is not trusted, or it holds what no config holds.
+    """
+    tree: Any = rundir.saved_config(run)
+    tree = tree.get(part) if part else tree
+    where = run / ".hydra" / "config.yaml"
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where} is damaged (no {part} in it)")
+    if unknown := [
+        key for key in tree if key not in schema.model_fields
+    ]:  # Hydra would read defaults and hydra
+        raise ConfigError(
+            f"{where} is damaged: {listed(unknown)} {'is' if len(unknown) == 1 else 'are'} no key of it"
+        )
+    _require_harmless(run, {part: tree} if part else tree, overrides)
+    return {str(key): value for key, value in tree.items()}
+
+
+def _hardware_words(run: Path, overrides: list[str]) -> list[str]:
+    """The words by which a run chose its device, as they are used once more.
+
+    Raises:
+        ConfigError: they could do harm and the run is not trusted, or they are not such words.
+    """
+    words = rundir.hardware_of(run)
+    try:
+        for parsed in OverridesParser.create().parse_overrides(words):
+            key, value = parsed.key_or_group, parsed.value()
+            if (
+                parsed.is_sweep_override()
+                or key.partition(".")[0] != "hardware"
+                or "/" in str(parsed.get_key_element())
+            ):
+                raise ConfigError(
+                    f"{run / rundir.HYDRA}: {shown(parsed.input_line)} is not a key of hardware with its value"
+                )
+            for path, leaf in rundir.leaves({key: value}):
+                if reads := rundir.resolvers(leaf):
+                    rundir.require_trust(run, f"{path} = {leaf}", f"calls {listed(reads)} here")
+            _require_harmless(run, {key: value}, overrides)
+    except (HydraException, OmegaConfBaseException, RecursionError):
+        raise ConfigError(
+            f"{run / rundir.HYDRA} is damaged: the words that chose the hardware cannot be read"
+        ) from None
+    return words
+
+
+def _require_harmless(run: Path, tree: Any, overrides: list[str]) -> None:
+    """Refuse what a config from elsewhere could run or send, unless this command line gives it or the run is trusted.
+
+    Raises:
+        ConfigError
+    """
+    typed = [word.lstrip("+") for word in overrides]
+    for path, value in rundir.leaves(tree):
+        key = path.rpartition(".")[2]
+        if any(word.startswith(f"{path}=") for word in typed):  # that value takes its place
+            continue
+        if key in NAMES_CODE and isinstance(value, str) and value != "???" and not value.startswith(OWN):
+            if not _names(value, run, typed):
+                rundir.require_trust(run, f"{path} = {value}", "is Python code that is run here")
+        elif key == "trust_remote_code" and value not in (False, None):
+            rundir.require_trust(run, f"{path} = {value}", "runs Python files that lie beside a model")
+        elif key in ("base_url", "api_key_env") and value is not None:
+            rundir.require_trust(
+                run, f"{path} = {value}", "sends data, and the key if one is named, to a server"
+            )
+
+
+def _names(value: str, run: Path, typed: list[str]) -> bool:
+    """Whether this command line names a class or a function: by a typed word, or in a choice of the user's own folder."""
+    name = re.compile(rf"(?<![\w.]){re.escape(value)}(?![\w.])")
+    if any(name.search(word) for word in typed):
+        return True
+    folder = user_conf_dir()
+    groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
+    return folder is not None and any(
+        name.search(file.read_text(encoding="utf-8", errors="replace"))
+        for group in groups
+        for file in (folder / group).rglob("*.yaml")
+        if not file.resolve().is_relative_to(run.resolve())
+    )
 
 
 def _at_home(word: str) -> str:
@@ -488,7 +595,8 @@ def _called(recorded: Any, config: Mapping[str, Any]) -> dict[str, str]:
     names = {}
     for group in ("teacher", "student", "dataset", "hardware"):
         given = any(str(word).startswith(f"{group}.path=") for word in overrides)
-        path = config[group].get("path")
+        section = config.get(group)
+        path = section.get("path") if isinstance(section, Mapping) else None
         names[group] = str(path if given or group not in chosen else chosen[group])
     return names
 

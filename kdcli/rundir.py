@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from filelock import Timeout
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import TypedDict
 
-from kdcli.errors import ConfigError
-from kdcli.files import read_json, read_jsonl, remove_abandoned
+from kdcli.errors import ConfigError, listed
+from kdcli.files import read_json, read_jsonl, remove_abandoned, require_inside, require_name
 from kdcli.locks import Lock
 
 APP = "kdcli"
@@ -28,6 +31,8 @@ UNANSWERED = "unanswered.jsonl"
 """Rows that a teacher which could only be asked did not answer, and why: no model of the run learns from them, or is scored on them."""
 HYDRA = Path(".hydra", "hydra.yaml")
 LOCK = ".lock"
+TRUST = "KDCLI_TRUST_RUN"
+"""The variable by which `--trust-run` reaches the processes of a launcher. Every command sets or removes it."""
 ERROR = "error.json"
 _SLIGHT = {".hydra", LOCK, ERROR}
 
@@ -100,7 +105,7 @@ def examine(run: Path, config: Mapping[str, Any]) -> Literal["new", "continue", 
     if app != APP:
         raise ConfigError(f"{run} holds files and was not made by kdcli; choose another hydra.run.dir")
     _free(run)
-    before = saved_config(run)
+    before = _resolved(run)
     # how models are timed at the end changes nothing of what is trained: where that failed, the run goes on with another choice
     if changed := sorted(
         each for each in _differences(before, config) if each.partition(".")[0] != "measure"
@@ -109,7 +114,12 @@ def examine(run: Path, config: Mapping[str, Any]) -> Literal["new", "continue", 
             f"{run} holds a run with another config ({', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}); "
             "choose another hydra.run.dir, or the config that it was started with"
         )
-    return "finished" if (run / REPORT).is_file() else "continue"
+    if (run / REPORT).is_file():
+        return "finished"
+    for path in run.rglob("*"):
+        if path.is_symlink():
+            require_inside(run, path, "hydra.run.dir")
+    return "continue"
 
 
 def examine_sweep(folder: Path) -> None:
@@ -146,26 +156,115 @@ def saved_config(run: Path) -> dict[str, Any]:
     """The composed config that a run was started with, interpolations resolved.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none; or it reads the environment, as that of a run from elsewhere must not (unless it is trusted).
     """
+    for key, text in leaves(_recorded(run)):
+        if reads := resolvers(text):
+            require_trust(run, f"{key} = {text}", f"calls {listed(reads)} here")
+    return _resolved(run)
+
+
+def trust(given: bool) -> None:
+    """Say whether what a recorded run names may be run and read here, also in the processes of a launcher."""
+    if given:
+        os.environ[TRUST] = "1"
+    else:
+        os.environ.pop(TRUST, None)
+
+
+def require_trust(run: Path, what: str, does: str) -> None:
+    """Refuse what a run from elsewhere could do harm with.
+
+    Raises:
+        ConfigError: the run is not trusted.
+    """
+    if not os.environ.get(TRUST):
+        raise ConfigError(
+            f"{run} records {what}, which {does}; give --trust-run if you trust whoever made this run, or give the key on the command line"
+        )
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys and the values of plain data, at any depth."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            yield from leaves(value, f"{path}.{number}")
+    else:
+        yield path, tree
+
+
+def resolvers(text: Any) -> list[str]:
+    """The calls of resolvers in a value, such as `oc.env:HOME`: interpolations that are more than the name of another key."""
+    found: list[str] = []
+    open_at: list[int] = []
+    for match in re.finditer(r"\$\{|[}:]", text if isinstance(text, str) else ""):
+        if match[0] == "${":
+            open_at.append(match.end())
+        elif match[0] == "}" and open_at:
+            open_at.pop()
+        elif match[0] == ":" and open_at:
+            found.append(str(text)[open_at[-1] : match.start()])
+    return found
+
+
+def _recorded(run: Path) -> dict[str, Any]:
+    """`.hydra/config.yaml` of a run, as it stands there."""
     path = run / ".hydra" / "config.yaml"
     if not path.is_file() or _app(run / HYDRA) != APP:
         raise ConfigError(
             f"{run} is not a run directory of kdcli (it has no .hydra/config.yaml that kdcli wrote)"
         )
-    tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} is damaged ({str(error) or type(error).__name__})") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} is damaged (it is no mapping of keys to values)")
+    return {str(key): value for key, value in tree.items()}
+
+
+def _resolved(run: Path) -> dict[str, Any]:
+    try:
+        tree = OmegaConf.to_container(OmegaConf.create(_recorded(run)), resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"{run / '.hydra' / 'config.yaml'} cannot be resolved ({first})") from None
     return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
 
 
-def hardware_of(run: Path) -> list[str]:
-    """The words that chose the device which a run was meant for, with its budget; none where that was not recorded."""
+def recorded_choice(run: Path) -> tuple[dict[str, Any], list[str]]:
+    """What a run was started with: the choice that was made of each group, and the words of the command line.
+
+    Raises:
+        ConfigError: Hydra's record of it is damaged.
+    """
+    path = run / HYDRA
     try:
-        hydra = yaml.safe_load((run / HYDRA).read_text(encoding="utf-8"))["hydra"]
-        chosen = hydra["runtime"]["choices"]["hardware"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        hydra = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]
+        choices, words = hydra["runtime"]["choices"], hydra["overrides"]["task"]
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+    if not isinstance(choices, dict) or not isinstance(words, list):
+        raise ConfigError(f"{path} is damaged (no choices, or no words of a command line)")
+    return choices, [str(word) for word in words]
+
+
+def hardware_of(run: Path) -> list[str]:
+    """The words that chose the device which a run was meant for, with its budget; none where that was not recorded.
+
+    Raises:
+        ConfigError: what was recorded is no name of a device, or damaged.
+    """
+    if not (run / HYDRA).is_file():
         return []
-    own = [word for word in hydra["overrides"]["task"] if word.startswith("hardware.")]
-    return [f"hardware={chosen}", *own]
+    choices, words = recorded_choice(run)
+    if "hardware" not in choices:
+        return []
+    name = require_name(str(choices["hardware"]), f"{run / HYDRA}: the choice of hardware")
+    return [f"hardware={name}", *(word for word in words if word.startswith("hardware."))]
 
 
 def _app(record: Path) -> str | None:

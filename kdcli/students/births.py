@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import datasets
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.config import Component, build, suggest
+from kdcli.config import BirthStep, build, suggest
 from kdcli.errors import ConfigError, listed, shown
 from kdcli.models import Source
 from kdcli.students.base import Birth
@@ -23,7 +21,7 @@ class Births(Birth):
         steps: what each name means: a birth of its own, with its arguments. Names that `births` leaves out are not used.
     """
 
-    def __init__(self, births: list[str], steps: dict[str, dict[str, Any]]):
+    def __init__(self, births: list[str], steps: dict[str, BirthStep]):
         if not births:
             raise ConfigError("student.births is empty: name at least one of student.steps")
         for name in births:
@@ -31,9 +29,7 @@ class Births(Birth):
                 raise ConfigError(
                     f"student.births: there is no step {shown(name)}{suggest(name, steps)} (student.steps: {listed(steps)})"
                 )
-            if "_target_" not in steps[name]:
-                raise ConfigError(f"student.steps.{name}: no _target_ says which birth it is")
-        self.steps = [build(Component.model_validate(steps[name]), Birth) for name in births]
+        self.steps = [build(BirthStep.model_validate(steps[name]), Birth) for name in births]
         self.of_teacher, self.adapts = self.steps[0].of_teacher, self.steps[0].adapts
         for name, step in zip(births[1:], self.steps[1:], strict=True):
             if not isinstance(step, Cut):

@@ -217,10 +217,11 @@ def test_components_inside_components(
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "nested_module.py").write_text(
         "from __future__ import annotations\n"
-        "from typing import TYPE_CHECKING, Any\n"
+        "from typing import TYPE_CHECKING\n"
+        "from kdcli.losses.base import Divergence, Loss\n"
         "if TYPE_CHECKING:\n    from somewhere import Thing\n"
-        "class Outer:\n    def __init__(self, inner: Any, **more: int): ...\n"
-        "class Later:\n    def __init__(self, thing: Thing = None): ...\n"
+        "class Outer(Divergence):\n    def __init__(self, inner: Loss, **more: int): ...\n    between = None\n"
+        "class Later(Divergence):\n    def __init__(self, thing: Thing = None): ...\n    between = None\n"
     )
     inner = {"_target_": "kdcli.losses.forward_kl.ForwardKL", "temperatur": 1}
     tree["loss"]["own"] = {"_target_": "nested_module.Outer", "inner": inner}
@@ -250,16 +251,20 @@ def test_build_inside_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree:
     """An inner component that arrives as the mapping it is written as."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "outer_module.py").write_text(
-        "from kdcli.losses.forward_kl import ForwardKL\n"
-        "class Outer:\n    def __init__(self, inner: ForwardKL):\n        self.inner = inner\n"
+        "from kdcli.losses.base import Divergence, Loss\n"
+        "class Outer(Divergence):\n    def __init__(self, inner: Loss, others: dict[str, list[Loss]] | None = None):\n"
+        "        super().__init__()\n        self.inner, self.others = inner, others\n    between = None\n"
     )
     node = {
         "_target_": "outer_module.Outer",
         "inner": {"_target_": "kdcli.losses.forward_kl.ForwardKL", "temperature": 3},
+        "others": {"some": [{"_target_": "kdcli.losses.reverse_kl.ReverseKL", "temperature": 4}]},
     }
     tree["loss"]["outer"] = node
     check(Distill, tree)
-    assert build(Component.model_validate(node), object).inner.temperature == 3.0
+    built = build(Component.model_validate(node), Loss)
+    assert built.inner.temperature == 3.0
+    assert built.others["some"][0].temperature == 4.0
 
 
 def test_component_of_another_kind() -> None:
