@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.numpy import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kdcli.checkpoint import SUMS, require_folder, require_unchanged
 from kdcli.config import Measure
 from kdcli.errors import ConfigError, ModelError
 from kdcli.files import replaced, write_text
@@ -26,10 +28,12 @@ from kdcli.models import (
     parameters,
     same_vocabulary,
 )
+from kdcli.rundir import REPORT
 from kdcli.signal import AnySignal
 from kdcli.tasks.base import Predictions, Task
 from kdcli.teachers.base import Teacher
 
+logger = logging.getLogger(__name__)
 RESAMPLES = 10_000
 MOST = 10_000_000
 """Numbers of resamples that are in memory at once."""
@@ -44,6 +48,23 @@ def require_device(cfg: Measure | None) -> None:
     if cfg is not None and cfg.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "measure.device=cuda: torch finds no GPU here; measure on the CPU, or not at all (measure=null)"
+        )
+
+
+def require_trained(source: Source, run: Path) -> None:
+    """Refuse a model of a run that cannot be read, or is not what was saved when it was trained.
+
+    Raises:
+        ModelError
+    """
+    require_folder(source.path, source.name)
+    remedy = (
+        f"score it as it is with kdcli eval model={source.path}, or remove {source.path} and {run / REPORT}, and the same kdcli distill trains it "
+        "again"
+    )
+    if not require_unchanged(source.path, remedy) and source.name == "student":
+        logger.info(
+            "%s has no %s: whether its files are those that were trained is not known", source.path, SUMS
         )
 
 

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcli import processes
+from kdcli.checkpoint import require_folder
 from kdcli.errors import ConfigError, ExportError, KDError
 from kdcli.runtimes.base import MeasureSpec, Runtime
 
@@ -136,6 +137,7 @@ class Process:
 
     Raises:
         ExportError: from all methods: the runtime could not load or run the model; with the last lines of what it said.
+        ModelError: when it is entered: the model would run code of its own, or its files cannot be read.
     """
 
     def __init__(self, spec: MeasureSpec, prompts: Sequence[Any]):
@@ -144,6 +146,10 @@ class Process:
         self.batch_sizes = list(spec.batch_sizes)
 
     def __enter__(self) -> Process:
+        path = Path(self.spec.path)
+        for folder in {Path(self.spec.tokenizer), *([path] if path.is_dir() else [])}:
+            require_folder(folder, folder.name)
+        _class(self.spec).require_safe(path)
         threads = str(self.spec.threads)
         paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {
@@ -491,6 +497,11 @@ def _kind(auto: str) -> str:
     return "Translator" if _translates(auto) else "Writer" if "CausalLM" in auto else "Model"
 
 
+def _class(spec: MeasureSpec) -> Any:
+    """The subclass of `Runs` that runs a model; its module imports little until it is made."""
+    return getattr(importlib.import_module(f"kdcli.runtimes.{spec.runtime}"), _kind(spec.auto))
+
+
 def _source_ids(task: Any, folder: Path, texts: Texts, code: bool) -> tuple[list[list[int]], list[int]]:
     """The token ids of each text, and those that each translation begins with."""
     from kdcli.models import Source, load_tokenizer
@@ -511,8 +522,7 @@ def main() -> None:
         spec = MeasureSpec(**first["spec"])
         began = time.perf_counter()
         gc.disable()  # nothing that is imported is garbage: to look for some takes a sixth of the time
-        module = importlib.import_module(f"kdcli.runtimes.{spec.runtime}")
-        kind = getattr(module, _kind(spec.auto))
+        kind = _class(spec)
         for package in kind.packages:
             try:
                 importlib.import_module(package)

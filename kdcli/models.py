@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from kdcli.checkpoint import require_finite, require_folder
 from kdcli.config import Checkpoint
 from kdcli.errors import ConfigError, ModelError, TeacherError, listed, shown
 from kdcli.files import PACKAGE, hash_files, locate_package, snapshot
@@ -71,7 +73,7 @@ def find(cfg: Checkpoint, what: str) -> Source:
 
     Raises:
         ConfigError: no path is given, or the package is not installed.
-        ModelError: it cannot be found, or holds no safetensors, or is a GGUF file that cannot be converted.
+        ModelError: it cannot be found, holds no safetensors, is damaged, or is a GGUF file that cannot be converted.
     """
     if not cfg.path:
         raise ModelError(f"{what}.path is not set: give a local directory or a Hugging Face hub id")
@@ -102,14 +104,9 @@ def find(cfg: Checkpoint, what: str) -> Source:
                 else ""
             )
         )
-    for file in sorted(path.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"the {what} {cfg.path}: {file.name} is not a whole safetensors file ({error})"
-            ) from None
+    name = f"the {what} {cfg.path}"
+    require_folder(path, name)
+    require_finite(path, name)
     return Source(path, cfg.path, commit, cfg.trust_remote_code)
 
 
@@ -144,18 +141,25 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             source.path, trust_remote_code=source.code, local_files_only=True
         )
+        vocabulary = tokenizer.get_vocab()
+        special = tokenizer.all_special_ids
     except Exception as error:  # tokenizers raises Exception itself
         raise ModelError(
             f"{source.name}: its tokenizer cannot be loaded: {_first_line(error)}{_code(error)}"
         ) from None
     config = load_config(source)
     rows = config.get_text_config().vocab_size
-    vocabulary = tokenizer.get_vocab()
     if not vocabulary.keys() - set(tokenizer.all_special_tokens):  # transformers makes an empty one up
         raise ModelError(
             f"{source.name}: there are no tokenizer files (tokenizer.json …) in {source.path}; put them there"
         )
-    highest = max(vocabulary.values())
+    if len(names := {number: token for token, number in vocabulary.items()}) < len(vocabulary):
+        token, number = next((each, at) for each, at in vocabulary.items() if names[at] != each)
+        raise ModelError(
+            f"{source.name}: its tokenizer gives {shown(token)} and {shown(names[number])} one number, {number}: it is damaged. Put the right "
+            "tokenizer files beside the weights"
+        )
+    highest = max([*vocabulary.values(), *special])
     if highest >= rows:
         raise ModelError(
             f"{source.name}: its tokenizer knows token ids up to {highest}, its embeddings have {rows} rows: "
@@ -172,15 +176,17 @@ def load_tokenizer(
                 '("eos_token": …)'
             )
         # decoders often have none; padding is masked by place, not by token
-        tokens = {number: token for token, number in vocabulary.items()}
-        tokenizer.pad_token = tokens.get(config.pad_token_id, tokenizer.eos_token)
+        tokenizer.pad_token = names.get(config.pad_token_id, tokenizer.eos_token)
     if config.pad_token_id is not None and config.pad_token_id != tokenizer.pad_token_id:
         raise ModelError(
             f"{source.name}: its config.json pads with token {config.pad_token_id}, its tokenizer with "
             f"{tokenizer.pad_token_id}: this is another model's tokenizer. Put the right files beside the weights"
         )
     if (listed := source.path / "vocab.txt").is_file():
-        lines = listed.read_text(encoding="utf-8").split("\n")
+        try:
+            lines = listed.read_text(encoding="utf-8").split("\n")
+        except ValueError as error:
+            raise ModelError(f"{source.name}: {listed} is not UTF-8 ({error}); save it as UTF-8") from None
         wrong = next((i for i, token in enumerate(lines) if token and vocabulary.get(token) != i), None)
         if wrong is not None:
             raise ModelError(
@@ -199,7 +205,7 @@ def load_tokenizer(
 def room(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
     """How many tokens a model can read: what its tokenizer says, and the positions that it has."""
     limits = tokenizer.model_max_length, (positions_of(config) or 0) - first_position(config)
-    return min(limit for limit in limits if limit > 0)  # XLNet says -1: none
+    return min((limit for limit in limits if limit > 0), default=sys.maxsize)  # XLNet says -1: none
 
 
 def first_position(config: PreTrainedConfig) -> int:
@@ -249,14 +255,45 @@ def load_model(source: Source, task: Task) -> tuple[PreTrainedModel, bool]:
     Raises:
         ModelError: the weights cannot be loaded (truncated, another architecture …).
     """
+    return _load(source, task)
+
+
+def _load(source: Source, task: Task, **options: Any) -> tuple[PreTrainedModel, bool]:
     try:
-        return task.load(source.path, trust_remote_code=source.code, local_files_only=True)
+        return task.load(source.path, trust_remote_code=source.code, local_files_only=True, **options)
     except ModelError as error:  # they are loaded, and of no use for the task
         raise ModelError(f"{source.name}: {error.message}") from None
     except Exception as error:  # safetensors, transformers and torch each raise their own kinds
         raise ModelError(
             f"{source.name}: the weights in {source.path} cannot be loaded: {_first_line(error)}"
         ) from error
+
+
+def require_loadable(source: Source, task: Task) -> None:
+    """Refuse a checkpoint that cannot be loaded for a task, without reading its weights.
+
+    Code of the checkpoint's own, and quantized weights, are left to the loading itself.
+
+    Raises:
+        ModelError: its config cannot be built, or its weights are not those of the config.
+    """
+    config = load_config(source)
+    if source.code or hasattr(config, "quantization_config"):
+        return
+    try:
+        Task.load(
+            task,
+            source.path,
+            local_files_only=True,
+            device_map="meta",
+            ignore_mismatched_sizes=not has_head(source, task),
+        )
+    except ModelError as error:
+        raise ModelError(f"{source.name}: {error.message}") from None
+    except Exception as error:
+        raise ModelError(
+            f"{source.name}: the weights in {source.path} do not fit its config.json: {_first_line(error)}"
+        ) from None
 
 
 def load_whole(source: Source, task: Task) -> PreTrainedModel:
@@ -291,18 +328,7 @@ def with_new_head(source: Source, task: Task) -> PreTrainedModel:
     if not task.labels:
         return load_whole(source, task)
     config = task.configure(load_config(source))
-    try:
-        model, _ = task.load(
-            source.path,
-            config=config,
-            trust_remote_code=source.code,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-        )
-    except Exception as error:
-        raise ModelError(
-            f"{source.name}: the weights in {source.path} cannot be loaded: {_first_line(error)}"
-        ) from error
+    model, _ = _load(source, task, config=config, ignore_mismatched_sizes=True)
     if has_head(source, task):  # of other labels, or of these in another order
         for name, part in model.named_children():
             if name != model.base_model_prefix:

@@ -35,6 +35,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from typing_extensions import TypedDict
 
 from kdcli import processes
+from kdcli.checkpoint import write_sums
 from kdcli.config import MOST_STEPS, Rollout
 from kdcli.config import Trainer as TrainerConfig
 from kdcli.distiller import Distiller
@@ -240,6 +241,7 @@ def train(stage: Stage) -> None:
         with replaced(stage.out) as temporary:
             stage.distiller.student.save_pretrained(temporary)
             stage.tokenizer.save_pretrained(temporary)
+            write_sums(temporary)
         shutil.rmtree(stage.folder, ignore_errors=True)
 
 

@@ -30,6 +30,7 @@ from typing_extensions import TypedDict
 import kdcli
 from kdcli import console, report
 from kdcli.augment import Proposer, augmented, find_proposer
+from kdcli.checkpoint import require_unchanged
 from kdcli.commands.export import require_task
 from kdcli.config import Component, Rollout, build, locate
 from kdcli.config import Distill as Config
@@ -74,6 +75,7 @@ from kdcli.models import (
     load_config,
     load_model,
     load_tokenizer,
+    require_loadable,
     same_vocabulary,
     seed_everything,
     stage_seed,
@@ -587,6 +589,9 @@ def _part(
         )
     for source in sources if remote is None else ():
         _require_head(run, source)
+    for source in dict.fromkeys([*sources, *filter(None, [by.source])]):
+        if task.knows(type(load_config(source))):
+            require_loadable(source, task)
     _require_birth(run)
     tokenizer = load_tokenizer(sources[0], max_length=max_length)
     own = load_tokenizer(by.source, max_length=max_length) if by.source is not None else tokenizer
@@ -992,6 +997,7 @@ def tuned_teacher(run: Run, stages: console.Stages, number: int) -> Source:
     seed = stage_seed(run.cfg.seed, f"teacher {number + 1}" if number else "teacher")
     with _alone(run, folder):
         if (folder / "config.json").is_file():
+            require_unchanged(folder, "remove its directory, and the same command tunes it again")
             stages.skip(name, "tuned before, from the cache")
             return source
         with run.stage(stages, name, steps) as progress:
@@ -1649,6 +1655,7 @@ def _train(
     validation_teacher: Teacher | None = None,
 ) -> None:
     if out.is_dir():
+        require_unchanged(out, "remove its directory, and the same command trains it again")
         stages.skip(step.name, "trained before")
         return
     with run.stage(stages, step.name, steps) as progress:

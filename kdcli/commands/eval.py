@@ -12,6 +12,7 @@ from datasets import concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from kdcli import console, report
+from kdcli.checkpoint import require_folder
 from kdcli.commands.artifacts import ask, bytes_of, folder_of, require_whole
 from kdcli.config import Checkpoint
 from kdcli.config import Eval as Config
@@ -25,6 +26,7 @@ from kdcli.evaluate import (
     opened,
     prepared,
     require_device,
+    require_trained,
     same_tokens,
     save_predictions,
     score,
@@ -155,8 +157,10 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
             places += [run / cfg.artifact, *sorted(run.glob(f"export/*/{cfg.artifact}"))]
         for place in map(_recommended, places):
             if place.is_file() or (place.is_dir() and runtime_of(place)):
-                _require_exported(place.absolute(), Path(cfg.run).expanduser() if cfg.run else None)
-                return place.absolute(), {}
+                place = place.absolute()
+                _require_exported(place, Path(cfg.run).expanduser() if cfg.run else None)
+                require_folder(folder_of(place), place.name)
+                return place, {}
         raise ModelError(
             f"the artifact {cfg.artifact} does not exist, or is a folder without a model (looked for "
             f"{', '.join(map(str, places))})"
@@ -180,6 +184,7 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
         path = Path(elsewhere) if elsewhere else named_path(run, name, what=f"{run / REPORT}: models")
         if path.is_dir():
             sources[name] = Source(path.absolute(), name, code=cfg.trust_remote_code)
+            require_trained(sources[name], run)
         else:
             console.warn(f"the {name} of {run} is no longer in {path} and is left out")
     return None, sources

@@ -21,7 +21,7 @@ from kdcli.config import Export as Config
 from kdcli.data import load, without
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, ExportError, ModelError
-from kdcli.evaluate import agreement, examine, opened, save_predictions, score
+from kdcli.evaluate import agreement, examine, opened, require_trained, save_predictions, score
 from kdcli.files import abandonable, named_path, replaced, require_name, write_json, writing
 from kdcli.hardware.base import Target
 from kdcli.measure import UNKNOWN, measured, runtime_of
@@ -66,6 +66,9 @@ def export(cfg: Config, hardware: str) -> int:
     train, test = (without(data[split], left_out) for split in ("train", "test"))
     task = task_of(dataset, data.labels)
     student = Source(run / "student", "student", code=cfg.trust_remote_code)
+    before = Source(run / UNQUANTIZED, "the student before its weights were rounded", code=student.code)
+    for source in [student] if quantization is None else [student, before]:
+        require_trained(source, run)
     length = dataset.max_length
     out = named_path(run, "export", hardware, what="hardware")
     own = {
@@ -156,12 +159,9 @@ def export(cfg: Config, hardware: str) -> int:
         ran = {name: entry for name, entry in artifacts.items() if entry["parity"]}
         compared: dict[str, Any] = {}
         if quantization is not None and ran:
-            source = Source(
-                run / UNQUANTIZED, "the student before its weights were rounded", code=student.code
-            )
-            before = _before(source, folder, target, set(ran), task, test, inputs, length)
+            scores = _before(before, folder, target, set(ran), task, test, inputs, length)
             compared = {"precision": quantization} | _beside(
-                task, before, ran, recorded["models"]["teacher"]["score"]
+                task, scores, ran, recorded["models"]["teacher"]["score"]
             )
             remind(quantization, files)
         good = [name for name, entry in ran.items() if entry["parity"]["within"] and entry["budget"]["met"]]

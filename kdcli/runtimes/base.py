@@ -95,6 +95,17 @@ class Runs(ABC):
     extra: ClassVar[str] = ""
     held: int | None = None
 
+    @classmethod  # noqa: B027
+    def require_safe(cls, path: Path) -> None:
+        """Refuse a file or folder whose loading would run code of its own; called before its process is started.
+
+        ONNX Runtime, OpenVINO, llama.cpp, CTranslate2, LiteRT and ExecuTorch run operators that they know, and read no file that lies
+        elsewhere.
+
+        Raises:
+            ModelError
+        """
+
     def computed(self) -> float:
         """Seconds that were computed for it so far, in all threads."""
         return time.process_time()

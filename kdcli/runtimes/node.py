@@ -75,7 +75,7 @@ def _program(name: str) -> str | None:
 
 
 class Model(File):
-    """A classifier's file in the layout of transformers.js: in `onnx/`, beside config, tokenizer and student.mjs.
+    """A classifier's file in the layout of transformers.js: in `onnx/`, beside config and tokenizer.
 
     Texts are cut into tokens there too. A call is a line of JSON each way, about a tenth of a millisecond, which counts as
     the model's.
@@ -116,7 +116,7 @@ class Model(File):
         return max(0, int(self._tell("peak")) - self.held)
 
     def encode(self, texts: Texts) -> list[Encoded]:
-        """By the tokenizer of transformers.js, and cut as student.mjs does."""
+        """By the tokenizer of transformers.js, and cut as the student.mjs of an export does."""
         rows = self._tell("encode", rows=texts, most=self.most)
         return [
             {name: np.asarray(row.get(name, [0] * len(row["input_ids"])), np.int64) for name in self.pad}

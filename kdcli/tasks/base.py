@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from kdcli.checkpoint import require_layers
 from kdcli.config import Dataset as DatasetConfig
 from kdcli.inside import watched
 from kdcli.rollouts import Reply
@@ -208,10 +209,15 @@ class Task(ABC):
         return model
 
     def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
-        """The checkpoint as a model for this task, in eval mode, and whether its head is new (random)."""
+        """The checkpoint as a model for this task, in eval mode, and whether its head is new (random).
+
+        Raises:
+            ModelError: its layers are not those of its weights.
+        """
         model, info = getattr(transformers, self.auto).from_pretrained(
             path, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **kwargs
         )
+        require_layers(model, info)
         return model.eval(), bool(info["missing_keys"])
 
     @abstractmethod

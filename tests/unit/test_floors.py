@@ -14,7 +14,7 @@ ROOT = Path(kdcli.__file__).parent
 FLOORS = [
     {"errors", "locks", "processes", "signal", "scripts"},
     {"files"},
-    {"config", "console", "snippets"},
+    {"config", "console", "snippets", "checkpoint"},
     {"catalogues", "rundir", "losses", "inside", "gguf", "rollouts", "quantization", "endpoint", "filters"},
     {"tasks", "runtimes"},
     {"models", "data"},

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_intel import CONFIGS, SEGMENTS, SHAPES, ask, create, inputs, student
 from tiny import speaker
 
-from kdcli.errors import ConfigError, ExportError
+from kdcli.errors import ConfigError, ExportError, ModelError
 from kdcli.hardware.cuda import Cuda
 from kdcli.measure import MeasureSpec, measure
 from kdcli.runtimes.exported import Model
@@ -49,7 +49,7 @@ def test_a_program_that_is_cut_off_is_told(student: Path, tmp_path: Path) -> Non
         student, tmp_path / "out", create(CONFIGS["Bert"]), [inputs(1, 3, 0, True)], 64
     )["pt2"]
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(ExportError, match=r"model\.pt2 could not be run by exported"):
+    with pytest.raises(ModelError, match=r"model\.pt2 is not a whole program of torch\.export"):
         measure(MeasureSpec("exported", str(file), str(file.parent), 64), [["a film"]])
 
 

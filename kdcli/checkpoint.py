@@ -1,0 +1,328 @@
+"""What a directory with a model holds, checked before anything of it is loaded; and whether it is still what was saved."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdcli.errors import ModelError, abbreviated, shown
+from kdcli.files import hash_file, write_text
+
+SUMS = "SHA256SUMS"
+"""The hashes of a trained model's files, as `sha256sum` writes and checks them."""
+TEXTS = {".json", ".txt", ".jinja", ".model", ".spm", ".py"}
+READ = {*TEXTS, ".safetensors"}
+"""What is read of a model's directory, by how names end."""
+LARGEST_TEXT = 512 * 2**20
+"""Bytes of a config or tokenizer file: the largest tokenizers have about 40 MB."""
+MOST_LAYERS = 1000
+LARGEST_NUMBER = 20_000_000
+"""A size in a config.json that is larger must be found in the weights as well: positions go up to 10,485,760."""
+SIZES = re.compile(
+    r"(^|_)(size|dim|heads?|hidden|inner|embd?|vocab|model|ff|kv|ctx|positions?|embeddings|rank|experts?|labels)$|^d_"
+)
+LAYERS = re.compile(r"(^|_)(layers?|blocks)$")
+NUMBERED = re.compile(r"^(.*?\.?)(\d+)\.(.+)$")
+"""A weight of one layer among several: what they are called, the layer's number, and its own name."""
+ATTENTION = re.compile(r"(attn|experts)_implementation")
+FILE_OF_TOKENIZER = re.compile(r"(_file|^vocab|_spm)$")
+
+
+def require_folder(folder: Path, name: str) -> None:
+    """Refuse a model's directory that cannot be loaded, or that would make a loader run code or read elsewhere.
+
+    Only names, sizes, the JSON files and the headers of the weights are read.
+
+    Args:
+        name: what the messages call the model.
+
+    Raises:
+        ModelError
+    """
+    try:
+        places = sorted(folder.iterdir())
+    except OSError as error:
+        raise ModelError(f"{name}: {folder} cannot be read ({error.strerror})") from None
+    for place in places:
+        _require_regular(place, name)
+    files = {place.name: place for place in places if place.suffix in READ}
+    if "adapter_config.json" in files:
+        raise ModelError(
+            f"{name}: {files['adapter_config.json']} makes this directory an adapter (PEFT), whose base model lies elsewhere; merge it first: "
+            "PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(…)"
+        )
+    config = read_json(files["config.json"], name) if "config.json" in files else {}
+    weights = [path for path in files.values() if path.suffix == ".safetensors"]
+    quantized = "quantization_config" in config
+    largest = sum(_elements(path, name, quantized) for path in weights)
+    require_config(config, name, max(LARGEST_NUMBER, largest) if weights else math.inf)
+    if (path := files.get("tokenizer_config.json")) is not None:
+        _require_tokenizer_config(read_json(path, name), folder, name)
+    if (path := files.get("model.safetensors.index.json")) is not None:
+        _require_index(read_json(path, name), folder, name)
+
+
+def _require_regular(path: Path, name: str) -> None:
+    """A FIFO blocks whoever opens it, and a device has no end."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        if path.suffix not in READ:
+            return
+        raise ModelError(
+            f"{name}: {path} cannot be read ({error.strerror}); put the model's own file there"
+        ) from None
+    is_file, is_folder = stat.S_ISREG(status.st_mode), stat.S_ISDIR(status.st_mode)
+    if not is_file and (not is_folder or path.suffix in READ):
+        raise ModelError(f"{name}: {path} is not a regular file; put the model's own file there")
+    if path.suffix in TEXTS and status.st_size > LARGEST_TEXT:
+        raise ModelError(
+            f"{name}: {path} has {status.st_size:,} bytes, and a file of its kind has at most {LARGEST_TEXT:,}; put the model's own file there"
+        )
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a model's directory, which holds an object.
+
+    Raises:
+        ModelError
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{name}: {path.name} cannot be used: {_bounded(error)} ({path})") from None
+    if not isinstance(found, dict):
+        raise ModelError(
+            f"{name}: {path.name} cannot be used: it holds {type(found).__name__}, and an object is expected ({path})"
+        )
+    return found
+
+
+def _constant(text: str) -> float:
+    if text == "NaN":
+        raise ValueError("NaN is not a number")
+    return float(text)
+
+
+def _bounded(error: BaseException) -> str:
+    return abbreviated(" ".join(str(error).split())) or type(error).__name__
+
+
+def require_config(config: Mapping[str, Any], name: str, largest: float) -> None:
+    """Refuse a config.json whose fields have other types than transformers takes, or sizes that no model of such weights has.
+
+    Args:
+        largest: the largest size.
+
+    Raises:
+        ModelError
+    """
+
+    def wrong(key: str, value: object, expected: str) -> ModelError:
+        return ModelError(f"{name}: config.json cannot be used: {key} is {shown(value)}, and {expected}")
+
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
+        raise wrong("architectures", names, "a list of class names is expected")
+    kind = config.get("model_type")
+    if kind is not None and not isinstance(kind, str):
+        raise wrong("model_type", kind, "a string is expected")
+    labels = config.get("id2label")
+    if labels is not None:
+        if not isinstance(labels, dict) or not all(
+            key.isdecimal() and isinstance(label, str | int) for key, label in labels.items()
+        ):
+            raise wrong("id2label", labels, "an object is expected, with a name for each number")
+        if sorted(map(int, labels)) != list(range(len(labels))):
+            raise wrong("id2label", labels, "its numbers must count from 0")
+        if len(set(labels.values())) < len(labels):
+            raise wrong("id2label", labels, "each label needs a name of its own")
+    for key, value in _fields(config):
+        if ATTENTION.search(key) and isinstance(value, str) and "/" in value:
+            raise wrong(key, value, "code from the hub is not run; leave the key out")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if LAYERS.search(key) and value > MOST_LAYERS:
+            raise wrong(key, value, f"at most {MOST_LAYERS:,} layers are loaded")
+        if SIZES.search(key) and value > largest:
+            raise wrong(key, value, f"the weights have {largest:,.0f} numbers at most")
+
+
+def _fields(tree: object, key: str = "") -> Iterable[tuple[str, object]]:
+    """The keys and plain values of a config, at any depth."""
+    if isinstance(tree, Mapping):
+        for each, value in tree.items():
+            yield from _fields(value, str(each))
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _fields(value, key)
+    else:
+        yield key, tree
+
+
+def _require_tokenizer_config(config: Mapping[str, Any], folder: Path, name: str) -> None:
+    def wrong(key: str, expected: str) -> ModelError:
+        return ModelError(
+            f"{name}: tokenizer_config.json cannot be used: {key} is {shown(config[key])}, and {expected}"
+        )
+
+    most = config.get("model_max_length")
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int | float)):
+        raise wrong("model_max_length", "a number is expected")
+    if not isinstance(config.get("tokenizer_class"), str | None):
+        raise wrong("tokenizer_class", "the name of a class is expected")
+    for key, value in config.items():
+        if FILE_OF_TOKENIZER.search(key) and isinstance(value, str):
+            place = folder / value
+            if _is_there(place) and place.parent.resolve() != folder.resolve():
+                raise wrong(key, "a file outside the model's directory is not read; leave the key out")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _require_index(index: Mapping[str, Any], folder: Path, name: str) -> None:
+    listed = index.get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise ModelError(
+            f"{name}: model.safetensors.index.json has no weight_map; put the model's own file there"
+        )
+    for file in {str(value): None for value in listed.values()}:
+        if file != Path(file).name or not _is_there(folder / file):
+            raise ModelError(
+                f"{name}: model.safetensors.index.json names {shown(file)}, and a file in {folder} is expected; put the weights there"
+            )
+
+
+def _elements(path: Path, name: str, quantized: bool) -> int:
+    """How many numbers a file of weights holds, by its header.
+
+    Raises:
+        ModelError: it is not whole, or holds weights that are not floats.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
+    try:
+        with safe_open(path, "np") as file:
+            for key in file.keys():  # noqa: SIM118  # it is no mapping
+                part = file.get_slice(key)
+                total += math.prod(part.get_shape())
+                if key.endswith(".weight") and not quantized and part.get_dtype()[0] not in "FB":
+                    raise ModelError(
+                        f"{name}: {path.name}: {shown(key)} holds {part.get_dtype()}, and floats are expected; save the model in float32"
+                    )
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{name}: {path.name} is not a whole safetensors file ({_bounded(error)})") from None
+    return total
+
+
+def require_finite(folder: Path, name: str) -> None:
+    """Refuse weights with NaN or infinity in them. Masks that are stored beside weights may have infinity.
+
+    Raises:
+        ModelError
+    """
+    import torch
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                if "mask" in key or file.get_slice(key).get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                    continue
+                tensor = file.get_tensor(key)
+                if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+                    raise ModelError(
+                        f"{name}: {path.name}: {shown(key)} holds NaN or infinity: the model was damaged, or its training diverged; use "
+                        "another checkpoint"
+                    )
+
+
+def require_layers(model: Any, report: Mapping[str, Any]) -> None:
+    """Refuse a model whose layers are not those of its weights: it would run without some, or with random ones.
+
+    Args:
+        report: what `from_pretrained` says of the loading (`output_loading_info`).
+
+    Raises:
+        ModelError
+    """
+    own = model.state_dict()
+    stacks: dict[str, int] = {}
+    for key in own:
+        if (match := NUMBERED.match(key)) is not None:
+            stacks[match[1]] = max(stacks.get(match[1], 0), int(match[2]) + 1)
+    prefix = f"{model.base_model_prefix}."
+    left_over: list[str] = []
+    for key in sorted(report["unexpected_keys"]):
+        match = NUMBERED.match(key)
+        if match is None:
+            continue
+        stack = next(
+            (each for each in (match[1], prefix + match[1]) if each in stacks), match[1].removeprefix(prefix)
+        )
+        if stack not in stacks:
+            continue
+        parent, _, last = match[3].rpartition(".")
+        beside = f"{stack}{match[2]}.{parent}.weight"
+        if int(match[2]) >= stacks[stack] or last == "weight" or (last == "bias" and beside in own):
+            left_over.append(key)
+    if left_over:
+        raise ModelError(
+            f"the weights hold {len(left_over)} tensors of layers that config.json leaves out ({shown(left_over[0])} …): the model would run "
+            "without them; put the model's own config.json beside the weights"
+        )
+    missing = [
+        key for key in sorted(report["missing_keys"]) if (match := NUMBERED.match(key)) and match[1] in stacks
+    ]
+    missing += sorted(key for key, *_ in report["mismatched_keys"] if key.startswith(prefix))
+    if missing:
+        raise ModelError(
+            f"the weights lack {len(missing)} tensors of the shape that config.json names ({shown(missing[0])} …), which would be random; put the "
+            "model's own config.json beside the weights"
+        )
+
+
+def write_sums(folder: Path) -> None:
+    """Write the hashes of a model's files, as it is saved."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    write_text(folder / SUMS, "".join(f"{hash_file(path)}  {path.name}\n" for path in files))
+
+
+def require_unchanged(folder: Path, remedy: str) -> bool:
+    """Refuse a trained model that is not what was saved.
+
+    Args:
+        remedy: what can be done about it.
+
+    Returns:
+        Whether its hashes are there: an older run has none.
+
+    Raises:
+        ModelError: a file is gone, or holds something else.
+    """
+    path = folder / SUMS
+    if not path.is_file():
+        return False
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        expected, _, file = line.partition("  ")
+        if not re.fullmatch(r"[0-9a-f]{64}", expected) or file != Path(file).name:
+            raise ModelError(f"{path} is damaged; {remedy}")
+        place = folder / file
+        found = hash_file(place) if place.is_file() else None
+        if found != expected:
+            holds = f"it has {found[:12]}…" if found else "it is gone"
+            raise ModelError(
+                f"{place} is not the file that was saved: {SUMS} says sha256 {expected[:12]}…, and {holds}; {remedy}"
+            )
+    return True
