@@ -59,7 +59,9 @@ class Model(File):
             for name in CONFIGS:
                 for entry in json.loads(archive.get_record(name))["config"].values():
                     if entry["use_pickle"] or f"{Path(name).parent}/{entry['path_name']}" not in members:
-                        raise _refused(path, f"{name} names {shown(entry['path_name'])}, which is no plain tensor")
+                        raise _refused(
+                            path, f"{name} names {shown(entry['path_name'])}, which is no plain tensor"
+                        )
             torch.load(io.BytesIO(archive.get_record(INPUTS)), weights_only=True)
             _require_plain(json.loads(archive.get_record(PROGRAM)), path)
         except pickle.UnpicklingError:
