@@ -21,12 +21,13 @@ READ = {*TEXTS, ".safetensors"}
 LARGEST_TEXT = 512 * 2**20
 """Bytes of a config or tokenizer file: the largest tokenizers have about 40 MB."""
 MOST_LAYERS = 1000
+"""Layers, or experts, that are built one by one."""
 LARGEST_NUMBER = 20_000_000
 """A size in a config.json that is larger must be found in the weights as well: positions go up to 10,485,760."""
 SIZES = re.compile(
-    r"(^|_)(size|dim|heads?|hidden|inner|embd?|vocab|model|ff|kv|ctx|positions?|embeddings|rank|experts?|labels)$|^d_"
+    r"(^|_)(size|dim|heads?|hidden|inner|embd?|vocab|model|ff|kv|ctx|positions?|embeddings|rank|labels)$|^d_"
 )
-LAYERS = re.compile(r"(^|_)(layers?|blocks)$")
+LAYERS = re.compile(r"(^|_)(layers?|blocks|experts)$")
 NUMBERED = re.compile(r"^(.*?\.?)(\d+)\.(.+)$")
 """A weight of one layer among several: what they are called, the layer's number, and its own name."""
 ATTENTION = re.compile(r"(attn|experts)_implementation")
@@ -148,7 +149,7 @@ def require_config(config: Mapping[str, Any], name: str, largest: float) -> None
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if LAYERS.search(key) and value > MOST_LAYERS:
-            raise wrong(key, value, f"at most {MOST_LAYERS:,} layers are loaded")
+            raise wrong(key, value, f"at most {MOST_LAYERS:,} are loaded")
         if SIZES.search(key) and value > largest:
             raise wrong(key, value, f"the weights have {largest:,.0f} numbers at most")
 

@@ -57,7 +57,6 @@ def require_trained(source: Source, run: Path) -> None:
     Raises:
         ModelError
     """
-    require_folder(source.path, source.name)
     remedy = (
         f"score it as it is with kdcli eval model={source.path}, or remove {source.path} and {run / REPORT}, and the same kdcli distill trains it "
         "again"
@@ -66,6 +65,7 @@ def require_trained(source: Source, run: Path) -> None:
         logger.info(
             "%s has no %s: whether its files are those that were trained is not known", source.path, SUMS
         )
+    require_folder(source.path, source.name)
 
 
 def opened(source: Source, task: Task, max_length: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -63,7 +63,7 @@ def preflight(
         remedy: against a teacher that is not good enough; "": it can be tuned.
 
     Raises:
-        TeacherError: with every finding.
+        TeacherError: with every finding; of what is not finite also if `lenient`.
     """
     findings = []
     if said is not None:
@@ -145,11 +145,15 @@ def beats_chance(task: Task, said: Predictions, classes: int, remedy: str = "") 
     Args:
         classes: of the teacher.
         remedy: against one that is no better than chance; "": it can be tuned.
+
+    Raises:
+        TeacherError: they are not finite, so that nothing can be learnt, not even in a rehearsal.
     """
     if not all(np.isfinite(values).all() for values in said.answers.values()):
-        return [
-            "the teacher's logits are not finite; load it in fp32 (teacher.trainer.precision=fp32), or check its weights"
-        ]
+        raise TeacherError(
+            "the pre-flight stopped the run:\n  the teacher's logits are not finite; load it in fp32 (teacher.trainer.precision=fp32), or check "
+            "its weights"
+        )
     score, chance = task.scores(said)[_metric(task)], task.chance(said, classes)
     if score > chance:
         return []
@@ -194,10 +198,10 @@ def _losses_are_right(
                 findings.append(f"the loss term {name} counts no position: no row has what it runs over")
                 continue
             if not torch.isfinite(values).all():
-                findings.append(
-                    f"the loss term {name} is not finite before any training: check its arguments"
+                raise TeacherError(
+                    f"the pre-flight stopped the run:\n  the loss term {name} is not finite before any training: check its arguments, and the "
+                    "weights of teacher and student"
                 )
-                continue
             weighted[name] = distiller.weights[name] * float(values.mean())
             if signal is not None and loss.needs_teacher and loss.divergence:
                 same = _perfect(loss, signal, labels)

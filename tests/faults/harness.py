@@ -27,6 +27,8 @@ SEEDS = [int(seed) for seed in os.environ.get("KDCLI_SEEDS", "1,2,3").split(",")
 """Two fixed seeds and one that `make test-faults` draws and prints."""
 CPU_SECONDS = 60
 """A case that computes for longer hangs."""
+WALL_SECONDS = 5 * CPU_SECONDS
+"""A case that takes longer waits for something, such as a FIFO that nobody writes to."""
 LONGEST_MESSAGE = 6000
 """Characters that an error message may have: several values, each of at most about 1,000."""
 
@@ -97,8 +99,13 @@ def run_here(arguments: Sequence[str], folder: Path) -> Outcome:
     command = shown(arguments, folder)
     out, err = io.StringIO(), io.StringIO()
     environment, path, before = dict(os.environ), list(sys.path), Path.cwd()
-    previous = signal.signal(signal.SIGPROF, hang)
-    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    limits = (
+        (signal.SIGPROF, signal.ITIMER_PROF, CPU_SECONDS),
+        (signal.SIGALRM, signal.ITIMER_REAL, WALL_SECONDS),
+    )
+    previous = [signal.signal(number, hang) for number, _, _ in limits]
+    for _, timer, seconds in limits:
+        signal.setitimer(timer, seconds)
     began = time.process_time()
     os.chdir(folder)
     try:
@@ -112,8 +119,9 @@ def run_here(arguments: Sequence[str], folder: Path) -> Outcome:
     except BaseException as error:
         raise AssertionError(f"{type(error).__name__} reaches the user as a traceback: {command}") from error
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, previous)
+        for (number, timer, _), handler in zip(limits, previous, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
         os.chdir(before)
         sys.path[:] = path
         os.environ.clear()

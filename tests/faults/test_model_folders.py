@@ -1,0 +1,246 @@
+"""Spoiled directories of models, as teacher and as student, through the real command: refused in one message before any training, or used."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from faults.harness import Batch, batches, require_clean, run_here, run_process
+from safetensors.torch import load_file, save_file
+from tiny import bert, decoder, pairs, sentences, speller, talk, write_csv, write_pairs
+
+SMALL = [
+    "control=false",
+    "measure=null",
+    "trainer.max_steps=1",
+    "trainer.batch_size=4",
+    "trainer.precision=fp32",
+    "teacher.trainer.precision=fp32",
+    "teacher.trainer.max_steps=1",
+    "teacher.trainer.batch_size=4",
+    "dataset.validation_size=8",
+    "dataset.test_size=8",
+    "dataset.max_length=32",
+    "hydra.run.dir=run",
+]
+STUDENT = ["student.hidden_size=16", "student.num_hidden_layers=1", "student.intermediate_size=32"]
+ODD: list[Any] = [
+    None, True, -1, 0, 1, 7, 10**7, 10**12, 2**63, 1e308, 1.5, -0.0, float("nan"), float("inf"), "", "x", "é\u202e\n", "a" * 5000, [], {}, [1], [None],
+    {"x": [1]}, ["BertModel"],
+]  # fmt: skip
+TEXT = (".json", ".txt")
+
+
+@pytest.fixture(scope="module")
+def models(tokenizer, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny real models: what each is used for, and its directory."""
+    import datasets
+
+    from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
+
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(teacher, folder / "teacher")
+    student = bert(tokenizer, ["bad", "good"], hidden=16, layers=2)
+    student.save_pretrained(folder / "student")
+    tokenizer.save_pretrained(folder / "student")
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    (folder / "student" / "vocab.txt").write_text("\n".join(words) + "\n")
+    letters = speller()
+    decoder(letters, hidden=16).save_pretrained(folder / "decoder")
+    letters.save_pretrained(folder / "decoder")
+    rows = [{"id": str(at), "source": one, "target": other} for at, (one, other) in enumerate(pairs(200))]
+    marian = learn_vocabulary(datasets.Dataset.from_list(rows), 330)
+    EncoderDecoder(16, 1, 1, 2, 32).over(marian).save_pretrained(folder / "translator")
+    marian.save_pretrained(folder / "translator")
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def commands(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The command that uses each of them, without its path."""
+    data = tmp_path_factory.mktemp("data")
+    reviews = ["dataset=csv", f"dataset.path={write_csv(data / 'reviews.csv', sentences(60))}"]
+    dialogues = ["student=layers", "student.num_hidden_layers=1", "loss=forward_kl"]
+    translations = write_pairs(data / "pairs.csv", pairs(60))
+    return {
+        "teacher": [*reviews, *STUDENT, "teacher=local", *SMALL],
+        "student": [*reviews, "teacher=local", f"teacher.path={models['teacher']}", "student=local", *SMALL],
+        "decoder": [*dialogues, *talk(data, "pairs", 60), "teacher=local", *SMALL],
+        "translator": [
+            "teacher=local", "student=layers", "student.num_hidden_layers=1", "dataset=csv", f"dataset.path={translations}",
+            "dataset.source=en", "dataset.target=es", *SMALL,
+        ],
+    }  # fmt: skip
+
+
+def places(tree: Any) -> list[tuple[Any, Any]]:
+    """Each value inside a JSON document, by its container and key."""
+    found: list[tuple[Any, Any]] = []
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in list(items):
+        found += [(tree, key), *places(value)]
+    return found
+
+
+def mutate(path: Path, chance: random.Random) -> None:
+    """Another value at a random place of a JSON file."""
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    for _ in range(chance.choice([1, 1, 1, 3])):
+        if found := places(tree):
+            container, key = chance.choice(found)
+            if isinstance(container, dict) and chance.random() < 0.2:
+                del container[key]
+            else:
+                container[key] = chance.choice(ODD)
+    path.write_text(json.dumps(tree), encoding="utf-8")
+
+
+def retype(path: Path, chance: random.Random) -> None:
+    """Another document altogether, or the same one in another encoding."""
+    text = path.read_text(encoding="utf-8")
+    path.write_bytes(
+        chance.choice(
+            [
+                b"",
+                b"[]",
+                b"null",
+                b"5",
+                b'"x"',
+                b"{}",
+                b"\x00" * 100,
+                b"[" * 200_000,
+                b'{"a":' * 100_000,
+                b'{"vocab_size": 1' + b"0" * 5000 + b"}",
+                text.encode("utf-16"),
+                "\ufeff".encode() + text.encode(),
+                "\xe9\n".encode("latin-1") + text.encode(),
+                b"\xff" + text.encode(),
+                text.encode() + text.encode(),
+            ]
+        )  # fmt: skip
+    )
+
+
+def flip(path: Path, chance: random.Random) -> None:
+    """A few bits."""
+    data = bytearray(path.read_bytes())
+    for _ in range(chance.choice([1, 1, 8, 64])):
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    path.write_bytes(data)
+
+
+def cut(path: Path, chance: random.Random) -> None:
+    """The end is gone."""
+    data = path.read_bytes()
+    path.write_bytes(data[: chance.randrange(len(data))])
+
+
+def replace(path: Path, chance: random.Random) -> None:
+    """No file, or something that is no file."""
+    kind = chance.choice(["nothing", "fifo", "folder", "zero", "loop", "dangling", "sparse"])
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "sparse":
+        path.touch()
+        os.truncate(path, 50 * 2**30)
+    elif kind != "nothing":
+        path.symlink_to({"zero": "/dev/zero", "loop": path.name, "dangling": "nowhere"}[kind])
+
+
+def reweigh(path: Path, chance: random.Random) -> None:
+    """Another header, or other tensors."""
+    kind = chance.choice(["header", "nan", "inf", "huge", "int8", "shape", "less", "more", "half"])
+    if kind == "header":
+        path.write_bytes(struct.pack("<Q", chance.choice([0, 1, 2**40, 2**63, 10])) + path.read_bytes()[8:])
+        return
+    tensors = load_file(path)
+    name = chance.choice(sorted(tensors))
+    if kind == "more":
+        tensors |= {
+            key.replace(".0.", ".9."): value.clone() for key, value in tensors.items() if ".0." in key
+        }
+    elif kind == "less":
+        del tensors[name]
+    elif kind == "shape":
+        tensors[name] = torch.zeros([size + 1 for size in tensors[name].shape])
+    elif kind == "int8":
+        tensors[name] = tensors[name].to(torch.int8)
+    elif kind == "half":
+        tensors[name] = tensors[name].half()
+    else:
+        tensors[name].view(-1)[0] = {"nan": torch.nan, "inf": torch.inf, "huge": 3e38}[kind]
+    save_file(tensors, path, {"format": "pt"})
+
+
+def spoil(folder: Path, others: list[Path], chance: random.Random) -> str:
+    """Spoil one file of a model's directory; returns what was done."""
+    path = chance.choice(sorted(folder.iterdir()))
+    ways: list[Callable[[Path, random.Random], None]] = [flip, cut, replace]
+    if path.suffix == ".safetensors":
+        ways += [reweigh] * 4
+    if path.suffix in TEXT:
+        ways += [retype]
+    if path.suffix == ".json":
+        ways += [mutate] * 6
+    if like := [
+        other / path.name for other in others if (other / path.name).is_file() and other.name != folder.name
+    ]:
+        ways += [lambda path, chance: path.write_bytes(chance.choice(like).read_bytes())]
+    way = chance.choice(ways)
+    way(path, chance)
+    return f"{path.name} {way.__name__}"
+
+
+def spoiled(
+    batch: Batch,
+    models: dict[str, Path],
+    commands: dict[str, list[str]],
+    run: Callable[..., Any],
+    folder: Path,
+) -> None:
+    """Each case of a batch: a model's directory is spoiled, and used. All failures are reported."""
+    failures: list[str] = []
+    for name, chance in batch:
+        kind = chance.choice(sorted(models))
+        work = folder / name.replace("/", "-")
+        copy = Path(shutil.copytree(models[kind], work / kind))
+        what = spoil(copy, list(models.values()), chance)
+        key = "student.path" if kind == "student" else "teacher.path"
+        try:
+            outcome = run(["distill", *commands[kind], f"{key}={copy}"], work)
+            require_clean(outcome)
+            assert outcome.code != 2 or not (work / "run").exists(), (
+                f"a run directory is left: {outcome.command}\n{outcome.err[-1000:]}"
+            )
+        except AssertionError as error:
+            failures.append(f"case {name} ({kind}: {what}): {error}; caused by {error.__cause__!r}"[:6000])
+        shutil.rmtree(work)
+    assert not failures, f"{len(failures)} of {batch.count} failed:\n" + "\n\n".join(failures)
+
+
+@pytest.mark.parametrize("batch", batches(300, quick=8, size=50))
+def test_a_spoiled_model_is_refused_in_one_message(
+    batch: Batch, models: dict[str, Path], commands: dict[str, list[str]], tmp_path: Path
+) -> None:
+    """A traceback out of transformers or Rust, a FIFO that is waited for, a terabyte that is allocated, a teacher of half its layers."""
+    spoiled(batch, models, commands, run_here, tmp_path)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", [11, 12])
+def test_a_spoiled_model_in_a_process_of_its_own(
+    seed: int, models: dict[str, Path], commands: dict[str, list[str]], tmp_path: Path
+) -> None:
+    """What ends a process, such as a signal or a message on another thread, is not seen within one."""
+    spoiled(Batch(seed, 0, 15), models, commands, run_process, tmp_path)
