@@ -28,7 +28,7 @@ SMALL = [
     "teacher.trainer.batch_size=4",
     "dataset.validation_size=8",
     "dataset.test_size=8",
-    "dataset.max_length=32",
+    "dataset.max_length=16",
     "hydra.run.dir=run",
 ]
 STUDENT = ["student.hidden_size=16", "student.num_hidden_layers=1", "student.intermediate_size=32"]
@@ -67,13 +67,13 @@ def models(tokenizer, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -
 def commands(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The command that uses each of them, without its path."""
     data = tmp_path_factory.mktemp("data")
-    reviews = ["dataset=csv", f"dataset.path={write_csv(data / 'reviews.csv', sentences(60))}"]
+    reviews = ["dataset=csv", f"dataset.path={write_csv(data / 'reviews.csv', sentences(40))}"]
     dialogues = ["student=layers", "student.num_hidden_layers=1", "loss=forward_kl"]
-    translations = write_pairs(data / "pairs.csv", pairs(60))
+    translations = write_pairs(data / "pairs.csv", pairs(40))
     return {
         "teacher": [*reviews, *STUDENT, "teacher=local", *SMALL],
         "student": [*reviews, "teacher=local", f"teacher.path={models['teacher']}", "student=local", *SMALL],
-        "decoder": [*dialogues, *talk(data, "pairs", 60), "teacher=local", *SMALL],
+        "decoder": [*dialogues, *talk(data, "pairs", 40), "teacher=local", *SMALL],
         "translator": [
             "teacher=local", "student=layers", "student.num_hidden_layers=1", "dataset=csv", f"dataset.path={translations}",
             "dataset.source=en", "dataset.target=es", *SMALL,
@@ -106,27 +106,12 @@ def mutate(path: Path, chance: random.Random) -> None:
 def retype(path: Path, chance: random.Random) -> None:
     """Another document altogether, or the same one in another encoding."""
     text = path.read_text(encoding="utf-8")
-    path.write_bytes(
-        chance.choice(
-            [
-                b"",
-                b"[]",
-                b"null",
-                b"5",
-                b'"x"',
-                b"{}",
-                b"\x00" * 100,
-                b"[" * 200_000,
-                b'{"a":' * 100_000,
-                b'{"vocab_size": 1' + b"0" * 5000 + b"}",
-                text.encode("utf-16"),
-                "\ufeff".encode() + text.encode(),
-                "\xe9\n".encode("latin-1") + text.encode(),
-                b"\xff" + text.encode(),
-                text.encode() + text.encode(),
-            ]
-        )  # fmt: skip
-    )
+    documents = [
+        b"", b"[]", b"null", b"5", b'"x"', b"{}", b"\x00" * 100, b"[" * 200_000, b'{"a":' * 100_000, b'{"vocab_size": 1' + b"0" * 5000 + b"}",
+        text.encode("utf-16"), "\ufeff".encode() + text.encode(), "\xe9\n".encode("latin-1") + text.encode(), b"\xff" + text.encode(),
+        text.encode() + text.encode(),
+    ]  # fmt: skip
+    path.write_bytes(chance.choice(documents))
 
 
 def flip(path: Path, chance: random.Random) -> None:
