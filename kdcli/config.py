@@ -17,6 +17,7 @@ import inspect
 import math
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from pydantic import (
     model_validator,
 )
 
-from kdcli.errors import ConfigError, abbreviated, listed, shown
+from kdcli.errors import ConfigError, abbreviated, listed, looks_secret, shown
 from kdcli.files import require_name
 
 
@@ -976,6 +977,8 @@ def check(schema: type[Section], tree: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: with every problem found, one a line.
     """
+    if secrets := list(_secrets(tree)):
+        raise ConfigError("\n  ".join(["the config holds what must not be written down:", *secrets]))
     problems = [f"{key}: a value is needed; give {key}=…" for key in _missing(tree)]
     config = None
     try:
@@ -987,6 +990,65 @@ def check(schema: type[Section], tree: Mapping[str, Any]) -> Any:
         head = "the config is wrong" if len(problems) == 1 else f"the config has {len(problems)} problems"
         raise ConfigError("\n  ".join([head + ":", *dict.fromkeys(problems)]))
     return config
+
+
+SENSITIVE = re.compile(
+    r"(?:.*[-_])?(?:api[-_]?key|(?:access|secret|private|auth)[-_]?(?:key|token)|secret|authorization|passw(?:or)?d|passphrase|credentials?|"
+    r"cookie|token)|key",
+    re.IGNORECASE,
+)
+"""Names of parameters and headers whose value is a secret."""
+KEY_PREFIX = re.compile(
+    r"(?:sk|rk|pk|hf|ghp|gho|ghs|github_pat|glpat|xox[abeoprs]|gsk|nvapi|r8)[-_]\S|AKIA|ASIA|AIza|bearer\s",
+    re.IGNORECASE,
+)
+"""How keys begin, where no ordinary value begins so."""
+
+
+def secret_in(key: str, value: Any) -> str | None:
+    """Why a value must not be written into a config, without the value; None: it may be.
+
+    Args:
+        key: where it stands, such as `teacher.parameters.api_key`.
+    """
+    name, text = key.rpartition(".")[2], str(value)
+    remedy = "keep it in an environment variable and give that variable's name: teacher.api_key_env=NAME"
+    if value is None or isinstance(value, bool) or text in ("", "null", "???"):
+        return None
+    if name == "api_key_env":
+        words = text.split("_")
+        if (
+            not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text)
+            or KEY_PREFIX.match(text)
+            or any(map(_random, words))
+        ):
+            return f"{key}: expected the name of an environment variable, such as OPENAI_API_KEY, and this looks like a key; {remedy}"
+        return None
+    if key.startswith("teacher.") and SENSITIVE.fullmatch(name):
+        return f"{key}: a value of that name is a secret, which the run directory would keep; {remedy}"
+    if looks_secret(text) or (key.startswith("teacher.parameters") and KEY_PREFIX.match(text)):
+        return (
+            f"{key}: its value looks like a key or a password, which the run directory would keep; {remedy}"
+        )
+    return None
+
+
+def _random(word: str) -> bool:
+    """Whether a word is more like the output of a random generator than like a part of a name."""
+    return len(word) >= 28 or (
+        len(word) >= 12 and bool(re.search(r"\d", word)) and bool(re.search("[A-Za-z]{2}", word))
+    )
+
+
+def _secrets(tree: Any, path: str = "") -> Iterator[str]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _secrets(value, _below(path, key))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _secrets(value, path)
+    elif problem := secret_in(path, tree):
+        yield problem
 
 
 def _missing(tree: Any, path: str = "") -> Iterable[str]:
@@ -1137,6 +1199,20 @@ def require_kind(found: type, kinds: Sequence[type]) -> None:
         raise ConfigError("it is abstract; name a class that can be built")
 
 
+def import_named(module: str) -> types.ModuleType:
+    """Import a module that a config names. With a folder of the user's own it may also lie in the working directory, which is
+    looked through last, and for this import alone."""
+    here = str(Path.cwd())
+    added = bool(os.environ.get("KDCLI_CONFIG_DIR")) and here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(module)
+    finally:
+        if added:
+            sys.path.remove(here)
+
+
 def locate(target: str) -> type:
     """The class that a dotted path names.
 
@@ -1145,7 +1221,7 @@ def locate(target: str) -> type:
     """
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        found = getattr(import_named(module), name, None)
     except (Exception, SystemExit) as error:  # the user's own module may fail in any way
         raise ConfigError(f"cannot be imported ({type(error).__name__}: {error})") from None
     if found is None:

@@ -30,6 +30,64 @@ MESSAGE = 5500
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+SECRET = re.compile(
+    r"""(?<![A-Za-z0-9_-])(?:
+        sk-(?:ant|proj|svcacct|or|live|test)[A-Za-z0-9_-]{12,} | sk-[A-Za-z0-9]{16,}          # OpenAI, Anthropic and others like them
+      | (?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{12,}
+      | (?:hf|ghp|gho|ghu|ghs|ghr|gsk|npm|r8|pypi)_[A-Za-z0-9]{16,} | github_pat_\w{16,} | glpat-[\w-]{16,} | nvapi-[\w-]{16,}
+      | xox[abeoprs]-[A-Za-z0-9-]{10,} | (?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9]) | AIza[\w-]{30,}
+      | eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]*                                               # a JSON web token
+    )
+    | (?i:\b(?:bearer|basic)\s+)[\w.~+/=-]{12,}
+    | -----BEGIN[ A-Z]*PRIVATE\ KEY-----.*""",
+    re.VERBOSE | re.DOTALL,
+)
+"""What a key looks like: the prefixes by which their issuers mark them."""
+_IN_ADDRESS = re.compile(
+    r"""(?P<before>\b[a-z][a-z0-9+.-]{0,20}://)[^/?\#\s@'"]*@                                        # USER:PASSWORD@
+      | (?P<query>[?&][\w-]*(?:key|token|secret|passw(?:or)?d|sig|signature)=)[^&\#\s'"]+""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_SENSITIVE = r"(?:api[-_]?key|authorization|passw(?:or)?d|secret|(?:access|auth)[-_]?token)"
+_ASSIGNED = re.compile(
+    rf"""(?P<name>(?:{_SENSITIVE}["']?\s*=|(?<![\w.-])(?:[\w-]*[-_])?{_SENSITIVE}["']?:)\s*["']?)[^\s"',}}\]]+""",
+    re.IGNORECASE,
+)
+HIDDEN = "<secret>"
+"""What a message shows in place of a secret."""
+SHORTEST = 4
+"""Characters of the shortest value of the environment that messages hide."""
+_from_environment: dict[str, str] = {}
+
+
+def looks_secret(text: str) -> bool:
+    """Whether there is a key, or an address with a password or a key, in a text."""
+    return bool(SECRET.search(text) or _IN_ADDRESS.search(text))
+
+
+def hide(value: str, instead: str) -> None:
+    """Have messages show something else where a value of the environment stands."""
+    if len(value) >= SHORTEST:
+        _from_environment[value] = instead
+        _from_environment[repr(value)[1:-1]] = instead
+
+
+def hide_nothing() -> None:
+    """Forget the values of `hide`."""
+    _from_environment.clear()
+
+
+def redacted(text: str) -> str:
+    """A text for a message, without keys, passwords and values that were read from the environment."""
+    for value in sorted(_from_environment, key=len, reverse=True):
+        text = text.replace(value, _from_environment[value])
+    text = SECRET.sub(HIDDEN, text)
+    text = _IN_ADDRESS.sub(
+        lambda found: f"{found['before'] or found['query']}{HIDDEN}{'@' if found['before'] else ''}", text
+    )
+    return _ASSIGNED.sub(lambda found: found["name"] + HIDDEN, text)
+
+
 def printable(text: str) -> str:
     """Text without terminal escapes, other control characters, overrides of the writing direction and lone surrogates.
 
@@ -39,7 +97,8 @@ def printable(text: str) -> str:
 
 
 def abbreviated(text: str, limit: int = VALUE) -> str:
-    """A text of at most `limit` characters: the middle of a longer one is replaced by how many characters it has."""
+    """A text of at most `limit` characters, without secrets: the middle of a longer one is replaced by how many characters it has."""
+    text = redacted(text)
     if len(text) <= limit:
         return text
     kept = max(limit - 40, 0)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from kdcli.config import Filter
+from kdcli.config import Filter, import_named
 from kdcli.errors import ConfigError, shown
 
 Judge = Callable[[Mapping[str, Any], str], Any]
@@ -24,8 +23,8 @@ def own_function(cfg: Filter) -> Judge | None:
         return None
     module, _, name = cfg.function.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the user's own module may fail in any way
+        found = getattr(import_named(module), name)
+    except (Exception, SystemExit) as error:  # the user's own module may fail in any way
         raise ConfigError(
             f"rollout.filter.function = {cfg.function}: cannot be imported ({type(error).__name__}: {error}); it is looked for in "
             "--config-dir, beside it, and among the installed packages"

@@ -32,6 +32,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from kdcli import console, processes, rundir
 from kdcli.config import (
@@ -42,10 +43,11 @@ from kdcli.config import (
     check,
     conf_dir,
     defaults,
+    secret_in,
     suggest,
     user_conf_dir,
 )
-from kdcli.errors import ConfigError, KDError, abbreviated, listed, shown
+from kdcli.errors import ConfigError, KDError, abbreviated, hide, hide_nothing, listed, shown
 from kdcli.files import (
     cache_folder,
     clean_cache,
@@ -64,6 +66,8 @@ ERROR_LOG = "error.log"
 """The traceback of an unexpected exception, in the run directory."""
 MOST_SAID = 500
 """Characters of an exception's text that a message repeats."""
+UNSET = object()
+"""In place of a default that was not given."""
 MOST_JOBS = 256
 """Jobs of a sweep that are checked before the first one starts."""
 
@@ -82,6 +86,7 @@ def launch(
     """Run a command; returns its exit code. Every exception becomes one message."""
     console.setup_logging()
     rundir.trust(trust_run)
+    hide_nothing()
     with processes.watched():
         before = processes.children()
         try:
@@ -139,6 +144,12 @@ def _launch(
     info: str | None,
     rerun: Path | None,
 ) -> int:
+    for word in overrides:
+        key, _, value = word.lstrip("+~").partition("=")
+        # of several values of a sweep each one; what an interpolation stands for is seen once it is resolved
+        for each in value.split(",") if "${" not in value else ():
+            if problem := secret_in(key.replace("/", "."), each.strip("'\"[] ")):
+                raise ConfigError(problem)
     if wrong := [word for word in overrides if "=" not in word and not word.startswith("~")]:
         raise ConfigError(
             f"{shown(wrong[0])} is not KEY=VALUE{suggest(wrong[0], COMMANDS)} (kdcli {command} --help)"
@@ -172,6 +183,17 @@ def _launch(
     return _hydra(name, argv)
 
 
+def _of_environment(key: str, default: Any = UNSET) -> str | None:
+    """OmegaConf's `oc.env`, whose values messages do not show."""
+    value: str | None = oc.env(key) if default is UNSET else oc.env(key, default)
+    if key in os.environ:
+        hide(os.environ[key], f"${{oc.env:{key}}}")
+    return value
+
+
+OmegaConf.register_new_resolver("oc.env", _of_environment, replace=True)
+
+
 # ---- composing ---------------------------------------------------------------------------------------
 
 
@@ -186,8 +208,7 @@ def _register(
         store.store(name=f"schema_{each}", node=defaults(schema), provider="kdcli")
     overrides = ["hydra/job_logging=none", "hydra/hydra_logging=none", *overrides]
     if folder := user_conf_dir():
-        for path in (folder, Path.cwd()):
-            _importable(path)
+        _importable(folder)
         overrides.append(f"hydra.searchpath=[{_quoted(f'file://{folder}')}]")
     name = command
     if rerun is not None:
@@ -334,12 +355,9 @@ def _at_home(word: str) -> str:
 
 
 def _importable(folder: Path) -> None:
-    """Classes in the user's folder can be named by `_target_`, also in the processes of a launcher."""
+    """Have classes in the user's folder found, after everything else: no file in it takes the place of another module."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if str(folder) not in known:
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*known, str(folder)]))
 
 
 def _compose(command: str, name: str, overrides: list[str]) -> DictConfig:

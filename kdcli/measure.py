@@ -151,6 +151,7 @@ class Process:
             require_folder(folder, folder.name)
         _class(self.spec).require_safe(path)
         threads = str(self.spec.threads)
+        # the user's own folder is not among these: nothing that lies there may take the place of a module that is measured
         paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {
             "OMP_NUM_THREADS": threads,

@@ -52,7 +52,7 @@ def packages() -> Path:
     }:
         return folder
     console.say(f"litert-torch, which writes LiteRT files, is installed once into {folder} (0.8 GB)")
-    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--target"]
+    pip = [sys.executable, "-P", "-m", "pip", "install", "--no-deps", "--target"]
     with replaced(folder) as new, writing(new.parent):
         done = processes.run([*pip, str(new), *PINS])
         if done.returncode:
