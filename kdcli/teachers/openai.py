@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jinja2
 import numpy as np
 import torch
 from pydantic import Field
@@ -38,6 +37,7 @@ from kdcli.rollouts import seed_of
 from kdcli.signal import AnySignal, Signal
 from kdcli.tasks.base import IGNORE, Task
 from kdcli.teachers.base import Keep, Teacher, as_it_is
+from kdcli.templates import Template
 
 logger = logging.getLogger(__name__)
 PROMPTS = Path(__file__).parent.parent / "prompts"
@@ -209,7 +209,7 @@ class OpenAITeacher(Teacher):
             "source_language": cfg.source_language, "target_language": cfg.target_language, "prefix": cfg.prefix
         }  # fmt: skip
         path = self.file or PROMPTS / f"{cfg.kind}.jinja"
-        self.template = _template(path)
+        self.template = Template(path)
         self.words = [_plain(label) for label in task.labels]
         self.lettered = False
         if clash := _clash(task.labels, whole=self.soft_labels != "logprobs"):
@@ -252,12 +252,7 @@ class OpenAITeacher(Teacher):
             given |= {"text": row["text"], "text_pair": row.get("text_pair")}
         else:
             given |= {key: row[key] for key in ("prompt", "source") if key in row}
-        try:
-            return self.template.render(given).strip()
-        except jinja2.TemplateError as error:
-            raise ConfigError(
-                f"the prompt {self.file}: {error} (known: {', '.join(sorted(given))})"
-            ) from None
+        return self.template.render(given).strip()
 
     def messages(self, row: Mapping[str, Any]) -> list[dict[str, str]]:
         """The conversation that ends with the question; a row is no example of itself."""
@@ -509,7 +504,7 @@ class OpenAITeacher(Teacher):
             yield [texts[place] for place in places.tolist()]
 
     def _expanding(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
-        text = _template(PROMPTS / "expand.jinja").render(seeds=row["seeds"], count=NEW).strip()
+        text = Template(PROMPTS / "expand.jinja").render({"seeds": row["seeds"], "count": NEW}).strip()
         longest = max(map(len, row["seeds"]))
         body = {
             "messages": [{"role": "user", "content": text}],
@@ -570,19 +565,6 @@ class OpenAITeacher(Teacher):
 
     def open(self, source: Source, task: Task, max_length: int, precision: str) -> None:
         """Nothing is loaded: `begin` gets it ready."""
-
-
-def _template(path: Path) -> jinja2.Template:
-    """A prompt.
-
-    Raises:
-        ConfigError: it is no Jinja.
-    """
-    jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    try:
-        return jinja.from_string(path.read_text(encoding="utf-8"))
-    except (jinja2.TemplateError, UnicodeError) as error:
-        raise ConfigError(f"the prompt {path} cannot be read: {error}") from None
 
 
 def _plain(text: str) -> str:

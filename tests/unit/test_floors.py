@@ -15,7 +15,7 @@ FLOORS = [
     {"errors", "locks", "processes", "signal", "scripts"},
     {"files"},
     {"config", "console", "snippets", "checkpoint"},
-    {"catalogues", "rundir", "losses", "inside", "gguf", "rollouts", "quantization", "endpoint", "filters"},
+    {"catalogues", "rundir", "losses", "inside", "gguf", "rollouts", "quantization", "endpoint", "filters", "templates"},
     {"tasks", "runtimes"},
     {"models", "data"},
     {"students", "teachers", "hardware", "augment"},
