@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import gettext
+import io
 import itertools
 import logging
+import os
 import struct
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from kdcli.config import suggest
-from kdcli.errors import ConfigError, DataError, listed
+from kdcli.errors import ConfigError, DataError, abbreviated, listed
 from kdcli.scripts import SIDES
 
 logger = logging.getLogger(__name__)
 PLURAL = 100
 """A number whose plural is the general one in all languages: 2 and 5 have forms of their own in some."""
+
+LARGEST = 2**28
+"""Bytes of a catalogue."""
+MAGIC = b"\xde\x12\x04\x95"
+"""How a .mo file of little-endian numbers begins."""
 
 
 def catalogued(
@@ -36,9 +43,11 @@ def catalogued(
         DataError: there are none of a language, one is damaged, or they hold no pairs.
         ConfigError: babel is not installed.
     """
-    if not path.is_dir():
-        what = "is no folder" if path.exists() else "does not exist"
-        raise DataError(f"the data folder {given} {what} (looked for {path.absolute()})")
+    if not os.path.isdir(path):
+        what = "is no folder" if os.path.lexists(path) else "does not exist"
+        raise DataError(
+            f"the data folder {abbreviated(given)} {what} (looked for {abbreviated(str(path.absolute()))})"
+        )
     files = _catalogues(path)
     if not files:
         raise DataError(f"the data folder {path} has no catalogues LOCALE/LC_MESSAGES/*.po or *.mo")
@@ -148,6 +157,19 @@ def _tuple(texts: Any) -> tuple[str, ...]:
     return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
+def _require_disjoint(raw: bytes) -> None:
+    """Refuse a .mo file with strings that share bytes: a small one could otherwise stand for terabytes.
+
+    Raises:
+        ValueError, struct.error
+    """
+    order = "<" if raw[:4] == MAGIC else ">"
+    count, *tables = struct.unpack_from(f"{order}3I", raw, 8)
+    lengths = [struct.unpack_from(f"{order}{2 * count}I", raw, table)[::2] for table in tables]
+    if sum(map(sum, lengths)) > len(raw):
+        raise ValueError("its strings are longer than the file")
+
+
 def _entries(path: Path, dropped: Counter[str]) -> dict[Entry, tuple[str, str]]:
     """The texts in the code that a catalogue knows, and their translations, some of them empty.
 
@@ -168,20 +190,30 @@ def _entries(path: Path, dropped: Counter[str]) -> dict[Entry, tuple[str, str]]:
         def num_plurals(self) -> int:
             return 9
 
+    if not path.is_file():  # nor a pipe, a socket or a device
+        raise DataError(f"{path} is no regular file; remove it")
+    if path.stat().st_size > LARGEST:
+        raise DataError(
+            f"{path} has {path.stat().st_size:,} bytes, and a catalogue may have {LARGEST:,}; remove it"
+        )
     try:
-        with path.open("rb") as stream:
-            if path.suffix == ".mo":
-                catalog = read_mo(stream)
-            else:
-                catalog = Roomy()
-                PoFileParser(catalog, ignore_obsolete=True, abort_invalid=True).parse(stream)
+        raw = path.read_bytes()
+        if path.suffix == ".mo":
+            _require_disjoint(raw)
+            catalog = read_mo(io.BytesIO(raw))
+        else:
+            catalog = Roomy()
+            PoFileParser(catalog, ignore_obsolete=True, abort_invalid=True).parse(io.BytesIO(raw))
         form = gettext.c2py(catalog.plural_expr)
+        singular, plural = form(1), form(PLURAL)
     except PoFileError as error:
         raise DataError(
             f"{path}, line {error.lineno + 1}: {str(error).rpartition(' on ')[0]}; it is no whole catalogue"
         ) from None
-    except (OSError, struct.error, ValueError, LookupError) as error:
-        raise DataError(f"{path} cannot be read as a catalogue ({error})") from None
+    except Exception as error:  # babel checks little of what it reads
+        raise DataError(
+            f"{path} cannot be read as a catalogue ({type(error).__name__}: {error}); it is damaged: write it anew, or remove it"
+        ) from None
     entries: dict[Entry, tuple[str, str]] = {}
     for message in catalog:
         if not message.id:  # the header
@@ -191,7 +223,7 @@ def _entries(path: Path, dropped: Counter[str]) -> dict[Entry, tuple[str, str]]:
             continue
         context = message.context.decode() if isinstance(message.context, bytes) else message.context
         written, said = _tuple(message.id), _tuple(message.string)
-        places = [form(1), form(PLURAL)] if len(written) > 1 else [0]
+        places = [singular, plural] if len(written) > 1 else [0]
         for number, (text, place) in enumerate(zip(written, places, strict=False)):
-            entries[context, written[0], number] = text, said[place] if place < len(said) else ""
+            entries[context, written[0], number] = text, said[place] if 0 <= place < len(said) else ""
     return entries

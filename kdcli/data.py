@@ -7,12 +7,16 @@ which of them must not be told apart by a split is a *kind*: `Classification`, `
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import copy
 import csv
+import functools
+import io
 import itertools
 import json
 import logging
+import os
 import re
 import statistics
 from abc import ABC, abstractmethod
@@ -28,8 +32,8 @@ import yaml
 from kdcli.catalogues import catalogued
 from kdcli.config import Dataset as DatasetConfig
 from kdcli.config import suggest
-from kdcli.errors import ConfigError, DataError, listed, shown
-from kdcli.files import PACKAGE, digest, locate_package, snapshot
+from kdcli.errors import ConfigError, DataError, abbreviated, listed, printable, shown
+from kdcli.files import PACKAGE, digest, locate_package, snapshot, storage_error
 from kdcli.scripts import SIDES, Side, fits, script_of
 from kdcli.tasks.base import IGNORE
 
@@ -40,6 +44,19 @@ DOCUMENT = 1000
 """Characters from which on a document of plain text is long enough."""
 MANY = 0.1
 """The share of the rows from which on it is said loudly that they are left out, or cut off."""
+NULS = 64
+"""So many NULs in a row are the hole of a sparse file, in every encoding."""
+LONGEST_FIELD = 2**24
+"""Characters of a csv field: a longer one is a quote that does not close."""
+LONGEST_LABEL = 1000
+"""Characters of a label's name: a longer one is a text."""
+BOMB = 200
+"""How many times larger than its file a table may be, from `BOMB_FROM` bytes on."""
+BOMB_FROM = 2**28
+BATCH = 1000
+"""Rows of a parquet file that are decoded at once."""
+MOST_EXACT = 2**53
+"""The integer up to which floats are exact: one beyond it is no number of a class."""
 _INTEGER = re.compile(r"-?\d+")
 _HALF = re.compile(r"[\ud800-\udfff]")
 
@@ -198,6 +215,10 @@ class Kind(ABC):
                 raise DataError(
                     f"{name} has no column {shown(column)}{suggest(column, found)} (columns: {listed(found)}); {remedy}"
                 )
+            if found.count(way[0]) > 1:
+                raise DataError(
+                    f"{name} has {found.count(way[0])} columns {shown(way[0])}; rename or remove all but one"
+                )
             ways.append(way)
         return ways
 
@@ -219,6 +240,8 @@ class Labelled(Kind):
             for label in _each(row[-1])
         }
         names = self.cfg.labels or sources["train"][0].names
+        for name in names or ():
+            require_name(name, f"{self.cfg.path}: a label's name")
         self.labels = names or sorted(
             found - {None},
             key=lambda label: (0, int(label), label) if _INTEGER.fullmatch(label) else (1, 0, label),
@@ -552,11 +575,11 @@ def _read(kind: Kind, split: str) -> list[Source]:
     if cfg.format == "hub":
         return [_read_hub(kind, split)]
     given = cfg.path if split == cfg.train else split
-    path = locate_package(given) if given.startswith(PACKAGE) else Path(given).expanduser()
+    path = locate_package(given) if given.startswith(PACKAGE) else Path(os.path.expanduser(given))
     if cfg.format == "gettext":
         return _read_gettext(kind, path, given)
     folder = _FOLDERS.get(cfg.format)
-    if folder and path.is_dir():
+    if folder and os.path.isdir(path):
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in folder.suffixes)
         if not files:
             raise DataError(f"the data folder {path} has no files *{', *'.join(folder.suffixes)}")
@@ -566,29 +589,33 @@ def _read(kind: Kind, split: str) -> list[Source]:
 
 def _read_file(kind: Kind, path: Path, given: str) -> Source:
     encoding = kind.cfg.encoding
-    if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
-        raise DataError(f"the data file {given} {what} (looked for {path.absolute()})")
-    if path.stat().st_size == 0:
+    if not os.path.isfile(path):  # nor a pipe, a socket or a device
+        what = "is no file" if os.path.lexists(path) else "does not exist"
+        raise DataError(
+            f"the data file {abbreviated(given)} {what} (looked for {abbreviated(str(path.absolute()))})"
+        )
+    if os.path.getsize(path) == 0:
         raise DataError(f"the data file {path} is empty")
     if kind.cfg.format != (named := path.suffix[1:].lower()) and named in ("parquet", "jsonl"):
         raise DataError(
             f"{path} is {named} by its name, and would be read as {kind.cfg.format}: give dataset={named}, and all files of a data set in one format"
         )
     try:
-        table = list(_READERS[kind.cfg.format](kind, path))
+        rows = _checked(kind, path.name, _READERS[kind.cfg.format](kind, path))
     except UnicodeError as error:
         raise DataError(
-            f"{path}{_line_of(error, path, encoding)} is not {encoding} text ({error}); save it as UTF-8, or "
+            f"{path}{_line_of(path, encoding)} is not {encoding} text ({error}); save it as UTF-8, or "
             "give dataset.encoding= (latin-1, cp1252, utf-16 …)"
         ) from None
     except LookupError as error:
-        raise DataError(f"dataset.encoding = {encoding}: {error}") from None
+        raise DataError(
+            f"dataset.encoding = {shown(encoding)}: {abbreviated(str(error).partition(';')[0])}; give the name of a text encoding (utf-8, latin-1, cp1252, utf-16 …)"
+        ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error})") from None
-    if not table:
+    if not rows:
         raise DataError(f"{path} has no rows")
-    return Source(path.name, _checked(kind, path.name, table))
+    return Source(path.name, rows)
 
 
 def _checked(kind: Kind, name: str, table: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -624,8 +651,8 @@ def _turns(value: Any, where: str) -> list[dict[str, str]]:
     """A conversation, also as the JSON that a csv file holds: role and content of each turn, and nothing else."""
     expected = 'a list of {"role": …, "content": …}'
     if isinstance(value, str):
-        with contextlib.suppress(json.JSONDecodeError):
-            value = json.loads(value)
+        with contextlib.suppress(ValueError):
+            value = _json(value)
     if not isinstance(value, list):
         raise DataError(f"{where}: the messages are {shown(value)}; expected {expected}, or that as JSON")
     turns = []
@@ -656,31 +683,48 @@ def _label(value: Any, where: str) -> str | None:
     """A label as a string: 1.0, which is what a column of integers with gaps becomes, is 1; None is a missing one."""
     if value is None or value != value:  # NaN
         return None
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and abs(value) > MOST_EXACT):
         raise DataError(f"{where}: the label is {shown(value)}; expected a name or an integer")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip() or None
+    name = str(value).strip()
+    if len(name) > LONGEST_LABEL or not name.isprintable():
+        require_name(name, f"{where}: the label")
+    return name or None
 
 
-def _line_of(error: UnicodeError, path: Path, encoding: str) -> str:
-    """`, line N` for the first byte that cannot be decoded: the error itself counts from where a block began."""
-    raw = path.read_bytes()
-    try:
-        raw.decode(encoding)
-    except UnicodeDecodeError as whole:
-        number = raw.count(b"\n", 0, whole.start) + 1
-        return f", line {number}"
-    except UnicodeError:
-        pass
-    return ""
+def require_name(name: str, what: str) -> None:
+    """Refuse a label's name that no file and no table can hold: it stands in config.json, reports and model cards.
+
+    Raises:
+        DataError
+    """
+    if len(name) > LONGEST_LABEL:
+        raise DataError(
+            f"{what} {shown(name)} has {len(name):,} characters, and a name may have {LONGEST_LABEL:,}; is dataset.label the right column?"
+        )
+    if printable(name) != name or set(name) & set("\t\n"):
+        raise DataError(
+            f"{what} {shown(name)} holds a control character, a line break or half a character; remove it from the data"
+        )
+
+
+def _line_of(path: Path, encoding: str) -> str:
+    """`, line N` for the first bytes that cannot be decoded: the error itself counts from where a block began."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    number = 1
+    with contextlib.suppress(OSError, UnicodeError), path.open("rb") as stream:
+        for piece in iter(functools.partial(stream.readline, 2**20), b""):
+            decoder.decode(piece)
+            number += piece.endswith(b"\n")
+    return f", line {number}"
 
 
 def _read_csv(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
     cfg = kind.cfg
     tabs = path.suffix in (".tsv", ".tab") if cfg.delimiter is None else cfg.delimiter == "\t"
     quote = cfg.quote if cfg.quote is not None else None if tabs else '"'
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(
         _lines(kind, path),
         delimiter=cfg.delimiter or ("\t" if tabs else ","),
@@ -711,10 +755,27 @@ def _read_csv(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
         ) from None
 
 
+class _UntilNul(io.BufferedReader):
+    """A file that ends at the first run of NUL: sparse files have gigabytes of it, which would be read as one line."""
+
+    ended = False
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """Bytes of the next block, the first NULs included."""
+        place = self.tell()
+        block = b"" if self.ended else super().read1(size)
+        if (run := block.find(bytes(NULS))) >= 0:
+            self.ended = True
+            block = block[: run + NULS - (place + run) % 4]  # whole characters, also of UTF-32
+        return block
+
+
 def _lines(kind: Kind, path: Path) -> Iterator[str]:
     """The lines of a text file, with their ends, and without the mark that Windows begins UTF-8 with."""
+    if "\0" in kind.cfg.encoding:
+        raise LookupError("unknown encoding")
     encoding = "utf-8-sig" if kind.cfg.encoding == "utf-8" else kind.cfg.encoding
-    with path.open(encoding=encoding, newline="") as stream:
+    with io.TextIOWrapper(_UntilNul(io.FileIO(path)), encoding, newline="") as stream:
         for number, line in enumerate(stream, 1):
             if "\0" in line:
                 raise DataError(
@@ -723,18 +784,48 @@ def _lines(kind: Kind, path: Path) -> Iterator[str]:
             yield line
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that stands there twice the first value would be lost."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {shown(keys.most_common(1)[0][0])} stands there twice")
+    return row
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_unique).decode
+
+
+def _json(text: str) -> Any:
+    """What a text in JSON holds.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, holds a number of thousands of digits or a key twice.
+    """
+    try:
+        return _decode(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error}; is the file truncated?") from None
+
+
 def _read_jsonl(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
+    keys: list[str] = []
     for number, line in enumerate(_lines(kind, path), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number} is not JSON ({error}); is the file truncated?") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
         where = f"{path}, line {number}"
-        yield tuple(_inside(row, way, where) for way in kind.pick(list(row), where, nested=True))
+        try:
+            row = _json(line)
+        except ValueError as error:
+            raise DataError(f"{where} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: expected an object, got {type(row).__name__}; write one object a line")
+        if list(row) != keys:  # most often they are those of the line before
+            keys = list(row)
+            ways = kind.pick(keys, where, nested=True)
+        yield tuple(_inside(row, way, where) for way in ways)
 
 
 def _read_parquet(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
@@ -742,16 +833,51 @@ def _read_parquet(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
     import pyarrow.parquet
 
     try:
-        ways = kind.pick(pyarrow.parquet.read_schema(path).names, path.name, nested=True)
-        table = pyarrow.parquet.read_table(path, columns=list({way[0]: None for way in ways}))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a whole parquet file ({error})") from None
-    yield from _columns({way[0]: table[way[0]].to_pylist() for way in ways}, ways, path.name)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            ways = kind.pick(file.schema_arrow.names, path.name, nested=True)
+            names = list({way[0]: None for way in ways})
+            _require_rows(file, path)
+            size, first = 0, 1
+            for batch in file.iter_batches(BATCH, columns=names):
+                columns = {name: _plain(batch.column(name)) for name in names}
+                size += sum(column.nbytes for column in columns.values())
+                if size > max(BOMB_FROM, BOMB * os.path.getsize(path)):
+                    raise _bomb(path)
+                table = {name: column.to_pylist() for name, column in columns.items()}
+                yield from _columns(table, ways, path.name, first)
+                first += len(batch)
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, NotImplementedError) as error:
+        raise DataError(
+            f"{path} is not a whole parquet file, or a column of it cannot be read ({str(error).strip()}); write it anew"
+        ) from None
 
 
-def _columns(table: dict[str, list[Any]], ways: list[list[str]], name: str) -> Iterator[tuple[Any, ...]]:
-    """The rows of a table's columns, each with what it holds at the end of its way."""
-    for number, values in enumerate(zip(*(table[way[0]] for way in ways), strict=True), 1):
+def _plain(column: Any) -> Any:
+    """A column of a table without dictionaries, which hide how much it holds."""
+    import pyarrow
+
+    return column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
+
+
+def _bomb(path: Path) -> DataError:
+    return DataError(
+        f"{path} holds more than {BOMB:,} times what it has in bytes, which no text does; write its table anew"
+    )
+
+
+def _require_rows(file: Any, path: Path) -> None:
+    """Refuse a table that is too large by what it says of itself, before anything is decoded."""
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    claimed = max(file.metadata.num_rows, sum(group.total_byte_size for group in groups))
+    if claimed > max(BOMB_FROM, BOMB * os.path.getsize(path)):
+        raise _bomb(path)
+
+
+def _columns(
+    table: dict[str, list[Any]], ways: list[list[str]], name: str, first: int = 1
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of a table's columns, each with what it holds at the end of its way; `first` is the number of the first row."""
+    for number, values in enumerate(zip(*(table[way[0]] for way in ways), strict=True), first):
         yield tuple(
             _inside(value, way[1:], f"{name}, row {number}") for value, way in zip(values, ways, strict=True)
         )
@@ -782,17 +908,40 @@ def _read_txt(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
         yield (document,)
 
 
+class _Plain(yaml.BaseLoader):
+    """YAML whose scalars stay as written (yes, 1.10), without aliases, which can multiply, and without doubled keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Raises yaml.YAMLError at an alias."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"an alias (*{event.anchor}); write its text out", problem_mark=event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Raises yaml.YAMLError at a key that stands there twice."""
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            keys = Counter(key.value for key, _ in node.value if isinstance(key.value, str))
+            twice = keys.most_common(1)[0][0]
+            raise yaml.MarkedYAMLError(
+                problem=f"the key {shown(twice)} stands there twice", problem_mark=node.start_mark
+            )
+        return mapping
+
+
 def _read_conversations(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
     """The first turn of each conversation and the second.
 
     Those after it are a dialogue in some files, and more answers to the first in others; nothing says which.
     """
     try:
-        tree = yaml.load(
-            "".join(_lines(kind, path)), yaml.BaseLoader
-        )  # all scalars stay as written: yes, 1.10
-    except yaml.YAMLError as error:
-        raise DataError(f"{path} is not YAML ({_folded(str(error))})") from None
+        tree = yaml.load("".join(_lines(kind, path)), _Plain)
+    except (yaml.YAMLError, OverflowError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else _folded(str(error))
+        raise DataError(f"{path} is not YAML ({why})") from None
     conversations = tree.get("conversations") if isinstance(tree, dict) else None
     if not isinstance(conversations, list):
         raise DataError(f"{path}: expected `conversations`, a list of lists of turns")
@@ -874,7 +1023,9 @@ def _read_hub(kind: Kind, split: str) -> Source:
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it would log is raised as well
     try:
         table = datasets.load_dataset(str(folder), cfg.name, split=split)
-    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
+    except Exception as error:  # of whatever library reads its files
+        if storage_error(error):
+            raise
         raise DataError(
             f"the data set {cfg.path} cannot be read: {str(error.__cause__ or error).strip()} (dataset.name=, "
             "dataset.train=, dataset.validation= and dataset.test= choose its parts)"
@@ -897,6 +1048,10 @@ def _named(label: Any, names: list[str]) -> Any:
     """The name that an integer stands for, or those of a list; None of one that is missing (-1)."""
     if isinstance(label, list):
         return [_named(one, names) for one in label]
+    if label is not None and label >= len(names):
+        raise DataError(
+            f"the label {label} is not among the {len(names)} names that the data set declares: {listed(names)}"
+        )
     return names[label] if label is not None and label >= 0 else None
 
 

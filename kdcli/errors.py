@@ -16,7 +16,9 @@ expected, what came, and what to do.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 VALUE = 300
@@ -27,6 +29,8 @@ LINE = 2000
 """Characters of one line of a message."""
 MESSAGE = 5500
 """Characters of a message."""
+WINDOW = 20_000
+"""Characters at the beginning and at the end of a long text that are looked at: less than half of these is shown."""
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -88,6 +92,25 @@ def redacted(text: str) -> str:
     return _ASSIGNED.sub(lambda found: found["name"] + HIDDEN, text)
 
 
+class _Short(reprlib.Repr):
+    """`repr` of the first items and levels."""
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+        """The items in their order."""
+        if level <= 0:
+            return "{...}"
+        items = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(value[key], level - 1)}"
+            for key in islice(value, self.maxdict)
+        ]
+        return f"{{{', '.join([*items, *['...'] * (len(value) > self.maxdict)])}}}"
+
+
+_REPR = _Short()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxtuple, _REPR.maxdict, _REPR.maxset = 4, 10, 10, 10, 10
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = VALUE
+
+
 def printable(text: str) -> str:
     """Text without terminal escapes, other control characters, overrides of the writing direction and lone surrogates.
 
@@ -98,18 +121,19 @@ def printable(text: str) -> str:
 
 def abbreviated(text: str, limit: int = VALUE) -> str:
     """A text of at most `limit` characters, without secrets: the middle of a longer one is replaced by how many characters it has."""
-    text = redacted(text)
-    if len(text) <= limit:
+    cut = max(len(text) - 2 * WINDOW, 0)
+    text = redacted(f"{text[:WINDOW]}{text[-WINDOW:]}" if cut else text)
+    if len(text) <= limit and not cut:
         return text
     kept = max(limit - 40, 0)
     head, tail = text[: kept - kept // 3], text[len(text) - kept // 3 :]
-    return f"{head} … ({len(text) - len(head) - len(tail):,} characters left out) … {tail}"
+    return f"{head} … ({cut + len(text) - len(head) - len(tail):,} characters left out) … {tail}"
 
 
 def shown(value: Any, limit: int = VALUE) -> str:
-    """A value for a message: its `repr`, abbreviated."""
+    """A value for a message: its `repr`, abbreviated; of what is nested only the first items and levels."""
     try:
-        return abbreviated(repr(value), limit)
+        return abbreviated(repr(value) if isinstance(value, str) else _REPR.repr(value), limit)
     except (RecursionError, ValueError):  # nested too deeply; an integer of thousands of digits
         return f"<{type(value).__name__} too large to show>"
 
@@ -129,7 +153,7 @@ def listed(values: Iterable[Any], limit: int = LIST) -> str:
 
 def bounded(message: str) -> str:
     """A message that a terminal and a log can take: printable, with lines of at most `LINE` characters, `MESSAGE` in all."""
-    lines = abbreviated(message, 100 * MESSAGE).split("\n")
+    lines = abbreviated(message, WINDOW).split("\n")
     return abbreviated("\n".join(abbreviated(printable(line), LINE) for line in lines), MESSAGE)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from filelock import Timeout
 
-from kdcli.errors import ConfigError, DataError, ModelError, StorageError, shown
+from kdcli.errors import ConfigError, DataError, ModelError, StorageError, abbreviated, shown
 from kdcli.locks import Lock
 
 logger = logging.getLogger(__name__)
@@ -485,6 +485,8 @@ def locate_package(path: str) -> Path:
         ConfigError: the package is not installed, or has no such file.
     """
     name, _, inner = path.removeprefix(PACKAGE).partition("/")
+    if not re.fullmatch(r"\w([\w.-]{0,98}\w)?", name, re.ASCII):
+        raise ConfigError(f"{shown(path)}: expected {PACKAGE}DISTRIBUTION/PATH")
     try:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
@@ -498,8 +500,8 @@ def locate_package(path: str) -> Path:
             f"the package {name} is needed and is not installed; install it with: {remedy}"
         ) from None
     found = Path(str(distribution.locate_file(inner)))
-    if not found.exists():
-        raise ConfigError(f"the package {name} {distribution.version} has no {inner}")
+    if not os.path.exists(found):  # False also of a name that the system refuses
+        raise ConfigError(f"the package {name} {distribution.version} has no {abbreviated(inner)}")
     return found
 
 

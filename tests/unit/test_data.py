@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from tiny import sentences, write_csv
 
 from kdcli.commands.distill import _content
 from kdcli.config import Dataset, conf_dir
-from kdcli.data import SPLITS, Data, load, require_batch, with_gold
+from kdcli.data import LONGEST_FIELD, SPLITS, Data, load, require_batch, with_gold
 from kdcli.errors import ConfigError, DataError
 from kdcli.tasks.base import IGNORE
 
@@ -1165,3 +1168,148 @@ def test_fewer_rows_than_a_batch() -> None:
         ConfigError, match=r"training rows: 31 rows are fewer than one batch \(trainer.batch_size = 32\)"
     ):
         require_batch(31, 32, "training rows", "trainer.batch_size")
+
+
+# ---- hostile files -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"text": ' + "[" * 10**5 + "]" * 10**5 + ', "label": "good"}', "line 61 is not JSON"),
+        ('{"a": ' * 10**5 + "1" + "}" * 10**5, "line 61 is not JSON"),
+        ('{"text": "a b", "label": ' + "9" * 5000 + "}", "line 61 is not JSON"),
+        ('{"text": "a b", "label": 1e999}', "the label is inf"),
+        ('{"text": "a b", "label": Infinity}', "the label is inf"),
+        ('{"text": "a b", "label": 1e300}', "the label is 1e+300"),
+        ('{"text": "a b", "label": NaN}', "the label is missing"),
+        (r'{"text": "a b", "label": "\ud800"}', "row 61: the label"),
+        (r'{"text": "a b", "label": "\u0000"}', "row 61: the label"),
+        (r'{"text": "a b", "label": "\u001b[2J"}', "row 61: the label"),
+        (r'{"text": "a b", "label": "a\nb"}', "row 61: the label"),
+        (r'{"text": "a b", "label": "\u202egood"}', "row 61: the label"),
+        ('{"text": "a b", "label": "' + "x" * 1001 + '"}', "is dataset.label the right column?"),
+        ('{"text": "a b", "label": "good", "label": "bad"}', "the key 'label' stands there twice"),
+        (r'{"text": "a \ud800", "label": "good"}', "half a character"),
+        ('{"text": ["a"], "label": "good"}', "the text is ['a']"),
+    ],
+)
+def test_hostile_jsonl(tmp_path: Path, row: str, said: str) -> None:
+    """A traceback, a value that is taken in silence, or a label that breaks the files and tables it is written to."""
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text, "label": label} for text, label in ROWS])
+    path.write_text(path.read_text() + row + "\n")
+    assert said in refused(path)
+
+
+def test_names_of_labels_that_are_given_are_checked_as_well(tmp_path: Path) -> None:
+    """dataset.labels puts an escape sequence into config.json and every table."""
+    path = write_csv(tmp_path / "a.csv", ROWS)
+    assert "holds a control character" in refused(path, labels=["good", "bad", "\x1b[2J"])
+
+
+def test_a_second_column_of_the_same_name(tmp_path: Path) -> None:
+    """One of two label columns is taken in silence."""
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,label\n" + "".join(f"{text},{label},other\n" for text, label in ROWS))
+    assert "a.csv has 2 columns 'label'" in refused(path)
+    path.write_text("text,label,,\n" + "".join(f"{text},{label},,\n" for text, label in ROWS))
+    assert len(read(path)["train"]) == 48
+    table = pyarrow.table([["a b"], ["good"], ["bad"]], names=["text", "label", "label"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert "a.parquet has 2 columns 'label'" in refused(tmp_path / "a.parquet")
+
+
+FORMATS = {"csv": ".csv", "jsonl": ".jsonl", "parquet": ".parquet", "txt": ".txt", "conversations": ".yml"}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+    """kdcli waits for ever for a pipe that nobody writes to, or reads zeros without end."""
+    path = tmp_path / f"a{FORMATS[kind]}"
+    os.mkfifo(path)
+    assert "is no file" in refused(path, format=kind)
+    for target in ("/dev/zero", path):  # the second one is a loop
+        path.unlink()
+        path.symlink_to(target)
+        assert "is no file" in refused(path, format=kind)
+    for name in ("x" * 5000, "a\0b", "~nobody/here", "\ud800"):
+        assert "does not exist" in refused(Path(name), format=kind)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "utf-16", "utf-32-le"])
+def test_sparse_files_are_refused_at_their_first_block(tmp_path: Path, kind: str, encoding: str) -> None:
+    """50 GB of zeros are read as one line until the memory is full."""
+    path = tmp_path / f"a{FORMATS[kind]}"
+    for begin in ("", "text,label\na b,good\n"):
+        path.write_bytes(begin.encode(encoding))
+        os.truncate(path, 50 * 2**30)
+        assert "a." in refused(path, format=kind, encoding=encoding)
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    ["zip", "hex", "rot13", "base64", "bz2", "undefined", "punycode", "mbcs", "../x", "", "\0", "x" * 5000],
+)
+def test_encodings_that_are_none(tmp_path: Path, encoding: str) -> None:
+    """A codec that decompresses, or one that is unknown, in a traceback."""
+    assert "dataset.encoding" in refused(write_csv(tmp_path / "a.csv", ROWS), encoding=encoding)
+
+
+def test_a_quote_that_does_not_close(tmp_path: Path) -> None:
+    """The rest of a large file is read as one field."""
+    path = write_csv(tmp_path / "a.csv", ROWS)
+    path.write_text(path.read_text() + '"a b,good\n' + "c d,bad\n" * (LONGEST_FIELD // 8 + 1))
+    assert "a stray quote?" in refused(path)
+
+
+def test_a_small_parquet_file_that_holds_gigabytes(tmp_path: Path) -> None:
+    """A file of some kilobytes fills the memory."""
+    text = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 10**4, pyarrow.int32()), ["x" * 10**5])
+    label = pyarrow.array(["good"] * 10**4).dictionary_encode()
+    path = write_parquet(tmp_path / "a.parquet", {"text": text, "label": label})
+    assert path.stat().st_size < 10**6
+    assert "times what it has in bytes" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        (["a b"], [datetime(2020, 1, 1)]),
+        (["a b"], pyarrow.array([2**62], pyarrow.timestamp("us"))),
+        (["a b"], pyarrow.array([2**40], pyarrow.timestamp("s", tz="No/Where"))),
+        (["a b"], [Decimal("1.5")]),
+        (["a b"], [b"good"]),
+        (["a b"], [None]),
+        ([b"a b"], ["good"]),
+        (pyarrow.array([b"\xff\xfe"]).view(pyarrow.string()), ["good"]),
+        ([{"a": {"b": "c"}}], ["good"]),
+        (pyarrow.StructArray.from_arrays([["c"], ["d"]], names=["a", "a"]), ["good"]),
+        (pyarrow.array([], pyarrow.string()), pyarrow.array([], pyarrow.string())),
+    ],
+)
+def test_parquet_columns_of_other_types(tmp_path: Path, text: Any, label: Any) -> None:
+    """A type that pyarrow cannot convert, or that is no text, in a traceback."""
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table([text, label], names=["text", "label"]), path)
+    assert "a.parquet" in refused(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a: &a [x, x]\nconversations: [*a]\n",
+        "conversations: &a [*a]\n",
+        "conversations: " + "[" * 1500,
+        "conversations:\n- - a\n  - b\nconversations:\n- - c\n  - d\n",
+        'conversations:\n- - "\\UFFFFFFFF"\n  - b\n',
+        "conversations:\n- - !!python/object/apply:os.system [touch owned]\n  - b\n",
+    ],
+)
+def test_hostile_conversations(tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Aliases that multiply to the size of the memory, a doubled key whose first list is lost, a tag that runs code."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.yml"
+    path.write_text(content)
+    assert "a.yml" in refused(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.yml"]
