@@ -54,7 +54,7 @@ _IN_ADDRESS = re.compile(
 )
 _SENSITIVE = r"(?:api[-_]?key|authorization|passw(?:or)?d|secret|(?:access|auth)[-_]?token)"
 _ASSIGNED = re.compile(
-    rf"""(?P<name>(?:{_SENSITIVE}["']?\s*=|(?<![\w.-])(?:[\w-]*[-_])?{_SENSITIVE}["']?:)\s*["']?)[^\s"',}}\]]+""",
+    rf"""(?P<name>(?:{_SENSITIVE}["']*\s*=|(?<![\w.-])(?:[\w-]*[-_])?{_SENSITIVE}["']*:)\s*["']?)[^\s"',}}\]]+""",
     re.IGNORECASE,
 )
 HIDDEN = "<secret>"

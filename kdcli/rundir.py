@@ -161,7 +161,12 @@ def saved_config(run: Path) -> dict[str, Any]:
     for key, text in leaves(_recorded(run)):
         if reads := resolvers(text):
             require_trust(run, f"{key} = {text}", f"calls {listed(reads)} here")
-    return _resolved(run)
+    tree = _resolved(run)
+    if wrong := [part for part in ("teacher", "student", "dataset") if not isinstance(tree.get(part), dict)]:
+        raise ConfigError(
+            f"{run / '.hydra' / 'config.yaml'} is damaged ({listed(wrong)}: expected a mapping of keys to values)"
+        )
+    return tree
 
 
 def trust(given: bool) -> None:
