@@ -14,6 +14,7 @@ import pytest
 import yaml
 from faults.harness import Fence, Outcome, require_clean, run_here, run_process
 
+from kdcli.config import secret_in
 from kdcli.launch import launch
 
 PLANTED = "correct-horse-battery-staple"
@@ -206,12 +207,30 @@ def test_a_secret_is_refused_and_not_repeated(refused: Callable[..., Outcome], w
 
 
 def test_a_variable_s_name_is_taken(refused: Callable[..., Outcome]) -> None:
-    """A check for keys that refuses what people call their variables."""
-    for name in ("OPENAI_API_KEY", "MY_COMPANY_OPENAI_API_KEY_2", "HUGGINGFACEHUB_API_TOKEN", "key", "_K8S"):
-        assert (
-            f"the environment variable {name} is not set"
-            in refused("distill", *ASK, f"teacher.api_key_env={name}").err
-        )
+    """A check for keys that refuses what people call their variables, their files and their parameters."""
+    said = refused("distill", *ASK, "teacher.api_key_env=MY_COMPANY_OPENAI_API_KEY_2").err
+    assert "the environment variable MY_COMPANY_OPENAI_API_KEY_2 is not set" in said
+    for name in (
+        "OPENAI_API_KEY",
+        "HUGGINGFACEHUB_API_TOKEN",
+        "key",
+        "_K8S",
+        "sk",
+        "AZURE_OPENAI_KEY_EASTUS2",
+    ):
+        assert secret_in("teacher.api_key_env", name) is None
+    for path in (
+        "/data/sk-en-corpus-2024.csv",
+        "OWNER/hf_models",
+        "package:kdcli/x",
+        "https://host/v1",
+        "C:\\x",
+        "a@b",
+        "AKIA.csv",
+    ):
+        assert secret_in("dataset.path", path) is None
+    for name in ("max_tokens", "prompt_cache_key", "stop", "logit_bias", "user"):
+        assert secret_in(f"teacher.parameters.{name}", "anything") is None
 
 
 # ---- a run from elsewhere ------------------------------------------------------------------------------
