@@ -15,6 +15,8 @@ from kdcli.files import hash_file, write_text
 
 SUMS = "SHA256SUMS"
 """The hashes of a trained model's files, as `sha256sum` writes and checks them."""
+NOTE = "kdcli.json"
+"""What a model of the cache was made from. It is written when the model is there, and only people read it."""
 TEXTS = {".json", ".txt", ".jinja", ".model", ".spm", ".py"}
 READ = {*TEXTS, ".safetensors"}
 """What is read of a model's directory, by how names end."""
@@ -296,7 +298,7 @@ def require_layers(model: Any, report: Mapping[str, Any]) -> None:
 
 def write_sums(folder: Path) -> None:
     """Write the hashes of a model's files, as it is saved."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUMS)
     write_text(folder / SUMS, "".join(f"{hash_file(path)}  {path.name}\n" for path in files))
 
 
@@ -310,15 +312,17 @@ def require_unchanged(folder: Path, remedy: str) -> bool:
         Whether its hashes are there: an older run has none.
 
     Raises:
-        ModelError: a file is gone, or holds something else.
+        ModelError: a file is gone, holds something else, or has no hash.
     """
     path = folder / SUMS
     if not path.is_file():
         return False
+    listed = set()
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         expected, _, file = line.partition("  ")
         if not re.fullmatch(r"[0-9a-f]{64}", expected) or file != Path(file).name:
             raise ModelError(f"{path} is damaged; {remedy}")
+        listed.add(file)
         place = folder / file
         found = hash_file(place) if place.is_file() else None
         if found != expected:
@@ -326,4 +330,7 @@ def require_unchanged(folder: Path, remedy: str) -> bool:
             raise ModelError(
                 f"{place} is not the file that was saved: {SUMS} says sha256 {expected[:12]}…, and {holds}; {remedy}"
             )
+    read = {each.name for each in folder.iterdir() if each.suffix in {*READ, ".pt", ".pth", ".bin"}}
+    if unknown := sorted(read - listed - {NOTE}):
+        raise ModelError(f"{path} is damaged: it has no line of {unknown[0]}; {remedy}")
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -15,12 +16,15 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from filelock import Timeout
 
 from kdcli.errors import ConfigError, DataError, ModelError, StorageError, abbreviated, shown
 from kdcli.locks import Lock
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -230,7 +234,7 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
         if not path.is_file():
             raise OSError("there is no such file" if not path.exists() else "it is not a regular file")
         with path.open("rb") as stream:
-            return _parsed(stream.read(LARGEST_JSON + 1), kind)
+            return parse_json(stream.read(LARGEST_JSON + 1), kind)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({_first_line(error)}); {remedy}") from None
 
@@ -257,7 +261,7 @@ def read_jsonl(path: Path, kind: type[T], remedy: str | None = None) -> list[T]:
         with path.open("rb") as stream:
             for number, line in enumerate(iter(lambda: stream.readline(LARGEST_JSON + 1), b""), start=1):
                 try:
-                    found.append(_parsed(line, kind))
+                    found.append(parse_json(line, kind))
                 except ValueError as error:
                     if line.endswith(b"\n"):
                         damaged.append(f"line {number}: {_first_line(error)}")
@@ -270,8 +274,19 @@ def read_jsonl(path: Path, kind: type[T], remedy: str | None = None) -> list[T]:
     return found
 
 
-def _parsed(data: bytes, kind: type[T]) -> T:
-    """Raises ValueError if the data is not JSON of the kind."""
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    import pydantic
+
+    return pydantic.TypeAdapter(kind)
+
+
+def parse_json(data: bytes, kind: type[T]) -> T:
+    """The content of JSON text, checked as by `read_json`.
+
+    Raises:
+        ValueError: it is not JSON of the kind.
+    """
     import pydantic
 
     if len(data) > LARGEST_JSON:
@@ -283,7 +298,7 @@ def _parsed(data: bytes, kind: type[T]) -> T:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     try:
-        pydantic.TypeAdapter(kind).validate_python(value, strict=True)
+        _adapter(kind).validate_python(value, strict=True)  # type: ignore[arg-type]
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
@@ -348,36 +363,67 @@ def writing(*places: Path) -> Iterator[None]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file through a temporary neighbour and a rename, so that it is never half there."""
-    with replaced(path) as temporary:
+def write_text(path: Path, text: str, sync: bool = True) -> None:
+    """Write a file through a temporary neighbour and a rename, so that it is never half there.
+
+    Args:
+        sync: as of `replaced`.
+    """
+    with replaced(path, sync) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any, sync: bool = True) -> None:
     """Plain data as indented JSON, atomically. NaN is refused: it is not JSON."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", sync)
 
 
 TEMPORARY = ".kdcli"
 """How the name of a temporary folder ends. It begins with a dot and the name of what takes its place."""
 
 
+def flush(path: Path, deep: bool = True) -> None:
+    """Wait until a file or a folder is on the disk.
+
+    Args:
+        deep: of a folder, all that it holds as well, and not only its list of names.
+    """
+    for each in sorted(path.iterdir()) if deep and path.is_dir() else ():
+        if not each.is_symlink():
+            flush(each)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a file system that cannot do so for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path, sync: bool = True) -> Iterator[Path]:
     """A temporary path beside `path`; what was written there takes `path`'s place when the block ends well.
 
     A file or a whole directory may be written. After an error the temporary is removed and `path` is as it was. If the process is killed,
     `remove_abandoned` removes the temporary.
+
+    Args:
+        sync: wait until the content is on the disk before it takes the place, so that a power failure leaves no part of it. Files of
+            the cache that hold a checksum, and are made again if they are damaged, need not wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with abandonable(path.name, _beside(path)) as holder:
         temporary, old = holder / path.name, holder / "old"
         try:
             yield temporary
+            if sync:
+                flush(temporary)
             if path.is_dir():
                 path.rename(old)
             temporary.rename(path)
+            if sync:
+                flush(path.parent, deep=False)
         finally:
             if old.is_dir() and not path.exists():  # interrupted between the two
                 old.rename(path)

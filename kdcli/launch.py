@@ -6,6 +6,7 @@ A config is composed with Hydra's public API and checked before `hydra.main` may
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import json
@@ -62,12 +63,12 @@ from kdcli.files import (
 VERSION_BASE = "1.3"
 HOME = re.compile(r"(?<![^,\[ ])~(?=/|$)")
 """The user's folder, where a value or one of several begins with it."""
-ERROR_LOG = "error.log"
-"""The traceback of an unexpected exception, in the run directory."""
 MOST_SAID = 500
 """Characters of an exception's text that a message repeats."""
 UNSET = object()
 """In place of a default that was not given."""
+UNRECORDED = "hydra.output_subdir=null"
+"""Keeps Hydra from writing `.hydra/`, which it does before the directory is held, in place, and anew when a run is continued."""
 MOST_JOBS = 256
 """Jobs of a sweep that are checked before the first one starts."""
 
@@ -123,7 +124,7 @@ def _failure(error: BaseException, folder: Path | None = None) -> KDError:
             "start the same command on the same directory: it goes on from the last checkpoint"
         )
     try:
-        log = (folder or Path(tempfile.mkdtemp(prefix="kdcli-"))) / ERROR_LOG
+        log = (folder or Path(tempfile.mkdtemp(prefix="kdcli-"))) / rundir.ERROR_LOG
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         place = f"the traceback is in {log}"
     except OSError as problem:
@@ -169,18 +170,16 @@ def _launch(
     if command == "export":  # it writes into the run's own directory, and leaves that run's .hydra alone
         folder = Path(str(composed.run)).expanduser().absolute()
         rundir.read_report(folder)
-        argv.append("hydra.output_subdir=null")
     elif int(os.environ.get("RANK", "0")) > 0:  # only the first process owns the run directory
         with workplace():
             place = Path(tempfile.gettempdir(), "run")
-            return _hydra(name, [*argv, "hydra.output_subdir=null", f"hydra.run.dir={_quoted(place)}"])
+            return _hydra(name, [*argv, UNRECORDED, f"hydra.run.dir={_quoted(place)}"])
     elif rundir.examine(folder, _tree(composed)) == "finished":
         rundir.tidy(folder)
         console.say(f"{folder} is finished; see {folder / 'report.html'}")
         return 0
     rundir.make(folder)
-    argv.append(f"hydra.run.dir={_quoted(folder)}")
-    return _hydra(name, argv)
+    return _hydra(name, [*argv, UNRECORDED, f"hydra.run.dir={_quoted(folder)}"])
 
 
 def _of_environment(key: str, default: Any = UNSET) -> str | None:
@@ -523,15 +522,20 @@ def _job(command: str, cfg: DictConfig) -> None:
     console.setup_logging()
     folder = Path(HydraConfig.get().runtime.output_dir)
     owner = int(os.environ.get("RANK", "0")) == 0
+    sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
     holds = owner and command != "export"
+    own = not holds  # whether its files are this process's to write
     fresh, status = False, 1
     with processes.watched(), workplace():
         try:
             if holds:
-                fresh = rundir.take(folder)
-                if (folder / rundir.REPORT).is_file():  # a job of a sweep that is continued
+                state = rundir.take(folder, _tree(cfg))
+                own, fresh = True, state == "new"
+                if state == "finished":  # a job of a sweep that is continued
                     status = 0
                     return
+            if holds or (owner and sweep):
+                _record(folder, cfg)
             if owner:
                 clean_cache()
                 remove_abandoned(folder, deep=True)
@@ -546,10 +550,10 @@ def _job(command: str, cfg: DictConfig) -> None:
                 status = 1  # what was trained stays, and 2 would say that nothing was
             if holds:
                 rundir.release(folder, remove=fresh and status == 2)
-            _failed(folder, status, failure.message)
+            _failed(folder, status, failure.message, own)
         except KeyboardInterrupt as error:
             status = processes.exit_code(error)
-            _failed(folder, status, f"{error or 'interrupted'}", say=False)
+            _failed(folder, status, f"{error or 'interrupted'}", own, say=False)
             raise
         finally:
             if holds:
@@ -557,12 +561,26 @@ def _job(command: str, cfg: DictConfig) -> None:
             _status[str(folder)] = status
 
 
-def _failed(folder: Path, status: int, message: str, say: bool = True) -> None:
-    """Tell what a job failed with; of a job of a sweep, write it into its directory for the table."""
+def _record(folder: Path, cfg: DictConfig) -> None:
+    """Write `.hydra/` into a job's directory, as Hydra does it."""
+    recorded: Any = copy.deepcopy(HydraConfig.instance().cfg)
+    OmegaConf.set_readonly(recorded.hydra, False)
+    recorded.hydra.output_subdir = str(rundir.HYDRA.parent)
+    recorded.hydra.overrides.hydra = [word for word in recorded.hydra.overrides.hydra if word != UNRECORDED]
+    parts = {"config": cfg, "hydra": recorded, "overrides": recorded.hydra.overrides.task}
+    rundir.record(folder, {f"{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()})
+
+
+def _failed(folder: Path, status: int, message: str, own: bool, say: bool = True) -> None:
+    """Tell what a job failed with; of a job of a sweep, write it into its directory for the table.
+
+    Args:
+        own: the directory is held by this process. Nothing is written into another one's.
+    """
     sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
     if say:
         console.error(f"{folder.name}: {message}" if sweep else message)
-    if sweep:
+    if sweep and own:
         _write_failure(folder, status, message, " ".join(HydraConfig.get().overrides.task))
 
 
@@ -652,7 +670,7 @@ def _sweep(command: str, name: str, overrides: list[str]) -> int:
     interrupted: KeyboardInterrupt | None = None
     before = processes.children()
     try:
-        status = _hydra(name, ["--multirun", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
+        status = _hydra(name, ["--multirun", *overrides, UNRECORDED, f"hydra.sweep.dir={_quoted(folder)}"])
     except KeyboardInterrupt as error:
         processes.end_children(before)
         interrupted, status = error, processes.exit_code(error)

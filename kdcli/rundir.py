@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +19,18 @@ from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import TypedDict
 
 from kdcli.errors import ConfigError, listed
-from kdcli.files import read_json, read_jsonl, remove_abandoned, require_inside, require_name
+from kdcli.files import (
+    TEMPORARY,
+    read_json,
+    read_jsonl,
+    remove_abandoned,
+    replaced,
+    require_inside,
+    require_name,
+)
 from kdcli.locks import Lock
 
+logger = logging.getLogger(__name__)
 APP = "kdcli"
 """The job name that Hydra writes into a run directory of ours."""
 REPORT = "report.json"
@@ -33,8 +45,14 @@ HYDRA = Path(".hydra", "hydra.yaml")
 LOCK = ".lock"
 TRUST = "KDCLI_TRUST_RUN"
 """The variable by which `--trust-run` reaches the processes of a launcher. Every command sets or removes it."""
+SWEEP = "multirun.yaml"
+"""What Hydra writes into the directory of a sweep, before its jobs start."""
 ERROR = "error.json"
-_SLIGHT = {".hydra", LOCK, ERROR}
+MOMENT = 0.5
+"""Seconds for which a lock is tried to be had."""
+ERROR_LOG = "error.log"
+"""The traceback of an unexpected exception."""
+_SLIGHT = {".hydra", LOCK, ERROR, ERROR_LOG}
 
 
 class _Model(TypedDict, total=False):
@@ -89,8 +107,13 @@ _held: dict[Path, Lock] = {}
 _made: set[Path] = set()
 
 
-def examine(run: Path, config: Mapping[str, Any]) -> Literal["new", "continue", "finished"]:
+def examine(
+    run: Path, config: Mapping[str, Any], held: bool = False
+) -> Literal["new", "continue", "finished"]:
     """What a command that wants to write to `run` would find there. Nothing is changed.
+
+    Args:
+        held: this process holds the directory.
 
     Raises:
         ConfigError: the directory is in use, holds a run with another config, or was not made by kdcli.
@@ -99,12 +122,17 @@ def examine(run: Path, config: Mapping[str, Any]) -> Literal["new", "continue", 
         return "new"
     if not run.is_dir():
         raise ConfigError(f"the run directory {run} is a file; choose another hydra.run.dir")
-    app = _app(run / HYDRA)
-    if app is None and all(path.name in _SLIGHT for path in run.iterdir()):
+    app, begun = _app(run / HYDRA), any(map(_substantial, run.iterdir()))
+    if app is None and not begun:
         return "new"
+    if app is None and (run / HYDRA).is_file():
+        raise ConfigError(
+            f"{run / HYDRA} is damaged, so whose directory this is cannot be told; restore it, or choose another hydra.run.dir"
+        )
     if app != APP:
         raise ConfigError(f"{run} holds files and was not made by kdcli; choose another hydra.run.dir")
-    _free(run)
+    if not held:
+        _free(run)
     before = _resolved(run)
     # how models are timed at the end changes nothing of what is trained: where that failed, the run goes on with another choice
     if changed := sorted(
@@ -114,12 +142,29 @@ def examine(run: Path, config: Mapping[str, Any]) -> Literal["new", "continue", 
             f"{run} holds a run with another config ({', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}); "
             "choose another hydra.run.dir, or the config that it was started with"
         )
-    if (run / REPORT).is_file():
+    if finished(run):
         return "finished"
     for path in run.rglob("*"):
         if path.is_symlink():
             require_inside(run, path, "hydra.run.dir")
-    return "continue"
+    return "continue" if begun else "new"
+
+
+def finished(run: Path) -> bool:
+    """Whether a run has its report. A damaged one is named, and does not count: the same command writes it again."""
+    if not (run / REPORT).is_file():
+        return False
+    try:
+        _report(run)
+    except ConfigError as error:
+        logger.warning("%s", error.message)
+        return False
+    return True
+
+
+def _substantial(path: Path) -> bool:
+    """Whether a path in a run directory is more than what is written before anything else."""
+    return path.name not in _SLIGHT and not (path.name.startswith(".") and path.name.endswith(TEMPORARY))
 
 
 def examine_sweep(folder: Path) -> None:
@@ -128,11 +173,13 @@ def examine_sweep(folder: Path) -> None:
     Raises:
         ConfigError: it was not made by kdcli.
     """
-    if (
-        folder.exists()
-        and (not folder.is_dir() or any(folder.iterdir()))
-        and _app(folder / "multirun.yaml") != APP
-    ):
+    if not folder.exists():
+        return
+    app = _app(folder / SWEEP) if folder.is_dir() else ""
+    if app is None:  # there is none, or the process was killed while Hydra wrote it
+        only = {path.name for path in folder.iterdir()} <= {SWEEP}
+        app = APP if only or any(_app(each) == APP for each in folder.glob(f"*/{HYDRA}")) else None
+    if app != APP:
         raise ConfigError(f"{folder} is there and is no sweep of kdcli; choose another hydra.sweep.dir")
 
 
@@ -147,6 +194,8 @@ def make(run: Path) -> None:
             run.mkdir(parents=True)
             _made.add(run)
     except OSError as error:
+        if run.is_dir():  # another process made it at the same time
+            return
         raise ConfigError(
             f"the run directory {run} cannot be made ({error}); choose another hydra.run.dir"
         ) from None
@@ -286,14 +335,28 @@ def _free(run: Path) -> None:
         run / LOCK
     ).exists():  # nobody was here, or whoever was has ended well; asking would leave a lock file
         return
-    lock = Lock(run / LOCK)
-    try:
-        lock.acquire(wait=False)
-    except Timeout:
-        raise ConfigError(
-            f"{run} is in use by another kdcli process; wait for it, or choose another hydra.run.dir"
-        ) from None
-    lock.release()
+    _lock(run).release()
+
+
+def _lock(run: Path) -> Lock:
+    """Lock the directory. For `MOMENT` it is tried again: another process may only look whether the directory is free, or remove it.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    lock, until = Lock(run / LOCK), time.monotonic() + MOMENT
+    while True:
+        try:
+            lock.acquire(wait=False)
+            return lock
+        except Timeout:
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"{run} is in use by another kdcli process; wait for it, or choose another hydra.run.dir"
+                ) from None
+            time.sleep(0.02)
+        except FileNotFoundError:
+            make(run)
 
 
 def _differences(before: Any, now: Any, path: str = "") -> set[str]:
@@ -307,22 +370,34 @@ def _differences(before: Any, now: Any, path: str = "") -> set[str]:
     return set() if before == now else {path}
 
 
-def take(run: Path) -> bool:
-    """Hold the directory until this process ends; returns whether it is fresh (nothing of a run in it yet).
+def take(run: Path, config: Mapping[str, Any]) -> Literal["new", "continue", "finished"]:
+    """Hold the directory until this process ends; returns what is found there, as `examine` does.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds it, or it must not be written to. It is not held then.
     """
-    lock = Lock(run / LOCK)
+    _held[run] = _lock(run)
     try:
-        lock.acquire(wait=False)
-    except Timeout:
-        raise ConfigError(
-            f"{run} is in use by another kdcli process; wait for it, or choose another hydra.run.dir"
-        ) from None
-    _held[run] = lock
+        state = examine(run, config, held=True)
+    except BaseException:
+        release(run)
+        raise
     (run / ERROR).unlink(missing_ok=True)
-    return not any(path.name not in _SLIGHT for path in run.iterdir())
+    return state
+
+
+def record(run: Path, files: Mapping[str, str]) -> None:
+    """Write `.hydra/`, if the directory has none that is whole. Once written it stays as it is.
+
+    Args:
+        files: the content of its files.
+    """
+    if _app(run / HYDRA) == APP:
+        return
+    with replaced(run / HYDRA.parent) as temporary:
+        temporary.mkdir()
+        for name, text in files.items():
+            (temporary / name).write_text(text, encoding="utf-8")
 
 
 def release(run: Path, remove: bool = False) -> None:
@@ -335,10 +410,11 @@ def release(run: Path, remove: bool = False) -> None:
             shutil.rmtree(path)
         elif path.name != LOCK:
             path.unlink()
+    (run / LOCK).unlink(missing_ok=True)  # before it is released: afterwards it may be another process's
     lock.release()
-    (run / LOCK).unlink(missing_ok=True)
     if remove and run in _made:
-        run.rmdir()
+        with contextlib.suppress(OSError):  # another process has taken it
+            run.rmdir()
 
 
 def tidy(run: Path) -> None:
@@ -350,8 +426,8 @@ def tidy(run: Path) -> None:
         return
     remove_abandoned(run, deep=True)
     shutil.rmtree(run / "stages", ignore_errors=True)
-    lock.release()
     (run / LOCK).unlink(missing_ok=True)
+    lock.release()
 
 
 def trained(run: Path) -> bool:
@@ -389,7 +465,11 @@ def read_report(run: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{run} is not finished (no {REPORT}); continue it with: kdcli distill hydra.run.dir={run} …"
         )
-    return dict(read_json(path, Report, "remove it, and the same kdcli distill writes it again"))
+    return _report(run)
+
+
+def _report(run: Path) -> dict[str, Any]:
+    return dict(read_json(run / REPORT, Report, "the same kdcli distill writes it again"))
 
 
 def read_export(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import datasets
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -32,15 +34,16 @@ from transformers import (
 )
 from transformers import Trainer as HFTrainer
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from typing_extensions import TypedDict
 
 from kdcli import processes
-from kdcli.checkpoint import write_sums
+from kdcli.checkpoint import require_unchanged, write_sums
 from kdcli.config import MOST_STEPS, Rollout
 from kdcli.config import Trainer as TrainerConfig
 from kdcli.distiller import Distiller
 from kdcli.errors import ConfigError, KDError
-from kdcli.files import read_json, replaced, write_text
+from kdcli.files import flush, read_json, replaced, write_text
 from kdcli.models import fast_bf16
 from kdcli.rollouts import seed_of
 from kdcli.rundir import read_metrics
@@ -50,6 +53,7 @@ from kdcli.teachers.base import Teacher
 logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 STATE = "trainer_state.json"
+REMEDY = "remove it, and the same command goes on from the checkpoint before, or trains the stage anew"
 MEGABATCH = 50
 """Batches that are sorted by length together: more pad less, fewer shuffle better."""
 SHORT = 128
@@ -185,7 +189,7 @@ def train(stage: Stage) -> None:
     micro, accumulate = micro_batches(cfg, world)
     cuda = torch.cuda.is_available()
     stage.folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = _last_checkpoint(stage.folder)
+    checkpoint = _last_checkpoint(stage)
     arguments = TrainingArguments(
         output_dir=str(stage.folder),
         max_steps=stage.steps,
@@ -204,8 +208,6 @@ def train(stage: Stage) -> None:
         eval_steps=stage.eval_steps,
         save_strategy="steps",
         save_steps=stage.eval_steps,
-        save_total_limit=1,
-        load_best_model_at_end=cfg.keep == "best",
         metric_for_best_model="score",
         greater_is_better=True,
         logging_steps=cfg.logging_steps,
@@ -232,8 +234,11 @@ def train(stage: Stage) -> None:
         _set_dropout(stage.distiller.student, cfg.dropout)
     with _trackers(stage), processes.deferred(possible=world == 1) as asked:
         trainer = _Trainer(stage, arguments, asked)
-        _rewind(stage, checkpoint)
+        if trainer.is_world_process_zero():
+            _rewind(stage, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if cfg.keep == "best" and (best := trainer.state.best_global_step):
+            load_model(stage.distiller, str(_checkpoint(stage, best) / WEIGHTS))
     trainer.accelerator.wait_for_everyone()  # the best checkpoint, which goes, is read by each process
     if trainer.is_world_process_zero():
         stage.finish(stage.distiller.student)
@@ -274,15 +279,39 @@ def _set_dropout(model: torch.nn.Module, share: float) -> None:
                 setattr(module, name, share)
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; the state is the last file that is written. Others are removed."""
-    whole: list[tuple[int, Path]] = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            whole.append((_state(path)["global_step"], path))
-        except ConfigError:
+def _checkpoint(stage: Stage, step: int) -> Path:
+    return stage.folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def _last_checkpoint(stage: Stage) -> Path | None:
+    """The newest checkpoint from which the stage can go on: it is whole, and so is the one with the best score, if that is the one to be
+    kept. What is damaged or newer is removed, with a warning."""
+    found: list[Path | None] = [None]
+    if PartialState().is_main_process:
+        whole: dict[int, _State] = {}
+        damaged: dict[Path, str] = {}
+        for path in stage.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            try:
+                state = _state(path)
+                whole[state["global_step"]] = state
+            except KDError as error:
+                damaged[path] = error.message
+        for step in sorted(whole, reverse=True):
+            best = whole[step]["best_global_step"]
+            if stage.cfg.keep != "best" or best is None or best in whole:
+                found = [_checkpoint(stage, step)]
+                break
+            damaged[_checkpoint(stage, step)] = f"{_checkpoint(stage, step)} needs {_checkpoint(stage, best)}"
+        if damaged:
+            logger.warning(
+                "%s: %s. The stage %s",
+                stage.name,
+                "; ".join(damaged.values()).replace(f"{stage.folder}{os.sep}", ""),
+                f"goes on from {found[0]}" if found[0] else "begins anew",
+            )
+        for path in damaged:
             shutil.rmtree(path, ignore_errors=True)
-    return max(whole)[1] if whole else None
+    return broadcast_object_list(found)[0]
 
 
 class _State(TypedDict):
@@ -293,15 +322,24 @@ class _State(TypedDict):
 
 
 def _state(checkpoint: Path) -> _State:
-    """Raises ConfigError if the checkpoint has no state, or a damaged one."""
-    return read_json(checkpoint / STATE, _State, "remove the checkpoint")
+    """The state of a checkpoint.
+
+    Raises:
+        ConfigError, ModelError: the checkpoint is incomplete or damaged.
+    """
+    if not require_unchanged(checkpoint, "it is not used"):
+        raise ConfigError(f"{checkpoint} is incomplete: the process ended while it was written")
+    state = read_json(checkpoint / STATE, _State, "it is not used")
+    if checkpoint.name != f"{PREFIX_CHECKPOINT_DIR}-{state['global_step']}":
+        raise ConfigError(f"{checkpoint} holds the state of step {state['global_step']}")
+    return state
 
 
 def _rewind(stage: Stage, checkpoint: Path | None) -> None:
     """Drop the lines of metrics.jsonl that this stage is about to write again."""
     if stage.metrics is None or not stage.metrics.exists():
         return
-    step = _state(checkpoint)["global_step"] if checkpoint else 0
+    step = read_json(checkpoint / STATE, _State, REMEDY)["global_step"] if checkpoint else 0
     kept = [
         json.dumps(entry) + "\n"
         for entry in read_metrics(stage.metrics)
@@ -319,6 +357,24 @@ def _raw(split: Split, rows: torch.Tensor) -> list[dict[str, Any]]:
     """The rows of a batch as they were before they were tokenized: what a teacher is asked about."""
     picked = split.rows[rows.tolist()]
     return [dict(zip(picked, values, strict=True)) for values in zip(*picked.values(), strict=True)]
+
+
+@contextmanager
+def _restoring(checkpoint: str | None) -> Iterator[None]:
+    """Turn what loading a part of a checkpoint raises into one message: its files are as they were written, but not by this stage."""
+    try:
+        yield
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+        SafetensorError,
+    ) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise KDError(f"{checkpoint} cannot be loaded ({first}); {REMEDY}") from error
 
 
 class _Flow(TrainerCallback):
@@ -559,25 +615,47 @@ class _Trainer(HFTrainer):
     _logged = 0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The state is written last; a checkpoint without it is not taken up, the one before it is.
+        """The hashes are written last, when all other files are on the disk; a checkpoint without them is not taken up. Then older ones
+        are removed: two stay, the newest, and the best or else the one before.
 
         A full disk is an OSError to Python and a RuntimeError to torch.
         """
+        stage, step = self.stage, self.state.global_step
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes its own random state
+            if self.is_world_process_zero():
+                if stage.metrics is not None:
+                    flush(stage.metrics)
+                flush(_checkpoint(stage, step))
+                flush(stage.folder, deep=False)
+                write_sums(_checkpoint(stage, step))
+                self._remove_older(step)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise KDError(
                 f"{self.stage.name}, step {self.state.global_step}: the checkpoint could not be written ({error}). Free "
                 "some space and start the same command on the same directory: it goes on from the checkpoint before"
             ) from error
 
+    def _remove_older(self, step: int) -> None:
+        best = self.state.best_global_step
+        older = {
+            int(path.name.rpartition("-")[2]): path
+            for path in self.stage.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        }
+        del older[step]
+        second = best if best in older else max(older, default=None)
+        for number, path in older.items():
+            if number != second:
+                shutil.rmtree(path, ignore_errors=True)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        try:
+        with _restoring(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
-        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-            raise KDError(
-                f"{checkpoint} is damaged; remove it, and the same command trains that stage anew"
-            ) from error
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _restoring(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The student and whatever its losses learn; tied weights once."""
@@ -586,8 +664,7 @@ class _Trainer(HFTrainer):
         save_model(self.stage.distiller, str(folder / WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_model(self.stage.distiller, str(Path(resume_from_checkpoint) / WEIGHTS))
-        self._logged = _state(Path(resume_from_checkpoint))["global_step"]
-
-    def _load_best_model(self) -> None:
-        load_model(self.stage.distiller, str(Path(str(self.state.best_model_checkpoint)) / WEIGHTS))
+        with _restoring(resume_from_checkpoint):
+            load_model(self.stage.distiller, str(Path(resume_from_checkpoint) / WEIGHTS))
+        state = read_json(Path(resume_from_checkpoint) / STATE, _State, REMEDY)
+        self._logged = state["global_step"]

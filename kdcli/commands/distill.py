@@ -30,7 +30,7 @@ from typing_extensions import TypedDict
 import kdcli
 from kdcli import console, report
 from kdcli.augment import Proposer, augmented, find_proposer
-from kdcli.checkpoint import require_unchanged
+from kdcli.checkpoint import NOTE, require_unchanged, write_sums
 from kdcli.commands.export import require_task
 from kdcli.config import Component, Rollout, build, locate
 from kdcli.config import Distill as Config
@@ -522,12 +522,13 @@ def _new_teacher(cfg: Config, born: Component, data: Data, state: PartialState) 
     folder = cache_dir("born") / digest(made_of, torch.__version__)[:32]
     if state.is_main_process:
         with Lock(folder.with_suffix(".lock")):
-            if not folder.is_dir():
+            if not _saved(folder):
                 tokenizer = learn_vocabulary(data["train"], cfg.teacher.vocab_size)
                 seed_everything(stage_seed(cfg.seed, "teacher: birth"))
                 with replaced(folder) as temporary:
                     by.over(tokenizer).save_pretrained(temporary)
                     tokenizer.save_pretrained(temporary)
+                    write_sums(temporary)
     state.wait_for_everyone()
     return Source(folder, "the new teacher")
 
@@ -996,8 +997,7 @@ def tuned_teacher(run: Run, stages: console.Stages, number: int) -> Source:
     steps = planned_steps(cfg, len(gold))
     seed = stage_seed(run.cfg.seed, f"teacher {number + 1}" if number else "teacher")
     with _alone(run, folder):
-        if (folder / "config.json").is_file():
-            require_unchanged(folder, "remove its directory, and the same command tunes it again")
+        if _saved(folder):
             stages.skip(name, "tuned before, from the cache")
             return source
         with run.stage(stages, name, steps) as progress:
@@ -1025,9 +1025,21 @@ def tuned_teacher(run: Run, stages: console.Stages, number: int) -> Source:
                 )
             )
             if run.state.is_main_process:
-                write_json(folder / "kdcli.json", made_of)
+                write_json(folder / NOTE, made_of)
             run.state.wait_for_everyone()
     return source
+
+
+def _saved(folder: Path) -> bool:
+    """Whether a model was made and saved before. A damaged one is named, and does not count: it is made again."""
+    if not folder.is_dir():
+        return False
+    try:
+        require_unchanged(folder, "it is made again")
+        return True
+    except ModelError as error:
+        logger.warning("%s", error.message)
+        return False
 
 
 def _content(rows: datasets.Dataset, labels: bool = True) -> str:
@@ -1473,12 +1485,13 @@ def _endpoint(run: Run, remote: OpenAITeacher, lesson: Lesson) -> dict[str, Any]
 def birth(run: Run, lesson: Lesson) -> Source:
     """The untrained student, the same for student and control, as a directory."""
     folder = run.folder / "stages" / "born" / run.pupil
-    if run.state.is_main_process and not folder.is_dir():
+    if run.state.is_main_process and not _saved(folder):
         seed_everything(stage_seed(run.cfg.seed, "birth"))
         model, tokenizer = run.birth_by.born(run.task, lesson.teacher, lesson.rows)
         with replaced(folder) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+            write_sums(temporary)
     run.state.wait_for_everyone()
     return Source(folder, f"the {run.pupil}", code=run.cfg.student.trust_remote_code)
 
@@ -1654,8 +1667,7 @@ def _train(
     teacher: Teacher | None = None,
     validation_teacher: Teacher | None = None,
 ) -> None:
-    if out.is_dir():
-        require_unchanged(out, "remove its directory, and the same command trains it again")
+    if _saved(out):
         stages.skip(step.name, "trained before")
         return
     with run.stage(stages, step.name, steps) as progress:

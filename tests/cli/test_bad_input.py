@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from tiny import into_hub, sentences, write_csv
 
 from kdcli import rundir
+from kdcli.checkpoint import write_sums
 from kdcli.config import Trainer
 from kdcli.errors import ConfigError
 from kdcli.launch import launch
@@ -861,13 +862,22 @@ def test_damaged_checkpoint(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     monkeypatch.delenv("MISHAP")
     capsys.readouterr()
-    (run / "stages" / "student" / "checkpoint-10" / "optimizer.pt").write_bytes(pickle.dumps(Bomb(mark)))
-    assert launch("distill", options, config_dir=own_loss) == 1
-    message = one_message(capsys.readouterr().err)
-    assert "checkpoint-10 is damaged; remove it, and the same command trains that stage anew" in message
-    assert not mark.exists()
-    shutil.rmtree(run / "stages" / "student" / "checkpoint-10")
+    checkpoint = run / "stages" / "student" / "checkpoint-10"
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        before_it = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(pickle.dumps(Bomb(mark)))
+        write_sums(checkpoint)  # whoever made the file made its hash, too
+        assert launch("distill", options, config_dir=own_loss) == 1
+        message = one_message(capsys.readouterr().err)
+        assert "checkpoint-10 cannot be loaded" in message
+        assert "remove it, and the same command goes on from the checkpoint before" in message
+        assert not mark.exists()
+        (checkpoint / name).write_bytes(before_it)
     assert launch("distill", options, config_dir=own_loss) == 0
+    said = capsys.readouterr().err
+    assert "rng_state.pth is not the file that was saved" in said
+    assert "The stage begins anew" in said
+    assert not mark.exists()
 
 
 def test_loss_that_is_not_finite(
