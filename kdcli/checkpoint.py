@@ -32,6 +32,7 @@ SIZES = re.compile(
 LAYERS = re.compile(r"(^|_)(layers?|blocks|experts)$")
 NUMBERED = re.compile(r"^(.*?\.?)(\d+)\.(.+)$")
 """A weight of one layer among several: what they are called, the layer's number, and its own name."""
+LARGEST_WEIGHT = 1e9
 ATTENTION = re.compile(r"(attn|experts)_implementation")
 FILE_OF_TOKENIZER = re.compile(r"(_file|^vocab|_spm)$")
 
@@ -230,7 +231,8 @@ def _elements(path: Path, name: str, quantized: bool) -> int:
 
 
 def require_finite(folder: Path, name: str) -> None:
-    """Refuse weights with NaN or infinity in them. Masks that are stored beside weights may have infinity.
+    """Refuse weights that are not finite, or so large that what is computed with them is not. Masks that are stored beside weights may
+    have infinity.
 
     Raises:
         ModelError
@@ -244,10 +246,10 @@ def require_finite(folder: Path, name: str) -> None:
                 if "mask" in key or file.get_slice(key).get_dtype() not in ("F64", "F32", "F16", "BF16"):
                     continue
                 tensor = file.get_tensor(key)
-                if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+                if tensor.numel() and not torch.stack(torch.aminmax(tensor)).abs().max() <= LARGEST_WEIGHT:
                     raise ModelError(
-                        f"{name}: {path.name}: {shown(key)} holds NaN or infinity: the model was damaged, or its training diverged; use "
-                        "another checkpoint"
+                        f"{name}: {path.name}: {shown(key)} holds NaN, infinity or a number beyond {LARGEST_WEIGHT:.0e}: the model was damaged, "
+                        "or its training diverged; use another checkpoint"
                     )
 
 
