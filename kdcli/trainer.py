@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
 from transformers import Trainer as HFTrainer
@@ -236,7 +237,10 @@ def train(stage: Stage) -> None:
         trainer = _Trainer(stage, arguments, asked)
         if trainer.is_world_process_zero():
             _rewind(stage, checkpoint)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint == _checkpoint(stage, stage.steps):
+            trainer.restore(checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if cfg.keep == "best" and (best := trainer.state.best_global_step):
             load_model(stage.distiller, str(_checkpoint(stage, best) / WEIGHTS))
     trainer.accelerator.wait_for_everyone()  # the best checkpoint, which goes, is read by each process
@@ -668,3 +672,9 @@ class _Trainer(HFTrainer):
             load_model(self.stage.distiller, str(Path(resume_from_checkpoint) / WEIGHTS))
         state = read_json(Path(resume_from_checkpoint) / STATE, _State, REMEDY)
         self._logged = state["global_step"]
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take the state after the last step from its checkpoint: resumed from it, the stock Trainer would take one step more."""
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
+        self.stage.progress.update(self.state.global_step, self.last)
+        self._load_from_checkpoint(str(checkpoint))
