@@ -637,7 +637,7 @@ class _Trainer(HFTrainer):
                 self._remove_older(step)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise KDError(
-                f"{self.stage.name}, step {self.state.global_step}: the checkpoint could not be written ({error}). Free "
+                f"{self.stage.name}, step {self.state.global_step}: the checkpoint could not be written to {self.args.output_dir} ({error}). Free "
                 "some space and start the same command on the same directory: it goes on from the checkpoint before"
             ) from error
 

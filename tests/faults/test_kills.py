@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -56,9 +54,7 @@ Cases = Callable[[str], Case]
 
 
 @pytest.fixture(scope="module")
-def cases(
-    zygote: Zygote, body: Path, small: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> Cases:
+def cases(zygote: Zygote, body: Path, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Cases:
     """The cases, each made when it is first asked for."""
     made: dict[str, Case] = {}
     speaks: list[Path] = []
@@ -66,11 +62,11 @@ def cases(
     def options(kind: str) -> list[str]:
         folder = tmp_path_factory.mktemp("data")
         if kind.startswith("rollouts"):
-            speaks[:] = speaks or [speaker(folder / "teacher", steps=30)]
+            speaks[:] = speaks or [speaker(folder / "teacher")]
             by = kind.rpartition(" ")[2]
             return [
                 *lessons(speaks[0]), *talk(folder, "pairs", 80), *FEW, f"rollout={by}", "rollout.max_new_tokens=24",
-                "teacher.top_k=8", "trainer.max_steps=4",
+                "dataset.chat=true", "rollout.sampling_temperature=0.5", "teacher.top_k=8", "trainer.max_steps=4",
             ]  # fmt: skip
         own = [*small, *FEW, "trainer.max_steps=4", f"teacher.path={body}"]
         own += ["teacher.trainer.max_steps=4", "teacher.trainer.eval_steps=2", "teacher.trainer.batch_size=8"]

@@ -60,7 +60,12 @@ class Zygote:
         self._process.communicate(timeout=30)
 
     def start(
-        self, arguments: Sequence[str], folder: Path, at: int = 0, below: Sequence[Path] = (), **environment: str
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        at: int = 0,
+        below: Sequence[Path] = (),
+        **environment: str,
     ) -> Run:
         """Start `kdcli` in a folder.
 
@@ -157,7 +162,6 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import matplotlib.pyplot
     import transformers.models.bert.modeling_bert
     import transformers.models.llama.modeling_llama  # noqa: F401
 
@@ -167,7 +171,9 @@ def main() -> None:
     import kdcli.report  # noqa: F401
 
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans of a run become children of this process
+        ctypes.CDLL(None).prctl(
+            36, 1
+        )  # PR_SET_CHILD_SUBREAPER: orphans of a run become children of this process
     out = os.dup(1)
     for line in sys.stdin:
         request = json.loads(line)

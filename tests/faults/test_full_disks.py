@@ -1,0 +1,153 @@
+"""Full file systems of many sizes: exit code 1, a message with the path, and with more space the same command ends with the same bits."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from faults.harness import Batch, batches, require_clean, run_here
+
+MOUNT = shutil.which("mount") if sys.platform == "linux" else None
+FEW = ["measure=null", "control=false", "trainer.max_steps=4", "trainer.eval_steps=2", "dataset.limit=64"]
+PAGE = 4096
+
+
+class Disk:
+    """A file system in memory, of a size that can be changed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir()
+        self.resize(1 << 26, "")
+
+    def resize(self, size: int, how: str = "remount,") -> None:
+        """Give it another size in bytes. Raises `pytest.skip` where nothing can be mounted."""
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"{how}size={max(size, PAGE)}", "tmpfs", self.folder],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
+
+    def used(self) -> int:
+        """Bytes that are taken."""
+        return shutil.disk_usage(self.folder).used
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> Iterator[Callable[[str], Disk]]:
+    """Makes file systems, which are unmounted in the end."""
+    if MOUNT is None:
+        pytest.skip("a small file system needs Linux and mount")
+    made: list[Disk] = []
+
+    def make(name: str) -> Disk:
+        made.append(Disk(tmp_path / name))
+        return made[-1]
+
+    yield make
+    for disk in made:
+        subprocess.run(["umount", "--lazy", disk.folder], check=False)
+
+
+def bits(run: Path) -> dict[str, bytes]:
+    """The weights of all models of a run."""
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def whole(small: list[str], body: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run with room for all, and its options."""
+    folder = tmp_path_factory.mktemp("whole")
+    words = ["distill", *small, *FEW, f"teacher.path={body}", "teacher.trainer.max_steps=4"]
+    words += ["teacher.trainer.eval_steps=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDCLI_CACHE_DIR", str(folder / "cache"))
+        require_clean(run_here([*words, "hydra.run.dir=run"], folder), codes=[0])
+    return folder, words
+
+
+def size_of(folder: Path) -> int:
+    """Bytes that a folder takes on a file system in memory."""
+    return sum(-(-path.stat().st_size // PAGE) * PAGE for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("batch", batches(20, quick=1, size=10))
+def test_a_full_disk_is_told_and_the_run_goes_on(
+    batch: Batch,
+    whole: tuple[Path, list[str]],
+    disks: Callable[[str], Disk],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A disk that is full in the middle of a file leaves half of it, which the next process takes for whole; or nobody learns which disk."""
+    made, words = whole
+    for name, chance in batch:
+        number = int(name.rpartition("/")[2])
+        place = "run" if number % 2 == 0 else "cache"
+        folder = tmp_path / name.replace("/", "-")
+        folder.mkdir()
+        disk = disks(f"{folder.name}/{place}-disk")
+        monkeypatch.setenv("KDCLI_CACHE_DIR", str(disk.folder if place == "cache" else folder / "cache"))
+        run = disk.folder / "run" if place == "run" else folder / "run"
+        disk.resize(int(size_of(made / place) * chance.uniform(0, 0.95)))
+        outcome = run_here([*words, f"hydra.run.dir={run}"], folder)
+        why = f"{name}: {outcome.command}"
+        require_clean(outcome, codes=[1])
+        assert str(disk.folder) in outcome.err, f"{why}: {outcome.err}"
+        assert "ree some space" in outcome.err, f"{why}: {outcome.err}"
+        disk.resize(1 << 26)
+        require_clean(run_here([*words, f"hydra.run.dir={run}"], folder), codes=[0])
+        assert bits(run) == bits(made / "run"), why
+        left = [path for top in (folder, disk.folder) for path in top.rglob("*.kdcli")]
+        assert not left, f"{why}: {left}"
+
+
+TARGETS = ["cpu", "intel", "cuda", "apple"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+def test_a_full_disk_under_an_exporter_is_told(
+    target: str,
+    share: float,
+    whole: tuple[Path, list[str]],
+    disks: Callable[[str], Disk],
+    tmp_path: Path,
+) -> None:
+    """An exporter that calls a full disk an error of the architecture, or of its converter."""
+    needed = {"intel": "openvino", "apple": "coremltools", "cpu": "onnxruntime"}.get(target)
+    if needed:
+        pytest.importorskip(needed)
+    made, _ = whole
+    disk = disks("disk")
+    run = disk.folder / "run"
+    shutil.copytree(made / "run", run)
+    before = disk.used()
+    words = [
+        "export",
+        f"run={run}",
+        f"hardware={target}",
+        "measure.latency_runs=3",
+        "measure.throughput_seconds=0.05",
+    ]
+    require_code = run_here(words, tmp_path)
+    assert require_code.code in (0, 3), require_code.err
+    size = disk.used() - before
+    shutil.rmtree(run / "export")
+    disk.resize(before + int(size * share))
+    outcome = run_here(words, tmp_path)
+    require_clean(outcome, codes=[1])
+    assert str(disk.folder) in outcome.err, outcome.err
+    assert "ree some space" in outcome.err, outcome.err
+    assert not list((run / "export").glob("*"))
+    assert not list((run / "export").glob(".*"))
+    disk.resize(1 << 26)
+    assert run_here(words, tmp_path).code in (0, 3)

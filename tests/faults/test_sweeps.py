@@ -1,0 +1,131 @@
+"""Points of a sweep that fail, each in a way of its own: the others run, and the table tells of all."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from faults.harness import require_clean, run_here, run_process
+
+LOSS = '''
+import os, signal, sys
+import torch
+from kdcli.losses.forward_kl import ForwardKL
+
+
+class Mishap(ForwardKL):
+    """Fails in a way that is chosen."""
+
+    def __init__(self, how: str = "none"):
+        super().__init__()
+        self.how = how
+
+    def forward(self, student, teacher, labels):
+        if self.how == "raises":
+            raise RuntimeError("the tensors do not fit\\nwith a second line")
+        if self.how == "exits":
+            sys.exit(7)
+        if self.how == "memory":
+            torch.empty(2**50)
+        if self.how == "python-memory":
+            raise MemoryError
+        if self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(student, teacher, labels)
+'''
+
+
+@pytest.fixture
+def options(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A sweep of a loss of the user's own."""
+    folder = tmp_path / "own"
+    (folder / "loss").mkdir(parents=True)
+    (folder / "mishap.py").write_text(LOSS)
+    (folder / "loss" / "mishap.yaml").write_text(
+        "# Fails\nsoft_label:\n  _target_: mishap.Mishap\n  how: none\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    few = ["measure=null", "control=false", "trainer.max_steps=2", "dataset.limit=64"]
+    return [
+        "distill",
+        "-m",
+        *small,
+        *few,
+        "loss=mishap",
+        "--config-dir",
+        str(folder),
+        "hydra.sweep.dir=sweep",
+    ]
+
+
+def rows(folder: Path) -> list[dict]:
+    """The error.json of each point, by its number; an empty one of a point that has none."""
+    points = sorted(path for path in (folder / "sweep").iterdir() if path.is_dir())
+    files = [path / "error.json" for path in points]
+    return [json.loads(file.read_text()) if file.is_file() else {} for file in files]
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        pytest.param(["raises", "none"], id="quick"),
+        pytest.param(
+            ["exits", "memory", "python-memory", "none", "raises"], id="all", marks=pytest.mark.faults
+        ),
+    ],
+)
+def test_a_point_that_fails_takes_no_other_with_it(
+    options: list[str], tmp_path: Path, ways: list[str]
+) -> None:
+    """A night's sweep that ends at its second point, in a traceback, without a table."""
+    words = [*options, f"loss.soft_label.how={','.join(ways)}"]
+    outcome = run_here(words, tmp_path)
+    require_clean(outcome, codes=[1])
+    found = dict(zip(ways, rows(tmp_path), strict=True))
+    assert {way: row.get("exit_code", 0) for way, row in found.items()} == {
+        way: int(way != "none") for way in ways
+    }
+    for way, row in found.items():
+        assert "micro_batch_size" in row["message"] if "memory" in way else "memory" not in str(row)
+    log = tmp_path / "sweep" / str(ways.index("raises")) / "error.log"
+    assert str(log) in found["raises"]["message"]
+    assert "Traceback" in log.read_text()
+    assert outcome.out.count("failed:") == len(ways) - 1
+    assert (tmp_path / "sweep" / str(ways.index("none")) / "report.json").is_file()
+
+
+@pytest.mark.faults
+def test_a_process_of_a_launcher_that_is_killed_takes_no_point_with_it(
+    options: list[str], tmp_path: Path
+) -> None:
+    """The system kills the largest process where memory runs out; joblib then ends all of them."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "loss.soft_label.how=none,killed,raises"]
+    outcome = run_process([*options, *words, "trainer.epochs=1"], tmp_path, timeout=400)
+    require_clean(replace(outcome, seconds=0), codes=[1])  # of several processes
+    found = rows(tmp_path)
+    assert [row.get("exit_code", 0) for row in found] == [0, 1, 1], outcome.err
+    assert "SIGKILL" in found[1]["message"]
+    assert (tmp_path / "sweep" / "0" / "report.json").is_file()
+    assert outcome.out.count("failed:") == 2
+
+
+def test_an_unexpected_exception_is_one_message(options: list[str], tmp_path: Path) -> None:
+    """A user who meets a traceback does not know whether it is the input, the disk or the program."""
+    options.remove("-m")
+    options.remove("hydra.sweep.dir=sweep")
+    words = [*options, "loss.soft_label.how=raises", "hydra.run.dir=run"]
+    outcome = run_here(words, tmp_path)
+    require_clean(outcome, codes=[1])
+    assert "RuntimeError: the tensors do not fit" in outcome.err
+    assert str(tmp_path / "run" / "error.log") in outcome.err
+    os.environ["KDCLI_DEBUG"] = "1"
+    try:
+        shown = run_here(words, tmp_path)
+    finally:
+        del os.environ["KDCLI_DEBUG"]
+    assert shown.code == 1
+    assert "Traceback (most recent call last)" in shown.err
