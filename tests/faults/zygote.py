@@ -7,6 +7,7 @@ opens a file for writing below given folders. `Zygote` is the other side of the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -30,10 +31,8 @@ class Run:
 
     def kill(self, number: int) -> None:
         """Send a signal, unless it has ended."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
-        except ProcessLookupError:
-            pass
 
     def wait(self) -> int:
         """Its exit code, negative for a signal."""
