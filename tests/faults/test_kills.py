@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from faults.harness import Batch, batches
+from faults.harness import SEEDS, Batch, batches
 from faults.zygote import Zygote
 from tiny import lessons, speaker, talk
 
@@ -173,7 +176,7 @@ def struck(zygote: Zygote, case: Case, folder: Path, chance: random.Random) -> s
     return ", then ".join(told)
 
 
-@pytest.mark.parametrize("batch", batches(90, quick=2, size=15))
+@pytest.mark.parametrize("batch", batches(90, quick=1, size=15))
 def test_a_killed_run_goes_on_to_the_same_bits(
     batch: Batch, cases: Cases, zygote: Zygote, tmp_path: Path
 ) -> None:
@@ -193,3 +196,92 @@ def test_a_killed_run_goes_on_to_the_same_bits(
             assert process.wait() == 0
         require_same(folder, case, how)
         require_no_orphans(folder)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", KINDS)
+def test_commands_that_are_killed_go_on_to_the_same_bits(kind: str, cases: Cases, tmp_path: Path) -> None:
+    """What only goes on in a process that was forked from one where all was imported before."""
+    case = cases(kind)
+    chance = random.Random(f"{SEEDS[-1]}/{kind}")
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        line = [sys.executable, "-m", "kdcli", *command(case.options)]
+        own = os.environ | environment(folder)
+        after = chance.uniform(0, 15)
+        with (folder / "log.txt").open("w") as log:
+            process = subprocess.Popen(line, cwd=folder, env=own, stdout=log, stderr=log)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(after)
+            process.kill()
+            process.wait()
+        require_no_orphans(folder)
+        done = subprocess.run(line, cwd=folder, env=own, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        require_same(folder, case, f"{kind}: killed after {after:.1f} s")
+
+
+SIGNALS = [
+    ([signal.SIGTERM], 143),
+    ([signal.SIGINT, signal.SIGINT], 130),
+    ([signal.SIGINT], 130),
+    ([signal.SIGHUP], 129),
+    ([signal.SIGTERM, signal.SIGINT], 130),
+]
+
+
+@pytest.mark.parametrize("batch", batches(24, quick=0, size=8)[1:])
+def test_a_signal_ends_a_run_and_all_that_it_started(
+    batch: Batch, cases: Cases, zygote: Zygote, tmp_path: Path
+) -> None:
+    """A scheduler's SIGTERM that loses the steps since the last checkpoint; processes that go on measuring for nobody; a second Ctrl-C that
+    waits for a checkpoint, or ends in a traceback."""
+    case = cases(KINDS[0])
+    for name, chance in batch:
+        numbers, expected = SIGNALS[int(name.rpartition("/")[2]) % len(SIGNALS)]
+        folder = tmp_path / name.replace("/", "-")
+        folder.mkdir()
+        words = [word for word in case.options if word != "measure=null"]
+        words += ["measure.latency_runs=100", "measure.throughput_seconds=1"]
+        process = zygote.start(command(words), folder, **environment(folder))
+        moment = chance.choice(["start", "training", "measuring"])
+        until = time.monotonic() + 60
+        while not {
+            "start": "[1/" in process.said,
+            "training": "student: start" in process.said,
+            "measuring": len(alive(folder)) > 1,
+        }[moment]:
+            assert time.monotonic() < until, process.said
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.5))
+        for number in numbers:
+            process.kill(number)
+            time.sleep(0.05)
+        code = process.wait()
+        why = f"{name}: {numbers} while {moment}: {process.said}"
+        assert code in (expected, 0), why
+        assert "Traceback" not in process.said, why
+        if code:
+            assert "the same command on the same directory goes on" in process.said, why
+        require_no_orphans(folder)
+        process = zygote.start(command([*words, "measure=null"]), folder, **environment(folder))
+        assert process.wait() == 0, f"{why}, then {process.said}"
+        require_same(folder, case, why)
+
+
+def test_a_signal_saves_the_step_that_it_came_in(cases: Cases, zygote: Zygote, tmp_path: Path) -> None:
+    """The hours since the last validation are trained again after each end of a scheduler's time."""
+    case = cases(KINDS[0])
+    options = ["trainer.max_steps=400", "trainer.eval_steps=400", "control=false"]
+    process = zygote.start(command([*case.options, *options]), tmp_path, **environment(tmp_path))
+    until = time.monotonic() + 60
+    while "student: start" not in process.said:
+        assert time.monotonic() < until, process.said
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.kill(signal.SIGTERM)
+    assert process.wait() == 143, process.said
+    saved = [path.parent.name for path in (tmp_path / "run").glob("stages/student/*/trainer_state.json")]
+    assert len(saved) == 1, process.said
+    assert 0 < int(saved[0].rpartition("-")[2]) < 400

@@ -56,7 +56,11 @@ class Zygote:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._process.communicate(timeout=30)
+        assert self._process.stdin
+        self._process.stdin.close()
+        if raised[0] is not None:
+            self._process.kill()
+        self._process.wait(60)
 
     def start(
         self,
@@ -73,6 +77,7 @@ class Zygote:
             below: the folders in which changes are crash points.
         """
         log = folder / "log.txt"
+        log.write_text("")
         request = {
             "arguments": list(arguments),
             "folder": str(folder),
