@@ -221,7 +221,11 @@ def _entries(path: Path, dropped: Counter[str]) -> dict[Entry, tuple[str, str]]:
         if message.fuzzy:
             dropped["fuzzy"] += 1
             continue
-        context = message.context.decode() if isinstance(message.context, bytes) else message.context
+        context = (
+            message.context.decode(errors="backslashreplace")
+            if isinstance(message.context, bytes)
+            else message.context
+        )
         written, said = _tuple(message.id), _tuple(message.string)
         places = [singular, plural] if len(written) > 1 else [0]
         for number, (text, place) in enumerate(zip(written, places, strict=False)):

@@ -609,7 +609,7 @@ def _read_file(kind: Kind, path: Path, given: str) -> Source:
         ) from None
     except LookupError as error:
         raise DataError(
-            f"dataset.encoding = {shown(encoding)}: {abbreviated(str(error).partition(';')[0])}; give the name of a text encoding (utf-8, latin-1, cp1252, utf-16 …)"
+            f"dataset.encoding = {abbreviated(encoding)}: {abbreviated(str(error).partition(';')[0])}; give the name of a text encoding (utf-8, latin-1, cp1252, utf-16 …)"
         ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error})") from None

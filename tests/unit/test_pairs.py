@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -725,3 +727,53 @@ def test_catalogues_of_django(caplog: pytest.LogCaptureFixture) -> None:
     spanish = load(cfg.model_copy(update={"source_language": "es"}))
     assert ("enero", "Januar") in {(a.casefold(), b) for a, b in pairs(spanish)}
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def _catalogue(folder: Path, name: str = "app.po") -> Path:
+    path = folder / "de" / "LC_MESSAGES" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+HEADER = (
+    'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset={charset}\\n"\n"Plural-Forms: nplurals=2; plural={plural};\\n"\n\n'
+    'msgid "one file"\nmsgid_plural "files"\nmsgstr[0] "eine Datei"\nmsgstr[1] "Dateien"\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("plural", "charset"),
+    [
+        ("n/0", "utf-8"),
+        ("n%0", "utf-8"),
+        ("__import__('os').mkdir('owned')", "utf-8"),
+        ("(" * 400 + "n" + ")" * 400, "utf-8"),
+        ("n" + "*n" * 2000, "utf-8"),
+        ("n", "zip"),
+        ("n", "undefined"),
+        ("n", "nowhere"),
+    ],
+)
+def test_hostile_headers_of_catalogues(
+    tmp_path: Path, plural: str, charset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The formula for plural forms runs code or divides by zero; the charset is no text encoding."""
+    monkeypatch.chdir(tmp_path)
+    _catalogue(tmp_path).write_text(HEADER.format(plural=plural, charset=charset))
+    assert "app.po cannot be read" in refused(tmp_path, format="gettext", target_language="de")
+    assert [path.name for path in tmp_path.iterdir()] == ["de"]
+
+
+def test_catalogues_that_are_no_files_or_expand(tmp_path: Path) -> None:
+    """kdcli waits for a pipe, reads 50 GB of zeros, or decodes a string of megabytes a million times."""
+    path = _catalogue(tmp_path, "app.mo")
+    os.mkfifo(path)
+    assert "is no regular file" in refused(tmp_path, format="gettext", target_language="de")
+    path.unlink()
+    path.write_bytes(struct.pack("<7I", 0x950412DE, 0, 0, 28, 28, 0, 0))
+    os.truncate(path, 50 * 2**30)
+    assert "bytes" in refused(tmp_path, format="gettext", target_language="de")
+    count, text = 10**5, b"a" * 10**6
+    head = struct.pack("<7I", 0x950412DE, 0, count, 28, 28 + 8 * count, 0, 0)
+    path.write_bytes(head + struct.pack("<2I", len(text), 28 + 16 * count) * 2 * count + text + b"\0")
+    assert "longer than the file" in refused(tmp_path, format="gettext", target_language="de")
