@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from kdcli import console
+from kdcli.errors import printable
 from kdcli.files import read_json, write_text
 from kdcli.rundir import UNQUANTIZED, read_metrics
 
@@ -1070,7 +1071,7 @@ def model_card(report: Report, extra: Mapping[str, Any]) -> str:
     ]
     agreement = _share(report["verdict"].get("agreement"))
     copied = "" if agreement == "n/a" else " " + card.copied.format(agreement)
-    started = f" It started from `{extra['base_model']}`." if extra.get("base_model") else ""
+    started = f" It started from {_code(extra['base_model'])}." if extra.get("base_model") else ""
     train, labelled, validation = (f"{dataset[split]:,}" for split in ("train", "labelled", "validation"))
     cleaned = _cleaned(dataset.get("dropped") or {})
     sample = json.dumps(
@@ -1134,7 +1135,7 @@ def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[
     agrees = ["agrees", "texts"] if texts else ["agrees"]
     columns = _export_columns(metric, agrees)
     rows = [_export_cells("torch student", metric, result["torch"], agrees)]
-    rows += [_export_cells(f"`{name}`", metric, entry, agrees) for name, entry in result["artifacts"].items()]
+    rows += [_export_cells(_code(name), metric, entry, agrees) for name, entry in result["artifacts"].items()]
     table = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     machine = result["environment"]
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
@@ -1144,7 +1145,7 @@ def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[
     ran = any(entry["parity"] for entry in result["artifacts"].values())
     advice = "**None of them is within tolerance and budget.**"
     if best:
-        advice = f"`{best}` is the smallest within tolerance and budget."
+        advice = f"{_code(best)} is the smallest within tolerance and budget."
     elif not ran:
         advice = f"**{UNRUN}**"
     checked = (
@@ -1156,7 +1157,7 @@ def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[
     notes = [
         f"- {note}" for note in [*_probability_lines(result), *_stream_lines(result), *_load_lines(result)]
     ]
-    failed = [f"- {name} could not be made or run, and is not to be used" for name in result["failed"]]
+    failed = [f"- {_code(name)} could not be made or run, and is not to be used" for name in result["failed"]]
     languages = {".py": "python", ".mjs": "js", ".kt": "kotlin", ".swift": "swift"}
     used = "\n\n".join(
         f"`{file.as_posix()}`:\n\n```{languages[file.suffix]}\n{text.strip()}\n```" for file, text in runs
@@ -1201,8 +1202,13 @@ def _signatures(report: Report) -> list[tuple[str, str]]:
 
 
 def _markdown(value: Any) -> str:
-    """Text from outside as one line of plain Markdown: no markup, no HTML, no table cell of its own."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(str(value).split()))
+    """Text from outside as one line of plain Markdown: no markup, no HTML, no table cell of its own, no control characters."""
+    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", " ".join(printable(str(value)).split()))
+
+
+def _code(value: Any) -> str:
+    """Text from outside as one line of code in Markdown."""
+    return "`" + " ".join(printable(str(value)).split()).replace("`", "'").replace("|", "¦") + "`"
 
 
 # --- the files of a run ---

@@ -14,6 +14,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from kdcli.signal import Signal, TopKSignal
 from kdcli.tasks.base import Encoded, Predictions, Task, padded
 
+LARGEST_MATRIX = 1000
+"""Classes of the largest confusion matrix: one of 100,000 classes would need 80 GB."""
+
 CHUNK = 1000
 """Rows handed to the tokenizer at once."""
 BINS = 10
@@ -107,24 +110,28 @@ class Classification(Task):
         return float(np.bincount(said.labels).max() / len(said.labels))
 
     def scores(self, said: Predictions) -> dict[str, Any]:
-        """Accuracy, macro F1, negative log-likelihood, expected calibration error, confusion matrix."""
+        """Accuracy, macro F1, negative log-likelihood, expected calibration error, and of at most `LARGEST_MATRIX` classes the
+        confusion matrix."""
         logits, labels = said["logits"], said.labels
         log_p = log_softmax(logits)
         predicted = logits.argmax(1)
         size = len(self.labels)
-        confusion = np.bincount(labels * size + predicted, minlength=size**2).reshape(size, size)
-        gold, found, hit = confusion.sum(1), confusion.sum(0), confusion.diagonal()
+        right = predicted == labels
+        gold, found, hit = (np.bincount(each, minlength=size) for each in (labels, predicted, labels[right]))
         f1 = 2 * hit / np.maximum(gold + found, 1)
-        calibration = _calibration(np.exp(log_p.max(1)), predicted == labels)
-        return {
-            "accuracy": float((predicted == labels).mean()),
+        calibration = _calibration(np.exp(log_p.max(1)), right)
+        scores = {
+            "accuracy": float(right.mean()),
             "macro_f1": float(f1[gold + found > 0].mean()),
             "nll": float(-log_p[np.arange(len(labels)), labels].mean()),
             "ece": calibration.pop("ece"),
             "per_class_f1": dict(zip(self.labels, f1.tolist(), strict=True)),
-            "confusion": confusion.tolist(),
             "calibration": calibration,
         }
+        if size <= LARGEST_MATRIX:
+            confusion = np.bincount(labels * size + predicted, minlength=size**2).reshape(size, size)
+            scores["confusion"] = confusion.tolist()
+        return scores
 
     def merits(self, said: Predictions) -> np.ndarray:
         """1 where the label is right, else 0."""

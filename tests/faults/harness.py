@@ -179,7 +179,7 @@ class Fence:
     def _state(self) -> dict[Path, tuple[int, int]]:
         found = {}
         for path in self.root.rglob("*"):
-            if any(path.resolve().is_relative_to(place) for place in self.allowed):
+            if any(Path(os.path.realpath(path)).is_relative_to(place) for place in self.allowed):
                 continue
             with contextlib.suppress(OSError):
                 status = path.lstat()

@@ -735,7 +735,7 @@ def _catalogue(folder: Path, name: str = "app.po") -> Path:
     return path
 
 
-HEADER = (
+HOSTILE_HEADER = (
     'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset={charset}\\n"\n"Plural-Forms: nplurals=2; plural={plural};\\n"\n\n'
     'msgid "one file"\nmsgid_plural "files"\nmsgstr[0] "eine Datei"\nmsgstr[1] "Dateien"\n'
 )
@@ -759,7 +759,7 @@ def test_hostile_headers_of_catalogues(
 ) -> None:
     """The formula for plural forms runs code or divides by zero; the charset is no text encoding."""
     monkeypatch.chdir(tmp_path)
-    _catalogue(tmp_path).write_text(HEADER.format(plural=plural, charset=charset))
+    _catalogue(tmp_path).write_text(HOSTILE_HEADER.format(plural=plural, charset=charset))
     assert "app.po cannot be read" in refused(tmp_path, format="gettext", target_language="de")
     assert [path.name for path in tmp_path.iterdir()] == ["de"]
 

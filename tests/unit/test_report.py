@@ -1242,15 +1242,20 @@ def test_model_card_of_a_language_model() -> None:
 
 def test_model_card_escapes_names() -> None:
     """A label breaks out of its line: a heading, a table, HTML or a second front matter appears in the card."""
-    evil = "a|b\n# c <img src=x> `d` ---"
-    plain = reports.model_card(fake_report(), NAMES)
-    card = reports.model_card(
-        fake_report(labels=[evil, "b"]), NAMES | dict.fromkeys(("teacher", "student", "dataset"), evil)
-    )
-    assert not re.search(r"(?<!\\)<img", card)
-    assert card.count("\n# ") == plain.count("\n# ")
-    assert card.count("\n") == plain.count("\n")
-    assert front_matter(card)[0] == front_matter(plain)[0]
+    evil = "a|b\n# c <img src=x> `d` ---\n---\n\x1b[2J &lt;img src=y&gt; ![e](http://f) \u202e"
+    named = NAMES | {"base_model": "own"}
+    plain = reports.model_card(fake_report(), named)
+    report = fake_report(labels=[evil, "b"])
+    report["loss"] = {evil: {evil: evil}}
+    for base in ("own", evil):
+        names = dict.fromkeys(("teacher", "student", "dataset"), evil)
+        card = reports.model_card(report, named | names | {"base_model": base})
+        body = card.partition("\n---\n")[2]
+        text = body.partition(" It started from ")[0] if base == evil else body
+        assert not re.search(r"(?<!\\)(<img|\[e\]|&lt;|`d)|\x1b|\u202e", text)
+        assert card.count("\n# ") == plain.count("\n# ")
+        assert body.count("\n") == plain.partition("\n---\n")[2].count("\n")
+        assert front_matter(card)[0] == front_matter(plain)[0] | {"base_model": base}
 
 
 def test_import_is_light() -> None:
