@@ -14,13 +14,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import itertools
 import math
 import os
 import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -80,8 +81,8 @@ Tokens = Annotated[Int, Field(ge=1, le=10**7)]
 """Of one row or answer: the longest context of a published model is 10**7."""
 Characters = Annotated[Int, Field(ge=1, le=10**8)]
 """Of one row or answer: about ten a token."""
-LearningRate = Annotated[Float, Field(gt=0, le=100)]
-"""AdamW moves a weight by about the learning rate in each step; weights are mostly below 1."""
+LearningRate = Annotated[Float, Field(gt=0, le=1e30)]
+"""AdamW moves a weight by about the learning rate in each step, and the sum must stay a finite fp32."""
 WeightDecay = Annotated[Float, Field(ge=0, le=100)]
 GradNorm = Annotated[Float, Field(ge=0, le=1e12)]
 """A bound that is never reached is a common way to log the norm without clipping it."""
@@ -390,6 +391,12 @@ class Dataset(Section):
     def _columns(self) -> Dataset:
         if bool(self.prompt) != bool(self.completion):
             raise ValueError("prompt and completion: give both columns, or neither")
+        read = ("text", "text_pair", "label") if self.kind == "classification" else ()
+        for one, other in [*itertools.combinations(read, 2), ("words", "tags"), ("prompt", "completion")]:
+            if getattr(self, one) and getattr(self, one) == getattr(self, other):
+                raise ValueError(
+                    f"{one} and {other}: both are the column {shown(getattr(self, one))}; name two"
+                )
         if self.prompt and self.messages:
             raise ValueError("prompt and messages: name the columns of one of them")
         if self.kind == "classification" and self.label is None:
@@ -853,13 +860,129 @@ def _over(stage: Mapping[str, Any], run: Mapping[str, Any], key: str) -> Mapping
     return {**stage, key: {**whole, **(own or {})}}
 
 
-OF_PAIRS = ("source", "target", "source_language", "target_language", "prefix", "clean")
-"""What only pairs of source and target have."""
-OF_LABELS = (
-    "label", "labels", "labelled", "unlabelled", "unlabelled_limit", "augment", "text_pair", "words", "tags", "prompt", "completion", "messages",
-    "chat", *OF_PAIRS,
-)  # fmt: skip
+TASKS = ("classification", "token_classification", "causal_lm", "seq2seq", "masked_lm")
+_CLASSES, _LABELS, _WRITING = TASKS[:1], TASKS[:2], ("causal_lm", "seq2seq")
+READ_BY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            "task", "format", "path", "name", "revision", "train", "validation", "test", "validation_size", "test_size", "encoding", "delimiter",
+            "quote", "columns", "replace", "limit", "eval_limit", "max_length",
+        ),
+        TASKS,
+    ),
+    "text": ("classification", "causal_lm", "masked_lm"),
+    **dict.fromkeys(("text_pair", "label", "augment"), _CLASSES),
+    "labels": _LABELS,
+    **dict.fromkeys(("words", "tags"), ("token_classification",)),
+    **dict.fromkeys(("prompt", "completion", "messages", "chat"), ("causal_lm",)),
+    **dict.fromkeys(("source", "target", "source_language", "target_language", "prefix"), ("seq2seq",)),
+    "clean": _WRITING,
+    **dict.fromkeys(("labelled", "unlabelled", "unlabelled_limit"), (*_LABELS, "seq2seq")),
+    "mask_copies": ("masked_lm",),
+}  # fmt: skip
+"""The tasks that read each key of a data set."""
+OTHERS_READ_BY: dict[str, tuple[str, ...]] = {
+    "rollout": _WRITING,
+    "teacher.top_k": ("causal_lm", "seq2seq", "masked_lm"),
+    **dict.fromkeys(("teacher.born", "teacher.vocab_size", "measure.num_beams"), ("seq2seq",)),
+    **dict.fromkeys(("measure.new_tokens", "measure.generations"), _WRITING),
+    "hardware.tolerance.same_texts": ("seq2seq",),
+    "hardware.tolerance.generated": ("causal_lm",),
+}
+"""The tasks that read other keys, if not all do."""
+OF_PAIRS = tuple(
+    key for key, tasks in READ_BY.items() if "seq2seq" in tasks and "classification" not in tasks
+)
+"""What only pairs of source and target have (of `clean`, language models read `overlong`)."""
+OF_LABELS = tuple(key for key, tasks in READ_BY.items() if "masked_lm" not in tasks)
 """What text alone has no use for."""
+
+
+def unread(config: Any, keys: Iterable[str]) -> Iterator[str]:
+    """What is wrong with keys that somebody wrote, and that have another value than their default: the task does not read them.
+
+    Args:
+        config: a checked config.
+        keys: with dots.
+    """
+    for key in keys:
+        stage = re.match(r"stages\.[^.]+\.", key)
+        rest = key[stage.end() :] if stage else key
+        tasks = next(
+            (OTHERS_READ_BY[each] for each in OTHERS_READ_BY if f"{rest}.".startswith(f"{each}.")), None
+        )
+        if rest.startswith("dataset."):
+            tasks = READ_BY.get(rest.split(".")[1])
+        value, default = _value_at(config, key)
+        if value is None or isinstance(value, BaseModel):  # of a mapping, each key is looked at by itself
+            continue
+        place, _ = _value_at(config, f"{stage[0]}dataset" if stage else "dataset")
+        kind = place.kind if isinstance(place, Dataset) else None
+        if tasks and kind in TASKS and kind not in tasks and value != default:
+            yield f"{key} = {shown(value)}: {kind} does not read it (only {', '.join(tasks)}); leave it out"
+
+
+def _value_at(config: Any, key: str) -> tuple[Any, Any]:
+    """The value at a key and its default; None where there is none."""
+    value, default = config, None
+    for part in key.split("."):
+        if isinstance(value, BaseModel):
+            field = type(value).model_fields.get(part)
+            default = field.get_default(call_default_factory=True) if field else None
+            value = getattr(value, part, None)
+        else:
+            value, default = value.get(part) if isinstance(value, Mapping) else None, None
+    return value, default
+
+
+def remarks(config: Distill) -> list[str]:
+    """What is legal and of no use, with what it does: for warnings."""
+    found = []
+    trainers = {"trainer": config.trainer, "teacher.trainer": config.teacher.trainer}
+    trainers |= {f"stages.{name}.trainer": stage.trainer for name, stage in config.stages.items()}
+    for key, trainer in trainers.items():
+        if trainer.learning_rate < 1e-10:
+            found.append(
+                f"{key}.learning_rate = {trainer.learning_rate:g}: fp32 weights do not change by so little; nothing is learnt"
+            )
+        if trainer.dropout == 1:
+            found.append(
+                f"{key}.dropout = 1: every value is dropped while the model is trained; it learns nothing from its input"
+            )
+        if 0 < trainer.max_grad_norm < 1e-6:
+            found.append(
+                f"{key}.max_grad_norm = {trainer.max_grad_norm:g}: gradients are scaled down to almost nothing; 0 turns this off"
+            )
+    datasets = {"dataset": config.dataset}
+    datasets |= {
+        f"stages.{name}.dataset": stage.dataset for name, stage in config.stages.items() if stage.dataset
+    }
+    for key, dataset in datasets.items():
+        if dataset.max_length < 3 and dataset.kind not in ("causal_lm", "masked_lm"):  # which refuse it
+            found.append(
+                f"{key}.max_length = {dataset.max_length}: beside the special tokens no token of a text is left"
+            )
+    losses = {f"loss.{name}": term for name, term in config.loss.items()}
+    losses |= {
+        f"stages.{stage}.loss.{name}": term
+        for stage, step in config.stages.items()
+        for name, term in step.loss.items()
+    }
+    for key, term in losses.items():
+        temperature = term.arguments.get("temperature")
+        if isinstance(temperature, int | float) and term.weight > 0 and temperature < 1e-2:
+            found.append(
+                f"{key}.temperature = {temperature:g}: of each distribution only the likeliest class is left; it has almost no gradient"
+            )
+        if isinstance(temperature, int | float) and term.weight > 0 and temperature > 1e3:
+            found.append(
+                f"{key}.temperature = {temperature:g}: every distribution becomes uniform; almost nothing is left to learn"
+            )
+    if config.rollout.by != "dataset" and config.rollout.sampling_temperature > 10:
+        found.append(
+            f"rollout.sampling_temperature = {config.rollout.sampling_temperature:g}: tokens are drawn almost at random"
+        )
+    return found
 
 
 class Eval(Section):
@@ -928,10 +1051,12 @@ def user_conf_dir() -> Path | None:
     folder = Path(given).expanduser().absolute()
     if not folder.is_dir():
         raise ConfigError(f"the config folder {given} does not exist (--config-dir or KDCLI_CONFIG_DIR)")
-    for file in sorted(folder.rglob("*.yaml")):
-        name = file.relative_to(folder)
-        if (conf_dir() / name).is_file():
-            raise ConfigError(f"{file} has the name of a packaged config ({name}); give it another name")
+    for packaged in sorted(conf_dir().rglob("*.yaml")):
+        name = packaged.relative_to(conf_dir())
+        if (folder / name).exists():
+            raise ConfigError(
+                f"{folder / name} has the name of a packaged config ({name}); give it another name"
+            )
     return folder
 
 
@@ -971,8 +1096,13 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def check(schema: type[Section], tree: Mapping[str, Any]) -> Any:
+def check(
+    schema: type[Section], tree: Mapping[str, Any], tell: Callable[[str], str] = lambda problem: problem
+) -> Any:
     """The composed config as a checked instance of `schema`.
+
+    Args:
+        tell: what a message says of a problem, which begins with the key.
 
     Raises:
         ConfigError: with every problem found, one a line.
@@ -988,7 +1118,7 @@ def check(schema: type[Section], tree: Mapping[str, Any]) -> Any:
     problems += _check_classes(schema, tree, "")
     if problems:
         head = "the config is wrong" if len(problems) == 1 else f"the config has {len(problems)} problems"
-        raise ConfigError("\n  ".join([head + ":", *dict.fromkeys(problems)]))
+        raise ConfigError("\n  ".join([head + ":", *dict.fromkeys(map(tell, problems))]))
     return config
 
 
@@ -1062,14 +1192,25 @@ def _missing(tree: Any, path: str = "") -> Iterable[str]:
 
 def _schema_at(schema: Any, path: str) -> type[BaseModel] | None:
     """The model that governs the mapping at `path`."""
-    for part in filter(None, path.split(".")):
+    return _section(_annotation_at(schema, [part for part in path.split(".") if part]))
+
+
+def _annotation_at(schema: Any, key: Sequence[str]) -> Any:
+    """What the schema has at a key; None: nothing."""
+    for part in key:
         if _is_mapping(schema):
             schema = typing.get_args(schema)[1]
         elif (model := _section(schema)) and part in model.model_fields:
             schema = model.model_fields[part].annotation
         else:
             return None
-    return _section(schema)
+    return schema
+
+
+def holds_mapping(schema: type[Section], key: Sequence[str]) -> bool:
+    """Whether the schema has a mapping at a key."""
+    annotation = _annotation_at(schema, key)
+    return _section(annotation) is not None or _is_mapping(annotation)
 
 
 def _keys(model: type[BaseModel] | None) -> list[str]:

@@ -10,6 +10,7 @@ import copy
 import gc
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -30,6 +31,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -44,10 +46,14 @@ from kdcli.config import (
     check,
     conf_dir,
     defaults,
+    holds_mapping,
+    remarks,
     secret_in,
     suggest,
+    unread,
     user_conf_dir,
 )
+from kdcli.configfiles import UNUSABLE, Option, read_options
 from kdcli.errors import ConfigError, KDError, abbreviated, hide, hide_nothing, listed, shown
 from kdcli.files import (
     cache_folder,
@@ -71,6 +77,17 @@ UNRECORDED = "hydra.output_subdir=null"
 """Keeps Hydra from writing `.hydra/`, which it does before the directory is held, in place, and anew when a run is continued."""
 MOST_JOBS = 256
 """Jobs of a sweep that are checked before the first one starts."""
+MOST_POINTS = 10_000
+"""Jobs of a sweep."""
+LONGEST_FILE = 100
+"""Characters of a path inside a run directory, at most about so many."""
+MOST_CHARACTERS, MOST_VALUES = 10_000, 2_000
+"""Of a word of the command line: the time that Hydra's parser takes grows with the square."""
+CFG = ("job", "hydra", "all")
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+OF_HYDRA = re.compile(r"hydra[./](launcher|sweeper)(\..+)?|hydra\.run(\.dir)?|hydra\.sweep(\.(dir|subdir))?")
+"""Keys and groups of Hydra's own that a user may set; kdcli relies on its values of the others."""
+SETTABLE = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra/launcher", "hydra/sweeper")
 
 
 def launch(
@@ -157,14 +174,27 @@ def _launch(
         )
     if resolve and not cfg:
         raise ConfigError("--resolve goes with --cfg job")
-    name, overrides = _register(command, list(map(_at_home, overrides)), config_dir, rerun)
+    for option, chosen, known in (("--cfg", cfg, CFG), ("--info", info, INFO)):
+        if chosen is not None and chosen not in known:
+            raise ConfigError(f"{option} {shown(chosen)}: expected one of {', '.join(known)}")
+    overrides = list(map(_at_home, overrides))
+    typed = _parse(overrides)
+    _require_choices(typed)
+    _require_hydra(typed)
+    if config_dir is not None:
+        os.environ["KDCLI_CONFIG_DIR"] = str(config_dir)
+    own = _own_options(command, typed)
+    written = _written(typed, own)
+    name, overrides = _register(command, overrides, rerun)
     if cfg or info:
-        _compose(command, name, [word for word in overrides if not _swept(word)])
+        _compose(command, name, [word for word in overrides if not _swept(word)], written)
         options = [f"--cfg={cfg}" if cfg else f"--info={info}", *(["--resolve"] if resolve else [])]
         return _hydra(name, [*options, *overrides])
     if multirun:
-        return _sweep(command, name, overrides)
-    composed = _compose(command, name, overrides)
+        return _sweep(command, name, overrides, written)
+    composed = _compose(command, name, overrides, written)
+    for remark in _remarks(command, composed):
+        console.warn(remark)
     argv = list(overrides)
     folder = _run_folder(composed)
     if command == "export":  # it writes into the run's own directory, and leaves that run's .hydra alone
@@ -193,15 +223,137 @@ def _of_environment(key: str, default: Any = UNSET) -> str | None:
 OmegaConf.register_new_resolver("oc.env", _of_environment, replace=True)
 
 
+# ---- the words of the command line -------------------------------------------------------------------
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    """The words as Hydra reads them.
+
+    Raises:
+        ConfigError: a word is too long, no text that can be written to a file, or not of Hydra's grammar.
+    """
+    parsed = []
+    for word in overrides:
+        if len(word) > MOST_CHARACTERS or word.count(",") >= MOST_VALUES:
+            raise ConfigError(
+                f"{abbreviated(word)}: a word has at most {MOST_CHARACTERS} characters and {MOST_VALUES} values; put this one into a YAML "
+                "file (--config-dir)"
+            )
+        if UNUSABLE.search(word):
+            raise ConfigError(
+                f"{abbreviated(word)}: the word is not UTF-8 text without U+0000; remove or rename what is not"
+            )
+        with _hydra_errors("", [word]), _config_at_fault(f"{abbreviated(word)}: Hydra cannot read it"):
+            parsed += OverridesParser.create().parse_overrides([word])
+    return parsed
+
+
+def _require_choices(typed: Iterable[Override]) -> None:
+    """Raises ConfigError where a group is given anything but names of its options."""
+    for word in typed:
+        group = word.key_or_group
+        if "." in group or not (conf_dir() / group).is_dir() or word.is_sweep_override():
+            continue
+        value = word.value()
+        names = value if isinstance(value, list) else [value]
+        if not isinstance(value, dict) and not all(isinstance(name, str | None) for name in names):
+            raise ConfigError(
+                f"{abbreviated(str(word.input_line))}: expected the name of an option (kdcli list {group} shows them)"
+            )
+
+
+def _require_hydra(typed: Iterable[Override]) -> None:
+    """Raises ConfigError for a key of Hydra's own that is none of `OF_HYDRA`, or that names a class."""
+    for word in typed:
+        key, line = word.key_or_group, str(word.input_line)
+        if not re.match(r"hydra\b", key):
+            continue
+        if word.is_delete() or not OF_HYDRA.fullmatch(key) or "_target_" in line:
+            raise ConfigError(_not_settable(key))
+
+
+def _not_settable(key: str) -> str:
+    return (
+        f"{abbreviated(key)}: there is no such key{suggest(key, SETTABLE)} (of Hydra's, {', '.join(SETTABLE)} and what is below "
+        "hydra.launcher and hydra.sweeper can be given, but no _target_; kdcli sets the others itself)"
+    )
+
+
+def _own_options(command: str, typed: Iterable[Override]) -> list[Option]:
+    """The files of the user's folder that the words choose, and those that these name.
+
+    Raises:
+        ConfigError: one of them is no config, sets a key of Hydra's own that is none of `OF_HYDRA`, or has another value where the schema
+            has a mapping.
+    """
+    folder = user_conf_dir()
+    if folder is None:
+        return []
+    chosen = []
+    for word in typed:
+        value = _globbed(word) if isinstance(word._value, Glob) else word.value()
+        values = (
+            value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+        )
+        names = [each.text if isinstance(each, QuotedString) else each for each in values]
+        chosen += [f"{word.key_or_group}/{name}" for name in names if isinstance(name, str)]
+    options = read_options([folder, conf_dir()], chosen)
+    for option in options:
+        if option.package.partition(".")[0] == "hydra":
+            continue
+        for key in option.keys:
+            whole = ".".join(key)
+            if key[0] == "hydra" and len(key) > 1 and not OF_HYDRA.fullmatch(whole):
+                raise ConfigError(f"{option.at(key)}: {_not_settable(whole)}")
+            value = option.value(key)
+            if (
+                value is not None
+                and not isinstance(value, dict | str)
+                and holds_mapping(COMMANDS[command], key)
+            ):
+                raise ConfigError(
+                    f"{option.at(key)}: {whole} = {shown(value)}: expected a mapping of keys to values"
+                )
+    return options
+
+
+def _written(typed: Iterable[Override], own: Iterable[Option]) -> dict[str, str]:
+    """The keys of the config that the user wrote: where in a file of his own, or "" if he typed them."""
+    found = {".".join(key): option.at(key) for option in own for key in option.keys}
+    for word in typed:
+        value = word.value()
+        if "." in word.key_or_group:  # what has none is a choice of a group
+            found[word.key_or_group] = ""
+        if isinstance(value, dict):
+            found |= {f"{word.key_or_group}.{key}": "" for key, _ in _leaves(value)}
+    return found
+
+
+def _remarks(command: str, composed: DictConfig) -> list[str]:
+    return remarks(Distill.model_validate(_tree(composed))) if command == "distill" else []
+
+
+@contextmanager
+def _config_at_fault(problem: str) -> Iterator[None]:
+    """Whatever exception Hydra and OmegaConf end in while they read a config: what the user wrote is at fault.
+
+    Raises:
+        ConfigError: for every exception that is no error of kdcli, Hydra or OmegaConf.
+    """
+    try:
+        yield
+    except (KDError, HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{problem} ({abbreviated(why)})") from None
+
+
 # ---- composing ---------------------------------------------------------------------------------------
 
 
-def _register(
-    command: str, overrides: list[str], config_dir: Path | None, rerun: Path | None
-) -> tuple[str, list[str]]:
+def _register(command: str, overrides: list[str], rerun: Path | None) -> tuple[str, list[str]]:
     """Give Hydra the schema's defaults, the user's folder, and what a run recorded."""
-    if config_dir is not None:
-        os.environ["KDCLI_CONFIG_DIR"] = str(config_dir)
     store = ConfigStore.instance()
     for each, schema in COMMANDS.items():
         store.store(name=f"schema_{each}", node=defaults(schema), provider="kdcli")
@@ -359,13 +511,16 @@ def _importable(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _compose(command: str, name: str, overrides: list[str]) -> DictConfig:
+def _compose(command: str, name: str, overrides: list[str], written: Mapping[str, str]) -> DictConfig:
     """The composed config with Hydra's own node, checked.
 
+    Args:
+        written: the keys that the user wrote, and where.
+
     Raises:
-        ConfigError: Hydra cannot compose it, or the schema refuses it.
+        ConfigError: Hydra cannot compose it, the schema refuses it, or the task does not read what the user wrote.
     """
-    with _hydra_errors(command, overrides):
+    with _hydra_errors(command, overrides), _config_at_fault("the config cannot be composed"):
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
             try:
@@ -379,23 +534,51 @@ def _compose(command: str, name: str, overrides: list[str]) -> DictConfig:
                 ) from None
     if "hardware" in composed.hydra.runtime.choices:
         require_name(str(composed.hydra.runtime.choices.hardware), "hardware")
-    check(COMMANDS[command], _tree(composed))
+
+    def tell(problem: str) -> str:
+        """Where the value at fault stands, unless it was typed."""
+        where = written.get(re.split(r" = |: ", problem, maxsplit=1)[0])
+        return f"{problem} ({where})" if where else problem
+
+    config = check(COMMANDS[command], _tree(composed), tell)
+    if problems := [*map(tell, unread(config, written))]:
+        raise ConfigError("\n  ".join(["the config is wrong:", *problems]))
     return composed
 
 
 def _tree(composed: DictConfig) -> dict[str, Any]:
     """The config without Hydra's node, resolved, as plain data."""
-    plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    try:
-        return dict(OmegaConf.to_container(plain, resolve=True))  # type: ignore[arg-type]
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"the config cannot be resolved: {str(error).splitlines()[0]}") from None
+    with _config_at_fault("the config cannot be resolved"):
+        plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        try:
+            return dict(OmegaConf.to_container(plain, resolve=True))  # type: ignore[arg-type]
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"the config cannot be resolved: {str(error).splitlines()[0]}") from None
 
 
 def _run_folder(composed: DictConfig) -> Path:
     """Where the run goes: `hydra.run.dir`, made absolute."""
     HydraConfig.instance().set_config(composed)
-    return Path(str(composed.hydra.run.dir)).expanduser().absolute()
+    return _folder(composed, "hydra.run.dir")
+
+
+def _folder(composed: DictConfig, *keys: str) -> Path:
+    """A path that keys of Hydra's hold together, made absolute.
+
+    Raises:
+        ConfigError: it cannot be resolved, or no file system takes it.
+    """
+    try:
+        parts = [str(OmegaConf.select(composed, key, throw_on_missing=True)) for key in keys]
+        folder = Path(*parts).expanduser().absolute()
+        (folder / ("x" * LONGEST_FILE)).exists()  # that is how long the names of a run's files can be
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{keys[-1]}: it cannot be resolved ({str(error).splitlines()[0]})") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{keys[-1]}: the run directory cannot be made there ({error}); choose another"
+        ) from None
+    return folder
 
 
 def _value(overrides: Iterable[str], key: str) -> str | None:
@@ -644,33 +827,119 @@ def _swept(word: str) -> bool:
     return bool(re.search(r"=.*,", word)) and not re.search(r"=\s*[\[{'\"]", word)
 
 
-def _sweep(command: str, name: str, overrides: list[str]) -> int:
+def _axes(overrides: list[str]) -> list[list[str]]:
+    """What each word of a sweep stands for: one word, or one for each of its values.
+
+    Raises:
+        ConfigError: a word stands for none, or for none that can be counted; or all of them for more than `MOST_POINTS` jobs.
+    """
+    parsed = _parse(overrides)
+    points = [_points(word) for word in parsed]
+    if math.prod(points) > MOST_POINTS:
+        counted = ", ".join(
+            f"{word.get_key_element()}: {count}"
+            for word, count in zip(parsed, points, strict=True)
+            if count > 1
+        )
+        raise ConfigError(
+            f"the sweep has {math.prod(points):,} points ({abbreviated(counted)}), and at most {MOST_POINTS:,} are possible; "
+            "give fewer values, or a larger step"
+        )
+    axes = []
+    for word in parsed:
+        if not word.is_sweep_override():
+            axes.append([str(word.input_line)])
+            continue
+        with _config_at_fault(f"{abbreviated(str(word.input_line))}: it cannot be swept over"):
+            values = _globbed(word) if isinstance(word._value, Glob) else [*word.sweep_string_iterator()]
+        axes.append([f"{word.get_key_element()}={value}" for value in values])
+    return axes
+
+
+def _points(word: Override) -> int:
+    """How many values a word stands for, counted without making them.
+
+    Raises:
+        ConfigError: none, or they cannot be counted.
+    """
+    line, value = abbreviated(str(word.input_line)), word._value
+    if not word.is_sweep_override():
+        return 1
+    if isinstance(value, RangeSweep):
+        first, last, step = (float(each or 0) for each in (value.start, value.stop, value.step))
+        if step == 0 or not all(map(math.isfinite, (first, last, step))):
+            raise ConfigError(f"{line}: a range needs finite bounds and a step that is not 0")
+        count = max(0, math.ceil((last - first) / step))
+    elif isinstance(value, ChoiceSweep):
+        count = len(value.list)
+    elif isinstance(value, Glob):
+        count = len(_globbed(word))
+    else:  # an interval, from which a sweeper draws
+        raise ConfigError(
+            f"{line}: kdcli runs every point of a sweep, and an interval has too many; give values (a,b,c) or range(FIRST,END,STEP)"
+        )
+    if count == 0:
+        raise ConfigError(f"{line}: this stands for no value at all; give at least one")
+    return count
+
+
+def _globbed(word: Override) -> list[str]:
+    """The options of a group, one's own included, that a pattern is like."""
+    return list(word._value.filter(_options(word.key_or_group)))  # type: ignore[union-attr]
+
+
+def _require_sweeper(composed: DictConfig) -> None:
+    """Raises ConfigError for settings with which Hydra's sweeper or a launcher starts no job."""
+    size, jobs = composed.hydra.sweeper.get("max_batch_size"), composed.hydra.launcher.get("n_jobs")
+    if size is not None and size < 1:
+        raise ConfigError(f"hydra.sweeper.max_batch_size = {size}: expected at least 1, or null")
+    if jobs is not None and jobs == 0:
+        raise ConfigError(
+            "hydra.launcher.n_jobs = 0: expected at least 1, or -1 for as many as there are cores"
+        )
+
+
+def _sweep(command: str, name: str, overrides: list[str], written: Mapping[str, str]) -> int:
     """All jobs are checked, then Hydra runs them, then a table shows them side by side."""
-    with _hydra_errors(command, overrides):
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    axes = [
-        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        if override.is_sweep_override()
-        else [str(override.input_line)]
-        for override in parsed
-    ]
+    axes = _axes(overrides)
     points: dict[Path, list[str]] = {}
+    remarked: dict[str, None] = {}
     for number, job in enumerate(itertools.islice(itertools.product(*axes), MOST_JOBS)):
-        composed = _compose(command, name, list(job))
+        composed = _compose(command, name, list(job), written)
+        remarked |= dict.fromkeys(_remarks(command, composed))
+        if number == 0:
+            _require_sweeper(composed)
         OmegaConf.set_readonly(composed, False)
         composed.hydra.job.num = number
         HydraConfig.instance().set_config(composed)
-        folder = Path(str(composed.hydra.sweep.dir)).expanduser().absolute()
+        folder = _folder(composed, "hydra.sweep.dir")
         rundir.examine_sweep(folder)
-        run = folder / str(composed.hydra.sweep.subdir)
+        run = _folder(composed, "hydra.sweep.dir", "hydra.sweep.subdir")
         rundir.examine(run, _tree(composed))
+        if run in points or not run.is_relative_to(folder) or ".." in run.parts:
+            raise ConfigError(
+                f"hydra.sweep.subdir: point {number} would go to {run}; give each a folder of its own below hydra.sweep.dir, as "
+                "'NAME-${hydra:job.num}' does"
+            )
         points[run] = list(job)
+    for remark in remarked:
+        console.warn(remark)
     for run in points:  # what an earlier sweep left there says nothing of this one
         (run / rundir.ERROR).unlink(missing_ok=True)
+    words = [
+        f"{axis[0].partition('=')[0]}={','.join(word.partition('=')[2] for word in axis)}"
+        if "glob(" in word
+        else word
+        for axis, word in zip(axes, overrides, strict=True)
+    ]
     interrupted: KeyboardInterrupt | None = None
     before = processes.children()
     try:
+<<<<<<< HEAD
         status = _hydra(name, ["--multirun", *overrides, UNRECORDED, f"hydra.sweep.dir={_quoted(folder)}"])
+=======
+        status = _hydra(name, ["--multirun", *words, f"hydra.sweep.dir={_quoted(folder)}"])
+>>>>>>> ed13161 (Configs: YAML of one's own, words, sweeps, unread keys and useless values are checked before Hydra composes, and told with where they stand)
     except KeyboardInterrupt as error:
         processes.end_children(before)
         interrupted, status = error, processes.exit_code(error)

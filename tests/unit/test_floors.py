@@ -13,7 +13,7 @@ import kdcli
 ROOT = Path(kdcli.__file__).parent
 FLOORS = [
     {"errors", "locks", "processes", "signal", "scripts"},
-    {"files"},
+    {"files", "configfiles"},
     {"config", "console", "snippets", "checkpoint"},
     {
         "catalogues",
