@@ -214,7 +214,7 @@ def spoiled(
     assert not failures, f"{len(failures)} of {batch.count} failed:\n" + "\n\n".join(failures)
 
 
-@pytest.mark.parametrize("batch", batches(300, quick=8, size=50))
+@pytest.mark.parametrize("batch", batches(300, quick=5, size=50))
 def test_a_spoiled_model_is_refused_in_one_message(
     batch: Batch, models: dict[str, Path], commands: dict[str, list[str]], tmp_path: Path
 ) -> None:
@@ -228,4 +228,4 @@ def test_a_spoiled_model_in_a_process_of_its_own(
     seed: int, models: dict[str, Path], commands: dict[str, list[str]], tmp_path: Path
 ) -> None:
     """What ends a process, such as a signal or a message on another thread, is not seen within one."""
-    spoiled(Batch(seed, 0, 15), models, commands, run_process, tmp_path)
+    spoiled(Batch(seed, 0, 10), models, commands, run_process, tmp_path)
