@@ -18,6 +18,11 @@ SUMS = "SHA256SUMS"
 NOTE = "kdcli.json"
 """What a model of the cache was made from. It is written when the model is there, and only people read it."""
 TEXTS = {".json", ".txt", ".jinja", ".model", ".spm", ".py"}
+OBJECTS = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "model.safetensors.index.json",
+)  # fmt: skip
+"""Files that hold a JSON object."""
 READ = {*TEXTS, ".safetensors"}
 """What is read of a model's directory, by how names end."""
 LARGEST_TEXT = 512 * 2**20
@@ -60,15 +65,17 @@ def require_folder(folder: Path, name: str) -> None:
             f"{name}: {files['adapter_config.json']} makes this directory an adapter (PEFT), whose base model lies elsewhere; merge it first: "
             "PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(…)"
         )
-    config = read_json(files["config.json"], name) if "config.json" in files else {}
+    found = {file: read_json(files[file], name) for file in OBJECTS if file in files}
+    config = found.get("config.json", {})
     weights = [path for path in files.values() if path.suffix == ".safetensors"]
     quantized = "quantization_config" in config
     largest = sum(_elements(path, name, quantized) for path in weights)
     require_config(config, name, max(LARGEST_NUMBER, largest) if weights else math.inf)
-    if (path := files.get("tokenizer_config.json")) is not None:
-        _require_tokenizer_config(read_json(path, name), folder, name)
-    if (path := files.get("model.safetensors.index.json")) is not None:
-        _require_index(read_json(path, name), folder, name)
+    for file in ("config.json", "generation_config.json"):
+        _require_token_ids(found.get(file, {}), name, file)
+    _require_tokenizer_config(found.get("tokenizer_config.json", {}), folder, name)
+    if (index := found.get("model.safetensors.index.json")) is not None:
+        _require_index(index, folder, name)
 
 
 def _require_regular(path: Path, name: str) -> None:
@@ -155,6 +162,17 @@ def require_config(config: Mapping[str, Any], name: str, largest: float) -> None
             raise wrong(key, value, f"at most {MOST_LAYERS:,} are loaded")
         if SIZES.search(key) and value > largest:
             raise wrong(key, value, f"the weights have {largest:,.0f} numbers at most")
+
+
+def _require_token_ids(config: Mapping[str, Any], name: str, file: str) -> None:
+    for key, value in config.items():
+        if not key.endswith("_token_id") or value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if not all(isinstance(each, int) and not isinstance(each, bool) for each in ids):
+            raise ModelError(
+                f"{name}: {file} cannot be used: {key} is {shown(value)}, and the number of a token is expected"
+            )
 
 
 def _fields(tree: object, key: str = "") -> Iterable[tuple[str, object]]:
