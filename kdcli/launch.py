@@ -935,11 +935,7 @@ def _sweep(command: str, name: str, overrides: list[str], written: Mapping[str, 
     interrupted: KeyboardInterrupt | None = None
     before = processes.children()
     try:
-<<<<<<< HEAD
-        status = _hydra(name, ["--multirun", *overrides, UNRECORDED, f"hydra.sweep.dir={_quoted(folder)}"])
-=======
-        status = _hydra(name, ["--multirun", *words, f"hydra.sweep.dir={_quoted(folder)}"])
->>>>>>> ed13161 (Configs: YAML of one's own, words, sweeps, unread keys and useless values are checked before Hydra composes, and told with where they stand)
+        status = _hydra(name, ["--multirun", *words, UNRECORDED, f"hydra.sweep.dir={_quoted(folder)}"])
     except KeyboardInterrupt as error:
         processes.end_children(before)
         interrupted, status = error, processes.exit_code(error)
