@@ -514,7 +514,7 @@ def clean_cache() -> None:
             lock = Lock(partial.with_suffix(".lock"))
             try:
                 lock.acquire(wait=False)
-            except Timeout:
+            except (Timeout, OSError):  # it is being trained, or the cache can only be read
                 continue
             try:
                 old = partial.stat().st_mtime < time.time() - KEPT * 86400

@@ -109,6 +109,32 @@ def test_a_full_disk_is_told_and_the_run_goes_on(
         assert not left, f"{why}: {left}"
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("place", ["run", "cache"])
+def test_a_file_system_that_is_read_only_is_named(
+    place: str,
+    whole: tuple[Path, list[str]],
+    disks: Callable[[str], Disk],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A disk that the system has mounted read-only after an error, of which the traceback names a temporary folder."""
+    made, words = whole
+    disk = disks(f"{place}-disk")
+    monkeypatch.setenv("KDCLI_CACHE_DIR", str(disk.folder if place == "cache" else tmp_path / "cache"))
+    run = disk.folder / "run" if place == "run" else tmp_path / "run"
+    if place == "cache":
+        for kind in ("teachers", "signals"):
+            (disk.folder / kind).mkdir()
+    disk.resize(1 << 26, "remount,ro,")
+    outcome = run_here([*words, f"hydra.run.dir={run}"], tmp_path)
+    require_clean(outcome, codes=[1, 2])
+    assert str(disk.folder) in outcome.err, outcome.err
+    disk.resize(1 << 26, "remount,rw,")
+    require_clean(run_here([*words, f"hydra.run.dir={run}"], tmp_path), codes=[0])
+    assert bits(run) == bits(made / "run")
+
+
 PACKAGES = {"cpu": "onnxruntime", "intel": "openvino", "cuda": "torch", "apple": "coremltools"}
 
 

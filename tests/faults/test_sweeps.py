@@ -32,6 +32,8 @@ class Mishap(ForwardKL):
             torch.empty(2**50)
         if self.how == "python-memory":
             raise MemoryError
+        if self.how == "terminated":
+            os.kill(os.getpid(), signal.SIGTERM)
         if self.how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(student, teacher, labels)
@@ -95,6 +97,17 @@ def test_a_point_that_fails_takes_no_other_with_it(
     assert "Traceback" in log.read_text()
     assert outcome.out.count("failed:") == len(ways) - 1
     assert (tmp_path / "sweep" / str(ways.index("none")) / "report.json").is_file()
+
+
+@pytest.mark.faults
+def test_a_sweep_that_is_terminated_shows_its_table(options: list[str], tmp_path: Path) -> None:
+    """The results of the points that were done are lost from sight, and a scheduler's signal is taken for a failure of the point."""
+    outcome = run_here([*options, "loss.soft_label.how=none,terminated,raises"], tmp_path)
+    require_clean(outcome, codes=[143])
+    found = rows(tmp_path)
+    assert [row.get("exit_code", 0) for row in found] == [0, 143]
+    assert "SIGTERM" in found[1]["message"]
+    assert "2 runs" in outcome.out
 
 
 @pytest.mark.faults
