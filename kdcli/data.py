@@ -55,6 +55,8 @@ BOMB = 200
 BOMB_FROM = 2**28
 BATCH = 1000
 """Rows of a parquet file that are decoded at once."""
+LARGEST_CARD = 2**22
+"""Characters of a data set's card that are looked at."""
 MOST_EXACT = 2**53
 """The integer up to which floats are exact: one beyond it is no number of a class."""
 _INTEGER = re.compile(r"-?\d+")
@@ -1017,9 +1019,43 @@ _READERS: dict[str, Callable[[Kind, Path], Iterator[tuple[Any, ...]]]] = {
 }
 
 
+def _require_card(folder: Path, name: str) -> None:
+    """Refuse what a data set's card says of its files if it cannot be read quickly, or if it names files elsewhere.
+
+    Raises:
+        DataError
+    """
+    card = folder / "README.md"
+    if not card.is_file():
+        return
+    with card.open(encoding="utf-8", errors="replace") as stream:
+        front = re.match(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", stream.read(LARGEST_CARD), re.DOTALL)
+    try:
+        tree = yaml.load(front[1], _Plain) if front else None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else _folded(str(error))
+        raise DataError(f"the data set {name}: {card} is not YAML ({why})") from None
+    for place in _strings(tree.get("configs") if isinstance(tree, dict) else None):
+        if place.startswith(("/", "~")) or "://" in place or ".." in place.split("/"):
+            raise DataError(
+                f"the data set {name}: {card} names files outside of it ({shown(place)}); fetch them yourself, and give them with "
+                "dataset=csv dataset.path="
+            )
+
+
+def _strings(tree: Any) -> Iterator[str]:
+    """All strings of nested lists and mappings."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, list | dict):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from _strings(value)
+
+
 def _read_hub(kind: Kind, split: str) -> Source:
     cfg = kind.cfg
     folder, commit = snapshot(cfg.path, cfg.revision, kind="dataset")
+    _require_card(folder, cfg.path)
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it would log is raised as well
     try:
         table = datasets.load_dataset(str(folder), cfg.name, split=split)
@@ -1027,7 +1063,7 @@ def _read_hub(kind: Kind, split: str) -> Source:
         if storage_error(error):
             raise
         raise DataError(
-            f"the data set {cfg.path} cannot be read: {str(error.__cause__ or error).strip()} (dataset.name=, "
+            f"the data set {cfg.path} cannot be read: {abbreviated(str(error.__cause__ or error).strip(), 1000)} (dataset.name=, "
             "dataset.train=, dataset.validation= and dataset.test= choose its parts)"
         ) from None
     name = f"{cfg.path} ({split})"

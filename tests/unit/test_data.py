@@ -1313,3 +1313,38 @@ def test_hostile_conversations(tmp_path: Path, content: str, monkeypatch: pytest
     path.write_text(content)
     assert "a.yml" in refused(path)
     assert [file.name for file in tmp_path.iterdir()] == ["a.yml"]
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [
+        ("a: &a [x, x]\nconfigs: [*a]", "an alias"),
+        ("configs: " + "[" * 1500, "nested too deeply"),
+        ("configs:\n- config_name: default\n  data_files: /etc/passwd", "names files outside"),
+        (
+            "configs:\n- config_name: default\n  data_files: [{split: train, path: ../../*}]",
+            "names files outside",
+        ),
+        ("configs:\n- config_name: default\n  data_files: https://localhost/a.csv", "names files outside"),
+        ("dataset_info:\n  features:\n  - name: text\n    dtype: nonsense", "cannot be read"),
+        ("configs: 5", "cannot be read"),
+    ],
+)
+def test_hostile_cards_of_hub_data_sets(
+    tmp_path: Path, card: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data set's card makes kdcli read other files of the user, ask a server, or expand aliases without end."""
+    folder = tmp_path / "datasets--someone--words" / "snapshots" / ("a" * 40)
+    folder.mkdir(parents=True)
+    (folder.parents[1] / "refs").mkdir()
+    (folder.parents[1] / "refs" / "main").write_text("a" * 40)
+    write_csv(folder / "data.csv", ROWS)
+    (folder / "words.py").write_text(f"import os; os.mkdir({str(tmp_path / 'owned')!r})\n")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "arrow")
+    with pytest.raises(DataError):
+        load(Dataset(path="someone/other", format="hub"))
+    assert len(load(Dataset(path="someone/words", format="hub"))["train"]) == 48
+    (folder / "README.md").write_text(f"---\n{card}\n---\n")
+    assert said in refused(Path("someone/words"), format="hub")
+    assert not (tmp_path / "owned").exists()
