@@ -158,6 +158,8 @@ def require_config(config: Mapping[str, Any], name: str, largest: float) -> None
             raise wrong(key, value, "code from the hub is not run; leave the key out")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
+        if "drop" in key and not 0 <= value <= 1:
+            raise wrong(key, value, "a probability is expected")
         if LAYERS.search(key) and value > MOST_LAYERS:
             raise wrong(key, value, f"at most {MOST_LAYERS:,} are loaded")
         if SIZES.search(key) and value > largest:

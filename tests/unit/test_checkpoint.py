@@ -123,6 +123,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a negative size": (config(intermediate_size=-1), "config.json"),
     "a string for a size": (config(hidden_size="32"), "config.json"),
     "a size that no weights have": (config(hidden_size=10**12), "hidden_size is 1000000000000"),
+    "a dropout above 1": (config(attention_probs_dropout_prob=2**63), "attention_probs_dropout_prob"),
     "ten million layers": (config(num_hidden_layers=10**7), "num_hidden_layers is 10000000"),
     "fewer layers than the weights": (config(num_hidden_layers=1), "bert.encoder.layer.1."),
     "more layers than the weights": (config(num_hidden_layers=3), "bert.encoder.layer.2."),
