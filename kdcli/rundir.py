@@ -42,6 +42,10 @@ UNQUANTIZED = "unquantized"
 UNANSWERED = "unanswered.jsonl"
 """Rows that a teacher which could only be asked did not answer, and why: no model of the run learns from them, or is scored on them."""
 HYDRA = Path(".hydra", "hydra.yaml")
+LARGEST_RECORD = 1_000_000
+"""Bytes of a file in which Hydra recorded a config."""
+MOST_INTERPOLATIONS = 30
+"""Interpolations of a recorded config."""
 LOCK = ".lock"
 TRUST = "KDCLI_TRUST_RUN"
 """The variable by which `--trust-run` reaches the processes of a launcher. Every command sets or removes it."""
@@ -264,6 +268,23 @@ def resolvers(text: Any) -> list[str]:
     return found
 
 
+def _text(path: Path) -> str:
+    """A YAML file that Hydra wrote: not large, and without aliases, which may stand for gigabytes.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        if path.stat().st_size > LARGEST_RECORD:
+            raise ValueError(f"more than {LARGEST_RECORD:,} bytes")
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError("it has aliases, which kdcli does not write")
+        return text
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is damaged ({error})") from None
+
+
 def _recorded(run: Path) -> dict[str, Any]:
     """`.hydra/config.yaml` of a run, as it stands there."""
     path = run / ".hydra" / "config.yaml"
@@ -272,8 +293,8 @@ def _recorded(run: Path) -> dict[str, Any]:
             f"{run} is not a run directory of kdcli (it has no .hydra/config.yaml that kdcli wrote)"
         )
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        tree = OmegaConf.to_container(OmegaConf.create(_text(path)), resolve=False)
+    except (ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} is damaged ({str(error) or type(error).__name__})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} is damaged (it is no mapping of keys to values)")
@@ -281,15 +302,20 @@ def _recorded(run: Path) -> dict[str, Any]:
 
 
 def _resolved(run: Path) -> dict[str, Any]:
+    recorded, path = _recorded(run), run / ".hydra" / "config.yaml"
+    # each may stand for several others, so that a few dozen can stand for gigabytes
+    count = sum(value.count("${") for _, value in leaves(recorded) if isinstance(value, str))
+    if count > MOST_INTERPOLATIONS:
+        require_trust(run, f"{count} interpolations", "may take all memory to resolve")
     try:
-        tree = OmegaConf.to_container(OmegaConf.create(_recorded(run)), resolve=True)
+        tree = OmegaConf.to_container(OmegaConf.create(recorded), resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"{run / '.hydra' / 'config.yaml'} cannot be resolved ({first})") from None
+        raise ConfigError(f"{path} cannot be resolved ({first})") from None
     return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
 
 
-def recorded_choice(run: Path) -> tuple[dict[str, Any], list[str]]:
+def recorded_choice(run: Path) -> tuple[dict[str, str], list[str]]:
     """What a run was started with: the choice that was made of each group, and the words of the command line.
 
     Raises:
@@ -297,13 +323,14 @@ def recorded_choice(run: Path) -> tuple[dict[str, Any], list[str]]:
     """
     path = run / HYDRA
     try:
-        hydra = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]
+        hydra = yaml.safe_load(_text(path))["hydra"]
         choices, words = hydra["runtime"]["choices"], hydra["overrides"]["task"]
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error})") from None
     if not isinstance(choices, dict) or not isinstance(words, list):
         raise ConfigError(f"{path} is damaged (no choices, or no words of a command line)")
-    return choices, [str(word) for word in words]
+    known = {str(group): name for group, name in choices.items() if isinstance(name, str)}
+    return known, [word for word in words if isinstance(word, str)]
 
 
 def hardware_of(run: Path) -> list[str]:
@@ -317,17 +344,17 @@ def hardware_of(run: Path) -> list[str]:
     choices, words = recorded_choice(run)
     if "hardware" not in choices:
         return []
-    name = require_name(str(choices["hardware"]), f"{run / HYDRA}: the choice of hardware")
+    name = require_name(choices["hardware"], f"{run / HYDRA}: the choice of hardware")
     return [f"hardware={name}", *(word for word in words if word.startswith("hardware."))]
 
 
 def _app(record: Path) -> str | None:
     """Whose a directory is, by what Hydra wrote into it; None if there is no such file, or not a whole one."""
     try:
-        hydra = yaml.safe_load(record.read_text(encoding="utf-8"))
-        return str(hydra["hydra"]["job"]["name"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        name = yaml.safe_load(_text(record))["hydra"]["job"]["name"]
+    except (ConfigError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError):
         return None
+    return name if isinstance(name, str) else None
 
 
 def _free(run: Path) -> None:

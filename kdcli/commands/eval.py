@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,6 +42,8 @@ from kdcli.tasks import task_of
 from kdcli.tasks.base import Predictions, Task
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.local import LocalTeacher
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(cfg: Config, folder: Path) -> int:
@@ -183,6 +186,8 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
         elsewhere = recorded[name].get("path") if name == "teacher" else None
         path = Path(elsewhere) if elsewhere else named_path(run, name, what=f"{run / REPORT}: models")
         if path.is_dir():
+            if elsewhere and not path.is_relative_to(run.absolute()):
+                logger.info("the teacher is read from %s, which %s names", path, run / REPORT)
             sources[name] = Source(path.absolute(), name, code=cfg.trust_remote_code)
             require_trained(sources[name], run)
         else:

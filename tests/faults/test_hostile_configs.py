@@ -4,6 +4,7 @@ written, and no value of the environment or key is shown or kept."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -381,6 +382,11 @@ RUNS: list[tuple[Callable[[Path], None], list[list[str]]]] = [
     (recorded("dataset", 5), [RERUN, EVAL, EXPORT]),
     (text(".hydra/config.yaml", f"more: {PYTHON}"), [RERUN, EVAL, EXPORT]),
     (text(".hydra/hydra.yaml", f"more: {PYTHON}"), [RERUN, EVAL, EXPORT]),
+    (text(".hydra/config.yaml", "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(40))), [RERUN, EVAL, EXPORT]),
+    (text(".hydra/hydra.yaml", "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(40))), [RERUN, EVAL, EXPORT]),
+    (text(".hydra/config.yaml", "".join(f"a{n}: ${{a{n + 1}}}${{a{n + 1}}}\n" for n in range(40)) + "a40: xx\n"), [RERUN, EVAL, EXPORT]),
+    (text(".hydra/config.yaml", "deep: " + "[" * 5000 + "]" * 5000 + "\n"), [RERUN, EVAL, EXPORT]),
+    (text(".hydra/config.yaml", "x: " + "1" * 2_000_000 + "\n"), [RERUN, EVAL, EXPORT]),
     (choice("../../../evil"), [EXPORT]),
     (choice("cpu/../cpu"), [EXPORT]),
     (choice("cpu,intel"), [EXPORT]),
@@ -402,7 +408,7 @@ RUNS: list[tuple[Callable[[Path], None], list[list[str]]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", quickly(range(len(RUNS)), 7))
+@pytest.mark.parametrize("case", quickly(range(len(RUNS)), 8))
 def test_a_hostile_run_does_nothing(refused: Callable[..., Outcome], foreign: Path, case: int) -> None:
     """A run directory that somebody sent: repeating, scoring or exporting it starts a process, sends a key, or writes elsewhere."""
     edit, commands = RUNS[case]
@@ -449,6 +455,30 @@ def test_a_link_in_an_unfinished_run_is_not_written_through(
         "hardware.budget.max_bytes=1e9",
     ]
     assert "leads out of" in refused("distill", *options, f"hydra.run.dir={foreign}").err
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("case", [0, 2, 5, 12, 22, 33])
+def test_a_hostile_run_does_nothing_to_a_process(
+    foreign: Path, canary: Path, tmp_path: Path, case: int
+) -> None:
+    """What holds in the process of a test, and not where a user starts kdcli."""
+    edit, commands = RUNS[case]
+    edit(foreign)
+    fence = Fence(tmp_path, tmp_path / "here")
+    (tmp_path / "here").mkdir()
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path / "installed")])
+    for command in commands:
+        words = [word.replace("RUN", str(foreign)) for word in command]
+        outcome = run_process(words, tmp_path / "here", PYTHONPATH=path)
+        require_clean(outcome, codes=[2])
+        assert PLANTED not in outcome.out + outcome.err
+    for words in CONFIGS[case * 6 % len(CONFIGS)], SECRETS[case]:
+        words = [word.replace("CANARY", str(canary)) for word in words]
+        require_clean(run_process(["distill", *words], tmp_path / "here", PYTHONPATH=path), codes=[2])
+    fence.require_untouched()
+    assert not canary.exists()
+    assert not [path for path in (tmp_path / "here").rglob("*") if not path.is_dir()]
 
 
 # ---- what goes on working --------------------------------------------------------------------------------
