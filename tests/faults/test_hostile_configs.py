@@ -458,7 +458,7 @@ def test_a_link_in_an_unfinished_run_is_not_written_through(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("case", [0, 2, 5, 12, 22, 33])
+@pytest.mark.parametrize("case", [0, 5, 22])
 def test_a_hostile_run_does_nothing_to_a_process(
     foreign: Path, canary: Path, tmp_path: Path, case: int
 ) -> None:
@@ -470,12 +470,12 @@ def test_a_hostile_run_does_nothing_to_a_process(
     path = os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path / "installed")])
     for command in commands:
         words = [word.replace("RUN", str(foreign)) for word in command]
-        outcome = run_process(words, tmp_path / "here", PYTHONPATH=path)
+        outcome = run_process(words, tmp_path / "here", 400, PYTHONPATH=path)
         require_clean(outcome, codes=[2])
         assert PLANTED not in outcome.out + outcome.err
     for words in CONFIGS[case * 6 % len(CONFIGS)], SECRETS[case]:
         words = [word.replace("CANARY", str(canary)) for word in words]
-        require_clean(run_process(["distill", *words], tmp_path / "here", PYTHONPATH=path), codes=[2])
+        require_clean(run_process(["distill", *words], tmp_path / "here", 400, PYTHONPATH=path), codes=[2])
     fence.require_untouched()
     assert not canary.exists()
     assert not [path for path in (tmp_path / "here").rglob("*") if not path.is_dir()]
@@ -552,7 +552,7 @@ def test_the_measuring_process_imports_no_module_of_the_working_directory(
     )
     options = [*small, "loss=mine", "control=false", "trainer.max_steps=1", "hydra.run.dir=run"]
     environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    outcome = run_process(["distill", *options, "--config-dir", "conf"], tmp_path, **environment)
+    outcome = run_process(["distill", *options, "--config-dir", "conf"], tmp_path, 400, **environment)
     require_clean(outcome, codes=[0])
     assert (
         json.loads((tmp_path / "run" / "report.json").read_text())["models"]["student"]["latency_ms"]["p50"]
