@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import datasets
+import numpy as np
 import yaml
 
 from kdcli.catalogues import catalogued
@@ -55,6 +56,8 @@ BOMB = 200
 BOMB_FROM = 2**28
 BATCH = 1000
 """Rows of a parquet file that are decoded at once."""
+DEEPEST = 500
+"""Levels of JSON that need no closer look."""
 LARGEST_CARD = 2**22
 """Characters of a data set's card that are looked at."""
 MOST_EXACT = 2**53
@@ -726,10 +729,15 @@ def _read_csv(kind: Kind, path: Path) -> Iterator[tuple[Any, ...]]:
     cfg = kind.cfg
     tabs = path.suffix in (".tsv", ".tab") if cfg.delimiter is None else cfg.delimiter == "\t"
     quote = cfg.quote if cfg.quote is not None else None if tabs else '"'
+    delimiter = cfg.delimiter or ("\t" if tabs else ",")
+    if delimiter == quote or {delimiter, quote} & set("\r\n\0"):
+        raise ConfigError(
+            f"dataset.delimiter = {shown(delimiter)} and dataset.quote = {shown(quote)}: expected two characters, none of them a line break"
+        )
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(
         _lines(kind, path),
-        delimiter=cfg.delimiter or ("\t" if tabs else ","),
+        delimiter=delimiter,
         quotechar=quote,
         quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
         strict=True,
@@ -1043,6 +1051,33 @@ def _require_card(folder: Path, name: str) -> None:
             )
 
 
+def _require_shallow(file: Path, name: str) -> None:
+    """Refuse JSON that is nested too deeply: the reader of hub data sets is native code, which crashes at it.
+
+    Brackets are counted first. They may stand in texts as well, so a file with many open ones is then parsed.
+
+    Raises:
+        DataError
+    """
+    steps = np.zeros(256, np.int64)
+    steps[list(b"[{")], steps[list(b"]}")] = 1, -1
+    depth = deepest = 0
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            depths = depth + np.cumsum(steps[np.frombuffer(block, np.uint8)])
+            depth, deepest = int(depths[-1]), max(deepest, int(depths.max()))
+        if deepest < DEEPEST:
+            return
+        stream.seek(0)
+        try:
+            for document in stream if file.suffix in (".jsonl", ".ndjson") else [stream.read()]:
+                json.loads(document)
+        except RecursionError:
+            raise DataError(f"the data set {name}: {file} is nested too deeply") from None
+        except ValueError:  # what else is wrong with it is told by what reads it
+            return
+
+
 def _strings(tree: Any) -> Iterator[str]:
     """All strings of nested lists and mappings."""
     if isinstance(tree, str):
@@ -1056,6 +1091,9 @@ def _read_hub(kind: Kind, split: str) -> Source:
     cfg = kind.cfg
     folder, commit = snapshot(cfg.path, cfg.revision, kind="dataset")
     _require_card(folder, cfg.path)
+    for file in folder.rglob("*json*"):
+        if file.is_file():
+            _require_shallow(file, cfg.path)
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it would log is raised as well
     try:
         table = datasets.load_dataset(str(folder), cfg.name, split=split)

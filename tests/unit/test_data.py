@@ -1256,6 +1256,13 @@ def test_encodings_that_are_none(tmp_path: Path, encoding: str) -> None:
     assert "dataset.encoding" in refused(write_csv(tmp_path / "a.csv", ROWS), encoding=encoding)
 
 
+@pytest.mark.parametrize("signs", [{"delimiter": "\n"}, {"quote": "\r"}, {"delimiter": ";", "quote": ";"}])
+def test_delimiters_that_are_none(tmp_path: Path, signs: dict[str, str]) -> None:
+    """A line break between columns, or one sign for two things, in a message about columns, or in a traceback."""
+    with pytest.raises(ConfigError, match=r"dataset\.delimiter"):
+        read(write_csv(tmp_path / "a.csv", ROWS), **signs)
+
+
 def test_a_quote_that_does_not_close(tmp_path: Path) -> None:
     """The rest of a large file is read as one field."""
     path = write_csv(tmp_path / "a.csv", ROWS)
@@ -1315,6 +1322,28 @@ def test_hostile_conversations(tmp_path: Path, content: str, monkeypatch: pytest
     assert [file.name for file in tmp_path.iterdir()] == ["a.yml"]
 
 
+@pytest.fixture
+def on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the data set someone/words in a cache of the hub."""
+    folder = tmp_path / "datasets--someone--words" / "snapshots" / ("a" * 40)
+    folder.mkdir(parents=True)
+    (folder.parents[1] / "refs").mkdir()
+    (folder.parents[1] / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "arrow")
+    return folder
+
+
+def test_deep_json_of_a_hub_data_set(on_the_hub: Path) -> None:
+    """The native reader of JSON crashes, and kdcli with it; texts with brackets are refused."""
+    rows = [{"text": f"{text} " + "[{" * 20, "label": label} for text, label in ROWS]
+    write_jsonl(on_the_hub / "data.jsonl", rows)
+    assert len(load(Dataset(path="someone/words", format="hub"))["train"]) == 48
+    deep = '{"text": ' + "[" * 10**5 + "]" * 10**5 + ', "label": "good"}\n'
+    (on_the_hub / "data.jsonl").write_text(json.dumps(rows[0]) + "\n" + deep)
+    assert "nested too deeply" in refused(Path("someone/words"), format="hub")
+
+
 @pytest.mark.parametrize(
     ("card", "said"),
     [
@@ -1330,21 +1359,13 @@ def test_hostile_conversations(tmp_path: Path, content: str, monkeypatch: pytest
         ("configs: 5", "cannot be read"),
     ],
 )
-def test_hostile_cards_of_hub_data_sets(
-    tmp_path: Path, card: str, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hostile_cards_of_hub_data_sets(on_the_hub: Path, tmp_path: Path, card: str, said: str) -> None:
     """A data set's card makes kdcli read other files of the user, ask a server, or expand aliases without end."""
-    folder = tmp_path / "datasets--someone--words" / "snapshots" / ("a" * 40)
-    folder.mkdir(parents=True)
-    (folder.parents[1] / "refs").mkdir()
-    (folder.parents[1] / "refs" / "main").write_text("a" * 40)
-    write_csv(folder / "data.csv", ROWS)
-    (folder / "words.py").write_text(f"import os; os.mkdir({str(tmp_path / 'owned')!r})\n")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "arrow")
+    write_csv(on_the_hub / "data.csv", ROWS)
+    (on_the_hub / "words.py").write_text(f"import os; os.mkdir({str(tmp_path / 'owned')!r})\n")
     with pytest.raises(DataError):
         load(Dataset(path="someone/other", format="hub"))
     assert len(load(Dataset(path="someone/words", format="hub"))["train"]) == 48
-    (folder / "README.md").write_text(f"---\n{card}\n---\n")
+    (on_the_hub / "README.md").write_text(f"---\n{card}\n---\n")
     assert said in refused(Path("someone/words"), format="hub")
     assert not (tmp_path / "owned").exists()
