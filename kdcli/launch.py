@@ -722,6 +722,8 @@ def _job(command: str, cfg: DictConfig) -> None:
             if owner:
                 clean_cache()
                 remove_abandoned(folder, deep=True)
+            if conf := user_conf_dir():  # in the process of a launcher it is not importable yet
+                _importable(conf)
             config = check(COMMANDS[command], _tree(cfg))
             status = _command(command, config, folder)
             if holds and command == "distill" and config.dry_run:
