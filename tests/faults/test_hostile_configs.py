@@ -264,7 +264,9 @@ def config(run: Path, change: Callable[[Any], object], name: str = "config") -> 
     path = run / ".hydra" / f"{name}.yaml"
     tree = yaml.safe_load(path.read_text())
     change(tree)
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(tree))))  # without aliases, which are refused by themselves
+    path.write_text(
+        yaml.safe_dump(json.loads(json.dumps(tree)))
+    )  # without aliases, which are refused by themselves
 
 
 def recorded(key: str, value: Any) -> Callable[[Path], None]:
