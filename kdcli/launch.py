@@ -205,7 +205,9 @@ def _launch(
             place = Path(tempfile.gettempdir(), "run")
             return _hydra(name, [*argv, UNRECORDED, f"hydra.run.dir={_quoted(place)}"])
     elif rundir.examine(folder, _tree(composed)) == "finished":
-        rundir.tidy(folder)
+        with workplace():
+            clean_cache()
+            rundir.tidy(folder)
         console.say(f"{folder} is finished; see {folder / 'report.html'}")
         return 0
     rundir.make(folder)
@@ -970,17 +972,26 @@ def _one_by_one(command: str, folder: Path, points: Mapping[Path, Sequence[str]]
     for run, words in points.items():
         if any((run / name).is_file() for name in (rundir.REPORT, rundir.EXPORT, rundir.ERROR)):
             continue
-        own = [word for word in words if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
+        # what `_register` added, the process adds for itself
+        own = [word for word in words if not word.startswith(("hydra/", "hydra.", "dataset=of_the_run"))]
+        if os.environ.get(rundir.TRUST) and command != "distill":
+            own.append("--trust-run")
         sub = str(run.relative_to(folder))
         places = [f"hydra.sweep.dir={_quoted(folder)}", f"hydra.sweep.subdir={_quoted(sub)}"]
         line = [sys.executable, "-m", "kdcli", command, "--multirun", *own, *places]
         quiet = None if command == "eval" else subprocess.DEVNULL  # its table would have one line
         code = subprocess.run(processes.bound(line), stdout=quiet, check=False).returncode
-        if code < 0:
-            message = f"its process was killed by {signal.Signals(-code).name}; the system does so where memory runs out"
+        results = rundir.REPORT, rundir.EXPORT, rundir.ERROR
+        if code < 0 or (code and command != "eval" and not any((run / name).is_file() for name in results)):
+            message = f"its process ended with exit code {code}"
+            if code < 0:
+                message = f"its process was killed by {signal.Signals(-code).name}; the system does so where memory runs out"
             console.error(f"{run.name}: {message}")
             _write_failure(run, 1, message, " ".join(words))
-        status = max(status, abs(code) and max(code, 1))
+        if (
+            command == "eval"
+        ):  # of the others the table tells, and the process's own code is that of all points
+            status = max(status, abs(code) and max(code, 1))
     return status
 
 
