@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from filelock import Timeout
+from typing_extensions import TypedDict
 
 from kdcli.errors import ConfigError, EndpointError, TeacherError
-from kdcli.files import digest
+from kdcli.files import digest, parse_json
 from kdcli.locks import Lock
 
 if TYPE_CHECKING:
@@ -692,6 +693,7 @@ class _Ledger:
 
     def _catch_up(self) -> None:
         """Read the whole lines that were appended since."""
+        damaged = 0
         with self._lock:
             self._reader.seek(self._end)
             for line in iter(self._reader.readline, b""):
@@ -699,11 +701,15 @@ class _Ledger:
                     break
                 try:
                     key, _ = _kept(line)
-                except (ValueError, KeyError, TypeError):
-                    logger.warning("a line of %s cannot be read, and is not used", self._path)
+                except ValueError:
+                    damaged += 1
                 else:
                     self._places.execute("INSERT OR IGNORE INTO places VALUES (?, ?)", (key, self._end))
                 self._end += len(line)
+        if damaged:
+            logger.warning(
+                "%s: %d damaged lines are not used, and their questions are asked again", self._path, damaged
+            )
 
 
 def _pause(backoff: float, tries: int) -> float:
@@ -711,10 +717,23 @@ def _pause(backoff: float, tries: int) -> float:
     return min(LONGEST, backoff * 2 ** (tries - 1)) * JITTER.uniform(0.5, 1)
 
 
+class _Line(TypedDict):
+    key: str
+    status: Literal["answered", "refused", "unparsable"]
+    choices: list[dict[str, Any]]
+    usage: dict[str, int]
+    reason: Any  # in the host's words, which need not be valid Unicode
+
+
 def _kept(line: bytes) -> tuple[bytes, Answer]:
-    """What a line of the ledger holds: the hash of a question, and its answer."""
-    told = dict(json.loads(line))
-    return bytes.fromhex(told.pop("key")), Answer(**told)
+    """What a line of the ledger holds: the hash of a question, and its answer.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    found = parse_json(line, _Line)
+    answer = Answer(found["status"], found["choices"], found["usage"], found["reason"])
+    return bytes.fromhex(found["key"]), answer
 
 
 def _done(answer: Answer) -> Future[Answer]:

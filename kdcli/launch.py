@@ -1017,7 +1017,7 @@ def _row(job: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """What the table shows of a job: what `read` finds, or why there is no result, under the words that tell it from the other jobs."""
     try:
         words: Any = OmegaConf.load(job / ".hydra" / "overrides.yaml")
-    except (OSError, yaml.YAMLError, OmegaConfBaseException):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException):
         words = []
     row = {"overrides": " ".join(map(str, words)), "exit_code": 0}
     try:

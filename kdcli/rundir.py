@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from kdcli.files import (
     replaced,
     require_inside,
     require_name,
+    write_text,
 )
 from kdcli.locks import Lock
 
@@ -37,6 +39,8 @@ REPORT = "report.json"
 """The last file of a run: it is finished when it is there."""
 EXPORT = "export.json"
 """The last file of an export."""
+METRICS = "metrics.jsonl"
+"""What is logged while models are trained, one line a logging step."""
 UNQUANTIZED = "unquantized"
 """The student as it was before its stage with rounded weights: a folder of a run that has such a stage."""
 UNANSWERED = "unanswered.jsonl"
@@ -478,6 +482,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         for line in read_jsonl(path, Metrics)
         if all(isinstance(value, int | float | None) for key, value in line.items() if key != "stage")
     ]
+
+
+def rewrite_metrics(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda line: True) -> None:
+    """Leave only whole lines in metrics.jsonl, of these those to keep."""
+    if path.exists():
+        lines = [json.dumps(line) + "\n" for line in read_metrics(path) if keep(line)]
+        write_text(path, "".join(lines))
 
 
 def read_report(run: Path) -> dict[str, Any]:

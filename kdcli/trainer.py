@@ -44,10 +44,10 @@ from kdcli.config import MOST_STEPS, Rollout
 from kdcli.config import Trainer as TrainerConfig
 from kdcli.distiller import Distiller
 from kdcli.errors import ConfigError, KDError
-from kdcli.files import flush, read_json, replaced, write_text
+from kdcli.files import flush, read_json, replaced
 from kdcli.models import fast_bf16
 from kdcli.rollouts import seed_of
-from kdcli.rundir import read_metrics
+from kdcli.rundir import rewrite_metrics
 from kdcli.tasks.base import Predictions, Split, Task
 from kdcli.teachers.base import Teacher
 
@@ -341,15 +341,10 @@ def _state(checkpoint: Path) -> _State:
 
 def _rewind(stage: Stage, checkpoint: Path | None) -> None:
     """Drop the lines of metrics.jsonl that this stage is about to write again."""
-    if stage.metrics is None or not stage.metrics.exists():
+    if stage.metrics is None:
         return
     step = read_json(checkpoint / STATE, _State, REMEDY)["global_step"] if checkpoint else 0
-    kept = [
-        json.dumps(entry) + "\n"
-        for entry in read_metrics(stage.metrics)
-        if entry["stage"] != stage.name or entry["step"] <= step
-    ]
-    write_text(stage.metrics, "".join(kept))
+    rewrite_metrics(stage.metrics, lambda line: line["stage"] != stage.name or line["step"] <= step)
 
 
 def _text(row: dict[str, Any]) -> str:

@@ -84,7 +84,7 @@ from kdcli.models import (
 from kdcli.preflight import beats_chance, preflight, translates
 from kdcli.quantization import FakeQuantization
 from kdcli.rollouts import room_for_prompts, seed_of
-from kdcli.rundir import REPORT, UNANSWERED, UNQUANTIZED, read_metrics
+from kdcli.rundir import METRICS, REPORT, UNANSWERED, UNQUANTIZED, read_metrics, rewrite_metrics
 from kdcli.students.base import Birth
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks import task_of
@@ -111,6 +111,8 @@ BILLED = 100
 """Answers after which it is noted what they cost."""
 CUT = "cut off by rollout.max_new_tokens"
 """Why an answer is not learnt that did not come to its end."""
+PART_FORMAT = 2
+"""Of the files that hold a part of what is made of rows: a new one whenever they come to mean something else."""
 PART = 512
 """Prompts that a teacher answers between two writes to the disk."""
 UNSEEN: dict[str, Any] = {"parameters": None, "bytes": None, "score": None, "scores": {}, **asdict(UNKNOWN)}
@@ -345,6 +347,7 @@ def _or_anew(path: Path, kind: type[T], empty: T) -> T:
         return read_json(path, kind, "it begins anew, and what it held is missing from the report")
     except ConfigError as error:
         logger.warning("%s", error.message)
+        path.unlink(missing_ok=True)
         return empty
 
 
@@ -426,6 +429,7 @@ def prepare(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
         remote.begin(run.task, cfg.dataset, run.data.gold)
     if state.is_main_process:
         _write_environment(parts)
+        rewrite_metrics(folder / METRICS)
     state.wait_for_everyone()
     return [
         dataclasses.replace(part, sources=_assistant(part)) if part.course in birth_by else part
@@ -1021,7 +1025,7 @@ def tuned_teacher(run: Run, stages: console.Stages, number: int) -> Source:
                     progress=progress,
                     max_length=run.cfg.dataset.max_length,
                     saved=functools.partial(run.note, progress),
-                    metrics=run.folder / "metrics.jsonl",
+                    metrics=run.folder / METRICS,
                 )
             )
             if run.state.is_main_process:
@@ -1185,14 +1189,39 @@ def _kept(
     for starts in shares(range(0, len(rows), size), run.state):
         for start in starts:
             part = rows.select(range(start, min(start + size, len(rows))))
-            path = folder / f"{digest(list(part['id']))[:32]}.json"
-            if not path.is_file():
-                write_json(path, make(part, done))
-            found[start] = json.loads(path.read_text(encoding="utf-8"))
+            path = folder / f"{digest(PART_FORMAT, list(part['id']))[:32]}.json"
+            if not _whole(path):
+                made = make(part, done)
+                write_json(path, Part(sha256=digest(made), made=made), sync=False)
+            found[start] = _read_part(path)
             done += len(part)
             if progress is not None:
                 progress.update(before + done)
     return [each for start in sorted(found) for each in found[start]]
+
+
+class Part(TypedDict):
+    """A part of what is made of rows, with its `digest`: it need not be on the disk before it is renamed."""
+
+    sha256: str
+    made: list[Any]
+
+
+def _whole(path: Path) -> bool:
+    """Whether a part was made before. A damaged one is named, and does not count: it is made again."""
+    try:
+        return path.exists() and _read_part(path) is not None
+    except ConfigError as error:
+        logger.warning("%s", error.message)
+        return False
+
+
+def _read_part(path: Path) -> list[Any]:
+    """Raises ConfigError if the part is damaged."""
+    part = read_json(path, Part, "it is made again")
+    if part["sha256"] != digest(part["made"]):
+        raise ConfigError(f"{path} is damaged (its checksum is another); it is made again")
+    return part["made"]
 
 
 def _show(run: Run, what: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -1693,7 +1722,7 @@ def _train(
                 teacher=teacher,
                 rollout=run.cfg.rollout if step.taught and run.cfg.rollout.by == "student" else None,
                 validation_teacher=validation_teacher if step.taught else None,
-                metrics=run.folder / "metrics.jsonl",
+                metrics=run.folder / METRICS,
                 finish=(step.quantization or run.birth_by).undress,
             )
         )
@@ -1931,7 +1960,7 @@ def _teacher_said(run: Run, lesson: Lesson, split: str) -> tuple[Predictions, in
 
 def _best_validation(run: Run, name: str) -> float | None:
     """The best validation score that metrics.jsonl holds of a stage."""
-    lines = read_metrics(run.folder / "metrics.jsonl")
+    lines = read_metrics(run.folder / METRICS)
     return max(
         (line["eval/score"] for line in lines if line["stage"] == name and "eval/score" in line), default=None
     )

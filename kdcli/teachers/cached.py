@@ -125,7 +125,7 @@ class CachedTeacher(Teacher):
             tensors["logits"] = whole.logits
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         about["checksum"] = _checksum(tensors, about)
-        with replaced(path) as temporary:
+        with replaced(path, sync=False) as temporary:
             save_file(tensors, temporary, metadata=about)
 
     def _open(self, path: Path, ids: list[str]) -> bool:
