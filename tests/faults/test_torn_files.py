@@ -116,13 +116,14 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Killed:
         *lessons(speaker(folder / "teacher")),
         *talk(folder, "pairs"),
         "rollout=teacher",
-        "rollout.max_new_tokens=12",
+        "rollout.max_new_tokens=24",
+        "rollout.sampling_temperature=0.5",
+        "dataset.chat=true",
+        "trainer.eval_steps=10",
+        "trainer.epochs=6",
+        "measure=null",
     ]
-    return Killed(
-        folder,
-        [*words, "measure=null", "trainer.eval_steps=10", "trainer.epochs=4", "rollout.filter=null"],
-        "student",
-    )
+    return Killed(folder, words, "student")
 
 
 def cases(killed: Killed, batch: Batch) -> Iterator[tuple[str, dict[Path, Damage]]]:

@@ -135,7 +135,7 @@ def test_a_line_that_cannot_be_read(tmp_path: Path, wrong: bytes, caplog: pytest
     path.write_bytes(b"\n".join([lines[0], wrong, *lines[2:]]))
     again = _Ledger(path)
     assert [again.get(key_of(number)) for number in range(3)] == [written("0"), None, written("2")]
-    assert caplog.text.count("cannot be read, and is not used") == 1
+    assert caplog.text.count("1 damaged lines are not used") == 1
     with again.hold():
         again.append(key_of(1), written("new"))
     assert _Ledger(path).get(key_of(1)) == written("new")
