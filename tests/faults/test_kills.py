@@ -263,7 +263,7 @@ def test_a_signal_ends_a_run_and_all_that_it_started(
         assert code in (expected, 0), why
         assert "Traceback" not in process.said, why
         if code:
-            assert "the same command on the same directory goes on" in process.said, why
+            assert "he same command on the same directory goes on" in process.said, why
         require_no_orphans(folder)
         process = zygote.start(command([*words, "measure=null"]), folder, **environment(folder))
         assert process.wait() == 0, f"{why}, then {process.said}"
