@@ -916,8 +916,10 @@ def _sweep(command: str, name: str, overrides: list[str], written: Mapping[str, 
         OmegaConf.set_readonly(composed, False)
         composed.hydra.job.num = number
         HydraConfig.instance().set_config(composed)
-        folder = _folder(composed, "hydra.sweep.dir")
-        rundir.examine_sweep(folder)
+        if number == 0:  # its name has the time in it, which is another one for each point
+            folder = _folder(composed, "hydra.sweep.dir")
+            rundir.examine_sweep(folder)
+        composed.hydra.sweep.dir = str(folder)
         run = _folder(composed, "hydra.sweep.dir", "hydra.sweep.subdir")
         rundir.examine(run, _tree(composed))
         if run in points or not run.is_relative_to(folder) or ".." in run.parts:
@@ -1100,7 +1102,10 @@ def _about(group: str, option: str) -> str:
     for folder in _folders():
         path = folder / group / f"{option}.yaml"
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            try:
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            except OSError as error:
+                return f"cannot be read ({error.strerror})"
             comments = [
                 line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line
             ]

@@ -1,0 +1,118 @@
+"""Command lines that somebody typed wrongly: one message and exit code 2, or a run; never a traceback, and no directory after exit code 2."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.harness import Batch, Outcome, batches, require_clean, run_here, run_process
+from faults.odd import WORDS
+from faults.test_schema import keys, whole
+
+from kdcli.config import COMMANDS, conf_dir
+
+GROUPS = {
+    path.name: sorted(each.stem for each in path.glob("*.yaml"))
+    for path in conf_dir().iterdir()
+    if path.is_dir()
+}
+OF_HYDRA = [
+    "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name", "hydra.output_subdir", "hydra.mode", "hydra/launcher", "hydra/sweeper",
+    "hydra.launcher.n_jobs", "hydra.sweeper.max_batch_size", "hydra.callbacks", "hydra", "hydra.searchpath", "hydra.launcher._target_",
+]  # fmt: skip
+WRONG = [
+    "",
+    "=",
+    "a",
+    "a..b=1",
+    ".a=1",
+    "a.=1",
+    "[0]=1",
+    "a.b.c=",
+    " ",
+    "x y=1",
+    "-q",
+    "--x",
+    "--cfg=x",
+    "--info=x",
+    "--resolve",
+    "--rerun=nowhere",
+]
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands end once their config has been checked: what is behind that has tests of its own."""
+    for name, command in (("distill", "distill"), ("eval", "evaluate"), ("export", "export")):
+        module = __import__(f"kdcli.commands.{name}", fromlist=[command])
+        monkeypatch.setattr(module, command, lambda *_: 0)
+
+
+def word(source: random.Random, paths: list[tuple[Any, ...]]) -> str:
+    """A word of a command line, or what is like one."""
+    kind = source.random()
+    if kind < 0.1:
+        return source.choice(WRONG)
+    if kind < 0.35:
+        group = source.choice(list(GROUPS))
+        value = source.choice([*GROUPS[group], *WORDS])
+        key = group + source.choice(("", "", "", "@x", "@:y", "/z"))
+    elif kind < 0.5:
+        key, value = source.choice(OF_HYDRA), source.choice(WORDS)
+    else:
+        key, value = ".".join(map(str, source.choice(paths))), source.choice(WORDS)
+    if source.random() < 0.1:
+        at = source.randrange(len(key))
+        key = key[:at] + source.choice("._/@x \t=") + key[at + 1 :]
+    before = source.choice(("", "", "", "", "+", "++", "~"))
+    return f"{before}{key}" if before == "~" and source.random() < 0.5 else f"{before}{key}={value}"
+
+
+def line(source: random.Random) -> list[str]:
+    command = source.choice(["distill", "distill", *COMMANDS])
+    paths = list(keys(whole(command)))
+    options = [
+        option
+        for option, share in (("-m", 0.15), ("--cfg=job", 0.1), ("--cfg=all", 0.02))
+        if source.random() < share
+    ]
+    return [command, *options, *(word(source, paths) for _ in range(source.choice((1, 1, 1, 2, 3))))]
+
+
+def left(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def require(outcome: Outcome, arguments: list[str], folder: Path) -> None:
+    # a point of a sweep whose command is cut short has no report
+    require_clean(outcome, (0, 1, 2, 3) if "-m" in arguments else (0, 2, 3))
+    if outcome.code == 2:
+        assert not [*left(folder)], f"left after exit code 2: {[*left(folder)][:3]} {outcome.command}"
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("batch", batches(3000, 12, 100))
+def test_any_command_line(batch: Batch, tmp_path: Path) -> None:
+    """Hydra, OmegaConf, ANTLR and argparse each end in exceptions of their own, with pages of text, or in a directory that holds nothing."""
+    for number, (_, source) in enumerate(batch):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        arguments = [each for each in line(source) if "/dev" not in each and "=/" not in each]
+        require(run_here(arguments, folder), arguments, folder)
+
+
+@pytest.mark.parametrize("batch", batches(100, 0, 10)[1:])
+def test_any_command_line_in_a_process(batch: Batch, tmp_path: Path) -> None:
+    """What this process has already imported, or set, hides what a user sees."""
+    for number, (_, source) in enumerate(batch):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        arguments = [
+            each.replace("\0", "") for each in line(source) if "/dev" not in each and "=/" not in each
+        ]
+        if arguments[0] == "distill":
+            arguments += ["dataset=csv", "dataset.path=no-such-file.csv"]
+        require(run_process(arguments, folder), arguments, folder)

@@ -1,0 +1,199 @@
+"""YAML files of configs: what is wrong in one is told with its place; and what a task does not read, or what is of no use."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.test_schema import whole
+
+from kdcli.config import OTHERS_READ_BY, READ_BY, TASKS, Dataset, Distill, check, conf_dir, remarks, unread
+from kdcli.configfiles import read_options, read_yaml
+from kdcli.errors import ConfigError
+from kdcli.launch import launch
+
+HEAD = "# @package _global_\n"
+BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{now}: &{now} [{','.join([f'*{before}'] * 10)}]\n"
+    for before, now in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "place", "said"),
+    [
+        (b"a:\n\tb: 1\n", "line 2, column 1", "replace the tab"),
+        (b"a: 1\nb: 2\na: 3\n", "line 3, column 1", "stands there twice"),
+        (b"a: 1\n---\nb: 2\n", "line 2, column 1", "second document"),
+        ("a: 1\nb: é\n".encode("latin-1"), "line 2, column 4", "not UTF-8"),
+        ("a: 1".encode("utf-16"), "line 1, column 1", "byte order mark"),
+        (b"\xef\xbb\xbfa: 1", "line 1, column 1", "byte order mark"),
+        (b"a: !!python/object:os.x {}", "line 1, column 4", "tag"),
+        (b"a: !mine 1", "line 1, column 4", "tag"),
+        (b"? [1]\n: 2", "line 1, column 3", "no text"),
+        (b"on: 1", "line 1, column 1", "no text"),
+        (b"a: &x 1\nb:\n  <<: *x\n", "line 1, column 4", "merging"),
+        (b"a: &a [*a]", "line 1, column 8", "inside"),
+        (b"a: *b", "line 1, column 4", "undefined alias"),
+        (b"a: " + b"9" * 5000, "line 1, column 4", "digits"),
+        (b"a: 0x" + b"f" * 5000, "line 1, column 4", "bits"),
+        (b'a: "\\0"', "line 1, column 4", "U+0000"),
+        (b"a: \x07", "line 1, column 4", "U+0007"),
+        (BOMB.encode(), "line 5", "values"),
+        (b"a: " + b"[" * 10_000, "line 1", "levels"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_where_a_file_is_wrong(tmp_path: Path, data: bytes, place: str, said: str) -> None:
+    """A traceback of PyYAML, or gigabytes of aliases, in place of the line to look at."""
+    path = tmp_path / "own.yaml"
+    path.write_bytes(data)
+    began = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert caught.value.message.startswith(f"{path}, {place}")
+    assert said in caught.value.message
+    assert time.process_time() - began < 5
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    """A pipe that is read waits for ever."""
+    (tmp_path / "folder.yaml").mkdir()
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name in ("folder", "pipe"):
+        with pytest.raises(ConfigError, match="not a regular file"):
+            read_yaml(tmp_path / f"{name}.yaml")
+
+
+def test_what_is_read(tmp_path: Path) -> None:
+    """A strict reader that reads other values than OmegaConf does."""
+    from omegaconf import OmegaConf
+
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "a: &x {b: 1e3, c: 2024-01-01, d: .5, e: ~, f: 'yes'}\ng:\n  <<: *x\n  h: [1, 0x10, true]\n"
+    )
+    document = read_yaml(path)
+    assert document.tree == OmegaConf.to_container(OmegaConf.load(path))
+    assert document.at("g", "h", "1") == f"{path}, line 4, column 10"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("# @package\n", 1, "no header"),
+        ("# @pakage _global_\n", 1, "no header"),
+        ("# @package a..b\n", 1, "no header"),
+        ("# About\n# @package _global_\n", 2, "first line"),
+        ("5", 1, "mapping"),
+        (HEAD + "defaults: x\n", 2, "list"),
+        (HEAD + "defaults:\n  - 5\n", 3, "entry"),
+        (HEAD + "defaults:\n  - override /loss: [1]\n", 3, "name of an option"),
+        (HEAD + "defaults:\n  - override /loss: nope\n", 3, "there is no loss/nope.yaml"),
+        (HEAD + "defaults:\n  - /experiment: mine\n", 2, "circle"),
+    ],
+)
+def test_where_an_option_is_wrong(tmp_path: Path, text: str, line: int, said: str) -> None:
+    """A RecursionError or an AssertionError of Hydra for a defaults list; a header that is ignored in silence."""
+    path = tmp_path / "experiment" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_options([tmp_path, conf_dir()], ["experiment/mine"])
+    assert f"{path}, line {line}, column" in caught.value.message
+    assert said in caught.value.message
+
+
+def test_every_key_of_a_data_set_says_who_reads_it() -> None:
+    """A new key that is ignored in silence by tasks that do not read it."""
+    assert READ_BY.keys() == Dataset.model_fields.keys()
+    assert all(set(tasks) <= set(TASKS) for tasks in [*READ_BY.values(), *OTHERS_READ_BY.values()])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "key", "wrong"),
+    [
+        ({"source": "a", "target": "b", "labels": ["x", "y"]}, "dataset.labels", True),
+        ({"source": "a", "target": "b"}, "dataset.labels", False),
+        ({"words": "a", "tags": "b", "text_pair": "c"}, "dataset.text_pair", True),
+        ({"text_pair": "c"}, "dataset.text_pair", False),
+        ({}, "teacher.top_k", False),
+        ({}, "rollout.max_new_tokens", True),
+        ({"label": None}, "rollout.max_new_tokens", False),
+        ({"label": None}, "dataset.label", False),
+    ],
+)
+def test_keys_that_the_task_does_not_read(dataset: dict[str, Any], key: str, wrong: bool) -> None:
+    """A key that was typed and does nothing."""
+    tree = whole("distill") | {"stages": {}}
+    tree["dataset"] |= dataset
+    tree["rollout"] |= {"max_new_tokens": 7}
+    problems = list(unread(check(Distill, tree), [key]))
+    assert [problem.startswith(key) for problem in problems] == [True] * wrong
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dataset.max_length", 1),
+        ("trainer.dropout", 1),
+        ("trainer.max_grad_norm", 1e-320),
+        ("trainer.learning_rate", 5e-324),
+        ("teacher.trainer.dropout", 1),
+        ("loss.soft.temperature", 1e-30),
+        ("loss.soft.temperature", 1e5),
+    ],
+)
+def test_what_is_of_no_use_is_a_warning(key: str, value: float) -> None:
+    """A run of hours that could learn nothing, and that nobody warned of."""
+    tree = whole("distill") | {"stages": {}}
+    assert remarks(check(Distill, tree)) == []
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+    assert [remark.partition(" = ")[0] for remark in remarks(check(Distill, tree))] == [key]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("seed=range(0,0)", "no value"),
+        ("seed=range(0,3,0)", "step"),
+        ("seed=glob(*)", "no value"),
+        ("seed=interval(0,1)", "interval"),
+        ("seed=range(0,1000000000)", "2,000,000,000 points"),
+        ("hydra.sweeper.max_batch_size=0", "max_batch_size"),
+        ("hydra.sweep.subdir=same", "subdir"),
+    ],
+)
+def test_sweeps_that_cannot_be_run(
+    word: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sweep that ends in a traceback, or that fills the memory with its points."""
+    monkeypatch.chdir(tmp_path)
+    began = time.process_time()
+    assert launch("distill", [word, "trainer.warmup=0.1,0.2"], multirun=True) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert time.process_time() - began < 30
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["teacher=5", "dataset=true", "~trainer=1", "dataset=[{}]", "hydra.job.name=x", "hydra=5", f"seed={'9' * 5000}", "hydra.launcher._target_=os.getcwd",
+     f"hydra.run.dir={'a' * 300}", f"dataset.labels=[{'a,' * 3000}a]", "trainer.epochs=1e18", "student.hidden_size=1000000000000"],
+    ids=lambda word: word[:30],
+)  # fmt: skip
+def test_words_that_are_wrong(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exceptions of Hydra and Python that reach the user as tracebacks."""
+    monkeypatch.chdir(tmp_path)
+    assert launch("distill", [word]) == 2
+    assert word.lstrip("~").partition("=")[0] in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
