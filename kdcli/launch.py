@@ -564,21 +564,21 @@ def _run_folder(composed: DictConfig) -> Path:
     return _folder(composed, "hydra.run.dir")
 
 
-def _folder(composed: DictConfig, *keys: str) -> Path:
-    """A path that keys of Hydra's hold together, made absolute.
+def _folder(composed: DictConfig, key: str, within: Path = Path()) -> Path:
+    """A path of Hydra's, made absolute.
 
     Raises:
         ConfigError: it cannot be resolved, or no file system takes it.
     """
     try:
-        parts = [str(OmegaConf.select(composed, key, throw_on_missing=True)) for key in keys]
-        folder = Path(*parts).expanduser().absolute()
+        given = Path(str(OmegaConf.select(composed, key, throw_on_missing=True)))
+        folder = (within / given.expanduser()).absolute()
         (folder / ("x" * LONGEST_FILE)).exists()  # that is how long the names of a run's files can be
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{keys[-1]}: it cannot be resolved ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{key}: it cannot be resolved ({str(error).splitlines()[0]})") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"{keys[-1]}: the run directory cannot be made there ({error}); choose another"
+            f"{key}: the run directory cannot be made there ({error}); choose another"
         ) from None
     return folder
 
@@ -919,8 +919,7 @@ def _sweep(command: str, name: str, overrides: list[str], written: Mapping[str, 
         if number == 0:  # its name has the time in it, which is another one for each point
             folder = _folder(composed, "hydra.sweep.dir")
             rundir.examine_sweep(folder)
-        composed.hydra.sweep.dir = str(folder)
-        run = _folder(composed, "hydra.sweep.dir", "hydra.sweep.subdir")
+        run = _folder(composed, "hydra.sweep.subdir", folder)
         rundir.examine(run, _tree(composed))
         if run in points or not run.is_relative_to(folder) or ".." in run.parts:
             raise ConfigError(
