@@ -36,7 +36,7 @@ from pydantic import (
 )
 
 from kdcli.errors import ConfigError, abbreviated, listed, looks_secret, shown
-from kdcli.files import require_name
+from kdcli.files import require_name, user_path
 
 
 def _whole(value: Any) -> Any:
@@ -1048,7 +1048,7 @@ def user_conf_dir() -> Path | None:
     given = os.environ.get("KDCLI_CONFIG_DIR")
     if not given:
         return None
-    folder = Path(given).expanduser().absolute()
+    folder = user_path(given).absolute()
     if not folder.is_dir():
         raise ConfigError(f"the config folder {given} does not exist (--config-dir or KDCLI_CONFIG_DIR)")
     for packaged in sorted(conf_dir().rglob("*.yaml")):

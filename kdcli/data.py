@@ -34,7 +34,7 @@ from kdcli.catalogues import catalogued
 from kdcli.config import Dataset as DatasetConfig
 from kdcli.config import suggest
 from kdcli.errors import ConfigError, DataError, abbreviated, listed, printable, shown
-from kdcli.files import PACKAGE, digest, locate_package, snapshot, storage_error
+from kdcli.files import PACKAGE, digest, locate_package, snapshot, storage_error, user_path
 from kdcli.scripts import SIDES, Side, fits, script_of
 from kdcli.tasks.base import IGNORE
 
@@ -580,7 +580,7 @@ def _read(kind: Kind, split: str) -> list[Source]:
     if cfg.format == "hub":
         return [_read_hub(kind, split)]
     given = cfg.path if split == cfg.train else split
-    path = locate_package(given) if given.startswith(PACKAGE) else Path(os.path.expanduser(given))
+    path = locate_package(given) if given.startswith(PACKAGE) else user_path(given)
     if cfg.format == "gettext":
         return _read_gettext(kind, path, given)
     folder = _FOLDERS.get(cfg.format)

@@ -124,12 +124,17 @@ def require_inside(folder: Path, path: Path, what: str) -> Path:
     return path
 
 
+def user_path(given: str | Path) -> Path:
+    """The path that a user gave, with a leading `~` expanded; that of an unknown user stays as it is."""
+    return Path(os.path.expanduser(given))
+
+
 def cache_folder() -> Path:
     """The folder of the cache."""
     given = os.environ.get("KDCLI_CACHE_DIR")
     if given:
-        return Path(given).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "kdcli"
+        return user_path(given).absolute()
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").absolute() / "kdcli"
 
 
 def with_weights(path: Path) -> list[Path]:

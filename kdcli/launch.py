@@ -62,6 +62,7 @@ from kdcli.files import (
     remove_abandoned,
     require_name,
     storage_error,
+    user_path,
     workplace,
     write_json,
 )
@@ -198,7 +199,7 @@ def _launch(
     argv = list(overrides)
     folder = _run_folder(composed)
     if command == "export":  # it writes into the run's own directory, and leaves that run's .hydra alone
-        folder = Path(str(composed.run)).expanduser().absolute()
+        folder = user_path(str(composed.run)).absolute()
         rundir.read_report(folder)
     elif int(os.environ.get("RANK", "0")) > 0:  # only the first process owns the run directory
         with workplace():
@@ -386,7 +387,7 @@ def _register(command: str, overrides: list[str], rerun: Path | None) -> tuple[s
         if _value(overrides, "hydra.run.dir") is None:
             overrides.append("hydra.run.dir=runs/distill/${now:%Y-%m-%d-%H%M%S-%f}")
     if command == "export" and (run := _value(overrides, "run")) and _value(overrides, "hardware") is None:
-        overrides = [*_hardware_words(Path(run).expanduser(), overrides), *overrides]
+        overrides = [*_hardware_words(user_path(run), overrides), *overrides]
     named = _value(overrides, "dataset") is not None
     if command == "eval" and not named and (run := _value(overrides, "run")):
         if any(word.startswith("run=") and _swept(word) for word in overrides):
@@ -394,7 +395,7 @@ def _register(command: str, overrides: list[str], rerun: Path | None) -> tuple[s
                 f"run={run}: each run is scored on its own data set, so eval takes one at a time; start it once for each, or "
                 "name the data set (dataset=…)"
             )
-        dataset = _replayed(Path(run).expanduser(), Dataset, overrides, "dataset")
+        dataset = _replayed(user_path(run), Dataset, overrides, "dataset")
         if (
             _value(overrides, "dataset.path") is not None and dataset.get("format") != "hub"
         ):  # its other files are not of that one
@@ -572,7 +573,7 @@ def _folder(composed: DictConfig, key: str, within: Path = Path()) -> Path:
     """
     try:
         given = Path(str(OmegaConf.select(composed, key, throw_on_missing=True)))
-        folder = (within / given.expanduser()).absolute()
+        folder = (within / user_path(given)).absolute()
         (folder / ("x" * LONGEST_FILE)).exists()  # that is how long the names of a run's files can be
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key}: it cannot be resolved ({str(error).splitlines()[0]})") from None
@@ -795,7 +796,7 @@ def _command(command: str, config: Any, folder: Path) -> int:
     hardware = str(HydraConfig.get().runtime.choices["hardware"])
     status = export(config, hardware)
     if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:  # another job may make the same files anew
-        place = named_path(Path(config.run).expanduser(), "export", hardware, what="hardware")
+        place = named_path(user_path(config.run), "export", hardware, what="hardware")
         made = rundir.read_export(place)
         write_json(folder / rundir.EXPORT, made | {"exit_code": status})
     return status

@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from kdcli.checkpoint import require_finite, require_folder
 from kdcli.config import Checkpoint
 from kdcli.errors import ConfigError, ModelError, TeacherError, listed, shown
-from kdcli.files import PACKAGE, hash_files, locate_package, snapshot
+from kdcli.files import PACKAGE, hash_files, locate_package, snapshot, user_path
 from kdcli.rollouts import positions_of
 from kdcli.tasks.base import Task
 
@@ -80,7 +80,7 @@ def find(cfg: Checkpoint, what: str) -> Source:
     commit = None
     if cfg.path.startswith(PACKAGE):
         path = locate_package(cfg.path)
-    elif (local := Path(cfg.path).expanduser()).exists():
+    elif (local := user_path(cfg.path)).exists():
         path = local.absolute()
     elif cfg.path.startswith((".", "/", "~")) or cfg.path.count("/") > 1:
         raise ModelError(f"the {what} directory {cfg.path} does not exist (looked for {local.absolute()})")

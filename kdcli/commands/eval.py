@@ -33,7 +33,7 @@ from kdcli.evaluate import (
     score,
     verdict,
 )
-from kdcli.files import named_path, require_inside, require_name, write_json
+from kdcli.files import named_path, require_inside, require_name, user_path, write_json
 from kdcli.measure import Process, measured, runtime_of, specified
 from kdcli.models import Source, fewer_tokens, find, has_head, load_config, load_tokenizer
 from kdcli.rundir import EXPORT, REPORT, read_export, read_report, unanswered
@@ -55,7 +55,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
         cfg, [Source(folder_of(artifact), artifact.name, code=code)] if artifact else [*sources.values()]
     )
     task = task_of(cfg.dataset, data.labels)
-    left_out = unanswered(Path(cfg.run).expanduser()) if cfg.run else ()
+    left_out = unanswered(user_path(cfg.run)) if cfg.run else ()
     # training rows beyond dataset.labelled have no label
     chosen = concatenate_datasets([data[split] for split in (SPLITS if cfg.split == "all" else [cfg.split])])
     rows = with_gold(without(chosen, left_out))
@@ -91,7 +91,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
             with stages.stage("artifact"):
                 tokenizer = load_tokenizer(Source(folder_of(artifact), name, code=code))
                 rows = task.prepare(rows, tokenizer, max_length)
-                path = Path(cfg.run or "").expanduser() / "student"
+                path = user_path(cfg.run or "") / "student"
                 if cfg.run and cfg.measure and path.is_dir():
                     inputs = task.inputs(rows, tokenizer)
                     asked = specified(cfg.measure, "torch", path, path, task, inputs, max_length, code)
@@ -115,7 +115,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
     }
     if {"teacher", "student"} <= models.keys():
         result["verdict"] = verdict(task, models, said, shared)
-        smoke = read_report(Path(cfg.run or "").expanduser())["smoke"]
+        smoke = read_report(user_path(cfg.run or ""))["smoke"]
         result["verdict"]["text"] = report.verdict_text(result | {"smoke": smoke})
     write_json(folder / "eval.json", result)
     if cfg.format == "json":
@@ -154,14 +154,14 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
             "model= stands alone: give either a checkpoint (model=), or a run (run=) or file of it (artifact=)"
         )
     if cfg.artifact:
-        places = [Path(cfg.artifact).expanduser()]
+        places = [user_path(cfg.artifact)]
         if cfg.run:
-            run = Path(cfg.run).expanduser()
+            run = user_path(cfg.run)
             places += [run / cfg.artifact, *sorted(run.glob(f"export/*/{cfg.artifact}"))]
         for place in map(_recommended, places):
             if place.is_file() or (place.is_dir() and runtime_of(place)):
                 place = place.absolute()
-                _require_exported(place, Path(cfg.run).expanduser() if cfg.run else None)
+                _require_exported(place, user_path(cfg.run) if cfg.run else None)
                 require_folder(folder_of(place), place.name)
                 return place, {}
         raise ModelError(
@@ -173,7 +173,7 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
         return None, {"model": find(Checkpoint.model_validate(given), "model")}
     if not cfg.run:
         raise ConfigError("what is to be scored? give run=RUN, model=CHECKPOINT or artifact=FILE")
-    run = Path(cfg.run).expanduser()
+    run = user_path(cfg.run)
     recorded = read_report(run)["models"]
     sources = {}
     for name in recorded:

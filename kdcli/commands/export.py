@@ -22,7 +22,7 @@ from kdcli.data import load, without
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, ExportError, ModelError
 from kdcli.evaluate import agreement, examine, opened, require_trained, save_predictions, score
-from kdcli.files import abandonable, named_path, replaced, require_name, write_json, writing
+from kdcli.files import abandonable, named_path, replaced, require_name, user_path, write_json, writing
 from kdcli.hardware.base import Target
 from kdcli.measure import UNKNOWN, measured, runtime_of
 from kdcli.models import Source
@@ -44,7 +44,7 @@ MISSED = 3
 
 def export(cfg: Config, hardware: str) -> int:
     """Make RUN/export/<hardware>/ anew, and swap it in when every artifact was run."""
-    run = Path(cfg.run).expanduser().absolute()
+    run = user_path(cfg.run).absolute()
     recorded = read_report(run)
     saved = saved_config(run)
     moved = cfg.dataset.model_dump(exclude_none=True)

@@ -31,7 +31,7 @@ from kdcli.config import (
 )
 from kdcli.endpoint import Answer, Budget, Endpoint, Estimate, Prices, Usage
 from kdcli.errors import ConfigError, TeacherError, shown
-from kdcli.files import cache_dir, digest
+from kdcli.files import cache_dir, digest, user_path
 from kdcli.models import Source
 from kdcli.rollouts import seed_of
 from kdcli.signal import AnySignal, Signal
@@ -158,7 +158,7 @@ class OpenAITeacher(Teacher):
         self.least_mass = least_mass
         self.samples = samples if soft_labels == "samples" else 1
         self.smoothing, self.shots, self.parameters = smoothing, shots, parameters or {}
-        self.file = Path(prompt).expanduser() if prompt is not None else None
+        self.file = user_path(prompt) if prompt is not None else None
         if self.file is not None and not self.file.is_file():
             raise ConfigError(f"teacher.prompt = {prompt}: there is no such file")
         self.lettered = False
