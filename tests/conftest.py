@@ -6,8 +6,9 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from endpoint import Host, Reply, Served
@@ -25,6 +26,20 @@ for name, value in {
 def pytest_collection_finish() -> None:
     """What is imported by now stays: it need not be searched for garbage after each of hundreds of short trainings."""
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Lone surrogates, which some tests log and print, cannot be sent by the processes that run the tests: they end the session."""
+
+    def sendable(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.encode("utf-8", "backslashreplace").decode()
+        if isinstance(value, dict):
+            return {sendable(key): sendable(inner) for key, inner in value.items()}
+        return type(value)(map(sendable, value)) if isinstance(value, list | tuple) else value
+
+    return sendable((yield))
 
 
 @pytest.fixture(scope="session", autouse=True)
