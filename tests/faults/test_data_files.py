@@ -216,7 +216,7 @@ def _require(name: str, place: Path, fence: Fence, outcome: Outcome) -> None:
     fence.require_untouched(said)
 
 
-@pytest.mark.parametrize("batch", batches(200, quick=18, size=34))
+@pytest.mark.parametrize("batch", batches(200, quick=9, size=34))
 def test_spoiled_data_files(batch: Batch, nothing: Path, tmp_path: Path) -> None:
     """A damaged or hostile file of data ends in a traceback, hangs, fills the memory, or leaves a run directory behind."""
     for name, place, arguments in _cases(batch, tmp_path, nothing):

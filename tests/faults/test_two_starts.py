@@ -41,12 +41,10 @@ def seed_of(run: Path) -> int:
     return int(found[1])
 
 
-@pytest.mark.parametrize(
-    "rounds", [pytest.param(1, id="quick"), pytest.param(6, id="all", marks=pytest.mark.faults)]
-)
-def test_one_of_several_starts_wins(small: list[str], tmp_path: Path, rounds: int) -> None:
+@pytest.mark.faults
+def test_one_of_several_starts_wins(small: list[str], tmp_path: Path) -> None:
     """The config of a process that was refused is recorded as the one that the run was trained with."""
-    for number in range(rounds):
+    for number in range(6):
         run = tmp_path / f"run{number}"
         processes = {
             seed: begin([*small, *SHORT, f"hydra.run.dir={run}", f"seed={seed}"], tmp_path)
@@ -80,13 +78,15 @@ def _take(run: Path, seed: int, barrier: Barrier, end: Barrier) -> None:
     os._exit(0)
 
 
-def test_a_directory_has_one_holder(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(5, id="quick"), pytest.param(25, id="all", marks=pytest.mark.faults)]
+)
+def test_a_directory_has_one_holder(tmp_path: Path, rounds: int) -> None:
     """Between the look at a directory and the lock another process takes it, or removes the file of the lock under a third one."""
     context = multiprocessing.get_context("fork")
-    for number in range(25):
-        run = (
-            tmp_path / f"run{number % 5}"
-        )  # of some rounds the directory of the round before, whose lock was removed
+    for number in range(rounds):
+        # of some rounds the directory of the round before, whose lock was removed
+        run = tmp_path / f"run{number % 3}"
         barrier, end = context.Barrier(4), context.Barrier(4)
         processes = [
             context.Process(target=_take, args=(run, seed, barrier, end))

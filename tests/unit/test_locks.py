@@ -131,7 +131,7 @@ def test_a_process_does_not_outlive_the_one_that_started_it() -> None:
     assert parent.stdout
     child = psutil.Process(int(parent.stdout.readline()))
     until = time.monotonic() + 30
-    while "time.sleep(60)" not in child.cmdline()[-1]:  # it has not become the command yet
+    while "time.sleep(60)" not in "".join(child.cmdline()[-1:]):  # it has not become the command yet
         assert time.monotonic() < until
     parent.kill()
     parent.wait()
