@@ -112,7 +112,8 @@ class Metrics(TypedDict):
 
 
 _held: dict[Path, Lock] = {}
-_made: set[Path] = set()
+_made: dict[Path, list[Path]] = {}
+"""The run directories that this process made, each with the folders above it that it made, innermost first."""
 
 
 def examine(
@@ -199,8 +200,9 @@ def make(run: Path) -> None:
     """
     try:
         if not run.is_dir():
+            missing = [folder for folder in (run, *run.parents) if not folder.exists()]
             run.mkdir(parents=True)
-            _made.add(run)
+            _made[run] = missing
     except OSError as error:
         if run.is_dir():  # another process made it at the same time
             return
@@ -443,9 +445,9 @@ def release(run: Path, remove: bool = False) -> None:
             path.unlink()
     (run / LOCK).unlink(missing_ok=True)  # before it is released: afterwards it may be another process's
     lock.release()
-    if remove and run in _made:
-        with contextlib.suppress(OSError):  # another process has taken it
-            run.rmdir()
+    with contextlib.suppress(OSError):  # another process has taken it, or uses a folder above it
+        for folder in _made.get(run, ()) if remove else ():
+            folder.rmdir()
 
 
 def tidy(run: Path) -> None:

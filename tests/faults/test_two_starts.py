@@ -141,3 +141,19 @@ def test_a_killed_owner_is_followed(small: list[str], tmp_path: Path) -> None:
     holder.communicate()
     assert rundir.take(run, {}) == "new"
     rundir.release(run)
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
+    """The empty folders runs/distill stay in the working directory after exit code 2, or a folder that others use is removed."""
+    runs = tmp_path / "runs" / "distill"
+    for name in ("one", "two"):
+        rundir.make(runs / name)
+        assert rundir.take(runs / name, {}) == "new"
+    rundir.release(runs / "one", remove=True)
+    assert [path.name for path in runs.iterdir()] == ["two"]
+    rundir.release(runs / "two", remove=True)
+    assert runs.is_dir(), "the one that made it was let go of before"
+    rundir.make(tmp_path / "new" / "distill" / "run")
+    rundir.take(tmp_path / "new" / "distill" / "run", {})
+    rundir.release(tmp_path / "new" / "distill" / "run", remove=True)
+    assert not (tmp_path / "new").exists()
