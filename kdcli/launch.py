@@ -749,12 +749,19 @@ def _job(command: str, cfg: DictConfig) -> None:
             _status[str(folder)] = status
 
 
+def _words(recorded: Any) -> list[str]:
+    """The words of a command line as Hydra keeps them; an interpolation in a word stays as it was typed."""
+    return [str(word) for word in OmegaConf.to_container(recorded, resolve=False)]  # type: ignore[union-attr]
+
+
 def _record(folder: Path, cfg: DictConfig) -> None:
     """Write `.hydra/` into a job's directory, as Hydra does it."""
     recorded: Any = copy.deepcopy(HydraConfig.instance().cfg)
     OmegaConf.set_readonly(recorded.hydra, False)
     recorded.hydra.output_subdir = str(rundir.HYDRA.parent)
-    recorded.hydra.overrides.hydra = [word for word in recorded.hydra.overrides.hydra if word != UNRECORDED]
+    recorded.hydra.overrides.hydra = [
+        word for word in _words(recorded.hydra.overrides.hydra) if word != UNRECORDED
+    ]
     parts = {"config": cfg, "hydra": recorded, "overrides": recorded.hydra.overrides.task}
     rundir.record(folder, {f"{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()})
 
@@ -769,7 +776,7 @@ def _failed(folder: Path, status: int, message: str, own: bool, say: bool = True
     if say:
         console.error(f"{folder.name}: {message}" if sweep else message)
     if sweep and own:
-        _write_failure(folder, status, message, " ".join(HydraConfig.get().overrides.task))
+        _write_failure(folder, status, message, " ".join(_words(HydraConfig.get().overrides.task)))
 
 
 def _write_failure(folder: Path, status: int, message: str, words: str) -> None:
@@ -815,10 +822,10 @@ def _called(recorded: Any, config: Mapping[str, Any]) -> dict[str, str]:
     Args:
         recorded: what Hydra tells of a run; of one that repeats another its choices are what they were called there.
     """
-    chosen, overrides = recorded.runtime.choices, recorded.overrides.task
+    chosen, overrides = recorded.runtime.choices, _words(recorded.overrides.task)
     names = {}
     for group in ("teacher", "student", "dataset", "hardware"):
-        given = any(str(word).startswith(f"{group}.path=") for word in overrides)
+        given = any(word.startswith(f"{group}.path=") for word in overrides)
         section = config.get(group)
         path = section.get("path") if isinstance(section, Mapping) else None
         names[group] = str(path if given or group not in chosen else chosen[group])
@@ -1018,10 +1025,10 @@ def _table(command: str, folder: Path) -> int:
 def _row(job: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """What the table shows of a job: what `read` finds, or why there is no result, under the words that tell it from the other jobs."""
     try:
-        words: Any = OmegaConf.load(job / ".hydra" / "overrides.yaml")
+        words = _words(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException):
         words = []
-    row = {"overrides": " ".join(map(str, words)), "exit_code": 0}
+    row = {"overrides": " ".join(words), "exit_code": 0}
     try:
         return row | (rundir.read_error(job) if (job / rundir.ERROR).is_file() else read(job))
     except ConfigError as error:

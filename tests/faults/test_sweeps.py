@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from faults.harness import require_clean, run_here, run_process
 
+from kdcli import launch, rundir
+
 LOSS = '''
 import os, signal, sys
 import torch
@@ -142,3 +144,17 @@ def test_an_unexpected_exception_is_one_message(options: list[str], tmp_path: Pa
         del os.environ["KDCLI_DEBUG"]
     assert shown.code == 1
     assert "Traceback (most recent call last)" in shown.err
+
+
+def test_words_with_interpolations_are_shown_as_they_were_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table resolves `trainer.logging_steps=${trainer.batch_size}` in the list of words, where there is no such key, and ends in its error."""
+    job = tmp_path / "0"
+    (job / ".hydra").mkdir(parents=True)
+    (job / ".hydra" / "overrides.yaml").write_text("- trainer.logging_steps=${trainer.batch_size}\n")
+    (job / rundir.ERROR).write_text('{"exit_code": 2, "message": "no data", "overrides": "-"}')
+    assert launch._table("distill", tmp_path) == 2
+    (job / rundir.ERROR).unlink()
+    assert launch._table("distill", tmp_path) == 1
+    assert "trainer.logging_steps=${trainer.batch_size}" in capsys.readouterr().out
