@@ -627,7 +627,7 @@ def _known(command: str, overrides: list[str]) -> list[str]:
             tree = OmegaConf.to_container(
                 hydra.compose(command, chosen, return_hydra_config=True), resolve=False
             )
-    except (HydraException, OmegaConfBaseException):
+    except Exception:  # these choices are at fault as well, of which other messages tell
         tree = defaults(COMMANDS.get(command, Distill))
     return [*(key for key, _ in _leaves(tree)), *groups]  # type: ignore[arg-type]
 

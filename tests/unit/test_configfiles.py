@@ -186,7 +186,8 @@ def test_sweeps_that_cannot_be_run(
 @pytest.mark.parametrize(
     "word",
     ["teacher=5", "dataset=true", "~trainer=1", "dataset=[{}]", "hydra.job.name=x", "hydra=5", f"seed={'9' * 5000}", "hydra.launcher._target_=os.getcwd",
-     f"hydra.run.dir={'a' * 300}", f"dataset.labels=[{'a,' * 3000}a]", "trainer.epochs=1e18", "student.hidden_size=1000000000000"],
+     f"hydra.run.dir={'a' * 300}", f"dataset.labels=[{'a,' * 3000}a]", "trainer.epochs=1e18", "student.hidden_size=1000000000000",
+     "~teacher.vocab_size=a,b loss=null"],
     ids=lambda word: word[:30],
 )  # fmt: skip
 def test_words_that_are_wrong(
@@ -194,6 +195,6 @@ def test_words_that_are_wrong(
 ) -> None:
     """Exceptions of Hydra and Python that reach the user as tracebacks."""
     monkeypatch.chdir(tmp_path)
-    assert launch("distill", [word]) == 2
+    assert launch("distill", word.split()) == 2
     assert word.lstrip("~").partition("=")[0] in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
