@@ -28,11 +28,11 @@ EXPECTED: dict[str, str] = {}
 QUICK = [
     "measure.latency_runs=2",
     "measure.throughput_seconds=0.02",
-    "measure.generations=4",
-    "measure.new_tokens=6",
     "measure.load_seconds=0.02",
     "measure.max_texts=4",
 ]
+WRITES = ["measure.generations=4", "measure.new_tokens=6"]
+"""For language models alone."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def materials(folder: Path) -> dict[str, Case]:
     reviews = write_csv(folder / "reviews.csv", sentences(400))
     classifier = [
         "teacher=local", f"teacher.path={body}", "teacher.trainer.precision=fp32", "teacher.trainer.learning_rate=3e-3",
-        "student.hidden_size=16", "student.num_hidden_layers=1", "student.intermediate_size=32", "dataset=csv",
+        "teacher.trainer.epochs=6", "student.hidden_size=16", "student.num_hidden_layers=1", "student.intermediate_size=32", "dataset=csv",
         f"dataset.path={reviews}", "dataset.validation_size=48", "dataset.test_size=64", "dataset.max_length=32",
         "trainer.precision=fp32", "trainer.batch_size=16", "trainer.epochs=1", "trainer.logging_steps=5", "smoke=true",
     ]  # fmt: skip
@@ -124,7 +124,7 @@ def materials(folder: Path) -> dict[str, Case]:
 
     speaks = lessons(speaker(folder / "speaker"))
     alone = ["trainer.max_steps=12", "smoke=true"]
-    forms = {form: [*speaks, *talk(folder, form), *alone] for form in ("pairs", "messages", "text")}
+    forms = {form: [*speaks, *talk(folder, form), *alone, *WRITES] for form in ("pairs", "messages", "text")}
     writes = [*forms["pairs"], "rollout.max_new_tokens=8"]
     assert speller() is not None
 
@@ -157,7 +157,6 @@ def materials(folder: Path) -> dict[str, Case]:
         "stages.assistant.student.num_hidden_layers=2", "stages.assistant.student.intermediate_size=48",
         "+stages.answers.teacher=assistant",
     ]  # fmt: skip
-    births = "kdcli.students"
     return {
         "classifier, stored teacher": Case(classifier, []),
         "classifier, online teacher": Case([*classifier, "teacher.cache=false", "student.dropout=0.1"]),
@@ -172,7 +171,7 @@ def materials(folder: Path) -> dict[str, Case]:
         "tagger": Case(tagger, ["hardware.tolerance.agreement=0.5"]),
         "packed text": Case(forms["text"]),
         "chat with a top-k store": Case(
-            [*forms["messages"], "teacher.top_k=16"], ["hardware.tolerance.agreement=0.5"]
+            [*forms["messages"], "teacher.top_k=16"], [*WRITES, "hardware.tolerance.agreement=0.5"]
         ),
         "jsd": Case([*forms["pairs"], "loss=jsd"]),
         "rollouts of the student": Case([*writes, "rollout=student"]),
@@ -187,8 +186,9 @@ def materials(folder: Path) -> dict[str, Case]:
             [
                 *unshaped,
                 "student=births",
-                f"+student.births=[{{_target_: {births}.layers.Layers, num_hidden_layers: 2}}, "
-                f"{{_target_: {births}.pruned.Pruned, intermediate_size: 16}}, {{_target_: {births}.vocabulary.Vocabulary}}]",
+                "student.births=[layers,width,vocabulary]",
+                "student.steps.layers.num_hidden_layers=2",
+                "student.steps.width.intermediate_size=32",
             ]
         ),
         "inner states": Case([*unshaped, "student=layers", "student.num_hidden_layers=2", "loss=inside"]),
