@@ -47,7 +47,7 @@ format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-same: setup ## Compare the results of HEAD with those of BASE=COMMIT, bit by bit, on eighteen small runs (15 minutes)
+same: setup ## Compare the results of HEAD with those of BASE=COMMIT, bit by bit, on eighteen small runs (6 minutes)
 	$(BIN)/python benchmarks/same.py $(BASE)
 
 bench: setup ## Print the figures of benchmarks/README.md (an hour and a half; leave the machine alone)
