@@ -138,15 +138,20 @@ def cases(killed: Killed, batch: Batch) -> Iterator[tuple[str, dict[Path, Damage
         yield why, {path: DAMAGES[damage] for path, damage in damages.items()}
 
 
+def judge_all(killed: Killed, batch: Batch, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Continue the run with each case's torn files, and judge the outcome."""
+    for number, (why, torn) in enumerate(cases(killed, batch)):
+        place = folder / str(number)
+        killed.judge(killed.continued(place, torn, monkeypatch), place, why)
+        shutil.rmtree(place)
+
+
 @pytest.mark.parametrize("batch", batches(75, 1, 25))
 def test_a_torn_file_of_a_classifiers_run(
     classifier: Killed, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that a crash cut short is trained on, ends in a traceback, or can only be mended by starting anew."""
-    for number, (why, torn) in enumerate(cases(classifier, batch)):
-        place = tmp_path / str(number)
-        classifier.judge(classifier.continued(place, torn, monkeypatch), place, why)
-        shutil.rmtree(place)
+    judge_all(classifier, batch, tmp_path, monkeypatch)
 
 
 @pytest.mark.faults
@@ -155,10 +160,7 @@ def test_a_torn_file_of_a_writers_run(
     writer: Killed, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half an answer of the teacher, or half of its stored predictions, is learnt."""
-    for number, (why, torn) in enumerate(cases(writer, batch)):
-        place = tmp_path / str(number)
-        writer.judge(writer.continued(place, torn, monkeypatch), place, why)
-        shutil.rmtree(place)
+    judge_all(writer, batch, tmp_path, monkeypatch)
 
 
 def newest(killed: Killed) -> list[Path]:
