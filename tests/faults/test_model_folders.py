@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from faults.harness import Batch, batches, require_clean, run_here, run_process
+from faults.harness import SEEDS, Batch, batches, require_clean, run_here, run_process
 from safetensors.torch import load_file, save_file
 from tiny import bert, decoder, pairs, sentences, speller, talk, write_csv, write_pairs
 
@@ -223,9 +223,10 @@ def test_a_spoiled_model_is_refused_in_one_message(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("seed", [11, 12])
+@pytest.mark.parametrize("first", [1000, 1017])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_spoiled_model_in_a_process_of_its_own(
-    seed: int, models: dict[str, Path], commands: dict[str, list[str]], tmp_path: Path
+    seed: int, first: int, models: dict[str, Path], commands: dict[str, list[str]], tmp_path: Path
 ) -> None:
     """What ends a process, such as a signal or a message on another thread, is not seen within one."""
-    spoiled(Batch(seed, 0, 10), models, commands, run_process, tmp_path)
+    spoiled(Batch(seed, first, 17), models, commands, run_process, tmp_path)
