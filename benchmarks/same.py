@@ -57,8 +57,8 @@ def materials(folder: Path) -> dict[str, Case]:
         BAD,
         FILLER,
         GOOD,
+        all_teacher_data,
         bert,
-        lessons,
         pairs,
         sentences,
         speaker,
@@ -122,7 +122,7 @@ def materials(folder: Path) -> dict[str, Case]:
         f"dataset.path={tags}", "dataset.words=tokens", "dataset.tags=ner",
     ]  # fmt: skip
 
-    speaks = lessons(speaker(folder / "speaker"))
+    speaks = all_teacher_data(speaker(folder / "speaker"))
     alone = ["trainer.max_steps=12", "smoke=true"]
     forms = {form: [*speaks, *talk(folder, form), *alone, *WRITES] for form in ("pairs", "messages", "text")}
     writes = [*forms["pairs"], "rollout.max_new_tokens=8"]

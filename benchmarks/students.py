@@ -216,18 +216,19 @@ def trimmed() -> None:
 
 def trimmed_after(run: Path) -> tuple[float, float]:
     """The test accuracy of a run's student, and of the same weights over the tokens that tiny-trimmed has."""
-    from kdcli.config import Distill, check
-    from kdcli.data import load
-    from kdcli.evaluate import opened
-    from kdcli.models import Source
+    from kdcli.config.check import check
+    from kdcli.config.schema import Distill
+    from kdcli.data.dataset import load
+    from kdcli.evaluation.predict import open_checkpoint
+    from kdcli.models.checkpoint import Checkpoint
     from kdcli.rundir import saved_config
-    from kdcli.students.vocabulary import Vocabulary
+    from kdcli.students.pruning.vocabulary import Vocabulary
     from kdcli.tasks import task_of
 
     dataset = check(Distill, saved_config(run)).dataset
     data = load(dataset)
     task = task_of(dataset, data.labels)
-    whole = opened(Source(run / "student", "student"), task, dataset.max_length)
+    whole = open_checkpoint(Checkpoint(run / "student", "student"), task, dataset.max_length)
     scores = []
     for model, tokenizer in (whole, Vocabulary(min_count=2).cut(*whole, task, data["train"])):
         said = task.predict(model.eval(), tokenizer, task.encode(tokenizer, data["test"], dataset.max_length))

@@ -26,8 +26,8 @@ LABELLED, SOURCES = 10000, 20000
 TEACHER = [
     "teacher=transformer",
     "teacher.vocab_size=4000",
-    "teacher.born.encoder_layers=5",
-    "teacher.born.decoder_layers=2",
+    "teacher.from_scratch.encoder_layers=5",
+    "teacher.from_scratch.decoder_layers=2",
     "teacher.trainer.epochs=18",
     "teacher.trainer.batch_size=64",
     "teacher.trainer.eval_steps=468",
@@ -128,8 +128,8 @@ def writing(run: Path) -> None:
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from kdcli.models import fast_bf16
-    from kdcli.rollouts import translate
+    from kdcli.generation import translate
+    from kdcli.models.checkpoint import fast_bf16
 
     path = json.loads((run / "report.json").read_text())["models"]["teacher"]["path"]
     tokenizer = AutoTokenizer.from_pretrained(path)

@@ -1,5 +1,7 @@
 """`python -m kdcli` is the same as `kdcli`."""
 
+from __future__ import annotations
+
 if __name__ == "__main__":
     import os
     import sys

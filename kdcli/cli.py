@@ -18,7 +18,6 @@ app = typer.Typer(
     context_settings=CONTEXT,
     pretty_exceptions_enable=False,
 )
-
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -42,8 +41,6 @@ Info = Annotated[
 Rerun = Annotated[
     Path | None, typer.Option(metavar="RUN", help="Repeat a run, with the config that it recorded.")
 ]
-
-
 TrustRun = Annotated[
     bool,
     typer.Option(
@@ -79,7 +76,7 @@ def distill(
 
     kdcli distill teacher=bert-base student=tiny dataset=csv dataset.path=reviews.csv
     """
-    from kdcli.launch import launch
+    from kdcli.launch.run import launch
 
     raise typer.Exit(
         launch("distill", overrides or [], multirun, config_dir, cfg, resolve, info, rerun, trust_run)
@@ -100,7 +97,7 @@ def evaluate(
 
     kdcli eval run=runs/distill/2026-… split=validation
     """
-    from kdcli.launch import launch
+    from kdcli.launch.run import launch
 
     raise typer.Exit(
         launch("eval", overrides or [], multirun, config_dir, cfg, resolve, info, trust_run=trust_run)
@@ -122,7 +119,7 @@ def export(
     kdcli export run=runs/distill/2026-… hardware=cpu
     kdcli export run=runs/distill/2026-… hardware=cpu,intel -m
     """
-    from kdcli.launch import launch
+    from kdcli.launch.run import launch
 
     raise typer.Exit(
         launch("export", overrides or [], multirun, config_dir, cfg, resolve, info, trust_run=trust_run)
@@ -135,7 +132,7 @@ def list_(
     config_dir: ConfigDir = None,
 ) -> None:
     """What there is to choose from, a line each, your own folder included."""
-    from kdcli.launch import list_groups
+    from kdcli.launch.choices import list_groups
 
     raise typer.Exit(list_groups(group, config_dir))
 

@@ -34,7 +34,6 @@ from kdcli.errors import bounded, printable
 
 out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
-
 _NOISY = (
     "absl",
     "datasets",
@@ -176,13 +175,13 @@ def duration(seconds: float) -> str:
 State = Literal["waiting", "running", "done", "skipped", "failed", "interrupted"]
 
 
-class Stage:
+class ProgressStage:
     """One line of a run's progress; made by ``Stages.stage``, which starts and ends it.
 
     It may come in several parts (a data set's splits, say): ``seconds`` are those of the last part.
     """
 
-    def __init__(self, name: str, notify: Callable[[Stage], None]) -> None:
+    def __init__(self, name: str, notify: Callable[[ProgressStage], None]) -> None:
         self.name = name
         self.state: State = "waiting"
         self.earlier = 0.0  # seconds of the parts before this one
@@ -244,24 +243,24 @@ class Stage:
         return ", ".join(filter(None, ["" if self.state == "done" else steps, self.extra, *terms]))
 
 
-class Stages:
+class ProgressStages:
     """The progress of a run that goes through named stages, on stderr.
 
     In a terminal: one line a stage, the current one with bar, time to go and live loss terms. Elsewhere: one
     line when a stage begins, one when it ends, and between them one each 10 s or 10 % (rarer when it takes
-    hours). ``quiet`` (processes of rank > 0) shows nothing; ``Stage.seconds`` still counts. An exception,
+    hours). ``quiet`` (processes of rank > 0) shows nothing; ``ProgressStage.seconds`` still counts. An exception,
     Ctrl-C included, is shown on its stage's line, hands the terminal back with its cursor, and goes on up.
     """
 
     def __init__(self, names: Sequence[str], *, quiet: bool = False) -> None:
-        self._stages = {name: Stage(name, self._updated) for name in names}
+        self._stages = {name: ProgressStage(name, self._updated) for name in names}
         self._width = max(map(len, names), default=0)
         self._live: Live | None = None
         self._quiet = quiet
         self._reported = (0.0, 0.0)  # plain lines: when the last one was printed, and at which fraction
         self._spinner = Spinner("dots", style="cyan")
 
-    def __enter__(self) -> Stages:
+    def __enter__(self) -> ProgressStages:
         if not self._quiet and _interactive(err):
             self._live = Live(self, console=err, refresh_per_second=8, redirect_stdout=_interactive(out))
             self._live.start()
@@ -275,7 +274,7 @@ class Stages:
             self._live = None
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
+    def stage(self, name: str, total: int | None = None) -> Iterator[ProgressStage]:
         """Run one stage, of ``total`` steps if that is known. Raises KeyError for a name not announced."""
         stage = self._stages[name]
         stage.begin(total)
@@ -299,7 +298,7 @@ class Stages:
         stage.state, stage.extra = "skipped", reason
         self._line(stage, reason)
 
-    def _updated(self, stage: Stage) -> None:
+    def _updated(self, stage: ProgressStage) -> None:
         now, fraction = monotonic(), stage.fraction or 0.0
         since, advanced = now - self._reported[0], fraction - self._reported[1]
         if since >= min(max(10.0, stage.seconds / 10), 120.0) or (advanced >= 0.1 and since >= 1.0):
@@ -307,7 +306,7 @@ class Stages:
             share, eta = stage.timing()
             self._line(stage, ", ".join(filter(None, [share, stage.figures(), eta])))
 
-    def _line(self, stage: Stage, message: str) -> None:
+    def _line(self, stage: ProgressStage, message: str) -> None:
         if self._live is None and not self._quiet:
             place = list(self._stages).index(stage.name) + 1
             _print(err, f"[{place}/{len(self._stages)}] {stage.name}: {message}")
@@ -315,7 +314,7 @@ class Stages:
     def __rich__(self) -> RenderableType:
         return Group(*(line for stage in self._stages.values() for line in self._view(stage)))
 
-    def _view(self, stage: Stage) -> Iterator[RenderableType]:
+    def _view(self, stage: ProgressStage) -> Iterator[RenderableType]:
         """The lines of one stage; none is longer than a terminal of 80 columns, or is cut to it."""
         tick, cross, dot = "✓✗·" if err.encoding.lower().startswith("utf") else "+x."
         name, took = stage.name.ljust(self._width), duration(stage.earlier + stage.seconds)

@@ -15,6 +15,7 @@ expected, what came, and what to do.
 
 from __future__ import annotations
 
+import difflib
 import re
 import reprlib
 from collections.abc import Iterable
@@ -32,8 +33,6 @@ MESSAGE = 5500
 WINDOW = 20_000
 """Characters at the beginning and at the end of a long text that are looked at: less than half of these is shown."""
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
 SECRET = re.compile(
     r"""(?<![A-Za-z0-9_-])(?:
         sk-(?:ant|proj|svcacct|or|live|test)[A-Za-z0-9_-]{12,} | sk-[A-Za-z0-9]{16,}          # OpenAI, Anthropic and others like them
@@ -203,3 +202,15 @@ class StorageError(KDError):
 
 class EndpointError(KDError):
     """A teacher that one can only ask gives no more answers for now, or its budget is used up; what was answered is kept."""
+
+
+LONGEST_NAME = 100
+"""Characters of a name that somebody may have typed wrongly."""
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` when something known is close, else an empty string; names too long to be typed are not compared."""
+    if len(word) > LONGEST_NAME:
+        return ""
+    close = difflib.get_close_matches(word, [name for name in known if len(name) <= LONGEST_NAME], n=1)
+    return f"; did you mean {close[0]}?" if close else ""

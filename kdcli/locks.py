@@ -11,7 +11,6 @@ import filelock
 from filelock import SoftFileLease, Timeout
 
 logger = logging.getLogger(__name__)
-
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """What flock fails with on a file system without locks, such as NFS without its lock service."""
 LEASE = 60.0

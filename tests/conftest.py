@@ -156,7 +156,7 @@ def kdcli(tmp_path: Path) -> Kdcli:
 @pytest.fixture
 def distil(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Runs `kdcli distill` in this process (quicker than the entry point) and returns the run directory."""
-    from kdcli.launch import launch
+    from kdcli.launch.run import launch
 
     monkeypatch.chdir(tmp_path)
 

@@ -18,7 +18,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from kdcli.endpoint import Endpoint
+from kdcli.teachers.remote.client import Endpoint
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def ask_all(url: str, ledger: Path, prompts: list[str], into: Path, key: str = "
 
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["openai.resources.chat.completions", "kdcli.endpoint"])
+_CONTEXT.set_forkserver_preload(["openai.resources.chat.completions", "kdcli.teachers.remote.client"])
 
 
 def apart(target: Callable[..., None], *arguments: Any, **options: Any) -> ForkServerProcess:

@@ -203,7 +203,7 @@ def talk(folder: Path, form: str, count: int = 120) -> list[str]:
     return ["dataset=jsonl", f"dataset.path={path}", "dataset.messages=messages"]
 
 
-def lessons(teacher: Path) -> list[str]:
+def all_teacher_data(teacher: Path) -> list[str]:
     """Overrides of a language model's run of a second: the teacher, a student of one of its layers, fp32."""
     return [
         "teacher=local",
@@ -312,7 +312,7 @@ def translator(folder: Path, longest: int = 4) -> Path:
     import torch
 
     from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
-    from kdcli.tasks.seq2seq import Seq2Seq
+    from kdcli.tasks.seq2seq.task import Seq2Seq
 
     rows = datasets.Dataset.from_list(
         [
@@ -367,8 +367,9 @@ def run_snippet(file: Path, *words: str) -> list[str]:
 
 def texts_of(run: Path, split: str = "test") -> list[str]:
     """The texts of a finished run's split, in the order of its predictions."""
-    from kdcli.config import Distill, check
-    from kdcli.data import load
+    from kdcli.config.check import check
+    from kdcli.config.schema import Distill
+    from kdcli.data.dataset import load
     from kdcli.rundir import saved_config
 
     return list(load(check(Distill, saved_config(run)).dataset)[split]["text"])

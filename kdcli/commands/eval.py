@@ -12,32 +12,42 @@ from typing import Any
 from datasets import concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from kdcli import console, report
-from kdcli.checkpoint import require_folder
-from kdcli.commands.artifacts import ask, bytes_of, folder_of, require_whole
-from kdcli.config import Checkpoint
-from kdcli.config import Eval as Config
-from kdcli.data import SPLITS, Data, load, with_gold, without
+from kdcli import console
+from kdcli.config.schema import Eval as Config
+from kdcli.config.types import CheckpointConfig
+from kdcli.data.dataset import Data, load, with_gold, without
+from kdcli.data.splits import SPLITS
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, ModelError
-from kdcli.evaluate import (
-    by_number,
+from kdcli.evaluation.compare import score, verdict
+from kdcli.evaluation.predict import (
     examine,
-    in_tokens_of,
-    opened,
+    in_student_tokens,
+    open_checkpoint,
+    outputs_by_row,
     prepared,
     require_device,
     require_trained,
     same_tokens,
     save_predictions,
-    score,
-    verdict,
 )
+from kdcli.exporting.artifacts import ask, bytes_of, folder_of, require_whole
 from kdcli.files import named_path, require_inside, require_name, user_path, write_json
-from kdcli.measure import Process, measured, runtime_of, specified
-from kdcli.models import Source, fewer_tokens, find, has_head, load_config, load_tokenizer
+from kdcli.measure.process import Process, measured
+from kdcli.measure.spec import runtime_of, specified
+from kdcli.model_files import require_folder
+from kdcli.models.checkpoint import (
+    Checkpoint,
+    find,
+    has_head,
+    load_config,
+    load_tokenizer,
+    shared_token_count,
+)
+from kdcli.report.tables import eval_table
+from kdcli.report.verdict import verdict_text
 from kdcli.rundir import EXPORT, REPORT, read_export, read_report, unanswered
-from kdcli.signal import AnySignal
+from kdcli.signals import AnySignal
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Predictions, Task
 from kdcli.teachers.base import Teacher
@@ -52,7 +62,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
     artifact, sources = _subjects(cfg)
     code = cfg.trust_remote_code
     data = _data(
-        cfg, [Source(folder_of(artifact), artifact.name, code=code)] if artifact else [*sources.values()]
+        cfg, [Checkpoint(folder_of(artifact), artifact.name, code=code)] if artifact else [*sources.values()]
     )
     task = task_of(cfg.dataset, data.labels)
     left_out = unanswered(user_path(cfg.run)) if cfg.run else ()
@@ -66,19 +76,21 @@ def evaluate(cfg: Config, folder: Path) -> int:
     shared = True
     rows = prepared(task, rows, [load_tokenizer(source) for source in sources.values()], max_length)
     teacher: Process | None = None
-    with ExitStack() as stack, console.Stages(list(sources) or ["artifact"]) as stages:
+    with ExitStack() as stack, console.ProgressStages(list(sources) or ["artifact"]) as stages:
         for name, source in sources.items():
             with stages.stage(name):
                 _require_head(source, task)
-                model, tokenizer = opened(source, task, max_length)
+                model, tokenizer = open_checkpoint(source, task, max_length)
                 if name != "teacher" and "teacher" in sources and task.writes and shared:
-                    told = told or by_number(_teacher(sources["teacher"], tokenizer, task, max_length), rows)
+                    told = told or outputs_by_row(
+                        _teacher(sources["teacher"], tokenizer, task, max_length), rows
+                    )
                 if name == "teacher" and "student" in sources:
                     shared = same_tokens(task, source, sources["student"], rows, max_length)
                 models[name], said[name] = examine(source, model, tokenizer, task, rows, max_length, told)
                 del model  # before the next one is loaded
                 if not shared and name == "teacher":
-                    said[name] = in_tokens_of(task, said[name], sources["student"], rows, max_length)
+                    said[name] = in_student_tokens(task, said[name], sources["student"], rows, max_length)
                 models[name] |= score(task, said[name])
                 inputs = task.inputs(rows, tokenizer)
                 stays = stack if name == "teacher" else None
@@ -89,7 +101,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
         if artifact is not None:
             name, beside = artifact.name, None
             with stages.stage("artifact"):
-                tokenizer = load_tokenizer(Source(folder_of(artifact), name, code=code))
+                tokenizer = load_tokenizer(Checkpoint(folder_of(artifact), name, code=code))
                 rows = task.prepare(rows, tokenizer, max_length)
                 path = user_path(cfg.run or "") / "student"
                 if cfg.run and cfg.measure and path.is_dir():
@@ -116,17 +128,17 @@ def evaluate(cfg: Config, folder: Path) -> int:
     if {"teacher", "student"} <= models.keys():
         result["verdict"] = verdict(task, models, said, shared)
         smoke = read_report(user_path(cfg.run or ""))["smoke"]
-        result["verdict"]["text"] = report.verdict_text(result | {"smoke": smoke})
+        result["verdict"]["text"] = verdict_text(result | {"smoke": smoke})
     write_json(folder / "eval.json", result)
     if cfg.format == "json":
         console.say(json.dumps(result, indent=2, ensure_ascii=False))
     else:
-        report.eval_table(result)
+        eval_table(result)
         console.say(f"eval.json: {folder / 'eval.json'}")
     return 0
 
 
-def _data(cfg: Config, models: Sequence[Source]) -> Data:
+def _data(cfg: Config, models: Sequence[Checkpoint]) -> Data:
     """The data set: whole where all of it is asked for, and with the labels that the models know where it has only some of them."""
     whole = {"limit": None, "eval_limit": None, "labelled": None, "unlabelled": None}
     dataset = cfg.dataset.model_copy(update=whole if cfg.split == "all" else {})
@@ -143,7 +155,7 @@ def _named(cfg: Config) -> str:
     return given if given and cfg.dataset.format != "hub" else cfg.dataset.path
 
 
-def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
+def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Checkpoint]]:
     """The exported file or folder, or the checkpoints by name.
 
     Raises:
@@ -170,7 +182,7 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
         )
     if cfg.model:
         given = {"_target_": "model", "path": cfg.model, "trust_remote_code": cfg.trust_remote_code}
-        return None, {"model": find(Checkpoint.model_validate(given), "model")}
+        return None, {"model": find(CheckpointConfig.model_validate(given), "model")}
     if not cfg.run:
         raise ConfigError("what is to be scored? give run=RUN, model=CHECKPOINT or artifact=FILE")
     run = user_path(cfg.run)
@@ -188,7 +200,7 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Source]]:
         if path.is_dir():
             if elsewhere and not path.is_relative_to(run.absolute()):
                 logger.info("the teacher is read from %s, which %s names", path, run / REPORT)
-            sources[name] = Source(path.absolute(), name, code=cfg.trust_remote_code)
+            sources[name] = Checkpoint(path.absolute(), name, code=cfg.trust_remote_code)
             require_trained(sources[name], run)
         else:
             console.warn(f"the {name} of {run} is no longer in {path} and is left out")
@@ -220,7 +232,7 @@ def _require_exported(artifact: Path, run: Path | None) -> None:
         return
     told = read_export(beside.parent)
     student = told.get("student")
-    if run is not None and student and student != Source(run / "student", "student").weights_hash:
+    if run is not None and student and student != Checkpoint(run / "student", "student").weights_hash:
         raise ModelError(
             f"{artifact} was made from another student than {run / 'student'}; export that one anew, or leave run= away "
             "and name the data set (dataset=…)"
@@ -228,16 +240,16 @@ def _require_exported(artifact: Path, run: Path | None) -> None:
     require_whole(artifact, told)
 
 
-def _teacher(source: Source, student: PreTrainedTokenizerBase, task: Task, max_length: int) -> Teacher:
+def _teacher(source: Checkpoint, student: PreTrainedTokenizerBase, task: Task, max_length: int) -> Teacher:
     """A language model that says something of the student's tokens alone."""
     teacher = LocalTeacher(task.batch)
     teacher.open(source, task, max_length, "fp32")
-    if (fewer := fewer_tokens(teacher.tokenizer, student)) is not None:
-        teacher.narrow(fewer)
+    if (fewer := shared_token_count(teacher.tokenizer, student)) is not None:
+        teacher.truncate_vocabulary(fewer)
     return teacher
 
 
-def _require_head(source: Source, task: Task) -> None:
+def _require_head(source: Checkpoint, task: Task) -> None:
     if not has_head(source, task):
         raise ModelError(
             f"{source.name} has no head for this task: its answers would be random; tune it first"

@@ -10,27 +10,34 @@ from typing import Any
 
 import datasets
 import numpy as np
-import yaml
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from kdcli import console, report, snippets
-from kdcli.commands.artifacts import ask, bytes_of, folder_of, hashes_of, write
-from kdcli.config import Budget, Dataset, Hardware, Tolerance, build, check, conf_dir, locate, require_length
-from kdcli.config import Export as Config
-from kdcli.data import load, without
+from kdcli import console
+from kdcli.config.check import check
+from kdcli.config.components import build
+from kdcli.config.dataset import Dataset
+from kdcli.config.schema import Budget, Hardware, Tolerance, require_length
+from kdcli.config.schema import Export as Config
+from kdcli.data.dataset import load, without
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, ExportError, ModelError
-from kdcli.evaluate import agreement, examine, opened, require_trained, save_predictions, score
+from kdcli.evaluation.compare import agreement, score
+from kdcli.evaluation.predict import examine, open_checkpoint, require_trained, save_predictions
+from kdcli.exporting import snippets
+from kdcli.exporting.artifacts import ask, bytes_of, folder_of, hashes_of, write
+from kdcli.exporting.targets.base import Target, require_task
 from kdcli.files import abandonable, named_path, replaced, require_name, user_path, write_json, writing
-from kdcli.hardware.base import Target
-from kdcli.measure import UNKNOWN, measured, runtime_of
-from kdcli.models import Source
+from kdcli.measure.process import measured
+from kdcli.measure.spec import UNKNOWN, runtime_of
+from kdcli.models.checkpoint import Checkpoint
+from kdcli.report.cards import export_card
+from kdcli.report.tables import export_table
 from kdcli.rundir import EXPORT, REPORT, UNQUANTIZED, read_report, saved_config, unanswered
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Task
-from kdcli.tasks.classification import log_softmax
-from kdcli.tasks.seq2seq import Seq2Seq
+from kdcli.tasks.classification.task import log_softmax
+from kdcli.tasks.seq2seq.task import Seq2Seq
 
 ANSWERS = Path("predictions", "test.teacher.safetensors")
 """What a run keeps of its teacher's answers."""
@@ -65,8 +72,8 @@ def export(cfg: Config, hardware: str) -> int:
     left_out = unanswered(run)
     train, test = (without(data[split], left_out) for split in ("train", "test"))
     task = task_of(dataset, data.labels)
-    student = Source(run / "student", "student", code=cfg.trust_remote_code)
-    before = Source(run / UNQUANTIZED, "the student before its weights were rounded", code=student.code)
+    student = Checkpoint(run / "student", "student", code=cfg.trust_remote_code)
+    before = Checkpoint(run / UNQUANTIZED, "the student before its weights were rounded", code=student.code)
     for source in [student] if quantization is None else [student, before]:
         require_trained(source, run)
     length = dataset.max_length
@@ -84,9 +91,9 @@ def export(cfg: Config, hardware: str) -> int:
     with ExitStack() as stack:
         folder = stack.enter_context(replaced(out))
         stack.enter_context(writing(folder.parent))
-        stages = stack.enter_context(console.Stages(["torch", "export", "artifacts"]))
+        stages = stack.enter_context(console.ProgressStages(["torch", "export", "artifacts"]))
         with stages.stage("torch"):
-            model, tokenizer = opened(student, task, length)
+            model, tokenizer = open_checkpoint(student, task, length)
             test = task.prepare(test, tokenizer, length)
             torch_entry, torch_said = examine(student, model, tokenizer, task, test, length)
             torch_entry |= score(task, torch_said)
@@ -187,7 +194,7 @@ def export(cfg: Config, hardware: str) -> int:
             target.show(folder, name, data.labels, _shown(run, texts, test["label"], data.labels))
         _deliver(folder, files.values(), result, recorded, task, tokenizer, length)
         write_json(folder / EXPORT, result)
-    report.export_table(result)
+    export_table(result)
     console.say(f"files: {out}")
     if target.hint:
         console.say(target.hint.format(out=out))
@@ -221,7 +228,7 @@ def _deliver(
         if runtime and runtime not in runs:
             written = snippets.write(place, runtime, recorded["task"], constants | {"MODEL": name})
             runs[runtime] = [(file.relative_to(folder), file.read_text(encoding="utf-8")) for file in written]
-    card = report.export_card(result, recorded, [file for files in runs.values() for file in files])
+    card = export_card(result, recorded, [file for files in runs.values() for file in files])
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -235,7 +242,7 @@ def remind(quantization: str, files: Mapping[str, Path]) -> None:
 
 
 def _before(
-    source: Source,
+    source: Checkpoint,
     folder: Path,
     target: Target,
     names: set[str],
@@ -249,7 +256,7 @@ def _before(
     Returns:
         The scores of that student itself, by the name "", and of the files of these names.
     """
-    model, tokenizer = opened(source, task, length)
+    model, tokenizer = open_checkpoint(source, task, length)
     test = task.prepare(rows, tokenizer, length)
     _, ours = examine(source, model, tokenizer, task, test, length)
     found: dict[str, float] = {"": score(task, ours)["score"]}
@@ -297,31 +304,6 @@ def _beside(
             if name in before
         },
     }
-
-
-def require_task(target: Target, hardware: str, kind: str) -> None:
-    """Refuse a task whose students a device's target does not take.
-
-    Raises:
-        ConfigError: with the devices that do.
-    """
-    if kind in target.serves:
-        return
-    names = {
-        "classification": "classifiers",
-        "token_classification": "token classifiers",
-        "causal_lm": "language models",
-        "seq2seq": "translators",
-    }
-    others = [
-        f"hardware={path.stem}"
-        for path in sorted((conf_dir() / "hardware").glob("*.yaml"))
-        if kind in getattr(locate(yaml.safe_load(path.read_text(encoding="utf-8"))["_target_"]), "serves", ())
-    ]
-    raise ConfigError(
-        f"hardware={hardware} makes files of {' and '.join(names[task] for task in target.serves)}, and this run's task "
-        f"is {kind}; use {' or '.join(filter(None, [', '.join(others[:-1]), others[-1]]))}"
-    )
 
 
 def _tolerance(hardware: Hardware, *names: str) -> Tolerance:

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from kdcli.errors import ConfigError
-from kdcli.losses.inside import SMALL, InsideLoss, LayerMapping
-from kdcli.signal import Inside, Part
+from kdcli.losses.features import SMALL, FeatureLoss, LayerMapping
+from kdcli.signals import Features, Part
 
 
-class Attention(InsideLoss):
+class Attention(FeatureLoss):
     """How far the student's attention is from the teacher's, mean over heads and over the mapped layers.
 
     For each token that attends, over the n tokens j that it may attend to, with probabilities a:
@@ -27,7 +27,7 @@ class Attention(InsideLoss):
         distance: mse, or kl (of probabilities).
     """
 
-    inside: ClassVar[frozenset[Part]] = frozenset({"attentions"})
+    features: ClassVar[frozenset[Part]] = frozenset({"attentions"})
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Attention(InsideLoss):
             )
         self.of, self.distance = of, distance
 
-    def between(self, student: Inside, teacher: Inside, pair: int) -> Tensor:
+    def between(self, student: Features, teacher: Features, pair: int) -> Tensor:
         """(B, A, L, L), (B, A', L, L) -> (B, L)."""
         ours, theirs = self.pairs[pair]
         q, p = student.attentions[ours - 1].float(), teacher.attentions[theirs - 1].float()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 from transformers import PreTrainedConfig
 
-from kdcli.config import Fraction, Temperature
-from kdcli.signal import FLOOR, Part, Signal, TopKSignal
+from kdcli.config.types import Fraction, Temperature
+from kdcli.signals import FLOOR, Part, Signal, TopKSignal
 
 Skew = Annotated[Fraction, Field(lt=1)]
 """The share of a distribution in its mixture with the other: 0 <= skew < 1."""
@@ -24,7 +24,7 @@ EXACT = 1e-3
 class Loss(nn.Module, ABC):
     """One value per counted position; it never reduces.
 
-    `kdcli.distiller` divides each term by its own count over the whole accumulated batch and all processes.
+    `kdcli.training.distiller` divides each term by its own count over the whole accumulated batch and all processes.
     A subclass is one public class in one file, chosen by `_target_`; its constructor's arguments are config.
     """
 
@@ -34,7 +34,7 @@ class Loss(nn.Module, ABC):
     """Whether loss(x, x) = 0; the pre-flight holds a loss to it. False for, say, a cross-entropy with soft labels."""
     by_class: ClassVar[bool] = True
     """Whether it compares what student and teacher say of the same class: then they must share a vocabulary."""
-    inside: ClassVar[frozenset[Part]] = frozenset()
+    features: ClassVar[frozenset[Part]] = frozenset()
     """What it reads of both models' inside, if it does: the teacher is then asked in every step."""
     over: Literal["targets", "gold", "tokens", "rows"] = "targets"
     """What it has a value of: all counted positions, and it counts them all, or (gold) those that have a gold label; if it

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kdcli.losses.base import Loss, Skew
-from kdcli.signal import Signal, TopKSignal
+from kdcli.signals import Signal, TopKSignal
 
 
 class HardLabel(Loss):

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedConfig
 
-from kdcli.losses.inside import InsideLoss, LayerMapping
-from kdcli.signal import Inside, Part
+from kdcli.losses.features import FeatureLoss, LayerMapping
+from kdcli.signals import Features, Part
 
 
-class HiddenStates(InsideLoss):
+class HiddenStates(FeatureLoss):
     """How far the student's hidden states are from the teacher's, mean over the mapped layers.
 
     mse: (1 / H) |W h_s + b - h_t|² (Jiao et al. 2020, equation 8, https://arxiv.org/abs/1909.10351), range [0, ∞);
@@ -26,7 +26,7 @@ class HiddenStates(InsideLoss):
         tokens: all, or the first of each row (Sun et al. 2019 take BERT's [CLS] alone).
     """
 
-    inside: ClassVar[frozenset[Part]] = frozenset({"hidden_states"})
+    features: ClassVar[frozenset[Part]] = frozenset({"hidden_states"})
     embeddings = True
 
     def __init__(
@@ -47,7 +47,7 @@ class HiddenStates(InsideLoss):
             nn.Identity() if ours == theirs else nn.Linear(ours, theirs) for _ in self.pairs
         )
 
-    def between(self, student: Inside, teacher: Inside, pair: int) -> Tensor:
+    def between(self, student: Features, teacher: Features, pair: int) -> Tensor:
         """(B, L, H), (B, L, H') -> (B, L)."""
         ours, theirs = self.pairs[pair]
         mine = self.projections[pair](student.hidden_states[ours].float())

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcli.config import Fraction, Temperature
+from kdcli.config.types import Fraction, Temperature
 from kdcli.losses.base import Divergence
 
 Open = Annotated[Fraction, Field(gt=0, lt=1)]

@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from kdcli.config import Width
+from kdcli.config.types import Width
 from kdcli.errors import ConfigError
-from kdcli.losses.inside import InsideLoss, LayerMapping
-from kdcli.signal import Inside, Part
+from kdcli.losses.features import FeatureLoss, LayerMapping
+from kdcli.signals import Features, Part
 
 
-class Relations(InsideLoss):
+class Relations(FeatureLoss):
     """How far the relations between the student's tokens are from those between the teacher's, summed over what is related.
 
     Queries (or keys, or values) of all heads are put together and cut anew into R heads of d columns; a token's relation to the
@@ -30,7 +30,7 @@ class Relations(InsideLoss):
         layer_mapping: which layer learns from which: MiniLM's last from the last.
     """
 
-    inside: ClassVar[frozenset[Part]] = frozenset({"relations"})
+    features: ClassVar[frozenset[Part]] = frozenset({"relations"})
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Relations(InsideLoss):
                 "divides all widths, or another such number"
             )
 
-    def between(self, student: Inside, teacher: Inside, pair: int) -> Tensor:
+    def between(self, student: Features, teacher: Features, pair: int) -> Tensor:
         """(B, L, H), (B, L, H') -> (B, L)."""
         ours, theirs = self.pairs[pair]
         parts = []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcli.config import Temperature, VocabularySize
+from kdcli.config.types import Temperature, VocabularySize
 from kdcli.losses.base import Loss
-from kdcli.signal import Signal, TopKSignal
+from kdcli.signals import Signal, TopKSignal
 
 
 class ULD(Loss):

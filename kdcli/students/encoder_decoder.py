@@ -16,10 +16,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from kdcli.config import Depth, Fraction, Width
+from kdcli.config.types import Depth, Fraction, Width
 from kdcli.errors import ConfigError
-from kdcli.models import Source, load_config, load_tokenizer
-from kdcli.students.base import Birth
+from kdcli.models.checkpoint import Checkpoint, load_config, load_tokenizer
+from kdcli.students.base import StudentInitializer
 from kdcli.students.pretrained import from_checkpoint
 from kdcli.tasks.base import Task
 
@@ -27,7 +27,7 @@ POSITIONS = 512
 """Tokens that a new model can read, if nobody says."""
 
 
-class EncoderDecoder(Birth):
+class EncoderDecoder(StudentInitializer):
     """A new model of Marian's architecture (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762), with one matrix for what it reads
     and what it writes, over the teacher's vocabulary; with `student.path`, that checkpoint in its own shape.
 
@@ -66,12 +66,12 @@ class EncoderDecoder(Birth):
             "dropout": dropout,
         }
 
-    def kind(self) -> type[PreTrainedConfig] | None:
+    def architecture(self) -> type[PreTrainedConfig] | None:
         """Marian's, or the checkpoint's."""
-        return super().kind() or MarianConfig
+        return super().architecture() or MarianConfig
 
-    def born(
-        self, task: Task, teacher: Source, rows: datasets.Dataset
+    def initialize(
+        self, task: Task, teacher: Checkpoint, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A model over the teacher's tokenizer."""
         if self.source is not None:

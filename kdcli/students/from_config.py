@@ -15,10 +15,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from kdcli.config import Depth, Fraction, Width, suggest
-from kdcli.errors import ConfigError
-from kdcli.models import Source, first_position, load_config, load_model, load_tokenizer
-from kdcli.students.base import Birth
+from kdcli.config.types import Depth, Fraction, Width
+from kdcli.errors import ConfigError, suggest
+from kdcli.models.checkpoint import Checkpoint, first_position, load_config, load_model, load_tokenizer
+from kdcli.students.base import StudentInitializer
 from kdcli.students.pretrained import from_checkpoint
 from kdcli.tasks.base import Encoded, Task
 
@@ -30,7 +30,7 @@ MOST_TOKENS = 512
 """Tokens of a row that are counted."""
 
 
-class FromConfig(Birth):
+class FromConfig(StudentInitializer):
     """A new model of the given shape, over the teacher's vocabulary; with `student.path`, that checkpoint in its own shape.
 
     Args:
@@ -88,12 +88,12 @@ class FromConfig(Birth):
             )
         self.shape |= {key: dropout for key in DROPOUT if hasattr(known, key)}
 
-    def kind(self) -> type[PreTrainedConfig] | None:
+    def architecture(self) -> type[PreTrainedConfig] | None:
         """That of `model_type`, or the checkpoint's."""
-        return super().kind() or CONFIG_MAPPING[self.model_type]
+        return super().architecture() or CONFIG_MAPPING[self.model_type]
 
-    def born(
-        self, task: Task, teacher: Source, rows: datasets.Dataset
+    def initialize(
+        self, task: Task, teacher: Checkpoint, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A model over the teacher's tokenizer."""
         if self.source is not None:

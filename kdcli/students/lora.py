@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from kdcli.config import Fraction, Weight, Width
+from kdcli.config.types import Fraction, Weight, Width
 from kdcli.errors import ConfigError
 from kdcli.students.pretrained import Pretrained
 
@@ -24,7 +24,7 @@ class Lora(Pretrained):
         target_modules: the names (or their ends) of the layers that get one; null: all linear layers but the head.
     """
 
-    adapts = True
+    trains_adapters = True
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Lora(Pretrained):
         self.options: dict[str, Any] = {"r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
         self.options["target_modules"] = target_modules or "all-linear"
 
-    def dress(self, model: PreTrainedModel) -> None:
+    def prepare_for_training(self, model: PreTrainedModel) -> None:
         """Put the adapters in; all other weights but a new head's stay as they are."""
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -52,7 +52,7 @@ class Lora(Pretrained):
         for weight in head:
             weight.requires_grad_(True)
 
-    def undress(self, model: PreTrainedModel) -> None:
+    def merge_and_unload(self, model: PreTrainedModel) -> None:
         """Add the adapters to the weights that they stand beside."""
         from peft.tuners.lora import LoraLayer
 

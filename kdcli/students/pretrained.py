@@ -6,16 +6,23 @@ import datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.errors import ModelError, TeacherError
-from kdcli.models import Source, has_head, label_order, load_model, load_tokenizer, with_new_head
-from kdcli.students.base import Birth
+from kdcli.models.checkpoint import (
+    Checkpoint,
+    has_head,
+    label_order,
+    load_model,
+    load_tokenizer,
+    with_new_head,
+)
+from kdcli.students.base import StudentInitializer
 from kdcli.tasks.base import Task
 
 
-class Pretrained(Birth):
+class Pretrained(StudentInitializer):
     """The checkpoint of `student.path`: its own tokenizer, and a new head where its own does not fit the task."""
 
-    def born(
-        self, task: Task, teacher: Source, rows: datasets.Dataset
+    def initialize(
+        self, task: Task, teacher: Checkpoint, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The checkpoint itself if its labels are the task's in their order; else its body with a new head."""
         if self.source is None:
@@ -23,7 +30,7 @@ class Pretrained(Birth):
         return from_checkpoint(self.source, task)
 
 
-def from_checkpoint(source: Source, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def from_checkpoint(source: Checkpoint, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A checkpoint as a student: as it is if its labels are the task's in their order; else its body with a new head."""
     model = None
     if has_head(source, task):

@@ -7,8 +7,8 @@ import pkgutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kdcli.config import Dataset, suggest
-from kdcli.errors import ConfigError
+from kdcli.config.dataset import Dataset
+from kdcli.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
     from kdcli.tasks.base import Task
@@ -22,12 +22,14 @@ def task_of(cfg: Dataset, labels: Sequence[str]) -> Task:
     """
     from kdcli.tasks.base import Task
 
-    known = sorted({module.name for module in pkgutil.iter_modules(__path__)} - {"base", "language_model"})
+    known = sorted(
+        {module.name for module in pkgutil.iter_modules(__path__)} - {"base", "language_model", "rows"}
+    )
     if cfg.kind not in known:
         raise ConfigError(
             f"dataset.task = {cfg.kind}: there is no such task{suggest(cfg.kind, known)} (known: {', '.join(known)})"
         )
-    module = importlib.import_module(f"kdcli.tasks.{cfg.kind}")
+    module = importlib.import_module(f"kdcli.tasks.{cfg.kind}.task")
     own = [
         value
         for value in vars(module).values()

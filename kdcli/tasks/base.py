@@ -16,18 +16,16 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.checkpoint import require_layers
-from kdcli.config import Dataset as DatasetConfig
-from kdcli.inside import watched
-from kdcli.rollouts import Reply
-from kdcli.signal import AnySignal, HiddenSignal, Part, Signal, TopKSignal, chunks
+from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.features import capture_features
+from kdcli.generation import Reply
+from kdcli.model_files import require_layers
+from kdcli.signals import AnySignal, HiddenSignal, Part, Signal, TopKSignal, chunks
 
 ANY = 2**30
 """Tokens: more than any row has."""
 IGNORE = -100
 """The label of a position that has no gold label (`ignore_index`)."""
-
-
 TARGETS = ("target", "labels")
 """Columns of the second sequence of a row, if it has two."""
 
@@ -184,7 +182,7 @@ class Task(ABC):
     searches: ClassVar[bool] = False
     """Its models write by beam search as well, and several candidates for a row."""
     corpus: ClassVar[bool] = False
-    """The metric is no mean over the rows, but made of sums over them (`tally`, `from_tally`)."""
+    """The metric is no mean over the rows, but made of sums over them (`sufficient_statistics`, `score_from_statistics`)."""
 
     def __init__(self, labels: Sequence[str] = (), chat: bool = False):
         self.labels = list(labels)
@@ -199,7 +197,7 @@ class Task(ABC):
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Write what the task needs (number and names of labels) into a model's config."""
 
-    def knows(self, kind: type[PreTrainedConfig]) -> bool:
+    def supports_architecture(self, kind: type[PreTrainedConfig]) -> bool:
         """Whether transformers has a model for this task of an architecture."""
         return kind in getattr(transformers, self.auto)._model_mapping
 
@@ -262,19 +260,19 @@ class Task(ABC):
         """All metrics; `scores[self.metric]` is the headline."""
 
     @abstractmethod
-    def merits(self, said: Predictions) -> np.ndarray:
+    def per_example_scores(self, said: Predictions) -> np.ndarray:
         """Each row's share of the headline metric, (rows,): its mean is the metric."""
 
-    def tally(self, said: Predictions) -> np.ndarray:
+    def sufficient_statistics(self, said: Predictions) -> np.ndarray:
         """What each row adds to the sums that the metric is made of, (rows, K); if `corpus`."""
         raise NotImplementedError
 
-    def from_tally(self, sums: np.ndarray) -> float:
+    def score_from_statistics(self, sums: np.ndarray) -> float:
         """The metric of such sums, (K,)."""
         raise NotImplementedError
 
     @abstractmethod
-    def same(self, one: Predictions, other: Predictions) -> np.ndarray:
+    def agreement(self, one: Predictions, other: Predictions) -> np.ndarray:
         """Where two models answer the same, bool (N,)."""
 
     @abstractmethod
@@ -341,7 +339,7 @@ class Task(ABC):
         """A model's answers with what it writes, where the score needs that."""
         return said
 
-    def ready(  # noqa: B027
+    def prepare_for_saving(  # noqa: B027
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> None:
         """Write into a trained model what others need to use it as it was trained; before it is saved."""
@@ -362,10 +360,10 @@ class Task(ABC):
         for start in range(0, len(by_length), batch_size):
             rows = by_length[start : start + batch_size]
             features = [encoded[int(row)] for row in rows]
-            yield rows, *self.ask(model, tokenizer, features, bf16, order)
+            yield rows, *self.forward_rows(model, tokenizer, features, bf16, order)
 
     @torch.no_grad()
-    def ask(
+    def forward_rows(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
@@ -387,9 +385,9 @@ class Task(ABC):
         pick, flat = self.positions(labels)
         with (
             torch.autocast(model.device.type, torch.bfloat16, enabled=bf16),
-            watched(model, inputs, parts) as inside,
+            capture_features(model, inputs, parts) as inside,
         ):
-            said = replace(self.signal(model, inputs, pick), inside=inside())
+            said = replace(self.signal(model, inputs, pick), features=inside())
         if order is not None and isinstance(said, Signal):
             said = replace(said, logits=said.logits[:, order])
         return said, list(flat.split(self.counts(labels).tolist()))
@@ -407,7 +405,7 @@ class Task(ABC):
         """What a model is given of each row when it is used: a text, or a text and its pair."""
 
     @torch.no_grad()
-    def told(self, signal: AnySignal, encoded: Encoded) -> Predictions:
+    def predictions_from_outputs(self, signal: AnySignal, encoded: Encoded) -> Predictions:
         """What signals at a split's positions amount to, as if their model had been run."""
         labels, counts = self.targets(encoded)
         flat = torch.from_numpy(labels)
@@ -442,7 +440,7 @@ class Task(ABC):
 
         Args:
             max_length: tokens of a prompt.
-            options: as for `kdcli.rollouts.go_on`.
+            options: as for `kdcli.generation.generate`.
         """
         raise NotImplementedError
 
@@ -450,7 +448,7 @@ class Task(ABC):
         """The candidate that is most like a reference; for tasks whose models search."""
         raise NotImplementedError
 
-    def answered(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
+    def with_completion(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
         """The row with another answer to its prompt; for tasks whose models write."""
         raise NotImplementedError
 

@@ -13,7 +13,7 @@ from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTr
 
 from kdcli.errors import ModelError
 from kdcli.losses.base import log_probs
-from kdcli.signal import Head, Signal, TopKSignal
+from kdcli.signals import Head, Signal, TopKSignal
 from kdcli.tasks.base import Encoded, Predictions, Task
 
 CLOSE = 1e-3
@@ -132,11 +132,11 @@ class LanguageModel(Task):
             found["kl_to_teacher"] = float(said["kl"].mean(dtype=np.float64))
         return found
 
-    def merits(self, said: Predictions) -> np.ndarray:
+    def per_example_scores(self, said: Predictions) -> np.ndarray:
         """Each row's share in the mean over all tokens."""
         return said.means(said["log_prob"].astype(np.float64))
 
-    def same(self, one: Predictions, other: Predictions) -> np.ndarray:
+    def agreement(self, one: Predictions, other: Predictions) -> np.ndarray:
         """The same likeliest token."""
         return one["top"] == other["top"]
 

@@ -10,9 +10,9 @@ import datasets
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from kdcli.signal import AnySignal
-from kdcli.tasks.causal_lm import CausalLM
-from kdcli.teachers.base import Keep, Teacher, as_it_is
+from kdcli.signals import AnySignal
+from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.teachers.base import Keep, Teacher, identity
 
 
 class AlignedTeacher(Teacher):
@@ -37,7 +37,7 @@ class AlignedTeacher(Teacher):
         self.inner, self.task, self.max_length = inner, task, max_length
         self.theirs, self.ours = theirs, ours
 
-    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = as_it_is) -> list[AnySignal]:
+    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = identity) -> list[AnySignal]:
         """The teacher's answers at the student's counted positions."""
         table = datasets.Dataset.from_list([dict(example) for example in examples])
         theirs, ours = (self.task.encode(own, table, self.max_length) for own in (self.theirs, self.ours))

@@ -6,16 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from kdcli.config import Rollout
+from kdcli.config.schema import Rollout
 from kdcli.errors import TeacherError
-from kdcli.models import Source
-from kdcli.signal import AnySignal, Part, concatenate
+from kdcli.models.checkpoint import Checkpoint
+from kdcli.signals import AnySignal, Part, concatenate
 from kdcli.tasks.base import Task
 
 Keep = Callable[[AnySignal], AnySignal]
 
 
-def as_it_is(signal: AnySignal) -> AnySignal:
+def identity(signal: AnySignal) -> AnySignal:
     """Nothing smaller."""
     return signal
 
@@ -26,7 +26,7 @@ class Teacher(ABC):
     remote: ClassVar[bool] = False
     """It has no checkpoint: one can only ask it."""
 
-    def open(self, source: Source, task: Task, max_length: int, precision: str) -> None:  # noqa: B027
+    def open(self, source: Checkpoint, task: Task, max_length: int, precision: str) -> None:  # noqa: B027
         """Get ready to answer: called once, before the first question, with the checkpoint and the run's task.
 
         The constructor's arguments are config and cost nothing; what is loaded is loaded here.
@@ -36,7 +36,7 @@ class Teacher(ABC):
             precision: auto, fp32 or bf16 (autocast; logits are fp32 in any case).
         """
 
-    def narrow(self, classes: int) -> None:
+    def truncate_vocabulary(self, classes: int) -> None:
         """Answer with the first so many classes alone, as if there were no others: those that the student has. Called after `open`, if
         the teacher's vocabulary has more.
 
@@ -48,7 +48,7 @@ class Teacher(ABC):
         )
 
     @abstractmethod
-    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = as_it_is) -> list[AnySignal]:
+    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = identity) -> list[AnySignal]:
         """What the teacher says of each row (`id`, `text`, …), at its counted positions, in their order.
 
         A classifier says logits (1, C) in the order of the data's labels; a language model says something about each
@@ -73,7 +73,9 @@ class Teacher(ABC):
         """What the teacher says of a batch of rows, one row after the other."""
         return concatenate(self.rows(examples))
 
-    def look(self, examples: Sequence[Mapping[str, Any]], parts: frozenset[Part]) -> AnySignal:
+    def outputs_with_features(
+        self, examples: Sequence[Mapping[str, Any]], parts: frozenset[Part]
+    ) -> AnySignal:
         """What the teacher says of a batch of rows, with what goes on inside it meanwhile.
 
         Args:

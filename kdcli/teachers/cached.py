@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdcli.files import digest, replaced
-from kdcli.signal import FLOOR, AnySignal, HiddenSignal, Signal, TopKSignal, concatenate, top_k
-from kdcli.teachers.base import Keep, Teacher, as_it_is
+from kdcli.signals import FLOOR, AnySignal, HiddenSignal, Signal, TopKSignal, concatenate, top_k
+from kdcli.teachers.base import Keep, Teacher, identity
 
 logger = logging.getLogger(__name__)
 SHARD = 1024
@@ -83,7 +83,7 @@ class CachedTeacher(Teacher):
                 done += len(chunk)
                 progress(done)
 
-    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = as_it_is) -> list[AnySignal]:
+    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = identity) -> list[AnySignal]:
         """The stored answers of rows that were fetched."""
         found = []
         for example in examples:

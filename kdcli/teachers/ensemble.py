@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from kdcli.errors import TeacherError
-from kdcli.signal import AnySignal, Part, Signal
-from kdcli.teachers.base import Keep, Teacher, as_it_is
+from kdcli.signals import AnySignal, Part, Signal
+from kdcli.teachers.base import Keep, Teacher, identity
 
 
 class Ensemble(Teacher):
@@ -30,7 +30,7 @@ class Ensemble(Teacher):
     def __init__(self, members: Sequence[Teacher], temperature: float):
         self.members, self.temperature = list(members), temperature
 
-    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = as_it_is) -> list[AnySignal]:
+    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = identity) -> list[AnySignal]:
         """The mean at each row's positions.
 
         Raises:
@@ -39,13 +39,15 @@ class Ensemble(Teacher):
         each = [member.rows(examples) for member in self.members]
         return [keep(self._mean(said)) for said in zip(*each, strict=True)]
 
-    def look(self, examples: Sequence[Mapping[str, Any]], parts: frozenset[Part]) -> AnySignal:
+    def outputs_with_features(
+        self, examples: Sequence[Mapping[str, Any]], parts: frozenset[Part]
+    ) -> AnySignal:
         """The mean, and the first member's inside."""
         if not parts:
             return self.signals(examples)
-        first = self.members[0].look(examples, parts)
+        first = self.members[0].outputs_with_features(examples, parts)
         others = [member.signals(examples) for member in self.members[1:]]
-        return replace(self._mean([first, *others]), inside=first.inside)
+        return replace(self._mean([first, *others]), features=first.features)
 
     def _mean(self, said: Sequence[AnySignal]) -> Signal:
         logits: list[Tensor] = []

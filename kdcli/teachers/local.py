@@ -8,12 +8,13 @@ from typing import Any
 import datasets
 import torch
 
-from kdcli.config import BatchSize, Rollout
-from kdcli.models import Source, fast_bf16, label_order, load_ready, load_tokenizer
-from kdcli.rollouts import seed_of
-from kdcli.signal import AnySignal, Part
+from kdcli.config.schema import Rollout
+from kdcli.config.types import BatchSize
+from kdcli.generation import seed_of
+from kdcli.models.checkpoint import Checkpoint, fast_bf16, label_order, load_ready, load_tokenizer
+from kdcli.signals import AnySignal, Part
 from kdcli.tasks.base import Task
-from kdcli.teachers.base import Keep, Teacher, as_it_is
+from kdcli.teachers.base import Keep, Teacher, identity
 
 
 class LocalTeacher(Teacher):
@@ -26,7 +27,7 @@ class LocalTeacher(Teacher):
     def __init__(self, batch_size: BatchSize = 64):
         self.batch_size = batch_size
 
-    def open(self, source: Source, task: Task, max_length: int, precision: str) -> None:
+    def open(self, source: Checkpoint, task: Task, max_length: int, precision: str) -> None:
         """Load the model.
 
         Raises:
@@ -38,11 +39,11 @@ class LocalTeacher(Teacher):
         self.classes = len(task.labels) or max(self.tokenizer.get_vocab().values()) + 1
         self.task, self.max_length, self.bf16 = task, max_length, fast_bf16(precision)
 
-    def narrow(self, classes: int) -> None:
+    def truncate_vocabulary(self, classes: int) -> None:
         """Logits of the further classes are left out before their softmax, so that the others' probabilities sum to 1."""
         self.classes = min(self.classes, classes)
 
-    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = as_it_is) -> list[AnySignal]:
+    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = identity) -> list[AnySignal]:
         """In the teacher's own tokenization. Classes beyond the tokenizer's last token, which pad embeddings, are left out."""
         table = datasets.Dataset.from_list(list(examples))
         encoded = self.task.encode(self.tokenizer, table, self.max_length)
@@ -57,7 +58,9 @@ class LocalTeacher(Teacher):
                 start += len(part)
         return [found[number] for number in range(len(table))]
 
-    def look(self, examples: Sequence[Mapping[str, Any]], parts: frozenset[Part]) -> AnySignal:
+    def outputs_with_features(
+        self, examples: Sequence[Mapping[str, Any]], parts: frozenset[Part]
+    ) -> AnySignal:
         """One forward pass over all rows as they come, so that they are padded as the student's are."""
         if not parts:
             return self.signals(examples)
@@ -65,7 +68,7 @@ class LocalTeacher(Teacher):
             self.tokenizer, datasets.Dataset.from_list(list(examples)), self.max_length
         )
         features = [encoded[row] for row in range(len(encoded))]
-        said, _ = self.task.ask(self.model, self.tokenizer, features, self.bf16, self.order, parts)
+        said, _ = self.task.forward_rows(self.model, self.tokenizer, features, self.bf16, self.order, parts)
         return said.first(self.classes)
 
     def write(self, examples: Sequence[Mapping[str, Any]], how: Rollout, seed: int) -> list[str | None]:

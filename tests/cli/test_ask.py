@@ -30,8 +30,8 @@ from tiny import (
     write_pairs,
 )
 
-from kdcli.files import locate_package
-from kdcli.launch import launch
+from kdcli.hub import locate_package
+from kdcli.launch.run import launch
 
 KEY = "sk-never-write-this-down"
 ROWS = 120 + 32 + 48
@@ -576,7 +576,7 @@ def test_a_translator(ask: Any, served: Served, tmp_path: Path, capsys: pytest.C
     [
         ("loss.soft_label.weight=1", "loss.soft_label.weight=0"),
         ("rollout=dataset", "rollout=teacher"),
-        ("rollout.keep=0.5", "how likely"),
+        ("rollout.keep_fraction=0.5", "how likely"),
         ("rollout.answers=2", "the likeliest is the same"),
         ("student=tiny", "student.path"),
         ("rollout.filter.function=os.nothing", "cannot be imported"),

@@ -12,12 +12,12 @@ from typing import Any
 
 import datasets
 import pytest
-from tiny import CHAT, decoder, documents, exchanges, lessons, speaker, speller, talk, write_jsonl
+from tiny import CHAT, all_teacher_data, decoder, documents, exchanges, speaker, speller, talk, write_jsonl
 from transformers import OPTConfig, OPTForCausalLM
 
 from kdcli.errors import KDError
-from kdcli.launch import launch
-from kdcli.tasks.causal_lm import CausalLM
+from kdcli.launch.run import launch
+from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.teachers.local import LocalTeacher
 
 Refused = Callable[..., str]
@@ -40,7 +40,7 @@ def refused(
     def run(*overrides: str) -> str:
         capsys.readouterr()
         own = any(word.startswith("student=") for word in overrides)
-        base = [word for word in lessons(teacher) if not (own and word.startswith("student"))]
+        base = [word for word in all_teacher_data(teacher) if not (own and word.startswith("student"))]
         code = launch("distill", [*base, "measure=null", *overrides])
         captured = capsys.readouterr()
         assert code == 2, captured.err
@@ -101,7 +101,7 @@ def test_a_student_that_cannot_be_born(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
 ) -> None:
     """Found after hours of the teacher's tuning, and of its answers."""
-    base = [word for word in lessons(teacher) if not word.startswith("student")]
+    base = [word for word in all_teacher_data(teacher) if not word.startswith("student")]
     if overrides[-1] == "OPT":
         overrides[-1] = f"teacher.path={tmp_path / 'opt'}"
         config = OPTConfig(vocab_size=340, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, ffn_dim=8,
@@ -181,7 +181,10 @@ def test_answers_that_are_cut_off_are_told_of(
     long = [{"prompt": f"so {number}:", "completion": "it was good, " * 40} for number in range(3)]
     words = [*pairs(tmp_path, *long), "trainer.batch_size=999", f"hydra.run.dir={tmp_path / 'run'}"]
     assert (
-        launch("distill", [*lessons(teacher), *words, "dataset.test_size=4", "dataset.validation_size=4"])
+        launch(
+            "distill",
+            [*all_teacher_data(teacher), *words, "dataset.test_size=4", "dataset.validation_size=4"],
+        )
         == 2
     )
     assert re.search(
@@ -380,12 +383,14 @@ def test_a_store_of_something_else_is_not_read(
         raise KDError("the signals are there")
 
     monkeypatch.setattr(LocalTeacher, "rows", counted)
-    monkeypatch.setattr("kdcli.commands.distill.birth", stop)
+    monkeypatch.setattr("kdcli.commands.distill.initialize_student", stop)
 
     def answers(*overrides: str) -> int:
         """How many rows a run asks the teacher about."""
         asked.clear()
-        assert launch("distill", [*lessons(teacher), "measure=null", *overrides]) == KDError.exit_code
+        assert (
+            launch("distill", [*all_teacher_data(teacher), "measure=null", *overrides]) == KDError.exit_code
+        )
         return sum(asked)
 
     data = pairs(tmp_path)

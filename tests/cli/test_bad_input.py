@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from tiny import into_hub, sentences, write_csv
 
 from kdcli import rundir
-from kdcli.checkpoint import write_sums
-from kdcli.config import Trainer
+from kdcli.config.schema import Trainer
 from kdcli.errors import ConfigError
-from kdcli.launch import launch
-from kdcli.trainer import micro_batches
+from kdcli.launch.run import launch
+from kdcli.model_files import write_sums
+from kdcli.training.batches import micro_batches
 
 Kdcli = Callable[..., subprocess.CompletedProcess[str]]
 Refused = Callable[..., str]
@@ -112,12 +112,12 @@ def refused(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) ->
         (["hydra.run.dri=runs"], "hydra.run.dri: there is no such key; did you mean hydra.run.dir?"),
         (["~loss.soft_labl"], "loss.soft_labl: there is no such key; did you mean loss.soft_label?"),
         (
-            ["experiment=tinybert", "stages.inside.trainer.epoch=2"],
-            "stages.inside.trainer.epoch: not a key; did you mean epochs?",
+            ["experiment=tinybert", "stages.features.trainer.epoch=2"],
+            "stages.features.trainer.epoch: not a key; did you mean epochs?",
         ),
         (
             ["experiment=tinybert", "stages.insid.trainer.epochs=2"],
-            "stages.insid.trainer.epochs: there is no such key; did you mean stages.inside.trainer.epochs?",
+            "stages.insid.trainer.epochs: there is no such key; did you mean stages.features.trainer.epochs?",
         ),
         (["distil"], "'distil' is not KEY=VALUE; did you mean distill?"),
         (["trainer.epochs=[1"], "trainer.epochs=[1: "),
@@ -1128,7 +1128,7 @@ def test_hub_that_says_no(
 
         def log_message(self, *_: object) -> None: ...
 
-    monkeypatch.setattr("kdcli.files.PATIENCE", 0.5)
+    monkeypatch.setattr("kdcli.hub.PATIENCE", 0.5)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")

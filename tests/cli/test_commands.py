@@ -21,7 +21,7 @@ from tiny import bert, full_disk, run_snippet, sentences, texts_of, write_csv
 from transformers import AutoTokenizer
 
 from kdcli.files import hash_files
-from kdcli.launch import launch
+from kdcli.launch.run import launch
 
 Kdcli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -492,8 +492,8 @@ def test_an_artifact_that_cannot_be_run_does_not_stop_the_others(
 ) -> None:
     """A file that its runtime refuses, or a crash in one file's process, after the others were made and measured: all is lost, or nothing
     is said."""
-    from kdcli.hardware.cpu import Cpu
-    from kdcli.measure import Process
+    from kdcli.exporting.targets.cpu import Cpu
+    from kdcli.measure.process import Process
 
     made, asked = Cpu.export, Process._ask
 
@@ -528,9 +528,9 @@ def test_a_target_that_fails_ends_with_2_and_leaves_nothing(
 ) -> None:
     """A package that is not there, an architecture that the exporter refuses, files that cannot be read, a runtime that is killed: no
     traceback, and what was made before stays."""
-    import kdcli.hardware.intel as intel
-    from kdcli.hardware.cpu import Cpu
-    from kdcli.measure import Process
+    import kdcli.exporting.targets.intel as intel
+    from kdcli.exporting.targets.cpu import Cpu
+    from kdcli.measure.process import Process
 
     before = {path.relative_to(run): path.stat().st_size for path in run.rglob("*")}
     words = [f"run={run}", "measure.latency_runs=5", "measure.throughput_seconds=0.05"]
@@ -580,7 +580,7 @@ def test_a_run_whose_models_cannot_be_timed_fails_and_is_kept(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit code 2 says that nothing was done, and takes the directory away: the training would be lost."""
-    from kdcli.measure import Process
+    from kdcli.measure.process import Process
 
     asked = Process._ask
 
@@ -657,7 +657,7 @@ def test_a_tokenizer_that_cuts_otherwise_fails_the_export(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device reads other tokens than those that the figures were taken of: pieces in another case are unknown words."""
-    from kdcli.hardware.cpu import Cpu
+    from kdcli.exporting.targets.cpu import Cpu
 
     made = Cpu.export
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from kdcli.config import Dataset
-from kdcli.data import load
-from kdcli.launch import launch
+from kdcli.config.dataset import Dataset
+from kdcli.data.dataset import load
+from kdcli.launch.run import launch
 
 
 @pytest.mark.real

@@ -13,8 +13,8 @@ import pytest
 from browser import Page, served
 from safetensors.numpy import load_file
 
-from kdcli.launch import launch
-from kdcli.runtimes.node import packages
+from kdcli.exporting.runtimes.node import packages
+from kdcli.launch.run import launch
 
 pytestmark = pytest.mark.devices
 QUICK = ["measure.latency_runs=40", "measure.throughput_seconds=0.1", "measure.request_rates=[]"]

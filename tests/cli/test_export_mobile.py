@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 from tiny import run_snippet, texts_of
 
-from kdcli.launch import launch
+from kdcli.launch.run import launch
 
 pytestmark = pytest.mark.devices
 FILES = {"model.int8.tflite": "litert", "model.fp32.pte": "executorch", "model.int8.pte": "executorch"}

@@ -11,8 +11,9 @@ import pytest
 import torch
 from tiny import pairs, run_snippet, translator, write_pairs
 
-from kdcli.hardware import cpu, translation
-from kdcli.launch import launch
+from kdcli.exporting.targets import cpu
+from kdcli.exporting.writers import seq2seq as translation
+from kdcli.launch.run import launch
 
 QUICK = [
     "measure.latency_runs=4",

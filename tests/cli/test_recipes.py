@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import bert, lessons, speaker, talk
+from tiny import all_teacher_data, bert, speaker, talk
 
-from kdcli.launch import launch
+from kdcli.launch.run import launch
 
 SHAPE = ["student.hidden_size=16", "student.num_hidden_layers=2", "student.num_attention_heads=2",
          "student.intermediate_size=32"]  # fmt: skip
@@ -82,7 +82,7 @@ def test_minitron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     teacher = speaker(tmp_path / "teacher", steps=5)
     run = tmp_path / "run"
-    base = [item for item in lessons(teacher) if not item.startswith(("student", "loss", "trainer"))]
+    base = [item for item in all_teacher_data(teacher) if not item.startswith(("student", "loss", "trainer"))]
     command = [
         "experiment=minitron",
         *base,

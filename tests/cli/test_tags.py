@@ -24,14 +24,14 @@ from transformers import (
     pipeline,
 )
 
-from kdcli import snippets
-from kdcli.commands.artifacts import _pieces, folder_of
-from kdcli.hardware.cuda import Cuda
-from kdcli.hardware.intel import Intel
-from kdcli.launch import launch
-from kdcli.measure import runtime_of
+from kdcli.exporting import snippets
+from kdcli.exporting.artifacts import _pieces, folder_of
+from kdcli.exporting.targets.cuda import Cuda
+from kdcli.exporting.targets.intel import Intel
+from kdcli.launch.run import launch
+from kdcli.measure.spec import runtime_of
 from kdcli.tasks.base import IGNORE
-from kdcli.tasks.token_classification import TokenClassification
+from kdcli.tasks.token_classification.task import TokenClassification
 
 Run = Callable[..., Path]
 

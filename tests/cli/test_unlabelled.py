@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import sentences, talk
 
-from kdcli.launch import launch
+from kdcli.launch.run import launch
 
 BRIEF = ["teacher.trainer.max_steps=8", "teacher.trainer.batch_size=16", "trainer.max_steps=8", "smoke=true"]
 

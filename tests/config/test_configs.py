@@ -16,8 +16,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kdcli.config import COMMANDS, check, conf_dir, defaults, locate
-from kdcli.launch import launch, list_groups
+from kdcli.config.check import check, defaults
+from kdcli.config.components import locate
+from kdcli.config.paths import conf_dir
+from kdcli.config.schema import COMMANDS
+from kdcli.launch.choices import list_groups
+from kdcli.launch.run import launch
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
 OPTIONS = [path for path in FILES if len(path.parts) == 2]
@@ -153,7 +157,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "squares.py").write_text(
         "from torch import Tensor\n"
         "from kdcli.losses.base import Loss\n"
-        "from kdcli.signal import Signal\n\n\n"
+        "from kdcli.signals import Signal\n\n\n"
         "class Squares(Loss):\n"
         "    def __init__(self, scale: float = 1.0):\n"
         "        super().__init__()\n"

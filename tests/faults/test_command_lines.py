@@ -12,7 +12,8 @@ from faults.harness import Batch, Outcome, batches, require_clean, run_here, run
 from faults.odd import WORDS
 from faults.test_schema import keys, whole
 
-from kdcli.config import COMMANDS, conf_dir
+from kdcli.config.paths import conf_dir
+from kdcli.config.schema import COMMANDS
 
 GROUPS = {
     path.name: sorted(each.stem for each in path.glob("*.yaml"))

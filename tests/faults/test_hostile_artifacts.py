@@ -19,11 +19,11 @@ import torch
 from faults.harness import Fence, Outcome, require_clean, run_here
 from tiny import bert
 
-from kdcli import runtimes
-from kdcli.checkpoint import SUMS
-from kdcli.hardware.base import Target
-from kdcli.hardware.cpu import Cpu
-from kdcli.hardware.cuda import Cuda
+from kdcli.exporting import runtimes
+from kdcli.exporting.targets.base import Target
+from kdcli.exporting.targets.cpu import Cpu
+from kdcli.exporting.targets.cuda import Cuda
+from kdcli.model_files import SUMS
 
 LENGTH = 32
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from faults.harness import Fence, Outcome, require_clean, run_here, run_process
 
-from kdcli.config import secret_in
-from kdcli.launch import launch
+from kdcli.config.secrets import secret_in
+from kdcli.launch.run import launch
 
 PLANTED = "correct-horse-battery-staple"
 """A value of the environment that nobody may see."""
@@ -119,7 +119,7 @@ CONFIGS = [
     ["loss.soft_label._target_=os.system"],
     ["loss.soft_label._target_=builtins.eval"],
     ["loss.soft_label._target_={_target_: subprocess.Popen}"],
-    ["+teacher.born._target_=subprocess.Popen"],
+    ["+teacher.from_scratch._target_=subprocess.Popen"],
     # paths of names
     ["hardware=../x"],
     ["hardware=cpu/../cpu"],
@@ -147,7 +147,7 @@ FILES = {
     "loss/python.yaml": "soft_label: !!python/object/apply:os.system ['touch CANARY']\n",
     "loss/wrong.yaml": "soft_label:\n  _target_: subprocess.Popen\n  args: [touch, CANARY]\n",
     "student/merge.yaml": "base: &base {_target_: subprocess.Popen}\n_target_: kdcli.students.from_config.FromConfig\nhidden_size:\n  <<: *base\n",
-    "teacher/key.yaml": f"_target_: kdcli.teachers.openai.OpenAITeacher\nbase_url: http://127.0.0.1:9/v1\nmodel: m\napi_key_env: {KEY}\n",
+    "teacher/key.yaml": f"_target_: kdcli.teachers.remote.openai.OpenAITeacher\nbase_url: http://127.0.0.1:9/v1\nmodel: m\napi_key_env: {KEY}\n",
     "dataset/secret.yaml": "path: s3://user:correct-horse-battery-staple@host/x\n",
 }  # fmt: skip
 
@@ -359,10 +359,10 @@ RUNS: list[tuple[Callable[[Path], None], list[list[str]]]] = [
     (recorded("loss.soft_label.temperature", START), [RERUN]),
     (recorded("loss.soft_label.temperature", {"a": [EVIL]}), [RERUN]),
     (recorded("student._target_", "evil_module.Evil"), [RERUN]),
-    (recorded("student._target_", "kdcli.snippets.onnx_encoder.x"), [RERUN]),
+    (recorded("student._target_", "kdcli.exporting.snippets.onnx_encoder.x"), [RERUN]),
     (recorded("teacher._target_", "evil_module.Evil"), [RERUN]),
     (recorded("hardware._target_", "evil_module.Evil"), [RERUN]),
-    (recorded("teacher.born", EVIL), [RERUN]),
+    (recorded("teacher.from_scratch", EVIL), [RERUN]),
     (recorded("stages", {"one": {"loss": {"a": EVIL}}}), [RERUN]),
     (recorded("stages", {"..": {"trainer": {"epochs": 1}}}), [RERUN]),
     (recorded("rollout.filter.function", "evil_module.judge"), [RERUN]),

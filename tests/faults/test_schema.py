@@ -11,7 +11,8 @@ import pytest
 from faults.harness import LONGEST_MESSAGE, Batch, batches
 from faults.odd import nested
 
-from kdcli.config import COMMANDS, check, defaults
+from kdcli.config.check import check, defaults
+from kdcli.config.schema import COMMANDS
 from kdcli.errors import ConfigError
 
 COMPONENTS: dict[str, dict[str, Any]] = {
@@ -20,7 +21,7 @@ COMPONENTS: dict[str, dict[str, Any]] = {
         "_target_": "kdcli.students.from_config.FromConfig", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
         "intermediate_size": 8,
     },
-    "hardware": {"_target_": "kdcli.hardware.cpu.Cpu", "precisions": ["fp32"]},
+    "hardware": {"_target_": "kdcli.exporting.targets.cpu.Cpu", "precisions": ["fp32"]},
     "dataset": {"path": "d.csv"},
 }  # fmt: skip
 STAGE = {

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from faults.harness import require_clean, run_here, run_process
 
-from kdcli import launch, rundir
+from kdcli import rundir
+from kdcli.launch.sweep import _table
 
 LOSS = '''
 import os, signal, sys
@@ -154,7 +155,7 @@ def test_words_with_interpolations_are_shown_as_they_were_typed(
     (job / ".hydra").mkdir(parents=True)
     (job / ".hydra" / "overrides.yaml").write_text("- trainer.logging_steps=${trainer.batch_size}\n")
     (job / rundir.ERROR).write_text('{"exit_code": 2, "message": "no data", "overrides": "-"}')
-    assert launch._table("distill", tmp_path) == 2
+    assert _table("distill", tmp_path) == 2
     (job / rundir.ERROR).unlink()
-    assert launch._table("distill", tmp_path) == 1
+    assert _table("distill", tmp_path) == 1
     assert "trainer.logging_steps=${trainer.batch_size}" in capsys.readouterr().out

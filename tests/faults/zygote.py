@@ -169,11 +169,6 @@ def main() -> None:
     import transformers.models.bert.modeling_bert
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import kdcli.commands.distill
-    import kdcli.commands.eval
-    import kdcli.launch
-    import kdcli.report  # noqa: F401
-
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(
             36, 1

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file
 from tiny import (
     CHAT,
+    all_teacher_data,
     decoder,
     documents,
     exchanges,
-    lessons,
     speaker,
     speller,
     start,
@@ -29,15 +29,15 @@ from tiny import (
     wait_for,
 )
 
-from kdcli.distiller import Distiller
 from kdcli.files import hash_files
-from kdcli.launch import launch
+from kdcli.launch.run import launch
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
-from kdcli.measure import measured
+from kdcli.measure.process import measured
 from kdcli.tasks.base import IGNORE
-from kdcli.tasks.causal_lm import CausalLM
+from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.teachers.local import LocalTeacher
+from kdcli.training.distiller import Distiller
 
 Distil = Callable[..., Path]
 FORMS = ["pairs", "messages", "text"]
@@ -53,7 +53,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
     """The overrides of a run on exchanges in a form."""
     folder = tmp_path_factory.mktemp("data")
-    return lambda form: [*lessons(teacher), *talk(folder, form)]
+    return lambda form: [*all_teacher_data(teacher), *talk(folder, form)]
 
 
 @pytest.fixture
@@ -341,7 +341,7 @@ def test_from_the_data_to_the_report(
     """A form that only its unit tests know; figures of the report that `kdcli eval` does not find again."""
     timed = form == "messages"
     if not timed:  # which takes its time, and is the same for all forms
-        monkeypatch.setattr("kdcli.commands.distill.measured", lambda _, *more: measured(None, *more))
+        monkeypatch.setattr("kdcli.pipeline.compare.measured", lambda _, *more: measured(None, *more))
     more = ["measure.max_texts=4", "control=false"] if timed else []
     run = distil("run", form, "trainer.epochs=3", *more)
     report = json.loads((run / "report.json").read_text())

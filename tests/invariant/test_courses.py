@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from test_training import same, weights
-from tiny import bert, lessons, sentences, speaker, start, talk, wait_for, write_csv
+from tiny import all_teacher_data, bert, sentences, speaker, start, talk, wait_for, write_csv
 
-from kdcli.config import Dataset
-from kdcli.data import load
-from kdcli.launch import launch
+from kdcli.config.dataset import Dataset
+from kdcli.data.dataset import load
+from kdcli.launch.run import launch
 
 Distil = Callable[..., Path]
 ASSISTANT = [
@@ -85,7 +85,7 @@ def test_an_assistant_among_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"
     options = [
-        *lessons(speaker(tmp_path / "teacher", steps=30)),
+        *all_teacher_data(speaker(tmp_path / "teacher", steps=30)),
         *talk(tmp_path, "pairs"),
         "measure=null",
         "trainer.max_steps=10",
@@ -241,7 +241,7 @@ def test_an_ensemble_of_decoders_is_refused(
     """Only the first of several decoders would teach."""
     monkeypatch.chdir(tmp_path)
     folder = speaker(tmp_path / "teacher", steps=2)
-    options = [*lessons(folder), *talk(tmp_path, "pairs"), f"teacher.others=[{folder}]"]
+    options = [*all_teacher_data(folder), *talk(tmp_path, "pairs"), f"teacher.others=[{folder}]"]
     assert launch("distill", [*options, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
     assert "averaged over labels" in capfd.readouterr().err
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from endpoint import Odd, Said, Served, apart, ask_all, last, question, said
 
-from kdcli.endpoint import Answer, Endpoint
 from kdcli.files import digest
+from kdcli.teachers.remote.client import Endpoint
+from kdcli.teachers.remote.wire import Answer
 
 CONCURRENCY = 16
 TIMEOUT = 4.0

@@ -13,14 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_training import same, weights
-from tiny import lessons, speaker, start, talk, wait_for
+from tiny import all_teacher_data, speaker, start, talk, wait_for
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kdcli.commands.export import remind
-from kdcli.config import Distill, check
-from kdcli.data import load
-from kdcli.launch import launch
-from kdcli.quantization import BLOCK, FakeQuantization, Grid
+from kdcli.config.check import check
+from kdcli.config.schema import Distill
+from kdcli.data.dataset import load
+from kdcli.launch.run import launch
+from kdcli.models.quantization import BLOCK, FakeQuantization, Grid
 from kdcli.rundir import saved_config
 from kdcli.tasks import task_of
 
@@ -58,7 +59,7 @@ def after_training(run: Path) -> float:
     """What the student before the stage scores on the test rows, with its weights rounded at once."""
     model = AutoModelForSequenceClassification.from_pretrained(run / "unquantized").eval()
     grid = FakeQuantization("int4")
-    grid.dress(model)
+    grid.prepare_for_training(model)
     cfg = check(Distill, saved_config(run)).dataset
     data = load(cfg)
     task = task_of(cfg, data.labels)
@@ -165,7 +166,7 @@ def test_a_decoder_is_rounded_as_its_files_are_and_a_kill_loses_nothing(
 ) -> None:
     """Head and embeddings that are one matrix come apart, or are stored twice; a grid that no file has."""
     monkeypatch.chdir(tmp_path)
-    options = [*lessons(speaker(tmp_path / "teacher")), *talk(tmp_path, "pairs"), *rounded("int4")]
+    options = [*all_teacher_data(speaker(tmp_path / "teacher")), *talk(tmp_path, "pairs"), *rounded("int4")]
     options.remove("student.dropout=0")
     process = start(tmp_path / "killed", options)
     stage = tmp_path / "killed" / "stages" / "student" / "quantized"

@@ -12,21 +12,21 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import decoder, exchanges, lessons, speaker, speller, talk
+from tiny import all_teacher_data, decoder, exchanges, speaker, speller, talk
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from kdcli.commands import artifacts
-from kdcli.commands import distill as recipe
-from kdcli.config import Distill, Measure, check
-from kdcli.data import load
+from kdcli.config.check import check
+from kdcli.config.schema import Distill, Measure
+from kdcli.data.dataset import load
 from kdcli.errors import ConfigError, KDError
-from kdcli.launch import launch
-from kdcli.measure import require_room, specified
-from kdcli.rollouts import go_on, reply, seed_of
+from kdcli.exporting import artifacts
+from kdcli.generation import generate, reply, seed_of
+from kdcli.launch.run import launch
+from kdcli.measure.spec import require_room, specified
 from kdcli.rundir import saved_config
-from kdcli.tasks.causal_lm import CausalLM
+from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.teachers.local import LocalTeacher
-from kdcli.trainer import _Trainer
+from kdcli.training.trainer import _Trainer
 
 Distil = Callable[..., Path]
 SHORT = ("control=false", "measure=null", "trainer.max_steps=6", "rollout.max_new_tokens=8")
@@ -43,7 +43,7 @@ def distil(voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dist
     monkeypatch.chdir(tmp_path)
 
     def run(folder: str, form: str, *overrides: str, code: int = 0) -> Path:
-        options = [*lessons(voice), *talk(tmp_path, form), *SHORT, *overrides]
+        options = [*all_teacher_data(voice), *talk(tmp_path, form), *SHORT, *overrides]
         assert launch("distill", [*options, f"hydra.run.dir={tmp_path / folder}"]) == code
         return tmp_path / folder
 
@@ -114,10 +114,10 @@ def test_a_prompt_leaves_positions_for_its_answer(tmp_path: Path) -> None:
     )
     long, short = [list(range(4, 64))[:length] for length in (23, 9)]
     options = {"max_new_tokens": 8, "batch_size": 2}
-    assert go_on(model, tokenizer, [long, short], **options) == go_on(
+    assert generate(model, tokenizer, [long, short], **options) == generate(
         model, tokenizer, [long[-16:], short], **options
     )
-    assert go_on(model, tokenizer, [long], **options) != go_on(model, tokenizer, [long[:16]], **options)
+    assert generate(model, tokenizer, [long], **options) != generate(model, tokenizer, [long[:16]], **options)
     cfg = Measure(new_tokens=8, sequence_length=16, generations=1)
     row = {"id": "a", "prompt": "the film was " * 9, "completion": " good"}
     ((ids, places),) = artifacts.write(
@@ -201,7 +201,7 @@ def test_a_teacher_that_comes_to_no_end(distil: Distil, capsys: pytest.CaptureFi
 
 def test_what_a_teacher_wrote_is_kept(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is killed loses all that was written; a second run pays for it once more, and learns something else."""
-    monkeypatch.setattr(recipe, "PART", 32)
+    monkeypatch.setattr("kdcli.pipeline.rollouts.PART", 32)
     asked: list[int] = []
     real = LocalTeacher.write
 

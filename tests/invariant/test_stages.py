@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from test_training import close, same, weights
-from tiny import lessons, speaker, start, talk, wait_for
+from tiny import all_teacher_data, speaker, start, talk, wait_for
 
-from kdcli.launch import launch
+from kdcli.launch.run import launch
 
 Distil = Callable[..., Path]
 INSIDE = [
@@ -21,9 +21,9 @@ INSIDE = [
     "control=false",
 ]
 TWO = [
-    "+stages.inside.loss.hidden._target_=kdcli.losses.hidden_states.HiddenStates",
-    "+stages.inside.trainer.learning_rate=0.003",
-    "+stages.inside.trainer.epochs=1",
+    "+stages.features.loss.hidden._target_=kdcli.losses.hidden_states.HiddenStates",
+    "+stages.features.trainer.learning_rate=0.003",
+    "+stages.features.trainer.epochs=1",
     "+stages.answers.rows=labelled",
 ]
 
@@ -93,7 +93,7 @@ def test_a_decoder_learns_from_the_inside(tmp_path: Path, monkeypatch: pytest.Mo
     for form in ("pairs", "text"):
         run = tmp_path / form
         options = [
-            *lessons(teacher),
+            *all_teacher_data(teacher),
             *talk(tmp_path, form),
             "loss=inside",
             "control=false",

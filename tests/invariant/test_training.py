@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from tiny import start, wait_for
 from transformers import GPT2Config, GPT2Model
 
-from kdcli.commands.distill import _as_student
 from kdcli.files import hash_files
+from kdcli.pipeline.plan import seed_name
 
 Distil = Callable[..., Path]
 
@@ -173,7 +173,8 @@ def test_one_process_is_two_processes(distil: Distil, small: list[str], tmp_path
 def test_rerun_repeats_a_run_bit_by_bit(distil: Distil, tmp_path: Path) -> None:
     """A config that is composed anew, not read from the run, follows files that have changed since; or what is made by it is called
     None."""
-    from kdcli.launch import _called, launch
+    from kdcli.launch.compose import display_name
+    from kdcli.launch.run import launch
     from kdcli.rundir import saved_config
 
     run = distil("run", "seed=5", "control=false")
@@ -184,7 +185,7 @@ def test_rerun_repeats_a_run_bit_by_bit(distil: Distil, tmp_path: Path) -> None:
     assert "# tiny" in one.splitlines()
     assert one.split("\n# ")[1].splitlines()[0] == two.split("\n# ")[1].splitlines()[0]
     first, *others = (  # what a run that repeats this one reads
-        _called(OmegaConf.load(made / ".hydra" / "hydra.yaml").hydra, saved_config(made))
+        display_name(OmegaConf.load(made / ".hydra" / "hydra.yaml").hydra, saved_config(made))
         for made in (run, again)
     )
     assert others == [first]
@@ -192,8 +193,8 @@ def test_rerun_repeats_a_run_bit_by_bit(distil: Distil, tmp_path: Path) -> None:
 
 def test_student_and_control_begin_with_the_same_new_parts() -> None:
     """Adapters or a head that begin elsewhere: the gain is one of luck."""
-    assert _as_student("control/quantized") == "student/quantized"
-    assert _as_student("student/control") == "student/control"
+    assert seed_name("control/quantized") == "student/quantized"
+    assert seed_name("student/control") == "student/control"
 
 
 def test_a_decoder_can_classify(distil: Distil, tokenizer, tmp_path: Path) -> None:

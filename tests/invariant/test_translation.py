@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from tiny import LEXICON, into_hub, pairs, start, translation, translator, wait_for, write_jsonl, write_pairs
 from translators import lay_out
 
-from kdcli.config import Rollout
-from kdcli.launch import launch
-from kdcli.models import Source
-from kdcli.tasks.seq2seq import Seq2Seq
+from kdcli.config.schema import Rollout
+from kdcli.launch.run import launch
+from kdcli.models.checkpoint import Checkpoint
+from kdcli.tasks.seq2seq.task import Seq2Seq
 from kdcli.teachers.local import LocalTeacher
 
 Distil = Callable[..., Path]
@@ -151,8 +151,8 @@ def test_killed_and_continued_is_uninterrupted_and_keeps_pairs_together(
 ) -> None:
     """A resume that loses the data's place; or, after shuffling, filtering by score, sorting by length and a kill among the
     translations, a source gets its neighbour's target."""
-    monkeypatch.setattr("kdcli.commands.distill.PART", 16)
-    more = [*ALONE, "rollout=beam", "rollout.num_beams=3", "rollout.keep=0.7", "trainer.keep=last", "trainer.epochs=4",
+    monkeypatch.setattr("kdcli.pipeline.rollouts.PART", 16)
+    more = [*ALONE, "rollout=beam", "rollout.num_beams=3", "rollout.keep_fraction=0.7", "trainer.keep=last", "trainer.epochs=4",
             "trainer.eval_steps=5", "trainer.dropout=0.1"]  # fmt: skip
     monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "one"))
     whole = distil("whole", *more)
@@ -160,7 +160,7 @@ def test_killed_and_continued_is_uninterrupted_and_keeps_pairs_together(
     assert len(rows) == round(0.7 * 212)
     assert len({row["source"] for row in rows}) == len(rows)
     assert sum(map(right, rows)) > 0.8 * len(rows)  # a shift by one leaves none
-    everything = distil("everything", *[*more, "rollout.keep=1.0"])
+    everything = distil("everything", *[*more, "rollout.keep_fraction=1.0"])
     share = sum(map(right, written(everything))) / 212
     assert share < sum(map(right, rows)) / len(rows)  # what the teacher is sure of is right more often
     monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "other"))
@@ -183,8 +183,8 @@ def test_the_teachers_own_translations(distil: Distil, teacher: Path) -> None:
     """Beams, drawn candidates and the choice among them are options that nothing reads."""
     beams = written(distil("beams", *ALONE, "trainer.max_steps=2", "rollout=beam", "rollout.num_beams=3"))
     own = LocalTeacher()
-    own.open(Source(teacher, "teacher"), Seq2Seq(), 32, "fp32")
-    how = Rollout(by="teacher", sampling_temperature=0.0, num_beams=3)
+    own.open(Checkpoint(teacher, "teacher"), Seq2Seq(), 32, "fp32")
+    how = Rollout(source="teacher", sampling_temperature=0.0, num_beams=3)
     assert [row["target"] for row in beams] == own.write(beams, how, 0)
     near = [
         "rollout=teacher",
@@ -348,11 +348,11 @@ def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, tmp_path: Path, m
         "teacher=transformer",
         "teacher.path=null",
         "teacher.vocab_size=320",
-        "teacher.born.hidden_size=16",
-        "teacher.born.encoder_layers=1",
-        "teacher.born.decoder_layers=1",
-        "teacher.born.num_attention_heads=2",
-        "teacher.born.intermediate_size=32",
+        "teacher.from_scratch.hidden_size=16",
+        "teacher.from_scratch.encoder_layers=1",
+        "teacher.from_scratch.decoder_layers=1",
+        "teacher.from_scratch.num_attention_heads=2",
+        "teacher.from_scratch.intermediate_size=32",
         "teacher.trainer.max_steps=12",
         "teacher.trainer.batch_size=16",
         "trainer.max_steps=6",
@@ -372,9 +372,12 @@ def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, tmp_path: Path, m
     ("overrides", "message"),
     [
         (["rollout=beam", "rollout.candidates=9", "rollout.pick=nearest"], "finds no more than that"),
-        (["rollout.num_beams=3"], "with by=dataset nothing is searched for"),
+        (["rollout.num_beams=3"], "with source=dataset nothing is searched for"),
         (
-            ["teacher.born._target_=kdcli.students.layers.Layers", "teacher.born.num_hidden_layers=1"],
+            [
+                "teacher.from_scratch._target_=kdcli.students.pruning.layers.Layers",
+                "teacher.from_scratch.num_hidden_layers=1",
+            ],
             "born: a new model has no path",
         ),
         (["rollout=beam", "rollout.max_new_tokens=31"], "translations would be cut off"),
@@ -508,7 +511,7 @@ def test_sources_that_only_the_teacher_translates(
         "dataset.eval_limit=16",
     ]
     options = ["dataset.labelled=100", f"dataset.unlabelled={more}"]
-    monkeypatch.setattr("kdcli.commands.distill.PART", 16)  # rows whose answers are kept together
+    monkeypatch.setattr("kdcli.pipeline.rollouts.PART", 16)  # rows whose answers are kept together
     monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cold"))
     run = distil("run", *options, *search, "measure=null", "trainer.max_steps=4")
     report = json.loads((run / "report.json").read_text())

@@ -10,19 +10,19 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tiny import decoder, exchanges, lessons, speaker, speller, talk
+from tiny import all_teacher_data, decoder, exchanges, speaker, speller, talk
 
-from kdcli.distiller import Distiller
-from kdcli.evaluate import prepared
-from kdcli.launch import launch
+from kdcli.evaluation.predict import prepared
+from kdcli.launch.run import launch
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
 from kdcli.losses.uld import ULD
-from kdcli.models import Source
+from kdcli.models.checkpoint import Checkpoint
 from kdcli.tasks.base import IGNORE
-from kdcli.tasks.causal_lm import CausalLM
+from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.teachers.aligned import AlignedTeacher
 from kdcli.teachers.local import LocalTeacher
+from kdcli.training.distiller import Distiller
 
 TEMPLATE = (
     "{% for turn in messages %}[{{ turn['role'] }}]\n{{ turn['content'] }}<|end|>{% endfor %}"
@@ -51,7 +51,7 @@ def distil(voice: Path, foreign: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
 
     def run(folder: str, form: str, *overrides: str, code: int = 0) -> Path:
-        options = [option for option in lessons(voice) if not option.startswith(("student", "loss"))]
+        options = [option for option in all_teacher_data(voice) if not option.startswith(("student", "loss"))]
         student = ["student=local", f"student.path={foreign}"]
         options += [*student, *talk(tmp_path, form), "measure=null", "dataset.max_length=100", *overrides]
         assert launch("distill", [*options, f"hydra.run.dir={tmp_path / folder}"]) == code
@@ -125,7 +125,7 @@ def test_a_teacher_with_the_same_tokens_is_itself(voice: Path) -> None:
     """An alignment that shifts, drops or repeats positions."""
     task, tokenizer = CausalLM(), speller()
     teacher = LocalTeacher(4)
-    teacher.open(Source(voice, "voice"), task, 200, "fp32")
+    teacher.open(Checkpoint(voice, "voice"), task, 200, "fp32")
     rows = list(rows_of("pairs"))
     plain = teacher.signals(rows)
     aligned = AlignedTeacher(teacher, task, tokenizer, tokenizer, 200).signals(rows)
@@ -138,7 +138,7 @@ def test_positions_without_a_match_do_not_count(voice: Path) -> None:
     """A mean over all positions: the fewer match, the less the teacher would weigh."""
     task, theirs, ours = CausalLM(), speller(), speller(size=290)
     inner = LocalTeacher(4)
-    inner.open(Source(voice, "voice"), task, 200, "fp32")
+    inner.open(Checkpoint(voice, "voice"), task, 200, "fp32")
     rows = rows_of("pairs")
     signal = AlignedTeacher(inner, task, theirs, ours, 200).signals(list(rows))
     encoded = task.encode(ours, rows, 200)
@@ -169,7 +169,7 @@ def test_rows_that_pad_the_embeddings_are_no_tokens(voice: Path, tmp_path: Path)
         models[0].save_pretrained(tmp_path / str(padding))
         tokenizer.save_pretrained(tmp_path / str(padding))
         teacher = LocalTeacher(4)
-        teacher.open(Source(tmp_path / str(padding), "padded"), task, 200, "fp32")
+        teacher.open(Checkpoint(tmp_path / str(padding), "padded"), task, 200, "fp32")
         losses = {"soft": ForwardKL(), "hard": HardLabel()}
         distiller = Distiller(models[1], task, losses, {"soft": 1.0, "hard": 1.0})
         signal = teacher.signals(list(rows))
@@ -203,10 +203,10 @@ def test_a_teacher_with_one_more_token(distil: Distil, voice: Path, tmp_path: Pa
     assert stored == pytest.approx(live, rel=1e-3)
     assert again == pytest.approx(live, rel=1e-5)
     teacher = LocalTeacher(4)
-    teacher.open(Source(tmp_path / "teacher", "teacher"), CausalLM(), 200, "fp32")
+    teacher.open(Checkpoint(tmp_path / "teacher", "teacher"), CausalLM(), 200, "fp32")
     rows, everywhere = list(rows_of("pairs")), slice(None)
     whole = teacher.signals(rows).rows(everywhere).logits.softmax(-1)
-    teacher.narrow(340)
+    teacher.truncate_vocabulary(340)
     shared = teacher.signals(rows).rows(everywhere).logits.softmax(-1)
     assert whole[:, 340].max() > 0.05
     assert torch.allclose(shared, whole[:, :340] / (1 - whole[:, 340:]), atol=1e-5)

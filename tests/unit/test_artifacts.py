@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.commands.artifacts import hashes_of, require_whole
 from kdcli.commands.export import _budget
-from kdcli.config import Budget
+from kdcli.config.schema import Budget
 from kdcli.errors import ModelError
+from kdcli.exporting.artifacts import hashes_of, require_whole
 
 KINDS = {
     "model.onnx": ["model.onnx", "model.onnx.data"],

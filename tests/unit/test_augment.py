@@ -12,12 +12,14 @@ import torch
 import transformers
 from tiny import BAD, FILLER, GOOD, SPECIAL, decoder, sentences, speller, write_csv
 
-from kdcli.augment import Proposer, augmented, find_proposer, whole_words
-from kdcli.config import Augment, Dataset, Teacher
-from kdcli.data import Classification, load
+from kdcli.config.dataset import Augment, Dataset
+from kdcli.config.schema import Teacher
+from kdcli.data.augment import Proposer, augmented, find_proposer, whole_words
+from kdcli.data.dataset import load
 from kdcli.errors import ConfigError, ModelError
-from kdcli.models import Source
+from kdcli.models.checkpoint import Checkpoint
 from kdcli.tasks.base import IGNORE
+from kdcli.tasks.classification.rows import ClassificationRows
 
 WORDS = [*GOOD, *BAD, *FILLER, "br", "don", "t"]
 PIECES = ["##ly", "##s", "##ish"]
@@ -35,7 +37,7 @@ TEXTS = [
 def rows(*texts: str | tuple[str, str]) -> datasets.Dataset:
     """As `kdcli.data` makes them."""
     pairs = [(text,) if isinstance(text, str) else text for text in texts]
-    kind = Classification(config()).unlabelled()
+    kind = ClassificationRows(config()).unlabelled()
     return datasets.Dataset.from_list([kind.row((*pair, None), "") for pair in pairs])
 
 
@@ -43,23 +45,25 @@ def config(max_length: int = 32, pair: str | None = None, **augment: Any) -> Dat
     return Dataset(path="d.csv", text_pair=pair, max_length=max_length, augment=Augment(**augment))
 
 
-def make(table: datasets.Dataset, source: Source, cfg: Dataset, seed: int = 0, known: Any = ()) -> list[Any]:
+def make(
+    table: datasets.Dataset, source: Checkpoint, cfg: Dataset, seed: int = 0, known: Any = ()
+) -> list[Any]:
     """The rows that are made, as plain mappings."""
     return list(augmented(table, Proposer(source, cfg.max_length), cfg, seed, known, lambda done: None))
 
 
-def save(model: transformers.PreTrainedModel, tokenizer: Any, folder: Path) -> Source:
+def save(model: transformers.PreTrainedModel, tokenizer: Any, folder: Path) -> Checkpoint:
     """A checkpoint of which no weight is as it was made."""
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.3 * torch.randn_like(weight)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return Source(folder, folder.name)
+    return Checkpoint(folder, folder.name)
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A random BERT with a masked-LM head, over some words, ends of words and signs; without upper case."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -78,7 +82,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 @torch.no_grad()
-def alone(source: Source, text: str, start: int, end: int, k: int) -> set[str]:
+def alone(source: Checkpoint, text: str, start: int, end: int, k: int) -> set[str]:
     """What the model finds likeliest where a word is hidden, asked for nothing else, by the plain API."""
     model = transformers.AutoModelForMaskedLM.from_pretrained(source.path).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.path)
@@ -92,7 +96,7 @@ def alone(source: Source, text: str, start: int, end: int, k: int) -> set[str]:
     return set(likely[:k])
 
 
-def test_candidates_are_what_the_model_says_of_one_hidden_word(source: Source) -> None:
+def test_candidates_are_what_the_model_says_of_one_hidden_word(source: Checkpoint) -> None:
     """Logits read at another place, of a padded row or with the word in sight propose words that do not fit; and a word of
     several pieces of which some stay."""
     found = Proposer(source, 32).places(TEXTS, 5, 7)
@@ -113,7 +117,7 @@ def test_candidates_are_what_the_model_says_of_one_hidden_word(source: Source) -
     ]
 
 
-def test_every_word_is_replaced_or_none(source: Source) -> None:
+def test_every_word_is_replaced_or_none(source: Checkpoint) -> None:
     """A probability that is taken the other way round, or a word that is replaced by itself."""
     assert make(rows(*TEXTS), source, config(probability=0)) == []
     made = make(rows("The film was good, so sad!"), source, config(probability=1, copies=30))
@@ -127,7 +131,7 @@ def test_every_word_is_replaced_or_none(source: Source) -> None:
         )
 
 
-def test_the_share_of_words_that_are_replaced(source: Source) -> None:
+def test_the_share_of_words_that_are_replaced(source: Checkpoint) -> None:
     """A text that changes less, or more, than was asked for."""
     text = " ".join(FILLER)
     made = make(rows(text), source, config(probability=0.4, copies=400))
@@ -136,13 +140,13 @@ def test_the_share_of_words_that_are_replaced(source: Source) -> None:
     assert abs(np.mean(changed) - 0.4) < 4 * (0.4 * 0.6 / len(changed)) ** 0.5
 
 
-def test_all_candidates_are_drawn(source: Source) -> None:
+def test_all_candidates_are_drawn(source: Checkpoint) -> None:
     """The likeliest alone would be put in every copy."""
     found = {row["text"].split()[0] for row in make(rows("so sad"), source, config(copies=300, candidates=6))}
     assert found == {"so", *alone(source, "so sad", 0, 2, 6)}
 
 
-def test_a_text_gets_the_same_copies_whatever_stands_beside_it(source: Source) -> None:
+def test_a_text_gets_the_same_copies_whatever_stands_beside_it(source: Checkpoint) -> None:
     """Copies that hang on the order of the rows or on the batch make every run another one."""
     texts = [text for text, _ in sentences(150)]
     table, cfg = rows(*texts), config(copies=3)
@@ -155,7 +159,7 @@ def test_a_text_gets_the_same_copies_whatever_stands_beside_it(source: Source) -
     assert make(alike.select([1, 0]), source, cfg) == make(alike, source, cfg)
 
 
-def test_nothing_but_words_is_put_into_a_text(source: Source) -> None:
+def test_nothing_but_words_is_put_into_a_text(source: Checkpoint) -> None:
     """Special tokens, ends of words and signs in a text; markup, signs or spaces of which a part is gone."""
     text = "the film<br />was, \"good-ish\" @song [MASK] [SEP] <a href='day'>trip</a>!"
     made = make(rows(text), source, config(probability=1, copies=50, candidates=60))
@@ -171,14 +175,14 @@ def test_nothing_but_words_is_put_into_a_text(source: Source) -> None:
         assert not rest
 
 
-def test_marks_go_with_their_letters(source: Source) -> None:
+def test_marks_go_with_their_letters(source: Checkpoint) -> None:
     """A tokenizer that passes over accents would leave them behind, on the new word."""
     made = make(rows("so fi\u0301ne\u0301 a day"), source, config(probability=1, copies=9))
     assert len(made) > 5
     assert all(row["text"].isascii() for row in made)
 
 
-def test_words_beyond_the_longest_row_stay(source: Source) -> None:
+def test_words_beyond_the_longest_row_stay(source: Checkpoint) -> None:
     """Long texts would be cut, or break the model's positions."""
     text = " ".join(["good", "bad"] * 20)
     made = make(rows(text), source, config(max_length=12, probability=1, copies=4))
@@ -188,7 +192,7 @@ def test_words_beyond_the_longest_row_stay(source: Source) -> None:
         assert all(new != old for new, old in zip(row["text"].split()[:10], text.split()[:10], strict=True))
 
 
-def test_pairs(source: Source) -> None:
+def test_pairs(source: Checkpoint) -> None:
     """A pair of which only one side is ever changed, or whose sides change places."""
     made = make(rows(("so sad", "fine day!")), source, config(pair="other", probability=1, copies=20))
     assert len(made) > 15
@@ -202,7 +206,7 @@ def test_pairs(source: Source) -> None:
     assert any(row["text_pair"] == "fine day!" for row in half)
 
 
-def test_rows_are_like_those_of_the_data(source: Source, tmp_path: Path) -> None:
+def test_rows_are_like_those_of_the_data(source: Checkpoint, tmp_path: Path) -> None:
     """Rows with other ids than the data's stand in two splits, or cannot be put beside the training rows."""
     data = load(
         Dataset(
@@ -223,7 +227,7 @@ def test_rows_are_like_those_of_the_data(source: Source, tmp_path: Path) -> None
     assert "mmm" not in " ".join(new["text"])
 
 
-def test_known_texts_are_left_out(source: Source) -> None:
+def test_known_texts_are_left_out(source: Checkpoint) -> None:
     """A text of the test split in training; or one text many times."""
     table, cfg = rows("so sad", "SO good"), config(copies=200, candidates=4)
     made = make(table, source, cfg)
@@ -238,14 +242,14 @@ def test_known_texts_are_left_out(source: Source) -> None:
     assert not set(own["id"]) & {row["id"] for row in make(own, source, cfg)}
 
 
-def test_texts_without_a_word(source: Source) -> None:
+def test_texts_without_a_word(source: Checkpoint) -> None:
     """Such rows stop the run, or come out as they went in."""
     new = augmented(rows("!!", "<br />", "- . -"), Proposer(source, 32), config(), 0, (), lambda done: None)
     assert (len(new), new.column_names) == (0, ["id", "text", "label"])
     assert datasets.concatenate_datasets([rows("so sad"), new])["text"] == ["so sad"]
 
 
-def test_progress(source: Source) -> None:
+def test_progress(source: Checkpoint) -> None:
     """Hours without a sign of life."""
     done: list[int] = []
     augmented(
@@ -275,7 +279,7 @@ def test_a_vocabulary_of_bytes(tmp_path: Path) -> None:
         assert set(text.replace(",", "").strip(")!").replace("(", "").split()) <= set(names.values())
 
 
-def test_checkpoints_that_cannot_propose(source: Source, teacher: Path, tmp_path: Path) -> None:
+def test_checkpoints_that_cannot_propose(source: Checkpoint, teacher: Path, tmp_path: Path) -> None:
     """Words from a random head, or a traceback."""
     lone = speller()
     decoder(lone).save_pretrained(tmp_path / "decoder")
@@ -288,20 +292,20 @@ def test_checkpoints_that_cannot_propose(source: Source, teacher: Path, tmp_path
     for cfg in (mini, Augment()):
         with pytest.raises(ModelError, match=r"^dataset.augment: .*dataset.augment.path$"):
             find_proposer(cfg, Teacher(_target_="t", path=str(teacher)))
-    for wrong in (Source(teacher, "classifier"), Source(tmp_path / "decoder", "decoder"), unmasked):
+    for wrong in (Checkpoint(teacher, "classifier"), Checkpoint(tmp_path / "decoder", "decoder"), unmasked):
         with pytest.raises(ModelError, match=r"^dataset.augment: .*dataset.augment.path$"):
             Proposer(wrong, 32)
     with pytest.raises(ConfigError, match="can read at most 512 tokens"):
         Proposer(source, 513)
 
 
-def test_who_proposes(source: Source, teacher: Path) -> None:
+def test_who_proposes(source: Checkpoint, teacher: Path) -> None:
     """Another model than the one named; or code of a repository that nobody trusted."""
     cfg = Teacher(_target_="t", path=str(source.path), trust_remote_code=True)
-    assert find_proposer(Augment(), cfg) == Source(source.path, str(source.path), None, True)
+    assert find_proposer(Augment(), cfg) == Checkpoint(source.path, str(source.path), None, True)
     cfg = Teacher(_target_="t", path=str(teacher), trust_remote_code=True)
     named = find_proposer(Augment(path=str(source.path)), cfg)
-    assert named == Source(source.path, str(source.path), None, False)
+    assert named == Checkpoint(source.path, str(source.path), None, False)
     with pytest.raises(ModelError, match=r"the dataset.augment directory \./nowhere does not exist"):
         find_proposer(Augment(path="./nowhere"), cfg)
 

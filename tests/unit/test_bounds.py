@@ -13,7 +13,12 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 import kdcli
-from kdcli.config import COMMANDS, Component
+from kdcli.config.schema import COMMANDS
+from kdcli.config.types import Component
+from kdcli.exporting.targets.base import Target
+from kdcli.losses.base import Loss
+from kdcli.students.base import StudentInitializer
+from kdcli.teachers.base import Teacher
 
 ODD: list[Any] = [
     True, False, float("nan"), float("inf"), float("-inf"), 1e300, -1e300, 10**400, -(10**400), "1e300", "-1e300", "nan", "inf", "9" * 5000,
@@ -42,16 +47,19 @@ def fields(model: type[BaseModel], where: str) -> Iterator[tuple[str, Any]]:
         yield from numbers(hints[name], f"{where}.{name}".lstrip("."))
 
 
+KINDS = (StudentInitializer, Target, Teacher, Loss)
+
+
 def constructors() -> Iterator[type]:
     """The classes under kdcli/ that a config can name."""
-    for part in ("students", "hardware", "teachers", "losses"):
+    for part in ("students", "exporting.targets", "teachers", "losses"):
         package = importlib.import_module(f"{kdcli.__name__}.{part}")
-        for each in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        for each in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             module = importlib.import_module(each.name)
             yield from (
                 found
-                for name, found in vars(module).items()
-                if inspect.isclass(found) and found.__module__ == each.name and not name.startswith("_")
+                for found in vars(module).values()
+                if inspect.isclass(found) and issubclass(found, KINDS) and found.__module__ == each.name
             )
 
 
@@ -88,8 +96,8 @@ def test_the_walk_finds_the_numbers() -> None:
     expected = {
         "distill.trainer.epochs", "distill.stages.trainer.learning_rate", "distill.measure.batch_sizes", "distill.measure.request_rates",
         "distill.loss.weight", "distill.hardware.tolerances.agreement", "distill.seed", "export.hardware.budget.max_bytes",
-        "kdcli.students.from_config.FromConfig.hidden_size", "kdcli.students.layers.Layers.layers",
-        "kdcli.losses.attention.Attention.layer_mapping", "kdcli.hardware.cpu.Cpu.opset", "kdcli.teachers.openai.OpenAITeacher.budget.tokens",
+        "kdcli.students.from_config.FromConfig.hidden_size", "kdcli.students.pruning.layers.Layers.layers",
+        "kdcli.losses.attention.Attention.layer_mapping", "kdcli.exporting.targets.cpu.Cpu.opset", "kdcli.teachers.remote.openai.OpenAITeacher.budget.tokens",
     }  # fmt: skip
     assert expected <= FOUND.keys()
     assert len(FOUND) > 200

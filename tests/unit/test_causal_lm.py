@@ -11,15 +11,15 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from kdcli import signal
-from kdcli.distiller import Distiller
+from kdcli import signals as signal
 from kdcli.errors import DataError
+from kdcli.generation import continued
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
-from kdcli.rollouts import continued
-from kdcli.signal import Signal
+from kdcli.signals import Signal
 from kdcli.tasks.base import IGNORE
-from kdcli.tasks.causal_lm import CausalLM
+from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.training.distiller import Distiller
 
 PLAIN = (
     "{% for turn in messages %}{{ turn['role'] }}: {{ turn['content'] }}\n{% endfor %}"
@@ -122,7 +122,7 @@ def test_a_turn_ends_where_the_template_closes_it(chat: bool, tmp_path: Path) ->
         assert task.replies(model, tokenizer, datasets.Dataset.from_list([row]), 64, **options) == [
             ("", chat)
         ]
-        task.ready(model, tokenizer, 64)
+        task.prepare_for_saving(model, tokenizer, 64)
     model.save_pretrained(tmp_path)
     ends = GenerationConfig.from_pretrained(tmp_path).eos_token_id
     assert ends == ([end, tokenizer.eos_token_id] if chat else tokenizer.eos_token_id)

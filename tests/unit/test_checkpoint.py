@@ -24,13 +24,13 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from kdcli.checkpoint import SUMS, require_unchanged, write_sums
-from kdcli.config import Checkpoint
+from kdcli.config.types import CheckpointConfig
 from kdcli.errors import ConfigError, ModelError
-from kdcli.models import find, load_model, load_tokenizer, require_loadable, with_new_head
+from kdcli.model_files import SUMS, require_unchanged, write_sums
+from kdcli.models.checkpoint import find, load_model, load_tokenizer, require_loadable, with_new_head
 from kdcli.tasks.base import Task
-from kdcli.tasks.causal_lm import CausalLM
-from kdcli.tasks.classification import Classification
+from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.classification.task import Classification
 
 TASK = Classification(["bad", "good"])
 SIZES = {"vocab_size": 32, "num_attention_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0}
@@ -38,7 +38,7 @@ SIZES = {"vocab_size": 32, "num_attention_heads": 2, "max_position_embeddings": 
 
 def used(folder: Path, task: Task = TASK) -> None:
     """All that is looked at before anything is trained."""
-    source = find(Checkpoint.model_validate({"_target_": "x", "path": str(folder)}), "teacher")
+    source = find(CheckpointConfig.model_validate({"_target_": "x", "path": str(folder)}), "teacher")
     require_loadable(source, task)
     load_tokenizer(source, max_length=32)
 
@@ -229,14 +229,14 @@ def test_what_weights_hold_besides_is_no_reason_to_refuse_them(kind: str, tmp_pa
     tokenizer.save_pretrained(tmp_path)
     tensors(lambda found: found.update(more))(tmp_path)
     used(tmp_path, task)
-    source = find(Checkpoint.model_validate({"_target_": "x", "path": str(tmp_path)}), "teacher")
+    source = find(CheckpointConfig.model_validate({"_target_": "x", "path": str(tmp_path)}), "teacher")
     with_new_head(source, task) if kind == "masked" else load_model(source, task)
 
 
 def test_a_body_of_another_shape_is_not_made_anew_with_the_head(body: Path, tmp_path: Path) -> None:
     """The head's shape may differ, and what differs in the body was random, too."""
     folder = Path(shutil.copytree(body, tmp_path / "body"))
-    source = find(Checkpoint.model_validate({"_target_": "x", "path": str(folder)}), "teacher")
+    source = find(CheckpointConfig.model_validate({"_target_": "x", "path": str(folder)}), "teacher")
     with_new_head(source, TASK)
     config(intermediate_size=63)(folder)
     for load in (with_new_head, require_loadable):

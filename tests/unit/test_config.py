@@ -9,24 +9,16 @@ from typing import Any
 
 import pytest
 
-from kdcli.config import (
-    COMMANDS,
-    Component,
-    Dataset,
-    Distill,
-    Trainer,
-    build,
-    check,
-    conf_dir,
-    defaults,
-    locate,
-    suggest,
-    user_conf_dir,
-)
-from kdcli.errors import ConfigError
+from kdcli.config.check import check, defaults
+from kdcli.config.components import build, locate
+from kdcli.config.dataset import Dataset
+from kdcli.config.paths import conf_dir, user_conf_dir
+from kdcli.config.schema import COMMANDS, Distill, Trainer
+from kdcli.config.types import Component
+from kdcli.errors import ConfigError, suggest
 from kdcli.losses.base import Loss
 from kdcli.losses.forward_kl import ForwardKL
-from kdcli.students.base import Birth
+from kdcli.students.base import StudentInitializer
 
 
 @pytest.fixture
@@ -37,7 +29,7 @@ def tree() -> dict[str, Any]:
     plain["student"] |= {"_target_": "kdcli.students.pretrained.Pretrained", "path": "s"}
     plain["dataset"] |= {"path": "d.csv"}
     plain["loss"] = {"soft_label": {"_target_": "kdcli.losses.forward_kl.ForwardKL", "temperature": 2.0}}
-    plain["hardware"] |= {"_target_": "kdcli.hardware.cpu.Cpu", "precisions": ["fp32"]}
+    plain["hardware"] |= {"_target_": "kdcli.exporting.targets.cpu.Cpu", "precisions": ["fp32"]}
     return copy.deepcopy(plain)
 
 
@@ -269,8 +261,10 @@ def test_build_inside_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree:
 
 def test_component_of_another_kind() -> None:
     """A loss in the student's place fails with an AttributeError, after the teacher was tuned."""
-    with pytest.raises(ConfigError, match=r"ForwardKL: expected a subclass of kdcli.students.base.Birth"):
-        build(component(), Birth)
+    with pytest.raises(
+        ConfigError, match=r"ForwardKL: expected a subclass of kdcli.students.base.StudentInitializer"
+    ):
+        build(component(), StudentInitializer)
 
 
 def test_suggest() -> None:
@@ -329,8 +323,6 @@ def test_checking_imports_no_more_than_it_must(tree: dict[str, Any]) -> None:
     """transformers and datasets take seconds, which a typo should not cost."""
     import subprocess
 
-    code = (
-        "import sys, kdcli.config; kdcli.config.defaults(kdcli.config.Distill); print('torch' in sys.modules)"
-    )
+    code = "import sys, kdcli.config.check, kdcli.config.schema; kdcli.config.check.defaults(kdcli.config.schema.Distill); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 from faults.test_schema import whole
 
-from kdcli.config import OTHERS_READ_BY, READ_BY, TASKS, Dataset, Distill, check, conf_dir, remarks, unread
-from kdcli.configfiles import read_options, read_yaml
+from kdcli.config.check import check
+from kdcli.config.dataset import READ_BY, TASKS, Dataset
+from kdcli.config.paths import conf_dir
+from kdcli.config.remarks import OTHERS_READ_BY, remarks, unread
+from kdcli.config.schema import Distill
+from kdcli.config.yaml_files import read_options, read_yaml
 from kdcli.errors import ConfigError
-from kdcli.launch import launch
+from kdcli.launch.run import launch
 
 HEAD = "# @package _global_\n"
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(

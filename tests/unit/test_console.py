@@ -271,7 +271,7 @@ def test_duration(seconds: float, text: str) -> None:
 
 def test_plain_stages(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     """A CI log shows nothing for an hour, or not which stage a run is in."""
-    with console.Stages(["teacher", "student"]) as stages:
+    with console.ProgressStages(["teacher", "student"]) as stages:
         stages.skip("teacher", "from the cache")
         with stages.stage("student", total=200) as stage:
             stage.update(0, {"soft_label": 0.5})
@@ -296,7 +296,7 @@ def test_plain_stages_are_sparse(
     clock: Clock, capsys: pytest.CaptureFixture[str], step_seconds: float, most: int
 ) -> None:
     """A log grows by a line a step, or a run of hours fills it."""
-    with console.Stages(["student"]) as stages, stages.stage("student", total=1000) as stage:
+    with console.ProgressStages(["student"]) as stages, stages.stage("student", total=1000) as stage:
         for step in range(1000):
             clock.now += step_seconds
             stage.update(step + 1)
@@ -305,7 +305,7 @@ def test_plain_stages_are_sparse(
 
 def test_eta_of_a_resumed_stage(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     """Steps that were done before the run was killed count as speed, and the time to go is far too short."""
-    with console.Stages(["student"]) as stages, stages.stage("student", total=1000) as stage:
+    with console.ProgressStages(["student"]) as stages, stages.stage("student", total=1000) as stage:
         stage.update(900)
         clock.now += 50
         stage.update(950)
@@ -314,7 +314,7 @@ def test_eta_of_a_resumed_stage(clock: Clock, capsys: pytest.CaptureFixture[str]
 
 def test_stage_in_parts(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     """A stage that runs once a split keeps the steps and the speed of the split before."""
-    with console.Stages(["signals"]) as stages:
+    with console.ProgressStages(["signals"]) as stages:
         for split in ("train", "test"):
             with stages.stage("signals", 10) as stage:
                 assert (stage.step, stage.extra) == (0, "")
@@ -332,7 +332,7 @@ def test_stage_that_does_not_end_well(
     """A failure is swallowed, or the log says that the stage was done."""
 
     def run() -> None:
-        with console.Stages(["student"]) as stages, stages.stage("student", 10) as stage:
+        with console.ProgressStages(["student"]) as stages, stages.stage("student", 10) as stage:
             stage.update(4)
             raise problem
 
@@ -343,7 +343,7 @@ def test_stage_that_does_not_end_well(
 
 def test_quiet_stages(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     """Eight processes print every line eight times, or the quiet ones do not know how long a stage took."""
-    with console.Stages(["a", "b"], quiet=True) as stages:
+    with console.ProgressStages(["a", "b"], quiet=True) as stages:
         stages.skip("a", "cached")
         with stages.stage("b") as stage:
             clock.now += 100
@@ -356,7 +356,7 @@ def test_unknown_stage_is_refused() -> None:
     """A misspelt stage is shown nowhere."""
     with (
         pytest.raises(KeyError, match="studnet"),
-        console.Stages(["student"]) as stages,
+        console.ProgressStages(["student"]) as stages,
         stages.stage("studnet"),
     ):
         pass
@@ -367,7 +367,7 @@ import logging, sys, time
 from kdcli import console
 from kdcli.errors import KDError, listed, shown
 console.setup_logging()
-with console.Stages(["teacher", "student", "control"]) as stages:
+with console.ProgressStages(["teacher", "student", "control"]) as stages:
     stages.skip("teacher", "cached")
     with stages.stage("student", 100) as stage:
         stage.update(0)

@@ -19,10 +19,13 @@ import yaml
 from pydantic import ValidationError
 from tiny import sentences, write_csv
 
-from kdcli.commands.distill import _content
-from kdcli.config import Dataset, conf_dir
-from kdcli.data import LONGEST_FIELD, SPLITS, Data, load, require_batch, with_gold
+from kdcli.config.dataset import Dataset
+from kdcli.config.paths import conf_dir
+from kdcli.data.dataset import Data, load, require_batch, with_gold
+from kdcli.data.readers import LONGEST_FIELD
+from kdcli.data.splits import SPLITS
 from kdcli.errors import ConfigError, DataError
+from kdcli.pipeline.cache import content_hash
 from kdcli.tasks.base import IGNORE
 
 ROWS = sentences(60)
@@ -80,7 +83,7 @@ def test_what_is_stored_is_of_these_very_texts(tmp_path: Path) -> None:
     assert one["train"]["id"][:] == other["train"]["id"][:]
     assert one.fingerprint != other.fingerprint
     for labels in True, False:
-        assert _content(one["train"], labels) != _content(other["train"], labels)
+        assert content_hash(one["train"], labels) != content_hash(other["train"], labels)
 
 
 def test_given_files_do_not_share_rows(tmp_path: Path) -> None:
@@ -285,7 +288,7 @@ def test_unlabelled_files_without_labels(tmp_path: Path) -> None:
 def test_unlabelled_hub_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A split whose labels are all -1, as IMDB's `unsupervised`, refused for them; or the training split read again."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("kdcli.data.snapshot", lambda *_, **__: (tmp_path / "hub", "c0ffee"))
+    monkeypatch.setattr("kdcli.data.hub.snapshot", lambda *_, **__: (tmp_path / "hub", "c0ffee"))
     names = datasets.ClassLabel(names=["bad", "good"])
     features = datasets.Features({"text": datasets.Value("string"), "label": names})
     (tmp_path / "hub" / "data").mkdir(parents=True)
@@ -363,7 +366,7 @@ def tagged(data: Data, *splits: str) -> list[tuple[str, ...]]:
 def test_tags_from_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Tags shifted against their words, the second column of four taken for the tag, integers without their names."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("kdcli.data.snapshot", lambda *_, **__: (tmp_path, "c0ffee"))
+    monkeypatch.setattr("kdcli.data.hub.snapshot", lambda *_, **__: (tmp_path, "c0ffee"))
     columns = {key: [row[key] for row in TAGGED] for key in ("tokens", "ner")}
     if kind == "jsonl":
         data = read(write_jsonl(tmp_path / "a.jsonl", TAGGED), **WORDS)
@@ -721,13 +724,13 @@ def test_labels_that_only_later_splits_have(tmp_path: Path) -> None:
     train = write_csv(tmp_path / "train.csv", ROWS)
     later = [("a strange one", "god"), ("and another", "god"), ("a usual one", "good")]
     data = read(train, test=str(write_csv(tmp_path / "test.csv", later)))
-    assert data.untaught("test") == {"god": 2}
-    assert not data.untaught("validation")
+    assert data.unseen_labels("test") == {"god": 2}
+    assert not data.unseen_labels("validation")
     rows = [{"words": ["a", text], "tags": ["O", label]} for text, label in ROWS]
     keys = {"words": "words", "tags": "tags"}
     test = write_jsonl(tmp_path / "b.jsonl", [{"words": ["one", "two"], "tags": ["bda", "bda"]}])
     tagged = read(write_jsonl(tmp_path / "a.jsonl", rows), test=str(test), **keys)
-    assert tagged.untaught("test") == {"bda": 2}
+    assert tagged.unseen_labels("test") == {"bda": 2}
 
 
 # ---- completions, conversations and plain text -------------------------------------------------------
@@ -786,7 +789,7 @@ def test_causal_rows_from_every_format(
     """Folded newlines, columns of another format, or a `label` column asked of data that has none."""
     path = save(tmp_path, "parquet" if kind == "hub" else kind, rows)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("kdcli.data.snapshot", lambda *_, **__: (tmp_path, "c0ffee"))
+    monkeypatch.setattr("kdcli.data.hub.snapshot", lambda *_, **__: (tmp_path, "c0ffee"))
     data = read(path, format=kind, **keys)
     assert ordered(everything(data)) == ordered(rows)
     assert [len(data[split]) for split in SPLITS] == [48, 6, 6]
@@ -1025,7 +1028,7 @@ def test_text_alone_from_every_format(tmp_path: Path, monkeypatch: pytest.Monkey
     """A label that is asked for of text that has none, or rows read as another task's."""
     rows = [{"text": f"Line {number}."} for number in range(60)]
     if kind == "hub":
-        monkeypatch.setattr("kdcli.data.snapshot", lambda *_, **__: (tmp_path, "abc"))
+        monkeypatch.setattr("kdcli.data.hub.snapshot", lambda *_, **__: (tmp_path, "abc"))
         monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
         data = load(Dataset(path="a/b", format="hub", **MASKED))
     elif kind == "txt":

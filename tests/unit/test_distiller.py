@@ -4,11 +4,11 @@ import pytest
 import torch
 from tiny import bert
 
-from kdcli.distiller import Distiller
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
-from kdcli.signal import Signal
-from kdcli.tasks.classification import Classification
+from kdcli.signals import Signal
+from kdcli.tasks.classification.task import Classification
+from kdcli.training.distiller import Distiller
 
 TEXTS = ["a good film", "this was very bad and sad so quite awful", "the book", "lovely sweet day"]
 

@@ -17,8 +17,11 @@ from typing import Any
 import pytest
 from endpoint import Host, Odd, Said, Served, apart, last, question, said
 
-from kdcli.endpoint import Answer, Budget, Endpoint, Prices, _Ledger, _pause, _read, _retry_after, _Unreadable
 from kdcli.errors import ConfigError, EndpointError, TeacherError
+from kdcli.teachers.remote.client import Endpoint
+from kdcli.teachers.remote.ledger import Ledger
+from kdcli.teachers.remote.limits import Budget, Prices, pause_after, retry_after
+from kdcli.teachers.remote.wire import Answer, Unreadable, read_completion
 
 KEY = "sk-never-write-this-down"
 TOLD = 12
@@ -103,19 +106,19 @@ def test_kept_before_it_is_used(
 def test_half_a_line(tmp_path: Path) -> None:
     """What was written when the power failed is taken for an answer; or the next answer is lost with it."""
     path = tmp_path / "ledger.jsonl"
-    first = _Ledger(path)
+    first = Ledger(path)
     with first.hold():
         for number in range(3):
             first.append(key_of(number), written("a" * 50))
     whole = path.read_bytes()
     for length in (len(whole) - 1, len(whole) - 40, len(whole) // 3 * 2 + 1):
         path.write_bytes(whole[:length])
-        again = _Ledger(path)
+        again = Ledger(path)
         assert again.get(key_of(1)) == written("a" * 50)
         assert again.get(key_of(2)) is None
         with again.hold():
             again.append(key_of(3), written("b"))
-        found = _Ledger(path)
+        found = Ledger(path)
         assert [found.get(key_of(number)) for number in (1, 2, 3)] == [written("a" * 50), None, written("b")]
         assert all(map(json.loads, path.read_bytes().splitlines()))
 
@@ -127,23 +130,23 @@ def test_half_a_line(tmp_path: Path) -> None:
 def test_a_line_that_cannot_be_read(tmp_path: Path, wrong: bytes, caplog: pytest.LogCaptureFixture) -> None:
     """One damaged line makes all answers useless."""
     path = tmp_path / "ledger.jsonl"
-    first = _Ledger(path)
+    first = Ledger(path)
     with first.hold():
         for number in range(3):
             first.append(key_of(number), written(f"{number}"))
     lines = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([lines[0], wrong, *lines[2:]]))
-    again = _Ledger(path)
+    again = Ledger(path)
     assert [again.get(key_of(number)) for number in range(3)] == [written("0"), None, written("2")]
     assert caplog.text.count("1 damaged lines are not used") == 1
     with again.hold():
         again.append(key_of(1), written("new"))
-    assert _Ledger(path).get(key_of(1)) == written("new")
+    assert Ledger(path).get(key_of(1)) == written("new")
 
 
 def append_in_turns(path: Path, name: int, rounds: int, each: int) -> None:
     """Append answers, some at a time."""
-    ledger = _Ledger(path)
+    ledger = Ledger(path)
     for turn in range(rounds):
         with ledger.hold():
             for number in range(each):
@@ -159,7 +162,7 @@ def test_two_processes_write_one_ledger(tmp_path: Path) -> None:
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    ledger = _Ledger(path)
+    ledger = Ledger(path)
     for name, turn, number in itertools.product((1, 2), range(rounds), range(each)):
         assert ledger.get(key_of(name << 32 | turn << 16 | number)) == written(f"{name} {turn} " + "x" * 9000)
     texts = [json.loads(line)["choices"][0]["text"] for line in path.read_bytes().splitlines()]
@@ -171,7 +174,7 @@ def test_two_processes_write_one_ledger(tmp_path: Path) -> None:
 def fill_the_disk(path: Path, into: Path) -> None:
     """Append until no more fits; then there is room again."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
-    ledger = _Ledger(path)
+    ledger = Ledger(path)
     with ledger.hold():
         try:
             for number in itertools.count():
@@ -188,7 +191,7 @@ def test_a_place_where_nothing_can_be_kept(tmp_path: Path) -> None:
     (tmp_path / "folder.jsonl").mkdir()
     for path in (tmp_path / "file" / "ledger.jsonl", tmp_path / "folder.jsonl"):
         with pytest.raises(ConfigError, match=r"cannot be kept in .*set KDCLI_CACHE_DIR"):
-            _Ledger(path)
+            Ledger(path)
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
@@ -200,7 +203,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     count, _, message = (tmp_path / "said").read_text().partition(" ")
     assert "set KDCLI_CACHE_DIR" in message
     assert int(count) > 9
-    ledger = _Ledger(path)
+    ledger = Ledger(path)
     assert all(ledger.get(key_of(number)) for number in range(int(count)))
     assert ledger.get(key_of(int(count))) is None
     assert ledger.get(key_of(99)) == written("what was under way")
@@ -309,13 +312,13 @@ def test_how_long_the_host_asks_to_wait() -> None:
     """A date that is taken for nothing, or nonsense that ends the run."""
 
     def asked(text: str) -> float | None:
-        return _retry_after({"retry-after": text})
+        return retry_after({"retry-after": text})
 
     assert (asked("7"), asked("0.25"), asked("-3")) == (7, 0.25, 0)
     assert 95 < (asked(email.utils.formatdate(time.time() + 100, usegmt=True)) or 0) <= 100
     assert asked("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert [asked(text) for text in ("soon", "", "inf", "nan", "Wed, 99 Oct")] == [None] * 5
-    assert _retry_after({}) is None
+    assert retry_after({}) is None
 
 
 def test_the_host_asks_to_wait_for_an_hour(served: Served, ready: Ready) -> None:
@@ -329,7 +332,7 @@ def test_the_host_asks_to_wait_for_an_hour(served: Served, ready: Ready) -> None
 def test_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that failed together come back together; or the hundredth try is made in a thousand years."""
     for tries, longest in ((1, 0.5), (2, 1), (5, 8), (7, 32), (8, 60), (900, 60)):
-        found = [_pause(0.5, tries) for _ in range(200)]
+        found = [pause_after(0.5, tries) for _ in range(200)]
         assert longest / 2 <= min(found) < 0.6 * longest
         assert 0.9 * longest < max(found) <= longest
 
@@ -488,8 +491,8 @@ def test_the_key_is_in_no_message(served: Served, ready: Ready, tmp_path: Path) 
     (path,) = (tmp_path / "ledger").glob("*.jsonl")
     assert KEY[:6].encode() not in path.read_bytes()
     for length in range(400):
-        with pytest.raises(_Unreadable) as error:
-            _read({"pad": "x" * length + KEY}, asking._scrub)
+        with pytest.raises(Unreadable) as error:
+            read_completion({"pad": "x" * length + KEY}, asking._scrub)
         assert KEY[:6] not in "".join(traceback.format_exception(error.value))
     for status in (500, 404):
         host.reply = lambda body, status=status: status

@@ -21,10 +21,10 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from kdcli.errors import ConfigError
-from kdcli.hardware.base import quietly
-from kdcli.hardware.cpu import Cpu
-from kdcli.hardware.language import _blocks
-from kdcli.quantization import BLOCK, FakeQuantization, Grid
+from kdcli.exporting.targets.base import quietly
+from kdcli.exporting.targets.cpu import Cpu
+from kdcli.exporting.writers.causal_lm import _blocks
+from kdcli.models.quantization import BLOCK, FakeQuantization, Grid
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -88,7 +88,7 @@ def test_the_grid_is_the_one_that_onnx_runtime_writes(
     layer = nn.Embedding(*shape) if operator == "Gather" else nn.Linear(shape[1], shape[0])
     model = nn.Sequential(layer)
     layer.weight.data.copy_(weight)
-    FakeQuantization(precision).dress(model)  # type: ignore[arg-type]
+    FakeQuantization(precision).prepare_for_training(model)  # type: ignore[arg-type]
     rounded = layer.weight.detach()
     assert (rounded - weight).abs().max() > 1e-3
     np.testing.assert_allclose(written(weight, operator, precision, tmp_path), rounded.numpy(), atol=2e-6)
@@ -133,14 +133,14 @@ def test_a_matrix_that_is_head_and_embeddings_stays_one() -> None:
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     keys, count = set(model.state_dict()), sum(weight.numel() for weight in model.parameters())
     grid = FakeQuantization("int4", writes=True)
-    grid.dress(model)
+    grid.prepare_for_training(model)
     assert sum(weight.numel() for weight in model.parameters()) == count
     ids = torch.randint(0, model.config.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
     model(input_ids=ids, labels=ids).loss.backward()
     assert all(weight.grad is not None for weight in model.parameters())
     model.eval()
     dressed = model(input_ids=ids).logits
-    grid.undress(model)
+    grid.merge_and_unload(model)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert set(model.state_dict()) == keys
     assert torch.equal(model(input_ids=ids).logits, dressed)
@@ -173,7 +173,7 @@ def test_dressed_it_learns_and_undressed_it_is_plain(precision: str, tokenizer) 
     model = bert(tokenizer, ["bad", "good"])
     keys = set(model.state_dict())
     grid = FakeQuantization(precision)  # type: ignore[arg-type]
-    grid.dress(model)
+    grid.prepare_for_training(model)
     batch = tokenizer(["good film", "a very bad book"], return_tensors="pt", padding=True)
     loss = cross_entropy(model(**batch).logits, torch.tensor([1, 0]))
     loss.backward()
@@ -181,7 +181,7 @@ def test_dressed_it_learns_and_undressed_it_is_plain(precision: str, tokenizer) 
     assert all("key.bias" in name for name in silent)  # no softmax sees it
     model.eval()
     dressed = model(**batch).logits
-    grid.undress(model)
+    grid.merge_and_unload(model)
     assert set(model.state_dict()) == keys
     assert all(weight.requires_grad for weight in model.parameters())
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -203,7 +203,7 @@ def test_it_regains_what_rounding_loses(tokenizer) -> None:
 
     student = copy.deepcopy(teacher)
     assert lost(student) < 1e-6
-    FakeQuantization("int4").dress(student)
+    FakeQuantization("int4").prepare_for_training(student)
     rounded = lost(student).item()
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
     for _ in range(40):
@@ -224,10 +224,10 @@ def test_what_is_trained_answers_as_the_artifact_does(
     grid = FakeQuantization(precision)  # type: ignore[arg-type]
     with torch.inference_mode():
         plain = model(**batch).logits
-    grid.dress(model)
+    grid.prepare_for_training(model)
     with torch.no_grad():
         dressed = model(**batch).logits
-    grid.undress(model)
+    grid.merge_and_unload(model)
     file = Cpu([precision]).export(tmp_path, tmp_path, model, [batch], 64)[precision]  # type: ignore[list-item]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     found = session.run(["logits"], {name: batch[name].numpy() for name in batch})[0]
@@ -246,7 +246,7 @@ def test_a_layer_that_the_exporter_alone_would_round_is_refused() -> None:
     """GPT-2 keeps its matrices in layers of its own, which the training would leave as they are."""
     config = GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=1)
     with pytest.raises(ConfigError, match="Conv1D"):
-        FakeQuantization("int8").dress(GPT2ForSequenceClassification(config))
+        FakeQuantization("int8").prepare_for_training(GPT2ForSequenceClassification(config))
 
 
 def test_a_missing_torchao_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

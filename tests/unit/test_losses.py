@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kdcli.config import Component, build
+from kdcli.config.components import build
+from kdcli.config.types import Component
 from kdcli.losses.base import EXACT, Loss, bucketed
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
@@ -20,7 +21,7 @@ from kdcli.losses.skew_kl import SkewKL
 from kdcli.losses.skew_reverse_kl import SkewReverseKL
 from kdcli.losses.tvd import TVD
 from kdcli.losses.uld import ULD
-from kdcli.signal import FLOOR, Signal, TopKSignal
+from kdcli.signals import FLOOR, Signal, TopKSignal
 
 Formula = Callable[[Tensor, Tensor], Tensor]
 

@@ -19,16 +19,16 @@ import transformers
 from safetensors.numpy import load_file
 from tiny import bert, sentences
 
-from kdcli import measure as module
-from kdcli.config import Measure
+from kdcli.config.schema import Measure
 from kdcli.errors import ExportError
-from kdcli.hardware.cpu import Cpu
-from kdcli.measure import UNKNOWN, MeasureSpec, measure, measure_rows, measured
-from kdcli.models import Source
-from kdcli.runtimes import onnx as onnx_runtime
-from kdcli.runtimes import torch as torch_runtime
-from kdcli.runtimes.base import Encoded
-from kdcli.tasks.classification import Classification
+from kdcli.exporting.runtimes import onnx as onnx_runtime
+from kdcli.exporting.runtimes import torch as torch_runtime
+from kdcli.exporting.targets.cpu import Cpu
+from kdcli.measure.process import Process, _most, measure, measure_rows, measured
+from kdcli.measure.spec import UNKNOWN, Encoded, MeasureSpec
+from kdcli.measure.worker import _Worker
+from kdcli.models.checkpoint import Checkpoint
+from kdcli.tasks.classification.task import Classification
 
 TEXTS = [[text] for text, _ in sentences(40)]
 QUICK = {"latency_runs": 5, "throughput_seconds": 0.01, "batch_sizes": (4, 8)}
@@ -77,7 +77,7 @@ def test_the_process_of_an_onnx_file_imports_no_torch(spec: MeasureSpec, tmp_pat
         [
             sys.executable,
             "-c",
-            "import sys; from kdcli.measure import main; main(); print(*sys.modules, file=sys.stderr)",
+            "import sys; from kdcli.measure.worker import main; main(); print(*sys.modules, file=sys.stderr)",
         ],
         input="\n".join(map(json.dumps, [{"spec": asdict(spec), "prompts": TEXTS}, *TOLD])),
         capture_output=True,
@@ -197,7 +197,7 @@ def test_rows_of_a_split_are_measured_as_the_config_says(student: Path, tokenize
 def test_requests_wait_for_one_another(spec: MeasureSpec) -> None:
     """Times of requests that come one after the other are no times of requests that come when they like."""
     spec = replace(spec, load_seconds=0.2, request_rates=(20, 50_000))
-    with module.Process(spec, TEXTS) as process:
+    with Process(spec, TEXTS) as process:
         found = process.load(TEXTS, limit=1000)
         assert process.load(TEXTS, limit=1e-6)["most_requests_per_s"] is None
     slow, fast = found["rates"]
@@ -209,11 +209,11 @@ def test_requests_wait_for_one_another(spec: MeasureSpec) -> None:
 def test_the_highest_rate_on_paper_is_that_of_the_queue() -> None:
     """A rate at which the model alone is quick enough, and the queue before it grows without end."""
     served = np.full(100, 10.0)
-    least, most = (module._most(served, limit, 200.0) for limit in (11.0, 1000.0))
-    assert module._most(served, 9.0, 200.0) is None
+    least, most = (_most(served, limit, 200.0) for limit in (11.0, 1000.0))
+    assert _most(served, 9.0, 200.0) is None
     assert 0 < least < most < 100
     # M/D/1 at a load r: the mean wait is r / (2 (1 - r)) of a service, 95 % wait at most about three times that
-    rate = module._most(served, 40.0, 2000.0)
+    rate = _most(served, 40.0, 2000.0)
     assert 0.5 < rate * 0.01 < 0.8
 
 
@@ -222,7 +222,7 @@ def test_nothing_is_started_where_nothing_is_asked_for(
 ) -> None:
     """measure=null is for sweeps whose jobs run side by side: they must not pay for a process."""
     monkeypatch.setattr(subprocess, "Popen", None)
-    process, found = measured(None, Source(student, "student"), TASK, TEXTS, LENGTH)
+    process, found = measured(None, Checkpoint(student, "student"), TASK, TEXTS, LENGTH)
     assert process is None
     assert found == asdict(UNKNOWN)
 
@@ -232,7 +232,7 @@ def test_threads_are_those_that_were_asked_for(
 ) -> None:
     """Times of a runtime, or of a library under it, that takes all processors there are."""
     spec = replace(spec, threads=3)
-    with module.Process(spec, TEXTS) as process:
+    with Process(spec, TEXTS) as process:
         process.turn([0])  # it has begun
         variables = Path(f"/proc/{process._child.pid}/environ").read_text().split("\0")
         told = dict(variable.split("=", 1) for variable in variables if variable)
@@ -262,7 +262,7 @@ def test_each_turn_runs_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
     slow = Slow()
     spec = MeasureSpec("onnx", "", "", LENGTH, throughput_seconds=0.001)
-    worker = module._Worker(slow, [[1] * length for length in range(1, 41)], spec, None)
+    worker = _Worker(slow, [[1] * length for length in range(1, 41)], spec, None)
     rate = worker.throughput(10)
     assert slow.calls == 1 + 4, "the largest batch beforehand, and each once"
     assert 0 < rate < 1000, "40 rows took at least 40 ms"
@@ -274,7 +274,7 @@ def test_a_slow_model_is_not_run_thrice(spec: MeasureSpec) -> None:
     """Three passes of a large teacher take minutes, and are no more exact than one."""
     found = {}
     for seconds in 0.0, 1.0:
-        with module.Process(replace(spec, throughput_seconds=0.1), TEXTS) as process:
+        with Process(replace(spec, throughput_seconds=0.1), TEXTS) as process:
             own, turns = process.pace, []
 
             def pace(own: Any = own, turns: Any = turns, seconds: float = seconds) -> dict:
@@ -310,7 +310,7 @@ def test_rows_that_are_timed_have_the_length_that_was_asked_for(length: int | No
         "onnx", "", "", LENGTH, batch_sizes=(2,), sequence_length=length, throughput_seconds=0.01
     )
     prompts = [[2, 7, 3], [2, 7, 8, 9, 3]]
-    worker = module._Worker(Seen(), prompts, spec, None)
+    worker = _Worker(Seen(), prompts, spec, None)
     worker.latency([0, 1])
     worker.throughput(2)
     single = [batch["input_ids"][0].tolist() for batch in seen if len(batch["input_ids"]) == 1]
@@ -322,7 +322,7 @@ def test_rows_that_are_timed_have_the_length_that_was_asked_for(length: int | No
     assert {batch["input_ids"].shape[1] for batch in whole} == {length or 5}
     if length:
         assert all(batch["attention_mask"].all() for batch in whole)
-    translator = module._Worker(
+    translator = _Worker(
         lambda ids: seen.append(ids) or ids, prompts, replace(spec, auto="AutoModelForSeq2SeqLM"), None
     )
     translator.model.computed = Seen().computed
@@ -341,7 +341,7 @@ def test_a_long_prompt_does_not_slow_what_follows() -> None:
                 time.sleep(0.01)
 
     spec = MeasureSpec("onnx", "", "", LENGTH, new_tokens=4, throughput_seconds=0.01)
-    worker = module._Worker(Slow(), [], spec, None)
+    worker = _Worker(Slow(), [], spec, None)
     worker.rows = [{"input_ids": np.ones((1, 3), np.int64)}] * 8
     turns = [worker.stream() for _ in range(3)]
     assert [len(turn["gaps"]) for turn in turns] == [4] * 3, (
@@ -354,13 +354,13 @@ def test_a_long_prompt_does_not_slow_what_follows() -> None:
 
 def test_two_models_take_turns(spec: MeasureSpec, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is busy while one of them is timed makes the other look fast."""
-    with module.Process(replace(spec, runtime="torch", path=str(student)), TEXTS) as other:
+    with Process(replace(spec, runtime="torch", path=str(student)), TEXTS) as other:
         before = other.measure()
         turns: list[tuple[str, str]] = []
-        told = {name: getattr(module.Process, name) for name in ("turn", "pace")}
+        told = {name: getattr(Process, name) for name in ("turn", "pace")}
 
         def noted(name: str) -> Callable[..., dict]:
-            def call(self: module.Process, *rows: Any) -> dict:
+            def call(self: Process, *rows: Any) -> dict:
                 found = told[name](self, *rows)
                 turns.append((name, self.spec.runtime))
                 if name == "pace":
@@ -371,7 +371,7 @@ def test_two_models_take_turns(spec: MeasureSpec, student: Path, monkeypatch: py
             return call
 
         for name in told:
-            monkeypatch.setattr(module.Process, name, noted(name))
+            monkeypatch.setattr(Process, name, noted(name))
         found = measure(spec, TEXTS, beside=other)
     latency, paces = turns[:10], turns[10:]
     assert latency == [("turn", "torch"), ("turn", "onnx")] * 5
@@ -386,7 +386,7 @@ def test_the_ratio_of_two_models_is_that_of_their_turns(spec: MeasureSpec) -> No
     """A machine that is half as fast for two turns of three makes a ratio of medians out of different ones; or a slow model is run
     over all rows three times at each batch size, also at those that are far from its best."""
 
-    class Told(module.Process):
+    class Told(Process):
         def __init__(self, *rates: list[float]):
             super().__init__(replace(spec, batch_sizes=[4, 8, 1]), TEXTS)
             self._load = {"held": 0, "seconds": 0.0}
@@ -411,7 +411,7 @@ def test_the_ratio_of_two_models_is_that_of_their_turns(spec: MeasureSpec) -> No
 
 def test_a_split_of_few_rows_is_run_anew(spec: MeasureSpec) -> None:
     """The p99 of three rows is the slowest of three calls."""
-    with module.Process(replace(spec, latency_runs=40), TEXTS[:3]) as process:
+    with Process(replace(spec, latency_runs=40), TEXTS[:3]) as process:
         turns = []
         own = process.turn
         process.turn = lambda places: turns.append(own(places)) or turns[-1]
@@ -431,8 +431,8 @@ def test_a_busy_machine_is_told(
     inputs = TASK.inputs(rows, tokenizer)
     cfg = Measure(latency_runs=2, throughput_seconds=0.01)
     for least, told in (0.0, False), (2.0, True):
-        monkeypatch.setattr(module, "BUSY", least)
+        monkeypatch.setattr("kdcli.measure.process.BUSY", least)
         measure_rows(cfg, "onnx", Path(spec.path), student, TASK, inputs, LENGTH)
         assert ("model.onnx had the processor" in capsys.readouterr().err) is told
-        measured(cfg, Source(student, "its student"), TASK, inputs, LENGTH)
+        measured(cfg, Checkpoint(student, "its student"), TASK, inputs, LENGTH)
         assert ("its student had the processor" in capsys.readouterr().err) is told

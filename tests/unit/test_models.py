@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from tiny import bert, into_hub, sentences
 from transformers import BertConfig, PreTrainedConfig, RobertaConfig, RobertaForSequenceClassification
 
-from kdcli.config import Checkpoint
+from kdcli.config.types import CheckpointConfig
 from kdcli.errors import ConfigError, ModelError, TeacherError
-from kdcli.files import HUB_FILES
-from kdcli.models import (
+from kdcli.hub import HUB_FILES
+from kdcli.models.checkpoint import (
     TOKENIZER_FILES,
-    Source,
+    Checkpoint,
     find,
     has_head,
     label_order,
@@ -33,7 +33,7 @@ from kdcli.models import (
 )
 from kdcli.students.from_config import FromConfig
 from kdcli.students.pretrained import from_checkpoint
-from kdcli.tasks.classification import Classification
+from kdcli.tasks.classification.task import Classification
 from kdcli.teachers.local import LocalTeacher
 
 TASK = Classification(["bad", "good"])
@@ -60,12 +60,12 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def checkpoint(path: Path | str) -> Checkpoint:
-    return Checkpoint.model_validate({"_target_": "x", "path": str(path)})
+def checkpoint(path: Path | str) -> CheckpointConfig:
+    return CheckpointConfig.model_validate({"_target_": "x", "path": str(path)})
 
 
-def source(path: Path) -> Source:
-    return Source(path, "the model")
+def source(path: Path) -> Checkpoint:
+    return Checkpoint(path, "the model")
 
 
 # ---- found, whole and safe ---------------------------------------------------------------------------
@@ -395,7 +395,7 @@ def test_shapes_that_cannot_be(changes: dict[str, object], said: str) -> None:
 def test_shape_that_is_asked_for(teacher: Path) -> None:
     """A key that never reaches the model."""
     student = FromConfig(**SHAPE, model_type="roberta", dropout=0.3)
-    config = student.born(TASK, source(teacher), None)[0].config
+    config = student.initialize(TASK, source(teacher), None)[0].config
     assert {key: getattr(config, key) for key in SHAPE} == SHAPE
     assert (config.model_type, config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (
         "roberta",
@@ -407,7 +407,7 @@ def test_shape_that_is_asked_for(teacher: Path) -> None:
 def test_architecture_without_a_model_for_the_task(teacher: Path) -> None:
     """An image model is like bert in its sizes alone."""
     with pytest.raises(ConfigError, match="student.model_type = vit has no model for this task"):
-        FromConfig(**SHAPE, model_type="vit").born(TASK, source(teacher), None)
+        FromConfig(**SHAPE, model_type="vit").initialize(TASK, source(teacher), None)
 
 
 def test_hashes_follow_the_files(teacher: Path, copy: Copy, tokenizer) -> None:

@@ -21,8 +21,11 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from pydantic import ValidationError
 
-from kdcli.config import OF_PAIRS, Clean, Dataset, Distill, conf_dir
-from kdcli.data import SPLITS, Data, load
+from kdcli.config.dataset import OF_PAIRS, Clean, Dataset
+from kdcli.config.paths import conf_dir
+from kdcli.config.schema import Distill
+from kdcli.data.dataset import Data, load
+from kdcli.data.splits import SPLITS
 from kdcli.errors import ConfigError, DataError
 
 PAIRS = [(f"the house number {number} is red", f"das Haus Nummer {number} ist rot") for number in range(60)]
@@ -60,7 +63,7 @@ def test_pairs_from_every_format(
 ) -> None:
     """Source and target exchanged, or the whole mapping of a hub data set taken for a text."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("kdcli.data.snapshot", lambda *_, **__: (tmp_path, "c0ffee"))
+    monkeypatch.setattr("kdcli.data.hub.snapshot", lambda *_, **__: (tmp_path, "c0ffee"))
     table: dict[str, list[Any]] = {"en": [pair[0] for pair in PAIRS], "de": [pair[1] for pair in PAIRS]}
     columns = {"source": "en", "target": "de"}
     if nested and kind != "csv":

@@ -1,4 +1,4 @@
-"""kdcli.report: the sentence, the tables, the page and the model card that people decide by."""
+"""The report: the sentence, the tables, the page and the model card that people decide by."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
-from kdcli import report as reports
 from kdcli.errors import KDError
+from kdcli.report.cards import model_card
+from kdcli.report.metrics import format_score
+from kdcli.report.numbers import format_bytes, format_count, format_milliseconds, format_rate, format_share
+from kdcli.report.page import _matrix, _read_metrics, write_html
+from kdcli.report.tables import _short, eval_table, export_table, final_table, sweep_table, targets_table
+from kdcli.report.verdict import verdict_text
 
 LABELS = ["World", "Sports", "Business", "Sci/Tech"]
 
@@ -305,7 +310,7 @@ NAMES = {
 )
 def test_verdict_in_full(changes: dict[str, Any], expected: str) -> None:
     """A sentence that people quote changes without anyone having decided it."""
-    assert reports.verdict_text(fake_report(**changes)) == expected
+    assert verdict_text(fake_report(**changes)) == expected
 
 
 @pytest.mark.parametrize(
@@ -336,14 +341,12 @@ def test_verdict_in_full(changes: dict[str, Any], expected: str) -> None:
 )
 def test_verdict_is_honest(changes: dict[str, Any], part: str) -> None:
     """A gain whose interval touches 0, a harmful teacher or a tie is told as a success."""
-    assert part in reports.verdict_text(fake_report(**changes))
+    assert part in verdict_text(fake_report(**changes))
 
 
 def test_rounding_hides_no_difference() -> None:
     """A loss is rounded up to 100.0 %, or a gain is shown as +0.0 points with "helped" beside it."""
-    text = reports.verdict_text(
-        fake_report(teacher=0.91403, student=0.914, control=0.9138, ci95=(0.00002, 0.0004))
-    )
+    text = verdict_text(fake_report(teacher=0.91403, student=0.914, control=0.9138, ci95=(0.00002, 0.0004)))
     assert "keeps 99.9 %" in text
     assert "+0.020 points" in text
     assert "+0.002 to +0.040" in text
@@ -362,13 +365,13 @@ def test_verdict_on_size_and_speed(verdict: dict[str, Any], part: str) -> None:
     """A student that is larger or slower than its teacher is sold as "0.5 times smaller"."""
     report = fake_report()
     report["verdict"] |= verdict
-    assert part in reports.verdict_text(report)
+    assert part in verdict_text(report)
 
 
 def test_verdict_of_a_metric_that_is_no_percentage() -> None:
     """Scores of a metric that the report knows nothing about are printed as percentages."""
     report = fake_report(teacher=31.2, control=25.0, student=28.236, ci95=(2.0, 4.0), metric="ter")
-    text = reports.verdict_text(report)
+    text = verdict_text(report)
     assert "keeps 90.5 % of the teacher's ter (28.236 against 31.200)" in text
     assert "+3.236 ter over the same student" in text
 
@@ -400,7 +403,7 @@ def test_verdict_of_a_metric_that_is_no_percentage() -> None:
 )
 def test_verdict_of_a_language_model_in_full(changes: dict[str, Any], expected: str) -> None:
     """A sentence that people quote changes without anyone having decided it."""
-    assert reports.verdict_text(fake_lm_report(**changes)) == expected
+    assert verdict_text(fake_lm_report(**changes)) == expected
 
 
 @pytest.mark.parametrize(
@@ -474,14 +477,14 @@ def test_verdict_of_a_language_model_in_full(changes: dict[str, Any], expected: 
 def test_verdict_of_a_language_model_is_honest(changes: dict[str, Any], part: str) -> None:
     """Perplexity, of which less is better, turns a loss into a gain; or nearness to the teacher, which is what was
     trained for, is sold as better answers."""
-    assert part in reports.verdict_text(fake_lm_report(**changes))
+    assert part in verdict_text(fake_lm_report(**changes))
 
 
 def test_verdict_of_a_language_model_without_a_gain() -> None:
     """A gain that could not be had hides that the student's nearness to the teacher is known, or is told as one."""
     report = fake_lm_report()
     report["verdict"] |= {"gain_over_control": None, "gain_ci95": None}
-    assert reports.verdict_text(report).endswith(
+    assert verdict_text(report).endswith(
         "The gain over the same student without a teacher is not known, nor whether the teacher helped, but the student "
         "is nearer to the teacher (KL 0.80 against 1.10)."
     )
@@ -489,7 +492,7 @@ def test_verdict_of_a_language_model_without_a_gain() -> None:
 
 def test_rounding_hides_no_difference_of_language_models() -> None:
     """ "Distillation helped" stands beside two perplexities, or two distances to the teacher, that look the same."""
-    text = reports.verdict_text(
+    text = verdict_text(
         fake_lm_report(
             student=14.201, control=14.209, ci95=(0.0003, 0.0009), kl=0.8004, kl_ci95=(0.0001, 0.0009)
         )
@@ -512,18 +515,18 @@ def test_final_table_fits_eighty_columns(capsys: pytest.CaptureFixture[str]) -> 
         "throughput_per_s": 123_456.7,
         "peak_memory_bytes": 999_999_999_999,
     }
-    reports.final_table(report)
+    final_table(report)
     cost = ("17.5 MB", "0.88 ms", "1,140", "116 MB")
     *table, sentence = capsys.readouterr().out.splitlines()
     assert max(map(len, table)) <= 80
     assert [line.split()[0] for line in table[2:]] == ["teacher", "control", "student"]
     assert re.split(r"\s{2,}", table[-1]) == [*("student", "91.4 %", "90.6 to 92.2", "4.4M"), *cost]
-    assert sentence == reports.verdict_text(report)
+    assert sentence == verdict_text(report)
 
 
 def test_final_table_shows_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     """A remote teacher's nulls crash the end of a run that took hours, or are printed as 0."""
-    reports.final_table(fake_report(teacher=None, control=None))
+    final_table(fake_report(teacher=None, control=None))
     teacher = capsys.readouterr().out.splitlines()[2]
     assert teacher.split() == ["teacher", *["n/a"] * 7]
 
@@ -531,15 +534,15 @@ def test_final_table_shows_what_is_not_known(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (reports._count(999), "999"),
-        (reports._count(999_999), "1.0M"),
-        (reports._count(4_386_178), "4.4M"),
-        (reports._bytes(17_544_712), "17.5 MB"),
-        (reports._bytes(0), "0 B"),
-        (reports._milliseconds(1.94), "1.9 ms"),
-        (reports._rate(45.67), "45.7"),
-        (reports._share(1.0), "100.0 %"),
-        (reports._share(float("nan")), "n/a"),
+        (format_count(999), "999"),
+        (format_count(999_999), "1.0M"),
+        (format_count(4_386_178), "4.4M"),
+        (format_bytes(17_544_712), "17.5 MB"),
+        (format_bytes(0), "0 B"),
+        (format_milliseconds(1.94), "1.9 ms"),
+        (format_rate(45.67), "45.7"),
+        (format_share(1.0), "100.0 %"),
+        (format_share(float("nan")), "n/a"),
     ],
 )
 def test_units(shown: str, expected: str) -> None:
@@ -562,7 +565,7 @@ def row(overrides: str, **changes: Any) -> dict[str, Any]:
 
 def test_sweep_marks_the_best_by_validation(capsys: pytest.CaptureFixture[str]) -> None:
     """The best run of a sweep is picked by its test score, which then flatters it."""
-    reports.sweep_table(
+    sweep_table(
         [
             row("student=tiny loss.soft_label.temperature=1", score=0.99, validation_score=0.90),
             row("student=tiny loss.soft_label.temperature=2", score=0.91, validation_score=0.93),
@@ -577,15 +580,13 @@ def test_sweep_marks_the_best_by_validation(capsys: pytest.CaptureFixture[str]) 
 
 def test_sweep_without_validation_scores_marks_none(capsys: pytest.CaptureFixture[str]) -> None:
     """Without validation scores the table falls back to the test score in silence."""
-    reports.sweep_table(
-        [row("seed=1", validation_score=None), row("seed=2", validation_score=None, score=0.99)]
-    )
+    sweep_table([row("seed=1", validation_score=None), row("seed=2", validation_score=None, score=0.99)])
     assert "*" not in capsys.readouterr().out
 
 
 def test_sweep_shows_failures_and_smoke(capsys: pytest.CaptureFixture[str]) -> None:
     """A run that failed is missing from the table, or its message is cut; a smoke run seems to prove something."""
-    reports.sweep_table(
+    sweep_table(
         [
             row("loss.a.weight=1 loss.b.weight=1", smoke=True),
             {"overrides": "loss.a.weight=2 loss.b.weight=1", "message": "expected [x], got y"},
@@ -601,7 +602,7 @@ def test_sweep_shows_failures_and_smoke(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_sweep_shortens_no_key_that_would_be_ambiguous() -> None:
     """Two keys that end alike are both shown as weight=1."""
-    assert reports._short(["loss.a.weight=1 trainer.epochs=2", "loss.b.weight=1"]) == [
+    assert _short(["loss.a.weight=1 trainer.epochs=2", "loss.b.weight=1"]) == [
         "loss.a.weight=1 epochs=2",
         "loss.b.weight=1",
     ]
@@ -639,7 +640,7 @@ def test_export_table(capsys: pytest.CaptureFixture[str]) -> None:
         "min_agreement": {"limit": 0.95, "value": 0.9012, "met": False},
     }
     result = fake_export(**limits, max_memory_bytes={"limit": 1e8, "value": None, "met": False}, met=False)
-    reports.export_table(result)
+    export_table(result)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:5])) <= 80
     assert lines[2].startswith("torch student ")
@@ -668,7 +669,7 @@ def test_targets_table(capsys: pytest.CaptureFixture[str]) -> None:
     }
     intel["artifacts"] = {"model.int8.xml": small}
     failed = {"overrides": "run=runs/x hardware=mobile", "exit_code": 2, "message": "no module litert"}
-    reports.targets_table([cpu, intel, failed])
+    targets_table([cpu, intel, failed])
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:6])) <= 80
     assert [re.split(r"\s{2,}", line)[0] for line in lines[2:6]] == [
@@ -679,13 +680,13 @@ def test_targets_table(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert "3.1 x" in lines[5]
     assert lines[6:] == ["* best: the smallest within tolerance and budget", "mobile: no module litert"]
-    reports.targets_table([failed])
+    targets_table([failed])
     assert capsys.readouterr().out.splitlines() == ["run=runs/x mobile: no module litert"]
 
 
 def test_export_table_with_nothing_to_recommend(capsys: pytest.CaptureFixture[str]) -> None:
     """When every artifact misses something the table still points at one, or a smoke export looks real."""
-    reports.export_table(fake_export() | {"recommended": None, "smoke": True})
+    export_table(fake_export() | {"recommended": None, "smoke": True})
     *_, nothing, smoke = capsys.readouterr().out.splitlines()
     assert nothing == "No artifact is within tolerance and budget."
     assert smoke == "A smoke run: these figures mean nothing."
@@ -697,17 +698,17 @@ def test_eval_table(capsys: pytest.CaptureFixture[str]) -> None:
     report = fake_report()
     result = {"metric": "accuracy", "split": "validation", "examples": 2000, "dataset": {"name": "ag_news"}}
     artifact = {"bytes": 4_500_000, "score": 0.9, "scores": {}}
-    reports.eval_table(result | {"models": {"model.int8.onnx": artifact}})
+    eval_table(result | {"models": {"model.int8.onnx": artifact}})
     title, _, line = capsys.readouterr().out.splitlines()
     assert title == "2,000 rows of ag_news, split validation"
     assert line.split() == ["model.int8.onnx", "90.0", "%", "n/a", "n/a", "4.5", "MB", "n/a", "n/a", "n/a"]
     turns = {"times_faster": 2.0, "speedup": 3.0}
-    reports.eval_table(result | {"models": {"model.int8.onnx": artifact | turns}})
+    eval_table(result | {"models": {"model.int8.onnx": artifact | turns}})
     assert "in turns with the student in torch" in capsys.readouterr().out
-    reports.eval_table(result | {"models": {"control": report["models"]["control"] | turns}})
+    eval_table(result | {"models": {"control": report["models"]["control"] | turns}})
     assert "in turns" not in capsys.readouterr().out, "it took them with the teacher"
-    verdict = {"text": reports.verdict_text(report)}
-    reports.eval_table(result | {"models": report["models"], "verdict": verdict})
+    verdict = {"text": verdict_text(report)}
+    eval_table(result | {"models": report["models"], "verdict": verdict})
     assert capsys.readouterr().out.splitlines()[-1] == verdict["text"]
 
 
@@ -722,7 +723,7 @@ def test_final_table_of_language_models_fits_eighty_columns(capsys: pytest.Captu
         "throughput_per_s": 123_456.7,
         "peak_memory_bytes": 999_999_999_999,
     }
-    reports.final_table(report)
+    final_table(report)
     title, *table, sentence = capsys.readouterr().out.splitlines()
     assert title == "1,000 test examples, 23,456 reference tokens"
     assert max(map(len, table)) <= 80
@@ -730,18 +731,16 @@ def test_final_table_of_language_models_fits_eighty_columns(capsys: pytest.Captu
     assert re.split(r"\s{2,}", table[0]) == heads
     shown = [re.split(r"\s{2,}", line)[1] for line in table[1:]]
     assert shown == ["10.1 (9.80 to 10.4)", "48.5k (47.1k to 50.0k)", "14.2 (13.8 to 14.6)"]
-    assert sentence == reports.verdict_text(report)
+    assert sentence == verdict_text(report)
 
 
 def test_table_of_language_models_shows_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     """A remote teacher's nulls crash the end of a run, or an artifact without an interval has half a bracket."""
-    reports.final_table(fake_lm_report(teacher=None))
+    final_table(fake_lm_report(teacher=None))
     assert capsys.readouterr().out.splitlines()[2].split() == ["teacher", *["n/a"] * 6]
     dataset = {"name": "x"}
     models = {"student.gguf": {"bytes": 45_000_000, "score": -2.5, "scores": {}}}
-    reports.eval_table(
-        {"metric": "log_prob", "split": "test", "examples": 10, "dataset": dataset, "models": models}
-    )
+    eval_table({"metric": "log_prob", "split": "test", "examples": 10, "dataset": dataset, "models": models})
     assert capsys.readouterr().out.splitlines()[2].split()[:3] == ["student.gguf", "12.2", "n/a"]
 
 
@@ -761,13 +760,13 @@ def test_table_of_language_models_shows_what_is_not_known(capsys: pytest.Capture
 )
 def test_perplexity(score: float | None, expected: str) -> None:
     """A student that learned nothing overflows exp, or its perplexity of ten digits breaks the table."""
-    assert reports._score("log_prob", score) == expected
+    assert format_score("log_prob", score) == expected
 
 
 def test_sweep_of_language_models(capsys: pytest.CaptureFixture[str]) -> None:
     """The run of the highest perplexity is marked as the best, or nobody can tell in which unit the gain is."""
     changes = {"metric": "log_prob", "score": -2.65, "gain_over_control": 0.119, "gain_ci95": [0.08, 0.16]}
-    reports.sweep_table(
+    sweep_table(
         [
             row("loss.soft_label.temperature=1", validation_score=-2.7, **changes),
             row("loss.soft_label.temperature=2", validation_score=-2.6, **changes),
@@ -787,7 +786,7 @@ def test_export_table_of_language_models(capsys: pytest.CaptureFixture[str]) -> 
     good = {"parity": {"agreement": 0.998, "score_drop": 0.0004, "within": True}, "budget": {"met": True}}
     bad = {"parity": {"agreement": 0.81, "score_drop": 0.163, "within": False}, "budget": {"met": True}}
     slow = good | {"budget": {"max_latency_ms_p95": {"limit": 5, "value": 9.96, "met": False}, "met": False}}
-    reports.export_table(
+    export_table(
         fake_export()
         | {"metric": "log_prob", "torch": model, "recommended": "student.q8_0.gguf"}
         | {
@@ -819,7 +818,7 @@ def test_export_table_tells_how_answers_come(capsys: pytest.CaptureFixture[str])
     }
     model = fake_lm_model(random.Random(3), 14.2, 49_820_373, 0.8)
     artifacts = {"model.int4.onnx": model | good | stream}
-    reports.export_table(fake_export() | {"metric": "log_prob", "torch": model, "artifacts": artifacts})
+    export_table(fake_export() | {"metric": "log_prob", "torch": model, "artifacts": artifacts})
     told = "model.int4.onnx: an answer's first token in 80.4 ms (95 %: 1,234 ms), then one each 0.42 ms (95 %: 21.3 ms)"
     assert [line for line in capsys.readouterr().out.splitlines() if "token in" in line] == [told]
 
@@ -867,7 +866,7 @@ class Page(HTMLParser):
 
 
 def page_of(run: Path) -> str:
-    reports.write_html(run)
+    write_html(run)
     return (run / "report.html").read_text(encoding="utf-8")
 
 
@@ -891,7 +890,7 @@ def test_page_holds_what_was_found(page: str) -> None:
     """A section is lost from the template and nobody notices."""
     seen = Page(page)
     said = " ".join(seen.said.split())
-    assert reports.verdict_text(fake_report()) in said
+    assert verdict_text(fake_report()) in said
     for part in (
         *(
             "109M",
@@ -963,7 +962,7 @@ def test_page_of_language_models_holds_what_was_found(tmp_path: Path) -> None:
     page = page_of(fake_run(tmp_path, fake_lm_report(), fake_lm_metrics()))
     seen = Page(page)
     said = " ".join(seen.said.split())
-    assert reports.verdict_text(fake_lm_report()) in said
+    assert verdict_text(fake_lm_report()) in said
     for part in (
         *("13.8 to 14.6", "Test perplexity", "Validation perplexity", "nats a token over the control"),
         *("1,000 test rows (23,456 reference tokens)", "tokens per second", "Time to first token, p50"),
@@ -1053,7 +1052,7 @@ def test_page_survives_what_is_missing(
     if metrics is None:
         (run / "env.json").unlink()
     seen = Page(page_of(run))
-    assert reports.verdict_text(report) in " ".join(seen.said.split())
+    assert verdict_text(report) in " ".join(seen.said.split())
     assert not re.search(r"\b(nan|inf|None|undefined)\b", seen.said)
 
 
@@ -1080,7 +1079,7 @@ def test_matrix_of_many_classes_adds_up() -> None:
     """Rows of a limited confusion matrix lose the answers that went to classes which are not shown."""
     report = fake_report(labels=[str(i) for i in range(40)])
     student = report["models"]["student"]
-    matrix = reports._matrix("student", report["labels"], student, student)
+    matrix = _matrix("student", report["labels"], student, student)
     assert matrix is not None
     for line in matrix["rows"]:
         assert sum(cell[0] for cell in line["cells"]) == line["total"] == 100
@@ -1100,7 +1099,7 @@ def test_log_of_a_killed_and_resumed_run(tmp_path: Path) -> None:
     lines.append({"stage": "student", "step": 2, "eval/score": 0.5})
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "stud')
-    assert reports._read_metrics(path) == [lines[0], lines[2], lines[3]]
+    assert _read_metrics(path) == [lines[0], lines[2], lines[3]]
 
 
 def test_page_is_deterministic_and_leaves_matplotlib_alone(tmp_path: Path) -> None:
@@ -1118,7 +1117,7 @@ def test_page_is_deterministic_and_leaves_matplotlib_alone(tmp_path: Path) -> No
 def test_page_without_a_writable_home(tmp_path: Path) -> None:
     """In a container without a writable home matplotlib's cache folder cannot be made, and the run ends in that."""
     fake_run(tmp_path, fake_report(), fake_metrics(("student",), 60))
-    code = "import pathlib, sys; from kdcli.report import write_html; write_html(pathlib.Path('.'))"
+    code = "import pathlib, sys; from kdcli.report.page import write_html; write_html(pathlib.Path('.'))"
     code += "; assert 'matplotlib.pyplot' not in sys.modules"
     environment = {
         **os.environ,
@@ -1134,7 +1133,7 @@ def test_page_without_a_writable_home(tmp_path: Path) -> None:
 def test_page_can_be_written_before_the_report(tmp_path: Path) -> None:
     """report.json, which says that a run is finished, must be there before the page, and a kill between them
     leaves a finished run without one."""
-    reports.write_html(tmp_path, fake_report())
+    write_html(tmp_path, fake_report())
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
@@ -1144,7 +1143,7 @@ def test_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     before = page_of(run)
     (run / "report.json").write_text(json.dumps({"metric": "accuracy"}))
     with pytest.raises(KeyError):
-        reports.write_html(run)
+        write_html(run)
     assert (run / "report.html").read_text(encoding="utf-8") == before
     assert {path.name for path in run.iterdir()} == {
         "report.json",
@@ -1160,7 +1159,7 @@ def test_page_of_a_run_without_report_is_a_clear_error(tmp_path: Path, content: 
     if content:
         (tmp_path / "report.json").write_text(content)
     with pytest.raises(KDError, match=r"report\.json"):
-        reports.write_html(tmp_path)
+        write_html(tmp_path)
 
 
 # --- the model card ---
@@ -1173,16 +1172,14 @@ def front_matter(card: str) -> tuple[dict[str, Any], str]:
 
 def test_model_card_front_matter() -> None:
     """The hub refuses the card, files the model under no task, or is given a base model that is no hub id."""
-    front, body = front_matter(reports.model_card(fake_report(), NAMES))
+    front, body = front_matter(model_card(fake_report(), NAMES))
     assert front == {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
         "tags": ["text-classification", "knowledge-distillation", "kdcli"],
         "metrics": ["accuracy", "f1"],
     }
-    with_base, _ = front_matter(
-        reports.model_card(fake_report(), NAMES | {"base_model": "google/bert: tiny"})
-    )
+    with_base, _ = front_matter(model_card(fake_report(), NAMES | {"base_model": "google/bert: tiny"}))
     assert with_base["base_model"] == "google/bert: tiny"
     assert "started from" not in body.partition("## Limits")[0]
 
@@ -1190,10 +1187,10 @@ def test_model_card_front_matter() -> None:
 def test_model_card_tells_what_a_stranger_needs() -> None:
     """A published student does not say what it was made from, how good it is, or that a licence may bind it."""
     report = fake_report()
-    card = reports.model_card(report, NAMES)
+    card = model_card(report, NAMES)
     for part in (
         "distilled from bert-base on ag\\_news",
-        reports.verdict_text(report),
+        verdict_text(report),
         "pipeline(",
         "licences",
         "Sci/Tech",
@@ -1202,13 +1199,13 @@ def test_model_card_tells_what_a_stranger_needs() -> None:
     table = [line for line in card.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 3
     assert len({line.count("|") for line in table}) == 1
-    assert "mean nothing" in reports.model_card(fake_report(smoke=True, control=None), NAMES)
+    assert "mean nothing" in model_card(fake_report(smoke=True, control=None), NAMES)
 
 
 def test_model_card_of_a_language_model() -> None:
     """A language model is filed as a classifier, is loaded with the wrong class, or hides how it compares."""
     report = fake_lm_report()
-    card = reports.model_card(report, NAMES)
+    card = model_card(report, NAMES)
     front, body = front_matter(card)
     assert front == {
         "library_name": "transformers",
@@ -1218,7 +1215,7 @@ def test_model_card_of_a_language_model() -> None:
     }
     for part in (
         *(
-            reports.verdict_text(report),
+            verdict_text(report),
             "AutoModelForCausalLM.from_pretrained(path)",
             "lower is better",
             "licences",
@@ -1237,19 +1234,19 @@ def test_model_card_of_a_language_model() -> None:
     table = [line for line in card.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     assert [line.split(" | ")[1] for line in table] == ["perplexity", "---:", "10.1", "16.0", "14.2"]
-    assert "mean nothing" in reports.model_card(fake_lm_report(smoke=True, control=None), NAMES)
+    assert "mean nothing" in model_card(fake_lm_report(smoke=True, control=None), NAMES)
 
 
 def test_model_card_escapes_names() -> None:
     """A label breaks out of its line: a heading, a table, HTML or a second front matter appears in the card."""
     evil = "a|b\n# c <img src=x> `d` ---\n---\n\x1b[2J &lt;img src=y&gt; ![e](http://f) \u202e"
     named = NAMES | {"base_model": "own"}
-    plain = reports.model_card(fake_report(), named)
+    plain = model_card(fake_report(), named)
     report = fake_report(labels=[evil, "b"])
     report["loss"] = {evil: {evil: evil}}
     for base in ("own", evil):
         names = dict.fromkeys(("teacher", "student", "dataset"), evil)
-        card = reports.model_card(report, named | names | {"base_model": base})
+        card = model_card(report, named | names | {"base_model": base})
         body = card.partition("\n---\n")[2]
         text = body.partition(" It started from ")[0] if base == evil else body
         assert not re.search(r"(?<!\\)(<img|\[e\]|&lt;|`d)|\x1b|\u202e", text)
@@ -1260,6 +1257,6 @@ def test_model_card_escapes_names() -> None:
 
 def test_import_is_light() -> None:
     """`kdcli list` and the table of a sweep wait seconds for matplotlib or torch."""
-    code = "import kdcli.report, sys; print(sorted({'torch', 'matplotlib', 'numpy', 'jinja2'} & set(sys.modules)))"
+    code = "import kdcli.report.page, kdcli.report.tables, kdcli.report.cards, sys; print(sorted({'torch', 'matplotlib', 'numpy', 'jinja2'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -21,7 +21,9 @@ from test_report import (
 )
 
 from kdcli import console
-from kdcli import report as reports
+from kdcli.report.cards import model_card
+from kdcli.report.tables import eval_table, export_table, final_table, sweep_table
+from kdcli.report.verdict import verdict_text
 
 SIGNATURE = {
     "bleu": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.5.1",
@@ -171,7 +173,7 @@ KEEPS = "The student keeps 93.0 % of the teacher's BLEU (24.1 against 25.9) and 
 def test_verdict_in_full(report: dict[str, Any], expected: str) -> None:
     """A sentence that people quote changes without anyone having decided it, or greedy BLEU is held against beam search
     without a word."""
-    assert reports.verdict_text(report) == expected
+    assert verdict_text(report) == expected
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_verdict_in_full(report: dict[str, Any], expected: str) -> None:
 )
 def test_verdict_is_honest(report: dict[str, Any], part: str) -> None:
     """A difference is rounded away, a teacher that hurt reads like one that helped, or a BLEU of 0 divides by it."""
-    assert part in reports.verdict_text(report)
+    assert part in verdict_text(report)
 
 
 # --- tables ---
@@ -214,7 +216,7 @@ def test_final_table_fits_eighty_columns(capsys: pytest.CaptureFixture[str]) -> 
         "latency_ms": {"p50": 12_345.6, "p95": 20_000.0},
         "throughput_per_s": 123_456.7,
     }
-    reports.final_table(report)
+    final_table(report)
     title, *table, sentence = capsys.readouterr().out.splitlines()
     assert title == "1,200 test examples"
     assert max(map(len, table)) <= 80
@@ -223,12 +225,12 @@ def test_final_table_fits_eighty_columns(capsys: pytest.CaptureFixture[str]) -> 
     assert re.split(r"\s+", table[-1], maxsplit=1)[0] == "student"
     cells = ["24.1 (23.3 to 25.0)", "24.5", "44.1", "18.8M", "75.2 MB", "37.6 ms", "266"]
     assert re.split(r"\s{2,}", table[-1])[1:] == cells
-    assert sentence == reports.verdict_text(report)
+    assert sentence == verdict_text(report)
 
 
 def test_table_leaves_out_what_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
     """Without beam search an empty column takes the place of a figure, or what was not measured ends in a traceback."""
-    reports.final_table(bare())
+    final_table(bare())
     _, heads, teacher, *_ = capsys.readouterr().out.splitlines()
     assert re.split(r"\s{2,}", heads) == [
         "model",
@@ -243,7 +245,7 @@ def test_table_leaves_out_what_nobody_knows(capsys: pytest.CaptureFixture[str]) 
     remote = fake_translator()
     keys = ("score", "parameters", "bytes", "latency_ms", "throughput_per_s", "peak_memory_bytes")
     remote["models"]["teacher"] = dict.fromkeys(keys)
-    reports.final_table(remote)
+    final_table(remote)
     assert capsys.readouterr().out.splitlines()[2].split() == ["teacher", *["n/a"] * 7]
 
 
@@ -251,7 +253,7 @@ def test_table_in_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: py
     """The table fits a pipe, but a terminal of 80 columns folds its cells."""
     monkeypatch.setattr(console, "_interactive", lambda _: True)
     monkeypatch.setattr(console.out, "_width", 80)
-    reports.final_table(fake_translator())
+    final_table(fake_translator())
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if re.match("teacher|control|student", line)] == [
         *("teacher", "control", "student")
@@ -263,7 +265,7 @@ def test_eval_table(capsys: pytest.CaptureFixture[str]) -> None:
     """`kdcli eval` of a CTranslate2 directory, which knows no interval, has half a bracket or ends in a traceback."""
     artifact = {"bytes": 19_000_000, "score": 24.0, "scores": {"bleu": 24.0, "chrf": 44.02}}
     result = {"metric": "bleu", "split": "test", "examples": 1200, "dataset": {"name": "bible"}}
-    reports.eval_table(result | {"models": {"ctranslate2.int8": artifact}})
+    eval_table(result | {"models": {"ctranslate2.int8": artifact}})
     title, _, line = capsys.readouterr().out.splitlines()
     assert title == "1,200 rows of bible, split test"
     assert line.split() == [*("ctranslate2.int8", "24.0", "44.0", "n/a", "19.0", "MB", "n/a", "n/a")]
@@ -279,7 +281,7 @@ def test_export_table(capsys: pytest.CaptureFixture[str]) -> None:
         "onnx.fp32": model | {"parity": same, "budget": {"met": True}},
         "ctranslate2.int8": model | {"parity": other, "budget": {"met": True}},
     }
-    reports.export_table(result)
+    export_table(result)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:5])) <= 80
     heads = ["file", "BLEU", "size", "sentence", "memory", "agrees", "texts", "checks"]
@@ -297,7 +299,7 @@ def test_export_table(capsys: pytest.CaptureFixture[str]) -> None:
 def test_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody can tell which metric a sweep's bare figures are."""
     changes = {"metric": "bleu", "score": 24.1, "gain_over_control": 1.4, "gain_ci95": [0.61, 2.13]}
-    reports.sweep_table(
+    sweep_table(
         [
             row("rollout.num_beams=1", validation_score=23.4, **changes),
             row("rollout.num_beams=4", validation_score=24.6, **changes),
@@ -318,7 +320,7 @@ def test_page_holds_what_was_found(tmp_path: Path) -> None:
     page = page_of(fake_run(tmp_path, fake_translator(), fake_log()))
     seen = Page(page)
     said = " ".join(seen.said.split())
-    assert reports.verdict_text(fake_translator()) in said
+    assert verdict_text(fake_translator()) in said
     for part in (
         *("23.3 to 25.0", "Test BLEU", "Validation BLEU", "BLEU over the control", "+0.6 to +2.1, p < 0.001"),
         *(
@@ -396,7 +398,7 @@ def test_page_survives_what_is_missing(tmp_path: Path, report: dict[str, Any]) -
     """A run of hours ends in a traceback because a figure that it could not have is not there."""
     seen = Page(page_of(fake_run(tmp_path, report, fake_log())))
     said = " ".join(seen.said.split())
-    assert reports.verdict_text(report) in said
+    assert verdict_text(report) in said
     assert not re.search(r"\b(nan|inf|None|undefined)\b", said)
     assert ("Translations" in said) == bool(report.get("translations"))
 
@@ -418,7 +420,7 @@ def test_page_says_that_cleaning_left_out_nothing(tmp_path: Path) -> None:
 def test_model_card() -> None:
     """A translator is filed as a language model, is loaded with the wrong class, or hides how it was scored."""
     report = fake_translator()
-    card = reports.model_card(report, NAMES)
+    card = model_card(report, NAMES)
     front, body = front_matter(card)
     assert front == {
         "library_name": "transformers",
@@ -427,7 +429,7 @@ def test_model_card() -> None:
         "metrics": ["bleu", "chrf"],
     }
     for part in (
-        *(reports.verdict_text(report).replace("<", r"\<"), "AutoModelForSeq2SeqLM.from_pretrained(path)"),
+        *(verdict_text(report).replace("<", r"\<"), "AutoModelForSeq2SeqLM.from_pretrained(path)"),
         *("licences", "trained on the references alone", "26,400 have a reference", "fluent and wrong"),
         *("Left out were 1,240 rows (length ratio 1,204, identical 36).", "\n- Beam search: 4 beams\n"),
         *("BLEU: nrefs:1\\|case:mixed", "chrF: nrefs:1"),
@@ -443,8 +445,8 @@ def test_model_card() -> None:
     ]
     assert {len(line) for line in table} == {len(table[0])}
     assert [line[1] for line in table[2:]] == ["25.9", "22.7", "24.1"]
-    assert "Cleaning" not in reports.model_card(bare(), NAMES)
-    assert "mean nothing" in reports.model_card(fake_translator(smoke=True, control=None), NAMES)
+    assert "Cleaning" not in model_card(bare(), NAMES)
+    assert "mean nothing" in model_card(fake_translator(smoke=True, control=None), NAMES)
 
 
 def test_snippet_of_the_card_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -507,7 +509,7 @@ def test_snippet_of_the_card_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
         part.save_pretrained(tmp_path)
     report = fake_translator()
     report["dataset"]["prefix"] = 'say "hola": '
-    code = re.search(r"```python\n(.*?)```", reports.model_card(report, NAMES), flags=re.DOTALL)
+    code = re.search(r"```python\n(.*?)```", model_card(report, NAMES), flags=re.DOTALL)
     assert code
     assert len(code[1].splitlines()) <= 10
     scope: dict[str, Any] = {}

@@ -14,16 +14,15 @@ import torch
 from tiny import BAD, FILLER, GOOD, bert, speller
 from transformers import BertForTokenClassification, CanineTokenizer
 
-from kdcli import evaluate
-from kdcli.distiller import Distiller
 from kdcli.errors import DataError, ModelError
-from kdcli.evaluate import interval
-from kdcli.hardware.cpu import Cpu
+from kdcli.evaluation.compare import interval
+from kdcli.exporting.targets.cpu import Cpu
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
-from kdcli.signal import Signal
+from kdcli.signals import Signal
 from kdcli.tasks.base import IGNORE, Predictions
-from kdcli.tasks.token_classification import TokenClassification, entities
+from kdcli.tasks.token_classification.task import TokenClassification, entities
+from kdcli.training.distiller import Distiller
 
 TAGS = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
 TASK = TokenClassification(TAGS)
@@ -152,7 +151,7 @@ def test_scores_where_nothing_is_found() -> None:
     assert scores["per_type_f1"] == {"LOC": None, "PER": 0.0}
     bare = Predictions({"logits": logits}, np.asarray([4, 4, 4]), np.asarray([2, 1]))
     assert TASK.scores(bare)["f1"] == 0
-    assert TASK.merits(bare).tolist() == [0, 0]
+    assert TASK.per_example_scores(bare).tolist() == [0, 0]
 
 
 def test_the_interval_is_that_of_resampled_rows() -> None:
@@ -161,11 +160,13 @@ def test_the_interval_is_that_of_resampled_rows() -> None:
     (one, gold, found), (other, _, less) = wild(300, 1, 0.8), wild(300, 2, 0.7)
     counts, fewer = counted(gold, found), counted(gold, less)
     assert task.scores(one)["f1"] == pytest.approx(f1(counts.sum(0)))
-    assert task.merits(one).mean() == pytest.approx(f1(counts.sum(0)))
+    assert task.per_example_scores(one).mean() == pytest.approx(f1(counts.sum(0)))
     chosen = np.random.default_rng(0).integers(0, 300, (10_000, 300))
     resampled = f1(counts[chosen].sum(1)), f1(counts[chosen].sum(1)) - f1(fewer[chosen].sum(1))
     for values, brute in zip(
-        (task.merits(one), task.merits(one) - task.merits(other)), resampled, strict=True
+        (task.per_example_scores(one), task.per_example_scores(one) - task.per_example_scores(other)),
+        resampled,
+        strict=True,
     ):
         low, high = np.percentile(brute, [2.5, 97.5])
         np.testing.assert_allclose(interval(values), (low, high), atol=0.03 * (high - low))
@@ -176,7 +177,7 @@ def test_resamples_that_do_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch, 
     """A hundred thousand rows whose interval needs gigabytes; or resamples that are drawn twice, or lost, from block to block."""
     values = np.random.default_rng(3).normal(size=100)
     whole = interval(values)
-    monkeypatch.setattr(evaluate, "MOST", most)
+    monkeypatch.setattr("kdcli.evaluation.compare.MOST", most)
     assert interval(values) == pytest.approx(whole, abs=1e-12)
 
 
@@ -305,9 +306,9 @@ def test_padding_and_the_batch_change_nothing(tokenizer) -> None:
         with torch.inference_mode():
             logits = model(**alone).logits[0, 1:-1]  # every word here is one token
         np.testing.assert_allclose(said["logits"][starts[row] :][: len(logits)], logits, atol=1e-5)
-    told = TASK.told(Signal(torch.as_tensor(said["logits"])), encoded)
+    told = TASK.predictions_from_outputs(Signal(torch.as_tensor(said["logits"])), encoded)
     assert TASK.scores(told) == TASK.scores(said)
-    assert TASK.same(said, told).all()
+    assert TASK.agreement(said, told).all()
     assert np.abs(TASK.divergence(said, told)).max() < 1e-9
 
 

@@ -13,8 +13,8 @@ import torch
 from test_intel import CONFIGS, SEGMENTS, create, inputs, student
 
 from kdcli.errors import ExportError
-from kdcli.hardware.apple import Apple
-from kdcli.measure import runtime_of
+from kdcli.exporting.targets.apple import Apple
+from kdcli.measure.spec import runtime_of
 
 __all__ = ["student"]
 ALL = ["fp16", "int8"]

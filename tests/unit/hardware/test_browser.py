@@ -15,12 +15,13 @@ import transformers
 from safetensors.numpy import load_file
 from tiny import bert, sentences
 
-from kdcli.commands.artifacts import folder_of
 from kdcli.errors import ExportError
+from kdcli.exporting.artifacts import folder_of
+from kdcli.exporting.runtimes.node import PACKAGES, Model, packages
+from kdcli.exporting.targets.browser import LIBRARY, Browser
 from kdcli.files import cache_dir, digest
-from kdcli.hardware.browser import LIBRARY, Browser
-from kdcli.measure import MeasureSpec, measure, runtime_of
-from kdcli.runtimes.node import PACKAGES, Model, packages
+from kdcli.measure.process import measure
+from kdcli.measure.spec import MeasureSpec, runtime_of
 
 LONG = "the film was very good and the book was so sad " * 3
 TEXTS = [

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from kdcli.errors import ConfigError, ExportError
-from kdcli.hardware import cpu
-from kdcli.hardware.cpu import Cpu
-from kdcli.quantization import FakeQuantization
+from kdcli.exporting.targets import cpu
+from kdcli.exporting.targets.cpu import Cpu
+from kdcli.models.quantization import FakeQuantization
 
 SIZES = {
     "vocab_size": 200,
@@ -132,8 +132,8 @@ def test_int4_holds_what_rounding_in_training_saw(name: str, tmp_path: Path) -> 
     does not divide is packed otherwise."""
     model = create(CONFIGS[name])
     grid = FakeQuantization("int4")
-    grid.dress(model)
-    grid.undress(model)
+    grid.prepare_for_training(model)
+    grid.merge_and_unload(model)
     sample = inputs(1, 1, CONFIGS[name].pad_token_id, name in SEGMENTS)
     files = Cpu(["fp32", "int4"]).export(tmp_path, tmp_path, model, [sample], 64)
     kinds = [node.op_type for node in graph(files["int4"]).node]

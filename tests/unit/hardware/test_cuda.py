@@ -12,9 +12,10 @@ from test_intel import CONFIGS, SEGMENTS, SHAPES, ask, create, inputs, student
 from tiny import speaker
 
 from kdcli.errors import ConfigError, ExportError, ModelError
-from kdcli.hardware.cuda import Cuda
-from kdcli.measure import MeasureSpec, measure
-from kdcli.runtimes.exported import Model
+from kdcli.exporting.runtimes.exported import Model
+from kdcli.exporting.targets.cuda import Cuda
+from kdcli.measure.process import measure
+from kdcli.measure.spec import MeasureSpec
 
 __all__ = ["student"]
 

@@ -18,10 +18,11 @@ import transformers
 from tiny import bert, full_disk, sentences
 
 from kdcli.errors import ExportError, StorageError
+from kdcli.exporting.runtimes.openvino import Model
+from kdcli.exporting.targets.intel import Intel
 from kdcli.files import size_of
-from kdcli.hardware.intel import Intel
-from kdcli.measure import MeasureSpec, measure
-from kdcli.runtimes.openvino import Model
+from kdcli.measure.process import measure
+from kdcli.measure.spec import MeasureSpec
 
 SIZES = {
     "vocab_size": 200,
@@ -187,7 +188,7 @@ def test_its_process_imports_no_torch(tokenizer, student: Path, tmp_path: Path) 
         [
             sys.executable,
             "-c",
-            "import sys; from kdcli.measure import main; main(); print(*sys.modules, file=sys.stderr)",
+            "import sys; from kdcli.measure.worker import main; main(); print(*sys.modules, file=sys.stderr)",
         ],
         input="\n".join(
             map(

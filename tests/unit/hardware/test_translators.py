@@ -24,21 +24,18 @@ import transformers
 from safetensors.numpy import load_file
 from tiny import pairs
 
-from kdcli.commands.artifacts import _reproduced
 from kdcli.errors import ExportError
-from kdcli.hardware.cpu import Cpu
-from kdcli.hardware.translation import beside, write_ctranslate2
-from kdcli.measure import (
-    MeasureSpec,
-    _Worker,
-    measure,
-    runtime_of,
-)
-from kdcli.rollouts import translate
-from kdcli.runtimes import ctranslate2 as ctranslate2_runtime
-from kdcli.runtimes import onnx as onnx_runtime
-from kdcli.runtimes import torch as torch_runtime
-from kdcli.runtimes.base import Runs
+from kdcli.exporting.artifacts import _reproduced
+from kdcli.exporting.runtimes import ctranslate2 as ctranslate2_runtime
+from kdcli.exporting.runtimes import onnx as onnx_runtime
+from kdcli.exporting.runtimes import torch as torch_runtime
+from kdcli.exporting.targets.cpu import Cpu
+from kdcli.exporting.writers.seq2seq import beside, write_ctranslate2
+from kdcli.generation import translate
+from kdcli.measure.process import measure
+from kdcli.measure.runtime import Runs
+from kdcli.measure.spec import MeasureSpec, runtime_of
+from kdcli.measure.worker import _Worker
 from kdcli.students.encoder_decoder import learn_vocabulary
 
 BOTH = ["fp32", "int8"]
@@ -368,7 +365,7 @@ def test_its_process_imports_no_torch(
         [
             sys.executable,
             "-c",
-            "import sys; from kdcli.measure import main; main(); print(*sys.modules, file=sys.stderr)",
+            "import sys; from kdcli.measure.worker import main; main(); print(*sys.modules, file=sys.stderr)",
         ],
         input="\n".join(
             map(

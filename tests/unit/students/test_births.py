@@ -13,14 +13,14 @@ from tiny import BAD, FILLER, GOOD, SPECIAL, bert
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizerFast
 
-from kdcli.launch import launch
-from kdcli.models import Source, load_tokenizer
+from kdcli.launch.run import launch
+from kdcli.models.checkpoint import Checkpoint, load_tokenizer
 
 UNUSED = [f"{word}ish" for word in GOOD + BAD]
 HALVED = '''
 import copy
 
-from kdcli.students.cut import Cut
+from kdcli.students.pruning.base import Cut
 
 
 class Halved(Cut):
@@ -63,7 +63,7 @@ Born = Callable[..., Path]
 
 
 @pytest.fixture
-def born(small: list[str], speaking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Born:
+def initialize(small: list[str], speaking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Born:
     """Runs `kdcli distill` with steps of birth; so slow a rate that the student stays as it was born."""
     monkeypatch.chdir(tmp_path)
     plain = [word for word in small if not word.startswith("student.")]
@@ -98,7 +98,7 @@ def test_layers_then_vocabulary(born: Born, speaking: Path) -> None:
     ours, theirs = rows_of(run / "student"), rows_of(speaking)
     assert theirs.keys() - ours.keys() == set(UNUSED)
     assert all(torch.allclose(ours[token], theirs[token], atol=1e-6) for token in ours)
-    loaded = load_tokenizer(Source(run / "student", "it"))
+    loaded = load_tokenizer(Checkpoint(run / "student", "it"))
     assert "##".join(loaded.tokenize("goodish")) == "good####i####s####h"
 
 

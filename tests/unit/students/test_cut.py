@@ -6,9 +6,9 @@ import datasets
 import torch
 from tiny import bert
 
-from kdcli.models import Source
-from kdcli.students.layers import Layers
-from kdcli.tasks.classification import Classification
+from kdcli.models.checkpoint import Checkpoint
+from kdcli.students.pruning.layers import Layers
+from kdcli.tasks.classification.task import Classification
 
 
 def test_labels_of_the_teacher_in_another_order_are_put_in_the_datas(tokenizer, tmp_path: Path) -> None:
@@ -17,8 +17,8 @@ def test_labels_of_the_teacher_in_another_order_are_put_in_the_datas(tokenizer, 
     torch.nn.init.normal_(teacher.classifier.bias)
     teacher.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    student, _ = Layers(2).born(
-        Classification(["a", "b", "c"]), Source(tmp_path, "it"), datasets.Dataset.from_list([])
+    student, _ = Layers(2).initialize(
+        Classification(["a", "b", "c"]), Checkpoint(tmp_path, "it"), datasets.Dataset.from_list([])
     )
     batch = tokenizer(["a good film", "so sad"], return_tensors="pt", padding=True)
     with torch.no_grad():

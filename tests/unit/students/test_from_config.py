@@ -17,10 +17,10 @@ from transformers import (
 )
 
 from kdcli.errors import ConfigError
-from kdcli.models import Source
+from kdcli.models.checkpoint import Checkpoint
 from kdcli.students.from_config import FromConfig
-from kdcli.tasks.causal_lm import CausalLM
-from kdcli.tasks.classification import Classification
+from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.classification.task import Classification
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 32}
 
@@ -37,7 +37,7 @@ def test_a_decoder_of_a_size(tmp_path: Path) -> None:
     birth = FromConfig(
         **SHAPE, model_type="llama", num_key_value_heads=2, dropout=0.125, embeddings="teacher"
     )
-    student, own = birth.born(CausalLM(), Source(tmp_path, "teacher"), rows)
+    student, own = birth.initialize(CausalLM(), Checkpoint(tmp_path, "teacher"), rows)
     config = student.config
     assert (config.num_key_value_heads, config.num_hidden_layers, config.attention_dropout) == (2, 3, 0.125)
     assert config.max_position_embeddings == model.config.max_position_embeddings
@@ -70,7 +70,7 @@ def test_the_first_token_stands_where_the_teachers_does(
     tokenizer.save_pretrained(tmp_path)
     rows = datasets.Dataset.from_list([{"id": text, "text": text, "label": 0} for text, _ in sentences(20)])
     birth = FromConfig(**SHAPE, model_type=kinds[1], embeddings="teacher")
-    student, _ = birth.born(Classification(["bad", "good"]), Source(tmp_path, "teacher"), rows)
+    student, _ = birth.initialize(Classification(["bad", "good"]), Checkpoint(tmp_path, "teacher"), rows)
     first = {"roberta": 1, "bert": 0}
     theirs, ours = (
         each.base_model.embeddings.position_embeddings.weight[first[kind] :][:20]
@@ -92,7 +92,9 @@ def test_a_teacher_without_a_limit_of_positions(tmp_path: Path) -> None:
         BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2, **ends)
     ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    student, _ = FromConfig(**SHAPE, model_type="llama").born(CausalLM(), Source(tmp_path, "teacher"), None)
+    student, _ = FromConfig(**SHAPE, model_type="llama").initialize(
+        CausalLM(), Checkpoint(tmp_path, "teacher"), None
+    )
     assert student.config.max_position_embeddings == LlamaConfig().max_position_embeddings
 
 

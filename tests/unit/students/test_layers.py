@@ -13,7 +13,7 @@ from torch import nn
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from kdcli.errors import ConfigError, ModelError
-from kdcli.students.layers import Layers
+from kdcli.students.pruning.layers import Layers
 
 STACKS = r"(.*\.)?((encoder|transformer)\.layer|layers|h|(encoder|decoder)\.(layers|block))"
 """Where layers stand, in any of the architectures."""

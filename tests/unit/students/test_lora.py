@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import decoder, lessons, speaker, speller, talk
+from tiny import all_teacher_data, decoder, speaker, speller, talk
 
 from kdcli.errors import ConfigError
-from kdcli.launch import launch
-from kdcli.students.births import Births
+from kdcli.launch.run import launch
+from kdcli.students.composed import Composed
 from kdcli.students.lora import Lora
 
 
@@ -22,7 +22,7 @@ def test_merged_adapters_are_the_model_that_was_trained() -> None:
     ids = torch.arange(12).reshape(2, 6)
     before = model(ids).logits
     birth = Lora(r=4)
-    birth.dress(model)
+    birth.prepare_for_training(model)
     assert torch.equal(model(ids).logits, before)
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert len(trained) == 2 * 7 * 2
@@ -32,7 +32,7 @@ def test_merged_adapters_are_the_model_that_was_trained() -> None:
             torch.nn.init.normal_(weight, std=0.1)
     dressed = model(ids).logits
     assert not torch.allclose(dressed, before, atol=1e-2)
-    birth.undress(model)
+    birth.merge_and_unload(model)
     assert model.state_dict().keys() == keys
     assert torch.allclose(model(ids).logits, dressed, atol=1e-4)
 
@@ -40,23 +40,23 @@ def test_merged_adapters_are_the_model_that_was_trained() -> None:
 def test_layers_without_a_match_are_named() -> None:
     """A typing error in target_modules trains nothing, for hours."""
     with pytest.raises(ConfigError, match="query_proj"):
-        Lora(target_modules=["query_proj"]).dress(decoder(speller()))
+        Lora(target_modules=["query_proj"]).prepare_for_training(decoder(speller()))
 
 
 def test_adapters_as_the_first_of_several_births() -> None:
     """student.births=[lora,layers] trains all weights, and nobody says so."""
     steps = {
         "lora": {"_target_": "kdcli.students.lora.Lora", "r": 4},
-        "layers": {"_target_": "kdcli.students.layers.Layers", "num_hidden_layers": 1},
+        "layers": {"_target_": "kdcli.students.pruning.layers.Layers", "num_hidden_layers": 1},
     }
-    birth, model = Births(["lora", "layers"], steps), decoder(speller())
+    birth, model = Composed(["lora", "layers"], steps), decoder(speller())
     keys = model.state_dict().keys()
-    assert birth.adapts
-    birth.dress(model)
+    assert birth.trains_adapters
+    birth.prepare_for_training(model)
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained
     assert all("lora_" in name for name in trained)
-    birth.undress(model)
+    birth.merge_and_unload(model)
     assert model.state_dict().keys() == keys
 
 
@@ -70,7 +70,7 @@ def test_a_run_with_adapters(
         tokenizer, base = speller(), tmp_path / "base"
         decoder(tokenizer, seed=3).save_pretrained(base)
         tokenizer.save_pretrained(base)
-        options = [*lessons(speaker(tmp_path / "speaker")), *talk(tmp_path, "pairs")]
+        options = [*all_teacher_data(speaker(tmp_path / "speaker")), *talk(tmp_path, "pairs")]
         options = [option for option in options if not option.startswith("student")]
     else:
         base = body

@@ -12,17 +12,17 @@ import datasets
 import pytest
 import torch
 from architectures import MODELS, says
-from tiny import bert, decoder, documents, exchanges, lessons, sentences, speaker, speller, talk
+from tiny import all_teacher_data, bert, decoder, documents, exchanges, sentences, speaker, speller, talk
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from kdcli.errors import ConfigError
-from kdcli.students.anatomy import Anatomy, Group
-from kdcli.students.pruned import Batch, Pruned, by_activation
+from kdcli.students.pruning.anatomy import Anatomy, Group
+from kdcli.students.pruning.pruned import Batch, Pruned, by_activation
 from kdcli.tasks.base import IGNORE, Task
-from kdcli.tasks.causal_lm import CausalLM
-from kdcli.tasks.classification import Classification
+from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.classification.task import Classification
 
 FREE = [name for name in MODELS if Anatomy(MODELS[name]()).family.head_size]
 """Architectures whose heads are not bound to the hidden size."""
@@ -519,12 +519,12 @@ def test_a_pruned_classifier_learns(distil: Callable[..., Path]) -> None:
 
 def test_a_pruned_decoder_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As above, of a language model."""
-    from kdcli.launch import launch
+    from kdcli.launch.run import launch
 
     monkeypatch.chdir(tmp_path)
     teacher = speaker(tmp_path / "teacher", steps=40)
     sizes = ["student=pruned", "student.num_attention_heads=1", "student.intermediate_size=40"]
-    options = [word for word in lessons(teacher) if not word.startswith("student")] + talk(
+    options = [word for word in all_teacher_data(teacher) if not word.startswith("student")] + talk(
         tmp_path, "messages"
     )
     folder = tmp_path / "run"

@@ -29,10 +29,10 @@ from transformers import (
 )
 
 from kdcli.errors import ConfigError, ModelError
-from kdcli.models import Source, load_tokenizer
-from kdcli.students.vocabulary import Vocabulary, with_rows
-from kdcli.tasks.causal_lm import CausalLM
-from kdcli.tasks.classification import Classification
+from kdcli.models.checkpoint import Checkpoint, load_tokenizer
+from kdcli.students.pruning.vocabulary import Vocabulary, with_rows
+from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.classification.task import Classification
 
 TASK = Classification(["bad", "good"])
 ROWS = [(text, label) for text, label in sentences(120) if "trip" not in text and "sour" not in text]
@@ -162,7 +162,11 @@ def test_the_saved_student_is_a_plain_one(before, tmp_path: Path) -> None:
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert type(theirs) is type(tokenizer)
-    assert theirs.get_vocab() == own.get_vocab() == load_tokenizer(Source(tmp_path, "it"), loaded).get_vocab()
+    assert (
+        theirs.get_vocab()
+        == own.get_vocab()
+        == load_tokenizer(Checkpoint(tmp_path, "it"), loaded).get_vocab()
+    )
     assert pieces(theirs, texts + STRANGE) == pieces(own, texts + STRANGE)
     assert torch.equal(logits(loaded, theirs, texts), logits(student, own, texts))
     assert theirs.special_tokens_map == tokenizer.special_tokens_map

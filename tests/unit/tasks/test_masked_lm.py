@@ -17,21 +17,21 @@ from tokenizers import processors
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from kdcli import signal
-from kdcli.config import Dataset
-from kdcli.distiller import Distiller
+from kdcli import signals as signal
+from kdcli.config.dataset import Dataset
 from kdcli.errors import ConfigError, DataError, ModelError
+from kdcli.losses.features import LayerMapping
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
 from kdcli.losses.hidden_states import HiddenStates
-from kdcli.losses.inside import LayerMapping
-from kdcli.models import Source, inspect_inputs, load_model, load_whole
-from kdcli.signal import HiddenSignal, Signal, TopKSignal
+from kdcli.models.checkpoint import Checkpoint, inspect_inputs, load_model, load_whole
+from kdcli.signals import HiddenSignal, Signal, TopKSignal
 from kdcli.tasks import task_of
 from kdcli.tasks.base import IGNORE
-from kdcli.tasks.masked_lm import MaskedLM, hide
+from kdcli.tasks.masked_lm.task import MaskedLM, hide
 from kdcli.teachers.cached import CachedTeacher
 from kdcli.teachers.local import LocalTeacher
+from kdcli.training.distiller import Distiller
 
 TASK = MaskedLM()
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -321,7 +321,7 @@ def test_predictions_are_the_models_own_loss(tokenizer) -> None:
     assert TASK.scores(said)["log_prob"] == pytest.approx(-float(own), abs=1e-5)
     assert np.array_equal(said.labels, TASK.targets(encoded)[0])
     assert np.array_equal(said.counts, TASK.targets(encoded)[1])
-    assert TASK.merits(said).mean() == pytest.approx(-float(own), abs=1e-5)
+    assert TASK.per_example_scores(said).mean() == pytest.approx(-float(own), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_heads_that_are_not_understood_are_refused(tokenizer, tmp_path: Path, ki
     """Logits without what MobileBERT or ESM add to them would be learnt as if they were the teacher's."""
     encoder(kind, tokenizer).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=said):
-        load_model(Source(tmp_path, "it"), TASK)
+        load_model(Checkpoint(tmp_path, "it"), TASK)
 
 
 def test_a_decoder_is_refused(tokenizer, tmp_path: Path) -> None:
@@ -348,13 +348,13 @@ def test_a_decoder_is_refused(tokenizer, tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match="LlamaConfig.*The task masked_lm needs an encoder.*dataset.task=causal_lm"
     ):
-        load_model(Source(tmp_path, "it"), TASK)
+        load_model(Checkpoint(tmp_path, "it"), TASK)
 
 
 def test_a_body_without_a_head_is_refused(body: Path) -> None:
     """A random head says nothing, and its student learns that."""
     with pytest.raises(ModelError, match="lack a part of the model.*use a whole checkpoint .…ForMaskedLM."):
-        load_whole(Source(body, "it"), TASK)
+        load_whole(Checkpoint(body, "it"), TASK)
 
 
 # ---- teachers and losses -----------------------------------------------------------------------------
@@ -366,7 +366,7 @@ def local(tokenizer, tmp_path: Path) -> LocalTeacher:
     encoder("bert", tokenizer, seed=5).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     teacher = LocalTeacher(batch_size=8)
-    teacher.open(Source(folder, "it"), TASK, 32, "fp32")
+    teacher.open(Checkpoint(folder, "it"), TASK, 32, "fp32")
     return teacher
 
 
@@ -392,7 +392,7 @@ def test_the_cache_holds_what_the_teacher_says(tokenizer, local: LocalTeacher, t
     assert torch.allclose(stored.log_p, top, atol=5e-3)
     whole = CachedTeacher(tmp_path / "whole", k=len(tokenizer))
     whole.fetch(rows, lambda: local, lambda done: None)
-    told = TASK.told(whole.signals(list(rows)), encoded)
+    told = TASK.predictions_from_outputs(whole.signals(list(rows)), encoded)
     said = TASK.predict(local.model, tokenizer, encoded)
     assert np.array_equal(told.labels, labels)
     assert TASK.scores(told)["log_prob"] == pytest.approx(TASK.scores(said)["log_prob"], abs=2e-3)
@@ -409,7 +409,7 @@ def test_all_three_terms_of_distilbert_reach_every_weight(
     module = Distiller(student, TASK, losses, {"soft": 5.0, "hard": 2.0, "cosine": 1.0}).train()
     rows = many(30)
     inputs = taken(student, batch(tokenizer, rows))
-    teacher = local.look(list(rows), module.parts)
+    teacher = local.outputs_with_features(list(rows), module.parts)
     out = module(teacher=teacher, **inputs)
     out["loss"].backward()
     assert (out["terms"] > 0).all()
@@ -428,7 +428,7 @@ def test_a_teacher_has_nothing_to_teach_itself(local: LocalTeacher, tokenizer) -
     losses["inside"].attach(local.model.config, local.model.config)
     module = Distiller(local.model, TASK, losses, {"soft": 1.0, "inside": 1.0}).eval()
     rows = many(12)
-    out = module(teacher=local.look(list(rows), module.parts), **batch(tokenizer, rows))
+    out = module(teacher=local.outputs_with_features(list(rows), module.parts), **batch(tokenizer, rows))
     assert torch.allclose(out["terms"], torch.zeros(2), atol=1e-5)
 
 

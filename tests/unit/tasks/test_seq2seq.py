@@ -13,14 +13,14 @@ import torch
 from tiny import pairs
 from translators import CODES, lay_out
 
-from kdcli.config import Rollout
+from kdcli.config.schema import Rollout
 from kdcli.errors import ConfigError, DataError
-from kdcli.evaluate import gain, resampled
-from kdcli.models import Source
-from kdcli.rollouts import decoded, translate
+from kdcli.evaluation.compare import gain, resampled
+from kdcli.generation import decoded, translate
+from kdcli.models.checkpoint import Checkpoint
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks.base import IGNORE, Predictions
-from kdcli.tasks.seq2seq import Seq2Seq
+from kdcli.tasks.seq2seq.task import Seq2Seq
 from kdcli.teachers.local import LocalTeacher
 
 
@@ -185,11 +185,11 @@ def test_candidates_of_a_search(rows, words, tmp_path: Path, monkeypatch: pytest
     model.save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     teacher = LocalTeacher()
-    teacher.open(Source(tmp_path, "teacher"), Seq2Seq(), 64, "fp32")
+    teacher.open(Checkpoint(tmp_path, "teacher"), Seq2Seq(), 64, "fp32")
     texts = decoded(words, found)
     wanted = [texts[4 * place + place % 4] for place in range(7)]
     search = Rollout(
-        by="teacher", sampling_temperature=0.0, candidates=4, pick="nearest", batch_size=3, **how
+        source="teacher", sampling_temperature=0.0, candidates=4, pick="nearest", batch_size=3, **how
     )
     some = [dict(row, target=text) for row, text in zip(rows, wanted, strict=False)]
     assert teacher.write(some, search, 0) == wanted
@@ -293,7 +293,7 @@ def test_tokenizers_of_several_languages(name: str, languages: tuple[str, str], 
                                        encoder_attention_heads=2, decoder_attention_heads=2, **shape)  # fmt: skip
     torch.manual_seed(1)
     model = transformers.M2M100ForConditionalGeneration(config).eval()
-    task.ready(model, tokenizer, 12)
+    task.prepare_for_saving(model, tokenizer, 12)
     (text,) = task.write(model, tokenizer, rows.select([0]), 13)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -354,7 +354,7 @@ def test_bleu_of_sums_is_corpus_bleu() -> None:
     references = [target for _, target in pairs(40, longest=12)]
     texts = [" ".join(text.split()[:-1]) if number % 3 else text for number, text in enumerate(references)]
     task = Seq2Seq()
-    own = task.from_tally(task.tally(said(texts, references)).sum(0))
+    own = task.score_from_statistics(task.sufficient_statistics(said(texts, references)).sum(0))
     assert own == pytest.approx(sacrebleu.corpus_bleu(texts, [references]).score)
     assert task.scores(said(texts, references))["bleu"] == pytest.approx(own)
 

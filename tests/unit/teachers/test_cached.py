@@ -22,9 +22,9 @@ from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.jsd import JSD
 from kdcli.losses.reverse_kl import ReverseKL
 from kdcli.losses.tvd import TVD
-from kdcli.signal import AnySignal, Head, HiddenSignal, Signal, TopKSignal, chunks
+from kdcli.signals import AnySignal, Head, HiddenSignal, Signal, TopKSignal, chunks
 from kdcli.teachers import cached
-from kdcli.teachers.base import Keep, Teacher, as_it_is
+from kdcli.teachers.base import Keep, Teacher, identity
 from kdcli.teachers.cached import CachedTeacher
 
 WIDTH = 3
@@ -43,7 +43,7 @@ class Fake(Teacher):
         self.said, self.most = said, most
         self.asked: list[str] = []
 
-    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = as_it_is) -> list[AnySignal]:
+    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = identity) -> list[AnySignal]:
         self.asked += [example["id"] for example in examples]
         if len(self.asked) > self.most:
             raise KeyboardInterrupt
@@ -399,7 +399,7 @@ def test_chunks_of_the_store_are_the_whole(tmp_path: Path, monkeypatch: pytest.M
     """A chunk left out, or counted twice, where a row's logits do not fit in memory at once."""
     rows, said = table(0), speech(50, 100)
     whole = fetched(tmp_path / "whole", rows, Fake(said), k=5).signals(list(rows))
-    monkeypatch.setattr("kdcli.signal.CHUNK", 50 * 16)
+    monkeypatch.setattr("kdcli.signals.CHUNK", 50 * 16)
     assert len(list(chunks(100, 50))) > 3
     parts = fetched(tmp_path / "parts", rows, Fake(said), k=5).signals(list(rows))
     assert isinstance(whole, TopKSignal)

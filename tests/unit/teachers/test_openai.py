@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdcli.config import Dataset
+from kdcli.config.dataset import Dataset
 from kdcli.errors import TeacherError
-from kdcli.tasks.causal_lm import CausalLM
-from kdcli.tasks.classification import Classification
-from kdcli.teachers.openai import OpenAITeacher, _clash
+from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.classification.task import Classification
+from kdcli.teachers.remote.openai import OpenAITeacher, _clash
 
 URL = "http://127.0.0.1:1/v1"
 ROW = {"id": "1", "text": "so it is", "label": 0}

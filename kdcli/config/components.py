@@ -1,0 +1,275 @@
+"""Components: classes that a config names by `_target_`, checked against their constructors and built."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
+
+from kdcli.config.types import Component, refuse_boolean
+from kdcli.errors import ConfigError, abbreviated, listed, shown, suggest
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The model that an annotation names, also as `Model | None`."""
+    models = (
+        each for each in union_members(annotation) if inspect.isclass(each) and issubclass(each, BaseModel)
+    )
+    return next(models, None)
+
+
+def is_mapping(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is dict
+
+
+def check_classes(annotation: Any, value: Any, path: str) -> Iterator[str]:
+    """What is wrong with the components in a value, at any depth: a class is taken only where the annotation asks for one.
+
+    Args:
+        annotation: of the key or of the constructor's parameter that gets the value; None: nothing is known of it.
+    """
+    if isinstance(value, Mapping):
+        model = section_of(annotation)
+        if model and issubclass(model, Component):
+            yield from check_component(model, [], value, path)
+        elif model:  # it refuses the keys that it does not know
+            for name, field in model.model_fields.items():
+                yield from check_classes(
+                    field.annotation, value.get(field.alias or name), join_key(path, name)
+                )
+        elif "_target_" in value and (kinds := classes_of(annotation)):
+            yield from check_component(Component, kinds, value, path)
+        elif "_target_" in value:
+            yield (
+                f"{path}._target_: a class is built only where a component is expected, and {path} takes a plain value; "
+                "leave _target_ out"
+            )
+        else:
+            for key, inner in value.items():
+                yield from check_classes(item_annotation(annotation), inner, join_key(path, key))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from check_classes(item_annotation(annotation), inner, join_key(path, number))
+
+
+def check_component(
+    model: type[Component], kinds: Sequence[type], node: Mapping[str, Any], path: str
+) -> Iterator[str]:
+    """What is wrong with one component.
+
+    Args:
+        model: the schema's part of it, and its kind …
+        kinds: … unless these classes are given, of one of which it must be a subclass.
+    """
+    target = node.get("_target_")
+    if not isinstance(target, str) or target == "???":
+        if kinds:  # else the schema refuses it
+            yield f"{path}._target_ = {shown(target)}: expected the name of a class, MODULE.NAME"
+        return
+    try:
+        found = locate(target)
+        require_kind(found, kinds or [locate(model.kind)])
+    except ConfigError as error:
+        yield f"{path}._target_ = {target}: {error}"
+        return
+    own, hints = (
+        {field.alias or name: field for name, field in model.model_fields.items()},
+        constructor_hints(found),
+    )
+    arguments = {key: value for key, value in node.items() if key not in own}
+    signature = arguments_model(
+        found,
+        [
+            key
+            for key, value in arguments.items()
+            if mentions_class(value) and not is_checked_by_model(hints.get(key))
+        ],
+    )
+    try:
+        signature.model_validate(arguments)
+    except ValidationError as error:
+        known = [*own, *signature.model_fields]
+        for item in error.errors():
+            yield describe_problem(path, item, arguments, known, f"an argument of {target}")
+    for key, value in node.items():
+        annotation = own[key].annotation if key in own else hints.get(key)
+        yield from check_classes(annotation, value, join_key(path, key))
+
+
+def join_key(path: str, key: Any) -> str:
+    return f"{path}.{key}".lstrip(".")
+
+
+def union_members(annotation: Any) -> list[Any]:
+    """The alternatives of a union, or the annotation itself."""
+    if typing.get_origin(annotation) is Annotated:
+        return union_members(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return [option for each in typing.get_args(annotation) for option in union_members(each)]
+    return [annotation]
+
+
+def classes_of(annotation: Any) -> list[type]:
+    """The classes of which an annotation asks for an instance. `object` and abstract types such as Mapping ask for none."""
+    return [
+        option
+        for option in union_members(annotation)
+        if inspect.isclass(option)
+        and option.__module__ not in ("builtins", "typing", "collections.abc")
+        and not issubclass(option, BaseModel)
+    ]
+
+
+def item_annotation(annotation: Any) -> Any:
+    """What the values of a mapping, or the items of a list, are; None: nothing is known of them."""
+    for option in union_members(annotation):
+        if arguments := [each for each in typing.get_args(option) if each is not Ellipsis]:
+            return arguments[-1]
+    return None
+
+
+def is_checked_by_model(annotation: Any) -> bool:
+    """Whether pydantic checks values of this annotation by a model of the schema, also inside a list or a mapping."""
+    return section_of(annotation) is not None or any(map(is_checked_by_model, typing.get_args(annotation)))
+
+
+def mentions_class(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(mentions_class, value.values()))
+    return isinstance(value, list | tuple) and any(map(mentions_class, value))
+
+
+def require_kind(found: type, kinds: Sequence[type]) -> None:
+    """Refuse a class that does not inherit from one of some classes (to be registered with an abstract one is not enough).
+
+    Raises:
+        ConfigError: it does not, or nothing can be built of it.
+    """
+    if not any(kind in found.__mro__ for kind in kinds):
+        names = " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+        raise ConfigError(f"expected a subclass of {names}")
+    if inspect.isabstract(found):
+        raise ConfigError("it is abstract; name a class that can be built")
+
+
+def import_named(module: str) -> types.ModuleType:
+    """Import a module that a config names. With a folder of the user's own it may also lie in the working directory, which is
+    looked through last, and for this import alone."""
+    here = str(Path.cwd())
+    added = bool(os.environ.get("KDCLI_CONFIG_DIR")) and here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(module)
+    finally:
+        if added:
+            sys.path.remove(here)
+
+
+def locate(target: str) -> type:
+    """The class that a dotted path names.
+
+    Raises:
+        ConfigError: there is no such module, or no such class in it.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(import_named(module), name, None)
+    except (Exception, SystemExit) as error:  # the user's own module may fail in any way
+        raise ConfigError(f"cannot be imported ({type(error).__name__}: {error})") from None
+    if found is None:
+        raise ConfigError(f"the module {module} has no {name}")
+    if not inspect.isclass(found):
+        raise ConfigError("it is no class")
+    return found
+
+
+def constructor_hints(target: type) -> dict[str, Any]:
+    """The annotations of the constructor's parameters."""
+    try:
+        return typing.get_type_hints(target.__init__, include_extras=True)  # type: ignore[misc]
+    except (
+        NameError,
+        AttributeError,
+        TypeError,
+    ):  # only a type checker can read them: names are checked, types are not
+        return {}
+
+
+def arguments_model(target: type, components: Sequence[str] = ()) -> type[BaseModel]:
+    """A pydantic model of the constructor's parameters, so that arguments are checked by the same means.
+
+    Args:
+        components: parameters whose values are still mappings with a `_target_`; those are checked by themselves.
+    """
+    hints = constructor_hints(target)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        annotation = Any if name in components else hints.get(name, Any)
+        if annotation in (int, float):
+            annotation = Annotated[annotation, BeforeValidator(refuse_boolean)]
+        fields[name] = (annotation, default)
+    return create_model(
+        "Arguments",
+        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()),
+        **fields,
+    )
+
+
+def build(component: Component, kind: type) -> Any:
+    """An instance of the component's class, called with its arguments; components among those are built first, where the
+    constructor's annotation asks for one.
+
+    Raises:
+        ConfigError: it is not of this kind.
+    """
+    target = locate(component.target)
+    try:
+        require_kind(target, [kind])
+    except ConfigError as error:
+        raise ConfigError(f"_target_ = {component.target}: {error}") from None
+    hints = constructor_hints(target)
+    arguments = {name: _built(hints.get(name), value) for name, value in component.arguments.items()}
+    checked = arguments_model(target).model_validate(arguments)
+    return target(**{name: getattr(checked, name) for name in arguments})
+
+
+def _built(annotation: Any, value: Any) -> Any:
+    """A value with the components in it built, as far as the annotation asks for them."""
+    if is_checked_by_model(annotation):
+        return value
+    if isinstance(value, Mapping):
+        if "_target_" in value and (kinds := classes_of(annotation)):
+            inner = Component.model_validate(value)
+            bases = locate(inner.target).__mro__
+            return build(inner, next((kind for kind in kinds if kind in bases), kinds[0]))
+        return {key: _built(item_annotation(annotation), inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_built(item_annotation(annotation), inner) for inner in value]
+    return value
+
+
+def describe_problem(path: str, item: Any, tree: Any, known: list[str], what: str) -> str:
+    loc = [str(part) for part in item["loc"]]
+    where = abbreviated(".".join(filter(None, [path, *loc]))) or "the config"
+    if item["type"] == "extra_forbidden":
+        return f"{where}: not {what}{suggest(loc[-1], known)} (known: {listed(sorted(known))})"
+    if item["type"] == "missing":
+        return f"{where}: a value is needed; give {where}=…"
+    value = item.get("input")
+    given = "" if isinstance(value, Mapping | BaseModel) else f" = {shown(value)}"
+    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    message = re.sub(r"valid dictionary( or instance of \w+)?", "mapping of keys to values", message)
+    return f"{where}{given}: {message}"

@@ -1,0 +1,297 @@
+"""The schema of a data set: every key with its type, range, default and meaning."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kdcli.config.types import (
+    BatchSize,
+    Character,
+    Characters,
+    Copies,
+    Float,
+    Fraction,
+    Name,
+    Rows,
+    Section,
+    SplitSize,
+    Tokens,
+    VocabularySize,
+)
+from kdcli.errors import shown
+
+
+class Augment(Section):
+    """More text for the teacher alone: copies of the training texts in which a masked language model has replaced words (Jiao et al. 2020,
+    https://arxiv.org/abs/1909.10351, Algorithm 1)."""
+
+    path: str | None = None
+    """A checkpoint with a masked-LM head, named as a teacher's; null: the teacher's own, as it is before it is tuned."""
+    revision: str | None = None
+    copies: Copies = 20
+    """Of each text; those that are equal are left out."""
+    probability: Fraction = 0.4
+    """With which a word is replaced."""
+    candidates: VocabularySize = 15
+    """The likeliest words at a word's place, of which one is drawn."""
+    batch_size: BatchSize = 32
+    """Words that the model is asked for at once."""
+
+
+class Clean(Section):
+    """seq2seq: pairs that are left out of the training source, before validation and test are carved out of it. Those that have a
+    source of their own are never cleaned. Of it `overlong` alone is for language models too."""
+
+    identical: bool = True
+    """Pairs whose target is their source."""
+    max_ratio: Annotated[Float, Field(gt=1, le=1e6)] | None = 3.0
+    """Pairs whose target is so many times longer or shorter, in characters, than is usual for its source (the median of the data
+    set's ratios, so that Chinese may be short); null: any. Summaries want null."""
+    ratio_from: Characters = 40
+    """Of those alone whose longer side has so many characters: short messages vary more."""
+    script: bool = True
+    """Pairs of which a side has most of its letters in another script than that column."""
+    overlong: Literal["refuse", "drop"] = "refuse"
+    """What is done with pairs of more than max_length tokens in source or target; in all splits. Also of language models: drop leaves out
+    conversations, and prompts with their completions, that are longer; refuse (the default) cuts their ends off, and refuses those
+    of which nothing that is learnt would be left."""
+
+
+class Dataset(Section):
+    """Rows of text with labels, completions or translations, and how they are split."""
+
+    task: str | None = None
+    """null: inferred from the columns named (text + label: classification; words + tags: token_classification; prompt +
+    completion, messages, or text with label=null: causal_lm; source + target: seq2seq). masked_lm is never inferred."""
+    format: Literal["csv", "jsonl", "parquet", "txt", "conversations", "conll", "gettext", "hub"] = "csv"
+    """txt: plain text (causal_lm, masked_lm); conversations: YAML files with a list of `conversations`, each a list of turns; conll: a
+    word and its tag a line, a blank line between sentences (token_classification); gettext: .po and .mo catalogues (seq2seq)."""
+    path: str
+    """A file (`package:DISTRIBUTION/FILE` for one in an installed package), a folder of conversations, of txt files or with
+    catalogues somewhere in it, or a Hugging Face hub id."""
+    name: str | None = None
+    """The configuration of a hub data set that has several."""
+    revision: str | None = None
+    train: str = "train"
+    """hub: the split to train on."""
+    validation: str | None = None
+    """hub: a split's name; files: another file; null: carved out of the training rows by a hash of the text."""
+    test: str | None = None
+    validation_size: SplitSize = 0.1
+    """If it is carved out: so many rows, or below 1 the share of all."""
+    test_size: SplitSize = 0.1
+    text: str = "text"
+    """The text's column."""
+    text_pair: str | None = None
+    """A second text's column, for tasks on pairs."""
+    label: str | None = "label"
+    """The label's column: names, or integers. null: the text itself is what is learnt (causal_lm)."""
+    words: str | None = None
+    """token_classification: the column of words, a list a row …"""
+    tags: str | None = None
+    """… and of their tags, a list of names (B-PER, I-PER, O …) or integers of the same length."""
+    prompt: str | None = None
+    """causal_lm: the column of what the model is given …"""
+    completion: str | None = None
+    """… and of what it should answer. Only the completion's tokens count."""
+    messages: str | None = None
+    """causal_lm: the column of conversations, lists of {role, content}; what the assistant says counts."""
+    chat: bool = False
+    """Prompt and completion are a user's and an assistant's turn: they go through the model's chat template."""
+    source: str | None = None
+    """seq2seq: the column of what is translated …"""
+    target: str | None = None
+    """… and of its translation. jsonl, parquet, hub: `translation.de` is what a column `translation` holds of `de`."""
+    source_language: str | None = None
+    """seq2seq: the source's language, by the code that the model's tokenizer has for it (eng_Latn, en, en_XX), if it wants one. gettext:
+    also the locale whose translations are the source; null: the text as it stands in the code."""
+    target_language: str | None = None
+    """The target's. gettext: the locale (de, pt_BR), or another code of its language."""
+    prefix: str = ""
+    """seq2seq: stands before each source ("translate English to German: ", ">>fra<< ")."""
+    clean: Clean = Clean()
+    labels: list[Name] | None = Field(default=None, min_length=2)
+    """The label names in order; null: those that the data set declares, or all found, sorted."""
+    encoding: str = "utf-8"
+    delimiter: Character | None = None
+    """csv: null is a comma, or a tab if the file's name ends in .tsv."""
+    quote: Character | None = None
+    """csv: null is a double quote, or none at all between tabs."""
+    columns: list[Name] | None = Field(default=None, min_length=1)
+    """csv: the names of all columns in their order, of a file that has no header."""
+    replace: dict[str, str] = {}
+    """Regular expressions and what replaces them in the text, in order. White space is folded after (classification)."""
+    limit: Rows | None = None
+    """At most so many training rows."""
+    eval_limit: Rows | None = None
+    """At most so many rows of validation and of test."""
+    labelled: Rows | None = None
+    """At most so many training rows keep their label (seq2seq: their target); the rest is text for the teacher alone."""
+    unlabelled: str | None = None
+    """More text for the teacher alone: a file (or a hub split) like the training one, whose labels are not asked for."""
+    unlabelled_limit: Rows | None = None
+    """At most so many of its rows."""
+    augment: Augment | None = None
+    """classification: further text of this kind for the teacher alone, made of the training texts; null: none."""
+    max_length: Tokens = 128
+    """Tokens a row; the rest is cut off."""
+    mask_copies: Copies = 1
+    """masked_lm: each training text stands there so often, every time with other tokens hidden (Liu et al. 2019,
+    https://arxiv.org/abs/1907.11692, section 4.1: static masking)."""
+
+    @property
+    def kind(self) -> str:
+        """The task: as given, or what the columns named mean."""
+        if self.task:
+            return self.task
+        if self.tags or self.format == "conll":
+            return "token_classification"
+        if self.source or self.format == "gettext":
+            return "seq2seq"
+        unlabelled = self.format in ("txt", "conversations") or self.label is None
+        return "causal_lm" if self.prompt or self.messages or unlabelled else "classification"
+
+    @model_validator(mode="after")
+    def _columns(self) -> Dataset:
+        if bool(self.prompt) != bool(self.completion):
+            raise ValueError("prompt and completion: give both columns, or neither")
+        read = ("text", "text_pair", "label") if self.kind == "classification" else ()
+        for one, other in [*itertools.combinations(read, 2), ("words", "tags"), ("prompt", "completion")]:
+            if getattr(self, one) and getattr(self, one) == getattr(self, other):
+                raise ValueError(
+                    f"{one} and {other}: both are the column {shown(getattr(self, one))}; name two"
+                )
+        if self.prompt and self.messages:
+            raise ValueError("prompt and messages: name the columns of one of them")
+        if self.kind == "classification" and self.label is None:
+            raise ValueError("label = null: classification needs the label's column")
+        if self.chat and not self.prompt and self.format != "conversations":
+            raise ValueError(
+                "chat: it makes turns of a prompt and a completion; name dataset.prompt and dataset.completion"
+            )
+        if bool(self.words) != bool(self.tags):
+            raise ValueError("words and tags: give both columns, or neither")
+        if self.kind == "token_classification" and not self.tags and self.format != "conll":
+            raise ValueError(
+                "token_classification: name the columns of words and of their tags (dataset.words, dataset.tags)"
+            )
+        if self.kind in ("causal_lm", "masked_lm") and self.labelled:
+            raise ValueError(f"labelled: {self.kind} has no labels to hide; use limit")
+        if self.kind in ("causal_lm", "masked_lm") and self.unlabelled:
+            raise ValueError(
+                f"unlabelled: all text is without labels in {self.kind}; put it among the training rows"
+            )
+        others = [key for key in ("text_pair", "prompt", "messages", "words", "source") if getattr(self, key)]
+        if self.kind == "masked_lm" and others:
+            raise ValueError(
+                f"{others[0]}: masked_lm reads plain text alone; name its column with dataset.text, and leave {others[0]} out"
+            )
+        if self.kind != "masked_lm" and self.mask_copies > 1:
+            raise ValueError(
+                f"mask_copies: {self.kind} hides no tokens; leave it out, or give task=masked_lm"
+            )
+        if self.augment and self.kind != "classification":
+            raise ValueError(
+                f"augment: words are replaced in whole texts (classification), not in {self.kind}; leave it out"
+            )
+        if self.unlabelled_limit and not self.unlabelled:
+            raise ValueError("unlabelled_limit: there is nothing to limit; name the text with unlabelled")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Dataset:
+        if bool(self.source) != bool(self.target):
+            raise ValueError("source and target: give both columns, or neither")
+        if self.source and self.source == self.target:
+            raise ValueError(f"source and target: both are the column {shown(self.source)}; name two")
+        if self.kind != "seq2seq":
+            given = [key for key in OF_PAIRS if getattr(self, key) != type(self).model_fields[key].default]
+            answers = self.prompt or self.messages or self.format == "conversations"
+            if answers and self.clean.model_copy(update={"overlong": "refuse"}) == Clean():
+                given = [key for key in given if key != "clean"]
+            if given:
+                raise ValueError(
+                    f"{given[0]}: it is for pairs of source and target (seq2seq), not for {self.kind}; leave it out"
+                )
+            return self
+        if self.format == "gettext":
+            if self.source:
+                raise ValueError("source and target: catalogues have no columns; leave them out")
+            if not self.target_language:
+                raise ValueError("gettext: name the locale to translate into (dataset.target_language=de)")
+            if self.source_language == self.target_language:
+                raise ValueError(f"source_language and target_language: both are {self.source_language}")
+        elif not self.source:
+            raise ValueError(
+                "seq2seq: name the columns of the source and of its translation (dataset.source, dataset.target)"
+            )
+        if others := [key for key in ("text_pair", "prompt", "messages", "words") if getattr(self, key)]:
+            raise ValueError(f"source and {others[0]}: name the columns of one of them")
+        if self.unlabelled and self.format == "gettext":
+            raise ValueError(
+                "unlabelled: catalogues hold translations; name a csv or jsonl file of sources with format= of its kind"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _header(self) -> Dataset:
+        if self.columns and self.format != "csv":
+            raise ValueError(
+                f"columns: {self.format} names its own columns; leave it out, or give format=csv"
+            )
+        if self.columns and (twice := [name for name in self.columns if self.columns.count(name) > 1]):
+            raise ValueError(f"columns: {shown(twice[0])} stands there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _regular(self) -> Dataset:
+        for pattern, put in self.replace.items():
+            try:
+                re.sub(pattern, put, "")
+            except (re.error, IndexError) as error:
+                raise ValueError(
+                    f"replace: {shown(pattern)} by {shown(put)} is not a regular expression: {error}"
+                ) from None
+        if self.labels and (
+            twice := [name for number, name in enumerate(self.labels) if name in self.labels[:number]]
+        ):
+            raise ValueError(f"labels: {shown(twice[0])} stands there twice")
+        for key in ("validation_size", "test_size"):
+            size = getattr(self, key)
+            if size > 1 and size != math.floor(size):
+                raise ValueError(f"{key} = {size}: expected a whole number of rows, or a share below 1")
+        return self
+
+
+TASKS = ("classification", "token_classification", "causal_lm", "seq2seq", "masked_lm")
+_CLASSES, _LABELS, WRITING = TASKS[:1], TASKS[:2], ("causal_lm", "seq2seq")
+READ_BY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            "task", "format", "path", "name", "revision", "train", "validation", "test", "validation_size", "test_size", "encoding", "delimiter",
+            "quote", "columns", "replace", "limit", "eval_limit", "max_length",
+        ),
+        TASKS,
+    ),
+    "text": ("classification", "causal_lm", "masked_lm"),
+    **dict.fromkeys(("text_pair", "label", "augment"), _CLASSES),
+    "labels": _LABELS,
+    **dict.fromkeys(("words", "tags"), ("token_classification",)),
+    **dict.fromkeys(("prompt", "completion", "messages", "chat"), ("causal_lm",)),
+    **dict.fromkeys(("source", "target", "source_language", "target_language", "prefix"), ("seq2seq",)),
+    "clean": WRITING,
+    **dict.fromkeys(("labelled", "unlabelled", "unlabelled_limit"), (*_LABELS, "seq2seq")),
+    "mask_copies": ("masked_lm",),
+}  # fmt: skip
+"""The tasks that read each key of a data set."""
+OF_PAIRS = tuple(
+    key for key, tasks in READ_BY.items() if "seq2seq" in tasks and "classification" not in tasks
+)
+"""What only pairs of source and target have (of `clean`, language models read `overlong`)."""
+OF_LABELS = tuple(key for key, tasks in READ_BY.items() if "masked_lm" not in tasks)
+"""What text alone has no use for."""

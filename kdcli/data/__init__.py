@@ -1,0 +1,1 @@
+"""Data sets: files and hub repositories become checked, fingerprinted splits."""

@@ -1,0 +1,1 @@
+"""Export: targets write files, runtimes execute them, artifacts are compared with the student."""

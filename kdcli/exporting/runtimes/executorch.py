@@ -1,0 +1,39 @@
+"""ExecuTorch on the CPU, with XNNPACK: its Python build, which needs torch for its tensors (torch computes nothing);
+on a phone the same file is run by its own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdcli.measure.runtime import File
+from kdcli.measure.spec import Encoded, MeasureSpec
+
+NAMES = ("input_ids", "attention_mask", "token_type_ids")
+"""A program's inputs have no names: they are the first of these, in this order."""
+LEAST = 2
+"""Tokens that a row has at least: torch.export takes a length of 1 for a constant."""
+
+
+class Model(File):
+    """A classifier's file, which takes one row of any length up to the one that it was made for."""
+
+    packages = ("torch", "executorch.extension.pybindings.portable_lib", "executorch.runtime", "tokenizers")
+    extra = "mobile"
+
+    def __init__(self, spec: MeasureSpec):
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+        from executorch.runtime import Runtime
+
+        _unsafe_reset_threadpool(spec.threads)
+        self.program = Runtime.get().load_program(spec.path)
+        self.method = self.program.load_method("forward")
+        super().__init__(spec, NAMES[: self.method.metadata.num_inputs()])
+
+    def __call__(self, batch: Encoded) -> np.ndarray:
+        import torch
+
+        rows, length = batch["input_ids"].shape
+        inputs = [torch.from_numpy(array) for array in self.padded(batch, max(length, LEAST)).values()]
+        found = [self.method.execute([each[row : row + 1] for each in inputs])[0] for row in range(rows)]
+        logits = torch.cat(found).numpy()
+        return logits[:, :length] if logits.ndim == 3 else logits

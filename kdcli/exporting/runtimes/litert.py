@@ -1,0 +1,39 @@
+"""LiteRT (TensorFlow Lite) on the CPU, with XNNPACK: its Python build; on a phone the same file is run by its own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdcli.errors import ExportError
+from kdcli.measure.runtime import File
+from kdcli.measure.spec import Encoded, MeasureSpec
+
+
+class Model(File):
+    """A classifier's file, whose signatures take one row of so many tokens each: the shortest that fits is run."""
+
+    packages, extra = ("ai_edge_litert.interpreter", "tokenizers"), "mobile"
+
+    def __init__(self, spec: MeasureSpec):
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.interpreter = Interpreter(model_path=spec.path, num_threads=spec.threads)
+        runners = map(self.interpreter.get_signature_runner, self.interpreter.get_signature_list())
+        self.runners = {runner.get_input_details()["input_ids"]["shape"][1]: runner for runner in runners}
+        self.lengths = sorted(self.runners)
+        super().__init__(spec, list(self.runners[self.lengths[0]].get_input_details()))
+
+    def __call__(self, batch: Encoded) -> np.ndarray:
+        rows, length = batch["input_ids"].shape
+        size = next((size for size in self.lengths if size >= length), None)
+        if size is None:
+            raise ExportError(
+                f"the file takes rows of at most {self.lengths[-1]} tokens, and one has {length}: set dataset.max_length"
+            )
+        inputs = self.padded(batch, size, np.int32)
+        found = [
+            self.runners[size](**{name: array[row : row + 1] for name, array in inputs.items()})["logits"]
+            for row in range(rows)
+        ]
+        logits = np.concatenate(found)
+        return logits[:, :length] if logits.ndim == 3 else logits

@@ -1,0 +1,48 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdcli.measure.runtime import File
+from kdcli.measure.spec import Encoded, MeasureSpec
+
+LENGTHS = (16, 24, 32, 48, 64, 96, 128)
+"""Tokens that a single row is padded to; the time of a longer one is hardly in its shape."""
+
+
+class Model(File):
+    """A classifier's graph, compiled for batches of any shape, and once for each of `LENGTHS` for single rows: a call whose
+    shape differs from the one before sets the kernels up anew, which takes a small model longer than to answer. That costs
+    memory, which is measured with the rest.
+    """
+
+    packages, extra = ("openvino", "tokenizers"), "intel"
+
+    def __init__(self, spec: MeasureSpec):
+        import openvino
+
+        options = {
+            "INFERENCE_NUM_THREADS": spec.threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # else two processes that take turns are pinned to one core, and so is what else runs
+        }
+        core = openvino.Core()
+        graph = core.read_model(spec.path)
+        names = [entry.any_name for entry in graph.inputs]
+        self.model = core.compile_model(graph, "CPU", options)
+        self.fixed = {}
+        for length in sorted({min(length, spec.max_length) for length in LENGTHS}):
+            graph.reshape({name: [1, length] for name in names})
+            self.fixed[length] = core.compile_model(graph, "CPU", options)
+        super().__init__(spec, names)
+
+    def __call__(self, batch: Encoded) -> np.ndarray:
+        # share_inputs: a call would write into the arrays of one that came before
+        rows, length = batch["input_ids"].shape
+        size = next((size for size in self.fixed if size >= length), None)
+        if rows > 1 or size is None:
+            return self.model(batch, share_inputs=False)["logits"]
+        logits = self.fixed[size](self.padded(batch, size), share_inputs=False)["logits"]
+        return logits[:, :length] if logits.ndim == 3 else logits

@@ -1,0 +1,120 @@
+"""Apple's phones, tablets and computers: Core ML packages of encoders. They are made here, and run on the device alone."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kdcli.errors import ExportError
+from kdcli.exporting.targets.base import Target, copy_beside, exporting, quietly
+
+FAR = -1e4
+"""What a score gets that is not to be attended to: far below all others, and within fp16."""
+
+
+class Apple(Target):
+    """Core ML packages (ML programs, iOS 16 or macOS 13 and later): `model.fp16.mlpackage`, and `model.int8.mlpackage`, whose
+    weights have 8 bits and a scale per output channel.
+
+    Inputs are named as in transformers (input_ids, attention_mask, token_type_ids: int32, (1, sequence), from 2 tokens to
+    the most that were trained), the output is `logits`, (1, classes), of a token classifier (1, sequence, classes).
+
+    Core ML runs on Apple's systems alone, so nothing here is run: neither speed nor agreement is known, no file is
+    recommended, and the export says so. Convert where you like, and compare on the device with `predictions/`.
+
+    Args:
+        precisions: which files to make.
+    """
+
+    serves = ("classification", "token_classification")
+
+    def __init__(self, precisions: Annotated[list[Literal["fp16", "int8"]], Field(min_length=1)]):
+        self.precisions = precisions
+
+    def export(
+        self,
+        student: Path,
+        out: Path,
+        model: PreTrainedModel,
+        inputs: Sequence[Mapping[str, Tensor]],
+        max_length: int,
+    ) -> dict[str, Path]:
+        """Write the packages of all precisions. The model is left as it was.
+
+        Raises:
+            ExportError: coremltools is missing, or the architecture cannot be converted.
+        """
+        if importlib.util.find_spec("coremltools") is None:
+            raise ExportError(
+                "no module coremltools: hardware=apple needs it; install it with: pip install 'kdcli[apple]'"
+            )
+        files: dict[str, Path] = {
+            precision: out / f"model.{precision}.mlpackage" for precision in self.precisions
+        }
+        version = importlib.metadata.version("coremltools")
+        with (
+            exporting(model, f"for Core ML by coremltools {version}", out),
+            quietly(),
+            contextlib.redirect_stderr(io.StringIO()),  # bars, and that it cannot run anything here
+        ):
+            package = _converted(model, list(inputs[0]), max_length)
+            for precision, file in files.items():
+                _quantized(package, precision).save(str(file))
+        copy_beside(student, out, max_length)
+        return files
+
+
+def _converted(model: PreTrainedModel, names: list[str], max_length: int) -> Any:
+    """The program with weights and activations in fp16, of any length."""
+    import coremltools
+
+    row = {name: torch.ones(1, 5, dtype=torch.int32) for name in names}
+    lengths = {1: torch.export.Dim("sequence", min=2, max=max_length)}
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            graph = torch.export.export(_Rows(model), (), row, dynamic_shapes=dict.fromkeys(row, lengths))
+    finally:
+        model.set_attn_implementation(attention)
+    return coremltools.convert(
+        graph.run_decompositions({}),
+        convert_to="mlprogram",
+        minimum_deployment_target=coremltools.target.iOS16,
+        outputs=[coremltools.TensorType(name="logits")],
+    )
+
+
+def _quantized(package: Any, precision: str) -> Any:
+    from coremltools.optimize import coreml
+
+    if precision == "fp16":
+        return package
+    how = coreml.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=512)
+    return coreml.linear_quantize_weights(package, coreml.OptimizationConfig(global_config=how))
+
+
+class _Rows(torch.nn.Module):
+    """What the program computes, with a mask that is added to scores: the converter has no operators for one of booleans."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model.eval()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """(1, L) each -> (1, C), of a token classifier (1, L, C)."""
+        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids.long()}
+        mask = (1.0 - attention_mask[:, None, None, :].float()) * FAR
+        logits: Tensor = self.model(input_ids=input_ids.long(), attention_mask=mask, **segments).logits
+        return logits

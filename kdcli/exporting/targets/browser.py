@@ -1,0 +1,106 @@
+"""A browser with transformers.js: a page that runs the student where it is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kdcli.config.types import Int
+from kdcli.errors import ExportError
+from kdcli.exporting.runtimes.node import DTYPES, node, packages
+from kdcli.exporting.targets.base import Target
+from kdcli.exporting.targets.cpu import Cpu
+from kdcli.exporting.writers.causal_lm import TWO_GB
+
+NAMES = {"fp32": "model.onnx", "int8": "model_quantized.onnx"}
+PAGE = Path(__file__).parent / "page"
+LIBRARY = {
+    "@huggingface/transformers/dist": ["transformers.min.js"],
+    "onnxruntime-web/dist": ["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"],
+}
+"""What a page loads of node_modules: all of it lies beside the page, so that it needs no network."""
+
+
+class Browser(Target):
+    """The layout of transformers.js: `onnx/model.onnx` (fp32), `onnx/model_quantized.onnx` (int8), config, tokenizer.
+
+    `pipeline('text-classification', FOLDER, {dtype: 'q8'})` of @huggingface/transformers loads it. The files are those of
+    `hardware=cpu`. Beside them lie `student.mjs`, which cuts long texts as the student was trained on them (the pipeline
+    cuts the last special token off), and `index.html`, a page with all that it needs (`web/`),
+    for any server of static files.
+
+    The files are run here by transformers.js in Node, which is ONNX Runtime's native build: as for answers and tokens it is what a browser
+    does; in WebAssembly it takes longer.
+
+    Args:
+        precisions: which files to make.
+        rows: so many rows of the test split stand in the page, with the teacher's stored answers: whoever reads the page reads them. 0: none.
+    """
+
+    serves = ("classification",)
+    hint = "the page: python -m http.server --directory {out} 8000, then open http://localhost:8000"
+
+    def __init__(
+        self,
+        precisions: Annotated[list[Literal["fp32", "int8"]], Field(min_length=1)],
+        rows: Annotated[Int, Field(ge=0, le=1000)] = 20,
+    ):
+        self.precisions, self.rows = precisions, rows
+
+    def export(
+        self,
+        student: Path,
+        out: Path,
+        model: PreTrainedModel,
+        inputs: Sequence[Mapping[str, Tensor]],
+        max_length: int,
+    ) -> dict[str, Path]:
+        """Write the files of all precisions, student.mjs, and what the page loads.
+
+        Raises:
+            ExportError: onnx, onnxruntime, Node or npm is missing, the packages of Node cannot be fetched, the architecture cannot be
+                written as ONNX, or the model is larger than what a browser loads.
+        """
+        node()
+        library = packages() / "node_modules"
+        if sum(parameter.nbytes for parameter in model.parameters()) > TWO_GB:
+            raise ExportError("the student is larger than 2 GB, which no browser loads; use hardware=cpu")
+        made = Cpu([*self.precisions], opset=18).export(student, out, model, inputs, max_length)
+        (out / "onnx").mkdir()
+        files = {precision: path.rename(out / "onnx" / NAMES[precision]) for precision, path in made.items()}
+        (out / "web").mkdir()
+        for folder, names in LIBRARY.items():
+            for name in names:
+                shutil.copyfile(library / folder / name, out / "web" / name)
+        smallest = DTYPES[NAMES["int8" if "int8" in files else "fp32"]]
+        _fill(out / "student.mjs", MOST=str(max_length), DTYPE=smallest)
+        return files
+
+    def show(self, out: Path, name: str, labels: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the page."""
+        count = min(self.rows, len(rows))
+        data = {
+            "name": name,
+            "labels": labels,
+            "pairs": len(rows[0]["texts"]) == 2,
+            "dtypes": [DTYPES[path.name] for path in sorted((out / "onnx").glob("*.onnx"), reverse=True)],
+            "rows": [rows[at] for at in np.linspace(0, len(rows) - 1, count).astype(int)],
+        }
+        # a text with </script> would end the element that holds it
+        _fill(out / "index.html", DATA=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
+
+
+def _fill(path: Path, **values: str) -> None:
+    """Write the file of this name in `PAGE`, with values in place of `%NAME%`."""
+    text = (PAGE / path.name).read_text(encoding="utf-8")
+    for name, value in values.items():
+        text = text.replace(f"%{name}%", value)
+    path.write_text(text, encoding="utf-8")

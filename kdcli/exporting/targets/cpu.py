@@ -1,0 +1,232 @@
+"""A processor with ONNX Runtime: a server, a laptop, and outside Python (browser, node, C#, Java, mobile); or CTranslate2."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kdcli.config.types import Int
+from kdcli.errors import ConfigError, ExportError
+from kdcli.exporting.targets.base import Target, copy_beside, exporting, quietly
+from kdcli.exporting.writers import causal_lm as language
+from kdcli.exporting.writers.causal_lm import TWO_GB
+from kdcli.exporting.writers.seq2seq import beside, write_ctranslate2, write_onnx
+from kdcli.files import abandonable
+from kdcli.models.checkpoint import Checkpoint, load_tokenizer
+from kdcli.models.quantization import BLOCK
+
+FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "int4": "model.int4.onnx"}
+FOLDERS = {"fp32": "onnx", "int8": "ctranslate2"}
+"""Of a translator."""
+
+
+class Cpu(Target):
+    """ONNX files: `model.onnx` in fp32, `model.int8.onnx` with dynamically quantized weights, and `model.int4.onnx`.
+
+    Inputs are named as in transformers (input_ids, attention_mask, token_type_ids: int64, (batch, sequence), both
+    axes free), the output is `logits` (batch, labels), of a token classifier (batch, sequence, labels). Only standard
+    ONNX operators are used, but in int4. Weights lie inside the file below 2 GB, in one file beside it above.
+
+    int8: the weights of matrix products with a scale per output channel, and the embeddings, which are most of a
+    small student; activations are quantized as they come, so no calibration data is needed. Matrices keep to 7 of
+    the 8 bits (-64 … 64): x86 processors without VNNI add pairs of uint8 x int8 products in 16 bits, where
+    2 · 255 · 127 saturates and 2 · 255 · 64 does not, and labels would change from machine to machine
+    (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html). Unsigned weights of 8 bits
+    avoid that too, but were a fifth to two thirds slower.
+
+    int4: the weights of matrix products and the embeddings, each 32 of a row (of an output channel) with a scale and a zero
+    point, by ONNX Runtime's own operators MatMulNBits and GatherBlockQuantized; activations stay floats. A translator
+    has none.
+
+    Of a translator (encoder and decoder) folders: `onnx`, fp32, and `ctranslate2`, int8, each with the tokenizer's files
+    and generation_config.json; what lies in them is told at `write_onnx` and `write_ctranslate2`.
+
+    Of a language model one graph a file, for the prompt and each further token, with a cache of keys and values, as
+    `language.trace` tells; `model.int8.onnx` and `model.int4.onnx` have its weights in blocks, as `language.blockwise` tells.
+
+    Args:
+        precisions: which files to make; None: all of the task's, fp32 and int8, of a language model int4 too.
+        opset: version of the ONNX operators. 17 is the first with LayerNormalization as one operator, and is read
+            by ONNX Runtime since 1.12, in the browser and on phones too; 14 is for older ones.
+        per_channel: one scale per output channel; false: one per matrix. A translator's have one per row.
+    """
+
+    serves = ("classification", "token_classification", "causal_lm", "seq2seq")
+
+    def __init__(
+        self,
+        precisions: Annotated[list[Literal["fp32", "int8", "int4"]], Field(min_length=1)] | None = None,
+        opset: Annotated[Int, Field(ge=14, le=20)] = 17,
+        per_channel: bool = True,
+    ):
+        self.precisions, self.opset, self.per_channel = precisions, opset, per_channel
+
+    def export(
+        self,
+        student: Path,
+        out: Path,
+        model: PreTrainedModel,
+        inputs: Sequence[Mapping[str, Tensor]],
+        max_length: int,
+    ) -> dict[str, Path]:
+        """Write the files of all precisions.
+
+        Of the inputs only the names are used: nothing of their shapes or values can get into the graph that way. The model is left as it was.
+
+        Raises:
+            ConfigError: int4 of a translator.
+            ExportError: onnx, onnxruntime or ctranslate2 is missing, or the architecture cannot be written as ONNX, or is
+                one that CTranslate2 does not know.
+        """
+        writes = model.can_generate() and not model.config.is_encoder_decoder
+        precisions = self.precisions or (["fp32", "int8", "int4"] if writes else ["fp32", "int8"])
+        if model.config.is_encoder_decoder and model.can_generate():
+            return self._translator(student, out, model, precisions)
+        try:
+            import onnx
+            from onnxruntime.quantization import quantize_dynamic
+
+            if "int4" in precisions and not writes:
+                import onnx_ir  # noqa: F401  # its quantizer's
+        except ImportError as error:
+            raise ExportError(
+                f"{error}: hardware=cpu needs ONNX; install it with: pip install 'kdcli[cpu]'"
+            ) from None
+        files: dict[str, Path] = {precision: out / FILES[precision] for precision in precisions}
+        if writes:
+            self._language_model(student, out, model, files)
+            return files
+        size = sum(parameter.nbytes for parameter in model.parameters())
+        with self._exporting(model, out) as temporary:
+            traced = temporary / "traced.onnx"
+            self._trace(model, list(inputs[0]), traced)
+            if "fp32" in files:  # loaded and saved: above 2 GB the exporter leaves one file a tensor
+                data = f"{FILES['fp32']}.data"
+                onnx.save_model(
+                    onnx.load(traced), files["fp32"], save_as_external_data=size > TWO_GB, location=data
+                )
+            if "int8" in files:
+                quantize_dynamic(
+                    traced,
+                    files["int8"],
+                    op_types_to_quantize=["MatMul", "Gather"],
+                    per_channel=self.per_channel,
+                    reduce_range=True,
+                    use_external_data_format=size / 4 > TWO_GB,
+                )
+            if "int4" in files:
+                self._int4(onnx.load(traced), files["int4"], size / 6 > TWO_GB)
+        copy_beside(student, out, max_length)
+        return files
+
+    def _int4(self, graph: Any, path: Path, apart: bool) -> None:
+        """Matrices and embeddings in blocks of 4-bit weights; the opset stays, as both operators are ONNX Runtime's."""
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+        from onnxruntime.quantization.onnx_model import ONNXModel
+
+        whole = ONNXModel(graph)
+        whole.replace_gemm_with_matmul()
+        quantizer = MatMulNBitsQuantizer(
+            whole.model, block_size=BLOCK, op_types_to_quantize=("MatMul", "Gather")
+        )
+        quantizer.process()
+        quantizer.model.set_opset_import("", self.opset)
+        quantizer.model.save_model_to_file(str(path), use_external_data_format=apart)
+
+    def _language_model(
+        self, student: Path, out: Path, model: PreTrainedModel, files: Mapping[str, Path]
+    ) -> None:
+        with self._exporting(model, out) as temporary:
+            whole = language.trace(model, temporary / "traced.onnx", self.opset)
+            for precision, bits in ("int8", 8), ("int4", 4):
+                if precision in files:
+                    language.save(language.blockwise(whole, bits), files[precision])
+            if "fp32" in files:  # last: above 2 GB the weights leave the graph
+                language.save(whole, files["fp32"])
+        language.beside(student, out)
+
+    def _translator(
+        self, student: Path, out: Path, model: PreTrainedModel, precisions: Sequence[str]
+    ) -> dict[str, Path]:
+        if "int4" in precisions:
+            raise ConfigError(
+                "hardware.precisions: int4 is for classifiers and language models; a translator has fp32 and int8"
+            )
+        folders: dict[str, Path] = {precision: out / FOLDERS[precision] for precision in precisions}
+        needs = {"fp32": ("onnx", "onnxruntime"), "int8": ("ctranslate2",)}
+        packages = [name for precision in folders for name in needs[precision]]
+        if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+            raise ExportError(
+                f"no module {', '.join(missing)}: hardware=cpu needs it for a translator; install it with: "
+                "pip install 'kdcli[cpu]'"
+            )
+        if "int8" in folders:  # first: it is quick, and knows fewer architectures
+            tokenizer = load_tokenizer(Checkpoint(student, "student"), model)
+            with exporting(model, "as CTranslate2", out), quietly():
+                write_ctranslate2(model, tokenizer, folders["int8"], "int8")
+        if "fp32" in folders:
+            folders["fp32"].mkdir()
+            with self._exporting(model, out) as temporary:
+                write_onnx(model, folders["fp32"], self.opset, temporary)
+        for folder in folders.values():
+            beside(student, folder, model)
+        return folders
+
+    @contextlib.contextmanager
+    def _exporting(self, model: PreTrainedModel, out: Path) -> Iterator[Path]:
+        """A temporary folder in `out`, while the model is written as ONNX."""
+        with (
+            exporting(model, f"as ONNX (opset {self.opset})", out),
+            abandonable("onnx", out) as temporary,
+            quietly(),
+        ):
+            yield temporary
+
+    def _trace(self, model: PreTrainedModel, names: list[str], path: Path) -> None:
+        """The graph in fp32, by the tracing exporter.
+
+        The newer one (dynamo=True) was measured on BERTs of 2 and 6 layers (torch 2.13, ONNX Runtime 1.32): the
+        same logits, 6 to 25 times as long to export, 1 % larger, about 5 % slower to run.
+        Eager attention, because the fused one brings a NaN check into every layer.
+        """
+        batch = {name: torch.zeros(2, 5, dtype=torch.long) for name in names}
+        batch["input_ids"] += 1
+        batch["attention_mask"] = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+        attention = model.config._attn_implementation
+        model.set_attn_implementation("eager")
+        try:
+            graph, sample = _Logits(model, names).eval(), tuple(batch[name] for name in names)
+            axes = {name: {0: "batch", 1: "sequence"} for name in names}
+            axes["logits"] = {0: "batch"} if graph(*sample).ndim == 2 else {0: "batch", 1: "sequence"}
+            torch.onnx.export(
+                graph,
+                sample,
+                str(path),
+                dynamo=False,
+                opset_version=self.opset,
+                input_names=names,
+                output_names=["logits"],
+                dynamic_axes=axes,
+            )
+        finally:
+            model.set_attn_implementation(attention)
+
+
+class _Logits(torch.nn.Module):
+    """Named inputs to logits alone: what the graph computes."""
+
+    def __init__(self, model: PreTrainedModel, names: list[str]):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """(B, L) each -> (B, C), of a token classifier (B, L, C)."""
+        return self.model(**dict(zip(self.names, inputs, strict=True))).logits

@@ -1,0 +1,112 @@
+"""Servers with a GPU: a checkpoint in bf16, and a program of torch.export."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kdcli import console
+from kdcli.errors import ConfigError
+from kdcli.exporting.targets.base import Target, copy_beside, cut_off, exporting, quietly
+from kdcli.models.checkpoint import TOKENIZER_FILES
+
+FILES = {"bf16": "bf16", "pt2": "model.pt2"}
+
+
+class Cuda(Target):
+    """`bf16`, a plain Hugging Face directory with weights in bf16, which vLLM, SGLang, TGI or transformers serve; and, of
+    classifiers, `model.pt2`, a program of torch.export in bf16, which torch alone loads (`torch.export.load`; AOTInductor compiles it).
+
+    The program's inputs are named as in transformers (input_ids, attention_mask, token_type_ids: int64, (batch, sequence), both
+    axes free), its output is the logits, (batch, labels), of a token classifier (batch, sequence, labels).
+
+    Both run on the GPU, as does the torch student beside them (fp32, eagerly); without one on the processor, and a warning says so.
+
+    Args:
+        precisions: which to make; None: all of the task's, bf16, of classifiers pt2 too.
+    """
+
+    serves = ("classification", "token_classification", "causal_lm", "seq2seq")
+
+    def __init__(
+        self, precisions: Annotated[list[Literal["bf16", "pt2"]], Field(min_length=1)] | None = None
+    ):
+        self.precisions = precisions
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        if torch.cuda.is_available():
+            return "cuda"
+        console.warn("no GPU is here: the files of hardware=cuda are run, and timed, on the processor")
+        return "cpu"
+
+    def export(
+        self,
+        student: Path,
+        out: Path,
+        model: PreTrainedModel,
+        inputs: Sequence[Mapping[str, Tensor]],
+        max_length: int,
+    ) -> dict[str, Path]:
+        """Write both. The model is left as it was.
+
+        Raises:
+            ConfigError: pt2 of a model that writes text.
+            ExportError: the architecture cannot be exported.
+        """
+        writes = model.can_generate()
+        precisions = self.precisions or (["bf16"] if writes else ["bf16", "pt2"])
+        if "pt2" in precisions and writes:
+            raise ConfigError(
+                "hardware.precisions: pt2 is for classifiers; use hardware.precisions=[bf16] for what writes text"
+            )
+        files: dict[str, Path] = {precision: out / FILES[precision] for precision in precisions}
+        half = copy.deepcopy(model).bfloat16()
+        if "bf16" in files:
+            with exporting(model, "in bf16", out):
+                half.save_pretrained(files["bf16"])
+            for name in TOKENIZER_FILES:
+                if (student / name).is_file():
+                    shutil.copyfile(student / name, files["bf16"] / name)
+            if not writes:
+                cut_off(files["bf16"], max_length)
+        if "pt2" in files:
+            with exporting(model, "by torch.export", out), quietly():
+                torch.export.save(_program(half, list(inputs[0]), max_length), files["pt2"])
+            copy_beside(student, out, max_length)
+        return files
+
+
+def _program(model: PreTrainedModel, names: list[str], max_length: int) -> Any:
+    """The logits of any batch, of any length."""
+    batch = {name: torch.zeros(2, 5, dtype=torch.long) for name in names}
+    batch["input_ids"] += 1
+    batch["attention_mask"] = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=max_length)}
+    shapes = dict.fromkeys(batch, free)
+    with torch.no_grad():
+        return torch.export.export(_Logits(model), (), batch, dynamic_shapes=shapes)
+
+
+class _Logits(torch.nn.Module):
+    """Named inputs to logits alone, in fp32: what the program computes."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model.eval()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """(B, L) each -> (B, C), of a token classifier (B, L, C)."""
+        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments).logits
+        return logits.float()

@@ -1,0 +1,130 @@
+"""Intel processors (and others of x86 and ARM) with OpenVINO."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kdcli.errors import ExportError
+from kdcli.exporting.targets.base import Target, copy_beside, exporting, quietly
+
+PACKAGES = ("openvino", "nncf")
+FILES = {"fp16": "model.fp16.xml", "int8_weights": "model.int8_weights.xml", "int8": "model.int8.xml"}
+
+
+class Intel(Target):
+    """OpenVINO files, a graph (.xml) and its weights (.bin): `model.fp16.xml`, `model.int8_weights.xml`, `model.int8.xml`.
+
+    Inputs are named as in transformers (input_ids, attention_mask, token_type_ids: int64, (batch, sequence), both axes
+    free), the output is `logits`. What is left in floats is stored in fp16, and computed in bf16 where the processor has
+    products for it, else in fp32: that is the runtime's choice, and answers can differ a little from machine to machine.
+
+    fp16: weights alone are stored shorter. int8_weights: those of matrix products and embeddings, symmetric, with a scale per
+    output channel; no data is needed. int8: post-training quantization by NNCF, which also fixes the ranges of
+    activations, as it sees them in rows of the training split (`hardware.calibration_rows`); unlike `hardware=cpu`'s
+    dynamic int8, a row's answer then depends on nothing but the row. The head after the pooling stays in floats.
+
+    Args:
+        precisions: which files to make.
+    """
+
+    serves = ("classification", "token_classification")
+
+    def __init__(
+        self, precisions: Annotated[list[Literal["fp16", "int8_weights", "int8"]], Field(min_length=1)]
+    ):
+        self.precisions = precisions
+
+    def export(
+        self,
+        student: Path,
+        out: Path,
+        model: PreTrainedModel,
+        inputs: Sequence[Mapping[str, Tensor]],
+        max_length: int,
+    ) -> dict[str, Path]:
+        """Write the files of all precisions. The model is left as it was.
+
+        Raises:
+            ExportError: openvino or nncf is missing, or the architecture cannot be converted.
+        """
+        if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+            raise ExportError(
+                f"no module {', '.join(missing)}: hardware=intel needs OpenVINO; install it with: pip install 'kdcli[intel]'"
+            )
+        rows = [{name: tensor.numpy() for name, tensor in row.items()} for row in inputs]
+        files: dict[str, Path] = {precision: out / FILES[precision] for precision in self.precisions}
+        with exporting(model, "for OpenVINO", out), quietly(), _untold():
+            import openvino
+
+            whole = _converted(model, list(inputs[0]))
+            for precision, file in files.items():
+                openvino.save_model(_quantized(whole.clone(), precision, rows), file, compress_to_fp16=True)
+        copy_beside(student, out, max_length)
+        return files
+
+
+def _converted(model: PreTrainedModel, names: list[str]) -> Any:
+    """The graph in fp32, by transformers' exporter, from a batch of two, or the batch's axis would be fixed."""
+    from transformers.exporters.configs import OpenVINOConfig
+    from transformers.exporters.exporter_openvino import OpenVINOExporter
+
+    batch: Any = {name: torch.zeros(2, 5, dtype=torch.long) for name in names}
+    batch["input_ids"] += 1
+    batch["attention_mask"] = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    free = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+    config = OpenVINOConfig(dynamic=True, dynamic_shapes=dict.fromkeys(names, free), stateful=False)
+    graph = OpenVINOExporter().export(model, batch, config=config).program
+    # the exporter pins the precision of what computes to fp32
+    del graph.rt_info["runtime_options"]
+    return graph
+
+
+def _quantized(graph: Any, precision: str, rows: list[dict[str, Any]]) -> Any:
+    import nncf
+
+    if precision == "int8_weights":
+        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+    if precision == "int8":
+        return nncf.quantize(
+            graph,
+            nncf.Dataset(rows),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(rows),
+            ignored_scope=nncf.IgnoredScope(names=_head(graph)),
+        )
+    return graph
+
+
+def _head(graph: Any) -> list[str]:
+    """The matrix products that a row goes through as one vector. They take little time and few bytes, and OpenVINO 2026.4
+    computes them wrongly in int8 where the batch of one is fixed, they are narrow and their input is not negative
+    (DistilBERT's, after its ReLU).
+    """
+    return [
+        node.get_friendly_name()
+        for node in graph.get_ops()
+        if node.get_type_name() == "MatMul" and node.input(0).get_partial_shape().rank == 2
+    ]
+
+
+@contextlib.contextmanager
+def _untold() -> Iterator[None]:
+    """Both packages report to their makers what is converted, unless they run in CI."""
+    before = dict(os.environ)
+    os.environ |= {"CI": "true", "NNCF_CI": "1"}
+    try:
+        yield
+    finally:
+        for name in ("CI", "NNCF_CI"):
+            os.environ.pop(name)
+            os.environ |= {name: before[name]} if name in before else {}

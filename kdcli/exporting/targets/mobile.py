@@ -1,0 +1,100 @@
+"""A phone: LiteRT (Android, iOS) and ExecuTorch files of classifiers, run here by the Python builds of both."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kdcli.errors import ExportError
+from kdcli.exporting.targets.base import Target, copy_beside
+from kdcli.exporting.writers import executorch, litert
+
+PACKAGES = {"litert": ("ai_edge_litert",), "executorch": ("executorch", "torchao")}
+FILES = {
+    "litert_int8": "model.int8.tflite",
+    "executorch_fp32": "model.fp32.pte",
+    "executorch_int8": "model.int8.pte",
+}
+SHORTEST = 16
+"""Tokens of a LiteRT file's first signature; one of 8 would hardly be faster."""
+
+
+class Mobile(Target):
+    """`model.int8.tflite`, for LiteRT; `model.fp32.pte` and `model.int8.pte`, for ExecuTorch with XNNPACK.
+
+    int8 is the same in both: weights in 8 bits with a scale per output channel, and activations quantized as they come, so no
+    calibration data is needed.
+
+    LiteRT: its shapes are fixed, so the file has a signature `tokens_16`, `tokens_32` … for rows
+    padded to so many tokens, which share their weights: a short text takes the time of a short one. Inputs are named as in
+    transformers, int32 (1, tokens); the output is `logits`, (1, labels), of a token classifier (1, tokens, labels).
+
+    ExecuTorch: `forward` takes input_ids, attention_mask, token_type_ids (if the student has them) in that order,
+    int64 (1, tokens), of any number from 2 on, and gives the logits.
+
+    A file that cannot be made is told, and the others are made.
+
+    Args:
+        formats: which files to make.
+    """
+
+    serves = ("classification", "token_classification")
+    note = "run by the Python builds of LiteRT and ExecuTorch on this computer, not on a phone"
+
+    def __init__(
+        self,
+        formats: Annotated[
+            list[Literal["litert_int8", "executorch_fp32", "executorch_int8"]], Field(min_length=1)
+        ],
+    ):
+        self.formats = formats
+
+    def export(
+        self,
+        student: Path,
+        out: Path,
+        model: PreTrainedModel,
+        inputs: Sequence[Mapping[str, Tensor]],
+        max_length: int,
+    ) -> dict[str, Path]:
+        """Write the files of all formats. Of the inputs only the names are used; the model is left as it was.
+
+        Raises:
+            ExportError: a package is missing, or no file could be made.
+        """
+        needed = {name for each in self.formats for name in PACKAGES[each.partition("_")[0]]}
+        if missing := sorted(name for name in needed if importlib.util.find_spec(name) is None):
+            raise ExportError(
+                f"no module {', '.join(missing)}: hardware=mobile needs it; install it with: pip install 'kdcli[mobile]'"
+            )
+        files: dict[str, Path] = {}
+        failed: dict[str, str] = {}
+        for each in self.formats:
+            runtime, _, precision = each.partition("_")
+            file = out / FILES[each]
+            try:
+                if runtime == "litert":
+                    litert.write(student, type(model).__name__, list(inputs[0]), lengths(max_length), file)
+                else:
+                    executorch.write(model, precision, list(inputs[0]), max_length, file)
+                files[each] = file
+            except ExportError as error:
+                failed[file.name] = str(error)
+                file.unlink(missing_ok=True)
+        if not files:
+            raise ExportError("\n".join(dict.fromkeys(failed.values())))
+        self.failed = failed
+        copy_beside(student, out, max_length)
+        return files
+
+
+def lengths(most: int) -> list[int]:
+    """16, 32, 64 … below the most tokens that a row may have, and that."""
+    doubled = [SHORTEST << times for times in range(most.bit_length())]
+    return [*(length for length in doubled if length < most), most]

@@ -1,0 +1,175 @@
+"""`python -m kdcli.exporting.writers.litert`: write a LiteRT file, in a process of its own, whose path begins with `packages`.
+
+litert-torch 0.10 can be converted with by the torch, transformers and numpy that kdcli has, but cannot be installed beside
+them: what it needs asks for old versions of small packages (xdsl 0.28 for typing_extensions below 4.13). So it is installed
+into a folder of the cache, without what it shares with kdcli, and only its own process sees it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdcli import console, processes
+from kdcli.errors import ExportError
+from kdcli.files import cache_dir, digest, replaced, writing
+
+PINS = (
+    "litert-torch==0.10.0", "litert-converter==0.5.0", "ai-edge-quantizer==0.10.0", "litert-lm-builder==0.18.1",
+    "xdsl==0.28.0", "ordered-set==4.1.0", "immutabledict==4.2.1", "lark==1.3.1", "absl-py==2.3.1", "fire==0.7.1",
+    "termcolor==3.3.0", "jaxtyping==0.3.11", "wadler-lindig==0.1.8", "multipledispatch==1.0.0",
+    "backports.strenum==1.2.8", "tabulate==0.10.0", "jax==0.10.2", "jaxlib==0.10.2", "opt_einsum==3.4.0",
+    "scipy==1.17.1", "ml_dtypes==0.6.0",
+)  # fmt: skip
+"""litert-torch and all that it needs, but for torch, transformers, numpy, ai-edge-litert and what they need."""
+ALIGNED = 64
+"""Bytes: weights begin at a multiple of so many."""
+
+
+def packages_folder() -> Path:
+    """Where `packages` fills in `PINS`."""
+    return cache_dir("litert") / digest(PINS, sys.version_info[:2])[:32]
+
+
+def packages() -> Path:
+    """The folder of the cache with `PINS`, about 0.8 GB, which is filled when it is first asked for.
+
+    Raises:
+        ExportError: pip could not install them; with the command to type.
+    """
+    folder = packages_folder()
+    if {_name(pin.partition("==")[0]) for pin in PINS} <= {
+        _name(found.name) for found in importlib.metadata.distributions(path=[str(folder)])
+    }:
+        return folder
+    console.say(f"litert-torch, which writes LiteRT files, is installed once into {folder} (0.8 GB)")
+    pip = [sys.executable, "-P", "-m", "pip", "install", "--no-deps", "--target"]
+    with replaced(folder) as new, writing(new.parent):
+        done = processes.run([*pip, str(new), *PINS])
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+                done.stderr.strip()
+            ]
+            raise ExportError(
+                f"hardware=mobile needs litert-torch for a LiteRT file, and it could not be installed "
+                f"({said[-1].removeprefix('ERROR: ')}); connect once, or install it with: "
+                f"{shlex.join([*pip, str(folder), *PINS])}"
+            )
+    return folder
+
+
+def _name(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def write(student: Path, kind: str, names: Sequence[str], lengths: Sequence[int], out: Path) -> None:
+    """Have a student written as a LiteRT file, by the process.
+
+    Args:
+        kind: the student's class in transformers.
+        names: its inputs.
+        lengths: the file gets a signature for each, which takes one row of so many tokens.
+
+    Raises:
+        ExportError: the packages cannot be had, or the converter failed.
+    """
+    folder = packages()
+    told = {
+        "student": str(student),
+        "kind": kind,
+        "names": list(names),
+        "lengths": list(lengths),
+        "out": str(out),
+    }
+    root = str(Path(__file__).parents[3])
+    done = processes.run(
+        [sys.executable, "-P", "-m", "kdcli.exporting.writers.litert", json.dumps(told)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), root]), "HF_HUB_OFFLINE": "1"},
+    )
+    with writing(out.parent):
+        if done.returncode < 0:
+            raise ExportError(
+                f"{kind} cannot be written as LiteRT: its converter crashed (signal {-done.returncode})"
+            )
+        if done.returncode:
+            last = next(reversed(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
+            raise ExportError(f"{kind} cannot be written as LiteRT: {last}")
+
+
+def main(student: str, kind: str, names: list[str], lengths: list[int], out: str) -> None:
+    """Convert in fp32, quantize, and write `out`."""
+    import litert_torch
+    import torch
+    import transformers
+    from ai_edge_quantizer import quantizer, recipe
+
+    class Logits(torch.nn.Module):
+        """Named inputs, (1, L) each, to logits alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            # eager: the fused attention became slower graphs (128 tokens in fp32: 3.3 ms, 1.4 eagerly)
+            self.model = getattr(transformers, kind).from_pretrained(
+                student, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
+            )
+
+        def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": self.model(**inputs).logits}
+
+    module, converter = Logits().eval(), litert_torch.Converter()
+    for length in lengths:
+        sample = {name: torch.ones(1, length, dtype=torch.long) for name in names}
+        converter.signature(f"tokens_{length}", module, sample_kwargs=sample)
+    with tempfile.TemporaryDirectory(prefix="kdcli-") as temporary:
+        whole = str(Path(temporary) / "whole.tflite")
+        converter.convert().export(whole)
+        quantizing = quantizer.Quantizer(whole)
+        quantizing.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+        Path(out).write_bytes(shared(bytes(quantizing.quantize().quantized_model)))
+
+
+def shared(model: bytes) -> bytes:
+    """The same LiteRT file with equal weights stored once (the quantizer writes each signature its own), and without inner names.
+
+    Weights lie behind the flatbuffer, and its buffers say where.
+    """
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    tree: Any = schema.ModelT.InitFromPackedBuf(model, 0)
+    for graph in tree.subgraphs:
+        for number in set(range(len(graph.tensors))) - {*graph.inputs, *graph.outputs}:
+            graph.tensors[number].name = b""  # 80 KB a signature of a student of two layers
+    weights = [
+        (buffer, model[buffer.offset : buffer.offset + buffer.size]) for buffer in tree.buffers if buffer.size
+    ]
+
+    def head() -> bytes:
+        builder = flatbuffers.Builder(len(model))
+        builder.Finish(tree.Pack(builder), b"TFL3")
+        packed = bytes(builder.Output())
+        return packed + bytes(-len(packed) % ALIGNED)
+
+    rest, places = bytearray(), dict[bytes, int]()
+    begin = len(head())
+    for buffer, data in weights:
+        if data not in places:
+            places[data] = begin + len(rest)
+            rest += data + bytes(-len(data) % ALIGNED)
+        buffer.offset = places[data]
+    return head() + rest
+
+
+if __name__ == "__main__":
+    try:
+        main(**json.loads(sys.argv[1]))
+    except Exception as error:  # the converter lets through whatever the model's code raises under it
+        sys.exit(next(iter(str(error).strip().splitlines()), type(error).__name__))

@@ -1,0 +1,216 @@
+"""Composes the config and finds the run's directory."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
+
+from kdcli import rundir
+from kdcli.config.check import check, defaults
+from kdcli.config.dataset import Dataset
+from kdcli.config.paths import conf_dir, user_conf_dir
+from kdcli.config.remarks import remarks, unread
+from kdcli.config.schema import COMMANDS, Distill
+from kdcli.errors import ConfigError, hide
+from kdcli.files import require_name, user_path
+from kdcli.launch.argv import is_sweep, override_value, quote_override
+from kdcli.launch.choices import config_groups
+from kdcli.launch.hydra_errors import VERSION_BASE, config_at_fault, hydra_errors, nearby_keys
+from kdcli.launch.replay import hardware_overrides, replayed_overrides
+
+HOME = re.compile(r"(?<![^,\[ ])~(?=/|$)")
+"""The user's folder, where a value or one of several begins with it."""
+UNSET = object()
+"""In place of a default that was not given."""
+LONGEST_FILE = 100
+"""Characters of a path inside a run directory, at most about so many."""
+
+
+def _of_environment(key: str, default: Any = UNSET) -> str | None:
+    """OmegaConf's `oc.env`, whose values messages do not show."""
+    value: str | None = oc.env(key) if default is UNSET else oc.env(key, default)
+    if key in os.environ:
+        hide(os.environ[key], f"${{oc.env:{key}}}")
+    return value
+
+
+OmegaConf.register_new_resolver("oc.env", _of_environment, replace=True)
+
+
+def warn_of_remarks(command: str, composed: DictConfig) -> list[str]:
+    return remarks(Distill.model_validate(config_tree(composed))) if command == "distill" else []
+
+
+def register_defaults(command: str, overrides: list[str], rerun: Path | None) -> tuple[str, list[str]]:
+    """Give Hydra the schema's defaults, the user's folder, and what a run recorded."""
+    store = ConfigStore.instance()
+    for each, schema in COMMANDS.items():
+        store.store(name=f"schema_{each}", node=defaults(schema), provider="kdcli")
+    overrides = ["hydra/job_logging=none", "hydra/hydra_logging=none", *overrides]
+    if folder := user_conf_dir():
+        make_importable(folder)
+        overrides.append(f"hydra.searchpath=[{quote_override(f'file://{folder}')}]")
+    name = command
+    if rerun is not None:
+        if any(
+            word.partition("=")[0]
+            in ("teacher", "student", "dataset", "rollout", "loss", "hardware", "trainer")
+            for word in overrides
+        ):
+            raise ConfigError(
+                "--rerun repeats a recorded config: groups cannot be chosen anew, single keys can (seed=1)"
+            )
+        saved = replayed_overrides(rerun, Distill, overrides)
+        choices, words = rundir.recorded_choice(rerun)
+        called = OmegaConf.create({"runtime": {"choices": choices}, "overrides": {"task": words}})
+        recorded = {"runtime": {"choices": display_name(called, saved)}}
+        store.store(
+            name="rerun",
+            node={"defaults": ["_self_", "output"], "hydra": recorded, **saved},
+            provider="kdcli",
+        )
+        name = "rerun"
+        if override_value(overrides, "hydra.run.dir") is None:
+            overrides.append("hydra.run.dir=runs/distill/${now:%Y-%m-%d-%H%M%S-%f}")
+    if (
+        command == "export"
+        and (run := override_value(overrides, "run"))
+        and override_value(overrides, "hardware") is None
+    ):
+        overrides = [*hardware_overrides(user_path(run), overrides), *overrides]
+    named = override_value(overrides, "dataset") is not None
+    if command == "eval" and not named and (run := override_value(overrides, "run")):
+        if any(word.startswith("run=") and is_sweep(word) for word in overrides):
+            raise ConfigError(
+                f"run={run}: each run is scored on its own data set, so eval takes one at a time; start it once for each, or "
+                "name the data set (dataset=…)"
+            )
+        dataset = replayed_overrides(user_path(run), Dataset, overrides, "dataset")
+        if (
+            override_value(overrides, "dataset.path") is not None and dataset.get("format") != "hub"
+        ):  # its other files are not of that one
+            dataset |= {"validation": None, "test": None, "unlabelled": None}
+        store.store(group="dataset", name="of_the_run", node=dataset, provider="kdcli")
+        overrides.append("dataset=of_the_run")
+    if any(word.startswith("stages.") for word in overrides):
+        # a stage says only in what it differs from the run: its other keys are in no file, and the schema refuses wrong ones
+        stages = tuple(
+            f"{key}." for key in nearby_keys(name, overrides) if re.fullmatch(r"stages\.[^.]+", key)
+        )
+        overrides = [f"++{word}" if word.startswith(stages) else word for word in overrides]
+    return name, overrides
+
+
+def leave_overridden_folder(word: str) -> str:
+    """A word with its `~` expanded: Hydra cannot read it, and not every shell expands it after =."""
+    key, equals, value = word.partition("=")
+    return word if re.search(r"['\"]", value) else key + equals + HOME.sub(lambda _: str(Path.home()), value)
+
+
+def make_importable(folder: Path) -> None:
+    """Have classes in the user's folder found, after everything else: no file in it takes the place of another module."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def compose_config(command: str, name: str, overrides: list[str], written: Mapping[str, str]) -> DictConfig:
+    """The composed config with Hydra's own node, checked.
+
+    Args:
+        written: the keys that the user wrote, and where.
+
+    Raises:
+        ConfigError: Hydra cannot compose it, the schema refuses it, or the task does not read what the user wrote.
+    """
+    with hydra_errors(command, overrides), config_at_fault("the config cannot be composed"):
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
+            try:
+                composed = hydra.compose(name, overrides, return_hydra_config=True)
+            except ValueError:
+                nothing = [key for key in config_groups() if override_value(overrides, key) == "null"]
+                if not nothing:
+                    raise
+                raise ConfigError(
+                    f"{nothing[0]}=null: a choice is needed (kdcli list {nothing[0]} shows them)"
+                ) from None
+    if "hardware" in composed.hydra.runtime.choices:
+        require_name(str(composed.hydra.runtime.choices.hardware), "hardware")
+
+    def tell(problem: str) -> str:
+        """Where the value at fault stands, unless it was typed."""
+        where = written.get(re.split(r" = |: ", problem, maxsplit=1)[0])
+        return f"{problem} ({where})" if where else problem
+
+    config = check(COMMANDS[command], config_tree(composed), tell)
+    if problems := [*map(tell, unread(config, written))]:
+        raise ConfigError("\n  ".join(["the config is wrong:", *problems]))
+    return composed
+
+
+def config_tree(composed: DictConfig) -> dict[str, Any]:
+    """The config without Hydra's node, resolved, as plain data."""
+    with config_at_fault("the config cannot be resolved"):
+        plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        try:
+            return dict(OmegaConf.to_container(plain, resolve=True))  # type: ignore[arg-type]
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"the config cannot be resolved: {str(error).splitlines()[0]}") from None
+
+
+def run_folder(composed: DictConfig) -> Path:
+    """Where the run goes: `hydra.run.dir`, made absolute."""
+    HydraConfig.instance().set_config(composed)
+    return resolved_folder(composed, "hydra.run.dir")
+
+
+def resolved_folder(composed: DictConfig, key: str, within: Path = Path()) -> Path:
+    """A path of Hydra's, made absolute.
+
+    Raises:
+        ConfigError: it cannot be resolved, or no file system takes it.
+    """
+    try:
+        given = Path(str(OmegaConf.select(composed, key, throw_on_missing=True)))
+        folder = (within / user_path(given)).absolute()
+        (folder / ("x" * LONGEST_FILE)).exists()  # that is how long the names of a run's files can be
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}: it cannot be resolved ({str(error).splitlines()[0]})") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{key}: the run directory cannot be made there ({error}); choose another"
+        ) from None
+    return folder
+
+
+def override_words(recorded: Any) -> list[str]:
+    """The words of a command line as Hydra keeps them; an interpolation in a word stays as it was typed."""
+    return [str(word) for word in OmegaConf.to_container(recorded, resolve=False)]  # type: ignore[union-attr]
+
+
+def display_name(recorded: Any, config: Mapping[str, Any]) -> dict[str, str]:
+    """What teacher, student and data set are called: the choice that was made, or the path that was given.
+
+    Args:
+        recorded: what Hydra tells of a run; of one that repeats another its choices are what they were called there.
+    """
+    chosen, overrides = recorded.runtime.choices, override_words(recorded.overrides.task)
+    names = {}
+    for group in ("teacher", "student", "dataset", "hardware"):
+        given = any(word.startswith(f"{group}.path=") for word in overrides)
+        section = config.get(group)
+        path = section.get("path") if isinstance(section, Mapping) else None
+        names[group] = str(path if given or group not in chosen else chosen[group])
+    return names

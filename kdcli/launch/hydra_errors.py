@@ -1,0 +1,149 @@
+"""Errors of Hydra and OmegaConf as short messages with a suggestion."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdcli import rundir
+from kdcli.config.check import defaults
+from kdcli.config.paths import conf_dir
+from kdcli.config.schema import COMMANDS, Distill
+from kdcli.errors import ConfigError, KDError, abbreviated, listed, suggest
+from kdcli.files import cache_folder, storage_error
+from kdcli.launch.choices import config_groups, group_options
+
+VERSION_BASE = "1.3"
+MOST_SAID = 500
+"""Characters of an exception's text that a message repeats."""
+
+
+def failure_of(error: BaseException, folder: Path | None = None) -> KDError:
+    """What the user is told of an exception. The traceback of one that nobody expected is written to a file.
+
+    Args:
+        folder: the run directory, if there is one.
+    """
+    places = [folder] if folder is not None else []
+    if isinstance(error, KDError):
+        return error
+    if refused := storage_error(error, *places, cache_folder(), Path(tempfile.gettempdir())):
+        return refused
+    if os.environ.get("KDCLI_DEBUG"):
+        traceback.print_exception(error)
+    said = abbreviated(next(iter(str(error).strip().splitlines()), "no text"), MOST_SAID)
+    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory|bad_alloc", said):
+        return KDError(
+            f"out of memory ({type(error).__name__}: {said}). Give trainer.micro_batch_size a smaller number, or dataset.max_length, and "
+            "start the same command on the same directory: it goes on from the last checkpoint"
+        )
+    try:
+        log = (folder or Path(tempfile.mkdtemp(prefix="kdcli-"))) / rundir.ERROR_LOG
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        place = f"the traceback is in {log}"
+    except OSError as problem:
+        place = f"the traceback could not be written ({problem}), KDCLI_DEBUG=1 shows it"
+    return KDError(
+        f"unexpected {type(error).__name__}: {said}. It comes from a class of your own, or is a defect of kdcli: {place}; please report a "
+        "defect of kdcli with it"
+    )
+
+
+@contextmanager
+def config_at_fault(problem: str) -> Iterator[None]:
+    """Whatever exception Hydra and OmegaConf end in while they read a config: what the user wrote is at fault.
+
+    Raises:
+        ConfigError: for every exception that is no error of kdcli, Hydra or OmegaConf.
+    """
+    try:
+        yield
+    except (KDError, HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{problem} ({abbreviated(why)})") from None
+
+
+@contextmanager
+def hydra_errors(command: str, overrides: list[str]) -> Iterator[None]:
+    """Hydra's errors as short messages with a suggestion."""
+    try:
+        yield
+    except KDError:
+        raise
+    except OverrideParseException as error:
+        key, _, value = str(error.override).partition("=")
+        why = str(error).splitlines()[0]
+        if why.startswith("LexerNoViableAltException"):  # which repeats the word and says no more
+            why = "Hydra cannot read a character of it"
+        value = value.replace('"', '\\"')
+        raise ConfigError(
+            f"{error.override}: {why}; a text with such characters stands in quotes of its own: "
+            + shlex.quote(f'{key}="{value}"')
+        ) from None
+    except MissingConfigException as error:
+        raise ConfigError(_no_such_option(error)) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_short(command, overrides, error)) from None
+
+
+def nearby_keys(command: str, overrides: list[str]) -> list[str]:
+    """Every key that these choices of groups have, and the groups."""
+    groups = config_groups()
+    choices = (*groups, "hydra.searchpath")  # the user's own folder has choices too
+    chosen = [word for word in overrides if word.lstrip("+~").partition("=")[0] in choices]
+    try:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
+            tree = OmegaConf.to_container(
+                hydra.compose(command, chosen, return_hydra_config=True), resolve=False
+            )
+    except Exception:  # these choices are at fault as well, of which other messages tell
+        tree = defaults(COMMANDS.get(command, Distill))
+    return [*(key for key, _ in config_leaves(tree)), *groups]  # type: ignore[arg-type]
+
+
+def _no_such_option(error: MissingConfigException) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return str(error).splitlines()[0]
+    options = group_options(group)
+    there = f"; there are {listed(options)} (kdcli list {group})" if options else ""
+    return f"{group}={abbreviated(option)}: there is no such {group}{suggest(option, options)}{there}"
+
+
+def _short(command: str, overrides: list[str], error: Exception) -> str:
+    """Name the overrides that are at fault, and what is like them."""
+    known = nearby_keys(command, overrides)
+    text = " ".join(str(error).split())
+    words = [word.lstrip("~") for word in overrides if not word.startswith("+")]
+    keys = [word.partition("=")[0].partition("@")[0].replace("/", ".") for word in words]
+    unknown = [key for key in keys if key not in known]
+    if any(key in text or key.rpartition(".")[2] in text for key in unknown):
+        lines = [f"{key}: there is no such key{suggest(key, known)}" for key in unknown]
+        return "\n  ".join(lines) + f" (kdcli {command} --cfg job shows all)"
+    return text.removesuffix(
+        "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
+    ).strip()
+
+
+def config_leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        where = f"{path}.{key}".lstrip(".")
+        yield where, value
+        if isinstance(value, dict):
+            yield from config_leaves(value, where)

@@ -1,0 +1,170 @@
+"""Runs one job under Hydra: takes the run directory, calls the command, records failures."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from kdcli import console, processes, rundir
+from kdcli.config.check import check
+from kdcli.config.paths import conf_dir, user_conf_dir
+from kdcli.config.schema import COMMANDS
+from kdcli.files import clean_cache, named_path, remove_abandoned, user_path, workplace, write_json
+from kdcli.launch.compose import config_tree, display_name, make_importable, override_words
+from kdcli.launch.hydra_errors import VERSION_BASE, failure_of, hydra_errors
+
+UNRECORDED = "hydra.output_subdir=null"
+"""Keeps Hydra from writing `.hydra/`, which it does before the directory is held, in place, and anew when a run is continued."""
+_status: dict[str, int] = {}
+
+
+def run_hydra(name: str, argv: list[str]) -> int:
+    """`hydra.main` with a rebuilt argv. In this process jobs leave their exit code in `_status`."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, not to Hydra's printer
+    before, sys.argv = sys.argv, ["kdcli", *argv]
+    task = {"distill": run_distill, "rerun": run_distill, "eval": run_eval, "export": run_export}[name]
+    _status.clear()
+    try:
+        with hydra_errors("distill" if name == "rerun" else name, argv):
+            hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name=name)(task)()
+    finally:
+        sys.argv = before
+    return max(_status.values(), default=0)
+
+
+def run_distill(cfg: DictConfig) -> None:
+    """One job of `kdcli distill`."""
+    _job("distill", cfg)
+
+
+def run_eval(cfg: DictConfig) -> None:
+    """One job of `kdcli eval`."""
+    _job("eval", cfg)
+
+
+def run_export(cfg: DictConfig) -> None:
+    """One job of `kdcli export`."""
+    _job("export", cfg)
+
+
+def _job(command: str, cfg: DictConfig) -> None:
+    """Check, hold the run directory, run, and leave no directory behind that nothing came of. Whatever a job fails with becomes its message
+    and its exit code; of a sweep it is also written into its directory, and the other jobs run.
+
+    Raises:
+        KeyboardInterrupt: a signal came.
+    """
+    console.setup_logging()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    owner = int(os.environ.get("RANK", "0")) == 0
+    sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
+    holds = owner and command != "export"
+    own = not holds  # whether its files are this process's to write
+    fresh, status = False, 1
+    with processes.watched(), workplace():
+        try:
+            if holds:
+                state = rundir.take(folder, config_tree(cfg))
+                own, fresh = True, state == "new"
+                if state == "finished":  # a job of a sweep that is continued
+                    status = 0
+                    return
+            if holds or (owner and sweep):
+                _record(folder, cfg)
+            if owner:
+                clean_cache()
+                remove_abandoned(folder, deep=True)
+            if conf := user_conf_dir():  # in the process of a launcher it is not importable yet
+                make_importable(conf)
+            config = check(COMMANDS[command], config_tree(cfg))
+            status = _command(command, config, folder)
+            if holds and command == "distill" and config.dry_run:
+                rundir.release(folder, remove=fresh)
+        except (Exception, SystemExit) as error:
+            failure = failure_of(error, folder if owner else None)
+            status = failure.exit_code
+            if fresh and status == 2 and rundir.trained(folder):
+                status = 1  # what was trained stays, and 2 would say that nothing was
+            if holds:
+                rundir.release(folder, remove=fresh and status == 2)
+            _failed(folder, status, failure.message, own)
+        except KeyboardInterrupt as error:
+            status = processes.exit_code(error)
+            _failed(folder, status, f"{error or 'interrupted'}", own, say=False)
+            raise
+        finally:
+            if holds:
+                rundir.release(folder)
+            _status[str(folder)] = status
+
+
+def _record(folder: Path, cfg: DictConfig) -> None:
+    """Write `.hydra/` into a job's directory, as Hydra does it."""
+    recorded: Any = copy.deepcopy(HydraConfig.instance().cfg)
+    OmegaConf.set_readonly(recorded.hydra, False)
+    recorded.hydra.output_subdir = str(rundir.HYDRA.parent)
+    recorded.hydra.overrides.hydra = [
+        word for word in override_words(recorded.hydra.overrides.hydra) if word != UNRECORDED
+    ]
+    parts = {"config": cfg, "hydra": recorded, "overrides": recorded.hydra.overrides.task}
+    rundir.record(folder, {f"{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()})
+
+
+def _failed(folder: Path, status: int, message: str, own: bool, say: bool = True) -> None:
+    """Tell what a job failed with; of a job of a sweep, write it into its directory for the table.
+
+    Args:
+        own: the directory is held by this process. Nothing is written into another one's.
+    """
+    sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
+    if say:
+        console.error(f"{folder.name}: {message}" if sweep else message)
+    if sweep and own:
+        write_failure(folder, status, message, " ".join(override_words(HydraConfig.get().overrides.task)))
+
+
+def write_failure(folder: Path, status: int, message: str, words: str) -> None:
+    told = {"exit_code": status, "message": message, "overrides": words}
+    with suppress(OSError):  # a full disk, which the message told: the table says that the job did not finish
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / rundir.ERROR).write_text(json.dumps(told), encoding="utf-8")
+
+
+def _command(command: str, config: Any, folder: Path) -> int:
+    if command == "distill":
+        from kdcli.commands.distill import distill
+
+        _imported()
+        return distill(config, folder, display_name(HydraConfig.get(), config.model_dump()))
+    if command == "eval":
+        from kdcli.commands.eval import evaluate
+
+        _imported()
+        return evaluate(config, folder)
+    from kdcli.commands.export import export
+
+    _imported()
+    hardware = str(HydraConfig.get().runtime.choices["hardware"])
+    status = export(config, hardware)
+    if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:  # another job may make the same files anew
+        place = named_path(user_path(config.run), "export", hardware, what="hardware")
+        made = rundir.read_export(place)
+        write_json(folder / rundir.EXPORT, made | {"exit_code": status})
+    return status
+
+
+def _imported() -> None:
+    """Have garbage looked for from now on, if `kdcli.cli.main` put it off, and never among what was imported."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()

@@ -1,0 +1,110 @@
+"""Overrides that a recorded run replays, which are checked like typed ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from kdcli import rundir
+from kdcli.config.paths import conf_dir, user_conf_dir
+from kdcli.config.types import Section
+from kdcli.errors import ConfigError, listed, shown
+
+OWN = ("kdcli.losses.", "kdcli.students.", "kdcli.teachers.", "kdcli.exporting.targets.")
+"""Where the classes are that any config may name."""
+NAMES_CODE = ("_target_", "function")
+"""Keys whose value names Python code that is imported."""
+
+
+def replayed_overrides(
+    run: Path, schema: type[Section], overrides: list[str], part: str = ""
+) -> dict[str, Any]:
+    """The config that a run recorded, or a part of it, as it is used once more.
+
+    Raises:
+        ConfigError: it could do harm and the run is not trusted, or it holds what no config holds.
+    """
+    tree: Any = rundir.saved_config(run)
+    tree = tree.get(part) if part else tree
+    where = run / ".hydra" / "config.yaml"
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where} is damaged (no {part} in it)")
+    if unknown := [
+        key for key in tree if key not in schema.model_fields
+    ]:  # Hydra would read defaults and hydra
+        raise ConfigError(
+            f"{where} is damaged: {listed(unknown)} {'is' if len(unknown) == 1 else 'are'} no key of it"
+        )
+    _require_harmless(run, {part: tree} if part else tree, overrides)
+    return {str(key): value for key, value in tree.items()}
+
+
+def hardware_overrides(run: Path, overrides: list[str]) -> list[str]:
+    """The words by which a run chose its device, as they are used once more.
+
+    Raises:
+        ConfigError: they could do harm and the run is not trusted, or they are not such words.
+    """
+    words = rundir.hardware_of(run)
+    try:
+        for parsed in OverridesParser.create().parse_overrides(words):
+            key, value = parsed.key_or_group, parsed.value()
+            if (
+                parsed.is_sweep_override()
+                or key.partition(".")[0] != "hardware"
+                or "/" in str(parsed.get_key_element())
+            ):
+                raise ConfigError(
+                    f"{run / rundir.HYDRA}: {shown(parsed.input_line)} is not a key of hardware with its value"
+                )
+            for path, leaf in rundir.leaves({key: value}):
+                if reads := rundir.resolvers(leaf):
+                    rundir.require_trust(run, f"{path} = {leaf}", f"calls {listed(reads)} here")
+            _require_harmless(run, {key: value}, overrides)
+    except (HydraException, OmegaConfBaseException, RecursionError):
+        raise ConfigError(
+            f"{run / rundir.HYDRA} is damaged: the words that chose the hardware cannot be read"
+        ) from None
+    return words
+
+
+def _require_harmless(run: Path, tree: Any, overrides: list[str]) -> None:
+    """Refuse what a config from elsewhere could run or send, unless this command line gives it or the run is trusted.
+
+    Raises:
+        ConfigError
+    """
+    typed = [word.lstrip("+") for word in overrides]
+    for path, value in rundir.leaves(tree):
+        key = path.rpartition(".")[2]
+        if any(word.startswith(f"{path}=") for word in typed):  # that value takes its place
+            continue
+        if key in NAMES_CODE and isinstance(value, str) and value != "???" and not value.startswith(OWN):
+            if not _names(value, run, typed):
+                rundir.require_trust(run, f"{path} = {value}", "is Python code that is run here")
+        elif key == "trust_remote_code" and value not in (False, None):
+            rundir.require_trust(run, f"{path} = {value}", "runs Python files that lie beside a model")
+        elif key in ("base_url", "api_key_env") and value is not None:
+            rundir.require_trust(
+                run, f"{path} = {value}", "sends data, and the key if one is named, to a server"
+            )
+
+
+def _names(value: str, run: Path, typed: list[str]) -> bool:
+    """Whether this command line names a class or a function: by a typed word, or in a choice of the user's own folder."""
+    name = re.compile(rf"(?<![\w.]){re.escape(value)}(?![\w.])")
+    if any(name.search(word) for word in typed):
+        return True
+    folder = user_conf_dir()
+    groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
+    return folder is not None and any(
+        name.search(file.read_text(encoding="utf-8", errors="replace"))
+        for group in groups
+        for file in (folder / group).rglob("*.yaml")
+        if not file.resolve().is_relative_to(run.resolve())
+    )

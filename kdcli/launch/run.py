@@ -1,0 +1,132 @@
+"""From the command line to Hydra and back: composed configs are checked first, errors become short messages.
+
+A config is composed with Hydra's public API and checked before `hydra.main` may make a directory. Then
+`hydra.main` runs the command with a rebuilt argv, so that sweeps, launchers, `.hydra/` and `--cfg` are Hydra's.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from kdcli import console, processes, rundir
+from kdcli.config.schema import COMMANDS
+from kdcli.config.secrets import secret_in
+from kdcli.errors import ConfigError, hide_nothing, shown, suggest
+from kdcli.files import clean_cache, user_path, workplace
+from kdcli.launch.argv import (
+    CFG,
+    INFO,
+    is_sweep,
+    own_options,
+    parse_overrides,
+    quote_override,
+    require_choices,
+    require_known_hydra_keys,
+    written_keys,
+)
+from kdcli.launch.compose import (
+    compose_config,
+    config_tree,
+    leave_overridden_folder,
+    register_defaults,
+    run_folder,
+    warn_of_remarks,
+)
+from kdcli.launch.hydra_errors import failure_of
+from kdcli.launch.job import UNRECORDED, run_hydra
+from kdcli.launch.sweep import sweep
+
+
+def launch(
+    command: str,
+    overrides: list[str],
+    multirun: bool = False,
+    config_dir: Path | None = None,
+    cfg: str | None = None,
+    resolve: bool = False,
+    info: str | None = None,
+    rerun: Path | None = None,
+    trust_run: bool = False,
+) -> int:
+    """Run a command; returns its exit code. Every exception becomes one message."""
+    console.setup_logging()
+    rundir.trust(trust_run)
+    hide_nothing()
+    with processes.watched():
+        before = processes.children()
+        try:
+            return _launch(command, overrides, multirun, config_dir, cfg, resolve, info, rerun)
+        except KeyboardInterrupt as error:
+            processes.end_children(before)
+            console.error(
+                f"{error or 'interrupted'}: the same command on the same directory goes on from the last checkpoint"
+            )
+            return processes.exit_code(error)
+        except Exception as error:
+            failure = failure_of(error)
+            console.error(failure.message)
+            return failure.exit_code
+
+
+def _launch(
+    command: str,
+    overrides: list[str],
+    multirun: bool,
+    config_dir: Path | None,
+    cfg: str | None,
+    resolve: bool,
+    info: str | None,
+    rerun: Path | None,
+) -> int:
+    for word in overrides:
+        key, _, value = word.lstrip("+~").partition("=")
+        # of several values of a sweep each one; what an interpolation stands for is seen once it is resolved
+        for each in value.split(",") if "${" not in value else ():
+            if problem := secret_in(key.replace("/", "."), each.strip("'\"[] ")):
+                raise ConfigError(problem)
+    if wrong := [word for word in overrides if "=" not in word and not word.startswith("~")]:
+        raise ConfigError(
+            f"{shown(wrong[0])} is not KEY=VALUE{suggest(wrong[0], COMMANDS)} (kdcli {command} --help)"
+        )
+    if resolve and not cfg:
+        raise ConfigError("--resolve goes with --cfg job")
+    for option, chosen, known in (("--cfg", cfg, CFG), ("--info", info, INFO)):
+        if chosen is not None and chosen not in known:
+            raise ConfigError(f"{option} {shown(chosen)}: expected one of {', '.join(known)}")
+    overrides = list(map(leave_overridden_folder, overrides))
+    typed = parse_overrides(overrides)
+    require_choices(typed)
+    require_known_hydra_keys(typed)
+    if config_dir is not None:
+        os.environ["KDCLI_CONFIG_DIR"] = str(config_dir)
+    own = own_options(command, typed)
+    written = written_keys(typed, own)
+    name, overrides = register_defaults(command, overrides, rerun)
+    if cfg or info:
+        compose_config(command, name, [word for word in overrides if not is_sweep(word)], written)
+        options = [f"--cfg={cfg}" if cfg else f"--info={info}", *(["--resolve"] if resolve else [])]
+        return run_hydra(name, [*options, *overrides])
+    if multirun:
+        return sweep(command, name, overrides, written)
+    composed = compose_config(command, name, overrides, written)
+    for remark in warn_of_remarks(command, composed):
+        console.warn(remark)
+    argv = list(overrides)
+    folder = run_folder(composed)
+    if command == "export":  # it writes into the run's own directory, and leaves that run's .hydra alone
+        folder = user_path(str(composed.run)).absolute()
+        rundir.read_report(folder)
+    elif int(os.environ.get("RANK", "0")) > 0:  # only the first process owns the run directory
+        with workplace():
+            place = Path(tempfile.gettempdir(), "run")
+            return run_hydra(name, [*argv, UNRECORDED, f"hydra.run.dir={quote_override(place)}"])
+    elif rundir.examine(folder, config_tree(composed)) == "finished":
+        with workplace():
+            clean_cache()
+            rundir.tidy(folder)
+        console.say(f"{folder} is finished; see {folder / 'report.html'}")
+        return 0
+    rundir.make(folder)
+    return run_hydra(name, [*argv, UNRECORDED, f"hydra.run.dir={quote_override(folder)}"])

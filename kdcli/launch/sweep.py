@@ -1,0 +1,252 @@
+"""Sweeps: their points, their jobs, and the table at the end."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdcli import console, processes, rundir
+from kdcli.errors import ConfigError, abbreviated
+from kdcli.launch.argv import parse_overrides, quote_override
+from kdcli.launch.choices import matches_glob
+from kdcli.launch.compose import compose_config, config_tree, override_words, resolved_folder, warn_of_remarks
+from kdcli.launch.hydra_errors import config_at_fault, failure_of
+from kdcli.launch.job import UNRECORDED, run_hydra, write_failure
+
+MOST_JOBS = 256
+"""Jobs of a sweep that are checked before the first one starts."""
+MOST_POINTS = 10_000
+"""Jobs of a sweep."""
+
+
+def _axes(overrides: list[str]) -> list[list[str]]:
+    """What each word of a sweep stands for: one word, or one for each of its values.
+
+    Raises:
+        ConfigError: a word stands for none, or for none that can be counted; or all of them for more than `MOST_POINTS` jobs.
+    """
+    parsed = parse_overrides(overrides)
+    points = [_points(word) for word in parsed]
+    if math.prod(points) > MOST_POINTS:
+        counted = ", ".join(
+            f"{word.get_key_element()}: {count}"
+            for word, count in zip(parsed, points, strict=True)
+            if count > 1
+        )
+        raise ConfigError(
+            f"the sweep has {math.prod(points):,} points ({abbreviated(counted)}), and at most {MOST_POINTS:,} are possible; "
+            "give fewer values, or a larger step"
+        )
+    axes = []
+    for word in parsed:
+        if not word.is_sweep_override():
+            axes.append([str(word.input_line)])
+            continue
+        with config_at_fault(f"{abbreviated(str(word.input_line))}: it cannot be swept over"):
+            values = matches_glob(word) if isinstance(word._value, Glob) else [*word.sweep_string_iterator()]
+        axes.append([f"{word.get_key_element()}={value}" for value in values])
+    return axes
+
+
+def _points(word: Override) -> int:
+    """How many values a word stands for, counted without making them.
+
+    Raises:
+        ConfigError: none, or they cannot be counted.
+    """
+    line, value = abbreviated(str(word.input_line)), word._value
+    if not word.is_sweep_override():
+        return 1
+    if isinstance(value, RangeSweep):
+        first, last, step = (float(each or 0) for each in (value.start, value.stop, value.step))
+        if step == 0 or not all(map(math.isfinite, (first, last, step))):
+            raise ConfigError(f"{line}: a range needs finite bounds and a step that is not 0")
+        count = max(0, math.ceil((last - first) / step))
+    elif isinstance(value, ChoiceSweep):
+        count = len(value.list)
+    elif isinstance(value, Glob):
+        count = len(matches_glob(word))
+    else:  # an interval, from which a sweeper draws
+        raise ConfigError(
+            f"{line}: kdcli runs every point of a sweep, and an interval has too many; give values (a,b,c) or range(FIRST,END,STEP)"
+        )
+    if count == 0:
+        raise ConfigError(f"{line}: this stands for no value at all; give at least one")
+    return count
+
+
+def _require_sweeper(composed: DictConfig) -> None:
+    """Raises ConfigError for settings with which Hydra's sweeper or a launcher starts no job."""
+    size, jobs = composed.hydra.sweeper.get("max_batch_size"), composed.hydra.launcher.get("n_jobs")
+    if size is not None and size < 1:
+        raise ConfigError(f"hydra.sweeper.max_batch_size = {size}: expected at least 1, or null")
+    if jobs is not None and jobs == 0:
+        raise ConfigError(
+            "hydra.launcher.n_jobs = 0: expected at least 1, or -1 for as many as there are cores"
+        )
+
+
+def sweep(command: str, name: str, overrides: list[str], written: Mapping[str, str]) -> int:
+    """All jobs are checked, then Hydra runs them, then a table shows them side by side."""
+    axes = _axes(overrides)
+    points: dict[Path, list[str]] = {}
+    remarked: dict[str, None] = {}
+    for number, job in enumerate(itertools.islice(itertools.product(*axes), MOST_JOBS)):
+        composed = compose_config(command, name, list(job), written)
+        remarked |= dict.fromkeys(warn_of_remarks(command, composed))
+        if number == 0:
+            _require_sweeper(composed)
+        OmegaConf.set_readonly(composed, False)
+        composed.hydra.job.num = number
+        HydraConfig.instance().set_config(composed)
+        if number == 0:  # its name has the time in it, which is another one for each point
+            folder = resolved_folder(composed, "hydra.sweep.dir")
+            rundir.examine_sweep(folder)
+        run = resolved_folder(composed, "hydra.sweep.subdir", folder)
+        rundir.examine(run, config_tree(composed))
+        if run in points or not run.is_relative_to(folder) or ".." in run.parts:
+            raise ConfigError(
+                f"hydra.sweep.subdir: point {number} would go to {run}; give each a folder of its own below hydra.sweep.dir, as "
+                "'NAME-${hydra:job.num}' does"
+            )
+        points[run] = list(job)
+    for remark in remarked:
+        console.warn(remark)
+    for run in points:  # what an earlier sweep left there says nothing of this one
+        (run / rundir.ERROR).unlink(missing_ok=True)
+    words = [
+        f"{axis[0].partition('=')[0]}={','.join(word.partition('=')[2] for word in axis)}"
+        if "glob(" in word
+        else word
+        for axis, word in zip(axes, overrides, strict=True)
+    ]
+    interrupted: KeyboardInterrupt | None = None
+    before = processes.children()
+    try:
+        status = run_hydra(
+            name, ["--multirun", *words, UNRECORDED, f"hydra.sweep.dir={quote_override(folder)}"]
+        )
+    except KeyboardInterrupt as error:
+        processes.end_children(before)
+        interrupted, status = error, processes.exit_code(error)
+    except Exception as error:
+        if name == command and _workers_died(error):
+            status = _one_by_one(command, folder, points)
+        else:
+            failure = failure_of(error)
+            console.error(failure.message)
+            status = failure.exit_code
+    status = max(status, _table(command, folder))
+    if interrupted:
+        raise interrupted
+    return status
+
+
+def _workers_died(error: BaseException | None) -> bool:
+    """Whether a launcher tells that one of its processes was killed."""
+    while error is not None:
+        if isinstance(error, BrokenExecutor):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _one_by_one(command: str, folder: Path, points: Mapping[Path, Sequence[str]]) -> int:
+    """Run what is left of a sweep whose launcher broke, each point in a process of its own: one that is killed takes no other with it."""
+    console.warn("a process of the launcher was killed: what is left of the sweep is run point by point")
+    status = 0
+    for run, words in points.items():
+        if any((run / name).is_file() for name in (rundir.REPORT, rundir.EXPORT, rundir.ERROR)):
+            continue
+        # what `_register` added, the process adds for itself
+        own = [word for word in words if not word.startswith(("hydra/", "hydra.", "dataset=of_the_run"))]
+        if os.environ.get(rundir.TRUST) and command != "distill":
+            own.append("--trust-run")
+        sub = str(run.relative_to(folder))
+        places = [f"hydra.sweep.dir={quote_override(folder)}", f"hydra.sweep.subdir={quote_override(sub)}"]
+        line = [sys.executable, "-m", "kdcli", command, "--multirun", *own, *places]
+        quiet = None if command == "eval" else subprocess.DEVNULL  # its table would have one line
+        code = subprocess.run(processes.bound(line), stdout=quiet, check=False).returncode
+        results = rundir.REPORT, rundir.EXPORT, rundir.ERROR
+        if code < 0 or (code and command != "eval" and not any((run / name).is_file() for name in results)):
+            message = f"its process ended with exit code {code}"
+            if code < 0:
+                message = f"its process was killed by {signal.Signals(-code).name}; the system does so where memory runs out"
+            console.error(f"{run.name}: {message}")
+            write_failure(run, 1, message, " ".join(words))
+        if (
+            command == "eval"
+        ):  # of the others the table tells, and the process's own code is that of all points
+            status = max(status, abs(code) and max(code, 1))
+    return status
+
+
+def _table(command: str, folder: Path) -> int:
+    """Show the points of a sweep side by side; returns the highest of their exit codes."""
+    found = {each.parent for name in (".hydra", rundir.ERROR) for each in folder.glob(f"**/{name}")}
+    jobs = sorted(found, key=lambda job: (len(str(job)), job))
+    if command == "eval":
+        return max([0, *(_row(job, _eval_row)["exit_code"] for job in jobs)])
+    from kdcli.report.tables import sweep_table, targets_table
+
+    if command == "export":
+        rows = [_row(job, _export_row) for job in jobs]
+        targets_table(rows)
+    else:
+        rows = [_row(run, _sweep_row) | {"run": str(run.relative_to(folder))} for run in jobs]
+        sweep_table(rows)
+        console.say(f"runs in {folder}")
+    return max([0, *(row["exit_code"] for row in rows)])
+
+
+def _row(job: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """What the table shows of a job: what `read` finds, or why there is no result, under the words that tell it from the other jobs."""
+    try:
+        words = override_words(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException):
+        words = []
+    row = {"overrides": " ".join(words), "exit_code": 0}
+    try:
+        return row | (rundir.read_error(job) if (job / rundir.ERROR).is_file() else read(job))
+    except ConfigError as error:
+        return row | {"exit_code": error.exit_code, "message": error.message}
+
+
+def _sweep_row(run: Path) -> dict[str, Any]:
+    if not (run / rundir.REPORT).is_file():
+        return {"exit_code": 1, "message": "did not finish"}
+    report = rundir.read_report(run)
+    student, verdict = report["models"]["student"], report["verdict"]
+    return {
+        "smoke": report["smoke"],
+        "metric": report["metric"],
+        "score": student["score"],
+        "validation_score": report["validation_score"]["student"],
+        "retention": verdict["retention"],
+        "gain_over_control": verdict["gain_over_control"],
+        "gain_ci95": verdict["gain_ci95"],
+    }
+
+
+def _export_row(job: Path) -> dict[str, Any]:
+    if not (job / rundir.EXPORT).is_file():
+        return {"exit_code": 1, "message": "did not finish"}
+    return rundir.read_export(job)
+
+
+def _eval_row(job: Path) -> dict[str, Any]:
+    return {}

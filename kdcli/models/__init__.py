@@ -1,0 +1,1 @@
+"""Checkpoints of teachers and students: found, loaded, converted, quantized."""

@@ -1,0 +1,1 @@
+"""The phases of a run: plan, validate, teacher, student, compare."""

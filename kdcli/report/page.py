@@ -1,0 +1,400 @@
+"""report.html: one self-contained file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdcli import console
+from kdcli.files import read_json, write_text
+from kdcli.report.cards import details_of, signatures_of
+from kdcli.report.metrics import (
+    MODELS,
+    Metric,
+    Report,
+    chance_of,
+    compared_models,
+    differences_of,
+    finding,
+    format_figure,
+    format_interval,
+    format_score,
+    metric_of,
+    present_models,
+)
+from kdcli.report.numbers import (
+    format_bytes,
+    format_count,
+    format_milliseconds,
+    format_number,
+    format_rate,
+    format_share,
+    format_times,
+    truncate_text,
+)
+from kdcli.report.plots import calibration_plot, gain_plot, loss_curves, score_plot, validation_plot
+from kdcli.report.tables import model_rows
+from kdcli.report.verdict import verdict_text
+from kdcli.rundir import read_metrics
+
+_MAX_MATRIX = 12  # classes of a confusion matrix that can still be read
+_MAX_CLASSES = 200  # rows of the per-class table
+
+
+def _asked(asked: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A teacher that was only asked, as lines of the page."""
+    yield "address", asked["base_url"]
+    yield "model", asked["model"]
+    yield from ((f"parameter {key}", str(value)) for key, value in asked["parameters"].items())
+    for key in ("questions", "from_ledger", "requests", "retries", "prompt_tokens", "completion_tokens"):
+        yield key.replace("_", " "), f"{asked[key]:,}"
+    yield "cost", "n/a" if asked["cost"] is None else f"{asked['cost']:.4f}"
+    yield "refused rows", f"{asked['refused']:,}"
+    yield "unparsable rows", f"{asked['unparsable']:,}"
+    yield from ((f"left out: {why}", f"{count:,}") for why, count in asked["dropped"].items())
+    yield "rows learnt", f"{asked['learnt']:,}"
+    agreement = asked["agreement"]
+    if agreement.get("accuracy") is not None:
+        yield (
+            "training rows labelled as their gold label",
+            f"{format_share(agreement['accuracy'])} of {agreement['gold']:,}",
+        )
+    if agreement.get("rouge_l") is not None:
+        yield (
+            "ROUGE-L against the references",
+            f"{format_figure(agreement['rouge_l'], 3)} ({agreement['gold']:,} rows)",
+        )
+    if "soft_labels" in asked:
+        yield "soft labels", asked["soft_labels"]
+        if asked["smoothing"] is not None:
+            yield "smoothing", str(asked["smoothing"])
+        if asked["missing_mass"] is not None:
+            yield "probability on no label's token", f"{100 * asked['missing_mass']:.1f} %"
+        if asked["asked_for"]:
+            yield (
+                "asked for",
+                ", ".join(f"{letter} = {label}" for letter, label in asked["asked_for"].items()),
+            )
+    yield "examples shown", f"{asked['shots']:,}"
+
+
+def _answers(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Some of its answers, with what they amount to."""
+    found = []
+    for one in asked["answers"]:
+        labels = sorted((one.get("labels") or {}).items(), key=lambda item: -item[1])
+        lines = [(name, f"{100 * share:.1f} %") for name, share in labels[:5]]
+        lines += [("gold", one["gold"])] if "gold" in one else []
+        lines += [("left out", one["left_out"])] if "left_out" in one else []
+        found.append(
+            {
+                "question": truncate_text(one["question"]),
+                "answers": list(map(truncate_text, one["answers"])),
+                "lines": lines,
+            }
+        )
+    return found
+
+
+def write_html(run_dir: Path, report: Report | None = None) -> None:
+    """Write ``run_dir/report.html`` from report.json (or from ``report``, before that is written).
+
+    Curves come from metrics.jsonl and the environment from env.json, if there are any.
+
+    Raises:
+        ConfigError: report.json is missing or damaged.
+    """
+    if report is None:
+        report = read_json(run_dir / "report.json", dict, "the same kdcli distill writes it again")
+    write_text(run_dir / "report.html", _html(run_dir, _clean(report)))
+
+
+def _html(run_dir: Path, report: Report) -> str:
+    """The page: one text that needs no network."""
+    from jinja2 import Environment, StrictUndefined
+
+    env_path = run_dir / "env.json"
+    remedy = "remove it, and the page is written without it"
+    environment = _clean(read_json(env_path, dict, remedy)) if env_path.exists() else {}
+    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = jinja.from_string(
+        (Path(__file__).parent / "templates" / "report.html.jinja").read_text(encoding="utf-8")
+    )
+    metrics = _read_metrics(run_dir / "metrics.jsonl")
+    return template.render(_page(report, metrics, environment, run_dir.name))
+
+
+def _clean(value: Any) -> Any:
+    """The JSON value with NaN and infinities, which Python writes but nobody can draw, as None."""
+    if isinstance(value, dict):
+        return {key: _clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The log's records, without the half line of a killed run; of what a resumed run repeats, the last."""
+    records: dict[tuple[str, int, bool], dict[str, Any]] = {}
+    for record in read_metrics(path):
+        records[record["stage"], record["step"], "eval/score" in record] = record
+    return sorted(records.values(), key=lambda record: record["step"])
+
+
+def _page(
+    report: Report, metrics: list[dict[str, Any]], environment: Mapping[str, Any], run: str
+) -> dict[str, Any]:
+    """Everything the template shows, as text, numbers and finished SVGs."""
+    metric, models, verdict = report["metric"], present_models(report), report["verdict"]
+    shown, classes = metric_of(metric), _classes(report["labels"], models)
+    kept, gain = format_share(verdict.get("retention")), format_number(verdict.get("gain_over_control"))
+    gained = "n/a" if gain is None else differences_of(metric, gain)[0]
+    certainty = f"95 %: {format_interval(metric, verdict.get('gain_ci95'), sign=True)}"
+    if chance := chance_of(verdict.get("gain_p")):
+        certainty += f", {chance}"
+    if shown.compact:
+        certainty = f"{shown.unit}; {certainty}"
+    elif gain is not None:
+        gained += f" {shown.unit}"
+    tiles = [
+        ("kept", kept, f"of {shown.share_of}"),
+        ("smaller", *_ratio(verdict.get("compression"), "parameters")),
+        ("faster", *_ratio(verdict.get("speedup"), shown.rates)),
+        ("gain over control", gained, certainty if "control" in models else "no control"),
+        ("agreement", format_share(verdict.get("agreement")), shown.same_answer),
+        *shown.tiles(report),
+    ]
+    return {
+        "run": run,
+        "report": report,
+        "shown": shown,
+        "signatures": signatures_of(report),
+        "dataset": dict(_dataset(report["dataset"])),
+        "verdict": verdict_text(report),
+        "finding": "smoke" if report.get("smoke") else finding(verdict).replace(" ", "-"),
+        "tiles": tiles,
+        "figures": _figures(report),
+        "bars": _bars(shown, models),
+        "scores": score_plot(metric, models),
+        "gain": gain_plot(metric, verdict),
+        "curves": list(loss_curves(metrics)),
+        "validation": validation_plot(metric, metrics),
+        "calibration": calibration_plot(models),
+        "ece": [
+            (f"{name}, ECE {format_score('ece', m.get('scores', {}).get('ece'))}", name)
+            for name, m in models.items()
+        ],
+        "matrices": [
+            _matrix(name, report["labels"], model, models["student"]) for name, model in models.items()
+        ][::-1],
+        "classes": classes[:_MAX_CLASSES],
+        "hidden_classes": max(0, len(classes) - _MAX_CLASSES),
+        "loss": {
+            term: ", ".join(f"{k} {v}" for k, v in options.items())
+            for term, options in report["loss"].items()
+        },
+        "stages": _stages(report.get("stages") or []),
+        "environment": list(_flat(environment)),
+        "models": list(models),
+        "compared": list(compared_models(report)),
+        "generations": _generations(report.get("generations") or []),
+        "translations": _translations(report.get("translations") or {}),
+        "asked": list(_asked(report["endpoint"])) if "endpoint" in report else [],
+        "answers": _answers(report["endpoint"]) if "endpoint" in report else [],
+    }
+
+
+def _dataset(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The data set as lines of the page, without what is not set; what was left out has a line a reason."""
+    for key, value in dataset.items():
+        if isinstance(value, Mapping):
+            what = key.replace("_", " ")
+            yield what, f"{sum(value.values()):,}"
+            yield from ((f"{what}: {reason}", f"{count:,}") for reason, count in value.items())
+        elif value is not None and value != "":
+            yield key, f"{value:,}" if isinstance(value, int) else value
+
+
+def _written(one: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What there is to a row: (whose text it is, its colour, text)."""
+    colours = {"reference": "muted"} | {name: name for name in MODELS}
+    return [(name, ink, truncate_text(one[name])) for name, ink in colours.items() if name in one]
+
+
+def _generations(generations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the models wrote after some prompts."""
+    return [{"prompt": truncate_text(one.get("prompt")), "texts": _written(one)} for one in generations]
+
+
+def _translations(translations: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The student's worst and best translations, with the other models'."""
+    return [
+        {
+            "title": f"The student's {len(chosen)} {name}",
+            "rows": [
+                {
+                    "source": truncate_text(one.get("source")),
+                    "score": format_score("bleu", one.get("score")),
+                    "texts": _written(one),
+                }
+                for one in chosen
+            ],
+        }
+        for name in ("worst", "best")
+        if (chosen := translations.get(name))
+    ]
+
+
+def _ratio(value: Any, what: str) -> tuple[str, str]:
+    number = format_number(value)
+    return ("n/a", "not known") if not number else (f"{format_times(number)}\N{MULTIPLICATION SIGN}", what)
+
+
+def _figures(report: Report) -> list[tuple[str, list[str]]]:
+    """The table of the page, a line a figure, so that it fits a phone: (name, one cell a model)."""
+    metric, models = report["metric"], compared_models(report)
+    shown = metric_of(metric)
+    names = [
+        "",
+        shown.name,
+        "95 % interval",
+        "parameters",
+        "weights",
+        f"{shown.latency_of} p50",
+        shown.rates,
+        "memory",
+    ]
+    lines = list(zip(names, map(list, zip(*model_rows(metric, models), strict=True)), strict=True))[1:]
+    lines[2:2] = [(name, cells) for name, _, cells in details_of(metric, models)]
+    lines[-2:-2] = [
+        (
+            f"{shown.latency_of} p95",
+            [format_milliseconds((m.get("latency_ms") or {}).get("p95")) for m in models.values()],
+        )
+    ]
+    return lines
+
+
+def _bars(shown: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Bar charts of cost: each bar is (model, text, share of the longest in %)."""
+    charts: tuple[tuple[str, Callable[[Mapping[str, Any]], Any], Callable[[Any], str]], ...] = (
+        ("Weights on disk", lambda m: m.get("bytes"), format_bytes),
+        ("Parameters", lambda m: m.get("parameters"), format_count),
+        (f"{shown.bars}, p50", lambda m: (m.get("latency_ms") or {}).get("p50"), format_milliseconds),
+        (f"{shown.bars}, p95", lambda m: (m.get("latency_ms") or {}).get("p95"), format_milliseconds),
+        ("Peak memory", lambda m: m.get("peak_memory_bytes"), format_bytes),
+        (f"{shown.rates.capitalize()} (longer is better)", lambda m: m.get("throughput_per_s"), format_rate),
+    )
+    found = []
+    for title, pick, text in charts:
+        values = {name: format_number(pick(model)) for name, model in models.items()}
+        longest = max((value for value in values.values() if value), default=0)
+        bars = [
+            (name, text(value), 100 * (value or 0) / longest if longest else 0)
+            for name, value in values.items()
+        ]
+        found.append({"title": title, "bars": bars})
+    return found
+
+
+def _stages(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
+    """Bars of the stages, their parts added up: (name, time and steps, share of the longest in %)."""
+    seconds: dict[str, float] = {}
+    steps: dict[str, int] = {}
+    for stage in stages:
+        seconds[stage["name"]] = seconds.get(stage["name"], 0.0) + (
+            format_number(stage.get("seconds")) or 0.0
+        )
+        steps[stage["name"]] = steps.get(stage["name"], 0) + (stage.get("steps") or 0)
+    longest = max(seconds.values(), default=0.0) or 1.0
+    return [
+        (
+            name,
+            console.duration(took) + (f" · {steps[name]:,} steps" if steps[name] else ""),
+            100 * took / longest,
+        )
+        for name, took in seconds.items()
+    ]
+
+
+def _matrix(
+    name: str, labels: Sequence[str], model: Mapping[str, Any], student: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """A confusion matrix to draw, rows = gold: the classes that the student confuses most, if there are many.
+
+    Cells are (count, share of the row, is it the diagonal, tooltip); ``elsewhere`` adds up what was left out.
+    """
+    confusion = model.get("confusion")
+    if not confusion:
+        return None
+    chosen = list(range(len(labels)))
+    if len(labels) > _MAX_MATRIX:
+        ranked = student.get("confusion") or confusion
+        wrong = [sum(ranked[i]) + sum(row[i] for row in ranked) - 2 * ranked[i][i] for i in chosen]
+        chosen = sorted(sorted(chosen, key=lambda i: -wrong[i])[:_MAX_MATRIX])
+    rows = []
+    for i in chosen:
+        total = sum(confusion[i])
+        counts = [(confusion[i][j], labels[j], i == j) for j in chosen]
+        if len(chosen) < len(labels):
+            counts.append((total - sum(n for n, _, _ in counts), "another class", False))
+        cells = [
+            (n, n / total if total else 0, same, f"{labels[i]} taken for {other}: {n} of {total}")
+            for n, other, same in counts
+        ]
+        rows.append({"label": labels[i], "total": total, "cells": cells})
+    return {
+        "model": name,
+        "columns": [labels[j] for j in chosen] + (["elsewhere"] if len(chosen) < len(labels) else []),
+        "rows": rows,
+        "limited": len(chosen) < len(labels),
+        "worst": _worst(labels, confusion),
+    }
+
+
+def _worst(
+    labels: Sequence[str], confusion: Sequence[Sequence[int]], most: int = 8
+) -> list[tuple[str, str, int, int]]:
+    """The most frequent confusions: (gold, predicted, how often, of how many gold rows)."""
+    pairs = [
+        (labels[i], labels[j], n, sum(row))
+        for i, row in enumerate(confusion)
+        for j, n in enumerate(row)
+        if n and i != j
+    ]
+    return sorted(pairs, key=lambda pair: -pair[2])[:most]
+
+
+def _classes(labels: Sequence[str], models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """F1 of each class, or type of entities, under each model, the student's worst first, those that test lacks last."""
+    confusion, entities = (
+        models["student"].get("confusion"),
+        models["student"].get("scores", {}).get("entities"),
+    )
+    supports = entities or dict(zip(labels, map(sum, confusion or []), strict=False))
+    key = "per_type_f1" if entities else "per_class_f1"
+    rows = []
+    for label in entities or labels:
+        support = supports.get(label)
+        scores = {
+            name: format_number((model.get("scores", {}).get(key) or {}).get(label))
+            for name, model in models.items()
+        }
+        if any(score is not None for score in scores.values()) or support is not None:
+            cells = [(name, format_score("f1", f1), 100 * (f1 or 0)) for name, f1 in scores.items()]
+            rows.append({"label": label, "support": support, "cells": cells, "f1": scores["student"]})
+    rows.sort(key=lambda row: (row["support"] == 0, row["f1"] if row["f1"] is not None else 2.0))
+    return rows
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as (dotted name, text)."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list):
+        yield prefix, ", ".join(map(str, value))
+    else:
+        yield prefix, "n/a" if value is None else str(value)

@@ -1,0 +1,374 @@
+"""Tables of the terminal: models, artifacts, targets, sweeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kdcli import console
+from kdcli.report.metrics import (
+    Report,
+    compared_models,
+    differences_of,
+    finding,
+    format_interval,
+    format_score,
+    metric_of,
+)
+from kdcli.report.numbers import (
+    format_bytes,
+    format_count,
+    format_milliseconds,
+    format_number,
+    format_pair,
+    format_rate,
+    format_share,
+    format_times,
+)
+from kdcli.report.verdict import verdict_text
+
+
+def model_columns(metric: str) -> list[str]:
+    shown = metric_of(metric)
+    return ["model", shown.name, "95 % interval", "params", "size", shown.latency, shown.rate, "memory"]
+
+
+def model_rows(metric: str, models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """One row a model, cells as in ``_columns``."""
+    return [
+        [
+            name,
+            format_score(metric, model.get("score")),
+            format_interval(metric, model.get("scores", {}).get(f"{metric}_ci95")),
+            format_count(model.get("parameters")),
+            format_bytes(model.get("bytes")),
+            format_milliseconds((model.get("latency_ms") or {}).get("p50")),
+            format_rate(model.get("throughput_per_s")),
+            format_bytes(model.get("peak_memory_bytes")),
+        ]
+        for name, model in models.items()
+    ]
+
+
+def _table(title: str, metric: str, models: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print models side by side; where columns are to be joined, the score and its interval are, and there further
+    scores stand beside them."""
+    columns, rows, shown = model_columns(metric), model_rows(metric, models), metric_of(metric)
+    if shown.compact:
+        columns[1:3] = [f"{columns[1]} (95 %)"]
+        for row, model in zip(rows, models.values(), strict=True):
+            low, high = format_pair(model.get("scores", {}).get(f"{metric}_ci95"))
+            row[1:3] = [row[1] if low is None or high is None else f"{row[1]} ({row[2]})"]
+    further = []
+    for name, key in shown.beside:
+        scores = [model.get("scores", {}).get(key) for model in models.values()]
+        if any(format_number(score) is not None for score in scores):
+            further.append((name, [format_score(metric, score) for score in scores]))
+    if further:
+        columns[2:] = [*(name for name, _ in further), *columns[2:-1]]
+        for i, row in enumerate(rows):
+            row[2:] = [*(cells[i] for _, cells in further), *row[2:-1]]
+    console.table(title, columns, rows)
+
+
+def final_table(report: Report) -> None:
+    """Print teacher, control and student side by side, then the verdict, to stdout."""
+    tokens = f", {report['test_tokens']:,} reference tokens" if report.get("test_tokens") else ""
+    _table(f"{report['test_examples']:,} test examples{tokens}", report["metric"], compared_models(report))
+    console.say(verdict_text(report), style="bold")
+    if asked := report.get("endpoint"):
+        console.say(f"{asked['model']}: {_bill(asked)}")
+
+
+def _bill(asked: Mapping[str, Any]) -> str:
+    """What a teacher that was only asked has answered, and what that took."""
+    cost = "not known" if asked["cost"] is None else f"{asked['cost']:.2f}"
+    before = f", {asked['from_ledger']:,} answered before" if asked["from_ledger"] else ""
+    return (
+        f"{asked['questions']:,} questions{before}; {asked['requests']:,} requests ({asked['retries']:,} of them retries), "
+        f"{asked['prompt_tokens']:,} + {asked['completion_tokens']:,} tokens, cost {cost}; {asked['refused']:,} refused, "
+        f"{asked['unparsable']:,} unparsable"
+    )
+
+
+def eval_table(result: Mapping[str, Any]) -> None:
+    """Print what ``kdcli eval`` found (eval.json), and the verdict if student and teacher were compared, or how much faster a file
+    is that took turns with the student."""
+    title = f"{result['examples']:,} rows of {result['dataset']['name']}, split {result['split']}"
+    _table(title, result["metric"], result["models"])
+    if "verdict" in result:
+        console.say(result["verdict"]["text"], style="bold")
+        return
+    shown = metric_of(result["metric"])
+    for name, model in result["models"].items():
+        faster, speedup = (format_number(model.get(key)) for key in ("times_faster", "speedup"))
+        if faster and speedup and "parameters" not in model:  # a checkpoint took turns with the teacher
+            sooner = "shorter" if faster > 1 else "longer"
+            console.say(
+                f"{name}, in turns with the student in torch: {shown.latency_of} {format_times(max(faster, 1 / faster))} times {sooner}, "
+                f"{format_times(speedup)} times the {shown.rates}"
+            )
+
+
+UNRUN = (
+    "Nothing here runs these files: their answers and their speed are not known. Compare them on the device."
+)
+
+
+def export_table(result: Mapping[str, Any]) -> None:
+    """Print the artifacts of ``kdcli export`` (export.json) beside the torch student, and what they miss.
+
+    ``faster`` is how many times, of the same rows in turns; ``agrees`` the share of rows (of what writes text: tokens) with the
+    torch student's answer, ``texts`` that of texts written just as it does; ``checks`` says whether those, the score and the
+    budget are as they must be.
+    """
+    metric, best, shown = result["metric"], result["recommended"], metric_of(result["metric"])
+    texts = any("same_texts" in (entry["parity"] or {}) for entry in result["artifacts"].values())
+
+    agrees = ["agrees", "texts"] if texts else ["agrees"]
+    rows, misses = [export_cells("torch student", metric, result["torch"], agrees)], []
+    for name, entry in result["artifacts"].items():
+        parity, budget = entry["parity"] or {}, entry["budget"]
+        rows.append(export_cells(("* " if name == best else "") + name, metric, entry, agrees))
+        if not parity.get("within", True):
+            lost = differences_of(metric, parity["score_drop"])[0].removeprefix("+")
+            agreed = (
+                f"agrees with the torch student on {format_share(parity['agreement'])} of the {shown.item}"
+            )
+            if "generated" in parity:
+                agreed += f", writes {format_share(parity['generated'])} of its answers,"
+            if "same_texts" in parity:
+                agreed += f", writes {format_share(parity['same_texts'])} of its texts just as it does,"
+            misses.append(f"{name}: out of tolerance: {agreed} and loses {lost} {shown.unit}")
+            if parity.get("same_tokens", 1) < 1:
+                same = format_share(parity["same_tokens"])
+                misses.append(
+                    f"{name}: its own tokenizer cuts only {same} of the texts as the student's does"
+                )
+        for key, check in budget.items():
+            if key != "met" and not check["met"]:
+                misses.append(f"{name}: misses its budget: {_budget_line(key, check)}")
+    misses += [f"{name}: could not be made or run" for name in result.get("failed", {})]
+    columns = export_columns(metric, agrees)
+    console.table(f"{result['hardware']}, {result['test_examples']:,} test examples", columns, rows)
+    if texts:
+        console.say(
+            f"agrees, texts: shares of {shown.item} and of whole texts written as the torch student does"
+        )
+    told = [f"The files were {result['note']}."] if result.get("note") else []
+    if result.get("sequence_length"):
+        told.append(f"Speed and memory are those of rows of {result['sequence_length']:,} tokens.")
+    for line in [*told, *stream_lines(result), *load_lines(result), *misses]:
+        console.say(line)
+    if compared := result.get("quantization"):
+        _quantization_table(metric, compared)
+    if not any(entry["parity"] for entry in result["artifacts"].values()):
+        console.say(UNRUN, style="bold")
+    elif best is None:
+        console.say("No artifact is within tolerance and budget.", style="bold")
+    else:
+        console.say("* recommended: the smallest within tolerance and budget")
+    if result["smoke"]:
+        console.say("A smoke run: these figures mean nothing.", style="bold")
+
+
+def probability_lines(result: Mapping[str, Any]) -> list[str]:
+    """One sentence on each classifier's file: how far a label's probability is from the torch student's, at most."""
+    lines = []
+    for name, entry in result["artifacts"].items():
+        apart = (entry["parity"] or {}).get("max_abs_difference_of_probabilities")
+        if apart is not None:
+            most = math.ceil(apart * 1000) / 1000
+            lines.append(f"{name}: no label's probability is further than {most:g} from the torch student's")
+    return lines
+
+
+def stream_lines(result: Mapping[str, Any]) -> list[str]:
+    """One sentence on each model that writes: how its answers come, token by token."""
+    lines = []
+    for name, entry in {"torch student": result["torch"], **result["artifacts"]}.items():
+        if entry.get("between_tokens_ms"):
+            first, later = (
+                f"{format_milliseconds(entry[key]['p50'])} (95 %: {format_milliseconds(entry[key]['p95'])})"
+                for key in ("first_token_ms", "between_tokens_ms")
+            )
+            lines.append(f"{name}: an answer's first token in {first}, then one each {later}")
+    return lines
+
+
+def load_lines(result: Mapping[str, Any]) -> list[str]:
+    """One sentence on each artifact that was asked raw texts at stated rates."""
+    lines = []
+    for name, entry in result["artifacts"].items():
+        if load := entry.get("load"):
+            at = []
+            for rate in load["rates"]:
+                late = "" if rate["busy"] < 1 else " (falls behind)"
+                at.append(
+                    f"{format_milliseconds(rate['latency_ms']['p95'])} at {rate['requests_per_s']:g} a second{late}"
+                )
+            line = f"{name}: from raw text to answer, 95 % of requests within {', '.join(at)}"
+            if load["limit_ms"] is not None:
+                most = load["most_requests_per_s"]
+                kept = "no rate keeps" if most is None else f"up to {float(f'{most:.2g}'):,g} a second keep"
+                line += f"; {kept} {load['limit_ms']:g} ms"
+            lines.append(line)
+    return lines
+
+
+def _quantization_table(metric: str, compared: Mapping[str, Any]) -> None:
+    """What the stage with rounded weights is worth: the files beside those of the student before it."""
+    before, precision = format_score(metric, compared["score"]), compared["precision"]
+    console.table(
+        f"trained in {precision}, against rounded after training; kept: of {before}, the student's in fp32 before that stage",
+        ["", "quantization-aware", "kept", "post-training", "kept"],
+        [
+            [
+                name,
+                *(
+                    cell
+                    for own in pair.values()
+                    for cell in (format_score(metric, own["score"]), format_share(own["kept"]))
+                ),
+            ]
+            for name, pair in compared["artifacts"].items()
+        ],
+    )
+
+
+def export_columns(metric: str, agrees: Sequence[str]) -> list[str]:
+    """What `_export_cells` holds; where the time to the first token is not all of it, nothing is called faster by it."""
+    shown = metric_of(metric)
+    faster = [] if shown.compact else ["faster"]
+    return ["file", shown.name, "size", shown.latency, *faster, "memory", *agrees, "checks"]
+
+
+def export_cells(name: str, metric: str, entry: Mapping[str, Any], agrees: Sequence[str]) -> list[str]:
+    """A line of an export's table; that of the torch student has nothing to agree with."""
+    speed, faster = entry.get("latency_ms") or {}, format_number(entry.get("times_faster"))
+    cost = [format_bytes(entry.get("bytes")), format_milliseconds(speed.get("p50"))]
+    if not metric_of(metric).compact:
+        cost.append("" if faster is None else f"{faster:.1f} x")
+    cost.append(format_bytes(entry.get("peak_memory_bytes")))
+    parity = entry.get("parity")
+    if parity is None:
+        checks = "not run" if "parity" in entry else ""
+        return [name, format_score(metric, entry.get("score")), *cost, *("" for _ in agrees), checks]
+    shares = [format_share(parity.get(key)) for key in ("agreement", "same_texts")[: len(agrees)]]
+    good = parity["within"] and entry["budget"]["met"]
+    return [name, format_score(metric, entry.get("score")), *cost, *shares, "ok" if good else "MISSED"]
+
+
+def targets_table(jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Print the files of several exports side by side, and which of all is the best: the smallest within tolerance and budget.
+
+    A job has ``overrides`` (the words, one string) and either what export.json holds, or ``message`` (why it failed).
+    """
+    words = [job["overrides"].split() for job in jobs]
+    told = [
+        " ".join(word.removeprefix("hardware=") for word in line if not all(word in other for other in words))
+        or " ".join(word.removeprefix("hardware=") for word in line)
+        for line in words
+    ]
+    done = [(name, job) for name, job in zip(told, jobs, strict=True) if "artifacts" in job]
+    if done:
+        first = done[0][1]
+        metric = first["metric"]
+        good = [
+            (entry["bytes"], name, file)
+            for name, job in done
+            for file, entry in job["artifacts"].items()
+            if (entry["parity"] or {}).get("within") and entry["budget"]["met"]
+        ]
+        best = min(good, default=None)
+        rows = [export_cells("torch student", metric, first["torch"], ["agrees"])]
+        for name, job in done:
+            for file, entry in job["artifacts"].items():
+                mark = "* " if best is not None and best[1:] == (name, file) else ""
+                rows.append(export_cells(f"{mark}{name} {entry['precision']}", metric, entry, ["agrees"]))
+        columns = ["target", *export_columns(metric, ["agrees"])[1:]]
+        console.table(f"all targets, {first['test_examples']:,} test examples", columns, rows)
+        if best is None:
+            console.say("No artifact is within tolerance and budget.", style="bold")
+        else:
+            console.say("* best: the smallest within tolerance and budget")
+    for name, job in zip(told, jobs, strict=True):
+        if "message" in job:
+            console.say(f"{name}: {job['message']}")
+        elif job.get("note"):
+            console.say(f"{name}: its files were {job['note']}")
+
+
+def _budget_line(key: str, check: Mapping[str, Any]) -> str:
+    """A limit that is not met, and what there is of it."""
+    show: Callable[[Any], str] = (
+        format_bytes if "bytes" in key else format_milliseconds if "_ms_" in key else format_share
+    )
+    verb = "needs" if key.startswith("max") else "has"
+    value = f"what it {verb} is not known" if check["value"] is None else f"it {verb} {show(check['value'])}"
+    return f"{key} is {show(check['limit'])}, and {value}"
+
+
+def sweep_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the runs of a sweep to stdout.
+
+    A row has ``overrides`` (the words, one string) and either ``message`` (why the run failed) or ``metric``,
+    ``score`` (on the test split), ``validation_score``, ``retention``, ``gain_over_control`` and
+    ``gain_ci95``, each of which may be None, and ``smoke``. The best is marked by validation score alone: the
+    test score of a run that was picked by it would flatter that run.
+    """
+    words = [row["overrides"].split() for row in rows]
+    shared = [w for w in words[0] if all(w in others for others in words)] if len(rows) > 1 else []
+    names = [" ".join(w for w in line if w not in shared) or "(as it is)" for line in words]
+    metric = next((row["metric"] for row in rows if "metric" in row), "score")
+    validation = [format_number(row.get("validation_score")) for row in rows]
+    best = max((score for score in validation if score is not None), default=None)
+    said = {"no evidence": "unclear", "unknown": "n/a"}
+    cells = []
+    for name, row, score in zip(_short(names), rows, validation, strict=True):
+        if "message" in row:
+            cells.append([name, "n/a", "n/a", "n/a", "n/a", "failed"])
+            continue
+        name = f"* {name}" if score is not None and score == best else name
+        tested, kept = format_score(metric, row.get("score")), format_share(row.get("retention"))
+        found = "smoke" if row.get("smoke") else finding(row)
+        cells.append(
+            [name, format_score(metric, score), tested, kept, _gain(metric, row), said.get(found, found)]
+        )
+    title = f"{len(rows)} runs" + (f" with {' '.join(shared)}" if shared else "")
+    console.table(title, ["overrides", "val.", "test", "kept", "gain (95 %)", "teacher"], cells)
+    if best is None:
+        console.say("No run has a validation score, so none is marked as the best.")
+    else:
+        console.say("* best by validation score; test scores are for reporting, not for choosing")
+    shown = metric_of(metric)
+    if shown.compact:
+        better = shown.better or "higher is better"
+        console.say(f"val. and test: {shown.name} ({better}); gain: {shown.unit}, higher is better")
+    for full, row in zip(names, rows, strict=True):
+        if "message" in row:
+            console.say(f"{full} failed: {row['message']}")
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """``loss.soft_label.temperature=2`` as ``temperature=2``, if no other key of the sweep ends so."""
+    keys = {word.partition("=")[0] for name in names for word in name.split()}
+    ends = [key.rpartition(".")[2] for key in keys]
+    unclear = {key for key in keys if ends.count(key.rpartition(".")[2]) > 1}
+
+    def short(word: str) -> str:
+        key, equals, value = word.partition("=")
+        return word if key in unclear else key.rpartition(".")[2] + equals + value
+
+    return [" ".join(map(short, name.split())) for name in names]
+
+
+def _gain(metric: str, verdict: Mapping[str, Any]) -> str:
+    """``+2.9 [+1.9, +3.9]``: the gain over the control with its interval."""
+    gain, (low, high) = format_number(verdict.get("gain_over_control")), format_pair(verdict.get("gain_ci95"))
+    if gain is None:
+        return "n/a"
+    if low is None or high is None:
+        return differences_of(metric, gain)[0]
+    return "{} [{}, {}]".format(*differences_of(metric, gain, low, high))

@@ -1,0 +1,1 @@
+"""Students that keep a part of the teacher's weights."""

@@ -1,0 +1,1 @@
+"""Language models that complete prompts and conversations."""

@@ -1,0 +1,157 @@
+"""Text classification: one label a row, of one text or of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kdcli.signals import Signal, TopKSignal
+from kdcli.tasks.base import Encoded, Predictions, Task, padded
+
+LARGEST_MATRIX = 1000
+"""Classes of the largest confusion matrix: one of 100,000 classes would need 80 GB."""
+CHUNK = 1000
+"""Rows handed to the tokenizer at once."""
+BINS = 10
+"""Bins of the calibration curve: ten equal steps of confidence (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
+
+
+class Classification(Task):
+    """Every row counts; the headline metric is accuracy."""
+
+    metric = "accuracy"
+    chance_is = "the most frequent label's share"
+    head = ("ForSequenceClassification",)
+    batch = 64
+    auto = "AutoModelForSequenceClassification"
+
+    def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Number and names of the labels."""
+        config.id2label = dict(enumerate(self.labels))
+        config.label2id = {name: index for index, name in enumerate(self.labels)}
+        config.problem_type = "single_label_classification"
+        return config
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
+        """Token ids, and segment ids where the tokenizer makes them."""
+        pairs = "text_pair" in rows.column_names
+        texts, seconds = rows["text"], rows["text_pair"] if pairs else None
+        keys = [key for key in tokenizer.model_input_names if key != "attention_mask"]
+        flat: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+        lengths: list[int] = []
+        for start in range(0, len(rows), CHUNK):
+            at = slice(start, start + CHUNK)
+            chunk = tokenizer(
+                list(texts[at]),
+                list(seconds[at]) if seconds is not None else None,
+                truncation=True,
+                max_length=max_length,
+                return_attention_mask=False,
+            )
+            lengths += [len(ids) for ids in chunk["input_ids"]]
+            for key in keys:
+                flat[key] += [np.asarray(ids, np.int32) for ids in chunk[key]]
+        columns = {
+            key: np.concatenate(parts) if parts else np.empty(0, np.int32) for key, parts in flat.items()
+        }
+        return Encoded(columns, np.cumsum([0, *lengths]), np.asarray(rows["label"], np.int64))
+
+    def collate(
+        self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, Tensor]:
+        """Right-padded inputs (B, L), `labels` (B,) and `rows` (B,)."""
+        batch = padded(features, tokenizer.model_input_names, tokenizer)
+        batch["labels"] = torch.tensor([int(feature["label"]) for feature in features])
+        return batch
+
+    def positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """All rows: (B,) -> (B,), (B,)."""
+        return torch.arange(len(labels), device=labels.device), labels
+
+    def signal(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: Tensor) -> Signal:
+        """The logits of the rows, fp32."""
+        return Signal(model(**inputs).logits[pick].float())
+
+    def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
+        """One a row."""
+        assert encoded.labels is not None
+        return encoded.labels, np.ones(len(encoded), np.int64)
+
+    def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
+        """The text, or the text and its pair."""
+        columns = ["text", "text_pair"] if "text_pair" in rows.column_names else ["text"]
+        return [list(texts) for texts in zip(*(rows[name] for name in columns), strict=True)]
+
+    def answers(
+        self, said: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
+    ) -> dict[str, Tensor]:
+        """The logits themselves."""
+        assert isinstance(said, Signal)
+        return {"logits": said.logits.float()}
+
+    def agreement(self, one: Predictions, other: Predictions) -> np.ndarray:
+        """The same label."""
+        return one["logits"].argmax(1) == other["logits"].argmax(1)
+
+    def divergence(self, teacher: Predictions, student: Predictions) -> np.ndarray:
+        """Over the labels."""
+        log_p, log_q = (log_softmax(said["logits"]) for said in (teacher, student))
+        return (np.exp(log_p) * (log_p - log_q)).sum(1)
+
+    def chance(self, said: Predictions, classes: int) -> float:
+        """The share of the most frequent label."""
+        return float(np.bincount(said.labels).max() / len(said.labels))
+
+    def scores(self, said: Predictions) -> dict[str, Any]:
+        """Accuracy, macro F1, negative log-likelihood, expected calibration error, and of at most `LARGEST_MATRIX` classes the
+        confusion matrix."""
+        logits, labels = said["logits"], said.labels
+        log_p = log_softmax(logits)
+        predicted = logits.argmax(1)
+        size = len(self.labels)
+        right = predicted == labels
+        gold, found, hit = (np.bincount(each, minlength=size) for each in (labels, predicted, labels[right]))
+        f1 = 2 * hit / np.maximum(gold + found, 1)
+        calibration = _calibration(np.exp(log_p.max(1)), right)
+        scores = {
+            "accuracy": float(right.mean()),
+            "macro_f1": float(f1[gold + found > 0].mean()),
+            "nll": float(-log_p[np.arange(len(labels)), labels].mean()),
+            "ece": calibration.pop("ece"),
+            "per_class_f1": dict(zip(self.labels, f1.tolist(), strict=True)),
+            "calibration": calibration,
+        }
+        if size <= LARGEST_MATRIX:
+            confusion = np.bincount(labels * size + predicted, minlength=size**2).reshape(size, size)
+            scores["confusion"] = confusion.tolist()
+        return scores
+
+    def per_example_scores(self, said: Predictions) -> np.ndarray:
+        """1 where the label is right, else 0."""
+        return (said["logits"].argmax(1) == said.labels).astype(np.float64)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logits (N, C) -> their log-probabilities, float64."""
+    logits = logits.astype(np.float64)
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+
+
+def _calibration(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    count = np.bincount(bins, minlength=BINS)
+    safe = np.maximum(count, 1)
+    mean = np.bincount(bins, confidence, BINS) / safe
+    accuracy = np.bincount(bins, correct, BINS) / safe
+    return {
+        "ece": float((np.abs(mean - accuracy) * count).sum() / count.sum()),
+        "confidence": [float(m) if n else None for m, n in zip(mean, count, strict=True)],
+        "accuracy": [float(a) if n else None for a, n in zip(accuracy, count, strict=True)],
+        "count": count.tolist(),
+    }

@@ -1,0 +1,300 @@
+"""The row schema of a task: which columns a row has, when two rows are the same, and how rows are grouped."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.errors import DataError, listed, printable, shown, suggest
+from kdcli.files import digest
+from kdcli.tasks.base import IGNORE
+
+logger = logging.getLogger(__name__)
+LONGEST_LABEL = 1000
+"""Characters of a label's name: a longer one is a text."""
+MOST_EXACT = 2**53
+"""The integer up to which floats are exact: one beyond it is no number of a class."""
+INTEGER = re.compile(r"-?\d+")
+_HALF = re.compile(r"[\ud800-\udfff]")
+
+
+@dataclass
+class RawSplit:
+    """One file or hub split as it was read.
+
+    Attributes:
+        name: for messages.
+        rows: the values of the kind's columns, checked.
+        names: the label names that it declares.
+        commit: the hub commit.
+        dropped: how many rows were left out while it was read, by reason.
+    """
+
+    name: str
+    rows: list[tuple[Any, ...]]
+    names: list[str] | None = None
+    commit: str | None = None
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+RawSplits = dict[str, list[RawSplit]]
+Row = dict[str, Any]
+
+
+class RowSchema(ABC):
+    """What a row is, and when two rows are the same."""
+
+    keys: str
+    """The config keys that name the columns."""
+    columns: list[str]
+    """The columns to read."""
+    labels: Sequence[str] = ()
+    shared = "prompt"
+    """What the rows of a group have in common, for messages."""
+    asked = True
+    """Whether the rows have gold labels, or translations; without, that column, the last one, is not read."""
+
+    def __init__(self, cfg: DatasetConfig):
+        self.cfg = cfg
+        self.replacements = [(re.compile(pattern), put) for pattern, put in cfg.replace.items()]
+
+    def unlabelled(self) -> Self:
+        """The same kind of rows for the teacher alone."""
+        bare = copy.copy(self)
+        bare.asked, bare.columns = False, self.columns[:-1]
+        return bare
+
+    def hide(self, row: Row) -> None:
+        """Take a row's gold label, or its translation, away: it is for the teacher alone."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+        """A row's values as they were read, or a DataError that begins with `where`."""
+
+    def declare(self, sources: RawSplits) -> None:  # noqa: B027
+        """Look at all sources before rows are made of them."""
+
+    @abstractmethod
+    def row(self, values: tuple[Any, ...], where: str) -> Row | None:
+        """The tidied row with its id; None if `dataset.replace` left nothing of a text."""
+
+    @abstractmethod
+    def group(self, row: Row) -> str:
+        """A hash that rows have in common which must stand in the same split; rows are shuffled by it."""
+
+    def filtered(self, train: list[Row]) -> tuple[list[Row], Counter[str]]:
+        """The training rows that `dataset.clean` keeps, and how many it does not, by reason."""
+        return train, Counter()
+
+    def require(self, train: list[Row]) -> None:  # noqa: B027
+        """Refuse training rows that teach nothing."""
+
+    def replaced(self, text: str) -> str:
+        """The text after `dataset.replace`."""
+        for pattern, put in self.replacements:
+            text = pattern.sub(put, text)
+        return text
+
+    def pick(self, found: list[str], name: str, nested: bool = False) -> list[list[str]]:
+        """The way to each of the kind's columns: its name, which is among those found; or, if they may hold mappings, to
+        `translation.de` that of the column `translation`, and then `de`."""
+        ways = []
+        for column in self.columns:
+            way = [column]
+            if nested and column not in found:
+                way = column.split(".")
+            if way[0] not in found:
+                remedy = f"name them with {self.keys}"
+                if len(found) == 1 and (sign := re.search("[;|,]", found[0])):
+                    remedy = (
+                        f"if {sign[0]} stands between its columns, give 'dataset.delimiter=\"{sign[0]}\"'"
+                    )
+                raise DataError(
+                    f"{name} has no column {shown(column)}{suggest(column, found)} (columns: {listed(found)}); {remedy}"
+                )
+            if found.count(way[0]) > 1:
+                raise DataError(
+                    f"{name} has {found.count(way[0])} columns {shown(way[0])}; rename or remove all but one"
+                )
+            ways.append(way)
+        return ways
+
+
+class LabelledRows(RowSchema):
+    """Rows with gold labels, names or integers, which stand in the last column."""
+
+    def hide(self, row: Row) -> None:
+        """-100, also for each word."""
+        row["label"] = [IGNORE] * len(row["words"]) if "words" in row else IGNORE
+
+    def declare(self, sources: RawSplits) -> None:
+        """Names of the labels: given, declared, or all found, sorted."""
+        found = {
+            label
+            for parts in sources.values()
+            for part in parts
+            for row in part.rows
+            for label in labels_of(row[-1])
+        }
+        names = self.cfg.labels or sources["train"][0].names
+        for name in names or ():
+            require_label_name(name, f"{self.cfg.path}: a label's name")
+        self.labels = names or sorted(
+            found - {None},
+            key=lambda label: (0, int(label), label) if INTEGER.fullmatch(label) else (1, 0, label),
+        )
+        if not names:
+            self._warn_of_alike()
+        self.index = {name: number for number, name in enumerate(self.labels)}
+        if not any(map(INTEGER.fullmatch, self.labels)):  # then integers are places among the names
+            self.index |= {str(number): number for number in range(len(self.labels))}
+
+    def _warn_of_alike(self) -> None:
+        """Labels that were written in two ways count as two."""
+        spelt: dict[str, list[str]] = {}
+        for label in self.labels:
+            spelt.setdefault(" ".join(label.split()).casefold(), []).append(label)
+        if alike := [ways for ways in spelt.values() if len(ways) > 1]:
+            logger.warning(
+                "%s: labels that differ in case or white space alone count as several (%s); if they are one, write them alike",
+                self.cfg.path,
+                "; ".join(" | ".join(map(shown, ways[:3])) for ways in alike[:3]),
+            )
+
+    def place(self, label: Any, where: str) -> int:
+        """Where a label stands among the names; -100 of one that is not asked for."""
+        if not self.asked:
+            return IGNORE
+        if label is None:
+            raise DataError(f"{where}: the label is missing")
+        if label not in self.index:
+            raise DataError(
+                f"{where}: the label {shown(label)} is not among {listed(self.labels)}{suggest(label, self.labels)}"
+            )
+        return self.index[label]
+
+    def require(self, train: list[Row]) -> None:
+        """At least two classes."""
+        found = {label for row in train for label in labels_of(row["label"])} - {IGNORE}
+        if len(found) < 2:
+            raise DataError(
+                f"{self.cfg.path}: all training rows have the label {shown(self.labels[found.pop()])}; at least two are "
+                "needed"
+            )
+
+
+def require_text(value: Any, what: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {what} is {shown(value)}, not a string")
+    if not value.strip():
+        raise DataError(f"{where}: {what} is empty; remove the row, or fill it")
+    if _HALF.search(value):
+        raise DataError(f"{where}: {what} {shown(value, 80)} holds half a character (a lone surrogate)")
+    return value
+
+
+def require_list(value: Any, what: str, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise DataError(
+            f"{where}: the {what} are {shown(value)}; expected a list (of jsonl, parquet or hub data), or conll lines"
+        )
+    if not value:
+        raise DataError(f"{where}: there are no {what}; remove the row")
+    return value
+
+
+def labels_of(label: Any) -> list[Any]:
+    """The labels of a row: one, or one a word."""
+    return label if isinstance(label, list) else [label]
+
+
+def fold_white_space(text: str) -> str:
+    return " ".join(text.split())
+
+
+def row_hash(content: list[Any]) -> str:
+    return digest(content)[:32]
+
+
+def label_name(value: Any, where: str) -> str | None:
+    """A label as a string: 1.0, which is what a column of integers with gaps becomes, is 1; None is a missing one."""
+    if value is None or value != value:  # NaN
+        return None
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and abs(value) > MOST_EXACT):
+        raise DataError(f"{where}: the label is {shown(value)}; expected a name or an integer")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    name = str(value).strip()
+    if len(name) > LONGEST_LABEL or not name.isprintable():
+        require_label_name(name, f"{where}: the label")
+    return name or None
+
+
+def require_label_name(name: str, what: str) -> None:
+    """Refuse a label's name that no file and no table can hold: it stands in config.json, reports and model cards.
+
+    Raises:
+        DataError
+    """
+    if len(name) > LONGEST_LABEL:
+        raise DataError(
+            f"{what} {shown(name)} has {len(name):,} characters, and a name may have {LONGEST_LABEL:,}; is dataset.label the right column?"
+        )
+    if printable(name) != name or set(name) & set("\t\n"):
+        raise DataError(
+            f"{what} {shown(name)} holds a control character, a line break or half a character; remove it from the data"
+        )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that stands there twice the first value would be lost."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {shown(keys.most_common(1)[0][0])} stands there twice")
+    return row
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_unique).decode
+
+
+def decode_json(text: str) -> Any:
+    """What a text in JSON holds.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, holds a number of thousands of digits or a key twice.
+    """
+    try:
+        return _decode(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error}; is the file truncated?") from None
+
+
+@dataclass(frozen=True)
+class FolderFormat:
+    """A format of files that may lie in a folder: its tasks, how they end, and the columns that it always has."""
+
+    tasks: tuple[str, ...]
+    suffixes: tuple[str, ...]
+    columns: list[str]
+
+
+FOLDER_FORMATS = {
+    "txt": FolderFormat(("causal_lm", "masked_lm"), (".txt",), ["text"]),
+    "conversations": FolderFormat(("causal_lm",), (".yml", ".yaml"), ["prompt", "completion"]),
+    "gettext": FolderFormat(("seq2seq",), (".po", ".mo"), ["source", "target"]),
+    "conll": FolderFormat(
+        ("token_classification",), (".conll", ".bio", ".iob", ".iob2", ".txt"), ["words", "tags"]
+    ),
+}

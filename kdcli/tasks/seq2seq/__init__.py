@@ -1,0 +1,1 @@
+"""Translation and summarisation by encoder-decoder models."""

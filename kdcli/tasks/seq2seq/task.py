@@ -1,0 +1,389 @@
+"""Translation, and whatever else makes one text of another, by a model with an encoder and a decoder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.errors import ConfigError, DataError, listed, suggest
+from kdcli.files import digest
+from kdcli.generation import Reply, decoded, greedy_config, start_of, translate
+from kdcli.signals import HiddenSignal
+from kdcli.tasks.base import IGNORE, Encoded, Predictions, padded
+from kdcli.tasks.language_model import LanguageModel, head_of
+
+CHUNK = 1000
+"""Rows handed to the tokenizer at once."""
+_CODE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4})?")
+_TARGET = re.compile(r">>[^<>]*<<")
+"""What Marian's models of several languages are told the target's by: the first token of a source."""
+
+
+class Seq2Seq(LanguageModel):
+    """The headline metric is BLEU (sacrebleu's, 0 to 100) of what a model writes greedily.
+
+    Rows hold `source` and `target`, None until the teacher has translated where nobody else has. All tokens of the target count, its end among them, but for those that are given to the
+    decoder and not predicted (a language code, BART's beginning). The decoder begins with the model's own start token, which
+    is the padding token of Marian and T5.
+
+    Args:
+        languages: codes of source and target, for tokenizers of several languages.
+        prefix: stands before each source.
+        overlong: whether pairs of more than `max_length` tokens are dropped; else they are refused.
+    """
+
+    metric = "bleu"
+    quick = "log_prob"
+    head = ("ForConditionalGeneration", "MTModel")
+    batch = 32
+    auto = "AutoModelForSeq2SeqLM"
+    writes = True
+    searches = True
+    corpus = True
+
+    def __init__(
+        self,
+        languages: tuple[str | None, str | None] = (None, None),
+        prefix: str = "",
+        drop_overlong: bool = False,
+    ):
+        super().__init__()
+        self.languages, self.prefix, self.drop_overlong = languages, prefix, drop_overlong
+
+    @classmethod
+    def of(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
+        """Languages and prefix of a data set."""
+        _require_sacrebleu()
+        languages = cfg.source_language, cfg.target_language
+        return cls(languages, cfg.prefix, cfg.clean.overlong == "drop")
+
+    # ---- rows -> tokens ----------------------------------------------------------------------------------
+
+    def given(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The tokens that a target begins with and that are not predicted: a language code, or BART's beginning."""
+        self._set_languages(tokenizer)
+        empty = list(tokenizer(text_target="")["input_ids"])
+        return empty[:-1] if empty and empty[-1] == tokenizer.eos_token_id else empty
+
+    def prepare(
+        self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> datasets.Dataset:
+        """The pairs whose source and target have at most `max_length` tokens.
+
+        Raises:
+            DataError: one has more, and shall not be dropped.
+        """
+        long = self.lengths(tokenizer, rows) > max_length
+        if long.any() and not self.drop_overlong:
+            first = rows[int(long.argmax())]
+            raise DataError(
+                f"{long.sum()} of {len(rows)} pairs have more than dataset.max_length = {max_length} tokens in source or target, the first "
+                f"is row {first['id']} ({first['source'][:60]!r}); raise dataset.max_length, or leave them out "
+                "(dataset.clean.overlong=drop)"
+            )
+        return self.without_overlong(rows, long)
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
+        """Source ids (`input_ids`), target ids (`target`), and the target's ids where they count (`labels`)."""
+        given, end = len(self.given(tokenizer)), tokenizer.eos_token_id
+        sources, targets = (
+            [ids if len(ids) <= max_length else [*ids[: max_length - 1], end] for ids in side]
+            for side in self._ids(tokenizer, rows)
+        )
+        flat = [np.asarray([token for ids in side for token in ids], np.int32) for side in (sources, targets)]
+        offsets, target_offsets = (np.cumsum([0, *_lengths(side)]) for side in (sources, targets))
+        labels = flat[1].copy()
+        for place in range(given):
+            labels[target_offsets[:-1] + place] = IGNORE
+        for row, text in enumerate(rows["target"]):
+            if text is None:
+                labels[target_offsets[row] : target_offsets[row + 1]] = IGNORE
+        return Encoded(
+            {"input_ids": flat[0], "target": flat[1], "labels": labels},
+            offsets,
+            target_offsets=target_offsets,
+            pairs=[
+                (source, target or "") for source, target in zip(rows["source"], rows["target"], strict=True)
+            ],
+        )
+
+    def _ids(self, tokenizer: PreTrainedTokenizerBase, rows: Any) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of all sources and all targets."""
+        self._set_languages(tokenizer)
+        sources: list[list[int]] = []
+        targets: list[list[int]] = []
+        for start in range(0, len(rows), CHUNK):
+            at = slice(start, start + CHUNK)
+            texts = [self.prefix + text for text in rows["source"][at]]
+            sources += tokenizer(texts, verbose=False)["input_ids"]
+            written = [text or "" for text in rows["target"][at]]  # what only the teacher translates has none
+            targets += tokenizer(text_target=written, verbose=False)["input_ids"]
+        return sources, targets
+
+    def _set_languages(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Tell a tokenizer of several languages which two they are.
+
+        Raises:
+            ConfigError: it does not know them, or nobody says which.
+        """
+        if told := _TARGET.match(self.prefix):
+            _require_token(tokenizer, told[0])
+        if not hasattr(tokenizer, "src_lang"):
+            return
+        if hasattr(tokenizer, "lang_code_to_token"):
+            known = list(tokenizer.lang_code_to_token)
+        else:
+            known = [token for token in tokenizer.all_special_tokens if _CODE.fullmatch(token)]
+        for key, code in zip(("source_language", "target_language"), self.languages, strict=True):
+            if code is None or code not in known:
+                what = "is not set" if code is None else f"= {code}: the model does not know it"
+                raise ConfigError(
+                    f"dataset.{key} {what}{suggest(code or '', known)}; its codes: {listed(sorted(known))}"
+                )
+        source, target = self.languages
+        if (tokenizer.src_lang, tokenizer.tgt_lang) != (source, target):
+            tokenizer.src_lang, tokenizer.tgt_lang = source, target
+            tokenizer.init_kwargs |= {"src_lang": source, "tgt_lang": target}  # as it is saved
+
+    def collate(
+        self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, Tensor]:
+        """Right-padded sources (B, S) with their mask, targets and labels (B, T), and `rows` (B,)."""
+        return padded(features, ("input_ids", "attention_mask", "target", "labels"), tokenizer)
+
+    # ---- models ------------------------------------------------------------------------------------------
+
+    def positions(self, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """(B, T) -> where the decoder stands when it predicts a counted token, and those tokens, (N,)."""
+        row, column = (labels != IGNORE).nonzero(as_tuple=True)
+        return (row, column), labels[row, column]
+
+    def counts(self, labels: Tensor) -> Tensor:
+        """Counted tokens of each row."""
+        return (labels != IGNORE).sum(1)
+
+    def signal(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: tuple[Tensor, Tensor]
+    ) -> HiddenSignal:
+        """The decoder's last hidden states at the picked positions, (N, H), and the head. It reads the target, one place
+        later, after its start token; what pads a target stands behind all that count, and is not seen."""
+        target = inputs["target"]
+        start = torch.full_like(target[:, :1], start_of(model))
+        mask = inputs.get("attention_mask")
+        read = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
+        hidden = model.get_decoder()(
+            input_ids=torch.cat([start, target[:, :-1]], 1),
+            encoder_hidden_states=read,
+            encoder_attention_mask=mask,
+            use_cache=False,
+        ).last_hidden_state
+        return HiddenSignal(hidden[pick], head_of(model))
+
+    def probe(self, ids: Tensor) -> dict[str, Tensor]:
+        """The same tokens as source and target."""
+        return {"input_ids": ids, "target": ids}
+
+    def own_logits(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
+        """(1, L) -> (L, C)."""
+        start = torch.full_like(ids[:, :1], start_of(model))
+        return model(input_ids=ids, decoder_input_ids=torch.cat([start, ids[:, :-1]], 1)).logits[0].float()
+
+    def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
+        """The sources, each with the prefix."""
+        return [[self.prefix + text] for text in rows["source"]]
+
+    def shown(self, rows: datasets.Dataset) -> list[dict[str, str]]:
+        """What people see of each row: its source as `prompt`, and the `reference`."""
+        pairs = zip(rows["source"], rows["target"], strict=True)
+        return [{"prompt": source, "reference": target} for source, target in pairs]
+
+    def replies(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: datasets.Dataset,
+        max_length: int,
+        **options: Any,
+    ) -> list[Reply]:
+        """A model's translation of each row; with `candidates`, so many for each row, one after the other."""
+        sources, _ = self._ids(tokenizer, rows)
+        cut = [ids[:max_length] for ids in sources]
+        texts = decoded(tokenizer, self._tokens(model, tokenizer, cut, max_length, **options))
+        return [Reply(text, True) for text in texts]
+
+    def greedy(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Encoded, max_length: int
+    ) -> list[list[int]]:
+        """The tokens of a greedy translation of each source, without those given."""
+        sources = [part.tolist() for part in np.split(encoded.columns["input_ids"], encoded.offsets[1:-1])]
+        return self._tokens(model, tokenizer, sources, max_length)
+
+    def _tokens(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sources: Sequence[Sequence[int]],
+        max_length: int,
+        **options: Any,
+    ) -> list[list[int]]:
+        given = self.given(tokenizer)
+        room = max(1, max_length - len(given))
+        how = {"max_new_tokens": room, "batch_size": self.batch} | options
+        how["max_new_tokens"] = min(how["max_new_tokens"], room)
+        return translate(model, tokenizer, sources, given, **how)
+
+    def completed(
+        self,
+        said: Predictions,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        encoded: Encoded,
+        max_length: int,
+    ) -> Predictions:
+        """With a greedy translation of each source."""
+        texts = decoded(tokenizer, self.greedy(model, tokenizer, encoded, max_length))
+        return self.written(said, texts, encoded)
+
+    def prepare_for_saving(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> None:
+        """So that plain `generate` writes what is written, and scored, here: it begins with the language, goes on as far as texts
+        do, and neither searches nor shuns repetitions as the checkpoint that the model was born from may."""
+        given = self.given(tokenizer)
+        own: Any = greedy_config(model, tokenizer)
+        own.forced_bos_token_id = given[0] if given else None
+        own.max_new_tokens = max_length
+        model.generation_config = own
+
+    def written(self, said: Predictions, texts: Sequence[str], encoded: Encoded) -> Predictions:
+        """A model's answers beside what it wrote for each row."""
+        return Predictions(said.answers, said.labels, said.counts, list(texts), encoded.pairs)
+
+    def with_completion(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
+        """The row with another target."""
+        return {**row, "target": text, "id": digest(row["id"], text)[:32]}
+
+    # ---- scores ------------------------------------------------------------------------------------------
+
+    def scores(self, said: Predictions) -> dict[str, Any]:
+        """Of what was written BLEU, chrF, the ratio of its length to the references', and the share of texts that are their
+        source; of the references' tokens what `LanguageModel` says."""
+        found = super().scores(said) if "log_prob" in said.answers else {}
+        return (self.text_scores(said.texts, said.pairs) | found) if said.texts else found
+
+    def text_scores(self, texts: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+        """sacrebleu's corpus BLEU and chrF (both 0 to 100), `length_ratio`, and `copied` in [0, 1]."""
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+
+        references = [target for _, target in pairs]
+        bleu = BLEU(force=True).corpus_score(list(texts), [references])
+        copied = [
+            _plain(text) == _plain(source) != _plain(target)
+            for text, (source, target) in zip(texts, pairs, strict=True)
+        ]
+        return {
+            "bleu": bleu.score,
+            "chrf": CHRF().corpus_score(list(texts), [references]).score,
+            "length_ratio": bleu.sys_len / max(1, bleu.ref_len),
+            "copied": float(np.mean(copied)),
+        }
+
+    def signatures(self) -> dict[str, str]:
+        """How BLEU and chrF are computed, as sacrebleu writes it."""
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+
+        found = {}
+        for name, metric in (("bleu", BLEU(force=True)), ("chrf", CHRF())):
+            metric.corpus_score(["a"], [["a"]])
+            found[name] = str(metric.get_signature())
+        return found
+
+    def each(self, said: Predictions) -> np.ndarray:
+        """chrF of each text, 0 to 100, (rows,)."""
+        from sacrebleu.metrics.chrf import CHRF
+
+        metric = CHRF()
+        return np.asarray(
+            [
+                metric.sentence_score(text, [target]).score
+                for text, (_, target) in zip(said.texts, said.pairs, strict=True)
+            ]
+        )
+
+    def nearest(self, candidates: Sequence[str], reference: str) -> str:
+        """The candidate whose smoothed sentence BLEU against the reference is highest; the first of equals."""
+        from sacrebleu.metrics.bleu import BLEU
+
+        metric = BLEU(effective_order=True)
+        return max(candidates, key=lambda text: metric.sentence_score(text, [reference]).score)
+
+    def per_example_scores(self, said: Predictions) -> np.ndarray:
+        """BLEU is no mean over rows: use `sufficient_statistics`."""
+        raise NotImplementedError
+
+    def sufficient_statistics(self, said: Predictions) -> np.ndarray:
+        """Of each text the n-grams that are right and those that it has, for n = 1 … 4, its length and the reference's,
+        (rows, 10): BLEU is made of their sums."""
+        from sacrebleu.metrics.bleu import BLEU
+
+        metric = BLEU(effective_order=True)
+        found = []
+        for text, (_, target) in zip(said.texts, said.pairs, strict=True):
+            score = metric.sentence_score(text, [target])
+            found.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
+        return np.asarray(found, np.float64)
+
+    def score_from_statistics(self, sums: np.ndarray) -> float:
+        """Corpus BLEU, (10,) -> 0 to 100."""
+        from sacrebleu.metrics.bleu import BLEU
+
+        right, whole = sums[:4].round().astype(int).tolist(), sums[4:8].round().astype(int).tolist()
+        own, reference = round(sums[8]), round(sums[9])
+        return float(BLEU.compute_bleu(right, whole, own, reference, smooth_method="exp").score)
+
+    def retention(self, student: float, teacher: float) -> float:
+        """The ratio of BLEU scores."""
+        return student / teacher if teacher else 0.0
+
+
+def _require_token(tokenizer: PreTrainedTokenizerBase, code: str) -> None:
+    """Raises:
+    ConfigError: a prefix names a target language that is none of the tokenizer's.
+    """
+    if tokenizer.unk_token_id not in tokenizer(code, add_special_tokens=False)["input_ids"]:
+        return
+    known = sorted(token for token in tokenizer.get_vocab() if _TARGET.fullmatch(token))
+    remedy = f"its codes: {listed(known)}" if known else "it knows no such codes; leave the prefix out"
+    raise ConfigError(
+        f"dataset.prefix begins with {code}: the model does not know it{suggest(code, known)}; {remedy}"
+    )
+
+
+def _lengths(side: Sequence[Sequence[int]]) -> list[int]:
+    return [len(ids) for ids in side]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _require_sacrebleu() -> None:
+    """Raises:
+    ConfigError: the package is not installed.
+    """
+    try:
+        import sacrebleu  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"{error}: translations are scored by it; pip install 'kdcli[translation]'"
+        ) from None

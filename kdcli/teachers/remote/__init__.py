@@ -1,0 +1,1 @@
+"""Teachers behind an API: requests, limits, and the ledger of their answers."""

@@ -1,0 +1,71 @@
+"""What language models write on a split's prompts, and how that is scored."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+import datasets
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdcli.config.schema import Measure
+from kdcli.tasks.base import Task
+
+SHOWN = 10
+"""Prompts that the report shows."""
+BATCH = 8
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    rows: datasets.Dataset,
+    max_length: int,
+    cfg: Measure,
+) -> list[str]:
+    """Greedy answers to the first prompts of a split; of each at most `cfg.new_tokens` tokens."""
+    some = rows.select(range(min(cfg.generations, len(rows))))
+    texts = task.write(model, tokenizer, some, max_length, max_new_tokens=cfg.new_tokens, batch_size=BATCH)
+    return [text.strip() for text in texts]
+
+
+def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """ROUGE-L against the references, and how varied the texts are.
+
+    Returns:
+        rouge_l: mean F1 of the longest common subsequence of words (Lin 2004, https://aclanthology.org/W04-1013), without
+            stemming; distinct_2: different pairs of words among all pairs (Li et al. 2016, https://arxiv.org/abs/1510.03055);
+            repetition: the share of groups of four words that stand in the same text before. All in [0, 1].
+    """
+    words = [_words(text) for text in texts]
+    f1 = [_rouge_l(own, _words(reference)) for own, reference in zip(words, references, strict=False)]
+    pairs = [pair for own in words for pair in pairwise(own)]
+    fours = [Counter(zip(own, own[1:], own[2:], own[3:], strict=False)) for own in words]
+    total = sum(sum(counts.values()) for counts in fours)
+    return {
+        "rouge_l": float(np.mean(f1)) if f1 else 0.0,
+        "distinct_2": len(set(pairs)) / len(pairs) if pairs else 0.0,
+        "repetition": 1 - sum(map(len, fours)) / total if total else 0.0,
+    }
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _rouge_l(one: Sequence[str], other: Sequence[str]) -> float:
+    if not one or not other:
+        return 0.0
+    row = [0] * (len(other) + 1)
+    for word in one:
+        before = 0
+        for place, against in enumerate(other, 1):
+            before, row[place] = (
+                row[place],
+                before + 1 if word == against else max(row[place], row[place - 1]),
+            )
+    return 2 * row[-1] / (len(one) + len(other))

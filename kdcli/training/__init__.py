@@ -1,0 +1,1 @@
+"""Training: the distiller, the Trainer, and the checks before it."""

@@ -1,0 +1,73 @@
+"""Batches: steps of a training, micro-batches, and batches of rows of like length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from kdcli.config.schema import Trainer as TrainerConfig
+from kdcli.config.types import MOST_STEPS
+from kdcli.errors import ConfigError
+
+MEGABATCH = 50
+"""Batches that are sorted by length together: more pad less, fewer shuffle better."""
+
+
+def planned_steps(cfg: TrainerConfig, rows: int) -> int:
+    """Optimizer steps for so many rows.
+
+    Raises:
+        ConfigError: there are more than `trainer.max_steps` may be.
+    """
+    steps = cfg.max_steps or max(1, math.ceil(cfg.epochs * (rows // cfg.batch_size)))
+    if steps > MOST_STEPS:
+        raise ConfigError(
+            f"trainer.epochs = {cfg.epochs:g}: over {rows} rows in batches of {cfg.batch_size} these are {steps} optimizer steps, and at "
+            f"most {MOST_STEPS} are possible; lower trainer.epochs, or give trainer.max_steps"
+        )
+    return steps
+
+
+class LengthBuckets(Sampler[int]):
+    """Rows in batches of like length, in an order fixed by the seed and the epoch.
+
+    Shuffled, sorted by length within groups of 50 batches, cut into batches, and the batches shuffled. A
+    last batch that would not be whole is left out (another one every epoch).
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The Trainer says which epoch begins."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) // self.batch_size * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = random.permutation(len(self.lengths))[: len(self)]
+        size = self.batch_size * MEGABATCH
+        groups = [order[start : start + size] for start in range(0, len(order), size)]
+        order = np.concatenate([group[np.argsort(self.lengths[group], kind="stable")] for group in groups])
+        batches = order.reshape(-1, self.batch_size)
+        return iter(batches[random.permutation(len(batches))].ravel().tolist())
+
+
+def micro_batches(cfg: TrainerConfig, processes: int) -> tuple[int, int]:
+    """Rows that a process holds at once, and how many times it does so in a step.
+
+    Raises:
+        ConfigError: batch_size cannot be shared like that.
+    """
+    micro = min(cfg.micro_batch_size or cfg.batch_size, cfg.batch_size // processes)
+    if not micro or cfg.batch_size % (micro * processes):
+        raise ConfigError(
+            f"a batch_size of {cfg.batch_size} cannot be shared by {processes} processes in micro-batches of "
+            f"{max(1, micro)}; make it a multiple of both"
+        )
+    return micro, cfg.batch_size // (micro * processes)

@@ -1,0 +1,126 @@
+"""Checkpoints of a training: saved, verified, and restored."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from typing_extensions import TypedDict
+
+from kdcli.errors import ConfigError, KDError
+from kdcli.files import read_json
+from kdcli.model_files import require_unchanged
+from kdcli.rundir import rewrite_metrics
+from kdcli.tasks.base import Split
+from kdcli.training.job import TrainJob
+
+logger = logging.getLogger(__name__)
+WEIGHTS = "model.safetensors"
+STATE = "trainer_state.json"
+REMEDY = "remove it, and the same command goes on from the checkpoint before, or trains the stage anew"
+
+
+def checkpoint_folder(stage: TrainJob, step: int) -> Path:
+    return stage.folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def last_checkpoint(stage: TrainJob) -> Path | None:
+    """The newest checkpoint from which the stage can go on: it is whole, and so is the one with the best score, if that is the one to be
+    kept. What is damaged or newer is removed, with a warning."""
+    found: list[Path | None] = [None]
+    if PartialState().is_main_process:
+        whole: dict[int, TrainState] = {}
+        damaged: dict[Path, str] = {}
+        for path in stage.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            try:
+                state = read_state(path)
+                whole[state["global_step"]] = state
+            except KDError as error:
+                damaged[path] = error.message
+        for step in sorted(whole, reverse=True):
+            best = whole[step]["best_global_step"]
+            if stage.cfg.keep != "best" or best is None or best in whole:
+                found = [checkpoint_folder(stage, step)]
+                break
+            damaged[checkpoint_folder(stage, step)] = (
+                f"{checkpoint_folder(stage, step)} needs {checkpoint_folder(stage, best)}"
+            )
+        if damaged:
+            logger.warning(
+                "%s: %s. The stage %s",
+                stage.name,
+                "; ".join(damaged.values()).replace(f"{stage.folder}{os.sep}", ""),
+                f"goes on from {found[0]}" if found[0] else "begins anew",
+            )
+        for path in damaged:
+            shutil.rmtree(path, ignore_errors=True)
+    return broadcast_object_list(found)[0]
+
+
+class TrainState(TypedDict):
+    """The keys of trainer_state.json that are read here."""
+
+    global_step: int
+    best_global_step: int | None
+
+
+def read_state(checkpoint: Path) -> TrainState:
+    """The state of a checkpoint.
+
+    Raises:
+        ConfigError, ModelError: the checkpoint is incomplete or damaged.
+    """
+    if not require_unchanged(checkpoint, "it is not used"):
+        raise ConfigError(f"{checkpoint} is incomplete: the process ended while it was written")
+    state = read_json(checkpoint / STATE, TrainState, "it is not used")
+    if checkpoint.name != f"{PREFIX_CHECKPOINT_DIR}-{state['global_step']}":
+        raise ConfigError(f"{checkpoint} holds the state of step {state['global_step']}")
+    return state
+
+
+def rewind(stage: TrainJob, checkpoint: Path | None) -> None:
+    """Drop the lines of metrics.jsonl that this stage is about to write again."""
+    if stage.metrics is None:
+        return
+    step = read_json(checkpoint / STATE, TrainState, REMEDY)["global_step"] if checkpoint else 0
+    rewrite_metrics(stage.metrics, lambda line: line["stage"] != stage.name or line["step"] <= step)
+
+
+def encode_text(row: dict[str, Any]) -> str:
+    """What a message shows of a row."""
+    return str(next(value for key, value in row.items() if key != "id"))
+
+
+def raw_bytes(split: Split, rows: torch.Tensor) -> list[dict[str, Any]]:
+    """The rows of a batch as they were before they were tokenized: what a teacher is asked about."""
+    picked = split.rows[rows.tolist()]
+    return [dict(zip(picked, values, strict=True)) for values in zip(*picked.values(), strict=True)]
+
+
+@contextmanager
+def restoring(checkpoint: str | None) -> Iterator[None]:
+    """Turn what loading a part of a checkpoint raises into one message: its files are as they were written, but not by this stage."""
+    try:
+        yield
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+        SafetensorError,
+    ) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise KDError(f"{checkpoint} cannot be loaded ({first}); {REMEDY}") from error
