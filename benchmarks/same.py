@@ -57,8 +57,8 @@ def materials(folder: Path) -> dict[str, Case]:
         BAD,
         FILLER,
         GOOD,
-        all_teacher_data,
         bert,
+        language_model_options,
         pairs,
         sentences,
         speaker,
@@ -122,7 +122,7 @@ def materials(folder: Path) -> dict[str, Case]:
         f"dataset.path={tags}", "dataset.words=tokens", "dataset.tags=ner",
     ]  # fmt: skip
 
-    speaks = all_teacher_data(speaker(folder / "speaker"))
+    speaks = language_model_options(speaker(folder / "speaker"))
     alone = ["trainer.max_steps=12", "smoke=true"]
     forms = {form: [*speaks, *talk(folder, form), *alone, *WRITES] for form in ("pairs", "messages", "text")}
     writes = [*forms["pairs"], "rollout.max_new_tokens=8"]

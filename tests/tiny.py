@@ -203,7 +203,7 @@ def talk(folder: Path, form: str, count: int = 120) -> list[str]:
     return ["dataset=jsonl", f"dataset.path={path}", "dataset.messages=messages"]
 
 
-def all_teacher_data(teacher: Path) -> list[str]:
+def language_model_options(teacher: Path) -> list[str]:
     """Overrides of a language model's run of a second: the teacher, a student of one of its layers, fp32."""
     return [
         "teacher=local",

@@ -12,7 +12,17 @@ from typing import Any
 
 import datasets
 import pytest
-from tiny import CHAT, all_teacher_data, decoder, documents, exchanges, speaker, speller, talk, write_jsonl
+from tiny import (
+    CHAT,
+    decoder,
+    documents,
+    exchanges,
+    language_model_options,
+    speaker,
+    speller,
+    talk,
+    write_jsonl,
+)
 from transformers import OPTConfig, OPTForCausalLM
 
 from kdcli.errors import KDError
@@ -40,7 +50,7 @@ def refused(
     def run(*overrides: str) -> str:
         capsys.readouterr()
         own = any(word.startswith("student=") for word in overrides)
-        base = [word for word in all_teacher_data(teacher) if not (own and word.startswith("student"))]
+        base = [word for word in language_model_options(teacher) if not (own and word.startswith("student"))]
         code = launch("distill", [*base, "measure=null", *overrides])
         captured = capsys.readouterr()
         assert code == 2, captured.err
@@ -101,7 +111,7 @@ def test_a_student_that_cannot_be_born(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
 ) -> None:
     """Found after hours of the teacher's tuning, and of its answers."""
-    base = [word for word in all_teacher_data(teacher) if not word.startswith("student")]
+    base = [word for word in language_model_options(teacher) if not word.startswith("student")]
     if overrides[-1] == "OPT":
         overrides[-1] = f"teacher.path={tmp_path / 'opt'}"
         config = OPTConfig(vocab_size=340, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, ffn_dim=8,
@@ -183,7 +193,7 @@ def test_answers_that_are_cut_off_are_told_of(
     assert (
         launch(
             "distill",
-            [*all_teacher_data(teacher), *words, "dataset.test_size=4", "dataset.validation_size=4"],
+            [*language_model_options(teacher), *words, "dataset.test_size=4", "dataset.validation_size=4"],
         )
         == 2
     )
@@ -389,7 +399,8 @@ def test_a_store_of_something_else_is_not_read(
         """How many rows a run asks the teacher about."""
         asked.clear()
         assert (
-            launch("distill", [*all_teacher_data(teacher), "measure=null", *overrides]) == KDError.exit_code
+            launch("distill", [*language_model_options(teacher), "measure=null", *overrides])
+            == KDError.exit_code
         )
         return sum(asked)
 

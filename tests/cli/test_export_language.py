@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tiny import all_teacher_data, run_snippet, speaker, talk
+from tiny import language_model_options, run_snippet, speaker, talk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdcli.launch.run import launch
@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(teacher)
     options = [
-        *all_teacher_data(teacher),
+        *language_model_options(teacher),
         *talk(folder, "messages"),
         "teacher.tune=false",
         "student.num_hidden_layers=2",

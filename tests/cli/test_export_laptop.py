@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tiny import all_teacher_data, decoder, run_snippet, talk
+from tiny import decoder, language_model_options, run_snippet, talk
 
 from kdcli.exporting.runtimes.llama import Writer
 from kdcli.launch.run import launch
@@ -41,7 +41,7 @@ def made(folder: Path) -> Path:
     model.save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
     options = [
-        *all_teacher_data(folder / "teacher"),
+        *language_model_options(folder / "teacher"),
         *talk(folder, "messages"),
         "teacher.tune=false",
         "control=false",

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import all_teacher_data, bert, speaker, talk
+from tiny import bert, language_model_options, speaker, talk
 
 from kdcli.launch.run import launch
 
@@ -82,7 +82,11 @@ def test_minitron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     teacher = speaker(tmp_path / "teacher", steps=5)
     run = tmp_path / "run"
-    base = [item for item in all_teacher_data(teacher) if not item.startswith(("student", "loss", "trainer"))]
+    base = [
+        item
+        for item in language_model_options(teacher)
+        if not item.startswith(("student", "loss", "trainer"))
+    ]
     command = [
         "experiment=minitron",
         *base,

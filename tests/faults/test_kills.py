@@ -19,7 +19,7 @@ import psutil
 import pytest
 from faults.harness import SEEDS, Batch, batches
 from faults.zygote import Zygote
-from tiny import all_teacher_data, speaker, talk
+from tiny import language_model_options, speaker, talk
 
 KINDS = ["classifier", "rollouts of the teacher", "rollouts of the student", "stages"]
 FEW = [
@@ -68,7 +68,7 @@ def cases(zygote: Zygote, body: Path, small: list[str], tmp_path_factory: pytest
             speaks[:] = speaks or [speaker(folder / "teacher")]
             by = kind.rpartition(" ")[2]
             return [
-                *all_teacher_data(speaks[0]), *talk(folder, "pairs", 80), *FEW, f"rollout={by}", "rollout.max_new_tokens=24",
+                *language_model_options(speaks[0]), *talk(folder, "pairs", 80), *FEW, f"rollout={by}", "rollout.max_new_tokens=24",
                 "dataset.chat=true", "rollout.sampling_temperature=0.5", "teacher.top_k=8", "trainer.max_steps=4",
             ]  # fmt: skip
         own = [*small, *FEW, "trainer.max_steps=4", f"teacher.path={body}"]

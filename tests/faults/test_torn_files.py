@@ -14,7 +14,7 @@ import pytest
 import torch
 from faults.harness import Batch, Outcome, batches, require_clean, run_here
 from safetensors.torch import load_file
-from tiny import all_teacher_data, speaker, start, talk, wait_for
+from tiny import language_model_options, speaker, start, talk, wait_for
 
 from kdcli.files import hash_file
 
@@ -113,7 +113,7 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     """A language model that learns from its teacher's own answers, of which the top k are stored."""
     folder = tmp_path_factory.mktemp("writer")
     words = [
-        *all_teacher_data(speaker(folder / "teacher")),
+        *language_model_options(speaker(folder / "teacher")),
         *talk(folder, "pairs"),
         "rollout=teacher",
         "rollout.max_new_tokens=24",

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file
 from tiny import (
     CHAT,
-    all_teacher_data,
     decoder,
     documents,
     exchanges,
+    language_model_options,
     speaker,
     speller,
     start,
@@ -53,7 +53,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
     """The overrides of a run on exchanges in a form."""
     folder = tmp_path_factory.mktemp("data")
-    return lambda form: [*all_teacher_data(teacher), *talk(folder, form)]
+    return lambda form: [*language_model_options(teacher), *talk(folder, form)]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_training import same, weights
-from tiny import all_teacher_data, speaker, start, talk, wait_for
+from tiny import language_model_options, speaker, start, talk, wait_for
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kdcli.commands.export import remind
@@ -166,7 +166,11 @@ def test_a_decoder_is_rounded_as_its_files_are_and_a_kill_loses_nothing(
 ) -> None:
     """Head and embeddings that are one matrix come apart, or are stored twice; a grid that no file has."""
     monkeypatch.chdir(tmp_path)
-    options = [*all_teacher_data(speaker(tmp_path / "teacher")), *talk(tmp_path, "pairs"), *rounded("int4")]
+    options = [
+        *language_model_options(speaker(tmp_path / "teacher")),
+        *talk(tmp_path, "pairs"),
+        *rounded("int4"),
+    ]
     options.remove("student.dropout=0")
     process = start(tmp_path / "killed", options)
     stage = tmp_path / "killed" / "stages" / "student" / "quantized"

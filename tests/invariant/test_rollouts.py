@@ -12,7 +12,7 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import all_teacher_data, decoder, exchanges, speaker, speller, talk
+from tiny import decoder, exchanges, language_model_options, speaker, speller, talk
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from kdcli.config.check import check
@@ -43,7 +43,7 @@ def distil(voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dist
     monkeypatch.chdir(tmp_path)
 
     def run(folder: str, form: str, *overrides: str, code: int = 0) -> Path:
-        options = [*all_teacher_data(voice), *talk(tmp_path, form), *SHORT, *overrides]
+        options = [*language_model_options(voice), *talk(tmp_path, form), *SHORT, *overrides]
         assert launch("distill", [*options, f"hydra.run.dir={tmp_path / folder}"]) == code
         return tmp_path / folder
 

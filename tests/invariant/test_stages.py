@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from test_training import close, same, weights
-from tiny import all_teacher_data, speaker, start, talk, wait_for
+from tiny import language_model_options, speaker, start, talk, wait_for
 
 from kdcli.launch.run import launch
 
@@ -93,7 +93,7 @@ def test_a_decoder_learns_from_the_inside(tmp_path: Path, monkeypatch: pytest.Mo
     for form in ("pairs", "text"):
         run = tmp_path / form
         options = [
-            *all_teacher_data(teacher),
+            *language_model_options(teacher),
             *talk(tmp_path, form),
             "loss=inside",
             "control=false",

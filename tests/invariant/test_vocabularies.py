@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tiny import all_teacher_data, decoder, exchanges, speaker, speller, talk
+from tiny import decoder, exchanges, language_model_options, speaker, speller, talk
 
 from kdcli.evaluation.predict import prepared
 from kdcli.launch.run import launch
@@ -51,7 +51,9 @@ def distil(voice: Path, foreign: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
 
     def run(folder: str, form: str, *overrides: str, code: int = 0) -> Path:
-        options = [option for option in all_teacher_data(voice) if not option.startswith(("student", "loss"))]
+        options = [
+            option for option in language_model_options(voice) if not option.startswith(("student", "loss"))
+        ]
         student = ["student=local", f"student.path={foreign}"]
         options += [*student, *talk(tmp_path, form), "measure=null", "dataset.max_length=100", *overrides]
         assert launch("distill", [*options, f"hydra.run.dir={tmp_path / folder}"]) == code

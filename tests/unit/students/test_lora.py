@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import all_teacher_data, decoder, speaker, speller, talk
+from tiny import decoder, language_model_options, speaker, speller, talk
 
 from kdcli.errors import ConfigError
 from kdcli.launch.run import launch
@@ -70,7 +70,7 @@ def test_a_run_with_adapters(
         tokenizer, base = speller(), tmp_path / "base"
         decoder(tokenizer, seed=3).save_pretrained(base)
         tokenizer.save_pretrained(base)
-        options = [*all_teacher_data(speaker(tmp_path / "speaker")), *talk(tmp_path, "pairs")]
+        options = [*language_model_options(speaker(tmp_path / "speaker")), *talk(tmp_path, "pairs")]
         options = [option for option in options if not option.startswith("student")]
     else:
         base = body

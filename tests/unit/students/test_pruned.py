@@ -12,7 +12,17 @@ import datasets
 import pytest
 import torch
 from architectures import MODELS, says
-from tiny import all_teacher_data, bert, decoder, documents, exchanges, sentences, speaker, speller, talk
+from tiny import (
+    bert,
+    decoder,
+    documents,
+    exchanges,
+    language_model_options,
+    sentences,
+    speaker,
+    speller,
+    talk,
+)
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -524,7 +534,7 @@ def test_a_pruned_decoder_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     teacher = speaker(tmp_path / "teacher", steps=40)
     sizes = ["student=pruned", "student.num_attention_heads=1", "student.intermediate_size=40"]
-    options = [word for word in all_teacher_data(teacher) if not word.startswith("student")] + talk(
+    options = [word for word in language_model_options(teacher) if not word.startswith("student")] + talk(
         tmp_path, "messages"
     )
     folder = tmp_path / "run"

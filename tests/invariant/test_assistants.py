@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from test_training import same, weights
-from tiny import all_teacher_data, bert, sentences, speaker, start, talk, wait_for, write_csv
+from tiny import bert, language_model_options, sentences, speaker, start, talk, wait_for, write_csv
 
 from kdcli.config.dataset import Dataset
 from kdcli.data.dataset import load
@@ -85,7 +85,7 @@ def test_an_assistant_among_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"
     options = [
-        *all_teacher_data(speaker(tmp_path / "teacher", steps=30)),
+        *language_model_options(speaker(tmp_path / "teacher", steps=30)),
         *talk(tmp_path, "pairs"),
         "measure=null",
         "trainer.max_steps=10",
@@ -241,7 +241,7 @@ def test_an_ensemble_of_decoders_is_refused(
     """Only the first of several decoders would teach."""
     monkeypatch.chdir(tmp_path)
     folder = speaker(tmp_path / "teacher", steps=2)
-    options = [*all_teacher_data(folder), *talk(tmp_path, "pairs"), f"teacher.others=[{folder}]"]
+    options = [*language_model_options(folder), *talk(tmp_path, "pairs"), f"teacher.others=[{folder}]"]
     assert launch("distill", [*options, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
     assert "averaged over labels" in capfd.readouterr().err
 
