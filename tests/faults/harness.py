@@ -53,14 +53,14 @@ class Batch:
 
 
 def batches(total: int, quick: int, size: int = 100) -> list[Any]:
-    """Parameters of a test: one small batch for `make test`, and `total` cases over all seeds for `make test-faults`.
+    """Parameters of a test: one small batch for `make test` (none if `quick` is 0), and `total` cases over all seeds for `make test-faults`.
 
     Args:
         total: cases over all seeds together.
         quick: cases of the small batch (of the first fixed seed).
         size: cases of a batch at most.
     """
-    found: list[Any] = [pytest.param(Batch(1, 0, quick), id="quick")]
+    found: list[Any] = [pytest.param(Batch(1, 0, quick), id="quick")] if quick else []
     share = -(-total // len(SEEDS))
     for seed in SEEDS:
         for first in range(0, share, size):

@@ -227,7 +227,7 @@ def test_spoiled_data_files(batch: Batch, nothing: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("batch", [param for param in batches(100, quick=0, size=17) if param.id != "quick"])
+@pytest.mark.parametrize("batch", batches(100, quick=0, size=17))
 def test_spoiled_data_files_in_a_process(batch: Batch, nothing: Path, tmp_path: Path) -> None:
     """What a process of its own does besides: a crash of a library in native code, a message that cannot be printed."""
     later = Batch(batch.seed, 10_000 + batch.first, batch.count)

@@ -155,7 +155,7 @@ def test_a_torn_file_of_a_classifiers_run(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("batch", batches(15, 1, 5)[1:])
+@pytest.mark.parametrize("batch", batches(15, quick=0, size=5))
 def test_a_torn_file_of_a_writers_run(
     writer: Killed, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
