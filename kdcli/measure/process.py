@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcli import processes
-from kdcli.errors import ExportError, KDError
+from kdcli.errors import ExportError
 from kdcli.measure.spec import (
     PASSES,
     PATIENCE,
@@ -33,7 +33,6 @@ from kdcli.measure.spec import (
     runtime_class,
     specified,
 )
-from kdcli.measure.worker import main
 from kdcli.model_files import require_folder
 
 if TYPE_CHECKING:
@@ -383,10 +382,3 @@ def _most(served: np.ndarray, limit: float, seconds: float) -> float | None:
 def _spaced(count: int, most: int) -> list[int]:
     """At most so many of `count` numbers, evenly spaced."""
     return [int(at) for at in np.linspace(0, count - 1, min(most, count))]
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except KDError as error:
-        sys.exit(str(error))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdcli.errors import ExportError
+from kdcli.errors import ExportError, KDError
 from kdcli.measure.spec import (
     PASSES,
     PATIENCE,
@@ -313,3 +313,10 @@ def _peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KDError as error:
+        sys.exit(str(error))
