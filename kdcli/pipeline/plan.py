@@ -30,7 +30,7 @@ from kdcli.models.quantization import FakeQuantization
 from kdcli.students.base import StudentInitializer
 from kdcli.tasks.base import Split, Task
 from kdcli.teachers.base import Teacher
-from kdcli.teachers.remote.openai import OpenAITeacher
+from kdcli.teachers.remote.protocol import RemoteTeacher
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -143,8 +143,8 @@ class Run:
     """All steps, of any model, that this teacher teaches from these data."""
     shared: bool
     """Teacher and student mean the same class by the same number."""
-    remote: OpenAITeacher | None = None
-    """The teacher, if one can only ask it. `sources` is then what its students are born from."""
+    remote: RemoteTeacher | None = None
+    """The teacher if it is a remote one. `sources` then holds what its students are initialised from."""
     classes: int | None = None
     """So many tokens they share, if the teacher has more than the student."""
     spent: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The part of a remote teacher: cost, queries, rollouts and the bill."""
+"""A run with a remote teacher: the cost estimate, the queries, the rollouts and the bill."""
 
 from __future__ import annotations
 
@@ -28,91 +28,93 @@ from kdcli.pipeline.plan import Run, TeacherData, read_or_restart
 from kdcli.pipeline.rollouts import CUT, log_dropped
 from kdcli.pipeline.validate import is_lenient, require_rows
 from kdcli.rundir import UNANSWERED
-from kdcli.tasks.causal_lm.task import CausalLM
-from kdcli.tasks.seq2seq.task import Seq2Seq
+from kdcli.signals import Signal
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.remote.limits import Estimate, Usage
-from kdcli.teachers.remote.openai import OpenAITeacher
+from kdcli.teachers.remote.protocol import RemoteTeacher
 from kdcli.text_metrics import text_scores
 from kdcli.training.preflight import beats_chance
 
 logger = logging.getLogger(__name__)
 BETTER = "look at its prompt (teacher.prompt), show it examples (teacher.shots=6), or try another teacher.soft_labels"
-"""What can be done about a teacher that one can only ask."""
+"""What improves a remote teacher's labels."""
 BILLED = 100
-"""Answers after which it is noted what they cost."""
+"""Answers between two writes of the bill."""
 
 
-def announce_cost(run: Run, remote: OpenAITeacher) -> None:
-    """Say what asking it will take, before it is asked."""
-    how, train = run.cfg.rollout, run.data["train"]
+def announce_cost(run: Run, remote: RemoteTeacher) -> None:
+    """Report the estimated cost of all queries before the first one is sent."""
+    rollout, train = run.cfg.rollout, run.data["train"]
     splits = [train] if run.task.writes else [run.data[split] for split in SPLITS]
-    more = itertools.islice(itertools.cycle(train), how.expand)
-    found = remote.estimate(itertools.chain(*splits, more), how)
-    text = _estimate_text(found, remote.name)
+    expansion = itertools.islice(itertools.cycle(train), rollout.expand)
+    text = _estimate_text(remote.estimate(itertools.chain(*splits, expansion), rollout), remote.name)
     if run.cfg.dry_run:
         console.say(text)
     else:
         logger.info("%s", text)
 
 
-def _estimate_text(found: Estimate, name: str) -> str:
-    before = f", of which {found.in_ledger:,} were answered before" if found.in_ledger else ""
-    written = "any number of" if found.completion_tokens is None else f"at most {found.completion_tokens:,}"
-    cost = "what they cost is not known (teacher.prices.prompt and .completion, of a million tokens)"
-    if found.cost is not None:
-        cost = f"they cost about {found.cost:.2f}" if found.cost >= 0.005 else "they cost less than 0.01"
+def _estimate_text(estimate: Estimate, name: str) -> str:
+    before = f", of which {estimate.in_ledger:,} are answered in the ledger" if estimate.in_ledger else ""
+    written = (
+        "any number of" if estimate.completion_tokens is None else f"at most {estimate.completion_tokens:,}"
+    )
+    cost = "their cost is not known (teacher.prices.prompt and .completion, of a million tokens)"
+    if estimate.cost is not None:
+        cost = (
+            f"they cost about {estimate.cost:.2f}" if estimate.cost >= 0.005 else "they cost less than 0.01"
+        )
     return (
-        f"{name} will be asked {found.questions:,} questions{before}: about {found.prompt_tokens:,} prompt tokens and {written} completion "
+        f"{estimate.questions:,} queries to {name}{before}: about {estimate.prompt_tokens:,} prompt tokens and {written} completion "
         f"tokens; {cost}"
     )
 
 
 def remote_teacher_data(
-    run: Run, stages: console.ProgressStages, remote: OpenAITeacher, rows: datasets.Dataset
+    run: Run, stages: console.ProgressStages, remote: RemoteTeacher, rows: datasets.Dataset
 ) -> TeacherData:
-    """What a teacher says, or writes, that one can only ask. Rows that it does not answer are left out, also of the comparison.
+    """The outputs or the completions of a remote teacher. Rows without an answer are dropped, also from the comparison.
 
-    Every process hears everything: the first one asks, and the others find its answers in the ledger.
+    Each process reads all answers: the first one sends the queries, and the others find its answers in the ledger.
     """
-    source, task = run.sources[0], run.task
+    source = run.sources[0]
 
-    def ask() -> Teacher:
+    def load_teacher() -> Teacher:
         return remote
 
-    if task.writes:
-        return TeacherData([source], ask, remote_rollouts(run, stages, remote, rows), {})
-    asked = {"validation": run.data["validation"], "train": rows, "test": run.data["test"]}
+    if run.task.writes:
+        return TeacherData([source], load_teacher, remote_rollouts(run, stages, remote, rows), {})
+    queried = {"validation": run.data["validation"], "train": rows, "test": run.data["test"]}
     done = 0
     with (
-        run.stage(stages, run.named("signals"), sum(map(len, asked.values()))) as progress,
+        run.stage(stages, run.named("signals"), sum(map(len, queried.values()))) as progress,
         run.state.main_process_first(),
         _billed(run, remote) as bill,
     ):
-        for split, table in asked.items():
+        for split, table in queried.items():
 
-            def tell(number: int, usage: Usage, before: int = done) -> None:
+            def show(finished: int, usage: Usage, before: int = done) -> None:
                 bill()
-                progress.update(before + number, extra=_extra(usage))
+                progress.update(before + finished, extra=_extra(usage))
 
-            remote.fetch(list(table), tell)
+            remote.fetch(list(table), show)
             done += len(table)
             if split == "validation":
-                _require_better(run, remote)
-    write_unanswered(run, remote, asked.values())
+                _require_better_than_chance(run, remote)
+    write_unanswered(run, remote, queried.values())
     if remote.unanswered:
         logger.warning(
-            "%s did not answer %d of %d rows, which are left out everywhere (%s)",
+            "%s did not answer %d of %d rows; they are dropped from all splits (%s)",
             remote.name, len(remote.unanswered), done, run.folder / UNANSWERED,
         )  # fmt: skip
     splits = {split: without(table, remote.unanswered) for split, table in run.data.splits.items()}
     run.data, rows = dataclasses.replace(run.data, splits=splits), without(rows, remote.unanswered)
     require_rows(run, rows)
-    return TeacherData([source], ask, rows, dict.fromkeys(SPLITS, remote))
+    return TeacherData([source], load_teacher, rows, dict.fromkeys(SPLITS, remote))
 
 
-def write_unanswered(run: Run, remote: OpenAITeacher, tables: Iterable[Iterable[Mapping[str, Any]]]) -> None:
-    """The rows that were not answered, and why, in the run directory."""
+def write_unanswered(run: Run, remote: RemoteTeacher, tables: Iterable[Iterable[Mapping[str, Any]]]) -> None:
+    """Write the rows without an answer, each with its reason, into the run directory."""
     rows = (row for table in tables for row in table if row["id"] in remote.unanswered)
     if run.state.is_main_process:
         lines = [
@@ -121,84 +123,84 @@ def write_unanswered(run: Run, remote: OpenAITeacher, tables: Iterable[Iterable[
         write_text(run.folder / UNANSWERED, "".join(lines))
 
 
-def _require_better(run: Run, remote: OpenAITeacher) -> None:
-    """A teacher that is no better than chance is found before most of it is paid for.
+def _require_better_than_chance(run: Run, remote: RemoteTeacher) -> None:
+    """Check the labels of the validation split before the other splits are paid for.
 
     Raises:
-        TeacherError
+        TeacherError: they are no better than chance.
     """
     table = without(run.data["validation"], remote.unanswered)
     if not len(table):
         raise TeacherError(
             f"{remote.name} answers none of the {len(run.data['validation'])} validation rows with a label; {BETTER}"
         )
-    said, classes = predictions_from_teacher(
+    predictions, classes = predictions_from_teacher(
         remote, run.sources[0], run.task, table, run.cfg.dataset.max_length
     )
-    for finding in beats_chance(run.task, said, classes, BETTER):
+    for finding in beats_chance(run.task, predictions, classes, BETTER):
         if not is_lenient(run, run.cfg.trainer):
             raise TeacherError(f"the pre-flight stopped the run:\n  {finding}")
         logger.warning("pre-flight: %s", finding)
 
 
 def remote_rollouts(
-    run: Run, stages: console.ProgressStages, remote: OpenAITeacher, rows: datasets.Dataset
+    run: Run, stages: console.ProgressStages, remote: RemoteTeacher, rows: datasets.Dataset
 ) -> datasets.Dataset:
-    """The training prompts, and those that the teacher makes up, each with its answers that are worth learning."""
-    how, dropped = run.cfg.rollout, Counter[str]()
-    judge = own_function(how.filter)
-    found: list[dict[str, Any]] = []
-    total = how.expand + len(rows)
+    """The training prompts and the teacher's new prompts, each with those of its completions that pass the filter."""
+    rollout, dropped = run.cfg.rollout, Counter[str]()
+    judge = own_function(rollout.filter)
+    completed: list[dict[str, Any]] = []
     with (
-        run.stage(stages, run.named("rollouts"), total) as progress,
+        run.stage(stages, run.named("rollouts"), rollout.expand + len(rows)) as progress,
         run.state.main_process_first(),
         _billed(run, remote) as bill,
     ):
 
-        def tell(number: int, usage: Usage) -> None:
+        def show(finished: int, usage: Usage) -> None:
             bill()
-            progress.update(number, extra=_extra(usage))
+            progress.update(finished, extra=_extra(usage))
 
-        asked = list(rows)
-        if how.expand:
+        prompts = list(rows)
+        if rollout.expand:
             known = [_prompt(row) for split in SPLITS for row in run.data[split]]
-            texts = remote.expand([_prompt(row) for row in rows], known, how.expand, run.cfg.seed, tell)
-            asked += [_with_prompt(asked[0], text) for text in texts]
-        for row, answers, cut in remote.answers(asked, how, tell):
-            dropped[CUT] += cut
-            found += [
-                run.task.with_completion(row, text) for text in kept(row, answers, how.filter, judge, dropped)
+            texts = remote.expand([_prompt(row) for row in rows], known, rollout.expand, run.cfg.seed, show)
+            prompts += [_with_prompt(prompts[0], text) for text in texts]
+        for row, completions, truncated in remote.completions(prompts, rollout, show):
+            dropped[CUT] += truncated
+            completed += [
+                run.task.with_completion(row, text)
+                for text in kept(row, completions, rollout.filter, judge, dropped)
             ]
-    table = datasets.Dataset.from_list(found) if found else rows.select([])
-    tokenizer, room = load_tokenizer(run.sources[0]), run.cfg.dataset.max_length
-    if found:
-        lengths = run.task.lengths(tokenizer, table)
-        dropped["longer than dataset.max_length"] += int((lengths > room).sum())
-        table = table.select(np.flatnonzero(lengths <= room))
+    table = datasets.Dataset.from_list(completed) if completed else rows.select([])
+    if completed:
+        lengths = run.task.lengths(load_tokenizer(run.sources[0]), table)
+        too_long = lengths > run.cfg.dataset.max_length
+        dropped["longer than dataset.max_length"] += int(too_long.sum())
+        table = table.select(np.flatnonzero(~too_long))
     remote.dropped = +dropped
-    log_dropped(remote.dropped, how.answers * len(asked))
-    write_unanswered(run, remote, [asked])
+    log_dropped(remote.dropped, rollout.answers * len(prompts))
+    write_unanswered(run, remote, [prompts])
     write_rows(run, "rollouts", table)
     require_rows(run, table)
     return table
 
 
 def _prompt(row: Mapping[str, Any]) -> str:
-    """What a row asks: what the user says first, the prompt, or the source."""
+    """The prompt of a row: the first message of the user, the prompt, or the source."""
     if "messages" in row:
         return next((turn["content"] for turn in row["messages"] if turn["role"] == "user"), "")
     return str(row["prompt"] if "prompt" in row else row["source"])
 
 
 def _with_prompt(row: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """A row of the same kind that asks something else, not answered yet."""
+    """A row in the form of another one, with a new prompt and no completion."""
     if "messages" in row:
-        own: dict[str, Any] = {
+        columns: dict[str, Any] = {
             "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
         }
     else:
-        own = {"prompt": text, "completion": ""} if "prompt" in row else {"source": text, "target": None}
-    return {**row, **own, "id": digest("expanded", text)[:32]}
+        columns = {"prompt": text, "completion": ""} if "prompt" in row else {"source": text, "target": None}
+    return {**row, **columns, "id": digest("expanded", text)[:32]}
 
 
 def _extra(usage: Usage) -> str:
@@ -207,59 +209,63 @@ def _extra(usage: Usage) -> str:
 
 
 @contextmanager
-def _billed(run: Run, remote: OpenAITeacher) -> Iterator[Callable[[], None]]:
-    """Note in asked.json what was asked and paid for, by all processes that the run has had: every `BILLED` calls, and at the end."""
+def _billed(run: Run, remote: RemoteTeacher) -> Iterator[Callable[[], None]]:
+    """Add the usage of this process to asked.json, which sums it over all processes of the run: every `BILLED` calls of what is
+    yielded, and at the end."""
     path = run.folder / "asked.json"
     before = read_or_restart(path, dict[str, float], {})
     calls = itertools.count(1)
 
-    def note() -> None:
+    def write() -> None:
         if run.state.is_main_process:
-            used = asdict(remote.endpoint.usage)
+            used = asdict(remote.usage)
             keys = ("requests", "retries", "prompt_tokens", "completion_tokens", "cost")
             known = {key: used[key] for key in keys if used[key] is not None}
             write_json(path, {key: value + before.get(key, 0) for key, value in known.items()})
 
-    def call() -> None:
+    def count() -> None:
         if next(calls) % BILLED == 0:
-            note()
+            write()
 
     try:
-        yield call
+        yield count
     finally:
-        note()
+        write()
 
 
-def endpoint_report(run: Run, remote: OpenAITeacher, teacher_data: TeacherData) -> dict[str, Any]:
-    """What the report says of a teacher that was asked."""
+def endpoint_report(run: Run, remote: RemoteTeacher, teacher_data: TeacherData) -> dict[str, Any]:
+    """The report's section on a remote teacher."""
     bill = read_or_restart(run.folder / "asked.json", dict[str, float], {})
-    found = remote.about()
-    gold = {row["id"]: row for row in run.data.gold}
-    agreement: dict[str, Any] = {}
-    if run.task.labels:
-        right = [
-            int(remote.said[key].argmax()) == row["label"]
-            for key, row in gold.items()
-            if key not in {example["id"] for example in remote.examples}
-        ]
-        agreement = {"gold": len(right), "accuracy": float(np.mean(right)) if right else None}
-    elif isinstance(run.task, CausalLM | Seq2Seq):
-        answers = [
-            (remote.told[row["id"]], shown["reference"])
-            for row, shown in zip(run.data.gold, run.task.shown(run.data.gold), strict=True)
-            if row["id"] in remote.told
-        ]
-        scores = text_scores([own for own, _ in answers], [other for _, other in answers])
-        agreement = {"gold": len(answers), "rouge_l": scores["rouge_l"] if answers else None}
-    return found | {
+    described = remote.describe()
+    return described | {
         "requests": bill["requests"],
         "retries": bill["retries"],
-        "from_ledger": max(0, found["questions"] - (bill["requests"] - bill["retries"])),
+        "from_ledger": max(0, described["questions"] - (bill["requests"] - bill["retries"])),
         "prompt_tokens": bill["prompt_tokens"],
         "completion_tokens": bill["completion_tokens"],
         "cost": bill.get("cost"),
         "dropped": dict(remote.dropped),
         "learnt": len(teacher_data.rows),
-        "agreement": agreement,
-        "answers": remote.shown(),
+        "agreement": _agreement(run, remote),
+        "answers": remote.sampled_answers(),
     }
+
+
+def _agreement(run: Run, remote: RemoteTeacher) -> dict[str, Any]:
+    """How well the teacher's answers agree with the gold labels or the references of the training rows."""
+    gold = run.data.gold
+    if run.task.labels:
+        shown = {example["id"] for example in remote.examples}
+        rows = [row for row in gold if row["id"] not in shown]
+        right = []
+        for row, output in zip(rows, remote.outputs(rows), strict=True):
+            assert isinstance(output, Signal)
+            right.append(int(output.logits.argmax()) == row["label"])
+        return {"gold": len(right), "accuracy": float(np.mean(right)) if right else None}
+    pairs = [
+        (remote.texts[row["id"]], shown["reference"])
+        for row, shown in zip(gold, run.task.shown(gold), strict=True)
+        if row["id"] in remote.texts
+    ]
+    scores = text_scores([text for text, _ in pairs], [reference for _, reference in pairs])
+    return {"gold": len(pairs), "rouge_l": scores["rouge_l"] if pairs else None}

@@ -60,8 +60,7 @@ from kdcli.tasks import task_of
 from kdcli.tasks.base import Encoded, Task
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.seq2seq.task import Seq2Seq
-from kdcli.teachers.base import Teacher
-from kdcli.teachers.remote.openai import OpenAITeacher
+from kdcli.teachers.remote.protocol import RemoteTeacher
 from kdcli.training.batches import micro_batches, planned_steps
 from kdcli.training.trainer import require_trackers
 
@@ -158,61 +157,24 @@ def plan_run(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
     ]
 
 
-def _remote_teacher(cfg: Config, steps: Sequence[Phase]) -> OpenAITeacher | None:
-    """The teacher, if one can only ask it: it has its key, and nothing is wanted of it that it cannot do.
+def _remote_teacher(cfg: Config, steps: Sequence[Phase]) -> RemoteTeacher | None:
+    """The teacher if it is a remote one: it has its API key, and the run needs nothing that it cannot do.
 
     Raises:
         ConfigError
     """
-    if not issubclass(locate(cfg.teacher.target), OpenAITeacher):
+    if not issubclass(locate(cfg.teacher.target), RemoteTeacher):
         for given, key in ((cfg.dry_run, "dry_run"), (cfg.rollout.expand, "rollout.expand")):
             if given:
-                raise ConfigError(
-                    f"{key}: it is for a teacher that one can only ask (teacher=openai); leave it out"
-                )
+                raise ConfigError(f"{key}: only a remote teacher supports it (teacher=openai); leave it out")
         return None
-    remote: OpenAITeacher = build(cfg.teacher, Teacher)
-    teacher, how, writes = cfg.teacher, cfg.rollout, cfg.dataset.kind in ("causal_lm", "seq2seq")
-    weights = "a model that one can only ask has no checkpoint here"
-    for wrong, key, why in (
-        (
-            teacher.path or teacher.others or teacher.from_scratch,
-            "teacher.path, teacher.others, teacher.from_scratch",
-            weights,
-        ),
-        (teacher.tune, "teacher.tune", weights),
-        (not teacher.cache, "teacher.cache", "every answer is paid for, and kept"),
-        (
-            any(step.uses_features for step in steps),
-            "loss",
-            f"a term reads the teacher's inside, and {weights}",
-        ),
-        (
-            any(stage.dataset for stage in cfg.stages.values()),
-            "stages",
-            f"one has a data set of its own, and {weights}",
-        ),
-        (
-            how.source == "student",
-            "rollout.source",
-            "it would be asked about every token that a student writes",
-        ),
-        (how.keep_fraction < 1, "rollout.keep_fraction", "it does not say how likely its answers are"),
-        (how.num_beams > 1, "rollout.num_beams", "it does not search; give rollout=teacher"),
-        (how.candidates > 1, "rollout.candidates", "give rollout.answers: all are learnt"),
-        (
-            writes and how.source == "dataset",
-            "rollout.source",
-            "it says nothing of tokens that it has not written; give rollout=teacher, and loss.soft_label.weight=0",
-        ),
-        (
-            writes and any(step.uses_teacher for step in steps),
-            "loss",
-            "a term reads what the teacher says of each token, and one only gets its text; give loss.soft_label.weight=0",
-        ),
-    ):
-        if wrong:
-            raise ConfigError(f"{key}: with {remote.name} as the teacher this cannot be: {why}")
+    remote: RemoteTeacher = build(cfg.teacher, RemoteTeacher)
+    remote.require_supported(
+        cfg,
+        writes=cfg.dataset.kind in ("causal_lm", "seq2seq"),
+        outputs=any(step.uses_teacher for step in steps),
+        features=any(step.uses_features for step in steps),
+    )
     return remote
 
 
@@ -227,7 +189,7 @@ def _part(
     phases: list[Phase],
     teacher_key: str,
     taught_phases: list[Phase],
-    remote: OpenAITeacher | None,
+    remote: RemoteTeacher | None,
 ) -> Run:
     """A part of a run, its data made ready and checked for its teacher and its student. An assistant's is checked as the run's teacher."""
     task = task_of(cfg.dataset, data.labels)

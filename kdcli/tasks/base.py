@@ -193,6 +193,10 @@ class Task(ABC):
         """The task of a data set's rows."""
         return cls(labels, chat=cfg.chat or bool(cfg.messages))
 
+    def shown(self, rows: datasets.Dataset) -> list[dict[str, str]]:
+        """The `prompt` and the `reference` of each row, for a task that writes text."""
+        return []
+
     @abstractmethod
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Write what the task needs (number and names of labels) into a model's config."""

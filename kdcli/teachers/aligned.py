@@ -1,4 +1,4 @@
-"""A teacher that cuts the text into other tokens than the student."""
+"""A teacher whose tokenizer differs from the student's."""
 
 from __future__ import annotations
 
@@ -12,37 +12,42 @@ from transformers import PreTrainedTokenizerBase
 
 from kdcli.signals import AnySignal
 from kdcli.tasks.causal_lm.task import CausalLM
-from kdcli.teachers.base import Keep, Teacher, identity
+from kdcli.teachers.base import Compress, Teacher, identity
 
 
 class AlignedTeacher(Teacher):
-    """What a teacher says at the student's positions, where both begin a token at the same place of the text.
+    """Maps a teacher's outputs to the student's positions, at characters of the text where both tokenizers begin a token.
 
-    There both have read the same, and say how the same text goes on. Elsewhere the teacher says nothing (`matched`).
+    At such a position both models have read the same text and predict its continuation. At the student's other positions
+    the teacher has no output (`matched` is False).
 
     Args:
-        inner: answers at its own positions.
-        theirs, ours: the teacher's and the student's tokenizer.
-        max_length: tokens a row, for either.
+        inner: gives outputs at its own positions.
+        max_length: the maximum number of tokens of a row, for both tokenizers.
     """
 
     def __init__(
         self,
         inner: Teacher,
         task: CausalLM,
-        theirs: PreTrainedTokenizerBase,
-        ours: PreTrainedTokenizerBase,
+        teacher_tokenizer: PreTrainedTokenizerBase,
+        student_tokenizer: PreTrainedTokenizerBase,
         max_length: int,
     ):
         self.inner, self.task, self.max_length = inner, task, max_length
-        self.theirs, self.ours = theirs, ours
+        self.teacher_tokenizer, self.student_tokenizer = teacher_tokenizer, student_tokenizer
 
-    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = identity) -> list[AnySignal]:
-        """The teacher's answers at the student's counted positions."""
+    def outputs(
+        self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
+    ) -> list[AnySignal]:
+        """The teacher's outputs at the student's counted positions."""
         table = datasets.Dataset.from_list([dict(example) for example in examples])
-        theirs, ours = (self.task.encode(own, table, self.max_length) for own in (self.theirs, self.ours))
-        places = self.task.aligned(theirs, ours)
+        teacher_rows, student_rows = (
+            self.task.encode(tokenizer, table, self.max_length)
+            for tokenizer in (self.teacher_tokenizer, self.student_tokenizer)
+        )
+        positions = self.task.aligned(teacher_rows, student_rows)
         return [
             replace(signal.at(torch.from_numpy(at)), matched=torch.from_numpy(matched))
-            for signal, (at, matched) in zip(self.inner.rows(examples, keep), places, strict=True)
+            for signal, (at, matched) in zip(self.inner.outputs(examples, compress), positions, strict=True)
         ]

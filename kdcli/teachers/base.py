@@ -1,10 +1,10 @@
-"""What a teacher is."""
+"""The interface of teachers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from kdcli.config.schema import Rollout
 from kdcli.errors import TeacherError
@@ -12,81 +12,80 @@ from kdcli.models.checkpoint import Checkpoint
 from kdcli.signals import AnySignal, Part, concatenate
 from kdcli.tasks.base import Task
 
-Keep = Callable[[AnySignal], AnySignal]
+Compress = Callable[[AnySignal], AnySignal]
 
 
 def identity(signal: AnySignal) -> AnySignal:
-    """Nothing smaller."""
+    """Return the signal itself."""
     return signal
 
 
 class Teacher(ABC):
-    """Answers raw rows; how it tokenizes them, and where it runs, nobody else sees."""
-
-    remote: ClassVar[bool] = False
-    """It has no checkpoint: one can only ask it."""
+    """Computes outputs for raw rows. How it tokenizes them, and where it runs, is visible nowhere else."""
 
     def open(self, source: Checkpoint, task: Task, max_length: int, precision: str) -> None:  # noqa: B027
-        """Get ready to answer: called once, before the first question, with the checkpoint and the run's task.
+        """Load the model. Called once, before the first rows, with the checkpoint and the run's task.
 
-        The constructor's arguments are config and cost nothing; what is loaded is loaded here.
+        The constructor's arguments come from the config; the constructor loads nothing.
 
         Args:
-            max_length: tokens a row.
+            max_length: the maximum number of tokens of a row.
             precision: auto, fp32 or bf16 (autocast; logits are fp32 in any case).
         """
 
     def truncate_vocabulary(self, classes: int) -> None:
-        """Answer with the first so many classes alone, as if there were no others: those that the student has. Called after `open`, if
-        the teacher's vocabulary has more.
+        """Restrict the outputs to the first `classes` classes, which are those of the student. Called after `open`, if the
+        teacher's vocabulary is larger than the student's.
 
         Raises:
-            TeacherError: this kind of teacher does not.
+            TeacherError: this kind of teacher does not support it.
         """
         raise TeacherError(
-            f"{type(self).__name__} knows more tokens than the student, and cannot leave them out; use a student with the teacher's tokenizer"
+            f"{type(self).__name__} has more tokens than the student and cannot leave them out; use a student with the teacher's tokenizer"
         )
 
     @abstractmethod
-    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = identity) -> list[AnySignal]:
-        """What the teacher says of each row (`id`, `text`, …), at its counted positions, in their order.
+    def outputs(
+        self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
+    ) -> list[AnySignal]:
+        """The teacher's outputs for each row (`id`, `text`, …) at its counted positions, in the order of the rows.
 
-        A classifier says logits (1, C) in the order of the data's labels; a language model says something about each
-        token that counts.
+        A classifier gives logits (1, C) in the order of the data's labels; a language model gives an output for each counted
+        token.
 
         Args:
-            keep: makes something smaller of each batch's signal, so that the whole is never in memory.
+            compress: makes the signal of each batch smaller, so that all dense outputs are never in memory at once.
         """
 
-    def write(self, examples: Sequence[Mapping[str, Any]], how: Rollout, seed: int) -> list[str | None]:
-        """The teacher's own answer to each row's prompt; None: it was cut off at `how.max_new_tokens`.
+    def write(self, examples: Sequence[Mapping[str, Any]], rollout: Rollout, seed: int) -> list[str | None]:
+        """The teacher's completion of each row's prompt; None if it was truncated at `rollout.max_new_tokens`.
 
         Args:
-            seed: of what is drawn, together with a row's id.
+            seed: of sampling, together with a row's id.
 
         Raises:
-            TeacherError: this kind of teacher does not write.
+            TeacherError: this kind of teacher writes no text.
         """
-        raise TeacherError(f"{type(self).__name__} does not write: rollout=teacher needs a teacher that does")
+        raise TeacherError(f"{type(self).__name__} writes no text: rollout=teacher needs a teacher that does")
 
     def signals(self, examples: Sequence[Mapping[str, Any]]) -> AnySignal:
-        """What the teacher says of a batch of rows, one row after the other."""
-        return concatenate(self.rows(examples))
+        """The outputs for a batch of rows, concatenated."""
+        return concatenate(self.outputs(examples))
 
     def outputs_with_features(
         self, examples: Sequence[Mapping[str, Any]], parts: frozenset[Part]
     ) -> AnySignal:
-        """What the teacher says of a batch of rows, with what goes on inside it meanwhile.
+        """The outputs for a batch of rows, concatenated, with features of the teacher's layers.
 
         Args:
-            parts: what is wanted of its inside; nothing: this is `signals`.
+            parts: the features to capture; with none this is `signals`.
 
         Raises:
-            TeacherError: this kind of teacher cannot be looked into.
+            TeacherError: this kind of teacher gives no features.
         """
         if parts:
             raise TeacherError(
-                f"{type(self).__name__} says nothing of its inside ({', '.join(sorted(parts))}); leave the loss terms out that "
-                "read it, or use a teacher that runs here (kdcli.teachers.local.LocalTeacher)"
+                f"{type(self).__name__} gives no features ({', '.join(sorted(parts))}); leave out the loss terms that "
+                "read them, or use a teacher that runs here (kdcli.teachers.local.LocalTeacher)"
             )
         return self.signals(examples)

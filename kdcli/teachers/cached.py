@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdcli.files import digest, replaced
 from kdcli.signals import FLOOR, AnySignal, HiddenSignal, Signal, TopKSignal, concatenate, top_k
-from kdcli.teachers.base import Keep, Teacher, identity
+from kdcli.teachers.base import Compress, Teacher, identity
 
 logger = logging.getLogger(__name__)
 SHARD = 1024
@@ -77,13 +77,15 @@ class CachedTeacher(Teacher):
                 ids = list(chunk["id"])
                 path = self.folder / f"{digest(ids)[:32]}.safetensors"
                 if not self._open(path, ids):
-                    self._write(path, ids, ask().rows(list(chunk), self._keep))
+                    self._write(path, ids, ask().outputs(list(chunk), self._compress))
                     if not self._open(path, ids):
                         raise OSError(f"{path} was written and cannot be read: is the disk failing?")
                 done += len(chunk)
                 progress(done)
 
-    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = identity) -> list[AnySignal]:
+    def outputs(
+        self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
+    ) -> list[AnySignal]:
         """The stored answers of rows that were fetched."""
         found = []
         for example in examples:
@@ -101,7 +103,7 @@ class CachedTeacher(Teacher):
             }
         )
 
-    def _keep(self, signal: AnySignal) -> AnySignal:
+    def _compress(self, signal: AnySignal) -> AnySignal:
         kept = top_k(signal, self.k, self.temperature) if isinstance(signal, HiddenSignal) else signal
         return kept.to(torch.device("cpu"))
 

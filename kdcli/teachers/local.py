@@ -14,7 +14,7 @@ from kdcli.generation import seed_of
 from kdcli.models.checkpoint import Checkpoint, fast_bf16, label_order, load_ready, load_tokenizer
 from kdcli.signals import AnySignal, Part
 from kdcli.tasks.base import Task
-from kdcli.teachers.base import Keep, Teacher, identity
+from kdcli.teachers.base import Compress, Teacher, identity
 
 
 class LocalTeacher(Teacher):
@@ -31,7 +31,7 @@ class LocalTeacher(Teacher):
         """Load the model.
 
         Raises:
-            ModelError, TeacherError: it cannot be loaded, its head is missing, or its labels are not the data's.
+            ModelError, TeacherError: it cannot be loaded, it lacks a head for the task, or its labels are not the data's.
         """
         self.model = load_ready(source, task).requires_grad_(False)
         self.tokenizer = load_tokenizer(source, self.model)
@@ -40,55 +40,60 @@ class LocalTeacher(Teacher):
         self.task, self.max_length, self.bf16 = task, max_length, fast_bf16(precision)
 
     def truncate_vocabulary(self, classes: int) -> None:
-        """Logits of the further classes are left out before their softmax, so that the others' probabilities sum to 1."""
+        """Drop the logits of the other classes before the softmax, so that the remaining probabilities sum to 1."""
         self.classes = min(self.classes, classes)
 
-    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = identity) -> list[AnySignal]:
-        """In the teacher's own tokenization. Classes beyond the tokenizer's last token, which pad embeddings, are left out."""
+    def outputs(
+        self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
+    ) -> list[AnySignal]:
+        """The outputs in the teacher's own tokenization, without the classes beyond the tokenizer's last token, which pad the
+        embeddings."""
         table = datasets.Dataset.from_list(list(examples))
         encoded = self.task.encode(self.tokenizer, table, self.max_length)
-        found: dict[int, AnySignal] = {}
-        for numbers, said, labels in self.task.batches(
+        by_row: dict[int, AnySignal] = {}
+        for indices, signal, labels in self.task.batches(
             self.model, self.tokenizer, encoded, self.batch_size, self.bf16, self.order
         ):
-            kept = keep(said.first(self.classes))
+            compressed = compress(signal.first(self.classes))
             start = 0
-            for number, part in zip(numbers.tolist(), labels, strict=True):
-                found[number] = kept.at(slice(start, start + len(part)))
-                start += len(part)
-        return [found[number] for number in range(len(table))]
+            for index, row_labels in zip(indices.tolist(), labels, strict=True):
+                by_row[index] = compressed.at(slice(start, start + len(row_labels)))
+                start += len(row_labels)
+        return [by_row[index] for index in range(len(table))]
 
     def outputs_with_features(
         self, examples: Sequence[Mapping[str, Any]], parts: frozenset[Part]
     ) -> AnySignal:
-        """One forward pass over all rows as they come, so that they are padded as the student's are."""
+        """One forward pass over all rows in the given order, so that they are padded as the student's rows are."""
         if not parts:
             return self.signals(examples)
         encoded = self.task.encode(
             self.tokenizer, datasets.Dataset.from_list(list(examples)), self.max_length
         )
         features = [encoded[row] for row in range(len(encoded))]
-        said, _ = self.task.forward_rows(self.model, self.tokenizer, features, self.bf16, self.order, parts)
-        return said.first(self.classes)
+        signal, _ = self.task.forward_rows(self.model, self.tokenizer, features, self.bf16, self.order, parts)
+        return signal.first(self.classes)
 
-    def write(self, examples: Sequence[Mapping[str, Any]], how: Rollout, seed: int) -> list[str | None]:
-        """Answers by the task's prompts, in the precision of the teacher's signals."""
+    def write(self, examples: Sequence[Mapping[str, Any]], rollout: Rollout, seed: int) -> list[str | None]:
+        """The completions of the task's prompts, in the precision of the teacher's outputs."""
         table = datasets.Dataset.from_list(list(examples))
         options: dict[str, Any] = {
-            "max_new_tokens": how.max_new_tokens,
-            "batch_size": how.batch_size,
-            "temperature": how.sampling_temperature,
+            "max_new_tokens": rollout.max_new_tokens,
+            "batch_size": rollout.batch_size,
+            "temperature": rollout.sampling_temperature,
             "seeds": [seed_of(seed, row["id"]) for row in examples],
         }
         if self.task.searches:
-            options |= how.model_dump(include={"num_beams", "length_penalty", "candidates"})
+            options |= rollout.model_dump(include={"num_beams", "length_penalty", "candidates"})
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
             replies = self.task.replies(self.model, self.tokenizer, table, self.max_length, **options)
-        if how.candidates == 1:
-            return [text if whole else None for text, whole in replies]
+        if rollout.candidates == 1:
+            return [text if complete else None for text, complete in replies]
         texts = [text for text, _ in replies]
-        each = [texts[start : start + how.candidates] for start in range(0, len(texts), how.candidates)]
+        groups = [
+            texts[start : start + rollout.candidates] for start in range(0, len(texts), rollout.candidates)
+        ]
         return [
-            self.task.nearest(some, row["target"]) if row["target"] is not None else some[0]
-            for some, row in zip(each, examples, strict=True)
+            self.task.nearest(candidates, row["target"]) if row["target"] is not None else candidates[0]
+            for candidates, row in zip(groups, examples, strict=True)
         ]

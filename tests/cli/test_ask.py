@@ -113,7 +113,7 @@ def test_from_an_endpoint_to_a_student(ask: Any, served: Served, capsys: pytest.
     assert asked["agreement"]["accuracy"] > 0.9
     assert len(asked["answers"]) == 20
     assert sum(asked["answers"][0]["labels"].values()) == pytest.approx(1)
-    assert "will be asked" in err
+    assert "200 queries to parrot" in err
     assert "cost" in out
     assert set(host.keys) == {f"Bearer {KEY}"}
     files = [path for path in [*run.rglob("*"), *run.parent.glob("cache/**/*")] if path.is_file()]
@@ -147,7 +147,7 @@ def test_dry_run(ask: Any, served: Served, tmp_path: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert status == 0
     assert re.fullmatch(
-        r"parrot at 127.0.0.1:\d+ will be asked 200 questions: about [\d,]+ prompt tokens and at most 800 completion tokens; "
+        r"200 queries to parrot at 127.0.0.1:\d+: about [\d,]+ prompt tokens and at most 800 completion tokens; "
         r"they cost about \d\.\d\d\n",
         out,
     )
@@ -332,7 +332,7 @@ def test_no_better_than_chance(ask: Any, served: Served, capsys: pytest.CaptureF
         ("teacher.tune=true", "no checkpoint"),
         ("teacher.cache=false", "every answer is paid for"),
         ("rollout=student", "every token"),
-        ("loss=attention", "the teacher's inside"),
+        ("loss=attention", "features"),
         ("teacher.prices.prompt=1", "give both"),
         ("teacher.budget.money=1", "prices"),
         ("teacher.prompt=nowhere.jinja", "there is no such file"),

@@ -1,4 +1,4 @@
-"""A teacher that one can only ask: a model behind an OpenAI-compatible address."""
+"""A remote teacher behind an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -32,12 +32,12 @@ from kdcli.config.types import (
 from kdcli.errors import ConfigError, TeacherError, shown
 from kdcli.files import cache_dir, digest, user_path
 from kdcli.generation import seed_of
-from kdcli.models.checkpoint import Checkpoint
 from kdcli.signals import AnySignal, Signal
 from kdcli.tasks.base import IGNORE, Task
-from kdcli.teachers.base import Keep, Teacher, identity
+from kdcli.teachers.base import Compress, identity
 from kdcli.teachers.remote.client import Endpoint
-from kdcli.teachers.remote.limits import Budget, Estimate, Prices, Usage
+from kdcli.teachers.remote.limits import Budget, Estimate, Prices
+from kdcli.teachers.remote.protocol import Progress, RemoteTeacher
 from kdcli.teachers.remote.wire import Answer
 from kdcli.templates import Template
 
@@ -65,7 +65,6 @@ SEEDS, NEW = 6, 8
 """Training prompts that one request for further prompts shows, and how many it asks for."""
 ROUNDS = 4
 """Requests for further prompts, at most so many times as would do if all that comes were new."""
-ProgressOf = Callable[[int, Usage], None]
 
 
 class Limits(Section):
@@ -86,7 +85,7 @@ class Money(Section):
 UNLIMITED, UNKNOWN = Limits(), Money()
 
 
-class OpenAITeacher(Teacher):
+class OpenAITeacher(RemoteTeacher):
     """A model that labels texts, or answers prompts, through the OpenAI protocol. Every answer is kept and never asked for again.
 
     Labels (classification) have the probabilities that the host gives the first token of each (`logprobs`), renormalised over the
@@ -114,7 +113,11 @@ class OpenAITeacher(Teacher):
         prices: of a million tokens; null: what it costs is not known.
     """
 
-    remote = True
+    limitations: ClassVar[Mapping[str, str]] = {
+        name: reason
+        for name, reason in RemoteTeacher.limitations.items()
+        if name not in ("completions", "expansion")
+    }
 
     def __init__(
         self,
@@ -156,6 +159,7 @@ class OpenAITeacher(Teacher):
             budget=Budget(**budget.model_dump()),
             prices=known,
         )
+        self.usage = self.endpoint.usage
         self.soft_labels, self.top_logprobs, self.together = soft_labels, top_logprobs, together
         self.least_mass = least_mass
         self.samples = samples if soft_labels == "samples" else 1
@@ -165,13 +169,13 @@ class OpenAITeacher(Teacher):
             raise ConfigError(f"teacher.prompt = {prompt}: there is no such file")
         self.lettered = False
         self.examples: list[Mapping[str, Any]] = []
-        self.said: dict[str, np.ndarray] = {}
-        self.told: dict[str, str] = {}
+        self.predictions: dict[str, np.ndarray] = {}
+        self.texts: dict[str, str] = {}
         self.sampled: list[tuple[str, Mapping[str, Any], list[str]]] = []
         self.unanswered: dict[str, dict[str, str]] = {}
         self.missing: list[float] = []
         self.questions = 0
-        self.dropped: Counter[str] = Counter()
+        self.dropped = Counter()
 
     @property
     def name(self) -> str:
@@ -305,7 +309,7 @@ class OpenAITeacher(Teacher):
         rows: Iterable[Mapping[str, Any]],
         bodies: Callable[[Mapping[str, Any]], list[dict[str, Any]]],
         wanted: int,
-        progress: ProgressOf,
+        progress: Progress,
     ) -> Iterator[tuple[Mapping[str, Any], list[dict[str, Any]]]]:
         """Each row with the choices that came for it; rows with none are noted as unanswered."""
         each = 1 if self.together else wanted
@@ -350,7 +354,7 @@ class OpenAITeacher(Teacher):
 
     # ---- labels ------------------------------------------------------------------------------------------
 
-    def fetch(self, rows: Sequence[Mapping[str, Any]], progress: ProgressOf) -> None:
+    def fetch(self, rows: Sequence[Mapping[str, Any]], progress: Progress) -> None:
         """Ask for the labels of rows.
 
         Args:
@@ -446,16 +450,18 @@ class OpenAITeacher(Teacher):
         return longest[0] if len(longest) == 1 else None
 
     def _say(self, row: Mapping[str, Any], shares: np.ndarray) -> None:
-        self.said[row["id"]] = np.log(shares / shares.sum()).astype(np.float32)
+        self.predictions[row["id"]] = np.log(shares / shares.sum()).astype(np.float32)
 
-    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = identity) -> list[AnySignal]:
+    def outputs(
+        self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
+    ) -> list[AnySignal]:
         """The log-probabilities of the labels of rows that were fetched."""
-        return [keep(Signal(torch.from_numpy(self.said[row["id"]])[None])) for row in examples]
+        return [compress(Signal(torch.from_numpy(self.predictions[row["id"]])[None])) for row in examples]
 
     # ---- answers -----------------------------------------------------------------------------------------
 
-    def answers(
-        self, rows: Iterable[Mapping[str, Any]], how: Rollout, progress: ProgressOf
+    def completions(
+        self, rows: Iterable[Mapping[str, Any]], how: Rollout, progress: Progress
     ) -> Iterator[tuple[Mapping[str, Any], list[str], int]]:
         """Each row with the answers to its prompt, and how many were cut off by max_new_tokens, which are not among them."""
 
@@ -465,11 +471,11 @@ class OpenAITeacher(Teacher):
         for row, choices in self._ask(rows, bodies, how.answers, progress):
             whole = [choice["text"].strip() for choice in choices if choice["finish_reason"] != "length"]
             self._remember(row, [choice["text"] for choice in choices])
-            self.told[row["id"]] = choices[0]["text"].strip()
+            self.texts[row["id"]] = choices[0]["text"].strip()
             yield row, whole, len(choices) - len(whole)
 
     def expand(
-        self, texts: Sequence[str], others: Iterable[str], count: int, seed: int, progress: ProgressOf
+        self, texts: Sequence[str], others: Iterable[str], count: int, seed: int, progress: Progress
     ) -> list[str]:
         """So many further prompts (fewer, if it repeats itself), made up after some that are drawn from the given ones (Wang et al. 2023,
         https://arxiv.org/abs/2212.10560, without its classifier).
@@ -523,7 +529,7 @@ class OpenAITeacher(Teacher):
         bodies = self._labelling if self.task.labels else lambda row: self._answering(row, how)
         return self.endpoint.estimate(body for row in rows for body in bodies(row))
 
-    def about(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What the report says of it."""
         counts = Counter(each["status"] for each in self.unanswered.values())
         found: dict[str, Any] = {
@@ -550,13 +556,13 @@ class OpenAITeacher(Teacher):
                 found["asked_for"] = dict(zip(LETTERS, self.task.labels, strict=False))
         return found
 
-    def shown(self) -> list[dict[str, Any]]:
+    def sampled_answers(self) -> list[dict[str, Any]]:
         """Some answers: the question, what was written and, of a classifier, what that amounts to."""
         found = []
         for _, row, texts in sorted(self.sampled, key=lambda one: one[0])[:SHOWN]:
             one: dict[str, Any] = {"question": self.messages(row)[-1]["content"], "answers": texts}
-            if row["id"] in self.said:
-                shares = np.exp(self.said[row["id"]]).tolist()
+            if row["id"] in self.predictions:
+                shares = np.exp(self.predictions[row["id"]]).tolist()
                 one["labels"] = dict(zip(self.task.labels, shares, strict=True))
             if row.get("label", IGNORE) != IGNORE:
                 one["gold"] = self.task.labels[row["label"]]
@@ -564,9 +570,6 @@ class OpenAITeacher(Teacher):
                 one["left_out"] = self.unanswered[row["id"]]["status"]
             found.append(one)
         return found
-
-    def open(self, source: Checkpoint, task: Task, max_length: int, precision: str) -> None:
-        """Nothing is loaded: `begin` gets it ready."""
 
 
 def _plain(text: str) -> str:

@@ -377,7 +377,7 @@ def test_the_cache_holds_what_the_teacher_says(tokenizer, local: LocalTeacher, t
     labels, counts = TASK.targets(encoded)
     online = local.signals(list(rows))
     assert isinstance(online, HiddenSignal)
-    assert [len(signal) for signal in local.rows(list(rows))] == counts.tolist()
+    assert [len(signal) for signal in local.outputs(list(rows))] == counts.tolist()
     cached = CachedTeacher(tmp_path / "cache", k=4)
     cached.fetch(rows, lambda: local, lambda done: None)
     order = [*range(49, -1, -3)]

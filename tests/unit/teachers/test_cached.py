@@ -24,7 +24,7 @@ from kdcli.losses.reverse_kl import ReverseKL
 from kdcli.losses.tvd import TVD
 from kdcli.signals import AnySignal, Head, HiddenSignal, Signal, TopKSignal, chunks
 from kdcli.teachers import cached
-from kdcli.teachers.base import Keep, Teacher, identity
+from kdcli.teachers.base import Compress, Teacher, identity
 from kdcli.teachers.cached import CachedTeacher
 
 WIDTH = 3
@@ -43,11 +43,13 @@ class Fake(Teacher):
         self.said, self.most = said, most
         self.asked: list[str] = []
 
-    def rows(self, examples: Sequence[Mapping[str, Any]], keep: Keep = identity) -> list[AnySignal]:
+    def outputs(
+        self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
+    ) -> list[AnySignal]:
         self.asked += [example["id"] for example in examples]
         if len(self.asked) > self.most:
             raise KeyboardInterrupt
-        return [keep(self.said(number_of(example))) for example in examples]
+        return [compress(self.said(number_of(example))) for example in examples]
 
 
 def number_of(example: Mapping[str, Any]) -> int:
@@ -211,9 +213,9 @@ def test_rows_are_found_by_what_they_are(tmp_path: Path) -> None:
             examples = [{"id": f"row{number}"} for number in order]
             fresh = fetched(tmp_path / f"fresh {order}", table(*order), Fake(said))
             assert same(teacher.signals(examples), fresh.signals(examples))
-            for found, number in zip(teacher.rows(examples), order, strict=True):
+            for found, number in zip(teacher.outputs(examples), order, strict=True):
                 assert len(found) == number % 4
-                assert same(found, fresh.rows([{"id": f"row{number}"}])[0])
+                assert same(found, fresh.outputs([{"id": f"row{number}"}])[0])
 
 
 @pytest.mark.usefixtures("small_shards")

@@ -48,7 +48,7 @@ def choice(*tokens: dict[str, float]) -> dict[str, Any]:
 
 
 def shares(found: OpenAITeacher) -> list[float]:
-    return [round(share, 3) for share in np.exp(found.said["1"]).tolist()]
+    return [round(share, 3) for share in np.exp(found.predictions["1"]).tolist()]
 
 
 def test_tokens_become_labels() -> None:
