@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 Part = Literal["hidden_states", "attentions", "relations"]
-"""What a loss can read of a model's inside."""
+"""What a loss can read of a model's layers."""
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from kdcli.config.tasks import TaskSpec, inferred_task, packaged_specs, spec_of
 from kdcli.config.types import (
     BatchSize,
     Character,
@@ -23,7 +23,7 @@ from kdcli.config.types import (
     Tokens,
     VocabularySize,
 )
-from kdcli.errors import shown
+from kdcli.errors import ConfigError, shown
 
 
 class Augment(Section):
@@ -67,7 +67,8 @@ class Dataset(Section):
 
     task: str | None = None
     """null: inferred from the columns named (text + label: classification; words + tags: token_classification; prompt +
-    completion, messages, or text with label=null: causal_lm; source + target: seq2seq). masked_lm is never inferred."""
+    completion, messages, or text with label=null: causal_lm; source + target: seq2seq). masked_lm is never inferred. A class of your own:
+    MODULE.CLASS, looked for in --config-dir and beside it."""
     format: Literal["csv", "jsonl", "parquet", "txt", "conversations", "conll", "gettext", "hub"] = "csv"
     """txt: plain text (causal_lm, masked_lm); conversations: YAML files with a list of `conversations`, each a list of turns; conll: a
     word and its tag a line, a blank line between sentences (token_classification); gettext: .po and .mo catalogues (seq2seq)."""
@@ -146,95 +147,51 @@ class Dataset(Section):
 
     @property
     def kind(self) -> str:
-        """The task: as given, or what the columns named mean."""
+        """The task's name: the one given, or the one that the columns named imply."""
+        return self.task or inferred_task(self)
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The declarations of the task."""
+        return spec_of(self.kind)
+
+    @model_validator(mode="after")
+    def _known(self) -> Dataset:
         if self.task:
-            return self.task
-        if self.tags or self.format == "conll":
-            return "token_classification"
-        if self.source or self.format == "gettext":
-            return "seq2seq"
-        unlabelled = self.format in ("txt", "conversations") or self.label is None
-        return "causal_lm" if self.prompt or self.messages or unlabelled else "classification"
+            try:
+                spec_of(self.task)
+            except ConfigError as error:
+                raise ValueError(f"task = {self.task}: {error.message}") from None
+        return self
 
     @model_validator(mode="after")
     def _columns(self) -> Dataset:
-        if bool(self.prompt) != bool(self.completion):
-            raise ValueError("prompt and completion: give both columns, or neither")
-        read = ("text", "text_pair", "label") if self.kind == "classification" else ()
-        for one, other in [*itertools.combinations(read, 2), ("words", "tags"), ("prompt", "completion")]:
-            if getattr(self, one) and getattr(self, one) == getattr(self, other):
-                raise ValueError(
-                    f"{one} and {other}: both are the column {shown(getattr(self, one))}; name two"
-                )
-        if self.prompt and self.messages:
-            raise ValueError("prompt and messages: name the columns of one of them")
-        if self.kind == "classification" and self.label is None:
-            raise ValueError("label = null: classification needs the label's column")
+        for first, second in (("prompt", "completion"), ("words", "tags"), ("source", "target")):
+            column, other = getattr(self, first), getattr(self, second)
+            if bool(column) != bool(other):
+                raise ValueError(f"{first} and {second}: give both columns, or neither")
+            if column and column == other:
+                raise ValueError(f"{first} and {second}: both are the column {shown(column)}; name two")
         if self.chat and not self.prompt and self.format != "conversations":
             raise ValueError(
                 "chat: it makes turns of a prompt and a completion; name dataset.prompt and dataset.completion"
-            )
-        if bool(self.words) != bool(self.tags):
-            raise ValueError("words and tags: give both columns, or neither")
-        if self.kind == "token_classification" and not self.tags and self.format != "conll":
-            raise ValueError(
-                "token_classification: name the columns of words and of their tags (dataset.words, dataset.tags)"
-            )
-        if self.kind in ("causal_lm", "masked_lm") and self.labelled:
-            raise ValueError(f"labelled: {self.kind} has no labels to hide; use limit")
-        if self.kind in ("causal_lm", "masked_lm") and self.unlabelled:
-            raise ValueError(
-                f"unlabelled: all text is without labels in {self.kind}; put it among the training rows"
-            )
-        others = [key for key in ("text_pair", "prompt", "messages", "words", "source") if getattr(self, key)]
-        if self.kind == "masked_lm" and others:
-            raise ValueError(
-                f"{others[0]}: masked_lm reads plain text alone; name its column with dataset.text, and leave {others[0]} out"
-            )
-        if self.kind != "masked_lm" and self.mask_copies > 1:
-            raise ValueError(
-                f"mask_copies: {self.kind} hides no tokens; leave it out, or give task=masked_lm"
-            )
-        if self.augment and self.kind != "classification":
-            raise ValueError(
-                f"augment: words are replaced in whole texts (classification), not in {self.kind}; leave it out"
             )
         if self.unlabelled_limit and not self.unlabelled:
             raise ValueError("unlabelled_limit: there is nothing to limit; name the text with unlabelled")
         return self
 
     @model_validator(mode="after")
-    def _pairs(self) -> Dataset:
-        if bool(self.source) != bool(self.target):
-            raise ValueError("source and target: give both columns, or neither")
-        if self.source and self.source == self.target:
-            raise ValueError(f"source and target: both are the column {shown(self.source)}; name two")
-        if self.kind != "seq2seq":
-            given = [key for key in OF_PAIRS if getattr(self, key) != type(self).model_fields[key].default]
-            answers = self.prompt or self.messages or self.format == "conversations"
-            if answers and self.clean.model_copy(update={"overlong": "refuse"}) == Clean():
-                given = [key for key in given if key != "clean"]
-            if given:
-                raise ValueError(
-                    f"{given[0]}: it is for pairs of source and target (seq2seq), not for {self.kind}; leave it out"
-                )
-            return self
-        if self.format == "gettext":
-            if self.source:
-                raise ValueError("source and target: catalogues have no columns; leave them out")
-            if not self.target_language:
-                raise ValueError("gettext: name the locale to translate into (dataset.target_language=de)")
-            if self.source_language == self.target_language:
-                raise ValueError(f"source_language and target_language: both are {self.source_language}")
-        elif not self.source:
+    def _task(self) -> Dataset:
+        spec = self.spec
+        for name, other in packaged_specs():
+            for key, purpose in other.only_here.items():
+                if key not in spec.reads and getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: {purpose} ({name}), not for {self.kind}; leave it out")
+        spec.check(self)
+        readers = [name for name, other in packaged_specs() if self.format in other.formats]
+        if readers and self.format not in spec.formats:
             raise ValueError(
-                "seq2seq: name the columns of the source and of its translation (dataset.source, dataset.target)"
-            )
-        if others := [key for key in ("text_pair", "prompt", "messages", "words") if getattr(self, key)]:
-            raise ValueError(f"source and {others[0]}: name the columns of one of them")
-        if self.unlabelled and self.format == "gettext":
-            raise ValueError(
-                "unlabelled: catalogues hold translations; name a csv or jsonl file of sources with format= of its kind"
+                f"format = {self.format} is for {' and '.join(readers)}, not for {self.kind}; leave dataset.task out, or give another format"
             )
         return self
 
@@ -268,30 +225,8 @@ class Dataset(Section):
         return self
 
 
-TASKS = ("classification", "token_classification", "causal_lm", "seq2seq", "masked_lm")
-_CLASSES, _LABELS, WRITING = TASKS[:1], TASKS[:2], ("causal_lm", "seq2seq")
-READ_BY: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        (
-            "task", "format", "path", "name", "revision", "train", "validation", "test", "validation_size", "test_size", "encoding", "delimiter",
-            "quote", "columns", "replace", "limit", "eval_limit", "max_length",
-        ),
-        TASKS,
-    ),
-    "text": ("classification", "causal_lm", "masked_lm"),
-    **dict.fromkeys(("text_pair", "label", "augment"), _CLASSES),
-    "labels": _LABELS,
-    **dict.fromkeys(("words", "tags"), ("token_classification",)),
-    **dict.fromkeys(("prompt", "completion", "messages", "chat"), ("causal_lm",)),
-    **dict.fromkeys(("source", "target", "source_language", "target_language", "prefix"), ("seq2seq",)),
-    "clean": WRITING,
-    **dict.fromkeys(("labelled", "unlabelled", "unlabelled_limit"), (*_LABELS, "seq2seq")),
-    "mask_copies": ("masked_lm",),
-}  # fmt: skip
-"""The tasks that read each key of a data set."""
-OF_PAIRS = tuple(
-    key for key, tasks in READ_BY.items() if "seq2seq" in tasks and "classification" not in tasks
-)
-"""What only pairs of source and target have (of `clean`, language models read `overlong`)."""
-OF_LABELS = tuple(key for key, tasks in READ_BY.items() if "masked_lm" not in tasks)
-"""What text alone has no use for."""
+READ_BY_ALL = frozenset({
+    "task", "format", "path", "name", "revision", "train", "validation", "test", "validation_size", "test_size", "encoding", "delimiter",
+    "quote", "columns", "replace", "limit", "eval_limit", "max_length",
+})  # fmt: skip
+"""The keys of a data set that every task reads; the others are declared by the tasks that read them (`TaskSpec.reads`)."""

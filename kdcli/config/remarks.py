@@ -8,19 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from kdcli.config.dataset import READ_BY, TASKS, WRITING, Dataset
+from kdcli.config.dataset import Dataset
 from kdcli.config.schema import Distill
+from kdcli.config.tasks import TaskSpec, packaged_specs
 from kdcli.errors import shown
-
-OTHERS_READ_BY: dict[str, tuple[str, ...]] = {
-    "rollout": WRITING,
-    "teacher.top_k": ("causal_lm", "seq2seq", "masked_lm"),
-    **dict.fromkeys(("teacher.from_scratch", "teacher.vocab_size", "measure.num_beams"), ("seq2seq",)),
-    **dict.fromkeys(("measure.new_tokens", "measure.generations"), WRITING),
-    "hardware.tolerance.same_texts": ("seq2seq",),
-    "hardware.tolerance.generated": ("causal_lm",),
-}
-"""The tasks that read other keys, if not all do."""
 
 
 def unread(config: Any, keys: Iterable[str]) -> Iterator[str]:
@@ -33,18 +24,21 @@ def unread(config: Any, keys: Iterable[str]) -> Iterator[str]:
     for key in keys:
         stage = re.match(r"stages\.[^.]+\.", key)
         rest = key[stage.end() :] if stage else key
-        tasks = next(
-            (OTHERS_READ_BY[each] for each in OTHERS_READ_BY if f"{rest}.".startswith(f"{each}.")), None
-        )
-        if rest.startswith("dataset."):
-            tasks = READ_BY.get(rest.split(".")[1])
         value, default = value_at(config, key)
         if value is None or isinstance(value, BaseModel):  # of a mapping, each key is looked at by itself
             continue
         place, _ = value_at(config, f"{stage[0]}dataset" if stage else "dataset")
-        kind = place.kind if isinstance(place, Dataset) else None
-        if tasks and kind in TASKS and kind not in tasks and value != default:
-            yield f"{key} = {shown(value)}: {kind} does not read it (only {', '.join(tasks)}); leave it out"
+        readers = [name for name, spec in packaged_specs() if _reads(spec, rest)]
+        if isinstance(place, Dataset) and readers and not _reads(place.spec, rest) and value != default:
+            yield f"{key} = {shown(value)}: {place.kind} does not read it (only {', '.join(readers)}); leave it out"
+
+
+def _reads(spec: TaskSpec, key: str) -> bool:
+    """Whether a task declares that it reads a key of a run."""
+    part, _, rest = key.partition(".")
+    if part == "dataset":
+        return rest.partition(".")[0] in spec.reads
+    return any(f"{key}.".startswith(f"{each}.") for each in spec.reads_of_run)
 
 
 def value_at(config: Any, key: str) -> tuple[Any, Any]:
@@ -83,7 +77,7 @@ def remarks(config: Distill) -> list[str]:
         f"stages.{name}.dataset": stage.dataset for name, stage in config.stages.items() if stage.dataset
     }
     for key, dataset in datasets.items():
-        if dataset.max_length < 3 and dataset.kind not in ("causal_lm", "masked_lm"):  # which refuse it
+        if dataset.max_length < 3 and not dataset.spec.refuses_short:
             found.append(
                 f"{key}.max_length = {dataset.max_length}: beside the special tokens no token of a text is left"
             )

@@ -11,13 +11,15 @@ checked against its annotations.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from kdcli.config.dataset import OF_LABELS, Dataset
+from kdcli.config.dataset import READ_BY_ALL, Dataset
+from kdcli.config.tasks import packaged_specs, spec_of
 from kdcli.config.types import (
     BatchSize,
     BatchSizes,
@@ -379,8 +381,6 @@ class StageConfig(Section):
     """The name of an earlier stage whose assistant teaches this one; null: the run's teacher."""
 
 
-ROUNDED = ("classification", "token_classification", "causal_lm")
-"""Tasks whose students can be trained with rounded weights."""
 TAKEN = (
     "teacher",
     "augment",
@@ -456,9 +456,10 @@ class Distill(Section):
 
     @model_validator(mode="after")
     def _quantized(self) -> Distill:
-        if self.student.quantization and self.dataset.kind not in ROUNDED:
+        if self.student.quantization and not self.dataset.spec.rounds:
+            tasks = ", ".join(name for name, spec in packaged_specs() if spec.rounds)
             raise ValueError(
-                f"student.quantization = {self.student.quantization}: the rounding is known for {', '.join(ROUNDED)}, "
+                f"student.quantization = {self.student.quantization}: the rounding is known for {tasks}, "
                 f"not for {self.dataset.kind}; leave it out (export rounds as well)"
             )
         for name, stage in self.stages.items():
@@ -471,13 +472,14 @@ class Distill(Section):
     @model_validator(mode="after")
     def _taught_by(self) -> Distill:
         assistants: list[str] = []
-        if self.dataset.kind == "masked_lm":
+        if self.dataset.spec.general:
             raise ValueError(
-                "dataset.task = masked_lm: it makes a general student, in a stage before the task's (stages.NAME.dataset.task=masked_lm, as "
+                f"dataset.task = {self.dataset.kind}: it makes a general student, in a stage before the task's "
+                f"(stages.NAME.dataset.task={self.dataset.kind}, as "
                 "experiment=distilbert does)"
             )
         for name, stage in self.stages.items():
-            if stage.rows != "all" and self.dataset.kind == "seq2seq":
+            if stage.rows != "all" and not self.dataset.spec.selects_by_gold:
                 raise ValueError(
                     f"stages.{name}.rows = {stage.rows}: what only the teacher translates has a target by then, and is no longer told apart; "
                     "leave it out"
@@ -516,8 +518,10 @@ def _over(stage: Mapping[str, Any], run: Mapping[str, Any], key: str) -> Mapping
         or not isinstance(whole, Mapping)
     ):
         return stage
-    if own and own.get("task") == "masked_lm":
-        whole = {name: value for name, value in whole.items() if name not in OF_LABELS}
+    if own and key == "dataset" and isinstance(task := own.get("task"), str):
+        with contextlib.suppress(ConfigError):  # `Dataset` tells which tasks there are
+            read = READ_BY_ALL | spec_of(task).reads
+            whole = {name: value for name, value in whole.items() if name in read}
     return {**stage, key: {**whole, **(own or {})}}
 
 

@@ -17,13 +17,8 @@ from kdcli.data.splits import SPLITS, carve_splits, clean_rows, disjoint_splits,
 from kdcli.errors import ConfigError, DataError
 from kdcli.files import digest, user_path
 from kdcli.hub import PACKAGE, locate_package
-from kdcli.tasks.base import IGNORE
-from kdcli.tasks.causal_lm.rows import CausalLMRows
-from kdcli.tasks.classification.rows import ClassificationRows
-from kdcli.tasks.masked_lm.rows import MaskedLMRows
-from kdcli.tasks.rows import FOLDER_FORMATS, RawSplit, Row, RowSchema, labels_of, row_hash
-from kdcli.tasks.seq2seq.rows import Seq2SeqRows
-from kdcli.tasks.token_classification.rows import TokenClassificationRows
+from kdcli.tasks import task_class
+from kdcli.tasks.rows import IGNORE, RawSplit, Row, RowSchema, labels_of, row_hash
 
 logger = logging.getLogger(__name__)
 datasets.disable_progress_bars()  # the run has its own
@@ -90,15 +85,9 @@ def load(cfg: DatasetConfig) -> Data:
         DataError: it cannot be found or read, a column is missing, a text is empty, a label is unknown or
             missing, words and tags are not of one number, a conversation has no answer, a split is empty, the training
             rows have a single class, or there is no catalogue of a language.
-        ConfigError: the format is for another task.
+        ConfigError: there is no such task.
     """
-    folder = FOLDER_FORMATS.get(cfg.format)
-    if folder and cfg.kind not in folder.tasks:
-        raise ConfigError(
-            f"dataset.format = {cfg.format} is for {' and '.join(folder.tasks)}, not for {cfg.kind}; leave dataset.task out, or give "
-            "another format"
-        )
-    kind = _KINDS.get(cfg.kind, ClassificationRows)(cfg)
+    kind = task_class(cfg.kind).row_schema(cfg)
     sources = {"train": _read(kind, cfg.train)}
     for split, name in (("validation", cfg.validation), ("test", cfg.test)):
         if name:
@@ -159,21 +148,13 @@ def _read(kind: RowSchema, split: str) -> list[RawSplit]:
     path = locate_package(given) if given.startswith(PACKAGE) else user_path(given)
     if cfg.format == "gettext":
         return read_gettext(kind, path, given)
-    folder = FOLDER_FORMATS.get(cfg.format)
+    folder = cfg.spec.formats.get(cfg.format)
     if folder and os.path.isdir(path):
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in folder.suffixes)
         if not files:
             raise DataError(f"the data folder {path} has no files *{', *'.join(folder.suffixes)}")
         return [read_file(kind, file, str(file)) for file in files]
     return [read_file(kind, path, given)]
-
-
-_KINDS: dict[str, type[RowSchema]] = {
-    "causal_lm": CausalLMRows,
-    "masked_lm": MaskedLMRows,
-    "seq2seq": Seq2SeqRows,
-    "token_classification": TokenClassificationRows,
-}
 
 
 def require_batch(rows: int, batch_size: int, what: str, key: str) -> None:

@@ -233,6 +233,7 @@ def _sweep_row(run: Path) -> dict[str, Any]:
     student, verdict = report["models"]["student"], report["verdict"]
     return {
         "smoke": report["smoke"],
+        "task": report["task"],
         "metric": report["metric"],
         "score": student["score"],
         "validation_score": report["validation_score"]["student"],

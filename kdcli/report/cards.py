@@ -6,11 +6,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from kdcli.errors import printable
-from kdcli.report.metrics import Report, metric_of, present_models
-from kdcli.report.numbers import format_count, format_share
+from kdcli.numbers import format_count, format_share
+from kdcli.report.metrics import metric_of, present_models
 from kdcli.report.tables import (
     UNRUN,
     export_cells,
@@ -22,100 +22,8 @@ from kdcli.report.tables import (
     stream_lines,
 )
 from kdcli.report.verdict import verdict_text
-
-
-class _Card(NamedTuple):
-    """What the card of a task says in its own words."""
-
-    tag: str
-    """The hub's name of the task."""
-    metrics: list[str]
-    kind: str
-    use: str
-    """Python; INPUT stands for a text."""
-    figures: str
-    copied: str
-    """What the student shares with its teacher, ahead of the share."""
-    limits: str
-    labelled: str
-
-
-_CARDS = {
-    "classification": _Card(
-        tag="text-classification",
-        metrics=["accuracy", "f1"],
-        kind="text classifier",
-        use="""from transformers import pipeline
-classify = pipeline("text-classification", model="path/to/this/directory")
-print(classify("A text to classify."))""",
-        figures="""p50 is the latency
-of one row at a time on the machine of the run. ECE is the expected calibration error: 0 is best.""",
-        copied="It gives the teacher's answer to {} of the test rows.",
-        limits="Scores are averages: single classes can be much worse, see the run's `report.json`.",
-        labelled="kept their gold label",
-    ),
-    "token_classification": _Card(
-        tag="token-classification",
-        metrics=["f1", "precision", "recall"],
-        kind="token classifier",
-        use="""from transformers import pipeline
-tag = pipeline("token-classification", model="path/to/this/directory", aggregation_strategy="first")
-print(tag("A text with names in it ."))""",
-        figures="""F1, precision and
-recall are those of whole entities: type, first and last word. p50 is the latency of one row at a time on the machine
-of the run.""",
-        copied="It gives the teacher's tag to {} of the test words.",
-        limits="Scores are averages: single types can be much worse, see the run's `report.json`.",
-        labelled="kept their gold tags",
-    ),
-    "causal_lm": _Card(
-        tag="text-generation",
-        metrics=["perplexity"],
-        kind="language model",
-        use="""from transformers import AutoModelForCausalLM, AutoTokenizer
-path = "path/to/this/directory"
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForCausalLM.from_pretrained(path)
-inputs = tokenizer("A prompt as in the training data.", return_tensors="pt")
-output = model.generate(**inputs, max_new_tokens=128)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))""",
-        figures="""Perplexity
-is exp of minus the mean log-probability of a reference token: 1 would be certainty, lower is better; models
-with other tokenizers cannot be compared by it. KL is in nats a token, 0 is the teacher itself. Times are those
-of one prompt at a time on the machine of the run.""",
-        copied="Its most likely token is the teacher's at {} of the places in the references.",
-        limits="""It can write what is false, offensive or endless. Perplexity is measured on references: it says little
-  about what the model writes on its own, so read some of that (the run's `report.html`).""",
-        labelled="have a reference",
-    ),
-    "seq2seq": _Card(
-        tag="translation",
-        metrics=["bleu", "chrf"],
-        kind="sequence-to-sequence model",
-        use="""from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-path = "path/to/this/directory"
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForSeq2SeqLM.from_pretrained(path)
-text = INPUT
-inputs = tokenizer(text, return_tensors="pt")
-output = model.generate(**inputs, num_beams=1, max_new_tokens=128)
-print(tokenizer.decode(output[0], skip_special_tokens=True))""",
-        figures="""BLEU and chrF
-are sacrebleu's, from 0 to 100, of greedy translations (beam BLEU: of beam search). Perplexity is that of the
-references, copies are translations that are their source. Times are those of one sentence at a time, translated
-greedily, on the machine of the run.""",
-        copied="Its most likely token is the teacher's at {} of the places in the references.",
-        limits="""A translation can be fluent and wrong: it can leave out, add, repeat, mix up names and numbers, or turn a meaning
-  round. BLEU and chrF count what is shared with one reference and see none of that, so read some translations
-  (the worst stand in the run's `report.html`). It works in one direction, from the source language to the target language.""",
-        labelled="have a reference",
-    ),
-}
-_CHAT = """from transformers import pipeline
-write = pipeline("text-generation", "path/to/this/directory")
-asked = [{"role": "user", "content": "A question like those it was trained on."}]
-print(write(asked, max_new_tokens=128, do_sample=False, return_full_text=False)[0]["generated_text"])"""
-"""How a language model is used that has learnt conversations: its chat template writes the prompt."""
+from kdcli.tasks import presentation_of
+from kdcli.tasks.presentation import Metric, Presentation, Report
 
 
 def model_card(report: Report, extra: Mapping[str, Any]) -> str:
@@ -126,12 +34,12 @@ def model_card(report: Report, extra: Mapping[str, Any]) -> str:
     """
     import yaml
 
-    card, metric = _CARDS[report["task"]], report["metric"]
+    card, metric = _presentation(report).card, metric_of(report)
     front: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": card.tag,
         "tags": [card.tag, "knowledge-distillation", "kdcli"],
-        "metrics": card.metrics,
+        "metrics": list(card.metrics),
     }
     if extra.get("base_model"):
         front["base_model"] = extra["base_model"]
@@ -154,7 +62,7 @@ def model_card(report: Report, extra: Mapping[str, Any]) -> str:
         for term, options in report["loss"].items()
     ]
     agreement = format_share(report["verdict"].get("agreement"))
-    copied = "" if agreement == "n/a" else " " + card.copied.format(agreement)
+    copied = "" if agreement == "n/a" else " " + card.agreement.format(agreement)
     started = f" It started from {_code(extra['base_model'])}." if extra.get("base_model") else ""
     train, labelled, validation = (f"{dataset[split]:,}" for split in ("train", "labelled", "validation"))
     cleaned = cleaned_text(dataset.get("dropped") or {})
@@ -170,13 +78,13 @@ def model_card(report: Report, extra: Mapping[str, Any]) -> str:
 
 **{_markdown(verdict_text(report))}**
 
-A {card.kind} of {format_count(student.get("parameters"))} parameters, distilled from {teacher} on {data}
+A {card.model} of {format_count(student.get("parameters"))} parameters, distilled from {teacher} on {data}
 with kdcli {extra["kdcli_version"]}.{started}{listed if labels else ""}
 
 ## Use
 
 ```python
-{_CHAT if extra.get("chat") else card.use.replace("INPUT", sample)}
+{card.use_of_chat if extra.get("chat") else card.use.replace("INPUT", sample)}
 ```
 
 ## Figures
@@ -184,7 +92,7 @@ with kdcli {extra["kdcli_version"]}.{started}{listed if labels else ""}
 {chr(10).join("| " + " | ".join(line) + " |" for line in table)}
 
 Measured once, after training, on {report["test_examples"]:,} test rows that neither training nor selection
-saw. The control is the same student trained on the {metric_of(metric).gold} alone, without the teacher. {card.figures}{signed and chr(10) * 2 + signed}
+saw. The control is the same student trained on the {metric.gold} alone, without the teacher. {card.figures}{signed and chr(10) * 2 + signed}
 
 ## Training
 
@@ -210,7 +118,7 @@ def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[
     """
     import yaml
 
-    card, metric, best = _CARDS[result["task"]], result["metric"], result["recommended"]
+    card, metric, best = _presentation(result).card, metric_of(result), result["recommended"]
     front = {
         "pipeline_tag": card.tag,
         "tags": [card.tag, "knowledge-distillation", "kdcli", result["hardware"]],
@@ -248,7 +156,7 @@ def export_card(result: Mapping[str, Any], report: Report, runs: Sequence[tuple[
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
 
-# {card.kind[0].upper()}{card.kind[1:]} for hardware={_markdown(result["hardware"])}
+# {card.model[0].upper()}{card.model[1:]} for hardware={_markdown(result["hardware"])}
 
 Files of a student of {format_count(result["torch"].get("parameters"))} parameters. {_markdown(verdict_text(report))}
 
@@ -267,6 +175,13 @@ the times are other ones. All figures, throughput in batches of {batches} rows a
 """
 
 
+def _presentation(result: Mapping[str, Any]) -> Presentation:
+    """How the results of the task are shown, of which a run has always one."""
+    found = presentation_of(result["task"])
+    assert found is not None
+    return found
+
+
 def cleaned_text(dropped: Mapping[str, int]) -> str:
     """A sentence on what cleaning left out, after a space; "" if that was nothing."""
     if not dropped:
@@ -277,7 +192,8 @@ def cleaned_text(dropped: Mapping[str, int]) -> str:
 
 def signatures_of(report: Report) -> list[tuple[str, str]]:
     """How translations were made and scored: (name, sacrebleu's signature, or how wide the beam search was)."""
-    names = {"bleu": "BLEU", "chrf": "chrF"}
+    presentation = presentation_of(report["task"])
+    names = presentation.score_names if presentation is not None else {}
     found = [(names.get(key, key), text) for key, text in (report.get("signature") or {}).items()]
     beams = report.get("beams") or 1
     return [*found, ("Beam search", f"{beams} beams")] if beams > 1 else found
@@ -293,10 +209,10 @@ def _code(value: Any) -> str:
     return "`" + " ".join(printable(str(value)).split()).replace("`", "'").replace("|", "¦") + "`"
 
 
-def details_of(metric: str, models: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
+def details_of(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
     """Further figures that any model has: (name on the page, name on the card, one cell a model)."""
     found = [
         (name, on_card, [text(model.get("scores", {})) for model in models.values()])
-        for name, on_card, text in metric_of(metric).details
+        for name, on_card, text in metric.details
     ]
     return [detail for detail in found if set(detail[2]) != {"n/a"}]

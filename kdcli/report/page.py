@@ -9,22 +9,7 @@ from typing import Any
 
 from kdcli import console
 from kdcli.files import read_json, write_text
-from kdcli.report.cards import details_of, signatures_of
-from kdcli.report.metrics import (
-    MODELS,
-    Metric,
-    Report,
-    chance_of,
-    compared_models,
-    differences_of,
-    finding,
-    format_figure,
-    format_interval,
-    format_score,
-    metric_of,
-    present_models,
-)
-from kdcli.report.numbers import (
+from kdcli.numbers import (
     format_bytes,
     format_count,
     format_milliseconds,
@@ -34,10 +19,13 @@ from kdcli.report.numbers import (
     format_times,
     truncate_text,
 )
+from kdcli.report.cards import details_of, signatures_of
+from kdcli.report.metrics import MODELS, compared_models, format_p_value, metric_of, present_models
 from kdcli.report.plots import calibration_plot, gain_plot, loss_curves, score_plot, validation_plot
 from kdcli.report.tables import model_rows
 from kdcli.report.verdict import verdict_text
 from kdcli.rundir import read_metrics
+from kdcli.tasks.presentation import PERCENT, PLAIN, Metric, Report, finding, format_figure
 
 _MAX_MATRIX = 12  # classes of a confusion matrix that can still be read
 _MAX_CLASSES = 200  # rows of the per-class table
@@ -147,43 +135,43 @@ def _page(
     report: Report, metrics: list[dict[str, Any]], environment: Mapping[str, Any], run: str
 ) -> dict[str, Any]:
     """Everything the template shows, as text, numbers and finished SVGs."""
-    metric, models, verdict = report["metric"], present_models(report), report["verdict"]
-    shown, classes = metric_of(metric), _classes(report["labels"], models)
+    metric, models, verdict = metric_of(report), present_models(report), report["verdict"]
+    classes = _classes(report["labels"], models)
     kept, gain = format_share(verdict.get("retention")), format_number(verdict.get("gain_over_control"))
-    gained = "n/a" if gain is None else differences_of(metric, gain)[0]
-    certainty = f"95 %: {format_interval(metric, verdict.get('gain_ci95'), sign=True)}"
-    if chance := chance_of(verdict.get("gain_p")):
+    gained = "n/a" if gain is None else metric.differences(gain)[0]
+    certainty = f"95 %: {metric.format_interval(verdict.get('gain_ci95'), sign=True)}"
+    if chance := format_p_value(verdict.get("gain_p")):
         certainty += f", {chance}"
-    if shown.compact:
-        certainty = f"{shown.unit}; {certainty}"
+    if metric.compact:
+        certainty = f"{metric.unit}; {certainty}"
     elif gain is not None:
-        gained += f" {shown.unit}"
+        gained += f" {metric.unit}"
     tiles = [
-        ("kept", kept, f"of {shown.share_of}"),
+        ("kept", kept, f"of {metric.share_of}"),
         ("smaller", *_ratio(verdict.get("compression"), "parameters")),
-        ("faster", *_ratio(verdict.get("speedup"), shown.rates)),
+        ("faster", *_ratio(verdict.get("speedup"), metric.rates)),
         ("gain over control", gained, certainty if "control" in models else "no control"),
-        ("agreement", format_share(verdict.get("agreement")), shown.same_answer),
-        *shown.tiles(report),
+        ("agreement", format_share(verdict.get("agreement")), metric.same_answer),
+        *metric.tiles(report),
     ]
     return {
         "run": run,
         "report": report,
-        "shown": shown,
+        "shown": metric,
         "signatures": signatures_of(report),
         "dataset": dict(_dataset(report["dataset"])),
         "verdict": verdict_text(report),
         "finding": "smoke" if report.get("smoke") else finding(verdict).replace(" ", "-"),
         "tiles": tiles,
         "figures": _figures(report),
-        "bars": _bars(shown, models),
+        "bars": _bars(metric, models),
         "scores": score_plot(metric, models),
         "gain": gain_plot(metric, verdict),
         "curves": list(loss_curves(metrics)),
         "validation": validation_plot(metric, metrics),
         "calibration": calibration_plot(models),
         "ece": [
-            (f"{name}, ECE {format_score('ece', m.get('scores', {}).get('ece'))}", name)
+            (f"{name}, ECE {PLAIN.format_score(m.get('scores', {}).get('ece'))}", name)
             for name, m in models.items()
         ],
         "matrices": [
@@ -200,7 +188,7 @@ def _page(
         "models": list(models),
         "compared": list(compared_models(report)),
         "generations": _generations(report.get("generations") or []),
-        "translations": _translations(report.get("translations") or {}),
+        "translations": _translations(metric, report.get("translations") or {}),
         "asked": list(_asked(report["endpoint"])) if "endpoint" in report else [],
         "answers": _answers(report["endpoint"]) if "endpoint" in report else [],
     }
@@ -228,7 +216,9 @@ def _generations(generations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     return [{"prompt": truncate_text(one.get("prompt")), "texts": _written(one)} for one in generations]
 
 
-def _translations(translations: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def _translations(
+    metric: Metric, translations: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
     """The student's worst and best translations, with the other models'."""
     return [
         {
@@ -236,7 +226,7 @@ def _translations(translations: Mapping[str, Sequence[Mapping[str, Any]]]) -> li
             "rows": [
                 {
                     "source": truncate_text(one.get("source")),
-                    "score": format_score("bleu", one.get("score")),
+                    "score": metric.format_score(one.get("score")),
                     "texts": _written(one),
                 }
                 for one in chosen
@@ -254,38 +244,45 @@ def _ratio(value: Any, what: str) -> tuple[str, str]:
 
 def _figures(report: Report) -> list[tuple[str, list[str]]]:
     """The table of the page, a line a figure, so that it fits a phone: (name, one cell a model)."""
-    metric, models = report["metric"], compared_models(report)
-    shown = metric_of(metric)
+    metric, models = metric_of(report), compared_models(report)
     names = [
         "",
-        shown.name,
+        metric.name,
         "95 % interval",
         "parameters",
         "weights",
-        f"{shown.latency_of} p50",
-        shown.rates,
+        f"{metric.latency_of} p50",
+        metric.rates,
         "memory",
     ]
     lines = list(zip(names, map(list, zip(*model_rows(metric, models), strict=True)), strict=True))[1:]
     lines[2:2] = [(name, cells) for name, _, cells in details_of(metric, models)]
     lines[-2:-2] = [
         (
-            f"{shown.latency_of} p95",
+            f"{metric.latency_of} p95",
             [format_milliseconds((m.get("latency_ms") or {}).get("p95")) for m in models.values()],
         )
     ]
     return lines
 
 
-def _bars(shown: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _bars(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Bar charts of cost: each bar is (model, text, share of the longest in %)."""
     charts: tuple[tuple[str, Callable[[Mapping[str, Any]], Any], Callable[[Any], str]], ...] = (
         ("Weights on disk", lambda m: m.get("bytes"), format_bytes),
         ("Parameters", lambda m: m.get("parameters"), format_count),
-        (f"{shown.bars}, p50", lambda m: (m.get("latency_ms") or {}).get("p50"), format_milliseconds),
-        (f"{shown.bars}, p95", lambda m: (m.get("latency_ms") or {}).get("p95"), format_milliseconds),
+        (
+            f"{metric.latency_title}, p50",
+            lambda m: (m.get("latency_ms") or {}).get("p50"),
+            format_milliseconds,
+        ),
+        (
+            f"{metric.latency_title}, p95",
+            lambda m: (m.get("latency_ms") or {}).get("p95"),
+            format_milliseconds,
+        ),
         ("Peak memory", lambda m: m.get("peak_memory_bytes"), format_bytes),
-        (f"{shown.rates.capitalize()} (longer is better)", lambda m: m.get("throughput_per_s"), format_rate),
+        (f"{metric.rates.capitalize()} (longer is better)", lambda m: m.get("throughput_per_s"), format_rate),
     )
     found = []
     for title, pick, text in charts:
@@ -383,7 +380,7 @@ def _classes(labels: Sequence[str], models: Mapping[str, Mapping[str, Any]]) -> 
             for name, model in models.items()
         }
         if any(score is not None for score in scores.values()) or support is not None:
-            cells = [(name, format_score("f1", f1), 100 * (f1 or 0)) for name, f1 in scores.items()]
+            cells = [(name, PERCENT.format_score(f1), 100 * (f1 or 0)) for name, f1 in scores.items()]
             rows.append({"label": label, "support": support, "cells": cells, "f1": scores["student"]})
     rows.sort(key=lambda row: (row["support"] == 0, row["f1"] if row["f1"] is not None else 2.0))
     return rows

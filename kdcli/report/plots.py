@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from kdcli.report.metrics import MODELS, differences_of, metric_of
-from kdcli.report.numbers import format_number, format_pair
+from kdcli.numbers import format_number, format_pair
+from kdcli.report.metrics import MODELS
+from kdcli.tasks.presentation import Metric
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -121,7 +122,7 @@ def _model(stage: str) -> str:
     return stage.partition("/")[0]
 
 
-def validation_plot(metric: str, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def validation_plot(metric: Metric, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Validation scores of every model that has them in one plot, the student against the control; parts one after the other."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for model in MODELS:
@@ -131,27 +132,26 @@ def validation_plot(metric: str, metrics: Sequence[Mapping[str, Any]]) -> dict[s
             if points := _series(records, "eval/score"):
                 lines.setdefault(model, []).extend((before + step, score) for step, score in points)
             before += max(r["step"] for r in records)
-    shown, drawn = metric_of(metric), list[float]()
+    drawn: list[float] = []
     if not lines:
         return None
 
     def draw(ax: Axes) -> None:
         for stage, points in lines.items():
             xs, ys = _thin(points)
-            figures = [shown.figure(y) for y in ys]
+            figures = [metric.figure(y) for y in ys]
             ax.plot(xs, figures, color=HEX[stage], marker="o" if len(xs) < 40 else "", markersize=4)
             drawn.extend(figures)
-        shown.axis(ax, "y", drawn)
+        metric.axis(ax, "y", drawn)
         ax.set_xlabel("step")
 
     return {"svg": _svg("validation", draw), "legend": [(stage, stage) for stage in lines]}
 
 
-def score_plot(metric: str, models: Mapping[str, Mapping[str, Any]]) -> Markup | None:
+def score_plot(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> Markup | None:
     """Test scores as points with their intervals, the student at the bottom as in the tables."""
-    shown = metric_of(metric)
     points = [
-        (name, score, *format_pair(model.get("scores", {}).get(f"{metric}_ci95")))
+        (name, score, *format_pair(model.get("scores", {}).get(f"{metric.key}_ci95")))
         for name, model in models.items()
         if (score := format_number(model.get("score"))) is not None
     ]
@@ -159,14 +159,18 @@ def score_plot(metric: str, models: Mapping[str, Mapping[str, Any]]) -> Markup |
         return None
 
     def draw(ax: Axes) -> None:
-        texts = shown.texts(*(score for _, score, _, _ in points))
+        texts = metric.texts(*(score for _, score, _, _ in points))
         drawn = []
         for y, (name, score, low, high) in enumerate(points):
-            drawn += [shown.figure(value) for value in (score, low, high) if value is not None]
-            figure = shown.figure(score)
+            drawn += [metric.figure(value) for value in (score, low, high) if value is not None]
+            figure = metric.figure(score)
             if low is not None and high is not None:
                 ax.plot(
-                    [shown.figure(low), shown.figure(high)], [y, y], color=HEX[name], linewidth=3, alpha=0.45
+                    [metric.figure(low), metric.figure(high)],
+                    [y, y],
+                    color=HEX[name],
+                    linewidth=3,
+                    alpha=0.45,
                 )
             ax.plot([figure], [y], color=HEX[name], marker="o", markersize=8)
             ax.annotate(texts[y], (figure, y), (0, 9), textcoords="offset points", ha="center")
@@ -174,30 +178,30 @@ def score_plot(metric: str, models: Mapping[str, Mapping[str, Any]]) -> Markup |
         ax.set_ylim(len(points) - 0.5, -0.75)
         ax.margins(x=0.15)
         ax.grid(visible=False, axis="y")
-        shown.axis(ax, "x", drawn)
+        metric.axis(ax, "x", drawn)
 
     return _svg("scores", draw, (5.2, 2.1))
 
 
-def gain_plot(metric: str, verdict: Mapping[str, Any]) -> Markup | None:
+def gain_plot(metric: Metric, verdict: Mapping[str, Any]) -> Markup | None:
     """The gain over the control against 0: does its interval exclude it?"""
     gain, (low, high) = format_number(verdict.get("gain_over_control")), format_pair(verdict.get("gain_ci95"))
     if gain is None or low is None or high is None:
         return None
-    scale = metric_of(metric).scale
+    scale = metric.scale
 
     def draw(ax: Axes) -> None:
         ax.axvline(0, color=HEX["ink"], linewidth=1.2)
         ax.plot([scale * low, scale * high], [0, 0], color=HEX["student"], linewidth=3, alpha=0.45)
         ax.plot([scale * gain], [0], color=HEX["student"], marker="o", markersize=8)
-        text = differences_of(metric, gain)[0]
+        text = metric.differences(gain)[0]
         ax.annotate(text, (scale * gain, 0), (0, 9), textcoords="offset points", ha="center")
         ax.set_yticks([0], ["gain"])
         ax.set_ylim(-0.6, 0.8)
         reach = 1.25 * scale * max(abs(low), abs(high), abs(gain)) or 1.0
         ax.set_xlim(min(-0.3 * reach, 1.25 * scale * low), max(0.3 * reach, 1.25 * scale * high))
         ax.grid(visible=False, axis="y")
-        ax.set_xlabel(f"{metric_of(metric).unit} over the control")
+        ax.set_xlabel(f"{metric.unit} over the control")
 
     return _svg("gain", draw, (5.2, 2.1))
 

@@ -7,16 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kdcli import console
-from kdcli.report.metrics import (
-    Report,
-    compared_models,
-    differences_of,
-    finding,
-    format_interval,
-    format_score,
-    metric_of,
-)
-from kdcli.report.numbers import (
+from kdcli.numbers import (
     format_bytes,
     format_count,
     format_milliseconds,
@@ -26,21 +17,23 @@ from kdcli.report.numbers import (
     format_share,
     format_times,
 )
+from kdcli.report.metrics import compared_models, metric_of
 from kdcli.report.verdict import verdict_text
+from kdcli.tasks.presentation import Metric, Report, finding
 
 
-def model_columns(metric: str) -> list[str]:
-    shown = metric_of(metric)
-    return ["model", shown.name, "95 % interval", "params", "size", shown.latency, shown.rate, "memory"]
+def model_columns(metric: Metric) -> list[str]:
+    """The names of the columns of `model_rows`."""
+    return ["model", metric.name, "95 % interval", "params", "size", metric.latency, metric.rate, "memory"]
 
 
-def model_rows(metric: str, models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """One row a model, cells as in ``_columns``."""
+def model_rows(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """One row a model, cells as in `model_columns`."""
     return [
         [
             name,
-            format_score(metric, model.get("score")),
-            format_interval(metric, model.get("scores", {}).get(f"{metric}_ci95")),
+            metric.format_score(model.get("score")),
+            metric.format_interval(model.get("scores", {}).get(f"{metric.key}_ci95")),
             format_count(model.get("parameters")),
             format_bytes(model.get("bytes")),
             format_milliseconds((model.get("latency_ms") or {}).get("p50")),
@@ -51,20 +44,20 @@ def model_rows(metric: str, models: Mapping[str, Mapping[str, Any]]) -> list[lis
     ]
 
 
-def _table(title: str, metric: str, models: Mapping[str, Mapping[str, Any]]) -> None:
+def _table(title: str, metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> None:
     """Print models side by side; where columns are to be joined, the score and its interval are, and there further
     scores stand beside them."""
-    columns, rows, shown = model_columns(metric), model_rows(metric, models), metric_of(metric)
-    if shown.compact:
+    columns, rows = model_columns(metric), model_rows(metric, models)
+    if metric.compact:
         columns[1:3] = [f"{columns[1]} (95 %)"]
         for row, model in zip(rows, models.values(), strict=True):
-            low, high = format_pair(model.get("scores", {}).get(f"{metric}_ci95"))
+            low, high = format_pair(model.get("scores", {}).get(f"{metric.key}_ci95"))
             row[1:3] = [row[1] if low is None or high is None else f"{row[1]} ({row[2]})"]
     further = []
-    for name, key in shown.beside:
+    for name, key in metric.terminal_scores:
         scores = [model.get("scores", {}).get(key) for model in models.values()]
         if any(format_number(score) is not None for score in scores):
-            further.append((name, [format_score(metric, score) for score in scores]))
+            further.append((name, list(map(metric.format_score, scores))))
     if further:
         columns[2:] = [*(name for name, _ in further), *columns[2:-1]]
         for i, row in enumerate(rows):
@@ -75,7 +68,7 @@ def _table(title: str, metric: str, models: Mapping[str, Mapping[str, Any]]) -> 
 def final_table(report: Report) -> None:
     """Print teacher, control and student side by side, then the verdict, to stdout."""
     tokens = f", {report['test_tokens']:,} reference tokens" if report.get("test_tokens") else ""
-    _table(f"{report['test_examples']:,} test examples{tokens}", report["metric"], compared_models(report))
+    _table(f"{report['test_examples']:,} test examples{tokens}", metric_of(report), compared_models(report))
     console.say(verdict_text(report), style="bold")
     if asked := report.get("endpoint"):
         console.say(f"{asked['model']}: {_bill(asked)}")
@@ -96,11 +89,11 @@ def eval_table(result: Mapping[str, Any]) -> None:
     """Print what ``kdcli eval`` found (eval.json), and the verdict if student and teacher were compared, or how much faster a file
     is that took turns with the student."""
     title = f"{result['examples']:,} rows of {result['dataset']['name']}, split {result['split']}"
-    _table(title, result["metric"], result["models"])
+    shown = metric_of(result)
+    _table(title, shown, result["models"])
     if "verdict" in result:
         console.say(result["verdict"]["text"], style="bold")
         return
-    shown = metric_of(result["metric"])
     for name, model in result["models"].items():
         faster, speedup = (format_number(model.get(key)) for key in ("times_faster", "speedup"))
         if faster and speedup and "parameters" not in model:  # a checkpoint took turns with the teacher
@@ -123,7 +116,7 @@ def export_table(result: Mapping[str, Any]) -> None:
     torch student's answer, ``texts`` that of texts written just as it does; ``checks`` says whether those, the score and the
     budget are as they must be.
     """
-    metric, best, shown = result["metric"], result["recommended"], metric_of(result["metric"])
+    metric, best = metric_of(result), result["recommended"]
     texts = any("same_texts" in (entry["parity"] or {}) for entry in result["artifacts"].values())
 
     agrees = ["agrees", "texts"] if texts else ["agrees"]
@@ -132,15 +125,15 @@ def export_table(result: Mapping[str, Any]) -> None:
         parity, budget = entry["parity"] or {}, entry["budget"]
         rows.append(export_cells(("* " if name == best else "") + name, metric, entry, agrees))
         if not parity.get("within", True):
-            lost = differences_of(metric, parity["score_drop"])[0].removeprefix("+")
+            lost = metric.differences(parity["score_drop"])[0].removeprefix("+")
             agreed = (
-                f"agrees with the torch student on {format_share(parity['agreement'])} of the {shown.item}"
+                f"agrees with the torch student on {format_share(parity['agreement'])} of the {metric.item}"
             )
             if "generated" in parity:
                 agreed += f", writes {format_share(parity['generated'])} of its answers,"
             if "same_texts" in parity:
                 agreed += f", writes {format_share(parity['same_texts'])} of its texts just as it does,"
-            misses.append(f"{name}: out of tolerance: {agreed} and loses {lost} {shown.unit}")
+            misses.append(f"{name}: out of tolerance: {agreed} and loses {lost} {metric.unit}")
             if parity.get("same_tokens", 1) < 1:
                 same = format_share(parity["same_tokens"])
                 misses.append(
@@ -154,7 +147,7 @@ def export_table(result: Mapping[str, Any]) -> None:
     console.table(f"{result['hardware']}, {result['test_examples']:,} test examples", columns, rows)
     if texts:
         console.say(
-            f"agrees, texts: shares of {shown.item} and of whole texts written as the torch student does"
+            f"agrees, texts: shares of {metric.item} and of whole texts written as the torch student does"
         )
     told = [f"The files were {result['note']}."] if result.get("note") else []
     if result.get("sequence_length"):
@@ -217,9 +210,9 @@ def load_lines(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _quantization_table(metric: str, compared: Mapping[str, Any]) -> None:
+def _quantization_table(metric: Metric, compared: Mapping[str, Any]) -> None:
     """What the stage with rounded weights is worth: the files beside those of the student before it."""
-    before, precision = format_score(metric, compared["score"]), compared["precision"]
+    before, precision = metric.format_score(compared["score"]), compared["precision"]
     console.table(
         f"trained in {precision}, against rounded after training; kept: of {before}, the student's in fp32 before that stage",
         ["", "quantization-aware", "kept", "post-training", "kept"],
@@ -229,7 +222,7 @@ def _quantization_table(metric: str, compared: Mapping[str, Any]) -> None:
                 *(
                     cell
                     for own in pair.values()
-                    for cell in (format_score(metric, own["score"]), format_share(own["kept"]))
+                    for cell in (metric.format_score(own["score"]), format_share(own["kept"]))
                 ),
             ]
             for name, pair in compared["artifacts"].items()
@@ -237,27 +230,26 @@ def _quantization_table(metric: str, compared: Mapping[str, Any]) -> None:
     )
 
 
-def export_columns(metric: str, agrees: Sequence[str]) -> list[str]:
-    """What `_export_cells` holds; where the time to the first token is not all of it, nothing is called faster by it."""
-    shown = metric_of(metric)
-    faster = [] if shown.compact else ["faster"]
-    return ["file", shown.name, "size", shown.latency, *faster, "memory", *agrees, "checks"]
+def export_columns(metric: Metric, agrees: Sequence[str]) -> list[str]:
+    """The names of the columns of `export_cells`; where the time to the first token is not all of it, nothing is called faster by it."""
+    faster = [] if metric.compact else ["faster"]
+    return ["file", metric.name, "size", metric.latency, *faster, "memory", *agrees, "checks"]
 
 
-def export_cells(name: str, metric: str, entry: Mapping[str, Any], agrees: Sequence[str]) -> list[str]:
+def export_cells(name: str, metric: Metric, entry: Mapping[str, Any], agrees: Sequence[str]) -> list[str]:
     """A line of an export's table; that of the torch student has nothing to agree with."""
     speed, faster = entry.get("latency_ms") or {}, format_number(entry.get("times_faster"))
     cost = [format_bytes(entry.get("bytes")), format_milliseconds(speed.get("p50"))]
-    if not metric_of(metric).compact:
+    if not metric.compact:
         cost.append("" if faster is None else f"{faster:.1f} x")
     cost.append(format_bytes(entry.get("peak_memory_bytes")))
     parity = entry.get("parity")
     if parity is None:
         checks = "not run" if "parity" in entry else ""
-        return [name, format_score(metric, entry.get("score")), *cost, *("" for _ in agrees), checks]
+        return [name, metric.format_score(entry.get("score")), *cost, *("" for _ in agrees), checks]
     shares = [format_share(parity.get(key)) for key in ("agreement", "same_texts")[: len(agrees)]]
     good = parity["within"] and entry["budget"]["met"]
-    return [name, format_score(metric, entry.get("score")), *cost, *shares, "ok" if good else "MISSED"]
+    return [name, metric.format_score(entry.get("score")), *cost, *shares, "ok" if good else "MISSED"]
 
 
 def targets_table(jobs: Sequence[Mapping[str, Any]]) -> None:
@@ -274,7 +266,7 @@ def targets_table(jobs: Sequence[Mapping[str, Any]]) -> None:
     done = [(name, job) for name, job in zip(told, jobs, strict=True) if "artifacts" in job]
     if done:
         first = done[0][1]
-        metric = first["metric"]
+        metric = metric_of(first)
         good = [
             (entry["bytes"], name, file)
             for name, job in done
@@ -321,7 +313,7 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> None:
     words = [row["overrides"].split() for row in rows]
     shared = [w for w in words[0] if all(w in others for others in words)] if len(rows) > 1 else []
     names = [" ".join(w for w in line if w not in shared) or "(as it is)" for line in words]
-    metric = next((row["metric"] for row in rows if "metric" in row), "score")
+    metric = metric_of(next((row for row in rows if "metric" in row), {}))
     validation = [format_number(row.get("validation_score")) for row in rows]
     best = max((score for score in validation if score is not None), default=None)
     said = {"no evidence": "unclear", "unknown": "n/a"}
@@ -331,10 +323,10 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> None:
             cells.append([name, "n/a", "n/a", "n/a", "n/a", "failed"])
             continue
         name = f"* {name}" if score is not None and score == best else name
-        tested, kept = format_score(metric, row.get("score")), format_share(row.get("retention"))
+        tested, kept = metric.format_score(row.get("score")), format_share(row.get("retention"))
         found = "smoke" if row.get("smoke") else finding(row)
         cells.append(
-            [name, format_score(metric, score), tested, kept, _gain(metric, row), said.get(found, found)]
+            [name, metric.format_score(score), tested, kept, _gain(metric, row), said.get(found, found)]
         )
     title = f"{len(rows)} runs" + (f" with {' '.join(shared)}" if shared else "")
     console.table(title, ["overrides", "val.", "test", "kept", "gain (95 %)", "teacher"], cells)
@@ -342,10 +334,9 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> None:
         console.say("No run has a validation score, so none is marked as the best.")
     else:
         console.say("* best by validation score; test scores are for reporting, not for choosing")
-    shown = metric_of(metric)
-    if shown.compact:
-        better = shown.better or "higher is better"
-        console.say(f"val. and test: {shown.name} ({better}); gain: {shown.unit}, higher is better")
+    if metric.compact:
+        better = metric.better or "higher is better"
+        console.say(f"val. and test: {metric.name} ({better}); gain: {metric.unit}, higher is better")
     for full, row in zip(names, rows, strict=True):
         if "message" in row:
             console.say(f"{full} failed: {row['message']}")
@@ -364,11 +355,11 @@ def _short(names: Sequence[str]) -> list[str]:
     return [" ".join(map(short, name.split())) for name in names]
 
 
-def _gain(metric: str, verdict: Mapping[str, Any]) -> str:
+def _gain(metric: Metric, verdict: Mapping[str, Any]) -> str:
     """``+2.9 [+1.9, +3.9]``: the gain over the control with its interval."""
     gain, (low, high) = format_number(verdict.get("gain_over_control")), format_pair(verdict.get("gain_ci95"))
     if gain is None:
         return "n/a"
     if low is None or high is None:
-        return differences_of(metric, gain)[0]
-    return "{} [{}, {}]".format(*differences_of(metric, gain, low, high))
+        return metric.differences(gain)[0]
+    return "{} [{}, {}]".format(*metric.differences(gain, low, high))

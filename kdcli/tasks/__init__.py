@@ -3,36 +3,67 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+from kdcli.config.components import locate
 from kdcli.config.dataset import Dataset
-from kdcli.errors import ConfigError, suggest
+from kdcli.config.tasks import known_tasks, spec_of
 
 if TYPE_CHECKING:
     from kdcli.tasks.base import Task
+    from kdcli.tasks.presentation import Presentation
 
 
-def task_of(cfg: Dataset, labels: Sequence[str]) -> Task:
-    """The one task class of `kdcli/tasks/<kind>.py`, for a data set's labels.
+def task_class(name: str) -> type[Task]:
+    """The class of a packaged task (`seq2seq`), which is the one of `kdcli/tasks/<name>/task.py`, or of the user's own (`MODULE.CLASS`).
 
     Raises:
         ConfigError: there is no such task.
     """
     from kdcli.tasks.base import Task
 
-    known = sorted(
-        {module.name for module in pkgutil.iter_modules(__path__)} - {"base", "language_model", "rows"}
-    )
-    if cfg.kind not in known:
-        raise ConfigError(
-            f"dataset.task = {cfg.kind}: there is no such task{suggest(cfg.kind, known)} (known: {', '.join(known)})"
-        )
-    module = importlib.import_module(f"kdcli.tasks.{cfg.kind}.task")
+    spec_of(name)
+    if "." in name:
+        return locate(name)
+    module = importlib.import_module(f"{__name__}.{name}.task")
     own = [
         value
         for value in vars(module).values()
         if isinstance(value, type) and value.__module__ == module.__name__
     ]
-    return next(value for value in own if issubclass(value, Task)).of(cfg, labels)
+    return next(value for value in own if issubclass(value, Task))
+
+
+def task_of(cfg: Dataset, labels: Sequence[str]) -> Task:
+    """The task of a data set, for its labels.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    return task_class(cfg.kind).of(cfg, labels)
+
+
+def presentation_of(name: str) -> Presentation | None:
+    """How the results of a task are shown; None: nobody knows. It imports no torch.
+
+    A name that a report holds never imports a user's code: a user's own task is known if the config has named it in this process.
+    """
+    module, _, own = name.rpartition(".")
+    if module:
+        found: Any = getattr(sys.modules.get(module), own, None)
+        base = sys.modules.get(f"{__name__}.base")
+        if base is None or base.Task not in getattr(found, "__mro__", ()):
+            return None
+        own_presentation: Presentation = found.presentation
+        return own_presentation
+    if name not in known_tasks():
+        return None
+    presentation: Presentation = importlib.import_module(f"{__name__}.{name}.presentation").PRESENTATION
+    return presentation
+
+
+def packaged_presentations() -> Iterator[Presentation]:
+    """How the results of the packaged tasks are shown."""
+    return (found for name in known_tasks() if (found := presentation_of(name)) is not None)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import datasets
 import numpy as np
@@ -17,15 +17,16 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.config.tasks import TaskSpec
 from kdcli.features import capture_features
 from kdcli.generation import Reply
 from kdcli.model_files import require_layers
-from kdcli.signals import AnySignal, HiddenSignal, Part, Signal, TopKSignal, chunks
+from kdcli.signals import PARTS, AnySignal, HiddenSignal, Part, Signal, TopKSignal, chunks
+from kdcli.tasks.presentation import Presentation
+from kdcli.tasks.rows import IGNORE, RowSchema
 
 ANY = 2**30
 """Tokens: more than any row has."""
-IGNORE = -100
-"""The label of a position that has no gold label (`ignore_index`)."""
 TARGETS = ("target", "labels")
 """Columns of the second sequence of a row, if it has two."""
 
@@ -156,13 +157,24 @@ def padded(
 
 
 class Task(ABC):
-    """One kind of work. A subclass is the one public class of `kdcli/tasks/<name>.py`.
+    """What models are trained for: a subclass holds all that the rest of kdcli has to know of it.
+
+    A packaged task is the one public class of `kdcli/tasks/<name>/task.py`. A user's own task is a subclass in the user's folder, named by
+    `dataset.task=MODULE.CLASS`; it inherits most of what is here from a packaged one.
 
     Args:
         labels: the names of the classes, in the order of the logits; none where the classes are a vocabulary.
         chat: prompt and completion are turns of a conversation.
     """
 
+    spec: ClassVar[TaskSpec]
+    """What the config has to know of it."""
+    row_schema: ClassVar[type[RowSchema]]
+    """How its rows are read and checked."""
+    presentation: ClassVar[Presentation]
+    """How its results are shown."""
+    model_kind: ClassVar[Literal["encoder", "causal_lm", "seq2seq"]]
+    """What its models do when they are used: an encoder gives logits, a decoder and an encoder-decoder write text."""
     metric: ClassVar[str]
     """The headline metric: higher is better."""
     chance_is: ClassVar[str]
@@ -179,6 +191,12 @@ class Task(ABC):
     """Its models write text: either may write the completions."""
     quick: ClassVar[str] = ""
     """The metric that a model's answers alone tell, without what it writes; empty: the headline metric is one."""
+    features: ClassVar[frozenset[Part]] = frozenset(PARTS)
+    """What losses may read of its models' layers."""
+    aligns: ClassVar[bool] = False
+    """Teacher and student may have different tokenizers: `aligned` finds the positions that they share."""
+    fits_rows: ClassVar[bool] = False
+    """`prepare` cuts rows to what a tokenizer reads; `encode` refuses rows that another tokenizer cuts into too many tokens."""
     searches: ClassVar[bool] = False
     """Its models write by beam search as well, and several candidates for a row."""
     corpus: ClassVar[bool] = False

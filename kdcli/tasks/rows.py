@@ -15,9 +15,10 @@ from typing import Any, Self
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.errors import DataError, listed, printable, shown, suggest
 from kdcli.files import digest
-from kdcli.tasks.base import IGNORE
 
 logger = logging.getLogger(__name__)
+IGNORE = -100
+"""The label of a position that has no gold label (`ignore_index`)."""
 LONGEST_LABEL = 1000
 """Characters of a label's name: a longer one is a text."""
 MOST_EXACT = 2**53
@@ -279,22 +280,3 @@ def decode_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{error}; is the file truncated?") from None
-
-
-@dataclass(frozen=True)
-class FolderFormat:
-    """A format of files that may lie in a folder: its tasks, how they end, and the columns that it always has."""
-
-    tasks: tuple[str, ...]
-    suffixes: tuple[str, ...]
-    columns: list[str]
-
-
-FOLDER_FORMATS = {
-    "txt": FolderFormat(("causal_lm", "masked_lm"), (".txt",), ["text"]),
-    "conversations": FolderFormat(("causal_lm",), (".yml", ".yaml"), ["prompt", "completion"]),
-    "gettext": FolderFormat(("seq2seq",), (".po", ".mo"), ["source", "target"]),
-    "conll": FolderFormat(
-        ("token_classification",), (".conll", ".bio", ".iob", ".iob2", ".txt"), ["words", "tags"]
-    ),
-}

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from kdcli.features import capture_features
 from kdcli.losses.base import Loss
 from kdcli.signals import AnySignal, HiddenSignal, Part, Signal, TopKSignal, chunks
-from kdcli.tasks.base import IGNORE, Task
+from kdcli.tasks.base import Task
+from kdcli.tasks.rows import IGNORE
 
 
 class Distiller(nn.Module):

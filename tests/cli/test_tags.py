@@ -30,7 +30,7 @@ from kdcli.exporting.targets.cuda import Cuda
 from kdcli.exporting.targets.intel import Intel
 from kdcli.launch.run import launch
 from kdcli.measure.spec import runtime_of
-from kdcli.tasks.base import IGNORE
+from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.token_classification.task import TokenClassification
 
 Run = Callable[..., Path]

@@ -34,8 +34,8 @@ from kdcli.launch.run import launch
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
 from kdcli.measure.process import measured
-from kdcli.tasks.base import IGNORE
 from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.rows import IGNORE
 from kdcli.teachers.local import LocalTeacher
 from kdcli.training.distiller import Distiller
 

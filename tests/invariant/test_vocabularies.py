@@ -18,8 +18,8 @@ from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
 from kdcli.losses.uld import ULD
 from kdcli.models.checkpoint import Checkpoint
-from kdcli.tasks.base import IGNORE
 from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.rows import IGNORE
 from kdcli.teachers.aligned import AlignedTeacher
 from kdcli.teachers.local import LocalTeacher
 from kdcli.training.distiller import Distiller

@@ -18,8 +18,8 @@ from kdcli.data.augment import Proposer, augmented, find_proposer, whole_words
 from kdcli.data.dataset import load
 from kdcli.errors import ConfigError, ModelError
 from kdcli.models.checkpoint import Checkpoint
-from kdcli.tasks.base import IGNORE
 from kdcli.tasks.classification.rows import ClassificationRows
+from kdcli.tasks.rows import IGNORE
 
 WORDS = [*GOOD, *BAD, *FILLER, "br", "don", "t"]
 PIECES = ["##ly", "##s", "##ish"]

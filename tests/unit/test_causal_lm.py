@@ -17,8 +17,8 @@ from kdcli.generation import continued
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
 from kdcli.signals import Signal
-from kdcli.tasks.base import IGNORE
 from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.rows import IGNORE
 from kdcli.training.distiller import Distiller
 
 PLAIN = (

@@ -140,7 +140,7 @@ def test_one_problem(tree: dict[str, Any], path: str, value: Any, said: str) -> 
         ({"format": "txt"}, "causal_lm"),
         ({"format": "conversations"}, "causal_lm"),
         ({"task": "causal_lm"}, "causal_lm"),
-        ({"task": "classification", "format": "txt"}, "classification"),
+        ({"task": "masked_lm", "format": "txt"}, "masked_lm"),
     ],
     ids=str,
 )

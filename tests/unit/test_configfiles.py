@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 from faults.test_schema import whole
 
-from kdcli.config.check import check
-from kdcli.config.dataset import READ_BY, TASKS, Dataset
+from kdcli.config.check import check, defaults
+from kdcli.config.dataset import READ_BY_ALL, Dataset
 from kdcli.config.paths import conf_dir
-from kdcli.config.remarks import OTHERS_READ_BY, remarks, unread
+from kdcli.config.remarks import remarks, unread
 from kdcli.config.schema import Distill
+from kdcli.config.tasks import packaged_specs
 from kdcli.config.yaml_files import read_options, read_yaml
 from kdcli.errors import ConfigError
 from kdcli.launch.run import launch
+from kdcli.rundir import leaves
 
 HEAD = "# @package _global_\n"
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
@@ -113,8 +115,13 @@ def test_where_an_option_is_wrong(tmp_path: Path, text: str, line: int, said: st
 
 def test_every_key_of_a_data_set_says_who_reads_it() -> None:
     """A new key that is ignored in silence by tasks that do not read it."""
-    assert READ_BY.keys() == Dataset.model_fields.keys()
-    assert all(set(tasks) <= set(TASKS) for tasks in [*READ_BY.values(), *OTHERS_READ_BY.values()])
+    declared = READ_BY_ALL.union(*(spec.reads for _, spec in packaged_specs()))
+    assert declared == Dataset.model_fields.keys()
+    assert all(not spec.reads & READ_BY_ALL for _, spec in packaged_specs())
+    assert all(spec.only_here.keys() <= spec.reads for _, spec in packaged_specs())
+    known = {key for key, _ in leaves(defaults(Distill))}
+    for _, spec in packaged_specs():
+        assert all(any(f"{key}.".startswith(f"{each}.") for key in known) for each in spec.reads_of_run)
 
 
 @pytest.mark.parametrize(

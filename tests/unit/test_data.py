@@ -26,7 +26,7 @@ from kdcli.data.readers import LONGEST_FIELD
 from kdcli.data.splits import SPLITS
 from kdcli.errors import ConfigError, DataError
 from kdcli.pipeline.cache import content_hash
-from kdcli.tasks.base import IGNORE
+from kdcli.tasks.rows import IGNORE
 
 ROWS = sentences(60)
 
@@ -475,7 +475,7 @@ def test_tags_that_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValidationError, match=text):
             read(path, format="jsonl", **keys)
-    with pytest.raises(ConfigError, match="conll is for token_classification, not for classification"):
+    with pytest.raises(ValidationError, match="conll is for token_classification, not for classification"):
         read(path, format="conll", task="classification")
     csv = write_csv(tmp_path / "a.csv", [("a b", "O O")], header=("tokens", "ner"))
     assert (
@@ -1088,7 +1088,7 @@ def test_missing_text_column(tmp_path: Path) -> None:
     message = refused(path, **MASKED)
     assert "no column 'text'; did you mean texts?" in message
     assert message.endswith("name them with dataset.text=")
-    with pytest.raises(ConfigError, match="conversations is for causal_lm, not for masked_lm"):
+    with pytest.raises(ValidationError, match="conversations is for causal_lm, not for masked_lm"):
         read(tmp_path / "a.yml", **MASKED)
 
 

@@ -21,9 +21,10 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from pydantic import ValidationError
 
-from kdcli.config.dataset import OF_PAIRS, Clean, Dataset
+from kdcli.config.dataset import Clean, Dataset
 from kdcli.config.paths import conf_dir
 from kdcli.config.schema import Distill
+from kdcli.config.tasks import spec_of
 from kdcli.data.dataset import Data, load
 from kdcli.data.splits import SPLITS
 from kdcli.errors import ConfigError, DataError
@@ -253,10 +254,10 @@ def test_files_without_a_header(tmp_path: Path) -> None:
         ({"source": "en", "target": "de", "messages": "m"}, "source and messages: name the columns"),
         ({"source": "en", "target": "de", "words": "w", "tags": "t"}, "source: it is for pairs .* not for token_cl"),
         ({"source": "en", "target": "de", "task": "classification"}, "source: it is for pairs .* not for classification"),
-        ({"source": "en", "target": "de", "task": "masked_lm"}, "source: masked_lm reads plain text alone"),
+        ({"source": "en", "target": "de", "task": "masked_lm"}, "source: it is for pairs .* not for masked_lm"),
         ({"format": "gettext", "target_language": "de", "unlabelled": "b.csv"}, "unlabelled: catalogues hold translations"),
-        ({"source": "en", "target": "de", "augment": {}}, "augment: words are replaced in whole texts"),
-        ({"source": "en", "target": "de", "mask_copies": 2}, "mask_copies: seq2seq hides no tokens"),
+        ({"source": "en", "target": "de", "augment": {}}, "augment: it replaces words of whole texts .classification., not for seq2seq"),
+        ({"source": "en", "target": "de", "mask_copies": 2}, "mask_copies: .* .masked_lm., not for seq2seq"),
         ({"source": "en", "target": "de", "chat": True}, "chat: it makes turns of a prompt and a completion"),
         ({"clean": {"overlong": "drop"}}, "clean: it is for pairs of source and target .seq2seq., not for classification"),
         (
@@ -289,8 +290,8 @@ def test_kind_is_inferred() -> None:
     assert Dataset(path="a", source="en", target="de").kind == "seq2seq"
     assert Dataset(path="a", source="en", target="de", label=None).kind == "seq2seq"
     assert Dataset(path="a", format="gettext", target_language="de").kind == "seq2seq"
-    with pytest.raises(ConfigError, match="gettext is for seq2seq, not for classification"):
-        load(Dataset(path="a", format="gettext", task="classification"))
+    with pytest.raises(ValidationError, match="gettext is for seq2seq, not for classification"):
+        Dataset(path="a", format="gettext", task="classification")
 
 
 def test_a_stage_of_plain_text_has_no_pairs() -> None:
@@ -299,7 +300,7 @@ def test_a_stage_of_plain_text_has_no_pairs() -> None:
         "source": "en", "target": "de", "source_language": "en", "target_language": "de", "prefix": "a: ",
         "clean": {"script": False},
     }  # fmt: skip
-    assert given.keys() == set(OF_PAIRS)
+    assert given.keys() == spec_of("seq2seq").only_here.keys()
     tree = {
         "teacher": {"_target_": "a.B"}, "student": {"_target_": "a.B"}, "hardware": {"_target_": "a.B"},
         "loss": {"one": {"_target_": "a.B"}}, "dataset": {"path": "a.csv", **given},

@@ -18,12 +18,12 @@ import pytest
 import yaml
 
 from kdcli.errors import KDError
+from kdcli.numbers import format_bytes, format_count, format_milliseconds, format_rate, format_share
 from kdcli.report.cards import model_card
-from kdcli.report.metrics import format_score
-from kdcli.report.numbers import format_bytes, format_count, format_milliseconds, format_rate, format_share
 from kdcli.report.page import _matrix, _read_metrics, write_html
 from kdcli.report.tables import _short, eval_table, export_table, final_table, sweep_table, targets_table
 from kdcli.report.verdict import verdict_text
+from kdcli.tasks.causal_lm.presentation import PERPLEXITY
 
 LABELS = ["World", "Sports", "Business", "Sci/Tech"]
 
@@ -760,7 +760,7 @@ def test_table_of_language_models_shows_what_is_not_known(capsys: pytest.Capture
 )
 def test_perplexity(score: float | None, expected: str) -> None:
     """A student that learned nothing overflows exp, or its perplexity of ten digits breaks the table."""
-    assert format_score("log_prob", score) == expected
+    assert PERPLEXITY.format_score(score) == expected
 
 
 def test_sweep_of_language_models(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,8 @@ from kdcli.exporting.targets.cpu import Cpu
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
 from kdcli.signals import Signal
-from kdcli.tasks.base import IGNORE, Predictions
+from kdcli.tasks.base import Predictions
+from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.token_classification.task import TokenClassification, entities
 from kdcli.training.distiller import Distiller
 

@@ -21,7 +21,8 @@ from kdcli.models.checkpoint import room
 from kdcli.signals import HiddenSignal, chunks
 from kdcli.students.pruning.anatomy import Anatomy, Group, Stack, carve
 from kdcli.students.pruning.base import PruningInitializer
-from kdcli.tasks.base import IGNORE, Task
+from kdcli.tasks.base import Task
+from kdcli.tasks.rows import IGNORE
 
 MOST_TOKENS = 2048
 """Tokens of a row that are looked at."""

@@ -8,7 +8,6 @@ from typing import Any
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.errors import DataError, listed, shown
 from kdcli.tasks.rows import (
-    FOLDER_FORMATS,
     Row,
     RowSchema,
     decode_json,
@@ -28,8 +27,8 @@ class CausalLMRows(RowSchema):
 
     def __init__(self, cfg: DatasetConfig):
         super().__init__(cfg)
-        if cfg.format in FOLDER_FORMATS:
-            self.fields = self.columns = FOLDER_FORMATS[cfg.format].columns
+        if (folder := cfg.spec.formats.get(cfg.format)) is not None:
+            self.fields = self.columns = list(folder.columns)
         else:
             self.fields = (
                 ["messages"] if cfg.messages else ["prompt", "completion"] if cfg.prompt else ["text"]

@@ -18,8 +18,12 @@ from kdcli.errors import ConfigError, DataError, ModelError, listed
 from kdcli.files import digest
 from kdcli.generation import Reply, ends_of, reply
 from kdcli.signals import HiddenSignal
-from kdcli.tasks.base import IGNORE, Encoded, padded
+from kdcli.tasks.base import Encoded, padded
+from kdcli.tasks.causal_lm.presentation import PRESENTATION
+from kdcli.tasks.causal_lm.rows import CausalLMRows
+from kdcli.tasks.causal_lm.spec import SPEC
 from kdcli.tasks.language_model import CLOSE, LanguageModel, head_of, tokenize
+from kdcli.tasks.rows import IGNORE
 
 CHUNK = 1000
 """Rows handed to the tokenizer at once."""
@@ -48,6 +52,11 @@ class CausalLM(LanguageModel):
     piece count).
     """
 
+    spec = SPEC
+    row_schema = CausalLMRows
+    presentation = PRESENTATION
+    model_kind = "causal_lm"
+    aligns = True
     head = ("ForCausalLM", "LMHeadModel")
     batch = 8
     auto = "AutoModelForCausalLM"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from kdcli.config.tasks import TaskSpec
 from kdcli.signals import Signal, TopKSignal
 from kdcli.tasks.base import Encoded, Predictions, Task, padded
+from kdcli.tasks.classification.presentation import PRESENTATION
+from kdcli.tasks.classification.rows import ClassificationRows
+from kdcli.tasks.classification.spec import SPEC
+from kdcli.tasks.rows import RowSchema
 
 LARGEST_MATRIX = 1000
 """Classes of the largest confusion matrix: one of 100,000 classes would need 80 GB."""
@@ -27,6 +32,10 @@ class Classification(Task):
 
     metric = "accuracy"
     chance_is = "the most frequent label's share"
+    spec: ClassVar[TaskSpec] = SPEC
+    row_schema: ClassVar[type[RowSchema]] = ClassificationRows
+    presentation = PRESENTATION
+    model_kind = "encoder"
     head = ("ForSequenceClassification",)
     batch = 64
     auto = "AutoModelForSequenceClassification"

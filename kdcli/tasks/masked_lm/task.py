@@ -17,8 +17,12 @@ from kdcli.errors import ConfigError, DataError, ModelError
 from kdcli.files import digest
 from kdcli.generation import seed_of
 from kdcli.signals import HiddenSignal
-from kdcli.tasks.base import IGNORE, Encoded, padded
+from kdcli.tasks.base import Encoded, padded
 from kdcli.tasks.language_model import LanguageModel, head_of, tokenize, unknown_head
+from kdcli.tasks.masked_lm.presentation import PRESENTATION
+from kdcli.tasks.masked_lm.rows import MaskedLMRows
+from kdcli.tasks.masked_lm.spec import SPEC
+from kdcli.tasks.rows import IGNORE
 
 logger = logging.getLogger(__name__)
 CHUNK = 1000
@@ -36,6 +40,10 @@ class MaskedLM(LanguageModel):
     teacher, cache and student, a rerun and a resumed run see the same.
     """
 
+    spec = SPEC
+    row_schema = MaskedLMRows
+    presentation = PRESENTATION
+    model_kind = "encoder"
     head = ("ForMaskedLM",)
     batch = 64
     auto = "AutoModelForMaskedLM"

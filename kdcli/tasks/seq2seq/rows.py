@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kdcli.config.dataset import Dataset as DatasetConfig
-from kdcli.tasks.rows import FOLDER_FORMATS, Row, RowSchema, fold_white_space, require_text, row_hash
+from kdcli.tasks.rows import Row, RowSchema, fold_white_space, require_text, row_hash
 from kdcli.tasks.seq2seq.scripts import SIDES, Side, fits, script_of
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ class Seq2SeqRows(RowSchema):
 
     def __init__(self, cfg: DatasetConfig):
         super().__init__(cfg)
-        folder = FOLDER_FORMATS.get(cfg.format)
-        self.columns = folder.columns if folder else [str(cfg.source), str(cfg.target)]
+        folder = cfg.spec.formats.get(cfg.format)
+        self.columns = list(folder.columns) if folder else [str(cfg.source), str(cfg.target)]
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
         """Two texts, or the source alone."""

@@ -17,8 +17,12 @@ from kdcli.errors import ConfigError, DataError, listed, suggest
 from kdcli.files import digest
 from kdcli.generation import Reply, decoded, greedy_config, start_of, translate
 from kdcli.signals import HiddenSignal
-from kdcli.tasks.base import IGNORE, Encoded, Predictions, padded
+from kdcli.tasks.base import Encoded, Predictions, padded
 from kdcli.tasks.language_model import LanguageModel, head_of
+from kdcli.tasks.rows import IGNORE
+from kdcli.tasks.seq2seq.presentation import PRESENTATION
+from kdcli.tasks.seq2seq.rows import Seq2SeqRows
+from kdcli.tasks.seq2seq.spec import SPEC
 
 CHUNK = 1000
 """Rows handed to the tokenizer at once."""
@@ -42,6 +46,11 @@ class Seq2Seq(LanguageModel):
 
     metric = "bleu"
     quick = "log_prob"
+    spec = SPEC
+    row_schema = Seq2SeqRows
+    presentation = PRESENTATION
+    model_kind = "seq2seq"
+    features = frozenset()
     head = ("ForConditionalGeneration", "MTModel")
     batch = 32
     auto = "AutoModelForSeq2SeqLM"

@@ -7,7 +7,6 @@ from typing import Any
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.errors import DataError, listed
 from kdcli.tasks.rows import (
-    FOLDER_FORMATS,
     INTEGER,
     LabelledRows,
     RawSplits,
@@ -31,8 +30,8 @@ class TokenClassificationRows(LabelledRows):
 
     def __init__(self, cfg: DatasetConfig):
         super().__init__(cfg)
-        folder = FOLDER_FORMATS.get(cfg.format)
-        self.columns = folder.columns if folder else [str(cfg.words), str(cfg.tags)]
+        folder = cfg.spec.formats.get(cfg.format)
+        self.columns = list(folder.columns) if folder else [str(cfg.words), str(cfg.tags)]
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
         """Words, and their tags as strings or None."""

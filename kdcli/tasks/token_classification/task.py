@@ -15,8 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdcli.errors import DataError, ModelError
 from kdcli.files import digest
 from kdcli.signals import Signal
-from kdcli.tasks.base import IGNORE, Encoded, Predictions, padded
+from kdcli.tasks.base import Encoded, Predictions, padded
 from kdcli.tasks.classification.task import CHUNK, Classification, log_softmax
+from kdcli.tasks.rows import IGNORE
+from kdcli.tasks.token_classification.presentation import PRESENTATION
+from kdcli.tasks.token_classification.rows import TokenClassificationRows
+from kdcli.tasks.token_classification.spec import SPEC
 
 logger = logging.getLogger(__name__)
 UNTAGGED = -1
@@ -32,6 +36,11 @@ class TokenClassification(Classification):
 
     metric = "f1"
     chance_is = "the F1 of no entity anywhere,"
+    spec = SPEC
+    row_schema = TokenClassificationRows
+    presentation = PRESENTATION
+    model_kind = "encoder"
+    fits_rows = True
     head = ("ForTokenClassification",)
     auto = "AutoModelForTokenClassification"
 

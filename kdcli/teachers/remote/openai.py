@@ -33,7 +33,8 @@ from kdcli.errors import ConfigError, TeacherError, shown
 from kdcli.files import cache_dir, digest, user_path
 from kdcli.generation import seed_of
 from kdcli.signals import AnySignal, Signal
-from kdcli.tasks.base import IGNORE, Task
+from kdcli.tasks.base import Task
+from kdcli.tasks.rows import IGNORE
 from kdcli.teachers.base import Compress, identity
 from kdcli.teachers.remote.client import Endpoint
 from kdcli.teachers.remote.limits import Budget, Estimate, Prices

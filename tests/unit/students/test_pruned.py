@@ -30,9 +30,10 @@ from transformers.pytorch_utils import Conv1D
 from kdcli.errors import ConfigError
 from kdcli.students.pruning.anatomy import Anatomy, Group
 from kdcli.students.pruning.pruned import Batch, Pruned, by_activation
-from kdcli.tasks.base import IGNORE, Task
+from kdcli.tasks.base import Task
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
+from kdcli.tasks.rows import IGNORE
 
 FREE = [name for name in MODELS if Anatomy(MODELS[name]()).family.head_size]
 """Architectures whose heads are not bound to the hidden size."""

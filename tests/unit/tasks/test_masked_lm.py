@@ -27,8 +27,8 @@ from kdcli.losses.hidden_states import HiddenStates
 from kdcli.models.checkpoint import Checkpoint, inspect_inputs, load_model, load_whole
 from kdcli.signals import HiddenSignal, Signal, TopKSignal
 from kdcli.tasks import task_of
-from kdcli.tasks.base import IGNORE
 from kdcli.tasks.masked_lm.task import MaskedLM, hide
+from kdcli.tasks.rows import IGNORE
 from kdcli.teachers.cached import CachedTeacher
 from kdcli.teachers.local import LocalTeacher
 from kdcli.training.distiller import Distiller

@@ -19,7 +19,8 @@ from kdcli.evaluation.compare import gain, resampled
 from kdcli.generation import decoded, translate
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
-from kdcli.tasks.base import IGNORE, Predictions
+from kdcli.tasks.base import Predictions
+from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.seq2seq.task import Seq2Seq
 from kdcli.teachers.local import LocalTeacher
 

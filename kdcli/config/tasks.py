@@ -1,0 +1,135 @@
+"""What a config has to know of a task: which keys it reads, and what it refuses. Never imports torch for a packaged task."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from kdcli.config.components import locate
+from kdcli.errors import ConfigError, suggest
+
+TASKS = "kdcli.tasks"
+"""The package of the packaged tasks: each is a folder with `spec.py` and `task.py`."""
+BASE = "kdcli.tasks.base.Task"
+"""The class that a user's own task inherits from."""
+
+
+@dataclass(frozen=True)
+class FolderFormat:
+    """A file format that also comes as a folder of files.
+
+    Attributes:
+        suffixes: how the names of its files end.
+        columns: the columns that it always has.
+    """
+
+    suffixes: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+class TaskSpec:
+    """The declarations of a task; its methods get the config's data set (`kdcli.config.dataset.Dataset`). A packaged task has one in `kdcli/tasks/<name>/spec.py`; a user's own task inherits that of its base class,
+    or sets `spec` to a subclass's instance."""
+
+    family: ClassVar[str]
+    """The packaged task whose kind of model it has: targets, runtimes, scripts and prompts that serve that one serve this one."""
+    models: ClassVar[str]
+    """What its models are called in messages, plural."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """The keys of the data set that it reads, beside those that every task reads."""
+    reads_of_run: ClassVar[frozenset[str]] = frozenset()
+    """Keys outside of the data set that it reads and not every task does, with dots; a mapping's name stands for all of its keys."""
+    only_here: ClassVar[Mapping[str, str]] = {}
+    """Keys of the data set that other tasks refuse, and what they are for."""
+    formats: ClassVar[Mapping[str, FolderFormat]] = {}
+    """Values of `dataset.format` that only tasks that list them can read."""
+    inference_order: ClassVar[int | None] = None
+    """Tasks are asked in this order whether the columns named imply them; None: this one must be named."""
+    writes: ClassVar[bool] = False
+    """Its models generate text."""
+    rounds: ClassVar[bool] = False
+    """Its students can be trained with quantized weights (student.quantization)."""
+    general: ClassVar[bool] = False
+    """It trains a general student, in a stage before the run's own task; a run has another task."""
+    selects_by_gold: ClassVar[bool] = True
+    """A stage can train on the labelled or on the unlabelled rows alone."""
+    refuses_short: ClassVar[bool] = False
+    """Its preprocessing refuses a `max_length` that leaves no room beside special tokens."""
+    from_scratch: ClassVar[bool] = False
+    """A model with random weights over a learned vocabulary can be its teacher, or its student."""
+    new_students: ClassVar[str] = ""
+    """Packaged students with random weights that suit it, for messages."""
+
+    def implied_by(self, cfg: Any) -> bool:
+        """Whether the columns or the format that a data set names imply this task."""
+        return False
+
+    def check(self, cfg: Any) -> None:
+        """Refuse a data set that this task cannot read.
+
+        Raises:
+            ValueError: with a message that begins with the key.
+        """
+
+
+def known_tasks() -> list[str]:
+    """The names of the packaged tasks."""
+    folder = importlib.import_module(TASKS).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(folder) if module.ispkg)
+
+
+@functools.cache
+def spec_of(task: str) -> TaskSpec:
+    """The declarations of a task, packaged (`seq2seq`) or the user's own (`my_tasks.ordinal.Ordinal`).
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    if "." in task:
+        return _own_spec(task)
+    if task not in known_tasks():
+        raise ConfigError(
+            f"there is no such task{suggest(task, known_tasks())} (known: {', '.join(known_tasks())}; your own: MODULE.CLASS)"
+        )
+    spec: TaskSpec = importlib.import_module(f"{TASKS}.{task}.spec").SPEC
+    return spec
+
+
+def _own_spec(task: str) -> TaskSpec:
+    """The declarations of a user's own task, once its class has all that a task needs."""
+    found, base = locate(task), locate(BASE)
+    if base not in found.__mro__:
+        raise ConfigError(f"expected a subclass of {BASE}")
+    hooks: frozenset[str] = getattr(found, "__abstractmethods__", frozenset())
+    lacks = [f"the method {name} ({inspect.getdoc(getattr(base, name))})" for name in sorted(hooks)]
+    lacks += [
+        f"the attribute {name}, {getattr(kind, '__name__', kind)}"
+        for name, kind in base.__annotations__.items()
+        if getattr(found, name, None) is None
+    ]
+    if lacks:
+        raise ConfigError(f"the class lacks {'; '.join(lacks)}")
+    spec: TaskSpec = locate(task).spec  # type: ignore[attr-defined]
+    if spec.family not in known_tasks():
+        raise ConfigError(f"spec.family = {spec.family}: expected one of {', '.join(known_tasks())}")
+    return spec
+
+
+def packaged_specs() -> Iterator[tuple[str, TaskSpec]]:
+    """The packaged tasks by name, with their declarations."""
+    return ((name, spec_of(name)) for name in known_tasks())
+
+
+def inferred_task(cfg: Any) -> str:
+    """The task that the columns named imply."""
+    asked = [
+        (spec.inference_order, name, spec)
+        for name, spec in packaged_specs()
+        if spec.inference_order is not None
+    ]
+    return next(name for _, name, spec in sorted(asked, key=lambda each: each[0]) if spec.implied_by(cfg))

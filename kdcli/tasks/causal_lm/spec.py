@@ -1,0 +1,62 @@
+"""The declarations of causal language modelling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from kdcli.config.tasks import FolderFormat, TaskSpec
+
+if TYPE_CHECKING:
+    from kdcli.config.dataset import Dataset
+
+
+class CausalLMSpec(TaskSpec):
+    """Prompts with completions, conversations, or plain text."""
+
+    family = "causal_lm"
+    models = "language models"
+    reads = frozenset({"text", "prompt", "completion", "messages", "chat", "clean"})
+    reads_of_run = frozenset({
+        "rollout", "teacher.top_k", "measure.new_tokens", "measure.generations", "hardware.tolerance.generated",
+    })  # fmt: skip
+    formats: ClassVar[dict[str, FolderFormat]] = {
+        "txt": FolderFormat((".txt",), ("text",)),
+        "conversations": FolderFormat((".yml", ".yaml"), ("prompt", "completion")),
+    }
+    inference_order = 2
+    writes = True
+    rounds = True
+    refuses_short = True
+    new_students = "smollm2-30m or smollm2-60m"
+
+    def implied_by(self, cfg: Dataset) -> bool:
+        """Columns of prompts or conversations, or text without labels."""
+        return bool(cfg.prompt or cfg.messages) or cfg.format in self.formats or cfg.label is None
+
+    def check(self, cfg: Dataset) -> None:
+        """One kind of rows, and no keys for labels."""
+        if cfg.prompt and cfg.messages:
+            raise ValueError("prompt and messages: name the columns of one of them")
+        require_text_alone("causal_lm", cfg)
+        answers = cfg.prompt or cfg.messages or cfg.format == "conversations"
+        default = type(cfg).model_fields["clean"].default
+        ignored = {"overlong": default.overlong} if answers else {}
+        if cfg.clean.model_copy(update=ignored) != default:
+            raise ValueError(
+                "clean: it is for pairs of source and target (seq2seq), not for causal_lm; leave it out"
+            )
+
+
+def require_text_alone(task: str, cfg: Dataset) -> None:
+    """Refuse keys that hide labels where rows have none.
+
+    Raises:
+        ValueError
+    """
+    if cfg.labelled:
+        raise ValueError(f"labelled: {task} has no labels to hide; use limit")
+    if cfg.unlabelled:
+        raise ValueError(f"unlabelled: all text is without labels in {task}; put it among the training rows")
+
+
+SPEC = CausalLMSpec()

@@ -1,0 +1,33 @@
+"""How the results of text classification are shown."""
+
+from __future__ import annotations
+
+from kdcli.tasks.presentation import PERCENT, PLAIN, Card, Percentage, Presentation
+
+
+class Accuracy(Percentage):
+    """Accuracy, with macro F1, log-loss and calibration error beside it."""
+
+    details = (
+        ("macro F1", "macro F1", lambda scores: PERCENT.format_score(scores.get("macro_f1"))),
+        ("log-loss", "", lambda scores: PLAIN.format_score(scores.get("nll"))),
+        ("calibration error", "ECE", lambda scores: PLAIN.format_score(scores.get("ece"))),
+    )
+
+
+PRESENTATION = Presentation(
+    metric=Accuracy("accuracy"),
+    card=Card(
+        tag="text-classification",
+        metrics=("accuracy", "f1"),
+        model="text classifier",
+        use="""from transformers import pipeline
+classify = pipeline("text-classification", model="path/to/this/directory")
+print(classify("A text to classify."))""",
+        figures="""p50 is the latency
+of one row at a time on the machine of the run. ECE is the expected calibration error: 0 is best.""",
+        agreement="It gives the teacher's answer to {} of the test rows.",
+        limits="Scores are averages: single classes can be much worse, see the run's `report.json`.",
+        labelled="kept their gold label",
+    ),
+)

@@ -1,0 +1,37 @@
+"""The declarations of token classification."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from kdcli.config.tasks import FolderFormat, TaskSpec
+
+if TYPE_CHECKING:
+    from kdcli.config.dataset import Dataset
+
+
+class TokenClassificationSpec(TaskSpec):
+    """One tag a word."""
+
+    family = "token_classification"
+    models = "token classifiers"
+    reads = frozenset({"words", "tags", "labels", "labelled", "unlabelled", "unlabelled_limit"})
+    formats: ClassVar[dict[str, FolderFormat]] = {
+        "conll": FolderFormat((".conll", ".bio", ".iob", ".iob2", ".txt"), ("words", "tags"))
+    }
+    inference_order = 0
+    rounds = True
+
+    def implied_by(self, cfg: Dataset) -> bool:
+        """A column of tags, or a CoNLL file."""
+        return bool(cfg.tags) or cfg.format == "conll"
+
+    def check(self, cfg: Dataset) -> None:
+        """Columns of words and tags, unless the format has them."""
+        if not cfg.tags and cfg.format != "conll":
+            raise ValueError(
+                "token_classification: name the columns of words and of their tags (dataset.words, dataset.tags)"
+            )
+
+
+SPEC = TokenClassificationSpec()
