@@ -316,5 +316,5 @@ def test_who_proposes(source: Checkpoint, teacher: Path) -> None:
 )
 def test_tasks_whose_texts_must_stay(task: dict[str, Any]) -> None:
     """An option that is read nowhere, or words without their tags."""
-    with pytest.raises(ValueError, match="augment: words are replaced in whole texts"):
+    with pytest.raises(ValueError, match="augment: it replaces words of whole texts"):
         Dataset(path="d", augment=Augment(), **task)

@@ -1014,7 +1014,7 @@ def test_no_text_at_all(tmp_path: Path) -> None:
 )
 def test_formats_without_labels(tmp_path: Path, kind: str, tasks: str) -> None:
     """A classifier of plain text: the message speaks of a missing column in a file that has none."""
-    with pytest.raises(ConfigError, match=f"dataset.format = {kind} is for {tasks}, not for classification"):
+    with pytest.raises(ValidationError, match=f"format = {kind} is for {tasks}, not for classification"):
         read(tmp_path / "a.txt", format=kind, task="classification")
 
 
@@ -1061,9 +1061,9 @@ def test_each_training_text_is_there_as_often_as_it_is_hidden(tmp_path: Path) ->
     [
         (
             {"mask_copies": 2},
-            "mask_copies: classification hides no tokens; leave it out, or give task=masked_lm",
+            "mask_copies: .* .masked_lm., not for classification; leave it out",
         ),
-        ({"mask_copies": 2, "label": None}, "mask_copies: causal_lm hides no tokens"),
+        ({"mask_copies": 2, "label": None}, "mask_copies: .* .masked_lm., not for causal_lm"),
         ({"mask_copies": 0, **MASKED}, "mask_copies"),
         ({"labelled": 5, **MASKED}, "labelled: masked_lm has no labels to hide; use limit"),
         ({"unlabelled": "b.csv", **MASKED}, "unlabelled: all text is without labels in masked_lm"),
