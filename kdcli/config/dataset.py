@@ -6,7 +6,7 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kdcli.config.tasks import TaskSpec, inferred_task, packaged_specs, spec_of
 from kdcli.config.types import (
@@ -155,14 +155,15 @@ class Dataset(Section):
         """The declarations of the task."""
         return spec_of(self.kind)
 
-    @model_validator(mode="after")
-    def _known(self) -> Dataset:
-        if self.task:
+    @field_validator("task")
+    @classmethod
+    def _known(cls, task: str | None) -> str | None:
+        if task:
             try:
-                spec_of(self.task)
+                spec_of(task)
             except ConfigError as error:
-                raise ValueError(f"task = {self.task}: {error.message}") from None
-        return self
+                raise ValueError(error.message) from None
+        return task
 
     @model_validator(mode="after")
     def _columns(self) -> Dataset:

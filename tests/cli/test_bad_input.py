@@ -135,7 +135,10 @@ def refused(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) ->
             ["loss.soft_label.weight=0"],
             "no loss term with a weight reads the teacher: there is nothing to distil",
         ),
-        (["dataset.task=translation"], "dataset.task = translation: there is no such task"),
+        (["dataset.task=translation"], "dataset.task = 'translation': there is no such task"),
+        (["dataset.task=classificaton"], "did you mean classification?"),
+        (["dataset.task=no.such.Task"], "dataset.task = 'no.such.Task': cannot be imported"),
+        (["dataset.task=kdcli.losses.jsd.JSD"], "expected a subclass of kdcli.tasks.base.Task"),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 30 else " ",
 )
