@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from kdcli.config.schema import Measure
 from kdcli.errors import ConfigError, ModelError
 
 
@@ -47,6 +48,21 @@ def max_prompt_tokens(
             f"give {what} < {most}"
         )
     return most and most - max_new_tokens
+
+
+def require_room(cfg: Measure, config: PreTrainedConfig) -> int | None:
+    """Tokens of a prompt that leave a language model positions for `measure.new_tokens`; None: any number.
+
+    Raises:
+        ConfigError: there are none, or too few for prompts of `measure.sequence_length` tokens.
+    """
+    room = max_prompt_tokens(config, cfg.new_tokens, "measure.new_tokens")
+    if room is not None and (cfg.sequence_length or 0) > room:
+        raise ConfigError(
+            f"measure.sequence_length = {cfg.sequence_length}: {config.model_type} has positions for {room + cfg.new_tokens} tokens, and "
+            f"measure.new_tokens = {cfg.new_tokens} are written after them; give at most {room}"
+        )
+    return room
 
 
 class Reply(NamedTuple):

@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import datasets
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.schema import Measure
-from kdcli.tasks.base import Task
 
 SHOWN = 10
 """Prompts that the report shows."""
@@ -22,7 +22,7 @@ BATCH = 8
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    task: Task,
+    task: Any,
     rows: datasets.Dataset,
     max_length: int,
     cfg: Measure,

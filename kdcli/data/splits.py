@@ -7,17 +7,10 @@ import logging
 from collections import Counter
 
 from kdcli.errors import DataError
-from kdcli.tasks.rows import RawSplit, Row, RowSchema
+from kdcli.tasks.rows import RawSplit, Row, RowSchema, log_level
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
-MANY = 0.1
-"""The share of the rows from which on it is said loudly that they are left out, or cut off."""
-
-
-def log_level(some: int, rows: int) -> int:
-    """The level at which to tell that so many of all rows are left out, or cut off: a warning if they are many (`MANY`)."""
-    return logging.WARNING if some / max(1, rows) > MANY else logging.INFO
 
 
 def clean_rows(kind: RowSchema, parts: list[RawSplit], dropped: Counter[str]) -> list[Row]:

@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kdcli.errors import ConfigError
-
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
     from kdcli.config.schema import Measure
     from kdcli.tasks.base import Task
@@ -111,6 +108,7 @@ def specified(
     """What a `Process` takes, of what `measure_rows` takes."""
     given: list[int] = []
     if cfg is not None and model_kind(task.auto) == "Writer":
+        from kdcli.generation import require_room
         from kdcli.models.checkpoint import Checkpoint, load_config
 
         config = load_config(Checkpoint(tokenizer, tokenizer.name, code=code))
@@ -130,23 +128,6 @@ def specified(
         code=code,
     )
     return spec, prompts
-
-
-def require_room(cfg: Measure, config: PreTrainedConfig) -> int | None:
-    """Tokens of a prompt that leave a language model positions for those that it writes; None: as many as you like.
-
-    Raises:
-        ConfigError: none, or not for prompts as long as those that are to be timed.
-    """
-    from kdcli.generation import max_prompt_tokens
-
-    room = max_prompt_tokens(config, cfg.new_tokens, "measure.new_tokens")
-    if room is not None and (cfg.sequence_length or 0) > room:
-        raise ConfigError(
-            f"measure.sequence_length = {cfg.sequence_length}: {config.model_type} has positions for {room + cfg.new_tokens} tokens, and "
-            f"measure.new_tokens = {cfg.new_tokens} are written after them; give at most {room}"
-        )
-    return room
 
 
 def is_translator(auto: str) -> bool:

@@ -13,7 +13,6 @@ import numpy as np
 
 from kdcli import console
 from kdcli.data.filters import kept, own_function
-from kdcli.data.splits import log_level
 from kdcli.errors import ConfigError
 from kdcli.evaluation.predict import likelihoods
 from kdcli.files import cache_dir, digest
@@ -22,6 +21,7 @@ from kdcli.models.checkpoint import Checkpoint
 from kdcli.pipeline.cache import PART, exclusive, make_in_parts, queried_by, write_rows
 from kdcli.pipeline.plan import Run
 from kdcli.pipeline.validate import require_rows
+from kdcli.tasks.rows import log_level
 from kdcli.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)

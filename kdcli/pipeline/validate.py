@@ -22,14 +22,12 @@ from kdcli.config.schema import Trainer as TrainerConfig
 from kdcli.data.augment import find_proposer
 from kdcli.data.dataset import Data, load, require_batch
 from kdcli.data.filters import own_function
-from kdcli.data.splits import log_level
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, DataError, ModelError, TeacherError
 from kdcli.evaluation.predict import prepared, require_device
 from kdcli.exporting.targets.base import Target, require_task
 from kdcli.files import read_json, write_json
-from kdcli.generation import max_prompt_tokens
-from kdcli.measure.spec import require_room
+from kdcli.generation import max_prompt_tokens, require_room
 from kdcli.models.checkpoint import (
     Checkpoint,
     fast_bf16,
@@ -59,6 +57,7 @@ from kdcli.students.base import StudentInitializer
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Encoded, Task
 from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.rows import log_level
 from kdcli.tasks.seq2seq.task import Seq2Seq
 from kdcli.teachers.remote.protocol import RemoteTeacher
 from kdcli.training.batches import micro_batches, planned_steps

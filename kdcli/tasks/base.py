@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.config.schema import Distill, Measure
 from kdcli.config.tasks import TaskSpec
 from kdcli.features import capture_features
 from kdcli.generation import Reply
@@ -483,3 +484,111 @@ class Task(ABC):
     ) -> datasets.Dataset:
         """A split's rows as they are trained on: as they are."""
         return rows
+
+    # ---- what the task checks in a run ---------------------------------------------------------------------
+
+    def check_rows(self, cfg: Distill, rows: int, gold: int) -> None:  # noqa: B027
+        """Refuse settings of a run that do not suit its training rows.
+
+        Args:
+            rows, gold: how many training rows there are, and how many of them have gold labels or references.
+
+        Raises:
+            ConfigError
+        """
+
+    def check_models(  # noqa: B027
+        self, cfg: Distill, models: Sequence[PreTrainedConfig], generate: bool
+    ) -> None:
+        """Refuse settings of a run that its models cannot follow.
+
+        Args:
+            models: the configs of the teachers and of the student's checkpoint.
+            generate: these models write the completions, not a remote teacher.
+
+        Raises:
+            ConfigError
+        """
+
+    def warn_of_truncation(self, encoded: Encoded, max_length: int) -> None:  # noqa: B027
+        """Warn if training rows are truncated in a way that changes what is learned."""
+
+    def teacher_findings(
+        self,
+        rows: datasets.Dataset,
+        generate: Callable[[Sequence[Mapping[str, Any]]], list[str]],
+        log_prob: Callable[[datasets.Dataset], float],
+    ) -> Iterator[str]:
+        """What is wrong with the texts that a teacher writes; looked at before all rows are written.
+
+        Args:
+            rows: some rows of the validation split.
+            generate: the teacher's greedy text for each row.
+            log_prob: the mean log-probability that the teacher gives a counted token of rows, in nats.
+        """
+        yield from ()
+
+    # ---- what the task reports -----------------------------------------------------------------------------
+
+    def generate_samples(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: datasets.Dataset,
+        max_length: int,
+        cfg: Measure | None,
+    ) -> list[str]:
+        """Texts that a model writes for test rows beside those of its predictions; [] for tasks that score no such texts."""
+        return []
+
+    def sample_scores(
+        self, samples: Sequence[str], predictions: Predictions, rows: datasets.Dataset
+    ) -> dict[str, float]:
+        """Further scores of a model, made of `generate_samples`; {} where there are none."""
+        return {}
+
+    def report_sections(
+        self,
+        rows: datasets.Dataset,
+        predictions: Mapping[str, Predictions],
+        samples: Mapping[str, Sequence[str]],
+        cfg: Measure | None,
+    ) -> dict[str, Any]:
+        """The keys of report.json that only this task has.
+
+        Args:
+            rows: the test split.
+            predictions, samples: by model; `generate_samples` of those that have some.
+        """
+        return {}
+
+    def dataset_summary(self, cfg: DatasetConfig, dropped: Mapping[str, int]) -> dict[str, Any]:
+        """What report.json says of the data set beside its sizes.
+
+        Args:
+            dropped: how many rows were dropped while it was loaded, by reason.
+        """
+        return {}
+
+    # ---- what the task gives to other parts ----------------------------------------------------------------
+
+    def snippet_constants(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+        """The constants of the scripts that run an exported model without kdcli."""
+        return {"MAX_LENGTH": max_length, "CHAT": self.chat, "PREFIX": "", "GIVEN": []}
+
+    def prompt(self, row: Mapping[str, Any]) -> str:
+        """What a row asks of a model; for tasks whose models write."""
+        raise NotImplementedError
+
+    def with_prompt(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
+        """A row like this one with another prompt and no answer; for tasks whose models write."""
+        raise NotImplementedError
+
+    def aligned(self, teacher: Encoded, student: Encoded) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Where two tokenizers begin a counted token at the same place of the text; if `aligns`.
+
+        Returns:
+            For each row the index of the teacher's token for each of the student's N counted tokens, (N,), and whether there is one,
+            bool (N,).
+        """
+        raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.errors import ModelError
 from kdcli.losses.base import log_probs
 from kdcli.signals import Head, Signal, TopKSignal
@@ -38,6 +40,10 @@ class LanguageModel(Task):
         """The rows but for those that are marked, (N,), which are counted."""
         self.dropped += int(overlong.sum())
         return rows.select(np.flatnonzero(~overlong)) if overlong.any() else rows
+
+    def dataset_summary(self, cfg: DatasetConfig, dropped: Mapping[str, int]) -> dict[str, Any]:
+        """How many rows were dropped, by reason, also for their length."""
+        return {"dropped": {**dropped, **({"too long": self.dropped} if self.dropped else {})}}
 
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Nothing: the classes are the vocabulary."""

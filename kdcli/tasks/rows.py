@@ -19,6 +19,8 @@ from kdcli.files import digest
 logger = logging.getLogger(__name__)
 IGNORE = -100
 """The label of a position that has no gold label (`ignore_index`)."""
+MANY = 0.1
+"""The share of the rows above which a warning tells that they are dropped or truncated."""
 LONGEST_LABEL = 1000
 """Characters of a label's name: a longer one is a text."""
 MOST_EXACT = 2**53
@@ -191,6 +193,11 @@ class LabelledRows(RowSchema):
                 f"{self.cfg.path}: all training rows have the label {shown(self.labels[found.pop()])}; at least two are "
                 "needed"
             )
+
+
+def log_level(affected: int, rows: int) -> int:
+    """The level at which to tell that some rows are dropped or truncated: a warning if they are more than `MANY`."""
+    return logging.WARNING if affected / max(1, rows) > MANY else logging.INFO
 
 
 def require_text(value: Any, what: str, where: str) -> str:

@@ -20,9 +20,9 @@ from kdcli.config.schema import Distill, Measure
 from kdcli.data.dataset import load
 from kdcli.errors import ConfigError, KDError
 from kdcli.exporting import artifacts
-from kdcli.generation import generate, reply, seed_of
+from kdcli.generation import generate, reply, require_room, seed_of
 from kdcli.launch.run import launch
-from kdcli.measure.spec import require_room, specified
+from kdcli.measure.spec import specified
 from kdcli.rundir import saved_config
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.teachers.local import LocalTeacher

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,19 +15,24 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.config.schema import Distill, Measure
 from kdcli.errors import ConfigError, DataError, ModelError, listed
 from kdcli.files import digest
-from kdcli.generation import Reply, ends_of, reply
+from kdcli.generation import Reply, ends_of, max_prompt_tokens, reply, require_room
 from kdcli.signals import HiddenSignal
-from kdcli.tasks.base import Encoded, padded
+from kdcli.tasks.base import Encoded, Predictions, padded
 from kdcli.tasks.causal_lm.presentation import PRESENTATION
 from kdcli.tasks.causal_lm.rows import CausalLMRows
 from kdcli.tasks.causal_lm.spec import SPEC
 from kdcli.tasks.language_model import CLOSE, LanguageModel, head_of, tokenize
-from kdcli.tasks.rows import IGNORE
+from kdcli.tasks.rows import IGNORE, log_level
+from kdcli.text_metrics import text_scores
 
+logger = logging.getLogger(__name__)
 CHUNK = 1000
 """Rows handed to the tokenizer at once."""
+SHOWN = 10
+"""Prompts that the report shows."""
 PROMPT = 100
 """Characters of plain text that a model is given to go on from."""
 DAY = datetime.date(2024, 7, 26)
@@ -263,20 +269,16 @@ class CausalLM(LanguageModel):
         labels[encoded.offsets[:-1]] = IGNORE  # nothing stands before a row's first token
         return super().targets(Encoded({"labels": labels}, encoded.offsets))
 
-    def aligned(self, theirs: Encoded, ours: Encoded) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Where two tokenizers begin a counted token at the same place of the text.
-
-        Returns:
-            Of each row the number of their token for each of our N counted tokens, (N,), and whether there is one, bool (N,).
-        """
-        found = []
-        for row in range(len(ours)):
-            begun, other = _begun(theirs, row), _begun(ours, row)
-            _, one, two = np.intersect1d(begun, other, return_indices=True)
-            at, matched = np.zeros(len(other), np.int64), np.zeros(len(other), bool)
-            at[two], matched[two] = one, other[two] >= 0
-            found.append((at, matched))
-        return found
+    def aligned(self, teacher: Encoded, student: Encoded) -> list[tuple[np.ndarray, np.ndarray]]:
+        """By the character at which each token begins."""
+        alignments = []
+        for row in range(len(student)):
+            teacher_starts, student_starts = _begun(teacher, row), _begun(student, row)
+            _, of_teacher, of_student = np.intersect1d(teacher_starts, student_starts, return_indices=True)
+            index, matched = np.zeros(len(student_starts), np.int64), np.zeros(len(student_starts), bool)
+            index[of_student], matched[of_student] = of_teacher, student_starts[of_student] >= 0
+            alignments.append((index, matched))
+        return alignments
 
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
         """The prompts, with the template's tokens where there is one; of plain text its beginning."""
@@ -337,6 +339,18 @@ class CausalLM(LanguageModel):
         ids = tokenizer(_close(tokenizer), add_special_tokens=False)["input_ids"]
         return [token for token in ids if token in added and added[token].special][:1]
 
+    def prompt(self, row: Mapping[str, Any]) -> str:
+        """The user's first turn, or the prompt."""
+        if "messages" in row:
+            return next((turn["content"] for turn in row["messages"] if turn["role"] == "user"), "")
+        return str(row["prompt"])
+
+    def with_prompt(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
+        """A conversation that begins with another turn of the user, or another prompt."""
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
+        own = {"messages": turns} if "messages" in row else {"prompt": text, "completion": ""}
+        return {**row, **own, "id": digest("expanded", text)[:32]}
+
     def with_completion(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
         """The row with another answer to its prompt: the last turn of the assistant, or the completion."""
         answer = (
@@ -345,6 +359,66 @@ class CausalLM(LanguageModel):
             else {"completion": text}
         )
         return {**row, **answer, "id": digest(row["id"], text)[:32]}
+
+    # ---- run and report ------------------------------------------------------------------------------------
+
+    def check_models(self, cfg: Distill, models: Sequence[PreTrainedConfig], generate: bool) -> None:
+        """They have positions for what they are to write in the run.
+
+        Raises:
+            ConfigError
+        """
+        for config in models:
+            if generate and cfg.rollout.source != "dataset":
+                max_prompt_tokens(config, cfg.rollout.max_new_tokens, "rollout.max_new_tokens")
+            if cfg.measure is not None:
+                require_room(cfg.measure, config)
+
+    def warn_of_truncation(self, encoded: Encoded, max_length: int) -> None:
+        """The end of an answer that is truncated is not learned."""
+        if not self.packs and (full := int((np.diff(encoded.offsets) >= max_length).sum())):
+            logger.log(
+                log_level(full, len(encoded)),
+                "%d of %d training rows fill dataset.max_length = %d tokens: what is longer is cut off, and the end of its answer is not "
+                "learnt; raise it, or leave such rows out (dataset.clean.overlong=drop)",
+                full, len(encoded), max_length,
+            )  # fmt: skip
+
+    def generate_samples(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: datasets.Dataset,
+        max_length: int,
+        cfg: Measure | None,
+    ) -> list[str]:
+        """Greedy answers to the first prompts, of `measure.new_tokens` tokens at most each."""
+        if cfg is None:
+            return []
+        some = rows.select(range(min(cfg.generations, len(rows))))
+        options = {"max_new_tokens": cfg.new_tokens, "batch_size": self.batch}
+        return [text.strip() for text in self.write(model, tokenizer, some, max_length, **options)]
+
+    def sample_scores(
+        self, samples: Sequence[str], predictions: Predictions, rows: datasets.Dataset
+    ) -> dict[str, float]:
+        """ROUGE-L against the references, and how varied the answers are."""
+        return text_scores(samples, [row["reference"] for row in self.shown(rows)]) if samples else {}
+
+    def report_sections(
+        self,
+        rows: datasets.Dataset,
+        predictions: Mapping[str, Predictions],
+        samples: Mapping[str, Sequence[str]],
+        cfg: Measure | None,
+    ) -> dict[str, Any]:
+        """The number of counted tokens, and for some prompts the reference and what each model writes."""
+        count = min([SHOWN, *map(len, samples.values())]) if samples else 0
+        generations = [
+            row | {name: texts[index] for name, texts in samples.items()}
+            for index, row in enumerate(self.shown(rows.select(range(count))))
+        ]
+        return {"test_tokens": len(predictions["student"].labels), "generations": generations}
 
     def _conversations(self, rows: datasets.Dataset) -> list[list[dict[str, str]]] | None:
         """Each row's turns; None if the rows are no conversations."""

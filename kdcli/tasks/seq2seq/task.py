@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import datasets
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.config.schema import Distill, Measure
 from kdcli.errors import ConfigError, DataError, listed, suggest
 from kdcli.files import digest
 from kdcli.generation import Reply, decoded, greedy_config, start_of, translate
@@ -24,6 +26,11 @@ from kdcli.tasks.seq2seq.presentation import PRESENTATION
 from kdcli.tasks.seq2seq.rows import Seq2SeqRows
 from kdcli.tasks.seq2seq.spec import SPEC
 
+logger = logging.getLogger(__name__)
+COPIED = 0.5
+"""The share of texts that are copies of their source from which on a teacher does not translate."""
+EXTREMES = 20
+"""Translations that the report shows, the worst and the best."""
 CHUNK = 1000
 """Rows handed to the tokenizer at once."""
 _CODE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4})?")
@@ -279,6 +286,118 @@ class Seq2Seq(LanguageModel):
     def with_completion(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
         """The row with another target."""
         return {**row, "target": text, "id": digest(row["id"], text)[:32]}
+
+    def prompt(self, row: Mapping[str, Any]) -> str:
+        """The source."""
+        return str(row["source"])
+
+    def with_prompt(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
+        """Another source, without a target."""
+        return {**row, "source": text, "target": None, "id": digest("expanded", text)[:32]}
+
+    # ---- run and report ------------------------------------------------------------------------------------
+
+    def check_rows(self, cfg: Distill, rows: int, gold: int) -> None:
+        """Every row has a target, its own or the teacher's, of which nothing is cut off.
+
+        Raises:
+            ConfigError
+        """
+        how, max_length = cfg.rollout, cfg.dataset.max_length
+        if how.source != "teacher" and gold < rows:
+            raise ConfigError(
+                f"{rows - gold} training rows have no target (dataset.labelled, dataset.unlabelled): let the teacher "
+                "translate them (rollout=beam), or leave those keys out"
+            )
+        if how.source != "dataset" and how.max_new_tokens < max_length:
+            raise ConfigError(
+                f"rollout.max_new_tokens = {how.max_new_tokens} is below dataset.max_length = {max_length}: translations would be cut off, and "
+                f"the student learn to stop in the middle; give rollout.max_new_tokens={max_length}"
+            )
+
+    def teacher_findings(
+        self,
+        rows: datasets.Dataset,
+        generate: Callable[[Sequence[Mapping[str, Any]]], list[str]],
+        log_prob: Callable[[datasets.Dataset], float],
+    ) -> Iterator[str]:
+        """The teacher translates, and in the direction of the data."""
+        some = list(rows)
+        copied = self.text_scores(generate(some), [(row["source"], row["target"]) for row in some])["copied"]
+        if copied > COPIED:
+            yield (
+                f"the teacher copies its source: {copied:.0%} of {len(some)} texts are what it was given; is it for these languages "
+                "(dataset.prefix, dataset.source_language, dataset.target_language), or was it trained long enough (teacher.trainer.epochs)?"
+            )
+        swapped = rows.rename_columns({"source": "target", "target": "source"})
+        forward, backward = log_prob(rows), log_prob(swapped)
+        if backward > forward:
+            logger.warning(
+                "pre-flight: the teacher finds the sources likelier as translations of the targets (%.2f nats a token) than the targets as "
+                "those of the sources (%.2f): are dataset.source and dataset.target swapped?",
+                backward,
+                forward,
+            )
+
+    def generate_samples(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: datasets.Dataset,
+        max_length: int,
+        cfg: Measure | None,
+    ) -> list[str]:
+        """Translations of all rows by a beam search of `measure.num_beams`; none for a width of 1."""
+        if cfg is None or cfg.num_beams < 2:
+            return []
+        return self.write(model, tokenizer, rows, max_length, num_beams=cfg.num_beams)
+
+    def sample_scores(
+        self, samples: Sequence[str], predictions: Predictions, rows: datasets.Dataset
+    ) -> dict[str, float]:
+        """BLEU and chrF of the beam search."""
+        if not samples:
+            return {}
+        scores = self.text_scores(samples, predictions.pairs)
+        return {"bleu_beam": scores["bleu"], "chrf_beam": scores["chrf"]}
+
+    def report_sections(
+        self,
+        rows: datasets.Dataset,
+        predictions: Mapping[str, Predictions],
+        samples: Mapping[str, Sequence[str]],
+        cfg: Measure | None,
+    ) -> dict[str, Any]:
+        """How BLEU is computed, the width of the beam search, and the student's worst and best translations."""
+        return {
+            "signature": self.signatures(),
+            "beams": cfg.num_beams if cfg is not None else 1,
+            "translations": self._extremes(predictions),
+        }
+
+    def _extremes(self, predictions: Mapping[str, Predictions]) -> dict[str, list[dict[str, Any]]]:
+        """The texts in which the student is furthest from the references and nearest to them, by chrF, with the other models' texts."""
+        scores = self.each(predictions["student"])
+        order = np.argsort(scores, kind="stable")
+
+        def shown(row: int) -> dict[str, Any]:
+            source, reference = predictions["student"].pairs[row]
+            texts = {name: each.texts[row] for name, each in predictions.items()}
+            return {"source": source, "reference": reference, **texts, "score": float(scores[row])}
+
+        worst, best = order[:EXTREMES], order[::-1][:EXTREMES]
+        return {"worst": [shown(row) for row in worst], "best": [shown(row) for row in best]}
+
+    def dataset_summary(self, cfg: DatasetConfig, dropped: Mapping[str, int]) -> dict[str, Any]:
+        """Also the languages and the prefix."""
+        languages = {"source_language": cfg.source_language, "target_language": cfg.target_language}
+        return super().dataset_summary(cfg, dropped) | languages | {"prefix": cfg.prefix}
+
+    def snippet_constants(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+        """Also the prefix, and the tokens that a target begins with."""
+        given = self.given(tokenizer)
+        own = {"MAX_LENGTH": max(1, max_length - len(given)), "PREFIX": self.prefix, "GIVEN": given}
+        return super().snippet_constants(tokenizer, max_length) | own
 
     # ---- scores ------------------------------------------------------------------------------------------
 
