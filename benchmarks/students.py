@@ -25,16 +25,16 @@ RUNS = Path("runs/bench/students")
 SEEDS: Sequence[int] = range(3)
 BIRTHS = {
     "from_config": [
-        "student.births=[from_config,vocabulary]",
+        "student.initializers=[from_config,vocabulary]",
         "trainer.learning_rate=2e-3",
     ],  # 2 layers x 128
     "layers": [
-        "student.births=[layers,vocabulary]",
+        "student.initializers=[layers,vocabulary]",
         "student.steps.layers.num_hidden_layers=2",
         "trainer.learning_rate=5e-4",
     ],
     "pruned": [
-        "student.births=[layers,width,vocabulary]",
+        "student.initializers=[layers,width,vocabulary]",
         "student.steps.layers.num_hidden_layers=3",
         "student.steps.width.hidden_size=192",
         "student.steps.width.num_attention_heads=6",
@@ -43,7 +43,7 @@ BIRTHS = {
     ],
 }
 SMALL = [
-    "student.births=[layers,width,vocabulary]",
+    "student.initializers=[layers,width,vocabulary]",
     "student.steps.layers.num_hidden_layers=2",
     "student.steps.width.intermediate_size=768",
     "student.steps.vocabulary.min_count=2",
@@ -128,7 +128,7 @@ def table(name: str, folder: str | None) -> None:
                 *rows,
                 *how,
                 *BIRTHS[birth],
-                "student=births",
+                "student=composed",
                 "student.steps.vocabulary.min_count=1",  # rows are cut as the teacher cuts them: what is inside can be compared
                 f"control={control}",
                 "measure=null",
@@ -166,7 +166,15 @@ def floor(name: str, folder: str | None) -> None:
     for seed, run in zip(SEEDS, runs, strict=True):
         distil(
             run,
-            [*options, *rows, *BEST[name], "student=births", "control=false", "measure=null", f"seed={seed}"],
+            [
+                *options,
+                *rows,
+                *BEST[name],
+                "student=composed",
+                "control=false",
+                "measure=null",
+                f"seed={seed}",
+            ],
         )
     for seed, run in zip(SEEDS, runs, strict=True):
         found = exported(run)["artifacts"]["model.int8.onnx"]

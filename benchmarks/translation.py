@@ -69,7 +69,7 @@ def books(file: Path) -> list[str]:
         "dataset.source=en",
         "dataset.target=es",
         "dataset.max_length=128",
-        "dataset.clean.overlong=drop",
+        "dataset.truncation=drop",
         f"dataset.limit={SOURCES}",
         f"dataset.labelled={LABELLED}",
     ]

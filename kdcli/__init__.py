@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
+from kdcli.config import renamed
+
 __version__ = "0.1.0"
+renamed.install()

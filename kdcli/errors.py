@@ -1,16 +1,15 @@
-"""What can go wrong, and the exit code that follows from it.
+"""The errors that a user is told, with the exit code of each, and how a message is bounded and kept free of secrets.
 
-KDError                the job failed                                     exit code 1
-├── ConfigError        the config or the command line is wrong            exit code 2
-├── DataError          the data cannot be used                            exit code 2
-├── ModelError         a checkpoint cannot be found or used               exit code 2
-├── TeacherError       the teacher cannot teach this student or task      exit code 2
-├── StorageError       a file system takes no more                        exit code 1
-├── EndpointError      a remote teacher gives no more answers             exit code 1
-└── ExportError        an artifact could not be made or run               exit code 1
+KDError                the job failed                                     FAILED (1)
+├── ConfigError        the config or the command line is wrong            REFUSED (2)
+├── DataError          the data cannot be used                            REFUSED (2)
+├── ModelError         a checkpoint cannot be found or used               REFUSED (2)
+├── TeacherError       the teacher does not fit this student or task      REFUSED (2)
+├── ExportError        an artifact could not be written or run            REFUSED (2)
+├── StorageError       a file system takes no more                        FAILED (1)
+└── EndpointError      a remote teacher gives no more answers             FAILED (1)
 
-Exit code 2 means: found before any training, and nothing was overwritten. A message says what was
-expected, what came, and what to do.
+A message says what was expected, what came, and what to do.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Iterable
+from enum import IntEnum
 from itertools import islice
 from typing import Any
 
@@ -156,10 +156,28 @@ def bounded(message: str) -> str:
     return abbreviated("\n".join(abbreviated(printable(line), LINE) for line in lines), MESSAGE)
 
 
+class ExitCode(IntEnum):
+    """What a command returns to the shell."""
+
+    DONE = 0
+    FAILED = 1
+    """The job failed after it had begun, or a file system takes no more."""
+    REFUSED = 2
+    """The config, the command line or the data was found wrong before any training, and nothing was overwritten."""
+    MISSED = 3
+    """The artifacts are there, but one misses its tolerance or budget, or could not be made or run."""
+    HUNG_UP = 129
+    """SIGHUP."""
+    INTERRUPTED = 130
+    """SIGINT."""
+    TERMINATED = 143
+    """SIGTERM."""
+
+
 class KDError(Exception):
     """A failure that the user is told in one bounded message, without a traceback."""
 
-    exit_code = 1
+    exit_code = ExitCode.FAILED
 
     def __init__(self, message: str):
         self.message = bounded(message)
@@ -169,31 +187,31 @@ class KDError(Exception):
 class ConfigError(KDError):
     """The config or the command line is wrong."""
 
-    exit_code = 2
+    exit_code = ExitCode.REFUSED
 
 
 class DataError(KDError):
     """The data set is missing, unreadable, or does not hold what the task needs."""
 
-    exit_code = 2
+    exit_code = ExitCode.REFUSED
 
 
 class ModelError(KDError):
     """A checkpoint or tokenizer cannot be found, or its files do not fit together."""
 
-    exit_code = 2
+    exit_code = ExitCode.REFUSED
 
 
 class TeacherError(KDError):
     """The teacher does not fit the task, the student, or is no better than chance."""
 
-    exit_code = 2
+    exit_code = ExitCode.REFUSED
 
 
 class ExportError(KDError):
     """An artifact could not be written, or its own runtime could not run it."""
 
-    exit_code = 2
+    exit_code = ExitCode.REFUSED
 
 
 class StorageError(KDError):

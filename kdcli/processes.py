@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from kdcli.errors import ExitCode
+
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """What asks this process to end: a person, a scheduler, a terminal that closes."""
 GRACE = 20.0
@@ -28,12 +30,12 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
+        self.exit_code = ExitCode(128 + number)
 
 
-def exit_code(error: KeyboardInterrupt) -> int:
-    """130 of SIGINT, 143 of SIGTERM, 129 of SIGHUP."""
-    return error.exit_code if isinstance(error, Interrupted) else 130
+def exit_code(error: KeyboardInterrupt) -> ExitCode:
+    """The exit code of the signal that interrupted this process."""
+    return error.exit_code if isinstance(error, Interrupted) else ExitCode.INTERRUPTED
 
 
 class _Signals:
@@ -48,7 +50,7 @@ class _Signals:
         """Raise `Interrupted`, now or when the block of `deferred` ends. A second SIGINT ends the process at once."""
         if self.asked is not None:
             if number == signal.SIGINT:
-                _end_at_once(128 + number)
+                _end_at_once(ExitCode.INTERRUPTED)
             return
         self.asked = number
         if not self.deferred:

@@ -19,6 +19,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import TypedDict
 
+from kdcli.config import renamed
+from kdcli.config.check import defaults
+from kdcli.config.schema import COMMANDS
 from kdcli.errors import ConfigError, listed
 from kdcli.files import (
     TEMPORARY,
@@ -142,7 +145,7 @@ def examine(
         raise ConfigError(f"{run} holds files and was not made by kdcli; choose another hydra.run.dir")
     if not held:
         _free(run)
-    before = _resolved(run)
+    before = _with_defaults(_resolved(run), config)
     # how models are timed at the end changes nothing of what is trained: where that failed, the run goes on with another choice
     if changed := sorted(
         each for each in _differences(before, config) if each.partition(".")[0] != "measure"
@@ -292,7 +295,7 @@ def _text(path: Path) -> str:
 
 
 def _recorded(run: Path) -> dict[str, Any]:
-    """`.hydra/config.yaml` of a run, as it stands there."""
+    """`.hydra/config.yaml` of a run, unresolved, under the names of today."""
     path = run / ".hydra" / "config.yaml"
     if not path.is_file() or _app(run / HYDRA) != APP:
         raise ConfigError(
@@ -304,7 +307,7 @@ def _recorded(run: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is damaged ({str(error) or type(error).__name__})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} is damaged (it is no mapping of keys to values)")
-    return {str(key): value for key, value in tree.items()}
+    return renamed.current({str(key): value for key, value in tree.items()}, quiet=True)
 
 
 def _resolved(run: Path) -> dict[str, Any]:
@@ -390,6 +393,20 @@ def _lock(run: Path) -> Lock:
             time.sleep(0.02)
         except FileNotFoundError:
             make(run)
+
+
+def _with_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded config with the schema's default of each key that the release which recorded it did not have."""
+
+    def filled(tree: Any, default: Any) -> Any:
+        if not isinstance(tree, Mapping) or not isinstance(default, Mapping):
+            return tree
+        return {**default, **{key: filled(value, default.get(key)) for key, value in tree.items()}}
+
+    schemas = (each for each in COMMANDS.values() if now.keys() <= each.model_fields.keys())
+    return dict(
+        filled(before, {key: value for each in [*schemas][:1] for key, value in defaults(each).items()})
+    )
 
 
 def _differences(before: Any, now: Any, path: str = "") -> set[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from kdcli import console
 from kdcli.config.schema import Distill as Config
 from kdcli.data.splits import SPLITS
+from kdcli.errors import ExitCode
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.pipeline.compare import evaluate, finish
 from kdcli.pipeline.plan import OWN, STUDENT, TeacherData, stage_names
@@ -33,7 +34,7 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
     if run.remote is not None and first:
         announce_cost(run, run.remote)
     if cfg.dry_run:
-        return 0
+        return ExitCode.DONE
     with console.ProgressStages(stage_names(parts), quiet=not first) as stages:
         all_teacher_data: dict[str, TeacherData] = {}
         trainees: dict[str, Checkpoint] = {}
@@ -57,4 +58,4 @@ def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
         finish(run, result)
         shutil.rmtree(run.folder / "stages", ignore_errors=True)
     run.state.wait_for_everyone()
-    return 0
+    return ExitCode.DONE

@@ -18,7 +18,7 @@ from kdcli.config.types import CheckpointConfig
 from kdcli.data.dataset import Data, load, with_gold, without
 from kdcli.data.splits import SPLITS
 from kdcli.environment import environment
-from kdcli.errors import ConfigError, ModelError
+from kdcli.errors import ConfigError, ExitCode, ModelError
 from kdcli.evaluation.compare import score, verdict
 from kdcli.evaluation.predict import (
     examine,
@@ -135,7 +135,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
     else:
         eval_table(result)
         console.say(f"eval.json: {folder / 'eval.json'}")
-    return 0
+    return ExitCode.DONE
 
 
 def _data(cfg: Config, models: Sequence[Checkpoint]) -> Data:

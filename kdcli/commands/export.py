@@ -21,7 +21,7 @@ from kdcli.config.schema import Budget, Hardware, Tolerance, require_length
 from kdcli.config.schema import Export as Config
 from kdcli.data.dataset import load, without
 from kdcli.environment import environment
-from kdcli.errors import ConfigError, DataError, ExportError, ModelError
+from kdcli.errors import ConfigError, DataError, ExitCode, ExportError, ModelError
 from kdcli.evaluation.compare import agreement, score
 from kdcli.evaluation.predict import examine, open_checkpoint, require_trained, save_predictions
 from kdcli.exporting import snippets
@@ -45,8 +45,6 @@ ELSEWHERE = {".mlpackage": "coreml"}
 """What runs a file where kdcli cannot, by how its name ends."""
 GGUF = {"int8": "q8_0", "int4": "q4_0"}
 """What llama.cpp calls a precision."""
-MISSED = 3
-"""The exit code when the artifacts are there, and a tolerance or a budget is not met, or one of them could not be made or run."""
 
 
 def export(cfg: Config, hardware: str) -> int:
@@ -200,7 +198,7 @@ def export(cfg: Config, hardware: str) -> int:
         console.say(target.hint.format(out=out))
     within = all(entry["parity"]["within"] for entry in ran.values())
     unseen = not ran and all(entry["budget"]["met"] for entry in artifacts.values())
-    return 0 if (good or unseen) and within and not failed else MISSED
+    return ExitCode.DONE if (good or unseen) and within and not failed else ExitCode.MISSED
 
 
 def _deliver(

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
+from kdcli.config.renamed import adopt
 from kdcli.config.types import Component, refuse_boolean
 from kdcli.errors import ConfigError, abbreviated, listed, shown, suggest
 
@@ -190,6 +191,7 @@ def locate(target: str) -> type:
         raise ConfigError(f"the module {module} has no {name}")
     if not inspect.isclass(found):
         raise ConfigError("it is no class")
+    adopt(found)
     return found
 
 

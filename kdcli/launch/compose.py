@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from kdcli import rundir
+from kdcli.config import renamed
 from kdcli.config.check import check, defaults
 from kdcli.config.dataset import Dataset
 from kdcli.config.paths import conf_dir, user_conf_dir
@@ -58,6 +59,10 @@ def register_defaults(command: str, overrides: list[str], rerun: Path | None) ->
     store = ConfigStore.instance()
     for each, schema in COMMANDS.items():
         store.store(name=f"schema_{each}", node=defaults(schema), provider="kdcli")
+    for old, new in renamed.OPTIONS.items():
+        group, _, option = old.partition("/")
+        node = {"defaults": [new.partition("/")[2], "_self_"]}
+        store.store(group=group, name=option, node=node, provider="kdcli")
     overrides = ["hydra/job_logging=none", "hydra/hydra_logging=none", *overrides]
     if folder := user_conf_dir():
         make_importable(folder)
@@ -113,7 +118,7 @@ def register_defaults(command: str, overrides: list[str], rerun: Path | None) ->
     return name, overrides
 
 
-def leave_overridden_folder(word: str) -> str:
+def expand_home(word: str) -> str:
     """A word with its `~` expanded: Hydra cannot read it, and not every shell expands it after =."""
     key, equals, value = word.partition("=")
     return word if re.search(r"['\"]", value) else key + equals + HOME.sub(lambda _: str(Path.home()), value)
@@ -161,11 +166,11 @@ def compose_config(command: str, name: str, overrides: list[str], written: Mappi
 
 
 def config_tree(composed: DictConfig) -> dict[str, Any]:
-    """The config without Hydra's node, resolved, as plain data."""
+    """The config without Hydra's node, resolved, as plain data under the names of today."""
     with config_at_fault("the config cannot be resolved"):
         plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         try:
-            return dict(OmegaConf.to_container(plain, resolve=True))  # type: ignore[arg-type]
+            return renamed.current(OmegaConf.to_container(plain, resolve=True))  # type: ignore[arg-type]
         except OmegaConfBaseException as error:
             raise ConfigError(f"the config cannot be resolved: {str(error).splitlines()[0]}") from None
 
@@ -212,5 +217,7 @@ def display_name(recorded: Any, config: Mapping[str, Any]) -> dict[str, str]:
         given = any(word.startswith(f"{group}.path=") for word in overrides)
         section = config.get(group)
         path = section.get("path") if isinstance(section, Mapping) else None
-        names[group] = str(path if given or group not in chosen else chosen[group])
+        names[group] = str(
+            path if given or group not in chosen else renamed.current_option(group, str(chosen[group]))
+        )
     return names

@@ -16,9 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from kdcli import console, processes, rundir
+from kdcli.config import renamed
 from kdcli.config.check import check
 from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.schema import COMMANDS
+from kdcli.errors import ExitCode
 from kdcli.files import clean_cache, named_path, remove_abandoned, user_path, workplace, write_json
 from kdcli.launch.compose import config_tree, display_name, make_importable, override_words
 from kdcli.launch.hydra_errors import VERSION_BASE, failure_of, hydra_errors
@@ -39,7 +41,7 @@ def run_hydra(name: str, argv: list[str]) -> int:
             hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name=name)(task)()
     finally:
         sys.argv = before
-    return max(_status.values(), default=0)
+    return max(_status.values(), default=ExitCode.DONE)
 
 
 def run_distill(cfg: DictConfig) -> None:
@@ -70,14 +72,14 @@ def _job(command: str, cfg: DictConfig) -> None:
     sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
     holds = owner and command != "export"
     own = not holds  # whether its files are this process's to write
-    fresh, status = False, 1
+    fresh, status = False, int(ExitCode.FAILED)
     with processes.watched(), workplace():
         try:
             if holds:
                 state = rundir.take(folder, config_tree(cfg))
                 own, fresh = True, state == "new"
                 if state == "finished":  # a job of a sweep that is continued
-                    status = 0
+                    status = ExitCode.DONE
                     return
             if holds or (owner and sweep):
                 _record(folder, cfg)
@@ -93,10 +95,10 @@ def _job(command: str, cfg: DictConfig) -> None:
         except (Exception, SystemExit) as error:
             failure = failure_of(error, folder if owner else None)
             status = failure.exit_code
-            if fresh and status == 2 and rundir.trained(folder):
-                status = 1  # what was trained stays, and 2 would say that nothing was
+            if fresh and status == ExitCode.REFUSED and rundir.trained(folder):
+                status = ExitCode.FAILED  # what was trained stays, and REFUSED would say that nothing was
             if holds:
-                rundir.release(folder, remove=fresh and status == 2)
+                rundir.release(folder, remove=fresh and status == ExitCode.REFUSED)
             _failed(folder, status, failure.message, own)
         except KeyboardInterrupt as error:
             status = processes.exit_code(error)
@@ -116,7 +118,8 @@ def _record(folder: Path, cfg: DictConfig) -> None:
     recorded.hydra.overrides.hydra = [
         word for word in override_words(recorded.hydra.overrides.hydra) if word != UNRECORDED
     ]
-    parts = {"config": cfg, "hydra": recorded, "overrides": recorded.hydra.overrides.task}
+    config = OmegaConf.create(renamed.current(OmegaConf.to_container(cfg, resolve=False)))  # type: ignore[arg-type]
+    parts = {"config": config, "hydra": recorded, "overrides": recorded.hydra.overrides.task}
     rundir.record(folder, {f"{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()})
 
 

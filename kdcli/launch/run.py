@@ -11,13 +11,15 @@ import tempfile
 from pathlib import Path
 
 from kdcli import console, processes, rundir
+from kdcli.config import renamed
 from kdcli.config.schema import COMMANDS
 from kdcli.config.secrets import secret_in
-from kdcli.errors import ConfigError, hide_nothing, shown, suggest
+from kdcli.errors import ConfigError, ExitCode, hide_nothing, shown, suggest
 from kdcli.files import clean_cache, user_path, workplace
 from kdcli.launch.argv import (
     CFG,
     INFO,
+    chosen_options,
     is_sweep,
     own_options,
     parse_overrides,
@@ -29,7 +31,7 @@ from kdcli.launch.argv import (
 from kdcli.launch.compose import (
     compose_config,
     config_tree,
-    leave_overridden_folder,
+    expand_home,
     register_defaults,
     run_folder,
     warn_of_remarks,
@@ -54,6 +56,7 @@ def launch(
     console.setup_logging()
     rundir.trust(trust_run)
     hide_nothing()
+    renamed.forget()
     with processes.watched():
         before = processes.children()
         try:
@@ -95,8 +98,9 @@ def _launch(
     for option, chosen, known in (("--cfg", cfg, CFG), ("--info", info, INFO)):
         if chosen is not None and chosen not in known:
             raise ConfigError(f"{option} {shown(chosen)}: expected one of {', '.join(known)}")
-    overrides = list(map(leave_overridden_folder, overrides))
+    overrides = [renamed.addable(expand_home(word)) for word in overrides]
     typed = parse_overrides(overrides)
+    renamed.tell_options(chosen_options(typed))
     require_choices(typed)
     require_known_hydra_keys(typed)
     if config_dir is not None:
@@ -127,6 +131,6 @@ def _launch(
             clean_cache()
             rundir.tidy(folder)
         console.say(f"{folder} is finished; see {folder / 'report.html'}")
-        return 0
+        return ExitCode.DONE
     rundir.make(folder)
     return run_hydra(name, [*argv, UNRECORDED, f"hydra.run.dir={quote_override(folder)}"])

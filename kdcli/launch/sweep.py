@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdcli import console, processes, rundir
-from kdcli.errors import ConfigError, abbreviated
+from kdcli.errors import ConfigError, ExitCode, abbreviated
 from kdcli.launch.argv import parse_overrides, quote_override
 from kdcli.launch.choices import matches_glob
 from kdcli.launch.compose import compose_config, config_tree, override_words, resolved_folder, warn_of_remarks
@@ -168,7 +168,7 @@ def _workers_died(error: BaseException | None) -> bool:
 def _one_by_one(command: str, folder: Path, points: Mapping[Path, Sequence[str]]) -> int:
     """Run what is left of a sweep whose launcher broke, each point in a process of its own: one that is killed takes no other with it."""
     console.warn("a process of the launcher was killed: what is left of the sweep is run point by point")
-    status = 0
+    status: int = ExitCode.DONE
     for run, words in points.items():
         if any((run / name).is_file() for name in (rundir.REPORT, rundir.EXPORT, rundir.ERROR)):
             continue
@@ -187,11 +187,11 @@ def _one_by_one(command: str, folder: Path, points: Mapping[Path, Sequence[str]]
             if code < 0:
                 message = f"its process was killed by {signal.Signals(-code).name}; the system does so where memory runs out"
             console.error(f"{run.name}: {message}")
-            write_failure(run, 1, message, " ".join(words))
+            write_failure(run, ExitCode.FAILED, message, " ".join(words))
         if (
             command == "eval"
         ):  # of the others the table tells, and the process's own code is that of all points
-            status = max(status, abs(code) and max(code, 1))
+            status = max(status, abs(code) and max(code, ExitCode.FAILED))
     return status
 
 
@@ -200,7 +200,7 @@ def _table(command: str, folder: Path) -> int:
     found = {each.parent for name in (".hydra", rundir.ERROR) for each in folder.glob(f"**/{name}")}
     jobs = sorted(found, key=lambda job: (len(str(job)), job))
     if command == "eval":
-        return max([0, *(_row(job, _eval_row)["exit_code"] for job in jobs)])
+        return max([ExitCode.DONE, *(_row(job, _eval_row)["exit_code"] for job in jobs)])
     from kdcli.report.tables import sweep_table, targets_table
 
     if command == "export":
@@ -210,7 +210,7 @@ def _table(command: str, folder: Path) -> int:
         rows = [_row(run, _sweep_row) | {"run": str(run.relative_to(folder))} for run in jobs]
         sweep_table(rows)
         console.say(f"runs in {folder}")
-    return max([0, *(row["exit_code"] for row in rows)])
+    return max([ExitCode.DONE, *(row["exit_code"] for row in rows)])
 
 
 def _row(job: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def _row(job: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         words = override_words(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException):
         words = []
-    row = {"overrides": " ".join(words), "exit_code": 0}
+    row = {"overrides": " ".join(words), "exit_code": ExitCode.DONE}
     try:
         return row | (rundir.read_error(job) if (job / rundir.ERROR).is_file() else read(job))
     except ConfigError as error:
@@ -228,7 +228,7 @@ def _row(job: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
 
 def _sweep_row(run: Path) -> dict[str, Any]:
     if not (run / rundir.REPORT).is_file():
-        return {"exit_code": 1, "message": "did not finish"}
+        return {"exit_code": ExitCode.FAILED, "message": "did not finish"}
     report = rundir.read_report(run)
     student, verdict = report["models"]["student"], report["verdict"]
     return {
@@ -245,7 +245,7 @@ def _sweep_row(run: Path) -> dict[str, Any]:
 
 def _export_row(job: Path) -> dict[str, Any]:
     if not (job / rundir.EXPORT).is_file():
-        return {"exit_code": 1, "message": "did not finish"}
+        return {"exit_code": ExitCode.FAILED, "message": "did not finish"}
     return rundir.read_export(job)
 
 

@@ -21,8 +21,8 @@ from kdcli.tasks.seq2seq.task import Seq2Seq
 
 
 def remote_student_source(cfg: Config, data: Data, state: PartialState) -> Checkpoint:
-    """What a student is born from whose teacher has no checkpoint: its own, or teacher.stand_in. A translator that has neither is born over
-    a vocabulary that is learnt from the pairs.
+    """The checkpoint that a student begins with whose teacher has none: its own, or student.init_from. A translator for which neither
+    serves begins over a vocabulary that is learnt from the pairs.
 
     Raises:
         ConfigError, ModelError: there is none.
@@ -30,16 +30,16 @@ def remote_student_source(cfg: Config, data: Data, state: PartialState) -> Check
     if cfg.student.path:
         return find(cfg.student, "student")
     task = task_of(cfg.dataset, data.labels)
-    if cfg.teacher.stand_in:
-        path = {"path": cfg.teacher.stand_in, "revision": None}
-        found = find(cfg.teacher.model_copy(update=path), "teacher.stand_in")
+    if cfg.student.init_from:
+        path = {"path": cfg.student.init_from, "revision": None}
+        found = find(cfg.student.model_copy(update=path), "student.init_from")
         if not task.vocabulary or has_head(found, task):
             return found
     if isinstance(task, Seq2Seq):
         return new_teacher(cfg, cfg.student, data, state)
     raise ConfigError(
         f"a student for {cfg.dataset.kind} needs a checkpoint of the kind to begin with, and the teacher has none here; give student.path "
-        "(student=local), or teacher.stand_in"
+        "(student=local), or student.init_from"
     )
 
 

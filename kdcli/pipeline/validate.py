@@ -385,7 +385,7 @@ def _tell_cut(rows: Encoded, max_length: int) -> None:
         logger.log(
             log_level(full, len(rows)),
             "%d of %d training rows fill dataset.max_length = %d tokens: what is longer is cut off, and the end of its answer is not "
-            "learnt; raise it, or leave such rows out (dataset.clean.overlong=drop)",
+            "learnt; raise it, or leave such rows out (dataset.truncation=drop)",
             full, len(rows), max_length,
         )  # fmt: skip
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import datasets
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from kdcli.config.renamed import attribute
 from kdcli.models.checkpoint import Checkpoint, load_config
 from kdcli.tasks.base import Task
 
@@ -54,3 +56,8 @@ class StudentInitializer(ABC):
 
     def merge_and_unload(self, model: PreTrainedModel) -> None:  # noqa: B027
         """Make the trained model a plain one again."""
+
+
+def __getattr__(name: str) -> Any:
+    """`Birth`, the old name of `StudentInitializer`."""
+    return attribute(__name__, name)

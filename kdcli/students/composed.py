@@ -18,29 +18,29 @@ class Composed(StudentInitializer):
     """Births one after the other: each one after the first takes something away from what was born before.
 
     Args:
-        births: the names of the steps, in their order.
-        steps: what each name means: a birth of its own, with its arguments. Names that `births` leaves out are not used.
+        initializers: the names of the steps, in their order.
+        steps: what each name stands for: an initializer with its arguments. Names that are not in `initializers` are not used.
     """
 
-    def __init__(self, births: list[str], steps: dict[str, InitializerStep]):
-        if not births:
-            raise ConfigError("student.births is empty: name at least one of student.steps")
-        for name in births:
+    def __init__(self, initializers: list[str], steps: dict[str, InitializerStep]):
+        if not initializers:
+            raise ConfigError("student.initializers is empty: name at least one of student.steps")
+        for name in initializers:
             if name not in steps:
                 raise ConfigError(
-                    f"student.births: there is no step {shown(name)}{suggest(name, steps)} (student.steps: {listed(steps)})"
+                    f"student.initializers: there is no step {shown(name)}{suggest(name, steps)} (student.steps: {listed(steps)})"
                 )
         self.steps = [
-            build(InitializerStep.model_validate(steps[name]), StudentInitializer) for name in births
+            build(InitializerStep.model_validate(steps[name]), StudentInitializer) for name in initializers
         ]
         self.inherits_teacher, self.trains_adapters = (
             self.steps[0].inherits_teacher,
             self.steps[0].trains_adapters,
         )
-        for name, step in zip(births[1:], self.steps[1:], strict=True):
+        for name, step in zip(initializers[1:], self.steps[1:], strict=True):
             if not isinstance(step, PruningInitializer):
                 raise ConfigError(
-                    f"student.births: {name} makes a student anew, so it can only be the first; those after it take "
+                    f"student.initializers: {name} makes a student anew, so it can only be the first; those after it take "
                     "something away (layers, width, vocabulary)"
                 )
 

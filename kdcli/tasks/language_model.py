@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -31,10 +31,10 @@ class LanguageModel(Task):
     metric = "log_prob"
     chance_is = "what all tokens alike would get,"
     vocabulary = True
-    drop_overlong = False
-    """Rows of more than `max_length` tokens are dropped; else pairs are refused, and conversations and completions cut off."""
+    truncation: Literal["cut", "refuse", "drop"] = "cut"
+    """What becomes of a row of more than `max_length` tokens: it is cut at its end, refused, or dropped."""
     dropped = 0
-    """So many were (since `prepare`)."""
+    """How many rows `prepare` has dropped."""
 
     def without_overlong(self, rows: datasets.Dataset, overlong: np.ndarray) -> datasets.Dataset:
         """The rows but for those that are marked, (N,), which are counted."""

@@ -54,7 +54,7 @@ def ask(
             f"teacher.base_url={host.url}",
             "teacher.model=parrot",
             "teacher.api_key_env=TEST_KEY",
-            f"teacher.stand_in={body}",
+            f"student.init_from={body}",
             "dataset=csv",
             f"dataset.path={reviews}",
             "dataset.limit=120",
@@ -182,8 +182,8 @@ def test_samples_one_by_one(ask: Any, served: Served, capsys: pytest.CaptureFixt
     host = served(reply)
     options = ["teacher.soft_labels=samples", "teacher.samples=3", "teacher.smoothing=0.5", "control=false"]
     assert ask(host, *options)[0] == 2
-    assert "teacher.together=false" in capsys.readouterr().err
-    status, run = ask(host, *options, "teacher.together=false", folder="apart")
+    assert "teacher.n_per_request=1" in capsys.readouterr().err
+    status, run = ask(host, *options, "teacher.n_per_request=1", folder="apart")
     assert status == 0
     shares = {round(one["labels"]["good"], 3) for one in report_of(run)["endpoint"]["answers"]}
     assert shares == {round(2.5 / 4, 3), round(0.5 / 4, 3)}

@@ -102,10 +102,10 @@ def test_a_student_that_sees_what_it_shall_predict(refused: Refused, tmp_path: P
         (["student=layers", "student.num_hidden_layers=9"], "student.num_hidden_layers = 9: the teacher has 2"),
         (["student=pruned", "student.hidden_size=64"], "student.hidden_size = 64: the teacher has 32"),
         (["student=vocabulary"], "cannot be trimmed where models predict tokens"),
-        (["student=births", "student.births=[vocabulary]"], "cannot be trimmed where models predict tokens"),
+        (["student=composed", "student.initializers=[vocabulary]"], "cannot be trimmed where models predict tokens"),
         (["student=layers", "student.num_hidden_layers=1", "OPT"], "where the layers of opt models stand"),
     ],
-    ids=["layers", "pruned", "vocabulary", "births", "opt"],
+    ids=["layers", "pruned", "vocabulary", "composed", "opt"],
 )  # fmt: skip
 def test_a_student_that_cannot_be_born(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
@@ -152,7 +152,7 @@ def test_a_prompt_that_fills_the_context(refused: Refused, tmp_path: Path, chat:
     assert "('the film was the film was" in said
     assert re.search(r"so it is with 1 of \d+ rows", said)
     assert "no token of its completion is within dataset.max_length = 64 tokens" in said
-    assert "Raise dataset.max_length, or leave out what is longer (dataset.clean.overlong=drop)" in said
+    assert "Raise dataset.max_length, or leave out what is longer (dataset.truncation=drop)" in said
 
 
 @pytest.mark.parametrize("length", [1, 2])
@@ -206,7 +206,7 @@ def test_what_is_too_long_can_be_left_out(refused: Refused, tmp_path: Path) -> N
     """One prompt that fills the context stops the run, and its user has to count tokens by himself."""
     long = [{"prompt": f"{n} was " * 40, "completion": "good"} for n in range(30)]
     long += [{"prompt": f"so {n}:", "completion": "good, " * 90} for n in range(30)]
-    words = [*pairs(tmp_path, *long), "dataset.clean.overlong=drop", "trainer.batch_size=999"]
+    words = [*pairs(tmp_path, *long), "dataset.truncation=drop", "trainer.batch_size=999"]
     said = refused(*words, "dataset.test_size=10", "dataset.validation_size=10")
     kept = int(re.findall(r"(\d+) rows are fewer than one batch", said)[0])
     assert 60 <= kept <= 80, (

@@ -97,7 +97,7 @@ def refused(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) ->
         (["studnet=tiny"], "studnet: there is no such key; did you mean student?"),
         (
             ["student=tinny"],
-            "student=tinny: there is no such student; did you mean tiny?; there are births, distil, layers, local, ",
+            "student=tinny: there is no such student; did you mean tiny?; there are composed, distil, layers, local, ",
         ),
         (["debug=smok"], "debug=smok: there is no such debug; did you mean smoke?"),
         (

@@ -29,7 +29,7 @@ def test_djangos_messages_at_reduced_size(tmp_path: Path, monkeypatch: pytest.Mo
             format="gettext",
             path="package:Django/django",
             target_language="de",
-            clean={"overlong": "drop"},
+            truncation="drop",
             limit=256,
             eval_limit=64,
         )

@@ -15,7 +15,7 @@ from kdcli.launch.run import launch
 
 Distil = Callable[..., Path]
 INSIDE = [
-    "loss=inside",
+    "loss=features",
     "+loss.soft_label._target_=kdcli.losses.forward_kl.ForwardKL",
     "student.dropout=0",
     "control=false",
@@ -45,7 +45,7 @@ def test_projections_survive_a_kill_and_stay_out_of_the_student(
 
     options = [*INSIDE, "loss=relations", "trainer.epochs=3", "trainer.eval_steps=10", "trainer.keep=last",
                "+loss.hidden._target_=kdcli.losses.hidden_states.HiddenStates"]  # fmt: skip
-    options.remove("loss=inside")
+    options.remove("loss=features")
     options.remove(INSIDE[1])
     whole = distil("whole", *options)
     process = start(tmp_path / "killed", [*small, *options, "measure=null"])
@@ -95,7 +95,7 @@ def test_a_decoder_learns_from_the_inside(tmp_path: Path, monkeypatch: pytest.Mo
         options = [
             *language_model_options(teacher),
             *talk(tmp_path, form),
-            "loss=inside",
+            "loss=features",
             "control=false",
             "measure=null",
             "trainer.max_steps=30",
@@ -126,7 +126,7 @@ def test_a_decoder_learns_from_the_inside(tmp_path: Path, monkeypatch: pytest.Mo
 )  # fmt: skip
 def test_bad_input_is_refused(distil: Distil, capsys, options: list[str], said: str) -> None:
     """A mapping to a layer that is not there is found after an hour, in a traceback."""
-    distil("run", "loss=inside", *options, expect=2)
+    distil("run", "loss=features", *options, expect=2)
     assert said in capsys.readouterr().err
 
 
@@ -147,5 +147,5 @@ def test_other_tokens_than_the_teachers_are_refused(distil: Distil, capsys, tmp_
     other = BertTokenizerFast(tokenizer_object=inner)
     bert(other, ["bad", "good"]).save_pretrained(tmp_path / "other")
     other.save_pretrained(tmp_path / "other")
-    distil("run", "loss=inside", f"student.path={tmp_path / 'other'}", expect=2)
+    distil("run", "loss=features", f"student.path={tmp_path / 'other'}", expect=2)
     assert "cut the training rows into different tokens" in capsys.readouterr().err

@@ -189,7 +189,6 @@ def test_the_teachers_own_translations(distil: Distil, teacher: Path) -> None:
     near = [
         "rollout=teacher",
         "rollout.candidates=4",
-        "rollout.pick=nearest",
         "rollout.sampling_temperature=1.5",
     ]
     drawn = written(distil("drawn", *ALONE, "trainer.max_steps=2", *near))
@@ -333,7 +332,7 @@ def test_a_student_with_another_vocabulary(
     lay_out(tmp_path / "student", "Bart")
     own = [option for option in options if not option.startswith("student")]
     own += ["student=local", f"student.path={tmp_path / 'student'}", "trainer.max_steps=2", "dataset.eval_limit=16",
-            "dataset.clean.overlong=drop", *ALONE]  # fmt: skip
+            "dataset.truncation=drop", *ALONE]  # fmt: skip
     assert launch("distill", [*own, "loss=uld", "hydra.run.dir=compared"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "have different vocabularies" in said
@@ -371,7 +370,7 @@ def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["rollout=beam", "rollout.candidates=9", "rollout.pick=nearest"], "finds no more than that"),
+        (["rollout=beam", "rollout.candidates=9"], "finds no more than that"),
         (["rollout.num_beams=3"], "with source=dataset nothing is searched for"),
         (
             [
@@ -507,7 +506,6 @@ def test_sources_that_only_the_teacher_translates(
         "rollout=beam",
         "rollout.num_beams=2",
         "rollout.candidates=2",
-        "rollout.pick=nearest",
         "dataset.eval_limit=16",
     ]
     options = ["dataset.labelled=100", f"dataset.unlabelled={more}"]

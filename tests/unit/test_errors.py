@@ -1,13 +1,27 @@
-"""What messages do not show."""
+"""Exit codes, and what messages do not show."""
 
 from __future__ import annotations
 
+import ast
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from kdcli.errors import ConfigError, bounded, hide, hide_nothing, looks_secret, redacted, shown
+import kdcli
+from kdcli import errors
+from kdcli.errors import (
+    ConfigError,
+    ExitCode,
+    KDError,
+    bounded,
+    hide,
+    hide_nothing,
+    looks_secret,
+    redacted,
+    shown,
+)
 
 
 @pytest.fixture
@@ -93,3 +107,38 @@ def test_redaction_takes_no_longer_than_the_text() -> None:
     ):
         redacted(part * 50_000)
     assert time.process_time() - began < 5
+
+
+def test_the_docstring_tells_each_exit_code() -> None:
+    """A table that says 1 where the command exits with 2 misleads whoever writes a script after it."""
+    for kind in [KDError, *KDError.__subclasses__()]:
+        line = next(line for line in str(errors.__doc__).splitlines() if kind.__name__ in line.split())
+        assert line.endswith(f"{kind.exit_code.name} ({kind.exit_code.value})")
+
+
+def test_exit_codes_are_named() -> None:
+    """A 2 in the code does not tell what it means, and one that is forgotten when another changes is wrong."""
+    root = Path(kdcli.__file__).parent
+    wrong = []
+    for path in [
+        root / "cli.py",
+        root / "processes.py",
+        *root.glob("launch/*.py"),
+        *root.glob("commands/*.py"),
+    ]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        counts = {
+            node
+            for each in ast.walk(tree)
+            if getattr(each, "name", "") == "_points"
+            for node in ast.walk(each)
+        }
+        for node in ast.walk(tree):
+            value = getattr(node, "value", None)
+            if isinstance(node, ast.Return | ast.Assign) and isinstance(value, ast.Constant):
+                code = isinstance(node, ast.Return) or "status" in ast.unparse(node)
+                if code and type(value.value) is int and node not in counts:
+                    wrong.append(f"{path.name}, line {node.lineno}")
+            elif isinstance(node, ast.Constant) and value in {*ExitCode} - {0, 1, 2, 3}:
+                wrong.append(f"{path.name}, line {node.lineno}")
+    assert not wrong

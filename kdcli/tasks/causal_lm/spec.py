@@ -15,10 +15,11 @@ class CausalLMSpec(TaskSpec):
 
     family = "causal_lm"
     models = "language models"
-    reads = frozenset({"text", "prompt", "completion", "messages", "chat", "clean"})
+    reads = frozenset({"text", "prompt", "completion", "messages", "chat", "truncation"})
     reads_of_run = frozenset({
         "rollout", "teacher.top_k", "measure.new_tokens", "measure.generations", "hardware.tolerance.generated",
     })  # fmt: skip
+    only_here: ClassVar[dict[str, str]] = {"truncation": "it is for conversations, completions and pairs"}
     formats: ClassVar[dict[str, FolderFormat]] = {
         "txt": FolderFormat((".txt",), ("text",)),
         "conversations": FolderFormat((".yml", ".yaml"), ("prompt", "completion")),
@@ -38,12 +39,9 @@ class CausalLMSpec(TaskSpec):
         if cfg.prompt and cfg.messages:
             raise ValueError("prompt and messages: name the columns of one of them")
         require_text_alone("causal_lm", cfg)
-        answers = cfg.prompt or cfg.messages or cfg.format == "conversations"
-        default = type(cfg).model_fields["clean"].default
-        ignored = {"overlong": default.overlong} if answers else {}
-        if cfg.clean.model_copy(update=ignored) != default:
+        if cfg.truncation and not (cfg.prompt or cfg.messages or cfg.format == "conversations"):
             raise ValueError(
-                "clean: it is for pairs of source and target (seq2seq), not for causal_lm; leave it out"
+                f"truncation = {cfg.truncation}: plain text is packed into rows of max_length tokens; leave it out"
             )
 
 

@@ -72,9 +72,9 @@ class CausalLM(LanguageModel):
 
     @classmethod
     def of(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
-        """Turns or prompts of a data set, and whether long ones are dropped."""
+        """The task for a data set, with what becomes of its long rows."""
         task = super().of(cfg, labels)
-        task.drop_overlong = cfg.clean.overlong == "drop"
+        task.truncation = cfg.truncation or "cut"
         return task
 
     def supports_architecture(self, kind: type[PreTrainedConfig]) -> bool:
@@ -106,7 +106,11 @@ class CausalLM(LanguageModel):
         elif "texts" in rows.column_names:
             groups = [list(zip(row["texts"], row["ends"], strict=True)) for row in rows]
         else:
-            return self._short(tokenizer, rows, max_length) if self.drop_overlong and len(rows) else rows
+            return (
+                rows
+                if self.truncation == "cut" or not len(rows)
+                else self._short(tokenizer, rows, max_length)
+            )
         self.packs = True
         packed: list[dict[str, Any]] = []
         edges = len(_begin(tokenizer)) + 1  # and the end of text
@@ -135,7 +139,13 @@ class CausalLM(LanguageModel):
     def _short(
         self, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, max_length: int
     ) -> datasets.Dataset:
-        short = self.without_overlong(rows, self.lengths(tokenizer, rows) > max_length)
+        overlong = self.lengths(tokenizer, rows) > max_length
+        if self.truncation == "refuse" and overlong.any():
+            raise DataError(
+                f"{overlong.sum()} of {len(rows)} rows have more than dataset.max_length = {max_length} tokens, the first is row "
+                f"{rows[int(overlong.argmax())]['id']}; raise dataset.max_length, or cut or drop them (dataset.truncation=cut, =drop)"
+            )
+        short = self.without_overlong(rows, overlong)
         if not len(short):
             raise DataError(
                 f"all {len(rows)} rows have more than dataset.max_length = {max_length} tokens; raise it"
@@ -209,7 +219,7 @@ class CausalLM(LanguageModel):
             raise DataError(
                 f"row {rows['id'][lost[0]]} ({shown[:60]!r}): no token of its completion is within dataset.max_length = "
                 f"{max_length} tokens: the prompt fills them; so it is with {len(lost)} of {len(labels)} rows. Raise dataset.max_length, "
-                "or leave out what is longer (dataset.clean.overlong=drop)"
+                "or leave out what is longer (dataset.truncation=drop)"
             )
         return _encoded(ids, labels, starts)
 

@@ -16,7 +16,7 @@ class Seq2SeqSpec(TaskSpec):
 
     family = "seq2seq"
     models = "translators"
-    reads = frozenset({*_PAIRS, "labelled", "unlabelled", "unlabelled_limit"})
+    reads = frozenset({*_PAIRS, "truncation", "labelled", "unlabelled", "unlabelled_limit"})
     reads_of_run = frozenset({
         "rollout", "teacher.top_k", "teacher.from_scratch", "teacher.vocab_size", "measure.num_beams", "measure.new_tokens",
         "measure.generations", "hardware.tolerance.same_texts",
@@ -48,6 +48,8 @@ class Seq2SeqSpec(TaskSpec):
             raise ValueError(
                 "seq2seq: name the columns of the source and of its translation (dataset.source, dataset.target)"
             )
+        if cfg.truncation == "cut":
+            raise ValueError("truncation = cut: pairs are never cut; give refuse or drop")
         if others := [key for key in ("text_pair", "prompt", "messages", "words") if getattr(cfg, key)]:
             raise ValueError(f"source and {others[0]}: name the columns of one of them")
         if cfg.unlabelled and cfg.format == "gettext":

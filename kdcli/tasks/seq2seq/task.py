@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import datasets
 import numpy as np
@@ -48,7 +48,7 @@ class Seq2Seq(LanguageModel):
     Args:
         languages: codes of source and target, for tokenizers of several languages.
         prefix: stands before each source.
-        overlong: whether pairs of more than `max_length` tokens are dropped; else they are refused.
+        truncation: whether pairs of more than `max_length` tokens are refused or dropped.
     """
 
     metric = "bleu"
@@ -69,17 +69,17 @@ class Seq2Seq(LanguageModel):
         self,
         languages: tuple[str | None, str | None] = (None, None),
         prefix: str = "",
-        drop_overlong: bool = False,
+        truncation: Literal["refuse", "drop"] = "refuse",
     ):
         super().__init__()
-        self.languages, self.prefix, self.drop_overlong = languages, prefix, drop_overlong
+        self.languages, self.prefix, self.truncation = languages, prefix, truncation
 
     @classmethod
     def of(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
         """Languages and prefix of a data set."""
         _require_sacrebleu()
         languages = cfg.source_language, cfg.target_language
-        return cls(languages, cfg.prefix, cfg.clean.overlong == "drop")
+        return cls(languages, cfg.prefix, "drop" if cfg.truncation == "drop" else "refuse")
 
     # ---- rows -> tokens ----------------------------------------------------------------------------------
 
@@ -95,15 +95,15 @@ class Seq2Seq(LanguageModel):
         """The pairs whose source and target have at most `max_length` tokens.
 
         Raises:
-            DataError: one has more, and shall not be dropped.
+            DataError: one has more, and `truncation` is "refuse".
         """
         long = self.lengths(tokenizer, rows) > max_length
-        if long.any() and not self.drop_overlong:
+        if long.any() and self.truncation == "refuse":
             first = rows[int(long.argmax())]
             raise DataError(
                 f"{long.sum()} of {len(rows)} pairs have more than dataset.max_length = {max_length} tokens in source or target, the first "
                 f"is row {first['id']} ({first['source'][:60]!r}); raise dataset.max_length, or leave them out "
-                "(dataset.clean.overlong=drop)"
+                "(dataset.truncation=drop)"
             )
         return self.without_overlong(rows, long)
 

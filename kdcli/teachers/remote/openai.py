@@ -101,7 +101,7 @@ class OpenAITeacher(RemoteTeacher):
         top_logprobs: the likeliest tokens that the host is asked for (logprobs).
         least_mass: with less probability on the labels' first tokens together, an answer is none (logprobs).
         samples: answers to each text (samples).
-        together: several answers to one prompt are asked for in one request (n); false: in one each, for hosts that give one.
+        n_per_request: the answers to one prompt that a request asks for at most (`n`); null: all. 1 is for hosts that ignore `n`.
         smoothing: the probability that all other labels share (one_hot).
         shots: training rows with their gold answers that precede each question, of each label the same number.
         prompt: a Jinja file in place of the packaged one (kdcli/prompts).
@@ -129,7 +129,7 @@ class OpenAITeacher(RemoteTeacher):
         top_logprobs: VocabularySize = 20,
         least_mass: Annotated[Float, Field(gt=0, lt=1)] = 0.1,
         samples: Copies = 8,
-        together: bool = True,
+        n_per_request: Copies | None = None,
         smoothing: Annotated[Float, Field(gt=0, lt=1)] = 0.1,
         shots: Annotated[Int, Field(ge=0, le=1000)] = 0,
         prompt: str | None = None,
@@ -161,7 +161,7 @@ class OpenAITeacher(RemoteTeacher):
             prices=known,
         )
         self.usage = self.endpoint.usage
-        self.soft_labels, self.top_logprobs, self.together = soft_labels, top_logprobs, together
+        self.soft_labels, self.top_logprobs, self.n_per_request = soft_labels, top_logprobs, n_per_request
         self.least_mass = least_mass
         self.samples = samples if soft_labels == "samples" else 1
         self.smoothing, self.shots, self.parameters = smoothing, shots, parameters or {}
@@ -296,10 +296,11 @@ class OpenAITeacher(RemoteTeacher):
 
     def _repeated(self, body: dict[str, Any], count: int) -> list[dict[str, Any]]:
         """The requests that bring so many answers."""
-        if count > 1 and self.together:
-            bodies = [body | {"n": count}]
-        else:
-            bodies = [body | ({"seed": number} if number else {}) for number in range(count)]
+        starts = range(0, count, most := self.n_per_request or count)
+        bodies = [
+            body | ({"n": size} if size > 1 else {}) | ({"seed": number} if number else {})
+            for number, size in enumerate(min(most, count - start) for start in starts)
+        ]
         return [
             {key: value for key, value in (each | self.parameters).items() if value is not None}
             for each in bodies
@@ -313,7 +314,7 @@ class OpenAITeacher(RemoteTeacher):
         progress: Progress,
     ) -> Iterator[tuple[Mapping[str, Any], list[dict[str, Any]]]]:
         """Each row with the choices that came for it; rows with none are noted as unanswered."""
-        each = 1 if self.together else wanted
+        each = math.ceil(wanted / (most := self.n_per_request or wanted))
         waiting: list[Mapping[str, Any]] = []
 
         def asked() -> Iterator[dict[str, Any]]:
@@ -329,11 +330,13 @@ class OpenAITeacher(RemoteTeacher):
             if len(parts) < each:
                 continue
             row = waiting.pop(0)
-            choices = [choice for part in parts if part.status == "answered" for choice in part.choices]
-            several, single = several + (len(choices) > 1), single + (len(choices) == 1)
-            if wanted > 1 and not several and single > 2:
+            answered = [part.choices for part in parts if part.status == "answered"]
+            choices = list(itertools.chain.from_iterable(answered))
+            ignored = bool(answered) and all(len(part) == 1 for part in answered)  # n, that is
+            several, single = several + (bool(answered) and not ignored), single + ignored
+            if min(most, wanted) > 1 and not several and single > 2:
                 raise TeacherError(
-                    f"{self.name} gives one answer where {wanted} were asked for (n); give teacher.together=false: one request each"
+                    f"{self.name} gives one answer where {wanted} were asked for (n); give teacher.n_per_request=1"
                 )
             done += 1
             progress(done, self.endpoint.usage)

@@ -20,10 +20,10 @@ UNUSED = [f"{word}ish" for word in GOOD + BAD]
 HALVED = '''
 import copy
 
-from kdcli.students.pruning.base import Cut
+from kdcli.students.pruning.base import PruningInitializer
 
 
-class Halved(Cut):
+class Halved(PruningInitializer):
     """Half of each feed-forward layer."""
 
     def cut(self, model, tokenizer, task, rows):
@@ -92,8 +92,8 @@ def config_of(run: Path) -> dict[str, object]:
 
 def test_layers_then_vocabulary(born: Born, speaking: Path) -> None:
     """A second step that undoes the first, or gives a token the row of another."""
-    steps = ["student.births=[layers,vocabulary]", "student.steps.layers.num_hidden_layers=2"]
-    run = born("student=births", *steps)
+    steps = ["student.initializers=[layers,vocabulary]", "student.steps.layers.num_hidden_layers=2"]
+    run = born("student=composed", *steps)
     assert config_of(run)["num_hidden_layers"] == 2
     ours, theirs = rows_of(run / "student"), rows_of(speaking)
     assert theirs.keys() - ours.keys() == set(UNUSED)
@@ -114,7 +114,7 @@ def test_tiny_trimmed(born: Born, speaking: Path) -> None:
 
 
 def test_one_step_by_itself(born: Born, speaking: Path) -> None:
-    """A cut that works in a row of births only."""
+    """An initializer that works as a later step only."""
     run = born("student=vocabulary")
     assert config_of(run)["num_hidden_layers"] == 3
     assert rows_of(speaking).keys() - rows_of(run / "student").keys() == set(UNUSED)
@@ -125,8 +125,8 @@ def test_a_step_of_ones_own(born: Born, tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "halved.py").write_text(HALVED)
     monkeypatch.syspath_prepend(tmp_path)
     run = born(
-        "student=births",
-        "student.births=[layers,mine,vocabulary]",
+        "student=composed",
+        "student.initializers=[layers,mine,vocabulary]",
         "student.steps.layers.num_hidden_layers=1",
         "+student.steps.mine._target_=halved.Halved",
     )
@@ -140,13 +140,13 @@ def test_a_step_of_ones_own(born: Born, tmp_path: Path, monkeypatch: pytest.Monk
     [
         ("[layers,from_config,vocabulary]", "from_config makes a student anew, so it can only be the first"),
         ("[layers,vocabluary]", "there is no step 'vocabluary'; did you mean vocabulary?"),
-        ("[]", "student.births is empty"),
+        ("[]", "student.initializers is empty"),
     ],
 )
 def test_steps_that_cannot_be(
     born: Born, capsys: pytest.CaptureFixture[str], steps: str, said: str, tmp_path: Path
 ) -> None:
     """A run whose student is not the one that was asked for, or that fails after the teacher was tuned."""
-    run = born("student=births", f"student.births={steps}", expect=2)
+    run = born("student=composed", f"student.initializers={steps}", expect=2)
     assert said in capsys.readouterr().err
     assert not run.exists()

@@ -43,8 +43,8 @@ def test_layers_without_a_match_are_named() -> None:
         Lora(target_modules=["query_proj"]).prepare_for_training(decoder(speller()))
 
 
-def test_adapters_as_the_first_of_several_births() -> None:
-    """student.births=[lora,layers] trains all weights, and nobody says so."""
+def test_adapters_as_the_first_of_several_steps() -> None:
+    """student.initializers=[lora,layers] trains all weights, and nobody says so."""
     steps = {
         "lora": {"_target_": "kdcli.students.lora.Lora", "r": 4},
         "layers": {"_target_": "kdcli.students.pruning.layers.Layers", "num_hidden_layers": 1},

@@ -189,9 +189,7 @@ def test_candidates_of_a_search(rows, words, tmp_path: Path, monkeypatch: pytest
     teacher.open(Checkpoint(tmp_path, "teacher"), Seq2Seq(), 64, "fp32")
     texts = decoded(words, found)
     wanted = [texts[4 * place + place % 4] for place in range(7)]
-    search = Rollout(
-        source="teacher", sampling_temperature=0.0, candidates=4, pick="nearest", batch_size=3, **how
-    )
+    search = Rollout(source="teacher", sampling_temperature=0.0, candidates=4, batch_size=3, **how)
     some = [dict(row, target=text) for row, text in zip(rows, wanted, strict=False)]
     assert teacher.write(some, search, 0) == wanted
     some[3]["target"] = None  # only the teacher translates it
@@ -327,9 +325,11 @@ def test_two_sentencepiece_models(rows, tmp_path: Path) -> None:
 def test_long_pairs_are_refused_or_dropped_whole(rows, words) -> None:
     """A cut target teaches to stop in the middle of a sentence; or a source loses its target."""
     longest = max(len(ids) for ids in words(list(rows["source"]))["input_ids"])
-    with pytest.raises(DataError, match=r"pairs have more than dataset.max_length = .*clean.overlong=drop"):
+    with pytest.raises(
+        DataError, match=r"pairs have more than dataset.max_length = .*dataset.truncation=drop"
+    ):
         Seq2Seq().prepare(rows, words, longest - 1)
-    task = Seq2Seq(drop_overlong=True)
+    task = Seq2Seq(truncation="drop")
     kept = task.prepare(rows, words, longest - 1)
     assert task.dropped == len(rows) - len(kept) > 0
     assert set(zip(kept["source"], kept["target"], strict=True)) < set(pairs(60))

@@ -1,0 +1,276 @@
+"""The names of the release before this one: each still works, with one warning that tells the new name.
+
+Five tables hold them: modules and classes (dotted `_target_`s, and imports in a user's own code), members of classes that
+users subclass, options of config groups, and config keys. The next release drops this module and the lines that name it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from abc import update_abstractmethods
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, NamedTuple
+
+_TARGETS = "apple browser cpu cuda intel laptop mobile base"
+MODULES: dict[str, tuple[str, ...]] = {
+    "kdcli.config": ("kdcli.config.types", "kdcli.config.schema", "kdcli.config.dataset"),
+    "kdcli.hardware": ("kdcli.exporting.targets",),
+    **{f"kdcli.hardware.{name}": (f"kdcli.exporting.targets.{name}",) for name in _TARGETS.split()},
+    "kdcli.losses.inside": ("kdcli.losses.features",),
+    "kdcli.models": ("kdcli.models.checkpoint",),
+    "kdcli.signal": ("kdcli.signals",),
+    "kdcli.students.anatomy": ("kdcli.students.pruning.anatomy",),
+    "kdcli.students.births": ("kdcli.students.composed",),
+    "kdcli.students.cut": ("kdcli.students.pruning.base",),
+    "kdcli.students.layers": ("kdcli.students.pruning.layers",),
+    "kdcli.students.pruned": ("kdcli.students.pruning.pruned",),
+    "kdcli.students.vocabulary": ("kdcli.students.pruning.vocabulary",),
+    "kdcli.teachers.openai": ("kdcli.teachers.remote.openai",),
+}
+"""Modules, and those that hold what was in them."""
+CLASSES = {
+    "kdcli.config.BirthStep": "kdcli.config.schema.InitializerStep",
+    "kdcli.config.Checkpoint": "kdcli.config.types.CheckpointConfig",
+    "kdcli.losses.inside.InsideLoss": "kdcli.losses.features.FeatureLoss",
+    "kdcli.models.Source": "kdcli.models.checkpoint.Checkpoint",
+    "kdcli.signal.Inside": "kdcli.signals.Features",
+    "kdcli.students.base.Birth": "kdcli.students.base.StudentInitializer",
+    "kdcli.students.births.Births": "kdcli.students.composed.Composed",
+    "kdcli.students.cut.Cut": "kdcli.students.pruning.base.PruningInitializer",
+}
+"""Classes that have another name in another module."""
+MEMBERS = {
+    "kdcli.losses.base.Loss": {"inside": "features"},
+    "kdcli.students.base.StudentInitializer": {
+        "born": "initialize",
+        "dress": "prepare_for_training",
+        "undress": "merge_and_unload",
+    },
+    "kdcli.teachers.base.Teacher": {"look": "outputs_with_features", "narrow": "truncate_vocabulary"},
+}
+"""Methods and attributes that a user's subclass of a class may define."""
+OPTIONS = {"student/births": "student/composed", "loss/inside": "loss/features"}
+"""Options of config groups."""
+
+
+DEFAULT = object()
+"""In `Key.values`: the new key keeps its default."""
+
+
+class Key(NamedTuple):
+    """A config key that has another name, or is gone."""
+
+    old: str
+    """With dots; `*` stands for any name."""
+    new: str | None
+    """None: the key is gone."""
+    remedy: str = ""
+    """What to do about a key that is gone or has other values."""
+    values: Mapping[Any, Any] = {}
+    """The values that have others."""
+    only_of: str | None = None
+    """The `_target_` beside it, if it is an argument of that class."""
+
+
+def _of_dataset(section: str) -> Key:
+    remedy = "cut, refuse or drop; null is what refuse was"
+    return Key(f"{section}.clean.overlong", f"{section}.truncation", remedy, {"refuse": None})
+
+
+_COMPOSED = "kdcli.students.composed.Composed"
+KEYS = (
+    Key("teacher.born", "teacher.from_scratch"),
+    Key("teacher.stand_in", "student.init_from", values={None: DEFAULT}),
+    Key(
+        "teacher.together",
+        "teacher.n_per_request",
+        "null is what true was, and 1 what false was",
+        {True: None, False: 1},
+        "kdcli.teachers.remote.openai.OpenAITeacher",
+    ),
+    Key("student.births", "student.initializers", only_of=_COMPOSED),
+    Key("stages.*.student.births", "stages.*.student.initializers", only_of=_COMPOSED),
+    _of_dataset("dataset"),
+    _of_dataset("stages.*.dataset"),
+    Key("rollout.by", "rollout.source"),
+    Key("rollout.keep", "rollout.keep_fraction"),
+    Key("rollout.pick", None, "of several rollout.candidates the nearest is learnt"),
+)
+"""Config keys."""
+_told: set[str] = set()
+
+
+def forget() -> None:
+    """Warn anew: called at the start of a command."""
+    _told.clear()
+
+
+def _tell(old: str, new: str, remedy: str = "") -> None:
+    """Warn of an old name, if that was not done before."""
+    if old not in _told:
+        from kdcli import console
+
+        _told.add(old)
+        console.warn(
+            f"{old} is now {new}{f' ({remedy})' if remedy else ''}; the old name still works in this release"
+        )
+
+
+def current_class(dotted: str) -> str:
+    """The dotted path of a class today."""
+    module, _, name = dotted.rpartition(".")
+    return CLASSES.get(dotted) or (f"{MODULES[module][0]}.{name}" if module in MODULES else dotted)
+
+
+def current_option(group: str, name: str) -> str:
+    """The name of an option of a group today."""
+    return OPTIONS.get(f"{group}/{name}", f"{group}/{name}").partition("/")[2]
+
+
+def tell_options(chosen: Sequence[str]) -> None:
+    """Warn of old options.
+
+    Args:
+        chosen: as GROUP/NAME.
+    """
+    for old in chosen:
+        if old in OPTIONS:
+            _tell(old.replace("/", "="), OPTIONS[old].replace("/", "="))
+
+
+def _matches(pattern: str, key: str) -> bool:
+    parts, names = pattern.split("."), key.split(".")
+    return len(parts) == len(names) and all(
+        part in ("*", name) for part, name in zip(parts, names, strict=True)
+    )
+
+
+def _renamed(key: Key, path: Sequence[str]) -> list[str]:
+    """The new path of a key, with the names that `*` stands for."""
+    return [path[at] if part == "*" else part for at, part in enumerate((key.new or "").split("."))]
+
+
+def current_key(path: str) -> str:
+    """The name of a config key today; of one that is gone the old name."""
+    for key in KEYS:
+        if key.new and _matches(key.old, path):
+            return ".".join(_renamed(key, path.split(".")))
+    return path
+
+
+def addable(word: str) -> str:
+    """A word of the command line, so that Hydra takes an old key, which no YAML file has."""
+    key = word.lstrip("+").partition("=")[0]
+    return f"++{word.lstrip('+')}" if any(_matches(each.old, key) for each in KEYS) else word
+
+
+def current(tree: Mapping[str, Any], quiet: bool = False) -> dict[str, Any]:
+    """A config under the names of today. The given one is not changed.
+
+    Args:
+        quiet: no warnings, for a config that an older release recorded.
+    """
+    new = _with_current_classes(tree, quiet)
+    for key in KEYS:
+        *above, last = key.old.split(".")
+        for path, section in [*_sections(new, above)]:
+            if last not in section or key.only_of not in (None, section.get("_target_")):
+                continue
+            value = section.pop(last)
+            if not quiet:
+                _tell(
+                    ".".join([*path, last]), ".".join(_renamed(key, path)) if key.new else "gone", key.remedy
+                )
+            if isinstance(value, str | bool | None):
+                value = key.values.get(value, value)
+            if key.new is None or value is DEFAULT:
+                continue
+            *into, name = _renamed(key, path)
+            node = new
+            for part in into:
+                node = node.setdefault(part, {})
+            node[name] = value
+    return new
+
+
+def _with_current_classes(value: Any, quiet: bool) -> Any:
+    """A copy of plain data in which each `_target_` names a class of today."""
+    if isinstance(value, list):
+        return [_with_current_classes(each, quiet) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    copy = {name: _with_current_classes(inner, quiet) for name, inner in value.items()}
+    old = copy.get("_target_")
+    if isinstance(old, str) and (new := current_class(old)) != old:
+        copy["_target_"] = new
+        if not quiet:
+            _tell(old, new)
+    return copy
+
+
+def _sections(tree: Any, pattern: Sequence[str]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """The mappings at a path in which `*` stands for any name, each with its path."""
+    if not isinstance(tree, dict):
+        return
+    if not pattern:
+        yield [], tree
+        return
+    for name in [*tree] if pattern[0] == "*" else [pattern[0]]:
+        for path, section in _sections(tree.get(name), pattern[1:]):
+            yield [name, *path], section
+
+
+def adopt(found: type) -> None:
+    """Give a user's class, and those that it inherits from, the members of today in place of old ones."""
+    names: dict[str, str] = {}
+    for base in found.__mro__:
+        names |= MEMBERS.get(f"{base.__module__}.{base.__qualname__}", {})
+    for each in reversed(found.__mro__):
+        own = {} if each.__module__.startswith("kdcli.") else vars(each)
+        for old, new in names.items():
+            if old in own and new not in own:
+                setattr(each, new, own[old])
+                _tell(f"{old} of {each.__module__}.{each.__qualname__}", new)
+        if names:
+            update_abstractmethods(each)
+
+
+def attribute(module: str, name: str) -> Any:
+    """What an old module had under a name.
+
+    Raises:
+        AttributeError: it had none.
+    """
+    target = CLASSES.get(f"{module}.{name}")
+    candidates = [target] if target else [f"{each}.{name}" for each in MODULES.get(module, ())]
+    for candidate in candidates if not name.startswith("_") else ():
+        into, _, new = candidate.rpartition(".")
+        found = getattr(importlib.import_module(into), new, None)
+        if found is not None:
+            _tell(f"{module}.{name}", candidate)
+            return found
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+
+class _OldModules(MetaPathFinder, Loader):
+    """Finds the modules that are no longer there: empty ones, whose names are those of other modules."""
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """The module's specification, if it is one of `MODULES`."""
+        if name not in MODULES:
+            return None
+        return ModuleSpec(name, self, is_package=any(other.startswith(f"{name}.") for other in MODULES))
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Have the module's names looked up in the new one."""
+        vars(module)["__getattr__"] = functools.partial(attribute, module.__name__)
+
+
+def install() -> None:
+    """Have old modules found, after everything else."""
+    sys.meta_path.append(_OldModules())
