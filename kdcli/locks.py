@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 
@@ -13,6 +15,10 @@ from filelock import SoftFileLease, Timeout
 logger = logging.getLogger(__name__)
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """What flock fails with on a file system without locks, such as NFS without its lock service."""
+NETWORK = (
+    "nfs", "cifs", "smb", "afs", "9p", "ceph", "lustre", "gpfs", "beegfs", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph",
+)  # fmt: skip
+"""How the names of network file systems begin."""
 LEASE = 60.0
 """Seconds without a heartbeat after which a lease is taken over."""
 _told: set[int] = set()
@@ -78,6 +84,35 @@ class Lock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def supports_locks(folder: Path) -> bool:
+    """Whether processes can lock regions of the files in a folder, as SQLite does."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return False
+            raise
+    return True
+
+
+def is_network_file_system(folder: Path) -> bool:
+    """Whether a folder may be mounted by several machines, whose processes share no memory."""
+    import psutil
+
+    folder = folder.resolve()
+    mounts = [
+        (len(Path(mount.mountpoint).parts), mount.fstype.lower())
+        for mount in psutil.disk_partitions(all=True)
+        if folder.is_relative_to(mount.mountpoint)
+    ]
+    return max(mounts, default=(0, ""))[1].startswith(NETWORK)
 
 
 def _renewed(file: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""Signals that end this process, and the processes that it starts: none of them outlives it."""
+"""Signals that end this process, and child processes, of which none outlives it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 from kdcli.errors import ExitCode
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-"""What asks this process to end: a person, a scheduler, a terminal that closes."""
+"""The signals that end this process: sent by a person, a scheduler, or a terminal that closes."""
 GRACE = 20.0
-"""Seconds that processes have to end by themselves."""
+"""Seconds that child processes have to end by themselves."""
 _DIES_WITH_PARENT = (
     "import ctypes, os, sys\n"
     "ctypes.CDLL(None).prctl(1, 9)\n"  # PR_SET_PDEATHSIG, SIGKILL
@@ -26,7 +26,7 @@ _DIES_WITH_PARENT = (
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked this process to end."""
+    """A signal came that ends this process."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -39,20 +39,26 @@ def exit_code(error: KeyboardInterrupt) -> ExitCode:
 
 
 class _Signals:
-    """What was asked for by signals, and when it is obeyed."""
+    """The signal that came, and whether it interrupts at once.
+
+    Attributes:
+        watched: the handlers are installed.
+        received: the number of the first signal.
+        deferred: the running block ends by itself.
+    """
 
     def __init__(self) -> None:
         self.watched = False
-        self.asked: int | None = None
+        self.received: int | None = None
         self.deferred = False
 
     def handle(self, number: int, frame: object) -> None:
-        """Raise `Interrupted`, now or when the block of `deferred` ends. A second SIGINT ends the process at once."""
-        if self.asked is not None:
+        """Raise `Interrupted`, now or at the end of the block of `deferred`. A second SIGINT ends the process at once."""
+        if self.received is not None:
             if number == signal.SIGINT:
                 _end_at_once(ExitCode.INTERRUPTED)
             return
-        self.asked = number
+        self.received = number
         if not self.deferred:
             raise Interrupted(number)
         text = f"\n{signal.Signals(number).name}: a checkpoint is saved after this step; Ctrl-C ends at once without it\n"
@@ -64,7 +70,7 @@ _signals = _Signals()
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Until the block ends, the signals raise `Interrupted`. Those that are ignored stay ignored, as nohup wants it."""
+    """Have the signals raise `Interrupted` until the block ends. Ignored signals stay ignored, as nohup requires."""
     if _signals.watched or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -86,45 +92,59 @@ def watched() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred(possible: bool = True) -> Iterator[Callable[[], bool]]:
-    """Until the block ends, a signal does not interrupt it: it asks whether one came, and brings itself to a good end.
+    """Have a signal not interrupt the block, which checks whether one came and ends by itself.
 
     Args:
-        possible: otherwise signals interrupt it as ever.
+        possible: if False, signals interrupt the block.
+
+    Yields:
+        A function that returns whether a signal came.
 
     Raises:
-        Interrupted: one came.
+        Interrupted: a signal came; raised when the block ends.
     """
     if not _signals.watched or not possible:
         yield lambda: False
         return
     _signals.deferred = True
     try:
-        yield lambda: _signals.asked is not None
+        yield lambda: _signals.received is not None
     finally:
         _signals.deferred = False
-    if _signals.asked is not None:
-        raise Interrupted(_signals.asked)
+    if _signals.received is not None:
+        raise Interrupted(_signals.received)
 
 
 def obey() -> None:
-    """End the block of `deferred` now, if a signal came.
+    """End the block of `deferred` now if a signal came.
 
     Raises:
-        Interrupted: one came.
+        Interrupted: a signal came.
     """
-    if _signals.deferred and _signals.asked is not None:
-        raise Interrupted(_signals.asked)
+    if _signals.deferred and _signals.received is not None:
+        raise Interrupted(_signals.received)
+
+
+def raise_if_interrupted() -> None:
+    """Raise `Interrupted` again if a signal came and its exception was lost. Python discards an exception that a signal handler raises while
+    the garbage collector finalises an object, so a loop that may take hours calls this between two steps.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    if _signals.watched and not _signals.deferred and _signals.received is not None:
+        raise Interrupted(_signals.received)
 
 
 def bound(command: Sequence[str]) -> list[str]:
-    """A command for `subprocess` that the system kills as soon as this process ends in whatever way (on Linux)."""
+    """A command for `subprocess` that the operating system kills as soon as this process ends in any way (on Linux)."""
     if sys.platform != "linux":
         return list(command)
     return [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid()), *command]
 
 
 def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """`subprocess.run` of a process that does not outlive this one; what it prints is captured."""
+    """`subprocess.run` of a process that does not outlive this one, with captured output."""
     return subprocess.run(
         bound(command),
         env=env,
@@ -143,28 +163,28 @@ def _descendants() -> list[Any]:
 
 
 def children() -> set[int]:
-    """The processes that this one has started, and those that they have started."""
+    """The ids of all descendants of this process."""
     return {child.pid for child in _descendants()}
 
 
 def end_children(but: set[int]) -> None:
-    """End the processes that this one has started, and those that they have started: first by SIGTERM, after `GRACE` by SIGKILL.
+    """End all descendants of this process: first by SIGTERM, after `GRACE` by SIGKILL.
 
     Args:
-        but: those that stay.
+        but: the ids of those that are left alone.
     """
     import psutil
 
-    ended = [child for child in _descendants() if child.pid not in but]
-    for how in ("terminate", "kill"):
-        for child in ended:
+    alive = [child for child in _descendants() if child.pid not in but]
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for child in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
-                getattr(child, how)()
-        _, ended = psutil.wait_procs(ended, timeout=GRACE)
+                end(child)
+        _, alive = psutil.wait_procs(alive, timeout=GRACE)
 
 
 def _end_at_once(code: int) -> None:
-    """End this process and all that it has started, whatever they are doing."""
+    """End this process and its descendants without waiting for them."""
     import psutil
 
     for child in _descendants():

@@ -18,7 +18,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from kdcli.teachers.remote.client import Endpoint
+from kdcli.teachers.remote.wire import ChatClient
 
 
 @dataclass(frozen=True)
@@ -185,14 +185,14 @@ def ask_all(url: str, ledger: Path, prompts: list[str], into: Path, key: str = "
     """Write what prompts are answered, one JSON line each, as it comes."""
     os.environ["KEY_OF_THE_TESTS"] = key
     with into.open("w") as stream:
-        endpoint = Endpoint(url, "m", "KEY_OF_THE_TESTS", ledger=ledger, **options)
-        for number, answer in endpoint.ask(question(prompt) for prompt in prompts):
+        endpoint = ChatClient(url, "m", "KEY_OF_THE_TESTS", ledger=ledger, **options)
+        for number, answer in endpoint.query(question(prompt) for prompt in prompts):
             texts = [choice["text"] for choice in answer.choices]
             print(json.dumps([prompts[number], answer.status, *texts]), file=stream)
 
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["openai.resources.chat.completions", "kdcli.teachers.remote.client"])
+_CONTEXT.set_forkserver_preload(["openai.resources.chat.completions", "kdcli.teachers.remote.wire"])
 
 
 def apart(target: Callable[..., None], *arguments: Any, **options: Any) -> ForkServerProcess:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import resource
 import signal
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -16,8 +18,8 @@ from typing import Any
 from endpoint import Odd, Said, Served, apart, ask_all, last, question, said
 
 from kdcli.files import digest
-from kdcli.teachers.remote.client import Endpoint
-from kdcli.teachers.remote.wire import Answer
+from kdcli.teachers.remote.ledger import Answer
+from kdcli.teachers.remote.wire import ChatClient
 
 CONCURRENCY = 16
 TIMEOUT = 4.0
@@ -118,9 +120,12 @@ def test_nothing_is_lost_asked_twice_or_mixed_up(served: Served, tmp_path: Path)
 
 
 def in_ledger(folder: Path) -> set[str]:
-    """The prompts whose answers are kept, in whole lines."""
-    whole = [line for path in folder.glob("*.jsonl") for line in path.read_bytes().split(b"\n")[:-1]]
-    return {json.loads(line)["choices"][0]["text"].removeprefix("you said: ") for line in whole}
+    """The prompts whose answers are stored."""
+    stored: list[bytes] = []
+    for path in folder.glob("*.sqlite"):
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            stored += [row[0] for row in connection.execute("SELECT answer FROM answers")]
+    return {json.loads(each)["choices"][0]["text"].removeprefix("you said: ") for each in stored}
 
 
 def test_killed_at_any_moment(served: Served, tmp_path: Path) -> None:
@@ -181,8 +186,8 @@ def test_throughput(served: Served, tmp_path: Path) -> None:
     host = served(lambda body: Odd(echo(last(body)), delay=latency))
     rates = []
     for turn in range(3):  # another process may have had the processor
-        endpoint = Endpoint(host.url, "m", None, ledger=tmp_path / f"{turn}", concurrency=concurrency)
-        answers = endpoint.ask(question(f"{number}") for number in range(count))
+        endpoint = ChatClient(host.url, "m", None, ledger=tmp_path / f"{turn}", concurrency=concurrency)
+        answers = endpoint.query(question(f"{number}") for number in range(count))
         next(answers)  # the first is asked alone
         start = time.monotonic()
         rates.append(sum(1 for _ in answers) / (time.monotonic() - start))
@@ -194,17 +199,17 @@ def test_throughput(served: Served, tmp_path: Path) -> None:
 
 def weigh(url: str, ledger: Path, count: int, into: Path) -> None:
     """Write how much memory it took at most to ask so many questions, in KiB."""
-    endpoint = Endpoint(url, "m", None, ledger=ledger, concurrency=8)
-    for _ in endpoint.ask(question(f"{number}") for number in range(count)):
+    endpoint = ChatClient(url, "m", None, ledger=ledger, concurrency=8)
+    for _ in endpoint.query(question(f"{number}") for number in range(count)):
         pass
     into.write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
-def fill(endpoint: Endpoint, ledger: Path, count: int, text: str) -> None:
-    """Put answers to the first questions into its ledger."""
-    (path,) = ledger.glob("*.jsonl")
+def fill(endpoint: ChatClient, ledger: Path, count: int, text: str) -> None:
+    """Put answers to the first questions into its ledger, as an earlier version wrote it."""
+    (path,) = ledger.glob("*.sqlite")
     choice = {"text": text, "finish_reason": "stop", "logprobs": None}
-    with path.open("w") as stream:
+    with path.with_suffix(".jsonl").open("w") as stream:
         for number in range(count):
             key = digest(endpoint.base_url, endpoint.model, question(f"{number}"))
             print(json.dumps({"key": key, **asdict(Answer("answered", [choice]))}), file=stream)
@@ -218,7 +223,7 @@ def test_memory_does_not_grow(served: Served, tmp_path: Path) -> None:
     def peak(count: int, asked: int) -> int:
         """Of a process that has so many answers, of which it must ask for some."""
         ledger, into = tmp_path / f"{count}", tmp_path / f"{count}.txt"
-        endpoint = Endpoint(host.url, "m", None, ledger=ledger)
+        endpoint = ChatClient(host.url, "m", None, ledger=ledger)
         fill(endpoint, ledger, count - asked, text)
         before = len(host.bodies)
         process = apart(weigh, host.url, ledger, count, into)

@@ -1,447 +1,417 @@
-"""A model that one can only ask: an OpenAI-compatible address, which costs money, limits its callers and fails now and then.
-
-Every answer is written into a ledger before it is used, and what the ledger holds is not asked again: neither by a run that
-was killed and goes on, nor by another run.
-"""
+"""Clients of remote services: concurrent requests, retries, limits, and answers that are stored before they are used."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_using_event
+
+from kdcli import processes
 from kdcli.errors import ConfigError, EndpointError, TeacherError
 from kdcli.files import digest
-from kdcli.teachers.remote.ledger import Ledger
+from kdcli.teachers.remote.ledger import Answer, Ledger
 from kdcli.teachers.remote.limits import (
+    Backoff,
     Budget,
     Charge,
     Estimate,
     Pacer,
     Prices,
-    Rejected,
     Spending,
     Stopped,
     Usage,
-    pause_after,
-    retry_after,
-)
-from kdcli.teachers.remote.wire import (
-    TEMPLATE,
-    UNREADABLE,
-    Answer,
-    Retry,
-    Unreadable,
-    is_filtered,
-    is_finished,
-    is_transient,
-    max_completion_tokens,
-    read_completion,
-    request_bytes,
 )
 
-if TYPE_CHECKING:
-    import openai
 WINDOW = 32
-"""Questions that are under way or wait for their turn to be handed out, for each of `concurrency`: a slow one holds up no other."""
+"""The requests that are in flight or wait to be yielded in order, for each of `concurrency`: a slow one delays no other."""
 PATIENCE = 600.0
-"""Seconds that a host may ask to wait (Retry-After)."""
+"""The most seconds that a service may ask to wait (Retry-After)."""
 DOUBT = 3
-"""So many refusals before the first answer: it is the request that is wrong, not a prompt."""
+"""After so many rejections before the first answer, the requests themselves are wrong, and not single prompts."""
+UNREADABLE = 2
+"""How often a request is repeated whose response has another structure than the API specifies."""
+TEMPLATE = 64
+"""Tokens that a chat template may add to a prompt."""
 
 
-class Endpoint:
-    """Asks one model at one address, many questions at a time.
+class Retry(Exception):  # noqa: N818
+    """An attempt failed and may be repeated.
 
     Args:
-        base_url: up to and without /chat/completions.
-        key: the name of the environment variable that holds the key; None: the server wants none.
-        ledger: the folder of the ledgers; each address and model has a file of its own there.
-        concurrency: requests under way at the same time.
-        timeout: seconds that an answer may take in all.
-        retries: of one question.
-        backoff: seconds before the first retry; each further one waits twice as long, at random up to half of it less.
+        after: the seconds that the service asks to wait.
+        charged: whether the service may have charged for it.
+        tries: the most attempts for such a failure; None: as many as for any.
+    """
+
+    def __init__(
+        self, problem: str, *, after: float | None = None, charged: bool = False, tries: int | None = None
+    ):
+        super().__init__(problem)
+        self.after, self.charged, self.tries = after, charged, tries
+
+
+class Unreadable(Retry):
+    """The response has another structure than the API specifies."""
+
+
+class Rejected(Exception):  # noqa: N818
+    """The service does not accept this request: for its prompt, or for what all requests have in common."""
+
+
+class Client(ABC):
+    """Sends requests to one model of one service, many at a time. A subclass implements `send`.
+
+    Args:
+        base_url: the address, which is a part of each request's hash and of messages.
+        ledger: the folder of the ledgers; each address and model has its own file there.
+        concurrency: the number of requests in flight.
+        retries: of one request.
+        backoff: seconds before the first retry; each further one waits twice as long (`Backoff`).
 
     Raises:
-        ConfigError: there is no key, the client is not installed, or what is given does not fit together.
+        ConfigError: a budget in money lacks prices, or the ledger cannot be used.
     """
 
     def __init__(
         self,
         base_url: str,
         model: str,
-        key: str | None,
         *,
         ledger: Path,
         concurrency: int = 8,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
-        timeout: float = 60,
         retries: int = 8,
         backoff: float = 0.5,
         budget: Budget | None = None,
         prices: Prices | None = None,
     ):
-        try:
-            import openai
-        except ImportError:
-            raise ConfigError(
-                "asking an endpoint needs the package openai; install it with: pip install 'kdcli[openai]'"
-            ) from None
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            raise ConfigError(
-                f"base_url is http(s)://HOST[:PORT]/PATH without a user or password (these would be written down with the "
-                f"config); this one begins with {parts.scheme or 'no scheme'}"
-            )
         if budget and budget.money is not None and prices is None:
             raise ConfigError("a budget in money needs the prices of a million tokens")
-        self.base_url = base_url.rstrip("/")
-        self.model = model
+        self.base_url, self.model = base_url, model
         self.usage = Usage(cost=None if prices is None else 0.0)
-        self._variable = key
-        self._key = _read_key(key)
-        self._concurrency = concurrency
-        self._timeout = timeout
+        self.ledger = Ledger(ledger / f"{digest(base_url, model)[:32]}.sqlite")
+        self.concurrency = concurrency
+        self.accepted = False
+        """Whether the service has answered a request, and not with an error."""
         self._retries = retries
-        self._backoff = backoff
+        self._backoff = Backoff(backoff)
         self._budget = budget or Budget()
         self._prices = prices
-        self._client = openai.OpenAI(
-            base_url=self.base_url,
-            api_key=self._key or "none",
-            timeout=timeout,
-            max_retries=0,
-            # a connection of its own for each question: what a server sends twice cannot be taken for the next answer
-            default_headers={"Connection": "close"},
-        )
-        self._ledger = Ledger(ledger / f"{digest(self.base_url, model)[:32]}.jsonl")
-        self._purse = Spending(self._budget)
+        self._spending = Spending(self._budget)
         self._requests = Pacer(requests_per_minute)
         self._tokens = Pacer(tokens_per_minute)
         self._counting = threading.Lock()
-        self._told = 0  # answers whose usage is known
+        self._with_usage = 0
         self._not_before = 0.0
-        self._heard = False  # the host has answered something
-        self._accepted = False  # … and not with an error
 
-    def ask(
+    @abstractmethod
+    def send(self, body: dict[str, Any]) -> Answer:
+        """Send one request once.
+
+        Raises:
+            Retry, Unreadable: it may be repeated.
+            Rejected: the service does not accept it.
+            TeacherError: the service accepts no request (the key, the model).
+        """
+
+    def prompt_bytes(self, body: dict[str, Any]) -> int:
+        """The bytes of a request's text; no tokenizer makes more tokens of it."""
+        return len(json.dumps(body, ensure_ascii=False).encode())
+
+    def max_completion_tokens(self, body: dict[str, Any]) -> int | None:
+        """The most tokens that the answer to a request may have; None if there is no limit."""
+        return 0
+
+    def query(
         self, bodies: Iterable[dict[str, Any]], progress: Callable[[Usage], None] | None = None
     ) -> Iterator[tuple[int, Answer]]:
-        """The number of each question and its answer, in the order of the questions.
+        """Yield the index of each request and its answer, in the order of the requests.
 
         Args:
-            bodies: the parameters of a chat completion besides the model: messages, and whatever else the host takes.
+            bodies: the requests as JSON values. Equal ones are sent once.
             progress: is called after each answer.
 
         Raises:
-            TeacherError: the host refuses all requests (the key, the model, the parameters).
-            EndpointError: the budget is used up, or a question had no answer after all retries. Either way the ledger
-                keeps what was answered.
-            ConfigError: there is a budget in tokens or money, and a question without max_tokens.
+            TeacherError: the service refuses all requests (the key, the model, the parameters).
+            EndpointError: the budget is used up, or a request had no answer after all retries. The ledger keeps the answers so far.
+            ConfigError: there is a budget in tokens or money, and a request without a limit of its tokens.
         """
-        stop = threading.Event()
-        failures: list[BaseException] = []
-        window: deque[tuple[int, bytes, Future[Answer]]] = deque()
-        asked: dict[bytes, Future[Answer]] = {}
-        doubted: list[tuple[bytes, Answer]] = []
-
-        def work(key: bytes, body: dict[str, Any]) -> Answer:
-            try:
-                try:
-                    answer = self._try(body, stop)
-                except Rejected as rejected:
-                    answer = Answer("refused", reason=str(rejected))
-                    if not self._accepted:  # it may be meant for all
-                        doubted.append((key, answer))
-                        if len(doubted) >= DOUBT:
-                            raise self._refuses_all(answer.reason) from None
-                        return answer
-                believe()
-                self._ledger.append(key, answer)
-                return answer
-            except BaseException as error:
-                failures.append(error)
-                stop.set()
-                raise
-
-        def believe() -> None:
-            self._accepted = True
-            while doubted:
-                self._ledger.append(*doubted.pop())
-
-        def first() -> tuple[int, Answer]:
-            number, key, future = window.popleft()
-            try:
-                answer = future.result()
-            except (Exception, KeyboardInterrupt):
-                if not failures:
-                    raise
-                raise failures[0] from None
-            if asked.get(key) is future:
-                del asked[key]
-            self.usage.refused += answer.status == "refused"
-            self.usage.unparsable += answer.status == "unparsable"
-            if progress:
-                progress(self.usage)
-            return number, answer
-
-        holding_lock = False
-        with contextlib.ExitStack() as holding, contextlib.ExitStack() as working:
-            pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="endpoint")
-            working.callback(pool.shutdown, cancel_futures=True)
-            working.callback(stop.set)
-            for number, body in enumerate(bodies):
-                key = self._hash(body)
-                if (future := asked.get(key)) is not None:
-                    self.usage.from_ledger += 1
-                else:
-                    known = self._ledger.get(key)
-                    if known is None and not holding_lock:
-                        holding.enter_context(self._ledger.hold())
-                        holding_lock = True
-                        known = self._ledger.get(key)
-                    if known is not None:
-                        self.usage.from_ledger += 1
-                        if known.status == "answered" and not self._accepted:
-                            believe()
-                        future = is_finished(known)
-                    elif self._accepted:
-                        future = pool.submit(work, key, body)
-                    else:
-                        future = is_finished(
-                            work(key, body)
-                        )  # one at a time, until the host has answered once
-                    asked[key] = future
-                window.append((number, key, future))
-                while (
-                    window
-                    and not doubted
-                    and (window[0][2].done() or len(window) >= WINDOW * self._concurrency)
-                ):
-                    yield first()
-                if failures:
+        with _Batch(self, progress) as batch:
+            for index, body in enumerate(bodies):
+                batch.add(index, body)
+                yield from batch.ready()
+                if batch.failures:
                     break
-            if doubted:
-                raise self._refuses_all(doubted[0][1].reason)
-            while window:
-                yield first()
+            if batch.doubted:
+                raise self.refuses_all(batch.doubted[0][1].reason)
+            while batch.window:
+                yield batch.next()
 
     def estimate(self, bodies: Iterable[dict[str, Any]]) -> Estimate:
-        """What asking these questions would take; nothing is asked."""
-        questions = held = prompt = completion = 0
+        """The expected cost of requests, of which none is sent."""
+        questions = in_ledger = prompt = completion = 0
         limited = True
         for body in bodies:
             questions += 1
-            if self._ledger.get(self._hash(body)) is not None:
-                held += 1
+            if self.ledger.get(self.key(body)) is not None:
+                in_ledger += 1
                 continue
-            prompt += request_bytes(body) // 4
-            if (most := max_completion_tokens(body)) is None:
+            prompt += self.prompt_bytes(body) // 4
+            if (most := self.max_completion_tokens(body)) is None:
                 limited = False
             else:
                 completion += most
         cost = self._prices.of(prompt, completion) if self._prices and limited else None
-        return Estimate(questions, held, prompt, completion if limited else None, cost)
+        return Estimate(questions, in_ledger, prompt, completion if limited else None, cost)
 
-    def _hash(self, body: dict[str, Any]) -> bytes:
-        """Of a question: the address, the model, the parameters and the prompt."""
+    def key(self, body: dict[str, Any]) -> bytes:
+        """The hash of a request: the address, the model, the parameters and the prompt."""
         return bytes.fromhex(digest(self.base_url, self.model, body))
 
-    def _try(self, body: dict[str, Any], stop: threading.Event) -> Answer:
-        """One question, until it is answered.
+    def refuses_all(self, reason: str) -> TeacherError:
+        return TeacherError(
+            f"{self.base_url} refuses every request ({reason}): check the parameters and the model's name, {self.model}"
+        )
+
+    def send_with_retries(self, body: dict[str, Any], stop: threading.Event) -> Answer:
+        """Send a request until it is answered.
 
         Raises:
-            Rejected: the host does not take it.
-            TeacherError, EndpointError: nothing more can be asked, or not this.
+            Rejected: the service does not accept it.
+            TeacherError, EndpointError: no further request can be sent, or this one has no answer after all retries.
         """
-        tries = unreadable = 0
-        while True:
+        unreadable = 0
+
+        def attempt() -> Answer:
+            nonlocal unreadable
             charge = self._reserve(body, stop)
             try:
-                answer = self._call(body)
-            except Retry as again:
-                self._settle(charge, None, charged=again.charged)
-                problem = again
+                answer = self.send(body)
+            except Retry as problem:
+                self._settle(charge, None, charged=problem.charged)
+                unreadable += isinstance(problem, Unreadable)
+                raise
             except BaseException:
                 self._settle(charge, None, charged=False)
                 raise
-            else:
-                self._settle(charge, answer.usage)
-                return answer
-            tries += 1
-            unreadable += isinstance(problem, Unreadable)
-            last = tries > (self._retries if problem.tries is None else min(self._retries, problem.tries))
-            if isinstance(problem, Unreadable) and (last or unreadable > UNREADABLE):
-                return Answer("unparsable", reason=str(problem))
-            if last:
+            self._settle(charge, answer.usage)
+            return answer
+
+        def is_last(state: RetryCallState) -> bool:
+            problem = _problem(state)
+            most = self._retries if problem.tries is None else min(self._retries, problem.tries)
+            return state.attempt_number > most or (
+                isinstance(problem, Unreadable) and unreadable > UNREADABLE
+            )
+
+        retrying = Retrying(
+            retry=retry_if_exception_type(Retry),
+            stop=is_last,
+            wait=self._backoff,
+            sleep=sleep_using_event(stop),
+            before_sleep=self._before_retry,
+            retry_error_callback=self._give_up,
+        )
+        return retrying(attempt)
+
+    def _before_retry(self, state: RetryCallState) -> None:
+        problem = _problem(state)
+        if problem.after is not None:
+            if problem.after > PATIENCE:
                 raise EndpointError(
-                    f"{self.base_url} gave no answer in {tries} tries: {problem}. What was answered is kept; the same command "
-                    "goes on from there"
+                    f"{self.base_url} asks to wait {problem.after:.0f} s ({problem}). The answers so far are kept; the same "
+                    "command, started then, continues from there"
                 )
-            if problem.after is not None:
-                if problem.after > PATIENCE:
-                    raise EndpointError(
-                        f"{self.base_url} asks to wait {problem.after:.0f} s ({problem}). What was answered is kept; the same "
-                        "command, given then, goes on from there"
-                    )
-                with self._counting:
-                    self._not_before = max(self._not_before, time.monotonic() + problem.after)
             with self._counting:
-                self.usage.retries += 1
-            stop.wait(pause_after(self._backoff, tries))
+                self._not_before = max(self._not_before, time.monotonic() + problem.after)
+        with self._counting:
+            self.usage.retries += 1
+
+    def _give_up(self, state: RetryCallState) -> Answer:
+        problem = _problem(state)
+        if isinstance(problem, Unreadable):
+            return Answer("unparsable", reason=str(problem))
+        raise EndpointError(
+            f"{self.base_url} gave no answer in {state.attempt_number} tries: {problem}. The answers so far are kept; the same command "
+            "continues from there"
+        )
 
     def _reserve(self, body: dict[str, Any], stop: threading.Event) -> Charge:
-        """Wait for this request's turn; it counts as the most it may cost, until more is known."""
+        """Wait until a request may be sent. It is counted as the most that it may cost until its usage is known."""
         most = None
         if self._budget.tokens is not None or self._budget.money is not None:
-            if (written := max_completion_tokens(body)) is None:
+            if (completion := self.max_completion_tokens(body)) is None:
                 raise ConfigError(
                     "a budget in tokens or money needs max_tokens in the parameters: without it one answer may cost anything"
                 )
-            most = (request_bytes(body) + TEMPLATE, written)
+            most = (self.prompt_bytes(body) + TEMPLATE, completion)
         with self._counting:
-            # what questions took so far; what the first may take is a guess
-            guess = (
-                (self.usage.prompt_tokens + self.usage.completion_tokens) / self._told
-                if self._told
-                else request_bytes(body) / 4 + (max_completion_tokens(body) or 0)
+            # the mean of the answers so far; before the first one, a guess
+            expected = (
+                (self.usage.prompt_tokens + self.usage.completion_tokens) / self._with_usage
+                if self._with_usage
+                else self.prompt_bytes(body) / 4 + (self.max_completion_tokens(body) or 0)
             )
         money = self._prices.of(*most) if self._prices and most else 0.0
-        charge = Charge(sum(most or (0, 0)), money, guess)
-        self._purse.take(charge, stop)
+        charge = Charge(sum(most or (0, 0)), money, expected)
+        self._spending.take(charge, stop)
         try:
             turn = 0.0
-            while turn <= self._not_before:  # which the host may move while one waits for one's turn
+            while turn <= self._not_before:  # the service may move it while this thread waits
                 stop.wait(max(0.0, self._not_before - time.monotonic()))
-                stop.wait(max(self._requests.slot(1), self._tokens.slot(guess)))
+                stop.wait(max(self._requests.slot(1), self._tokens.slot(expected)))
                 turn = time.monotonic()
                 if stop.is_set():
                     raise Stopped
         except BaseException:
-            self._purse.settle(charge, 0, 0, 0.0)
+            self._spending.settle(charge, 0, 0, 0.0)
             raise
         with self._counting:
             self.usage.requests += 1
         return charge
 
     def _settle(self, charge: Charge, usage: dict[str, int] | None, *, charged: bool = True) -> None:
-        """What a request has cost in truth: nothing, what the host tells, or (if it may be charged and tells nothing) the most."""
+        """Replace a reservation by what the request has cost: nothing, what the service reports, or (if it may have charged for it and
+        reports nothing) the most."""
         tokens, money = (charge.tokens, charge.money) if charged else (0, 0.0)
         if usage:
             prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
             tokens = prompt + completion
             with self._counting:
-                self._told += 1
+                self._with_usage += 1
                 self.usage.prompt_tokens += prompt
                 self.usage.completion_tokens += completion
                 if self._prices:
                     money = self._prices.of(prompt, completion)
                     self.usage.cost = (self.usage.cost or 0.0) + money
         if usage or not charged:
-            self._tokens.correct(tokens - charge.guess)
-        self._purse.settle(charge, 1, tokens, money)
-
-    def _call(self, body: dict[str, Any]) -> Answer:
-        """One request.
-
-        Raises:
-            Retry, Unreadable, Rejected, TeacherError.
-        """
-        import openai
-
-        deadline = time.monotonic() + self._timeout
-        data = bytearray()
-        try:
-            with self._client.chat.completions.with_streaming_response.create(
-                model=self.model,
-                messages=body["messages"],
-                extra_body={name: value for name, value in body.items() if name != "messages"},
-            ) as response:
-                self._heard = True
-                for piece in response.iter_bytes():
-                    data += piece
-                    if time.monotonic() > deadline:
-                        raise TimeoutError
-        except openai.APIStatusError as error:
-            self._heard = True
-            return self._status(error)
-        except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            unreached = type(cause).__name__ == "ConnectError"
-            problem = self._scrub(f"{type(cause).__name__}: {cause}")
-            # a typo in the address, or a server that was not started, is told soon
-            tries = 2 if unreached and not self._heard else None
-            raise Retry(problem, charged=not unreached, tries=tries) from None
-        except TimeoutError:
-            raise Retry(f"no whole answer in {self._timeout:g} s", charged=True) from None
-        except Exception as error:  # of whatever library carries the request
-            raise Retry(self._scrub(f"{type(error).__name__}: {error}"), charged=True) from None
-        try:
-            told = json.loads(data)
-        except ValueError:
-            raise Retry("its answer is not JSON", charged=True) from None
-        wrong = told.get("error") if isinstance(told, dict) and not told.get("choices") else None
-        if isinstance(wrong, dict):  # of routers, with status 200
-            problem = self._scrub(f"an error for an answer: {wrong.get('message') or wrong}")
-            if is_filtered(wrong):
-                return Answer("refused", reason=problem)
-            if isinstance(wrong.get("code"), int) and is_transient(wrong["code"]):
-                raise Retry(problem, charged=True)
-        return read_completion(told, self._scrub)
-
-    def _status(self, error: openai.APIStatusError) -> Answer:
-        """What an HTTP error means for this question and for all."""
-        status, body = error.status_code, error.body
-        details = body if isinstance(body, dict) else {}
-        said = self._scrub(str(details.get("message") or body or error.message))
-        if is_filtered(details):
-            return Answer("refused", reason=said)
-        if status in (400, 413, 422):
-            raise Rejected(said)
-        if is_transient(status) and "insufficient_quota" not in (details.get("code"), details.get("type")):
-            raise Retry(f"{status} {said}", after=retry_after(error.response.headers))
-        remedy = {
-            401: f"check the key in {self._variable}"
-            if self._variable
-            else "it wants a key: name its environment variable",
-            402: "the account has no credit left",
-            403: "this key may not use this model",
-            404: f"check base_url (it often ends in /v1) and the model's name, {self.model}",
-            429: "the account has no credit left",
-        }.get(status, "check base_url and the parameters")
-        raise TeacherError(f"{self.base_url} answers {status} ({said}): {remedy}") from None
-
-    def _refuses_all(self, reason: str) -> TeacherError:
-        return TeacherError(
-            f"{self.base_url} refuses every request ({reason}): check the parameters and the model's name, {self.model}"
-        )
-
-    def _scrub(self, text: str) -> str:
-        """One short line without the key, which some hosts repeat."""
-        if self._key:
-            text = text.replace(self._key, "<key>")
-        text = " ".join(text.split())
-        return text if len(text) <= 300 else f"{text[:300]}…"
+            self._tokens.correct(tokens - charge.expected_tokens)
+        self._spending.settle(charge, 1, tokens, money)
 
 
-def _read_key(variable: str | None) -> str | None:
-    """The key.
+class _Batch:
+    """The requests of one `Client.query` call.
 
-    Raises:
-        ConfigError: there is none.
+    Attributes:
+        window: the requests that were not yielded yet: their index, hash and answer.
+        failures: why requests failed permanently, the first one first.
+        doubted: rejections before the first answer. They are stored once the service has accepted another request.
     """
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ConfigError(f"the endpoint wants a key: the environment variable {variable} is not set")
-    return key
+
+    def __init__(self, client: Client, progress: Callable[[Usage], None] | None):
+        self.client, self.progress = client, progress
+        self.window: deque[tuple[int, bytes, Future[Answer]]] = deque()
+        self.failures: list[BaseException] = []
+        self.doubted: list[tuple[bytes, Answer]] = []
+        self._in_flight: dict[bytes, Future[Answer]] = {}
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(client.concurrency, thread_name_prefix="endpoint")
+        self._ledger_lock = contextlib.ExitStack()
+        self._holds_ledger = False
+
+    def __enter__(self) -> _Batch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._ledger_lock:  # is released when no request is in flight
+            self._stop.set()
+            self._pool.shutdown(cancel_futures=True)
+
+    def add(self, index: int, body: dict[str, Any]) -> None:
+        """Take the answer from the ledger, or send the request."""
+        processes.raise_if_interrupted()
+        key = self.client.key(body)
+        future = self._in_flight.get(key)
+        if future is None:
+            future = self._in_flight[key] = self._start(key, body)
+        else:
+            self.client.usage.from_ledger += 1
+        self.window.append((index, key, future))
+
+    def ready(self) -> Iterator[tuple[int, Answer]]:
+        """Yield the answers that are there; wait for one only if the window is full."""
+        most = WINDOW * self.client.concurrency
+        while self.window and not self.doubted and (self.window[0][2].done() or len(self.window) >= most):
+            yield self.next()
+
+    def next(self) -> tuple[int, Answer]:
+        """Wait for the first answer of the window."""
+        index, key, future = self.window.popleft()
+        try:
+            answer = future.result()
+        except (Exception, KeyboardInterrupt):
+            if not self.failures:
+                raise
+            raise self.failures[0] from None
+        processes.raise_if_interrupted()
+        if self._in_flight.get(key) is future:
+            del self._in_flight[key]
+        usage = self.client.usage
+        usage.refused += answer.status == "refused"
+        usage.unparsable += answer.status == "unparsable"
+        if self.progress:
+            self.progress(usage)
+        return index, answer
+
+    def _start(self, key: bytes, body: dict[str, Any]) -> Future[Answer]:
+        client = self.client
+        stored = client.ledger.get(key)
+        if stored is None and not self._holds_ledger:
+            self._ledger_lock.enter_context(client.ledger.hold())
+            self._holds_ledger = True
+            stored = client.ledger.get(key)
+        if stored is not None:
+            client.usage.from_ledger += 1
+            if stored.status == "answered" and not client.accepted:
+                self._accept()
+            return _finished(stored)
+        if client.accepted:
+            return self._pool.submit(self._send, key, body)
+        return _finished(self._send(key, body))  # one at a time, until the service has answered once
+
+    def _send(self, key: bytes, body: dict[str, Any]) -> Answer:
+        try:
+            try:
+                answer = self.client.send_with_retries(body, self._stop)
+            except Rejected as rejected:
+                answer = Answer("refused", reason=str(rejected))
+                if not self.client.accepted:  # the service may reject all requests
+                    self.doubted.append((key, answer))
+                    if len(self.doubted) >= DOUBT:
+                        raise self.client.refuses_all(answer.reason) from None
+                    return answer
+            self._accept()
+            self.client.ledger.append(key, answer)
+            return answer
+        except BaseException as error:
+            self.failures.append(error)
+            self._stop.set()
+            raise
+
+    def _accept(self) -> None:
+        self.client.accepted = True
+        while self.doubted:
+            self.client.ledger.append(*self.doubted.pop())
+
+
+def _finished(answer: Answer) -> Future[Answer]:
+    future: Future[Answer] = Future()
+    future.set_result(answer)
+    return future
+
+
+def _problem(state: RetryCallState) -> Retry:
+    """The exception of the last attempt."""
+    problem = state.outcome.exception() if state.outcome else None
+    assert isinstance(problem, Retry)
+    return problem

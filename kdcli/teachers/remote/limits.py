@@ -1,4 +1,4 @@
-"""Prices, budgets and pacing of requests."""
+"""Prices, budgets and the rate of requests."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tenacity import RetryCallState, wait_exponential
+
 from kdcli.errors import EndpointError
 
 LONGEST = 60.0
-"""Seconds between two tries, unless the host asks for more."""
+"""The most seconds between two attempts, unless the service asks for more."""
 JITTER = random.Random()
-"""Not the generator that training draws from: what a run learns does not depend on how often it had to ask."""
+"""A generator of its own, so that the number of retries does not change the random numbers of training."""
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Money for a million tokens."""
+    """The price of a million tokens."""
 
     prompt: float
     completion: float
@@ -32,103 +34,112 @@ class Prices:
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that may be asked and paid for by this process; None: no limit."""
+    """The most that this process may request and pay; None: no limit.
+
+    Attributes:
+        requests: HTTP requests, with those that fail.
+    """
 
     requests: int | None = None
-    """Tries that fail count too."""
     tokens: int | None = None
     money: float | None = None
 
 
 @dataclass
 class Usage:
-    """What was asked and paid for by this process."""
+    """What this process has requested and paid.
+
+    Attributes:
+        requests: HTTP requests, with those that failed.
+        from_ledger: answers that were paid for before.
+        cost: from the token counts that the service reports; None if no prices are known. It does not include lost answers that the
+            service may have charged for.
+        refused, unparsable: of the answers that were yielded, from the ledger too.
+    """
 
     requests: int = 0
-    """HTTP requests, those that failed too."""
     retries: int = 0
     from_ledger: int = 0
-    """Answers that had been paid for before."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = None
-    """None: no prices are known. As the host counts tokens; what it may have charged for answers that got lost is not in it."""
     refused: int = 0
-    """Of the answers handed out, from the ledger too."""
     unparsable: int = 0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What questions would take."""
+    """The expected cost of queries.
+
+    Attributes:
+        questions: all queries.
+        in_ledger: those whose answers are in the ledger.
+        prompt_tokens: of the others: a quarter of their bytes.
+        completion_tokens: of the others, at most; None if the queries set no limit.
+        cost: None if it is not known.
+    """
 
     questions: int
     in_ledger: int
     prompt_tokens: int
-    """Of those that would be asked: a quarter of their bytes."""
     completion_tokens: int | None
-    """At most; None: the questions set no limit."""
     cost: float | None
 
 
-class Rejected(Exception):  # noqa: N818
-    """The host does not take this request: for its prompt, or for what all have in common."""
-
-
 class Stopped(Exception):  # noqa: N818
-    """Another question has failed for good."""
+    """Another request has failed permanently."""
 
 
 @dataclass(frozen=True)
 class Charge:
-    """What a request that is under way counts for."""
+    """What a request in flight is counted as: its maximum of tokens and money, and the expected number of tokens."""
 
     tokens: int
     money: float
-    guess: float
+    expected_tokens: float
 
 
 class Spending:
-    """What was spent, and what is under way: together they never pass the budget."""
+    """What was spent and what is in flight; together they never exceed the budget."""
 
     def __init__(self, budget: Budget):
         self._budget = budget
         self._spent: list[float] = [0, 0, 0.0]
-        self._under_way = 0
+        self._in_flight = 0
         self._changed = threading.Condition()
 
     def take(self, charge: Charge, stop: threading.Event) -> None:
-        """Reserve one request's most; while others may turn out cheaper than theirs, wait for them.
+        """Reserve the maximum of one request. Wait while other requests may turn out cheaper than their maximum.
 
         Raises:
-            EndpointError: the budget does not reach.
+            EndpointError: the budget does not suffice.
         """
-        most = (1, charge.tokens, charge.money)
+        amounts = (1, charge.tokens, charge.money)
         with self._changed:
-            while short := self._short(most):
+            while exceeded := self._exceeded(amounts):
                 if stop.is_set():
                     raise Stopped
-                if not self._under_way:
+                if not self._in_flight:
                     raise EndpointError(
-                        f"the budget of {short} would be passed by the next request. What was answered is kept; a larger "
-                        "budget goes on from there"
+                        f"the next request would exceed the budget of {exceeded}. The answers so far are kept; with a larger "
+                        "budget the same command continues from there"
                     )
                 self._changed.wait(0.1)
-            self._add(most)
-            self._under_way += 1
+            self._add(amounts)
+            self._in_flight += 1
 
     def settle(self, charge: Charge, requests: int, tokens: int, money: float) -> None:
-        """What was taken of what was reserved; no request, if it was not sent."""
+        """Replace a reservation by what the request has cost; `requests` is 0 if it was not sent."""
         with self._changed:
             self._add((requests - 1, tokens - charge.tokens, money - charge.money))
-            self._under_way -= 1
+            self._in_flight -= 1
             self._changed.notify_all()
 
     def _add(self, amounts: Sequence[float]) -> None:
         self._spent = [spent + amount for spent, amount in zip(self._spent, amounts, strict=True)]
 
-    def _short(self, amounts: Sequence[float]) -> str:
-        """The part of the budget that a request would pass, in words."""
+    def _exceeded(self, amounts: Sequence[float]) -> str:
+        """The part of the budget that a request would exceed, in words."""
         limits = (self._budget.requests, self._budget.tokens, self._budget.money)
         units = ("requests", "tokens", "money")
         for spent, amount, limit, unit in zip(self._spent, amounts, limits, units, strict=True):
@@ -138,42 +149,48 @@ class Spending:
 
 
 class Pacer:
-    """So much a minute, evenly: hosts count shorter times than a minute."""
+    """Spreads an amount per minute evenly, because services also limit shorter intervals."""
 
     def __init__(self, per_minute: float | None):
-        self._each = 60 / per_minute if per_minute else 0.0
+        self._seconds = 60 / per_minute if per_minute else 0.0
         self._free = 0.0
         self._lock = threading.Lock()
 
     def slot(self, amount: float) -> float:
-        """Seconds until so much may be used, which is then taken."""
+        """Reserve an amount; returns the seconds until it may be used."""
         with self._lock:
             now = time.monotonic()
             start = max(now, self._free)
-            self._free = start + amount * self._each
+            self._free = start + amount * self._seconds
             return start - now
 
     def correct(self, amount: float) -> None:
-        """So much more (or less) than it had taken was used."""
+        """Add the difference between the amount that was used and the amount that was reserved."""
         with self._lock:
-            self._free += amount * self._each
+            self._free += amount * self._seconds
 
 
-def pause_after(backoff: float, tries: int) -> float:
-    """Seconds before the next try after so many; those that failed together do not come back together."""
-    return min(LONGEST, backoff * 2 ** (tries - 1)) * JITTER.uniform(0.5, 1)
+class Backoff(wait_exponential):
+    """Seconds before the next attempt: first / 2 to first, then twice as many each time, up to `LONGEST`. They are random so that
+    requests which failed at the same time are not repeated at the same time."""
+
+    def __init__(self, first: float):
+        super().__init__(multiplier=first, max=LONGEST)
+
+    def __call__(self, retry_state: RetryCallState) -> float:
+        return super().__call__(retry_state) * JITTER.uniform(0.5, 1)
 
 
 def retry_after(headers: Any) -> float | None:
-    """Seconds that the host asks to wait: a number, or a date."""
-    given = headers.get("retry-after")
-    if given is None:
+    """The seconds that a service asks to wait: a number, or a date."""
+    value = headers.get("retry-after")
+    if value is None:
         return None
     try:
-        seconds = float(given)
+        seconds = float(value)
     except ValueError:
         try:
-            seconds = email.utils.parsedate_to_datetime(given).timestamp() - time.time()
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
         except ValueError:
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None

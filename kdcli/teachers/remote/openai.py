@@ -36,10 +36,10 @@ from kdcli.signals import AnySignal, Signal
 from kdcli.tasks.base import Task
 from kdcli.tasks.rows import IGNORE
 from kdcli.teachers.base import Compress, identity
-from kdcli.teachers.remote.client import Endpoint
+from kdcli.teachers.remote.ledger import Answer
 from kdcli.teachers.remote.limits import Budget, Estimate, Prices
 from kdcli.teachers.remote.protocol import Progress, RemoteTeacher
-from kdcli.teachers.remote.wire import Answer
+from kdcli.teachers.remote.wire import ChatClient
 from kdcli.templates import Template
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class OpenAITeacher(RemoteTeacher):
         known = None
         if prices.prompt is not None and prices.completion is not None:
             known = Prices(prices.prompt, prices.completion)
-        self.endpoint = Endpoint(
+        self.client = ChatClient(
             base_url,
             model,
             api_key_env,
@@ -160,7 +160,7 @@ class OpenAITeacher(RemoteTeacher):
             budget=Budget(**budget.model_dump()),
             prices=known,
         )
-        self.usage = self.endpoint.usage
+        self.usage = self.client.usage
         self.soft_labels, self.top_logprobs, self.n_per_request = soft_labels, top_logprobs, n_per_request
         self.least_mass = least_mass
         self.samples = samples if soft_labels == "samples" else 1
@@ -181,7 +181,7 @@ class OpenAITeacher(RemoteTeacher):
     @property
     def name(self) -> str:
         """The model and the host."""
-        return f"{self.endpoint.model} at {self.endpoint.base_url.partition('://')[2].partition('/')[0]}"
+        return f"{self.client.model} at {self.client.base_url.partition('://')[2].partition('/')[0]}"
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -189,8 +189,8 @@ class OpenAITeacher(RemoteTeacher):
         text = self.file.read_text(encoding="utf-8") if self.file is not None else None
         how = [self.soft_labels, self.top_logprobs, self.least_mass, self.samples, self.smoothing, self.shots]
         return {
-            "base_url": self.endpoint.base_url,
-            "model": self.endpoint.model,
+            "base_url": self.client.base_url,
+            "model": self.client.model,
             "parameters": self.parameters,
             "asked": digest(how, text),
         }
@@ -324,7 +324,7 @@ class OpenAITeacher(RemoteTeacher):
 
         parts: list[Answer] = []
         done = several = single = 0
-        for _, answer in self.endpoint.ask(asked()):
+        for _, answer in self.client.query(asked()):
             self.questions += 1
             parts.append(answer)
             if len(parts) < each:
@@ -339,7 +339,7 @@ class OpenAITeacher(RemoteTeacher):
                     f"{self.name} gives one answer where {wanted} were asked for (n); give teacher.n_per_request=1"
                 )
             done += 1
-            progress(done, self.endpoint.usage)
+            progress(done, self.client.usage)
             if choices:
                 yield row, choices
             else:
@@ -365,7 +365,7 @@ class OpenAITeacher(RemoteTeacher):
             progress: called with the number of rows that are done.
 
         Raises:
-            TeacherError, EndpointError: as `Endpoint.ask`, and if the host gives no log-probabilities.
+            TeacherError, EndpointError: as `Client.query`, and if the host gives no log-probabilities.
         """
         if self.soft_labels == "logprobs" and not self.lettered and not self.questions:
             self._probe(rows[:PROBED])
@@ -504,7 +504,7 @@ class OpenAITeacher(RemoteTeacher):
                 ):
                     known.add(_plain(text))
                     found.append(text)
-            progress(len(found), self.endpoint.usage)
+            progress(len(found), self.client.usage)
             if len(found) == count:
                 break
         return found
@@ -531,14 +531,14 @@ class OpenAITeacher(RemoteTeacher):
         """What asking about rows will take, if labels are asked for by their words, and as if each prompt that is to be made up were as long
         as these."""
         bodies = self._labelling if self.task.labels else lambda row: self._answering(row, how)
-        return self.endpoint.estimate(body for row in rows for body in bodies(row))
+        return self.client.estimate(body for row in rows for body in bodies(row))
 
     def describe(self) -> dict[str, Any]:
         """What the report says of it."""
         counts = Counter(each["status"] for each in self.unanswered.values())
         found: dict[str, Any] = {
-            "base_url": self.endpoint.base_url,
-            "model": self.endpoint.model,
+            "base_url": self.client.base_url,
+            "model": self.client.model,
             "parameters": self.parameters,
             "questions": self.questions,
             "refused": counts["refused"],
