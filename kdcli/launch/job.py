@@ -18,12 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from kdcli import console, processes, rundir
 from kdcli.config import renamed
 from kdcli.config.check import check
+from kdcli.config.dataset import Dataset
 from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.schema import COMMANDS
 from kdcli.errors import ExitCode
 from kdcli.files import clean_cache, named_path, remove_abandoned, user_path, workplace, write_json
 from kdcli.launch.compose import config_tree, display_name, make_importable, override_words
 from kdcli.launch.hydra_errors import VERSION_BASE, failure_of, hydra_errors
+from kdcli.launch.replay import replayed_overrides
 
 UNRECORDED = "hydra.output_subdir=null"
 """Keeps Hydra from writing `.hydra/`, which it does before the directory is held, in place, and anew when a run is continued."""
@@ -157,6 +159,10 @@ def _command(command: str, config: Any, folder: Path) -> int:
     from kdcli.commands.export import export
 
     _imported()
+    words = override_words(HydraConfig.get().overrides.task)
+    replayed_overrides(
+        user_path(config.run), Dataset, words, "dataset"
+    )  # its task may be a class from elsewhere
     hardware = str(HydraConfig.get().runtime.choices["hardware"])
     status = export(config, hardware)
     if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:  # another job may make the same files anew

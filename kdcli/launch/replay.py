@@ -15,7 +15,7 @@ from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.types import Section
 from kdcli.errors import ConfigError, listed, shown
 
-OWN = ("kdcli.losses.", "kdcli.students.", "kdcli.teachers.", "kdcli.exporting.targets.")
+OWN = ("kdcli.losses.", "kdcli.students.", "kdcli.tasks.", "kdcli.teachers.", "kdcli.exporting.targets.")
 """Where the classes are that any config may name."""
 NAMES_CODE = ("_target_", "function")
 """Keys whose value names Python code that is imported."""
@@ -84,7 +84,8 @@ def _require_harmless(run: Path, tree: Any, overrides: list[str]) -> None:
         key = path.rpartition(".")[2]
         if any(word.startswith(f"{path}=") for word in typed):  # that value takes its place
             continue
-        if key in NAMES_CODE and isinstance(value, str) and value != "???" and not value.startswith(OWN):
+        names_code = key in NAMES_CODE or (key == "task" and "." in str(value))  # MODULE.CLASS
+        if names_code and isinstance(value, str) and value != "???" and not value.startswith(OWN):
             if not _names(value, run, typed):
                 rundir.require_trust(run, f"{path} = {value}", "is Python code that is run here")
         elif key == "trust_remote_code" and value not in (False, None):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 if TYPE_CHECKING:
-
     from kdcli.config.schema import Measure
     from kdcli.tasks.base import Task
 RUNTIMES: dict[str, Runtime] = {
