@@ -55,8 +55,8 @@ def export(cfg: Config, hardware: str) -> int:
     moved = cfg.dataset.model_dump(exclude_none=True)
     dataset, quantization = check(Dataset, saved["dataset"] | moved), saved["student"].get("quantization")
     target: Target = build(cfg.hardware, Target)
-    require_task(target, hardware, dataset.kind)
-    shows = dataset.kind == "classification" and type(target).show is not Target.show
+    require_task(target, hardware, dataset.spec.family)
+    shows = dataset.spec.family == "classification" and type(target).show is not Target.show
     if shows and not (run / ANSWERS).is_file():
         raise ModelError(
             f"hardware={hardware} shows the teacher's answers, and {run / ANSWERS} is gone; remove {run / REPORT}, and the same "
@@ -154,7 +154,9 @@ def export(cfg: Config, hardware: str) -> int:
                         apart = np.exp(log_softmax(torch_said[kept])) - np.exp(log_softmax(said[kept]))
                         parity["max_abs_difference_of_probabilities"] = float(np.abs(apart).max())
                 parity |= shares
-                tolerance = _tolerance(cfg.hardware, path.name, precision, f"{dataset.kind}_{precision}")
+                tolerance = _tolerance(
+                    cfg.hardware, path.name, precision, f"{dataset.spec.family}_{precision}"
+                )
                 entry["parity"] = parity | {"within": _within(tolerance, parity)}
                 entry["retention"] = _retention(task, entry["score"], recorded["models"]["teacher"]["score"])
                 entry["budget"] = _budget(budget, entry)
@@ -224,7 +226,7 @@ def _deliver(
         path = places[name]
         runtime, place = runtime_of(path) or ELSEWHERE.get(path.suffix), folder_of(path)
         if runtime and runtime not in runs:
-            written = snippets.write(place, runtime, recorded["task"], constants | {"MODEL": name})
+            written = snippets.write(place, runtime, task.spec.family, constants | {"MODEL": name})
             runs[runtime] = [(file.relative_to(folder), file.read_text(encoding="utf-8")) for file in written]
     card = export_card(result, recorded, [file for files in runs.values() for file in files])
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -127,7 +127,7 @@ def plan_run(cfg: Config, folder: Path, names: dict[str, str]) -> list[Run]:
     for trainer in (cfg.trainer, cfg.teacher.trainer, *(step.trainer for step in steps)):
         micro_batches(trainer, state.num_processes)
         require_trackers(trainer)
-    require_task(build(cfg.hardware, Target), names["hardware"], cfg.dataset.kind)
+    require_task(build(cfg.hardware, Target), names["hardware"], cfg.dataset.spec.family)
     run = parts[-1]
     reading = any(step.uses_teacher for step in steps if step.trainee == STUDENT)
     if not reading and cfg.rollout.source != "teacher":
