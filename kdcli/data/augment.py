@@ -98,9 +98,9 @@ def augmented(
     assert how is not None
     kind = ClassificationRows(cfg.model_copy(update={"replace": {}})).unlabelled()  # it has been done
     columns = [column for column in ("text", "text_pair") if column in rows.column_names]
-    sizes = [sum(map(len, texts)) for texts in zip(*(rows[column] for column in columns), strict=True)]
-    order = sorted(range(len(rows)), key=list(zip(sizes, rows["id"], strict=True)).__getitem__)
-    seen = {*known, *rows["id"]}
+    sizes = [sum(map(len, texts)) for texts in zip(*(rows[column][:] for column in columns), strict=True)]
+    order = sorted(range(len(rows)), key=list(zip(sizes, rows["id"][:], strict=True)).__getitem__)
+    seen = {*known, *rows["id"][:]}
     made: list[dict[str, Any]] = []
     for start in range(0, len(order), WINDOW):
         chunk = list(rows.select(order[start : start + WINDOW]))

@@ -56,23 +56,23 @@ class Data:
         """The gold labels of a split that no training row has, and how often it has them."""
         if not self.labels:
             return Counter()
-        known = {IGNORE, *(label for row in self["train"]["label"] for label in labels_of(row))}
-        there = (label for row in self[split]["label"] for label in labels_of(row))
+        known = {IGNORE, *(label for row in self["train"]["label"][:] for label in labels_of(row))}
+        there = (label for row in self[split]["label"][:] for label in labels_of(row))
         return Counter(self.labels[label] for label in there if label not in known)
 
 
 def without(rows: datasets.Dataset, ids: Collection[str]) -> datasets.Dataset:
     """The rows but for those with one of these ids."""
-    return rows.select([row for row, key in enumerate(rows["id"]) if key not in ids]) if ids else rows
+    return rows.select([row for row, key in enumerate(rows["id"][:]) if key not in ids]) if ids else rows
 
 
 def with_gold(rows: datasets.Dataset, wanted: bool = True) -> datasets.Dataset:
     """The rows of a split that have a gold label, or of their labels any, or a translation: for language models all of them. Or
     (wanted = False) the others."""
     if "label" in rows.column_names:
-        gold = (set(labels_of(label)) != {IGNORE} for label in rows["label"])
+        gold = (set(labels_of(label)) != {IGNORE} for label in rows["label"][:])
     elif "target" in rows.column_names:
-        gold = (target is not None for target in rows["target"])
+        gold = (target is not None for target in rows["target"][:])
     else:
         return rows if wanted else rows.select([])
     return rows.select([row for row, has in enumerate(gold) if has == wanted])

@@ -102,7 +102,7 @@ class CausalLM(LanguageModel):
             DataError: all are dropped.
         """
         if "text" in rows.column_names:
-            groups = [[(text, True) for text in rows["text"]]]
+            groups = [[(text, True) for text in rows["text"][:]]]
         elif "texts" in rows.column_names:
             groups = [list(zip(row["texts"], row["ends"], strict=True)) for row in rows]
         else:
@@ -166,12 +166,12 @@ class CausalLM(LanguageModel):
             return self._encode_texts(tokenizer, rows, max_length)
         turns = self._conversations(rows)
         written = "ends" in rows.column_names
-        ends = list(rows["ends"]) if written else [True] * len(rows)
+        ends = rows["ends"][:] if written else [True] * len(rows)
         if turns is not None:
             check_template(tokenizer)
             close = _close(tokenizer)
             rendered = []
-            for name, conversation, end in zip(rows["id"], turns, ends, strict=True):
+            for name, conversation, end in zip(rows["id"][:], turns, ends, strict=True):
                 try:
                     rendered.append(_render(tokenizer, conversation, close, end))
                 except DataError as error:
@@ -180,7 +180,7 @@ class CausalLM(LanguageModel):
         else:
             rendered = [
                 (prompt + completion, [(len(prompt), len(prompt + completion))])
-                for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)
+                for prompt, completion in zip(rows["prompt"][:], rows["completion"][:], strict=True)
             ]
         ids: list[np.ndarray] = []
         labels: list[np.ndarray] = []
@@ -230,7 +230,7 @@ class CausalLM(LanguageModel):
         labels: list[np.ndarray] = []
         positions: list[np.ndarray] = []
         starts: list[np.ndarray] = []
-        for texts, ends in zip(rows["texts"], rows["ends"], strict=True):
+        for texts, ends in zip(rows["texts"][:], rows["ends"][:], strict=True):
             row: list[int] = []
             places: list[int] = []
             counted: list[bool] = []
@@ -305,11 +305,11 @@ class CausalLM(LanguageModel):
         if "texts" in rows.column_names:
             return [
                 {"prompt": texts[0][:PROMPT], "reference": texts[0][PROMPT : 5 * PROMPT]}
-                for texts in rows["texts"]
+                for texts in rows["texts"][:]
             ]
         conversations = self._conversations(rows)
         if conversations is None:
-            pairs = zip(rows["prompt"], rows["completion"], strict=True)
+            pairs = zip(rows["prompt"][:], rows["completion"][:], strict=True)
             return [{"prompt": prompt, "reference": completion} for prompt, completion in pairs]
         found = []
         for turns in conversations:
@@ -435,13 +435,13 @@ class CausalLM(LanguageModel):
         if "messages" in rows.column_names:
             return [
                 [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-                for turns in rows["messages"]
+                for turns in rows["messages"][:]
             ]
         if not self.chat or "prompt" not in rows.column_names:
             return None
         return [
             [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-            for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)
+            for prompt, completion in zip(rows["prompt"][:], rows["completion"][:], strict=True)
         ]
 
     def signal(

@@ -69,7 +69,7 @@ class Classification(Task):
         columns = {
             key: np.concatenate(parts) if parts else np.empty(0, np.int32) for key, parts in flat.items()
         }
-        return Encoded(columns, np.cumsum([0, *lengths]), np.asarray(rows["label"], np.int64))
+        return Encoded(columns, np.cumsum([0, *lengths]), np.asarray(rows["label"][:], np.int64))
 
     def collate(
         self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
@@ -95,7 +95,7 @@ class Classification(Task):
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
         """The text, or the text and its pair."""
         columns = ["text", "text_pair"] if "text_pair" in rows.column_names else ["text"]
-        return [list(texts) for texts in zip(*(rows[name] for name in columns), strict=True)]
+        return [list(texts) for texts in zip(*(rows[name][:] for name in columns), strict=True)]
 
     def answers(
         self, said: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None

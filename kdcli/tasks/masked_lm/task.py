@@ -140,7 +140,7 @@ class MaskedLM(LanguageModel):
 
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
         """The text."""
-        return [[text] for text in rows["text"]]
+        return [[text] for text in rows["text"][:]]
 
     # ---- models ------------------------------------------------------------------------------------------
 

@@ -119,7 +119,7 @@ class Seq2Seq(LanguageModel):
         labels = flat[1].copy()
         for place in range(given):
             labels[target_offsets[:-1] + place] = IGNORE
-        for row, text in enumerate(rows["target"]):
+        for row, text in enumerate(rows["target"][:]):
             if text is None:
                 labels[target_offsets[row] : target_offsets[row + 1]] = IGNORE
         return Encoded(
@@ -127,7 +127,8 @@ class Seq2Seq(LanguageModel):
             offsets,
             target_offsets=target_offsets,
             pairs=[
-                (source, target or "") for source, target in zip(rows["source"], rows["target"], strict=True)
+                (source, target or "")
+                for source, target in zip(rows["source"][:], rows["target"][:], strict=True)
             ],
         )
 
@@ -214,11 +215,11 @@ class Seq2Seq(LanguageModel):
 
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
         """The sources, each with the prefix."""
-        return [[self.prefix + text] for text in rows["source"]]
+        return [[self.prefix + text] for text in rows["source"][:]]
 
     def shown(self, rows: datasets.Dataset) -> list[dict[str, str]]:
         """What people see of each row: its source as `prompt`, and the `reference`."""
-        pairs = zip(rows["source"], rows["target"], strict=True)
+        pairs = zip(rows["source"][:], rows["target"][:], strict=True)
         return [{"prompt": source, "reference": target} for source, target in pairs]
 
     def replies(

@@ -56,7 +56,7 @@ class TokenClassification(Classification):
             DataError: nothing is left of a row.
         """
         kept = [np.flatnonzero(first >= 0) for _, first in _tokenized(tokenizer, rows, max_length)]
-        lengths = [len(words) for words in rows["words"]]
+        lengths = [len(words) for words in rows["words"][:]]
         lost = sum(lengths) - sum(map(len, kept))
         if not lost:
             return rows
@@ -89,7 +89,7 @@ class TokenClassification(Classification):
         """
         columns: dict[str, list[np.ndarray]] = {}
         lengths: list[int] = []
-        tags = list(rows["label"])
+        tags = rows["label"][:]
         for number, (pieces, first) in enumerate(_tokenized(tokenizer, rows, max_length)):
             if (first < 0).any():
                 raise DataError(
@@ -114,7 +114,7 @@ class TokenClassification(Classification):
 
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
         """The words with a space between two."""
-        return [[" ".join(words)] for words in rows["words"]]
+        return [[" ".join(words)] for words in rows["words"][:]]
 
     # ---- models ------------------------------------------------------------------------------------------
 
