@@ -183,8 +183,7 @@ def _subjects(cfg: Config) -> tuple[Path | None, dict[str, Checkpoint]]:
     if cfg.model:
         given = {"_target_": "model", "path": cfg.model, "trust_remote_code": cfg.trust_remote_code}
         return None, {"model": find(CheckpointConfig.model_validate(given), "model")}
-    if not cfg.run:
-        raise ConfigError("what is to be scored? give run=RUN, model=CHECKPOINT or artifact=FILE")
+    assert cfg.run  # the schema asks for one of the three
     run = user_path(cfg.run)
     recorded = read_report(run)["models"]
     sources = {}

@@ -545,6 +545,12 @@ class Eval(Section):
     """What stdout gets. eval.json is written in both cases."""
 
     @model_validator(mode="after")
+    def _subject(self) -> Eval:
+        if not (self.run or self.model or self.artifact):
+            raise ValueError("what is to be scored? give run=RUN, model=CHECKPOINT or artifact=FILE")
+        return self
+
+    @model_validator(mode="after")
     def _measured(self) -> Eval:
         require_length(self.measure, self.dataset.max_length)
         return self
