@@ -1,61 +1,68 @@
-"""`kdcli distill`: a teacher, a student and its control, and an honest comparison.
+"""`kdcli distill`: train a student with a teacher and without one, and compare them.
 
-`distill` is the recipe. Each stage leaves files and is skipped when they are there, so a run that was killed
-is continued by the same command; between stages nothing is handed on but files.
+`distill` is the recipe. Each stage leaves files and is skipped if they exist, so that the same command continues a run that was killed.
 """
 
 from __future__ import annotations
 
+import itertools
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from kdcli import console
 from kdcli.config.schema import Distill as Config
 from kdcli.data.splits import SPLITS
 from kdcli.errors import ExitCode
-from kdcli.models.checkpoint import Checkpoint
-from kdcli.pipeline.compare import evaluate, finish
-from kdcli.pipeline.plan import OWN, STUDENT, TeacherData, stage_names
+from kdcli.pipeline.build import plan_run
+from kdcli.pipeline.compare import evaluate, write_results
+from kdcli.pipeline.plan import OWN, STUDENT, Run, TeacherData, stage_names
 from kdcli.pipeline.remote import announce_cost
-from kdcli.pipeline.student import initialize_student, train_control, train_trainee
+from kdcli.pipeline.stages import Stages
+from kdcli.pipeline.student import Trainee, train_control, train_trainee
 from kdcli.pipeline.teacher import prepare_teacher_data
-from kdcli.pipeline.validate import plan_run
 
 
 def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
-    """One run into `folder`, from data to report. Under several processes all call it; the first one writes.
+    """Run `kdcli distill` into a folder. Under several processes all of them call it, and the main process writes.
 
     Args:
-        names: what the report calls teacher, student, data set and device.
+        names: how the report calls teacher, student, data set and device.
+
+    Returns:
+        The exit code.
     """
     parts = plan_run(cfg, folder, names)
     run = parts[-1]
-    first = run.state.is_main_process
-    if run.remote is not None and first:
+    is_main = run.state.is_main_process
+    if run.remote is not None and is_main:
         announce_cost(run, run.remote)
     if cfg.dry_run:
         return ExitCode.DONE
-    with console.ProgressStages(stage_names(parts), quiet=not first) as stages:
-        all_teacher_data: dict[str, TeacherData] = {}
-        trainees: dict[str, Checkpoint] = {}
-        steps: dict[str, int] = {}
+    teacher_data: dict[str, TeacherData] = {}
+    trainees: dict[str, Trainee] = {}
+    with Stages(stage_names(parts), run.folder, is_main) as stages:
         for part in parts:
-            if part.teacher_key not in all_teacher_data:
-                all_teacher_data[part.teacher_key] = prepare_teacher_data(part, stages)
-                for other in parts if part.remote is not None else ():
-                    other.data = part.data  # without what was not answered
-            teacher_data = all_teacher_data[part.teacher_key]
-            fresh = part.trainee not in trainees
-            born = initialize_student(part, teacher_data) if fresh else trainees[part.trainee]
-            trainees[part.trainee], taken = train_trainee(part, stages, teacher_data, born, fresh)
-            steps |= taken if part.trainee == STUDENT else {}
+            key = part.teacher_key
+            if key not in teacher_data:
+                teacher_data[key] = prepare_teacher_data(_answered(part, teacher_data), stages)
+            trainees[part.trainee] = train_trainee(
+                _answered(part, teacher_data), stages, teacher_data[key], trainees.get(part.trainee)
+            )
+        run = _answered(run, teacher_data)
         if cfg.control:
-            train_control(run, stages, steps)
-        if first:
-            with run.stage(stages, "evaluate", len(SPLITS)) as stage:
-                result = evaluate(run, all_teacher_data[OWN], stage)
-    if first:
-        finish(run, result)
+            train_control(run, stages, trainees[STUDENT].steps)
+        if is_main:
+            with stages.stage("evaluate", len(SPLITS)) as stage:
+                results = evaluate(run, teacher_data[OWN], stage)
+    if is_main:
+        write_results(run, results)
         shutil.rmtree(run.folder / "stages", ignore_errors=True)
     run.state.wait_for_everyone()
     return ExitCode.DONE
+
+
+def _answered(part: Run, teacher_data: Mapping[str, TeacherData]) -> Run:
+    """A part without the rows that a remote teacher did not answer: no model is trained or scored on them."""
+    return part.without_rows(
+        frozenset(itertools.chain.from_iterable(data.unanswered for data in teacher_data.values()))
+    )

@@ -102,7 +102,7 @@ def examine(
         teacher: what the teacher says of rows by their numbers.
     """
     order = label_order(model.config, task.labels, source.name) if task.labels else None
-    encoded = task.encode(tokenizer, rows, max_length)
+    encoded = task.encode_split(tokenizer, rows, max_length)
     said = task.predict(model, tokenizer, encoded, order=order, teacher=teacher)
     return size(source, task, model), task.completed(said, model, tokenizer, encoded, max_length)
 
@@ -116,7 +116,7 @@ def same_tokens(
     theirs, ours = load_tokenizer(teacher), load_tokenizer(student)
     try:
         same_vocabulary(teacher.name, theirs, student.name, ours)
-        task.require_same(rows, *(task.encode(each, rows, max_length) for each in (theirs, ours)))
+        task.require_same(rows, *(task.encode_split(each, rows, max_length) for each in (theirs, ours)))
     except ModelError:
         return False
     return True
@@ -126,7 +126,7 @@ def in_student_tokens(
     task: Task, said: Predictions, student: Checkpoint, rows: datasets.Dataset, max_length: int
 ) -> Predictions:
     """Log-probabilities for each token of another model: of the same text, so that the two can be compared."""
-    tokens = len(task.targets(task.encode(load_tokenizer(student), rows, max_length))[0])
+    tokens = len(task.targets(task.encode_split(load_tokenizer(student), rows, max_length))[0])
     return replace(said, answers=said.answers | {"log_prob": said["log_prob"] * (len(said.labels) / tokens)})
 
 
@@ -145,7 +145,7 @@ def predictions_from_teacher(
     """
     signal = teacher.signals(list(rows))
     return task.predictions_from_outputs(
-        signal, task.encode(load_tokenizer(source), rows, max_length)
+        signal, task.encode_split(load_tokenizer(source), rows, max_length)
     ), signal.classes
 
 

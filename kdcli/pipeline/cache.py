@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from typing_extensions import TypedDict
 
 from kdcli import console
@@ -18,22 +18,19 @@ from kdcli.errors import ConfigError, ModelError
 from kdcli.files import digest, read_json, write_json, write_text
 from kdcli.locks import Lock
 from kdcli.model_files import require_unchanged
-from kdcli.models.checkpoint import (
-    Checkpoint,
-    fast_bf16,
-)
+from kdcli.pipeline.keys import content_hash
 from kdcli.pipeline.plan import Run
 from kdcli.teachers.cached import shares
 
 logger = logging.getLogger(__name__)
-PART_FORMAT = 2
-"""Of the files that hold a part of what is made of rows: a new one whenever they come to mean something else."""
+PART_FORMAT = 3
+"""The format of the files that hold what is made from a part of the rows. It changes whenever they come to mean something else."""
 PART = 512
 """Prompts that a teacher answers between two writes to the disk."""
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether a model was made and saved before. A damaged one is named, and does not count: it is made again."""
+    """Whether a model was saved before. A damaged one is named in a warning and does not count: it is made again."""
     if not folder.is_dir():
         return False
     try:
@@ -44,55 +41,48 @@ def is_saved(folder: Path) -> bool:
         return False
 
 
-def content_hash(rows: datasets.Dataset, labels: bool = True) -> str:
-    """A digest of a split's rows: ids alone are the same for texts that differ in case.
-
-    Args:
-        labels: and of their labels.
-    """
-    return digest({name: list(rows[name]) for name in rows.column_names if labels or name != "label"})
-
-
 def make_in_parts(
     run: Run,
-    progress: console.ProgressStage | None,
     folder: Path,
     rows: datasets.Dataset,
     size: int,
     make: Callable[[datasets.Dataset, int], list[Any]],
-    before: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[Any]:
-    """What is made of rows, so many at a time, each part kept in a folder; several processes share the work.
+    """Make something from the rows, so many at a time, and store each part in a folder. Several processes share the work.
 
     Args:
-        make: called with some of the rows, and how many this process has done before.
-        before: what the progress counts before the first of them.
+        folder: of the cache: its key holds all that decides the result but the rows, whose content names the part's file.
+        make: called with a part of the rows, and how many rows this process has done before.
+        progress: called with the number of rows that are done.
+
+    Returns:
+        What was made from all parts, in the order of the rows.
     """
-    found: dict[int, list[Any]] = {}
+    results: dict[int, list[Any]] = {}
     done = 0
     for starts in shares(range(0, len(rows), size), run.state):
         for start in starts:
             part = rows.select(range(start, min(start + size, len(rows))))
-            path = folder / f"{digest(PART_FORMAT, list(part['id']))[:32]}.json"
-            if not _whole(path):
+            path = folder / f"{digest(PART_FORMAT, content_hash(part))[:32]}.json"
+            if not _is_readable(path):
                 made = make(part, done)
                 write_json(path, Part(sha256=digest(made), made=made), sync=False)
-            found[start] = _read_part(path)
+            results[start] = _read_part(path)
             done += len(part)
-            if progress is not None:
-                progress.update(before + done)
-    return [each for start in sorted(found) for each in found[start]]
+            progress(done)
+    return [result for start in sorted(results) for result in results[start]]
 
 
 class Part(TypedDict):
-    """A part of what is made of rows, with its `digest`: it need not be on the disk before it is renamed."""
+    """What was made from a part of the rows, with its `digest`: the file need not be on the disk before it is renamed."""
 
     sha256: str
     made: list[Any]
 
 
-def _whole(path: Path) -> bool:
-    """Whether a part was made before. A damaged one is named, and does not count: it is made again."""
+def _is_readable(path: Path) -> bool:
+    """Whether a part was made before. A damaged one is named in a warning and does not count: it is made again."""
     try:
         return path.exists() and _read_part(path) is not None
     except ConfigError as error:
@@ -108,39 +98,25 @@ def _read_part(path: Path) -> list[Any]:
     return part["made"]
 
 
-def write_rows(run: Run, what: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Rows that were made here, in the run directory, for people to read."""
+def write_rows(run: Run, stage: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows that were made in a stage into the run directory, for people to read."""
     if run.state.is_main_process:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        write_text(run.folder / f"{run.named(what).replace('/', '-')}.jsonl", "".join(lines))
+        write_text(run.folder / f"{run.stage_name(stage).replace('/', '-')}.jsonl", "".join(lines))
 
 
-def advance(progress: console.ProgressStage, before: int, done: int) -> None:
-    progress.update(before + done)
+def progress_from(stage: console.ProgressStage, before: int) -> Callable[[int], None]:
+    """A function that updates a stage, in which so many rows were done before, with the number of rows done since."""
+    return functools.partial(_update, stage, before)
+
+
+def _update(stage: console.ProgressStage, before: int, done: int) -> None:
+    stage.update(before + done)
 
 
 @contextmanager
 def exclusive(run: Run, folder: Path) -> Iterator[None]:
-    """Hold a shared folder of the cache, so that runs side by side make what it holds once."""
+    """Hold a shared folder of the cache, so that runs that go on at the same time make its content once."""
     with Lock(folder.with_suffix(".lock")) if run.state.is_main_process else nullcontext():
         run.state.wait_for_everyone()
         yield
-
-
-def queried_by(run: Run, sources: Sequence[Checkpoint]) -> tuple[Any, ...]:
-    """What determines all that a teacher says of a row."""
-    cfg = run.cfg.teacher
-    return (
-        [(source.weights_hash, source.tokenizer_hash) for source in sources],
-        cfg.target,
-        cfg.arguments,
-        run.data.labels,
-        run.cfg.dataset.max_length,
-        fast_bf16(cfg.trainer.precision),
-        torch.__version__,
-        run.task.chat,
-        run.cfg.dataset.source_language,
-        run.cfg.dataset.target_language,
-        run.cfg.dataset.prefix,
-        *([] if run.classes is None else [run.classes]),
-    )

@@ -24,12 +24,14 @@ from kdcli.evaluation.predict import (
     save_predictions,
     size,
 )
-from kdcli.files import write_json, write_text
+from kdcli.evaluation.results import Report
+from kdcli.files import write_text
 from kdcli.measure.process import Process, measured
 from kdcli.measure.spec import UNKNOWN
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
 from kdcli.pipeline.plan import STUDENT, Run, TeacherData
 from kdcli.pipeline.remote import endpoint_report
+from kdcli.pipeline.stages import read_stage_times
 from kdcli.pipeline.teacher import teacher_predictions
 from kdcli.report.cards import model_card
 from kdcli.report.page import write_html
@@ -76,7 +78,7 @@ def evaluate(run: Run, teacher_data: TeacherData, stage: console.ProgressStage) 
     code = teacher.code or any(each.trust_remote_code for each in trainees)
     beams = run.cfg.measure.num_beams if isinstance(task, Seq2Seq) and run.cfg.measure else 1
     trained = {STUDENT: run.phases[-1].name}
-    if run.quantized is not None:
+    if run.quantization is not None:
         trained |= {UNQUANTIZED: run.phases[-2].name, "control": "control/quantized"}
     validation = {name: _best_validation(run, trained.get(name, name)) for name in folders}
     for done, (name, folder) in enumerate(folders.items()):
@@ -135,7 +137,6 @@ def evaluate(run: Run, teacher_data: TeacherData, stage: console.ProgressStage) 
     if isinstance(task, Seq2Seq):
         shown |= {"signature": task.signatures(), "beams": beams, "translations": _translations(task, said)}
     return shown | {
-        "schema": 1,
         "task": run.cfg.dataset.kind,
         "metric": run.task.metric,
         "test_examples": len(test),
@@ -154,7 +155,9 @@ def evaluate(run: Run, teacher_data: TeacherData, stage: console.ProgressStage) 
         | ({"answers_left_out": dict(teacher_data.dropped)} if teacher_data.dropped else {})
         | (_of_texts(run, task) if isinstance(task, CausalLM | Seq2Seq) else {}),
         "loss": _terms(run.cfg),
-        "stages": [each for each in run.noted() if each["name"] != stage.name],  # this one has not ended
+        "stages": [
+            each for each in read_stage_times(run.folder) if each["name"] != stage.name
+        ],  # this one has not ended
         "validation_score": validation,
         "models": {name: entry for name, entry in models.items() if name not in assistants},
         "assistants": {name: models[name] for name in assistants},
@@ -197,15 +200,15 @@ def _terms(cfg: Config) -> dict[str, dict[str, Any]]:
     }
 
 
-def finish(run: Run, result: dict[str, Any]) -> None:
-    """Write the report for people and for machines, the model card, and print the table. report.json is the last."""
+def write_results(run: Run, result: dict[str, Any]) -> None:
+    """Write the model card, report.html and report.json, and print the table. report.json is written last: a run that has it is finished."""
     result["verdict"]["text"] = verdict_text(result)
     begun = run.initializer.source
     base = begun.name if begun and begun.commit else None
-    extra = run.names | {"base_model": base, "kdcli_version": kdcli.__version__, "chat": run.task.chat}
+    extra = {**run.names} | {"base_model": base, "kdcli_version": kdcli.__version__, "chat": run.task.chat}
     write_text(run.folder / "student" / "README.md", model_card(result, extra))
     write_html(run.folder, result)
-    write_json(run.folder / REPORT, result)
+    Report.of(**result).write(run.folder / REPORT)
     final_table(result)
     console.say(f"report: {run.folder / 'report.html'}   student: {run.folder / 'student'}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import logging
@@ -24,9 +23,10 @@ from kdcli.evaluation.predict import predictions_from_teacher
 from kdcli.files import digest, write_json, write_text
 from kdcli.models.checkpoint import load_tokenizer
 from kdcli.pipeline.cache import write_rows
-from kdcli.pipeline.plan import Run, TeacherData, read_or_restart
+from kdcli.pipeline.plan import Run, TeacherData
 from kdcli.pipeline.rollouts import CUT, log_dropped
-from kdcli.pipeline.validate import is_lenient, require_rows
+from kdcli.pipeline.stages import Stages, read_or_restart
+from kdcli.pipeline.validate import require_rows
 from kdcli.rundir import UNANSWERED
 from kdcli.signals import Signal
 from kdcli.teachers.base import Teacher
@@ -71,7 +71,7 @@ def _estimate_text(estimate: Estimate, name: str) -> str:
 
 
 def remote_teacher_data(
-    run: Run, stages: console.ProgressStages, remote: RemoteTeacher, rows: datasets.Dataset
+    run: Run, stages: Stages, remote: RemoteTeacher, rows: datasets.Dataset
 ) -> TeacherData:
     """The outputs or the completions of a remote teacher. Rows without an answer are dropped, also from the comparison.
 
@@ -87,7 +87,7 @@ def remote_teacher_data(
     queried = {"validation": run.data["validation"], "train": rows, "test": run.data["test"]}
     done = 0
     with (
-        run.stage(stages, run.named("signals"), sum(map(len, queried.values()))) as progress,
+        stages.stage(run.stage_name("teacher outputs"), sum(map(len, queried.values()))) as progress,
         run.state.main_process_first(),
         _billed(run, remote) as bill,
     ):
@@ -107,10 +107,10 @@ def remote_teacher_data(
             "%s did not answer %d of %d rows; they are dropped from all splits (%s)",
             remote.name, len(remote.unanswered), done, run.folder / UNANSWERED,
         )  # fmt: skip
-    splits = {split: without(table, remote.unanswered) for split, table in run.data.splits.items()}
-    run.data, rows = dataclasses.replace(run.data, splits=splits), without(rows, remote.unanswered)
+    unanswered = frozenset(remote.unanswered)
+    rows = without(rows, unanswered)
     require_rows(run, rows)
-    return TeacherData([source], load_teacher, rows, dict.fromkeys(SPLITS, remote))
+    return TeacherData([source], load_teacher, rows, dict.fromkeys(SPLITS, remote), unanswered=unanswered)
 
 
 def write_unanswered(run: Run, remote: RemoteTeacher, tables: Iterable[Iterable[Mapping[str, Any]]]) -> None:
@@ -138,20 +138,20 @@ def _require_better_than_chance(run: Run, remote: RemoteTeacher) -> None:
         remote, run.sources[0], run.task, table, run.cfg.dataset.max_length
     )
     for finding in beats_chance(run.task, predictions, classes, BETTER):
-        if not is_lenient(run, run.cfg.trainer):
+        if not run.is_lenient(run.cfg.trainer):
             raise TeacherError(f"the pre-flight stopped the run:\n  {finding}")
         logger.warning("pre-flight: %s", finding)
 
 
 def remote_rollouts(
-    run: Run, stages: console.ProgressStages, remote: RemoteTeacher, rows: datasets.Dataset
+    run: Run, stages: Stages, remote: RemoteTeacher, rows: datasets.Dataset
 ) -> datasets.Dataset:
     """The training prompts and the teacher's new prompts, each with those of its completions that pass the filter."""
     rollout, dropped = run.cfg.rollout, Counter[str]()
     judge = own_function(rollout.filter)
     completed: list[dict[str, Any]] = []
     with (
-        run.stage(stages, run.named("rollouts"), rollout.expand + len(rows)) as progress,
+        stages.stage(run.stage_name("rollouts"), rollout.expand + len(rows)) as progress,
         run.state.main_process_first(),
         _billed(run, remote) as bill,
     ):

@@ -5,112 +5,127 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 
-from kdcli import console
 from kdcli.data.filters import kept, own_function
 from kdcli.errors import ConfigError
 from kdcli.evaluation.predict import likelihoods
-from kdcli.files import cache_dir, digest
 from kdcli.generation import seed_of
 from kdcli.models.checkpoint import Checkpoint
-from kdcli.pipeline.cache import PART, exclusive, make_in_parts, queried_by, write_rows
+from kdcli.pipeline.cache import PART, exclusive, make_in_parts, progress_from, write_rows
+from kdcli.pipeline.keys import Completions, CompletionScores, cache_path
 from kdcli.pipeline.plan import Run
+from kdcli.pipeline.stages import Stages
 from kdcli.pipeline.validate import require_rows
 from kdcli.tasks.rows import log_level
 from kdcli.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
 CUT = "cut off by rollout.max_new_tokens"
-"""Why an answer is not learnt that did not come to its end."""
+"""The reason why a completion without an end is dropped."""
 
 
-def rollouts(
+def teacher_rollouts(
     run: Run,
-    stages: console.ProgressStages,
-    sources: Sequence[Checkpoint],
-    ask: Callable[[], Teacher],
+    stages: Stages,
+    teachers: Sequence[Checkpoint],
+    load_teacher: Callable[[], Teacher],
     rows: datasets.Dataset,
 ) -> tuple[datasets.Dataset, Mapping[str, int]]:
-    """The rows that the student learns from: as they are, or (rollout=teacher) their prompts with the teacher's answers.
+    """The training rows: unchanged, or (rollout=teacher) their prompts with the teacher's completions.
 
-    The answers are kept in the cache, a few at a time, and stand in the run directory for people to read.
+    The completions are stored in the cache part by part, and written into the run directory for people to read.
 
     Returns:
-        The rows, and how many answers are not among them, by reason.
+        The rows, and how many completions were dropped, by reason.
     """
-    how = run.cfg.rollout
-    if how.source != "teacher":
+    cfg = run.cfg.rollout
+    if cfg.source != "teacher":
         return rows, {}
-    judge, dropped = own_function(how.filter), Counter[str]()
-    made_by = (
-        queried_by(run, sources),
-        how.model_dump(exclude={"answers", "expand", "filter"}),
-        "whole or none",
-    )
-    folder = cache_dir("rollouts") / digest(*made_by, run.cfg.seed)[:32]
-    texts: list[list[str | None]] = []
-    with run.stage(stages, run.named("rollouts"), how.answers * len(rows)) as progress:
-        for number in range(how.answers):
-            seed = seed_of(run.cfg.seed, number) if number else run.cfg.seed
-            place = cache_dir("rollouts") / digest(*made_by, seed)[:32]
+    function, dropped = own_function(cfg.filter), Counter[str]()
+    completed: list[dict[str, Any]] = []
+    for row, texts in zip(rows, _completions(run, stages, teachers, load_teacher, rows), strict=True):
+        ended = [text for text in texts if text is not None]
+        dropped[CUT] += len(texts) - len(ended)
+        completed += [
+            run.task.with_completion(row, text) for text in kept(row, ended, cfg.filter, function, dropped)
+        ]
+    log_dropped(+dropped, cfg.answers * len(rows))
+    table = datasets.Dataset.from_list(completed) if completed else rows.select([])
+    _require_completions(run, table, dropped[CUT], cfg.answers * len(rows))
+    if cfg.keep_fraction < 1:
+        table = _likeliest(run, teachers, load_teacher, table, cfg.keep_fraction)
+    write_rows(run, "rollouts", table)
+    return table, +dropped
+
+
+def _completions(
+    run: Run,
+    stages: Stages,
+    teachers: Sequence[Checkpoint],
+    load_teacher: Callable[[], Teacher],
+    rows: datasets.Dataset,
+) -> list[tuple[str | None, ...]]:
+    """The teacher's completions of each prompt, rollout.answers of them; None for one without an end."""
+    cfg = run.cfg.rollout
+    columns: list[list[str | None]] = []
+    with stages.stage(run.stage_name("rollouts"), cfg.answers * len(rows)) as progress:
+        for index in range(cfg.answers):
+            seed = seed_of(run.cfg.seed, index) if index else run.cfg.seed
+            folder = cache_path(Completions.of(run, teachers, cfg, seed))
 
             def write(part: datasets.Dataset, _: int, seed: int = seed) -> list[str | None]:
-                return ask().write(list(part), how, seed)
+                return load_teacher().write(list(part), cfg, seed)
 
-            with exclusive(run, place):
-                texts.append(make_in_parts(run, progress, place, rows, PART, write, number * len(rows)))
-    found: list[dict[str, Any]] = []
-    for row, answers in zip(rows, zip(*texts, strict=True), strict=True):
-        whole = [text for text in answers if text is not None]
-        dropped[CUT] += len(answers) - len(whole)
-        found += [
-            run.task.with_completion(row, text) for text in kept(row, whole, how.filter, judge, dropped)
-        ]
-    log_dropped(+dropped, how.answers * len(rows))
-    answered = datasets.Dataset.from_list(found) if found else rows.select([])
+            with exclusive(run, folder):
+                update = progress_from(progress, index * len(rows))
+                columns.append(make_in_parts(run, folder, rows, PART, write, update))
+    return list(zip(*columns, strict=True))
+
+
+def _require_completions(run: Run, rows: datasets.Dataset, cut: int, total: int) -> None:
+    """Refuse too few rows for a batch.
+
+    Raises:
+        ConfigError: with rollout.max_new_tokens as the remedy, if completions were dropped because of it.
+    """
     try:
-        require_rows(run, answered)
+        require_rows(run, rows)
     except ConfigError as error:
-        if not dropped[CUT]:
+        if not cut:
             raise
         raise ConfigError(
-            f"rollout.max_new_tokens = {how.max_new_tokens}: {dropped[CUT]} of the teacher's {how.answers * len(rows)} answers do not come "
+            f"rollout.max_new_tokens = {run.cfg.rollout.max_new_tokens}: {cut} of the teacher's {total} answers do not come "
             f"to their end in so many tokens, and are left out; raise it ({error})"
         ) from None
-    if how.keep_fraction < 1:
-        answered = _likeliest(run, folder, ask, sources[0], answered, how.keep_fraction)
-    write_rows(run, "rollouts", answered)
-    return answered, +dropped
 
 
-def log_dropped(dropped: Mapping[str, int], answers: int) -> None:
-    """Tell how many of so many answers are not learnt; where a tenth and more were too long, that only short ones are."""
-    for why, count in dropped.items():
-        level = log_level(count, answers) if why == CUT else logging.INFO
+def log_dropped(dropped: Mapping[str, int], total: int) -> None:
+    """Log how many completions were dropped, by reason. If a tenth or more had no end, it is a warning: only short ones are left."""
+    for reason, count in dropped.items():
+        level = log_level(count, total) if reason == CUT else logging.INFO
         remedy = "; the student learns from the short ones alone: raise it" if level > logging.INFO else ""
-        logger.log(level, "rollouts: %d of %d answers left out (%s%s)", count, answers, why, remedy)
+        logger.log(level, "rollouts: %d of %d answers left out (%s%s)", count, total, reason, remedy)
 
 
 def _likeliest(
     run: Run,
-    folder: Path,
-    ask: Callable[[], Teacher],
-    source: Checkpoint,
+    teachers: Sequence[Checkpoint],
+    load_teacher: Callable[[], Teacher],
     rows: datasets.Dataset,
     share: float,
 ) -> datasets.Dataset:
-    """The rows, in their order, of which the teacher itself finds a token likeliest on average."""
+    """The share of the rows, in their order, whose completions have the highest mean log-probability under the teacher itself."""
 
-    def judge(part: datasets.Dataset, _: int) -> list[float]:
-        return likelihoods(ask(), source, run.task, part, run.cfg.dataset.max_length)
+    def score(part: datasets.Dataset, _: int) -> list[float]:
+        return likelihoods(load_teacher(), teachers[0], run.task, part, run.max_length)
 
+    folder = cache_path(CompletionScores.of(run, teachers))
     with exclusive(run, folder):
-        scores = np.asarray(make_in_parts(run, None, folder / "scores", rows, PART, judge))
+        scores = np.asarray(make_in_parts(run, folder, rows, PART, score))
     best = np.argsort(-scores, kind="stable")[: max(1, round(share * len(rows)))]
     logger.info(
         "rollouts: %d of %d answers are kept, those that the teacher finds likeliest", len(best), len(rows)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from kdcli import console
 from kdcli.errors import DataError, ModelError
 from kdcli.files import replaced
 from kdcli.losses.hard_label import HardLabel
@@ -34,14 +34,13 @@ from kdcli.pipeline.plan import (
     Phase,
     Run,
     TeacherData,
-    encode_split,
     eval_steps,
     quantization_trainer,
     seed_name,
 )
 from kdcli.pipeline.remote import BETTER
+from kdcli.pipeline.stages import Stages
 from kdcli.pipeline.teacher import teacher_predictions
-from kdcli.pipeline.validate import is_lenient
 from kdcli.rundir import METRICS, UNQUANTIZED
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.token_classification.task import TokenClassification
@@ -53,12 +52,71 @@ from kdcli.training.job import TrainJob
 from kdcli.training.preflight import preflight
 from kdcli.training.trainer import train
 
+PREFLIGHT_ROWS = 1000
+"""Training rows from which the pre-flight takes its batch."""
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model that has been trained in some phases.
+
+    Attributes:
+        checkpoint: as it is after them.
+        steps: the optimizer steps of each phase, by its name.
+    """
+
+    checkpoint: Checkpoint
+    steps: Mapping[str, int]
+
+
+def train_trainee(run: Run, stages: Stages, teacher_data: TeacherData, before: Trainee | None) -> Trainee:
+    """Train a part's model in all phases of the part.
+
+    Args:
+        before: the model after the phases of earlier parts; None: there are none, and it is initialised first.
+    """
+    checkpoint = initialize_student(run, teacher_data) if before is None else before.checkpoint
+    outputs = _student_outputs(run, teacher_data, checkpoint)
+    _require_max_length(run, checkpoint)
+    _require_same_tokens(run, teacher_data, checkpoint)
+    _preflight_phases(run, teacher_data, checkpoint, outputs, untrained=before is None)
+    steps = dict(before.steps if before is not None else {})
+    for index, phase in enumerate(run.phases):
+        rows = phase.select(teacher_data.rows)
+        steps[phase.name] = planned_steps(phase.trainer, len(rows))
+        job = PhaseJob(
+            phase,
+            checkpoint,
+            _output_folder(run, index),
+            rows,
+            steps[phase.name],
+            teacher_data.teacher,
+            _training_teacher(phase, teacher_data, outputs),
+            outputs.get("validation"),
+        )
+        _train(run, stages, job)
+        checkpoint = Checkpoint(job.out, checkpoint.name, code=checkpoint.code)
+    return Trainee(checkpoint, steps)
+
+
+def _output_folder(run: Run, index: int) -> Path:
+    """Where the model is saved after a phase. The student before its quantization-aware phase is kept: it shows what the phase is worth."""
+    phase, following = run.phases[index], run.phases[index + 1 : index + 2]
+    if following and following[0].quantization:
+        return run.folder / UNQUANTIZED
+    return run.model_folder if phase.last else run.folder / "stages" / "after" / phase.name
+
+
+def initial_folder(run: Run, trainee: str) -> Path:
+    """Where an untrained model is saved."""
+    return run.folder / "stages" / "initialized" / trainee
+
 
 def initialize_student(run: Run, teacher_data: TeacherData) -> Checkpoint:
-    """The untrained student, the same for student and control, as a directory."""
-    folder = run.folder / "stages" / "born" / run.trainee
+    """The untrained student, the same one for student and control, saved as a directory."""
+    folder = initial_folder(run, run.trainee)
     if run.state.is_main_process and not is_saved(folder):
-        seed_everything(stage_seed(run.cfg.seed, "birth"))
+        seed_everything(stage_seed(run.cfg.seed, "birth"))  # the name is part of the seed
         model, tokenizer = run.initializer.initialize(run.task, teacher_data.teacher, teacher_data.rows)
         with replaced(folder) as temporary:
             model.save_pretrained(temporary)
@@ -68,230 +126,202 @@ def initialize_student(run: Run, teacher_data: TeacherData) -> Checkpoint:
     return Checkpoint(folder, f"the {run.trainee}", code=run.cfg.student.trust_remote_code)
 
 
-def train_trainee(
-    run: Run, stages: console.ProgressStages, teacher_data: TeacherData, born: Checkpoint, fresh: bool
-) -> tuple[Checkpoint, dict[str, int]]:
-    """A model trained in the steps of a part, and how many optimizer steps each was.
-
-    Args:
-        born: the model as it is before.
-        fresh: it has learnt nothing yet.
-    """
-    all_teacher_data = teacher_data.outputs
-    if all_teacher_data and not run.shared:  # a translator learns from the texts alone
-        all_teacher_data = (
-            aligned(run, teacher_data.teacher, born, all_teacher_data)
-            if isinstance(run.task, CausalLM)
-            else {}
-        )
-    require_fit(run, born)
-    require_same_pieces(run, teacher_data.teacher, born, teacher_data.rows)
-    run_preflight(run, teacher_data, born, all_teacher_data, fresh)
-    return train_phases(run, stages, teacher_data, born, all_teacher_data)
-
-
-def aligned(
-    run: Run, teacher: Checkpoint, born: Checkpoint, signals: dict[str, Teacher]
-) -> dict[str, Teacher]:
-    """The teacher at the student's positions, where their tokens are not the same."""
-    assert isinstance(run.task, CausalLM)
-    theirs, ours = load_tokenizer(teacher), load_tokenizer(born)
-    max_length = run.cfg.dataset.max_length
+def _student_outputs(run: Run, teacher_data: TeacherData, student: Checkpoint) -> Mapping[str, Teacher]:
+    """The teacher of each split at the student's positions. A translation model with another tokenizer has none: it learns from texts alone."""
+    if not teacher_data.outputs or run.shared:
+        return teacher_data.outputs
+    if not isinstance(run.task, CausalLM):
+        return {}
+    tokenizers = load_tokenizer(teacher_data.teacher), load_tokenizer(student)
     return {
-        split: AlignedTeacher(inner, run.task, theirs, ours, max_length) for split, inner in signals.items()
+        split: AlignedTeacher(teacher, run.task, *tokenizers, run.max_length)
+        for split, teacher in teacher_data.outputs.items()
     }
 
 
-def require_fit(run: Run, born: Checkpoint) -> None:
-    """The born student's tokenizer cuts no row into more tokens than a row may have: one that was trimmed spells words, and the
-    teacher answers for each of them.
+def _require_max_length(run: Run, student: Checkpoint) -> None:
+    """The student's tokenizer cuts no row into more tokens than dataset.max_length: one with a trimmed vocabulary spells words, and the
+    teacher has outputs for each of them.
 
     Raises:
         DataError
     """
     if not isinstance(run.task, TokenClassification):
         return
-    tokenizer = load_tokenizer(born)
+    tokenizer = load_tokenizer(student)
     if tokenizer.get_vocab() == load_tokenizer(run.initializer.source or run.sources[0]).get_vocab():
-        return  # the rows were cut for it
-    for name, rows in run.data.splits.items():
+        return  # the rows were prepared for it
+    for split, rows in run.data.splits.items():
         try:
-            run.task.encode(tokenizer, rows, run.cfg.dataset.max_length)
+            run.encode(tokenizer, rows)
         except DataError as error:
             raise DataError(
-                f"{name}: {error.message}. A student whose vocabulary was trimmed spells the words that its tokens lack: it can also keep more "
+                f"{split}: {error.message}. A student whose vocabulary was trimmed spells the words that its tokens lack: it can also keep more "
                 "of them (a smaller min_count or a larger max_tokens of its vocabulary), or all (student=tiny, layers, pruned)"
             ) from None
 
 
-def require_same_pieces(run: Run, teacher: Checkpoint, born: Checkpoint, rows: datasets.Dataset) -> None:
-    """Where a loss compares the models' inside token by token, both must cut every row into the same tokens.
+def _require_same_tokens(run: Run, teacher_data: TeacherData, student: Checkpoint) -> None:
+    """Where a loss compares features token by token, teacher and student cut every row into the same tokens.
 
     Raises:
         ModelError: they do not.
     """
-    if not any(step.uses_features for step in run.phases):
+    if not any(phase.uses_features for phase in run.phases):
         return
-    tokenizers = load_tokenizer(teacher), load_tokenizer(born)
-    theirs, ours = (run.task.encode(each, rows, run.cfg.dataset.max_length) for each in tokenizers)
-    pieces = [
-        each.convert_ids_to_tokens(encoded.columns["input_ids"].tolist())
-        for each, encoded in zip(tokenizers, (theirs, ours), strict=True)
+    tokenizers = load_tokenizer(teacher_data.teacher), load_tokenizer(student)
+    of_teacher, of_student = (run.encode(tokenizer, teacher_data.rows) for tokenizer in tokenizers)
+    tokens = [
+        tokenizer.convert_ids_to_tokens(encoded.columns["input_ids"].tolist())
+        for tokenizer, encoded in zip(tokenizers, (of_teacher, of_student), strict=True)
     ]
-    if not np.array_equal(theirs.offsets, ours.offsets) or pieces[0] != pieces[1]:
+    if not np.array_equal(of_teacher.offsets, of_student.offsets) or tokens[0] != tokens[1]:
         raise ModelError(
-            "the student and the teacher cut the training rows into different tokens, so what goes on inside them cannot be compared "
+            "the student and the teacher cut the training rows into different tokens, so their features cannot be compared "
             "token by token; use a student over the teacher's vocabulary (student=layers, student=tiny …), or leave out the loss "
-            "terms that read the inside (hidden states, attention, relations)"
+            "terms that read features (hidden states, attention, relations)"
         )
 
 
-def run_preflight(
-    run: Run, teacher_data: TeacherData, born: Checkpoint, all_teacher_data: dict[str, Teacher], fresh: bool
+def _preflight_phases(
+    run: Run,
+    teacher_data: TeacherData,
+    student: Checkpoint,
+    outputs: Mapping[str, Teacher],
+    untrained: bool,
 ) -> None:
-    """The pre-flight, with the losses of every step."""
-    validation = run.data["validation"]
-    said, classes = (
-        teacher_predictions(run, teacher_data, "validation") if teacher_data.outputs else (None, 0)
-    )
-    for step in run.phases:
-        distiller, tokenizer = _distiller(run, born, step, teacher_data.teacher)
-        chosen = step.select(teacher_data.rows)
-        first = step is run.phases[0]
-        comparable = first and fresh and run.shared and not run.initializer.inherits_teacher
+    """The pre-flight with the losses of each phase; the teacher itself is looked at once."""
+    comparable = untrained and run.shared and not run.initializer.inherits_teacher
+    for phase in run.phases:
+        predictions, classes, validation = None, 0, None
+        distiller, tokenizer = _distiller(run, student, phase, teacher_data.teacher)
+        rows = phase.select(teacher_data.rows)
+        rows = rows.select(range(min(PREFLIGHT_ROWS, len(rows))))
+        if phase is run.phases[0]:
+            if teacher_data.outputs:
+                predictions, classes = teacher_predictions(run, teacher_data, "validation")
+            validation = run.split(tokenizer, run.data["validation"]) if comparable else None
         preflight(
             distiller,
             tokenizer,
-            said if first else None,
+            predictions,
             classes,
-            _teacher_of_phase(step, all_teacher_data, teacher_data.load_teacher),
-            encode_split(run, chosen.select(range(min(1000, len(chosen)))), tokenizer),
-            encode_split(run, validation, tokenizer) if comparable else None,
-            bf16=fast_bf16(step.trainer.precision),
-            lenient=is_lenient(run, step.trainer),
+            _training_teacher(phase, teacher_data, outputs),
+            run.split(tokenizer, rows),
+            validation,
+            bf16=fast_bf16(phase.trainer.precision),
+            lenient=run.is_lenient(phase.trainer),
             remedy="" if run.remote is None else BETTER,
         )
 
 
-def _teacher_of_phase(
-    step: Phase, all_teacher_data: dict[str, Teacher], ask: Callable[[], Teacher]
+def _training_teacher(
+    phase: Phase, teacher_data: TeacherData, outputs: Mapping[str, Teacher]
 ) -> Teacher | None:
-    """Who answers for the training rows of a step: what is stored says nothing of the inside."""
-    if step.uses_features:
-        return ask()
-    return all_teacher_data.get("train") if step.uses_teacher else None
+    """The teacher of a phase's training rows: the model itself if a term reads features, which are not stored."""
+    if phase.uses_features:
+        return teacher_data.load_teacher()
+    return outputs.get("train") if phase.uses_teacher else None
 
 
-def train_phases(
-    run: Run,
-    stages: console.ProgressStages,
-    teacher_data: TeacherData,
-    born: Checkpoint,
-    all_teacher_data: dict[str, Teacher],
-) -> tuple[Checkpoint, dict[str, int]]:
-    """A model, taught by the teacher, step after step, and the number of optimizer steps of each."""
-    taken: dict[str, int] = {}
-    for number, step in enumerate(run.phases, start=1):
-        chosen = step.select(teacher_data.rows)
-        steps = planned_steps(step.trainer, len(chosen))
-        out = run.out if step.last else run.folder / "stages" / "after" / step.name
-        if number < len(run.phases) and run.phases[number].quantization:
-            out = run.folder / UNQUANTIZED  # it is kept: what the last step is worth is told by it
-        _train(
-            run,
-            stages,
-            step,
-            born,
-            out,
-            chosen,
-            steps,
-            teacher_data.teacher,
-            _teacher_of_phase(step, all_teacher_data, teacher_data.load_teacher),
-            all_teacher_data.get("validation"),
-        )
-        born = Checkpoint(out, born.name, code=born.code)
-        taken[step.name] = steps
-    return born, taken
-
-
-def train_control(run: Run, stages: console.ProgressStages, steps: dict[str, int]) -> None:
-    """The same student with the gold labels alone: the same birth, seed and steps; rows without gold are left out.
+def train_control(run: Run, stages: Stages, student_steps: Mapping[str, int]) -> None:
+    """Train the same student on the gold labels alone: the same initialisation, seed and number of steps. Rows without a gold label are
+    dropped.
 
     Args:
-        steps: the student's optimizer steps, by the names of its steps; those with rounded weights the control takes so too.
+        student_steps: the student's optimizer steps by phase. The control has a quantization-aware phase if the student has one.
     """
-    own = next((loss for loss in run.phases[-1].losses.values() if isinstance(loss, HardLabel)), HardLabel())
-    step = Phase("control", {"hard_label": own}, {"hard_label": 1.0}, run.cfg.trainer)
-    out, source = run.folder / "control", run.sources[0]
-    last = steps.pop(QUANTIZED, 0)
-    before = run.folder / "stages" / "after" / "control" if last else out
-    born = Checkpoint(
-        run.folder / "stages" / "born" / STUDENT, "the control", code=run.cfg.student.trust_remote_code
-    )
-    _train(run, stages, step, born, before, run.data.gold, sum(steps.values()), source)
-    if last:
+    losses = run.phases[-1].losses.values()
+    hard_label = next((loss for loss in losses if isinstance(loss, HardLabel)), HardLabel())
+    quantized_steps = student_steps.get(QUANTIZED, 0)
+    steps = sum(student_steps.values()) - quantized_steps
+    out, before = run.folder / "control", run.folder / "stages" / "after" / "control"
+    initial = Checkpoint(initial_folder(run, STUDENT), "the control", code=run.cfg.student.trust_remote_code)
+    phase = Phase("control", {"hard_label": hard_label}, {"hard_label": 1.0}, run.cfg.trainer)
+    gold, teacher = run.data.gold, run.sources[0]
+    job = PhaseJob(phase, initial, before if quantized_steps else out, gold, steps, teacher)
+    _train(run, stages, job)
+    if quantized_steps:
         trainer = quantization_trainer(run.cfg, run.cfg.trainer)
-        step = dataclasses.replace(
-            step, name="control/quantized", trainer=trainer, quantization=run.quantized
+        quantized = dataclasses.replace(
+            phase, name="control/quantized", trainer=trainer, quantization=run.quantization
         )
-        born = Checkpoint(before, born.name, code=born.code)
-        _train(run, stages, step, born, out, run.data.gold, last, source)
+        trained = Checkpoint(before, initial.name, code=initial.code)
+        _train(run, stages, PhaseJob(quantized, trained, out, gold, quantized_steps, teacher))
 
 
-def _train(
-    run: Run,
-    stages: console.ProgressStages,
-    step: Phase,
-    born: Checkpoint,
-    out: Path,
-    rows: datasets.Dataset,
-    steps: int,
-    source: Checkpoint,
-    teacher: Teacher | None = None,
-    validation_teacher: Teacher | None = None,
-) -> None:
-    if is_saved(out):
-        stages.skip(step.name, "trained before")
+@dataclass(frozen=True)
+class PhaseJob:
+    """The training of a model in one phase.
+
+    Attributes:
+        checkpoint: the model before the phase.
+        out: where it is saved after the phase.
+        rows: the training rows.
+        steps: optimizer steps.
+        teacher_checkpoint: the teacher's, whose config the losses read.
+        teacher, validation_teacher: the teacher of the training and of the validation rows; None: no loss reads it.
+    """
+
+    phase: Phase
+    checkpoint: Checkpoint
+    out: Path
+    rows: datasets.Dataset
+    steps: int
+    teacher_checkpoint: Checkpoint
+    teacher: Teacher | None = None
+    validation_teacher: Teacher | None = None
+
+
+def _train(run: Run, stages: Stages, job: PhaseJob) -> None:
+    """Train a model in one phase, unless it was trained before."""
+    phase = job.phase
+    if is_saved(job.out):
+        stages.skip(phase.name, "trained before")
         return
-    with run.stage(stages, step.name, steps) as progress:
-        distiller, tokenizer = _distiller(run, born, step, source)
-        seed = stage_seed(run.cfg.seed, seed_name(step.name))
+    on_policy = phase.uses_teacher and run.cfg.rollout.source == "student"
+    with stages.stage(phase.name, job.steps) as progress:
+        distiller, tokenizer = _distiller(run, job.checkpoint, phase, job.teacher_checkpoint)
+        seed = stage_seed(run.cfg.seed, seed_name(phase.name))
         seed_everything(seed)
         train(
             TrainJob(
-                name=step.name,
-                folder=run.folder / "stages" / step.name,
-                out=out,
+                name=phase.name,
+                folder=run.folder / "stages" / phase.name,
+                out=job.out,
                 distiller=distiller,
                 tokenizer=tokenizer,
-                train=encode_split(run, rows, tokenizer),
-                validation=encode_split(run, run.data["validation"], tokenizer),
-                cfg=step.trainer,
-                steps=steps,
-                eval_steps=eval_steps(step.trainer, len(rows)),
+                train=run.split(tokenizer, job.rows),
+                validation=run.split(tokenizer, run.data["validation"]),
+                cfg=phase.trainer,
+                steps=job.steps,
+                eval_steps=eval_steps(phase.trainer, len(job.rows)),
                 seed=seed,
                 progress=progress,
-                max_length=run.cfg.dataset.max_length,
-                saved=functools.partial(run.note, progress),
-                teacher=teacher,
-                rollout=run.cfg.rollout
-                if step.uses_teacher and run.cfg.rollout.source == "student"
-                else None,
-                validation_teacher=validation_teacher if step.uses_teacher else None,
+                max_length=run.max_length,
+                saved=functools.partial(stages.record, progress),
+                teacher=job.teacher,
+                rollout=run.cfg.rollout if on_policy else None,
+                validation_teacher=job.validation_teacher if phase.uses_teacher else None,
                 metrics=run.folder / METRICS,
-                finish=(step.quantization or run.initializer).merge_and_unload,
+                finish=(phase.quantization or run.initializer).merge_and_unload,
             )
         )
         run.state.wait_for_everyone()
 
 
-def _distiller(run: Run, born: Checkpoint, step: Phase, teacher: Checkpoint) -> tuple[Distiller, Any]:
-    seed_everything(stage_seed(run.cfg.seed, f"{seed_name(step.name)}: what is new"))
-    # a stage before may have been of another task
-    model = load_model(born, run.task)[0] if has_head(born, run.task) else with_new_head(born, run.task)
-    (step.quantization or run.initializer).prepare_for_training(model)
-    for loss in step.losses.values():
-        loss.attach(model.config, load_config(teacher))
-    return Distiller(model, run.task, step.losses, step.weights), load_tokenizer(
-        born, model, run.cfg.dataset.max_length
+def _distiller(
+    run: Run, student: Checkpoint, phase: Phase, teacher: Checkpoint
+) -> tuple[Distiller, PreTrainedTokenizerBase]:
+    """The model of a checkpoint with the losses of a phase, and its tokenizer."""
+    # the name is part of the seed
+    seed_everything(stage_seed(run.cfg.seed, f"{seed_name(phase.name)}: what is new"))
+    # an earlier stage may have trained it on another task
+    model = (
+        load_model(student, run.task)[0] if has_head(student, run.task) else with_new_head(student, run.task)
     )
+    (phase.quantization or run.initializer).prepare_for_training(model)
+    for loss in phase.losses.values():
+        loss.attach(model.config, load_config(teacher))
+    distiller = Distiller(model, run.task, phase.losses, phase.weights)
+    return distiller, load_tokenizer(student, model, run.max_length)

@@ -25,6 +25,7 @@ from kdcli.model_files import require_layers
 from kdcli.signals import PARTS, AnySignal, HiddenSignal, Part, Signal, TopKSignal, chunks
 from kdcli.tasks.presentation import Presentation
 from kdcli.tasks.rows import IGNORE, RowSchema
+from kdcli.tasks.split_cache import SplitCache
 
 ANY = 2**30
 """Tokens: more than any row has."""
@@ -82,6 +83,11 @@ class Encoded(TorchDataset[dict[str, Any]]):
         """Tokens of each row, (N,): of both sequences, where there are two."""
         own = np.diff(self.offsets)
         return own if self.target_offsets is None else own + np.diff(self.target_offsets)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the arrays take."""
+        return sum(column.nbytes for column in self.columns.values()) + self.offsets.nbytes
 
     def counted(self) -> tuple[np.ndarray, np.ndarray]:
         """The labels that count among those that stand in `columns`, int64 (N,), and how many each row has."""
@@ -206,6 +212,7 @@ class Task(ABC):
     def __init__(self, labels: Sequence[str] = (), chat: bool = False):
         self.labels = list(labels)
         self.chat = chat
+        self._encoded = SplitCache[Encoded]()
 
     @classmethod
     def of(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
@@ -244,6 +251,12 @@ class Task(ABC):
     @abstractmethod
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
         """Tokenize a split's rows."""
+
+    def encode_split(
+        self, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, max_length: int
+    ) -> Encoded:
+        """`encode`, whose result is kept: the same rows are tokenized once by all tokenizers that do the same."""
+        return self._encoded.get(tokenizer, rows, max_length, self.encode)
 
     def lengths(self, tokenizer: PreTrainedTokenizerBase, rows: Any) -> np.ndarray:
         """How many tokens each row has before anything is cut off, (N,); of pairs the longer side."""

@@ -171,7 +171,7 @@ def test_processes_that_cannot_share_a_batch(processes: int, micro: int | None) 
 def test_cache_folder_that_cannot_be(refused: Refused, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback of mkdir, after the data was read."""
     monkeypatch.setenv("KDCLI_CACHE_DIR", str(here / "notes.txt"))
-    assert "notes.txt/signals cannot be made" in refused()
+    assert "notes.txt/teacher_outputs cannot be made" in refused()
 
 
 def test_unknown_keys_are_all_named(refused: Refused) -> None:

@@ -125,7 +125,7 @@ def test_a_file_system_that_is_read_only_is_named(
     monkeypatch.setenv("KDCLI_CACHE_DIR", str(disk.folder if place == "cache" else tmp_path / "cache"))
     run = disk.folder / "run" if place == "run" else tmp_path / "run"
     if place == "cache":
-        for kind in ("teachers", "signals"):
+        for kind in ("teachers", "teacher_outputs"):
             (disk.folder / kind).mkdir()
     disk.resize(1 << 26, "remount,ro,")
     outcome = run_here([*words, f"hydra.run.dir={run}"], tmp_path)

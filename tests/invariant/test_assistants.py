@@ -61,7 +61,13 @@ def test_an_assistant_teaches_the_student(distil: Distil, small: list[str], tmp_
     assistants; and one that a kill makes train anew would give another student."""
     whole = distil("whole", *ASSISTANT, "trainer.eval_steps=10")
     report, steps = report_of(whole), steps_of(whole)
-    assert list(steps) == ["signals", "assistant", "assistant/signals", "student/answers", "control"]
+    assert list(steps) == [
+        "teacher outputs",
+        "assistant",
+        "assistant/teacher outputs",
+        "student/answers",
+        "control",
+    ]
     assert steps["control"] == steps["student/answers"]
     config = json.loads((whole / "assistants" / "assistant" / "config.json").read_text())
     assert config["hidden_size"] == 24
@@ -98,7 +104,7 @@ def test_an_assistant_among_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert launch("distill", [*options, f"hydra.run.dir={run}"]) == 0
     assert (
         list(steps_of(run))
-        == ["signals", "middle", "middle/signals", "student/last", "control", "evaluate"][:5]
+        == ["teacher outputs", "middle", "middle/teacher outputs", "student/last", "control", "evaluate"][:5]
     )
     assert "kl_to_teacher" in report_of(run)["assistants"]["middle"]["scores"]
 
@@ -161,10 +167,10 @@ def test_distilbert(small: list[str], masked: Path, tmp_path: Path, monkeypatch:
     assert (
         list(steps)
         == [
-            "general/signals",
+            "general/teacher outputs",
             "student/general",
             "teacher",
-            "signals",
+            "teacher outputs",
             "student/task",
             "control",
             "evaluate",

@@ -127,7 +127,7 @@ def test_the_control_is_rounded_too_and_what_went_before_is_as_without_the_stage
     before = load_file(run / "unquantized" / "model.safetensors")
     assert all(torch.equal(each, before[name]) for name, each in weights(plain).items())
     steps = told(run)
-    assert list(steps) == ["signals", "student", "student/quantized", "control", "control/quantized"]
+    assert list(steps) == ["teacher outputs", "student", "student/quantized", "control", "control/quantized"]
     assert steps["student"] == steps["control"] == told(plain)["student"]
     assert steps["student/quantized"] == steps["control/quantized"] == 2 * (440 // 16)
     for name in ("student", "control"):

@@ -69,7 +69,7 @@ def test_stages_follow_one_another_and_resume(distil: Distil, small: list[str], 
     whole = distil("whole", *options)
     report = json.loads((whole / "report.json").read_text())
     steps = {stage["name"]: stage["steps"] for stage in report["stages"]}
-    assert list(steps) == ["signals", "student/inside", "student/answers", "control"]
+    assert list(steps) == ["teacher outputs", "student/inside", "student/answers", "control"]
     assert steps["student/answers"] == 2 * (300 // 16)
     assert steps["control"] == steps["student/inside"] + steps["student/answers"]
     assert set(report["loss"]) == {"inside/hidden", "answers/soft_label", "answers/hard_label"}

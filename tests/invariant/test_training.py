@@ -85,10 +85,10 @@ def test_cold_and_warm_cache_give_the_same_bits(
     )
     cold = distil("cold_run", *options, "control=false")
     stages = json.loads((cold / "report.json").read_text())["stages"]
-    assert [stage["name"] for stage in stages] == ["teacher", "signals", "student"]
+    assert [stage["name"] for stage in stages] == ["teacher", "teacher outputs", "student"]
     warm = distil("warm_run", *options, "control=false")
     assert [stage["name"] for stage in json.loads((warm / "report.json").read_text())["stages"]] == [
-        "signals",
+        "teacher outputs",
         "student",
     ]
     assert same(cold, warm)

@@ -25,7 +25,7 @@ from kdcli.data.dataset import Data, load, require_batch, with_gold
 from kdcli.data.readers import LONGEST_FIELD
 from kdcli.data.splits import SPLITS
 from kdcli.errors import ConfigError, DataError
-from kdcli.pipeline.cache import content_hash
+from kdcli.pipeline.keys import content_hash
 from kdcli.tasks.rows import IGNORE
 
 ROWS = sentences(60)

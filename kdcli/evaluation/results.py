@@ -1,0 +1,253 @@
+"""The typed contents of the files that a run ends with: report.json and env.json. Never imports torch.
+
+Every file has a `schema`, the number of its format. `read` understands the formats up to `SCHEMA` and refuses others by name. `make schemas`
+writes the JSON schemas into docs/.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
+
+from kdcli.errors import ConfigError
+from kdcli.files import read_json, write_json, write_text
+from kdcli.rundir import REPORT, saved_config
+
+logger = logging.getLogger(__name__)
+SCHEMA = 1
+"""The newest format that this version reads, and the one that it writes."""
+ENVIRONMENT = "env.json"
+"""The file of a run directory that says what a run was made with."""
+
+
+class Part(BaseModel):
+    """A mapping in a result. Keys that are not named here are kept: those of a task, and those of later versions."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+    def as_json(self) -> dict[str, Any]:
+        """The keys that were given, as plain data."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+class Result(Part):
+    """A file that a command writes."""
+
+    schema_: int = Field(SCHEMA, alias="schema", ge=1, le=SCHEMA)
+    """The number of the file's format."""
+
+    @classmethod
+    def of(cls, **content: Any) -> Self:
+        """A result in the format of this version.
+
+        Raises:
+            pydantic.ValidationError: a bug: the content is not of the format.
+        """
+        return cls.model_validate({"schema": SCHEMA, **content})
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        write_json(path, self.as_json())
+
+
+class ModelResult(Part):
+    """What one model costs and what it scores. An unknown value is null."""
+
+    parameters: int | None = None
+    bytes: int | None = None
+    """Of the weight files."""
+    score: float | None = None
+    """The task's headline metric on the test split; higher is better."""
+    scores: dict[str, Any] = {}
+    """All metrics of the task, and the 95 % interval of the headline metric."""
+    latency_ms: dict[str, float | None] = {}
+    """Percentiles of one row at a time: p50, p95, p99."""
+    throughput_per_s: float | None = None
+    peak_memory_bytes: int | None = None
+    path: str | None = None
+    """teacher: the directory of its checkpoint."""
+    members: list[str] = []
+    """teacher: the directories of an ensemble's checkpoints."""
+
+
+class DatasetResult(Part):
+    """The data set of a run: its numbers of rows and its fingerprint."""
+
+    name: str
+    train: int
+    labelled: int
+    augmented: int
+    validation: int
+    test: int
+    fingerprint: str
+    dropped: dict[str, int] = {}
+    """Rows that were dropped from the source, by reason."""
+    answers_left_out: dict[str, int] = {}
+    """Completions of the teacher that were dropped, by reason."""
+
+
+class StageTime(TypedDict):
+    """A stage of a run."""
+
+    name: str
+    seconds: float
+    """In all processes that the run has had."""
+    steps: int
+
+
+class Verdict(Part):
+    """The comparison of student, control and teacher on the test split. An unknown value is null."""
+
+    retention: float | None
+    """The student's share of the teacher's score."""
+    gain_over_control: float | None
+    gain_ci95: tuple[float, float] | None
+    gain_p: float | None = None
+    """The share of resamples in which the student is not better than the control; of metrics that are no mean over rows."""
+    agreement: float | None
+    """The share of positions at which student and teacher predict the same."""
+    kl_to_teacher: float | None
+    kl_gain_over_control: float | None = None
+    kl_gain_ci95: tuple[float, float] | None = None
+    compression: float | None
+    """The teacher's parameters over the student's."""
+    speedup: float | None
+    """The student's throughput over the teacher's."""
+    text: str
+    """The verdict in a sentence."""
+
+
+class Report(Result):
+    """report.json: the results of `kdcli distill`."""
+
+    task: str
+    metric: str
+    """The headline metric of the task."""
+    test_examples: int
+    smoke: bool
+    seed: int
+    labels: list[str]
+    dataset: DatasetResult
+    loss: dict[str, dict[str, Any]]
+    """The loss terms with their weights and arguments; with stages as stage/term."""
+    stages: list[StageTime]
+    validation_score: dict[str, float | None]
+    """The best score of each model on the validation split."""
+    models: dict[str, ModelResult]
+    assistants: dict[str, ModelResult]
+    verdict: Verdict
+
+
+class CheckpointRecord(Part):
+    """A checkpoint, by its hashes."""
+
+    path: str
+    commit: str | None
+    weights: str
+    tokenizer: str
+
+
+class DatasetRecord(Part):
+    """The data set, by its fingerprint."""
+
+    path: str
+    commit: str | None
+    fingerprint: str
+
+
+class Environment(Result):
+    """env.json: the versions, the machine, the data and the checkpoints that a run was made with."""
+
+    processes: int
+    seeds: dict[str, int]
+    bf16: dict[str, bool]
+    dataset: DatasetRecord
+    teacher: CheckpointRecord | dict[str, Any]
+    """A local teacher's checkpoint; or what identifies a remote teacher."""
+    stand_in: CheckpointRecord | None = None
+    """The checkpoint from which students of a remote teacher are initialised."""
+    student: CheckpointRecord | None
+    others: list[CheckpointRecord]
+    """The further members of an ensemble."""
+    stages: dict[str, str]
+    """The fingerprints of the data sets of stages that have their own."""
+
+
+class NewerVersionError(ConfigError):
+    """A newer version of kdcli wrote the file."""
+
+
+R = TypeVar("R", bound=Result)
+RESULTS: dict[str, type[Result]] = {"report": Report, "env": Environment}
+"""The result files, by the stem of their names."""
+
+
+def read(path: Path, kind: type[R], remedy: str) -> R:
+    """A result file.
+
+    Args:
+        remedy: what the user can do about a damaged file.
+
+    Raises:
+        ConfigError: it is damaged, or a newer version of kdcli wrote it.
+    """
+    version = read_json(path, dict, remedy).get("schema", SCHEMA)
+    if type(version) is int and version > SCHEMA:
+        raise NewerVersionError(
+            f"{path} has the schema {version}, and this version of kdcli reads up to {SCHEMA}: a newer version wrote it; update kdcli "
+            "(pip install --upgrade kdcli)"
+        )
+    return read_json(path, kind, remedy)
+
+
+def read_report(run: Path) -> Report:
+    """The report of a finished run.
+
+    Raises:
+        ConfigError: the run is not finished, or its report is damaged or of a newer version.
+    """
+    saved_config(run)
+    if not (run / REPORT).is_file():
+        raise ConfigError(
+            f"{run} is not finished (no {REPORT}); continue it with: kdcli distill hydra.run.dir={run} …"
+        )
+    return _report(run)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run has its report. A damaged report is named in a warning and does not count: the same command writes it again.
+
+    Raises:
+        ConfigError: a newer version of kdcli wrote the report.
+    """
+    if not (run / REPORT).is_file():
+        return False
+    try:
+        _report(run)
+    except NewerVersionError:
+        raise
+    except ConfigError as error:
+        logger.warning("%s", error.message)
+        return False
+    return True
+
+
+def _report(run: Path) -> Report:
+    return read(run / REPORT, Report, "the same kdcli distill writes it again")
+
+
+def json_schema(name: str) -> str:
+    """The JSON schema of a result file, as text."""
+    schema = RESULTS[name].model_json_schema(by_alias=True)
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_schemas(folder: Path) -> None:
+    """Write the JSON schema of each result file."""
+    for name in RESULTS:
+        write_text(folder / f"{name}.schema.json", json_schema(name))

@@ -1,0 +1,172 @@
+"""Makes the plan of a run: finds its data and its checkpoints, and checks everything that can be checked before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from kdcli.config.components import build
+from kdcli.config.schema import Distill as Config
+from kdcli.data.augment import find_proposer
+from kdcli.data.dataset import Data, load
+from kdcli.data.filters import own_function
+from kdcli.evaluation.predict import prepared, require_device
+from kdcli.exporting.targets.base import Target, require_task
+from kdcli.models.checkpoint import Checkpoint, load_tokenizer, shared_token_count
+from kdcli.pipeline.environment import record_environment
+from kdcli.pipeline.plan import (
+    OWN,
+    Phase,
+    Run,
+    assistant_checkpoint,
+    build_initializer,
+    config_of_part,
+    plan_phases,
+)
+from kdcli.pipeline.sources import teacher_sources
+from kdcli.pipeline.validate import (
+    remote_teacher,
+    require_architecture,
+    require_checkpoints,
+    require_control_rows,
+    require_features,
+    require_one_vocabulary,
+    require_positions,
+    require_prompts,
+    require_rows,
+    require_targets,
+    require_teacher_term,
+    require_trainers,
+    require_tuning_rows,
+    shares_tokens,
+    storing_temperature,
+    warn_of_unseen_labels,
+)
+from kdcli.rundir import METRICS, rewrite_metrics
+from kdcli.students.base import StudentInitializer
+from kdcli.tasks import task_of
+from kdcli.teachers.remote.protocol import RemoteTeacher
+
+
+def plan_run(cfg: Config, folder: Path, names: Mapping[str, str]) -> list[Run]:
+    """The plan of a run, checked; its environment is written to env.json.
+
+    Returns:
+        The parts of the run in their order: consecutive phases of one trainee with one teacher_key. The last one trains the student on the
+        run's data.
+
+    Raises:
+        ConfigError, DataError, ModelError, TeacherError
+    """
+    require_device(cfg.measure)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    folder = Path(broadcast_object_list([str(folder)])[0])
+    phases = plan_phases(cfg)
+    remote = remote_teacher(cfg, phases)
+    data = load(cfg.dataset)
+    warn_of_unseen_labels(cfg, data)
+    sources = teacher_sources(cfg, remote, data, state)
+    names = names if remote is None else {**names, "teacher": remote.name}
+    parts = _parts(cfg, folder, names, state, phases, data, sources, remote)
+    require_trainers(cfg, phases, state)
+    require_task(build(cfg.hardware, Target), names["hardware"], cfg.dataset.spec.family)
+    require_teacher_term(cfg, phases)
+    run = parts[-1]
+    require_control_rows(run)
+    if remote is not None:
+        own_function(cfg.rollout.filter)
+        remote.begin(run.task, cfg.dataset, run.data.gold)
+    if state.is_main_process:
+        record_environment(parts)
+        rewrite_metrics(folder / METRICS)
+    state.wait_for_everyone()
+    assistants = {part.trainee for part in parts}
+    return [
+        dataclasses.replace(part, sources=[assistant_checkpoint(part)])
+        if part.teacher_key in assistants
+        else part
+        for part in parts
+    ]
+
+
+def _parts(
+    cfg: Config,
+    folder: Path,
+    names: Mapping[str, str],
+    state: PartialState,
+    phases: list[Phase],
+    data: Data,
+    sources: list[Checkpoint],
+    remote: RemoteTeacher | None,
+) -> list[Run]:
+    """The parts, each with its own data set and initialiser."""
+    loaded = {OWN: data}
+    initializers: dict[str, StudentInitializer] = {}
+    parts: list[Run] = []
+    for (teacher_key, trainee), group in itertools.groupby(
+        phases, lambda phase: (phase.teacher_key, phase.trainee)
+    ):
+        own = config_of_part(cfg, teacher_key, trainee)
+        source = OWN if own.dataset == cfg.dataset else teacher_key
+        if source not in loaded:
+            loaded[source] = load(own.dataset)
+        if trainee not in initializers:
+            initializers[trainee] = build_initializer(own.student)
+        part = Run(
+            cfg=own,
+            folder=folder,
+            names=names,
+            state=state,
+            data=loaded[source],
+            task=task_of(own.dataset, loaded[source].labels),
+            sources=sources,
+            initializer=initializers[trainee],
+            phases=list(group),
+            taught_phases=[phase for phase in phases if phase.teacher_key == teacher_key],
+            remote=remote,
+        )
+        parts.append(_checked(part))
+    return parts
+
+
+def _checked(part: Run) -> Run:
+    """A part with its data prepared, and with what its teacher and its student share. An assistant's part is checked with the run's teacher.
+
+    Raises:
+        ConfigError, DataError, ModelError, TeacherError
+    """
+    cfg, task, remote = part.cfg, part.task, part.remote
+    require_architecture(part)
+    require_features(part)
+    require_checkpoints(part)
+    own = part.initializer.source
+    teacher_tokenizer = load_tokenizer(part.sources[0], max_length=part.max_length)
+    student_tokenizer = teacher_tokenizer if own is None else load_tokenizer(own, max_length=part.max_length)
+    tokenizers = teacher_tokenizer, student_tokenizer
+    splits = {
+        name: prepared(task, rows, tokenizers, part.max_length) for name, rows in part.data.splits.items()
+    }
+    part = dataclasses.replace(part, data=dataclasses.replace(part.data, splits=splits))
+    if task.vocabulary:
+        shared = shares_tokens(part, teacher_tokenizer, student_tokenizer) and remote is None
+        classes = shared_token_count(teacher_tokenizer, student_tokenizer) if shared else None
+        part = dataclasses.replace(part, shared=shared, classes=classes)
+        require_one_vocabulary(part)
+    require_targets(part)
+    if cfg.rollout.source != "dataset":
+        require_prompts(part)
+    require_positions(part)
+    if (cfg.teacher.cache and task.vocabulary) or len(part.sources) > 1:
+        storing_temperature(part)
+    if cfg.dataset.augment is None:
+        require_rows(part, part.data["train"])
+    else:
+        find_proposer(cfg.dataset.augment, cfg.teacher)
+    require_tuning_rows(part)
+    return part

@@ -1,0 +1,79 @@
+"""env.json: what a run was made with, and the check that a continued run finds the same data and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kdcli.environment import environment
+from kdcli.errors import DataError
+from kdcli.evaluation.results import ENVIRONMENT, CheckpointRecord, Environment, read
+from kdcli.models.checkpoint import Checkpoint, fast_bf16, stage_seed
+from kdcli.pipeline.plan import Run
+
+CHECKED = {
+    "dataset": "dataset",
+    "stages": "dataset of a stage",
+    "teacher": "teacher",
+    "others": "ensemble of teachers",
+    "student": "student",
+}
+"""The keys that must not change while a run is continued, and what they describe."""
+SEEDED = "teacher", "birth", "student"
+"""The stages whose seeds are recorded, by the names that are part of the seeds."""
+
+
+def record_environment(parts: Sequence[Run]) -> None:
+    """Write env.json, or compare it with what a continued run finds.
+
+    Raises:
+        DataError: the data or a checkpoint are not those that the run was begun with.
+        ConfigError: env.json is damaged.
+    """
+    run = parts[-1]
+    path = run.folder / ENVIRONMENT
+    current = _environment(parts)
+    if not path.is_file():
+        current.write(path)
+        return
+    recorded = read(
+        path,
+        Environment,
+        "restore it; or remove it, and the run goes on without the check that its data and models are the ones it was begun with",
+    )
+    for key, description in CHECKED.items():
+        if getattr(recorded, key) != getattr(current, key):
+            raise DataError(
+                f"the {description} is not the one that {run.folder} was begun with; start a new run"
+            )
+
+
+def _environment(parts: Sequence[Run]) -> Environment:
+    run = parts[-1]
+    cfg, source = run.cfg, run.initializer.source
+    bf16 = {
+        "teacher": fast_bf16(cfg.teacher.trainer.precision),
+        "student": fast_bf16(cfg.trainer.precision),
+    }
+    return Environment.of(
+        **environment(),
+        processes=run.state.num_processes,
+        seeds={"run": cfg.seed} | {name: stage_seed(cfg.seed, name) for name in SEEDED},
+        bf16=bf16,
+        dataset={"path": cfg.dataset.path, "commit": run.data.commit, "fingerprint": run.data.fingerprint},
+        teacher=_record(run.sources[0]) if run.remote is None else run.remote.fingerprint,
+        stand_in=None if run.remote is None else _record(run.sources[0]),
+        student=None if source is None else _record(source),
+        others=list(map(_record, run.sources[1:])),
+        stages={part.teacher_key: part.data.fingerprint for part in parts if part.cfg.dataset != cfg.dataset},
+    )
+
+
+def _record(source: Checkpoint) -> dict[str, Any]:
+    record = CheckpointRecord(
+        path=source.name,
+        commit=source.commit,
+        weights=source.weights_hash,
+        tokenizer=source.tokenizer_hash,
+    )
+    return record.as_json()
