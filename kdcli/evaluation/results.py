@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
@@ -53,6 +53,10 @@ class Result(Part):
     def write(self, path: Path) -> None:
         """Write the file."""
         write_json(path, self.as_json())
+
+
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+"""The bounds of a 95 % interval."""
 
 
 class ModelResult(Part):
@@ -106,14 +110,14 @@ class Verdict(Part):
     retention: float | None
     """The student's share of the teacher's score."""
     gain_over_control: float | None
-    gain_ci95: tuple[float, float] | None
+    gain_ci95: Interval | None
     gain_p: float | None = None
     """The share of resamples in which the student is not better than the control; of metrics that are no mean over rows."""
     agreement: float | None
     """The share of positions at which student and teacher predict the same."""
     kl_to_teacher: float | None
     kl_gain_over_control: float | None = None
-    kl_gain_ci95: tuple[float, float] | None = None
+    kl_gain_ci95: Interval | None = None
     compression: float | None
     """The teacher's parameters over the student's."""
     speedup: float | None
@@ -196,13 +200,15 @@ def read(path: Path, kind: type[R], remedy: str) -> R:
     Raises:
         ConfigError: it is damaged, or a newer version of kdcli wrote it.
     """
-    version = read_json(path, dict, remedy).get("schema", SCHEMA)
+    content = read_json(path, dict, remedy)
+    version = content.get("schema", SCHEMA)
     if type(version) is int and version > SCHEMA:
         raise NewerVersionError(
             f"{path} has the schema {version}, and this version of kdcli reads up to {SCHEMA}: a newer version wrote it; update kdcli "
             "(pip install --upgrade kdcli)"
         )
-    return read_json(path, kind, remedy)
+    read_json(path, kind, remedy)  # checks the types strictly
+    return kind.model_validate(content)
 
 
 def read_report(run: Path) -> Report:
