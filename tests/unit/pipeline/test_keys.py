@@ -124,7 +124,9 @@ OTHER: dict[str, Any] = {
     "rollout.source": "student",
     "rollout.pick": "nearest",
     "teacher.trainer.precision": "bf16",
-    "teacher.from_scratch": NewTranslator.model_validate({"_target_": "kdcli.students.encoder_decoder.EncoderDecoder"}),
+    "teacher.from_scratch": NewTranslator.model_validate(
+        {"_target_": "kdcli.students.encoder_decoder.EncoderDecoder"}
+    ),
     "measure": None,
     "hardware": None,
     "loss": {},
@@ -139,7 +141,9 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]
     for name, annotation in typing.get_type_hints(model).items():
         if name not in model.model_fields:
             continue
-        options = [option for option in (annotation, *typing.get_args(annotation)) if isinstance(option, type)]
+        options = [
+            option for option in (annotation, *typing.get_args(annotation)) if isinstance(option, type)
+        ]
         inner = [option for option in options if issubclass(option, Section)]
         if f"{prefix}{name}" in ("teacher", "student"):
             inner = options
@@ -232,7 +236,9 @@ def test_every_field_is_listed_once() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(FIELDS))
-def test_a_field_changes_the_keys_that_name_it(path: str, config: Distill, teacher: Path, tmp_path: Path) -> None:
+def test_a_field_changes_the_keys_that_name_it(
+    path: str, config: Distill, teacher: Path, tmp_path: Path
+) -> None:
     """A field that is listed in a key, and has no part in it, gives stale results; one that is needlessly in it makes them anew."""
     other = changed(config, path, another(path))
     differ = set()
@@ -244,7 +250,9 @@ def test_a_field_changes_the_keys_that_name_it(path: str, config: Distill, teach
 
 def test_rows_are_in_keys_by_their_content() -> None:
     """Two texts that differ in case have one id: the teacher's outputs of the one would be read for the other."""
-    one, other = (datasets.Dataset.from_list([{"id": "1", "text": text, "label": 0}]) for text in ("Us", "us"))
+    one, other = (
+        datasets.Dataset.from_list([{"id": "1", "text": text, "label": 0}]) for text in ("Us", "us")
+    )
     relabelled = datasets.Dataset.from_list([{"id": "1", "text": "us", "label": 1}])
     assert content_hash(one) != content_hash(other) != content_hash(relabelled)
     assert content_hash(other, labels=False) == content_hash(relabelled, labels=False)
