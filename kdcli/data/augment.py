@@ -27,8 +27,8 @@ from kdcli.config.schema import Teacher
 from kdcli.errors import ModelError
 from kdcli.generation import seed_of
 from kdcli.models.checkpoint import Checkpoint, find, has_head, load_model, load_tokenizer
-from kdcli.tasks.base import padded
 from kdcli.tasks.classification.rows import ClassificationRows
+from kdcli.tasks.encoded import padded
 from kdcli.tasks.language_model import head_of
 from kdcli.tasks.masked_lm.task import MaskedLM
 

@@ -19,7 +19,8 @@ from kdcli.generation import decoded, generate, max_prompt_tokens
 from kdcli.measure.process import Process, measure_rows
 from kdcli.measure.spec import Runtime, runtime_of
 from kdcli.models.checkpoint import Checkpoint, label_order, load_config, load_tokenizer
-from kdcli.tasks.base import Encoded, Predictions, Task
+from kdcli.tasks.base import Predictions, Task
+from kdcli.tasks.encoded import Encoded
 from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.seq2seq.task import Seq2Seq
 

@@ -23,7 +23,8 @@ from kdcli.losses.base import Loss
 from kdcli.models.checkpoint import Checkpoint, find, has_head
 from kdcli.models.quantization import FakeQuantization
 from kdcli.students.base import StudentInitializer
-from kdcli.tasks.base import Encoded, Split, Task
+from kdcli.tasks.base import Split, Task
+from kdcli.tasks.encoded import Encoded
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.remote.protocol import RemoteTeacher
 

@@ -25,8 +25,8 @@ from kdcli.models.checkpoint import (
     same_vocabulary,
 )
 from kdcli.pipeline.plan import OWN, STUDENT, Phase, Run
-from kdcli.tasks.base import Encoded
 from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.encoded import Encoded
 from kdcli.tasks.rows import log_level
 from kdcli.tasks.seq2seq.task import Seq2Seq
 from kdcli.teachers.remote.protocol import RemoteTeacher

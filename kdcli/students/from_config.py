@@ -20,7 +20,8 @@ from kdcli.errors import ConfigError, suggest
 from kdcli.models.checkpoint import Checkpoint, first_position, load_config, load_model, load_tokenizer
 from kdcli.students.base import StudentInitializer
 from kdcli.students.pretrained import from_checkpoint
-from kdcli.tasks.base import Encoded, Task
+from kdcli.tasks.base import Task
+from kdcli.tasks.encoded import Encoded
 
 SPREAD = 0.05
 """Standard deviation of inherited embeddings: BERT's trained ones have about that."""

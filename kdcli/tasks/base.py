@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.dataset import Dataset as DatasetConfig
@@ -23,80 +22,12 @@ from kdcli.features import capture_features
 from kdcli.generation import Reply
 from kdcli.model_files import require_layers
 from kdcli.signals import PARTS, AnySignal, HiddenSignal, Part, Signal, TopKSignal, chunks
+from kdcli.tasks.encoded import Encoded, SplitCache
 from kdcli.tasks.presentation import Presentation
-from kdcli.tasks.rows import IGNORE, RowSchema
-from kdcli.tasks.split_cache import SplitCache
+from kdcli.tasks.rows import RowSchema
 
 ANY = 2**30
 """Tokens: more than any row has."""
-TARGETS = ("target", "labels")
-"""Columns of the second sequence of a row, if it has two."""
-
-
-class Encoded(TorchDataset[dict[str, Any]]):
-    """Tokenized rows, flat in memory: one array a key and the offsets of the rows.
-
-    An item is the mapping that the collator gets: the row's arrays, its label if rows have one, and its number.
-
-    Attributes:
-        columns: per token, concatenated over the rows.
-        labels: one a row, int64; None where labels stand in `columns`.
-        target_offsets: where rows have a second sequence, to be written: the offsets of its columns, `TARGETS`.
-        pairs: each row's source and target as text, where what a model writes is compared with it.
-    """
-
-    def __init__(
-        self,
-        columns: Mapping[str, np.ndarray],
-        offsets: np.ndarray,
-        labels: np.ndarray | None = None,
-        target_offsets: np.ndarray | None = None,
-        pairs: Sequence[tuple[str, str]] = (),
-    ):
-        self.columns = dict(columns)
-        self.offsets = offsets
-        self.labels = labels
-        self.target_offsets = target_offsets
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        item: dict[str, Any] = {}
-        for name, flat in self.columns.items():
-            offsets = self._offsets(name)
-            item[name] = flat[offsets[row] : offsets[row + 1]]
-        if self.labels is not None:
-            item["label"] = self.labels[row]
-        return item | {"row": row}
-
-    @property
-    def gold(self) -> np.ndarray:
-        """Which rows have a gold label, bool (N,)."""
-        if self.labels is not None:
-            return self.labels != IGNORE
-        return np.maximum.reduceat(self.columns["labels"], self._offsets("labels")[:-1]) >= 0
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each row, (N,): of both sequences, where there are two."""
-        own = np.diff(self.offsets)
-        return own if self.target_offsets is None else own + np.diff(self.target_offsets)
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that the arrays take."""
-        return sum(column.nbytes for column in self.columns.values()) + self.offsets.nbytes
-
-    def counted(self) -> tuple[np.ndarray, np.ndarray]:
-        """The labels that count among those that stand in `columns`, int64 (N,), and how many each row has."""
-        labels = self.columns["labels"].astype(np.int64)
-        counted = labels != IGNORE
-        return labels[counted], np.add.reduceat(counted.astype(np.int64), self._offsets("labels")[:-1])
-
-    def _offsets(self, name: str) -> np.ndarray:
-        return self.offsets if self.target_offsets is None or name not in TARGETS else self.target_offsets
 
 
 @dataclass(frozen=True)
@@ -140,27 +71,6 @@ class Split:
 
     rows: datasets.Dataset
     encoded: Encoded
-
-
-def padded(
-    features: Sequence[dict[str, Any]], keys: Iterable[str], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Tensor]:
-    """Some of the rows' columns, padded on the right to the longest row, (B, L), and the rows' numbers, `rows` (B,)."""
-    fill = {
-        "input_ids": tokenizer.pad_token_id or 0,
-        "target": tokenizer.pad_token_id or 0,
-        "token_type_ids": tokenizer.pad_token_type_id,
-        "labels": IGNORE,
-    }
-    batch: dict[str, Tensor] = {}
-    for key in keys:
-        lines = [feature["input_ids" if key == "attention_mask" else key] for feature in features]
-        array = np.full((len(lines), max(map(len, lines))), fill.get(key, 0), np.int64)
-        for place, line in zip(array, lines, strict=True):
-            place[: len(line)] = 1 if key == "attention_mask" else line
-        batch[key] = torch.from_numpy(array)
-    batch["rows"] = torch.tensor([int(feature["row"]) for feature in features])
-    return batch
 
 
 class Task(ABC):
@@ -212,7 +122,7 @@ class Task(ABC):
     def __init__(self, labels: Sequence[str] = (), chat: bool = False):
         self.labels = list(labels)
         self.chat = chat
-        self._encoded = SplitCache[Encoded]()
+        self._encoded = SplitCache()
 
     @classmethod
     def of(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:

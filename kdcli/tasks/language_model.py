@@ -16,7 +16,8 @@ from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.errors import ModelError
 from kdcli.losses.base import log_probs
 from kdcli.signals import Head, Signal, TopKSignal
-from kdcli.tasks.base import Encoded, Predictions, Task
+from kdcli.tasks.base import Predictions, Task
+from kdcli.tasks.encoded import Encoded
 
 CLOSE = 1e-3
 """The most by which the head's logits may differ from the model's own (fp32), relative to their size."""

@@ -20,10 +20,11 @@ from kdcli.errors import ConfigError, DataError, ModelError, listed
 from kdcli.files import digest
 from kdcli.generation import Reply, ends_of, max_prompt_tokens, reply, require_room
 from kdcli.signals import HiddenSignal
-from kdcli.tasks.base import Encoded, Predictions, padded
+from kdcli.tasks.base import Predictions
 from kdcli.tasks.causal_lm.presentation import PRESENTATION
 from kdcli.tasks.causal_lm.rows import CausalLMRows
 from kdcli.tasks.causal_lm.spec import SPEC
+from kdcli.tasks.encoded import Encoded, padded
 from kdcli.tasks.language_model import CLOSE, LanguageModel, head_of, tokenize
 from kdcli.tasks.rows import IGNORE, log_level
 from kdcli.text_metrics import text_scores

@@ -13,10 +13,11 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from kdcli.config.tasks import TaskSpec
 from kdcli.signals import Signal, TopKSignal
-from kdcli.tasks.base import Encoded, Predictions, Task, padded
+from kdcli.tasks.base import Predictions, Task
 from kdcli.tasks.classification.presentation import PRESENTATION
 from kdcli.tasks.classification.rows import ClassificationRows
 from kdcli.tasks.classification.spec import SPEC
+from kdcli.tasks.encoded import Encoded, padded
 from kdcli.tasks.rows import RowSchema
 
 LARGEST_MATRIX = 1000

@@ -17,7 +17,7 @@ from kdcli.errors import ConfigError, DataError, ModelError
 from kdcli.files import digest
 from kdcli.generation import seed_of
 from kdcli.signals import HiddenSignal
-from kdcli.tasks.base import Encoded, padded
+from kdcli.tasks.encoded import Encoded, padded
 from kdcli.tasks.language_model import LanguageModel, head_of, tokenize, unknown_head
 from kdcli.tasks.masked_lm.presentation import PRESENTATION
 from kdcli.tasks.masked_lm.rows import MaskedLMRows

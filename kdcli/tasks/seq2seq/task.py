@@ -19,7 +19,8 @@ from kdcli.errors import ConfigError, DataError, listed, suggest
 from kdcli.files import digest
 from kdcli.generation import Reply, decoded, greedy_config, start_of, translate
 from kdcli.signals import HiddenSignal
-from kdcli.tasks.base import Encoded, Predictions, padded
+from kdcli.tasks.base import Predictions
+from kdcli.tasks.encoded import Encoded, padded
 from kdcli.tasks.language_model import LanguageModel, head_of
 from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.seq2seq.presentation import PRESENTATION

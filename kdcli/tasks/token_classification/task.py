@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdcli.errors import DataError, ModelError
 from kdcli.files import digest
 from kdcli.signals import Signal
-from kdcli.tasks.base import Encoded, Predictions, padded
+from kdcli.tasks.base import Predictions
 from kdcli.tasks.classification.task import CHUNK, Classification, log_softmax
+from kdcli.tasks.encoded import Encoded, padded
 from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.token_classification.presentation import PRESENTATION
 from kdcli.tasks.token_classification.rows import TokenClassificationRows

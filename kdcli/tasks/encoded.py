@@ -1,0 +1,157 @@
+"""Tokenized rows: how they lie in memory, a cache of them, and their padding to batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+from transformers import PreTrainedTokenizerBase
+
+from kdcli.tasks.rows import IGNORE
+
+TARGETS = ("target", "labels")
+"""Columns of the second sequence of a row, if it has two."""
+MOST_BYTES = 2**30
+"""How much memory the tokenized splits of a task may take."""
+
+
+class Encoded(TorchDataset[dict[str, Any]]):
+    """Tokenized rows, flat in memory: one array a key and the offsets of the rows.
+
+    An item is the mapping that the collator gets: the row's arrays, its label if rows have one, and its number.
+
+    Attributes:
+        columns: per token, concatenated over the rows.
+        labels: one a row, int64; None where labels stand in `columns`.
+        target_offsets: where rows have a second sequence, to be written: the offsets of its columns, `TARGETS`.
+        pairs: each row's source and target as text, where what a model writes is compared with it.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, np.ndarray],
+        offsets: np.ndarray,
+        labels: np.ndarray | None = None,
+        target_offsets: np.ndarray | None = None,
+        pairs: Sequence[tuple[str, str]] = (),
+    ):
+        self.columns = dict(columns)
+        self.offsets = offsets
+        self.labels = labels
+        self.target_offsets = target_offsets
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        item: dict[str, Any] = {}
+        for name, flat in self.columns.items():
+            offsets = self._offsets(name)
+            item[name] = flat[offsets[row] : offsets[row + 1]]
+        if self.labels is not None:
+            item["label"] = self.labels[row]
+        return item | {"row": row}
+
+    @property
+    def gold(self) -> np.ndarray:
+        """Which rows have a gold label, bool (N,)."""
+        if self.labels is not None:
+            return self.labels != IGNORE
+        return np.maximum.reduceat(self.columns["labels"], self._offsets("labels")[:-1]) >= 0
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, (N,): of both sequences, where there are two."""
+        own = np.diff(self.offsets)
+        return own if self.target_offsets is None else own + np.diff(self.target_offsets)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the arrays take."""
+        return sum(column.nbytes for column in self.columns.values()) + self.offsets.nbytes
+
+    def counted(self) -> tuple[np.ndarray, np.ndarray]:
+        """The labels that count among those that stand in `columns`, int64 (N,), and how many each row has."""
+        labels = self.columns["labels"].astype(np.int64)
+        counted = labels != IGNORE
+        return labels[counted], np.add.reduceat(counted.astype(np.int64), self._offsets("labels")[:-1])
+
+    def _offsets(self, name: str) -> np.ndarray:
+        return self.offsets if self.target_offsets is None or name not in TARGETS else self.target_offsets
+
+
+def padded(
+    features: Sequence[dict[str, Any]], keys: Iterable[str], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Tensor]:
+    """Some of the rows' columns, padded on the right to the longest row, (B, L), and the rows' numbers, `rows` (B,)."""
+    fill = {
+        "input_ids": tokenizer.pad_token_id or 0,
+        "target": tokenizer.pad_token_id or 0,
+        "token_type_ids": tokenizer.pad_token_type_id,
+        "labels": IGNORE,
+    }
+    batch: dict[str, Tensor] = {}
+    for key in keys:
+        lines = [feature["input_ids" if key == "attention_mask" else key] for feature in features]
+        array = np.full((len(lines), max(map(len, lines))), fill.get(key, 0), np.int64)
+        for place, line in zip(array, lines, strict=True):
+            place[: len(line)] = 1 if key == "attention_mask" else line
+        batch[key] = torch.from_numpy(array)
+    batch["rows"] = torch.tensor([int(feature["row"]) for feature in features])
+    return batch
+
+
+class SplitCache:
+    """Tokenized splits, by their rows, their tokenizer and the maximum length; the least recently used go beyond `MOST_BYTES`.
+
+    A run reads the same split for its checks, for each of its phases and for its evaluation, with tokenizers that are loaded anew from the
+    teacher, the initialised student and the trained one, and give the same tokens.
+    """
+
+    def __init__(self) -> None:
+        self._splits: OrderedDict[Hashable, tuple[Encoded, PreTrainedTokenizerBase]] = OrderedDict()
+
+    def get(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: datasets.Dataset,
+        max_length: int,
+        encode: Callable[[PreTrainedTokenizerBase, datasets.Dataset, int], Encoded],
+    ) -> Encoded:
+        """The rows as `encode(tokenizer, rows, max_length)` returns them."""
+        key = rows._fingerprint, max_length, tokenizer_key(tokenizer)
+        if key not in self._splits:
+            # the entry holds the tokenizer too, so that no other one can get its id
+            self._splits[key] = encode(tokenizer, rows, max_length), tokenizer
+            while (
+                len(self._splits) > 1 and sum(split.nbytes for split, _ in self._splits.values()) > MOST_BYTES
+            ):
+                self._splits.popitem(last=False)
+        self._splits.move_to_end(key)
+        return self._splits[key][0]
+
+
+def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> Hashable:
+    """A value that two tokenizers share only if they cut every text into the same tokens. A tokenizer without a fast backend shares it
+    with no other."""
+    settings = (
+        type(tokenizer).__name__,
+        tuple(tokenizer.model_input_names),
+        repr(tokenizer.special_tokens_map),
+        repr(tokenizer.chat_template),
+        tokenizer.truncation_side,
+    )
+    if not tokenizer.is_fast:
+        return *settings, id(tokenizer)
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # each call sets truncation and padding anew
+    backend.no_padding()
+    return *settings, hashlib.sha256(backend.to_str().encode()).hexdigest()
