@@ -29,7 +29,7 @@ from kdcli.pipeline.keys import (
     content_hash,
 )
 from kdcli.pipeline.plan import Run
-from kdcli.students.from_config import FromConfig
+from kdcli.students.pretrained import Pretrained
 from kdcli.tasks import task_of
 
 TEACHER = {TeacherOutputs, Completions, CompletionScores}
@@ -196,8 +196,8 @@ def config(teacher: Path) -> Distill:
                 "path": str(teacher),
                 "trainer": {"precision": "fp32", "epochs": 2},
             },
-            "student": {"_target_": "kdcli.students.from_config.FromConfig", "hidden_size": 16},
-            "dataset": {"path": "reviews.csv", "augment": {"copies": 2}},
+            "student": {"_target_": "kdcli.students.pretrained.Pretrained", "path": str(teacher)},
+            "dataset": {"task": "classification", "path": "reviews.csv", "augment": {"copies": 2}},
             "loss": {"soft_label": {"_target_": "kdcli.losses.forward_kl.ForwardKL"}},
             "hardware": {"_target_": "kdcli.exporting.targets.cpu.Cpu"},
         },
@@ -210,13 +210,13 @@ def keys(cfg: Distill, teacher: Path, folder: Path, kind: str) -> dict[type[Key]
     own = {"text": "a good film", "label": 1} if labels else {"prompt": "a", "completion": "b"}
     rows = datasets.Dataset.from_list([{"id": "1", **own}])
     data = Data(dict.fromkeys(("train", "validation", "test"), rows), labels, "fingerprint")
-    if kind == "causal_lm" and cfg.dataset.task is None:
+    if kind == "causal_lm" and cfg.dataset.task == "classification":
         cfg = cfg.model_copy(update={"dataset": cfg.dataset.model_copy(update={"task": kind})})
     task = task_of(cfg.dataset, labels)
     if kind == "causal_lm":
         task.vocabulary = True
     sources = [Checkpoint(teacher, "teacher")]
-    run = Run(cfg, folder, {}, PartialState(cpu=True), data, task, sources, FromConfig(), [], [])
+    run = Run(cfg, folder, {}, PartialState(cpu=True), data, task, sources, Pretrained(), [], [])
     made = [
         TunedTeacher.of(run, 0),
         TeacherOutputs.of(run, sources, rows, 2.0),
