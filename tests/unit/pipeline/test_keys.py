@@ -61,7 +61,7 @@ IN_KEY: dict[str, set[type[Key]]] = {
     **{
         f"rollout.{name}": {Completions}
         for name in (
-            "source", "max_new_tokens", "sampling_temperature", "batch_size", "num_beams", "length_penalty", "candidates", "pick",
+            "source", "max_new_tokens", "sampling_temperature", "batch_size", "num_beams", "length_penalty", "candidates",
         )
     },
 }  # fmt: skip
@@ -72,7 +72,7 @@ TRAINED = "the student and the control are not shared between runs"
 ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(
         (
-            "teacher.path", "teacher.revision", "teacher.trust_remote_code", "teacher.others", "teacher.stand_in",
+            "teacher.path", "teacher.revision", "teacher.trust_remote_code", "teacher.others", "student.init_from",
             "dataset.augment.path", "dataset.augment.revision",
         ),
         CHECKPOINT,
@@ -85,7 +85,7 @@ ELSEWHERE: dict[str, str] = {
             "dataset.encoding", "dataset.delimiter", "dataset.quote", "dataset.columns", "dataset.replace", "dataset.limit",
             "dataset.eval_limit", "dataset.labelled", "dataset.unlabelled", "dataset.unlabelled_limit", "dataset.mask_copies",
             "dataset.clean.identical", "dataset.clean.max_ratio", "dataset.clean.ratio_from", "dataset.clean.script",
-            "dataset.clean.overlong",
+            "dataset.truncation",
         ),
         ROWS,
     ),
@@ -122,7 +122,6 @@ OTHER: dict[str, Any] = {
     "dataset.messages": "messages",
     "dataset.augment.path": "elsewhere",
     "rollout.source": "student",
-    "rollout.pick": "nearest",
     "teacher.trainer.precision": "bf16",
     "teacher.from_scratch": NewTranslator.model_validate(
         {"_target_": "kdcli.students.encoder_decoder.EncoderDecoder"}
