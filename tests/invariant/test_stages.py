@@ -69,15 +69,15 @@ def test_stages_follow_one_another_and_resume(distil: Distil, small: list[str], 
     whole = distil("whole", *options)
     report = json.loads((whole / "report.json").read_text())
     steps = {stage["name"]: stage["steps"] for stage in report["stages"]}
-    assert list(steps) == ["teacher outputs", "student/inside", "student/answers", "control"]
+    assert list(steps) == ["teacher outputs", "student/features", "student/answers", "control"]
     assert steps["student/answers"] == 2 * (300 // 16)
-    assert steps["control"] == steps["student/inside"] + steps["student/answers"]
+    assert steps["control"] == steps["student/features"] + steps["student/answers"]
     assert set(report["loss"]) == {"inside/hidden", "answers/soft_label", "answers/hard_label"}
-    assert "student/inside" in (whole / "report.html").read_text()
+    assert "student/features" in (whole / "report.html").read_text()
     rates = {}
     for line in map(json.loads, (whole / "metrics.jsonl").read_text().splitlines()):
         rates.setdefault(line["stage"], []).append(line.get("lr", 0))
-    assert max(rates["student/inside"]) > 2 * max(rates["student/answers"])
+    assert max(rates["student/features"]) > 2 * max(rates["student/answers"])
     process = start(tmp_path / "killed", [*small, *options, "measure=null"])
     stage = tmp_path / "killed" / "stages" / "student" / "answers"
     wait_for(lambda: any(stage.glob("checkpoint-2*/trainer_state.json")), process)
