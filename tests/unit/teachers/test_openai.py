@@ -13,7 +13,8 @@ from kdcli.config.dataset import Dataset
 from kdcli.errors import TeacherError
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
-from kdcli.teachers.remote.openai import OpenAITeacher, _clash
+from kdcli.teachers.remote.labels import clash
+from kdcli.teachers.remote.openai import OpenAITeacher
 
 URL = "http://127.0.0.1:1/v1"
 ROW = {"id": "1", "text": "so it is", "label": 0}
@@ -47,39 +48,40 @@ def choice(*tokens: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def shares(found: OpenAITeacher) -> list[float]:
-    return [round(share, 3) for share in np.exp(found.predictions["1"]).tolist()]
+def shares(log_p: np.ndarray | None) -> list[float]:
+    assert log_p is not None
+    return [round(share, 3) for share in np.exp(log_p).tolist()]
 
 
 def test_tokens_become_labels() -> None:
     """Spellings of a label that are not added up, or tokens of other words that are."""
-    found = teacher(["negative", "irony", "fine"])
+    labels = teacher(["negative", "irony", "fine"]).labels
     tops = {" Neg": 0.3, "negative": 0.1, "**fine": 0.2, "I": 0.2, "The": 0.1, "fines": 0.05}
-    found._from_tokens(ROW, choice({"\n": 1.0}, tops))
+    log_p = labels.read([choice({"\n": 1.0}, tops)])
     # irony is not listed: at most the least listed, and what is left
-    assert shares(found) == [round(0.4 / 0.65, 3), round(0.05 / 0.65, 3), round(0.2 / 0.65, 3)]
-    assert found.missing == [pytest.approx(0.4)]
-    assert found._shares(choice(tops))[1] == pytest.approx(0.2)  # I: irony, or not
+    assert shares(log_p) == [round(0.4 / 0.65, 3), round(0.05 / 0.65, 3), round(0.2 / 0.65, 3)]
+    assert labels.missing == [pytest.approx(0.4)]
+    assert labels.token_shares(choice(tops))[1] == pytest.approx(0.2)  # I: irony, or not
 
 
 def test_no_log_probabilities() -> None:
     """A host that gives none: everything would be certain."""
     with pytest.raises(TeacherError, match="teacher.soft_labels=samples"):
-        teacher(["a", "b"])._from_tokens(ROW, {"text": "a", "logprobs": None})
+        teacher(["a", "b"]).labels.read([{"text": "a", "logprobs": None}])
 
 
 def test_letters() -> None:
     """A word that begins with the letter counts as the letter."""
-    found = teacher(["5", "51"])
-    assert found.lettered
-    found._from_tokens(ROW, choice({"A": 0.5, " b": 0.25, "Both": 0.2}))
-    assert shares(found) == [round(2 / 3, 3), round(1 / 3, 3)]
+    labels = teacher(["5", "51"]).labels
+    assert labels.lettered
+    log_p = labels.read([choice({"A": 0.5, " b": 0.25, "Both": 0.2})])
+    assert shares(log_p) == [round(2 / 3, 3), round(1 / 3, 3)]
     with pytest.raises(TeacherError, match="more than there are letters"):
         teacher([f"no {number}" for number in range(27)])
 
 
 @pytest.mark.parametrize(
-    ("labels", "whole", "clash"),
+    ("labels", "full", "pair"),
     [
         (["good", "bad"], False, None),
         (["negative", "neutral"], False, None),
@@ -91,9 +93,9 @@ def test_letters() -> None:
         (["a", "?"], True, ("a", "?")),
     ],
 )
-def test_clash(labels: list[str], whole: bool, clash: tuple[str, str] | None) -> None:
+def test_clash(labels: list[str], full: bool, pair: tuple[str, str] | None) -> None:
     """Labels that one token cannot tell apart."""
-    assert _clash(labels, whole) == clash
+    assert clash(labels, full) == pair
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_clash(labels: list[str], whole: bool, clash: tuple[str, str] | None) ->
 )  # fmt: skip
 def test_text_becomes_a_label(text: str, label: int | None) -> None:
     """An answer that names several labels, or none, is taken for one."""
-    assert teacher(["good", "bad", "not good"], soft_labels="one_hot")._label_in(text) == label
+    assert teacher(["good", "bad", "not good"], soft_labels="one_hot").labels.label_in(text) == label
 
 
 @pytest.mark.parametrize(
@@ -118,9 +120,9 @@ def test_text_becomes_a_label(text: str, label: int | None) -> None:
 )  # fmt: skip
 def test_text_becomes_a_letter(text: str, label: int | None) -> None:
     """The article of a sentence is taken for the label of the letter A."""
-    found = teacher(["-1", "0", "1"], soft_labels="samples")
-    assert found.lettered
-    assert found._label_in(text) == label
+    labels = teacher(["-1", "0", "1"], soft_labels="samples").labels
+    assert labels.lettered
+    assert labels.label_in(text) == label
 
 
 def test_parameters() -> None:
@@ -128,7 +130,7 @@ def test_parameters() -> None:
     found = teacher(
         ["good", "bad"], parameters={"max_tokens": None, "max_completion_tokens": 9, "temperature": 0.5}
     )
-    (body,) = found._labelling(ROW)
+    (body,) = found.label_requests(ROW)
     assert body.keys() == {"messages", "max_completion_tokens", "temperature", "logprobs", "top_logprobs"}
     assert (body["temperature"], body["top_logprobs"]) == (0.5, 20)
 
@@ -138,7 +140,7 @@ def test_examples_are_balanced_and_never_the_question() -> None:
     gold = [{"id": str(n), "text": f"text {n}", "label": int(n > 1)} for n in range(12)]
     found = teacher(["good", "bad"], gold, shots=4)
     assert sorted(row["label"] for row in found.examples) == [0, 0, 1, 1]
-    turns = found.messages(found.examples[0])
+    turns = found.prompter.messages(found.examples[0])
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 3 + ["user"]
     assert found.examples[0]["text"] in turns[-1]["content"]
     assert not any(found.examples[0]["text"] in turn["content"] for turn in turns[:-1])
@@ -154,10 +156,10 @@ def test_examples_of_answers() -> None:
         {"id": "2", "prompt": "three", "completion": "four"},
     ]
     found.begin(CausalLM(), Dataset(path="x", prompt="prompt", completion="completion"), rows[:1])
-    assert [turn["content"] for turn in found.messages(rows[1])] == ["one", "two", "three"]
+    assert [turn["content"] for turn in found.prompter.messages(rows[1])] == ["one", "two", "three"]
 
 
 def test_what_cannot_be_asked() -> None:
     """A task that has no prompt."""
-    with pytest.raises(TeacherError, match="not for token_classification"):
+    with pytest.raises(TeacherError, match="not token_classification"):
         OpenAITeacher(URL, "m").begin(Classification(["a"]), Dataset(path="x", words="w", tags="t"), [])
