@@ -221,8 +221,9 @@ def exports(targets: Sequence[str] = ("cpu", "intel", "mobile", "browser", "cuda
     from kdcli.config.schema import Distill, Measure
     from kdcli.data.dataset import load
     from kdcli.exporting.artifacts import folder_of
+    from kdcli.exporting.runtimes import runtime_of
+    from kdcli.measure.models import make_spec
     from kdcli.measure.process import Process
-    from kdcli.measure.spec import runtime_of, specified
     from kdcli.rundir import saved_config
     from kdcli.tasks import task_of
 
@@ -250,11 +251,11 @@ def exports(targets: Sequence[str] = ("cpu", "intel", "mobile", "browser", "cuda
                 print(f"exports: {target}: {name}: {entry['bytes'] / 1e6:.1f} MB, not run")
                 continue
             place = Path(teacher["path"])
-            asked = [specified(cfg, kind, path, home, task, texts, length)
+            asked = [make_spec(cfg, kind, path, home, task, texts, length)
                      for cfg, task, texts, length in [how]
                      for kind, path, home in (("torch", place, place), (runtime, file, folder_of(file)))]  # fmt: skip
             with Process(*asked[0]) as large, Process(*asked[1]) as small:
-                ratio = small.measure(beside=large).times_faster
+                ratio = small.measure(baseline=large).times_faster
             print(
                 f"exports: {target}: {name}: {entry['score']:.4f} ({entry['retention']:.4f} of the teacher's), "
                 f"{entry['bytes'] / 1e6:.2f} MB ({entry['bytes'] / student['bytes']:.3f} of the student's in fp32, the teacher's are "

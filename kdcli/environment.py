@@ -1,4 +1,4 @@
-"""What a result was made with: versions, hardware, code."""
+"""The environment of a result: versions, hardware, code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,6 @@ import torch
 import kdcli
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "safetensors", "numpy")
-RUNTIMES = (
-    "onnx",
-    "onnxruntime",
-    "ctranslate2",
-    "openvino",
-    "nncf",
-    "xllamacpp",
-    "ai-edge-litert",
-    "executorch",
-    "torchao",
-)
-"""Packages that make or run files for devices, told where they are installed."""
 FLAGS = (
     "avx2",
     "avx_vnni",
@@ -40,30 +29,36 @@ FLAGS = (
     "bf16",
     "sve",
 )
-"""What a processor may have, that quantized and half-precision products are quick by."""
+"""Features of a processor that speed up products of quantized and half-precision numbers."""
 
 
-def environment() -> dict[str, Any]:
-    """Versions of what computes, the machine (without its name) and how busy it is, and the commit of the folder one works in."""
-    has = torch.cpu.get_capabilities()
+def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
+    """Versions of packages, the machine (without its name) and its load, and the git commit of the working directory.
+
+    Args:
+        packages: further packages, such as those that make and run exported files; those that are not installed are left out.
+    """
+    capabilities = torch.cpu.get_capabilities()
     return {
         "kdcli": kdcli.__version__,
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
-        **{name: version for name in RUNTIMES if (version := _version(name))},
+        **dict(filter(None, map(_version, packages))),
         "platform": f"{platform.system()} {platform.machine()}",
-        "processor": has.get("cpu_name") or platform.processor(),
-        "processor_flags": [flag for flag in FLAGS if has.get(flag)],
+        "processor": capabilities.get("cpu_name") or platform.processor(),
+        "processor_flags": [flag for flag in FLAGS if capabilities.get(flag)],
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
         "git": _git_commit(),
     }
 
 
-def _version(package: str) -> str | None:
+def _version(package: str) -> tuple[str, str] | None:
+    """The name and the version of a package; None: it is not installed."""
     try:
-        return importlib.metadata.version(package)
+        found = importlib.metadata.metadata(package)
+        return str(found["Name"]), str(found["Version"])
     except importlib.metadata.PackageNotFoundError:
         return None
 

@@ -1,4 +1,4 @@
-"""Starts a process for each model and measures its speed and memory."""
+"""A model in a process of its own, which is measured there."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from kdcli import processes
 from kdcli.errors import ExportError
+from kdcli.measure.runtime import runtime_class, runtime_name
 from kdcli.measure.spec import (
     PASSES,
     PATIENCE,
@@ -26,52 +27,44 @@ from kdcli.measure.spec import (
     UNKNOWN,
     Measurement,
     MeasureSpec,
-    Runtime,
+    Texts,
     arrivals,
-    model_kind,
     percentiles,
-    runtime_class,
-    specified,
 )
 from kdcli.model_files import require_folder
 
-if TYPE_CHECKING:
-    from kdcli.config.schema import Measure
-    from kdcli.measure.spec import Texts
-    from kdcli.models.checkpoint import Checkpoint
-    from kdcli.tasks.base import Task
 NEAR = 0.8
-"""Of the best throughput: a batch size that has less in the first turn has no other."""
+"""A batch size that has less than this share of the best throughput in the first pass is not timed again."""
 TRIES = 8
-"""Rates that are tried, each a fifth below the last, where the one found on paper does not keep the limit."""
-BUSY = 0.9
-"""The least share of the time that a process computes which has the processor to itself."""
+"""Request rates that are tried, each a fifth below the last, if the computed rate exceeds the latency limit."""
 
 
 class Process:
-    """A model in a process of its own, loaded, which does what it is told; a context manager.
+    """A process that loads one model and measures it. It is a context manager.
 
     Args:
-        prompts: what it is given of each row, for its speed: `Texts`, of a language model's file pairs of a text and its token ids, of a
-            translator the source's token ids.
+        prompts: the inputs whose speed is measured: `Texts`, of a causal language model pairs of a text and its token ids, of an
+            encoder-decoder the token ids of the sources.
 
     Raises:
-        ExportError: from all methods: the runtime could not load or run the model; with the last lines of what it said.
-        ModelError: when it is entered: the model would run code of its own, or its files cannot be read.
+        ExportError: by all methods: the runtime cannot load or run the model; with the last lines of its stderr.
+        ModelError: on entering: the model would run code of its own, or its files cannot be read.
+        ConfigError: the runtime does not run such a model.
     """
 
     def __init__(self, spec: MeasureSpec, prompts: Sequence[Any]):
         self.spec = spec
-        self.prompts = [prompts[at] for at in _spaced(len(prompts), spec.max_texts)]
+        self.runtime = runtime_class(spec.runtime, spec.auto)
+        self.prompts = [prompts[index] for index in _spaced(len(prompts), spec.max_texts)]
         self.batch_sizes = list(spec.batch_sizes)
 
     def __enter__(self) -> Process:
         path = Path(self.spec.path)
         for folder in {Path(self.spec.tokenizer), *([path] if path.is_dir() else [])}:
             require_folder(folder, folder.name)
-        runtime_class(self.spec).require_safe(path)
+        self.runtime.require_safe(path)
         threads = str(self.spec.threads)
-        # the user's own folder is not among these: nothing that lies there may take the place of a module that is measured
+        # without the user's own folder: no file in it may replace a module that is measured
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {
             "OMP_NUM_THREADS": threads,
@@ -95,267 +88,161 @@ class Process:
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # what was raised is what is told
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # the exception that was raised matters
             self._child.communicate(timeout=None if raised[0] is None else 0.1)
         self._child.kill()
         self._child.wait()
         self._errors.close()
 
-    def measure(self, beside: Process | None = None) -> Measurement:
-        """Time the model.
+    def measure(self, baseline: Process | None = None) -> Measurement:
+        """Measure speed and memory.
 
         Args:
-            beside: a model that takes turns with it, on the same rows.
+            baseline: another model, which is timed interleaved with this one, on the same rows.
         """
-        spec, loaded = self.spec, self._loaded()
+        loaded = self._load()
         if not self.prompts:
             return UNKNOWN
-        # in no order, so that each turn's rows are like the others'
-        places = np.random.default_rng(0).permutation(len(self.prompts))
-        runs = np.resize(places, spec.latency_runs)
-        ours: list[dict[str, Any]] = []
-        theirs: list[dict[str, Any]] = []
-        for turn in np.array_split(runs, min(ROUNDS, len(runs))):
-            if beside:
-                theirs.append(beside.turn(turn.tolist()))
-            ours.append(self.turn(turn.tolist()))
-        spent = [ms for turn in ours for ms in turn["ms"]]
-        latency = percentiles(spent)
+        own, of_baseline = self._rounds(baseline)
+        milliseconds = [ms for each in own for ms in each["ms"]]
+        latency = percentiles(milliseconds)
         faster = [
-            statistics.median(other["ms"]) / statistics.median(own["ms"])
-            for own, other in zip(ours, theirs, strict=False)  # there are none, where nobody takes turns
+            statistics.median(other["ms"]) / statistics.median(each["ms"])
+            for each, other in zip(own, of_baseline, strict=False)  # there are none without a baseline
         ]
-        computed = sum(turn["cpu"] for turn in ours) / sum(spent) * 1000
-        kind = model_kind(spec.auto)
-        if kind != "Translator":  # whose whole texts the turns above timed
-            ours, theirs = self._paces(beside)
-        rates = np.median([turn["rates"] for turn in ours], 0)
+        cpu_share = sum(each["cpu"] for each in own) / sum(milliseconds) * 1000
+        if self.runtime.batched or self.runtime.streams:  # else the rounds timed complete generations
+            own, of_baseline = self._passes(baseline)
+        rates = np.median([each["rates"] for each in own], 0)
         best = int(rates.argmax())
         speedups = [
-            own["rates"][best] / max(other["rates"]) for own, other in zip(ours, theirs, strict=False)
+            each["rates"][best] / max(other["rates"]) for each, other in zip(own, of_baseline, strict=False)
         ]
-        if kind == "Model":
+        if self.runtime.batched:
             self.batch_sizes = [self.batch_sizes[best]]
-        gaps = [gap for turn in ours for gap in turn.get("gaps", ())]
-        peak = self.tell("memory")
+        gaps = [gap for each in own for gap in each.get("gaps", ())]
+        peak = self.call("memory")
         return Measurement(
-            latency,
-            float(rates[best]),
-            self.batch_sizes[0] if kind == "Model" else None,
-            {name: latency[name] for name in ("p50", "p95")} if kind == "Writer" else None,
-            percentiles(gaps) if gaps else None,
-            statistics.median(faster) if faster else None,
-            statistics.median(speedups) if speedups else None,
-            computed,
-            peak,
-            loaded["held"],
-            loaded["seconds"],
+            latency_ms=latency,
+            throughput_per_s=float(rates[best]),
+            batch_size=self.batch_sizes[0] if self.runtime.batched else None,
+            first_token_ms={name: latency[name] for name in ("p50", "p95")} if self.runtime.streams else None,
+            between_tokens_ms=percentiles(gaps) if gaps else None,
+            times_faster=statistics.median(faster) if faster else None,
+            speedup=statistics.median(speedups) if speedups else None,
+            cpu_share=cpu_share,
+            peak_memory_bytes=peak,
+            import_memory_bytes=loaded["import_memory"],
+            load_seconds=loaded["seconds"],
         )
 
-    def _paces(self, beside: Process | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """What `pace` tells of each turn, and what it tells of the model that takes turns with it."""
-        ours: list[dict[str, Any]] = []
-        theirs: list[dict[str, Any]] = []
+    def _rounds(self, baseline: Process | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The results of `round` of this model, and of the baseline. Rows are shuffled, so that those of all rounds are alike."""
+        indices = np.random.default_rng(0).permutation(len(self.prompts))
+        runs = np.resize(indices, self.spec.latency_runs)
+        own: list[dict[str, Any]] = []
+        of_baseline: list[dict[str, Any]] = []
+        for part in np.array_split(runs, min(ROUNDS, len(runs))):
+            if baseline:
+                of_baseline.append(baseline.round(part.tolist()))
+            own.append(self.round(part.tolist()))
+        return own, of_baseline
+
+    def _passes(self, baseline: Process | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The results of `throughput` of this model, and of the baseline."""
+        own: list[dict[str, Any]] = []
+        of_baseline: list[dict[str, Any]] = []
         began = time.perf_counter()
-        while len(ours) < PASSES and time.perf_counter() - began < PATIENCE * self.spec.throughput_seconds:
-            if beside:
-                theirs.append(beside.pace())
-            ours.append(self.pace())
-            if len(ours) == 1 and model_kind(self.spec.auto) == "Model":
-                rates = ours[0]["rates"]
-                near = [number for number, rate in enumerate(rates) if rate >= NEAR * max(rates)]
-                ours[0]["rates"] = [rates[number] for number in near]
-                self.batch_sizes = [self.batch_sizes[number] for number in near]
-        return ours, theirs
+        while len(own) < PASSES and time.perf_counter() - began < PATIENCE * self.spec.throughput_seconds:
+            if baseline:
+                of_baseline.append(baseline.throughput())
+            own.append(self.throughput())
+            if len(own) == 1 and self.runtime.batched:
+                rates = own[0]["rates"]
+                near = [index for index, rate in enumerate(rates) if rate >= NEAR * max(rates)]
+                own[0]["rates"] = [rates[index] for index in near]
+                self.batch_sizes = [self.batch_sizes[index] for index in near]
+        return own, of_baseline
 
-    def turn(self, places: Sequence[int]) -> dict[str, Any]:
-        """Time rows at batch 1, as `_Worker.latency` does."""
-        self._loaded()
-        return self.tell("latency", places=places)
+    def round(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Time rows at batch 1, as `Worker.latency` does."""
+        self._load()
+        return self.call("latency", indices=indices)
 
-    def pace(self) -> dict[str, Any]:
-        """`rates`: rows or tokens a second, at each of `batch_sizes` (after a turn, at those that are near the best; once it is measured, at the best); `gaps` as `_Worker.stream`."""
-        self._loaded()
-        if model_kind(self.spec.auto) == "Writer":
-            return self.tell("stream")
-        return {"rates": [self.tell("throughput", size=size) for size in self.batch_sizes]}
+    def throughput(self) -> dict[str, Any]:
+        """`rates`: rows per second at each of `batch_sizes` (after the first pass, at those near the best; once measured, at the best), or
+        tokens per second with `gaps`, as `Worker.stream` does."""
+        self._load()
+        if self.runtime.streams:
+            return self.call("stream")
+        return {"rates": [self.call("throughput", size=size) for size in self.batch_sizes]}
 
     def load(self, texts: Texts, limit: float | None = None) -> dict[str, Any]:
-        """Send raw texts to the model at random moments, as many users do, whether it has answered the last one or not.
+        """Send raw texts to the model at random times, independently of its responses, as many users do.
 
         Args:
-            texts: of which those are sent that speed is measured on, again and again.
-            limit: milliseconds within which 95 % of the answers shall come.
+            texts: the texts; those that are sent are evenly spaced among them, and sent again and again.
+            limit: milliseconds within which 95 % of the responses must come.
 
         Returns:
-            `rates`: of each of `MeasureSpec.request_rates`, in turn, `requests_per_s`, `latency_ms` (p50, p95 and p99 from the
-            moment that a text arrives, waiting included), and `busy`, the share of the time that the model worked: about 1
-            where it cannot keep up. `limit_ms`, and `most_requests_per_s`: the highest rate found at which the limit was
-            kept for as long as at the others; None: no limit, or none found. It is sought among all rates on paper, with
-            the time that each text took, and tried.
+            `rates`: for each of `MeasureSpec.request_rates` `requests_per_s`, `latency_ms` (p50, p95 and p99 from the
+            arrival of a text, waiting included), and `busy`, the share of the time that the model works: about 1
+            if it cannot keep up. `limit_ms`, and `most_requests_per_s`: the highest rate at which the limit is
+            kept for `MeasureSpec.load_seconds`; None: no limit is given, or no rate keeps it. Candidates are computed from the
+            time that each text takes, and then tried.
         """
-        self._loaded()
-        chosen = [texts[at] for at in _spaced(len(texts), self.spec.max_texts)]
-        served = self.tell("serve", texts=chosen)
-        rates = [self.tell("request", rate=rate) for rate in self.spec.request_rates]
+        self._load()
+        chosen = [texts[index] for index in _spaced(len(texts), self.spec.max_texts)]
+        served = self.call("serve", texts=chosen)
+        rates = [self.call("request", rate=rate) for rate in self.spec.request_rates]
         most = None
         if limit is not None:
-            rate = _most(np.asarray(served), limit, self.spec.load_seconds)
-            rates_below = [rate * 0.8**number for number in range(TRIES)] if rate else []
-            kept = (r for r in rates_below if self.tell("request", rate=r)["latency_ms"]["p95"] <= limit)
+            highest = _highest_rate(np.asarray(served), limit, self.spec.load_seconds)
+            candidates = [highest * 0.8**power for power in range(TRIES)] if highest else []
+            kept = (r for r in candidates if self.call("request", rate=r)["latency_ms"]["p95"] <= limit)
             most = next(kept, None)
         return {"rates": rates, "limit_ms": limit, "most_requests_per_s": most}
 
-    def answer(self, rows: Any) -> None:
-        """Write `MeasureSpec.answers`.
+    def predict(self, rows: Any) -> None:
+        """Write the file `MeasureSpec.predictions`.
 
         Args:
-            rows: as prompts; where tokens are asked about (a language model's file, a token classifier) pairs of token ids and the places
-                of those that count.
+            rows: as `prompts`; for a causal language model and a token classifier pairs of token ids and the positions of those that count.
         """
-        self._loaded()
-        self.tell("answer", rows=rows)
+        self._load()
+        self.call("predict", rows=rows)
 
-    def tell(self, what: str, **how: Any) -> Any:
-        """Have a `_Worker`'s method called."""
-        return self._ask({"do": what} | how)
+    def call(self, method: str, **arguments: Any) -> Any:
+        """Call a method of `Worker` in the process."""
+        return self._send({"method": method} | arguments)
 
-    def _loaded(self) -> dict[str, Any]:
-        if not hasattr(self, "_load"):
-            self._load: dict[str, Any] = self._ask({"spec": asdict(self.spec), "prompts": self.prompts})
-        return self._load
+    def _load(self) -> dict[str, Any]:
+        """The time and memory that loading takes; the model is loaded by the first call."""
+        if "_loaded" not in vars(self):
+            self._loaded: dict[str, Any] = self._send({"spec": asdict(self.spec), "prompts": self.prompts})
+        return self._loaded
 
-    def _ask(self, line: dict[str, Any]) -> Any:
+    def _send(self, line: dict[str, Any]) -> Any:
         assert self._child.stdin
         assert self._child.stdout
-        said = ""
+        answer = ""
         with contextlib.suppress(BrokenPipeError):
             self._child.stdin.write(json.dumps(line) + "\n")
             self._child.stdin.flush()
-            said = self._child.stdout.readline()
-        if said:
-            return json.loads(said)
+            answer = self._child.stdout.readline()
+        if answer:
+            return json.loads(answer)
         code = self._child.wait()
         self._errors.seek(0)
-        last = "\n  ".join(self._errors.read().strip().splitlines()[-5:]) or "it said nothing"
+        last = "\n  ".join(self._errors.read().strip().splitlines()[-5:]) or "it wrote nothing to stderr"
+        name = runtime_name(self.spec.runtime)
         raise ExportError(
-            f"{self.spec.path} could not be run by {self.spec.runtime} in its own process (exit code {code}):\n  {last}"
+            f"{self.spec.path} could not be run by {name} in its own process (exit code {code}):\n  {last}"
         )
 
 
-def measure(
-    spec: MeasureSpec,
-    prompts: Sequence[Any],
-    rows: Any = None,
-    beside: Process | None = None,
-    requests: Texts = (),
-    limit: float | None = None,
-) -> Measurement:
-    """Run one model in its own process: what it needs if `spec.speed`, and its answers into `spec.answers`.
-
-    Args:
-        prompts: as `Process` takes them.
-        rows: as `Process.answer` takes them; None: the prompts.
-        beside: a model that takes turns with it.
-        requests, limit: as `Process.load` takes them, which is asked if `spec.request_rates` are given.
-
-    Raises:
-        ExportError: the runtime could not load or run the model; with the last lines of what it said.
-    """
-    with Process(spec, prompts) as process:
-        found = process.measure(beside) if spec.speed else UNKNOWN
-        if spec.speed and spec.request_rates and requests:
-            found = replace(found, load=process.load(requests, limit))
-        if spec.answers:
-            process.answer(prompts if rows is None else rows)
-    return found
-
-
-def measure_rows(
-    cfg: Measure | None,
-    runtime: Runtime,
-    path: Path,
-    tokenizer: Path,
-    task: Task,
-    prompts: Sequence[Any],
-    max_length: int,
-    rows: Any = None,
-    beside: Process | None = None,
-    requests: Texts = (),
-    limit: float | None = None,
-    code: bool = False,
-) -> dict[str, Any]:
-    """What an artifact needs on a split's rows, and what it says of them: the fields of `Measurement`, and those of `MeasureSpec.answers`.
-
-    Args:
-        cfg: how thoroughly; None: nothing is timed.
-        prompts, rows: as `measure` takes them; of a translator `Texts`, which are cut into tokens here, where its tokenizer
-            is told its languages.
-        beside, requests, limit: as `measure` takes them.
-        code: Python files beside it may be run.
-
-    Raises:
-        ExportError: the runtime could not load or run the model.
-    """
-    from safetensors.numpy import load_file
-
-    from kdcli.files import writing  # not in the process that measures, which imports as little as it can
-
-    spec, prompts = specified(cfg, runtime, path, tokenizer, task, prompts, max_length, code)
-    with tempfile.TemporaryDirectory() as folder, writing(Path(folder)):
-        file = Path(folder) / "answers.safetensors"
-        spec = replace(spec, dtype="auto", answers=str(file))
-        found = asdict(measure(spec, prompts, rows, beside, requests, limit)) | load_file(file)
-    warn_if_busy(path.name, found["cpu_share"])
-    return found
-
-
-def measured(
-    cfg: Measure | None,
-    source: Checkpoint,
-    task: Task,
-    prompts: Sequence[Any],
-    max_length: int,
-    beside: Process | None = None,
-    stays: contextlib.ExitStack | None = None,
-) -> tuple[Process | None, dict[str, Any]]:
-    """What a checkpoint needs in torch: the fields of `Measurement`; and before them its process, if that stays.
-
-    Args:
-        cfg, prompts, beside: as `measure_rows` takes them.
-        stays: it stays loaded as long as this does, for others to be measured beside it; None: until it is measured.
-
-    Raises:
-        ExportError: torch could not load or run it.
-    """
-    if cfg is None:
-        return None, asdict(UNKNOWN)
-    path = source.path
-    with contextlib.ExitStack() as own:
-        process = Process(*specified(cfg, "torch", path, path, task, prompts, max_length, source.code))
-        (own if stays is None else stays).enter_context(process)
-        found = asdict(process.measure(beside))
-    warn_if_busy(source.name, found["cpu_share"])
-    return None if stays is None else process, found
-
-
-def warn_if_busy(name: str, share: float | None) -> None:
-    """Tell that something else had the processor while a model was timed.
-
-    Args:
-        share: `Measurement.cpu_share`.
-    """
-    if share is not None and share < BUSY:
-        from kdcli import console
-
-        console.warn(
-            f"{name} had the processor for {share:.0%} of the time that its latency was timed: something else ran, and "
-            "it may be faster than measured"
-        )
-
-
-def _most(served: np.ndarray, limit: float, seconds: float) -> float | None:
-    """The highest rate, requests a second, at which 95 % wait and are served within a limit; None: there is none.
+def _highest_rate(served: np.ndarray, limit: float, seconds: float) -> float | None:
+    """The highest rate, in requests per second, at which 95 % of the requests are served within a limit; None: there is none.
 
     Args:
         served: milliseconds that each request takes by itself.
@@ -380,5 +267,5 @@ def _most(served: np.ndarray, limit: float, seconds: float) -> float | None:
 
 
 def _spaced(count: int, most: int) -> list[int]:
-    """At most so many of `count` numbers, evenly spaced."""
-    return [int(at) for at in np.linspace(0, count - 1, min(most, count))]
+    """At most this many of `count` indices, evenly spaced."""
+    return [int(index) for index in np.linspace(0, count - 1, min(most, count))]

@@ -1,112 +1,138 @@
-"""What runs a model in the process of `kdcli.measure.worker`: this package is imported there alone, and imports as little as it can."""
+"""The interface of a runtime: what loads an exported file in the process of `kdcli.measure.worker`, and runs it.
+
+The runtimes that kdcli has are the modules of `kdcli/exporting/runtimes`; a user's own are those in the folder `runtimes` of the config folder.
+A module has one class for each kind of model that its runtime runs. This module imports as little as possible, because the memory of the
+process is measured.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import inspect
 import json
+import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 
-from kdcli.measure.spec import Encoded, MeasureSpec, Texts
+from kdcli.errors import ConfigError
+from kdcli.measure.spec import WARM_UP, WARM_UP_TEXTS, Counted, Encoded, MeasureSpec, Texts
+
+PACKAGE = "kdcli.exporting.runtimes"
+"""The package of kdcli's own runtimes."""
 
 
-class Runs(ABC):
-    """A model that is loaded, and answers. A runtime's module has a `Model` (of a classifier), a `Writer` (of a language model), a
-    `Translator`, or several of them, made of a `MeasureSpec`.
+class Runtime(ABC):
+    """A model that a runtime has loaded. It is constructed with a `MeasureSpec`.
 
     Attributes:
-        packages: what is imported before the model is loaded, so that its memory can be told from the model's.
-        extra: of kdcli, that installs them.
-        held: bytes before the model was loaded, if another process than this one runs it.
+        serves: the auto classes of transformers whose exported models it runs; a task has one of them as `Task.auto`.
+        files: patterns of the files that it runs, such as "*.onnx". If several runtimes match, the one with the longest pattern runs the file.
+        markers: names of files, one of which a folder must hold to be a model of this runtime.
+        weights: patterns of the files in such a folder that count as its size.
+        packages: modules that are imported before the model is loaded, so that `import_memory_bytes` covers them.
+        extra: the extra of kdcli that installs these packages; empty: they are installed by their own names.
+        runs_here: false: the files are only made here, and run on the device.
+        batched: its throughput is measured in batches of rows.
+        streams: it generates token by token, and a listener gets each one.
+        warm_up: rows that run before latency is timed.
+        import_memory: bytes that a separate process of the runtime holds before it loads the model; None: there is no such process.
     """
 
-    packages: ClassVar[tuple[str, ...]]
+    serves: ClassVar[tuple[str, ...]]
+    files: ClassVar[tuple[str, ...]] = ()
+    markers: ClassVar[tuple[str, ...]] = ()
+    weights: ClassVar[tuple[str, ...]] = ()
+    packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
-    held: int | None = None
+    runs_here: ClassVar[bool] = True
+    batched: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
+    warm_up: ClassVar[int] = WARM_UP
+    import_memory: int | None = None
+
+    @abstractmethod
+    def __init__(self, spec: MeasureSpec): ...
+
+    @classmethod
+    def match(cls, path: Path) -> int:
+        """The length of the pattern that a path matches, or of the marker that a folder holds; 0: the runtime does not run it."""
+        if path.is_dir():
+            return max((len(name) for name in cls.markers if (path / name).is_file()), default=0)
+        return max((len(pattern) for pattern in cls.files if path.match(pattern)), default=0)
+
+    @classmethod
+    def config_folder(cls, path: Path) -> Path:
+        """The folder with the config and the tokenizer of a model."""
+        return path if path.is_dir() else path.parent
 
     @classmethod  # noqa: B027
     def require_safe(cls, path: Path) -> None:
-        """Refuse a file or folder whose loading would run code of its own; called before its process is started.
+        """Refuse a model whose loading would run code of its own; called before its process is started.
 
-        ONNX Runtime, OpenVINO, llama.cpp, CTranslate2, LiteRT and ExecuTorch run operators that they know, and read no file that lies
-        elsewhere.
+        The default accepts all files: ONNX Runtime, OpenVINO, llama.cpp, CTranslate2, LiteRT and ExecuTorch run operators that they know,
+        and read no file from another folder.
 
         Raises:
             ModelError
         """
 
-    def computed(self) -> float:
-        """Seconds that were computed for it so far, in all threads."""
+    def compute_seconds(self) -> float:
+        """CPU time of the runtime so far, in all threads, in seconds."""
         return time.process_time()
 
     def memory(self) -> int | None:
-        """The most that it held so far on a device or in a process of its own, in bytes; None: it is in this process's memory."""
+        """Peak memory on a device or in a process of the runtime's own, in bytes; None: the model is in this process's memory."""
         return None
 
-
-class Answers(Runs):
-    """A model that answers rows.
-
-    Attributes:
-        pad: the inputs, and what pads each.
-    """
-
-    pad: dict[str, int]
-
     @abstractmethod
-    def encode(self, texts: Any) -> list[Encoded]:
-        """The inputs of each row, (L,), cut to the most that it may have."""
-
-    def read(self, text: Sequence[str]) -> Encoded:
-        """The inputs of one raw text, (L,), as an application makes them."""
-        return self.encode([text])[0]
-
-    @abstractmethod
-    def __call__(self, batch: Encoded) -> np.ndarray:
-        """Inputs (B, L) -> logits (B, C), of a token classifier (B, L, C)."""
-
-    def at(self, rows: Sequence[tuple[list[int], list[int]]]) -> np.ndarray:
-        """Logits of each row's counted tokens, float32 (N, C); row by row, whatever the runtime could take."""
-        found = []
-        for ids, places in rows:
-            row = np.asarray([ids], np.int64)
-            inputs = {
-                "input_ids": row,
-                "token_type_ids": np.zeros_like(row),
-                "attention_mask": np.ones_like(row),
-            }
-            found.append(self({name: inputs[name] for name in self.pad})[0, places])
-        return np.concatenate(found)
-
-
-class Writes(Answers):
-    """A language model, which goes on from a prompt."""
-
-    @abstractmethod
-    def write(self, prompt: Encoded, count: int, told: Callable[[int], object]) -> None:
-        """Go on from a prompt, (1, L), by so many tokens, greedily and whatever the end of text says.
+    def single_rows(self, prompts: Sequence[Any], length: int | None) -> list[Any]:
+        """The inputs of each prompt alone, as `__call__` takes them.
 
         Args:
-            told: called with each token as soon as it is known, so that its time can be taken or its text be shown.
+            length: tokens of each row, truncated or repeated; None: its own.
         """
 
-    def __call__(self, batch: Encoded) -> np.ndarray:
-        """Read a prompt and write one token, (1,)."""
-        said: list[int] = []
-        self.write(batch, 1, said.append)
-        return np.asarray(said)
+    @abstractmethod
+    def __call__(self, inputs: Any) -> Any:
+        """Run the model once; the length of the result is the number of rows, or of generated tokens."""
+
+    def start_serving(self, spec: MeasureSpec) -> None:  # noqa: B027
+        """Prepare for raw texts, before requests are timed."""
+
+    @abstractmethod
+    def respond(self, text: Sequence[str], spec: MeasureSpec) -> None:
+        """Do all that an application does between a raw text and the model's output."""
+
+    @abstractmethod
+    def predict(self, rows: Any, prompts: Sequence[Any], spec: MeasureSpec) -> dict[str, np.ndarray]:
+        """The outputs for all rows, as `MeasureSpec.predictions` describes them."""
 
 
-class File(Answers):
-    """A file of a classifier, of whichever runtime, whose tokenizer is the tokenizer.json in a folder beside it.
+class EncoderRuntime(Runtime):
+    """A sequence or token classifier. By default its texts are tokenized by the tokenizer.json in `MeasureSpec.tokenizer`.
 
     Args:
-        names: the model's inputs, in its own order.
+        names: the inputs of the model, in its own order.
+
+    Attributes:
+        pad_values: the inputs by name, and the value that pads each.
+        batched_predictions: predictions are made in batches, not row by row. Dynamic int8 takes the range of its activations from
+            the whole batch, so that the logits of a row would depend on the other rows and on the padding; on a CPU a batch
+            saves no time.
     """
+
+    serves = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")
+    batched = True
+    tokenizer: Any
+    pad_values: dict[str, int]
+    batched_predictions: ClassVar[bool] = False
 
     def __init__(self, spec: MeasureSpec, names: Sequence[str]):
         import tokenizers
@@ -121,53 +147,266 @@ class File(Answers):
             self.tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token) if token else 0
         )
         fill = {"input_ids": pad_id, "token_type_ids": config.get("pad_token_type_id", 0)}
-        self.pad = {name: fill.get(name, 0) for name in names}
+        self.pad_values = {name: fill.get(name, 0) for name in names}
+
+    @abstractmethod
+    def __call__(self, inputs: Encoded) -> np.ndarray:
+        """Inputs (B, L) -> logits (B, C), of a token classifier (B, L, C)."""
 
     def encode(self, texts: Texts) -> list[Encoded]:
-        known = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
+        """The inputs of each row, (L,), truncated to the most that it may have."""
+        fields = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
         rows = self.tokenizer.encode_batch([row[0] if len(row) == 1 else tuple(row) for row in texts])
-        return [{name: np.asarray(getattr(row, known[name]), np.int64) for name in self.pad} for row in rows]
+        return [
+            {name: np.asarray(getattr(row, fields[name]), np.int64) for name in self.pad_values}
+            for row in rows
+        ]
 
-    def padded(self, batch: Encoded, length: int, kind: type = np.int64) -> Encoded:
-        """The inputs, in the model's own order, with rows padded on the right to so many tokens."""
-        rows, given = batch["input_ids"].shape
-        out: Encoded = {name: np.full((rows, length), fill, kind) for name, fill in self.pad.items()}
+    def padded(self, batch: Encoded, length: int, dtype: type = np.int64) -> Encoded:
+        """The inputs in the model's own order, with rows padded on the right to this many tokens."""
+        rows, tokens = batch["input_ids"].shape
+        out: Encoded = {name: np.full((rows, length), fill, dtype) for name, fill in self.pad_values.items()}
         for name, array in out.items():
-            array[:, :given] = batch[name]
+            array[:, :tokens] = batch[name]
         return out
 
+    def single_rows(self, prompts: Texts, length: int | None) -> list[Encoded]:
+        return [collate(self.pad_values, [row]) for row in self.timed_rows(prompts, length)]
 
-class Greedy(Runs):
-    """A translator that is asked for one token after the other.
+    def timed_rows(self, prompts: Texts, length: int | None) -> list[Encoded]:
+        """The inputs of each prompt, (L,), with the number of tokens that is timed."""
+        return [{name: resized(array, length) for name, array in row.items()} for row in self.encode(prompts)]
+
+    def respond(self, text: Sequence[str], spec: MeasureSpec) -> None:
+        self(collate(self.pad_values, self.encode([text])))
+
+    def predict(self, rows: Any, prompts: Sequence[Any], spec: MeasureSpec) -> dict[str, np.ndarray]:
+        if spec.auto == "AutoModelForTokenClassification":
+            return {"logits": self.token_logits(rows)}
+        encoded = self.encode(rows)
+        tokens = [np.zeros(0, np.int64), *(row["input_ids"] for row in encoded)]
+        return {
+            "logits": self._logits(encoded, max(spec.batch_sizes) if self.batched_predictions else 1),
+            "input_ids": np.concatenate(tokens),
+            "lengths": np.asarray([len(row["input_ids"]) for row in encoded], np.int64),
+        }
+
+    def token_logits(self, rows: Sequence[Counted]) -> np.ndarray:
+        """Logits at the counted tokens of each row, float32 (N, C), row by row."""
+        found = []
+        for ids, positions in rows:
+            row = np.asarray([ids], np.int64)
+            inputs = {
+                "input_ids": row,
+                "token_type_ids": np.zeros_like(row),
+                "attention_mask": np.ones_like(row),
+            }
+            found.append(self({name: inputs[name] for name in self.pad_values})[0, positions])
+        return np.concatenate(found)
+
+    def _logits(self, rows: Sequence[Encoded], size: int) -> np.ndarray:
+        """Logits of all rows, float32 (N, C)."""
+        out: np.ndarray | None = None
+        for indices in batches(rows, size):
+            logits = self(collate(self.pad_values, [rows[index] for index in indices]))
+            if out is None:
+                out = np.empty((len(rows), logits.shape[1]), np.float32)
+            out[indices] = logits
+        return np.empty((0, 0), np.float32) if out is None else out
+
+
+class CausalLMRuntime(Runtime):
+    """A causal language model. Its prompts are pairs of a text and its token ids."""
+
+    serves = ("AutoModelForCausalLM",)
+    streams = True
+
+    @abstractmethod
+    def encode(self, prompts: Any) -> list[Encoded]:
+        """The `input_ids` of each prompt, (L,), truncated to the most that it may have."""
+
+    @abstractmethod
+    def generate(self, prompt: Encoded, count: int, listener: Callable[[int], object]) -> None:
+        """Continue a prompt, (1, L), greedily by this many tokens; an end-of-text token does not end it.
+
+        Args:
+            listener: called with each token as soon as it is known, so that it can be timed or shown.
+        """
+
+    @abstractmethod
+    def score(self, rows: Sequence[Counted]) -> dict[str, np.ndarray]:
+        """`log_prob` of the counted tokens given those before them, float32 (N,), and `top`, the most likely tokens, int64 (N,)."""
+
+    @abstractmethod
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids of a text, by the tokenizer of the file."""
+
+    def __call__(self, inputs: Encoded) -> np.ndarray:
+        """Read a prompt and generate one token, (1,)."""
+        tokens: list[int] = []
+        self.generate(inputs, 1, tokens.append)
+        return np.asarray(tokens)
+
+    def single_rows(self, prompts: Sequence[Any], length: int | None) -> list[Encoded]:
+        return [{"input_ids": resized(row["input_ids"], length)[None]} for row in self.encode(prompts)]
+
+    def respond(self, text: Sequence[str], spec: MeasureSpec) -> None:
+        ids = np.asarray(self.tokenize(text[0])[: spec.max_length], np.int64)
+        self.generate({"input_ids": ids[None]}, spec.new_tokens, _ignore)
+
+    def predict(self, rows: Any, prompts: Sequence[Any], spec: MeasureSpec) -> dict[str, np.ndarray]:
+        return self.score(rows) | {"same_tokens": self.same_tokens(prompts)}
+
+    def same_tokens(self, prompts: Sequence[tuple[str, list[int]]]) -> np.ndarray:
+        """Whether the tokenizer of the file gives the token ids of each text, bool (N,)."""
+        return np.asarray([self.tokenize(text) == ids for text, ids in prompts], bool)
+
+
+class Seq2SeqRuntime(Runtime):
+    """An encoder-decoder, which gets the token ids of its sources and generates greedily.
 
     Attributes:
-        begin: the tokens that each text begins with.
-        ends: those that it ends with.
-        room: tokens that it may have besides those it begins with.
+        begin: token ids that each text begins with.
+        ends: token ids that end a text.
+        max_new_tokens: tokens of a text, without those that it begins with.
     """
 
+    serves = ("AutoModelForSeq2SeqLM",)
+    warm_up = WARM_UP_TEXTS
     begin: list[int]
     ends: list[int]
-    room: int
+    max_new_tokens: int
 
-    def reading(self, ids: Sequence[int]) -> Callable[[list[int]], Any]:
-        """What gives the logits, (C,), after the text so far and further tokens, once it has read a source."""
+    def decoder(self, ids: Sequence[int]) -> Callable[[list[int]], Any]:
+        """Encode a source. The returned function takes further token ids of the text, and returns the logits after them, (C,)."""
         raise NotImplementedError
 
-    def __call__(self, ids: Sequence[int]) -> list[int]:
-        after, tokens, written = self.reading(ids), self.begin, []
+    def __call__(self, inputs: Sequence[int]) -> list[int]:
+        """The token ids of a source -> those of the generated text, its end among them."""
+        step, tokens, written = self.decoder(inputs), self.begin, []
         while True:
-            tokens = [int(after(tokens).argmax())]
+            tokens = [int(step(tokens).argmax())]
             written += tokens
-            if tokens[0] in self.ends or len(written) == self.room:
+            if tokens[0] in self.ends or len(written) == self.max_new_tokens:
                 return written
 
+    def single_rows(self, prompts: Sequence[Any], length: int | None) -> list[list[int]]:
+        return [resized(np.asarray(ids), length).tolist() for ids in prompts]
 
-def listed(tokens: int | list[int]) -> list[int]:
-    """Tokens, which a config may give as one."""
+    def start_serving(self, spec: MeasureSpec) -> None:
+        from transformers import AutoTokenizer
+
+        self.text_tokenizer = AutoTokenizer.from_pretrained(
+            spec.tokenizer, local_files_only=True, trust_remote_code=spec.trust_remote_code
+        )
+
+    def respond(self, text: Sequence[str], spec: MeasureSpec) -> None:
+        ids = self.text_tokenizer(*text, truncation=True, max_length=spec.max_length)["input_ids"]
+        self.text_tokenizer.decode(self(ids), skip_special_tokens=True)
+
+    def predict(self, rows: Any, prompts: Sequence[Any], spec: MeasureSpec) -> dict[str, np.ndarray]:
+        texts = [self(ids) for ids in rows]
+        return {
+            "written": np.asarray([token for text in texts for token in text], np.int64),
+            "lengths": np.asarray(list(map(len, texts)), np.int64),
+        }
+
+
+def resized(row: Any, length: int | None) -> Any:
+    """The values of a row's tokens, (L,), truncated or repeated to this many tokens; None: as they are."""
+    return row if length is None else np.resize(row, length)
+
+
+def collate(pad_values: dict[str, int], rows: Sequence[Encoded]) -> Encoded:
+    """A batch of rows, padded on the right to the longest."""
+    shape = len(rows), max(len(row["input_ids"]) for row in rows)
+    batch = {name: np.full(shape, fill, np.int64) for name, fill in pad_values.items()}
+    for name, array in batch.items():
+        for line, row in zip(array, rows, strict=True):
+            line[: len(row[name])] = row[name]
+    return batch
+
+
+def batches(rows: Sequence[Encoded], size: int) -> list[np.ndarray]:
+    """Indices of rows of similar length, in batches of this size, short rows first."""
+    order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def as_list(tokens: int | list[int]) -> list[int]:
+    """Token ids, which a config may give as one number."""
     return tokens if isinstance(tokens, list) else [tokens]
 
 
-def room(spec: MeasureSpec) -> int:
-    """Tokens that a translation may have besides those given."""
-    return max(1, spec.max_length - len(spec.given))
+def max_new_tokens(spec: MeasureSpec) -> int:
+    """Tokens that a text may have after its decoder prefix."""
+    return max(1, spec.max_length - len(spec.decoder_prefix))
+
+
+def install_hint(packages: Iterable[str], extra: str) -> str:
+    """How packages are installed: by an extra of kdcli, or, if there is none, by their own names."""
+    names = f"'kdcli[{extra}]'" if extra else " ".join(dict.fromkeys(each.split(".")[0] for each in packages))
+    return f"install it with: pip install {names}"
+
+
+def load_module(name: str) -> ModuleType:
+    """The module of a runtime.
+
+    Args:
+        name: of a module in `PACKAGE`, or the Python file of a user's own runtime.
+
+    Raises:
+        ConfigError: the user's file cannot be imported.
+    """
+    file = Path(name)
+    if file.suffix != ".py":
+        return importlib.import_module(f"{PACKAGE}.{name}")
+    alias = f"kdcli_runtime_{file.stem}"
+    loaded = sys.modules.get(alias)
+    if loaded is not None and loaded.__file__ == name:
+        return loaded
+    spec = importlib.util.spec_from_file_location(alias, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{file} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[alias] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the user's own file may fail in any way
+        del sys.modules[alias]
+        raise ConfigError(f"{file} cannot be imported ({type(error).__name__}: {error})") from None
+    return module
+
+
+def runtime_classes(name: str) -> list[type[Runtime]]:
+    """The runtimes that a module defines; its name as for `load_module`."""
+    module = load_module(name)
+    return [
+        each
+        for each in vars(module).values()
+        if inspect.isclass(each)
+        and issubclass(each, Runtime)
+        and each.__module__ == module.__name__
+        and not inspect.isabstract(each)
+    ]
+
+
+def runtime_class(name: str, auto: str) -> type[Runtime]:
+    """The runtime of a module that runs models of an auto class of transformers.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = next((each for each in runtime_classes(name) if auto in each.serves), None)
+    if found is None:
+        raise ConfigError(f"the runtime {runtime_name(name)} does not run models of {auto}")
+    return found
+
+
+def runtime_name(name: str) -> str:
+    """The name of a runtime for messages: that of its module, or of the user's file."""
+    return Path(name).stem if name.endswith(".py") else name
+
+
+def _ignore(token: int) -> None:
+    """The listener of generations that nobody reads."""

@@ -75,9 +75,9 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str]) -> list[Run]:
     names = names if remote is None else {**names, "teacher": remote.name}
     parts = _parts(cfg, folder, names, state, phases, data, sources, remote)
     require_trainers(cfg, phases, state)
-    require_task(build(cfg.hardware, Target), names["hardware"], cfg.dataset.spec.family)
-    require_teacher_term(cfg, phases)
     run = parts[-1]
+    require_task(build(cfg.hardware, Target), names["hardware"], run.task, cfg.dataset.kind)
+    require_teacher_term(cfg, phases)
     require_control_rows(run)
     if remote is not None:
         own_function(cfg.rollout.filter)

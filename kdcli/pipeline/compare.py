@@ -26,7 +26,8 @@ from kdcli.evaluation.predict import (
 )
 from kdcli.evaluation.results import Report
 from kdcli.files import write_text
-from kdcli.measure.process import Process, measured
+from kdcli.measure.models import measure_checkpoint
+from kdcli.measure.process import Process
 from kdcli.measure.spec import UNKNOWN
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
 from kdcli.pipeline.plan import STUDENT, Run, TeacherData
@@ -179,7 +180,7 @@ def _resources(
                     inputs = run.task.inputs(rows, load_tokenizer(source))
                     stays = stack if name == "teacher" and len(members) == 1 else None
                     beside = teacher if name == "student" else None
-                    process, needs = measured(
+                    process, needs = measure_checkpoint(
                         run.cfg.measure, source, run.task, inputs, run.cfg.dataset.max_length, beside, stays
                     )
                     teacher = process or teacher

@@ -495,7 +495,7 @@ def test_an_artifact_that_cannot_be_run_does_not_stop_the_others(
     from kdcli.exporting.targets.cpu import Cpu
     from kdcli.measure.process import Process
 
-    made, asked = Cpu.export, Process._ask
+    made, asked = Cpu.export, Process._send
 
     def broken(self: Cpu, *given: Any) -> dict[str, Path]:
         files = made(self, *given)
@@ -508,7 +508,7 @@ def test_an_artifact_that_cannot_be_run_does_not_stop_the_others(
         return asked(self, line)
 
     monkeypatch.setattr(Cpu, "export", broken)
-    monkeypatch.setattr(Process, "_ask", crashes)
+    monkeypatch.setattr(Process, "_send", crashes)
     quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
     assert launch("export", [f"run={run}", "hardware.precisions=[int8,int4,fp32]", *quick]) == 3
     said = capsys.readouterr()
@@ -550,7 +550,7 @@ def test_a_target_that_fails_ends_with_2_and_leaves_nothing(
             self._child.kill()
         return asked(self, line)
 
-    asked = Process._ask
+    asked = Process._send
     if fault == "missing":
         words.append("hardware=intel")
         monkeypatch.setattr(
@@ -563,7 +563,7 @@ def test_a_target_that_fails_ends_with_2_and_leaves_nothing(
     elif fault == "broken":
         monkeypatch.setattr(Cpu, "export", broken)
     else:
-        monkeypatch.setattr(Process, "_ask", crashes)
+        monkeypatch.setattr(Process, "_send", crashes)
     assert launch("export", words) == 2
     said = capsys.readouterr().err
     assert {
@@ -582,7 +582,7 @@ def test_a_run_whose_models_cannot_be_timed_fails_and_is_kept(
     """Exit code 2 says that nothing was done, and takes the directory away: the training would be lost."""
     from kdcli.measure.process import Process
 
-    asked = Process._ask
+    asked = Process._send
 
     def killed(self: Process, line: dict[str, Any]) -> Any:
         self._child.kill()
@@ -590,7 +590,7 @@ def test_a_run_whose_models_cannot_be_timed_fails_and_is_kept(
 
     words = [*small, "trainer.max_steps=2", "control=false", f"hydra.run.dir={tmp_path / 'run'}"]
     with monkeypatch.context() as patch:
-        patch.setattr(Process, "_ask", killed)
+        patch.setattr(Process, "_send", killed)
         assert launch("distill", words) == 1
     assert "could not be run by torch in its own process" in capsys.readouterr().err
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()

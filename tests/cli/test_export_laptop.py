@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file
 from tiny import decoder, language_model_options, run_snippet, talk
 
-from kdcli.exporting.runtimes.llama import Writer
+from kdcli.exporting.runtimes.llama import LlamaCausalLM
 from kdcli.launch.run import launch
 from kdcli.measure.spec import MeasureSpec
 
@@ -107,9 +107,9 @@ def test_what_runs_the_file_without_kdcli_writes_what_was_measured(run: Path, ex
     tokenizer = AutoTokenizer.from_pretrained(run / "student")
     asked = [{"role": "user", "content": "What is a film?"}]
     prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
-    writer = Writer(MeasureSpec("llama", str(exported / NAMES[2]), "", 128, new_tokens=64))
+    writer = LlamaCausalLM(MeasureSpec("llama", str(exported / NAMES[2]), "", 128, new_tokens=64))
     told: list[int] = []
-    writer.write({"input_ids": np.asarray([prompt])}, 64, told.append)
+    writer.generate({"input_ids": np.asarray([prompt])}, 64, told.append)
     assert lines == tokenizer.decode(told).strip().splitlines()
 
 

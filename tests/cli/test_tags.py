@@ -25,11 +25,11 @@ from transformers import (
 )
 
 from kdcli.exporting import snippets
-from kdcli.exporting.artifacts import _pieces, folder_of
+from kdcli.exporting.artifacts import _tokenize_words, folder_of
+from kdcli.exporting.runtimes import runtime_of
 from kdcli.exporting.targets.cuda import Cuda
 from kdcli.exporting.targets.intel import Intel
 from kdcli.launch.run import launch
-from kdcli.measure.spec import runtime_of
 from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.token_classification.task import TokenClassification
 
@@ -273,7 +273,7 @@ def test_what_runs_the_other_files_without_kdcli_tags_as_the_student_does(
     assert scripts == dict.fromkeys(["openvino", "torch", "exported"], expected)
     assert cut["openvino"] == cut["torch"] == cut["exported"]
     assert len(words) < len(cut["torch"]) < 64, "words that no longer fit have no tag"
-    assert _pieces(out, [words], 64, "right") == row["input_ids"].tolist()
+    assert _tokenize_words(out, [words], 64, "right") == row["input_ids"].tolist()
 
 
 def test_conll_files_smoke_and_a_cut_student(distil: Run, tmp_path: Path) -> None:

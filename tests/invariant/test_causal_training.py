@@ -33,7 +33,7 @@ from kdcli.files import hash_files
 from kdcli.launch.run import launch
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
-from kdcli.measure.process import measured
+from kdcli.measure.models import measure_checkpoint
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.rows import IGNORE
 from kdcli.teachers.local import LocalTeacher
@@ -341,7 +341,9 @@ def test_from_the_data_to_the_report(
     """A form that only its unit tests know; figures of the report that `kdcli eval` does not find again."""
     timed = form == "messages"
     if not timed:  # which takes its time, and is the same for all forms
-        monkeypatch.setattr("kdcli.pipeline.compare.measured", lambda _, *more: measured(None, *more))
+        monkeypatch.setattr(
+            "kdcli.pipeline.compare.measure_checkpoint", lambda _, *more: measure_checkpoint(None, *more)
+        )
     more = ["measure.max_texts=4", "control=false"] if timed else []
     run = distil("run", form, "trainer.epochs=3", *more)
     report = json.loads((run / "report.json").read_text())

@@ -16,10 +16,12 @@ from test_training import same, weights
 from tiny import language_model_options, speaker, start, talk, wait_for
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from kdcli.commands.export import remind
 from kdcli.config.check import check
 from kdcli.config.schema import Distill
 from kdcli.data.dataset import load
+from kdcli.exporting.targets.cpu import Cpu
+from kdcli.exporting.targets.laptop import Laptop
+from kdcli.exporting.verify import warn_if_not_rounded
 from kdcli.launch.run import launch
 from kdcli.models.quantization import BLOCK, FakeQuantization, Grid
 from kdcli.rundir import saved_config
@@ -113,10 +115,11 @@ def test_a_plain_student_is_left_compared_and_a_kill_in_the_stage_loses_nothing(
 
 def test_an_export_without_the_precision_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """Files of other precisions, of a student whose weights are rounded for nothing."""
-    remind("int4", {"fp32": Path("model.onnx"), "int4": Path("model.int4.onnx")})
-    remind("int4", {"f16": Path("model.f16.gguf"), "q4_0": Path("model.q4_0.gguf")})
+    warn_if_not_rounded("int4", Cpu(), {"fp32": Path("model.onnx"), "int4": Path("model.int4.onnx")})
+    gguf = {"f16": Path("model.f16.gguf"), "q4_0": Path("model.q4_0.gguf")}
+    warn_if_not_rounded("int4", Laptop(["f16", "q4_0"]), gguf)
     assert not capsys.readouterr().err
-    remind("int4", {"fp32": Path("model.onnx")})
+    warn_if_not_rounded("int4", Cpu(), {"fp32": Path("model.onnx")})
     assert "trained for weights in int4, and none of these files has them" in capsys.readouterr().err
 
 

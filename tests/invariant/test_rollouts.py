@@ -22,7 +22,7 @@ from kdcli.errors import ConfigError, KDError
 from kdcli.exporting import artifacts
 from kdcli.generation import generate, reply, require_room, seed_of
 from kdcli.launch.run import launch
-from kdcli.measure.spec import specified
+from kdcli.measure.models import make_spec
 from kdcli.rundir import saved_config
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.teachers.local import LocalTeacher
@@ -125,7 +125,7 @@ def test_a_prompt_leaves_positions_for_its_answer(tmp_path: Path) -> None:
     )
     assert (len(ids), places) == (24, [*range(16, 24)])
     model.config.save_pretrained(tmp_path)
-    assert specified(cfg, "torch", tmp_path, tmp_path, CausalLM(), [["so"]], 24)[0].max_length == 16
+    assert make_spec(cfg, "torch", tmp_path, tmp_path, CausalLM(), [["so"]], 24)[0].max_length == 16
     with pytest.raises(
         ConfigError, match="sequence_length = 17: gpt2 has positions for 24 tokens.*at most 16"
     ):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.commands.export import _budget
 from kdcli.config.schema import Budget
 from kdcli.errors import ModelError
-from kdcli.exporting.artifacts import hashes_of, require_whole
+from kdcli.exporting.artifacts import hashes_of, require_unchanged
+from kdcli.exporting.gates import check_budget
 
 KINDS = {
     "model.onnx": ["model.onnx", "model.onnx.data"],
@@ -31,9 +31,7 @@ def test_a_file_that_is_not_the_exported_one_is_found_out(name: str, tmp_path: P
     artifact = tmp_path / name
     hashes = hashes_of(artifact)
     assert list(hashes) == KINDS[name]
-    told = {"hardware": "cpu", "artifacts": {name: {"sha256": hashes}}}
-    require_whole(artifact, told)
-    require_whole(tmp_path / "model.fp32.pte", told)
+    require_unchanged(artifact, "cpu", hashes)
     for file in KINDS[name]:
         whole = (tmp_path / file).read_bytes()
         for other, said in (
@@ -48,9 +46,9 @@ def test_a_file_that_is_not_the_exported_one_is_found_out(name: str, tmp_path: P
                 ModelError,
                 match=rf"{re.escape(file)} is not the file that was exported.*{said}.*export again",
             ):
-                require_whole(artifact, told)
+                require_unchanged(artifact, "cpu", hashes)
             (tmp_path / file).write_bytes(whole)
-    require_whole(artifact, {"hardware": "cpu", "artifacts": {name: {}}})  # by a kdcli that did not tell
+    require_unchanged(artifact, "cpu", {})  # of an export that recorded no hashes
 
 
 NEEDS = {
@@ -76,17 +74,17 @@ def test_each_limit_is_held_against_its_own_figure(
     limit: str, kept: float, missed: float, value: float
 ) -> None:
     """A limit that is read nowhere, is held against the p50, or is kept from the wrong side; or a figure that nobody knows and that passes."""
-    assert _budget(Budget(), NEEDS) == {"met": True}
-    assert _budget(Budget(**{limit: kept}), NEEDS) == {
+    assert check_budget(Budget(), NEEDS) == {"met": True}
+    assert check_budget(Budget(**{limit: kept}), NEEDS) == {
         limit: {"limit": kept, "value": value, "met": True},
         "met": True,
     }
-    assert _budget(Budget(**{limit: missed}), NEEDS) == {
+    assert check_budget(Budget(**{limit: missed}), NEEDS) == {
         limit: {"limit": missed, "value": value, "met": False},
         "met": False,
     }
     both = Budget(**{"max_bytes": 4e6, "min_agreement": 0.98, limit: missed})
-    assert not _budget(both, NEEDS)["met"]
+    assert not check_budget(both, NEEDS)["met"]
     unknown = {
         "bytes": None,
         "latency_ms": {"p95": None},
@@ -94,7 +92,7 @@ def test_each_limit_is_held_against_its_own_figure(
         "retention": None,
         "parity": None,
     }
-    assert _budget(Budget(**{limit: kept}), unknown) == {
+    assert check_budget(Budget(**{limit: kept}), unknown) == {
         limit: {"limit": kept, "value": None, "met": False},
         "met": False,
     }

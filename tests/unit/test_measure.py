@@ -24,16 +24,18 @@ from kdcli.errors import ExportError
 from kdcli.exporting.runtimes import onnx as onnx_runtime
 from kdcli.exporting.runtimes import torch as torch_runtime
 from kdcli.exporting.targets.cpu import Cpu
-from kdcli.measure.process import Process, _most, measure, measure_rows, measured
+from kdcli.measure.models import measure, measure_checkpoint, measure_file
+from kdcli.measure.process import Process, _highest_rate
+from kdcli.measure.runtime import EncoderRuntime, Seq2SeqRuntime
 from kdcli.measure.spec import UNKNOWN, Encoded, MeasureSpec
-from kdcli.measure.worker import _Worker
+from kdcli.measure.worker import Worker
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.tasks.classification.task import Classification
 
 TEXTS = [[text] for text, _ in sentences(40)]
 QUICK = {"latency_runs": 5, "throughput_seconds": 0.01, "batch_sizes": (4, 8)}
 LENGTH = 12
-TOLD = [{"do": "throughput", "size": 4}, {"do": "memory"}, {"do": "answer", "rows": TEXTS}]
+TOLD = [{"method": "throughput", "size": 4}, {"method": "memory"}, {"method": "predict", "rows": TEXTS}]
 TASK = Classification(["bad", "good"])
 
 
@@ -72,7 +74,7 @@ def expected(folder: Path, tokenizer, texts: list[list[str]]) -> np.ndarray:
 
 def test_the_process_of_an_onnx_file_imports_no_torch(spec: MeasureSpec, tmp_path: Path) -> None:
     """Torch alone takes more memory than a small student: the artifact's peak would be torch's."""
-    spec = replace(spec, answers=str(tmp_path / "logits.safetensors"))
+    spec = replace(spec, predictions=str(tmp_path / "logits.safetensors"))
     done = subprocess.run(
         [
             sys.executable,
@@ -88,7 +90,7 @@ def test_the_process_of_an_onnx_file_imports_no_torch(spec: MeasureSpec, tmp_pat
     assert {"onnxruntime", "tokenizers"} <= loaded
     assert not loaded & {"torch", "transformers", "datasets", "pydantic"}
     loaded, _, memory, _ = map(json.loads, done.stdout.splitlines())
-    assert min(memory, loaded["held"]) > 0
+    assert min(memory, loaded["import_memory"]) > 0
 
 
 def test_torch_and_onnx_give_the_logits_of_all_rows_in_their_order(
@@ -99,10 +101,10 @@ def test_torch_and_onnx_give_the_logits_of_all_rows_in_their_order(
     texts = [*TEXTS, ["good film", "sad day"], ["a " * 30, "bad " * 30], ["the"], [""], ["Great é book!"]]
     truth = expected(student, tokenizer, texts)
     file = tmp_path / "logits.safetensors"
-    torch_spec = replace(spec, runtime="torch", path=str(student), answers=str(file))
+    torch_spec = replace(spec, runtime="torch", path=str(student), predictions=str(file))
     by_torch = measure(torch_spec, texts)
     np.testing.assert_allclose(load_file(file)["logits"], truth, atol=1e-5)
-    by_onnx = measure(replace(spec, answers=str(file)), texts)
+    by_onnx = measure(replace(spec, predictions=str(file)), texts)
     np.testing.assert_allclose(load_file(file)["logits"], truth, atol=1e-5)
     for found in by_torch, by_onnx:
         assert 0 < found.latency_ms["p50"] <= found.latency_ms["p95"] <= found.latency_ms["p99"]
@@ -124,7 +126,7 @@ def test_a_graph_without_segment_ids_gets_none(tokenizer, tmp_path: Path) -> Non
     sample = {name: torch.ones(1, 1).long() for name in ("input_ids", "attention_mask")}
     file = Cpu(["fp32"]).export(tmp_path, out, model, [sample], LENGTH)["fp32"]
     logits = tmp_path / "logits.safetensors"
-    measure(MeasureSpec("onnx", str(file), str(out), LENGTH, speed=False, answers=str(logits)), TEXTS)
+    measure(MeasureSpec("onnx", str(file), str(out), LENGTH, speed=False, predictions=str(logits)), TEXTS)
     np.testing.assert_allclose(load_file(logits)["logits"], expected(tmp_path, tokenizer, TEXTS), atol=1e-5)
 
 
@@ -133,7 +135,7 @@ def test_an_int8_answer_does_not_depend_on_the_other_rows(
 ) -> None:
     """Dynamic int8 takes its scales from the whole batch: a row's label must not change with its neighbours."""
     out = str(tmp_path / "logits.safetensors")
-    spec = replace(spec, path=str(student / "onnx" / "model.int8.onnx"), speed=False, answers=out)
+    spec = replace(spec, path=str(student / "onnx" / "model.int8.onnx"), speed=False, predictions=out)
     assert measure(spec, TEXTS) == UNKNOWN
     whole = load_file(out)["logits"]
     measure(spec, TEXTS[:7])
@@ -175,7 +177,7 @@ def test_rows_of_a_split_are_measured_as_the_config_says(student: Path, tokenize
     columns = {"text": [text for text, _ in texts], "text_pair": [pair for _, pair in texts]}
     rows = datasets.Dataset.from_dict(columns | {"label": [0, 1, 0]})
     cfg = Measure(latency_runs=2, throughput_seconds=0.01)
-    found = measure_rows(
+    found = measure_file(
         cfg,
         "onnx",
         student / "onnx" / "model.onnx",
@@ -209,11 +211,11 @@ def test_requests_wait_for_one_another(spec: MeasureSpec) -> None:
 def test_the_highest_rate_on_paper_is_that_of_the_queue() -> None:
     """A rate at which the model alone is quick enough, and the queue before it grows without end."""
     served = np.full(100, 10.0)
-    least, most = (_most(served, limit, 200.0) for limit in (11.0, 1000.0))
-    assert _most(served, 9.0, 200.0) is None
+    least, most = (_highest_rate(served, limit, 200.0) for limit in (11.0, 1000.0))
+    assert _highest_rate(served, 9.0, 200.0) is None
     assert 0 < least < most < 100
     # M/D/1 at a load r: the mean wait is r / (2 (1 - r)) of a service, 95 % wait at most about three times that
-    rate = _most(served, 40.0, 2000.0)
+    rate = _highest_rate(served, 40.0, 2000.0)
     assert 0.5 < rate * 0.01 < 0.8
 
 
@@ -222,7 +224,7 @@ def test_nothing_is_started_where_nothing_is_asked_for(
 ) -> None:
     """measure=null is for sweeps whose jobs run side by side: they must not pay for a process."""
     monkeypatch.setattr(subprocess, "Popen", None)
-    process, found = measured(None, Checkpoint(student, "student"), TASK, TEXTS, LENGTH)
+    process, found = measure_checkpoint(None, Checkpoint(student, "student"), TASK, TEXTS, LENGTH)
     assert process is None
     assert found == asdict(UNKNOWN)
 
@@ -233,24 +235,26 @@ def test_threads_are_those_that_were_asked_for(
     """Times of a runtime, or of a library under it, that takes all processors there are."""
     spec = replace(spec, threads=3)
     with Process(spec, TEXTS) as process:
-        process.turn([0])  # it has begun
+        process.round([0])  # it has begun
         variables = Path(f"/proc/{process._child.pid}/environ").read_text().split("\0")
         told = dict(variable.split("=", 1) for variable in variables if variable)
         assert {told[f"{name}_NUM_THREADS"] for name in ("OMP", "MKL", "OPENBLAS")} == {"3"}
         assert told["OMP_WAIT_POLICY"] == "passive"
-    assert onnx_runtime.Model(spec).session.get_session_options().intra_op_num_threads == 3
+    assert onnx_runtime.OnnxEncoder(spec).session.get_session_options().intra_op_num_threads == 3
     threads: list[int] = []  # torch's are those of the other tests as well
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    torch_runtime.Model(replace(spec, runtime="torch", path=str(student)))
+    torch_runtime.TorchEncoder(replace(spec, runtime="torch", path=str(student)))
     assert threads == [3]
 
 
 def test_each_turn_runs_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates of the short rows alone; or a hiccup that counts as often as it happens."""
 
-    class Slow:
-        pad = {"input_ids": 0}  # noqa: RUF012
+    class Slow(EncoderRuntime):
         calls = 0
+
+        def __init__(self) -> None:
+            self.pad_values = {"input_ids": 0}
 
         def encode(self, prompts: list[list[int]]) -> list[Encoded]:
             return [{"input_ids": np.asarray(ids)} for ids in prompts]
@@ -262,7 +266,7 @@ def test_each_turn_runs_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
     slow = Slow()
     spec = MeasureSpec("onnx", "", "", LENGTH, throughput_seconds=0.001)
-    worker = _Worker(slow, [[1] * length for length in range(1, 41)], spec, None)
+    worker = Worker(slow, [[1] * length for length in range(1, 41)], spec, None)
     rate = worker.throughput(10)
     assert slow.calls == 1 + 4, "the largest batch beforehand, and each once"
     assert 0 < rate < 1000, "40 rows took at least 40 ms"
@@ -275,14 +279,14 @@ def test_a_slow_model_is_not_run_thrice(spec: MeasureSpec) -> None:
     found = {}
     for seconds in 0.0, 1.0:
         with Process(replace(spec, throughput_seconds=0.1), TEXTS) as process:
-            own, turns = process.pace, []
+            own, turns = process.throughput, []
 
             def pace(own: Any = own, turns: Any = turns, seconds: float = seconds) -> dict:
                 turns.append(own())
                 time.sleep(seconds)
                 return turns[-1]
 
-            process.pace = pace
+            process.throughput = pace
             process.measure()
         found[seconds] = len(turns)
     assert found == {0.0: 3, 1.0: 1}
@@ -293,14 +297,12 @@ def test_rows_that_are_timed_have_the_length_that_was_asked_for(length: int | No
     """A latency "at 128 tokens" that is one of short texts; or rows of padding, which some runtimes leave out."""
     seen: list[Encoded] = []
 
-    class Seen:
-        pad = {"input_ids": 0, "attention_mask": 0}  # noqa: RUF012
+    class Seen(EncoderRuntime):
+        def __init__(self) -> None:
+            self.pad_values = {"input_ids": 0, "attention_mask": 0}
 
         def encode(self, prompts: list[list[int]]) -> list[Encoded]:
             return [{"input_ids": np.asarray(ids), "attention_mask": np.ones(len(ids))} for ids in prompts]
-
-        def computed(self) -> float:
-            return 0
 
         def __call__(self, batch: Encoded) -> np.ndarray:
             seen.append(batch)
@@ -310,7 +312,7 @@ def test_rows_that_are_timed_have_the_length_that_was_asked_for(length: int | No
         "onnx", "", "", LENGTH, batch_sizes=(2,), sequence_length=length, throughput_seconds=0.01
     )
     prompts = [[2, 7, 3], [2, 7, 8, 9, 3]]
-    worker = _Worker(Seen(), prompts, spec, None)
+    worker = Worker(Seen(), prompts, spec, None)
     worker.latency([0, 1])
     worker.throughput(2)
     single = [batch["input_ids"][0].tolist() for batch in seen if len(batch["input_ids"]) == 1]
@@ -322,10 +324,14 @@ def test_rows_that_are_timed_have_the_length_that_was_asked_for(length: int | No
     assert {batch["input_ids"].shape[1] for batch in whole} == {length or 5}
     if length:
         assert all(batch["attention_mask"].all() for batch in whole)
-    translator = _Worker(
-        lambda ids: seen.append(ids) or ids, prompts, replace(spec, auto="AutoModelForSeq2SeqLM"), None
-    )
-    translator.model.computed = Seen().computed
+
+    class Translator(Seq2SeqRuntime):
+        def __init__(self) -> None: ...
+
+        def __call__(self, inputs: Sequence[int]) -> list[int]:
+            return list(inputs)
+
+    translator = Worker(Translator(), prompts, replace(spec, auto="AutoModelForSeq2SeqLM"), None)
     turn = translator.latency([0])
     assert turn["rates"] == [pytest.approx(1000 * (length or 3) / turn["ms"][0])], "tokens a second"
 
@@ -334,14 +340,14 @@ def test_a_long_prompt_does_not_slow_what_follows() -> None:
     """Who reads an answer waits once for its first token, and then from token to token: one mean of both is neither."""
 
     class Slow:
-        def write(self, prompt: Encoded, count: int, told: Callable[[int], object]) -> None:
+        def generate(self, prompt: Encoded, count: int, listener: Callable[[int], object]) -> None:
             time.sleep(0.2)
             for token in range(count):
-                told(token)
+                listener(token)
                 time.sleep(0.01)
 
     spec = MeasureSpec("onnx", "", "", LENGTH, new_tokens=4, throughput_seconds=0.01)
-    worker = _Worker(Slow(), [], spec, None)
+    worker = Worker(Slow(), [], spec, None)
     worker.rows = [{"input_ids": np.ones((1, 3), np.int64)}] * 8
     turns = [worker.stream() for _ in range(3)]
     assert [len(turn["gaps"]) for turn in turns] == [4] * 3, (
@@ -349,7 +355,7 @@ def test_a_long_prompt_does_not_slow_what_follows() -> None:
     )
     assert 10 <= np.median(turns[0]["gaps"]) < 100
     assert 10 < turns[0]["rates"][0] < 100
-    assert worker.written == 3, "each turn has a row of its own"
+    assert worker.generated == 3, "each turn has a row of its own"
 
 
 def test_two_models_take_turns(spec: MeasureSpec, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,13 +363,13 @@ def test_two_models_take_turns(spec: MeasureSpec, student: Path, monkeypatch: py
     with Process(replace(spec, runtime="torch", path=str(student)), TEXTS) as other:
         before = other.measure()
         turns: list[tuple[str, str]] = []
-        told = {name: getattr(Process, name) for name in ("turn", "pace")}
+        told = {name: getattr(Process, name) for name in ("round", "throughput")}
 
         def noted(name: str) -> Callable[..., dict]:
             def call(self: Process, *rows: Any) -> dict:
                 found = told[name](self, *rows)
                 turns.append((name, self.spec.runtime))
-                if name == "pace":
+                if name == "throughput":
                     most = 1 if self is other else 2
                     assert 1 <= len(found["rates"]) <= most, "what is known is not sought anew"
                 return found
@@ -372,10 +378,10 @@ def test_two_models_take_turns(spec: MeasureSpec, student: Path, monkeypatch: py
 
         for name in told:
             monkeypatch.setattr(Process, name, noted(name))
-        found = measure(spec, TEXTS, beside=other)
+        found = measure(spec, TEXTS, baseline=other)
     latency, paces = turns[:10], turns[10:]
-    assert latency == [("turn", "torch"), ("turn", "onnx")] * 5
-    assert paces == [("pace", "torch"), ("pace", "onnx")] * (len(paces) // 2)
+    assert latency == [("round", "torch"), ("round", "onnx")] * 5
+    assert paces == [("throughput", "torch"), ("throughput", "onnx")] * (len(paces) // 2)
     assert before.times_faster is before.speedup is None
     assert found.times_faster > 1
     assert found.speedup > 1
@@ -389,17 +395,17 @@ def test_the_ratio_of_two_models_is_that_of_their_turns(spec: MeasureSpec) -> No
     class Told(Process):
         def __init__(self, *rates: list[float]):
             super().__init__(replace(spec, batch_sizes=[4, 8, 1]), TEXTS)
-            self._load = {"held": 0, "seconds": 0.0}
+            self._loaded = {"import_memory": 0, "seconds": 0.0}
             self.turns = iter(rates)
 
-        def turn(self, places: Sequence[int]) -> dict[str, Any]:
+        def round(self, indices: Sequence[int]) -> dict[str, Any]:
             return {"ms": [1.0], "cpu": 0.001, "rates": [1.0]}
 
-        def pace(self) -> dict[str, Any]:
+        def throughput(self) -> dict[str, Any]:
             return {"rates": next(self.turns)}
 
-        def tell(self, what: str, **how: Any) -> Any:
-            assert what == "memory"
+        def call(self, method: str, **arguments: Any) -> Any:
+            assert method == "memory"
 
     other = Told([10.0], [5.0], [20.0])
     mine = Told([30.0, 24.0, 23.9], [15.0, 40.0], [50.0, 20.0])
@@ -413,8 +419,8 @@ def test_a_split_of_few_rows_is_run_anew(spec: MeasureSpec) -> None:
     """The p99 of three rows is the slowest of three calls."""
     with Process(replace(spec, latency_runs=40), TEXTS[:3]) as process:
         turns = []
-        own = process.turn
-        process.turn = lambda places: turns.append(own(places)) or turns[-1]
+        own = process.round
+        process.round = lambda places: turns.append(own(places)) or turns[-1]
         process.measure()
     assert sum(len(turn["ms"]) for turn in turns) == 40
 
@@ -431,8 +437,8 @@ def test_a_busy_machine_is_told(
     inputs = TASK.inputs(rows, tokenizer)
     cfg = Measure(latency_runs=2, throughput_seconds=0.01)
     for least, told in (0.0, False), (2.0, True):
-        monkeypatch.setattr("kdcli.measure.process.BUSY", least)
-        measure_rows(cfg, "onnx", Path(spec.path), student, TASK, inputs, LENGTH)
+        monkeypatch.setattr("kdcli.measure.models.BUSY", least)
+        measure_file(cfg, "onnx", Path(spec.path), student, TASK, inputs, LENGTH)
         assert ("model.onnx had the processor" in capsys.readouterr().err) is told
-        measured(cfg, Checkpoint(student, "its student"), TASK, inputs, LENGTH)
+        measure_checkpoint(cfg, Checkpoint(student, "its student"), TASK, inputs, LENGTH)
         assert ("its student had the processor" in capsys.readouterr().err) is told

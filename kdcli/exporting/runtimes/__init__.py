@@ -1,1 +1,58 @@
-"""What runs a model in a process of its own: one file per runtime."""
+"""The runtimes, one module each. They are found in this folder, and in the folder `runtimes` of the user's config folder."""
+
+from __future__ import annotations
+
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdcli.measure.runtime import Runtime
+
+
+def runtimes() -> dict[str, list[type[Runtime]]]:
+    """The runtimes of each module, by the name under which `MeasureSpec.runtime` refers to it.
+
+    Raises:
+        ConfigError: a module of the user's own cannot be imported, or has the name of one of kdcli's.
+    """
+    from kdcli.config.paths import user_conf_dir
+    from kdcli.errors import ConfigError
+    from kdcli.measure.runtime import runtime_classes
+
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    folder = user_conf_dir()
+    own = sorted((folder / "runtimes").glob("[!_]*.py")) if folder else []
+    if taken := [file for file in own if file.stem in names]:
+        raise ConfigError(f"{taken[0]} has the name of a runtime of kdcli; give it another name")
+    return {name: runtime_classes(name) for name in [*names, *map(str, own)]}
+
+
+def matching(path: Path) -> dict[str, list[type[Runtime]]]:
+    """The runtimes that run a file or folder. Those whose pattern is the longest come from one module; the others are left out.
+
+    Raises:
+        ConfigError: two modules declare the same pattern.
+    """
+    from kdcli.errors import ConfigError
+
+    found = {
+        name: [(each.match(path), each) for each in classes if each.match(path)]
+        for name, classes in runtimes().items()
+    }
+    longest = max((length for pairs in found.values() for length, _ in pairs), default=0)
+    best = {
+        name: chosen
+        for name, pairs in found.items()
+        if (chosen := [each for length, each in pairs if length == longest])
+    }
+    if len(best) > 1:
+        raise ConfigError(
+            f"{path.name}: the runtimes {' and '.join(best)} declare the same files; make one of their patterns longer"
+        )
+    return best
+
+
+def runtime_of(path: Path) -> str | None:
+    """The runtime of a file or folder, as `MeasureSpec.runtime`; None: there is none."""
+    return next(iter(matching(path)), None)

@@ -1,22 +1,22 @@
-"""ExecuTorch on the CPU, with XNNPACK: its Python build, which needs torch for its tensors (torch computes nothing);
-on a phone the same file is run by its own."""
+"""ExecuTorch on the CPU, with XNNPACK, by its Python build. It needs torch for its tensors; torch computes nothing."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from kdcli.measure.runtime import File
+from kdcli.measure.runtime import EncoderRuntime
 from kdcli.measure.spec import Encoded, MeasureSpec
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
-"""A program's inputs have no names: they are the first of these, in this order."""
+"""The inputs of a program have no names; they are the first of these, in this order."""
 LEAST = 2
-"""Tokens that a row has at least: torch.export takes a length of 1 for a constant."""
+"""The least number of tokens of a row, because torch.export takes a length of 1 for a constant."""
 
 
-class Model(File):
-    """A classifier's file, which takes one row of any length up to the one that it was made for."""
+class ExecuTorchEncoder(EncoderRuntime):
+    """A file that takes one row of any length up to the one that it was made for."""
 
+    files = ("*.pte",)
     packages = ("torch", "executorch.extension.pybindings.portable_lib", "executorch.runtime", "tokenizers")
     extra = "mobile"
 
@@ -29,11 +29,11 @@ class Model(File):
         self.method = self.program.load_method("forward")
         super().__init__(spec, NAMES[: self.method.metadata.num_inputs()])
 
-    def __call__(self, batch: Encoded) -> np.ndarray:
+    def __call__(self, inputs: Encoded) -> np.ndarray:
         import torch
 
-        rows, length = batch["input_ids"].shape
-        inputs = [torch.from_numpy(array) for array in self.padded(batch, max(length, LEAST)).values()]
-        found = [self.method.execute([each[row : row + 1] for each in inputs])[0] for row in range(rows)]
+        rows, length = inputs["input_ids"].shape
+        tensors = [torch.from_numpy(array) for array in self.padded(inputs, max(length, LEAST)).values()]
+        found = [self.method.execute([each[row : row + 1] for each in tensors])[0] for row in range(rows)]
         logits = torch.cat(found).numpy()
         return logits[:, :length] if logits.ndim == 3 else logits

@@ -1,4 +1,4 @@
-"""A program of torch.export.
+"""Programs of torch.export.
 
 A program is more than weights: torch unpickles some members of the archive, evaluates expressions of its shapes, and generates Python from
 its names and guards. So each member, name and expression must be one of those that an export has.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kdcli.errors import ModelError, shown
-from kdcli.measure.runtime import File
+from kdcli.measure.runtime import EncoderRuntime
 from kdcli.measure.spec import Encoded, MeasureSpec
 
 PROGRAM = "models/model.json"
@@ -43,9 +43,10 @@ LONGEST = 2000
 """Characters of a name or an expression."""
 
 
-class Model(File):
-    """A classifier's program."""
+class ExportedEncoder(EncoderRuntime):
+    """A program of torch.export."""
 
+    files = ("*.pt2",)
     packages = ("torch", "tokenizers")
 
     @classmethod
@@ -94,16 +95,16 @@ class Model(File):
         self.run, self.device = program.module(), spec.device
         super().__init__(spec, program.graph_signature.user_inputs)
 
-    def __call__(self, batch: Encoded) -> np.ndarray:
+    def __call__(self, inputs: Encoded) -> np.ndarray:
         import torch
 
-        inputs = {name: torch.from_numpy(array).to(self.device) for name, array in batch.items()}
+        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
         with torch.inference_mode():
-            found: np.ndarray = self.run(**inputs).cpu().numpy()
+            found: np.ndarray = self.run(**tensors).cpu().numpy()
         return found
 
     def memory(self) -> int | None:
-        """Of the GPU, if it is there."""
+        """Peak memory of the GPU, if there is one."""
         import torch
 
         return torch.cuda.max_memory_allocated() if self.device == "cuda" else None

@@ -1,17 +1,18 @@
-"""LiteRT (TensorFlow Lite) on the CPU, with XNNPACK: its Python build; on a phone the same file is run by its own."""
+"""LiteRT (TensorFlow Lite) on the CPU, with XNNPACK, by its Python build."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from kdcli.errors import ExportError
-from kdcli.measure.runtime import File
+from kdcli.measure.runtime import EncoderRuntime
 from kdcli.measure.spec import Encoded, MeasureSpec
 
 
-class Model(File):
-    """A classifier's file, whose signatures take one row of so many tokens each: the shortest that fits is run."""
+class LiteRTEncoder(EncoderRuntime):
+    """A file with one signature for each of several row lengths. The shortest that fits a row runs."""
 
+    files = ("*.tflite",)
     packages, extra = ("ai_edge_litert.interpreter", "tokenizers"), "mobile"
 
     def __init__(self, spec: MeasureSpec):
@@ -23,16 +24,16 @@ class Model(File):
         self.lengths = sorted(self.runners)
         super().__init__(spec, list(self.runners[self.lengths[0]].get_input_details()))
 
-    def __call__(self, batch: Encoded) -> np.ndarray:
-        rows, length = batch["input_ids"].shape
+    def __call__(self, inputs: Encoded) -> np.ndarray:
+        rows, length = inputs["input_ids"].shape
         size = next((size for size in self.lengths if size >= length), None)
         if size is None:
             raise ExportError(
                 f"the file takes rows of at most {self.lengths[-1]} tokens, and one has {length}: set dataset.max_length"
             )
-        inputs = self.padded(batch, size, np.int32)
+        arrays = self.padded(inputs, size, np.int32)
         found = [
-            self.runners[size](**{name: array[row : row + 1] for name, array in inputs.items()})["logits"]
+            self.runners[size](**{name: array[row : row + 1] for name, array in arrays.items()})["logits"]
             for row in range(rows)
         ]
         logits = np.concatenate(found)

@@ -1,4 +1,4 @@
-"""transformers.js in Node: what a page runs, by ONNX Runtime's native kernels in place of those in WebAssembly."""
+"""transformers.js in Node. It runs the same code as a web page, with the native kernels of ONNX Runtime instead of WebAssembly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from kdcli import processes
 from kdcli.errors import ExportError
 from kdcli.files import cache_dir, digest, replaced, writing
-from kdcli.measure.runtime import File
+from kdcli.measure.runtime import EncoderRuntime
 from kdcli.measure.spec import Encoded, MeasureSpec, Texts
 
 PACKAGES = {
@@ -24,23 +24,23 @@ PACKAGES = {
     "@huggingface/tokenizers": "0.2.0",
     "sharp": "0.35.5",
 }
-"""From npm: transformers.js, and of what it needs all that it does not pin itself."""
+"""Packages of npm: transformers.js, and those of its dependencies that it does not pin itself."""
 REMEDY = "install Node 20 or later: pip install 'kdcli[browser]', or https://nodejs.org"
 DTYPES = {"model.onnx": "fp32", "model_quantized.onnx": "q8"}
-"""What transformers.js calls the files."""
+"""The `dtype` by which transformers.js loads each file."""
 
 
 def packages() -> Path:
-    """The folder of the cache whose node_modules has `PACKAGES`: npm fetches them, once.
+    """The folder of the cache whose node_modules holds `PACKAGES`; npm downloads them once.
 
     Raises:
-        ExportError: Node or npm is not installed, or npm cannot fetch them.
+        ExportError: Node or npm is not installed, or npm cannot download them.
     """
     folder = cache_dir("node") / digest(PACKAGES)[:32]
     if (folder / "node_modules" / ".package-lock.json").is_file():  # npm writes it last
         return folder
     node()
-    # no package's own scripts: onnxruntime-node's fetches CUDA
+    # without scripts of packages: that of onnxruntime-node downloads CUDA
     command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix"]
     names = [f"{name}@{version}" for name, version in PACKAGES.items()]
     npm = _program("npm")
@@ -59,7 +59,7 @@ def packages() -> Path:
 
 
 def node() -> str:
-    """Where Node is.
+    """The path of Node.
 
     Raises:
         ExportError: it is not installed.
@@ -71,19 +71,23 @@ def node() -> str:
 
 
 def _program(name: str) -> str | None:
-    """Where a program is, on the path or beside Python, where the extra `browser` puts Node."""
+    """The path of a program: on the PATH, or beside Python, where the extra `browser` installs Node."""
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
-class Model(File):
-    """A classifier's file in the layout of transformers.js: in `onnx/`, beside config and tokenizer.
+class NodeEncoder(EncoderRuntime):
+    """A file in the layout of transformers.js: in the folder `onnx`, with config and tokenizer in the folder above.
 
-    Texts are cut into tokens there too. A call is a line of JSON each way, about a tenth of a millisecond, which counts as
-    the model's.
+    transformers.js tokenizes the texts. A call is one line of JSON in each direction, which takes about a tenth of a millisecond and counts
+    as the model's time.
     """
 
+    files = ("onnx/*.onnx",)
     packages = ("tokenizers",)
-    tokenizes = True
+
+    @classmethod
+    def config_folder(cls, path: Path) -> Path:
+        return path.parents[1]
 
     def __init__(self, spec: MeasureSpec):
         path = Path(spec.path)
@@ -97,40 +101,43 @@ class Model(File):
             stdout=subprocess.PIPE,
             encoding="utf-8",
         )
-        self.most, self.seconds = spec.max_length, 0.0
+        self.max_length, self.seconds = spec.max_length, 0.0
         started = self._read()
-        self.held: int = started["held"]
+        self.import_memory: int = started["held"]
         super().__init__(spec, started["names"])
 
-    def __call__(self, batch: Encoded) -> np.ndarray:
-        flat = {name: array.ravel().tolist() for name, array in batch.items()}
-        said = self._tell("answer", inputs=flat, shape=batch["input_ids"].shape)
-        self.seconds = said["computed"]
-        return np.asarray(said["logits"], np.float32).reshape(said["shape"])
+    def __call__(self, inputs: Encoded) -> np.ndarray:
+        flat = {name: array.ravel().tolist() for name, array in inputs.items()}
+        answer = self._call("answer", inputs=flat, shape=inputs["input_ids"].shape)
+        self.seconds = answer["computed"]
+        return np.asarray(answer["logits"], np.float32).reshape(answer["shape"])
 
-    def computed(self) -> float:
-        """Node's, until its last answer, and this process's."""
+    def compute_seconds(self) -> float:
+        """CPU time of Node until its last answer, and of this process."""
         return self.seconds + time.process_time()
 
     def memory(self) -> int:
-        """Node's; this process only hands on."""
-        return max(0, int(self._tell("peak")) - self.held)
+        """Peak memory of Node."""
+        return max(0, int(self._call("peak")) - self.import_memory)
 
     def encode(self, texts: Texts) -> list[Encoded]:
-        """By the tokenizer of transformers.js, and cut as the student.mjs of an export does."""
-        rows = self._tell("encode", rows=texts, most=self.most)
+        """Tokenize by transformers.js, and truncate as the student.mjs of an export does."""
+        rows = self._call("encode", rows=texts, most=self.max_length)
         return [
-            {name: np.asarray(row.get(name, [0] * len(row["input_ids"])), np.int64) for name in self.pad}
+            {
+                name: np.asarray(row.get(name, [0] * len(row["input_ids"])), np.int64)
+                for name in self.pad_values
+            }
             for row in rows
         ]
 
-    def _tell(self, what: str, **how: Any) -> Any:
+    def _call(self, method: str, **arguments: Any) -> Any:
         assert self.child.stdin
         try:
-            self.child.stdin.write(json.dumps({"what": what} | how) + "\n")
+            self.child.stdin.write(json.dumps({"what": method} | arguments) + "\n")
             self.child.stdin.flush()
         except BrokenPipeError:
-            pass  # what it said last tells why
+            pass  # its stderr has the reason
         return self._read()
 
     def _read(self) -> Any:

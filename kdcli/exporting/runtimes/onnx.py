@@ -9,26 +9,28 @@ from typing import Any
 
 import numpy as np
 
-from kdcli.measure.runtime import File, Greedy, Writes, listed, room
-from kdcli.measure.spec import Encoded, MeasureSpec
+from kdcli.measure.runtime import CausalLMRuntime, EncoderRuntime, Seq2SeqRuntime, as_list, max_new_tokens
+from kdcli.measure.spec import Counted, Encoded, MeasureSpec
 
 
-class Model(File):
-    """A classifier's file."""
+class OnnxEncoder(EncoderRuntime):
+    """A graph with the output `logits`."""
 
+    files = ("*.onnx",)
     packages, extra = ("onnxruntime", "tokenizers"), "cpu"
 
     def __init__(self, spec: MeasureSpec):
         self.session = _session(Path(spec.path), spec.threads)
         super().__init__(spec, [entry.name for entry in self.session.get_inputs()])
 
-    def __call__(self, batch: Encoded) -> np.ndarray:
-        return self.session.run(["logits"], batch)[0]
+    def __call__(self, inputs: Encoded) -> np.ndarray:
+        return self.session.run(["logits"], inputs)[0]
 
 
-class Writer(Writes):
-    """A language model's file: one graph for the prompt and for what follows, with a cache of keys and values."""
+class OnnxCausalLM(CausalLMRuntime):
+    """One graph for the prompt and for each further token, with a key/value cache."""
 
+    files = ("*.onnx",)
     packages, extra = ("onnxruntime", "tokenizers"), "cpu"
 
     def __init__(self, spec: MeasureSpec):
@@ -38,8 +40,7 @@ class Writer(Writes):
         self.tokenizer = tokenizers.Tokenizer.from_file(str(Path(spec.tokenizer) / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
-        self.max_length, self.special = spec.max_length, spec.special
-        self.pad = {"input_ids": 0}
+        self.max_length, self.add_special_tokens = spec.max_length, spec.add_special_tokens
         self.outputs = [entry.name for entry in self.session.get_outputs()]
         shapes = {entry.name: entry.shape for entry in self.session.get_inputs() if "." in entry.name}
         self.empty = {
@@ -49,48 +50,38 @@ class Writer(Writes):
     def encode(self, prompts: Sequence[tuple[str, list[int]]]) -> list[Encoded]:
         return [{"input_ids": np.asarray(ids[: self.max_length], np.int64)} for _, ids in prompts]
 
-    def write(self, prompt: Encoded, count: int, told: Callable[[int], object]) -> None:
+    def generate(self, prompt: Encoded, count: int, listener: Callable[[int], object]) -> None:
         ids, past = prompt["input_ids"], self.empty
         for _ in range(count):
             logits, past = self._read(ids, past, keep=1)
             ids = logits.argmax(-1)
-            told(int(ids[0, 0]))
+            listener(int(ids[0, 0]))
 
-    def score(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, np.ndarray]:
-        """Of each row's counted tokens the log-probability after those before, and the likeliest token there.
-
-        A row is read in two pieces, to the first counted token and from there, so that the cache is asked, too.
-        """
+    def score(self, rows: Sequence[Counted]) -> dict[str, np.ndarray]:
+        """Log-probabilities and most likely tokens. A row is read in two parts, up to the first counted token and from there, so that the cache
+        is tested as well."""
         log_prob, top = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
-        for ids, places in rows:
-            if not places:
+        for ids, positions in rows:
+            if not positions:
                 continue
-            row = np.asarray([ids[: places[-1]]], np.int64)
-            first, past = self._read(row[:, : places[0]], self.empty, keep=1)
+            row = np.asarray([ids[: positions[-1]]], np.int64)
+            first, past = self._read(row[:, : positions[0]], self.empty, keep=1)
             logits = first[0]
-            if len(places) > 1:
-                rest, _ = self._read(row[:, places[0] :], past)
-                logits = np.concatenate([logits, rest[0, [place - places[0] - 1 for place in places[1:]]]])
+            if len(positions) > 1:
+                rest, _ = self._read(row[:, positions[0] :], past)
+                logits = np.concatenate([logits, rest[0, [at - positions[0] - 1 for at in positions[1:]]]])
             top.append(logits.argmax(-1))
             peak = logits.max(-1)
             total = peak + np.log(np.exp(logits - peak[:, None]).sum(-1))
-            log_prob.append(logits[np.arange(len(places)), [ids[place] for place in places]] - total)
+            log_prob.append(logits[np.arange(len(positions)), [ids[at] for at in positions]] - total)
         return {"log_prob": np.concatenate(log_prob), "top": np.concatenate(top)}
 
-    def same_tokens(self, prompts: Sequence[tuple[str, list[int]]]) -> np.ndarray:
-        """Whether tokenizer.json cuts each text into the ids given, bool (N,)."""
-        return np.asarray([self._tokens(text) == ids for text, ids in prompts], bool)
-
-    def read(self, text: Sequence[str]) -> Encoded:
-        """By tokenizer.json."""
-        return {"input_ids": np.asarray(self._tokens(text[0])[: self.max_length], np.int64)}
-
-    def _tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=self.special).ids
+    def tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=self.add_special_tokens).ids
         return ids
 
     def _read(self, ids: np.ndarray, past: Encoded, keep: int = 0) -> tuple[np.ndarray, Encoded]:
-        """Tokens (1, T) after those that were read -> logits (1, T, C), or of the last ones alone, and what is known then."""
+        """Further tokens (1, T) -> logits (1, T, C), or of the last `keep` of them, and the cache after them."""
         before = next(iter(past.values())).shape[2]
         length = before + ids.shape[1]
         inputs = {
@@ -103,9 +94,10 @@ class Writer(Writes):
         return logits, dict(zip(self.empty, parts, strict=True))
 
 
-class Translator(Greedy):
-    """A folder of graphs, encoder and decoder, with a cache of keys and values."""
+class OnnxSeq2Seq(Seq2SeqRuntime):
+    """A folder with graphs of the encoder and of the decoder, with a key/value cache."""
 
+    markers, weights = ("encoder_model.onnx",), ("*.onnx", "*.onnx.data")
     packages, extra = ("onnxruntime",), "cpu"
 
     def __init__(self, spec: MeasureSpec):
@@ -115,10 +107,10 @@ class Translator(Greedy):
             for name in ("encoder_model", "decoder_model", "decoder_with_past_model")
         )
         config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        self.begin = [config["decoder_start_token_id"], *spec.given]
-        self.ends = listed(config["eos_token_id"])
-        self.room = room(spec)
-        self.named = {
+        self.begin = [config["decoder_start_token_id"], *spec.decoder_prefix]
+        self.ends = as_list(config["eos_token_id"])
+        self.max_new_tokens = max_new_tokens(spec)
+        self.names = {
             session: (
                 {entry.name for entry in session.get_inputs()},
                 [entry.name for entry in session.get_outputs()],
@@ -126,30 +118,30 @@ class Translator(Greedy):
             for session in (self.first, self.later)
         }
 
-    def reading(self, ids: Sequence[int]) -> Callable[[list[int]], Any]:
+    def decoder(self, ids: Sequence[int]) -> Callable[[list[int]], Any]:
         row = np.asarray([ids], np.int64)
         mask = np.ones_like(row)
         hidden = self.encoder.run(["last_hidden_state"], {"input_ids": row, "attention_mask": mask})[0]
-        known = {"encoder_attention_mask": mask, "encoder_hidden_states": hidden}
+        arrays = {"encoder_attention_mask": mask, "encoder_hidden_states": hidden}
         session = self.first
 
-        def after(tokens: list[int]) -> np.ndarray:
+        def step(tokens: list[int]) -> np.ndarray:
             nonlocal session
-            inputs, outputs = self.named[session]
-            known["input_ids"] = np.asarray([tokens], np.int64)
-            found = session.run(outputs, {name: known[name] for name in inputs})
+            inputs, outputs = self.names[session]
+            arrays["input_ids"] = np.asarray([tokens], np.int64)
+            found = session.run(outputs, {name: arrays[name] for name in inputs})
             for name, array in zip(outputs, found, strict=True):
-                known[name.replace("present", "past_key_values")] = array
+                arrays[name.replace("present", "past_key_values")] = array
             session = self.later
-            return known["logits"][0, -1]
+            return arrays["logits"][0, -1]
 
-        return after
+        return step
 
 
 def _session(path: Path, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors: each optional input is warned of
+    options.log_severity_level = 3  # errors: ONNX Runtime warns about each optional input
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

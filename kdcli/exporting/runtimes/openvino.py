@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from kdcli.measure.runtime import File
+from kdcli.measure.runtime import EncoderRuntime
 from kdcli.measure.spec import Encoded, MeasureSpec
 
 LENGTHS = (16, 24, 32, 48, 64, 96, 128)
-"""Tokens that a single row is padded to; the time of a longer one is hardly in its shape."""
+"""Lengths that single rows are padded to. For longer rows a fixed shape saves little time."""
 
 
-class Model(File):
-    """A classifier's graph, compiled for batches of any shape, and once for each of `LENGTHS` for single rows: a call whose
-    shape differs from the one before sets the kernels up anew, which takes a small model longer than to answer. That costs
-    memory, which is measured with the rest.
+class OpenVINOEncoder(EncoderRuntime):
+    """A graph, compiled for batches of any shape, and once for each of `LENGTHS` for single rows. A call whose shape differs from the
+    previous one sets the kernels up again, which takes longer than a small model's computation. The memory that this costs is measured.
     """
+
+    files = ("*.xml",)
 
     packages, extra = ("openvino", "tokenizers"), "intel"
 
@@ -26,7 +27,7 @@ class Model(File):
             "INFERENCE_NUM_THREADS": spec.threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,  # else two processes that take turns are pinned to one core, and so is what else runs
+            "ENABLE_CPU_PINNING": False,  # else two interleaved processes are pinned to one core, and so is what else runs
         }
         core = openvino.Core()
         graph = core.read_model(spec.path)
@@ -38,11 +39,11 @@ class Model(File):
             self.fixed[length] = core.compile_model(graph, "CPU", options)
         super().__init__(spec, names)
 
-    def __call__(self, batch: Encoded) -> np.ndarray:
-        # share_inputs: a call would write into the arrays of one that came before
-        rows, length = batch["input_ids"].shape
+    def __call__(self, inputs: Encoded) -> np.ndarray:
+        # with share_inputs a call would write into the arrays of the previous one
+        rows, length = inputs["input_ids"].shape
         size = next((size for size in self.fixed if size >= length), None)
         if rows > 1 or size is None:
-            return self.model(batch, share_inputs=False)["logits"]
-        logits = self.fixed[size](self.padded(batch, size), share_inputs=False)["logits"]
+            return self.model(inputs, share_inputs=False)["logits"]
+        logits = self.fixed[size](self.padded(inputs, size), share_inputs=False)["logits"]
         return logits[:, :length] if logits.ndim == 3 else logits

@@ -1,4 +1,4 @@
-"""A model directory, run eagerly: in fp32, or as its weights are stored."""
+"""PyTorch, eagerly: a model directory in fp32, or as its weights are stored."""
 
 from __future__ import annotations
 
@@ -7,86 +7,96 @@ from typing import Any
 
 import numpy as np
 
-from kdcli.measure.runtime import Answers, Greedy, Writes, listed, room
-from kdcli.measure.spec import Encoded, MeasureSpec, Texts
+from kdcli.measure.runtime import CausalLMRuntime, EncoderRuntime, Seq2SeqRuntime, as_list, max_new_tokens
+from kdcli.measure.spec import Counted, Encoded, MeasureSpec, Texts
+
+MARKERS = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("*.safetensors",)
+PACKAGES = ("torch", "transformers.modeling_utils")
 
 
-class Model(Answers):
+class TorchEncoder(EncoderRuntime):
     """A classifier."""
 
-    packages = ("torch", "transformers.modeling_utils")
+    markers, weights, packages = MARKERS, WEIGHTS, PACKAGES
+    batched_predictions = True
 
     def __init__(self, spec: MeasureSpec):
         import inspect
 
-        import torch
-        import transformers
-
-        torch.set_num_threads(spec.threads)
-        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": spec.code}
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(spec.tokenizer, **options)
-        self.model, self.device = _loaded(spec), spec.device
-        self.max_length, self.special = spec.max_length, spec.special
+        self.tokenizer, self.model = _load_tokenizer(spec), _load_model(spec)
+        self.max_length, self.add_special_tokens = spec.max_length, spec.add_special_tokens
+        self.device = spec.device
         taken = inspect.signature(self.model.forward).parameters
         fill = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
-        self.pad = {name: fill.get(name, 0) for name in self.tokenizer.model_input_names if name in taken}
+        self.pad_values = {
+            name: fill.get(name, 0) for name in self.tokenizer.model_input_names if name in taken
+        }
 
     def encode(self, texts: Texts) -> list[Encoded]:
-        rows = [
-            self.tokenizer(*row, truncation=True, max_length=self.max_length, add_special_tokens=self.special)
-            for row in texts
-        ]
-        return [{name: np.asarray(row[name], np.int64) for name in self.pad} for row in rows]
+        options = {
+            "truncation": True,
+            "max_length": self.max_length,
+            "add_special_tokens": self.add_special_tokens,
+        }
+        rows = [self.tokenizer(*row, **options) for row in texts]
+        return [{name: np.asarray(row[name], np.int64) for name in self.pad_values} for row in rows]
 
-    def __call__(self, batch: Encoded) -> np.ndarray:
+    def __call__(self, inputs: Encoded) -> np.ndarray:
         import torch
 
-        inputs = {name: torch.from_numpy(array).to(self.device) for name, array in batch.items()}
+        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
         with torch.inference_mode():
-            found: np.ndarray = self.model(**inputs).logits.float().cpu().numpy()
-        return found
+            logits: np.ndarray = self.model(**tensors).logits.float().cpu().numpy()
+        return logits
 
     def memory(self) -> int | None:
         return _gpu_memory(self.device)
 
 
-class Writer(Writes, Model):
-    """A language model, of whose prompt only the last token's logits are made."""
+class TorchCausalLM(CausalLMRuntime):
+    """A causal language model. Of a prompt only the last token's logits are computed."""
+
+    markers, weights, packages = MARKERS, WEIGHTS, PACKAGES
 
     def __init__(self, spec: MeasureSpec):
-        super().__init__(spec)
-        self.pad = {"input_ids": 0}
+        self.tokenizer, self.model = _load_tokenizer(spec), _load_model(spec)
+        self.max_length, self.add_special_tokens = spec.max_length, spec.add_special_tokens
+        self.device = spec.device
 
     def encode(self, prompts: Any) -> list[Encoded]:
-        """Of texts, or of pairs of a text and its token ids."""
-        ids = [row[1][: self.max_length] if len(row) > 1 else self._tokens(row[0]) for row in prompts]
+        """The inputs of texts, or of pairs of a text and its token ids."""
+        ids = [row[1][: self.max_length] if len(row) > 1 else self.tokenize(row[0]) for row in prompts]
         return [{"input_ids": np.asarray(row, np.int64)} for row in ids]
 
-    def _tokens(self, text: str) -> list[int]:
-        how = {"truncation": True, "max_length": self.max_length, "add_special_tokens": self.special}
-        ids: list[int] = self.tokenizer(text, **how)["input_ids"]
+    def tokenize(self, text: str) -> list[int]:
+        options = {
+            "truncation": True,
+            "max_length": self.max_length,
+            "add_special_tokens": self.add_special_tokens,
+        }
+        ids: list[int] = self.tokenizer(text, **options)["input_ids"]
         return ids
 
     def same_tokens(self, prompts: Sequence[tuple[str, list[int]]]) -> np.ndarray:
-        """Whether its tokenizer cuts each text into the ids given, bool (N,)."""
-        return np.asarray([self._tokens(text) == ids[: self.max_length] for text, ids in prompts], bool)
+        """As in the base class, up to `MeasureSpec.max_length` tokens."""
+        return np.asarray([self.tokenize(text) == ids[: self.max_length] for text, ids in prompts], bool)
 
-    def score(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, np.ndarray]:
-        """Of each row's counted tokens the log-probability after those before, and the likeliest token there."""
+    def score(self, rows: Sequence[Counted]) -> dict[str, np.ndarray]:
         import torch
 
         log_prob, top = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
-        for ids, places in rows:
+        for ids, positions in rows:
             row = torch.tensor([ids], device=self.device)
-            before = torch.tensor(places, device=self.device) - 1
+            before = torch.tensor(positions, device=self.device) - 1
             with torch.inference_mode():
                 logits = self.model(input_ids=row, logits_to_keep=before).logits[0].float()
-            said = logits.log_softmax(-1).gather(1, row[0, places, None])[:, 0]
-            log_prob.append(said.cpu().numpy())
+            of_row = logits.log_softmax(-1).gather(1, row[0, positions, None])[:, 0]
+            log_prob.append(of_row.cpu().numpy())
             top.append(logits.argmax(-1).cpu().numpy())
         return {"log_prob": np.concatenate(log_prob), "top": np.concatenate(top)}
 
-    def write(self, prompt: Encoded, count: int, told: Callable[[int], object]) -> None:
+    def generate(self, prompt: Encoded, count: int, listener: Callable[[int], object]) -> None:
         import torch
 
         ids, past = torch.from_numpy(prompt["input_ids"]).to(self.device), None
@@ -94,60 +104,69 @@ class Writer(Writes, Model):
             for _ in range(count):
                 out = self.model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
                 ids, past = out.logits[:, -1:].argmax(-1), out.past_key_values
-                told(int(ids))
-
-
-class Translator(Greedy):
-    """A translator, with a cache of keys and values."""
-
-    packages = ("torch", "transformers.modeling_utils")
-
-    def __init__(self, spec: MeasureSpec):
-        import torch
-
-        from kdcli.generation import start_of
-
-        torch.set_num_threads(spec.threads)
-        self.model, self.device = _loaded(spec), spec.device
-        config, own = self.model.config, self.model.generation_config
-        self.begin = [start_of(self.model), *spec.given]
-        self.ends = listed(config.eos_token_id if own.eos_token_id is None else own.eos_token_id)
-        self.barred = [token for token in [config.pad_token_id] if token not in [None, *self.ends]]
-        self.room = room(spec)
-
-    def __call__(self, ids: Sequence[int]) -> list[int]:
-        import torch
-
-        with torch.inference_mode():
-            return super().__call__(ids)
-
-    def reading(self, ids: Sequence[int]) -> Callable[[list[int]], Any]:
-        import torch
-        from transformers import DynamicCache, EncoderDecoderCache
-
-        read = self.model.get_encoder()(input_ids=torch.tensor([ids], device=self.device))
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-
-        def after(tokens: list[int]) -> torch.Tensor:
-            logits: torch.Tensor = self.model(
-                encoder_outputs=read,
-                decoder_input_ids=torch.tensor([tokens], device=self.device),
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[0, -1]
-            logits[self.barred] = -torch.inf
-            return logits
-
-        return after
+                listener(int(ids))
 
     def memory(self) -> int | None:
         return _gpu_memory(self.device)
 
 
-def _loaded(spec: MeasureSpec) -> Any:
+class TorchSeq2Seq(Seq2SeqRuntime):
+    """An encoder-decoder, with a key/value cache."""
+
+    markers, weights, packages = MARKERS, WEIGHTS, PACKAGES
+
+    def __init__(self, spec: MeasureSpec):
+        from kdcli.generation import start_of
+
+        self.model, self.device = _load_model(spec), spec.device
+        config, own = self.model.config, self.model.generation_config
+        self.begin = [start_of(self.model), *spec.decoder_prefix]
+        self.ends = as_list(config.eos_token_id if own.eos_token_id is None else own.eos_token_id)
+        self.suppressed = [token for token in [config.pad_token_id] if token not in [None, *self.ends]]
+        self.max_new_tokens = max_new_tokens(spec)
+
+    def __call__(self, inputs: Sequence[int]) -> list[int]:
+        import torch
+
+        with torch.inference_mode():
+            return super().__call__(inputs)
+
+    def decoder(self, ids: Sequence[int]) -> Callable[[list[int]], Any]:
+        import torch
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        encoded = self.model.get_encoder()(input_ids=torch.tensor([ids], device=self.device))
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+        def step(tokens: list[int]) -> torch.Tensor:
+            logits: torch.Tensor = self.model(
+                encoder_outputs=encoded,
+                decoder_input_ids=torch.tensor([tokens], device=self.device),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[0, -1]
+            logits[self.suppressed] = -torch.inf
+            return logits
+
+        return step
+
+    def memory(self) -> int | None:
+        return _gpu_memory(self.device)
+
+
+def _load_tokenizer(spec: MeasureSpec) -> Any:
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(
+        spec.tokenizer, local_files_only=True, trust_remote_code=spec.trust_remote_code
+    )
+
+
+def _load_model(spec: MeasureSpec) -> Any:
     import torch
     import transformers
 
+    torch.set_num_threads(spec.threads)
     return (
         getattr(transformers, spec.auto)
         .from_pretrained(
@@ -155,7 +174,7 @@ def _loaded(spec: MeasureSpec) -> Any:
             use_safetensors=True,
             dtype=torch.float32 if spec.dtype == "float32" else spec.dtype,
             local_files_only=True,
-            trust_remote_code=spec.code,
+            trust_remote_code=spec.trust_remote_code,
         )
         .to(spec.device)
         .eval()

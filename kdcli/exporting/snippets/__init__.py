@@ -1,8 +1,9 @@
-"""Ten lines at most that run an artifact without kdcli, for each runtime, and what they import: an export lays both beside it.
+"""Scripts of at most ten lines that run an artifact without kdcli, for each runtime, and the modules that they import. An export writes them
+beside the artifact.
 
-`onnx_causal_lm.py` becomes `run_onnx.py`, and so on; `onnx_encoder.py` is for what has logits and writes nothing; files of other
-languages (.mjs, .kt, .swift) likewise. What such a file imports, `from student import …`, is written for each task:
-`student_classification.py` becomes `student.py`. A line `NAME = …` gets the value of the artifact at hand, if it has one of that name.
+`onnx_causal_lm.py` becomes `run_onnx.py`, and so on; files named `encoder` are for all tasks that have logits and generate nothing; files of
+other languages (.mjs, .kt, .swift) are treated alike. The modules that a script imports, `from student import …`, are written for each task:
+`student_classification.py` becomes `student.py`. A line `NAME = …` gets the value of the artifact, if there is one of that name.
 """
 
 from __future__ import annotations
@@ -19,11 +20,19 @@ ASKED = {
     "classification": '"A text." ["The text that belongs to it."]',
     "token_classification": "One word after the other",
 }
-"""What the lines for encoders are given, by task."""
+"""The arguments of the scripts for encoders, by task."""
 
 
 def write(folder: Path, runtime: str, kind: str, values: Mapping[str, Any]) -> list[Path]:
-    """Write what runs an artifact into its folder, and return the files that are to be run; what they import lies beside them."""
+    """Write the scripts that run an artifact into its folder, with the modules that they import.
+
+    Args:
+        runtime: the name of its runtime.
+        kind: the name of its task.
+
+    Returns:
+        The scripts.
+    """
     written = []
     for file in _files(runtime, kind):
         written.append(folder / f"run_{runtime}{file.suffix}")
@@ -32,24 +41,24 @@ def write(folder: Path, runtime: str, kind: str, values: Mapping[str, Any]) -> l
 
 
 def _files(name: str, kind: str) -> list[Path]:
-    """Those of a runtime, or of what is imported, for a task."""
+    """The files of a runtime, or of an imported module, for a task."""
     families = [kind, "encoder"] if kind in ASKED else [kind]
     return [file for family in families for file in sorted(HERE.glob(f"{name}_{family}.*"))]
 
 
 def _fill(file: Path, to: Path, kind: str, values: Mapping[str, Any]) -> None:
-    """Write the file with its values, and what it imports."""
+    """Write a file with its values, and the modules that it imports."""
     text = file.read_text(encoding="utf-8").replace("ASKED", ASKED.get(kind, ""))
     for name, value in values.items():
         python = file.suffix == ".py" and not isinstance(value, str)
-        said = repr(value) if python else json.dumps(value, ensure_ascii=False)
+        literal = repr(value) if python else json.dumps(value, ensure_ascii=False)
         line = re.compile(rf"^((?:const |val |let )?{name}\b[^=\n]*= ).*?(?=;|  #|$)", re.MULTILINE)
-        text = line.sub(partial(_with, said), text)
+        text = line.sub(partial(_assign, literal), text)
     to.write_text(text, encoding="utf-8")
     for module in re.findall(r"^from (\w+) import", text, re.MULTILINE):
-        for beside in _files(module, kind):
-            _fill(beside, to.with_name(f"{module}.py"), kind, values)
+        for imported in _files(module, kind):
+            _fill(imported, to.with_name(f"{module}.py"), kind, values)
 
 
-def _with(said: str, line: re.Match[str]) -> str:
-    return line[1] + said
+def _assign(literal: str, line: re.Match[str]) -> str:
+    return line[1] + literal

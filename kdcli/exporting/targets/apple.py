@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib.metadata
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +14,10 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kdcli.errors import ExportError
-from kdcli.exporting.targets.base import Target, copy_beside, exporting, quietly
+from kdcli.exporting.targets.base import CLASSIFIERS, Target, copy_tokenizer, exporting, quietly
 
 FAR = -1e4
-"""What a score gets that is not to be attended to: far below all others, and within fp16."""
+"""The value that is added to attention scores of masked tokens: far below all others, and within fp16."""
 
 
 class Apple(Target):
@@ -26,16 +25,17 @@ class Apple(Target):
     weights have 8 bits and a scale per output channel.
 
     Inputs are named as in transformers (input_ids, attention_mask, token_type_ids: int32, (1, sequence), from 2 tokens to
-    the most that were trained), the output is `logits`, (1, classes), of a token classifier (1, sequence, classes).
+    `max_length`), the output is `logits`, (1, classes), of a token classifier (1, sequence, classes).
 
-    Core ML runs on Apple's systems alone, so nothing here is run: neither speed nor agreement is known, no file is
-    recommended, and the export says so. Convert where you like, and compare on the device with `predictions/`.
+    Core ML runs on Apple's systems alone, so the files do not run here: neither speed nor agreement is known, no file is
+    recommended, and the export says so. Compare on the device with the files in `predictions/`.
 
     Args:
         precisions: which files to make.
     """
 
-    serves = ("classification", "token_classification")
+    serves = CLASSIFIERS
+    packages, extra = ("coremltools",), "apple"
 
     def __init__(self, precisions: Annotated[list[Literal["fp16", "int8"]], Field(min_length=1)]):
         self.precisions = precisions
@@ -48,15 +48,12 @@ class Apple(Target):
         inputs: Sequence[Mapping[str, Tensor]],
         max_length: int,
     ) -> dict[str, Path]:
-        """Write the packages of all precisions. The model is left as it was.
+        """Write the packages of all precisions. The model is not changed.
 
         Raises:
             ExportError: coremltools is missing, or the architecture cannot be converted.
         """
-        if importlib.util.find_spec("coremltools") is None:
-            raise ExportError(
-                "no module coremltools: hardware=apple needs it; install it with: pip install 'kdcli[apple]'"
-            )
+        self.require_packages()
         files: dict[str, Path] = {
             precision: out / f"model.{precision}.mlpackage" for precision in self.precisions
         }
@@ -64,12 +61,14 @@ class Apple(Target):
         with (
             exporting(model, f"for Core ML by coremltools {version}", out),
             quietly(),
-            contextlib.redirect_stderr(io.StringIO()),  # bars, and that it cannot run anything here
+            contextlib.redirect_stderr(
+                io.StringIO()
+            ),  # progress bars, and a warning that it cannot run anything here
         ):
             package = _converted(model, list(inputs[0]), max_length)
             for precision, file in files.items():
                 _quantized(package, precision).save(str(file))
-        copy_beside(student, out, max_length)
+        copy_tokenizer(student, out, max_length)
         return files
 
 
@@ -99,12 +98,12 @@ def _quantized(package: Any, precision: str) -> Any:
 
     if precision == "fp16":
         return package
-    how = coreml.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=512)
-    return coreml.linear_quantize_weights(package, coreml.OptimizationConfig(global_config=how))
+    config = coreml.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=512)
+    return coreml.linear_quantize_weights(package, coreml.OptimizationConfig(global_config=config))
 
 
 class _Rows(torch.nn.Module):
-    """What the program computes, with a mask that is added to scores: the converter has no operators for one of booleans."""
+    """The model with an additive attention mask, because the converter has no operators for a boolean one."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()

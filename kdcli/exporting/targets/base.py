@@ -1,8 +1,9 @@
-"""What a hardware target is."""
+"""The interface of a target: what makes the files of a device."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import logging
 import shutil
@@ -21,35 +22,44 @@ from transformers import PreTrainedModel
 from kdcli.config.components import locate
 from kdcli.config.paths import conf_dir
 from kdcli.errors import ConfigError, ExportError, KDError
-from kdcli.files import (
-    read_json,
-    writing,
-)
+from kdcli.files import read_json, writing
+from kdcli.measure.runtime import install_hint
+from kdcli.tasks.base import Task
 
-BESIDE = (
+CLASSIFIERS = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")
+GENERATORS = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+COPIED = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
     "merges.txt",
 )  # fmt: skip
-"""What an application needs besides the graph: to make the inputs, and to name the outputs."""
+"""Files that an application needs beside the graph, to make the inputs and to name the outputs."""
 
 
 class Target(ABC):
-    """Makes the files that a device runs. What runs them, `kdcli.measure.spec` knows by how their names end, and of a folder by
-    what it holds."""
+    """Makes the files of a device. The runtime that runs a file is found by the file's name, the runtime of a folder by the files in it
+    (`kdcli.measure.runtime.Runtime`).
 
-    serves: ClassVar[tuple[Literal["classification", "token_classification", "causal_lm", "seq2seq"], ...]]
-    """The tasks whose students it can make files of."""
-    note: ClassVar[str] = ""
-    """What its figures do not tell of themselves, for export.json and whoever reads the table or the card."""
+    Attributes:
+        serves: the auto classes of transformers whose models it exports; a task has one of them as `Task.auto`.
+        packages: the modules that it needs.
+        extra: the extra of kdcli that installs them; empty: they are installed by their own names.
+        caveat: what its measurements, and so its budget, do not show. It stands in export.json, the table and the model card.
+        hint: what to type when the files are made; `{out}` stands for their folder.
+        shows: it presents predictions of the teacher (`show`).
+        failed: the files that `export` could not make, and why.
+    """
+
+    serves: ClassVar[tuple[str, ...]] = ()
+    packages: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = ""
+    caveat: ClassVar[str] = ""
     hint: ClassVar[str] = ""
-    """What to type once the files are there, with `{out}` where their folder stands."""
-
+    shows: ClassVar[bool] = False
     failed: Mapping[str, str] = MappingProxyType({})
-    """Files that `export` could not make beside those that it made, and why."""
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
-        """Where its files and the torch student beside them are run."""
+        """The device on which its files, and the torch student for comparison, run."""
         return "cpu"
 
     @abstractmethod
@@ -67,8 +77,8 @@ class Target(ABC):
             student: the student's directory.
             out: an empty directory.
             model: the student, fp32, in eval mode.
-            inputs: what it reads of rows of the training split, at least one, (1, L) each.
-            max_length: tokens that it will read, at most.
+            inputs: its inputs for rows of the training split, at least one row, (1, L) each.
+            max_length: tokens of the longest row.
 
         Returns:
             The files, or folders, by precision.
@@ -77,42 +87,70 @@ class Target(ABC):
             ExportError: a package is missing, or the exporter failed.
         """
 
-    def show(self, out: Path, name: str, labels: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:  # noqa: B027
-        """Write what people see of a classifier's answers, once the artifacts were run; most targets have nothing to show.
+    def precision_of(self, quantization: str) -> str:
+        """The precision of files whose weights are rounded as `student.quantization` rounds them in training."""
+        return quantization
+
+    def show(self, out: Path, name: str, labels: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a presentation of predictions, after the artifacts were run; called if `shows`.
 
         Args:
             name: the student's.
             labels: their names.
             rows: of the test split: `texts`, one or two; `label`, and `teacher`, a probability for each label.
         """
+        raise NotImplementedError
+
+    def require_packages(self, *names: str) -> None:
+        """Refuse to export without modules.
+
+        Args:
+            names: the modules; none: all of `packages`.
+
+        Raises:
+            ExportError: modules are missing; with what installs them.
+        """
+        missing = [name for name in names or self.packages if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ExportError(
+                f"no module {', '.join(missing)}: {type(self).__name__} needs {'it' if len(missing) == 1 else 'them'}; "
+                f"{install_hint(missing, self.extra)}"
+            )
 
 
-def copy_beside(student: Path, out: Path, max_length: int) -> None:
-    """Write what an application needs besides the model: `BESIDE`, of which the tokenizer cuts off as `cut_off` tells it to."""
+def copy_tokenizer(student: Path, out: Path, max_length: int) -> None:
+    """Copy the files that an application needs beside the model, with a tokenizer that truncates by itself."""
     for path in (
-        *(student / name for name in BESIDE),
+        *(student / name for name in COPIED),
         *student.glob("*.py"),
     ):  # .py: of an architecture of its own
         if path.is_file():
             shutil.copyfile(path, out / path.name)
-    cut_off(out, max_length)
+    enable_truncation(out, max_length)
 
 
-def cut_off(folder: Path, max_length: int) -> None:
-    """Make a folder's tokenizer.json, if it has one, cut a text off by itself where the student does: an application that forgets to
-    would be answered by an error, or by a crash."""
-    file, how = folder / "tokenizer.json", folder / "tokenizer_config.json"
+def enable_truncation(folder: Path, max_length: int) -> None:
+    """Have the tokenizer.json in a folder, if there is one, truncate texts as the student does. An application that forgets to truncate would
+    get an error, or crash."""
+    file, config_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if file.is_file():
-        told = read_json(how, dict, "the student is to be trained again") if how.is_file() else {}
+        config = (
+            read_json(config_file, dict, "the student is to be trained again")
+            if config_file.is_file()
+            else {}
+        )
         tokenizer = Tokenizer.from_file(str(file))
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length, direction=told.get("truncation_side", "right"))
+        tokenizer.enable_truncation(max_length, direction=config.get("truncation_side", "right"))
         tokenizer.save(str(file))
 
 
 @contextlib.contextmanager
-def exporting(model: PreTrainedModel, how: str, out: Path) -> Iterator[None]:
-    """Exporters let through whatever is raised under them: its first line becomes an ExportError.
+def exporting(model: PreTrainedModel, what: str, out: Path) -> Iterator[None]:
+    """Turn whatever an exporter raises into an ExportError with its first line.
+
+    Args:
+        what: what the model is written as, for the message.
 
     Raises:
         StorageError: the file system of `out`, or that of temporary files, takes no more.
@@ -125,12 +163,12 @@ def exporting(model: PreTrainedModel, how: str, out: Path) -> Iterator[None]:
         raise
     except Exception as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ExportError(f"{type(model).__name__} cannot be written {how}: {first}") from error
+        raise ExportError(f"{type(model).__name__} cannot be written {what}: {first}") from error
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Exporters and quantizers warn about what they are, and draw bars; an error still comes through."""
+    """Suppress the warnings and progress bars of exporters and quantizers; errors are still raised."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -141,26 +179,46 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def require_task(target: Target, hardware: str, kind: str) -> None:
-    """Refuse a task whose students a device's target does not take.
+def require_task(target: Target, hardware: str, task: Task, name: str) -> None:
+    """Refuse a task whose models a target does not export.
+
+    Args:
+        hardware: the name of the device.
+        name: the name of the task.
 
     Raises:
         ConfigError: with the devices that do.
     """
-    if kind in target.serves:
+    if not target.serves:
+        raise ConfigError(
+            f"hardware={hardware}: {type(target).__name__} has no `serves`; it is a tuple of the auto classes of transformers whose models the "
+            'target exports, such as "AutoModelForSequenceClassification"'
+        )
+    if task.auto in target.serves:
         return
-    names = {
-        "classification": "classifiers",
-        "token_classification": "token classifiers",
-        "causal_lm": "language models",
-        "seq2seq": "translators",
-    }
     others = [
-        f"hardware={path.stem}"
-        for path in sorted((conf_dir() / "hardware").glob("*.yaml"))
-        if kind in getattr(locate(yaml.safe_load(path.read_text(encoding="utf-8"))["_target_"]), "serves", ())
+        f"hardware={device}" for device, each in _packaged_targets().items() if task.auto in each.serves
     ]
-    raise ConfigError(
-        f"hardware={hardware} makes files of {' and '.join(names[task] for task in target.serves)}, and this run's task "
-        f"is {kind}; use {' or '.join(filter(None, [', '.join(others[:-1]), others[-1]]))}"
+    remedy = (
+        f"use {' or '.join(filter(None, [', '.join(others[:-1]), others[-1]]))}"
+        if others
+        else "write a target of your own that does"
     )
+    raise ConfigError(
+        f"hardware={hardware} exports models of {' and '.join(target.serves)}, and those of this run's task, {name}, are of {task.auto}; {remedy}"
+    )
+
+
+def _packaged_targets() -> dict[str, type[Target]]:
+    """The targets of kdcli's own devices; a device that is another name of one is left out."""
+    found: dict[str, type[Target]] = {}
+    for path in sorted((conf_dir() / "hardware").glob("*.yaml")):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "_target_" in config:
+            found[path.stem] = locate(config["_target_"])
+    return found
+
+
+def required_modules() -> set[str]:
+    """The modules that kdcli's own targets need."""
+    return {name for target in _packaged_targets().values() for name in target.packages}

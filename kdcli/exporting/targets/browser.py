@@ -26,26 +26,28 @@ LIBRARY = {
     "@huggingface/transformers/dist": ["transformers.min.js"],
     "onnxruntime-web/dist": ["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"],
 }
-"""What a page loads of node_modules: all of it lies beside the page, so that it needs no network."""
+"""The files of node_modules that the page loads. They are copied beside the page, so that it needs no network."""
 
 
 class Browser(Target):
     """The layout of transformers.js: `onnx/model.onnx` (fp32), `onnx/model_quantized.onnx` (int8), config, tokenizer.
 
     `pipeline('text-classification', FOLDER, {dtype: 'q8'})` of @huggingface/transformers loads it. The files are those of
-    `hardware=cpu`. Beside them lie `student.mjs`, which cuts long texts as the student was trained on them (the pipeline
-    cuts the last special token off), and `index.html`, a page with all that it needs (`web/`),
+    `hardware=cpu`. Beside them lie `student.mjs`, which truncates long texts as in training (the pipeline
+    drops the last special token), and `index.html`, a page with all that it needs (`web/`),
     for any server of static files.
 
-    The files are run here by transformers.js in Node, which is ONNX Runtime's native build: as for answers and tokens it is what a browser
-    does; in WebAssembly it takes longer.
+    The files run here by transformers.js in Node, which has ONNX Runtime's native build: predictions and tokens are those of a browser;
+    WebAssembly is slower.
 
     Args:
         precisions: which files to make.
-        rows: so many rows of the test split stand in the page, with the teacher's stored answers: whoever reads the page reads them. 0: none.
+        rows: the number of rows of the test split in the page, with the teacher's predictions; everyone who opens the page can read them.
     """
 
-    serves = ("classification",)
+    serves = ("AutoModelForSequenceClassification",)
+    packages, extra = Cpu.packages, Cpu.extra
+    shows = True
     hint = "the page: python -m http.server --directory {out} 8000, then open http://localhost:8000"
 
     def __init__(
@@ -66,16 +68,18 @@ class Browser(Target):
         """Write the files of all precisions, student.mjs, and what the page loads.
 
         Raises:
-            ExportError: onnx, onnxruntime, Node or npm is missing, the packages of Node cannot be fetched, the architecture cannot be
+            ExportError: onnx, onnxruntime, Node or npm is missing, the packages of Node cannot be downloaded, the architecture cannot be
                 written as ONNX, or the model is larger than what a browser loads.
         """
         node()
         library = packages() / "node_modules"
         if sum(parameter.nbytes for parameter in model.parameters()) > TWO_GB:
             raise ExportError("the student is larger than 2 GB, which no browser loads; use hardware=cpu")
-        made = Cpu([*self.precisions], opset=18).export(student, out, model, inputs, max_length)
+        exported = Cpu([*self.precisions], opset=18).export(student, out, model, inputs, max_length)
         (out / "onnx").mkdir()
-        files = {precision: path.rename(out / "onnx" / NAMES[precision]) for precision, path in made.items()}
+        files = {
+            precision: path.rename(out / "onnx" / NAMES[precision]) for precision, path in exported.items()
+        }
         (out / "web").mkdir()
         for folder, names in LIBRARY.items():
             for name in names:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdcli.config.types import Int
-from kdcli.errors import ConfigError, ExportError
-from kdcli.exporting.targets.base import Target, copy_beside, exporting, quietly
+from kdcli.errors import ConfigError
+from kdcli.exporting.targets.base import CLASSIFIERS, GENERATORS, Target, copy_tokenizer, exporting, quietly
 from kdcli.exporting.writers import causal_lm as language
 from kdcli.exporting.writers.causal_lm import TWO_GB
 from kdcli.exporting.writers.seq2seq import beside, write_ctranslate2, write_onnx
@@ -59,7 +58,8 @@ class Cpu(Target):
         per_channel: one scale per output channel; false: one per matrix. A translator's have one per row.
     """
 
-    serves = ("classification", "token_classification", "causal_lm", "seq2seq")
+    serves = (*CLASSIFIERS, *GENERATORS)
+    packages, extra = ("onnx", "onnxruntime", "onnx_ir", "ctranslate2"), "cpu"
 
     def __init__(
         self,
@@ -90,25 +90,31 @@ class Cpu(Target):
         precisions = self.precisions or (["fp32", "int8", "int4"] if writes else ["fp32", "int8"])
         if model.config.is_encoder_decoder and model.can_generate():
             return self._translator(student, out, model, precisions)
-        try:
-            import onnx
-            from onnxruntime.quantization import quantize_dynamic
-
-            if "int4" in precisions and not writes:
-                import onnx_ir  # noqa: F401  # its quantizer's
-        except ImportError as error:
-            raise ExportError(
-                f"{error}: hardware=cpu needs ONNX; install it with: pip install 'kdcli[cpu]'"
-            ) from None
+        # the quantizer of int4 needs onnx_ir
+        self.require_packages(
+            "onnx", "onnxruntime", *(["onnx_ir"] if "int4" in precisions and not writes else [])
+        )
         files: dict[str, Path] = {precision: out / FILES[precision] for precision in precisions}
         if writes:
             self._language_model(student, out, model, files)
             return files
+        self._classifier(out, model, list(inputs[0]), files)
+        copy_tokenizer(student, out, max_length)
+        return files
+
+    def _classifier(
+        self, out: Path, model: PreTrainedModel, names: list[str], files: Mapping[str, Path]
+    ) -> None:
+        import onnx
+        from onnxruntime.quantization import quantize_dynamic
+
         size = sum(parameter.nbytes for parameter in model.parameters())
         with self._exporting(model, out) as temporary:
             traced = temporary / "traced.onnx"
-            self._trace(model, list(inputs[0]), traced)
-            if "fp32" in files:  # loaded and saved: above 2 GB the exporter leaves one file a tensor
+            self._trace(model, names, traced)
+            if (
+                "fp32" in files
+            ):  # loaded and saved, because above 2 GB the exporter leaves one file for each tensor
                 data = f"{FILES['fp32']}.data"
                 onnx.save_model(
                     onnx.load(traced), files["fp32"], save_as_external_data=size > TWO_GB, location=data
@@ -124,8 +130,6 @@ class Cpu(Target):
                 )
             if "int4" in files:
                 self._int4(onnx.load(traced), files["int4"], size / 6 > TWO_GB)
-        copy_beside(student, out, max_length)
-        return files
 
     def _int4(self, graph: Any, path: Path, apart: bool) -> None:
         """Matrices and embeddings in blocks of 4-bit weights; the opset stays, as both operators are ONNX Runtime's."""
@@ -162,12 +166,7 @@ class Cpu(Target):
             )
         folders: dict[str, Path] = {precision: out / FOLDERS[precision] for precision in precisions}
         needs = {"fp32": ("onnx", "onnxruntime"), "int8": ("ctranslate2",)}
-        packages = [name for precision in folders for name in needs[precision]]
-        if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-            raise ExportError(
-                f"no module {', '.join(missing)}: hardware=cpu needs it for a translator; install it with: "
-                "pip install 'kdcli[cpu]'"
-            )
+        self.require_packages(*(name for precision in folders for name in needs[precision]))
         if "int8" in folders:  # first: it is quick, and knows fewer architectures
             tokenizer = load_tokenizer(Checkpoint(student, "student"), model)
             with exporting(model, "as CTranslate2", out), quietly():

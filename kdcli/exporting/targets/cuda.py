@@ -15,7 +15,15 @@ from transformers import PreTrainedModel
 
 from kdcli import console
 from kdcli.errors import ConfigError
-from kdcli.exporting.targets.base import Target, copy_beside, cut_off, exporting, quietly
+from kdcli.exporting.targets.base import (
+    CLASSIFIERS,
+    GENERATORS,
+    Target,
+    copy_tokenizer,
+    enable_truncation,
+    exporting,
+    quietly,
+)
 from kdcli.models.checkpoint import TOKENIZER_FILES
 
 FILES = {"bf16": "bf16", "pt2": "model.pt2"}
@@ -28,13 +36,13 @@ class Cuda(Target):
     The program's inputs are named as in transformers (input_ids, attention_mask, token_type_ids: int64, (batch, sequence), both
     axes free), its output is the logits, (batch, labels), of a token classifier (batch, sequence, labels).
 
-    Both run on the GPU, as does the torch student beside them (fp32, eagerly); without one on the processor, and a warning says so.
+    Both run on the GPU, and so does the torch student for comparison (fp32, eagerly); without a GPU on the processor, with a warning.
 
     Args:
-        precisions: which to make; None: all of the task's, bf16, of classifiers pt2 too.
+        precisions: the files to make; None: bf16, and of classifiers pt2 as well.
     """
 
-    serves = ("classification", "token_classification", "causal_lm", "seq2seq")
+    serves = (*CLASSIFIERS, *GENERATORS)
 
     def __init__(
         self, precisions: Annotated[list[Literal["bf16", "pt2"]], Field(min_length=1)] | None = None
@@ -45,7 +53,7 @@ class Cuda(Target):
     def device(self) -> Literal["cpu", "cuda"]:
         if torch.cuda.is_available():
             return "cuda"
-        console.warn("no GPU is here: the files of hardware=cuda are run, and timed, on the processor")
+        console.warn("there is no GPU here: the files of hardware=cuda are run, and timed, on the processor")
         return "cpu"
 
     def export(
@@ -56,17 +64,17 @@ class Cuda(Target):
         inputs: Sequence[Mapping[str, Tensor]],
         max_length: int,
     ) -> dict[str, Path]:
-        """Write both. The model is left as it was.
+        """Write the files of all precisions. The model is not changed.
 
         Raises:
-            ConfigError: pt2 of a model that writes text.
+            ConfigError: pt2 of a model that generates text.
             ExportError: the architecture cannot be exported.
         """
         writes = model.can_generate()
         precisions = self.precisions or (["bf16"] if writes else ["bf16", "pt2"])
         if "pt2" in precisions and writes:
             raise ConfigError(
-                "hardware.precisions: pt2 is for classifiers; use hardware.precisions=[bf16] for what writes text"
+                "hardware.precisions: pt2 is for classifiers; use hardware.precisions=[bf16] for models that generate text"
             )
         files: dict[str, Path] = {precision: out / FILES[precision] for precision in precisions}
         half = copy.deepcopy(model).bfloat16()
@@ -77,11 +85,11 @@ class Cuda(Target):
                 if (student / name).is_file():
                     shutil.copyfile(student / name, files["bf16"] / name)
             if not writes:
-                cut_off(files["bf16"], max_length)
+                enable_truncation(files["bf16"], max_length)
         if "pt2" in files:
             with exporting(model, "by torch.export", out), quietly():
                 torch.export.save(_program(half, list(inputs[0]), max_length), files["pt2"])
-            copy_beside(student, out, max_length)
+            copy_tokenizer(student, out, max_length)
         return files
 
 

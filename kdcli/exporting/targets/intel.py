@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,8 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kdcli.errors import ExportError
-from kdcli.exporting.targets.base import Target, copy_beside, exporting, quietly
+from kdcli.exporting.targets.base import CLASSIFIERS, Target, copy_tokenizer, exporting, quietly
 
-PACKAGES = ("openvino", "nncf")
 FILES = {"fp16": "model.fp16.xml", "int8_weights": "model.int8_weights.xml", "int8": "model.int8.xml"}
 
 
@@ -30,14 +27,15 @@ class Intel(Target):
 
     fp16: weights alone are stored shorter. int8_weights: those of matrix products and embeddings, symmetric, with a scale per
     output channel; no data is needed. int8: post-training quantization by NNCF, which also fixes the ranges of
-    activations, as it sees them in rows of the training split (`hardware.calibration_rows`); unlike `hardware=cpu`'s
-    dynamic int8, a row's answer then depends on nothing but the row. The head after the pooling stays in floats.
+    activations on rows of the training split (`hardware.calibration_rows`). Unlike with the dynamic int8 of
+    `hardware=cpu`, the logits of a row then depend on that row alone. The head after the pooling stays in floats.
 
     Args:
         precisions: which files to make.
     """
 
-    serves = ("classification", "token_classification")
+    serves = CLASSIFIERS
+    packages, extra = ("openvino", "nncf"), "intel"
 
     def __init__(
         self, precisions: Annotated[list[Literal["fp16", "int8_weights", "int8"]], Field(min_length=1)]
@@ -52,24 +50,21 @@ class Intel(Target):
         inputs: Sequence[Mapping[str, Tensor]],
         max_length: int,
     ) -> dict[str, Path]:
-        """Write the files of all precisions. The model is left as it was.
+        """Write the files of all precisions. The model is not changed.
 
         Raises:
             ExportError: openvino or nncf is missing, or the architecture cannot be converted.
         """
-        if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-            raise ExportError(
-                f"no module {', '.join(missing)}: hardware=intel needs OpenVINO; install it with: pip install 'kdcli[intel]'"
-            )
+        self.require_packages()
         rows = [{name: tensor.numpy() for name, tensor in row.items()} for row in inputs]
         files: dict[str, Path] = {precision: out / FILES[precision] for precision in self.precisions}
-        with exporting(model, "for OpenVINO", out), quietly(), _untold():
+        with exporting(model, "for OpenVINO", out), quietly(), _without_telemetry():
             import openvino
 
-            whole = _converted(model, list(inputs[0]))
+            graph = _converted(model, list(inputs[0]))
             for precision, file in files.items():
-                openvino.save_model(_quantized(whole.clone(), precision, rows), file, compress_to_fp16=True)
-        copy_beside(student, out, max_length)
+                openvino.save_model(_quantized(graph.clone(), precision, rows), file, compress_to_fp16=True)
+        copy_tokenizer(student, out, max_length)
         return files
 
 
@@ -118,8 +113,8 @@ def _head(graph: Any) -> list[str]:
 
 
 @contextlib.contextmanager
-def _untold() -> Iterator[None]:
-    """Both packages report to their makers what is converted, unless they run in CI."""
+def _without_telemetry() -> Iterator[None]:
+    """Both packages send usage data to their makers, unless they run in CI."""
     before = dict(os.environ)
     os.environ |= {"CI": "true", "NNCF_CI": "1"}
     try:

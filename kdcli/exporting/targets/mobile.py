@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdcli.errors import ExportError
-from kdcli.exporting.targets.base import Target, copy_beside
+from kdcli.exporting.targets.base import CLASSIFIERS, Target, copy_tokenizer
 from kdcli.exporting.writers import executorch, litert
 
 PACKAGES = {"litert": ("ai_edge_litert",), "executorch": ("executorch", "torchao")}
@@ -22,7 +21,7 @@ FILES = {
     "executorch_int8": "model.int8.pte",
 }
 SHORTEST = 16
-"""Tokens of a LiteRT file's first signature; one of 8 would hardly be faster."""
+"""Tokens of the first signature of a LiteRT file; one of 8 tokens would hardly be faster."""
 
 
 class Mobile(Target):
@@ -38,14 +37,15 @@ class Mobile(Target):
     ExecuTorch: `forward` takes input_ids, attention_mask, token_type_ids (if the student has them) in that order,
     int64 (1, tokens), of any number from 2 on, and gives the logits.
 
-    A file that cannot be made is told, and the others are made.
+    A file that cannot be made is reported, and the others are made.
 
     Args:
         formats: which files to make.
     """
 
-    serves = ("classification", "token_classification")
-    note = "run by the Python builds of LiteRT and ExecuTorch on this computer, not on a phone"
+    serves = CLASSIFIERS
+    packages, extra = tuple(name for names in PACKAGES.values() for name in names), "mobile"
+    caveat = "run by the Python builds of LiteRT and ExecuTorch on this computer, not on a phone"
 
     def __init__(
         self,
@@ -63,16 +63,13 @@ class Mobile(Target):
         inputs: Sequence[Mapping[str, Tensor]],
         max_length: int,
     ) -> dict[str, Path]:
-        """Write the files of all formats. Of the inputs only the names are used; the model is left as it was.
+        """Write the files of all formats. Of the inputs only the names are used; the model is not changed.
 
         Raises:
             ExportError: a package is missing, or no file could be made.
         """
         needed = {name for each in self.formats for name in PACKAGES[each.partition("_")[0]]}
-        if missing := sorted(name for name in needed if importlib.util.find_spec(name) is None):
-            raise ExportError(
-                f"no module {', '.join(missing)}: hardware=mobile needs it; install it with: pip install 'kdcli[mobile]'"
-            )
+        self.require_packages(*sorted(needed))
         files: dict[str, Path] = {}
         failed: dict[str, str] = {}
         for each in self.formats:
@@ -90,7 +87,7 @@ class Mobile(Target):
         if not files:
             raise ExportError("\n".join(dict.fromkeys(failed.values())))
         self.failed = failed
-        copy_beside(student, out, max_length)
+        copy_tokenizer(student, out, max_length)
         return files
 
 

@@ -38,7 +38,12 @@ class LabelReader:
     """
 
     def __init__(
-        self, teacher: str, labels: Sequence[str], soft_labels: SoftLabels, least_mass: float, smoothing: float
+        self,
+        teacher: str,
+        labels: Sequence[str],
+        soft_labels: SoftLabels,
+        least_mass: float,
+        smoothing: float,
     ):
         self.teacher, self.labels, self.soft_labels = teacher, list(labels), soft_labels
         self.least_mass, self.smoothing = least_mass, smoothing
@@ -70,7 +75,9 @@ class LabelReader:
         Raises:
             TeacherError: the endpoint returns no log-probabilities (logprobs).
         """
-        shares = self._from_tokens(choices[0]) if self.soft_labels == "logprobs" else self._from_texts(choices)
+        shares = (
+            self._from_tokens(choices[0]) if self.soft_labels == "logprobs" else self._from_texts(choices)
+        )
         return None if shares is None else np.log(shares / shares.sum()).astype(np.float32)
 
     def token_shares(self, choice: Mapping[str, Any]) -> tuple[np.ndarray, float, float]:
@@ -120,7 +127,9 @@ class LabelReader:
         if written in self._words:
             return self._words.index(written)
         if self.lettered:
-            letters = {letter.casefold() for letter in re.findall(r"(?<!\w)[A-Z](?!\w)", text)} & {*self._words}
+            letters = {letter.casefold() for letter in re.findall(r"(?<!\w)[A-Z](?!\w)", text)} & {
+                *self._words
+            }
             leading = LEADING_LETTER.match(text)
             is_label = leading and letters == {leading[1].casefold()}
             return self._words.index(letters.pop()) if is_label else None

@@ -198,9 +198,7 @@ class OpenAITeacher(RemoteTeacher):
             )
         self.task = task
         self.examples = choose_examples(gold, self.shots) if self.shots else []
-        self.labels = LabelReader(
-            self.name, task.labels, self.soft_labels, self.least_mass, self.smoothing
-        )
+        self.labels = LabelReader(self.name, task.labels, self.soft_labels, self.least_mass, self.smoothing)
         self.prompter = Prompter(
             self.file or templates[cfg.kind], cfg, self.labels if task.labels else None, self.examples
         )
@@ -370,7 +368,9 @@ class OpenAITeacher(RemoteTeacher):
 
     def estimate(self, rows: Iterable[Mapping[str, Any]], rollout: Rollout) -> Estimate:
         """The expected cost, if labels are requested by their names, and if new prompts are as long as those of the rows."""
-        bodies = self.label_requests if self.task.labels else lambda row: self.completion_requests(row, rollout)
+        bodies = (
+            self.label_requests if self.task.labels else lambda row: self.completion_requests(row, rollout)
+        )
         return self.client.estimate(body for row in rows for body in bodies(row))
 
     def describe(self) -> dict[str, Any]:
@@ -390,7 +390,9 @@ class OpenAITeacher(RemoteTeacher):
             described |= {
                 "soft_labels": self.soft_labels,
                 "missing_mass": float(np.mean(missing)) if missing else None,
-                "asked_for": dict(zip(LETTERS, self.task.labels, strict=False)) if self.labels.lettered else None,
+                "asked_for": dict(zip(LETTERS, self.task.labels, strict=False))
+                if self.labels.lettered
+                else None,
                 "smoothing": self.smoothing if self.soft_labels != "logprobs" else None,
             }
         return described

@@ -25,17 +25,18 @@ from safetensors.numpy import load_file
 from tiny import pairs
 
 from kdcli.errors import ExportError
-from kdcli.exporting.artifacts import _reproduced
+from kdcli.exporting.artifacts import reproduced_texts
 from kdcli.exporting.runtimes import ctranslate2 as ctranslate2_runtime
 from kdcli.exporting.runtimes import onnx as onnx_runtime
+from kdcli.exporting.runtimes import runtime_of
 from kdcli.exporting.runtimes import torch as torch_runtime
 from kdcli.exporting.targets.cpu import Cpu
 from kdcli.exporting.writers.seq2seq import beside, write_ctranslate2
 from kdcli.generation import translate
-from kdcli.measure.process import measure
-from kdcli.measure.runtime import Runs
-from kdcli.measure.spec import MeasureSpec, runtime_of
-from kdcli.measure.worker import _Worker
+from kdcli.measure.models import measure
+from kdcli.measure.runtime import Seq2SeqRuntime
+from kdcli.measure.spec import MeasureSpec
+from kdcli.measure.worker import Worker
 from kdcli.students.encoder_decoder import learn_vocabulary
 
 BOTH = ["fp32", "int8"]
@@ -97,7 +98,7 @@ def saved(model: transformers.PreTrainedModel, tokenizer: Any, folder: Path) -> 
 def spec(runtime: str, folder: Path, given: Sequence[int] = (), **more: Any) -> MeasureSpec:
     options: dict[str, Any] = {"latency_runs": 4, "throughput_seconds": 0.05} | more
     where = runtime, str(folder), str(folder), LENGTH + len(given), "AutoModelForSeq2SeqLM"
-    return MeasureSpec(*where, given=list(given), **options)  # type: ignore[arg-type]
+    return MeasureSpec(*where, decoder_prefix=list(given), **options)  # type: ignore[arg-type]
 
 
 def torch_texts(
@@ -151,15 +152,15 @@ def test_all_runtimes_write_what_torch_writes(
         assert len(set(map(tuple, expected))) > 3, "texts that say nothing about their sources"
         assert any(text[-1] == tokenizer.eos_token_id for text in expected)
         exact: list[Callable[[MeasureSpec], Any]] = [
-            torch_runtime.Translator,
-            onnx_runtime.Translator,
-            ctranslate2_runtime.Translator,
+            torch_runtime.TorchSeq2Seq,
+            onnx_runtime.OnnxSeq2Seq,
+            ctranslate2_runtime.CTranslate2Seq2Seq,
         ]
         for runtime, place in zip(exact, (folder, files["fp32"], whole), strict=True):
             write = runtime(spec("", place, given))
             assert [write(ids) for ids in sources] == expected, runtime
-        rounded = ctranslate2_runtime.Translator(spec("", files["int8"], given))
-        share = _reproduced(tokenizer, expected, [rounded(ids) for ids in sources])["agreement"]
+        rounded = ctranslate2_runtime.CTranslate2Seq2Seq(spec("", files["int8"], given))
+        share = reproduced_texts(tokenizer, expected, [rounded(ids) for ids in sources])["agreement"]
         assert share > 0.5
     assert {file.name for file in out.iterdir()} == {"onnx", "ctranslate2"}
 
@@ -175,13 +176,13 @@ def test_threads_are_those_that_were_asked_for(
         "Translator",
         lambda *given, **how: asked.append(how) or translator(*given, **how | {"intra_threads": 1}),
     )
-    ctranslate2_runtime.Translator(spec("", files["int8"], threads=3))
+    ctranslate2_runtime.CTranslate2Seq2Seq(spec("", files["int8"], threads=3))
     assert [(how["inter_threads"], how["intra_threads"]) for how in asked] == [(1, 3)]
-    onnx = onnx_runtime.Translator(spec("", files["fp32"], threads=3))
+    onnx = onnx_runtime.OnnxSeq2Seq(spec("", files["fp32"], threads=3))
     sessions = [onnx.encoder, onnx.first, onnx.later]
     assert {session.get_session_options().intra_op_num_threads for session in sessions} == {3}
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    torch_runtime.Translator(spec("", student, threads=3))
+    torch_runtime.TorchSeq2Seq(spec("", student, threads=3))
     assert asked[1:] == [3]
 
 
@@ -254,9 +255,9 @@ def test_the_padding_token_is_never_written(tokenizer: Any, sources: list[list[i
     files = Cpu(BOTH).export(folder, out, model, [], LENGTH)
     expected = torch_texts(model, tokenizer, sources)
     assert not any(tokenizer.pad_token_id in text for text in expected)
-    assert [onnx_runtime.Translator(spec("", files["fp32"]))(ids) for ids in sources] == expected
-    rounded = [ctranslate2_runtime.Translator(spec("", files["int8"]))(ids) for ids in sources]
-    assert _reproduced(tokenizer, expected, rounded)["agreement"] > 0.5
+    assert [onnx_runtime.OnnxSeq2Seq(spec("", files["fp32"]))(ids) for ids in sources] == expected
+    rounded = [ctranslate2_runtime.CTranslate2Seq2Seq(spec("", files["int8"]))(ids) for ids in sources]
+    assert reproduced_texts(tokenizer, expected, rounded)["agreement"] > 0.5
 
 
 def test_an_empty_translation_stays_empty(tokenizer: Any, sources: list[list[int]], tmp_path: Path) -> None:
@@ -267,8 +268,8 @@ def test_an_empty_translation_stays_empty(tokenizer: Any, sources: list[list[int
     (out := tmp_path / "out").mkdir()
     files = Cpu(BOTH).export(folder, out, model, [], LENGTH)
     for write in (
-        onnx_runtime.Translator(spec("", files["fp32"])),
-        ctranslate2_runtime.Translator(spec("", files["int8"])),
+        onnx_runtime.OnnxSeq2Seq(spec("", files["fp32"])),
+        ctranslate2_runtime.CTranslate2Seq2Seq(spec("", files["int8"])),
     ):
         assert write(sources[0]) == [tokenizer.eos_token_id]
 
@@ -299,9 +300,9 @@ def test_a_marian_of_the_hub_has_its_vocabulary_in_sentencepiece_files(tmp_path:
     files = Cpu(BOTH).export(folder, out, model, [], LENGTH)
     sources = tokenizer([source for source, _ in PAIRS[:12]])["input_ids"]
     expected = torch_texts(model, tokenizer, sources)
-    assert [onnx_runtime.Translator(spec("", files["fp32"]))(ids) for ids in sources] == expected
-    rounded = [ctranslate2_runtime.Translator(spec("", files["int8"]))(ids) for ids in sources]
-    assert _reproduced(tokenizer, expected, rounded)["agreement"] > 0.5
+    assert [onnx_runtime.OnnxSeq2Seq(spec("", files["fp32"]))(ids) for ids in sources] == expected
+    rounded = [ctranslate2_runtime.CTranslate2Seq2Seq(spec("", files["int8"]))(ids) for ids in sources]
+    assert reproduced_texts(tokenizer, expected, rounded)["agreement"] > 0.5
     assert {"source.spm", "target.spm", "vocab.json"} <= {file.name for file in files["int8"].iterdir()}
     assert transformers.AutoTokenizer.from_pretrained(files["int8"])(PAIRS[0][0])["input_ids"] == sources[0]
 
@@ -321,7 +322,7 @@ def test_what_ctranslate2_does_not_know_is_named_and_is_there_as_onnx(
         Cpu(BOTH).export(folder, out, model, [], LENGTH)
     assert not list(out.iterdir())
     files = Cpu(["fp32"]).export(folder, out, model, [], LENGTH)
-    write = onnx_runtime.Translator(spec("", files["fp32"]))
+    write = onnx_runtime.OnnxSeq2Seq(spec("", files["fp32"]))
     assert [write(ids) for ids in sources] == torch_texts(model, tokenizer, sources)
 
 
@@ -360,7 +361,7 @@ def test_its_process_imports_no_torch(
     runtime: str, precision: str, files: dict[str, Path], sources: list[list[int]], tmp_path: Path
 ) -> None:
     """Torch alone takes more memory than a small translator: the artifact's peak would be torch's."""
-    asked = spec(runtime, files[precision], answers=str(tmp_path / "texts.safetensors"))
+    asked = spec(runtime, files[precision], predictions=str(tmp_path / "texts.safetensors"))
     done = subprocess.run(
         [
             sys.executable,
@@ -372,8 +373,8 @@ def test_its_process_imports_no_torch(
                 json.dumps,
                 [
                     {"spec": asdict(asked), "prompts": sources},
-                    {"do": "memory"},
-                    {"do": "answer", "rows": sources},
+                    {"method": "memory"},
+                    {"method": "predict", "rows": sources},
                 ],
             )
         ),
@@ -386,7 +387,7 @@ def test_its_process_imports_no_torch(
     assert {"onnx": "onnxruntime"}.get(runtime, runtime) in loaded
     assert not loaded & {"torch", "transformers", "datasets", "pydantic"}
     began, peak, _ = map(json.loads, done.stdout.splitlines())
-    assert min(peak, began["held"]) > 0
+    assert min(peak, began["import_memory"]) > 0
 
 
 def test_torch_and_artifacts_are_measured_alike(
@@ -397,7 +398,7 @@ def test_torch_and_artifacts_are_measured_alike(
     expected = torch_texts(model, tokenizer, sources)
     file = tmp_path / "texts.safetensors"
     for runtime, folder in ("torch", student), ("onnx", files["fp32"]):
-        found = measure(spec(runtime, folder, answers=str(file)), sources)
+        found = measure(spec(runtime, folder, predictions=str(file)), sources)
         assert 0 < found.latency_ms["p50"] <= found.latency_ms["p95"]
         assert found.throughput_per_s > 0
         assert found.peak_memory_bytes > 0
@@ -410,24 +411,26 @@ def test_a_slow_translator_is_not_asked_for_every_row() -> None:
     """Two hundred translations by a large teacher take half an hour."""
     calls = []
 
-    class Slow(Runs):
+    class Slow(Seq2SeqRuntime):
+        def __init__(self) -> None: ...
+
         def __call__(self, ids: Sequence[int]) -> list[int]:
             calls.append(ids)
             time.sleep(0.01)
             return [1, 2, 3]
 
     rows = [[number] for number in range(100)]
-    worker = _Worker(Slow(), rows, spec("torch", Path(), throughput_seconds=0.005), None)
+    worker = Worker(Slow(), rows, spec("torch", Path(), throughput_seconds=0.005), None)
     turn = worker.latency(list(range(100)))
     assert len(calls) == 5 + 8
     assert min(turn["ms"]) >= 10
     assert turn["rates"] == [pytest.approx(1000 * 3 * 8 / sum(turn["ms"]))], "tokens a second"
 
 
-def test_what_counts_as_reproduced(tokenizer: Any) -> None:
+def test_what_counts_asreproduced_texts(tokenizer: Any) -> None:
     """A share that counts what comes after the first difference, or beyond the student's own text."""
     one, two = tokenizer(["one dog", "dos gatos"])["input_ids"]
-    assert _reproduced(tokenizer, [one, two], [one, two]) == {"agreement": 1.0, "same_texts": 1.0}
+    assert reproduced_texts(tokenizer, [one, two], [one, two]) == {"agreement": 1.0, "same_texts": 1.0}
     other = [one[0], 40, *one[2:], 41]
-    found = _reproduced(tokenizer, [one, two], [other, two])
+    found = reproduced_texts(tokenizer, [one, two], [other, two])
     assert found == {"agreement": (1 + len(two)) / (len(one) + len(two)), "same_texts": 0.5}

@@ -17,11 +17,12 @@ from tiny import bert, sentences
 
 from kdcli.errors import ExportError
 from kdcli.exporting.artifacts import folder_of
-from kdcli.exporting.runtimes.node import PACKAGES, Model, packages
+from kdcli.exporting.runtimes import runtime_of
+from kdcli.exporting.runtimes.node import PACKAGES, NodeEncoder, packages
 from kdcli.exporting.targets.browser import LIBRARY, Browser
 from kdcli.files import cache_dir, digest
-from kdcli.measure.process import measure
-from kdcli.measure.spec import MeasureSpec, runtime_of
+from kdcli.measure.models import measure
+from kdcli.measure.spec import MeasureSpec
 
 LONG = "the film was very good and the book was so sad " * 3
 TEXTS = [
@@ -211,14 +212,14 @@ def test_texts_are_cut_as_the_student_was_trained_on_them(
     batches = [tokenizer(*texts, truncation=True, max_length=most, return_tensors="pt") for texts in rows]
     files = Browser(["fp32"]).export(tmp_path / "student", tmp_path / "out", model, [dict(batches[0])], most)
     spec = MeasureSpec("node", str(files["fp32"]), str(tmp_path / "out"), most)
-    made = Model(spec).encode(rows)
+    made = NodeEncoder(spec).encode(rows)
     assert any(len(batch["input_ids"][0]) == most for batch in batches)
     for batch, theirs, texts in zip(batches, made, rows, strict=True):
         assert set(theirs) == set(batch)
         for name, tensor in batch.items():
             assert theirs[name].tolist() == tensor[0].tolist(), (name, texts)
     answers = tmp_path / "answers.safetensors"
-    measure(MeasureSpec(**spec.__dict__ | {"speed": False, "answers": str(answers)}), rows)
+    measure(MeasureSpec(**spec.__dict__ | {"speed": False, "predictions": str(answers)}), rows)
     with torch.inference_mode():
         expected = np.concatenate([model(**batch).logits.numpy() for batch in batches])
     np.testing.assert_allclose(load_file(answers)["logits"], expected, atol=1e-4)

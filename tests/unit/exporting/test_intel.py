@@ -18,10 +18,10 @@ import transformers
 from tiny import bert, full_disk, sentences
 
 from kdcli.errors import ExportError, StorageError
-from kdcli.exporting.runtimes.openvino import Model
+from kdcli.exporting.runtimes.openvino import OpenVINOEncoder
 from kdcli.exporting.targets.intel import Intel
 from kdcli.files import size_of
-from kdcli.measure.process import measure
+from kdcli.measure.models import measure
 from kdcli.measure.spec import MeasureSpec
 
 SIZES = {
@@ -79,11 +79,11 @@ def student(tokenizer, tmp_path: Path) -> Path:
     return tmp_path / "student"
 
 
-def load(file: Path, max_length: int = 64) -> Model:
-    return Model(MeasureSpec("openvino", str(file), str(file.parent), max_length))
+def load(file: Path, max_length: int = 64) -> OpenVINOEncoder:
+    return OpenVINOEncoder(MeasureSpec("openvino", str(file), str(file.parent), max_length))
 
 
-def ask(model: Model, batch: dict[str, torch.Tensor]) -> np.ndarray:
+def ask(model: OpenVINOEncoder, batch: dict[str, torch.Tensor]) -> np.ndarray:
     return model({name: tensor.numpy() for name, tensor in batch.items()})
 
 
@@ -193,7 +193,11 @@ def test_its_process_imports_no_torch(tokenizer, student: Path, tmp_path: Path) 
         input="\n".join(
             map(
                 json.dumps,
-                [{"spec": asdict(spec), "prompts": TEXTS}, {"do": "throughput", "size": 1}, {"do": "memory"}],
+                [
+                    {"spec": asdict(spec), "prompts": TEXTS},
+                    {"method": "throughput", "size": 1},
+                    {"method": "memory"},
+                ],
             )
         ),
         capture_output=True,

@@ -13,8 +13,9 @@ import torch
 from test_intel import CONFIGS, SEGMENTS, create, inputs, student
 
 from kdcli.errors import ExportError
+from kdcli.exporting.artifacts import runs_here
+from kdcli.exporting.runtimes import runtime_of
 from kdcli.exporting.targets.apple import Apple
-from kdcli.measure.spec import runtime_of
 
 __all__ = ["student"]
 ALL = ["fp16", "int8"]
@@ -47,7 +48,8 @@ def test_packages_have_the_names_and_lengths_that_an_app_gives(
         (length,) = {entry.type.multiArrayType.shapeRange.sizeRanges[1].upperBound for entry in told.input}
         assert length == 64
         assert [entry.name for entry in told.output] == ["logits"]
-        assert runtime_of(file) is None
+        assert runtime_of(file) == "coreml"
+        assert not runs_here(file)
         sizes[precision] = (file / "Data" / "com.apple.CoreML" / "weights" / "weight.bin").stat().st_size
     whole = sum(parameter.nbytes for parameter in model.parameters())
     assert sizes["int8"] < 0.75 * sizes["fp16"] < 0.5 * whole

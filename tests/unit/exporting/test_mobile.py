@@ -21,11 +21,15 @@ from tiny import bert, full_disk, run_snippet
 
 from kdcli.errors import ConfigError, ExportError, StorageError
 from kdcli.exporting import snippets
+from kdcli.exporting.runtimes import runtime_of
 from kdcli.exporting.targets.base import require_task
 from kdcli.exporting.targets.mobile import FILES, Mobile, lengths
 from kdcli.exporting.writers import litert
-from kdcli.measure.process import measure
-from kdcli.measure.spec import MeasureSpec, runtime_of
+from kdcli.measure.models import measure
+from kdcli.measure.runtime import runtime_class
+from kdcli.measure.spec import MeasureSpec
+from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.seq2seq.task import Seq2Seq
 
 __all__ = ["student"]
 ALL = list(FILES)
@@ -34,8 +38,8 @@ LENGTHS = [1, 2, 5, 16, 17, 33, 40]
 
 def loaded(file: Path) -> Any:
     runtime = runtime_of(file)
-    module = importlib.import_module(f"kdcli.exporting.runtimes.{runtime}")
-    return module.Model(MeasureSpec(runtime, str(file), str(file.parent), 40))
+    kind = runtime_class(runtime, "AutoModelForSequenceClassification")
+    return kind(MeasureSpec(runtime, str(file), str(file.parent), 40))
 
 
 def far(model: Any, file: Path, rows: list[dict[str, torch.Tensor]]) -> float:
@@ -101,9 +105,12 @@ def test_a_runtime_that_is_missing_is_named(
 @pytest.mark.parametrize("kind", ["causal_lm", "seq2seq"])
 def test_what_writes_text_is_refused_with_the_target_that_takes_it(kind: str) -> None:
     """A language model that is converted for minutes, and then cannot be run."""
-    other = {"causal_lm": "hardware=laptop", "seq2seq": "hardware=cpu"}[kind]
-    with pytest.raises(ConfigError, match=rf"hardware=mobile makes files of classifiers.*{kind}; .*{other}"):
-        require_task(Mobile(ALL), "mobile", kind)
+    other, task = {
+        "causal_lm": ("hardware=laptop", CausalLM()),
+        "seq2seq": ("hardware=cpu", Seq2Seq()),
+    }[kind]
+    with pytest.raises(ConfigError, match=rf"hardware=mobile exports models of .*{kind}.*; .*{other}"):
+        require_task(Mobile(ALL), "mobile", task, kind)
 
 
 def test_signatures_double_up_to_the_longest_row() -> None:
@@ -283,7 +290,7 @@ def test_a_file_that_is_cut_off_is_told(tokenizer, student: Path, tmp_path: Path
     runtime = runtime_of(file)
     assert runtime
     answers = tmp_path / "answers.safetensors"
-    spec = MeasureSpec(runtime, str(file), str(file.parent), 40, speed=False, answers=str(answers))
+    spec = MeasureSpec(runtime, str(file), str(file.parent), 40, speed=False, predictions=str(answers))
     measure(spec, TEXTS)
     assert load_file(answers)["logits"].shape == (len(TEXTS), 2)
     for share in (0.9, 0.5, 0.0):
@@ -311,13 +318,14 @@ def test_threads_are_those_that_were_asked_for(student: Path, tmp_path: Path, ea
     model.save_pretrained(student)
     file = Mobile([each]).export(student, tmp_path / "out", model, [row], 16)[each]
     script = (
-        "import importlib, sys; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
         "import numpy as np\n"
+        "from kdcli.measure.runtime import runtime_class\n"
         "from kdcli.measure.spec import MeasureSpec\n"
         "runtime, file, threads = sys.argv[1:]\n"
         "spec = MeasureSpec(runtime, file, str(Path(file).parent), 16, threads=int(threads))\n"
-        "model = importlib.import_module(f'kdcli.exporting.runtimes.{runtime}').Model(spec)\n"
-        "model({name: np.ones((1, 9), np.int64) for name in model.pad})\n"
+        "model = runtime_class(runtime, spec.auto)(spec)\n"
+        "model({name: np.ones((1, 9), np.int64) for name in model.pad_values})\n"
         "print(len(list(Path('/proc/self/task').iterdir())))\n"
     )
     asked = [sys.executable, "-c", script, str(runtime_of(file)), str(file)]

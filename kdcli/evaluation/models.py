@@ -1,0 +1,146 @@
+"""Scores checkpoints on a split and measures their speed: the steps that `distill`, `eval` and `export` share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdcli import console
+from kdcli.config.schema import Measure
+from kdcli.evaluation.compare import score
+from kdcli.evaluation.predict import combine_members, examine, require_trained
+from kdcli.evaluation.results import read_report
+from kdcli.files import named_path
+from kdcli.measure.models import make_spec, measure_checkpoint
+from kdcli.measure.process import Process
+from kdcli.models.checkpoint import Checkpoint, load_tokenizer
+from kdcli.rundir import REPORT
+from kdcli.signals import AnySignal
+from kdcli.tasks.base import Predictions, Task
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluator:
+    """Scores the models of one task on one split, and measures their speed and memory. It is a context manager: processes that it keeps
+    alive end with it.
+
+    Args:
+        rows: the split, as `Task.prepare` returns it.
+        measure: how speed and memory are measured; None: they are not measured.
+
+    Attributes:
+        models: the entry of each model: `parameters`, `bytes`, `score`, `scores`, and the fields of `Measurement`.
+        predictions: the predictions of each model on the split.
+    """
+
+    def __init__(self, task: Task, rows: datasets.Dataset, max_length: int, measure: Measure | None):
+        self.task, self.rows, self.max_length, self.config = task, rows, max_length, measure
+        self.models: dict[str, dict[str, Any]] = {}
+        self.predictions: dict[str, Predictions] = {}
+        self.process: Process | None = None
+        self._processes = ExitStack()
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._processes.__exit__(*raised)
+
+    def predict(
+        self,
+        name: str,
+        source: Checkpoint,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher: Callable[[Sequence[int]], AnySignal] | None = None,
+        convert: Callable[[Predictions], Predictions] | None = None,
+    ) -> Predictions:
+        """Run an opened checkpoint on the split, and score its predictions.
+
+        Args:
+            teacher: returns the teacher outputs of rows by their indices, with which the predictions are compared.
+            convert: applied to the predictions before they are scored.
+        """
+        sizes, predictions = examine(source, model, tokenizer, self.task, self.rows, self.max_length, teacher)
+        return self.score(name, sizes, convert(predictions) if convert else predictions)
+
+    def score(self, name: str, entry: Mapping[str, Any], predictions: Predictions) -> Predictions:
+        """Score predictions that are known already.
+
+        Args:
+            entry: what is known of the model, such as its size.
+        """
+        self.models[name] = {**entry, **score(self.task, predictions)}
+        self.predictions[name] = predictions
+        return predictions
+
+    def measure(
+        self, name: str, sources: Sequence[Checkpoint], keep_alive: bool = False, interleaved: bool = False
+    ) -> None:
+        """Measure speed and memory of a model, and add them to its entry.
+
+        Args:
+            sources: its checkpoint, or those of the members of an ensemble, which are measured one after the other.
+            keep_alive: its process stays loaded, so that later models can be measured interleaved with it; not for an ensemble.
+            interleaved: with the model that is kept alive, on the same rows.
+
+        Raises:
+            ExportError: torch cannot load or run it.
+        """
+        entries = []
+        for source in sources:
+            process, needs = measure_checkpoint(
+                self.config,
+                source,
+                self.task,
+                self.task.inputs(self.rows, load_tokenizer(source)),
+                self.max_length,
+                self.process if interleaved else None,
+                self._processes if keep_alive and len(sources) == 1 else None,
+            )
+            self.process = process or self.process
+            entries.append(needs)
+        self.models[name] = self.models.get(name, {}) | combine_members(entries)
+
+    def keep_alive(self, source: Checkpoint) -> None:
+        """Load a checkpoint in a process of its own that is not measured itself, for artifacts that are measured interleaved with it."""
+        if self.config is None:
+            return
+        prompts = self.task.inputs(self.rows, load_tokenizer(source))
+        arguments = (self.config, "torch", source.path, source.path, self.task, prompts, self.max_length)
+        self.process = self._processes.enter_context(Process(*make_spec(*arguments, source.code)))
+
+
+def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]:
+    """The checkpoints of a finished run, by name. A model that is not there any more, or is no single checkpoint, is left out with a warning.
+
+    Raises:
+        ModelError: one was changed since it was trained.
+    """
+    sources = {}
+    for name, entry in read_report(run).models.items():
+        if entry.members:
+            console.warn(f"the {name} of {run} is an ensemble, which eval does not run, and is left out")
+            continue
+        if name == "teacher" and not entry.path:
+            console.warn(
+                f"the teacher of {run} is an API teacher, which eval does not query, and is left out"
+            )
+            continue
+        elsewhere = entry.path if name == "teacher" else None
+        path = Path(elsewhere) if elsewhere else named_path(run, name, what=f"{run / REPORT}: models")
+        if path.is_dir():
+            if elsewhere and not path.is_relative_to(run.absolute()):
+                logger.info("the teacher is read from %s, which %s names", path, run / REPORT)
+            sources[name] = Checkpoint(path.absolute(), name, code=trust_remote_code)
+            require_trained(sources[name], run)
+        else:
+            console.warn(f"the {name} of {run} is no longer in {path} and is left out")
+    return sources
