@@ -19,7 +19,7 @@ from kdcli.config.check import check
 from kdcli.config.schema import Distill, Measure
 from kdcli.data.dataset import load
 from kdcli.errors import ConfigError, KDError
-from kdcli.exporting import artifacts
+from kdcli.exporting.artifacts import Split, generate_reference
 from kdcli.generation import generate, reply, require_room, seed_of
 from kdcli.launch.run import launch
 from kdcli.measure.models import make_spec
@@ -120,9 +120,8 @@ def test_a_prompt_leaves_positions_for_its_answer(tmp_path: Path) -> None:
     assert generate(model, tokenizer, [long], **options) != generate(model, tokenizer, [long[:16]], **options)
     cfg = Measure(new_tokens=8, sequence_length=16, generations=1)
     row = {"id": "a", "prompt": "the film was " * 9, "completion": " good"}
-    ((ids, places),) = artifacts.write(
-        model, tokenizer, CausalLM(), datasets.Dataset.from_list([row]), cfg, 24
-    )
+    split = Split(CausalLM(), datasets.Dataset.from_list([row]), tokenizer, 24)
+    ((ids, places),) = generate_reference(model, split, cfg)
     assert (len(ids), places) == (24, [*range(16, 24)])
     model.config.save_pretrained(tmp_path)
     assert make_spec(cfg, "torch", tmp_path, tmp_path, CausalLM(), [["so"]], 24)[0].max_length == 16
