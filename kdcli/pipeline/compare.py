@@ -153,7 +153,11 @@ def evaluate(run: Run, teacher_data: TeacherData, stage: console.ProgressStage) 
             "test": len(test),
             "fingerprint": run.data.fingerprint,
         }
-        | ({"answers_left_out": dict(teacher_data.dropped)} if teacher_data.dropped else {})
+        | (  # those of a remote teacher stand in the section "endpoint"
+            {"answers_left_out": dict(teacher_data.dropped)}
+            if teacher_data.dropped and run.remote is None
+            else {}
+        )
         | (_of_texts(run, task) if isinstance(task, CausalLM | Seq2Seq) else {}),
         "loss": _terms(run.cfg),
         "stages": [

@@ -36,8 +36,6 @@ from kdcli.text_metrics import text_scores
 from kdcli.training.preflight import beats_chance
 
 logger = logging.getLogger(__name__)
-BETTER = "look at its prompt (teacher.prompt), show it examples (teacher.shots=6), or try another teacher.soft_labels"
-"""What improves a remote teacher's labels."""
 BILLED = 100
 """Answers between two writes of the bill."""
 
@@ -56,6 +54,9 @@ def announce_cost(run: Run, remote: RemoteTeacher) -> None:
 
 def _estimate_text(estimate: Estimate, name: str) -> str:
     before = f", of which {estimate.in_ledger:,} are answered in the ledger" if estimate.in_ledger else ""
+    queries = f"{estimate.questions:,} queries to {name}{before}"
+    if estimate.completion_tokens == 0 and estimate.cost is None:  # it writes nothing, and tokens have no price
+        return queries
     written = (
         "any number of" if estimate.completion_tokens is None else f"at most {estimate.completion_tokens:,}"
     )
@@ -65,7 +66,7 @@ def _estimate_text(estimate: Estimate, name: str) -> str:
             f"they cost about {estimate.cost:.2f}" if estimate.cost >= 0.005 else "they cost less than 0.01"
         )
     return (
-        f"{estimate.questions:,} queries to {name}{before}: about {estimate.prompt_tokens:,} prompt tokens and {written} completion "
+        f"{queries}: about {estimate.prompt_tokens:,} prompt tokens and {written} completion "
         f"tokens; {cost}"
     )
 
@@ -83,7 +84,8 @@ def remote_teacher_data(
         return remote
 
     if run.task.writes:
-        return TeacherData([source], load_teacher, remote_rollouts(run, stages, remote, rows), {})
+        completed, dropped = remote_rollouts(run, stages, remote, rows)
+        return TeacherData([source], load_teacher, completed, {}, dropped)
     queried = {"validation": run.data["validation"], "train": rows, "test": run.data["test"]}
     done = 0
     with (
@@ -132,12 +134,12 @@ def _require_better_than_chance(run: Run, remote: RemoteTeacher) -> None:
     table = without(run.data["validation"], remote.unanswered)
     if not len(table):
         raise TeacherError(
-            f"{remote.name} answers none of the {len(run.data['validation'])} validation rows with a label; {BETTER}"
+            f"{remote.name} answers none of the {len(run.data['validation'])} validation rows with a label; {remote.remedy}"
         )
     predictions, classes = predictions_from_teacher(
         remote, run.sources[0], run.task, table, run.cfg.dataset.max_length
     )
-    for finding in beats_chance(run.task, predictions, classes, BETTER):
+    for finding in beats_chance(run.task, predictions, classes, remote.remedy):
         if not run.is_lenient(run.cfg.trainer):
             raise TeacherError(f"the pre-flight stopped the run:\n  {finding}")
         logger.warning("pre-flight: %s", finding)
@@ -145,8 +147,12 @@ def _require_better_than_chance(run: Run, remote: RemoteTeacher) -> None:
 
 def remote_rollouts(
     run: Run, stages: Stages, remote: RemoteTeacher, rows: datasets.Dataset
-) -> datasets.Dataset:
-    """The training prompts and the teacher's new prompts, each with those of its completions that pass the filter."""
+) -> tuple[datasets.Dataset, Mapping[str, int]]:
+    """The training prompts and the teacher's new prompts, each with those of its completions that pass the filter.
+
+    Returns:
+        The rows, and the number of completions that were dropped by reason.
+    """
     rollout, dropped = run.cfg.rollout, Counter[str]()
     judge = own_function(rollout.filter)
     completed: list[dict[str, Any]] = []
@@ -177,12 +183,12 @@ def remote_rollouts(
         too_long = lengths > run.cfg.dataset.max_length
         dropped["longer than dataset.max_length"] += int(too_long.sum())
         table = table.select(np.flatnonzero(~too_long))
-    remote.dropped = +dropped
-    log_dropped(remote.dropped, rollout.answers * len(prompts))
+    dropped = +dropped
+    log_dropped(dropped, rollout.answers * len(prompts))
     write_unanswered(run, remote, [prompts])
     write_rows(run, "rollouts", table)
     require_rows(run, table)
-    return table
+    return table, dropped
 
 
 def _prompt(row: Mapping[str, Any]) -> str:
@@ -244,7 +250,7 @@ def endpoint_report(run: Run, remote: RemoteTeacher, teacher_data: TeacherData) 
         "prompt_tokens": bill["prompt_tokens"],
         "completion_tokens": bill["completion_tokens"],
         "cost": bill.get("cost"),
-        "dropped": dict(remote.dropped),
+        "dropped": dict(teacher_data.dropped),
         "learnt": len(teacher_data.rows),
         "agreement": _agreement(run, remote),
         "answers": remote.sampled_answers(),

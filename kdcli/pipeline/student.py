@@ -38,7 +38,6 @@ from kdcli.pipeline.plan import (
     quantization_trainer,
     seed_name,
 )
-from kdcli.pipeline.remote import BETTER
 from kdcli.pipeline.stages import Stages
 from kdcli.pipeline.teacher import teacher_predictions
 from kdcli.rundir import METRICS, UNQUANTIZED
@@ -211,7 +210,7 @@ def _preflight_phases(
             validation,
             bf16=fast_bf16(phase.trainer.precision),
             lenient=run.is_lenient(phase.trainer),
-            remedy="" if run.remote is None else BETTER,
+            remedy="" if run.remote is None else run.remote.remedy,
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -111,6 +110,9 @@ class OpenAITeacher(RemoteTeacher):
         for name, reason in RemoteTeacher.limitations.items()
         if name not in ("completions", "expansion")
     }
+    remedy: ClassVar[str] = (
+        "look at its prompt (teacher.prompt), show it examples (teacher.shots=6), or try another teacher.soft_labels"
+    )
 
     def __init__(
         self,
@@ -139,7 +141,7 @@ class OpenAITeacher(RemoteTeacher):
         known = None
         if prices.prompt is not None and prices.completion is not None:
             known = Prices(prices.prompt, prices.completion)
-        self.client = ChatClient(
+        client = ChatClient(
             base_url,
             model,
             api_key_env,
@@ -152,7 +154,7 @@ class OpenAITeacher(RemoteTeacher):
             budget=Budget(**budget.model_dump()),
             prices=known,
         )
-        self.usage = self.client.usage
+        super().__init__(client)
         self.soft_labels, self.top_logprobs, self.n_per_request = soft_labels, top_logprobs, n_per_request
         self.least_mass = least_mass
         self.samples = samples if soft_labels == "samples" else 1
@@ -161,28 +163,14 @@ class OpenAITeacher(RemoteTeacher):
         if self.file is not None and not self.file.is_file():
             raise ConfigError(f"teacher.prompt = {prompt}: there is no such file")
         self.predictions: dict[str, np.ndarray] = {}
-        self.texts: dict[str, str] = {}
-        self.unanswered: dict[str, dict[str, str]] = {}
-        self.questions = 0
-        self.dropped = Counter()
         self._sampled: list[tuple[str, Mapping[str, Any], list[str]]] = []
-
-    @property
-    def name(self) -> str:
-        """The model and the host."""
-        return f"{self.client.model} at {self.client.base_url.partition('://')[2].partition('/')[0]}"
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What determines its answers, as far as it can be known."""
         text = self.file.read_text(encoding="utf-8") if self.file is not None else None
         how = [self.soft_labels, self.top_logprobs, self.least_mass, self.samples, self.smoothing, self.shots]
-        return {
-            "base_url": self.client.base_url,
-            "model": self.client.model,
-            "parameters": self.parameters,
-            "asked": digest(how, text),
-        }
+        return super().fingerprint | {"parameters": self.parameters, "asked": digest(how, text)}
 
     def begin(self, task: Task, cfg: Dataset, gold: Iterable[Mapping[str, Any]]) -> None:
         """Prepare the prompts.
@@ -375,16 +363,7 @@ class OpenAITeacher(RemoteTeacher):
 
     def describe(self) -> dict[str, Any]:
         """The endpoint, the counts of answers and, of a classifier, how its labels were read."""
-        counts = Counter(row["status"] for row in self.unanswered.values())
-        described: dict[str, Any] = {
-            "base_url": self.client.base_url,
-            "model": self.client.model,
-            "parameters": self.parameters,
-            "questions": self.questions,
-            "refused": counts["refused"],
-            "unparsable": counts["unparsable"],
-            "shots": len(self.examples),
-        }
+        described = super().describe() | {"parameters": self.parameters}
         if self.task.labels:
             missing = self.labels.missing
             described |= {

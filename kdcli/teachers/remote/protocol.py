@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from kdcli.errors import ConfigError, TeacherError
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.tasks.base import Task
 from kdcli.teachers.base import Teacher
+from kdcli.teachers.remote.client import Client
 from kdcli.teachers.remote.limits import Estimate, Usage
 
 Progress = Callable[[int, Usage], None]
@@ -24,20 +26,23 @@ class RemoteTeacher(Teacher):
     """A teacher that is queried over a network, where each request may cost money.
 
     The pipeline calls `begin` once and `estimate` before the first request. It then calls `fetch` and `outputs` for a task with
-    labels, or `completions` for a task that writes text. An implementation stores each answer in a ledger before it uses it
-    (`kdcli.teachers.remote.client.Client` does), so that a run that is killed and continued pays for nothing twice.
+    labels, or `completions` for a task that writes text. All requests go through the client, which stores each answer in a ledger
+    before it is used, so that a run that is killed and continued pays for nothing twice.
 
-    The constructor sets the attributes and sends nothing.
+    The constructor sends nothing.
+
+    Args:
+        client: sends the requests.
 
     Attributes:
         limitations: what this kind of teacher cannot do, and why; the keys are those of `requirements`. A subclass that can do
             more removes entries.
-        usage: the requests and the cost of this process.
-        unanswered: the rows without an answer by id, each with `status` and `why`. They are dropped from training and from the
-            comparison.
+        remedy: what a user can do about labels that are no better than chance.
+        unanswered: the rows without an answer by id, each with `status` (refused or unparsable) and `why`. They are dropped from
+            training and from the comparison.
+        questions: the answers that were received, from the ledger too.
         examples: the training rows that each request shows with their gold answers.
         texts: the first completion of each row by id, for a task that writes text.
-        dropped: the number of completions that the pipeline dropped, by reason.
     """
 
     limitations: ClassVar[Mapping[str, str]] = {
@@ -59,23 +64,31 @@ class RemoteTeacher(Teacher):
         "completions": _LABELS_ONLY,
         "expansion": _LABELS_ONLY,
     }
-    usage: Usage
-    unanswered: dict[str, dict[str, str]]
-    examples: Sequence[Mapping[str, Any]] = ()
-    texts: Mapping[str, str] = {}
-    dropped: Mapping[str, int] = {}
+    remedy: ClassVar[str] = "try another teacher"
+
+    def __init__(self, client: Client):
+        self.client = client
+        self.unanswered: dict[str, dict[str, str]] = {}
+        self.questions = 0
+        self.examples: Sequence[Mapping[str, Any]] = ()
+        self.texts: dict[str, str] = {}
 
     @property
-    @abstractmethod
+    def usage(self) -> Usage:
+        """The requests and the cost of this process."""
+        return self.client.usage
+
+    @property
     def name(self) -> str:
-        """What the report and the messages call it, such as the model and the host."""
+        """What the report and the messages call it: the model and the host."""
+        host = self.client.base_url.partition("://")[2].partition("/")[0]
+        return f"{self.client.model} at {host}"
 
     @property
-    @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """What determines its answers, as JSON values; a run is continued only with the same fingerprint."""
+        return {"base_url": self.client.base_url, "model": self.client.model}
 
-    @abstractmethod
     def begin(self, task: Task, cfg: Dataset, gold: Iterable[Mapping[str, Any]]) -> None:
         """Prepare requests for a task; no request is sent.
 
@@ -85,6 +98,7 @@ class RemoteTeacher(Teacher):
         Raises:
             ConfigError, TeacherError: it cannot be used for this task.
         """
+        self.task = task
 
     @abstractmethod
     def estimate(self, rows: Iterable[Mapping[str, Any]], rollout: Rollout) -> Estimate:
@@ -122,10 +136,18 @@ class RemoteTeacher(Teacher):
         """
         raise TeacherError(f"{self.name} writes no text; use a teacher that does (teacher=openai)")
 
-    @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What the report shows: `base_url`, `model`, `parameters`, `questions` (answers that were received, from the ledger
-        too), `refused`, `unparsable` and `shots`, as JSON values."""
+        """What the report shows, as JSON values."""
+        counts = Counter(row["status"] for row in self.unanswered.values())
+        return {
+            "base_url": self.client.base_url,
+            "model": self.client.model,
+            "parameters": {},
+            "questions": self.questions,
+            "refused": counts["refused"],
+            "unparsable": counts["unparsable"],
+            "shots": len(self.examples),
+        }
 
     def sampled_answers(self) -> list[dict[str, Any]]:
         """Some answers for the report, each with `question`, `answers` and, of a row with labels, `labels` and `gold`."""
