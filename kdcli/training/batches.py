@@ -1,4 +1,4 @@
-"""Batches: steps of a training, micro-batches, and batches of rows of like length."""
+"""Optimizer steps, micro-batches, and batches of rows of similar length."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kdcli.config.types import MOST_STEPS
 from kdcli.errors import ConfigError
 
 MEGABATCH = 50
-"""Batches that are sorted by length together: more pad less, fewer shuffle better."""
+"""Batches that are sorted by length together: a larger number pads less, a smaller one shuffles better."""
 
 
 def planned_steps(cfg: TrainerConfig, rows: int) -> int:
-    """Optimizer steps for so many rows.
+    """The number of optimizer steps for a number of rows.
 
     Raises:
         ConfigError: there are more than `trainer.max_steps` may be.
@@ -32,17 +32,21 @@ def planned_steps(cfg: TrainerConfig, rows: int) -> int:
 
 
 class LengthBuckets(Sampler[int]):
-    """Rows in batches of like length, in an order fixed by the seed and the epoch.
+    """Yields rows in batches of similar length, in an order that the seed and the epoch fix.
 
-    Shuffled, sorted by length within groups of 50 batches, cut into batches, and the batches shuffled. A
-    last batch that would not be whole is left out (another one every epoch).
+    The rows are shuffled, sorted by length within groups of `MEGABATCH` batches and cut into batches, which are shuffled. The rows of an
+    incomplete last batch are dropped; they differ from epoch to epoch.
+
+    Args:
+        lengths: tokens of each row, (N,).
+        batch_size: rows an optimizer step.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The Trainer says which epoch begins."""
+        """Set the epoch; the Trainer calls it at the beginning of each."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -59,10 +63,10 @@ class LengthBuckets(Sampler[int]):
 
 
 def micro_batches(cfg: TrainerConfig, processes: int) -> tuple[int, int]:
-    """Rows that a process holds at once, and how many times it does so in a step.
+    """The rows of a micro-batch, and the micro-batches that each process accumulates in a step.
 
     Raises:
-        ConfigError: batch_size cannot be shared like that.
+        ConfigError: batch_size cannot be divided evenly.
     """
     micro = min(cfg.micro_batch_size or cfg.batch_size, cfg.batch_size // processes)
     if not micro or cfg.batch_size % (micro * processes):

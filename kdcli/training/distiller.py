@@ -19,11 +19,11 @@ from kdcli.tasks.rows import IGNORE
 
 
 class Distiller(nn.Module):
-    """What is trained. The teacher is not in it: its answers, and what is asked of its inside, arrive with the batch.
+    """The module that is trained. It does not contain the teacher, whose outputs and features come with the batch.
 
     Args:
         student: any model whose outputs the task understands.
-        losses: the terms by name; those with learned parts train with the student and are not saved with it.
+        losses: the terms by name. Their parameters are trained with the student and are not saved with it.
         weights: each term's weight.
     """
 
@@ -36,34 +36,34 @@ class Distiller(nn.Module):
         self.task = task
         self.weights = dict(weights)
         self.values: dict[str, Tensor] = {}
-        """Each term's values in the last batch, detached: what a diagnosis looks at."""
+        """The values of each term in the last batch, detached, for diagnosis."""
 
     @property
     def names(self) -> list[str]:
-        """The terms in order."""
+        """The names of the terms in their order."""
         return list(self.losses)
 
     @property
     def parts(self) -> frozenset[Part]:
-        """What the terms read of both models' inside."""
+        """The features of both models that the terms read."""
         return frozenset(part for loss in self.losses.values() for part in cast(Loss, loss).features)
 
     def masks(
         self, labels: Tensor, gold: Tensor | None = None, teacher: AnySignal | None = None
     ) -> list[Tensor]:
-        """Which of its values each term counts: bool, (N,) for the labels (N,); of what reads the inside, all its values.
+        """Which of its values each term counts: bool, (N,) for labels (N,). A term that reads features counts all its values.
 
         Args:
             gold: which positions have a gold label, bool (N,); None: those whose label is not -100.
-            teacher: says nothing of some positions, where its tokens are others.
+            teacher: the teacher's outputs. They may lack positions where its tokens are not the student's (`matched`).
         """
         gold = labels != IGNORE if gold is None else gold
         matched = teacher.matched if teacher is not None else None
-        inside = teacher.features if teacher is not None else None
+        features = teacher.features if teacher is not None else None
         rows = []
         for loss in self.losses.values():
             if loss.features:
-                tokens = labels.new_zeros(0, 0) if inside is None else inside.tokens
+                tokens = labels.new_zeros(0, 0) if features is None else features.tokens
                 rows.append(
                     tokens.new_ones(int(tokens.sum()) if loss.over == "tokens" else len(tokens)).bool()
                 )
@@ -73,7 +73,7 @@ class Distiller(nn.Module):
         return rows
 
     def counts(self, labels: Tensor, gold: Tensor | None = None, teacher: AnySignal | None = None) -> Tensor:
-        """How many values each term counts, (K,); arguments as for `masks`."""
+        """The number of values that each term counts, (K,); arguments as for `masks`."""
         return torch.stack([mask.sum() for mask in self.masks(labels, gold, teacher)])
 
     def forward(
@@ -84,61 +84,61 @@ class Distiller(nn.Module):
         gold: Tensor | None = None,
         **inputs: Any,
     ) -> dict[str, Any]:
-        """The weighted sum of all terms. Terms that read the inside are left out if the teacher's signal does not have it.
+        """The weighted sum of all terms. Terms that read features are dropped if the teacher's outputs have none.
 
         Args:
-            teacher: the teacher's signal at the counted positions.
-            num_items_in_batch: how many values each term counts in the whole accumulated batch, over all
-                processes, (K,); None: in this batch alone.
+            teacher: the teacher's outputs at the counted positions.
+            num_items_in_batch: the number of values that each term counts in the accumulated batch of all processes,
+                (K,); None: those of this batch.
             gold: as for `masks`.
 
         Returns:
-            loss: a scalar; terms: each term unweighted, (K,), detached; in eval mode also answers: what the task keeps
-            of the student's answer at each position.
+            loss: a scalar; terms: each term unweighted, (K,), detached; in eval mode also answers: what the task's
+            metrics need of the student's outputs at each position.
         """
         pick, labels = self.task.positions(labels)
-        told = teacher is not None and teacher.features is not None
-        with capture_features(self.student, inputs, self.parts if told else frozenset()) as inside:
+        has_features = teacher is not None and teacher.features is not None
+        with capture_features(self.student, inputs, self.parts if has_features else frozenset()) as features:
             student = self.task.signal(self.student, inputs, pick)
-            student = replace(student, features=inside())
+            student = replace(student, features=features())
         shared = teacher is not None and teacher.matched is None
-        if teacher is not None and shared:  # without rows of the embeddings that have no token
+        if teacher is not None and shared:  # drop the rows of the embeddings that have no token
             student = student.first(teacher.classes)
         masks = dict(zip(self.names, self.masks(labels, gold, teacher), strict=True))
         counts = torch.stack([mask.sum() for mask in masks.values()])
         counts = (counts if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         scale = torch.tensor([self.weights[name] for name in self.names], device=counts.device) / counts
         share = dict(zip(self.names, scale, strict=True))
-        of_answers = {name: loss for name, loss in self.losses.items() if not loss.features}
+        of_outputs = {name: loss for name, loss in self.losses.items() if not loss.features}
         values: dict[str, list[Tensor]] = {name: [] for name in self.names}
         answers: list[dict[str, Tensor]] = []
 
-        def know(at: slice) -> Signal | TopKSignal | None:
-            """What the teacher says of some of the positions."""
-            known = teacher.rows(at) if teacher is not None else None
-            assert not isinstance(known, HiddenSignal)
-            return known
+        def teacher_outputs(at: slice) -> Signal | TopKSignal | None:
+            """The teacher's outputs at some of the positions."""
+            outputs = teacher.rows(at) if teacher is not None else None
+            assert not isinstance(outputs, HiddenSignal)
+            return outputs
 
-        def terms(said: Signal, known: Signal | TopKSignal | None, at: slice) -> Tensor:
+        def terms(outputs: Signal, of_teacher: Signal | TopKSignal | None, at: slice) -> Tensor:
             """The weighted loss of some of the positions."""
-            loss = said.logits.new_zeros(())
-            for name, term in of_answers.items():
-                each = term(said, known, labels[at])
+            loss = outputs.logits.new_zeros(())
+            for name, term in of_outputs.items():
+                each = term(outputs, of_teacher, labels[at])
                 values[name].append(each.detach())
                 loss = loss + share[name] * torch.where(masks[name][at], each, 0).sum()
             if not self.training:
-                answers.append(self.task.answers(said, labels[at], known if shared else None))
+                answers.append(self.task.answers(outputs, labels[at], of_teacher if shared else None))
             return loss
 
         loss = labels.new_zeros((), dtype=torch.float32)
         if isinstance(student, Signal):
-            whole = slice(0, len(labels))
-            loss = terms(student, know(whole), whole)
-        elif of_answers or not self.training:
-            learned = [weight for term in of_answers.values() for weight in term.parameters()]
-            loss = by_chunks(student, know, terms, learned)
+            everywhere = slice(0, len(labels))
+            loss = terms(student, teacher_outputs(everywhere), everywhere)
+        elif of_outputs or not self.training:
+            learned = [weight for term in of_outputs.values() for weight in term.parameters()]
+            loss = by_chunks(student, teacher_outputs, terms, learned)
         for name, term in self.losses.items():
-            if term.features and told:
+            if term.features and has_features:
                 each = term(student, teacher, labels)
                 values[name].append(each.detach())
                 loss = loss + share[name] * each.sum()
@@ -157,35 +157,37 @@ class Distiller(nn.Module):
         return result
 
 
-Know = Callable[[slice], Signal | TopKSignal | None]
+Outputs = Callable[[slice], Signal | TopKSignal | None]
 Terms = Callable[[Signal, Signal | TopKSignal | None, slice], Tensor]
 FINE = 2**19
-"""Logits whose loss is taken at once on a CPU: 2 MB in fp32, so that what a loss computes from them stays in its cache."""
+"""Logits of which a loss is computed at once on a CPU: 2 MB in fp32, so that its intermediate results stay in the processor's cache."""
 
 
-def by_chunks(student: HiddenSignal, know: Know, terms: Terms, learned: list[nn.Parameter]) -> Tensor:
-    """Sum a loss over chunks of positions; each chunk's gradient is taken at once, so that its logits can go.
+def by_chunks(
+    student: HiddenSignal, teacher_outputs: Outputs, terms: Terms, learned: list[nn.Parameter]
+) -> Tensor:
+    """Sum a loss over chunks of positions. The gradient of each chunk is computed with its loss, and its logits are freed.
 
-    Memory for logits does not grow with the number of positions or with the vocabulary.
+    Memory for logits grows neither with the number of positions nor with the vocabulary.
 
     Args:
-        know: what the teacher says of a chunk; called once for each.
-        terms: the loss of a chunk's logits, or on a CPU of a part of them, beside what the teacher says there.
-        learned: parameters of the losses.
+        teacher_outputs: returns the teacher's outputs of a chunk; called once for each.
+        terms: returns the loss of a chunk's logits, or on a CPU of a part of them, given the teacher's outputs there.
+        learned: the parameters of the losses.
     """
     head = student.head
     bias = [] if head.bias is None else [head.bias]
     wanted = torch.is_grad_enabled()
     return _ByChunks.apply(
-        student, (know, terms), student.hidden, head.weight, (len(bias), wanted), *bias, *learned
+        student, (teacher_outputs, terms), student.hidden, head.weight, (len(bias), wanted), *bias, *learned
     )
 
 
 class _ByChunks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: HiddenSignal, asked: tuple[Know, Terms], hidden: Tensor, weight: Tensor,
-                how: tuple[int, bool], *more: Tensor) -> Tensor:  # fmt: skip
-        biased, wanted = how
+    def forward(ctx: Any, student: HiddenSignal, functions: tuple[Outputs, Terms], hidden: Tensor, weight: Tensor,
+                flags: tuple[int, bool], *more: Tensor) -> Tensor:  # fmt: skip
+        biased, wanted = flags
         needed = [wanted and need for need in ctx.needs_input_grad]
         bias = more[0] if biased else None
         learned = [parameter for parameter in more[biased:] if parameter.requires_grad]
@@ -196,13 +198,13 @@ class _ByChunks(torch.autograd.Function):
         d_weight = torch.zeros_like(weight) if needed[3] else None
         d_bias = torch.zeros_like(bias) if bias is not None and needed[5] else None
         d_learned = [torch.zeros_like(parameter) for parameter in learned]
-        know, terms = asked
+        teacher_outputs, terms = functions
 
         def chunk(at: slice) -> Tensor:
-            """A chunk's loss; the logits become their own gradient, part by part."""
+            """The loss of a chunk. Its logits are overwritten by their gradient, part by part."""
             part = hidden[at].to(dtype)
             logits = linear(part, matrix, shift)
-            known = know(at)
+            of_teacher = teacher_outputs(at)
             size = max(1, FINE // len(weight)) if kind == "cpu" else len(part)
             losses = []
             for start in range(0, max(1, len(part)), max(1, size)):
@@ -211,7 +213,7 @@ class _ByChunks(torch.autograd.Function):
                 with torch.set_grad_enabled(wanted):
                     loss = terms(
                         Signal(student.head.shaped(leaf)),
-                        None if known is None else known.at(here),
+                        None if of_teacher is None else of_teacher.at(here),
                         slice(at.start + here.start, at.start + here.stop),
                     )
                 losses.append(loss.detach())
@@ -220,9 +222,9 @@ class _ByChunks(torch.autograd.Function):
                 gradient: Tensor | None = None
                 if loss.requires_grad:
                     gradient, *more = torch.autograd.grad(loss, [leaf, *learned], allow_unused=True)
-                    for into, found in zip(d_learned, more, strict=True):
-                        if found is not None:
-                            into += found
+                    for total, part_gradient in zip(d_learned, more, strict=True):
+                        if part_gradient is not None:
+                            total += part_gradient
                 logits[here] = 0 if gradient is None else gradient
             if d_hidden is not None:
                 d_hidden[at] = logits @ matrix
@@ -237,24 +239,24 @@ class _ByChunks(torch.autograd.Function):
             return torch.stack(losses).sum(0)
 
         with torch.autocast(kind, enabled=False):
-            whole = torch.stack([chunk(at) for at in chunks(len(hidden), len(weight))]).sum(0)
+            loss = torch.stack([chunk(at) for at in chunks(len(hidden), len(weight))]).sum(0)
         ctx.biased = biased
-        ctx.places = [place for place, parameter in enumerate(more[biased:]) if parameter.requires_grad]
+        ctx.indices = [index for index, parameter in enumerate(more[biased:]) if parameter.requires_grad]
         ctx.more = len(more)
         ctx.gradients = d_hidden, d_weight, d_bias, d_learned
-        return whole
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         outer = gradients[0]
         d_hidden, d_weight, d_bias, d_learned = ctx.gradients
-        ctx.gradients = None  # one backward pass, as for any loss
+        ctx.gradients = None  # there is one backward pass
         for gradient in (d_hidden, d_weight, d_bias, *d_learned):
             if gradient is not None and outer != 1:
                 gradient *= outer
         more: list[Tensor | None] = [None] * ctx.more
         if ctx.biased:
             more[0] = d_bias
-        for place, gradient in zip(ctx.places, d_learned, strict=True):
-            more[ctx.biased + place] = gradient
+        for index, gradient in zip(ctx.indices, d_learned, strict=True):
+            more[ctx.biased + index] = gradient
         return None, None, d_hidden, d_weight, None, *more

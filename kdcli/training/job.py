@@ -1,4 +1,4 @@
-"""What the Trainer is given: one model, its data and its settings."""
+"""The input of the Trainer: one model, its data and its settings."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from kdcli.training.distiller import Distiller
 
 
 class TrainProgress(Protocol):
-    """Who is told how far a stage is."""
+    """Shows how far a stage is."""
 
     def update(self, step: int, terms: dict[str, float], extra: str = "") -> None: ...
 
 
 @dataclass
 class TrainJob:
-    """One model's training.
+    """The training of one model in one phase.
 
     Attributes:
-        name: student, control or teacher.
-        folder: where its checkpoints live until it ends.
-        out: the Hugging Face directory that it ends with.
-        steps: optimizer steps in all.
-        eval_steps: validate and save every so many.
-        seed: of the data's order and of dropout.
-        max_length: tokens a row.
-        teacher, validation_teacher: who answers for the training and the validation rows; None for hard
-            labels alone.
-        rollout: how the student answers some of the rows itself; None: it does not.
-        metrics: the file that gets one line a logging step.
+        name: of the phase, in the progress and in metrics.jsonl.
+        folder: holds the checkpoints during training.
+        out: the Hugging Face directory of the trained model.
+        distiller: the model with its losses.
+        steps: optimizer steps in total.
+        eval_steps: optimizer steps between two validations, each with a checkpoint.
+        seed: of the data order and of dropout.
+        max_length: tokens a row, at most.
+        teacher, validation_teacher: the teacher of the training and of the validation rows; None: no loss reads it.
+        rollout: how the student writes the completions of some rows itself (on-policy); None: it does not.
+        metrics: the file to which each logging step appends a line.
         saved: called after each checkpoint.
         finish: called with the trained model before it is saved.
     """

@@ -1,7 +1,6 @@
-"""The numbers that must be right before a student is trained, looked at in seconds.
+"""Sanity checks of the teacher, the untrained student and the losses, which take seconds before training.
 
-Each finding has one cause and one remedy. In a full run they refuse it (exit code 2); in a smoke run, or with
-`trainer.max_steps`, they are warnings.
+Each finding has one cause and one remedy. Findings stop a run (exit code 2); in a smoke run, or with `trainer.max_steps`, they are warnings.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ from kdcli.training.distiller import Distiller
 
 logger = logging.getLogger(__name__)
 ZERO = 1e-4
-"""loss(x, x) above this is not zero (fp32, T² up to 100)."""
+"""The largest loss(x, x) that counts as zero (fp32, T² up to 100)."""
 FEW = 32
-"""Positions at which a perfect student is looked at."""
+"""Positions at which the loss of a perfect student is computed."""
 TRANSLATED = 32
-"""Rows of which the translation is looked at."""
+"""Rows that the teacher translates in the check."""
 COPIED = 0.5
-"""A teacher copies if more than this share of its translations is the source."""
+"""The share of translations that may equal their source."""
 NONE = np.empty(0)
 FAR = 100.0
-"""A weighted term so many times smaller than another does nothing."""
+"""The ratio of two weighted terms beyond which the smaller one has no effect."""
 
 
 def preflight(
     distiller: Distiller,
     tokenizer: PreTrainedTokenizerBase,
-    said: Predictions | None,
+    predictions: Predictions | None,
     classes: int,
     teacher: Teacher | None,
     train: Split,
@@ -50,25 +49,25 @@ def preflight(
     lenient: bool,
     remedy: str = "",
 ) -> None:
-    """Look at the teacher, the untrained student and the losses on real rows.
+    """Check the teacher, the untrained student and the losses on real rows.
 
     Args:
         distiller: the untrained student with the run's losses.
-        said: the teacher's answers on the validation split; None: they were looked at before.
-        classes: of the teacher.
-        teacher: who answers for the rows of `train`; None: no loss reads it.
-        validation: where the untrained student is compared with the teacher; None: it is not, as they count other positions, or
-            it is made of the teacher and may be as good.
+        predictions: the teacher's on the validation split; None: they were checked before.
+        classes: the teacher's number of classes.
+        teacher: the teacher of the rows of `train`; None: no loss reads it.
+        validation: the rows on which the untrained student is compared with the teacher; None: they count other positions, or the student
+            is initialised from the teacher and may be as good.
         lenient: findings are warnings.
-        remedy: against a teacher that is not good enough; "": it can be tuned.
+        remedy: what improves a teacher that is not good enough; "": it can be tuned.
 
     Raises:
-        TeacherError: with every finding; of what is not finite also if `lenient`.
+        TeacherError: with every finding. Values that are not finite raise it also if `lenient`.
     """
     findings = []
-    if said is not None:
-        findings += _teacher_is_better(distiller, tokenizer, said, classes, validation, bf16, remedy)
-    findings += _losses_are_right(distiller, tokenizer, teacher, train)
+    if predictions is not None:
+        findings += _check_teacher(distiller, tokenizer, predictions, classes, validation, bf16, remedy)
+    findings += _check_losses(distiller, tokenizer, teacher, train)
     if findings and not lenient:
         raise TeacherError("the pre-flight stopped the run:\n  " + "\n  ".join(findings))
     for finding in findings:
@@ -78,24 +77,24 @@ def preflight(
 def translates(
     teacher: Teacher, source: Checkpoint, task: Task, rows: datasets.Dataset, max_length: int, lenient: bool
 ) -> None:
-    """The teacher translates, and in the direction of the data: looked at on a few rows before all are translated.
+    """Check on a few rows that the teacher translates, and in the direction of the data, before it translates all rows.
 
     Args:
         source: the teacher's checkpoint.
 
     Raises:
-        TeacherError: more than half of what it writes is its source.
+        TeacherError: more than half of its translations are their sources.
     """
     few = rows.select(range(min(TRANSLATED, len(rows))))
-    some = list(few)
-    written = teacher.write(some, Rollout(sampling_temperature=0.0, max_new_tokens=256), 0)
+    examples = list(few)
+    written = teacher.write(examples, Rollout(sampling_temperature=0.0, max_new_tokens=256), 0)
     texts = [text or "" for text in written]
     copied = task.scores(
-        Predictions({}, NONE, NONE, texts, [(row["source"], row["target"]) for row in some])
+        Predictions({}, NONE, NONE, texts, [(row["source"], row["target"]) for row in examples])
     )["copied"]
     if copied > COPIED:
         finding = (
-            f"the teacher copies its source: {copied:.0%} of {len(some)} texts are what it was given; is it for these languages (dataset.prefix, "
+            f"the teacher copies its source: {copied:.0%} of {len(examples)} texts are what it was given; is it for these languages (dataset.prefix, "
             "dataset.source_language, dataset.target_language), or was it trained long enough (teacher.trainer.epochs)?"
         )
         if not lenient:
@@ -114,24 +113,24 @@ def translates(
         )
 
 
-def _teacher_is_better(
+def _check_teacher(
     distiller: Distiller,
     tokenizer: PreTrainedTokenizerBase,
-    said: Predictions,
+    predictions: Predictions,
     classes: int,
     validation: Split | None,
     bf16: bool,
     remedy: str,
 ) -> list[str]:
-    """The teacher beats chance and, where they can be compared, the untrained student, on the validation split."""
+    """The teacher beats chance on the validation split and, where they can be compared, the untrained student."""
     task: Task = distiller.task
-    if worse := beats_chance(task, said, classes, remedy):
+    if worse := beats_chance(task, predictions, classes, remedy):
         return worse
     if validation is None:
         return []
     own = task.predict(distiller.student, tokenizer, validation.encoded, bf16=bf16)
     metric = _metric(task)
-    score, untrained = (task.scores(each)[metric] for each in (said, own))
+    score, untrained = (task.scores(each)[metric] for each in (predictions, own))
     if score <= untrained:
         return [
             f"the teacher's {metric} {score:.3f} is not above the untrained student's {untrained:.3f}: {remedy or _remedy(task)}"
@@ -139,22 +138,22 @@ def _teacher_is_better(
     return []
 
 
-def beats_chance(task: Task, said: Predictions, classes: int, remedy: str = "") -> list[str]:
-    """What is wrong with the teacher's answers on some rows, looked at by themselves.
+def beats_chance(task: Task, predictions: Predictions, classes: int, remedy: str = "") -> list[str]:
+    """Findings about a teacher's predictions, without those of a student.
 
     Args:
-        classes: of the teacher.
-        remedy: against one that is no better than chance; "": it can be tuned.
+        classes: the teacher's number of classes.
+        remedy: what improves a teacher that is no better than chance; "": it can be tuned.
 
     Raises:
         TeacherError: they are not finite, so that nothing can be learnt, not even in a rehearsal.
     """
-    if not all(np.isfinite(values).all() for values in said.answers.values()):
+    if not all(np.isfinite(values).all() for values in predictions.answers.values()):
         raise TeacherError(
             "the pre-flight stopped the run:\n  the teacher's logits are not finite; load it in fp32 (teacher.trainer.precision=fp32), or check "
             "its weights"
         )
-    score, chance = task.scores(said)[_metric(task)], task.chance(said, classes)
+    score, chance = task.scores(predictions)[_metric(task)], task.chance(predictions, classes)
     if score > chance:
         return []
     return [
@@ -172,10 +171,10 @@ def _remedy(task: Task) -> str:
     )
 
 
-def _losses_are_right(
+def _check_losses(
     distiller: Distiller, tokenizer: PreTrainedTokenizerBase, teacher: Teacher | None, train: Split
 ) -> list[str]:
-    """Positions are counted, loss(x, x) = 0, every term is finite, and none is drowned by another."""
+    """Every term counts positions, is finite and is 0 for a perfect student; a warning names a term that is much smaller than another."""
     task = distiller.task
     few = task.batch
     gold = train.encoded.gold.nonzero()[0][: few // 2].tolist()
@@ -184,9 +183,9 @@ def _losses_are_right(
     )
     batch = task.collate([train.encoded[row] for row in rows], tokenizer)
     batch.pop("rows")
-    asked = list(train.rows.select(rows))
+    raw = list(train.rows.select(rows))
     signal = (
-        teacher.outputs_with_features(asked, distiller.parts).to(torch.device("cpu"))
+        teacher.outputs_with_features(raw, distiller.parts).to(torch.device("cpu"))
         if teacher is not None
         else None
     )
@@ -208,10 +207,10 @@ def _losses_are_right(
                 )
             weighted[name] = distiller.weights[name] * float(values.mean())
             if signal is not None and loss.needs_teacher and loss.divergence:
-                same = _perfect(loss, signal, labels)
-                if float(same.abs().max()) > ZERO:
+                same = float(_perfect(loss, signal, labels).abs().max())
+                if same > ZERO:
                     findings.append(
-                        f"the loss term {name} is {float(same.abs().max()):.4g} where student and teacher are the same: "
+                        f"the loss term {name} is {same:.4g} where student and teacher are the same: "
                         "it is no divergence (a class of yours that is none says so with divergence = False)"
                     )
     largest = max(weighted.values(), default=0.0)
@@ -225,12 +224,14 @@ def _losses_are_right(
 
 
 def _perfect(loss: torch.nn.Module, teacher: AnySignal, labels: Tensor) -> Any:
-    """The loss of a student that says what the teacher says, at the first few positions."""
+    """The loss of a student with the teacher's outputs, at the first few positions."""
     few = slice(0, FEW)
-    said = teacher.rows(few)
-    if isinstance(said, Signal):
-        return loss(Signal(said.logits), said, labels[few])
-    rest = said.softened(said.temperature)[:, -1:] - np.log(max(1, said.classes - said.indices.shape[-1]))
-    logits = (rest * said.temperature).expand(-1, said.classes).clone()
-    top = said.softened(said.temperature)[:, :-1] * said.temperature
-    return loss(Signal(logits.scatter(-1, said.indices, top)), said, labels[few])
+    outputs = teacher.rows(few)
+    if isinstance(outputs, Signal):
+        return loss(Signal(outputs.logits), outputs, labels[few])
+    rest = outputs.softened(outputs.temperature)[:, -1:] - np.log(
+        max(1, outputs.classes - outputs.indices.shape[-1])
+    )
+    logits = (rest * outputs.temperature).expand(-1, outputs.classes).clone()
+    top = outputs.softened(outputs.temperature)[:, :-1] * outputs.temperature
+    return loss(Signal(logits.scatter(-1, outputs.indices, top)), outputs, labels[few])

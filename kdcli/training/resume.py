@@ -31,41 +31,42 @@ STATE = "trainer_state.json"
 REMEDY = "remove it, and the same command goes on from the checkpoint before, or trains the stage anew"
 
 
-def checkpoint_folder(stage: TrainJob, step: int) -> Path:
-    return stage.folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+def checkpoint_folder(job: TrainJob, step: int) -> Path:
+    """The directory of the checkpoint after a step."""
+    return job.folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
-def last_checkpoint(stage: TrainJob) -> Path | None:
-    """The newest checkpoint from which the stage can go on: it is whole, and so is the one with the best score, if that is the one to be
-    kept. What is damaged or newer is removed, with a warning."""
-    found: list[Path | None] = [None]
+def last_checkpoint(job: TrainJob) -> Path | None:
+    """The newest checkpoint from which training can continue: it is complete, and so is the checkpoint with the best score, if that one is
+    kept. Checkpoints that are damaged or newer are removed with a warning."""
+    newest: list[Path | None] = [None]
     if PartialState().is_main_process:
-        whole: dict[int, TrainState] = {}
+        complete: dict[int, TrainState] = {}
         damaged: dict[Path, str] = {}
-        for path in stage.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        for path in job.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             try:
                 state = read_state(path)
-                whole[state["global_step"]] = state
+                complete[state["global_step"]] = state
             except KDError as error:
                 damaged[path] = error.message
-        for step in sorted(whole, reverse=True):
-            best = whole[step]["best_global_step"]
-            if stage.cfg.keep != "best" or best is None or best in whole:
-                found = [checkpoint_folder(stage, step)]
+        for step in sorted(complete, reverse=True):
+            best = complete[step]["best_global_step"]
+            if job.cfg.keep != "best" or best is None or best in complete:
+                newest = [checkpoint_folder(job, step)]
                 break
-            damaged[checkpoint_folder(stage, step)] = (
-                f"{checkpoint_folder(stage, step)} needs {checkpoint_folder(stage, best)}"
+            damaged[checkpoint_folder(job, step)] = (
+                f"{checkpoint_folder(job, step)} needs {checkpoint_folder(job, best)}"
             )
         if damaged:
             logger.warning(
                 "%s: %s. The stage %s",
-                stage.name,
-                "; ".join(damaged.values()).replace(f"{stage.folder}{os.sep}", ""),
-                f"goes on from {found[0]}" if found[0] else "begins anew",
+                job.name,
+                "; ".join(damaged.values()).replace(f"{job.folder}{os.sep}", ""),
+                f"goes on from {newest[0]}" if newest[0] else "begins anew",
             )
         for path in damaged:
             shutil.rmtree(path, ignore_errors=True)
-    return broadcast_object_list(found)[0]
+    return broadcast_object_list(newest)[0]
 
 
 class TrainState(TypedDict):
@@ -89,28 +90,28 @@ def read_state(checkpoint: Path) -> TrainState:
     return state
 
 
-def rewind(stage: TrainJob, checkpoint: Path | None) -> None:
-    """Drop the lines of metrics.jsonl that this stage is about to write again."""
-    if stage.metrics is None:
+def rewind(job: TrainJob, checkpoint: Path | None) -> None:
+    """Remove the lines of metrics.jsonl that the training will write again."""
+    if job.metrics is None:
         return
     step = read_json(checkpoint / STATE, TrainState, REMEDY)["global_step"] if checkpoint else 0
-    rewrite_metrics(stage.metrics, lambda line: line["stage"] != stage.name or line["step"] <= step)
+    rewrite_metrics(job.metrics, lambda line: line["stage"] != job.name or line["step"] <= step)
 
 
-def encode_text(row: dict[str, Any]) -> str:
-    """What a message shows of a row."""
+def row_text(row: dict[str, Any]) -> str:
+    """The text of a row, for messages."""
     return str(next(value for key, value in row.items() if key != "id"))
 
 
-def raw_bytes(split: Split, rows: torch.Tensor) -> list[dict[str, Any]]:
-    """The rows of a batch as they were before they were tokenized: what a teacher is asked about."""
+def raw_rows(split: Split, rows: torch.Tensor) -> list[dict[str, Any]]:
+    """The rows of a batch before they were tokenized, which is what a teacher reads."""
     picked = split.rows[rows.tolist()]
     return [dict(zip(picked, values, strict=True)) for values in zip(*picked.values(), strict=True)]
 
 
 @contextmanager
 def restoring(checkpoint: str | None) -> Iterator[None]:
-    """Turn what loading a part of a checkpoint raises into one message: its files are as they were written, but not by this stage."""
+    """Turn the exceptions of loading a part of a checkpoint into one message: its files are unchanged, but another training wrote them."""
     try:
         yield
     except (
