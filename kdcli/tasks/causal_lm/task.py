@@ -391,7 +391,7 @@ class CausalLM(LanguageModel):
             logger.log(
                 log_level(full, len(encoded)),
                 "%d of %d training rows fill dataset.max_length = %d tokens: what is longer is cut off, and the end of its answer is not "
-                "learnt; raise it, or leave such rows out (dataset.clean.overlong=drop)",
+                "learnt; raise it, or leave such rows out (dataset.truncation=drop)",
                 full, len(encoded), max_length,
             )  # fmt: skip
 
