@@ -1,8 +1,8 @@
 """The only module that prints: results to stdout (``out``), logs and progress to stderr (``err``).
 
 A terminal gets colour, a live progress display and word wrap. A pipe or a file gets plain lines that are
-never cut, so that ``kdcli eval ... | grep`` and a CI log both stay readable. Which of the two it is gets
-asked at each print and not at import, because streams are redirected under us (by pytest, by a launcher).
+never truncated, so that ``kdcli eval ... | grep`` and a CI log both stay readable. Which of the two it is, is
+decided at each print and not at import, because streams are redirected later (by pytest, by a launcher).
 User text, such as a label called ``[bold]``, is never read as markup, and control characters are printed as their codes, so that
 no text reaches the terminal as a command. Errors, warnings and log lines are bounded.
 """
@@ -46,12 +46,12 @@ _NOISY = (
     "torchao",
     "transformers",
 )
-_NOISY_ENV = {  # these set their own level when they are imported, which is later than us
+_NOISY_ENV = {  # these libraries set their log level when they are imported, which is later
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_VERBOSITY": "error",
-    "TORCH_LOGS": "-torch.utils._pytree",  # it tells torchao what it will refuse one day
+    "TORCH_LOGS": "-torch.utils._pytree",  # deprecation warnings that are addressed to torchao
     "TRANSFORMERS_VERBOSITY": "error",
 }
 _LEVEL_STYLES = {
@@ -65,12 +65,12 @@ _NUMBER = re.compile(r"[-+]?[\d.]|n/a$|$")
 
 
 def _interactive(console: Console) -> bool:
-    """Whether a person at a terminal reads this; ``FORCE_COLOR`` makes no terminal of a log file."""
+    """Whether the output goes to a terminal that a person reads; ``FORCE_COLOR`` does not make a log file one."""
     return console.is_terminal and console.is_interactive and console.file.isatty()
 
 
 def _print(console: Console, message: str, head: str = "", head_style: str = "", style: str = "") -> None:
-    """Print ``head message``; in a terminal wrapped between words: a long path can still be copied."""
+    """Print ``head message``; in a terminal wrapped between words, so that a long path can still be copied."""
     text = printable(f"{head} {message}" if head else message)
     encoding = getattr(console.file, "encoding", None) or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)
@@ -165,20 +165,20 @@ def duration(seconds: float) -> str:
     """``0.8 s``, ``12 s``, ``1:05`` (minutes), ``2:03:04`` (hours)."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    hours, minutes = divmod(rounded // 60, 60)
+    return f"{hours}:{minutes:02}:{rounded % 60:02}" if hours else f"{minutes}:{rounded % 60:02}"
 
 
 State = Literal["waiting", "running", "done", "skipped", "failed", "interrupted"]
 
 
 class ProgressStage:
-    """One line of a run's progress; made by ``Stages.stage``, which starts and ends it.
+    """One line of a run's progress. ``ProgressStages.stage`` makes, starts and ends it.
 
-    It may come in several parts (a data set's splits, say): ``seconds`` are those of the last part.
+    A stage may have several parts (the splits of a data set, for example); ``seconds`` is the time of the last one.
     """
 
     def __init__(self, name: str, notify: Callable[[ProgressStage], None]) -> None:
@@ -192,10 +192,10 @@ class ProgressStage:
         self.total, self.step, self.extra = total, 0, ""
         self.terms: dict[str, float] = {}
         self._began = self._ended = monotonic()
-        self._first: tuple[int, float] | None = None  # first update: what is resumed begins beyond step 0
+        self._first: tuple[int, float] | None = None  # the first update; a resumed stage begins beyond step 0
 
     def begin(self, total: int | None) -> None:
-        """Start the clock, of the first part or of a further one."""
+        """Start the clock for the first part or for a further one."""
         self.earlier += self.seconds
         self.state = "running"
         self._reset(total)
@@ -207,7 +207,7 @@ class ProgressStage:
     def update(
         self, step: int, terms: Mapping[str, float] | None = None, extra: str = "", total: int | None = None
     ) -> None:
-        """Say that ``step`` steps are done. What is left out of the rest stays as it was."""
+        """Report that ``step`` steps are done; arguments that are not given keep their last values."""
         self.step = step
         self.total = total or self.total
         self.terms = dict(terms) if terms else self.terms
@@ -218,16 +218,16 @@ class ProgressStage:
 
     @property
     def seconds(self) -> float:
-        """Age of the stage's last part; fixed once that has ended."""
+        """Seconds since the last part began, or that it took once it has ended."""
         return (monotonic() if self.state == "running" else self._ended) - self._began
 
     @property
     def fraction(self) -> float | None:
-        """Share of the steps that is done, 0 to 1; None where the number of steps is not known."""
+        """The share of the steps that is done, 0 to 1; None if the number of steps is unknown."""
         return min(self.step / self.total, 1.0) if self.total else None
 
     def timing(self) -> tuple[str, str]:
-        """``45%`` and ``eta 1:05``, at the speed since the first update; empty before they can be known."""
+        """``45%`` and ``eta 1:05``, at the speed since the first update; empty strings before there is one."""
         if not self.total or self.fraction is None:
             return "", ""
         share = f"{math.floor(100 * self.fraction)}%"
@@ -237,7 +237,7 @@ class ProgressStage:
         return share, f"eta {duration(per_step * max(self.total - self.step, 0))}"
 
     def figures(self) -> str:
-        """``450/1000, score .731, soft_label 0.41, hard_label 0.9``; once it is done, without the steps."""
+        """``450/1000, score .731, soft_label 0.41, hard_label 0.9``; without the steps once the stage is done."""
         steps = f"{self.step}/{self.total}" if self.total else str(self.step or "")
         terms = [f"{name} {value:.4g}" for name, value in self.terms.items()]
         return ", ".join(filter(None, ["" if self.state == "done" else steps, self.extra, *terms]))
@@ -246,10 +246,10 @@ class ProgressStage:
 class ProgressStages:
     """The progress of a run that goes through named stages, on stderr.
 
-    In a terminal: one line a stage, the current one with bar, time to go and live loss terms. Elsewhere: one
-    line when a stage begins, one when it ends, and between them one each 10 s or 10 % (rarer when it takes
+    In a terminal: one line per stage, the current one with bar, remaining time and live loss terms. Elsewhere: one
+    line when a stage begins, one when it ends, and between them one every 10 s or 10 % (less often if it takes
     hours). ``quiet`` (processes of rank > 0) shows nothing; ``ProgressStage.seconds`` still counts. An exception,
-    Ctrl-C included, is shown on its stage's line, hands the terminal back with its cursor, and goes on up.
+    Ctrl-C included, is shown on its stage's line and raised again, after the terminal is restored.
     """
 
     def __init__(self, names: Sequence[str], *, quiet: bool = False) -> None:
@@ -275,7 +275,7 @@ class ProgressStages:
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[ProgressStage]:
-        """Run one stage, of ``total`` steps if that is known. Raises KeyError for a name not announced."""
+        """Run one stage, of ``total`` steps if their number is known. Raises KeyError for a name that was not announced."""
         stage = self._stages[name]
         stage.begin(total)
         self._reported = (monotonic(), 0.0)
@@ -308,14 +308,14 @@ class ProgressStages:
 
     def _line(self, stage: ProgressStage, message: str) -> None:
         if self._live is None and not self._quiet:
-            place = list(self._stages).index(stage.name) + 1
-            _print(err, f"[{place}/{len(self._stages)}] {stage.name}: {message}")
+            number = list(self._stages).index(stage.name) + 1
+            _print(err, f"[{number}/{len(self._stages)}] {stage.name}: {message}")
 
     def __rich__(self) -> RenderableType:
         return Group(*(line for stage in self._stages.values() for line in self._view(stage)))
 
     def _view(self, stage: ProgressStage) -> Iterator[RenderableType]:
-        """The lines of one stage; none is longer than a terminal of 80 columns, or is cut to it."""
+        """The lines of one stage, each truncated to the width of the terminal."""
         tick, cross, dot = "✓✗·" if err.encoding.lower().startswith("utf") else "+x."
         name, took = stage.name.ljust(self._width), duration(stage.earlier + stage.seconds)
         if stage.state == "waiting":
@@ -337,5 +337,5 @@ class ProgressStages:
 
 
 def _one_line(*parts: Any) -> Text:
-    """A line of the live display; it is cut rather than wrapped, or the display would jump."""
+    """A line of the live display, which is truncated and not wrapped, so that the display does not jump."""
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, known by their hash, found in packages and in the user's cache."""
+"""Atomic writes, hashes, checked JSON, safe paths and the user's cache folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,27 +24,26 @@ from kdcli.locks import Lock
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
-import logging
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-"""A name that may be a part of a path."""
+"""The pattern of a name that may be a part of a path."""
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-"""Names that Windows keeps for devices, with any extension."""
+"""Names that Windows reserves for devices, with any extension."""
 LARGEST_JSON = 2**28
-"""Bytes of a JSON file, or of a line of one, that is read."""
+"""The most bytes of a JSON file, or of a line of a JSON Lines file, that is read."""
 PARTIAL = ".partial"
-"""How the folder of a model's checkpoints ends while it is trained in the cache."""
-KEPT = 30
-"""Days for which the checkpoints of a model in the cache wait to be continued."""
+"""The suffix of the folder with a model's checkpoints while it is trained in the cache."""
+RETENTION_DAYS = 30
+"""Days for which unfinished checkpoints in the cache are kept."""
 
 
 def cache_dir(kind: str) -> Path:
-    """KDCLI_CACHE_DIR/kind, by default in the user's cache folder; made if it is missing.
+    """The folder KDCLI_CACHE_DIR/kind (by default in the user's cache folder), which is created if it is missing.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: it cannot be created.
     """
     folder = cache_folder() / kind
     try:
@@ -58,7 +58,7 @@ def cache_dir(kind: str) -> Path:
 
 
 def require_name(name: str, what: str) -> str:
-    """Check a name from which a path is built, and return it. The rule is the same on every system, so that a run can be copied.
+    """Check a name from which a path is built, and return it. The rule is the same on every system, so that runs can be copied.
 
     Args:
         what: the key or file that the name comes from, for the message.
@@ -75,7 +75,7 @@ def require_name(name: str, what: str) -> str:
 
 
 def named_path(folder: Path, *names: str, what: str) -> Path:
-    """The path that names build below a folder: the only way in which a path is made of a name.
+    """Build a path below a folder from names: paths are made from names in no other way.
 
     Args:
         what: the key or file that the names come from, for the message.
@@ -87,7 +87,7 @@ def named_path(folder: Path, *names: str, what: str) -> Path:
 
 
 def inner_path(folder: Path, relative: str, what: str) -> Path:
-    """The path of a file below a folder that a record names with slashes, such as `onnx/model.onnx`.
+    """Build the path of a file below a folder from a recorded relative path, such as `onnx/model.onnx`.
 
     Raises:
         ConfigError: the path is absolute, goes up, or leads out of the folder through a link.
@@ -101,7 +101,7 @@ def inner_path(folder: Path, relative: str, what: str) -> Path:
 
 
 def require_inside(folder: Path, path: Path, what: str) -> Path:
-    """Check that no link leads from a folder to a path outside it, and return the path.
+    """Check that a path does not leave its folder through a link, and return it.
 
     Raises:
         ConfigError: one does.
@@ -115,7 +115,7 @@ def require_inside(folder: Path, path: Path, what: str) -> Path:
 
 
 def user_path(given: str | Path) -> Path:
-    """The path that a user gave, with a leading `~` expanded; that of an unknown user stays as it is."""
+    """The path that a user gave, with a leading `~` expanded, except that of an unknown user."""
     return Path(os.path.expanduser(given))
 
 
@@ -128,34 +128,34 @@ def cache_folder() -> Path:
 
 
 def with_weights(path: Path) -> list[Path]:
-    """A file, and the weights that lie beside it: of a large ONNX file, and of OpenVINO's .xml."""
-    beside = [
+    """A model file and its file of external weights, if any: of a large ONNX file (.data) and of OpenVINO's .xml (.bin)."""
+    external = [
         path.with_name(f"{path.name}.data"),
         *([path.with_suffix(".bin")] if path.suffix == ".xml" else []),
     ]
-    return [file for file in [path, *beside] if file.is_file()]
+    return [file for file in [path, *external] if file.is_file()]
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, and of the weights that lie beside it."""
+    """The bytes of a model file and its external weights."""
     return sum(file.stat().st_size for file in with_weights(path))
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of what a file holds, as hex."""
+    """The sha256 of a file's content, as hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest(*parts: Any) -> str:
-    """sha256 of plain data (what json can write, and columns), as hex."""
+    """The sha256 of plain data (JSON types, and columns of a data set), as hex."""
     return hashlib.sha256(
         json.dumps(parts, sort_keys=True, ensure_ascii=False, default=list).encode()
     ).hexdigest()
 
 
 def hash_files(files: Iterable[Path]) -> str:
-    """sha256 over the names and contents of files, in the order of their names."""
+    """The sha256 over the names and contents of files, in the order of their names."""
     total = hashlib.sha256()
     for file in sorted(files, key=lambda file: file.name):
         total.update(f"{file.name} {hash_file(file)}\n".encode())
@@ -170,19 +170,19 @@ REFUSED = {
     errno.EACCES: r"[Pp]ermission denied",
     errno.EPERM: r"Operation not permitted",
 }
-"""Why a file system takes no more, and the words of libraries that keep no error number."""
+"""The error numbers of a file system that accepts no more data, with the messages of libraries that lose the number."""
 PROBE = 1 << 18
-"""Bytes that are written to find out whether a file system takes more."""
+"""Bytes that are written to test whether a file system accepts more data."""
 
 
 def storage_error(error: BaseException, *places: Path) -> StorageError | None:
-    """What an exception means if it comes from a file system that takes no more: it says so, one of its causes does, or one of the places
-    takes no more now. None: it means something else.
+    """The StorageError for an exception that a full or read-only file system caused: the exception or one of its causes says so, or
+    one of the folders accepts no more data now. None: the exception has another cause.
 
     Args:
-        places: what was being written to. The first one that takes no more is named where the exception names no file.
+        places: the folders that were written to. The first one that accepts no more is named if the exception names no file.
     """
-    found: tuple[int, str | None] | None = None
+    cause: tuple[int, str | None] | None = None
     seen: set[int] = set()
     each: BaseException | None = error
     while each is not None and id(each) not in seen:
@@ -191,14 +191,14 @@ def storage_error(error: BaseException, *places: Path) -> StorageError | None:
             return each
         if (number := _refusal(each)) is not None:
             file = getattr(each, "filename", None)
-            found = number, str(file) if file else found[1] if found else None
+            cause = number, str(file) if file else cause[1] if cause else None
         each = each.__cause__ or each.__context__
     probed = {place: number for place in places if (number := _refused(place)) is not None}
     place, number = next(iter(probed.items()), (None, 0))
-    if found is None and place is None:
+    if cause is None and place is None:
         return None
-    if found is not None:
-        number, file = found
+    if cause is not None:
+        number, file = cause
         place = Path(file) if file else place or (places[0] if places else Path(tempfile.gettempdir()))
     assert place is not None
     remedy = "Free some space"
@@ -209,21 +209,21 @@ def storage_error(error: BaseException, *places: Path) -> StorageError | None:
     elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
         remedy = "Make it writable, or choose another folder (hydra.run.dir, KDCLI_CACHE_DIR, TMPDIR)"
     return StorageError(
-        f"{place} cannot be written: {os.strerror(number)}{_room(place)}. {remedy} and start the same command on the same "
+        f"{place} cannot be written: {os.strerror(number)}{_free_space(place)}. {remedy} and start the same command on the same "
         "directory: what is finished is kept"
     )
 
 
 def read_json(path: Path, kind: type[T], remedy: str) -> T:
-    """The content of a JSON file, checked.
+    """Read a JSON file and check its type.
 
     Args:
         kind: the type of the content: a `TypedDict` with the keys that are read, or a plain type such as `dict[str, Any]`. Other keys
-            are kept.
-        remedy: what the user can do about a damaged file.
+            are returned unchecked.
+        remedy: what the user can do about a damaged file, for the message.
 
     Raises:
-        ConfigError: it cannot be read, is larger than `LARGEST_JSON`, is not JSON, or holds something else than `kind`.
+        ConfigError: it cannot be read, is larger than `LARGEST_JSON`, is not JSON, or is not of type `kind`.
     """
     try:
         if not path.is_file():
@@ -235,28 +235,28 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
 
 
 def read_jsonl(path: Path, kind: type[T], remedy: str | None = None) -> list[T]:
-    """The lines of a JSON Lines file, checked; an empty list where there is no file.
+    """Read a JSON Lines file and check its lines; an empty list if there is no file.
 
-    An incomplete last line, of a process that was killed while it wrote, is left out.
+    An incomplete last line, left by a process that was killed while it wrote, is dropped.
 
     Args:
         kind: the type of a line, as for `read_json`.
-        remedy: what the user can do about other damaged lines; None: they are left out, with a warning.
+        remedy: what the user can do about other damaged lines; None: they are dropped, with a warning.
 
     Raises:
         ConfigError: it cannot be read, or a line is damaged and there is a remedy.
     """
-    found: list[T] = []
+    lines: list[T] = []
     damaged: list[str] = []
     try:
         if not path.exists():
-            return found
+            return lines
         if not path.is_file():
             raise OSError("it is not a regular file")
         with path.open("rb") as stream:
             for number, line in enumerate(iter(lambda: stream.readline(LARGEST_JSON + 1), b""), start=1):
                 try:
-                    found.append(parse_json(line, kind))
+                    lines.append(parse_json(line, kind))
                 except ValueError as error:
                     if line.endswith(b"\n"):
                         damaged.append(f"line {number}: {_first_line(error)}")
@@ -265,8 +265,8 @@ def read_jsonl(path: Path, kind: type[T], remedy: str | None = None) -> list[T]:
     if damaged and remedy is not None:
         raise ConfigError(f"{path} is damaged ({damaged[0]}); {remedy}")
     if damaged:
-        logger.warning("%s: %d damaged lines are left out (the first is %s)", path, len(damaged), damaged[0])
-    return found
+        logger.warning("%s: %d damaged lines are dropped (the first is %s)", path, len(damaged), damaged[0])
+    return lines
 
 
 @functools.cache
@@ -277,10 +277,10 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def parse_json(data: bytes, kind: type[T]) -> T:
-    """The content of JSON text, checked as by `read_json`.
+    """Parse JSON text and check its type, as `read_json` does.
 
     Raises:
-        ValueError: it is not JSON of the kind.
+        ValueError: it is not JSON of type `kind`.
     """
     import pydantic
 
@@ -296,8 +296,8 @@ def parse_json(data: bytes, kind: type[T]) -> T:
         _adapter(kind).validate_python(value, strict=True)  # type: ignore[arg-type]
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from None
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{key}: {first['msg']}" if key else first["msg"]) from None
     return value
 
 
@@ -307,7 +307,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _refusal(error: BaseException) -> int | None:
-    """The number of an error of a file system that takes no more."""
+    """The error number in `REFUSED` that an exception stands for; None: it is another error."""
     if (number := getattr(error, "errno", None)) in REFUSED:
         return int(number)
     text = str(error)
@@ -318,7 +318,7 @@ def _refusal(error: BaseException) -> int | None:
 
 
 def _refused(place: Path) -> int | None:
-    """Why the file system of a place takes no more; None: it does."""
+    """The error number if the file system of a path accepts no more data; None: it does."""
     try:
         with tempfile.TemporaryFile(dir=_nearest(place)) as stream:
             stream.write(bytes(PROBE))
@@ -330,12 +330,12 @@ def _refused(place: Path) -> int | None:
 
 
 def _nearest(place: Path) -> Path:
-    """The folder that a place lies in, or would lie in."""
+    """The nearest existing folder that contains a path."""
     return next(each for each in (place, *place.absolute().parents) if each.is_dir())
 
 
-def _room(place: Path) -> str:
-    """How much is free on the file system of a place."""
+def _free_space(place: Path) -> str:
+    """A note on the free space of the file system of a path, for a message."""
     try:
         usage = shutil.disk_usage(_nearest(place))
     except OSError:
@@ -345,7 +345,7 @@ def _room(place: Path) -> str:
 
 @contextlib.contextmanager
 def writing(*places: Path) -> Iterator[None]:
-    """Turn an exception that comes from a file system which takes no more into a `StorageError`, while what fills it is still there.
+    """Turn an exception that a full or read-only file system causes into a `StorageError`, before temporary files are removed.
 
     Raises:
         StorageError
@@ -359,7 +359,7 @@ def writing(*places: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str, sync: bool = True) -> None:
-    """Write a file through a temporary neighbour and a rename, so that it is never half there.
+    """Write a file atomically: to a temporary file in the same folder, which is then renamed.
 
     Args:
         sync: as of `replaced`.
@@ -369,19 +369,19 @@ def write_text(path: Path, text: str, sync: bool = True) -> None:
 
 
 def write_json(path: Path, data: Any, sync: bool = True) -> None:
-    """Plain data as indented JSON, atomically. NaN is refused: it is not JSON."""
+    """Write plain data as indented JSON, atomically. NaN is refused, because it is not JSON."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", sync)
 
 
 TEMPORARY = ".kdcli"
-"""How the name of a temporary folder ends. It begins with a dot and the name of what takes its place."""
+"""The suffix of temporary folders, whose name begins with a dot and the name of the file that they hold."""
 
 
 def flush(path: Path, deep: bool = True) -> None:
-    """Wait until a file or a folder is on the disk.
+    """Write a file or a folder through to the disk (fsync).
 
     Args:
-        deep: of a folder, all that it holds as well, and not only its list of names.
+        deep: include all files in a folder, and not only its list of names.
     """
     for each in sorted(path.iterdir()) if deep and path.is_dir() else ():
         if not each.is_symlink():
@@ -390,7 +390,7 @@ def flush(path: Path, deep: bool = True) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a file system that cannot do so for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)
@@ -398,17 +398,17 @@ def flush(path: Path, deep: bool = True) -> None:
 
 @contextlib.contextmanager
 def replaced(path: Path, sync: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path`; what was written there takes `path`'s place when the block ends well.
+    """Yield a temporary path in the folder of `path`; the file or directory that is written there replaces `path` when the block succeeds.
 
-    A file or a whole directory may be written. After an error the temporary is removed and `path` is as it was. If the process is killed,
-    `remove_abandoned` removes the temporary.
+    After an error the temporary path is removed and `path` is unchanged. If the process is killed, `remove_abandoned` removes the
+    temporary path.
 
     Args:
-        sync: wait until the content is on the disk before it takes the place, so that a power failure leaves no part of it. Files of
-            the cache that hold a checksum, and are made again if they are damaged, need not wait.
+        sync: write the content through to the disk before the replacement, so that a power failure leaves no partial file. Cache files
+            that hold a checksum do not need this: a damaged one is made again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with abandonable(path.name, _beside(path)) as holder:
+    with abandonable(path.name, _temporary_parent(path)) as holder:
         temporary, old = holder / path.name, holder / "old"
         try:
             yield temporary
@@ -420,13 +420,13 @@ def replaced(path: Path, sync: bool = True) -> Iterator[Path]:
             if sync:
                 flush(path.parent, deep=False)
         finally:
-            if old.is_dir() and not path.exists():  # interrupted between the two
+            if old.is_dir() and not path.exists():  # interrupted between the two renames
                 old.rename(path)
 
 
-def _beside(path: Path) -> Path:
-    """Where the temporary of a path lies: in its folder, but of a file deep in the cache in the folder of its kind, so that what was
-    abandoned is found without a look at all files."""
+def _temporary_parent(path: Path) -> Path:
+    """The folder for the temporary path of a file: its own folder, or for a file deep in the cache the folder of its kind, where
+    `clean_cache` finds abandoned ones without reading all folders."""
     base = cache_folder()
     inner = path.relative_to(base).parts if path.is_relative_to(base) else ()
     return path.parent if len(inner) < 3 or path.is_dir() else base / inner[0]
@@ -434,7 +434,7 @@ def _beside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def abandonable(name: str, parent: Path) -> Iterator[Path]:
-    """A temporary folder with a lock in it that this process holds. It is removed in the end or, if this process is killed, by
+    """Yield a temporary folder with a lock that this process holds. It is removed at the end or, if this process is killed, by
     `remove_abandoned`."""
     while True:
         holder = Path(tempfile.mkdtemp(prefix=f".{name[:100]}.", suffix=TEMPORARY, dir=parent))
@@ -442,7 +442,7 @@ def abandonable(name: str, parent: Path) -> Iterator[Path]:
         try:
             lock.acquire()
             break
-        except FileNotFoundError:  # another process took it for an abandoned one before it was locked
+        except FileNotFoundError:  # another process removed it as abandoned before it was locked
             continue
     try:
         yield holder
@@ -452,15 +452,15 @@ def abandonable(name: str, parent: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path, deep: bool = False) -> None:
-    """Remove the temporary folders in a folder whose owners were killed. What a living process owns stays.
+    """Remove the temporary folders of killed processes in a folder. Those of running processes are kept.
 
     Args:
-        deep: look in all folders below it, too.
+        deep: include all folders below it.
     """
-    for place, names, _ in os.walk(folder):
+    for parent, names, _ in os.walk(folder):
         for name in [each for each in names if each.startswith(".") and each.endswith(TEMPORARY)]:
             names.remove(name)
-            _remove_abandoned(Path(place, name))
+            _remove_abandoned(Path(parent, name))
         if not deep:
             break
 
@@ -469,7 +469,7 @@ def _remove_abandoned(holder: Path) -> None:
     lock = Lock(holder / ".lock")
     try:
         lock.acquire(wait=False)
-    except (Timeout, OSError):  # its owner lives, has just removed it, or is another user
+    except (Timeout, OSError):  # its owner is running, has just removed it, or is another user
         return
     path = holder.parent / holder.name[1:].removesuffix(TEMPORARY).rpartition(".")[0]
     if (holder / "old").is_dir() and not path.exists():  # killed between the two renames of `replaced`
@@ -480,10 +480,10 @@ def _remove_abandoned(holder: Path) -> None:
 
 @contextlib.contextmanager
 def workplace() -> Iterator[None]:
-    """Until the block ends, all temporary files of this process, of its libraries and of the processes that it starts lie in one
-    folder, which is removed then or, if this process is killed, by the next one."""
+    """Collect all temporary files of this process, its libraries and its child processes in one folder until the block ends. The folder is
+    removed then or, if this process is killed, by the next one."""
     parent, given = Path(tempfile.gettempdir()), os.environ.get("TMPDIR")
-    if parent.name.endswith(TEMPORARY):  # a process that was started by one that has a workplace
+    if parent.name.endswith(TEMPORARY):  # the parent process has a workplace
         yield
         return
     remove_abandoned(parent)
@@ -499,8 +499,7 @@ def workplace() -> Iterator[None]:
 
 
 def clean_cache() -> None:
-    """Remove what killed processes left in the cache: temporary folders, and the checkpoints of models that were trained to their end since
-    or were not continued for `KEPT` days."""
+    """Remove what killed processes left in the cache: temporary folders, and checkpoints of models that were completed since or were not continued for `RETENTION_DAYS` days."""
     base = cache_folder()
     for kind in base.iterdir() if base.is_dir() else ():
         if kind.is_dir():
@@ -512,7 +511,7 @@ def clean_cache() -> None:
             except (Timeout, OSError):  # it is being trained, or the cache can only be read
                 continue
             try:
-                old = partial.stat().st_mtime < time.time() - KEPT * 86400
+                old = partial.stat().st_mtime < time.time() - RETENTION_DAYS * 86400
                 if old or partial.with_suffix("").is_dir():
                     shutil.rmtree(partial, ignore_errors=True)
             finally:

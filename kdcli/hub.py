@@ -1,4 +1,4 @@
-"""Models and data of the Hugging Face hub and of installed packages."""
+"""Finds models and data on the Hugging Face hub and in installed packages."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Literal
 
 from kdcli.errors import ConfigError, DataError, ModelError, abbreviated, shown
+from kdcli.files import user_path
 
 PACKAGE = "package:"
-"""How a path begins that lies in an installed package: `package:DISTRIBUTION/PATH`."""
+"""The prefix of a path in an installed package: `package:DISTRIBUTION/PATH`."""
 HUB_FILES = {
     "model": ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.spm", "*.jinja"],
     "dataset": ["*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl", "*.txt", "*.md"],
 }
-"""What is fetched from a hub repository: no pickles."""
+"""The patterns of the files that are fetched from a hub repository; pickles are not among them."""
 PATIENCE = 10.0
-"""Seconds that the hub has to answer at all, before what the cache holds is taken."""
+"""Seconds to wait for the hub before the local cache is used."""
 
 
 def locate_package(path: str) -> Path:
-    """The file or folder that `package:DISTRIBUTION/PATH` names, found without importing the package.
+    """Find the file or folder that `package:DISTRIBUTION/PATH` names, without importing the package.
 
     Raises:
         ConfigError: the package is not installed, or has no such file.
@@ -33,7 +34,7 @@ def locate_package(path: str) -> Path:
     try:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
-        # of other packages only their files are wanted: what else they would bring may take long to build
+        # only the files of other packages are needed: their dependencies may take long to build
         remedy = (
             f"pip install 'kdcli[{extra}]'"
             if (extra := _extra_with(name))
@@ -42,14 +43,32 @@ def locate_package(path: str) -> Path:
         raise ConfigError(
             f"the package {name} is needed and is not installed; install it with: {remedy}"
         ) from None
-    found = Path(str(distribution.locate_file(inner)))
-    if not os.path.exists(found):  # False also of a name that the system refuses
+    located = Path(str(distribution.locate_file(inner)))
+    if not os.path.exists(located):  # also for a name that the system refuses
         raise ConfigError(f"the package {name} {distribution.version} has no {abbreviated(inner)}")
-    return found
+    return located
+
+
+def data_path(given: str, what: str = "file") -> Path:
+    """The path of a data file or folder that a config names.
+
+    Args:
+        what: file or folder, for the message.
+
+    Raises:
+        ConfigError: the package is not installed, or has no such file.
+        DataError: the path does not exist.
+    """
+    path = locate_package(given) if given.startswith(PACKAGE) else user_path(given)
+    if not os.path.lexists(path):
+        raise DataError(
+            f"the data {what} {abbreviated(given)} does not exist (looked for {abbreviated(str(path.absolute()))})"
+        )
+    return path
 
 
 def _extra_with(package: str) -> str | None:
-    """The extra of kdcli that brings a package."""
+    """The extra of kdcli that installs a package."""
     try:
         requires = importlib.metadata.requires("kdcli") or []
     except importlib.metadata.PackageNotFoundError:
@@ -63,12 +82,12 @@ def _extra_with(package: str) -> str | None:
 def snapshot(
     repo: str, revision: str | None, kind: Literal["model", "dataset"], code: bool = False
 ) -> tuple[Path, str]:
-    """A hub repository's files, from the hub or from its local cache, and the commit that was resolved.
+    """Fetch a hub repository's files, or find them in the local cache; returns their folder and the resolved commit.
 
     Args:
         repo: OWNER/NAME, or a bare NAME.
-        revision: branch, tag or commit; None is the main branch.
-        code: fetch the repository's Python files too.
+        revision: branch, tag or commit; None: the main branch.
+        code: also fetch the repository's Python files.
 
     Raises:
         ModelError, DataError: it does not exist, is gated, or the hub cannot be reached and the cache lacks it.
@@ -92,7 +111,7 @@ def snapshot(
             f"the Hugging Face hub says: {str(error).splitlines()[0].rstrip('.')}. Check the name and the revision, set "
             "HF_TOKEN if it is gated or private"
         )
-    except Exception as error:  # of whatever library carries the request
+    except Exception as error:  # the HTTP library may raise anything
         problem = f"the Hugging Face hub cannot be reached ({type(error).__name__}). Connect once to fetch it"
     try:
         folder = snapshot_download(

@@ -1,4 +1,4 @@
-"""What a directory with a model holds, checked before anything of it is loaded; and whether it is still what was saved."""
+"""Checks a model directory before anything in it is loaded, and compares a trained model with the hashes of its saved files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdcli.files import hash_file, write_text
 SUMS = "SHA256SUMS"
 """The hashes of a trained model's files, as `sha256sum` writes and checks them."""
 NOTE = "kdcli.json"
-"""What a model of the cache was made from. It is written when the model is there, and only people read it."""
+"""The provenance of a cached model. It is written after the model, for people to read."""
 TEXTS = {".json", ".txt", ".jinja", ".model", ".spm", ".py"}
 OBJECTS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -24,28 +24,28 @@ OBJECTS = (
 )  # fmt: skip
 """Files that hold a JSON object."""
 READ = {*TEXTS, ".safetensors"}
-"""What is read of a model's directory, by how names end."""
+"""The suffixes of the files that are read in a model directory."""
 LARGEST_TEXT = 512 * 2**20
-"""Bytes of a config or tokenizer file: the largest tokenizers have about 40 MB."""
+"""The most bytes of a config or tokenizer file; the largest tokenizers have about 40 MB."""
 MOST_LAYERS = 1000
-"""Layers, or experts, that are built one by one."""
+"""The most layers or experts of a model, since they are built one by one."""
 LARGEST_NUMBER = 20_000_000
-"""A size in a config.json that is larger must be found in the weights as well: positions go up to 10,485,760."""
+"""The largest size in a config.json that needs no weights of that size; positions go up to 10,485,760."""
 SIZES = re.compile(
     r"(^|_)(size|dim|heads?|hidden|inner|embd?|vocab|model|ff|kv|ctx|positions?|embeddings|rank|labels)$|^d_"
 )
 LAYERS = re.compile(r"(^|_)(layers?|blocks|experts)$")
 NUMBERED = re.compile(r"^(.*?\.?)(\d+)\.(.+)$")
-"""A weight of one layer among several: what they are called, the layer's number, and its own name."""
+"""The name of a weight in a stack of layers: the stack, the layer's index, and the name within the layer."""
 LARGEST_WEIGHT = 1e9
 ATTENTION = re.compile(r"(attn|experts)_implementation")
 FILE_OF_TOKENIZER = re.compile(r"(_file|^vocab|_spm)$")
 
 
 def require_folder(folder: Path, name: str) -> None:
-    """Refuse a model's directory that cannot be loaded, or that would make a loader run code or read elsewhere.
+    """Refuse a model directory that cannot be loaded, or that would make a loader run code or read files elsewhere.
 
-    Only names, sizes, the JSON files and the headers of the weights are read.
+    Only file names, sizes, JSON files and the headers of the weights are read.
 
     Args:
         name: what the messages call the model.
@@ -54,32 +54,32 @@ def require_folder(folder: Path, name: str) -> None:
         ModelError
     """
     try:
-        places = sorted(folder.iterdir())
+        paths = sorted(folder.iterdir())
     except OSError as error:
         raise ModelError(f"{name}: {folder} cannot be read ({error.strerror})") from None
-    for place in places:
-        _require_regular(place, name)
-    files = {place.name: place for place in places if place.suffix in READ}
+    for path in paths:
+        _require_regular(path, name)
+    files = {path.name: path for path in paths if path.suffix in READ}
     if "adapter_config.json" in files:
         raise ModelError(
             f"{name}: {files['adapter_config.json']} makes this directory an adapter (PEFT), whose base model lies elsewhere; merge it first: "
             "PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(…)"
         )
-    found = {file: read_json(files[file], name) for file in OBJECTS if file in files}
-    config = found.get("config.json", {})
+    objects = {file: read_json(files[file], name) for file in OBJECTS if file in files}
+    config = objects.get("config.json", {})
     weights = [path for path in files.values() if path.suffix == ".safetensors"]
     quantized = "quantization_config" in config
     largest = sum(_elements(path, name, quantized) for path in weights)
     require_config(config, name, max(LARGEST_NUMBER, largest) if weights else math.inf)
     for file in ("config.json", "generation_config.json"):
-        _require_token_ids(found.get(file, {}), name, file)
-    _require_tokenizer_config(found.get("tokenizer_config.json", {}), folder, name)
-    if (index := found.get("model.safetensors.index.json")) is not None:
+        _require_token_ids(objects.get(file, {}), name, file)
+    _require_tokenizer_config(objects.get("tokenizer_config.json", {}), folder, name)
+    if (index := objects.get("model.safetensors.index.json")) is not None:
         _require_index(index, folder, name)
 
 
 def _require_regular(path: Path, name: str) -> None:
-    """A FIFO blocks whoever opens it, and a device has no end."""
+    """Refuse special files: opening a FIFO blocks, and reading a device does not end."""
     try:
         status = path.stat()
     except OSError as error:
@@ -98,20 +98,20 @@ def _require_regular(path: Path, name: str) -> None:
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a model's directory, which holds an object.
+    """Read a JSON object from a file of a model directory.
 
     Raises:
         ModelError
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_constant)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{name}: {path.name} cannot be used: {_bounded(error)} ({path})") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ModelError(
-            f"{name}: {path.name} cannot be used: it holds {type(found).__name__}, and an object is expected ({path})"
+            f"{name}: {path.name} cannot be used: it holds {type(content).__name__}, and an object is expected ({path})"
         )
-    return found
+    return content
 
 
 def _constant(text: str) -> float:
@@ -125,10 +125,10 @@ def _bounded(error: BaseException) -> str:
 
 
 def require_config(config: Mapping[str, Any], name: str, largest: float) -> None:
-    """Refuse a config.json whose fields have other types than transformers takes, or sizes that no model of such weights has.
+    """Refuse a config.json whose fields have types that transformers does not take, or sizes that do not fit the weights.
 
     Args:
-        largest: the largest size.
+        largest: the largest size that is accepted.
 
     Raises:
         ModelError
@@ -178,7 +178,7 @@ def _require_token_ids(config: Mapping[str, Any], name: str, file: str) -> None:
 
 
 def _fields(tree: object, key: str = "") -> Iterable[tuple[str, object]]:
-    """The keys and plain values of a config, at any depth."""
+    """Iterate over the keys and plain values of a config at any depth."""
     if isinstance(tree, Mapping):
         for each, value in tree.items():
             yield from _fields(value, str(each))
@@ -202,12 +202,12 @@ def _require_tokenizer_config(config: Mapping[str, Any], folder: Path, name: str
         raise wrong("tokenizer_class", "the name of a class is expected")
     for key, value in config.items():
         if FILE_OF_TOKENIZER.search(key) and isinstance(value, str):
-            place = folder / value
-            if _is_there(place) and place.parent.resolve() != folder.resolve():
+            path = folder / value
+            if _exists(path) and path.parent.resolve() != folder.resolve():
                 raise wrong(key, "a file outside the model's directory is not read; leave the key out")
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -221,24 +221,24 @@ def _require_index(index: Mapping[str, Any], folder: Path, name: str) -> None:
             f"{name}: model.safetensors.index.json has no weight_map; put the model's own file there"
         )
     for file in {str(value): None for value in listed.values()}:
-        if file != Path(file).name or not _is_there(folder / file):
+        if file != Path(file).name or not _exists(folder / file):
             raise ModelError(
                 f"{name}: model.safetensors.index.json names {shown(file)}, and a file in {folder} is expected; put the weights there"
             )
 
 
 def _elements(path: Path, name: str, quantized: bool) -> int:
-    """How many numbers a file of weights holds, by its header.
+    """The number of elements in a file of weights, from its header.
 
     Raises:
-        ModelError: it is not whole, or holds weights that are not floats.
+        ModelError: the file is incomplete, or holds weights that are not floats.
     """
     from safetensors import SafetensorError, safe_open
 
     total = 0
     try:
         with safe_open(path, "np") as file:
-            for key in file.keys():  # noqa: SIM118  # it is no mapping
+            for key in file.keys():  # noqa: SIM118  # it is not a mapping
                 part = file.get_slice(key)
                 total += math.prod(part.get_shape())
                 if key.endswith(".weight") and not quantized and part.get_dtype()[0] not in "FB":
@@ -246,13 +246,14 @@ def _elements(path: Path, name: str, quantized: bool) -> int:
                         f"{name}: {path.name}: {shown(key)} holds {part.get_dtype()}, and floats are expected; save the model in float32"
                     )
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{name}: {path.name} is not a whole safetensors file ({_bounded(error)})") from None
+        raise ModelError(
+            f"{name}: {path.name} is not a whole safetensors file ({_bounded(error)})"
+        ) from None
     return total
 
 
 def require_finite(folder: Path, name: str) -> None:
-    """Refuse weights that are not finite, or so large that what is computed with them is not. Masks that are stored beside weights may
-    have infinity.
+    """Refuse weights that are not finite, or so large that results overflow. Stored attention masks may contain infinity.
 
     Raises:
         ModelError
@@ -274,10 +275,10 @@ def require_finite(folder: Path, name: str) -> None:
 
 
 def require_layers(model: Any, report: Mapping[str, Any]) -> None:
-    """Refuse a model whose layers are not those of its weights: it would run without some, or with random ones.
+    """Refuse a model whose layers differ from those in its weights: it would run without some of them, or with random ones.
 
     Args:
-        report: what `from_pretrained` says of the loading (`output_loading_info`).
+        report: the loading info of `from_pretrained` (`output_loading_info=True`).
 
     Raises:
         ModelError
@@ -288,7 +289,7 @@ def require_layers(model: Any, report: Mapping[str, Any]) -> None:
         if (match := NUMBERED.match(key)) is not None:
             stacks[match[1]] = max(stacks.get(match[1], 0), int(match[2]) + 1)
     prefix = f"{model.base_model_prefix}."
-    left_over: list[str] = []
+    unused: list[str] = []
     for key in sorted(report["unexpected_keys"]):
         match = NUMBERED.match(key)
         if match is None:
@@ -299,12 +300,12 @@ def require_layers(model: Any, report: Mapping[str, Any]) -> None:
         if stack not in stacks:
             continue
         parent, _, last = match[3].rpartition(".")
-        beside = f"{stack}{match[2]}.{parent}.weight"
-        if int(match[2]) >= stacks[stack] or last == "weight" or (last == "bias" and beside in own):
-            left_over.append(key)
-    if left_over:
+        weight = f"{stack}{match[2]}.{parent}.weight"
+        if int(match[2]) >= stacks[stack] or last == "weight" or (last == "bias" and weight in own):
+            unused.append(key)
+    if unused:
         raise ModelError(
-            f"the weights hold {len(left_over)} tensors of layers that config.json leaves out ({shown(left_over[0])} …): the model would run "
+            f"the weights hold {len(unused)} tensors of layers that config.json leaves out ({shown(unused[0])} …): the model would run "
             "without them; put the model's own config.json beside the weights"
         )
     missing = [
@@ -319,22 +320,22 @@ def require_layers(model: Any, report: Mapping[str, Any]) -> None:
 
 
 def write_sums(folder: Path) -> None:
-    """Write the hashes of a model's files, as it is saved."""
+    """Write the hashes of a saved model's files."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUMS)
     write_text(folder / SUMS, "".join(f"{hash_file(path)}  {path.name}\n" for path in files))
 
 
 def require_unchanged(folder: Path, remedy: str) -> bool:
-    """Refuse a trained model that is not what was saved.
+    """Refuse a trained model whose files differ from the saved ones.
 
     Args:
-        remedy: what can be done about it.
+        remedy: what the user can do about it, for the message.
 
     Returns:
-        Whether its hashes are there: an older run has none.
+        Whether there are hashes; older runs have none.
 
     Raises:
-        ModelError: a file is gone, holds something else, or has no hash.
+        ModelError: a file is missing, has another hash, or has none.
     """
     path = folder / SUMS
     if not path.is_file():
@@ -345,12 +346,12 @@ def require_unchanged(folder: Path, remedy: str) -> bool:
         if not re.fullmatch(r"[0-9a-f]{64}", expected) or file != Path(file).name:
             raise ModelError(f"{path} is damaged; {remedy}")
         listed.add(file)
-        place = folder / file
-        found = hash_file(place) if place.is_file() else None
-        if found != expected:
-            holds = f"it has {found[:12]}…" if found else "it is gone"
+        target = folder / file
+        actual = hash_file(target) if target.is_file() else None
+        if actual != expected:
+            holds = f"it has {actual[:12]}…" if actual else "it is gone"
             raise ModelError(
-                f"{place} is not the file that was saved: {SUMS} says sha256 {expected[:12]}…, and {holds}; {remedy}"
+                f"{target} is not the file that was saved: {SUMS} says sha256 {expected[:12]}…, and {holds}; {remedy}"
             )
     read = {each.name for each in folder.iterdir() if each.suffix in {*READ, ".pt", ".pth", ".bin"}}
     if unknown := sorted(read - listed - {NOTE}):

@@ -1,4 +1,4 @@
-"""The run directory: whose it is, whether it can be continued, and who is using it."""
+"""The run directory: who made it, whether a command may continue it, and which process holds it; and the records in it."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ from kdcli.locks import Lock
 
 logger = logging.getLogger(__name__)
 APP = "kdcli"
-"""The job name that Hydra writes into a run directory of ours."""
+"""The job name that Hydra records in a run directory of kdcli."""
 REPORT = "report.json"
-"""The last file of a run: it is finished when it is there."""
+"""The last file that a run writes; a run that has it is finished."""
 EXPORT = "export.json"
-"""The last file of an export."""
+"""The last file that an export writes."""
 METRICS = "metrics.jsonl"
-"""What is logged while models are trained, one line a logging step."""
+"""The training log, one line per logging step."""
 UNQUANTIZED = "unquantized"
-"""The student as it was before its stage with rounded weights: a folder of a run that has such a stage."""
+"""The folder of the student before its quantization-aware stage, in a run that has such a stage."""
 UNANSWERED = "unanswered.jsonl"
-"""Rows that a teacher which could only be asked did not answer, and why: no model of the run learns from them, or is scored on them."""
+"""The rows that a remote teacher did not answer, with the reason; no model of the run is trained or scored on them."""
 HYDRA = Path(".hydra", "hydra.yaml")
 LARGEST_RECORD = 1_000_000
-"""Bytes of a file in which Hydra recorded a config."""
+"""The most bytes of a file in which Hydra recorded a config."""
 MOST_INTERPOLATIONS = 30
-"""Interpolations of a recorded config."""
+"""The most interpolations of a recorded config that is not trusted."""
 LOCK = ".lock"
 TRUST = "KDCLI_TRUST_RUN"
-"""The variable by which `--trust-run` reaches the processes of a launcher. Every command sets or removes it."""
+"""The environment variable that carries `--trust-run` to the processes of a launcher. Every command sets or removes it."""
 SWEEP = "multirun.yaml"
-"""What Hydra writes into the directory of a sweep, before its jobs start."""
+"""The file that Hydra writes into the directory of a sweep before its jobs start."""
 ERROR = "error.json"
-MOMENT = 0.5
-"""Seconds for which a lock is tried to be had."""
+LOCK_PATIENCE = 0.5
+"""Seconds for which an attempt to lock a run directory is repeated."""
 ERROR_LOG = "error.log"
 """The traceback of an unexpected exception."""
-_SLIGHT = {".hydra", LOCK, ERROR, ERROR_LOG}
+_INCIDENTAL = {".hydra", LOCK, ERROR, ERROR_LOG}
 
 
 class _Model(TypedDict, total=False):
@@ -116,13 +116,13 @@ class Metrics(TypedDict):
 
 _held: dict[Path, Lock] = {}
 _made: dict[Path, list[Path]] = {}
-"""The run directories that this process made, each with the folders above it that it made, innermost first."""
+"""The run directories that this process created, each with the parent folders that it created, innermost first."""
 
 
 def examine(
     run: Path, config: Mapping[str, Any], held: bool = False
 ) -> Literal["new", "continue", "finished"]:
-    """What a command that wants to write to `run` would find there. Nothing is changed.
+    """The state of a run directory for a command that wants to write to it. Nothing is changed.
 
     Args:
         held: this process holds the directory.
@@ -134,19 +134,19 @@ def examine(
         return "new"
     if not run.is_dir():
         raise ConfigError(f"the run directory {run} is a file; choose another hydra.run.dir")
-    app, begun = _app(run / HYDRA), any(map(_substantial, run.iterdir()))
+    app, begun = _app(run / HYDRA), any(map(_is_result, run.iterdir()))
     if app is None and not begun:
         return "new"
     if app is None and (run / HYDRA).is_file():
         raise ConfigError(
-            f"{run / HYDRA} is damaged, so whose directory this is cannot be told; restore it, or choose another hydra.run.dir"
+            f"{run / HYDRA} is damaged, so it is unknown who made this directory; restore it, or choose another hydra.run.dir"
         )
     if app != APP:
         raise ConfigError(f"{run} holds files and was not made by kdcli; choose another hydra.run.dir")
     if not held:
         _free(run)
     before = _with_defaults(_resolved(run), config)
-    # how models are timed at the end changes nothing of what is trained: where that failed, the run goes on with another choice
+    # the measurement does not change what is trained: a run whose measurement failed may continue with another one
     if changed := sorted(
         each for each in _differences(before, config) if each.partition(".")[0] != "measure"
     ):
@@ -163,7 +163,7 @@ def examine(
 
 
 def finished(run: Path) -> bool:
-    """Whether a run has its report. A damaged one is named, and does not count: the same command writes it again."""
+    """Whether a run has its report. A damaged report is logged and does not count, since the same command writes it again."""
     if not (run / REPORT).is_file():
         return False
     try:
@@ -174,13 +174,13 @@ def finished(run: Path) -> bool:
     return True
 
 
-def _substantial(path: Path) -> bool:
-    """Whether a path in a run directory is more than what is written before anything else."""
-    return path.name not in _SLIGHT and not (path.name.startswith(".") and path.name.endswith(TEMPORARY))
+def _is_result(path: Path) -> bool:
+    """Whether a path in a run directory is a result, and not one of the files that are written before any work."""
+    return path.name not in _INCIDENTAL and not (path.name.startswith(".") and path.name.endswith(TEMPORARY))
 
 
 def examine_sweep(folder: Path) -> None:
-    """Refuse a sweep directory that holds something else; its runs are examined one by one.
+    """Refuse a sweep directory that holds other files. Its runs are examined one by one.
 
     Raises:
         ConfigError: it was not made by kdcli.
@@ -196,10 +196,10 @@ def examine_sweep(folder: Path) -> None:
 
 
 def make(run: Path) -> None:
-    """Make the directory, and those that it lies in.
+    """Create a run directory and its parent folders.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: it cannot be created.
     """
     try:
         if not run.is_dir():
@@ -207,7 +207,7 @@ def make(run: Path) -> None:
             run.mkdir(parents=True)
             _made[run] = missing
     except OSError as error:
-        if run.is_dir():  # another process made it at the same time
+        if run.is_dir():  # another process created it at the same time
             return
         raise ConfigError(
             f"the run directory {run} cannot be made ({error}); choose another hydra.run.dir"
@@ -215,10 +215,10 @@ def make(run: Path) -> None:
 
 
 def saved_config(run: Path) -> dict[str, Any]:
-    """The composed config that a run was started with, interpolations resolved.
+    """The composed config that a run was started with, with its interpolations resolved.
 
     Raises:
-        ConfigError: there is none; or it reads the environment, as that of a run from elsewhere must not (unless it is trusted).
+        ConfigError: there is none, or it reads the environment, which a run must not do unless it is trusted.
     """
     for key, text in leaves(_recorded(run)):
         if reads := resolvers(text):
@@ -232,7 +232,7 @@ def saved_config(run: Path) -> dict[str, Any]:
 
 
 def trust(given: bool) -> None:
-    """Say whether what a recorded run names may be run and read here, also in the processes of a launcher."""
+    """Record whether the code that a run names may be run here, also for the processes of a launcher."""
     if given:
         os.environ[TRUST] = "1"
     else:
@@ -240,7 +240,7 @@ def trust(given: bool) -> None:
 
 
 def require_trust(run: Path, what: str, does: str) -> None:
-    """Refuse what a run from elsewhere could do harm with.
+    """Refuse a recorded value that could do harm, unless the run is trusted.
 
     Raises:
         ConfigError: the run is not trusted.
@@ -252,7 +252,7 @@ def require_trust(run: Path, what: str, does: str) -> None:
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys and the values of plain data, at any depth."""
+    """Iterate over the keys and values of plain data at any depth."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from leaves(value, f"{path}.{key}".lstrip("."))
@@ -264,8 +264,8 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def resolvers(text: Any) -> list[str]:
-    """The calls of resolvers in a value, such as `oc.env:HOME`: interpolations that are more than the name of another key."""
-    found: list[str] = []
+    """The resolver calls in a value, such as `oc.env:HOME`: interpolations that are not the name of another key."""
+    calls: list[str] = []
     open_at: list[int] = []
     for match in re.finditer(r"\$\{|[}:]", text if isinstance(text, str) else ""):
         if match[0] == "${":
@@ -273,15 +273,15 @@ def resolvers(text: Any) -> list[str]:
         elif match[0] == "}" and open_at:
             open_at.pop()
         elif match[0] == ":" and open_at:
-            found.append(str(text)[open_at[-1] : match.start()])
-    return found
+            calls.append(str(text)[open_at[-1] : match.start()])
+    return calls
 
 
 def _text(path: Path) -> str:
-    """A YAML file that Hydra wrote: not large, and without aliases, which may stand for gigabytes.
+    """The text of a YAML file that Hydra wrote. Large files are refused, and so are aliases, which can expand to gigabytes.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the file is not such a file.
     """
     try:
         if path.stat().st_size > LARGEST_RECORD:
@@ -312,7 +312,7 @@ def _recorded(run: Path) -> dict[str, Any]:
 
 def _resolved(run: Path) -> dict[str, Any]:
     recorded, path = _recorded(run), run / ".hydra" / "config.yaml"
-    # each may stand for several others, so that a few dozen can stand for gigabytes
+    # an interpolation can expand to several others, so that a few dozen can expand to gigabytes
     count = sum(value.count("${") for _, value in leaves(recorded) if isinstance(value, str))
     if count > MOST_INTERPOLATIONS:
         require_trust(run, f"{count} interpolations", "may take all memory to resolve")
@@ -325,7 +325,7 @@ def _resolved(run: Path) -> dict[str, Any]:
 
 
 def recorded_choice(run: Path) -> tuple[dict[str, str], list[str]]:
-    """What a run was started with: the choice that was made of each group, and the words of the command line.
+    """The choice of each config group and the overrides of the command line that a run was started with.
 
     Raises:
         ConfigError: Hydra's record of it is damaged.
@@ -338,15 +338,15 @@ def recorded_choice(run: Path) -> tuple[dict[str, str], list[str]]:
         raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error})") from None
     if not isinstance(choices, dict) or not isinstance(words, list):
         raise ConfigError(f"{path} is damaged (no choices, or no words of a command line)")
-    known = {str(group): name for group, name in choices.items() if isinstance(name, str)}
-    return known, [word for word in words if isinstance(word, str)]
+    chosen = {str(group): name for group, name in choices.items() if isinstance(name, str)}
+    return chosen, [word for word in words if isinstance(word, str)]
 
 
 def hardware_of(run: Path) -> list[str]:
-    """The words that chose the device which a run was meant for, with its budget; none where that was not recorded.
+    """The overrides that chose the device of a run, with its budget; none if no device was recorded.
 
     Raises:
-        ConfigError: what was recorded is no name of a device, or damaged.
+        ConfigError: the record is damaged, or holds a name that cannot be a device.
     """
     if not (run / HYDRA).is_file():
         return []
@@ -358,7 +358,7 @@ def hardware_of(run: Path) -> list[str]:
 
 
 def _app(record: Path) -> str | None:
-    """Whose a directory is, by what Hydra wrote into it; None if there is no such file, or not a whole one."""
+    """The job name in Hydra's record, which tells who made a directory; None if there is no complete record."""
     try:
         name = yaml.safe_load(_text(record))["hydra"]["job"]["name"]
     except (ConfigError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError):
@@ -367,20 +367,18 @@ def _app(record: Path) -> str | None:
 
 
 def _free(run: Path) -> None:
-    if not (
-        run / LOCK
-    ).exists():  # nobody was here, or whoever was has ended well; asking would leave a lock file
+    if not (run / LOCK).exists():  # no process uses it, and an attempt to lock it would leave a lock file
         return
     _lock(run).release()
 
 
 def _lock(run: Path) -> Lock:
-    """Lock the directory. For `MOMENT` it is tried again: another process may only look whether the directory is free, or remove it.
+    """Lock the directory. The attempt is repeated for `LOCK_PATIENCE` seconds, since another process may hold the lock only to test it or to remove the directory.
 
     Raises:
         ConfigError: another process holds it.
     """
-    lock, until = Lock(run / LOCK), time.monotonic() + MOMENT
+    lock, until = Lock(run / LOCK), time.monotonic() + LOCK_PATIENCE
     while True:
         try:
             lock.acquire(wait=False)
@@ -421,10 +419,10 @@ def _differences(before: Any, now: Any, path: str = "") -> set[str]:
 
 
 def take(run: Path, config: Mapping[str, Any]) -> Literal["new", "continue", "finished"]:
-    """Hold the directory until this process ends; returns what is found there, as `examine` does.
+    """Lock the directory until this process ends or releases it; returns its state, as `examine` does.
 
     Raises:
-        ConfigError: another process holds it, or it must not be written to. It is not held then.
+        ConfigError: another process holds it, or it must not be written to. It is not locked then.
     """
     _held[run] = _lock(run)
     try:
@@ -437,10 +435,10 @@ def take(run: Path, config: Mapping[str, Any]) -> Literal["new", "continue", "fi
 
 
 def record(run: Path, files: Mapping[str, str]) -> None:
-    """Write `.hydra/`, if the directory has none that is whole. Once written it stays as it is.
+    """Write `.hydra/`, unless the directory has a complete one, which is never changed.
 
     Args:
-        files: the content of its files.
+        files: the content of its files by name.
     """
     if _app(run / HYDRA) == APP:
         return
@@ -451,24 +449,24 @@ def record(run: Path, files: Mapping[str, str]) -> None:
 
 
 def release(run: Path, remove: bool = False) -> None:
-    """Let go of the directory; with `remove`, delete what is in it, and it unless it was there before."""
+    """Unlock the directory; with `remove`, delete its content, and the directory itself if this process created it."""
     lock = _held.pop(run, None)
-    if lock is None:  # it is another process's, or was let go before
+    if lock is None:  # another process holds it, or it was released before
         return
     for path in run.iterdir() if remove else ():
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name != LOCK:
             path.unlink()
-    (run / LOCK).unlink(missing_ok=True)  # before it is released: afterwards it may be another process's
+    (run / LOCK).unlink(missing_ok=True)  # before the release: afterwards it may belong to another process
     lock.release()
-    with contextlib.suppress(OSError):  # another process has taken it, or uses a folder above it
+    with contextlib.suppress(OSError):  # another process holds it, or uses a parent folder
         for folder in _made.get(run, ()) if remove else ():
             folder.rmdir()
 
 
 def tidy(run: Path) -> None:
-    """Remove what a finished run no longer needs, if it was killed before it did so itself."""
+    """Remove the temporary files of a finished run, if it was killed before it removed them."""
     lock = Lock(run / LOCK)
     try:
         lock.acquire(wait=False)
@@ -481,21 +479,21 @@ def tidy(run: Path) -> None:
 
 
 def trained(run: Path) -> bool:
-    """Whether something that a run has trained lies in it, or the beginning of it."""
+    """Whether a run directory holds a trained model or a checkpoint."""
     own = ("student", "control", "assistants", UNQUANTIZED, "stages/after")
     return any((run / name).is_dir() for name in own) or any((run / "stages").glob("**/checkpoint-*"))
 
 
 def unanswered(run: Path) -> set[str]:
-    """The ids of rows that the run leaves out everywhere."""
+    """The ids of the rows that the run drops from all splits."""
     remedy = (
-        f"it names the rows that must be left out; restore it, or repeat the run: kdcli distill --rerun {run}"
+        f"it names the rows that must be dropped; restore it, or repeat the run: kdcli distill --rerun {run}"
     )
     return {row["id"] for row in read_jsonl(run / UNANSWERED, _Row, remedy)}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; damaged ones are left out, with a warning."""
+    """The lines of metrics.jsonl; damaged ones are dropped, with a warning."""
     return [
         dict(line)
         for line in read_jsonl(path, Metrics)
@@ -504,7 +502,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def rewrite_metrics(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda line: True) -> None:
-    """Leave only whole lines in metrics.jsonl, of these those to keep."""
+    """Keep only complete lines in metrics.jsonl for which `keep` is true."""
     if path.exists():
         lines = [json.dumps(line) + "\n" for line in read_metrics(path) if keep(line)]
         write_text(path, "".join(lines))

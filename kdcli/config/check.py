@@ -31,10 +31,23 @@ def defaults(model: type[BaseModel]) -> dict[str, Any]:
 def check(
     schema: type[Section], tree: Mapping[str, Any], tell: Callable[[str], str] = lambda problem: problem
 ) -> Any:
-    """The composed config as a checked instance of `schema`.
+    """The composed config as a checked instance of `schema`: its values first, then the arguments of the classes that it names.
 
     Args:
         tell: what a message says of a problem, which begins with the key.
+
+    Raises:
+        ConfigError: with every problem found, one a line.
+    """
+    config = check_values(schema, tree, tell)
+    check_components(schema, tree, tell)
+    return config
+
+
+def check_values(
+    schema: type[Section], tree: Mapping[str, Any], tell: Callable[[str], str] = lambda problem: problem
+) -> Any:
+    """The first part of `check`, which imports no class that the config names (most of them import torch): keys, types and ranges.
 
     Raises:
         ConfigError: with every problem found, one a line.
@@ -47,11 +60,25 @@ def check(
         config = schema.model_validate(tree)
     except ValidationError as error:
         problems += [_describe(schema, tree, item) for item in error.errors()]
-    problems += check_classes(schema, tree, "")
+    _refuse(problems, tell)
+    return config
+
+
+def check_components(
+    schema: type[Section], tree: Mapping[str, Any], tell: Callable[[str], str] = lambda problem: problem
+) -> None:
+    """The second part of `check`: each `_target_` is a class of the kind that is wanted, and takes the arguments beside it.
+
+    Raises:
+        ConfigError: with every problem found, one a line.
+    """
+    _refuse([*check_classes(schema, tree, "")], tell)
+
+
+def _refuse(problems: Sequence[str], tell: Callable[[str], str]) -> None:
     if problems:
         head = "the config is wrong" if len(problems) == 1 else f"the config has {len(problems)} problems"
         raise ConfigError("\n  ".join([head + ":", *dict.fromkeys(map(tell, problems))]))
-    return config
 
 
 def missing_keys(tree: Any, path: str = "") -> Iterable[str]:

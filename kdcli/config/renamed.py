@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 _TARGETS = "apple browser cpu cuda intel laptop mobile base"
 MODULES: dict[str, tuple[str, ...]] = {
-    "kdcli.config": ("kdcli.config.types", "kdcli.config.schema", "kdcli.config.dataset"),
+    "kdcli.config": ("kdcli.config.types", "kdcli.config.dataset", "kdcli.config.schema"),
     "kdcli.hardware": ("kdcli.exporting.targets",),
     **{f"kdcli.hardware.{name}": (f"kdcli.exporting.targets.{name}",) for name in _TARGETS.split()},
     "kdcli.losses.inside": ("kdcli.losses.features",),
@@ -50,8 +50,15 @@ MEMBERS = {
         "born": "initialize",
         "dress": "prepare_for_training",
         "undress": "merge_and_unload",
+        "kind": "architecture",
+        "of_teacher": "inherits_teacher",
+        "adapts": "trains_adapters",
     },
-    "kdcli.teachers.base.Teacher": {"look": "outputs_with_features", "narrow": "truncate_vocabulary"},
+    "kdcli.teachers.base.Teacher": {
+        "rows": "outputs",
+        "look": "outputs_with_features",
+        "narrow": "truncate_vocabulary",
+    },
 }
 """Methods and attributes that a user's subclass of a class may define."""
 OPTIONS = {"student/births": "student/composed", "loss/inside": "loss/features"}

@@ -1,8 +1,8 @@
 """The schema of a run: every key, its type, range, default and meaning. Never imports torch.
 
 Hydra composes the YAML files of `conf/` over the defaults that this schema holds (`defaults`), and the
-schema checks the result (`check`): unknown keys, wrong types and ranges, and the arguments of every
-component that a `_target_` names, all problems in one message, before anything is loaded.
+schema checks the result (`check`): first keys, types and ranges, all problems in one message and without torch,
+then the arguments of every component that a `_target_` names.
 
 A *component* (student, teacher, loss, hardware) is a mapping with `_target_`, the dotted path of a class.
 Keys that the schema knows belong to kdcli; all others are arguments of that class's constructor and are
@@ -65,26 +65,26 @@ class Trainer(Section):
     batch_size: BatchSize = 32
     """Rows an optimizer step, over all processes and accumulated micro-batches."""
     micro_batch_size: BatchSize | None = None
-    """Rows a process holds at once; null: batch_size / processes. It changes memory, not the result."""
+    """Rows that a process holds in memory at once; null: batch_size / processes. It changes the memory use, not the result."""
     learning_rate: LearningRate = 1e-3
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Fraction = 0.1
-    """The share of the steps over which the learning rate rises from 0."""
+    """The share of the steps over which the learning rate rises linearly from 0."""
     weight_decay: WeightDecay = 0.01
     dropout: Fraction | None = None
-    """Of every dropout in the model while it is trained; null: as its own config says."""
+    """The probability of every dropout layer during training; null: the model's own config decides."""
     freeze: list[str] = []
-    """Parameters with one of these in their name stay as they are."""
+    """Parameters whose name contains one of these strings are not trained."""
     max_grad_norm: GradNorm = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 is autocast: weights, optimizer and losses stay fp32. auto: bf16 where the processor is fast at it."""
+    """bf16 means autocast: weights, optimizer state and losses stay fp32. auto: bf16 where the processor has fast bf16 instructions."""
     keep: Literal["best", "last"] = "best"
-    """Which weights are kept: those with the best validation score, or the last."""
+    """Which checkpoint becomes the result: the one with the best validation score, or the last one."""
     eval_steps: Steps | None = None
-    """Validate and save a checkpoint every so many steps; null: once an epoch."""
+    """Optimizer steps between two validations, each with a checkpoint; null: one epoch."""
     logging_steps: Steps = 20
     report_to: list[str] = []
-    """Trackers besides metrics.jsonl, by the names of transformers: tensorboard, wandb, mlflow …"""
+    """Experiment trackers besides metrics.jsonl, by their names in transformers: tensorboard, wandb, mlflow …"""
 
     @model_validator(mode="after")
     def _divides(self) -> Trainer:
@@ -96,13 +96,13 @@ class Trainer(Section):
 
 
 class NewTranslator(Component):
-    """A model of random weights over a vocabulary of its own."""
+    """An encoder-decoder model with random weights over a learned vocabulary."""
 
     kind = "kdcli.students.encoder_decoder.EncoderDecoder"
 
 
 class InitializerStep(Component):
-    """One of the steps in which a student is made."""
+    """One of the steps of a composed student initialisation."""
 
     kind = "kdcli.students.base.StudentInitializer"
 
@@ -115,21 +115,21 @@ class Teacher(CheckpointConfig):
     tune: bool | None = None
     """Fine-tune it on the gold labels first; null: only if it has no head for the task."""
     cache: bool = True
-    """Keep its answers (under KDCLI_CACHE_DIR) for all epochs and runs; false: ask it in every step."""
+    """Store its outputs under KDCLI_CACHE_DIR for all epochs and runs; false: compute them in every training step."""
     top_k: VocabularySize = 64
-    """causal_lm: tokens that the cache keeps of each position; all others are one bucket."""
+    """Language models: the number of most likely tokens that the cache stores at each position; the remaining mass is one bucket."""
     trainer: Trainer = Trainer(epochs=2, learning_rate=1e-4, logging_steps=10)
-    """How it is tuned."""
+    """How it is fine-tuned."""
     label_smoothing: Smoothing = 0.0
-    """Of the gold labels while it is tuned (of the student's: loss.hard_label.label_smoothing, which its control shares)."""
+    """Smoothing of the gold labels while it is fine-tuned. (For student and control: loss.hard_label.label_smoothing.)"""
     others: list[str] = []
-    """Further checkpoints, named as by `path`: together an ensemble, which gives the mean of their probabilities. Each is tuned as the first
-    is, with a seed of its own (the same path again is another member)."""
+    """Further checkpoints, named as by `path`. All together are an ensemble, whose output is the mean of their probabilities. Each is
+    fine-tuned as the first is, with its own seed (so that the same path twice gives two different members)."""
     from_scratch: NewTranslator | None = None
-    """seq2seq: there is no checkpoint; the teacher is a new model of this birth, over a vocabulary that is learnt from the training
-    pairs, and is trained on them first."""
+    """seq2seq: the architecture of a new teacher in place of a checkpoint. Its vocabulary is learned from the training pairs, and it is
+    trained on them first."""
     vocab_size: VocabularySize = 8000
-    """Of that vocabulary, source and target together."""
+    """Tokens of the vocabulary that `from_scratch` learns, which source and target share."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Teacher:
@@ -141,12 +141,12 @@ class Teacher(CheckpointConfig):
 
     @property
     def members(self) -> list[Teacher]:
-        """The further checkpoints."""
+        """The configs of the further checkpoints of an ensemble."""
         return [self.model_copy(update={"path": path, "revision": None}) for path in self.others]
 
 
 class Student(CheckpointConfig):
-    """The small model. With `path` it starts from that checkpoint, and its shape is the checkpoint's."""
+    """The small model. With `path` it starts from that checkpoint and has its shape."""
 
     kind = "kdcli.students.base.StudentInitializer"
 
@@ -155,13 +155,13 @@ class Student(CheckpointConfig):
     (teacher=openai and other remote ones); the checkpoint itself teaches nothing."""
 
     quantization: Literal["int8", "int4"] | None = None
-    """At last the student is taught once more with its weights rounded as `hardware=cpu` (a language model's: and `laptop`) will round
-    them in this precision, and keeps the rounded ones; its control too. null: it is rounded when it is exported. (classification,
-    token_classification, causal_lm)"""
+    """Adds a final quantization-aware training stage for student and control: weights are rounded in the forward pass as `hardware=cpu`
+    (for language models also `laptop`) rounds them in this precision, and the rounded weights are saved. null: weights are
+    rounded at export alone. (classification, token_classification, causal_lm)"""
     quantization_epochs: Epochs = 1.0
-    """Passes over the training rows in that stage …"""
+    """Passes over the training rows in the quantization-aware stage."""
     quantization_learning_rate: LearningRate = 2e-4
-    """… and its learning rate; all else is as in the stage before."""
+    """Its learning rate. Its other settings are those of the stage before it."""
 
 
 class Term(Component):
@@ -170,21 +170,21 @@ class Term(Component):
     kind = "kdcli.losses.base.Loss"
 
     weight: Weight = 1.0
-    """0: the term is left out."""
+    """The term's factor in the sum; with 0 the term is not computed."""
 
 
 class Budget(Section):
-    """What an artifact may cost on the device, and what it must keep; null: no limit. Missed: exit code 3."""
+    """Limits on what an artifact may cost on the device and on the quality that it must keep; null: no limit. A miss is exit code 3."""
 
     max_bytes: Bytes | None = None
     max_latency_ms_p95: Milliseconds | None = None
-    """Of one row at batch 1."""
+    """The 95th percentile of the latency of one row at batch size 1."""
     max_memory_bytes: Bytes | None = None
-    """The most that its process holds, less the runtime's packages."""
+    """The peak memory of its process, less what the runtime's packages use."""
     min_retention: Annotated[Float, Field(gt=0, le=100)] | None = None
-    """Of the teacher's score, as the run's verdict counts it."""
+    """The share of the teacher's score, counted as in the run's verdict."""
     min_agreement: Fraction | None = None
-    """With the torch student, as `tolerance.agreement`."""
+    """The agreement with the torch student, counted as `tolerance.agreement`."""
 
     @model_validator(mode="after")
     def _share(self) -> Budget:
@@ -196,73 +196,72 @@ class Budget(Section):
 
 
 class Tolerance(Section):
-    """How far an artifact may be from the torch student. Missed: exit code 3."""
+    """How far an artifact may deviate from the torch student. A miss is exit code 3."""
 
     agreement: Fraction = 0.97
-    """At least this share of the test rows gets the same label (causal_lm: of the reference tokens' places, the same
-    likeliest token; seq2seq: this share of what the torch student writes greedily is written by the artifact too, up to each
-    text's first difference)."""
+    """The least share of test rows with the same predicted label (causal_lm: of reference positions with the same most likely token;
+    seq2seq: of the torch student's greedy tokens that the artifact generates too, up to each text's first difference)."""
     score_drop: Annotated[Float, Field(ge=0, le=1000)] = 0.01
-    """The score may fall by so much (causal_lm: nats a token; seq2seq: BLEU points)."""
+    """The most by which the score may fall (causal_lm: nats per token; seq2seq: BLEU points)."""
     same_texts: Fraction = 0.0
-    """seq2seq: at least this share of the test rows is translated by the very same text."""
+    """seq2seq: the least share of test rows with an identical translation."""
     generated: Fraction = 0.0
-    """causal_lm: at least this share of what the torch student writes greedily is written by the artifact too, up to
-    each answer's first difference."""
+    """causal_lm: the least share of the torch student's greedy tokens that the artifact generates too, up to each completion's first
+    difference."""
     same_tokens: Fraction = 0.99
-    """At least this share of the texts (causal_lm: prompts) is cut into the same tokens by the artifact's own tokenizer."""
+    """The least share of texts (causal_lm: prompts) that the artifact's own tokenizer splits into the same tokens."""
 
 
 class Hardware(Component):
-    """Where the student will run."""
+    """The device that the student is exported for."""
 
     kind = "kdcli.exporting.targets.base.Target"
 
     threads: Threads | None = None
-    """Of the runtime, in place of `measure.threads`."""
+    """Threads of the runtime; null: `measure.threads`."""
     batch_sizes: BatchSizes | None = None
-    """Of the measurement, in place of `measure.batch_sizes`."""
+    """Batch sizes that are timed; null: `measure.batch_sizes`."""
     sequence_length: Tokens | None = None
-    """Of the measurement, in place of `measure.sequence_length`."""
+    """Tokens per row that is timed; null: `measure.sequence_length`."""
     calibration_rows: Rows = 300
-    """Rows of the training split, from which a target may learn the ranges of activations."""
+    """Rows of the training split from which a target may calibrate the ranges of activations."""
     budget: Budget = Budget()
     tolerance: Tolerance = Tolerance()
     tolerances: dict[str, Tolerance] = {}
-    """Of files of these names, of these precisions, or of a task's (causal_lm_int8), in place of `tolerance`."""
+    """Tolerances by file name, precision, or task and precision (causal_lm_int8), in place of `tolerance`."""
 
 
 class Measure(Section):
-    """How speed is measured: of each model in its own process."""
+    """How speed and memory are measured, each model in its own process."""
 
     threads: Threads = 1
     device: Literal["cpu", "cuda"] = "cpu"
-    """Of models in torch; exported files choose their own (hardware=cuda: the GPU, if there is one)."""
+    """The device of torch models; a target chooses that of its files (hardware=cuda: the GPU if there is one)."""
     batch_sizes: BatchSizes = [1, 8, 32]
-    """Rows a batch: throughput is that of the best of them."""
+    """Rows per batch; the reported throughput is the best of them."""
     sequence_length: Tokens | None = None
-    """Tokens of each row that is timed: a longer one is cut, a shorter one begun again until it has so many; null: each row has its
-    own. Raw texts (`request_rates`) keep theirs."""
+    """Tokens per row that is timed: longer rows are truncated, shorter ones repeated up to it. null: each row keeps its own length, as
+    the raw texts of `request_rates` always do."""
     latency_runs: Runs = 200
     throughput_seconds: Seconds = 2.0
     request_rates: list[Rate] = []
-    """Requests a second: raw texts arrive at random moments at these rates, and wait for one another."""
+    """Requests per second: raw texts arrive at random moments with these mean rates, and wait in a queue."""
     load_seconds: Seconds = 3.0
-    """For so long at each rate, and longer where 40 requests take longer."""
+    """Seconds of load at each rate, or longer until 40 requests are answered."""
     max_texts: Rows = 256
     num_beams: Beams = 4
-    """seq2seq: the test split is also translated by a beam search of this width; 1: greedily alone."""
+    """seq2seq: the beam width of a second evaluation of the test split; 1: greedy decoding alone."""
     new_tokens: Tokens = 32
-    """causal_lm: tokens that are written for each prompt."""
+    """causal_lm: tokens that are generated for each prompt."""
     generations: Rows = 32
-    """causal_lm: so many prompts of the test split are answered, scored and (ten of them) shown."""
+    """causal_lm: prompts of the test split whose completions are generated and scored; the report shows ten of them."""
 
 
 def require_length(measure: Measure | None, max_length: int) -> None:
-    """Refuse to time rows that no row can be like.
+    """Refuse a `sequence_length` that no row of the data set can have.
 
     Raises:
-        ValueError: they would have more tokens than the model reads.
+        ValueError: it is larger than `max_length`.
     """
     if measure is not None and (measure.sequence_length or 0) > max_length:
         raise ValueError(
@@ -272,18 +271,18 @@ def require_length(measure: Measure | None, max_length: int) -> None:
 
 
 class Filter(Section):
-    """Answers of the teacher that are not learnt, as empty ones are; how many, and why, stands in the report."""
+    """Which of the teacher's generated answers are dropped, besides empty ones. The report counts them by reason."""
 
     min_length: Annotated[Int, Field(ge=0, le=10**8)] = 0
-    """Those of fewer characters …"""
+    """The fewest characters of an answer."""
     max_length: Characters | None = None
-    """… or of more; null: any."""
+    """The most characters of an answer; null: no limit."""
     refusals: list[str] = []
-    """Regular expressions: answers that begin so, whatever the case."""
+    """Regular expressions, matched at the beginning of an answer and ignoring case, of answers to drop."""
     duplicates: bool = True
-    """Of the answers to one prompt, those that are the same but for case and white space as one before."""
+    """Drop an answer that equals an earlier answer to the same prompt, ignoring case and white space."""
     function: str | None = None
-    """MODULE.FUNCTION of your own: called with the row and the answer; what it finds false is left out."""
+    """MODULE.FUNCTION of your own, called with the row and the answer: answers for which it returns a false value are dropped."""
 
     @model_validator(mode="after")
     def _regular(self) -> Filter:
@@ -296,35 +295,36 @@ class Filter(Section):
 
 
 class Rollout(Section):
-    """Who writes what the student learns from: the completions (causal_lm), the targets (seq2seq)."""
+    """Who generates the texts that the student learns from: the completions (causal_lm) or the targets (seq2seq)."""
 
     source: Literal["dataset", "teacher", "student"] = "dataset"
-    """dataset: its own completions; teacher: answers the training prompts once, before the student is trained
-    (sequence-level distillation); student: answers while it is trained, and the teacher judges (on-policy distillation)."""
+    """dataset: nobody, its own texts are used; teacher: the teacher, once for each training prompt and before the student is trained
+    (sequence-level distillation); student: the student during training, and the teacher scores each token (on-policy distillation)."""
     on_policy_fraction: Fraction = 0.5
-    """source=student: the share of the rows that it answers anew in each step."""
+    """source=student: the share of each batch's rows for which it generates the completion in the step."""
     max_new_tokens: Tokens = 64
-    """Of an answer, at most."""
+    """The most tokens of a generated text."""
     sampling_temperature: SamplingTemperature = 1.0
-    """Tokens are drawn from softmax(logits / sampling_temperature); 0: the likeliest one each time."""
+    """Tokens are sampled from softmax(logits / sampling_temperature); 0: greedy decoding."""
     batch_size: BatchSize = 16
-    """Prompts that are answered at once."""
+    """Prompts per generated batch."""
     num_beams: Beams = 1
-    """seq2seq, source=teacher: the likeliest translation is searched for with so many beams; with sampling_temperature=0."""
+    """seq2seq, source=teacher: the beam width of the search; it needs sampling_temperature=0."""
     length_penalty: Annotated[Float, Field(ge=-10, le=10)] = 1.0
-    """Of beams: the sum of log-probabilities is divided by the length to this power."""
+    """Beam search divides the sum of log-probabilities by the length to this power."""
     candidates: Beams = 1
     """seq2seq, source=teacher: translations of each source, from the beams or sampled. The student learns the one that is nearest to the
     reference by sentence BLEU (Kim and Rush 2016, section 3.3); with 1 the likeliest."""
     keep_fraction: Annotated[Float, Field(gt=0, le=1)] = 1.0
-    """source=teacher: the share of the answers that are learnt: those of which the teacher itself finds a token likeliest, on average."""
+    """source=teacher: the share of the generated texts that the student learns: those with the highest mean log-probability per token under
+    the teacher."""
 
     answers: Copies = 1
-    """source=teacher: so many to each prompt, each of which is learnt; drawn with sampling_temperature > 0."""
+    """source=teacher: sampled texts per prompt, each of which is learned; more than 1 needs sampling_temperature > 0."""
     expand: Annotated[Int, Field(ge=0, le=10**8)] = 0
-    """source=teacher: so many further prompts, which the teacher makes up after those of the training rows, and answers (teacher=openai)."""
+    """source=teacher: further prompts that a remote teacher (teacher=openai) makes up after the example of the training rows, and answers."""
     filter: Filter = Filter()
-    """source=teacher: which of the answers are not learnt."""
+    """source=teacher: which of the generated texts are dropped."""
 
     @model_validator(mode="after")
     def _several(self) -> Rollout:
@@ -334,11 +334,11 @@ class Rollout(Section):
             )
         if self.answers > 1 and self.sampling_temperature == 0:
             raise ValueError(
-                f"answers = {self.answers}: the likeliest is the same each time; give sampling_temperature > 0"
+                f"answers = {self.answers}: greedy decoding gives the same text each time; give sampling_temperature > 0"
             )
         if self.answers > 1 and self.candidates > 1:
             raise ValueError(
-                "answers and candidates: of several candidates one is learnt; give one of the two"
+                "answers and candidates: all answers are learned, but of several candidates only one; give one of the two"
             )
         return self
 
@@ -346,11 +346,11 @@ class Rollout(Section):
     def _beams(self) -> Rollout:
         if self.source != "teacher" and (self.num_beams > 1 or self.candidates > 1 or self.keep_fraction < 1):
             raise ValueError(
-                f"num_beams, candidates, keep_fraction: with source={self.source} nothing is searched for; they are for source=teacher"
+                f"num_beams, candidates, keep_fraction: they are for source=teacher, not source={self.source}"
             )
         if self.num_beams > 1 and self.sampling_temperature > 0:
             raise ValueError(
-                "num_beams: a search draws nothing; give sampling_temperature=0 (rollout=teacher has it)"
+                "num_beams: beam search does not sample; give sampling_temperature=0 (rollout=teacher has it)"
             )
         if self.sampling_temperature == 0 and self.candidates > self.num_beams:
             raise ValueError(
@@ -360,21 +360,21 @@ class Rollout(Section):
 
 
 class StageConfig(Section):
-    """A part of the student's training."""
+    """A stage of the student's training."""
 
     loss: dict[str, Term] = {}
-    """Its terms; none: those of the run."""
+    """Its loss terms; none: those of the run."""
     rows: Literal["all", "labelled", "unlabelled"] = "all"
-    """The training rows that it learns from: all, those with a gold label, or the others."""
+    """The training rows that it uses: all, those with a gold label, or those without."""
     trainer: Trainer
-    """What is not given here is as in the run's `trainer`."""
+    """How it is trained; keys that are not given are those of the run's `trainer`."""
     dataset: Dataset | None = None
-    """Other text than the run's, or the same read as another task (stages.NAME.dataset.task=masked_lm); what is not given here is as
-    in the run's `dataset`. The run's teacher checkpoint teaches that task."""
+    """Another data set, or the run's one read as another task (stages.NAME.dataset.task=masked_lm); keys that are not given are those of
+    the run's `dataset`. The teacher is the run's checkpoint, with the head of that task."""
     student: Student | None = None
-    """An assistant: a model of its own, born for this stage and kept in assistants/NAME, that may teach later stages."""
+    """A teacher assistant: a model that is initialised for this stage, saved in assistants/NAME, and may be the teacher of later stages."""
     teacher: str | None = None
-    """The name of an earlier stage whose assistant teaches this one; null: the run's teacher."""
+    """The name of an earlier stage whose assistant is the teacher of this one; null: the run's teacher."""
 
 
 TAKEN = (
@@ -397,12 +397,12 @@ class Distill(Section):
 
     seed: Seed = 0
     control: bool = True
-    """Train the same student without the teacher as well, and compare."""
+    """Also train the no-teacher baseline: the same student, with the gold labels alone, for comparison."""
     dry_run: bool = False
-    """Only say what would be asked of a teacher that one pays (teacher=openai), and what that costs; nothing is asked, and no run
-    directory stays."""
+    """Only estimate the requests to a paid remote teacher (teacher=openai) and their cost. Nothing is sent, and no run directory is
+    left."""
     smoke: bool = False
-    """A rehearsal: pre-flight findings are warnings, and the report says that its figures mean nothing."""
+    """A rehearsal: findings of the pre-flight checks are warnings, and the report says that its figures mean nothing."""
     teacher: Teacher
     student: Student
     dataset: Dataset
@@ -412,15 +412,15 @@ class Distill(Section):
     trainer: Trainer = Trainer()
     """How student and control are trained."""
     stages: dict[str, StageConfig] = {}
-    """The student is trained in these, one after the other, each from where the one before it ended; none: at once, with `loss`
-    and `trainer`. The control takes as many steps as all of the student's together, with `trainer`."""
+    """Training stages of the student, in their order; each continues from the weights of the one before. None: a single stage with `loss`
+    and `trainer`. The control takes as many steps as all of the student's stages together, with `trainer`."""
     measure: Measure | None = Measure()
-    """null: speed and memory are not measured (a sweep whose jobs run side by side would measure each other)."""
+    """null: speed and memory are not measured (the jobs of a sweep that run in parallel would disturb each other)."""
 
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, tree: Any) -> Any:
-        """A stage's trainer and data set are the run's, but for what the stage says."""
+        """Fill a stage's trainer and data set from the run's."""
         stages = tree.get("stages") if isinstance(tree, Mapping) else None
         if not isinstance(stages, Mapping):
             return tree
@@ -455,7 +455,7 @@ class Distill(Section):
         if self.student.quantization and not self.dataset.spec.rounds:
             tasks = ", ".join(name for name, spec in packaged_specs() if spec.rounds)
             raise ValueError(
-                f"student.quantization = {self.student.quantization}: the rounding is known for {tasks}, "
+                f"student.quantization = {self.student.quantization}: quantization-aware training is for {tasks}, "
                 f"not for {self.dataset.kind}; leave it out (export rounds as well)"
             )
         for name, stage in self.stages.items():
@@ -481,7 +481,7 @@ class Distill(Section):
         for name, stage in self.stages.items():
             if stage.rows != "all" and not self.dataset.spec.selects_by_gold:
                 raise ValueError(
-                    f"stages.{name}.rows = {stage.rows}: what only the teacher translates has a target by then, and is no longer told apart; "
+                    f"stages.{name}.rows = {stage.rows}: rows that the teacher has translated are no longer distinguishable from the others; "
                     "leave it out"
                 )
             if stage.student is not None and stage.dataset is not None:
@@ -510,39 +510,39 @@ class Distill(Section):
 
 
 def _over(stage: Mapping[str, Any], run: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A stage with the run's mapping under what the stage has of it; a trainer in any case."""
-    own, whole = stage.get(key), run.get(key, {})
+    """A stage whose mapping at `key` is completed from the run's; a trainer is added where the stage has none."""
+    own, base = stage.get(key), run.get(key, {})
     if (
         (own is None and key != "trainer")
         or not isinstance(own, Mapping | None)
-        or not isinstance(whole, Mapping)
+        or not isinstance(base, Mapping)
     ):
         return stage
     if own and key == "dataset" and isinstance(task := own.get("task"), str):
         with contextlib.suppress(ConfigError):  # `Dataset` tells which tasks there are
             read = READ_BY_ALL | spec_of(task).reads
-            whole = {name: value for name, value in whole.items() if name in read}
-    return {**stage, key: {**whole, **(own or {})}}
+            base = {name: value for name, value in base.items() if name in read}
+    return {**stage, key: {**base, **(own or {})}}
 
 
 class Eval(Section):
     """`kdcli eval`: score a run's models, a checkpoint, or an artifact."""
 
     run: str | None = None
-    """A run directory of `kdcli distill`: its models, on its data set unless another is named."""
+    """A run directory of `kdcli distill`: its models are scored, on its data set unless another is named."""
     model: str | None = None
-    """Instead of a run: a checkpoint with a head for the task."""
+    """In place of a run: a checkpoint with a head for the task."""
     artifact: str | None = None
-    """An exported file, or folder (of a translator), or the folder of a device, whose recommended file is meant; relative to the run
-    directory or to here."""
+    """An exported file or model folder, or the folder of a device, which stands for its recommended file. The path is relative to the run
+    directory or to the working directory."""
     split: Literal["train", "validation", "test", "all"] = "test"
-    """all: every row of the data set, whatever its limits. Of a run's own data most are then those that it was trained on."""
+    """all: every row of the data set, regardless of its limits; most rows of a run's own data are then training rows."""
     dataset: Dataset
     trust_remote_code: bool = False
-    """Run the Python files that lie beside the models. Off unless you trust their author."""
+    """Run the Python files in the models' folders. Off unless you trust their author."""
     measure: Measure | None = Measure()
     format: Literal["table", "json"] = "table"
-    """What stdout gets. eval.json is written in both cases."""
+    """The format of stdout. eval.json is written in both cases."""
 
     @model_validator(mode="after")
     def _subject(self) -> Eval:
@@ -557,7 +557,7 @@ class Eval(Section):
 
 
 class Place(Section):
-    """Where a run's data lies now, of which the run recorded other paths: on another machine, or seen from another folder."""
+    """The present paths of a run's data, where they differ from those that the run recorded (on another machine, or from another folder)."""
 
     path: str | None = None
     validation: str | None = None
@@ -566,13 +566,13 @@ class Place(Section):
 
 
 class Export(Section):
-    """`kdcli export`: a student becomes files for a device, run and checked there."""
+    """`kdcli export`: write a student's files for a device, and run and check them there."""
 
     run: str
     dataset: Place = Place()
     hardware: Hardware
     trust_remote_code: bool = False
-    """Run the Python files that lie beside the student. Off unless you trust their author."""
+    """Run the Python files in the student's folder. Off unless you trust their author."""
     measure: Measure = Measure(request_rates=[10, 100])
 
 

@@ -15,8 +15,8 @@ from kdcli.data.hub import read_hub
 from kdcli.data.readers import read_file, read_gettext
 from kdcli.data.splits import SPLITS, carve_splits, clean_rows, disjoint_splits, filter_rows
 from kdcli.errors import ConfigError, DataError
-from kdcli.files import digest, user_path
-from kdcli.hub import PACKAGE, locate_package
+from kdcli.files import digest
+from kdcli.hub import data_path
 from kdcli.tasks import task_class
 from kdcli.tasks.rows import IGNORE, RawSplit, Row, RowSchema, labels_of, row_hash
 
@@ -145,7 +145,7 @@ def _read(kind: RowSchema, split: str) -> list[RawSplit]:
     if cfg.format == "hub":
         return [read_hub(kind, split)]
     given = cfg.path if split == cfg.train else split
-    path = locate_package(given) if given.startswith(PACKAGE) else user_path(given)
+    path = data_path(given, "folder" if cfg.format == "gettext" else "file")
     if cfg.format == "gettext":
         return read_gettext(kind, path, given)
     folder = cfg.spec.formats.get(cfg.format)

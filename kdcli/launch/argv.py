@@ -1,4 +1,4 @@
-"""Overrides as they were typed: parsed and checked before Hydra sees them."""
+"""Parses and checks the overrides of the command line before Hydra sees them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from kdcli.launch.choices import matches_glob
 from kdcli.launch.hydra_errors import config_at_fault, config_leaves, hydra_errors
 
 MOST_CHARACTERS, MOST_VALUES = 10_000, 2_000
-"""Of a word of the command line: the time that Hydra's parser takes grows with the square."""
+"""The most characters and values of an override, since the time of Hydra's parser grows quadratically."""
 CFG = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 OF_HYDRA = re.compile(r"hydra[./](launcher|sweeper)(\..+)?|hydra\.run(\.dir)?|hydra\.sweep(\.(dir|subdir))?")
-"""Keys and groups of Hydra's own that a user may set; kdcli relies on its values of the others."""
+"""Hydra's own keys and groups that a user may set; kdcli sets the others."""
 SETTABLE = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra/launcher", "hydra/sweeper")
 
 
 def parse_overrides(overrides: list[str]) -> list[Override]:
-    """The words as Hydra reads them.
+    """Parse overrides with Hydra's grammar.
 
     Raises:
-        ConfigError: a word is too long, no text that can be written to a file, or not of Hydra's grammar.
+        ConfigError: an override is too long, cannot be written to a file, or is not valid in Hydra's grammar.
     """
     parsed = []
     for word in overrides:
         if len(word) > MOST_CHARACTERS or word.count(",") >= MOST_VALUES:
             raise ConfigError(
-                f"{abbreviated(word)}: a word has at most {MOST_CHARACTERS} characters and {MOST_VALUES} values; put this one into a YAML "
+                f"{abbreviated(word)}: an override has at most {MOST_CHARACTERS} characters and {MOST_VALUES} values; put this one into a YAML "
                 "file (--config-dir)"
             )
         if UNUSABLE.search(word):
             raise ConfigError(
-                f"{abbreviated(word)}: the word is not UTF-8 text without U+0000; remove or rename what is not"
+                f"{abbreviated(word)}: it is not UTF-8 text, or contains U+0000; remove or rename what is not"
             )
         with hydra_errors("", [word]), config_at_fault(f"{abbreviated(word)}: Hydra cannot read it"):
             parsed += OverridesParser.create().parse_overrides([word])
@@ -50,7 +50,7 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
 
 
 def require_choices(typed: Iterable[Override]) -> None:
-    """Raises ConfigError where a group is given anything but names of its options."""
+    """Raise ConfigError if a group is given anything but names of its options."""
     for word in typed:
         group = word.key_or_group
         if "." in group or not (conf_dir() / group).is_dir() or word.is_sweep_override():
@@ -64,7 +64,7 @@ def require_choices(typed: Iterable[Override]) -> None:
 
 
 def require_known_hydra_keys(typed: Iterable[Override]) -> None:
-    """Raises ConfigError for a key of Hydra's own that is none of `OF_HYDRA`, or that names a class."""
+    """Raise ConfigError for one of Hydra's own keys that is not in `OF_HYDRA`, or that names a class."""
     for word in typed:
         key, line = word.key_or_group, str(word.input_line)
         if not re.match(r"hydra\b", key):
@@ -81,7 +81,7 @@ def _not_settable(key: str) -> str:
 
 
 def chosen_options(typed: Iterable[Override]) -> list[str]:
-    """The options that the words choose, as GROUP/NAME; words that set a key are among them, and name no file."""
+    """The options that overrides choose, as GROUP/NAME. Overrides that set a key are included, and match no file."""
     chosen = []
     for word in typed:
         value = matches_glob(word) if isinstance(word._value, Glob) else word.value()
@@ -94,11 +94,11 @@ def chosen_options(typed: Iterable[Override]) -> list[str]:
 
 
 def own_options(command: str, typed: Iterable[Override]) -> list[Option]:
-    """The files of the user's folder that the words choose, and those that these name.
+    """The files of the user's folder that overrides choose, and those that their defaults lists include.
 
     Raises:
-        ConfigError: one of them is no config, sets a key of Hydra's own that is none of `OF_HYDRA`, or has another value where the schema
-            has a mapping.
+        ConfigError: a file is not a valid config, sets one of Hydra's own keys that is not in `OF_HYDRA`, or has a plain value where the
+            schema has a mapping.
     """
     folder = user_conf_dir()
     if folder is None:
@@ -108,9 +108,9 @@ def own_options(command: str, typed: Iterable[Override]) -> list[Option]:
         if option.package.partition(".")[0] == "hydra":
             continue
         for key in option.keys:
-            whole = ".".join(key)
-            if key[0] == "hydra" and len(key) > 1 and not OF_HYDRA.fullmatch(whole):
-                raise ConfigError(f"{option.at(key)}: {_not_settable(whole)}")
+            path = ".".join(key)
+            if key[0] == "hydra" and len(key) > 1 and not OF_HYDRA.fullmatch(path):
+                raise ConfigError(f"{option.at(key)}: {_not_settable(path)}")
             value = option.value(key)
             if (
                 value is not None
@@ -118,35 +118,35 @@ def own_options(command: str, typed: Iterable[Override]) -> list[Option]:
                 and holds_mapping(COMMANDS[command], key)
             ):
                 raise ConfigError(
-                    f"{option.at(key)}: {whole} = {shown(value)}: expected a mapping of keys to values"
+                    f"{option.at(key)}: {path} = {shown(value)}: expected a mapping of keys to values"
                 )
     return options
 
 
 def written_keys(typed: Iterable[Override], own: Iterable[Option]) -> dict[str, str]:
-    """The keys of the config that the user wrote, by their names of today: where in a file of the user's, or "" if they were typed.
+    """The config keys that the user wrote, by their current names, each with its position in a file, or "" if it was typed.
 
     Raises:
         ConfigError: a key is given under both its old and its new name.
     """
-    found = {".".join(key): option.at(key) for option in own for key in option.keys}
+    written = {".".join(key): option.at(key) for option in own for key in option.keys}
     for word in typed:
         value = word.value()
-        if "." in word.key_or_group:  # what has none is a choice of a group
-            found[word.key_or_group] = ""
+        if "." in word.key_or_group:  # a name without a dot is a group
+            written[word.key_or_group] = ""
         if isinstance(value, dict):
-            found |= {f"{word.key_or_group}.{key}": "" for key, _ in config_leaves(value)}
-    current = {key: renamed.current_key(key) for key in found}
-    if both := [key for key, new in current.items() if new != key and new in found]:
+            written |= {f"{word.key_or_group}.{key}": "" for key, _ in config_leaves(value)}
+    current = {key: renamed.current_key(key) for key in written}
+    if both := [key for key, new in current.items() if new != key and new in written]:
         raise ConfigError(
             f"{both[0]} is the old name of {current[both[0]]}, and both are given; leave {both[0]} out"
         )
-    return {current[key]: where for key, where in found.items()}
+    return {current[key]: where for key, where in written.items()}
 
 
 def override_value(overrides: Iterable[str], key: str) -> str | None:
-    found = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == key]
-    return found[-1].strip("'\"") if found else None
+    values = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == key]
+    return values[-1].strip("'\"") if values else None
 
 
 def quote_override(path: Path | str) -> str:

@@ -1,4 +1,4 @@
-"""Config groups and their options, packaged and the user's own."""
+"""Lists config groups and their options, both packaged and the user's own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdcli.errors import ConfigError, ExitCode, KDError, listed, suggest
 
 
 def matches_glob(word: Override) -> list[str]:
-    """The options of a group, one's own included, that a pattern is like."""
+    """The options of a group, including the user's own, that match a glob pattern."""
     return list(word._value.filter(group_options(word.key_or_group)))  # type: ignore[union-attr]
 
 
@@ -37,7 +37,7 @@ def group_options(group: str) -> list[str]:
 
 
 def list_groups(group: str | None, config_dir: Path | None) -> int:
-    """Print a group's options, or every group's, with the first comment of each file."""
+    """Print the options of one group or of all groups, with the first comment of each file."""
     if config_dir is not None:
         os.environ["KDCLI_CONFIG_DIR"] = str(config_dir)
     try:

@@ -1,11 +1,12 @@
-"""Composes the config and finds the run's directory."""
+"""Composes and checks the config, and finds the run directory."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,29 @@ from omegaconf.resolvers import oc
 
 from kdcli import rundir
 from kdcli.config import renamed
-from kdcli.config.check import check, defaults
+from kdcli.config.check import check_components, check_values, defaults
 from kdcli.config.dataset import Dataset
 from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.remarks import remarks, unread
 from kdcli.config.schema import COMMANDS, Distill
 from kdcli.errors import ConfigError, hide
 from kdcli.files import require_name, user_path
+from kdcli.hub import data_path
 from kdcli.launch.argv import is_sweep, override_value, quote_override
 from kdcli.launch.choices import config_groups
 from kdcli.launch.hydra_errors import VERSION_BASE, config_at_fault, hydra_errors, nearby_keys
 from kdcli.launch.replay import hardware_overrides, replayed_overrides
 
 HOME = re.compile(r"(?<![^,\[ ])~(?=/|$)")
-"""The user's folder, where a value or one of several begins with it."""
+"""The user's home folder at the beginning of a value, or of one of several values."""
 UNSET = object()
-"""In place of a default that was not given."""
+"""Stands for a default that was not given."""
 LONGEST_FILE = 100
-"""Characters of a path inside a run directory, at most about so many."""
+"""The most characters of a path inside a run directory, approximately."""
 
 
 def _of_environment(key: str, default: Any = UNSET) -> str | None:
-    """OmegaConf's `oc.env`, whose values messages do not show."""
+    """OmegaConf's resolver `oc.env`, extended so that messages hide its values."""
     value: str | None = oc.env(key) if default is UNSET else oc.env(key, default)
     if key in os.environ:
         hide(os.environ[key], f"${{oc.env:{key}}}")
@@ -55,7 +57,7 @@ def warn_of_remarks(command: str, composed: DictConfig) -> list[str]:
 
 
 def register_defaults(command: str, overrides: list[str], rerun: Path | None) -> tuple[str, list[str]]:
-    """Give Hydra the schema's defaults, the user's folder, and what a run recorded."""
+    """Register the schema's defaults, the user's folder and a recorded run with Hydra; returns the config's name and the overrides."""
     store = ConfigStore.instance()
     for each, schema in COMMANDS.items():
         store.store(name=f"schema_{each}", node=defaults(schema), provider="kdcli")
@@ -105,12 +107,12 @@ def register_defaults(command: str, overrides: list[str], rerun: Path | None) ->
         dataset = replayed_overrides(user_path(run), Dataset, overrides, "dataset")
         if (
             override_value(overrides, "dataset.path") is not None and dataset.get("format") != "hub"
-        ):  # its other files are not of that one
+        ):  # the recorded validation and test files belong to another data set
             dataset |= {"validation": None, "test": None, "unlabelled": None}
         store.store(group="dataset", name="of_the_run", node=dataset, provider="kdcli")
         overrides.append("dataset=of_the_run")
     if any(word.startswith("stages.") for word in overrides):
-        # a stage says only in what it differs from the run: its other keys are in no file, and the schema refuses wrong ones
+        # a stage holds only the keys that differ from the run's, so Hydra does not know the others; the schema refuses wrong ones
         stages = tuple(
             f"{key}." for key in nearby_keys(name, overrides) if re.fullmatch(r"stages\.[^.]+", key)
         )
@@ -119,25 +121,25 @@ def register_defaults(command: str, overrides: list[str], rerun: Path | None) ->
 
 
 def expand_home(word: str) -> str:
-    """A word with its `~` expanded: Hydra cannot read it, and not every shell expands it after =."""
+    """Expand `~` in an override: Hydra's grammar does not allow it, and not every shell expands it after =."""
     key, equals, value = word.partition("=")
     return word if re.search(r"['\"]", value) else key + equals + HOME.sub(lambda _: str(Path.home()), value)
 
 
 def make_importable(folder: Path) -> None:
-    """Have classes in the user's folder found, after everything else: no file in it takes the place of another module."""
+    """Make modules in the user's folder importable, after all others, so that none of its files hides another module."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
 
 def compose_config(command: str, name: str, overrides: list[str], written: Mapping[str, str]) -> DictConfig:
-    """The composed config with Hydra's own node, checked.
+    """Compose the config, including Hydra's own node, and check its values. (`require_parts` checks its data files and classes.)
 
     Args:
-        written: the keys that the user wrote, and where.
+        written: the keys that the user wrote, with their positions in files.
 
     Raises:
-        ConfigError: Hydra cannot compose it, the schema refuses it, or the task does not read what the user wrote.
+        ConfigError: Hydra cannot compose it, the schema refuses it, or the task does not read a key that the user wrote.
     """
     with hydra_errors(command, overrides), config_at_fault("the config cannot be composed"):
         GlobalHydra.instance().clear()
@@ -153,20 +155,61 @@ def compose_config(command: str, name: str, overrides: list[str], written: Mappi
                 ) from None
     if "hardware" in composed.hydra.runtime.choices:
         require_name(str(composed.hydra.runtime.choices.hardware), "hardware")
-
-    def tell(problem: str) -> str:
-        """Where the value at fault stands, unless it was typed."""
-        where = written.get(re.split(r" = |: ", problem, maxsplit=1)[0])
-        return f"{problem} ({where})" if where else problem
-
-    config = check(COMMANDS[command], config_tree(composed), tell)
+    tell = functools.partial(_located, written)
+    config = check_values(COMMANDS[command], config_tree(composed), tell)
     if problems := [*map(tell, unread(config, written))]:
         raise ConfigError("\n  ".join(["the config is wrong:", *problems]))
     return composed
 
 
+def _located(written: Mapping[str, str], problem: str) -> str:
+    """A problem with the position of the wrong value, unless it was typed."""
+    where = written.get(re.split(r" = |: ", problem, maxsplit=1)[0])
+    return f"{problem} ({where})" if where else problem
+
+
+def require_parts(command: str, composed: DictConfig, written: Mapping[str, str]) -> None:
+    """Refuse missing data files, then wrong arguments of classes. Only the second check imports torch.
+
+    Args:
+        written: the keys that the user wrote, with their positions in files.
+
+    Raises:
+        ConfigError, DataError
+    """
+    tree = config_tree(composed)
+    for data in _data_of(command, COMMANDS[command].model_validate(tree)):
+        for key in ("path", "validation", "test", "unlabelled"):
+            if data["format"] != "hub" and data.get(key):
+                data_path(data[key], "folder" if data["format"] == "gettext" else "file")
+    require_components(command, composed, written)
+
+
+def require_components(command: str, composed: DictConfig, written: Mapping[str, str]) -> None:
+    """Refuse a config that names a wrong class, or wrong arguments of a class.
+
+    Args:
+        written: the keys that the user wrote, with their positions in files.
+
+    Raises:
+        ConfigError
+    """
+    check_components(COMMANDS[command], config_tree(composed), functools.partial(_located, written))
+
+
+def _data_of(command: str, config: Any) -> Iterator[Mapping[str, Any]]:
+    """The data sets that a command reads."""
+    if command == "export":
+        recorded = rundir.saved_config(user_path(config.run))["dataset"]
+        yield recorded | config.dataset.model_dump(exclude_none=True)
+        return
+    yield config.dataset.model_dump()
+    if command == "distill":
+        yield from (stage.dataset.model_dump() for stage in config.stages.values() if stage.dataset)
+
+
 def config_tree(composed: DictConfig) -> dict[str, Any]:
-    """The config without Hydra's node, resolved, as plain data under the names of today."""
+    """The config as plain data under current names, resolved and without Hydra's node."""
     with config_at_fault("the config cannot be resolved"):
         plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         try:
@@ -176,21 +219,21 @@ def config_tree(composed: DictConfig) -> dict[str, Any]:
 
 
 def run_folder(composed: DictConfig) -> Path:
-    """Where the run goes: `hydra.run.dir`, made absolute."""
+    """The absolute path of the run directory, `hydra.run.dir`."""
     HydraConfig.instance().set_config(composed)
     return resolved_folder(composed, "hydra.run.dir")
 
 
 def resolved_folder(composed: DictConfig, key: str, within: Path = Path()) -> Path:
-    """A path of Hydra's, made absolute.
+    """The absolute path in one of Hydra's keys.
 
     Raises:
-        ConfigError: it cannot be resolved, or no file system takes it.
+        ConfigError: it cannot be resolved, or the file system does not allow it.
     """
     try:
         given = Path(str(OmegaConf.select(composed, key, throw_on_missing=True)))
         folder = (within / user_path(given)).absolute()
-        (folder / ("x" * LONGEST_FILE)).exists()  # that is how long the names of a run's files can be
+        (folder / ("x" * LONGEST_FILE)).exists()  # the length of the longest file names of a run
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key}: it cannot be resolved ({str(error).splitlines()[0]})") from None
     except (OSError, ValueError, RuntimeError) as error:
@@ -201,15 +244,15 @@ def resolved_folder(composed: DictConfig, key: str, within: Path = Path()) -> Pa
 
 
 def override_words(recorded: Any) -> list[str]:
-    """The words of a command line as Hydra keeps them; an interpolation in a word stays as it was typed."""
+    """The overrides that Hydra recorded, with interpolations unresolved."""
     return [str(word) for word in OmegaConf.to_container(recorded, resolve=False)]  # type: ignore[union-attr]
 
 
 def display_name(recorded: Any, config: Mapping[str, Any]) -> dict[str, str]:
-    """What teacher, student and data set are called: the choice that was made, or the path that was given.
+    """The display names of teacher, student, data set and device: the chosen option, or the path that was given.
 
     Args:
-        recorded: what Hydra tells of a run; of one that repeats another its choices are what they were called there.
+        recorded: Hydra's node of a run; of a repeated run, it holds the choices of the original.
     """
     chosen, overrides = recorded.runtime.choices, override_words(recorded.overrides.task)
     names = {}

@@ -1,4 +1,4 @@
-"""Errors of Hydra and OmegaConf as short messages with a suggestion."""
+"""Turns errors of Hydra and OmegaConf into short messages with a suggestion."""
 
 from __future__ import annotations
 
@@ -27,47 +27,47 @@ from kdcli.files import cache_folder, storage_error
 from kdcli.launch.choices import config_groups, group_options
 
 VERSION_BASE = "1.3"
-MOST_SAID = 500
-"""Characters of an exception's text that a message repeats."""
+LONGEST_QUOTE = 500
+"""The most characters of an exception's text in a message."""
 
 
 def failure_of(error: BaseException, folder: Path | None = None) -> KDError:
-    """What the user is told of an exception. The traceback of one that nobody expected is written to a file.
+    """The error that the user is shown for an exception. The traceback of an unexpected one is written to a file.
 
     Args:
         folder: the run directory, if there is one.
     """
-    places = [folder] if folder is not None else []
+    folders = [folder] if folder is not None else []
     if isinstance(error, KDError):
         return error
-    if refused := storage_error(error, *places, cache_folder(), Path(tempfile.gettempdir())):
+    if refused := storage_error(error, *folders, cache_folder(), Path(tempfile.gettempdir())):
         return refused
     if os.environ.get("KDCLI_DEBUG"):
         traceback.print_exception(error)
-    said = abbreviated(next(iter(str(error).strip().splitlines()), "no text"), MOST_SAID)
-    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory|bad_alloc", said):
+    quoted = abbreviated(next(iter(str(error).strip().splitlines()), "no text"), LONGEST_QUOTE)
+    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory|bad_alloc", quoted):
         return KDError(
-            f"out of memory ({type(error).__name__}: {said}). Give trainer.micro_batch_size a smaller number, or dataset.max_length, and "
+            f"out of memory ({type(error).__name__}: {quoted}). Give trainer.micro_batch_size a smaller number, or dataset.max_length, and "
             "start the same command on the same directory: it goes on from the last checkpoint"
         )
     try:
         log = (folder or Path(tempfile.mkdtemp(prefix="kdcli-"))) / rundir.ERROR_LOG
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        place = f"the traceback is in {log}"
+        where = f"the traceback is in {log}"
     except OSError as problem:
-        place = f"the traceback could not be written ({problem}), KDCLI_DEBUG=1 shows it"
+        where = f"the traceback could not be written ({problem}), KDCLI_DEBUG=1 shows it"
     return KDError(
-        f"unexpected {type(error).__name__}: {said}. It comes from a class of your own, or is a defect of kdcli: {place}; please report a "
+        f"unexpected {type(error).__name__}: {quoted}. It comes from a class of your own, or is a defect of kdcli: {where}; please report a "
         "defect of kdcli with it"
     )
 
 
 @contextmanager
 def config_at_fault(problem: str) -> Iterator[None]:
-    """Whatever exception Hydra and OmegaConf end in while they read a config: what the user wrote is at fault.
+    """Report any exception in Hydra or OmegaConf while they read a config as an error in what the user wrote.
 
     Raises:
-        ConfigError: for every exception that is no error of kdcli, Hydra or OmegaConf.
+        ConfigError: for every exception that is not an error class of kdcli, Hydra or OmegaConf.
     """
     try:
         yield
@@ -80,7 +80,7 @@ def config_at_fault(problem: str) -> Iterator[None]:
 
 @contextmanager
 def hydra_errors(command: str, overrides: list[str]) -> Iterator[None]:
-    """Hydra's errors as short messages with a suggestion."""
+    """Turn Hydra's errors into a ConfigError with a short message and a suggestion."""
     try:
         yield
     except KDError:
@@ -89,7 +89,7 @@ def hydra_errors(command: str, overrides: list[str]) -> Iterator[None]:
         key, _, value = str(error.override).partition("=")
         why = str(error).splitlines()[0]
         if why.startswith("LexerNoViableAltException"):  # which repeats the word and says no more
-            why = "Hydra cannot read a character of it"
+            why = "Hydra's grammar does not allow one of its characters"
         value = value.replace('"', '\\"')
         raise ConfigError(
             f"{error.override}: {why}; a text with such characters stands in quotes of its own: "
@@ -102,9 +102,9 @@ def hydra_errors(command: str, overrides: list[str]) -> Iterator[None]:
 
 
 def nearby_keys(command: str, overrides: list[str]) -> list[str]:
-    """Every key that these choices of groups have, and the groups."""
+    """Every key of the config that these overrides' groups compose, and the groups."""
     groups = config_groups()
-    choices = (*groups, "hydra.searchpath")  # the user's own folder has choices too
+    choices = (*groups, "hydra.searchpath")  # the user's own folder has options, too
     chosen = [word for word in overrides if word.lstrip("+~").partition("=")[0] in choices]
     try:
         GlobalHydra.instance().clear()
@@ -112,7 +112,7 @@ def nearby_keys(command: str, overrides: list[str]) -> list[str]:
             tree = OmegaConf.to_container(
                 hydra.compose(command, chosen, return_hydra_config=True), resolve=False
             )
-    except Exception:  # these choices are at fault as well, of which other messages tell
+    except Exception:  # another message reports what is wrong with these choices
         tree = defaults(COMMANDS.get(command, Distill))
     return [*(key for key, _ in config_leaves(tree)), *groups]  # type: ignore[arg-type]
 
@@ -127,14 +127,14 @@ def _no_such_option(error: MissingConfigException) -> str:
 
 
 def _short(command: str, overrides: list[str], error: Exception) -> str:
-    """Name the overrides that are at fault, and what is like them."""
-    known = nearby_keys(command, overrides)
+    """Name the overrides that are wrong, and the nearest valid keys."""
+    valid = nearby_keys(command, overrides)
     text = " ".join(str(error).split())
     words = [word.lstrip("~") for word in overrides if not word.startswith("+")]
     keys = [word.partition("=")[0].partition("@")[0].replace("/", ".") for word in words]
-    unknown = [key for key in keys if key not in known]
+    unknown = [key for key in keys if key not in valid]
     if any(key in text or key.rpartition(".")[2] in text for key in unknown):
-        lines = [f"{key}: there is no such key{suggest(key, known)}" for key in unknown]
+        lines = [f"{key}: there is no such key{suggest(key, valid)}" for key in unknown]
         return "\n  ".join(lines) + f" (kdcli {command} --cfg job shows all)"
     return text.removesuffix(
         "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."

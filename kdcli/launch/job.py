@@ -1,4 +1,4 @@
-"""Runs one job under Hydra: takes the run directory, calls the command, records failures."""
+"""Runs one job under Hydra: locks the run directory, calls the command, records failures."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from kdcli.launch.hydra_errors import VERSION_BASE, failure_of, hydra_errors
 from kdcli.launch.replay import replayed_overrides
 
 UNRECORDED = "hydra.output_subdir=null"
-"""Keeps Hydra from writing `.hydra/`, which it does before the directory is held, in place, and anew when a run is continued."""
+"""Keeps Hydra from writing `.hydra/`, which it would do before the directory is locked, not atomically, and again for a continued run."""
 _status: dict[str, int] = {}
 
 
 def run_hydra(name: str, argv: list[str]) -> int:
-    """`hydra.main` with a rebuilt argv. In this process jobs leave their exit code in `_status`."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, not to Hydra's printer
+    """Call `hydra.main` with a rebuilt argv; returns the highest exit code of the jobs that ran in this process."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions are raised here, and not printed by Hydra
     before, sys.argv = sys.argv, ["kdcli", *argv]
     task = {"distill": run_distill, "rerun": run_distill, "eval": run_eval, "export": run_export}[name]
     _status.clear()
@@ -62,18 +62,18 @@ def run_export(cfg: DictConfig) -> None:
 
 
 def _job(command: str, cfg: DictConfig) -> None:
-    """Check, hold the run directory, run, and leave no directory behind that nothing came of. Whatever a job fails with becomes its message
-    and its exit code; of a sweep it is also written into its directory, and the other jobs run.
+    """Check the config, lock the run directory, run the command, and remove a new directory if the command was refused. A failure becomes a
+    message and an exit code; in a sweep it is also written into the job's directory, and the other jobs run.
 
     Raises:
-        KeyboardInterrupt: a signal came.
+        KeyboardInterrupt: the process received a signal.
     """
     console.setup_logging()
     folder = Path(HydraConfig.get().runtime.output_dir)
     owner = int(os.environ.get("RANK", "0")) == 0
     sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
     holds = owner and command != "export"
-    own = not holds  # whether its files are this process's to write
+    own = not holds  # whether this process may write into the directory
     fresh, status = False, int(ExitCode.FAILED)
     with processes.watched(), workplace():
         try:
@@ -88,7 +88,7 @@ def _job(command: str, cfg: DictConfig) -> None:
             if owner:
                 clean_cache()
                 remove_abandoned(folder, deep=True)
-            if conf := user_conf_dir():  # in the process of a launcher it is not importable yet
+            if conf := user_conf_dir():  # a launcher's process has not made it importable yet
                 make_importable(conf)
             config = check(COMMANDS[command], config_tree(cfg))
             status = _command(command, config, folder)
@@ -98,7 +98,7 @@ def _job(command: str, cfg: DictConfig) -> None:
             failure = failure_of(error, folder if owner else None)
             status = failure.exit_code
             if fresh and status == ExitCode.REFUSED and rundir.trained(folder):
-                status = ExitCode.FAILED  # what was trained stays, and REFUSED would say that nothing was
+                status = ExitCode.FAILED  # a trained model is kept, and REFUSED would mean that there is none
             if holds:
                 rundir.release(folder, remove=fresh and status == ExitCode.REFUSED)
             _failed(folder, status, failure.message, own)
@@ -113,7 +113,7 @@ def _job(command: str, cfg: DictConfig) -> None:
 
 
 def _record(folder: Path, cfg: DictConfig) -> None:
-    """Write `.hydra/` into a job's directory, as Hydra does it."""
+    """Write `.hydra/` into a job's directory, as Hydra would."""
     recorded: Any = copy.deepcopy(HydraConfig.instance().cfg)
     OmegaConf.set_readonly(recorded.hydra, False)
     recorded.hydra.output_subdir = str(rundir.HYDRA.parent)
@@ -126,10 +126,10 @@ def _record(folder: Path, cfg: DictConfig) -> None:
 
 
 def _failed(folder: Path, status: int, message: str, own: bool, say: bool = True) -> None:
-    """Tell what a job failed with; of a job of a sweep, write it into its directory for the table.
+    """Print why a job failed; in a sweep, write it into the job's directory for the table.
 
     Args:
-        own: the directory is held by this process. Nothing is written into another one's.
+        own: whether this process holds the directory and may write into it.
     """
     sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
     if say:
@@ -139,10 +139,12 @@ def _failed(folder: Path, status: int, message: str, own: bool, say: bool = True
 
 
 def write_failure(folder: Path, status: int, message: str, words: str) -> None:
-    told = {"exit_code": status, "message": message, "overrides": words}
-    with suppress(OSError):  # a full disk, which the message told: the table says that the job did not finish
+    failure = {"exit_code": status, "message": message, "overrides": words}
+    with suppress(
+        OSError
+    ):  # a full disk: the message was printed, and the table shows that the job did not finish
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / rundir.ERROR).write_text(json.dumps(told), encoding="utf-8")
+        (folder / rundir.ERROR).write_text(json.dumps(failure), encoding="utf-8")
 
 
 def _command(command: str, config: Any, folder: Path) -> int:
@@ -165,15 +167,15 @@ def _command(command: str, config: Any, folder: Path) -> int:
     )  # its task may be a class from elsewhere
     hardware = str(HydraConfig.get().runtime.choices["hardware"])
     status = export(config, hardware)
-    if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:  # another job may make the same files anew
-        place = named_path(user_path(config.run), "export", hardware, what="hardware")
-        made = rundir.read_export(place)
+    if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:  # another job may write the same files again
+        exported = named_path(user_path(config.run), "export", hardware, what="hardware")
+        made = rundir.read_export(exported)
         write_json(folder / rundir.EXPORT, made | {"exit_code": status})
     return status
 
 
 def _imported() -> None:
-    """Have garbage looked for from now on, if `kdcli.cli.main` put it off, and never among what was imported."""
+    """Enable the garbage collector that `kdcli.cli.main` disabled, and exclude the imported objects from it."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()

@@ -1,4 +1,4 @@
-"""Overrides that a recorded run replays, which are checked like typed ones."""
+"""Reads the config of a recorded run for reuse, and refuses values in it that could do harm."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from kdcli.config.types import Section
 from kdcli.errors import ConfigError, listed, shown
 
 OWN = ("kdcli.losses.", "kdcli.students.", "kdcli.tasks.", "kdcli.teachers.", "kdcli.exporting.targets.")
-"""Where the classes are that any config may name."""
+"""The prefixes of classes that any recorded config may name."""
 NAMES_CODE = ("_target_", "function")
-"""Keys whose value names Python code that is imported."""
+"""Keys whose value names Python code that kdcli imports."""
 
 
 def replayed_overrides(
     run: Path, schema: type[Section], overrides: list[str], part: str = ""
 ) -> dict[str, Any]:
-    """The config that a run recorded, or a part of it, as it is used once more.
+    """The config that a run recorded, or a section of it, for reuse.
 
     Raises:
-        ConfigError: it could do harm and the run is not trusted, or it holds what no config holds.
+        ConfigError: it could do harm and the run is not trusted, or it has unknown keys.
     """
     tree: Any = rundir.saved_config(run)
     tree = tree.get(part) if part else tree
@@ -45,10 +45,10 @@ def replayed_overrides(
 
 
 def hardware_overrides(run: Path, overrides: list[str]) -> list[str]:
-    """The words by which a run chose its device, as they are used once more.
+    """The overrides that chose the device of a run, for reuse.
 
     Raises:
-        ConfigError: they could do harm and the run is not trusted, or they are not such words.
+        ConfigError: they could do harm and the run is not trusted, or they are not overrides of `hardware`.
     """
     words = rundir.hardware_of(run)
     try:
@@ -74,7 +74,7 @@ def hardware_overrides(run: Path, overrides: list[str]) -> list[str]:
 
 
 def _require_harmless(run: Path, tree: Any, overrides: list[str]) -> None:
-    """Refuse what a config from elsewhere could run or send, unless this command line gives it or the run is trusted.
+    """Refuse recorded values that run code or send data, unless this command line gives them or the run is trusted.
 
     Raises:
         ConfigError
@@ -82,14 +82,14 @@ def _require_harmless(run: Path, tree: Any, overrides: list[str]) -> None:
     typed = [word.lstrip("+") for word in overrides]
     for path, value in rundir.leaves(tree):
         key = path.rpartition(".")[2]
-        if any(word.startswith(f"{path}=") for word in typed):  # that value takes its place
+        if any(word.startswith(f"{path}=") for word in typed):  # the typed value replaces the recorded one
             continue
         names_code = key in NAMES_CODE or (key == "task" and "." in str(value))  # MODULE.CLASS
         if names_code and isinstance(value, str) and value != "???" and not value.startswith(OWN):
             if not _names(value, run, typed):
                 rundir.require_trust(run, f"{path} = {value}", "is Python code that is run here")
         elif key == "trust_remote_code" and value not in (False, None):
-            rundir.require_trust(run, f"{path} = {value}", "runs Python files that lie beside a model")
+            rundir.require_trust(run, f"{path} = {value}", "runs Python files in a model's folder")
         elif key in ("base_url", "api_key_env") and value is not None:
             rundir.require_trust(
                 run, f"{path} = {value}", "sends data, and the key if one is named, to a server"
@@ -97,7 +97,7 @@ def _require_harmless(run: Path, tree: Any, overrides: list[str]) -> None:
 
 
 def _names(value: str, run: Path, typed: list[str]) -> bool:
-    """Whether this command line names a class or a function: by a typed word, or in a choice of the user's own folder."""
+    """Whether this command line names a class or a function: in an override, or in a file of the user's own folder."""
     name = re.compile(rf"(?<![\w.]){re.escape(value)}(?![\w.])")
     if any(name.search(word) for word in typed):
         return True

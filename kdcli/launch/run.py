@@ -1,7 +1,7 @@
-"""From the command line to Hydra and back: composed configs are checked first, errors become short messages.
+"""Runs a command of the command line through Hydra.
 
-A config is composed with Hydra's public API and checked before `hydra.main` may make a directory. Then
-`hydra.main` runs the command with a rebuilt argv, so that sweeps, launchers, `.hydra/` and `--cfg` are Hydra's.
+A config is composed with Hydra's public API and checked before `hydra.main` may create a directory. Then
+`hydra.main` runs the command with a rebuilt argv, so that Hydra provides sweeps, launchers and `--cfg`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from kdcli.launch.compose import (
     config_tree,
     expand_home,
     register_defaults,
+    require_components,
+    require_parts,
     run_folder,
     warn_of_remarks,
 )
@@ -64,7 +66,7 @@ def launch(
         except KeyboardInterrupt as error:
             processes.end_children(before)
             console.error(
-                f"{error or 'interrupted'}: the same command on the same directory goes on from the last checkpoint"
+                f"{error or 'interrupted'}: the same command on the same directory continues from the last checkpoint"
             )
             return processes.exit_code(error)
         except Exception as error:
@@ -85,7 +87,7 @@ def _launch(
 ) -> int:
     for word in overrides:
         key, _, value = word.lstrip("+~").partition("=")
-        # of several values of a sweep each one; what an interpolation stands for is seen once it is resolved
+        # each value of a sweep is checked by itself; an interpolation is checked once it is resolved
         for each in value.split(",") if "${" not in value else ():
             if problem := secret_in(key.replace("/", "."), each.strip("'\"[] ")):
                 raise ConfigError(problem)
@@ -109,28 +111,29 @@ def _launch(
     written = written_keys(typed, own)
     name, overrides = register_defaults(command, overrides, rerun)
     if cfg or info:
-        compose_config(command, name, [word for word in overrides if not is_sweep(word)], written)
+        composed = compose_config(command, name, [word for word in overrides if not is_sweep(word)], written)
+        require_components(command, composed, written)
         options = [f"--cfg={cfg}" if cfg else f"--info={info}", *(["--resolve"] if resolve else [])]
         return run_hydra(name, [*options, *overrides])
     if multirun:
         return sweep(command, name, overrides, written)
     composed = compose_config(command, name, overrides, written)
-    for remark in warn_of_remarks(command, composed):
-        console.warn(remark)
-    argv = list(overrides)
     folder = run_folder(composed)
-    if command == "export":  # it writes into the run's own directory, and leaves that run's .hydra alone
+    if command == "export":  # it writes into the run's directory, and does not change the run's .hydra
         folder = user_path(str(composed.run)).absolute()
         rundir.read_report(folder)
     elif int(os.environ.get("RANK", "0")) > 0:  # only the first process owns the run directory
         with workplace():
-            place = Path(tempfile.gettempdir(), "run")
-            return run_hydra(name, [*argv, UNRECORDED, f"hydra.run.dir={quote_override(place)}"])
+            unused = Path(tempfile.gettempdir(), "run")
+            return run_hydra(name, [*overrides, UNRECORDED, f"hydra.run.dir={quote_override(unused)}"])
     elif rundir.examine(folder, config_tree(composed)) == "finished":
         with workplace():
             clean_cache()
             rundir.tidy(folder)
         console.say(f"{folder} is finished; see {folder / 'report.html'}")
         return ExitCode.DONE
+    require_parts(command, composed, written)
+    for remark in warn_of_remarks(command, composed):
+        console.warn(remark)
     rundir.make(folder)
-    return run_hydra(name, [*argv, UNRECORDED, f"hydra.run.dir={quote_override(folder)}"])
+    return run_hydra(name, [*overrides, UNRECORDED, f"hydra.run.dir={quote_override(folder)}"])

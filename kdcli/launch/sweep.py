@@ -1,4 +1,4 @@
-"""Sweeps: their points, their jobs, and the table at the end."""
+"""Runs sweeps: checks all jobs, has Hydra run them, and prints a table of their results."""
 
 from __future__ import annotations
 
@@ -23,14 +23,21 @@ from kdcli import console, processes, rundir
 from kdcli.errors import ConfigError, ExitCode, abbreviated
 from kdcli.launch.argv import parse_overrides, quote_override
 from kdcli.launch.choices import matches_glob
-from kdcli.launch.compose import compose_config, config_tree, override_words, resolved_folder, warn_of_remarks
+from kdcli.launch.compose import (
+    compose_config,
+    config_tree,
+    override_words,
+    require_parts,
+    resolved_folder,
+    warn_of_remarks,
+)
 from kdcli.launch.hydra_errors import config_at_fault, failure_of
 from kdcli.launch.job import UNRECORDED, run_hydra, write_failure
 
 MOST_JOBS = 256
-"""Jobs of a sweep that are checked before the first one starts."""
+"""The most jobs of a sweep that are checked before the first one starts."""
 MOST_POINTS = 10_000
-"""Jobs of a sweep."""
+"""The most jobs of a sweep."""
 
 
 def _axes(overrides: list[str]) -> list[list[str]]:
@@ -117,7 +124,8 @@ def sweep(command: str, name: str, overrides: list[str], written: Mapping[str, s
             folder = resolved_folder(composed, "hydra.sweep.dir")
             rundir.examine_sweep(folder)
         run = resolved_folder(composed, "hydra.sweep.subdir", folder)
-        rundir.examine(run, config_tree(composed))
+        if rundir.examine(run, config_tree(composed)) != "finished":
+            require_parts(command, composed, written)
         if run in points or not run.is_relative_to(folder) or ".." in run.parts:
             raise ConfigError(
                 f"hydra.sweep.subdir: point {number} would go to {run}; give each a folder of its own below hydra.sweep.dir, as "

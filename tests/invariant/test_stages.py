@@ -72,7 +72,7 @@ def test_stages_follow_one_another_and_resume(distil: Distil, small: list[str], 
     assert list(steps) == ["teacher outputs", "student/features", "student/answers", "control"]
     assert steps["student/answers"] == 2 * (300 // 16)
     assert steps["control"] == steps["student/features"] + steps["student/answers"]
-    assert set(report["loss"]) == {"inside/hidden", "answers/soft_label", "answers/hard_label"}
+    assert set(report["loss"]) == {"features/hidden", "answers/soft_label", "answers/hard_label"}
     assert "student/features" in (whole / "report.html").read_text()
     rates = {}
     for line in map(json.loads, (whole / "metrics.jsonl").read_text().splitlines()):

@@ -1,0 +1,87 @@
+"""What is wrong with a command line is told before torch is loaded, which takes seconds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = {"torch", "transformers", "datasets", "accelerate", "pandas", "sklearn", "numpy", "huggingface_hub"}
+CODE = """
+import sys, time
+from kdcli.cli import app
+sys.argv = ["kdcli", *sys.argv[1:]]
+code = 0
+try:
+    app()
+except SystemExit as end:
+    code = end.code
+print(code, time.process_time(), *{name.partition(".")[0] for name in sys.modules}, sep="\\n")
+"""
+LONGEST = 3.0
+"""Seconds of processor time, of which a quiet machine needs less than one; torch alone takes three."""
+
+
+def run(cwd: Path, *words: str) -> tuple[int, float, set[str], str]:
+    """The exit code, the seconds of processor time, the packages that were loaded, and what stderr holds."""
+    line = [sys.executable, "-c", CODE, *words]
+    done = subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=True, env={**os.environ})
+    lines = done.stdout.splitlines()
+    at = max(number for number, text in enumerate(lines) if text.isdigit() and int(text) < 3)
+    return int(lines[at]), float(lines[at + 1]), set(lines[at + 2 :]), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["distill", "trainer.epohs=2"], "trainer.epochs"),
+        (["distill", "+sede=1"], "seed"),
+        (["distill", "student=tinny"], "student=tinny"),
+        (["distill", "seed=-1"], "seed"),
+        (["distill", "trainer.epochs=many"], "trainer.epochs"),
+        (["distill", "trainer.batch_size=0"], "trainer.batch_size"),
+        (["distill", "dataset.task=classificaton"], "dataset.task"),
+        (["distill", "rollout.source=teacher"], "rollout.source"),
+        (["distill", "dataset=csv", "dataset.path=nowhere.csv"], "nowhere.csv"),
+        (["distill", "dataset=csv", "dataset.path=here.csv", "dataset.test=nowhere.csv"], "nowhere.csv"),
+        (["distill", "experiment=translation", "dataset.path=nowhere"], "nowhere"),
+        (["distill", "hydra.run.dir=here.csv", "dataset=csv", "dataset.path=here.csv"], "hydra.run.dir"),
+        (["distill", "seed=1,2", "--multirun", "dataset=csv", "dataset.path=nowhere.csv"], "nowhere.csv"),
+        (["distill", "--rerun", "nowhere"], "nowhere"),
+        (["export"], "run"),
+        (["export", "run=nowhere"], "nowhere"),
+        (["export", "hardware=cpuu", "run=nowhere"], "hardware"),
+        (["eval", "run=nowhere"], "nowhere"),
+        (["eval", "dataset=csv", "dataset.path=nowhere.csv"], "nowhere.csv"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_errors_that_need_no_model(words: list[str], named: str, tmp_path: Path) -> None:
+    """A typo that is answered after the seconds that torch takes to load, on a busy machine after ten."""
+    (tmp_path / "here.csv").write_text("text,label\n")
+    code, seconds, loaded, err = run(tmp_path, *words)
+    assert code == 2, err
+    assert named in err
+    assert not loaded & HEAVY
+    assert seconds < LONGEST
+
+
+@pytest.mark.parametrize("words", [[], ["teacher"], ["student"], ["loss"], ["hardware"]])
+def test_list_is_light(words: list[str], tmp_path: Path) -> None:
+    """`kdcli list teacher` is typed to look something up: no model is wanted."""
+    code, seconds, loaded, err = run(tmp_path, "list", *words)
+    assert code == 0, err
+    assert not loaded & HEAVY
+    assert seconds < LONGEST
+
+
+def test_help_is_light(tmp_path: Path) -> None:
+    """The help of each command, too."""
+    for words in (["--help"], ["distill", "--help"], ["eval", "--help"], ["export", "--help"], ["--version"]):
+        code, seconds, loaded, err = run(tmp_path, *words)
+        assert code == 0, err
+        assert not loaded & (HEAVY | {"hydra", "omegaconf"})
+        assert seconds < LONGEST
