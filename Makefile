@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-chat demo test test-faults test-devices checks format same bench clean
+.PHONY: help setup setup-chat demo test test-faults test-devices checks format schemas same bench clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ checks: setup ## Format, lint, types, import floors
 format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+schemas: setup ## Write the JSON schemas of report.json, env.json and export.json into docs/
+	$(BIN)/python -c 'from pathlib import Path; from kdcli.evaluation.results import write_schemas; write_schemas(Path("docs"))'
 
 same: setup ## Compare the results of HEAD with those of BASE=COMMIT, bit by bit, on eighteen small runs (6 minutes)
 	$(BIN)/python benchmarks/same.py $(BASE)

@@ -1,0 +1,135 @@
+"""report.json and env.json: what is written is read again, and what another version wrote is understood or refused by name."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdcli.errors import ConfigError
+from kdcli.evaluation.results import (
+    RESULTS,
+    SCHEMA,
+    Environment,
+    Report,
+    is_finished,
+    json_schema,
+    read,
+)
+
+DOCS = Path(__file__).parents[3] / "docs"
+REPORT: dict[str, Any] = {
+    "task": "classification",
+    "metric": "accuracy",
+    "test_examples": 96,
+    "smoke": False,
+    "seed": 0,
+    "labels": ["bad", "good"],
+    "dataset": {
+        "name": "reviews",
+        "train": 440,
+        "labelled": 440,
+        "augmented": 0,
+        "validation": 64,
+        "test": 96,
+        "fingerprint": "f00d",
+    },
+    "loss": {"soft_label": {"weight": 1.0, "temperature": 2.0}},
+    "stages": [{"name": "student", "seconds": 1.5, "steps": 81}],
+    "validation_score": {"teacher": 0.95, "student": 0.9},
+    "models": {
+        "teacher": {
+            "parameters": 10,
+            "bytes": 40,
+            "score": 0.95,
+            "scores": {"accuracy": 0.95},
+            "path": "/teacher",
+        },
+        "student": {"parameters": 5, "bytes": 20, "score": 0.9, "scores": {"accuracy": 0.9}},
+    },
+    "assistants": {},
+    "verdict": {
+        "retention": 0.947,
+        "gain_over_control": None,
+        "gain_ci95": [0.0, 0.1],
+        "agreement": 0.9,
+        "kl_to_teacher": 0.1,
+        "compression": 2.0,
+        "speedup": None,
+        "text": "The student keeps 94.7 % of the teacher's accuracy.",
+    },
+    "confusion": "a section of a task",
+}
+ENVIRONMENT: dict[str, Any] = {
+    "kdcli": "0.1",
+    "processes": 1,
+    "seeds": {"run": 0},
+    "bf16": {"teacher": False, "student": False},
+    "dataset": {"path": "reviews.csv", "commit": None, "fingerprint": "f00d"},
+    "teacher": {"path": "teacher", "commit": None, "weights": "1", "tokenizer": "2"},
+    "student": None,
+    "others": [],
+    "stages": {},
+}
+
+
+def written(folder: Path, content: dict[str, Any], name: str = "report.json") -> Path:
+    path = folder / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """A key that the typed report does not know, such as a task's, would be lost, or a number changed."""
+    path = tmp_path / "report.json"
+    Report.of(**REPORT).write(path)
+    assert json.loads(path.read_text()) == {"schema": SCHEMA, **REPORT}
+    assert read(path, Report, "").as_json() == {"schema": SCHEMA, **REPORT}
+
+
+@pytest.mark.parametrize("version", [SCHEMA + 1, 99])
+def test_a_newer_file_is_refused_by_name(version: int, tmp_path: Path) -> None:
+    """Read as far as it can be understood, it would give figures that mean something else."""
+    path = written(tmp_path, {"schema": version, **REPORT})
+    with pytest.raises(ConfigError, match=f"report.json has the schema {version}.*update kdcli") as refused:
+        read(path, Report, "")
+    assert refused.value.exit_code == 2
+    with pytest.raises(ConfigError, match="newer"):
+        is_finished(tmp_path)  # the same distill would write it again otherwise
+
+
+def test_a_file_from_before_schemas_is_understood(tmp_path: Path) -> None:
+    """env.json had no schema: a run of the version before could not be continued."""
+    assert read(written(tmp_path, ENVIRONMENT, "env.json"), Environment, "").dataset.fingerprint == "f00d"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("schema", 0),
+        ("schema", "1"),
+        ("task", None),
+        ("models", []),
+        ("verdict", {}),
+        ("dataset", {"name": "a"}),
+    ],
+)
+def test_a_damaged_report_does_not_count(
+    key: str, value: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that says it is finished, and whose report nobody can read, can neither be continued nor used."""
+    path = written(tmp_path, {"schema": SCHEMA, **REPORT, key: value})
+    with pytest.raises(ConfigError, match=f"report.json is damaged .*{key}.*; do this"):
+        read(path, Report, "do this")
+    with caplog.at_level(logging.WARNING):
+        assert not is_finished(tmp_path)
+    assert "report.json is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_the_documented_schemas_are_current(name: str) -> None:
+    """A reader in another language is written by the schema in docs/ (make schemas)."""
+    assert (DOCS / f"{name}.schema.json").read_text(encoding="utf-8") == json_schema(name)
