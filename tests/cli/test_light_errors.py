@@ -55,7 +55,7 @@ def run(cwd: Path, *words: str) -> tuple[int, float, set[str], str]:
         (["export", "run=nowhere"], "nowhere"),
         (["export", "hardware=cpuu", "run=nowhere"], "hardware"),
         (["eval", "run=nowhere"], "nowhere"),
-        (["eval", "dataset=csv", "dataset.path=nowhere.csv"], "nowhere.csv"),
+        (["eval", "model=here", "dataset=csv", "dataset.path=nowhere.csv"], "nowhere.csv"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

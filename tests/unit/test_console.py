@@ -103,7 +103,7 @@ def test_forced_colour_leaves_a_pipe_plain() -> None:
     code = (
         "from kdcli import console as c; c.setup_logging(); c.say('a', style='bold'); c.error('b'); "
         "c.table('t', ['x'], [['1']])\n"
-        "with c.Stages(['s']) as stages, stages.stage('s', 3) as stage: stage.update(1, {'loss': 0.5})"
+        "with c.ProgressStages(['s']) as stages, stages.stage('s', 3) as stage: stage.update(1, {'loss': 0.5})"
     )
     environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "10", "TERM": "xterm-256color"}
     done = subprocess.run(

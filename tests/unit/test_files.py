@@ -146,6 +146,6 @@ def test_lines_of_a_killed_process(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert not caplog.records
     path.write_text(text + "null\n" + '{"name": "2", "steps": [2]}\n')
     assert read_jsonl(path, Record) == whole
-    assert "lines.jsonl: 1 damaged lines are left out (the first is line 3" in caplog.text
+    assert "lines.jsonl: 1 damaged lines are dropped (the first is line 3" in caplog.text
     with pytest.raises(ConfigError, match=r"lines\.jsonl is damaged \(line 3: .*\); restore it"):
         read_jsonl(path, Record, "restore it")
