@@ -1,0 +1,125 @@
+"""The plan of a run: its phases, its parts and the names of its stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from accelerate import PartialState
+
+from kdcli.config.check import check
+from kdcli.config.schema import Distill
+from kdcli.data.dataset import Data
+from kdcli.models.checkpoint import Checkpoint
+from kdcli.pipeline.plan import OWN, QUANTIZED, STUDENT, Run, TeacherData, plan_phases, seed_name, stage_names
+from kdcli.students.pretrained import Pretrained
+from kdcli.tasks.classification.task import Classification
+
+KL = {"_target_": "kdcli.losses.forward_kl.ForwardKL"}
+HARD = {"_target_": "kdcli.losses.hard_label.HardLabel"}
+STUDENT_CONFIG = {"_target_": "kdcli.students.pretrained.Pretrained", "path": "student"}
+
+
+def config(**own: Any) -> Distill:
+    return check(
+        Distill,
+        {
+            "teacher": {"_target_": "kdcli.teachers.local.LocalTeacher", "path": "teacher"},
+            "student": STUDENT_CONFIG,
+            "dataset": {"path": "reviews.csv"},
+            "loss": {"soft_label": KL, "hard_label": HARD | {"weight": 0.5}, "off": KL | {"weight": 0}},
+            "hardware": {"_target_": "kdcli.exporting.targets.cpu.Cpu"},
+            **own,
+        },
+    )
+
+
+def part(cfg: Distill, folder: Path) -> Run:
+    rows = datasets.Dataset.from_list([{"id": name, "text": name, "label": 0} for name in "abc"])
+    data = Data(dict.fromkeys(("train", "validation", "test"), rows), ["bad", "good"], "f00d")
+    phases = plan_phases(cfg)
+    sources = [Checkpoint(folder, "teacher")]
+    state = PartialState(cpu=True)
+    return Run(
+        cfg, folder, {}, state, data, Classification(data.labels), sources, Pretrained(), phases, phases
+    )
+
+
+def test_a_run_without_stages_has_one_phase() -> None:
+    """A term of weight 0 that is computed, or drawn into the pre-flight, costs time and refuses runs."""
+    [phase] = plan_phases(config())
+    assert (phase.name, phase.trainee, phase.teacher_key, phase.last) == (STUDENT, STUDENT, OWN, True)
+    assert list(phase.losses) == ["soft_label", "hard_label"]
+    assert phase.weights == {"soft_label": 1.0, "hard_label": 0.5}
+    assert phase.uses_teacher
+    assert not phase.uses_features
+
+
+def test_stages_are_phases_of_the_student_or_of_an_assistant() -> None:
+    """An assistant that is saved over the student, or a student that is saved before its last phase, is the wrong model."""
+    assistant = {"student": STUDENT_CONFIG}
+    phases = plan_phases(config(stages={"middle": assistant, "first": {"teacher": "middle"}, "final": {}}))
+    assert [phase.name for phase in phases] == ["middle", "student/first", "student/final"]
+    assert [phase.trainee for phase in phases] == ["middle", STUDENT, STUDENT]
+    assert [phase.teacher_key for phase in phases] == [OWN, "middle", OWN]
+    assert [phase.last for phase in phases] == [True, False, True]
+
+
+def test_stages_with_one_data_set_share_a_teacher_key() -> None:
+    """The teacher's outputs on the same text would be computed once for each stage."""
+    general = {"task": "masked_lm", "path": "text.csv"}
+    phases = plan_phases(config(stages={"one": {"dataset": general}, "two": {"dataset": general}, "own": {}}))
+    assert [phase.teacher_key for phase in phases] == ["one", "one", OWN]
+
+
+def test_quantization_adds_a_phase() -> None:
+    """The phase before it must not be taken for the last one: its model would be saved as the student."""
+    quantized = STUDENT_CONFIG | {"quantization": "int8", "quantization_epochs": 3}
+    before, after = plan_phases(config(student=quantized))
+    assert (before.name, before.last, before.quantization) == (STUDENT, False, None)
+    assert (after.name, after.last, after.trainer.epochs) == (QUANTIZED, True, 3)
+    assert after.quantization is not None
+
+
+def test_a_phase_of_features_alone_keeps_its_last_weights() -> None:
+    """The validation score says nothing about features: the best checkpoint by it is an accident."""
+    hidden = {"_target_": "kdcli.losses.hidden_states.HiddenStates"}
+    [phase] = plan_phases(config(loss={"hidden": hidden}))
+    assert phase.uses_features
+    assert phase.trainer.keep == "last"
+
+
+def test_a_plan_does_not_change(tmp_path: Path) -> None:
+    """A phase that writes what it finds into the plan makes the next one depend on which ran before."""
+    run = part(config(), tmp_path)
+    for frozen, field in (
+        (run, "data"),
+        (run.phases[0], "name"),
+        (run.data, "splits"),
+        (run.sources[0], "path"),
+    ):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(frozen, field, None)
+    assert dataclasses.is_dataclass(TeacherData)
+    fewer = run.without_rows({"b"})
+    assert fewer.data["train"]["id"][:] == ["a", "c"]
+    assert run.data["train"]["id"][:] == ["a", "b", "c"]
+    assert run.without_rows(()) is run
+
+
+def test_the_stages_of_a_run(tmp_path: Path) -> None:
+    """A stage that was not announced ends the run with a KeyError when it begins."""
+    run = part(config(), tmp_path)
+    assert stage_names([run]) == ["teacher", "teacher outputs", "student", "control", "evaluate"]
+    alone = part(config(control=False, dataset={"path": "reviews.csv", "augment": {}}), tmp_path)
+    assert stage_names([alone]) == ["augment", "teacher", "teacher outputs", "student", "evaluate"]
+
+
+def test_student_and_control_have_one_seed() -> None:
+    """Other random numbers would make a gain of what is luck."""
+    assert seed_name("control") == seed_name("student")
+    assert seed_name("control/quantized") == seed_name("student/quantized")
+    assert seed_name("student/first") == "student/first"
