@@ -66,27 +66,6 @@ ERROR_LOG = "error.log"
 _INCIDENTAL = {".hydra", LOCK, ERROR, ERROR_LOG}
 
 
-class _Model(TypedDict, total=False):
-    path: str | None
-    members: list[str]
-
-
-class _Dataset(TypedDict):
-    name: str
-    fingerprint: str
-
-
-class Report(TypedDict):
-    """The keys of report.json that other commands read."""
-
-    task: str
-    metric: str
-    smoke: bool
-    dataset: _Dataset
-    models: dict[str, _Model]
-    verdict: dict[str, Any]
-
-
 class Exported(TypedDict):
     """The keys of export.json that other commands read."""
 
@@ -119,12 +98,21 @@ _made: dict[Path, list[Path]] = {}
 """The run directories that this process created, each with the parent folders that it created, innermost first."""
 
 
+def has_report(run: Path) -> bool:
+    """Whether a run has its report, be it damaged or not."""
+    return (run / REPORT).is_file()
+
+
 def examine(
-    run: Path, config: Mapping[str, Any], held: bool = False
+    run: Path,
+    config: Mapping[str, Any],
+    is_finished: Callable[[Path], bool] = has_report,
+    held: bool = False,
 ) -> Literal["new", "continue", "finished"]:
     """The state of a run directory for a command that wants to write to it. Nothing is changed.
 
     Args:
+        is_finished: whether a run has a report that can be read.
         held: this process holds the directory.
 
     Raises:
@@ -154,24 +142,12 @@ def examine(
             f"{run} holds a run with another config ({', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}); "
             "choose another hydra.run.dir, or the config that it was started with"
         )
-    if finished(run):
+    if is_finished(run):
         return "finished"
     for path in run.rglob("*"):
         if path.is_symlink():
             require_inside(run, path, "hydra.run.dir")
     return "continue" if begun else "new"
-
-
-def finished(run: Path) -> bool:
-    """Whether a run has its report. A damaged report is logged and does not count, since the same command writes it again."""
-    if not (run / REPORT).is_file():
-        return False
-    try:
-        _report(run)
-    except ConfigError as error:
-        logger.warning("%s", error.message)
-        return False
-    return True
 
 
 def _is_result(path: Path) -> bool:
@@ -418,7 +394,9 @@ def _differences(before: Any, now: Any, path: str = "") -> set[str]:
     return set() if before == now else {path}
 
 
-def take(run: Path, config: Mapping[str, Any]) -> Literal["new", "continue", "finished"]:
+def take(
+    run: Path, config: Mapping[str, Any], is_finished: Callable[[Path], bool] = has_report
+) -> Literal["new", "continue", "finished"]:
     """Lock the directory until this process ends or releases it; returns its state, as `examine` does.
 
     Raises:
@@ -426,7 +404,7 @@ def take(run: Path, config: Mapping[str, Any]) -> Literal["new", "continue", "fi
     """
     _held[run] = _lock(run)
     try:
-        state = examine(run, config, held=True)
+        state = examine(run, config, is_finished, held=True)
     except BaseException:
         release(run)
         raise
@@ -506,25 +484,6 @@ def rewrite_metrics(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda 
     if path.exists():
         lines = [json.dumps(line) + "\n" for line in read_metrics(path) if keep(line)]
         write_text(path, "".join(lines))
-
-
-def read_report(run: Path) -> dict[str, Any]:
-    """The report of a finished run.
-
-    Raises:
-        ConfigError: it has none, or a damaged one.
-    """
-    saved_config(run)
-    path = run / REPORT
-    if not path.is_file():
-        raise ConfigError(
-            f"{run} is not finished (no {REPORT}); continue it with: kdcli distill hydra.run.dir={run} …"
-        )
-    return _report(run)
-
-
-def _report(run: Path) -> dict[str, Any]:
-    return dict(read_json(run / REPORT, Report, "the same kdcli distill writes it again"))
 
 
 def read_export(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from typing_extensions import TypedDict
 
 from kdcli.errors import ConfigError
@@ -145,6 +145,13 @@ class Report(Result):
     models: dict[str, ModelResult]
     assistants: dict[str, ModelResult]
     verdict: Verdict
+
+    @field_validator("models")
+    @classmethod
+    def _has_both(cls, models: dict[str, ModelResult]) -> dict[str, ModelResult]:
+        if missing := {"teacher", "student"} - models.keys():
+            raise ValueError(f"no entry for {' and '.join(sorted(missing))}")
+        return models
 
 
 class CheckpointRecord(Part):

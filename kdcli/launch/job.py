@@ -22,6 +22,7 @@ from kdcli.config.dataset import Dataset
 from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.schema import COMMANDS
 from kdcli.errors import ExitCode
+from kdcli.evaluation.results import is_finished
 from kdcli.files import clean_cache, named_path, remove_abandoned, user_path, workplace, write_json
 from kdcli.launch.compose import config_tree, display_name, make_importable, override_words
 from kdcli.launch.hydra_errors import VERSION_BASE, failure_of, hydra_errors
@@ -78,7 +79,7 @@ def _job(command: str, cfg: DictConfig) -> None:
     with processes.watched(), workplace():
         try:
             if holds:
-                state = rundir.take(folder, config_tree(cfg))
+                state = rundir.take(folder, config_tree(cfg), is_finished)
                 own, fresh = True, state == "new"
                 if state == "finished":  # a job of a sweep that is continued
                     status = ExitCode.DONE

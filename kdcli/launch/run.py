@@ -15,6 +15,7 @@ from kdcli.config import renamed
 from kdcli.config.schema import COMMANDS
 from kdcli.config.secrets import secret_in
 from kdcli.errors import ConfigError, ExitCode, hide_nothing, shown, suggest
+from kdcli.evaluation.results import is_finished, read_report
 from kdcli.files import clean_cache, user_path, workplace
 from kdcli.launch.argv import (
     CFG,
@@ -121,12 +122,12 @@ def _launch(
     folder = run_folder(composed)
     if command == "export":  # it writes into the run's directory, and does not change the run's .hydra
         folder = user_path(str(composed.run)).absolute()
-        rundir.read_report(folder)
+        read_report(folder)
     elif int(os.environ.get("RANK", "0")) > 0:  # only the first process owns the run directory
         with workplace():
             unused = Path(tempfile.gettempdir(), "run")
             return run_hydra(name, [*overrides, UNRECORDED, f"hydra.run.dir={quote_override(unused)}"])
-    elif rundir.examine(folder, config_tree(composed)) == "finished":
+    elif rundir.examine(folder, config_tree(composed), is_finished) == "finished":
         with workplace():
             clean_cache()
             rundir.tidy(folder)

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdcli import console, processes, rundir
 from kdcli.errors import ConfigError, ExitCode, abbreviated
+from kdcli.evaluation.results import is_finished, read_report
 from kdcli.launch.argv import parse_overrides, quote_override
 from kdcli.launch.choices import matches_glob
 from kdcli.launch.compose import (
@@ -124,7 +125,7 @@ def sweep(command: str, name: str, overrides: list[str], written: Mapping[str, s
             folder = resolved_folder(composed, "hydra.sweep.dir")
             rundir.examine_sweep(folder)
         run = resolved_folder(composed, "hydra.sweep.subdir", folder)
-        if rundir.examine(run, config_tree(composed)) != "finished":
+        if rundir.examine(run, config_tree(composed), is_finished) != "finished":
             require_parts(command, composed, written)
         if run in points or not run.is_relative_to(folder) or ".." in run.parts:
             raise ConfigError(
@@ -237,17 +238,17 @@ def _row(job: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
 def _sweep_row(run: Path) -> dict[str, Any]:
     if not (run / rundir.REPORT).is_file():
         return {"exit_code": ExitCode.FAILED, "message": "did not finish"}
-    report = rundir.read_report(run)
-    student, verdict = report["models"]["student"], report["verdict"]
+    report = read_report(run)
+    verdict = report.verdict
     return {
-        "smoke": report["smoke"],
-        "task": report["task"],
-        "metric": report["metric"],
-        "score": student["score"],
-        "validation_score": report["validation_score"]["student"],
-        "retention": verdict["retention"],
-        "gain_over_control": verdict["gain_over_control"],
-        "gain_ci95": verdict["gain_ci95"],
+        "smoke": report.smoke,
+        "task": report.task,
+        "metric": report.metric,
+        "score": report.models["student"].score,
+        "validation_score": report.validation_score.get("student"),
+        "retention": verdict.retention,
+        "gain_over_control": verdict.gain_over_control,
+        "gain_ci95": verdict.gain_ci95,
     }
 
 
