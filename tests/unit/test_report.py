@@ -1173,6 +1173,12 @@ def front_matter(card: str) -> tuple[dict[str, Any], str]:
 def test_model_card_front_matter() -> None:
     """The hub refuses the card, files the model under no task, or is given a base model that is no hub id."""
     front, body = front_matter(model_card(fake_report(), NAMES))
+    (index,) = front.pop("model-index")
+    (result,) = index["results"]
+    assert (index["name"], result["dataset"]["name"]) == (NAMES["student"], NAMES["dataset"])
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.914, "name": "accuracy"}]
+    assert "model-index" not in front_matter(model_card(fake_report(smoke=True), NAMES))[0]
+    assert front_matter(model_card(fake_report(), NAMES | {"hub_dataset": "a/b"}))[0]["datasets"] == ["a/b"]
     assert front == {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
@@ -1207,6 +1213,8 @@ def test_model_card_of_a_language_model() -> None:
     report = fake_lm_report()
     card = model_card(report, NAMES)
     front, body = front_matter(card)
+    (index,) = front.pop("model-index")
+    assert index["results"][0]["metrics"][0]["value"] == pytest.approx(14.2, abs=0.05)
     assert front == {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
