@@ -1260,7 +1260,8 @@ def test_model_card_escapes_names() -> None:
         assert not re.search(r"(?<!\\)(<img|\[e\]|&lt;|`d)|\x1b|\u202e", text)
         assert card.count("\n# ") == plain.count("\n# ")
         assert body.count("\n") == plain.partition("\n---\n")[2].count("\n")
-        assert front_matter(card)[0] == front_matter(plain)[0] | {"base_model": base}
+        index = front_matter(card)[0]["model-index"]
+        assert front_matter(card)[0] == front_matter(plain)[0] | {"base_model": base, "model-index": index}
 
 
 def test_import_is_light() -> None:
