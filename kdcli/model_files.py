@@ -246,9 +246,7 @@ def _elements(path: Path, name: str, quantized: bool) -> int:
                         f"{name}: {path.name}: {shown(key)} holds {part.get_dtype()}, and floats are expected; save the model in float32"
                     )
     except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{name}: {path.name} is not a whole safetensors file ({_bounded(error)})"
-        ) from None
+        raise ModelError(f"{name}: {path.name} is not a whole safetensors file ({_bounded(error)})") from None
     return total
 
 

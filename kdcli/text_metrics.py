@@ -1,4 +1,4 @@
-"""What language models write on a split's prompts, and how that is scored."""
+"""Scores of generated texts."""
 
 from __future__ import annotations
 
@@ -6,31 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
-import datasets
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from kdcli.config.schema import Measure
-
-SHOWN = 10
-"""Prompts that the report shows."""
-BATCH = 8
-
-
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Any,
-    rows: datasets.Dataset,
-    max_length: int,
-    cfg: Measure,
-) -> list[str]:
-    """Greedy answers to the first prompts of a split; of each at most `cfg.new_tokens` tokens."""
-    some = rows.select(range(min(cfg.generations, len(rows))))
-    texts = task.write(model, tokenizer, some, max_length, max_new_tokens=cfg.new_tokens, batch_size=BATCH)
-    return [text.strip() for text in texts]
 
 
 def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:

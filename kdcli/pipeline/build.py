@@ -18,7 +18,7 @@ from kdcli.data.dataset import Data, load
 from kdcli.data.filters import own_function
 from kdcli.evaluation.predict import prepared, require_device
 from kdcli.exporting.targets.base import Target, require_task
-from kdcli.models.checkpoint import Checkpoint, load_tokenizer, shared_token_count
+from kdcli.models.checkpoint import Checkpoint, load_config, load_tokenizer, shared_token_count
 from kdcli.pipeline.environment import record_environment
 from kdcli.pipeline.plan import (
     OWN,
@@ -37,13 +37,11 @@ from kdcli.pipeline.validate import (
     require_control_rows,
     require_features,
     require_one_vocabulary,
-    require_positions,
-    require_prompts,
     require_rows,
-    require_targets,
     require_teacher_term,
     require_trainers,
     require_tuning_rows,
+    require_writer,
     shares_tokens,
     storing_temperature,
     warn_of_unseen_labels,
@@ -158,10 +156,10 @@ def _checked(part: Run) -> Run:
         classes = shared_token_count(teacher_tokenizer, student_tokenizer) if shared else None
         part = dataclasses.replace(part, shared=shared, classes=classes)
         require_one_vocabulary(part)
-    require_targets(part)
     if cfg.rollout.source != "dataset":
-        require_prompts(part)
-    require_positions(part)
+        require_writer(part)
+    task.check_rows(cfg, len(part.data["train"]), len(part.data.gold))
+    task.check_models(cfg, map(load_config, [*part.sources, *filter(None, [own])]), generate=remote is None)
     if (cfg.teacher.cache and task.vocabulary) or len(part.sources) > 1:
         storing_temperature(part)
     if cfg.dataset.augment is None:

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import datasets
-import numpy as np
 
 import kdcli
 from kdcli import console
@@ -40,12 +39,7 @@ from kdcli.report.tables import final_table
 from kdcli.report.verdict import verdict_text
 from kdcli.rundir import METRICS, REPORT, UNQUANTIZED, read_metrics
 from kdcli.tasks.base import Predictions
-from kdcli.tasks.causal_lm.task import CausalLM
-from kdcli.tasks.seq2seq.task import Seq2Seq
-from kdcli.text_metrics import SHOWN, generate, text_scores
 
-EXTREMES = 20
-"""Translations that the report shows, the worst and the best."""
 UNSEEN: dict[str, Any] = {"parameters": None, "bytes": None, "score": None, "scores": {}, **asdict(UNKNOWN)}
 """What can be said of a model that one can only ask, before it was asked."""
 
@@ -69,15 +63,13 @@ def evaluate(run: Run, teacher_data: TeacherData, stage: console.ProgressStage) 
     models: dict[str, dict[str, Any]] = {}
     loaded: dict[str, Sequence[Checkpoint]] = {}
     said: dict[str, Predictions] = {}
-    written: dict[str, list[str]] = {}
-    searched: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
     assistants = {
         name: run.folder / "assistants" / name for name, stage in run.cfg.stages.items() if stage.student
     }
     folders |= assistants
     trainees = (run.cfg.student, *(stage.student for stage in run.cfg.stages.values() if stage.student))
     code = teacher.code or any(each.trust_remote_code for each in trainees)
-    beams = run.cfg.measure.num_beams if isinstance(task, Seq2Seq) and run.cfg.measure else 1
     trained = {STUDENT: run.phases[-1].name}
     if run.quantization is not None:
         trained |= {UNQUANTIZED: run.phases[-2].name, "control": "control/quantized"}
@@ -100,10 +92,8 @@ def evaluate(run: Run, teacher_data: TeacherData, stage: console.ProgressStage) 
             models[name], said[name] = examine(source, model, tokenizer, task, test, max_length, told)
             if name == "teacher":  # it is run, as what was stored of it lacks rare tokens
                 _, before = examine(source, model, tokenizer, task, run.data["validation"], max_length)
-            if isinstance(task, CausalLM) and run.cfg.measure is not None:
-                written[name] = generate(model, tokenizer, task, test, max_length, run.cfg.measure)
-            if isinstance(task, Seq2Seq) and beams > 1:
-                searched[name] = task.write(model, tokenizer, test, max_length, num_beams=beams)
+            if texts := task.generate_samples(model, tokenizer, test, max_length, run.cfg.measure):
+                samples[name] = texts
             if not run.shared and name == "teacher":
                 student = Checkpoint(run.folder / "student", "student")
                 said[name] = in_student_tokens(task, said[name], student, test, max_length)
@@ -112,12 +102,8 @@ def evaluate(run: Run, teacher_data: TeacherData, stage: console.ProgressStage) 
             validation[name] = float(task.scores(before)[task.metric])
         save_predictions(run.folder / "predictions" / f"test.{name}.safetensors", said[name])
         models[name] |= score(task, said[name])
-        if isinstance(task, Seq2Seq) and name in searched:
-            best = task.text_scores(searched[name], said[name].pairs)
-            models[name]["scores"] |= {"bleu_beam": best["bleu"], "chrf_beam": best["chrf"]}
-        if isinstance(task, CausalLM) and name in written:
-            references = [row["reference"] for row in task.shown(test)]
-            models[name]["scores"] |= text_scores(written[name], references)
+        if name in samples:
+            models[name]["scores"] |= task.sample_scores(samples[name], said[name], test)
         if name != "teacher" or run.remote is None:
             loaded[name] = teacher_data.teachers if name == "teacher" else [source]
     for name, needs in _resources(run, loaded, test).items():
@@ -130,13 +116,7 @@ def evaluate(run: Run, teacher_data: TeacherData, stage: console.ProgressStage) 
     shown: dict[str, Any] = {}
     if run.remote is not None:
         shown = {"endpoint": endpoint_report(run, run.remote, teacher_data)}
-    if isinstance(task, CausalLM):
-        shown |= {
-            "test_tokens": len(said["student"].labels),
-            "generations": _generations(task, test, written),
-        }
-    if isinstance(task, Seq2Seq):
-        shown |= {"signature": task.signatures(), "beams": beams, "translations": _translations(task, said)}
+    shown |= task.report_sections(test, said, samples, run.cfg.measure)
     return shown | {
         "task": run.cfg.dataset.kind,
         "metric": run.task.metric,
@@ -158,7 +138,7 @@ def evaluate(run: Run, teacher_data: TeacherData, stage: console.ProgressStage) 
             if teacher_data.dropped and run.remote is None
             else {}
         )
-        | (_of_texts(run, task) if isinstance(task, CausalLM | Seq2Seq) else {}),
+        | task.dataset_summary(run.cfg.dataset, run.data.dropped),
         "loss": _terms(run.cfg),
         "stages": [
             each for each in read_stage_times(run.folder) if each["name"] != stage.name
@@ -216,44 +196,6 @@ def write_results(run: Run, result: dict[str, Any]) -> None:
     Report.of(**result).write(run.folder / REPORT)
     final_table(result)
     console.say(f"report: {run.folder / 'report.html'}   student: {run.folder / 'student'}")
-
-
-def _generations(
-    task: CausalLM, rows: datasets.Dataset, written: dict[str, list[str]]
-) -> list[dict[str, str]]:
-    """Some prompts, their references, and what each model wrote."""
-    count = min([SHOWN, *map(len, written.values())]) if written else 0
-    return [
-        row | {name: texts[number] for name, texts in written.items()}
-        for number, row in enumerate(task.shown(rows.select(range(count))))
-    ]
-
-
-def _of_texts(run: Run, task: CausalLM | Seq2Seq) -> dict[str, Any]:
-    """What the report says of a data set of texts to be written: what was left out, and of pairs what they are."""
-    cfg, dropped = run.cfg.dataset, run.data.dropped | ({"too long": task.dropped} if task.dropped else {})
-    if isinstance(task, CausalLM):
-        return {"dropped": dropped}
-    return {
-        "dropped": dropped,
-        "source_language": cfg.source_language,
-        "target_language": cfg.target_language,
-        "prefix": cfg.prefix,
-    }
-
-
-def _translations(task: Seq2Seq, said: dict[str, Predictions]) -> dict[str, list[dict[str, Any]]]:
-    """The texts in which the student is furthest from the references and nearest to them, by chrF, with the other models' texts."""
-    scores = task.each(said["student"])
-    order = np.argsort(scores, kind="stable")
-    best = order[::-1][:EXTREMES]
-
-    def shown(row: int) -> dict[str, Any]:
-        source, reference = said["student"].pairs[row]
-        texts = {name: each.texts[row] for name, each in said.items()}
-        return {"source": source, "reference": reference, **texts, "score": float(scores[row])}
-
-    return {"worst": [shown(row) for row in order[:EXTREMES]], "best": [shown(row) for row in best]}
 
 
 def _best_validation(run: Run, name: str) -> float | None:

@@ -79,7 +79,7 @@ def plan_phases(cfg: Config) -> list[Phase]:
     stages = cfg.stages or {"": StageConfig(trainer=cfg.trainer)}
     phases = [_phase(cfg, name, stage, name == list(stages)[-1]) for name, stage in stages.items()]
     if cfg.student.quantization is not None:
-        quantization = FakeQuantization(cfg.student.quantization, writes=cfg.dataset.kind == "causal_lm")
+        quantization = FakeQuantization(cfg.student.quantization, writes=cfg.dataset.spec.writes)
         quantized = dataclasses.replace(
             phases[-1],
             name=QUANTIZED,

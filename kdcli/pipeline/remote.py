@@ -20,7 +20,7 @@ from kdcli.data.filters import kept, own_function
 from kdcli.data.splits import SPLITS
 from kdcli.errors import TeacherError
 from kdcli.evaluation.predict import predictions_from_teacher
-from kdcli.files import digest, write_json, write_text
+from kdcli.files import write_json, write_text
 from kdcli.models.checkpoint import load_tokenizer
 from kdcli.pipeline.cache import write_rows
 from kdcli.pipeline.plan import Run, TeacherData
@@ -55,7 +55,9 @@ def announce_cost(run: Run, remote: RemoteTeacher) -> None:
 def _estimate_text(estimate: Estimate, name: str) -> str:
     before = f", of which {estimate.in_ledger:,} are answered in the ledger" if estimate.in_ledger else ""
     queries = f"{estimate.questions:,} queries to {name}{before}"
-    if estimate.completion_tokens == 0 and estimate.cost is None:  # it writes nothing, and tokens have no price
+    if (
+        estimate.completion_tokens == 0 and estimate.cost is None
+    ):  # it writes nothing, and tokens have no price
         return queries
     written = (
         "any number of" if estimate.completion_tokens is None else f"at most {estimate.completion_tokens:,}"
@@ -66,8 +68,7 @@ def _estimate_text(estimate: Estimate, name: str) -> str:
             f"they cost about {estimate.cost:.2f}" if estimate.cost >= 0.005 else "they cost less than 0.01"
         )
     return (
-        f"{queries}: about {estimate.prompt_tokens:,} prompt tokens and {written} completion "
-        f"tokens; {cost}"
+        f"{queries}: about {estimate.prompt_tokens:,} prompt tokens and {written} completion tokens; {cost}"
     )
 
 
@@ -168,9 +169,11 @@ def remote_rollouts(
 
         prompts = list(rows)
         if rollout.expand:
-            known = [_prompt(row) for split in SPLITS for row in run.data[split]]
-            texts = remote.expand([_prompt(row) for row in rows], known, rollout.expand, run.cfg.seed, show)
-            prompts += [_with_prompt(prompts[0], text) for text in texts]
+            known = [run.task.prompt(row) for split in SPLITS for row in run.data[split]]
+            texts = remote.expand(
+                [run.task.prompt(row) for row in rows], known, rollout.expand, run.cfg.seed, show
+            )
+            prompts += [run.task.with_prompt(prompts[0], text) for text in texts]
         for row, completions, truncated in remote.completions(prompts, rollout, show):
             dropped[CUT] += truncated
             completed += [
@@ -189,24 +192,6 @@ def remote_rollouts(
     write_rows(run, "rollouts", table)
     require_rows(run, table)
     return table, dropped
-
-
-def _prompt(row: Mapping[str, Any]) -> str:
-    """The prompt of a row: the first message of the user, the prompt, or the source."""
-    if "messages" in row:
-        return next((turn["content"] for turn in row["messages"] if turn["role"] == "user"), "")
-    return str(row["prompt"] if "prompt" in row else row["source"])
-
-
-def _with_prompt(row: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """A row in the form of another one, with a new prompt and no completion."""
-    if "messages" in row:
-        columns: dict[str, Any] = {
-            "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
-        }
-    else:
-        columns = {"prompt": text, "completion": ""} if "prompt" in row else {"source": text, "target": None}
-    return {**row, **columns, "id": digest("expanded", text)[:32]}
 
 
 def _extra(usage: Usage) -> str:

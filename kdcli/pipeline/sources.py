@@ -6,6 +6,7 @@ from accelerate import PartialState
 
 from kdcli.config.components import build
 from kdcli.config.schema import Distill as Config
+from kdcli.config.tasks import packaged_specs
 from kdcli.config.types import Component
 from kdcli.data.dataset import Data
 from kdcli.errors import ConfigError
@@ -17,7 +18,6 @@ from kdcli.pipeline.cache import is_saved
 from kdcli.pipeline.keys import NewModel, cache_path
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks import task_of
-from kdcli.tasks.seq2seq.task import Seq2Seq
 from kdcli.teachers.remote.protocol import RemoteTeacher
 
 
@@ -50,7 +50,7 @@ def _remote_student_source(cfg: Config, data: Data, state: PartialState) -> Chec
         source = find(cfg.student.model_copy(update=path), "student.init_from")
         if not task.vocabulary or has_head(source, task):
             return source
-    if isinstance(task, Seq2Seq):
+    if task.spec.from_scratch:
         return _new_model(cfg, cfg.student, data, state)
     raise ConfigError(
         f"a student for {cfg.dataset.kind} needs a checkpoint of the kind to begin with, and the teacher has none here; give student.path "
@@ -64,9 +64,10 @@ def _new_model(cfg: Config, component: Component, data: Data, state: PartialStat
     Raises:
         ConfigError: the data are not pairs.
     """
-    if cfg.dataset.kind != "seq2seq":
+    if not cfg.dataset.spec.from_scratch:
+        tasks = " or ".join(name for name, spec in packaged_specs() if spec.from_scratch)
         raise ConfigError(
-            f"teacher.from_scratch: a new model is trained on pairs (seq2seq), not for {cfg.dataset.kind}; give teacher.path"
+            f"teacher.from_scratch: a new model is trained for {tasks}, not for {cfg.dataset.kind}; give teacher.path"
         )
     initializer: EncoderDecoder = build(component, EncoderDecoder)
     folder = cache_path(NewModel.of(cfg, component, data["train"]))

@@ -41,8 +41,6 @@ from kdcli.pipeline.plan import (
 from kdcli.pipeline.stages import Stages
 from kdcli.pipeline.teacher import teacher_predictions
 from kdcli.rundir import METRICS, UNQUANTIZED
-from kdcli.tasks.causal_lm.task import CausalLM
-from kdcli.tasks.token_classification.task import TokenClassification
 from kdcli.teachers.aligned import AlignedTeacher
 from kdcli.teachers.base import Teacher
 from kdcli.training.batches import planned_steps
@@ -129,7 +127,7 @@ def _student_outputs(run: Run, teacher_data: TeacherData, student: Checkpoint) -
     """The teacher of each split at the student's positions. A translation model with another tokenizer has none: it learns from texts alone."""
     if not teacher_data.outputs or run.shared:
         return teacher_data.outputs
-    if not isinstance(run.task, CausalLM):
+    if not run.task.aligns:
         return {}
     tokenizers = load_tokenizer(teacher_data.teacher), load_tokenizer(student)
     return {
@@ -145,7 +143,7 @@ def _require_max_length(run: Run, student: Checkpoint) -> None:
     Raises:
         DataError
     """
-    if not isinstance(run.task, TokenClassification):
+    if not run.task.fits_rows:
         return
     tokenizer = load_tokenizer(student)
     if tokenizer.get_vocab() == load_tokenizer(run.initializer.source or run.sources[0]).get_vocab():

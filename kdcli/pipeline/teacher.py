@@ -33,14 +33,13 @@ from kdcli.pipeline.stages import Stages
 from kdcli.pipeline.validate import require_rows, storing_temperature
 from kdcli.rundir import METRICS
 from kdcli.tasks.base import Predictions
-from kdcli.tasks.seq2seq.task import Seq2Seq
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.cached import CachedTeacher
 from kdcli.teachers.ensemble import Ensemble
 from kdcli.training.batches import planned_steps
 from kdcli.training.distiller import Distiller
 from kdcli.training.job import TrainJob
-from kdcli.training.preflight import translates
+from kdcli.training.preflight import check_texts
 from kdcli.training.trainer import train
 
 AUGMENTED = 1024
@@ -54,9 +53,8 @@ def prepare_teacher_data(run: Run, stages: Stages) -> TeacherData:
         return remote_teacher_data(run, stages, run.remote, rows)
     teachers = [tuned_teacher(run, stages, member) for member in range(len(run.sources))]
     load_teacher = functools.cache(lambda: open_teacher(run, teachers))
-    if isinstance(run.task, Seq2Seq):
-        lenient = run.is_lenient(run.cfg.teacher.trainer)
-        translates(load_teacher(), teachers[0], run.task, run.data["validation"], run.max_length, lenient)
+    lenient = run.is_lenient(run.cfg.teacher.trainer)
+    check_texts(load_teacher, teachers[0], run.task, run.data["validation"], run.max_length, lenient)
     rows, dropped = teacher_rollouts(run, stages, teachers, load_teacher, rows)
     outputs = teacher_outputs(run, stages, teachers, load_teacher, rows)
     return TeacherData(teachers, load_teacher, rows, outputs, dropped)

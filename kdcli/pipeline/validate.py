@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 
 import datasets
-import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +14,6 @@ from kdcli.config.components import build, locate
 from kdcli.config.schema import Distill as Config
 from kdcli.data.dataset import Data, require_batch
 from kdcli.errors import ConfigError, ModelError, TeacherError
-from kdcli.generation import max_prompt_tokens, require_room
 from kdcli.models.checkpoint import (
     Checkpoint,
     has_head,
@@ -25,10 +23,6 @@ from kdcli.models.checkpoint import (
     same_vocabulary,
 )
 from kdcli.pipeline.plan import OWN, STUDENT, Phase, Run
-from kdcli.tasks.causal_lm.task import CausalLM
-from kdcli.tasks.encoded import Encoded
-from kdcli.tasks.rows import log_level
-from kdcli.tasks.seq2seq.task import Seq2Seq
 from kdcli.teachers.remote.protocol import RemoteTeacher
 from kdcli.training.batches import micro_batches, planned_steps
 from kdcli.training.trainer import require_trackers
@@ -100,7 +94,7 @@ def remote_teacher(cfg: Config, phases: Sequence[Phase]) -> RemoteTeacher | None
     remote: RemoteTeacher = build(cfg.teacher, RemoteTeacher)
     remote.require_supported(
         cfg,
-        writes=cfg.dataset.kind in ("causal_lm", "seq2seq"),
+        writes=cfg.dataset.spec.writes,
         outputs=any(phase.uses_teacher for phase in phases),
         features=any(phase.uses_features for phase in phases),
     )
@@ -149,9 +143,7 @@ def require_architecture(run: Run) -> None:
     has_code = initializer.source is not None and initializer.source.code
     if architecture is None or task.supports_architecture(architecture) or has_code:
         return
-    new = {"seq2seq": "translator-tiny or translator-small", "causal_lm": "smollm2-30m or smollm2-60m"}.get(
-        run.cfg.dataset.kind
-    )
+    new = run.cfg.dataset.spec.new_students
     raise ConfigError(
         f"student: {architecture.model_type} has no model for the task {run.cfg.dataset.kind}; take {f'student={new}, ' if new else ''}"
         "student=layers or pruned (the teacher with less of it), or student=local with student.path (a checkpoint of the task)"
@@ -164,12 +156,12 @@ def require_features(run: Run) -> None:
     Raises:
         ConfigError
     """
-    terms = [name for phase in run.phases for name, loss in phase.losses.items() if loss.features]
-    if terms and isinstance(run.task, Seq2Seq):
+    losses = [item for phase in run.phases for item in phase.losses.items()]
+    terms = [name for name, loss in losses if not loss.features <= run.task.features]
+    if terms:
         raise ConfigError(
-            f"loss: the features of a model with an encoder and a decoder are not captured, and {', '.join(dict.fromkeys(terms))} reads them; "
-            "leave out what reads hidden states, attention or relations (translators learn from the teacher's outputs: loss=forward_kl, "
-            "reverse_kl, jsd …)"
+            f"loss: {', '.join(dict.fromkeys(terms))} reads features (hidden states, attention or relations) that are not captured from models of "
+            f"the task {run.cfg.dataset.kind}; take a loss of the teacher's outputs (loss=forward_kl, reverse_kl, jsd …)"
         )
 
 
@@ -241,8 +233,8 @@ def shares_tokens(
     """
     task, splits = run.task, run.data.splits
     of_teacher = {name: run.encode(teacher_tokenizer, rows) for name, rows in splits.items()}
-    if isinstance(task, CausalLM) and not task.packs and (run.trainee, run.teacher_key) == (STUDENT, OWN):
-        _log_truncated(of_teacher["train"], run.max_length)
+    if (run.trainee, run.teacher_key) == (STUDENT, OWN):
+        task.warn_of_truncation(of_teacher["train"], run.max_length)
     if student_tokenizer is teacher_tokenizer:
         return True
     of_student = {name: run.encode(student_tokenizer, rows) for name, rows in splits.items()}
@@ -256,23 +248,12 @@ def shares_tokens(
     except ModelError as error:
         reading = [loss for phase in run.phases for loss in phase.losses.values() if loss.needs_teacher]
         compares = any(loss.by_class for loss in reading)
-        if compares or (not isinstance(task, CausalLM) and (reading or not task.writes)):
+        if compares or (not task.aligns and (reading or not task.writes)):
             remedy = "; or let it learn what the teacher writes (rollout=teacher loss.soft_label.weight=0)"
-            remedy += ", or how sure the teacher is (loss=uld)" if isinstance(task, CausalLM) else ""
+            remedy += ", or how sure the teacher is (loss=uld)" if task.aligns else ""
             raise ModelError(error.message + (remedy if task.writes else "")) from None
         return False
     return True
-
-
-def _log_truncated(rows: Encoded, max_length: int) -> None:
-    """The end of a truncated completion is not learnt."""
-    if full := int((np.diff(rows.offsets) >= max_length).sum()):
-        logger.log(
-            log_level(full, len(rows)),
-            "%d of %d training rows fill dataset.max_length = %d tokens: what is longer is cut off, and the end of its answer is not "
-            "learnt; raise it, or leave such rows out (dataset.truncation=drop)",
-            full, len(rows), max_length,
-        )  # fmt: skip
 
 
 def require_one_vocabulary(run: Run) -> None:
@@ -292,59 +273,16 @@ def require_one_vocabulary(run: Run) -> None:
         )
 
 
-def require_targets(run: Run) -> None:
-    """Every source has a target, or the teacher writes one of full length.
+def require_writer(run: Run) -> None:
+    """Models of the task write texts, which a rollout is made of.
 
     Raises:
         ConfigError
     """
-    rollout, train = run.cfg.rollout, run.data["train"]
-    if not isinstance(run.task, Seq2Seq):
-        return
-    if rollout.source != "teacher" and (missing := len(train) - len(run.data.gold)):
-        raise ConfigError(
-            f"{missing} training rows have no target (dataset.labelled, dataset.unlabelled): let the teacher "
-            "translate them (rollout=beam), or leave those keys out"
-        )
-    if rollout.source != "dataset" and rollout.max_new_tokens < run.max_length:
-        raise ConfigError(
-            f"rollout.max_new_tokens = {rollout.max_new_tokens} is below dataset.max_length = {run.max_length}: translations would be cut off, and "
-            f"the student learn to stop in the middle; give rollout.max_new_tokens={run.max_length}"
-        )
-
-
-def require_prompts(run: Run) -> None:
-    """The rows have prompts, which a rollout completes.
-
-    Raises:
-        ConfigError
-    """
-    source, kind = run.cfg.rollout.source, run.cfg.dataset.kind
     if not run.task.writes:
         raise ConfigError(
-            f"rollout.source = {source}: models of the task {kind} write nothing; leave rollout out"
+            f"rollout.source = {run.cfg.rollout.source}: models of the task {run.cfg.dataset.kind} write nothing; leave rollout out"
         )
-    if "texts" in run.data["train"].column_names:
-        raise ConfigError(
-            f"rollout.source = {source}: plain text has no prompts to answer; name dataset.prompt and "
-            "dataset.completion, or dataset.messages"
-        )
-
-
-def require_positions(run: Run) -> None:
-    """The models have positions for the prompts and the completions of rollouts and measurement.
-
-    Raises:
-        ConfigError
-    """
-    if not isinstance(run.task, CausalLM):
-        return
-    sources: list[Checkpoint] = [*run.sources, *filter(None, [run.initializer.source])]
-    for config in map(load_config, sources):
-        if run.remote is None and run.cfg.rollout.source != "dataset":
-            max_prompt_tokens(config, run.cfg.rollout.max_new_tokens, "rollout.max_new_tokens")
-        if run.cfg.measure is not None:
-            require_room(run.cfg.measure, config)
 
 
 def storing_temperature(run: Run) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -421,7 +421,7 @@ class Task(ABC):
         """
 
     def check_models(  # noqa: B027
-        self, cfg: Distill, models: Sequence[PreTrainedConfig], generate: bool
+        self, cfg: Distill, models: Iterable[PreTrainedConfig], generate: bool
     ) -> None:
         """Refuse settings of a run that its models cannot follow.
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.signals import AnySignal
-from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.base import Task
 from kdcli.teachers.base import Compress, Teacher, identity
 
 
@@ -29,7 +29,7 @@ class AlignedTeacher(Teacher):
     def __init__(
         self,
         inner: Teacher,
-        task: CausalLM,
+        task: Task,
         teacher_tokenizer: PreTrainedTokenizerBase,
         student_tokenizer: PreTrainedTokenizerBase,
         max_length: int,

@@ -6,6 +6,7 @@ Each finding has one cause and one remedy. Findings stop a run (exit code 2); in
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -28,11 +29,8 @@ ZERO = 1e-4
 """The largest loss(x, x) that counts as zero (fp32, T² up to 100)."""
 FEW = 32
 """Positions at which the loss of a perfect student is computed."""
-TRANSLATED = 32
-"""Rows that the teacher translates in the check."""
-COPIED = 0.5
-"""The share of translations that may equal their source."""
-NONE = np.empty(0)
+CHECKED_TEXTS = 32
+"""Rows for which the teacher writes a text that is checked."""
 FAR = 100.0
 """The ratio of two weighted terms beyond which the smaller one has no effect."""
 
@@ -74,43 +72,37 @@ def preflight(
         logger.warning("pre-flight: %s", finding)
 
 
-def translates(
-    teacher: Teacher, source: Checkpoint, task: Task, rows: datasets.Dataset, max_length: int, lenient: bool
+def check_texts(
+    load_teacher: Callable[[], Teacher],
+    source: Checkpoint,
+    task: Task,
+    rows: datasets.Dataset,
+    max_length: int,
+    lenient: bool,
 ) -> None:
-    """Check on a few rows that the teacher translates, and in the direction of the data, before it translates all rows.
+    """Check the texts that a teacher writes, as far as the task checks them, on a few rows before it writes all.
 
     Args:
-        source: the teacher's checkpoint.
+        load_teacher: loads it; called only if the task looks at its texts.
+        source: its checkpoint.
+        lenient: findings are warnings.
 
     Raises:
-        TeacherError: more than half of its translations are their sources.
+        TeacherError
     """
-    few = rows.select(range(min(TRANSLATED, len(rows))))
-    examples = list(few)
-    written = teacher.write(examples, Rollout(sampling_temperature=0.0, max_new_tokens=256), 0)
-    texts = [text or "" for text in written]
-    copied = task.scores(
-        Predictions({}, NONE, NONE, texts, [(row["source"], row["target"]) for row in examples])
-    )["copied"]
-    if copied > COPIED:
-        finding = (
-            f"the teacher copies its source: {copied:.0%} of {len(examples)} texts are what it was given; is it for these languages (dataset.prefix, "
-            "dataset.source_language, dataset.target_language), or was it trained long enough (teacher.trainer.epochs)?"
-        )
+
+    def generate(some: Sequence[Mapping[str, Any]]) -> list[str]:
+        texts = load_teacher().write(some, Rollout(sampling_temperature=0.0, max_new_tokens=256), 0)
+        return [text or "" for text in texts]
+
+    def log_prob(some: datasets.Dataset) -> float:
+        return float(np.mean(likelihoods(load_teacher(), source, task, some, max_length)))
+
+    few = rows.select(range(min(CHECKED_TEXTS, len(rows))))
+    for finding in task.teacher_findings(few, generate, log_prob):
         if not lenient:
             raise TeacherError(f"the pre-flight stopped the run:\n  {finding}")
         logger.warning("pre-flight: %s", finding)
-    swapped = few.rename_columns({"source": "target", "target": "source"})
-    right, wrong = (
-        float(np.mean(likelihoods(teacher, source, task, each, max_length))) for each in (few, swapped)
-    )
-    if wrong > right:
-        logger.warning(
-            "pre-flight: the teacher finds the sources likelier as translations of the targets (%.2f nats a token) than the targets as "
-            "those of the sources (%.2f): are dataset.source and dataset.target swapped?",
-            wrong,
-            right,
-        )
 
 
 def _check_teacher(

@@ -634,7 +634,9 @@ def test_an_export_needs_the_student_alone(
     assert launch("export", [f"run={copy}", "hardware.precisions=[fp32]", *quick]) == 0
     assert launch("export", [f"run={copy}", "hardware=browser", *quick]) == 2
     said = capsys.readouterr().err
-    assert re.search(r"shows the teacher's predictions, and \S+test.teacher.safetensors is gone; remove", said)
+    assert re.search(
+        r"shows the teacher's predictions, and \S+test.teacher.safetensors is gone; remove", said
+    )
     assert [path.name for path in (copy / "export").iterdir()] == ["cpu"]
 
 

@@ -149,9 +149,7 @@ def test_killed_and_continued(
     assert service.sent.total() <= ROWS + 4  # those that were in flight
     monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "other"))
     assert distill(options("calm")) == 0
-    weights = [
-        (tmp_path / run / "student" / "model.safetensors").read_bytes() for run in ("killed", "calm")
-    ]
+    weights = [(tmp_path / run / "student" / "model.safetensors").read_bytes() for run in ("killed", "calm")]
     assert weights[0] == weights[1]
 
 
@@ -166,7 +164,11 @@ def test_killed_and_continued(
     ],
 )
 def test_what_it_does_not_support(
-    service: Service, options: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], wrong: str, key: str
+    service: Service,
+    options: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+    wrong: str,
+    key: str,
 ) -> None:
     """It is found after the answers were paid for."""
     assert distill(options("run", wrong)) == 2

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,11 +15,12 @@ from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.config.schema import Distill, Measure
-from kdcli.errors import ConfigError, DataError, ModelError, listed
+from kdcli.errors import ConfigError, DataError, ModelError
 from kdcli.files import digest
 from kdcli.generation import Reply, ends_of, max_prompt_tokens, reply, require_room
 from kdcli.signals import HiddenSignal
 from kdcli.tasks.base import Predictions
+from kdcli.tasks.causal_lm.chat import apply_template, check_template, closing, last_answer, render
 from kdcli.tasks.causal_lm.presentation import PRESENTATION
 from kdcli.tasks.causal_lm.rows import CausalLMRows
 from kdcli.tasks.causal_lm.spec import SPEC
@@ -36,17 +36,8 @@ SHOWN = 10
 """Prompts that the report shows."""
 PROMPT = 100
 """Characters of plain text that a model is given to go on from."""
-DAY = datetime.date(2024, 7, 26)
-"""Today, to chat templates that ask (Llama 3 falls back on this day): what they write must not change overnight."""
-_TODAY = (
-    "{% macro strftime_now(form) %}{{ form"
-    + "".join(f"|replace('%{code}', '{DAY.strftime(f'%{code}')}')" for code in "aAbBdeFjmuyY")
-    + f"|replace('%-d', '{DAY.day}')|replace('%-m', '{DAY.month}') }}}}{{% endmacro %}}{{{{ '' }}}}"
-)
 SPAN = 2**20
 """Characters that one turn, or one document in a packed row, may have."""
-ANSWER = "kdcli"
-"""What an assistant says where only the template around it is looked at."""
 NOWHERE = -(2**30)
 """Where a token begins that begins at no character."""
 
@@ -170,11 +161,11 @@ class CausalLM(LanguageModel):
         ends = rows["ends"][:] if written else [True] * len(rows)
         if turns is not None:
             check_template(tokenizer)
-            close = _close(tokenizer)
+            close = closing(tokenizer)
             rendered = []
             for name, conversation, end in zip(rows["id"][:], turns, ends, strict=True):
                 try:
-                    rendered.append(_render(tokenizer, conversation, close, end))
+                    rendered.append(render(tokenizer, conversation, close, end))
                 except DataError as error:
                     first = conversation[0]["content"][:60]
                     raise DataError(f"row {name} ({first!r}): {error.message}") from None
@@ -216,7 +207,7 @@ class CausalLM(LanguageModel):
         lost = [] if written else [at for at, row in enumerate(labels) if not (row[1:] != IGNORE).any()]
         if lost:
             said = turns[lost[0]] if turns is not None else []
-            shown = said[_last(said) - 1]["content"] if said else rendered[lost[0]][0]
+            shown = said[last_answer(said) - 1]["content"] if said else rendered[lost[0]][0]
             raise DataError(
                 f"row {rows['id'][lost[0]]} ({shown[:60]!r}): no token of its completion is within dataset.max_length = "
                 f"{max_length} tokens: the prompt fills them; so it is with {len(lost)} of {len(labels)} rows. Raise dataset.max_length, "
@@ -297,7 +288,7 @@ class CausalLM(LanguageModel):
         if conversations is None:
             return [[row["prompt"]] for row in self.shown(rows)]
         return [
-            [_written(tokenizer, turns[: _last(turns)], add_generation_prompt=True)]
+            [apply_template(tokenizer, turns[: last_answer(turns)], add_generation_prompt=True)]
             for turns in conversations
         ]
 
@@ -314,7 +305,7 @@ class CausalLM(LanguageModel):
             return [{"prompt": prompt, "reference": completion} for prompt, completion in pairs]
         found = []
         for turns in conversations:
-            last = _last(turns)
+            last = last_answer(turns)
             said = [turn["content"] for turn in turns[:last]]
             found.append({"prompt": "\n\n".join(said), "reference": turns[last]["content"]})
         return found
@@ -347,7 +338,7 @@ class CausalLM(LanguageModel):
         if not self.chat:
             return []
         added = tokenizer.added_tokens_decoder
-        ids = tokenizer(_close(tokenizer), add_special_tokens=False)["input_ids"]
+        ids = tokenizer(closing(tokenizer), add_special_tokens=False)["input_ids"]
         return [token for token in ids if token in added and added[token].special][:1]
 
     def prompt(self, row: Mapping[str, Any]) -> str:
@@ -365,7 +356,12 @@ class CausalLM(LanguageModel):
     def with_completion(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
         """The row with another answer to its prompt: the last turn of the assistant, or the completion."""
         answer = (
-            {"messages": [*row["messages"][: _last(row["messages"])], {"role": "assistant", "content": text}]}
+            {
+                "messages": [
+                    *row["messages"][: last_answer(row["messages"])],
+                    {"role": "assistant", "content": text},
+                ]
+            }
             if "messages" in row
             else {"completion": text}
         )
@@ -373,7 +369,19 @@ class CausalLM(LanguageModel):
 
     # ---- run and report ------------------------------------------------------------------------------------
 
-    def check_models(self, cfg: Distill, models: Sequence[PreTrainedConfig], generate: bool) -> None:
+    def check_rows(self, cfg: Distill, rows: int, gold: int) -> None:
+        """There are prompts, if a rollout is to complete them.
+
+        Raises:
+            ConfigError
+        """
+        if self.packs and cfg.rollout.source != "dataset":
+            raise ConfigError(
+                f"rollout.source = {cfg.rollout.source}: plain text has no prompts to answer; name dataset.prompt and "
+                "dataset.completion, or dataset.messages"
+            )
+
+    def check_models(self, cfg: Distill, models: Iterable[PreTrainedConfig], generate: bool) -> None:
         """They have positions for what they are to write in the run.
 
         Raises:
@@ -484,92 +492,6 @@ def _encoded(
 def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token that a text begins with, if this tokenizer has one."""
     return list(tokenizer("", add_special_tokens=True)["input_ids"][:1])
-
-
-def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A conversation can be rendered, and its roles can be told apart.
-
-    Raises:
-        DataError
-    """
-    if not tokenizer.chat_template:
-        raise DataError(
-            "the data are conversations, and this model's tokenizer has no chat template; use an instruction-tuned model, "
-            "put a chat_template.jinja beside its tokenizer, or use prompt and completion with dataset.chat=false"
-        )
-    first = {"role": "user", "content": "x"}
-    answered = _written(tokenizer, [first, {"role": "assistant", "content": "y"}])
-    try:
-        repeated = _written(tokenizer, [first, {"role": "user", "content": "y"}])
-    except DataError:
-        return  # it insists on turns that alternate
-    if answered == repeated:
-        raise DataError(
-            "the chat template renders a user's and an assistant's turn alike: the model could not tell who speaks; repair "
-            "the template beside its tokenizer (chat_template.jinja)"
-        )
-
-
-def _last(turns: Sequence[Mapping[str, str]]) -> int:
-    """The assistant's last turn."""
-    return max(place for place, turn in enumerate(turns) if turn["role"] == "assistant")
-
-
-def _close(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the chat template writes after what the assistant says, without the space at its end."""
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": ANSWER}]
-    _, found, after = _written(tokenizer, turns).rpartition(ANSWER)
-    return after.rstrip() if found else ""
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], close: str, ends: bool = True
-) -> tuple[str, list[tuple[int, int]]]:
-    """A conversation as the template writes it, up to the assistant's last turn, and where the assistant speaks.
-
-    An earlier turn of the assistant counts only if the template writes it the same with and without what follows (some
-    leave out what was thought). An answer that says nothing, which some templates refuse, is the close alone.
-
-    Args:
-        close: what closes the assistant's turn.
-        ends: the last turn is closed.
-    """
-    last = _last(turns)
-    prompt = _written(tokenizer, turns[:last], add_generation_prompt=True)
-    said = turns[last]["content"].strip()
-    whole = _written(tokenizer, turns[: last + 1]).rstrip() if said else prompt + close
-    whole = whole if ends else whole.removesuffix(close)
-    spans = []
-    for place, turn in enumerate(turns[:last]):
-        if turn["role"] != "assistant":
-            continue
-        try:
-            before = _written(tokenizer, turns[:place], add_generation_prompt=True)
-        except DataError:  # there is nothing before it, say
-            continue
-        after = _written(tokenizer, turns[: place + 1]).rstrip()
-        if whole.startswith(before) and whole.startswith(after) and len(after) > len(before):
-            spans.append((len(before), len(after)))
-    if said and not (whole.startswith(prompt) and len(whole) > len(prompt)):
-        raise DataError(
-            "the chat template writes the assistant's last turn in a way that does not begin with its generation prompt: "
-            f"{prompt[-60:]!r} is not how {whole[-120:]!r} begins; repair the template (chat_template.jinja)"
-        )
-    return whole, [*spans, (len(prompt), len(whole))]
-
-
-def _written(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:
-    try:
-        template = tokenizer.get_chat_template()
-        if "strftime_now" in template:
-            template = _TODAY + template
-        return str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
-    except Exception as error:  # jinja2 raises what the template says
-        roles = listed(turn["role"] for turn in turns) or "no turns"
-        raise DataError(
-            f"the chat template refuses a conversation of {roles}: {error}; leave out what it does not take (a system's turn, "
-            "say), or use a model whose template does"
-        ) from None
 
 
 @torch.no_grad()
