@@ -377,27 +377,27 @@ def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, tmp_path: Path, m
                 "teacher.from_scratch._target_=kdcli.students.pruning.layers.Layers",
                 "teacher.from_scratch.num_hidden_layers=1",
             ],
-            "born: a new model has no path",
+            "from_scratch: a new model has no path",
         ),
         (["rollout=beam", "rollout.max_new_tokens=31"], "translations would be cut off"),
         (["dataset.max_length=3"], "pairs have more than dataset.max_length = 3 tokens"),
         (["student.hidden_size=15"], "hidden_size = 15 is not an even multiple"),
         (
             ["loss=hidden_states"],
-            "the inside of a model with an encoder and a decoder is not looked at, and hidden_states reads it",
+            "loss: hidden_states reads features",
         ),
         (
             ["loss=attention"],
-            "and attention reads it; leave out what reads hidden states, attention or relations",
+            "not captured from models of the task seq2seq; take a loss of the teacher's outputs",
         ),
-        (["loss=relations"], "and relations reads it"),
+        (["loss=relations"], "loss: relations reads features"),
     ],
 )
 def test_bad_input(
     distil: Distil, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
 ) -> None:
     """Found after the teacher has been trained, or told as a traceback."""
-    distil("run", *[f"+{each}" if "born" in each else each for each in overrides], code=2)
+    distil("run", *[f"+{each}" if "from_scratch" in each else each for each in overrides], code=2)
     assert message in " ".join(capsys.readouterr().err.split())
 
 
