@@ -66,13 +66,6 @@ ERROR_LOG = "error.log"
 _INCIDENTAL = {".hydra", LOCK, ERROR, ERROR_LOG}
 
 
-class Exported(TypedDict):
-    """The keys of export.json that other commands read."""
-
-    hardware: str
-    student: str
-    recommended: str | None
-    artifacts: dict[str, dict[str, Any]]
 
 
 class Failure(TypedDict):
@@ -486,13 +479,6 @@ def rewrite_metrics(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda 
         write_text(path, "".join(lines))
 
 
-def read_export(folder: Path) -> dict[str, Any]:
-    """export.json of a folder that `kdcli export` wrote.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
-    return dict(read_json(folder / EXPORT, Exported, "export again: kdcli export run=RUN hardware=…"))
 
 
 def read_error(job: Path) -> dict[str, Any]:

@@ -17,13 +17,14 @@ from kdcli.environment import environment
 from kdcli.errors import ExitCode
 from kdcli.evaluation.models import Evaluator
 from kdcli.evaluation.predict import open_checkpoint
+from kdcli.evaluation.results import ExportResult
 from kdcli.exporting import snippets
 from kdcli.exporting.artifacts import Split, folder_of, generate_reference
 from kdcli.exporting.packages import required_packages
 from kdcli.exporting.plan import TEACHER_PREDICTIONS, ExportPlan, plan_export
 from kdcli.exporting.runtimes import runtime_of
 from kdcli.exporting.verify import STUDENT, Verified, compare_rounding, verify, warn_if_not_rounded
-from kdcli.files import replaced, write_json, writing
+from kdcli.files import replaced, writing
 from kdcli.measure.runtime import runtime_name
 from kdcli.report.cards import export_card
 from kdcli.report.tables import export_table
@@ -60,8 +61,8 @@ def export(cfg: Config, hardware: str) -> int:
             rows = _shown(plan, split)
             plan.target.show(folder, plan.report.dataset.name, plan.labels, rows)
         _write_instructions(folder, files.values(), result, plan, tokenizer)
-        write_json(folder / EXPORT, result)
-    export_table(result)
+        result.write(folder / EXPORT)
+    export_table(result.as_json())
     console.say(f"files: {plan.out}")
     if plan.target.hint:
         console.say(plan.target.hint.format(out=plan.out))
@@ -70,39 +71,38 @@ def export(cfg: Config, hardware: str) -> int:
 
 def _result(
     plan: ExportPlan, student: dict[str, Any], verified: Verified, rounding: dict[str, Any]
-) -> dict[str, Any]:
-    """The contents of export.json."""
-    return {
-        "schema": 1,
-        "task": plan.report.task,
-        "metric": plan.task.metric,
-        "student": plan.student.weights_hash,
-        "hardware": plan.hardware,
-        "note": plan.target.caveat,
-        "test_examples": len(plan.test),
-        "smoke": plan.report.smoke,
-        "environment": environment(required_packages(plan.target)),
+) -> ExportResult:
+    return ExportResult.of(
+        task=plan.report.task,
+        metric=plan.task.metric,
+        student=plan.student.weights_hash,
+        hardware=plan.hardware,
+        note=plan.target.caveat,
+        test_examples=len(plan.test),
+        smoke=plan.report.smoke,
+        environment=environment(required_packages(plan.target)),
         **plan.own,
-        "torch": student,
-        "artifacts": verified.artifacts,
-        "failed": verified.failed,
-        "quantization": rounding,
-        "recommended": verified.recommended,
-    }
+        torch=student,
+        artifacts=verified.artifacts,
+        failed=verified.failed,
+        quantization=rounding,
+        recommended=verified.recommended,
+    )
 
 
 def _write_instructions(
     folder: Path,
     files: Iterable[Path],
-    result: dict[str, Any],
+    result: ExportResult,
     plan: ExportPlan,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Write the scripts that run the files without kdcli, for each runtime that of the recommended or else smallest file, and the model card."""
-    artifacts, scripts = result["artifacts"], {}
+    scripts: dict[str, list[tuple[Path, str]]] = {}
+    sizes = {name: entry.bytes or 0 for name, entry in result.artifacts.items()}
     paths = {path.name: path for path in files}
     values = plan.task.snippet_constants(tokenizer, plan.max_length)
-    for name in sorted(artifacts, key=lambda name: (name != result["recommended"], artifacts[name]["bytes"])):
+    for name in sorted(sizes, key=lambda name: (name != result.recommended, sizes[name])):
         path = paths[name]
         runtime = runtime_name(runtime_of(path) or "")
         if runtime and runtime not in scripts:
@@ -111,7 +111,9 @@ def _write_instructions(
                 (file.relative_to(folder), file.read_text(encoding="utf-8")) for file in written
             ]
     card = export_card(
-        result, plan.report.as_json(), [each for of_runtime in scripts.values() for each in of_runtime]
+        result.as_json(),
+        plan.report.as_json(),
+        [each for of_runtime in scripts.values() for each in of_runtime],
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

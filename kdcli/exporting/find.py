@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdcli.errors import ConfigError, ModelError
+from kdcli.evaluation.results import read_export
 from kdcli.exporting.artifacts import folder_of, require_unchanged
 from kdcli.exporting.runtimes import runtime_of
 from kdcli.files import require_inside, require_name, user_path
 from kdcli.model_files import require_folder
 from kdcli.models.checkpoint import Checkpoint
-from kdcli.rundir import EXPORT, read_export
+from kdcli.rundir import EXPORT
 
 
 def find_artifact(name: str, run: Path | None) -> Path:
@@ -44,15 +45,15 @@ def _recommended(path: Path) -> Path:
     if not (path / EXPORT).is_file():
         return path
     result = read_export(path)
-    if result["recommended"] is None:
+    if result.recommended is None:
         raise ConfigError(
-            f"none of the files in {path} is within its tolerance and budget; name one: {', '.join(result['artifacts'])}"
+            f"none of the files in {path} is within its tolerance and budget; name one: {', '.join(result.artifacts)}"
         )
-    found = sorted(path.rglob(require_name(str(result["recommended"]), f"{path / EXPORT}: recommended")))
+    found = sorted(path.rglob(require_name(result.recommended, f"{path / EXPORT}: recommended")))
     if not found:
         raise ModelError(
-            f"{result['recommended']}, which {path / EXPORT} recommends, is gone; export again: "
-            f"kdcli export run=RUN hardware={result['hardware']}"
+            f"{result.recommended}, which {path / EXPORT} recommends, is gone; export again: "
+            f"kdcli export run=RUN hardware={result.hardware}"
         )
     return require_inside(path, found[0], f"{path / EXPORT}: recommended")
 
@@ -63,12 +64,14 @@ def _require_exported(artifact: Path, run: Path | None) -> None:
     if record is None:
         return
     result = read_export(record.parent)
-    student = result.get("student")
-    if run is not None and student and student != Checkpoint(run / "student", "student").weights_hash:
+    if (
+        run is not None
+        and result.student
+        and result.student != Checkpoint(run / "student", "student").weights_hash
+    ):
         raise ModelError(
             f"{artifact} was made from another student than {run / 'student'}; export that one anew, or leave run= away "
             "and name the data set (dataset=…)"
         )
-    require_unchanged(
-        artifact, result["hardware"], result["artifacts"].get(artifact.name, {}).get("sha256", {})
-    )
+    if (entry := result.artifacts.get(artifact.name)) is not None:
+        require_unchanged(artifact, result.hardware, entry.sha256)

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdcli import console, processes, rundir
 from kdcli.errors import ConfigError, ExitCode, abbreviated
-from kdcli.evaluation.results import is_finished, read_report
+from kdcli.evaluation.results import is_finished, read_export, read_report
 from kdcli.launch.argv import parse_overrides, quote_override
 from kdcli.launch.choices import matches_glob
 from kdcli.launch.compose import (
@@ -255,7 +255,7 @@ def _sweep_row(run: Path) -> dict[str, Any]:
 def _export_row(job: Path) -> dict[str, Any]:
     if not (job / rundir.EXPORT).is_file():
         return {"exit_code": ExitCode.FAILED, "message": "did not finish"}
-    return rundir.read_export(job)
+    return read_export(job).as_json()
 
 
 def _eval_row(job: Path) -> dict[str, Any]:
