@@ -106,9 +106,9 @@ def tuned_teacher(run: Run, stages: Stages, member: int) -> Checkpoint:
             stages.skip(name, "tuned before, from the cache")
         else:
             _tune(run, stages, member, folder)
-            if run.state.is_main_process:
-                write_json(folder / NOTE, dataclasses.asdict(key))
-            run.state.wait_for_everyone()
+        if run.state.is_main_process and not (folder / NOTE).exists():  # also after a kill between the two
+            write_json(folder / NOTE, dataclasses.asdict(key))
+        run.state.wait_for_everyone()
     return Checkpoint(folder, source.name, source.commit, source.code)
 
 
