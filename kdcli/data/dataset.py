@@ -75,7 +75,8 @@ def with_gold(rows: datasets.Dataset, wanted: bool = True) -> datasets.Dataset:
         gold = (target is not None for target in rows["target"][:])
     else:
         return rows if wanted else rows.select([])
-    return rows.select([row for row, has in enumerate(gold) if has == wanted])
+    chosen = [row for row, has in enumerate(gold) if has == wanted]
+    return rows if len(chosen) == len(rows) else rows.select(chosen)
 
 
 def load(cfg: DatasetConfig) -> Data:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
-
-import datasets
 
 import kdcli
 from kdcli import console
 from kdcli.config.schema import Distill as Config
 from kdcli.errors import ExportError, KDError
-from kdcli.evaluation.compare import score, verdict
+from kdcli.evaluation.compare import verdict
+from kdcli.evaluation.models import Evaluator
 from kdcli.evaluation.predict import (
     combine_members,
     examine,
@@ -25,10 +25,8 @@ from kdcli.evaluation.predict import (
 )
 from kdcli.evaluation.results import Report
 from kdcli.files import write_text
-from kdcli.measure.models import measure_checkpoint
-from kdcli.measure.process import Process
 from kdcli.measure.spec import UNKNOWN
-from kdcli.models.checkpoint import Checkpoint, load_tokenizer
+from kdcli.models.checkpoint import Checkpoint
 from kdcli.pipeline.plan import STUDENT, Run, TeacherData
 from kdcli.pipeline.remote import endpoint_report
 from kdcli.pipeline.stages import read_stage_times
@@ -38,145 +36,182 @@ from kdcli.report.page import write_html
 from kdcli.report.tables import final_table
 from kdcli.report.verdict import verdict_text
 from kdcli.rundir import METRICS, REPORT, UNQUANTIZED, read_metrics
-from kdcli.tasks.base import Predictions
 
-UNSEEN: dict[str, Any] = {"parameters": None, "bytes": None, "score": None, "scores": {}, **asdict(UNKNOWN)}
-"""What can be said of a model that one can only ask, before it was asked."""
+UNKNOWN_MODEL: dict[str, Any] = {
+    "parameters": None, "bytes": None, "score": None, "scores": {}, **asdict(UNKNOWN),
+}  # fmt: skip
+"""The entry of a remote teacher, before it is scored."""
 
 
 def evaluate(run: Run, teacher_data: TeacherData, stage: console.ProgressStage) -> dict[str, Any]:
-    """Score all models on the test split, measure them, and compare: report.json without its sentence.
+    """Score all models on the test split, measure them, and compare them.
 
     Args:
         teacher_data: of the run's own teacher.
+
+    Returns:
+        The content of report.json without the sentence of its verdict.
     """
-    task, max_length, teacher, signals = (
-        run.task,
-        run.cfg.dataset.max_length,
-        teacher_data.teacher,
-        teacher_data.outputs,
-    )
-    test = run.data["test"]
-    folders = {"teacher": teacher.path} if signals else {}
-    own = (UNQUANTIZED, "control", STUDENT)
-    folders |= {name: run.folder / name for name in own if (run.folder / name).is_dir()}
-    models: dict[str, dict[str, Any]] = {}
-    loaded: dict[str, Sequence[Checkpoint]] = {}
-    said: dict[str, Predictions] = {}
-    samples: dict[str, list[str]] = {}
-    assistants = {
-        name: run.folder / "assistants" / name for name, stage in run.cfg.stages.items() if stage.student
-    }
-    folders |= assistants
-    trainees = (run.cfg.student, *(stage.student for stage in run.cfg.stages.values() if stage.student))
-    code = teacher.code or any(each.trust_remote_code for each in trainees)
-    trained = {STUDENT: run.phases[-1].name}
+    checkpoints = _checkpoints(run, teacher_data)
+    validation = _validation_scores(run, checkpoints)
+    samples: dict[str, Sequence[str]] = {}
+    with Evaluator(run.task, run.data["test"], run.max_length, run.cfg.measure) as evaluator:
+        for done, (name, source) in enumerate(checkpoints.items()):
+            stage.update(done, extra=name, total=len(checkpoints))
+            if name == "teacher" and not run.task.writes:
+                validation[name] = _score_stored_outputs(run, teacher_data, evaluator)
+            else:
+                texts, score = _score_checkpoint(run, teacher_data, evaluator, name, source)
+                samples |= {name: texts} if texts else {}
+                validation |= {name: score} if score is not None else {}
+            path = run.folder / "predictions" / f"test.{name}.safetensors"
+            save_predictions(path, evaluator.predictions[name])
+        _measure(run, teacher_data, evaluator, checkpoints)
+    _complete_teacher(run, teacher_data, evaluator.models)
+    return _results(run, teacher_data, evaluator, validation, samples, stage.name)
+
+
+def _checkpoints(run: Run, teacher_data: TeacherData) -> dict[str, Checkpoint]:
+    """The models that are compared, by name. A remote teacher that wrote texts is not among them."""
+    assistants = {name: stage.student for name, stage in run.cfg.stages.items() if stage.student}
+    trusted = any(student.trust_remote_code for student in (run.cfg.student, *assistants.values()))
+    trained = (UNQUANTIZED, "control", STUDENT)
+    folders = {"teacher": teacher_data.teacher.path} if teacher_data.outputs else {}
+    folders |= {name: run.folder / name for name in trained if (run.folder / name).is_dir()}
+    folders |= {name: run.folder / "assistants" / name for name in assistants}
+    code = teacher_data.teacher.code or trusted
+    return {name: Checkpoint(folder, name, code=code) for name, folder in folders.items()}
+
+
+def _validation_scores(run: Run, names: Iterable[str]) -> dict[str, float | None]:
+    """The best validation score in metrics.jsonl of each model's last phase."""
+    phases = {STUDENT: run.phases[-1].name}
     if run.quantization is not None:
-        trained |= {UNQUANTIZED: run.phases[-2].name, "control": "control/quantized"}
-    validation = {name: _best_validation(run, trained.get(name, name)) for name in folders}
-    for done, (name, folder) in enumerate(folders.items()):
-        stage.update(done, extra=name, total=len(folders))
-        source = Checkpoint(folder, name, code=code)
-        if name == "teacher" and not task.writes:  # its answers are there already
-            said[name], _ = teacher_predictions(run, teacher_data, "test")
-            before, _ = teacher_predictions(run, teacher_data, "validation")
-            known = {"parameters": None, "bytes": None}
-            models[name] = (
-                known
-                if run.remote is not None
-                else combine_members([size(each, task) for each in teacher_data.teachers])
-            )
-        else:
-            model, tokenizer = open_checkpoint(source, task, max_length)
-            told = outputs_by_row(signals["test"], test) if name != "teacher" and run.shared else None
-            models[name], said[name] = examine(source, model, tokenizer, task, test, max_length, told)
-            if name == "teacher":  # it is run, as what was stored of it lacks rare tokens
-                _, before = examine(source, model, tokenizer, task, run.data["validation"], max_length)
-            if texts := task.generate_samples(model, tokenizer, test, max_length, run.cfg.measure):
-                samples[name] = texts
-            if not run.shared and name == "teacher":
-                student = Checkpoint(run.folder / "student", "student")
-                said[name] = in_student_tokens(task, said[name], student, test, max_length)
-            del model  # before the next one is loaded
-        if name == "teacher":
-            validation[name] = float(task.scores(before)[task.metric])
-        save_predictions(run.folder / "predictions" / f"test.{name}.safetensors", said[name])
-        models[name] |= score(task, said[name])
-        if name in samples:
-            models[name]["scores"] |= task.sample_scores(samples[name], said[name], test)
-        if name != "teacher" or run.remote is None:
-            loaded[name] = teacher_data.teachers if name == "teacher" else [source]
-    for name, needs in _resources(run, loaded, test).items():
-        models[name] |= needs
+        phases |= {UNQUANTIZED: run.phases[-2].name, "control": "control/quantized"}
+    best: dict[str, float] = {}
+    for line in read_metrics(run.folder / METRICS):
+        if "eval/score" in line:
+            best[line["stage"]] = max(line["eval/score"], best.get(line["stage"], -math.inf))
+    return {name: best.get(phases.get(name, name)) for name in names}
+
+
+def _score_stored_outputs(run: Run, teacher_data: TeacherData, evaluator: Evaluator) -> float:
+    """Score the teacher by its stored outputs, without running it.
+
+    Returns:
+        Its score on the validation split.
+    """
+    entry: dict[str, Any] = {"parameters": None, "bytes": None}
+    if run.remote is None:
+        entry = combine_members([size(teacher, run.task) for teacher in teacher_data.teachers])
+    evaluator.score("teacher", entry, teacher_predictions(run, teacher_data, "test")[0])
+    predictions, _ = teacher_predictions(run, teacher_data, "validation")
+    return float(run.task.scores(predictions)[run.task.metric])
+
+
+def _score_checkpoint(
+    run: Run, teacher_data: TeacherData, evaluator: Evaluator, name: str, source: Checkpoint
+) -> tuple[Sequence[str], float | None]:
+    """Run a model on the test split, and score it.
+
+    Returns:
+        The texts that it generates, and the teacher's score on the validation split (None: it is not the teacher).
+    """
+    task, rows, max_length = run.task, evaluator.rows, run.max_length
+    model, tokenizer = open_checkpoint(source, task, max_length)
+    outputs, convert, validation = None, None, None
+    if name != "teacher" and run.shared:
+        outputs = outputs_by_row(teacher_data.outputs["test"], rows)
+    elif name == "teacher" and not run.shared:
+        student = Checkpoint(run.folder / STUDENT, STUDENT)
+        convert = functools.partial(
+            in_student_tokens, task, student=student, rows=rows, max_length=max_length
+        )
+    predictions = evaluator.predict(name, source, model, tokenizer, outputs, convert)
+    if name == "teacher":  # its stored outputs lack unlikely tokens
+        _, own = examine(source, model, tokenizer, task, run.data["validation"], max_length)
+        validation = float(task.scores(own)[task.metric])
+    samples = task.generate_samples(model, tokenizer, rows, max_length, run.cfg.measure)
+    if samples:
+        evaluator.models[name]["scores"] |= task.sample_scores(samples, predictions, rows)
+    return samples, validation
+
+
+def _measure(
+    run: Run, teacher_data: TeacherData, evaluator: Evaluator, checkpoints: Mapping[str, Checkpoint]
+) -> None:
+    """Measure speed and memory of the models, the student interleaved with a teacher that is a single model."""
+    try:
+        for name, source in checkpoints.items():
+            if name != "teacher":
+                evaluator.measure(name, [source], interleaved=name == STUDENT)
+            elif run.remote is None:
+                evaluator.measure(name, teacher_data.teachers, keep_alive=True)
+    except ExportError as error:  # the training is done and stays: the run failed, and can be continued
+        raise KDError(error.message) from error
+
+
+def _complete_teacher(run: Run, teacher_data: TeacherData, models: dict[str, dict[str, Any]]) -> None:
+    """Add to the teacher's entry where its checkpoints are."""
+    paths = [str(teacher.path) for teacher in teacher_data.teachers]
     if run.remote is not None:
-        models["teacher"] = UNSEEN | models.get("teacher", {})
-    models["teacher"]["path"] = None if run.remote is not None else str(teacher.path)
-    if teacher_data.teachers[1:]:
-        models["teacher"] |= {"path": None, "members": [str(each.path) for each in teacher_data.teachers]}
-    shown: dict[str, Any] = {}
+        models["teacher"] = UNKNOWN_MODEL | models.get("teacher", {}) | {"path": None}
+    elif len(paths) == 1:
+        models["teacher"]["path"] = paths[0]
+    else:
+        models["teacher"] |= {"path": None, "members": paths}
+
+
+def _results(
+    run: Run,
+    teacher_data: TeacherData,
+    evaluator: Evaluator,
+    validation: Mapping[str, float | None],
+    samples: Mapping[str, Sequence[str]],
+    current_stage: str,
+) -> dict[str, Any]:
+    task, models, predictions = run.task, evaluator.models, evaluator.predictions
+    assistants = [name for name, stage in run.cfg.stages.items() if stage.student]
+    endpoint = {}
     if run.remote is not None:
-        shown = {"endpoint": endpoint_report(run, run.remote, teacher_data)}
-    shown |= task.report_sections(test, said, samples, run.cfg.measure)
-    return shown | {
+        endpoint = {"endpoint": endpoint_report(run, run.remote, teacher_data)}
+    return {
+        **endpoint,
+        **task.report_sections(evaluator.rows, predictions, samples, run.cfg.measure),
         "task": run.cfg.dataset.kind,
-        "metric": run.task.metric,
-        "test_examples": len(test),
+        "metric": task.metric,
+        "test_examples": len(evaluator.rows),
         "smoke": run.cfg.smoke,
         "seed": run.cfg.seed,
         "labels": run.data.labels,
-        "dataset": {
-            "name": run.names["dataset"],
-            "train": len(run.data["train"]),
-            "labelled": len(run.data.gold),
-            "augmented": len(teacher_data.rows) - len(run.data["train"]) if run.cfg.dataset.augment else 0,
-            "validation": len(run.data["validation"]),
-            "test": len(test),
-            "fingerprint": run.data.fingerprint,
-        }
-        | (  # those of a remote teacher stand in the section "endpoint"
-            {"answers_left_out": dict(teacher_data.dropped)}
-            if teacher_data.dropped and run.remote is None
-            else {}
-        )
-        | task.dataset_summary(run.cfg.dataset, run.data.dropped),
+        "dataset": _dataset(run, teacher_data),
         "loss": _terms(run.cfg),
-        "stages": [
-            each for each in read_stage_times(run.folder) if each["name"] != stage.name
-        ],  # this one has not ended
+        "stages": [time for time in read_stage_times(run.folder) if time["name"] != current_stage],
         "validation_score": validation,
         "models": {name: entry for name, entry in models.items() if name not in assistants},
         "assistants": {name: models[name] for name in assistants},
-        "verdict": verdict(run.task, models, said, run.shared),
+        "verdict": verdict(task, models, predictions, run.shared),
     }
 
 
-def _resources(
-    run: Run, models: Mapping[str, Sequence[Checkpoint]], rows: datasets.Dataset
-) -> dict[str, dict[str, Any]]:
-    """Speed and memory of models, of several checkpoints each if they are ensembles; the student in turns with the teacher, if it is one."""
-    found: dict[str, dict[str, Any]] = {}
-    teacher: Process | None = None
-    try:
-        with ExitStack() as stack:
-            for name, members in models.items():
-                entries = []
-                for source in members:
-                    inputs = run.task.inputs(rows, load_tokenizer(source))
-                    stays = stack if name == "teacher" and len(members) == 1 else None
-                    beside = teacher if name == "student" else None
-                    process, needs = measure_checkpoint(
-                        run.cfg.measure, source, run.task, inputs, run.cfg.dataset.max_length, beside, stays
-                    )
-                    teacher = process or teacher
-                    entries.append(needs)
-                found[name] = combine_members(entries)
-    except ExportError as error:  # the run was trained: it failed, and is kept
-        raise KDError(error.message) from error
-    return found
+def _dataset(run: Run, teacher_data: TeacherData) -> dict[str, Any]:
+    """The data set in numbers."""
+    data = run.data
+    return {
+        "name": run.names["dataset"],
+        "train": len(data["train"]),
+        "labelled": len(data.gold),
+        "augmented": len(teacher_data.rows) - len(data["train"]) if run.cfg.dataset.augment else 0,
+        "validation": len(data["validation"]),
+        "test": len(data["test"]),
+        "fingerprint": data.fingerprint,
+        **({"answers_left_out": dict(teacher_data.dropped)} if teacher_data.dropped else {}),
+        **run.task.dataset_summary(run.cfg.dataset, data.dropped),
+    }
 
 
 def _terms(cfg: Config) -> dict[str, dict[str, Any]]:
-    """The loss terms and their arguments; of stages as stage/term."""
+    """The loss terms with their weights and arguments; with stages as stage/term."""
     sets = {f"{name}/": stage.loss or cfg.loss for name, stage in cfg.stages.items()} or {"": cfg.loss}
     return {
         f"{stage}{name}": {"weight": term.weight} | term.arguments
@@ -196,11 +231,3 @@ def write_results(run: Run, result: dict[str, Any]) -> None:
     Report.of(**result).write(run.folder / REPORT)
     final_table(result)
     console.say(f"report: {run.folder / 'report.html'}   student: {run.folder / 'student'}")
-
-
-def _best_validation(run: Run, name: str) -> float | None:
-    """The best validation score that metrics.jsonl holds of a stage."""
-    lines = read_metrics(run.folder / METRICS)
-    return max(
-        (line["eval/score"] for line in lines if line["stage"] == name and "eval/score" in line), default=None
-    )

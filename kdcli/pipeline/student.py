@@ -193,7 +193,8 @@ def _preflight_phases(
         predictions, classes, validation = None, 0, None
         distiller, tokenizer = _distiller(run, student, phase, teacher_data.teacher)
         rows = phase.select(teacher_data.rows)
-        rows = rows.select(range(min(PREFLIGHT_ROWS, len(rows))))
+        if len(rows) > PREFLIGHT_ROWS:
+            rows = rows.select(range(PREFLIGHT_ROWS))
         if phase is run.phases[0]:
             if teacher_data.outputs:
                 predictions, classes = teacher_predictions(run, teacher_data, "validation")

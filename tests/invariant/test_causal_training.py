@@ -342,7 +342,7 @@ def test_from_the_data_to_the_report(
     timed = form == "messages"
     if not timed:  # which takes its time, and is the same for all forms
         monkeypatch.setattr(
-            "kdcli.pipeline.compare.measure_checkpoint", lambda _, *more: measure_checkpoint(None, *more)
+            "kdcli.evaluation.models.measure_checkpoint", lambda _, *more: measure_checkpoint(None, *more)
         )
     more = ["measure.max_texts=4", "control=false"] if timed else []
     run = distil("run", form, "trainer.epochs=3", *more)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from transformers import GPT2Config, GPT2Model
 
 from kdcli.files import hash_files
 from kdcli.pipeline.plan import seed_name
+from kdcli.tasks.classification.task import Classification
+from kdcli.tasks.encoded import tokenizer_key
 
 Distil = Callable[..., Path]
 
@@ -92,6 +95,22 @@ def test_cold_and_warm_cache_give_the_same_bits(
         "student",
     ]
     assert same(cold, warm)
+
+
+def test_a_split_is_tokenized_once(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenizing takes longer than an epoch of a tiny student, and the checks, the pre-flight, each phase and the evaluation need tokens."""
+    distil("cold")  # the teacher, which tokenizes for itself, is not run again
+    seen: Counter[tuple[object, ...]] = Counter()
+    encode = Classification.encode
+
+    def counts(self: Classification, tokenizer, rows, max_length):
+        seen[tuple(rows["id"]), max_length, tokenizer_key(tokenizer)] += 1
+        return encode(self, tokenizer, rows, max_length)
+
+    monkeypatch.setattr(Classification, "encode", counts)
+    distil("warm")
+    assert seen
+    assert set(seen.values()) == {1}
 
 
 def test_teacher_is_as_it_was(distil: Distil, teacher: Path) -> None:
