@@ -38,8 +38,6 @@ class TaskSpec:
 
     family: ClassVar[str]
     """The packaged task whose kind of model it has: targets, runtimes, scripts and prompts that serve that one serve this one."""
-    models: ClassVar[str]
-    """What its models are called in messages, plural."""
     reads: ClassVar[frozenset[str]] = frozenset()
     """The keys of the data set that it reads, beside those that every task reads."""
     reads_of_run: ClassVar[frozenset[str]] = frozenset()

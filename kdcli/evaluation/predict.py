@@ -104,7 +104,7 @@ def examine(
     order = label_order(model.config, task.labels, source.name) if task.labels else None
     encoded = task.encode_split(tokenizer, rows, max_length)
     said = task.predict(model, tokenizer, encoded, order=order, teacher=teacher)
-    return size(source, task, model), task.completed(said, model, tokenizer, encoded, max_length)
+    return size(source, task, model), task.add_texts(said, model, tokenizer, encoded, max_length)
 
 
 def same_tokens(
@@ -127,7 +127,7 @@ def in_student_tokens(
 ) -> Predictions:
     """Log-probabilities for each token of another model: of the same text, so that the two can be compared."""
     tokens = len(task.targets(task.encode_split(load_tokenizer(student), rows, max_length))[0])
-    return replace(said, answers=said.answers | {"log_prob": said["log_prob"] * (len(said.labels) / tokens)})
+    return replace(said, arrays=said.arrays | {"log_prob": said["log_prob"] * (len(said.labels) / tokens)})
 
 
 def outputs_by_row(teacher: Teacher, rows: datasets.Dataset) -> Callable[[Sequence[int]], AnySignal]:
@@ -203,7 +203,7 @@ def combine_members(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def save_predictions(path: Path, said: Predictions) -> None:
     """A model's answers on a split's rows, in their order."""
-    tensors = said.answers | {"labels": said.labels, "counts": said.counts}
+    tensors = said.arrays | {"labels": said.labels, "counts": said.counts}
     with replaced(path) as temporary:
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary)
     if said.texts:

@@ -174,7 +174,7 @@ def _run_seq2seq(split: Split, source: Checkpoint, run: Run, generated: Sequence
     found = run(split.texts)
     ends = found.pop("lengths").cumsum()[:-1]
     texts = [part.tolist() for part in np.split(found.pop("written"), ends)]
-    predictions = task.written(
+    predictions = task.with_texts(
         Predictions({}, labels, counts), decoded(split.tokenizer, texts), split.encoded
     )
     own = load_tokenizer(source)([text for (text,) in split.texts])["input_ids"]

@@ -22,7 +22,7 @@ def parity(
     """How far an artifact is from the torch student: `score_drop`, `agreement`, the largest difference of an output, and the shares of the
     run."""
     found = {"score_drop": student_score - score}
-    answers = run.predictions.answers
+    answers = run.predictions.arrays
     if answers:
         key = "logits" if task.labels else "log_prob"
         found["agreement"] = agreement(task, student, run.predictions)

@@ -255,7 +255,7 @@ def _agreement(run: Run, remote: RemoteTeacher) -> dict[str, Any]:
         return {"gold": len(right), "accuracy": float(np.mean(right)) if right else None}
     pairs = [
         (remote.texts[row["id"]], shown["reference"])
-        for row, shown in zip(gold, run.task.shown(gold), strict=True)
+        for row, shown in zip(gold, run.task.prompts_and_references(gold), strict=True)
         if row["id"] in remote.texts
     ]
     scores = text_scores([text for text, _ in pairs], [reference for _, reference in pairs])

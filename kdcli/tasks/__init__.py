@@ -42,7 +42,7 @@ def task_of(cfg: Dataset, labels: Sequence[str]) -> Task:
     Raises:
         ConfigError: there is no such task.
     """
-    return task_class(cfg.kind).of(cfg, labels)
+    return task_class(cfg.kind).from_config(cfg, labels)
 
 
 def presentation_of(name: str) -> Presentation | None:

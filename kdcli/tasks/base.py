@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import datasets
 import numpy as np
@@ -32,30 +32,30 @@ ANY = 2**30
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said of a split, at every counted position, in the rows' order.
+    """The predictions of a model on a split, at every counted position, in the order of the rows.
 
     Attributes:
-        answers: what the task keeps, by name: arrays of N positions.
+        arrays: what `Task.reduce_outputs` returns, by name: arrays of N positions.
         labels: int64, (N,).
-        counts: positions of each row; they sum to N.
-        texts: what it writes for each row, greedily, if the score needs it.
-        pairs: then each row's source and reference.
+        counts: the positions of each row; they sum to N.
+        texts: the text that it generates greedily for each row, if the score needs it.
+        pairs: the source and the reference of each row, if there are texts.
     """
 
-    answers: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray]
     labels: np.ndarray
     counts: np.ndarray
     texts: Sequence[str] = ()
     pairs: Sequence[tuple[str, str]] = ()
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self.answers[name]
+        return self.arrays[name]
 
     def means(self, values: np.ndarray) -> np.ndarray:
-        """Each row's share in the mean of (N,) values over all positions: their mean over the rows is that mean.
+        """The share of each row in the mean of (N,) values over all positions, (rows,): the mean of the shares is that mean.
 
-        Where rows have several positions it is a ratio of two sums, linearised (Cochran 1977, section 6.3), so that
-        resampling rows gives the interval of the ratio.
+        If rows have several positions, the mean is a ratio of two sums over rows; it is linearised (Cochran 1977, section 6.3), so
+        that resampling rows gives the interval of the ratio.
         """
         if len(self.counts) == len(values):
             return values
@@ -67,57 +67,55 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Split:
-    """Rows in their raw form, and tokenized for the student; the row numbers are the same."""
+    """Raw rows, and the same rows tokenized for the student."""
 
     rows: datasets.Dataset
     encoded: Encoded
 
 
 class Task(ABC):
-    """What models are trained for: a subclass holds all that the rest of kdcli has to know of it.
+    """What models are trained for. A subclass holds everything that the rest of kdcli knows about it.
 
     A packaged task is the one public class of `kdcli/tasks/<name>/task.py`. A user's own task is a subclass in the user's folder, named by
-    `dataset.task=MODULE.CLASS`; it inherits most of what is here from a packaged one.
+    `dataset.task=MODULE.CLASS`; it inherits most hooks from a packaged one.
 
     Args:
-        labels: the names of the classes, in the order of the logits; none where the classes are a vocabulary.
+        labels: the names of the classes, in the order of the logits; empty if the classes are a vocabulary.
         chat: prompt and completion are turns of a conversation.
     """
 
     spec: ClassVar[TaskSpec]
-    """What the config has to know of it."""
+    """The declarations that the config reads."""
     row_schema: ClassVar[type[RowSchema]]
     """How its rows are read and checked."""
     presentation: ClassVar[Presentation]
     """How its results are shown."""
-    model_kind: ClassVar[Literal["encoder", "causal_lm", "seq2seq"]]
-    """What its models do when they are used: an encoder gives logits, a decoder and an encoder-decoder write text."""
     metric: ClassVar[str]
     """The headline metric: higher is better."""
     chance_is: ClassVar[str]
-    """What `chance` is, in words."""
+    """A description of `chance`, for messages."""
     head: ClassVar[tuple[str, ...]]
-    """How the class names of models with a head for this task end (`architectures` in config.json)."""
+    """The endings of the class names of models with a head for this task (`architectures` in config.json)."""
     batch: ClassVar[int]
     """Rows that are scored at once."""
     auto: ClassVar[str]
     """The class of transformers that loads a model of the task."""
     vocabulary: ClassVar[bool] = False
-    """The classes are the tokens of a vocabulary: teacher and student must share it, and signals are hidden, or their top k."""
+    """The classes are the tokens of a vocabulary, which teacher and student must share. Signals hold hidden states, or the top k."""
     writes: ClassVar[bool] = False
-    """Its models write text: either may write the completions."""
-    quick: ClassVar[str] = ""
-    """The metric that a model's answers alone tell, without what it writes; empty: the headline metric is one."""
+    """Its models generate text: teacher or student may write the completions."""
+    metric_of_outputs: ClassVar[str] = ""
+    """The metric that needs no generated text, for quick checks; empty: the headline metric is such a one."""
     features: ClassVar[frozenset[Part]] = frozenset(PARTS)
-    """What losses may read of its models' layers."""
+    """The features that losses may read."""
     aligns: ClassVar[bool] = False
     """Teacher and student may have different tokenizers: `aligned` finds the positions that they share."""
     fits_rows: ClassVar[bool] = False
     """`prepare` cuts rows to what a tokenizer reads; `encode` refuses rows that another tokenizer cuts into too many tokens."""
     searches: ClassVar[bool] = False
-    """Its models write by beam search as well, and several candidates for a row."""
+    """Its models also generate by beam search, and several candidates for a row."""
     corpus: ClassVar[bool] = False
-    """The metric is no mean over the rows, but made of sums over them (`sufficient_statistics`, `score_from_statistics`)."""
+    """The metric is not a mean over rows, but a function of sums over rows (`sufficient_statistics`, `score_from_statistics`)."""
 
     def __init__(self, labels: Sequence[str] = (), chat: bool = False):
         self.labels = list(labels)
@@ -125,21 +123,21 @@ class Task(ABC):
         self._encoded = SplitCache()
 
     @classmethod
-    def of(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
-        """The task of a data set's rows."""
+    def from_config(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
+        """The task for a data set."""
         return cls(labels, chat=cfg.chat or bool(cfg.messages))
 
-    def shown(self, rows: datasets.Dataset) -> list[dict[str, str]]:
+    def prompts_and_references(self, rows: datasets.Dataset) -> list[dict[str, str]]:
         """The `prompt` and the `reference` of each row, for a task that writes text."""
         return []
 
     @abstractmethod
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        """Write what the task needs (number and names of labels) into a model's config."""
+        """Write the number and the names of the labels, or whatever the task needs, into a model's config."""
 
-    def supports_architecture(self, kind: type[PreTrainedConfig]) -> bool:
-        """Whether transformers has a model for this task of an architecture."""
-        return kind in getattr(transformers, self.auto)._model_mapping
+    def supports_architecture(self, architecture: type[PreTrainedConfig]) -> bool:
+        """Whether transformers has a model for this task with this architecture."""
+        return architecture in getattr(transformers, self.auto)._model_mapping
 
     def create(self, config: PreTrainedConfig) -> PreTrainedModel:
         """A model with random weights."""
@@ -169,20 +167,24 @@ class Task(ABC):
         return self._encoded.get(tokenizer, rows, max_length, self.encode)
 
     def lengths(self, tokenizer: PreTrainedTokenizerBase, rows: Any) -> np.ndarray:
-        """How many tokens each row has before anything is cut off, (N,); of pairs the longer side."""
+        """The number of tokens of each row before truncation, (N,); of a pair that of the longer side."""
         encoded = self.encode(tokenizer, rows, ANY)
-        found = np.diff(encoded.offsets)
-        return found if encoded.target_offsets is None else np.maximum(found, np.diff(encoded.target_offsets))
+        lengths = np.diff(encoded.offsets)
+        return (
+            lengths
+            if encoded.target_offsets is None
+            else np.maximum(lengths, np.diff(encoded.target_offsets))
+        )
 
     @abstractmethod
     def collate(
         self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, Tensor]:
-        """Pad a batch to its longest row: the model's inputs, and `labels`."""
+        """Pad a batch to its longest row, and return the model's inputs and `labels`."""
 
     @abstractmethod
     def positions(self, labels: Tensor) -> tuple[Any, Tensor]:
-        """Which positions count.
+        """Select the positions that count.
 
         Returns:
             `pick`, an index into the model's positions, and the labels there, (N,); a batch's positions are in the
@@ -193,45 +195,49 @@ class Task(ABC):
     def signal(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: Any
     ) -> Signal | HiddenSignal:
-        """Run the model: what it says at the picked positions."""
+        """Run the model, and return its outputs at the picked positions."""
 
     @abstractmethod
-    def answers(
-        self, said: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
+    def reduce_outputs(
+        self, outputs: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
     ) -> dict[str, Tensor]:
-        """What is kept of a model's answers for the scores: tensors of N positions each."""
+        """Reduce outputs at N positions to the tensors (N, …) that the scores need.
+
+        Args:
+            teacher: the teacher's outputs at these positions; None: the scores do not compare with them.
+        """
 
     @abstractmethod
-    def scores(self, said: Predictions) -> dict[str, Any]:
-        """All metrics; `scores[self.metric]` is the headline."""
+    def scores(self, predictions: Predictions) -> dict[str, Any]:
+        """All metrics; `scores[self.metric]` is the headline metric."""
 
     @abstractmethod
-    def per_example_scores(self, said: Predictions) -> np.ndarray:
-        """Each row's share of the headline metric, (rows,): its mean is the metric."""
+    def per_example_scores(self, predictions: Predictions) -> np.ndarray:
+        """The share of each row in the headline metric, (rows,): the mean of the shares is the metric."""
 
-    def sufficient_statistics(self, said: Predictions) -> np.ndarray:
-        """What each row adds to the sums that the metric is made of, (rows, K); if `corpus`."""
+    def sufficient_statistics(self, predictions: Predictions) -> np.ndarray:
+        """The terms that each row adds to the sums from which the metric is computed, (rows, K); if `corpus`."""
         raise NotImplementedError
 
     def score_from_statistics(self, sums: np.ndarray) -> float:
-        """The metric of such sums, (K,)."""
+        """The metric, computed from the sums (K,)."""
         raise NotImplementedError
 
     @abstractmethod
-    def agreement(self, one: Predictions, other: Predictions) -> np.ndarray:
-        """Where two models answer the same, bool (N,)."""
+    def agreement(self, first: Predictions, second: Predictions) -> np.ndarray:
+        """Where two models predict the same, bool (N,)."""
 
     @abstractmethod
     def divergence(self, teacher: Predictions, student: Predictions) -> np.ndarray:
         """KL(teacher ‖ student) in nats at temperature 1, (N,)."""
 
     def retention(self, student: float, teacher: float) -> float | None:
-        """How much of the teacher's score a student keeps: the ratio."""
+        """The share of the teacher's score that a student retains: the ratio of their scores."""
         return student / teacher if teacher else None
 
     @abstractmethod
-    def chance(self, said: Predictions, classes: int) -> float:
-        """The headline metric of a model that has learnt nothing from the text."""
+    def chance(self, predictions: Predictions, classes: int) -> float:
+        """The headline metric of the best prediction that does not look at the text."""
 
     @torch.no_grad()
     def predict(
@@ -243,52 +249,53 @@ class Task(ABC):
         order: Sequence[int] | None = None,
         teacher: Callable[[Sequence[int]], AnySignal] | None = None,
     ) -> Predictions:
-        """The model's answers on every row, in the rows' order. Batches are made of rows of like length.
+        """Run a model on every row. Batches are made of rows of similar length; the predictions are in the order of the rows.
 
         Args:
-            order: where the labels stand among the model's own.
-            teacher: what the teacher says of rows by their numbers, where the answers compare with it.
+            order: the index of each label among the model's own labels.
+            teacher: returns the teacher's outputs for rows by their indices, if the scores compare with them.
         """
         parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
         counts = np.zeros(len(encoded), np.int64)
-        for rows, said, labels in self.batches(model, tokenizer, encoded, self.batch, bf16, order):
-            known = teacher(rows.tolist()).to(labels[0].device) if teacher is not None else None
+        for rows, outputs, labels in self.batches(model, tokenizer, encoded, self.batch, bf16, order):
+            reference = teacher(rows.tolist()).to(labels[0].device) if teacher is not None else None
             counts[rows] = [len(part) for part in labels]
             flat = torch.cat(labels)
-            if known is not None:
-                said = said.first(known.classes)
-            kept: list[dict[str, Tensor]] = []
-            for at in chunks(len(flat), said.classes):
-                kept.append(
-                    self.answers(said.rows(at), flat[at], known.rows(at) if known is not None else None)
+            if reference is not None:
+                outputs = outputs.first(reference.classes)
+            reduced = [
+                self.reduce_outputs(
+                    outputs.rows(at), flat[at], reference.rows(at) if reference is not None else None
                 )
-            found = {key: torch.cat([part[key] for part in kept]).cpu().numpy() for key in kept[0]}
-            parts.append((rows, found | {"labels": flat.cpu().numpy()}))
+                for at in chunks(len(flat), outputs.classes)
+            ]
+            arrays = {key: torch.cat([part[key] for part in reduced]).cpu().numpy() for key in reduced[0]}
+            parts.append((rows, arrays | {"labels": flat.cpu().numpy()}))
         ends = np.cumsum(counts)
-        out: dict[str, np.ndarray] = {}
-        for rows, found in parts:
-            places = np.concatenate([np.arange(ends[row] - counts[row], ends[row]) for row in rows])
-            for key, values in found.items():
-                whole = out.setdefault(key, np.empty((int(counts.sum()), *values.shape[1:]), values.dtype))
-                whole[places] = values
-        labels_ = out.pop("labels", np.empty(0, np.int64))
-        return Predictions(out, labels_, counts)
+        joined: dict[str, np.ndarray] = {}
+        for rows, arrays in parts:
+            positions = np.concatenate([np.arange(ends[row] - counts[row], ends[row]) for row in rows])
+            for key, values in arrays.items():
+                shape = (int(counts.sum()), *values.shape[1:])
+                joined.setdefault(key, np.empty(shape, values.dtype))[positions] = values
+        flat_labels = joined.pop("labels", np.empty(0, np.int64))
+        return Predictions(joined, flat_labels, counts)
 
-    def completed(
+    def add_texts(
         self,
-        said: Predictions,
+        predictions: Predictions,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         encoded: Encoded,
         max_length: int,
     ) -> Predictions:
-        """A model's answers with what it writes, where the score needs that."""
-        return said
+        """Add the texts that a model generates, if the score needs them."""
+        return predictions
 
     def prepare_for_saving(  # noqa: B027
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> None:
-        """Write into a trained model what others need to use it as it was trained; before it is saved."""
+        """Write into a trained model, before it is saved, the settings that its users need."""
 
     @torch.no_grad()
     def batches(
@@ -300,7 +307,7 @@ class Task(ABC):
         bf16: bool,
         order: Sequence[int] | None = None,
     ) -> Iterator[tuple[np.ndarray, Signal | HiddenSignal, list[Tensor]]]:
-        """Run a model over all rows: the rows' numbers, what it says at their positions, and each row's labels there."""
+        """Run a model on all rows, and yield the indices of the rows of a batch, the outputs at their positions, and the labels of each row."""
         model.eval()
         by_length = np.argsort(encoded.lengths, kind="stable")
         for start in range(0, len(by_length), batch_size):
@@ -318,11 +325,11 @@ class Task(ABC):
         order: Sequence[int] | None = None,
         parts: frozenset[Part] = frozenset(),
     ) -> tuple[Signal | HiddenSignal, list[Tensor]]:
-        """One forward pass over rows as they come: what the model says at their positions, and each row's labels there.
+        """One forward pass: the outputs at the positions of the rows, and the labels of each row there.
 
         Args:
-            order: where the labels stand among the model's own.
-            parts: what is wanted of the model's inside.
+            order: the index of each label among the model's own labels.
+            parts: the features that are captured.
         """
         batch = self.collate(features, tokenizer)
         batch.pop("rows")
@@ -331,37 +338,36 @@ class Task(ABC):
         pick, flat = self.positions(labels)
         with (
             torch.autocast(model.device.type, torch.bfloat16, enabled=bf16),
-            capture_features(model, inputs, parts) as inside,
+            capture_features(model, inputs, parts) as captured,
         ):
-            said = replace(self.signal(model, inputs, pick), features=inside())
-        if order is not None and isinstance(said, Signal):
-            said = replace(said, logits=said.logits[:, order])
-        return said, list(flat.split(self.counts(labels).tolist()))
+            outputs = replace(self.signal(model, inputs, pick), features=captured())
+        if order is not None and isinstance(outputs, Signal):
+            outputs = replace(outputs, logits=outputs.logits[:, order])
+        return outputs, list(flat.split(self.counts(labels).tolist()))
 
     def counts(self, labels: Tensor) -> Tensor:
-        """How many positions each row of a batch has: one."""
+        """The number of positions of each row of a batch: one."""
         return torch.ones(len(labels), dtype=torch.int64, device=labels.device)
 
     @abstractmethod
     def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """The labels at all counted positions, (N,), and how many each row has."""
+        """The labels at all counted positions, (N,), and the number of positions of each row."""
 
     @abstractmethod
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
-        """What a model is given of each row when it is used: a text, or a text and its pair."""
+        """The input of a deployed model for each row: a text, or a text and its pair."""
 
     @torch.no_grad()
     def predictions_from_outputs(self, signal: AnySignal, encoded: Encoded) -> Predictions:
-        """What signals at a split's positions amount to, as if their model had been run."""
+        """The predictions that outputs at a split's positions amount to, as if their model had been run."""
         labels, counts = self.targets(encoded)
         flat = torch.from_numpy(labels)
-        kept = []
+        reduced = []
         for at in chunks(len(flat), signal.classes):
-            said = signal.rows(at)
-            kept.append(self.answers(said, flat[at].to(said.device), None))
-        return Predictions(
-            {key: torch.cat([part[key] for part in kept]).cpu().numpy() for key in kept[0]}, labels, counts
-        )
+            outputs = signal.rows(at)
+            reduced.append(self.reduce_outputs(outputs, flat[at].to(outputs.device), None))
+        arrays = {key: torch.cat([part[key] for part in reduced]).cpu().numpy() for key in reduced[0]}
+        return Predictions(arrays, labels, counts)
 
     def write(
         self,
@@ -371,7 +377,7 @@ class Task(ABC):
         max_length: int,
         **options: Any,
     ) -> list[str]:
-        """What a model answers to each row's prompt; as `replies`."""
+        """The text that a model generates for each row; as `replies`."""
         return [each.text for each in self.replies(model, tokenizer, rows, max_length, **options)]
 
     def replies(
@@ -382,30 +388,30 @@ class Task(ABC):
         max_length: int,
         **options: Any,
     ) -> list[Reply]:
-        """What a model answers to each row's prompt, and whether it came to its end; for tasks whose models write.
+        """The text that a model generates for each row, and whether it is complete; for tasks whose models write.
 
         Args:
-            max_length: tokens of a prompt.
+            max_length: the maximum number of tokens of a prompt.
             options: as for `kdcli.generation.generate`.
         """
         raise NotImplementedError
 
     def nearest(self, candidates: Sequence[str], reference: str) -> str:
-        """The candidate that is most like a reference; for tasks whose models search."""
+        """The candidate that is most similar to a reference; for tasks whose models search."""
         raise NotImplementedError
 
     def with_completion(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
-        """The row with another answer to its prompt; for tasks whose models write."""
+        """The row with another completion; for tasks whose models write."""
         raise NotImplementedError
 
     def require_same(self, rows: datasets.Dataset, teacher: Encoded, student: Encoded) -> None:
-        """Refuse rows of which the teacher and the student count different tokens; for tasks over a vocabulary."""
+        """Refuse rows in which teacher and student count different tokens; for tasks over a vocabulary."""
         raise NotImplementedError
 
     def prepare(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> datasets.Dataset:
-        """A split's rows as they are trained on: as they are."""
+        """Prepare the rows of a split for a tokenizer: pack, cut or drop them. The default returns them unchanged."""
         return rows
 
     # ---- what the task checks in a run ---------------------------------------------------------------------
@@ -442,7 +448,7 @@ class Task(ABC):
         generate: Callable[[Sequence[Mapping[str, Any]]], list[str]],
         log_prob: Callable[[datasets.Dataset], float],
     ) -> Iterator[str]:
-        """What is wrong with the texts that a teacher writes; looked at before all rows are written.
+        """Check the texts that a teacher generates, and yield what is wrong with them; called before it writes all rows.
 
         Args:
             rows: some rows of the validation split.
@@ -461,13 +467,13 @@ class Task(ABC):
         max_length: int,
         cfg: Measure | None,
     ) -> list[str]:
-        """Texts that a model writes for test rows beside those of its predictions; [] for tasks that score no such texts."""
+        """Generate further texts for test rows, beside those of `Predictions`; [] for tasks that score none."""
         return []
 
     def sample_scores(
         self, samples: Sequence[str], predictions: Predictions, rows: datasets.Dataset
     ) -> dict[str, float]:
-        """Further scores of a model, made of `generate_samples`; {} where there are none."""
+        """The scores of `generate_samples`."""
         return {}
 
     def report_sections(
@@ -486,7 +492,7 @@ class Task(ABC):
         return {}
 
     def dataset_summary(self, cfg: DatasetConfig, dropped: Mapping[str, int]) -> dict[str, Any]:
-        """What report.json says of the data set beside its sizes.
+        """What report.json says about the data set, beside its sizes.
 
         Args:
             dropped: how many rows were dropped while it was loaded, by reason.
@@ -500,11 +506,11 @@ class Task(ABC):
         return {"MAX_LENGTH": max_length, "CHAT": self.chat, "PREFIX": "", "GIVEN": []}
 
     def prompt(self, row: Mapping[str, Any]) -> str:
-        """What a row asks of a model; for tasks whose models write."""
+        """The prompt of a row; for tasks whose models write."""
         raise NotImplementedError
 
     def with_prompt(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
-        """A row like this one with another prompt and no answer; for tasks whose models write."""
+        """A row like this one with another prompt and no completion; for tasks whose models write."""
         raise NotImplementedError
 
     def aligned(self, teacher: Encoded, student: Encoded) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -107,41 +107,43 @@ class LanguageModel(Task):
 
     # ---- scores ------------------------------------------------------------------------------------------
 
-    def answers(
-        self, said: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
+    def reduce_outputs(
+        self, outputs: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
     ) -> dict[str, Tensor]:
         """The label's log-probability, the likeliest token, and the divergence from the teacher where one is given.
 
         Where only the top k are known, the mass of the rest is spread evenly over all other tokens.
         """
-        if isinstance(said, TopKSignal):
-            found = said.indices == labels[:, None]
-            others = said.softened(1.0)[:, -1] - np.log(max(1, said.classes - said.indices.shape[-1]))
-            known = torch.where(found, said.log_p, -torch.inf).amax(-1)
-            best = said.indices.gather(-1, said.log_p.argmax(-1, keepdim=True))[:, 0]
+        if isinstance(outputs, TopKSignal):
+            found = outputs.indices == labels[:, None]
+            others = outputs.softened(1.0)[:, -1] - np.log(
+                max(1, outputs.classes - outputs.indices.shape[-1])
+            )
+            known = torch.where(found, outputs.log_p, -torch.inf).amax(-1)
+            best = outputs.indices.gather(-1, outputs.log_p.argmax(-1, keepdim=True))[:, 0]
             return {"log_prob": torch.where(found.any(-1), known, others), "top": best}
-        log_q = said.logits.float().log_softmax(-1)
+        log_q = outputs.logits.float().log_softmax(-1)
         kept = {"log_prob": log_q.gather(-1, labels[:, None])[:, 0], "top": log_q.argmax(-1)}
         if teacher is not None:
-            ours, theirs = log_probs(said, teacher, 1.0)
+            ours, theirs = log_probs(outputs, teacher, 1.0)
             kept["kl"] = (theirs.exp() * (theirs - ours)).sum(-1)
         return kept
 
-    def scores(self, said: Predictions) -> dict[str, Any]:
+    def scores(self, predictions: Predictions) -> dict[str, Any]:
         """Mean log-probability, perplexity, share of tokens that are the likeliest."""
-        mean = float(said["log_prob"].mean(dtype=np.float64))
+        mean = float(predictions["log_prob"].mean(dtype=np.float64))
         found = {
             "log_prob": mean,
             "perplexity": float(np.exp(-mean)),
-            "token_accuracy": float((said["top"] == said.labels).mean()),
+            "token_accuracy": float((predictions["top"] == predictions.labels).mean()),
         }
-        if "kl" in said.answers:
-            found["kl_to_teacher"] = float(said["kl"].mean(dtype=np.float64))
+        if "kl" in predictions.arrays:
+            found["kl_to_teacher"] = float(predictions["kl"].mean(dtype=np.float64))
         return found
 
-    def per_example_scores(self, said: Predictions) -> np.ndarray:
+    def per_example_scores(self, predictions: Predictions) -> np.ndarray:
         """Each row's share in the mean over all tokens."""
-        return said.means(said["log_prob"].astype(np.float64))
+        return predictions.means(predictions["log_prob"].astype(np.float64))
 
     def agreement(self, one: Predictions, other: Predictions) -> np.ndarray:
         """The same likeliest token."""
@@ -155,7 +157,7 @@ class LanguageModel(Task):
         """The ratio of the probabilities of a token (geometric means)."""
         return float(np.exp(student - teacher))
 
-    def chance(self, said: Predictions, classes: int) -> float:
+    def chance(self, predictions: Predictions, classes: int) -> float:
         """All tokens alike."""
         return -float(np.log(classes))
 

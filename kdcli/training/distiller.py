@@ -127,7 +127,7 @@ class Distiller(nn.Module):
                 values[name].append(each.detach())
                 loss = loss + share[name] * torch.where(masks[name][at], each, 0).sum()
             if not self.training:
-                answers.append(self.task.answers(outputs, labels[at], of_teacher if shared else None))
+                answers.append(self.task.reduce_outputs(outputs, labels[at], of_teacher if shared else None))
             return loss
 
         loss = labels.new_zeros((), dtype=torch.float32)

@@ -140,7 +140,7 @@ def beats_chance(task: Task, predictions: Predictions, classes: int, remedy: str
     Raises:
         TeacherError: they are not finite, so that nothing can be learnt, not even in a rehearsal.
     """
-    if not all(np.isfinite(values).all() for values in predictions.answers.values()):
+    if not all(np.isfinite(values).all() for values in predictions.arrays.values()):
         raise TeacherError(
             "the pre-flight stopped the run:\n  the teacher's logits are not finite; load it in fp32 (teacher.trainer.precision=fp32), or check "
             "its weights"
@@ -154,7 +154,7 @@ def beats_chance(task: Task, predictions: Predictions, classes: int, remedy: str
 
 
 def _metric(task: Task) -> str:
-    return task.quick or task.metric
+    return task.metric_of_outputs or task.metric
 
 
 def _remedy(task: Task) -> str:

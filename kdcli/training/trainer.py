@@ -378,7 +378,7 @@ class _Trainer(HFTrainer):
             np.asarray(positions),
         )
         with self.accelerator.autocast():
-            predictions = self.task.completed(
+            predictions = self.task.add_texts(
                 predictions, distiller.student, job.tokenizer, encoded, job.max_length
             )
         metrics = {"eval_score": self.task.scores(predictions)[self.task.metric]}

@@ -85,6 +85,24 @@ def test_a_task_of_the_users_own(kdcli: Command, words: list[str], tmp_path: Pat
     assert "Star rating model for hardware=cpu" in (run / "export" / "cpu" / "README.md").read_text()
 
 
+def test_the_task_of_the_readme(kdcli: Command, words: list[str], tmp_path: Path) -> None:
+    """The example that users copy does not run."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for name in ("my_tasks/within.py", "dataset/levels.yaml"):
+        text = readme[readme.index(f"# {name}\n") :]
+        file = tmp_path / "folder" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(text[: text.index("```")])
+    done = kdcli(
+        "distill", "--config-dir", str(tmp_path / "folder"), *words, "dataset=levels", "measure=null",
+        f"hydra.run.dir={tmp_path / 'run'}", "trainer.max_steps=2", "teacher.trainer.max_steps=20",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert 0 < report["models"]["student"]["scores"]["within_one"] < 1
+    assert "within_one" in done.stdout
+
+
 def test_code_that_a_run_records_is_not_run(kdcli: Command, words: list[str], tmp_path: Path) -> None:
     """A run from elsewhere whose task is a class that merely lies beside it is executed by the command that looks at it."""
     run, folder = tmp_path / "run", tmp_path / "folder"

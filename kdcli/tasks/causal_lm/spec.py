@@ -14,7 +14,6 @@ class CausalLMSpec(TaskSpec):
     """Prompts with completions, conversations, or plain text."""
 
     family = "causal_lm"
-    models = "language models"
     reads = frozenset({"text", "prompt", "completion", "messages", "chat", "truncation"})
     reads_of_run = frozenset({
         "rollout", "teacher.top_k", "measure.new_tokens", "measure.generations", "hardware.tolerance.generated",

@@ -53,7 +53,6 @@ class CausalLM(LanguageModel):
     spec = SPEC
     row_schema = CausalLMRows
     presentation = PRESENTATION
-    model_kind = "causal_lm"
     aligns = True
     head = ("ForCausalLM", "LMHeadModel")
     batch = 8
@@ -63,9 +62,9 @@ class CausalLM(LanguageModel):
     writes = True
 
     @classmethod
-    def of(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
+    def from_config(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
         """The task for a data set, with what becomes of its long rows."""
-        task = super().of(cfg, labels)
+        task = super().from_config(cfg, labels)
         task.truncation = cfg.truncation or "cut"
         return task
 
@@ -286,13 +285,13 @@ class CausalLM(LanguageModel):
         """The prompts, with the template's tokens where there is one; of plain text its beginning."""
         conversations = self._conversations(rows)
         if conversations is None:
-            return [[row["prompt"]] for row in self.shown(rows)]
+            return [[row["prompt"]] for row in self.prompts_and_references(rows)]
         return [
             [apply_template(tokenizer, turns[: last_answer(turns)], add_generation_prompt=True)]
             for turns in conversations
         ]
 
-    def shown(self, rows: datasets.Dataset) -> list[dict[str, str]]:
+    def prompts_and_references(self, rows: datasets.Dataset) -> list[dict[str, str]]:
         """What people see of each row: its `prompt`, and the `reference` that stands there."""
         if "texts" in rows.column_names:
             return [
@@ -422,7 +421,11 @@ class CausalLM(LanguageModel):
         self, samples: Sequence[str], predictions: Predictions, rows: datasets.Dataset
     ) -> dict[str, float]:
         """ROUGE-L against the references, and how varied the answers are."""
-        return text_scores(samples, [row["reference"] for row in self.shown(rows)]) if samples else {}
+        return (
+            text_scores(samples, [row["reference"] for row in self.prompts_and_references(rows)])
+            if samples
+            else {}
+        )
 
     def report_sections(
         self,
@@ -435,7 +438,7 @@ class CausalLM(LanguageModel):
         count = min([SHOWN, *map(len, samples.values())]) if samples else 0
         generations = [
             row | {name: texts[index] for name, texts in samples.items()}
-            for index, row in enumerate(self.shown(rows.select(range(count))))
+            for index, row in enumerate(self.prompts_and_references(rows.select(range(count))))
         ]
         return {"test_tokens": len(predictions["student"].labels), "generations": generations}
 

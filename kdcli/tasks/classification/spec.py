@@ -16,7 +16,6 @@ class ClassificationSpec(TaskSpec):
     """One label a row, of one text or of a pair."""
 
     family = "classification"
-    models = "classifiers"
     reads = frozenset({
         "text", "text_pair", "label", "augment", "labels", "labelled", "unlabelled", "unlabelled_limit",
     })  # fmt: skip

@@ -36,7 +36,6 @@ class Classification(Task):
     spec: ClassVar[TaskSpec] = SPEC
     row_schema: ClassVar[type[RowSchema]] = ClassificationRows
     presentation = PRESENTATION
-    model_kind = "encoder"
     head = ("ForSequenceClassification",)
     batch = 64
     auto = "AutoModelForSequenceClassification"
@@ -98,12 +97,12 @@ class Classification(Task):
         columns = ["text", "text_pair"] if "text_pair" in rows.column_names else ["text"]
         return [list(texts) for texts in zip(*(rows[name][:] for name in columns), strict=True)]
 
-    def answers(
-        self, said: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
+    def reduce_outputs(
+        self, outputs: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
     ) -> dict[str, Tensor]:
         """The logits themselves."""
-        assert isinstance(said, Signal)
-        return {"logits": said.logits.float()}
+        assert isinstance(outputs, Signal)
+        return {"logits": outputs.logits.float()}
 
     def agreement(self, one: Predictions, other: Predictions) -> np.ndarray:
         """The same label."""
@@ -114,14 +113,14 @@ class Classification(Task):
         log_p, log_q = (log_softmax(said["logits"]) for said in (teacher, student))
         return (np.exp(log_p) * (log_p - log_q)).sum(1)
 
-    def chance(self, said: Predictions, classes: int) -> float:
+    def chance(self, predictions: Predictions, classes: int) -> float:
         """The share of the most frequent label."""
-        return float(np.bincount(said.labels).max() / len(said.labels))
+        return float(np.bincount(predictions.labels).max() / len(predictions.labels))
 
-    def scores(self, said: Predictions) -> dict[str, Any]:
+    def scores(self, predictions: Predictions) -> dict[str, Any]:
         """Accuracy, macro F1, negative log-likelihood, expected calibration error, and of at most `LARGEST_MATRIX` classes the
         confusion matrix."""
-        logits, labels = said["logits"], said.labels
+        logits, labels = predictions["logits"], predictions.labels
         log_p = log_softmax(logits)
         predicted = logits.argmax(1)
         size = len(self.labels)
@@ -142,9 +141,9 @@ class Classification(Task):
             scores["confusion"] = confusion.tolist()
         return scores
 
-    def per_example_scores(self, said: Predictions) -> np.ndarray:
+    def per_example_scores(self, predictions: Predictions) -> np.ndarray:
         """1 where the label is right, else 0."""
-        return (said["logits"].argmax(1) == said.labels).astype(np.float64)
+        return (predictions["logits"].argmax(1) == predictions.labels).astype(np.float64)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

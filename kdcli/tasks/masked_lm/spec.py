@@ -15,7 +15,6 @@ class MaskedLMSpec(TaskSpec):
     """Plain text, some tokens of which are masked."""
 
     family = "masked_lm"
-    models = "masked language models"
     reads = frozenset({"text", "mask_copies"})
     reads_of_run = frozenset({"teacher.top_k"})
     only_here: ClassVar[dict[str, str]] = {"mask_copies": "it masks other tokens in each copy of a text"}

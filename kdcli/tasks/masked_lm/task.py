@@ -43,7 +43,6 @@ class MaskedLM(LanguageModel):
     spec = SPEC
     row_schema = MaskedLMRows
     presentation = PRESENTATION
-    model_kind = "encoder"
     head = ("ForMaskedLM",)
     batch = 64
     auto = "AutoModelForMaskedLM"

@@ -15,7 +15,6 @@ class Seq2SeqSpec(TaskSpec):
     """Pairs of a source and a target."""
 
     family = "seq2seq"
-    models = "translators"
     reads = frozenset({*_PAIRS, "truncation", "labelled", "unlabelled", "unlabelled_limit"})
     reads_of_run = frozenset({
         "rollout", "teacher.top_k", "teacher.from_scratch", "teacher.vocab_size", "measure.num_beams", "measure.new_tokens",

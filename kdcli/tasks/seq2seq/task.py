@@ -53,11 +53,10 @@ class Seq2Seq(LanguageModel):
     """
 
     metric = "bleu"
-    quick = "log_prob"
+    metric_of_outputs = "log_prob"
     spec = SPEC
     row_schema = Seq2SeqRows
     presentation = PRESENTATION
-    model_kind = "seq2seq"
     features = frozenset()
     head = ("ForConditionalGeneration", "MTModel")
     batch = 32
@@ -76,7 +75,7 @@ class Seq2Seq(LanguageModel):
         self.languages, self.prefix, self.truncation = languages, prefix, truncation
 
     @classmethod
-    def of(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
+    def from_config(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
         """Languages and prefix of a data set."""
         _require_sacrebleu()
         languages = cfg.source_language, cfg.target_language
@@ -218,7 +217,7 @@ class Seq2Seq(LanguageModel):
         """The sources, each with the prefix."""
         return [[self.prefix + text] for text in rows["source"][:]]
 
-    def shown(self, rows: datasets.Dataset) -> list[dict[str, str]]:
+    def prompts_and_references(self, rows: datasets.Dataset) -> list[dict[str, str]]:
         """What people see of each row: its source as `prompt`, and the `reference`."""
         pairs = zip(rows["source"][:], rows["target"][:], strict=True)
         return [{"prompt": source, "reference": target} for source, target in pairs]
@@ -258,9 +257,9 @@ class Seq2Seq(LanguageModel):
         how["max_new_tokens"] = min(how["max_new_tokens"], room)
         return translate(model, tokenizer, sources, given, **how)
 
-    def completed(
+    def add_texts(
         self,
-        said: Predictions,
+        predictions: Predictions,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         encoded: Encoded,
@@ -268,7 +267,7 @@ class Seq2Seq(LanguageModel):
     ) -> Predictions:
         """With a greedy translation of each source."""
         texts = decoded(tokenizer, self.greedy(model, tokenizer, encoded, max_length))
-        return self.written(said, texts, encoded)
+        return self.with_texts(predictions, texts, encoded)
 
     def prepare_for_saving(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
@@ -281,9 +280,11 @@ class Seq2Seq(LanguageModel):
         own.max_new_tokens = max_length
         model.generation_config = own
 
-    def written(self, said: Predictions, texts: Sequence[str], encoded: Encoded) -> Predictions:
+    def with_texts(self, predictions: Predictions, texts: Sequence[str], encoded: Encoded) -> Predictions:
         """A model's answers beside what it wrote for each row."""
-        return Predictions(said.answers, said.labels, said.counts, list(texts), encoded.pairs)
+        return Predictions(
+            predictions.arrays, predictions.labels, predictions.counts, list(texts), encoded.pairs
+        )
 
     def with_completion(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
         """The row with another target."""
@@ -403,11 +404,13 @@ class Seq2Seq(LanguageModel):
 
     # ---- scores ------------------------------------------------------------------------------------------
 
-    def scores(self, said: Predictions) -> dict[str, Any]:
+    def scores(self, predictions: Predictions) -> dict[str, Any]:
         """Of what was written BLEU, chrF, the ratio of its length to the references', and the share of texts that are their
         source; of the references' tokens what `LanguageModel` says."""
-        found = super().scores(said) if "log_prob" in said.answers else {}
-        return (self.text_scores(said.texts, said.pairs) | found) if said.texts else found
+        found = super().scores(predictions) if "log_prob" in predictions.arrays else {}
+        return (
+            (self.text_scores(predictions.texts, predictions.pairs) | found) if predictions.texts else found
+        )
 
     def text_scores(self, texts: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
         """sacrebleu's corpus BLEU and chrF (both 0 to 100), `length_ratio`, and `copied` in [0, 1]."""
@@ -438,7 +441,7 @@ class Seq2Seq(LanguageModel):
             found[name] = str(metric.get_signature())
         return found
 
-    def each(self, said: Predictions) -> np.ndarray:
+    def each(self, predictions: Predictions) -> np.ndarray:
         """chrF of each text, 0 to 100, (rows,)."""
         from sacrebleu.metrics.chrf import CHRF
 
@@ -446,7 +449,7 @@ class Seq2Seq(LanguageModel):
         return np.asarray(
             [
                 metric.sentence_score(text, [target]).score
-                for text, (_, target) in zip(said.texts, said.pairs, strict=True)
+                for text, (_, target) in zip(predictions.texts, predictions.pairs, strict=True)
             ]
         )
 
@@ -457,18 +460,18 @@ class Seq2Seq(LanguageModel):
         metric = BLEU(effective_order=True)
         return max(candidates, key=lambda text: metric.sentence_score(text, [reference]).score)
 
-    def per_example_scores(self, said: Predictions) -> np.ndarray:
+    def per_example_scores(self, predictions: Predictions) -> np.ndarray:
         """BLEU is no mean over rows: use `sufficient_statistics`."""
         raise NotImplementedError
 
-    def sufficient_statistics(self, said: Predictions) -> np.ndarray:
+    def sufficient_statistics(self, predictions: Predictions) -> np.ndarray:
         """Of each text the n-grams that are right and those that it has, for n = 1 … 4, its length and the reference's,
         (rows, 10): BLEU is made of their sums."""
         from sacrebleu.metrics.bleu import BLEU
 
         metric = BLEU(effective_order=True)
         found = []
-        for text, (_, target) in zip(said.texts, said.pairs, strict=True):
+        for text, (_, target) in zip(predictions.texts, predictions.pairs, strict=True):
             score = metric.sentence_score(text, [target])
             found.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
         return np.asarray(found, np.float64)

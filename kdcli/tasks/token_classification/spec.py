@@ -14,7 +14,6 @@ class TokenClassificationSpec(TaskSpec):
     """One tag a word."""
 
     family = "token_classification"
-    models = "token classifiers"
     reads = frozenset({"words", "tags", "labels", "labelled", "unlabelled", "unlabelled_limit"})
     formats: ClassVar[dict[str, FolderFormat]] = {
         "conll": FolderFormat((".conll", ".bio", ".iob", ".iob2", ".txt"), ("words", "tags"))

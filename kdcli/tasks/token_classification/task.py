@@ -40,7 +40,6 @@ class TokenClassification(Classification):
     spec = SPEC
     row_schema = TokenClassificationRows
     presentation = PRESENTATION
-    model_kind = "encoder"
     fits_rows = True
     head = ("ForTokenClassification",)
     auto = "AutoModelForTokenClassification"
@@ -140,24 +139,24 @@ class TokenClassification(Classification):
 
     # ---- scores ------------------------------------------------------------------------------------------
 
-    def chance(self, said: Predictions, classes: int) -> float:
+    def chance(self, predictions: Predictions, classes: int) -> float:
         """0: who tags every word O finds no entity."""
         return 0.0
 
-    def scores(self, said: Predictions) -> dict[str, Any]:
+    def scores(self, predictions: Predictions) -> dict[str, Any]:
         """F1, precision and recall of entities over all words (micro); share of words with the right tag; negative
         log-likelihood of a tag; of each type its F1 (None: nobody sees one) and its number of gold entities."""
-        gold, found, right = self._entities(said)
+        gold, found, right = self._entities(predictions)
         names = _types(self.labels)
         each = [np.bincount(kinds[kinds >= 0], minlength=len(names)) for kinds in (gold, found, right)]
         whole = [int(count.sum()) for count in each]
-        log_p = log_softmax(said["logits"])
+        log_p = log_softmax(predictions["logits"])
         return {
             "f1": _f1(*whole),
             "precision": whole[2] / max(1, whole[1]),
             "recall": whole[2] / max(1, whole[0]),
-            "token_accuracy": float((log_p.argmax(1) == said.labels).mean()),
-            "nll": float(-log_p[np.arange(len(log_p)), said.labels].mean()),
+            "token_accuracy": float((log_p.argmax(1) == predictions.labels).mean()),
+            "nll": float(-log_p[np.arange(len(log_p)), predictions.labels].mean()),
             "per_type_f1": {
                 name: _f1(*counts) if counts[0] + counts[1] else None
                 for name, *counts in zip(names, *map(np.ndarray.tolist, each), strict=True)
@@ -165,22 +164,23 @@ class TokenClassification(Classification):
             "entities": dict(zip(names, each[0].tolist(), strict=True)),
         }
 
-    def per_example_scores(self, said: Predictions) -> np.ndarray:
+    def per_example_scores(self, predictions: Predictions) -> np.ndarray:
         """Each row's share in the F1 of all rows, which is a ratio of two sums over them, linearised (Cochran 1977,
         section 6.3)."""
-        rows = np.repeat(np.arange(len(said.counts)), said.counts)
+        rows = np.repeat(np.arange(len(predictions.counts)), predictions.counts)
         gold, found, right = (
-            np.bincount(rows[kinds >= 0], minlength=len(said.counts)) for kinds in self._entities(said)
+            np.bincount(rows[kinds >= 0], minlength=len(predictions.counts))
+            for kinds in self._entities(predictions)
         )
         both = gold + found
         f1 = _f1(gold.sum(), found.sum(), right.sum())
         return f1 + (2 * right - f1 * both) * len(both) / max(1, both.sum())
 
-    def _entities(self, said: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _entities(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The gold entities, those that the model found, and those of them that are right: of each word that begins one the
         number of its type, -1 elsewhere; (N,) each."""
-        gold, last = entities(self.labels, said.labels, said.counts)
-        found, end = entities(self.labels, said["logits"].argmax(1), said.counts)
+        gold, last = entities(self.labels, predictions.labels, predictions.counts)
+        found, end = entities(self.labels, predictions["logits"].argmax(1), predictions.counts)
         return gold, found, np.where((gold == found) & (last == end), gold, -1)
 
 
