@@ -1,4 +1,4 @@
-"""The grammar of the commands. Imports nothing heavy: `kdcli --help` is quick."""
+"""Defines the commands and their options. It imports nothing heavy, so that `kdcli --help` is fast."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ app = typer.Typer(
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Config groups and keys, as in student=tiny trainer.epochs=2."
+        metavar="[KEY=VALUE]...", help="Config groups and keys, such as student=tiny trainer.epochs=2."
     ),
 ]
 Multirun = Annotated[
-    bool, typer.Option("--multirun", "-m", help="A sweep: a run for every combination of a,b values.")
+    bool, typer.Option("--multirun", "-m", help="Run a sweep: one run for every combination of a,b values.")
 ]
 ConfigDir = Annotated[Path | None, typer.Option(help="A folder with YAML files and classes of your own.")]
 Cfg = Annotated[
@@ -38,14 +38,12 @@ Info = Annotated[
         metavar="[all|config|defaults|defaults-tree|plugins|searchpath]", help="Print how Hydra composes it."
     ),
 ]
-Rerun = Annotated[
-    Path | None, typer.Option(metavar="RUN", help="Repeat a run, with the config that it recorded.")
-]
+Rerun = Annotated[Path | None, typer.Option(metavar="RUN", help="Repeat a run with its recorded config.")]
 TrustRun = Annotated[
     bool,
     typer.Option(
         "--trust-run",
-        help="Run the classes and the code that a recorded run names, and resolve what it reads of the environment.",
+        help="Allow a recorded run to name classes and code to run here, and to read environment variables.",
     ),
 ]
 
@@ -55,7 +53,7 @@ def top(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
-    """Knowledge distillation: a small student learns from a large teacher, with the evidence that it helped."""
+    """Knowledge distillation: trains a small student with a large teacher, and shows whether the teacher helped."""
     if version:
         typer.echo(f"kdcli {__version__}")
         raise typer.Exit
@@ -72,7 +70,7 @@ def distill(
     rerun: Rerun = None,
     trust_run: TrustRun = False,
 ) -> None:
-    """Teach a student, train its control, and compare them with the teacher.
+    """Train a student with a teacher, train the no-teacher baseline (control), and compare all three.
 
     kdcli distill teacher=bert-base student=tiny dataset=csv dataset.path=reviews.csv
     """
@@ -114,7 +112,7 @@ def export(
     info: Info = None,
     trust_run: TrustRun = False,
 ) -> None:
-    """Make a run's student into files for a device, and run and measure them there.
+    """Export a run's student for a device, and run and measure the files there.
 
     kdcli export run=runs/distill/2026-… hardware=cpu
     kdcli export run=runs/distill/2026-… hardware=cpu,intel -m
@@ -131,7 +129,7 @@ def list_(
     group: Annotated[str | None, typer.Argument(help="teacher, student, dataset, loss, hardware …")] = None,
     config_dir: ConfigDir = None,
 ) -> None:
-    """What there is to choose from, a line each, your own folder included."""
+    """List the options of each config group, including those in your own folder."""
     from kdcli.launch.choices import list_groups
 
     raise typer.Exit(list_groups(group, config_dir))
@@ -139,5 +137,5 @@ def list_(
 
 def main() -> None:
     """The entry point."""
-    gc.disable()  # until all is imported, of which nothing is garbage: to look for some takes a sixth of the time
+    gc.disable()  # until everything is imported, since nothing of that is garbage, and the collector takes a sixth of the time
     app()

@@ -23,15 +23,15 @@ from itertools import islice
 from typing import Any
 
 VALUE = 300
-"""Characters of one value in a message."""
+"""The most characters of one value in a message."""
 LIST = 800
-"""Characters of a list in a message."""
+"""The most characters of a list in a message."""
 LINE = 2000
-"""Characters of one line of a message."""
+"""The most characters of one line of a message."""
 MESSAGE = 5500
-"""Characters of a message."""
+"""The most characters of a message."""
 WINDOW = 20_000
-"""Characters at the beginning and at the end of a long text that are looked at: less than half of these is shown."""
+"""Characters at both ends of a long text that are searched for secrets; fewer than half of them are shown."""
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 SECRET = re.compile(
     r"""(?<![A-Za-z0-9_-])(?:
@@ -45,7 +45,7 @@ SECRET = re.compile(
     | -----BEGIN[ A-Z]*PRIVATE\ KEY-----.*""",
     re.VERBOSE | re.DOTALL,
 )
-"""What a key looks like: the prefixes by which their issuers mark them."""
+"""The pattern of API keys, by the prefixes of their issuers."""
 _IN_ADDRESS = re.compile(
     r"""(?P<before>\b[a-z][a-z0-9+.-]{0,20}://)[^/?\#\s@'"]*@                                        # USER:PASSWORD@
       | (?P<query>[?&][\w-]*(?:key|token|secret|passw(?:or)?d|sig|signature)=)[^&\#\s'"]+""",
@@ -57,45 +57,45 @@ _ASSIGNED = re.compile(
     re.IGNORECASE,
 )
 HIDDEN = "<secret>"
-"""What a message shows in place of a secret."""
+"""The replacement of a secret in a message."""
 SHORTEST = 4
-"""Characters of the shortest value of the environment that messages hide."""
+"""The fewest characters of an environment variable's value that messages hide."""
 _from_environment: dict[str, str] = {}
 
 
 def looks_secret(text: str) -> bool:
-    """Whether there is a key, or an address with a password or a key, in a text."""
+    """Whether a text contains an API key, or an address with a password or key."""
     return bool(SECRET.search(text) or _IN_ADDRESS.search(text))
 
 
 def hide(value: str, instead: str) -> None:
-    """Have messages show something else where a value of the environment stands."""
+    """Replace a value of an environment variable in all messages from now on."""
     if len(value) >= SHORTEST:
         _from_environment[value] = instead
         _from_environment[repr(value)[1:-1]] = instead
 
 
 def hide_nothing() -> None:
-    """Forget the values of `hide`."""
+    """Clear the replacements of `hide`."""
     _from_environment.clear()
 
 
 def redacted(text: str) -> str:
-    """A text for a message, without keys, passwords and values that were read from the environment."""
+    """Remove keys, passwords and values of environment variables from a text for a message."""
     for value in sorted(_from_environment, key=len, reverse=True):
         text = text.replace(value, _from_environment[value])
     text = SECRET.sub(HIDDEN, text)
     text = _IN_ADDRESS.sub(
-        lambda found: f"{found['before'] or found['query']}{HIDDEN}{'@' if found['before'] else ''}", text
+        lambda match: f"{match['before'] or match['query']}{HIDDEN}{'@' if match['before'] else ''}", text
     )
-    return _ASSIGNED.sub(lambda found: found["name"] + HIDDEN, text)
+    return _ASSIGNED.sub(lambda match: match["name"] + HIDDEN, text)
 
 
 class _Short(reprlib.Repr):
-    """`repr` of the first items and levels."""
+    """A `repr` of the first items and levels."""
 
     def repr_dict(self, value: dict[Any, Any], level: int) -> str:
-        """The items in their order."""
+        """Show the items in their own order."""
         if level <= 0:
             return "{...}"
         items = [
@@ -111,26 +111,26 @@ _REPR.maxstring = _REPR.maxlong = _REPR.maxother = VALUE
 
 
 def printable(text: str) -> str:
-    """Text without terminal escapes, other control characters, overrides of the writing direction and lone surrogates.
+    """Replace terminal escapes, other control characters, overrides of the writing direction and lone surrogates in a text.
 
-    Each of these characters is written as its code, such as `\\u001b`, which is also its escape in JSON. Tabs and line breaks stay.
+    Each of these characters becomes its code, such as `\\u001b`, which is also its escape in JSON. Tabs and line breaks are kept.
     """
-    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def abbreviated(text: str, limit: int = VALUE) -> str:
-    """A text of at most `limit` characters, without secrets: the middle of a longer one is replaced by how many characters it has."""
+    """Shorten a text to `limit` characters and remove secrets; the middle of a longer text is replaced by its number of characters."""
     cut = max(len(text) - 2 * WINDOW, 0)
     text = redacted(f"{text[:WINDOW]}{text[-WINDOW:]}" if cut else text)
     if len(text) <= limit and not cut:
         return text
-    kept = max(limit - 40, 0)
-    head, tail = text[: kept - kept // 3], text[len(text) - kept // 3 :]
-    return f"{head} … ({cut + len(text) - len(head) - len(tail):,} characters left out) … {tail}"
+    shown_length = max(limit - 40, 0)
+    head, tail = text[: shown_length - shown_length // 3], text[len(text) - shown_length // 3 :]
+    return f"{head} … ({cut + len(text) - len(head) - len(tail):,} characters omitted) … {tail}"
 
 
 def shown(value: Any, limit: int = VALUE) -> str:
-    """A value for a message: its `repr`, abbreviated; of what is nested only the first items and levels."""
+    """The abbreviated `repr` of a value for a message, with only the first items and levels of nested values."""
     try:
         return abbreviated(repr(value) if isinstance(value, str) else _REPR.repr(value), limit)
     except (RecursionError, ValueError):  # nested too deeply; an integer of thousands of digits
@@ -138,20 +138,20 @@ def shown(value: Any, limit: int = VALUE) -> str:
 
 
 def listed(values: Iterable[Any], limit: int = LIST) -> str:
-    """Names for a message, separated by commas; those beyond `limit` characters are counted, not written."""
-    values, room = list(values), limit
+    """Join names with commas for a message; names beyond `limit` characters are only counted."""
+    values, remaining = list(values), limit
     names: list[str] = []
     for value in values:
         name = abbreviated(value if isinstance(value, str) else shown(value)).replace("\n", "\\n")
-        room -= len(name) + 2
-        if room < 0 and names:
+        remaining -= len(name) + 2
+        if remaining < 0 and names:
             break
         names.append(name)
     return ", ".join(names) + (f" and {len(values) - len(names):,} more" if len(names) < len(values) else "")
 
 
 def bounded(message: str) -> str:
-    """A message that a terminal and a log can take: printable, with lines of at most `LINE` characters, `MESSAGE` in all."""
+    """Make a message printable, with lines of at most `LINE` characters and `MESSAGE` characters in total."""
     lines = abbreviated(message, WINDOW).split("\n")
     return abbreviated("\n".join(abbreviated(printable(line), LINE) for line in lines), MESSAGE)
 
@@ -161,7 +161,7 @@ class ExitCode(IntEnum):
 
     DONE = 0
     FAILED = 1
-    """The job failed after it had begun, or a file system takes no more."""
+    """The job failed after it began, or a file system accepts no more data."""
     REFUSED = 2
     """The config, the command line or the data was found wrong before any training, and nothing was overwritten."""
     MISSED = 3
@@ -175,7 +175,7 @@ class ExitCode(IntEnum):
 
 
 class KDError(Exception):
-    """A failure that the user is told in one bounded message, without a traceback."""
+    """A failure that is reported in one bounded message, without a traceback."""
 
     exit_code = ExitCode.FAILED
 
@@ -219,15 +219,15 @@ class StorageError(KDError):
 
 
 class EndpointError(KDError):
-    """A teacher that one can only ask gives no more answers for now, or its budget is used up; what was answered is kept."""
+    """A remote teacher is unavailable for now, or its budget is used up; its answers so far are stored."""
 
 
 LONGEST_NAME = 100
-"""Characters of a name that somebody may have typed wrongly."""
+"""The most characters of a name for which a correction is suggested."""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` when something known is close, else an empty string; names too long to be typed are not compared."""
+    """`; did you mean X?` if a known name is similar, else an empty string; very long names are not compared."""
     if len(word) > LONGEST_NAME:
         return ""
     close = difflib.get_close_matches(word, [name for name in known if len(name) <= LONGEST_NAME], n=1)

@@ -175,12 +175,12 @@ PROBE = 1 << 18
 """Bytes that are written to test whether a file system accepts more data."""
 
 
-def storage_error(error: BaseException, *places: Path) -> StorageError | None:
+def storage_error(error: BaseException, *folders: Path) -> StorageError | None:
     """The StorageError for an exception that a full or read-only file system caused: the exception or one of its causes says so, or
     one of the folders accepts no more data now. None: the exception has another cause.
 
     Args:
-        places: the folders that were written to. The first one that accepts no more is named if the exception names no file.
+        folders: the folders that were written to. The first one that accepts no more is named if the exception names no file.
     """
     cause: tuple[int, str | None] | None = None
     seen: set[int] = set()
@@ -193,14 +193,14 @@ def storage_error(error: BaseException, *places: Path) -> StorageError | None:
             file = getattr(each, "filename", None)
             cause = number, str(file) if file else cause[1] if cause else None
         each = each.__cause__ or each.__context__
-    probed = {place: number for place in places if (number := _refused(place)) is not None}
-    place, number = next(iter(probed.items()), (None, 0))
-    if cause is None and place is None:
+    probed = {path: number for path in folders if (number := _refused(path)) is not None}
+    path, number = next(iter(probed.items()), (None, 0))
+    if cause is None and path is None:
         return None
     if cause is not None:
         number, file = cause
-        place = Path(file) if file else place or (places[0] if places else Path(tempfile.gettempdir()))
-    assert place is not None
+        path = Path(file) if file else path or (folders[0] if folders else Path(tempfile.gettempdir()))
+    assert path is not None
     remedy = "Free some space"
     if number == errno.EDQUOT:
         remedy = "Free some of your quota"
@@ -209,7 +209,7 @@ def storage_error(error: BaseException, *places: Path) -> StorageError | None:
     elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
         remedy = "Make it writable, or choose another folder (hydra.run.dir, KDCLI_CACHE_DIR, TMPDIR)"
     return StorageError(
-        f"{place} cannot be written: {os.strerror(number)}{_free_space(place)}. {remedy} and start the same command on the same "
+        f"{path} cannot be written: {os.strerror(number)}{_free_space(path)}. {remedy} and start the same command on the same "
         "directory: what is finished is kept"
     )
 
@@ -317,10 +317,10 @@ def _refusal(error: BaseException) -> int | None:
     return None
 
 
-def _refused(place: Path) -> int | None:
+def _refused(path: Path) -> int | None:
     """The error number if the file system of a path accepts no more data; None: it does."""
     try:
-        with tempfile.TemporaryFile(dir=_nearest(place)) as stream:
+        with tempfile.TemporaryFile(dir=_nearest(path)) as stream:
             stream.write(bytes(PROBE))
             stream.flush()
             os.fsync(stream.fileno())
@@ -329,22 +329,22 @@ def _refused(place: Path) -> int | None:
     return None
 
 
-def _nearest(place: Path) -> Path:
+def _nearest(path: Path) -> Path:
     """The nearest existing folder that contains a path."""
-    return next(each for each in (place, *place.absolute().parents) if each.is_dir())
+    return next(each for each in (path, *path.absolute().parents) if each.is_dir())
 
 
-def _free_space(place: Path) -> str:
+def _free_space(path: Path) -> str:
     """A note on the free space of the file system of a path, for a message."""
     try:
-        usage = shutil.disk_usage(_nearest(place))
+        usage = shutil.disk_usage(_nearest(path))
     except OSError:
         return ""
     return f" ({usage.free / 1e6:,.1f} MB of {usage.total / 1e6:,.0f} MB are free)"
 
 
 @contextlib.contextmanager
-def writing(*places: Path) -> Iterator[None]:
+def writing(*folders: Path) -> Iterator[None]:
     """Turn an exception that a full or read-only file system causes into a `StorageError`, before temporary files are removed.
 
     Raises:
@@ -353,7 +353,7 @@ def writing(*places: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if refused := storage_error(error, *places, Path(tempfile.gettempdir())):
+        if refused := storage_error(error, *folders, Path(tempfile.gettempdir())):
             raise refused from error
         raise
 

@@ -276,7 +276,7 @@ def _recorded(run: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is damaged ({str(error) or type(error).__name__})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} is damaged (it is no mapping of keys to values)")
-    return renamed.current({str(key): value for key, value in tree.items()}, quiet=True)
+    return renamed.with_current_names({str(key): value for key, value in tree.items()}, quiet=True)
 
 
 def _resolved(run: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checks a composed config against the schema, and gives Hydra the schema's defaults."""
+"""Checks a composed config against the schema, and turns the schema's defaults into plain data for Hydra."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ def defaults(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def check(
-    schema: type[Section], tree: Mapping[str, Any], tell: Callable[[str], str] = lambda problem: problem
+    schema: type[Section], tree: Mapping[str, Any], describe: Callable[[str], str] = lambda problem: problem
 ) -> Any:
-    """The composed config as a checked instance of `schema`: its values first, then the arguments of the classes that it names.
+    """Validate a composed config: first its values, then the arguments of the classes that it names. Returns an instance of `schema`.
 
     Args:
-        tell: what a message says of a problem, which begins with the key.
+        describe: completes the description of a problem, which begins with the key.
 
     Raises:
-        ConfigError: with every problem found, one a line.
+        ConfigError: it lists every problem, one per line.
     """
-    config = check_values(schema, tree, tell)
-    check_components(schema, tree, tell)
+    config = check_values(schema, tree, describe)
+    check_components(schema, tree, describe)
     return config
 
 
 def check_values(
-    schema: type[Section], tree: Mapping[str, Any], tell: Callable[[str], str] = lambda problem: problem
+    schema: type[Section], tree: Mapping[str, Any], describe: Callable[[str], str] = lambda problem: problem
 ) -> Any:
-    """The first part of `check`, which imports no class that the config names (most of them import torch): keys, types and ranges.
+    """The first part of `check`: keys, types and ranges. It imports none of the classes that the config names, most of which import torch.
 
     Raises:
-        ConfigError: with every problem found, one a line.
+        ConfigError: it lists every problem, one per line.
     """
     if secrets := list(secrets_in(tree)):
         raise ConfigError("\n  ".join(["the config holds what must not be written down:", *secrets]))
@@ -60,29 +60,29 @@ def check_values(
         config = schema.model_validate(tree)
     except ValidationError as error:
         problems += [_describe(schema, tree, item) for item in error.errors()]
-    _refuse(problems, tell)
+    _refuse(problems, describe)
     return config
 
 
 def check_components(
-    schema: type[Section], tree: Mapping[str, Any], tell: Callable[[str], str] = lambda problem: problem
+    schema: type[Section], tree: Mapping[str, Any], describe: Callable[[str], str] = lambda problem: problem
 ) -> None:
-    """The second part of `check`: each `_target_` is a class of the kind that is wanted, and takes the arguments beside it.
+    """The second part of `check`: each `_target_` names a class of the required kind that accepts its arguments.
 
     Raises:
-        ConfigError: with every problem found, one a line.
+        ConfigError: it lists every problem, one per line.
     """
-    _refuse([*check_classes(schema, tree, "")], tell)
+    _refuse([*check_classes(schema, tree, "")], describe)
 
 
-def _refuse(problems: Sequence[str], tell: Callable[[str], str]) -> None:
+def _refuse(problems: Sequence[str], describe: Callable[[str], str]) -> None:
     if problems:
         head = "the config is wrong" if len(problems) == 1 else f"the config has {len(problems)} problems"
-        raise ConfigError("\n  ".join([head + ":", *dict.fromkeys(map(tell, problems))]))
+        raise ConfigError("\n  ".join([head + ":", *dict.fromkeys(map(describe, problems))]))
 
 
 def missing_keys(tree: Any, path: str = "") -> Iterable[str]:
-    """The keys whose value nobody gave ("???" to Hydra)."""
+    """The keys that need a value and have none ("???" in Hydra)."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from missing_keys(value, f"{path}.{key}".lstrip("."))
@@ -91,12 +91,12 @@ def missing_keys(tree: Any, path: str = "") -> Iterable[str]:
 
 
 def _schema_at(schema: Any, path: str) -> type[BaseModel] | None:
-    """The model that governs the mapping at `path`."""
+    """The model of the mapping at `path`; None: there is none."""
     return section_of(_annotation_at(schema, [part for part in path.split(".") if part]))
 
 
 def _annotation_at(schema: Any, key: Sequence[str]) -> Any:
-    """What the schema has at a key; None: nothing."""
+    """The annotation of a key in the schema; None: there is none."""
     for part in key:
         if is_mapping(schema):
             schema = typing.get_args(schema)[1]

@@ -1,4 +1,4 @@
-"""Components: classes that a config names by `_target_`, checked against their constructors and built."""
+"""Checks the arguments of classes that a config names by `_target_`, and builds instances of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
-from kdcli.config.renamed import adopt
+from kdcli.config.renamed import rename_members
 from kdcli.config.types import Component, refuse_boolean
 from kdcli.errors import ConfigError, abbreviated, listed, shown, suggest
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The model that an annotation names, also as `Model | None`."""
+    """The pydantic model in an annotation such as `Model` or `Model | None`; None: there is none."""
     models = (
         each for each in union_members(annotation) if inspect.isclass(each) and issubclass(each, BaseModel)
     )
@@ -33,16 +33,16 @@ def is_mapping(annotation: Any) -> bool:
 
 
 def check_classes(annotation: Any, value: Any, path: str) -> Iterator[str]:
-    """What is wrong with the components in a value, at any depth: a class is taken only where the annotation asks for one.
+    """Problems with the components in a value at any depth. A class is accepted only where the annotation expects one.
 
     Args:
-        annotation: of the key or of the constructor's parameter that gets the value; None: nothing is known of it.
+        annotation: the annotation of the key or the constructor's parameter; None: it is unknown.
     """
     if isinstance(value, Mapping):
         model = section_of(annotation)
         if model and issubclass(model, Component):
             yield from check_component(model, [], value, path)
-        elif model:  # it refuses the keys that it does not know
+        elif model:  # the model refuses unknown keys
             for name, field in model.model_fields.items():
                 yield from check_classes(
                     field.annotation, value.get(field.alias or name), join_key(path, name)
@@ -65,30 +65,30 @@ def check_classes(annotation: Any, value: Any, path: str) -> Iterator[str]:
 def check_component(
     model: type[Component], kinds: Sequence[type], node: Mapping[str, Any], path: str
 ) -> Iterator[str]:
-    """What is wrong with one component.
+    """Problems with one component.
 
     Args:
-        model: the schema's part of it, and its kind …
-        kinds: … unless these classes are given, of one of which it must be a subclass.
+        model: the schema of its own keys, whose `kind` is the required base class …
+        kinds: … unless other base classes are given, one of which it must have.
     """
     target = node.get("_target_")
     if not isinstance(target, str) or target == "???":
-        if kinds:  # else the schema refuses it
+        if kinds:  # otherwise the schema reports it
             yield f"{path}._target_ = {shown(target)}: expected the name of a class, MODULE.NAME"
         return
     try:
-        found = locate(target)
-        require_kind(found, kinds or [locate(model.kind)])
+        cls = locate(target)
+        require_kind(cls, kinds or [locate(model.kind)])
     except ConfigError as error:
         yield f"{path}._target_ = {target}: {error}"
         return
     own, hints = (
         {field.alias or name: field for name, field in model.model_fields.items()},
-        constructor_hints(found),
+        constructor_hints(cls),
     )
     arguments = {key: value for key, value in node.items() if key not in own}
     signature = arguments_model(
-        found,
+        cls,
         [
             key
             for key, value in arguments.items()
@@ -120,7 +120,7 @@ def union_members(annotation: Any) -> list[Any]:
 
 
 def classes_of(annotation: Any) -> list[type]:
-    """The classes of which an annotation asks for an instance. `object` and abstract types such as Mapping ask for none."""
+    """The classes of which an annotation expects an instance; `object` and abstract types such as Mapping do not count."""
     return [
         option
         for option in union_members(annotation)
@@ -131,7 +131,7 @@ def classes_of(annotation: Any) -> list[type]:
 
 
 def item_annotation(annotation: Any) -> Any:
-    """What the values of a mapping, or the items of a list, are; None: nothing is known of them."""
+    """The annotation of a mapping's values or a list's items; None: it is unknown."""
     for option in union_members(annotation):
         if arguments := [each for each in typing.get_args(option) if each is not Ellipsis]:
             return arguments[-1]
@@ -139,7 +139,7 @@ def item_annotation(annotation: Any) -> Any:
 
 
 def is_checked_by_model(annotation: Any) -> bool:
-    """Whether pydantic checks values of this annotation by a model of the schema, also inside a list or a mapping."""
+    """Whether pydantic validates values of this annotation with a model, also in a list or a mapping."""
     return section_of(annotation) is not None or any(map(is_checked_by_model, typing.get_args(annotation)))
 
 
@@ -149,22 +149,22 @@ def mentions_class(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(mentions_class, value))
 
 
-def require_kind(found: type, kinds: Sequence[type]) -> None:
-    """Refuse a class that does not inherit from one of some classes (to be registered with an abstract one is not enough).
+def require_kind(cls: type, kinds: Sequence[type]) -> None:
+    """Refuse a class that does not inherit from one of the given classes; registration with an abstract class is not enough.
 
     Raises:
-        ConfigError: it does not, or nothing can be built of it.
+        ConfigError: it does not, or it is abstract.
     """
-    if not any(kind in found.__mro__ for kind in kinds):
+    if not any(kind in cls.__mro__ for kind in kinds):
         names = " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
         raise ConfigError(f"expected a subclass of {names}")
-    if inspect.isabstract(found):
+    if inspect.isabstract(cls):
         raise ConfigError("it is abstract; name a class that can be built")
 
 
 def import_named(module: str) -> types.ModuleType:
-    """Import a module that a config names. With a folder of the user's own it may also lie in the working directory, which is
-    looked through last, and for this import alone."""
+    """Import a module that a config names. If the user has a config folder, the working directory is searched last, for this import
+    alone."""
     here = str(Path.cwd())
     added = bool(os.environ.get("KDCLI_CONFIG_DIR")) and here not in sys.path
     if added:
@@ -177,41 +177,41 @@ def import_named(module: str) -> types.ModuleType:
 
 
 def locate(target: str) -> type:
-    """The class that a dotted path names.
+    """Import the class that a dotted path names.
 
     Raises:
-        ConfigError: there is no such module, or no such class in it.
+        ConfigError: the module cannot be imported, or has no such class.
     """
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(import_named(module), name, None)
+        cls = getattr(import_named(module), name, None)
     except (Exception, SystemExit) as error:  # the user's own module may fail in any way
         raise ConfigError(f"cannot be imported ({type(error).__name__}: {error})") from None
-    if found is None:
+    if cls is None:
         raise ConfigError(f"the module {module} has no {name}")
-    if not inspect.isclass(found):
+    if not inspect.isclass(cls):
         raise ConfigError("it is no class")
-    adopt(found)
-    return found
+    rename_members(cls)
+    return cls
 
 
 def constructor_hints(target: type) -> dict[str, Any]:
-    """The annotations of the constructor's parameters."""
+    """The annotations of the constructor's parameters; empty if they cannot be evaluated."""
     try:
         return typing.get_type_hints(target.__init__, include_extras=True)  # type: ignore[misc]
     except (
         NameError,
         AttributeError,
         TypeError,
-    ):  # only a type checker can read them: names are checked, types are not
+    ):  # annotations for type checkers alone: names are checked, types are not
         return {}
 
 
 def arguments_model(target: type, components: Sequence[str] = ()) -> type[BaseModel]:
-    """A pydantic model of the constructor's parameters, so that arguments are checked by the same means.
+    """A pydantic model of the constructor's parameters, which validates its arguments.
 
     Args:
-        components: parameters whose values are still mappings with a `_target_`; those are checked by themselves.
+        components: parameters whose values are mappings with a `_target_`, which are checked separately.
     """
     hints = constructor_hints(target)
     fields: dict[str, Any] = {}
@@ -231,11 +231,11 @@ def arguments_model(target: type, components: Sequence[str] = ()) -> type[BaseMo
 
 
 def build(component: Component, kind: type) -> Any:
-    """An instance of the component's class, called with its arguments; components among those are built first, where the
-    constructor's annotation asks for one.
+    """Build an instance of the component's class. Components among its arguments are built first, where the constructor's annotation
+    expects one.
 
     Raises:
-        ConfigError: it is not of this kind.
+        ConfigError: the class is not a subclass of `kind`.
     """
     target = locate(component.target)
     try:
@@ -249,7 +249,7 @@ def build(component: Component, kind: type) -> Any:
 
 
 def _built(annotation: Any, value: Any) -> Any:
-    """A value with the components in it built, as far as the annotation asks for them."""
+    """A value in which the components that the annotation expects are built."""
     if is_checked_by_model(annotation):
         return value
     if isinstance(value, Mapping):

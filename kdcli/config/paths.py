@@ -1,4 +1,4 @@
-"""Where the YAML files of the config lie: the packaged ones and the user's own."""
+"""Finds the folders of the YAML config files: the packaged one and the user's own."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from kdcli.files import user_path
 
 
 def conf_dir() -> Path:
-    """The packaged YAML files: inside the package in a wheel, beside it in a checkout."""
+    """The folder of the packaged YAML files: in the package of a wheel, next to the package in a checkout."""
     package = Path(__file__).parent.parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
+    packaged = package / "conf"
+    return packaged if packaged.is_dir() else package.parent / "conf"
 
 
 def user_conf_dir() -> Path | None:
-    """The user's own YAML files, from KDCLI_CONFIG_DIR.
+    """The folder of the user's own YAML files, from KDCLI_CONFIG_DIR; None: there is none.
 
     Raises:
-        ConfigError: it is not a folder, or a file in it has the name of a packaged one.
+        ConfigError: it is not a folder, or a file in it has the name of a packaged file.
     """
     given = os.environ.get("KDCLI_CONFIG_DIR")
     if not given:

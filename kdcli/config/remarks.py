@@ -1,4 +1,4 @@
-"""Keys that the task does not read, and values that are legal but useless."""
+"""Finds keys that the task does not read, and values that are valid but useless."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from kdcli.errors import shown
 
 
 def unread(config: Any, keys: Iterable[str]) -> Iterator[str]:
-    """What is wrong with keys that somebody wrote, and that have another value than their default: the task does not read them.
+    """Problems with keys that the user set to another value than their default, although the task does not read them.
 
     Args:
         config: a checked config.
-        keys: with dots.
+        keys: the keys that the user wrote, with dots.
     """
     for key in keys:
         stage = re.match(r"stages\.[^.]+\.", key)
         rest = key[stage.end() :] if stage else key
         value, default = value_at(config, key)
-        if value is None or isinstance(value, BaseModel):  # of a mapping, each key is looked at by itself
+        if value is None or isinstance(value, BaseModel):  # the keys of a mapping are checked one by one
             continue
-        place, _ = value_at(config, f"{stage[0]}dataset" if stage else "dataset")
+        section, _ = value_at(config, f"{stage[0]}dataset" if stage else "dataset")
         readers = [name for name, spec in packaged_specs() if _reads(spec, rest)]
-        if isinstance(place, Dataset) and readers and not _reads(place.spec, rest) and value != default:
-            yield f"{key} = {shown(value)}: {place.kind} does not read it (only {', '.join(readers)}); leave it out"
+        if isinstance(section, Dataset) and readers and not _reads(section.spec, rest) and value != default:
+            yield f"{key} = {shown(value)}: {section.kind} does not read it (only {', '.join(readers)}); leave it out"
 
 
 def _reads(spec: TaskSpec, key: str) -> bool:
@@ -42,7 +42,7 @@ def _reads(spec: TaskSpec, key: str) -> bool:
 
 
 def value_at(config: Any, key: str) -> tuple[Any, Any]:
-    """The value at a key and its default; None where there is none."""
+    """The value at a key and its default, each None if there is none."""
     value, default = config, None
     for part in key.split("."):
         if isinstance(value, BaseModel):
@@ -55,21 +55,21 @@ def value_at(config: Any, key: str) -> tuple[Any, Any]:
 
 
 def remarks(config: Distill) -> list[str]:
-    """What is legal and of no use, with what it does: for warnings."""
-    found = []
+    """Warnings about valid but useless values, with their effect."""
+    warnings = []
     trainers = {"trainer": config.trainer, "teacher.trainer": config.teacher.trainer}
     trainers |= {f"stages.{name}.trainer": stage.trainer for name, stage in config.stages.items()}
     for key, trainer in trainers.items():
         if trainer.learning_rate < 1e-10:
-            found.append(
-                f"{key}.learning_rate = {trainer.learning_rate:g}: fp32 weights do not change by so little; nothing is learnt"
+            warnings.append(
+                f"{key}.learning_rate = {trainer.learning_rate:g}: such a small step does not change fp32 weights; nothing is learned"
             )
         if trainer.dropout == 1:
-            found.append(
-                f"{key}.dropout = 1: every value is dropped while the model is trained; it learns nothing from its input"
+            warnings.append(
+                f"{key}.dropout = 1: every activation is dropped during training; the model learns nothing from its input"
             )
         if 0 < trainer.max_grad_norm < 1e-6:
-            found.append(
+            warnings.append(
                 f"{key}.max_grad_norm = {trainer.max_grad_norm:g}: gradients are scaled down to almost nothing; 0 turns this off"
             )
     datasets = {"dataset": config.dataset}
@@ -78,9 +78,7 @@ def remarks(config: Distill) -> list[str]:
     }
     for key, dataset in datasets.items():
         if dataset.max_length < 3 and not dataset.spec.refuses_short:
-            found.append(
-                f"{key}.max_length = {dataset.max_length}: beside the special tokens no token of a text is left"
-            )
+            warnings.append(f"{key}.max_length = {dataset.max_length}: only special tokens remain of a text")
     losses = {f"loss.{name}": term for name, term in config.loss.items()}
     losses |= {
         f"stages.{stage}.loss.{name}": term
@@ -90,15 +88,15 @@ def remarks(config: Distill) -> list[str]:
     for key, term in losses.items():
         temperature = term.arguments.get("temperature")
         if isinstance(temperature, int | float) and term.weight > 0 and temperature < 1e-2:
-            found.append(
-                f"{key}.temperature = {temperature:g}: of each distribution only the likeliest class is left; it has almost no gradient"
+            warnings.append(
+                f"{key}.temperature = {temperature:g}: each distribution is reduced to its most likely class; there is almost no gradient"
             )
         if isinstance(temperature, int | float) and term.weight > 0 and temperature > 1e3:
-            found.append(
-                f"{key}.temperature = {temperature:g}: every distribution becomes uniform; almost nothing is left to learn"
+            warnings.append(
+                f"{key}.temperature = {temperature:g}: every distribution becomes almost uniform; there is almost nothing to learn"
             )
     if config.rollout.source != "dataset" and config.rollout.sampling_temperature > 10:
-        found.append(
-            f"rollout.sampling_temperature = {config.rollout.sampling_temperature:g}: tokens are drawn almost at random"
+        warnings.append(
+            f"rollout.sampling_temperature = {config.rollout.sampling_temperature:g}: tokens are sampled almost uniformly"
         )
-    return found
+    return warnings

@@ -109,37 +109,37 @@ KEYS = (
     Key("rollout.pick", None, "of several rollout.candidates the nearest is learnt"),
 )
 """Config keys."""
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
-def forget() -> None:
+def reset_warnings() -> None:
     """Warn anew: called at the start of a command."""
-    _told.clear()
+    _warned.clear()
 
 
-def _tell(old: str, new: str, remedy: str = "") -> None:
+def _warn(old: str, new: str, remedy: str = "") -> None:
     """Warn of an old name, if that was not done before."""
-    if old not in _told:
+    if old not in _warned:
         from kdcli import console
 
-        _told.add(old)
+        _warned.add(old)
         console.warn(
             f"{old} is now {new}{f' ({remedy})' if remedy else ''}; the old name still works in this release"
         )
 
 
-def current_class(dotted: str) -> str:
+def class_name(dotted: str) -> str:
     """The dotted path of a class today."""
     module, _, name = dotted.rpartition(".")
     return CLASSES.get(dotted) or (f"{MODULES[module][0]}.{name}" if module in MODULES else dotted)
 
 
-def current_option(group: str, name: str) -> str:
+def option_name(group: str, name: str) -> str:
     """The name of an option of a group today."""
     return OPTIONS.get(f"{group}/{name}", f"{group}/{name}").partition("/")[2]
 
 
-def tell_options(chosen: Sequence[str]) -> None:
+def warn_of_options(chosen: Sequence[str]) -> None:
     """Warn of old options.
 
     Args:
@@ -147,7 +147,7 @@ def tell_options(chosen: Sequence[str]) -> None:
     """
     for old in chosen:
         if old in OPTIONS:
-            _tell(old.replace("/", "="), OPTIONS[old].replace("/", "="))
+            _warn(old.replace("/", "="), OPTIONS[old].replace("/", "="))
 
 
 def _matches(pattern: str, key: str) -> bool:
@@ -162,7 +162,7 @@ def _renamed(key: Key, path: Sequence[str]) -> list[str]:
     return [path[at] if part == "*" else part for at, part in enumerate((key.new or "").split("."))]
 
 
-def current_key(path: str) -> str:
+def key_name(path: str) -> str:
     """The name of a config key today; of one that is gone the old name."""
     for key in KEYS:
         if key.new and _matches(key.old, path):
@@ -170,13 +170,13 @@ def current_key(path: str) -> str:
     return path
 
 
-def addable(word: str) -> str:
+def addable_override(word: str) -> str:
     """A word of the command line, so that Hydra takes an old key, which no YAML file has."""
     key = word.lstrip("+").partition("=")[0]
     return f"++{word.lstrip('+')}" if any(_matches(each.old, key) for each in KEYS) else word
 
 
-def current(tree: Mapping[str, Any], quiet: bool = False) -> dict[str, Any]:
+def with_current_names(tree: Mapping[str, Any], quiet: bool = False) -> dict[str, Any]:
     """A config under the names of today. The given one is not changed.
 
     Args:
@@ -190,7 +190,7 @@ def current(tree: Mapping[str, Any], quiet: bool = False) -> dict[str, Any]:
                 continue
             value = section.pop(last)
             if not quiet:
-                _tell(
+                _warn(
                     ".".join([*path, last]), ".".join(_renamed(key, path)) if key.new else "gone", key.remedy
                 )
             if isinstance(value, str | bool | None):
@@ -213,10 +213,10 @@ def _with_current_classes(value: Any, quiet: bool) -> Any:
         return value
     copy = {name: _with_current_classes(inner, quiet) for name, inner in value.items()}
     old = copy.get("_target_")
-    if isinstance(old, str) and (new := current_class(old)) != old:
+    if isinstance(old, str) and (new := class_name(old)) != old:
         copy["_target_"] = new
         if not quiet:
-            _tell(old, new)
+            _warn(old, new)
     return copy
 
 
@@ -232,17 +232,17 @@ def _sections(tree: Any, pattern: Sequence[str]) -> Iterator[tuple[list[str], di
             yield [name, *path], section
 
 
-def adopt(found: type) -> None:
+def rename_members(cls: type) -> None:
     """Give a user's class, and those that it inherits from, the members of today in place of old ones."""
     names: dict[str, str] = {}
-    for base in found.__mro__:
+    for base in cls.__mro__:
         names |= MEMBERS.get(f"{base.__module__}.{base.__qualname__}", {})
-    for each in reversed(found.__mro__):
+    for each in reversed(cls.__mro__):
         own = {} if each.__module__.startswith("kdcli.") else vars(each)
         for old, new in names.items():
             if old in own and new not in own:
                 setattr(each, new, own[old])
-                _tell(f"{old} of {each.__module__}.{each.__qualname__}", new)
+                _warn(f"{old} of {each.__module__}.{each.__qualname__}", new)
         if names:
             update_abstractmethods(each)
 
@@ -257,10 +257,10 @@ def attribute(module: str, name: str) -> Any:
     candidates = [target] if target else [f"{each}.{name}" for each in MODULES.get(module, ())]
     for candidate in candidates if not name.startswith("_") else ():
         into, _, new = candidate.rpartition(".")
-        found = getattr(importlib.import_module(into), new, None)
-        if found is not None:
-            _tell(f"{module}.{name}", candidate)
-            return found
+        member = getattr(importlib.import_module(into), new, None)
+        if member is not None:
+            _warn(f"{module}.{name}", candidate)
+            return member
     raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
 

@@ -489,11 +489,11 @@ class Distill(Section):
                     f"stages.{name}: an assistant learns from the run's data; give student or dataset, not both"
                 )
             if stage.teacher is not None and stage.teacher not in assistants:
-                known = (
+                available = (
                     f"the assistants before it: {', '.join(assistants)}" if assistants else "there is none"
                 )
                 raise ValueError(
-                    f"stages.{name}.teacher = {shown(stage.teacher)}: expected an earlier stage with a student of its own ({known})"
+                    f"stages.{name}.teacher = {shown(stage.teacher)}: expected an earlier stage with a student of its own ({available})"
                 )
             if stage.teacher is not None and stage.dataset is not None:
                 raise ValueError(

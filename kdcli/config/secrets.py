@@ -1,4 +1,4 @@
-"""Values that must not be written into a config."""
+"""Finds secrets in a config, which must not be recorded."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ SENSITIVE = re.compile(
     r"cookie|token)|key",
     re.IGNORECASE,
 )
-"""Names of parameters and headers whose value is a secret."""
+"""Names of parameters and headers whose values are secret."""
 KEY_PREFIX = re.compile(
     r"(?:sk|rk|pk|hf|ghp|gho|ghs|github_pat|glpat|xox[abeoprs]|gsk|nvapi|r8)[-_]\S|AKIA|ASIA|AIza|bearer\s",
     re.IGNORECASE,
 )
-"""How keys begin, where no ordinary value begins so."""
+"""Prefixes of API keys that no ordinary value has."""
 
 
 def secret_in(key: str, value: Any) -> str | None:
-    """Why a value must not be written into a config, without the value; None: it may be.
+    """The reason why a value must not stand in a config, without the value; None: it may.
 
     Args:
-        key: where it stands, such as `teacher.parameters.api_key`.
+        key: the key of the value, such as `teacher.parameters.api_key`.
     """
     name, text = key.rpartition(".")[2], str(value)
     remedy = "keep it in an environment variable and give that variable's name: teacher.api_key_env=NAME"
@@ -51,7 +51,7 @@ def secret_in(key: str, value: Any) -> str | None:
 
 
 def _random(word: str) -> bool:
-    """Whether a word is more like the output of a random generator than like a part of a name."""
+    """Whether a word looks randomly generated, and not like a part of a name."""
     return len(word) >= 28 or (
         len(word) >= 12 and bool(re.search(r"\d", word)) and bool(re.search("[A-Za-z]{2}", word))
     )

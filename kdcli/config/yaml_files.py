@@ -1,7 +1,7 @@
-"""YAML files of configs, read strictly: what is wrong in one is told with file, line and column.
+"""Reads YAML config files strictly; errors name file, line and column.
 
-Hydra and OmegaConf read the same files afterwards. They expand aliases without a limit, and end in many kinds of exceptions where a file
-is not what they expect; so the files that somebody else than kdcli wrote go through `read_yaml` first.
+Hydra and OmegaConf read the same files later. They expand aliases without a limit, and raise many kinds of exceptions for malformed
+files, so all files that kdcli has not written go through `read_yaml` first.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from kdcli.config import renamed
 from kdcli.errors import ConfigError, abbreviated, shown
 
 MOST_BYTES = 2**20
-"""Of a file."""
+"""The most bytes of a file."""
 MOST_NODES = 20_000
-"""Values and keys of a file, every alias written out: Hydra copies each of them some ten times."""
+"""The most values and keys of a file with its aliases expanded, since Hydra copies each of them about ten times."""
 MOST_LEVELS = 30
-"""Of nested mappings and lists."""
+"""The most levels of nested mappings and lists."""
 MOST_BITS = 1000
-"""Of an integer: Python writes one of more than 4,300 digits in no message."""
+"""The most bits of an integer, since Python refuses to print one of more than 4,300 digits."""
 UNUSABLE = re.compile("[\0\ud800-\udfff]")
-"""What no file name and no UTF-8 text can hold."""
+"""Characters that neither a file name nor UTF-8 text can contain."""
 TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
-"""Types of YAML that a config may name."""
+"""The YAML tags that a config may use."""
 PACKAGE = re.compile(r"[\w$-]+(\.[\w$-]+)*")
 Position = tuple[int, int]
-"""Line and column, from 1."""
+"""Line and column, counted from 1."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as OmegaConf reads it: dates are texts, `1e3` is a number; and no key stands twice."""
+    """Loads YAML 1.1 as OmegaConf does: dates are texts and `1e3` is a number. Duplicate keys are refused."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[str, Any] = {}
@@ -90,16 +90,16 @@ def _marked(problem: str, at: Any) -> yaml.constructor.ConstructorError:
 
 @dataclass(frozen=True)
 class Document:
-    """What a YAML file holds."""
+    """The content of a YAML file."""
 
     path: Path
     text: str
     tree: Any
     positions: Mapping[tuple[str, ...], Position]
-    """Where each key stands; items of lists by their number."""
+    """The position of each key; list items have their index as key."""
 
     def at(self, *key: str) -> str:
-        """`FILE, line 3, column 5`: where the key stands, or the nearest one around it."""
+        """The position of a key as `FILE, line 3, column 5`, or that of the nearest key that contains it."""
         while key and key not in self.positions:
             key = key[:-1]
         line, column = self.positions.get(key, (1, 1))
@@ -107,10 +107,10 @@ class Document:
 
 
 def read_yaml(path: Path) -> Document:
-    """The one document of a YAML file.
+    """Read the only document of a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, is no YAML, or would become too large; with line and column.
+        ConfigError: it cannot be read, is not YAML, or expands to too many values. The message names line and column.
     """
     text = _text(path)
     try:
@@ -138,7 +138,7 @@ def read_yaml(path: Path) -> Document:
 
 
 def _text(path: Path) -> str:
-    """The text of a regular file of at most `MOST_BYTES`.
+    """Read the text of a regular file of at most `MOST_BYTES`.
 
     Raises:
         ConfigError: there is none.
@@ -170,7 +170,7 @@ def _place(before: str) -> Position:
 
 
 def _measure(text: str) -> None:
-    """Refuse, from the events of the parser alone, what must not be built.
+    """Refuse a document that must not be built, from the events of the parser alone.
 
     Raises:
         YAMLError: two documents, a tag that is none of `TAGS`, an alias of itself, too many levels, or too many nodes.
@@ -223,24 +223,24 @@ def _positions(node: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 @dataclass(frozen=True)
 class Option:
-    """A file of a config folder: one option of a group."""
+    """A file in a config folder, which is one option of a group."""
 
     document: Document
     package: str
-    """Where its keys go in the config: a path with dots; empty: to the top."""
+    """The config path that its keys go to, with dots; empty for the top level."""
 
     @property
     def keys(self) -> Iterator[tuple[str, ...]]:
-        """The paths of its keys in the config."""
+        """The config paths of its keys."""
         before = tuple(filter(None, self.package.split(".")))
         return ((*before, *key) for key in self.document.positions if key and key[0] != "defaults")
 
     def at(self, key: Sequence[str]) -> str:
-        """Where a key of the config stands in the file."""
+        """The position of a config key in the file."""
         return self.document.at(*self._inner(key))
 
     def value(self, key: Sequence[str]) -> Any:
-        """What the file has at a key of the config; None: nothing, or not by this name (aliases and merged keys are found)."""
+        """The file's value at a config key, also if it comes from an alias or a merge key; None: there is none."""
         value = self.document.tree
         for part in self._inner(key):
             if isinstance(value, dict):
@@ -254,41 +254,41 @@ class Option:
 
 
 def read_options(folders: Sequence[Path], chosen: Iterable[str]) -> list[Option]:
-    """The files that the choices name, and those that their defaults lists name, in the first of the folders.
+    """Read the files of the first folder that the options name, and those that their defaults lists include.
 
     Args:
-        folders: the user's, then those whose files are not read here, but may be named in defaults lists.
+        folders: the user's, then others whose files are not read here, but may stand in defaults lists.
         chosen: options, as GROUP/NAME.
 
     Raises:
-        ConfigError: a file, its header or its defaults list is wrong, or the defaults lists run in a circle.
+        ConfigError: a file, its header or its defaults list is wrong, or defaults lists include each other in a cycle.
     """
-    found: dict[str, Option] = {}
+    options: dict[str, Option] = {}
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
             circle = " -> ".join((*path[path.index(name) :], name))
             raise ConfigError(
-                f"{found[name].document.at('defaults')}: the defaults lists run in a circle ({circle}); remove one of the entries"
+                f"{options[name].document.at('defaults')}: the defaults lists include each other ({circle}); remove one of the entries"
             )
         file = _file(folders[0], name)
         if file is None or len(path) > MOST_LEVELS:
             return
-        if name not in found:
-            found[name] = _option(file, name)
-        for entry, where in _entries(found[name].document, name):
+        if name not in options:
+            options[name] = _option(file, name)
+        for entry, where in _entries(options[name].document, name):
             if not any(_file(folder, entry) for folder in folders) and _checked(entry):
                 raise ConfigError(f"{where}: there is no {entry}.yaml; name a file that is there")
-            renamed.tell_options([entry])
+            renamed.warn_of_options([entry])
             visit(entry, (*path, name))
 
     for name in chosen:
         visit(name, ())
-    return list(found.values())
+    return list(options.values())
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """A file of the folder by its name, whatever it is; None: there is none."""
+    """The path of an option in a folder, whatever its type; None: it does not exist."""
     path = folder / (name if name.endswith(".yaml") else f"{name}.yaml")
     try:
         return path if path.exists() or path.is_symlink() else None
@@ -297,7 +297,7 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def _checked(entry: str) -> bool:
-    """Whether a name of a defaults list must be a file: plugins have options of hydra's own groups, kdcli keeps its schema elsewhere."""
+    """Whether an entry of a defaults list must be a file; options of Hydra's own groups, schemas and old names have none."""
     return not entry.startswith(("hydra/", "schema_")) and entry not in renamed.OPTIONS
 
 
@@ -313,10 +313,10 @@ def _option(path: Path, name: str) -> Option:
 
 
 def _package(document: Document, name: str) -> str:
-    """Where a file's keys go: to the package of its header, or to that of its group.
+    """The package of a file's keys: the one in its header, or that of its group.
 
     Raises:
-        ConfigError: the header is not of Hydra's form, or stands where Hydra does not read it.
+        ConfigError: the header is malformed, or on a line where Hydra does not read it.
     """
     package, header = name.rpartition("/")[0].replace("/", "."), True
     group = package
@@ -340,10 +340,10 @@ ENTRY = re.compile(r"(?P<words>((optional|override)\s+)*)(?P<name>[^\s@]+)(@(?P<
 
 
 def _entries(document: Document, name: str) -> Iterator[tuple[str, str]]:
-    """The options that a file's defaults list names, and where.
+    """Iterate over the options in a file's defaults list, each with its position.
 
     Raises:
-        ConfigError: it is no list, or an entry is none that Hydra knows.
+        ConfigError: it is not a list, or an entry is malformed.
     """
     listed = (document.tree or {}).get("defaults")
     if listed is None and "defaults" not in (document.tree or {}):

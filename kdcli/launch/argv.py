@@ -136,7 +136,7 @@ def written_keys(typed: Iterable[Override], own: Iterable[Option]) -> dict[str, 
             written[word.key_or_group] = ""
         if isinstance(value, dict):
             written |= {f"{word.key_or_group}.{key}": "" for key, _ in config_leaves(value)}
-    current = {key: renamed.current_key(key) for key in written}
+    current = {key: renamed.key_name(key) for key in written}
     if both := [key for key, new in current.items() if new != key and new in written]:
         raise ConfigError(
             f"{both[0]} is the old name of {current[both[0]]}, and both are given; leave {both[0]} out"

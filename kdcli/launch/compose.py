@@ -155,9 +155,9 @@ def compose_config(command: str, name: str, overrides: list[str], written: Mappi
                 ) from None
     if "hardware" in composed.hydra.runtime.choices:
         require_name(str(composed.hydra.runtime.choices.hardware), "hardware")
-    tell = functools.partial(_located, written)
-    config = check_values(COMMANDS[command], config_tree(composed), tell)
-    if problems := [*map(tell, unread(config, written))]:
+    describe = functools.partial(_located, written)
+    config = check_values(COMMANDS[command], config_tree(composed), describe)
+    if problems := [*map(describe, unread(config, written))]:
         raise ConfigError("\n  ".join(["the config is wrong:", *problems]))
     return composed
 
@@ -213,7 +213,7 @@ def config_tree(composed: DictConfig) -> dict[str, Any]:
     with config_at_fault("the config cannot be resolved"):
         plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         try:
-            return renamed.current(OmegaConf.to_container(plain, resolve=True))  # type: ignore[arg-type]
+            return renamed.with_current_names(OmegaConf.to_container(plain, resolve=True))  # type: ignore[arg-type]
         except OmegaConfBaseException as error:
             raise ConfigError(f"the config cannot be resolved: {str(error).splitlines()[0]}") from None
 
@@ -261,6 +261,6 @@ def display_name(recorded: Any, config: Mapping[str, Any]) -> dict[str, str]:
         section = config.get(group)
         path = section.get("path") if isinstance(section, Mapping) else None
         names[group] = str(
-            path if given or group not in chosen else renamed.current_option(group, str(chosen[group]))
+            path if given or group not in chosen else renamed.option_name(group, str(chosen[group]))
         )
     return names

@@ -121,7 +121,7 @@ def _record(folder: Path, cfg: DictConfig) -> None:
     recorded.hydra.overrides.hydra = [
         word for word in override_words(recorded.hydra.overrides.hydra) if word != UNRECORDED
     ]
-    config = OmegaConf.create(renamed.current(OmegaConf.to_container(cfg, resolve=False)))  # type: ignore[arg-type]
+    config = OmegaConf.create(renamed.with_current_names(OmegaConf.to_container(cfg, resolve=False)))  # type: ignore[arg-type]
     parts = {"config": config, "hydra": recorded, "overrides": recorded.hydra.overrides.task}
     rundir.record(folder, {f"{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()})
 

@@ -59,7 +59,7 @@ def launch(
     console.setup_logging()
     rundir.trust(trust_run)
     hide_nothing()
-    renamed.forget()
+    renamed.reset_warnings()
     with processes.watched():
         before = processes.children()
         try:
@@ -98,12 +98,12 @@ def _launch(
         )
     if resolve and not cfg:
         raise ConfigError("--resolve goes with --cfg job")
-    for option, chosen, known in (("--cfg", cfg, CFG), ("--info", info, INFO)):
-        if chosen is not None and chosen not in known:
-            raise ConfigError(f"{option} {shown(chosen)}: expected one of {', '.join(known)}")
-    overrides = [renamed.addable(expand_home(word)) for word in overrides]
+    for option, chosen, allowed in (("--cfg", cfg, CFG), ("--info", info, INFO)):
+        if chosen is not None and chosen not in allowed:
+            raise ConfigError(f"{option} {shown(chosen)}: expected one of {', '.join(allowed)}")
+    overrides = [renamed.addable_override(expand_home(word)) for word in overrides]
     typed = parse_overrides(overrides)
-    renamed.tell_options(chosen_options(typed))
+    renamed.warn_of_options(chosen_options(typed))
     require_choices(typed)
     require_known_hydra_keys(typed)
     if config_dir is not None:

@@ -186,8 +186,8 @@ def _one_by_one(command: str, folder: Path, points: Mapping[Path, Sequence[str]]
         if os.environ.get(rundir.TRUST) and command != "distill":
             own.append("--trust-run")
         sub = str(run.relative_to(folder))
-        places = [f"hydra.sweep.dir={quote_override(folder)}", f"hydra.sweep.subdir={quote_override(sub)}"]
-        line = [sys.executable, "-m", "kdcli", command, "--multirun", *own, *places]
+        folders = [f"hydra.sweep.dir={quote_override(folder)}", f"hydra.sweep.subdir={quote_override(sub)}"]
+        line = [sys.executable, "-m", "kdcli", command, "--multirun", *own, *folders]
         quiet = None if command == "eval" else subprocess.DEVNULL  # its table would have one line
         code = subprocess.run(processes.bound(line), stdout=quiet, check=False).returncode
         results = rundir.REPORT, rundir.EXPORT, rundir.ERROR
@@ -206,8 +206,8 @@ def _one_by_one(command: str, folder: Path, points: Mapping[Path, Sequence[str]]
 
 def _table(command: str, folder: Path) -> int:
     """Show the points of a sweep side by side; returns the highest of their exit codes."""
-    found = {each.parent for name in (".hydra", rundir.ERROR) for each in folder.glob(f"**/{name}")}
-    jobs = sorted(found, key=lambda job: (len(str(job)), job))
+    parents = {each.parent for name in (".hydra", rundir.ERROR) for each in folder.glob(f"**/{name}")}
+    jobs = sorted(parents, key=lambda job: (len(str(job)), job))
     if command == "eval":
         return max([ExitCode.DONE, *(_row(job, _eval_row)["exit_code"] for job in jobs)])
     from kdcli.report.tables import sweep_table, targets_table

@@ -26,6 +26,8 @@ from kdcli.launch.run import launch
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
 OPTIONS = [path for path in FILES if len(path.parts) == 2]
 USED_BY = {"dataset": ("distill", "eval"), "hardware": ("distill", "export")}
+SUBJECT = {"distill": [], "eval": ["model=somewhere"], "export": ["run=somewhere"]}
+"""What a command must be given."""
 Compose = Callable[..., dict[str, Any]]
 
 
@@ -69,8 +71,7 @@ def needed(group: str, tree: dict[str, Any]) -> list[str]:
 def test_every_option_composes_and_binds(compose: Compose, command: str, path: Path) -> None:
     """A YAML file that nobody composes stops working when the class that it names changes."""
     group, option = path.parts[0], path.stem
-    more = ["run=somewhere"] if command == "export" else []
-    tree = compose(command, f"{group}={option}", *needed(group, plain(path)), *more)
+    tree = compose(command, f"{group}={option}", *needed(group, plain(path)), *SUBJECT[command])
     check(COMMANDS[command], tree)
     own = plain(path)
     where = tree if group in ("debug", "experiment") else tree[group]
@@ -95,7 +96,7 @@ def test_every_option_composes_with_smoke(compose: Compose, option: Path) -> Non
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_key_of_the_schema_can_be_overridden(compose: Compose, command: str) -> None:
     """A key that must be given with "+" is a key that nobody finds."""
-    tree = compose(command, *(["run=somewhere"] if command == "export" else []))
+    tree = compose(command, *SUBJECT[command])
 
     def missing(of: dict[str, Any], there: dict[str, Any], at: str = "") -> list[str]:
         lost = [f"{at}{key}" for key in of if key not in there]

@@ -99,7 +99,7 @@ def test_what_is_read(tmp_path: Path) -> None:
         (HEAD + "defaults:\n  - 5\n", 3, "entry"),
         (HEAD + "defaults:\n  - override /loss: [1]\n", 3, "name of an option"),
         (HEAD + "defaults:\n  - override /loss: nope\n", 3, "there is no loss/nope.yaml"),
-        (HEAD + "defaults:\n  - /experiment: mine\n", 2, "circle"),
+        (HEAD + "defaults:\n  - /experiment: mine\n", 2, "include each other"),
     ],
 )
 def test_where_an_option_is_wrong(tmp_path: Path, text: str, line: int, said: str) -> None:

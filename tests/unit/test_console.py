@@ -142,7 +142,7 @@ def test_no_message_is_endless(capsys: pytest.CaptureFixture[str], logs: logging
             assert len(said) < 6000
             assert "begins" in said
             assert said.endswith("ends\n")
-            assert "characters left out" in said
+            assert "characters omitted" in said
 
 
 def test_a_stream_that_cannot_write_a_character_gets_its_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,16 +122,16 @@ KEYS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    renamed.forget()
+    renamed.reset_warnings()
     yield
-    renamed.forget()
+    renamed.reset_warnings()
 
 
 @pytest.mark.parametrize("old", TARGETS)
 def test_classes_that_a_config_names(old: str) -> None:
     """A YAML of one's own that worked yesterday cannot be imported today."""
-    assert locate(renamed.current_class(old)).__name__
-    assert renamed.current({"a": [{"_target_": old}]})["a"][0]["_target_"] == renamed.current_class(old)
+    assert locate(renamed.class_name(old)).__name__
+    assert renamed.with_current_names({"a": [{"_target_": old}]})["a"][0]["_target_"] == renamed.class_name(old)
 
 
 @pytest.mark.parametrize(("old", "new"), IMPORTS.items())
@@ -165,9 +165,9 @@ def test_keys(
 ) -> None:
     """A key that is unknown today, or one that is taken for an argument of a class of the user's own."""
     before = str(old)
-    assert renamed.current(old) == new
-    assert renamed.current(old, quiet=True) == new
-    renamed.current(old)
+    assert renamed.with_current_names(old) == new
+    assert renamed.with_current_names(old, quiet=True) == new
+    renamed.with_current_names(old)
     err = capsys.readouterr().err
     assert err.count("warning: ") == len(told), err
     assert all(name in err for name in told)
@@ -196,7 +196,7 @@ def test_words_of_the_command_line() -> None:
         ("rollout.source=teacher", "rollout.source=teacher"),
         ("+rollout.bye=teacher", "+rollout.bye=teacher"),
     ):
-        assert renamed.addable(word) == added
+        assert renamed.addable_override(word) == added
     assert written_keys(parse_overrides(["++rollout.keep=0.5"]), []) == {"rollout.keep_fraction": ""}
     with pytest.raises(ConfigError, match="rollout.keep is the old name of rollout.keep_fraction"):
         written_keys(parse_overrides(["++rollout.keep=0.5", "rollout.keep_fraction=0.4"]), [])
@@ -214,8 +214,8 @@ def test_packaged_files_have_new_names() -> None:
     for path in conf_dir().rglob("*.yaml"):
         tree = yaml.safe_load(path.read_text()) or {}
         group = path.parent.name
-        assert renamed.current({group: tree}, quiet=True) == {group: tree}, path
-        assert renamed.current(tree, quiet=True) == tree, path
+        assert renamed.with_current_names({group: tree}, quiet=True) == {group: tree}, path
+        assert renamed.with_current_names(tree, quiet=True) == tree, path
 
 
 def test_members_of_a_users_classes(
