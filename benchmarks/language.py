@@ -309,7 +309,7 @@ def _kdcli(name: str, bf16: bool, folder: Path, loss: str, tick: Callable[[], No
     import datasets
 
     from kdcli.config.schema import Trainer as TrainerConfig
-    from kdcli.models.checkpoint import Checkpoint, load_tokenizer, load_whole
+    from kdcli.models.checkpoint import Checkpoint, load_complete, load_tokenizer
     from kdcli.tasks.base import Split
     from kdcli.tasks.causal_lm.task import CausalLM
     from kdcli.teachers.local import LocalTeacher
@@ -325,7 +325,7 @@ def _kdcli(name: str, bf16: bool, folder: Path, loss: str, tick: Callable[[], No
     task = CausalLM()
     rows = datasets.Dataset.from_parquet(f"{folder}/rows.parquet")
     source = Checkpoint(folder / "student", "the student")
-    student = load_whole(source, task)
+    student = load_complete(source, task)
     tokenizer = load_tokenizer(source, student)
     took: list[float] = []
     teacher: Any
@@ -362,7 +362,7 @@ def _stock(bf16: bool, folder: Path, tick: Callable[[], None]) -> tuple[dict[str
     import torch
     from transformers import TrainerCallback
 
-    from kdcli.models.checkpoint import Checkpoint, load_tokenizer, load_whole
+    from kdcli.models.checkpoint import Checkpoint, load_complete, load_tokenizer
     from kdcli.tasks.causal_lm.task import CausalLM
 
     class OnStep(TrainerCallback):
@@ -370,7 +370,7 @@ def _stock(bf16: bool, folder: Path, tick: Callable[[], None]) -> tuple[dict[str
             tick()
 
     source = Checkpoint(folder / "student", "the student")
-    student = load_whole(source, CausalLM())
+    student = load_complete(source, CausalLM())
     tokenizer = load_tokenizer(source, student)
     rows = datasets.Dataset.from_parquet(f"{folder}/rows.parquet")
     encoded = CausalLM().encode(tokenizer, rows, LENGTH)
@@ -408,11 +408,11 @@ def _gkd(name: str, bf16: bool, folder: Path, loss: str, tick: Callable[[], None
     """TRL's generalised distillation on the same completions."""
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    from kdcli.models.checkpoint import load_whole
+    from kdcli.models.checkpoint import load_complete
     from kdcli.tasks.causal_lm.task import CausalLM
 
     given, arguments = _stock(bf16, folder, tick)
-    teacher = load_whole(_teacher_source(), CausalLM()).requires_grad_(False).eval()
+    teacher = load_complete(_teacher_source(), CausalLM()).requires_grad_(False).eval()
     trainer = GKDTrainer(
         teacher_model=teacher, args=GKDConfig(**arguments, lmbda=0.0, beta=BETA[loss]), **given
     )

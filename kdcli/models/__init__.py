@@ -1,4 +1,4 @@
-"""Checkpoints of teachers and students: found, loaded, converted, quantized."""
+"""Checkpoints of teachers and students: loading, conversion, quantization."""
 
 from __future__ import annotations
 

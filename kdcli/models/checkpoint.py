@@ -1,4 +1,4 @@
-"""Checkpoints: found, known by their hash, loaded safely, and checked against their own tokenizer."""
+"""Checkpoints: resolving their path, hashing them, loading them safely, and checking them against their tokenizer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHIFTED = (
     "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer", "mpnet", "xmod", "esm",
     "data2vec-text", "ibert", "luke", "lilt", "markuplm", "layoutlmv3",
 )  # fmt: skip
-"""Architectures whose positions are counted from padding_idx + 1, by `model_type`."""
+"""The `model_type` of architectures whose position ids begin at padding_idx + 1."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Checkpoint:
 
     Attributes:
         path: its directory.
-        name: what the user called it.
-        commit: the hub commit, None if it is not from the hub.
-        code: its Python files may be run.
+        name: the path or the hub id that the user gave.
+        commit: the hub commit; None if it is not from the hub.
+        code: whether its Python files may be run.
     """
 
     path: Path
@@ -54,26 +54,26 @@ class Checkpoint:
 
     @property
     def weights_hash(self) -> str:
-        """sha256 of the weights and the model's config."""
+        """The sha256 of the weights and the model's config."""
         return hash_files([*self.path.glob("*.safetensors"), self.path / "config.json"])
 
     @property
     def tokenizer_hash(self) -> str:
-        """sha256 of the tokenizer's files."""
+        """The sha256 of the tokenizer's files."""
         return hash_files(file for name in TOKENIZER_FILES if (file := self.path / name).is_file())
 
 
 def find(cfg: CheckpointConfig, what: str) -> Checkpoint:
     """The checkpoint that a config names: a local directory, a package's folder, or a hub repository.
 
-    A GGUF file may be named in a directory's stead: it is converted into one.
+    A GGUF file is converted into a directory.
 
     Args:
         what: "teacher" or "student", for messages.
 
     Raises:
         ConfigError: no path is given, or the package is not installed.
-        ModelError: it cannot be found, holds no safetensors, is damaged, or is a GGUF file that cannot be converted.
+        ModelError: it cannot be found, has no safetensors, is damaged, or is a GGUF file that cannot be converted.
     """
     if not cfg.path:
         raise ModelError(f"{what}.path is not set: give a local directory or a Hugging Face hub id")
@@ -114,11 +114,11 @@ def load_config(source: Checkpoint) -> PreTrainedConfig:
     """The model's config.
 
     Raises:
-        ModelError: it cannot be read, or names an architecture that transformers does not know.
+        ModelError: it cannot be read, or its architecture is not in transformers.
     """
     try:
         return AutoConfig.from_pretrained(source.path, trust_remote_code=source.code, local_files_only=True)
-    except Exception as error:  # whatever a spoiled file leads to
+    except Exception as error:  # a damaged file may cause any exception
         raise ModelError(
             f"{source.name}: config.json cannot be used: {_first_line(error)}{_code(error)}"
         ) from None
@@ -127,15 +127,15 @@ def load_config(source: Checkpoint) -> PreTrainedConfig:
 def load_tokenizer(
     source: Checkpoint, model: PreTrainedModel | None = None, max_length: int = 0
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model, checked against the model's own files.
+    """The tokenizer of a checkpoint, checked against the model's config and files.
 
     Args:
-        model: restricts the tokenizer's outputs to what this model's `forward` takes.
-        max_length: tokens that a row may have; the model must have positions for them.
+        model: restricts the tokenizer's outputs to the arguments of this model's `forward`.
+        max_length: the maximum number of tokens of a row; the model must have positions for them.
 
     Raises:
-        ModelError: there is none, or it is not the one that the model was made for.
-        ConfigError: the rows may be longer than what the model can read.
+        ModelError: there is no tokenizer, or it is that of another model.
+        ConfigError: the rows may be longer than the model's maximum.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -156,16 +156,16 @@ def load_tokenizer(
     if len(names := {number: token for token, number in vocabulary.items()}) < len(vocabulary):
         token, number = next((each, at) for each, at in vocabulary.items() if names[at] != each)
         raise ModelError(
-            f"{source.name}: its tokenizer gives {shown(token)} and {shown(names[number])} one number, {number}: it is damaged. Put the right "
+            f"{source.name}: its tokenizer gives {shown(token)} and {shown(names[number])} the same id, {number}: it is damaged. Put the right "
             "tokenizer files beside the weights"
         )
     highest = max([*vocabulary.values(), *special])
     if highest >= rows:
         raise ModelError(
-            f"{source.name}: its tokenizer knows token ids up to {highest}, its embeddings have {rows} rows: "
+            f"{source.name}: its tokenizer has token ids up to {highest}, its embeddings have {rows} rows: "
             "this is another model's tokenizer. Put the right tokenizer files beside the weights"
         )
-    if max_length > (most := room(tokenizer, config)):
+    if max_length > (most := max_input_tokens(tokenizer, config)):
         raise ConfigError(
             f"dataset.max_length = {max_length}: {source.name} can read at most {most} tokens; lower it"
         )
@@ -175,7 +175,7 @@ def load_tokenizer(
                 f"{source.name}: its tokenizer has neither a padding nor an end-of-text token; name one in tokenizer_config.json "
                 '("eos_token": …)'
             )
-        # decoders often have none; padding is masked by place, not by token
+        # decoders often have none; padding is masked by position, not by token
         tokenizer.pad_token = names.get(config.pad_token_id, tokenizer.eos_token)
     if config.pad_token_id is not None and config.pad_token_id != tokenizer.pad_token_id:
         raise ModelError(
@@ -202,55 +202,60 @@ def load_tokenizer(
     return tokenizer
 
 
-def room(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
-    """How many tokens a model can read: what its tokenizer says, and the positions that it has."""
+def max_input_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+    """The maximum number of input tokens, by the tokenizer's limit and the number of the model's positions."""
     limits = tokenizer.model_max_length, (positions_of(config) or 0) - first_position(config)
     return min((limit for limit in limits if limit > 0), default=sys.maxsize)  # XLNet says -1: none
 
 
 def first_position(config: PreTrainedConfig) -> int:
-    """Where a model's position embeddings hold the first token: RoBERTa and its kin count from the padding token's number on."""
+    """The position id of the first token: in RoBERTa and similar architectures the padding token's id + 1."""
     inner = config.get_text_config()
     return (inner.pad_token_id or 0) + 1 if inner.model_type in SHIFTED else 0
 
 
 def same_vocabulary(
-    teacher: str, one: PreTrainedTokenizerBase, student: str, other: PreTrainedTokenizerBase
+    teacher: str,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    student: str,
+    student_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Both models mean the same token by the same number.
+    """Check that both models use the same id for the same token.
 
     Raises:
         ModelError: they do not; a loss over their vocabularies would compare different tokens.
     """
-    theirs, ours = one.get_vocab(), other.get_vocab()
-    names = {number: token for token, number in theirs.items()}
-    wrong = next((token for token, number in ours.items() if theirs.get(token, number) != number), None)
+    teacher_ids, student_ids = teacher_tokenizer.get_vocab(), student_tokenizer.get_vocab()
+    used = set(teacher_ids.values())
+    wrong = next((token for token, i in student_ids.items() if teacher_ids.get(token, i) != i), None)
     wrong = wrong or next(
-        (token for token, number in ours.items() if token not in theirs and number in names), None
+        (token for token, i in student_ids.items() if token not in teacher_ids and i in used), None
     )
     if wrong is not None:
         raise ModelError(
-            f"{student} and {teacher} have different vocabularies: {shown(wrong)} is token {ours[wrong]} to the student and "
-            f"{theirs.get(wrong, 'unknown')} to the teacher, so their probabilities cannot be compared. Use a student of "
-            "the teacher's family (its tokenizer), or one born from the teacher (student=layers)"
+            f"{student} and {teacher} have different vocabularies: {shown(wrong)} is token {student_ids[wrong]} of the student and "
+            f"{teacher_ids.get(wrong, 'unknown')} of the teacher, so their probabilities cannot be compared. Use a student of "
+            "the teacher's family (its tokenizer), or one that is initialised from the teacher (student=layers)"
         )
 
 
 def shared_token_count(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> int | None:
-    """How many tokens a student has whose teacher means the same by them (`same_vocabulary`) and knows more; None: it knows no more."""
-    theirs, ours = (max(each.get_vocab().values()) + 1 for each in (teacher, student))
-    return ours if ours < theirs else None
+    """The number of the student's tokens if the teacher has more (their common ids are those of `same_vocabulary`), else None."""
+    teacher_size, student_size = (
+        max(tokenizer.get_vocab().values()) + 1 for tokenizer in (teacher, student)
+    )
+    return student_size if student_size < teacher_size else None
 
 
 def inspect_inputs(model: PreTrainedModel) -> set[str]:
-    """The names that a model's `forward` takes."""
+    """The argument names of a model's `forward`."""
     import inspect
 
     return set(inspect.signature(model.forward).parameters)
 
 
 def load_model(source: Checkpoint, task: Task) -> tuple[PreTrainedModel, bool]:
-    """The checkpoint for a task, fp32, in eval mode, and whether it needs a new head.
+    """The model for a task in fp32 and eval mode, and whether it needs a new head.
 
     Raises:
         ModelError: the weights cannot be loaded (truncated, another architecture …).
@@ -261,9 +266,9 @@ def load_model(source: Checkpoint, task: Task) -> tuple[PreTrainedModel, bool]:
 def _load(source: Checkpoint, task: Task, **options: Any) -> tuple[PreTrainedModel, bool]:
     try:
         return task.load(source.path, trust_remote_code=source.code, local_files_only=True, **options)
-    except ModelError as error:  # they are loaded, and of no use for the task
+    except ModelError as error:  # they were loaded and cannot be used for the task
         raise ModelError(f"{source.name}: {error.message}") from None
-    except Exception as error:  # safetensors, transformers and torch each raise their own kinds
+    except Exception as error:  # safetensors, transformers and torch raise exceptions of their own
         raise ModelError(
             f"{source.name}: the weights in {source.path} cannot be loaded: {_first_line(error)}"
         ) from error
@@ -272,13 +277,13 @@ def _load(source: Checkpoint, task: Task, **options: Any) -> tuple[PreTrainedMod
 def require_loadable(source: Checkpoint, task: Task) -> None:
     """Refuse a checkpoint that cannot be loaded for a task, without reading its weights.
 
-    Code of the checkpoint's own, and quantized weights, are left to the loading itself.
+    Checkpoints with their own code or with quantized weights are checked when they are loaded.
 
     Raises:
-        ModelError: its config cannot be built, or its weights are not those of the config.
+        ModelError: no model can be built from its config, or its weights do not match the config.
     """
     config = load_config(source)
-    if source.code or hasattr(config, "quantization_config"):
+    if source.code or getattr(config, "quantization_config", None) is not None:
         return
     try:
         Task.load(
@@ -296,8 +301,8 @@ def require_loadable(source: Checkpoint, task: Task) -> None:
         ) from None
 
 
-def load_whole(source: Checkpoint, task: Task) -> PreTrainedModel:
-    """A checkpoint that is to be used as it is.
+def load_complete(source: Checkpoint, task: Task) -> PreTrainedModel:
+    """The model of a checkpoint that has all weights.
 
     Raises:
         ModelError: it cannot be loaded, or lacks weights, which would be random.
@@ -305,28 +310,28 @@ def load_whole(source: Checkpoint, task: Task) -> PreTrainedModel:
     model, new = load_model(source, task)
     if new:
         raise ModelError(
-            f"{source.name}: its weights lack a part of the model, which would be random; use a whole checkpoint "
+            f"{source.name}: its weights lack a part of the model, which would be random; use a complete checkpoint "
             f"(…{task.head[0]}), or tune it on this task first (teacher.tune=true)"
         )
     return model
 
 
 def load_ready(source: Checkpoint, task: Task) -> PreTrainedModel:
-    """A whole checkpoint in eval mode, on the GPU if there is one.
+    """A complete checkpoint in eval mode, on the GPU if there is one.
 
     Raises:
-        ModelError: as `load_whole`.
+        ModelError: as `load_complete`.
     """
-    model = load_whole(source, task).eval()
+    model = load_complete(source, task).eval()
     if torch.cuda.is_available():
         torch.nn.Module.cuda(model)
     return model
 
 
 def with_new_head(source: Checkpoint, task: Task) -> PreTrainedModel:
-    """The checkpoint's body under a new, randomly initialised head for the task's labels; a language model as it is."""
+    """The checkpoint's base model with a new, randomly initialised head for the task's labels; a language model is not changed."""
     if not task.labels:
-        return load_whole(source, task)
+        return load_complete(source, task)
     config = task.configure(load_config(source))
     model, _ = _load(source, task, config=config, ignore_mismatched_sizes=True)
     if has_head(source, task):  # of other labels, or of these in another order
@@ -339,14 +344,14 @@ def with_new_head(source: Checkpoint, task: Task) -> PreTrainedModel:
 
 
 def has_head(source: Checkpoint, task: Task) -> bool:
-    """Whether the checkpoint says that it was trained for this task (by the architecture in its config.json)."""
+    """Whether the checkpoint has a head for this task, by the architecture in its config.json."""
     return any(name.endswith(task.head) for name in load_config(source).architectures or [])
 
 
 def label_order(config: PreTrainedConfig, labels: Sequence[str], name: str) -> list[int]:
-    """Where the data's labels stand among the model's: `model_logits[:, order]` are in the data's order.
+    """The indices of the data's labels in the model's labels: `model_logits[:, order]` are in the data's order.
 
-    Names are compared without case. Names that transformers made up (LABEL_0 …) mean the data's own order.
+    Names are compared without case. The default names of transformers (LABEL_0 …) stand for the data's order.
 
     Raises:
         TeacherError: the model has another number of labels, or lacks one of the data's.
@@ -376,14 +381,14 @@ def label_order(config: PreTrainedConfig, labels: Sequence[str], name: str) -> l
 
 
 def parameters(model: PreTrainedModel) -> int:
-    """Number of weights, each shared one counted once."""
+    """The number of weights; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def fast_bf16(precision: str = "auto") -> bool:
-    """Whether to compute in bfloat16: as asked, or where this machine's processor multiplies it natively.
+    """Whether to compute in bfloat16: as given, or (auto) if the processor supports it natively.
 
-    Only what the processor says of itself counts, not a timing, so that a rerun decides alike.
+    The decision depends on the processor's capabilities and on no timing, so that a rerun decides the same.
     """
     if precision != "auto":
         return precision == "bf16"
@@ -394,12 +399,12 @@ def fast_bf16(precision: str = "auto") -> bool:
 
 
 def stage_seed(seed: int, stage: str) -> int:
-    """Each stage's own seed, from the run's seed and the stage's name alone."""
+    """The seed of a stage, from the run's seed and the stage's name."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:4], "big")
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch and numpy for what follows in this process."""
+    """Seed torch and numpy in this process."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
 

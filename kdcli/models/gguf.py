@@ -1,4 +1,4 @@
-"""GGUF files: made into plain Hugging Face directories, once on a machine."""
+"""Conversion of GGUF files into plain Hugging Face directories, once on each machine."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from kdcli.locks import Lock
 logger = logging.getLogger(__name__)
 MAGIC = b"GGUF"
 DIGITS = b"tokenizer.ggml.pre" + struct.pack("<IQ", 8, 6) + b"smollm"
-"""How a file says that its vocabulary was learned from text that was cut at each digit first."""
+"""The metadata of a file whose vocabulary was learned from text that was split at each digit first."""
 
 
 def convert(path: Path) -> Path:
-    """The cache's directory of what a GGUF file holds: weights in fp32, config, tokenizer with its chat template.
+    """The directory in the cache with the contents of a GGUF file: weights in fp32, config, tokenizer with its chat template.
 
-    It is made if it is not there, in some twenty seconds for 135 M weights.
+    The first conversion takes about twenty seconds for 135 M weights.
 
     Raises:
-        ModelError: the file is not whole, not GGUF, or of a kind that transformers cannot read, or the package gguf
-            is missing.
-        ConfigError: the cache folder cannot be made.
+        ModelError: the file is incomplete, is not GGUF, or has an architecture that transformers cannot read, or the package
+            gguf is missing.
+        ConfigError: the cache folder cannot be created.
     """
     import transformers
 
@@ -41,10 +41,10 @@ def convert(path: Path) -> Path:
             if stream.read(len(MAGIC)) != MAGIC:
                 raise ModelError(f"{path} is not a GGUF file: it does not begin with {MAGIC.decode()}")
             stream.seek(0)
-            made_of = hashlib.file_digest(stream, "sha256").hexdigest()
+            content_hash = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error})") from None
-    folder = cache_dir("converted") / digest(made_of, transformers.__version__)[:32]
+    folder = cache_dir("converted") / digest(content_hash, transformers.__version__)[:32]
     with Lock(folder.with_suffix(".lock")):
         if folder.is_dir():
             return folder
@@ -53,13 +53,13 @@ def convert(path: Path) -> Path:
                 f"{path}: the package gguf is needed and is not installed; install it with: "
                 "pip install 'kdcli[chat]'"
             )
-        logger.info("reading %s, which is done once", path.name)
+        logger.info("converting %s, once on this machine", path.name)
         try:
             with replaced(folder) as temporary, writing(temporary.parent):
                 _write(path.absolute(), temporary)
         except KDError:
             raise
-        except Exception as error:  # gguf, numpy and transformers each raise their own kinds
+        except Exception as error:  # gguf, numpy and transformers raise exceptions of their own
             raise ModelError(_explain(path, error)) from error
     return folder
 
@@ -69,44 +69,43 @@ def _write(path: Path, folder: Path) -> None:
     from torch import float32
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    loaded: Any  # the model and what transformers says of it
-    with tempfile.TemporaryDirectory() as alone, contextlib.redirect_stderr(io.StringIO()):  # a progress bar
-        (Path(alone) / "model.gguf").symlink_to(path)  # transformers would mix in what lies beside the file
-        tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf")
+    loaded: Any  # the model and its loading report
+    with tempfile.TemporaryDirectory() as link_folder, contextlib.redirect_stderr(io.StringIO()):  # a progress bar
+        (Path(link_folder) / "model.gguf").symlink_to(path)  # transformers would also read files beside it
+        tokenizer = AutoTokenizer.from_pretrained(link_folder, gguf_file="model.gguf")
         loaded = AutoModelForCausalLM.from_pretrained(
-            alone, gguf_file="model.gguf", dtype=float32, output_loading_info=True
+            link_folder, gguf_file="model.gguf", dtype=float32, output_loading_info=True
         )
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"{path} lacks weights, which would be random: {', '.join(missing[:5])}")
-    if _cuts_digits(path):  # transformers cuts as GPT-2 does: "\n\n1" into "\n", "\n", "1"
-        cuts = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(cuts))
+    if _splits_digits(path):  # transformers splits as GPT-2 does: "\n\n1" into "\n", "\n", "1"
+        steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    # its weights are plain numbers now; transformers would refuse to save them as quantized
+    # its weights are fp32 now; transformers refuses to save a model that is marked as quantized
     model.hf_quantizer = None
     model.is_quantized = False
-    for holder, name in ((model, "quantization_method"), (model.config, "quantization_config")):
-        if hasattr(holder, name):
-            delattr(holder, name)
+    vars(model).pop("quantization_method", None)
+    vars(model.config).pop("quantization_config", None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _cuts_digits(path: Path) -> bool:
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-        return whole.find(DIGITS) >= 0
+def _splits_digits(path: Path) -> bool:
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(DIGITS) >= 0
 
 
 def _explain(path: Path, error: Exception) -> str:
     from transformers import __version__
 
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if re.search("not supported|Unrecognized config|gguf model_type", said):
-        return f"{path}: transformers {__version__} cannot read this kind of model: {said}"
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if re.search("not supported|Unrecognized config|gguf model_type", message):
+        return f"{path}: transformers {__version__} cannot read this kind of model: {message}"
     return (
-        f"{path} cannot be read: it is truncated, spoiled, or of a kind that transformers {__version__} does not know "
-        f"({type(error).__name__}: {said}); fetch it again"
+        f"{path} cannot be read: it is truncated, damaged, or of a kind that transformers {__version__} does not support "
+        f"({type(error).__name__}: {message}); fetch it again"
     )

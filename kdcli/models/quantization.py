@@ -1,6 +1,6 @@
-"""Fake quantization: a model that is trained with the rounded weights that a device will compute with.
+"""Quantization-aware training: fake quantization of weights on the grid of the exported file.
 
-The weights are rounded in each forward pass, and gradients go through the rounding as if it were not there (Jacob et al.
+The weights are rounded in each forward pass, and the gradient of the rounding is that of the identity (Jacob et al.
 2018, https://arxiv.org/abs/1712.05877; the straight-through estimator of Bengio et al. 2013, https://arxiv.org/abs/1308.3432).
 """
 
@@ -18,31 +18,32 @@ from transformers.pytorch_utils import Conv1D
 from kdcli.errors import ConfigError
 
 BLOCK = 32
-"""Weights of a row that share a scale, in int4 and in both of a language model's."""
+"""The weights of a row that share a scale, in int4 and in both precisions of a language model."""
 
 
 class FakeQuantization:
-    """Dresses a model in the grids that the exporters write, so that its export rounds nothing that was not rounded in training.
+    """Parametrizes a model's weights with the grids that the exporters write, so that the export rounds nothing that was not rounded in
+    training.
 
-    A classifier, as `hardware=cpu` does. int8: matrices -64 … 64 with a scale per output channel, embeddings 0 … 255 with
-    one scale and zero point, and what goes into a matrix 0 … 255 with one of each a batch, as ONNX Runtime finds them when
-    it runs (so no calibration is needed). int4: matrices and embeddings 0 … 15 with a scale and a zero point for each 32
-    weights of a row; activations stay floats.
+    Classifiers have the grid of `hardware=cpu`. int8: matrices -64 … 64 with a scale per output channel, embeddings 0 … 255 with
+    one scale and zero point, and the inputs of a matrix 0 … 255 with one scale and zero point a batch, as ONNX Runtime computes them
+    at run time (so no calibration is needed). int4: matrices and embeddings 0 … 15 with a scale and a zero point for each 32
+    weights of a row; activations remain floats.
 
-    A language model, as `hardware=cpu` and `laptop` (q4_0) do: -8 … 7, or -128 … 127, with a scale for each 32 weights of a
-    row, in fp16 as GGUF has it, that puts the largest of them at the low end. Embeddings and head have 8 bits in any case
+    Language models have the grid of `hardware=cpu` and `laptop` (q4_0): -8 … 7, or -128 … 127, with a scale for each 32 weights of a
+    row, in fp16 as in GGUF, that maps the largest of them to the low end. Embeddings and head have 8 bits in any case
     (q8_0's steps are wider than these by one part in 127).
 
-    torchao rounds, and finds the scales where it knows the rule. Its `IntxFakeQuantizeConfig` is not used, nor are the layers that its `QATConfig` puts
-    in (torchao 0.18): they know no range of -64 … 64, no scale for a whole tensor and no width that 32 does not divide, and
-    their int4 grid with zero points is another one than ONNX Runtime's.
+    torchao rounds, and computes the scales where it supports the rule. Its `IntxFakeQuantizeConfig` and the layers of its `QATConfig`
+    are not used (torchao 0.18): they support no range of -64 … 64, no scale for a full tensor and no width that 32 does not divide, and
+    their int4 grid with zero points differs from ONNX Runtime's.
 
     Args:
-        precision: of the artifact.
+        precision: of the exported file.
         writes: the model is a language model.
 
     Raises:
-        ConfigError: torchao is missing.
+        ConfigError: torchao is not installed.
     """
 
     def __init__(self, precision: Literal["int8", "int4"], writes: bool = False):
@@ -56,10 +57,10 @@ class FakeQuantization:
         self.handles: list[Any] = []
 
     def prepare_for_training(self, model: PreTrainedModel) -> None:
-        """Let all linear layers and embeddings show their weights rounded.
+        """Parametrize the weights of all linear layers and embeddings by their rounded values.
 
         Raises:
-            ConfigError: the model has matrices in layers of another kind, which the exporter would round and the training not.
+            ConfigError: the model has matrices in layers of another class, which only the exporter would round.
         """
         head = model.get_output_embeddings() if self.writes else None
         for name, module in list(model.named_modules()):
@@ -71,8 +72,8 @@ class FakeQuantization:
             if not isinstance(module, nn.Linear | nn.Embedding):
                 continue
             if self.writes:
-                fine = self.precision == "int8" or isinstance(module, nn.Embedding) or module is head
-                grid = Grid(-128, 127, block=BLOCK) if fine else Grid(-8, 7, block=BLOCK)
+                is_int8 = self.precision == "int8" or isinstance(module, nn.Embedding) or module is head
+                grid = Grid(-128, 127, block=BLOCK) if is_int8 else Grid(-8, 7, block=BLOCK)
             elif self.precision == "int4":
                 grid = Grid(0, 15, block=BLOCK)
             elif isinstance(module, nn.Embedding):
@@ -83,7 +84,7 @@ class FakeQuantization:
             parametrize.register_parametrization(module, "weight", grid)
 
     def merge_and_unload(self, model: PreTrainedModel) -> None:
-        """Make the model a plain one, whose weights are the rounded ones: an exporter finds the same grid in them again."""
+        """Replace the parametrizations by the rounded weights, in which an exporter finds the same grid again."""
         for module in list(model.modules()):
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
@@ -93,12 +94,12 @@ class FakeQuantization:
 
 
 class Grid(nn.Module):
-    """Rounds a tensor to low … high times a scale, less a zero point where low is 0; both come from the tensor itself.
+    """Rounds a tensor to low … high times a scale, minus a zero point if low is 0; both are computed from the tensor itself.
 
-    Where the range has one number more below 0 than above, a scale's sign is such that the value farthest from 0 is the lowest.
+    If the range has one number more below 0 than above, the sign of the scale maps the value farthest from 0 to the lowest number.
 
     Args:
-        block: values of a row that share a scale, the last block of a row may have fewer; None: the whole tensor shares one.
+        block: the values of a row that share a scale; the last block of a row may have fewer. None: all values share one.
     """
 
     def __init__(self, low: int, high: int, block: int | None = None):
@@ -106,11 +107,11 @@ class Grid(nn.Module):
         self.low, self.high, self.block = low, high, block
 
     def forward(self, values: Tensor) -> Tensor:
-        """(…) or, in blocks, (N, K) -> the same shape, rounded; the gradient is that of the identity."""
+        """Round (…) or, in blocks, (N, K); the gradient is that of the identity."""
         return _StraightThrough.apply(values, self)
 
     def rounded(self, values: Tensor) -> Tensor:
-        """The values of the grid that are nearest."""
+        """The nearest values of the grid."""
         from torchao.quantization import (
             MappingType,
             choose_qparams_affine,
@@ -119,22 +120,22 @@ class Grid(nn.Module):
         )
 
         width = values.shape[-1]
-        whole = values.float()  # under autocast bf16, which has not as many levels as the grid
-        whole = whole if self.block is None else pad(whole, (0, -width % self.block))
-        size = tuple(whole.shape) if self.block is None else (1, self.block)
+        padded = values.float()  # bf16 (autocast) has fewer levels than the grid
+        padded = padded if self.block is None else pad(padded, (0, -width % self.block))
+        size = tuple(padded.shape) if self.block is None else (1, self.block)
         mapping = MappingType.SYMMETRIC if self.low < 0 else MappingType.ASYMMETRIC
         kind = torch.int8 if self.low < 0 else torch.uint8
         if -self.low > self.high:
-            blocks = whole.unflatten(-1, (-1, size[-1]))
-            far = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1)
-            scale = (far / self.low).half().float()
+            blocks = padded.unflatten(-1, (-1, size[-1]))
+            farthest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1)
+            scale = (farthest / self.low).half().float()
             scale = torch.where(scale == 0, 1.0, scale)
             zero = torch.zeros_like(scale, dtype=torch.int32)
         else:
             scale, zero = choose_qparams_affine(
-                whole, mapping, size, kind, self.low, self.high, scale_dtype=torch.float32, zero_point_dtype=torch.int32
+                padded, mapping, size, kind, self.low, self.high, scale_dtype=torch.float32, zero_point_dtype=torch.int32
             )  # fmt: skip
-        levels = quantize_affine(whole, size, scale, zero, kind, self.low, self.high)
+        levels = quantize_affine(padded, size, scale, zero, kind, self.low, self.high)
         back = dequantize_affine(levels, size, scale, zero, kind, self.low, self.high)
         return back[..., :width].to(values.dtype).contiguous()
 

@@ -1,1 +1,1 @@
-"""How a student is born."""
+"""Initialisation of students."""

@@ -1,4 +1,4 @@
-"""What a birth is."""
+"""The interface of student initialisers."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from kdcli.tasks.base import Task
 
 
 class StudentInitializer(ABC):
-    """Makes the student that is then trained; the same one for the student and for its control.
+    """Creates the initial model of the student, which is also that of the control.
 
-    The constructor's arguments are config.
+    The constructor's arguments come from the config.
+
+    Attributes:
+        inherits_teacher: whether the initial model has weights of the teacher, and therefore similar outputs.
+        trains_adapters: whether only the modules that `prepare_for_training` inserts are trained.
+        source: the checkpoint of `student.path`, set before `initialize`; None if there is no path.
     """
 
     inherits_teacher: bool = False
-    """Whether what is born answers much as the teacher does before it has learnt anything."""
     trains_adapters: bool = False
-    """Whether what `prepare_for_training` puts in is trained alone, and the rest of the model stays as it is."""
     source: Checkpoint | None = None
-    """The checkpoint that `student.path` names, set before `born`; None if there is no path."""
 
     def architecture(self) -> type[PreTrainedConfig] | None:
-        """The architecture of what will be born, by its config; None: the teacher's."""
+        """The config class of the student's architecture; None if it is the teacher's."""
         return None if self.source is None else type(load_config(self.source))
 
     def require(self, task: Task, model: PreTrainedModel) -> None:  # noqa: B027
-        """Refuse, before anything is trained, what cannot be made of a model.
+        """Check, before anything is trained, that the student can be created from a model.
 
         Args:
-            model: what it is made of, without its weights (on the device "meta").
+            model: the model whose weights it inherits, on the device "meta".
 
         Raises:
             ConfigError, ModelError
@@ -44,18 +46,18 @@ class StudentInitializer(ABC):
     def initialize(
         self, task: Task, teacher: Checkpoint, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """A plain Hugging Face model with a head for the task, and its tokenizer.
+        """Create a plain Hugging Face model with a head for the task, and its tokenizer.
 
         Args:
-            teacher: the teacher's checkpoint, tuned if it was tuned.
-            rows: the training rows, for births that look at the data.
+            teacher: the teacher's checkpoint, after tuning.
+            rows: the training rows, for initialisers that depend on the data.
         """
 
     def prepare_for_training(self, model: PreTrainedModel) -> None:  # noqa: B027
-        """Put into a born model what is trained in its stead; before each training, of the student and of the control."""
+        """Insert the modules that are trained in place of the model's own; called before each training, of the student and of the control."""
 
     def merge_and_unload(self, model: PreTrainedModel) -> None:  # noqa: B027
-        """Make the trained model a plain one again."""
+        """Merge the inserted modules into a plain model; called after each training."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""A student that is born in several steps."""
+"""A student that is initialised in several steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdcli.tasks.base import Task
 
 
 class Composed(StudentInitializer):
-    """Births one after the other: each one after the first takes something away from what was born before.
+    """Applies several initialisers in order. Each one after the first prunes the model of the one before.
 
     Args:
         initializers: the names of the steps, in their order.
@@ -40,17 +40,17 @@ class Composed(StudentInitializer):
         for name, step in zip(initializers[1:], self.steps[1:], strict=True):
             if not isinstance(step, PruningInitializer):
                 raise ConfigError(
-                    f"student.initializers: {name} makes a student anew, so it can only be the first; those after it take "
-                    "something away (layers, width, vocabulary)"
+                    f"student.initializers: {name} creates a new model, so it can only be the first; those after it "
+                    "prune (layers, width, vocabulary)"
                 )
 
     def architecture(self) -> type[PreTrainedConfig] | None:
-        """That of the first step: the others leave it as it is."""
+        """The architecture of the first step, which the others do not change."""
         self.steps[0].source = self.source
         return self.steps[0].architecture()
 
     def require(self, task: Task, model: PreTrainedModel) -> None:
-        """Each step can take away what it is to, if all of them do."""
+        """Check all steps, if the first one prunes as well."""
         if isinstance(self.steps[0], PruningInitializer):
             for step in self.steps:
                 step.require(task, model)
@@ -58,18 +58,18 @@ class Composed(StudentInitializer):
     def initialize(
         self, task: Task, teacher: Checkpoint, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """What the last step leaves."""
-        first, *cuts = self.steps
+        """The result of the last step."""
+        first, *prunings = self.steps
         first.source = self.source
         model, tokenizer = first.initialize(task, teacher, rows)
-        for cut in cuts:
-            model, tokenizer = cut.cut(model, tokenizer, task, rows)
+        for pruning in prunings:
+            model, tokenizer = pruning.cut(model, tokenizer, task, rows)
         return model, tokenizer
 
     def prepare_for_training(self, model: PreTrainedModel) -> None:
-        """As the first step does."""
+        """As the first step."""
         self.steps[0].prepare_for_training(model)
 
     def merge_and_unload(self, model: PreTrainedModel) -> None:
-        """As the first step does."""
+        """As the first step."""
         self.steps[0].merge_and_unload(model)

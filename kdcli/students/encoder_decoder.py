@@ -1,4 +1,4 @@
-"""A translator of a given size: an encoder and a decoder of random weights."""
+"""A translator of a given size: an encoder and a decoder with random weights."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from kdcli.students.pretrained import from_checkpoint
 from kdcli.tasks.base import Task
 
 POSITIONS = 512
-"""Tokens that a new model can read, if nobody says."""
+"""The maximum number of tokens of a new model whose teacher has no such number."""
 
 
 class EncoderDecoder(StudentInitializer):
-    """A new model of Marian's architecture (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762), with one matrix for what it reads
-    and what it writes, over the teacher's vocabulary; with `student.path`, that checkpoint in its own shape.
+    """Creates a model of Marian's architecture (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762) over the teacher's vocabulary, with
+    tied input and output embeddings. With `student.path`, it loads that checkpoint.
 
     A decoder runs once a token and an encoder once a text, so a deep encoder with a shallow decoder is quick for its quality
     (Kasai et al. 2021, https://arxiv.org/abs/2006.10369).
@@ -39,7 +39,7 @@ class EncoderDecoder(StudentInitializer):
         encoder_layers, decoder_layers: depths.
         num_attention_heads: heads a layer.
         intermediate_size: width of the feed-forward layers.
-        dropout: of hidden states, while training.
+        dropout: of hidden states during training.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class EncoderDecoder(StudentInitializer):
         }
 
     def architecture(self) -> type[PreTrainedConfig] | None:
-        """Marian's, or the checkpoint's."""
+        """Marian's, or that of the checkpoint."""
         return super().architecture() or MarianConfig
 
     def initialize(
         self, task: Task, teacher: Checkpoint, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """A model over the teacher's tokenizer."""
+        """Create a model over the teacher's tokenizer."""
         if self.source is not None:
             return from_checkpoint(self.source, task)
         config = load_config(teacher).get_text_config()
@@ -93,11 +93,11 @@ class EncoderDecoder(StudentInitializer):
         positions: int = POSITIONS,
         vocab_size: int | None = None,
     ) -> PreTrainedModel:
-        """A model over a tokenizer's vocabulary.
+        """Create a model over a tokenizer's vocabulary.
 
         Args:
-            start: the token that the decoder begins with; None: the one that pads.
-            vocab_size: rows of the embeddings; None: as many as there are tokens.
+            start: the first token of the decoder; None: the padding token.
+            vocab_size: rows of the embeddings; None: the number of tokens.
         """
         pad = tokenizer.pad_token_id
         config = MarianConfig(
@@ -122,9 +122,9 @@ class EncoderDecoder(StudentInitializer):
 
 
 def _scale_residuals(model: PreTrainedModel) -> None:
-    """Divide what each residual branch adds by the root of the number of branches (GPT-2, Radford et al. 2019, section 2.3; by
-    depth in Zhang et al. 2019, https://arxiv.org/abs/1908.11365). Marian normalises after each branch: branches as strong as what
-    they are added to drown it, and the model learns several times more slowly."""
+    """Divide the output of each residual branch by the root of the number of branches (GPT-2, Radford et al. 2019, section 2.3; by
+    depth in Zhang et al. 2019, https://arxiv.org/abs/1908.11365). Marian normalises after each branch; if the branches have the
+    magnitude of the residual stream, the model learns several times more slowly."""
     with torch.no_grad():
         for stack, branches in (model.model.encoder, 2), (model.model.decoder, 3):
             for name, weight in stack.layers.named_parameters():
@@ -133,14 +133,14 @@ def _scale_residuals(model: PreTrainedModel) -> None:
 
 
 def learn_vocabulary(rows: datasets.Dataset, size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of byte pairs (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; over bytes, so that no character is unknown),
-    learnt from both sides of all pairs.
+    """Train a byte-pair tokenizer (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; over bytes, so that no character is unknown) on
+    both sides of all pairs.
 
     Args:
-        size: tokens at most, the 256 bytes and three special ones among them.
+        size: the maximum number of tokens, which includes the 256 bytes and three special tokens.
 
     Raises:
-        ConfigError: fewer than those.
+        ConfigError: `size` is smaller than that.
     """
     special = ["</s>", "<unk>", "<pad>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()

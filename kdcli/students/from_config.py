@@ -1,4 +1,4 @@
-"""A student of a given size: random weights, or the teacher's embeddings under random layers."""
+"""A student of a given size with random weights, optionally with embeddings from the teacher."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from kdcli.tasks.base import Task
 from kdcli.tasks.encoded import Encoded
 
 SPREAD = 0.05
-"""Standard deviation of inherited embeddings: BERT's trained ones have about that."""
+"""The standard deviation of inherited embeddings, as in a trained BERT."""
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
-"""What architectures call the dropout of hidden states and of attention."""
+"""The config names of the dropout of hidden states and of attention."""
 MOST_TOKENS = 512
-"""Tokens of a row that are counted."""
+"""The tokens of a row whose frequency is counted."""
 
 
 class FromConfig(StudentInitializer):
-    """A new model of the given shape, over the teacher's vocabulary; with `student.path`, that checkpoint in its own shape.
+    """Creates a model of the given size over the teacher's vocabulary. With `student.path`, it loads that checkpoint.
 
     Args:
         hidden_size: width of the hidden states; a multiple of num_attention_heads.
         num_hidden_layers: depth.
         num_attention_heads: heads a layer.
         intermediate_size: width of the feed-forward layers.
-        model_type: an architecture of transformers by its name there.
-        num_key_value_heads: of an architecture whose heads share keys and values; null: as many as heads.
-        dropout: of hidden states and attention, while training.
-        embeddings: random, or those of the teacher: its word and position embeddings projected to the student's
-            width by the principal components that hold most of their variance (each token weighed by how
-            often the training rows use it). A small student cannot learn thirty thousand vectors from a few
-            thousand rows; so it begins with words that are near each other already. Where the student is wider
-            than the teacher, the further columns are random.
+        model_type: the architecture by its name in transformers.
+        num_key_value_heads: for an architecture whose heads share keys and values; null: as many as heads.
+        dropout: of hidden states and attention during training.
+        embeddings: random, or those of the teacher: its word and position embeddings, projected to the student's
+            width by the principal components with the most variance (tokens are weighted by their frequency in the
+            training rows). A small student cannot learn thirty thousand vectors from a few thousand rows; inherited
+            embeddings of related words are already near each other. If the student is wider than the teacher, the
+            remaining columns are random.
     """
 
     def __init__(
@@ -82,21 +82,21 @@ class FromConfig(StudentInitializer):
                     f"student.num_attention_heads = {num_attention_heads} is not a multiple of num_key_value_heads = "
                     f"{num_key_value_heads}"
                 )
-        known = CONFIG_MAPPING[model_type]
-        if lacking := [key for key in self.shape if not hasattr(known, key)]:
+        keys = set(dir(CONFIG_MAPPING[model_type]))
+        if lacking := [key for key in self.shape if key not in keys]:
             raise ConfigError(
                 f"student.model_type = {model_type} has no {', '.join(lacking)}; take one like bert, roberta or llama"
             )
-        self.shape |= {key: dropout for key in DROPOUT if hasattr(known, key)}
+        self.shape |= {key: dropout for key in DROPOUT if key in keys}
 
     def architecture(self) -> type[PreTrainedConfig] | None:
-        """That of `model_type`, or the checkpoint's."""
+        """The architecture of `model_type`, or that of the checkpoint."""
         return super().architecture() or CONFIG_MAPPING[self.model_type]
 
     def initialize(
         self, task: Task, teacher: Checkpoint, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """A model over the teacher's tokenizer."""
+        """Create a model over the teacher's tokenizer."""
         if self.source is not None:
             return from_checkpoint(self.source, task)
         tokenizer = load_tokenizer(teacher)
@@ -105,7 +105,7 @@ class FromConfig(StudentInitializer):
         }
         if (
             task.vocabulary
-        ):  # as the teacher: how far it sees, and one matrix for what it reads and what it writes
+        ):  # the teacher's number of positions, and tied input and output embeddings
             inner = load_config(teacher).get_text_config()
             special |= {"tie_word_embeddings": True}
             if positions := getattr(inner, "max_position_embeddings", None):  # BLOOM has no limit
@@ -125,15 +125,15 @@ class FromConfig(StudentInitializer):
 
 @torch.no_grad()
 def _inherit_embeddings(student: PreTrainedModel, teacher: PreTrainedModel, rows: Encoded) -> None:
-    """Write the teacher's embeddings, projected, into the student; a token that only pads stays 0."""
+    """Write the projected embeddings of the teacher into the student; the embedding of the padding token remains 0."""
     own = torch.as_tensor(student.get_input_embeddings().weight)
     words = torch.as_tensor(teacher.get_input_embeddings().weight)[: len(own)].float()
     counts = torch.from_numpy(np.bincount(rows.columns["input_ids"], minlength=len(words))[: len(words)])
-    weights = (counts + 0.1).sqrt()[:, None]  # between how often a token stands there, and once each
+    weights = (counts + 0.1).sqrt()[:, None]  # between the frequency of a token and equal weights
     weights /= weights.sum()
     mean = (words * weights).sum(0)
     centred = words - mean
-    _, components = torch.linalg.eigh((centred * weights).T @ centred)  # in the order of growing variance
+    _, components = torch.linalg.eigh((centred * weights).T @ centred)  # in ascending order of variance
     components = components[:, -own.shape[1] :]
     projected = centred @ components
     scale = SPREAD / (projected.square() * weights).sum(0).mean().sqrt()

@@ -1,4 +1,4 @@
-"""A student that is a checkpoint with low-rank adapters: few weights are trained, and merged into it at the end."""
+"""A student that is a checkpoint with low-rank adapters, which are trained and then merged."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kdcli.students.pretrained import Pretrained
 
 
 class Lora(Pretrained):
-    """The checkpoint of `student.path`, of which only adapters are trained (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+    """Loads the checkpoint of `student.path` and trains only adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
 
-    W + (lora_alpha / r) · B A in place of each chosen W, with A of r rows and B = 0 at first. What is saved is a plain model:
-    the adapters are merged into its weights.
+    Each chosen weight W is replaced by W + (lora_alpha / r) · B A, where A has r rows and B is 0 initially. The saved model is a
+    plain one, into whose weights the adapters are merged.
 
     Args:
-        r: rank of the adapters.
-        lora_alpha: scales them.
-        lora_dropout: of what they are given.
-        target_modules: the names (or their ends) of the layers that get one; null: all linear layers but the head.
+        r: the rank of the adapters.
+        lora_alpha: the scale of the adapters.
+        lora_dropout: the dropout of their inputs.
+        target_modules: the names of the layers with an adapter, or the ends of their names; null: all linear layers but the head.
     """
 
     trains_adapters = True
@@ -41,7 +41,7 @@ class Lora(Pretrained):
         self.options["target_modules"] = target_modules or "all-linear"
 
     def prepare_for_training(self, model: PreTrainedModel) -> None:
-        """Put the adapters in; all other weights but a new head's stay as they are."""
+        """Insert the adapters and freeze all other weights except those of a new head."""
         from peft import LoraConfig, inject_adapter_in_model
 
         head = [weight for weight in _head(model) if weight.requires_grad]
@@ -53,7 +53,7 @@ class Lora(Pretrained):
             weight.requires_grad_(True)
 
     def merge_and_unload(self, model: PreTrainedModel) -> None:
-        """Add the adapters to the weights that they stand beside."""
+        """Add each adapter to the weight of its layer."""
         from peft.tuners.lora import LoraLayer
 
         for name, layer in list(model.named_modules()):
@@ -61,12 +61,11 @@ class Lora(Pretrained):
                 layer.merge()
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, layer.get_base_layer())
-        if hasattr(model, "peft_config"):
-            del model.peft_config
+        vars(model).pop("peft_config", None)
 
 
 def _head(model: PreTrainedModel) -> list[Any]:
-    """A classifier's head, which is new and must be learnt; a language model's is part of what it knows."""
+    """The weights of a classifier's head, which is trained; a language model's head is pretrained and has none here."""
     if model.get_output_embeddings() is not None:
         return []
     return [

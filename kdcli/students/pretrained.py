@@ -1,4 +1,4 @@
-"""A student that is a checkpoint already."""
+"""A student that starts from a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from kdcli.tasks.base import Task
 
 
 class Pretrained(StudentInitializer):
-    """The checkpoint of `student.path`: its own tokenizer, and a new head where its own does not fit the task."""
+    """Loads the checkpoint of `student.path` with its tokenizer, and adds a new head if its own does not match the task."""
 
     def initialize(
         self, task: Task, teacher: Checkpoint, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The checkpoint itself if its labels are the task's in their order; else its body with a new head."""
+        """Load the checkpoint; its head is kept if its labels are those of the task in their order."""
         if self.source is None:
             raise ModelError("student.path is not set: give a local directory or a Hugging Face hub id")
         return from_checkpoint(self.source, task)
 
 
 def from_checkpoint(source: Checkpoint, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint as a student: as it is if its labels are the task's in their order; else its body with a new head."""
+    """Load a checkpoint as a student. Its head is kept if its labels are those of the task in their order, and replaced otherwise."""
     model = None
     if has_head(source, task):
         trained, new = load_model(source, task)

@@ -1,1 +1,1 @@
-"""The teachers: the same question, asked in other places."""
+"""Teachers: the models whose outputs students learn from."""

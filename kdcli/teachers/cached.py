@@ -1,4 +1,4 @@
-"""A teacher's answers on disk: asked once, read in every epoch and in later runs."""
+"""A teacher's outputs on disk, computed once and read in every epoch and in later runs."""
 
 from __future__ import annotations
 
@@ -22,32 +22,33 @@ from kdcli.teachers.base import Compress, Teacher, identity
 
 logger = logging.getLogger(__name__)
 SHARD = 1024
-"""Rows in a shard: what is lost when the fetching is killed."""
+"""Rows in a shard, which is what a killed process loses at most."""
 FORMAT = "2"
-"""Of the tensors of a shard: a new one whenever they come to mean something else."""
+"""The version of a shard's tensors."""
 KNEE, CODES = 0.2, 2**12
 SCALE = (CODES - 1) / math.log1p(-FLOOR / KNEE)
 GAPS = (KNEE * torch.expm1(torch.arange(CODES).double() / SCALE)).float()
-"""What each code of 12 bits stands for: how far a token's log-probability is below the next likelier one's (the likeliest's below
-0), 0 to -`FLOOR`, in steps of 0.12 % of the gap and `KNEE`. Most gaps are a few hundredths. So a log-probability is off by 1e-4 on
-average (half precision: 1.4e-3), by 7e-4 at most above -1, and a probability by 2.6e-4 at most (half precision: 1.7e-4)."""
+"""The value of each code of 12 bits: the difference between the log-probabilities of a token and of the next likelier one (of the
+likeliest token: between 0 and its own), 0 to -`FLOOR`, in steps of 0.12 % of the gap and `KNEE`. Most gaps are a few hundredths. The
+error of a log-probability is 1e-4 on average (half precision: 1.4e-3) and at most 7e-4 above -1; that of a probability is at most 2.6e-4
+(half precision: 1.7e-4)."""
 
 
 class CachedTeacher(Teacher):
-    """Answers looked up by the row's id, which is a hash of its content.
+    """Looks up outputs by the row's id, which is a hash of its content.
 
-    A classifier's logits are kept whole. Of a language model's, the k most likely tokens of each position are: their
-    numbers (16 bits; 20 above 65,536 tokens), their log-probabilities (12 bits, `GAPS`) and the mass of all others (half
-    precision): 3.5 k + 2 bytes a position, 226 at k = 64 (4 k + 2 and 258 above 65,536 tokens).
+    All logits of a classifier are stored. Of a language model the k most likely tokens of each position are stored: their
+    indices (16 bits; 20 above 65,536 tokens), their log-probabilities (12 bits, `GAPS`) and the mass of all others (half
+    precision). This takes 3.5 k + 2 bytes a position, 226 at k = 64 (4 k + 2 and 258 above 65,536 tokens).
 
     The folder belongs to one teacher, tokenizer, template, maximum length, precision, k, temperature and list of rows
-    (the caller's key): its shards are always made of the same rows in the same batches, so that a cold and a warm cache
-    hold the same bits. Shards are mapped into memory, not read into it. Each holds its own checksum; one that is spoiled,
-    of other rows or of another `FORMAT`, is named and made again.
+    (the caller's key). Its shards always consist of the same rows in the same batches, so a cold and a warm cache hold the
+    same bits. Shards are memory-mapped. Each has a checksum; a damaged shard, or one of other rows or of another `FORMAT`, is
+    reported and computed again.
 
     Args:
-        k: tokens kept of each position.
-        temperature: of the losses that will read them.
+        k: the number of tokens that are stored for each position.
+        temperature: the temperature of the losses that read them.
     """
 
     def __init__(self, folder: Path, k: int = 64, temperature: float = 1.0):
@@ -59,15 +60,15 @@ class CachedTeacher(Teacher):
     def fetch(
         self,
         rows: datasets.Dataset,
-        ask: Callable[[], Teacher],
+        load_teacher: Callable[[], Teacher],
         progress: Callable[[int], None],
         state: PartialState | None = None,
     ) -> None:
-        """Read what is there, and ask the teacher for the rest; several processes share it.
+        """Open the stored shards and compute the missing ones; several processes share the work.
 
         Args:
-            ask: gives the teacher; called only if a shard is missing.
-            progress: called with the number of rows that are answered so far.
+            load_teacher: returns the teacher; called only if a shard is missing.
+            progress: called with the number of rows that are finished.
             state: of the processes; None: there is one.
         """
         done = 0
@@ -77,7 +78,7 @@ class CachedTeacher(Teacher):
                 ids = list(chunk["id"])
                 path = self.folder / f"{digest(ids)[:32]}.safetensors"
                 if not self._open(path, ids):
-                    self._write(path, ids, ask().outputs(list(chunk), self._compress))
+                    self._write(path, ids, load_teacher().outputs(list(chunk), self._compress))
                     if not self._open(path, ids):
                         raise OSError(f"{path} was written and cannot be read: is the disk failing?")
                 done += len(chunk)
@@ -86,45 +87,45 @@ class CachedTeacher(Teacher):
     def outputs(
         self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
     ) -> list[AnySignal]:
-        """The stored answers of rows that were fetched."""
-        found = []
+        """The stored outputs of rows that were fetched."""
+        signals = []
         for example in examples:
             shard, start, end = self.index[example["id"]]
-            found.append(self._signal({name: part[start:end] for name, part in self.shards[shard].items()}))
-        return found
+            signals.append(self._signal({name: part[start:end] for name, part in self.shards[shard].items()}))
+        return signals
 
     def signals(self, examples: Sequence[Mapping[str, Any]]) -> AnySignal:
-        """The stored answers of a batch: its parts are joined before they are unpacked."""
-        places = [self.index[example["id"]] for example in examples]
+        """The stored outputs of a batch, whose parts are concatenated before they are unpacked."""
+        slices = [self.index[example["id"]] for example in examples]
         return self._signal(
             {
-                name: torch.cat([self.shards[shard][name][start:end] for shard, start, end in places])
+                name: torch.cat([self.shards[shard][name][start:end] for shard, start, end in slices])
                 for name in self.shards[0]
             }
         )
 
     def _compress(self, signal: AnySignal) -> AnySignal:
-        kept = top_k(signal, self.k, self.temperature) if isinstance(signal, HiddenSignal) else signal
-        return kept.to(torch.device("cpu"))
+        stored = top_k(signal, self.k, self.temperature) if isinstance(signal, HiddenSignal) else signal
+        return stored.to(torch.device("cpu"))
 
     def _write(self, path: Path, ids: list[str], rows: list[AnySignal]) -> None:
-        whole = concatenate(rows)
+        signal = concatenate(rows)
         tensors = {"offsets": torch.tensor([0, *map(len, rows)]).cumsum(0)}
-        about = {"format": FORMAT, "rows": digest(ids), "classes": str(whole.classes)}
-        if isinstance(whole, TopKSignal):
-            about["temperature"] = repr(whole.temperature)
-            codes = _codes(whole.log_p)
+        about = {"format": FORMAT, "rows": digest(ids), "classes": str(signal.classes)}
+        if isinstance(signal, TopKSignal):
+            about["temperature"] = repr(signal.temperature)
+            codes = _codes(signal.log_p)
             tensors |= {
-                "indices": (whole.indices & 0xFFFF).to(torch.uint16),
+                "indices": (signal.indices & 0xFFFF).to(torch.uint16),
                 "gaps": (codes & 0xFF).to(torch.uint8),
                 "gaps_high": _nibbles(codes >> 8),
-                "log_rest": whole.log_rest.half(),
+                "log_rest": signal.log_rest.half(),
             }
-            if whole.classes > 2**16:
-                tensors["indices_high"] = _nibbles(whole.indices >> 16)
+            if signal.classes > 2**16:
+                tensors["indices_high"] = _nibbles(signal.indices >> 16)
         else:
-            assert isinstance(whole, Signal)
-            tensors["logits"] = whole.logits
+            assert isinstance(signal, Signal)
+            tensors["logits"] = signal.logits
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         about["checksum"] = _checksum(tensors, about)
         with replaced(path, sync=False) as temporary:
@@ -138,14 +139,16 @@ class CachedTeacher(Teacher):
                 about = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if about.pop("checksum") != _checksum(tensors, about):
-                raise ValueError("its checksum is another")
+                raise ValueError("its checksum does not match")
             if about.get("format") != FORMAT:
-                raise ValueError("it is of another version's format")
+                raise ValueError("its format is that of another version")
             if about["rows"] != digest(ids):
-                raise ValueError("it is of other rows")
+                raise ValueError("it holds other rows")
             offsets = tensors.pop("offsets").tolist()
         except (SafetensorError, KeyError, OSError, ValueError) as error:
-            logger.warning("the teacher's answers in %s cannot be used (%s) and are made again", path, error)
+            logger.warning(
+                "the teacher outputs in %s cannot be used (%s) and are computed again", path, error
+            )
             return False
         self.about = about
         for row, key in enumerate(ids):
@@ -157,9 +160,9 @@ class CachedTeacher(Teacher):
         if "logits" in stored:
             return Signal(stored["logits"])
         indices, codes = stored["indices"].int(), stored["gaps"].int()
-        codes += _whole(stored["gaps_high"], codes.shape[-1]) << 8
+        codes += _unpack(stored["gaps_high"], codes.shape[-1]) << 8
         if "indices_high" in stored:
-            indices += _whole(stored["indices_high"], indices.shape[-1]) << 16
+            indices += _unpack(stored["indices_high"], indices.shape[-1]) << 16
         return TopKSignal(
             indices.long(),
             -GAPS[codes].cumsum(-1),
@@ -170,48 +173,48 @@ class CachedTeacher(Teacher):
 
 
 def shares(parts: Sequence[int], state: PartialState | None) -> Iterator[Sequence[int]]:
-    """This process's share of some work, and when all have done theirs the others' shares, of which the results are there."""
+    """Yield this process's share of some work and, when all processes have finished theirs, the other shares, whose results exist then."""
     if state is None:
         yield parts
         return
     yield parts[state.process_index :: state.num_processes]
     state.wait_for_everyone()
-    yield [part for place, part in enumerate(parts) if place % state.num_processes != state.process_index]
+    yield [part for index, part in enumerate(parts) if index % state.num_processes != state.process_index]
 
 
 def _codes(log_p: Tensor) -> Tensor:
-    """(N, k), the likeliest first -> the codes of their gaps, (N, k).
+    """Encode log-probabilities (N, k), the likeliest first, as codes of their gaps, (N, k).
 
-    Each gap is taken from where the codes before it have led, so that their errors do not add up, and a gap too wide for a code
-    is made good at the next tokens. A teacher's NaN is no gap; the mass of the rest is NaN then, too, and stored as it is.
+    Each gap is measured from the decoded value of the token before, so that errors do not add up and a gap too wide for a code
+    is corrected at the next tokens. A NaN of the teacher becomes the gap 0; the mass of the rest is then NaN, too, and stored as it is.
     """
-    reached = torch.zeros(len(log_p))
+    decoded = torch.zeros(len(log_p))
     codes = []
     for column in log_p.unbind(-1):
-        gap = (reached - column).nan_to_num().clamp(0, -FLOOR)
+        gap = (decoded - column).nan_to_num().clamp(0, -FLOOR)
         codes.append((torch.log1p(gap / KNEE) * SCALE).round().int())
-        reached = reached - GAPS[codes[-1]]
+        decoded = decoded - GAPS[codes[-1]]
     return torch.stack(codes, -1)
 
 
 def _nibbles(values: Tensor) -> Tensor:
-    """(N, k) numbers below 16, two in a byte: (N, ⌈k / 2⌉)."""
+    """Pack numbers below 16, (N, k), two in a byte: (N, ⌈k / 2⌉)."""
     if values.shape[-1] % 2:
         values = torch.nn.functional.pad(values, (0, 1))
     return (values[:, ::2] | values[:, 1::2] << 4).to(torch.uint8)
 
 
-def _whole(packed: Tensor, k: int) -> Tensor:
-    """What `_nibbles` packed, (N, k)."""
+def _unpack(packed: Tensor, k: int) -> Tensor:
+    """Unpack `_nibbles`: (N, ⌈k / 2⌉) -> (N, k)."""
     pairs = torch.stack([packed & 15, packed >> 4], -1)
     return pairs.flatten(-2)[:, :k].int()
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    found = hashlib.sha256(digest(about).encode())
+    checksum = hashlib.sha256(digest(about).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        checksum.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.numel():
-            found.update(tensor.view(torch.uint8).numpy().data)
-    return found.hexdigest()
+            checksum.update(tensor.view(torch.uint8).numpy().data)
+    return checksum.hexdigest()

@@ -101,9 +101,9 @@ def test_a_student_that_sees_what_it_shall_predict(refused: Refused, tmp_path: P
     [
         (["student=layers", "student.num_hidden_layers=9"], "student.num_hidden_layers = 9: the teacher has 2"),
         (["student=pruned", "student.hidden_size=64"], "student.hidden_size = 64: the teacher has 32"),
-        (["student=vocabulary"], "cannot be trimmed where models predict tokens"),
-        (["student=composed", "student.initializers=[vocabulary]"], "cannot be trimmed where models predict tokens"),
-        (["student=layers", "student.num_hidden_layers=1", "OPT"], "where the layers of opt models stand"),
+        (["student=vocabulary"], "that predicts tokens cannot be trimmed"),
+        (["student=composed", "student.initializers=[vocabulary]"], "that predicts tokens cannot be trimmed"),
+        (["student=layers", "student.num_hidden_layers=1", "OPT"], "the structure of opt models is not known"),
     ],
     ids=["layers", "pruned", "vocabulary", "composed", "opt"],
 )  # fmt: skip

@@ -1,1 +1,1 @@
-"""Students that keep a part of the teacher's weights."""
+"""Students that keep a part of their teacher's weights."""

@@ -1,4 +1,4 @@
-"""What is known of each architecture: where its layers stand, and what each axis of each weight means."""
+"""The structure of architectures: the names of their layers, and the meaning of each axis of each weight."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdcli.errors import ConfigError, ModelError
 
 @dataclass(frozen=True)
 class Stack:
-    """Layers one upon the other; what the config calls their number, their heads and their feed-forward width."""
+    """A stack of layers, with the config names of its depth, its number of heads and its feed-forward width."""
 
     layers: str
     depth: str
@@ -29,36 +29,36 @@ class Stack:
 
 @dataclass(frozen=True)
 class Family:
-    """Architectures of one layout.
+    """Architectures with the same structure.
 
-    The axes of a weight are given by its module's name (a regular expression), in the order (out, in), or just (out) for
-    a norm; a bias has the axis `out`. Each is one of
+    The axes of a weight are given for its module's name (a regular expression), in the order (out, in), or (out) for a norm;
+    a bias has the axis `out`. Each axis is one of
 
-        -          whole: vocabulary, positions, labels, a single head
-        hidden     the channels of the hidden states, one choice for the whole model
+        -          never pruned: vocabulary, positions, labels, a single head
+        hidden     the channels of the hidden states, which are the same in all layers
         ffn        the units of a layer's feed-forward part
-        heads      the query heads of a layer's self-attention, each as wide as a head is; all heads, where keys and values
-                   have as many
-        kv         its key and value heads, where they are fewer
-        qkv        queries, keys and values one after the other
-        cross      the heads of a decoder layer's attention to the encoder
-        pooled     what a task's head makes of the hidden states of one token before it classifies
+        heads      the query heads of a layer's self-attention, each of the width of a head; with as many keys and values, all
+                   heads
+        kv         its key and value heads, if they are fewer
+        qkv        queries, keys and values, concatenated
+        cross      the heads of a decoder layer's cross-attention
+        pooled     the output of a task head's dense layer
         embedding  the width of embeddings that are projected to the hidden size
-        made       hidden, but it follows from the width: no checkpoint holds it
+        derived    hidden, but the values follow from the width, and no checkpoint stores them
 
     Attributes:
-        hidden: what the config calls the hidden size; the first one always, others where they are equal to it.
-        outside: the weights outside of the layers, but for the heads of tasks.
-        inside: those of a layer.
-        key_value_heads: what the config calls them; None: as many as heads.
-        head_size: what the config calls it; None: the heads side by side are as wide as the hidden states.
-        shared: a module that only the first layer has, and all use.
+        hidden: the config names of the hidden size: the first one always, the others where they are equal to it.
+        model_axes: the axes of the weights outside the layers, except task heads.
+        layer_axes: the axes of a layer's weights.
+        key_value_heads: the config name of their number; None: as many as heads.
+        head_size: the config name of a head's width; None: it is the hidden size divided by the number of heads.
+        shared: a module that only the first layer has, and that all layers use.
     """
 
     stacks: tuple[Stack, ...]
     hidden: tuple[str, ...]
-    outside: dict[str, str]
-    inside: dict[str, str]
+    model_axes: dict[str, str]
+    layer_axes: dict[str, str]
     key_value_heads: str | None = None
     head_size: str | None = None
     shared: str | None = None
@@ -75,13 +75,13 @@ TASK_HEADS = {
     r"generator_lm_head": "- embedding",
     r"final_logits_bias": "- -",
 }
-OWN = {
+OPTIONAL_AXES = {
     "pooled": r"pooler\.dense|pre_classifier|(classifier|classification_head)\.dense",
     "embedding": r"embeddings_project",
 }
-"""Axes that only models with such a module have; in others they are hidden channels."""
+"""Axes that only models with such a module have; in other models they are hidden channels."""
 LISTED = ("layer_types", "no_rope_layers")
-"""What configs list layer by layer."""
+"""Config values that are lists over the layers."""
 BERT = Family(
     (Stack("encoder.layer", "num_hidden_layers", "num_attention_heads", "intermediate_size"),),
     ("hidden_size", "embedding_size"),
@@ -167,7 +167,7 @@ MARIAN = Family(
     ("d_model",),
     {
         _BART_WORDS: "- hidden",
-        r"(encoder|decoder)\.embed_positions": "- made",
+        r"(encoder|decoder)\.embed_positions": "- derived",
         r"(encoder|decoder)\.layer_norm": "hidden",
     },
     _BART_LAYER,
@@ -203,16 +203,16 @@ FAMILIES = {
     **dict.fromkeys(("marian", "m2m_100"), MARIAN),
     **dict.fromkeys(("t5", "mt5"), T5),
 }
-"""The layout of each `model_type`."""
+"""The structure of each `model_type`."""
 
 
 class Group(NamedTuple):
-    """Units of one kind, of which some can be taken away.
+    """Units of one kind that are pruned together.
 
     Attributes:
-        kind: as in `Family`, or "layer".
-        stack: the path of their stack; none: they are the whole model's.
-        layer: the number of their layer; -1: they are the same in all.
+        kind: an axis of `Family`, or "layer".
+        stack: the name of their stack; empty: they belong to the model.
+        layer: the index of their layer; -1: they are the same in all layers.
     """
 
     kind: str
@@ -222,67 +222,67 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of a weight along which units stand, each as many numbers wide.
+    """An axis of a weight that consists of units of equal width.
 
     Attributes:
-        units: how many there are.
-        parts: how often they stand there, one row of them after the other.
+        units: the number of units.
+        parts: how often the sequence of units is repeated along the axis.
     """
 
     group: Group
     units: int
     parts: int = 1
 
-    def places(self, kept: Tensor, size: int) -> Tensor:
-        """Where the kept units (k,) stand on the axis, which is `size` long."""
-        return torch.arange(size).view(self.parts, self.units, -1)[:, kept].flatten()
+    def indices(self, selected: Tensor, size: int) -> Tensor:
+        """The indices of the selected units (k,) on the axis, whose length is `size`."""
+        return torch.arange(size).view(self.parts, self.units, -1)[:, selected].flatten()
 
     def sums(self, values: Tensor, dim: int) -> Tensor:
-        """Sums of a weight's values, of which the axis is number `dim`: (units,)."""
+        """Sum a weight's values over all but this axis, whose dimension is `dim`: (units,)."""
         return values.movedim(dim, 0).reshape(self.parts, self.units, -1).sum((0, 2))
 
 
 class Anatomy:
-    """A model and what the table knows of it.
+    """The structure of a model.
 
     Attributes:
-        stacks: those of the family's that it has.
-        axes: of each name in its state_dict the weight's axes; None: whole.
-        units: how many there are of each group, layers aside.
+        stacks: the family's stacks that the model has.
+        axes: the axes of each weight in its state_dict; None for an axis that is never pruned.
+        units: the number of units of each group except layers.
 
     Raises:
-        ModelError: it is of no architecture in the table, or has a weight that no rule there names.
+        ModelError: its architecture is not in `FAMILIES`, or it has a weight that no rule of its family matches.
     """
 
     def __init__(self, model: PreTrainedModel):
         kind = model.config.model_type
         if kind not in FAMILIES:
             raise ModelError(
-                f"{type(model).__name__}: where the layers of {kind} models stand, and what their weights mean, is not "
-                f"known; use one of {', '.join(FAMILIES)}, or a student that is no part of its teacher (student=local with "
-                "student.path, or one of a size: kdcli list student)"
+                f"{type(model).__name__}: the structure of {kind} models is not known, so they cannot be pruned; use one of "
+                f"{', '.join(FAMILIES)}, or a student that is no part of its teacher (student=local with student.path, or one of a "
+                "size: kdcli list student)"
             )
         self.model, self.config, self.family = model, model.config, FAMILIES[kind]
         self._prefix = f"{model.base_model_prefix}."
         self._modules = {name.removeprefix(self._prefix): part for name, part in model.named_modules()}
         self.stacks = [stack for stack in self.family.stacks if stack.layers in self._modules]
         self._own = {
-            role for role, module in OWN.items() if any(re.fullmatch(module, name) for name in self._modules)
+            role for role, module in OPTIONAL_AXES.items() if any(re.fullmatch(module, name) for name in self._modules)
         }
         self.units: dict[Group, int] = {}
         self.axes = {name: self._axes(name, weight) for name, weight in model.state_dict().items()}
 
     def depth(self, stack: Stack) -> int:
-        """Number of layers."""
+        """The number of layers of a stack."""
         return int(getattr(self.config, stack.depth))
 
     def head_size(self, stack: Stack) -> int:
-        """Width of a head."""
+        """The width of a head."""
         own = getattr(self.config, self.family.head_size or "", None)
         return int(own or self.units[Group("hidden")] // getattr(self.config, stack.heads))
 
     def size_name(self, group: Group) -> str | None:
-        """What the config calls the number of a group's units; None: nothing that can be chosen."""
+        """The config name of the number of a group's units; None if it cannot be chosen."""
         stack = next((stack for stack in self.stacks if stack.layers == group.stack), None)
         if stack is None:
             return self.family.hidden[0] if group.kind in ("hidden", "pooled") else None
@@ -290,51 +290,51 @@ class Anatomy:
             return self.family.key_value_heads
         return stack.feed_forward if group.kind == "ffn" else stack.heads
 
-    def place(self, name: str) -> tuple[Stack, int, str] | None:
-        """The stack, the number of the layer and what follows in a name (of the layer itself: nothing); None: it stands
-        outside of the layers."""
+    def locate(self, name: str) -> tuple[Stack, int, str] | None:
+        """The stack, the layer's index and the rest of a name (empty for the layer itself); None for a name outside the layers."""
         name = name.removeprefix(self._prefix)
         for stack in self.stacks:
-            if found := re.fullmatch(rf"{re.escape(stack.layers)}\.(\d+)\.?(.*)", name):
-                return stack, int(found[1]), found[2]
+            if match := re.fullmatch(rf"{re.escape(stack.layers)}\.(\d+)\.?(.*)", name):
+                return stack, int(match[1]), match[2]
         return None
 
     def side(self, name: str) -> int:
-        """The number of the stack that a module works for: 1 in a decoder that has an encoder beside it, else 0."""
+        """The index of the stack that a module belongs to: 1 in the decoder of an encoder-decoder model, else 0."""
         sides = [stack.layers.split(".")[0] for stack in self.stacks]
         return int(name.removeprefix(self._prefix).split(".")[0] == sides[-1]) if len(sides) > 1 else 0
 
-    def common(self, name: str) -> bool:
-        """Whether a weight stands in the first layer and belongs to all of them."""
-        place = self.place(name)
-        return bool(place and self.family.shared and re.fullmatch(self.family.shared, _module(place[2])))
+    def is_shared(self, name: str) -> bool:
+        """Whether a weight of the first layer is used by all layers."""
+        location = self.locate(name)
+        shared = self.family.shared
+        return bool(location and shared and re.fullmatch(shared, _module(location[2])))
 
     def _axes(self, name: str, weight: Tensor) -> tuple[Axis | None, ...]:
-        place = self.place(name)
-        rules = self.family.inside if place else self.family.outside | TASK_HEADS
-        own = _module(place[2] if place else name.removeprefix(self._prefix))
+        location = self.locate(name)
+        rules = self.family.layer_axes if location else self.family.model_axes | TASK_HEADS
+        own = _module(location[2] if location else name.removeprefix(self._prefix))
         roles = next((roles.split() for rule, roles in rules.items() if re.fullmatch(rule, own)), [])
         if name.endswith(".bias"):
             roles = roles[:1]
         elif isinstance(self._modules.get(_module(name).removeprefix(self._prefix)), Conv1D):
             roles.reverse()
-        axes = [self._axis(role, place, size) for role, size in zip(roles, weight.shape, strict=False)]
+        axes = [self._axis(role, location, size) for role, size in zip(roles, weight.shape, strict=False)]
         if len(axes) != weight.dim() or any(
             axis and size % (axis.parts * axis.units) for axis, size in zip(axes, weight.shape, strict=True)
         ):
             raise ModelError(
-                f"{type(self.model).__name__}: what the axes of {name} {tuple(weight.shape)} mean is not known; "
-                f"{self.config.model_type} models have no such weight, so nothing can be taken away from this one"
+                f"{type(self.model).__name__}: the meaning of the axes of {name} {tuple(weight.shape)} is not known, because "
+                f"{self.config.model_type} models have no such weight; this model cannot be pruned"
             )
         self.units |= {axis.group: axis.units for axis in axes if axis}
         return tuple(axes)
 
-    def _axis(self, role: str, place: tuple[Stack, int, str] | None, size: int) -> Axis | None:
+    def _axis(self, role: str, location: tuple[Stack, int, str] | None, size: int) -> Axis | None:
         if role == "-":
             return None
-        if place is None or role == "hidden":
-            return Axis(Group("hidden" if role in OWN and role not in self._own else role), size)
-        stack, layer, _ = place
+        if location is None or role == "hidden":
+            return Axis(Group("hidden" if role in OPTIONAL_AXES and role not in self._own else role), size)
+        stack, layer, _ = location
         if role == "ffn":
             return Axis(Group(role, stack.layers, layer), size)
         if role == "kv":
@@ -350,19 +350,19 @@ def carve(
     anatomy: Anatomy,
     layers: Sequence[list[int]],
     sizes: Mapping[str, int] | None = None,
-    kept: Mapping[Group, Tensor] | None = None,
+    selected: Mapping[Group, Tensor] | None = None,
 ) -> PreTrainedModel:
-    """A smaller model of the same class, in eval mode.
+    """Create a smaller model of the same class, in eval mode.
 
     Args:
-        layers: which layers of each stack, in their new order.
-        sizes: what its config says besides their numbers.
-        kept: which units of a group, (k,); all where a group is not named.
+        layers: the indices of the selected layers of each stack, in their new order.
+        sizes: further values of its config.
+        selected: the selected units of each group, (k,); all units of a group that is not named.
 
     Raises:
         ConfigError: transformers does not have this architecture in such a size.
     """
-    kept = kept or {}
+    selected = selected or {}
     config = copy.deepcopy(anatomy.config)
     for stack, chosen in zip(anatomy.stacks, layers, strict=True):
         for name in LISTED:
@@ -375,48 +375,48 @@ def carve(
         config.validate()
     except StrictDataclassError as error:
         raise ConfigError(
-            f"transformers has no {config.model_type} of such a size: {error.__cause__ or error}"
+            f"transformers does not support {config.model_type} models of this size: {error.__cause__ or error}"
         ) from None
     model = _like(anatomy.model, config)
-    whole, weights = anatomy.model.state_dict(), {}
+    original, weights = anatomy.model.state_dict(), {}
     order = {stack.layers: chosen for stack, chosen in zip(anatomy.stacks, layers, strict=True)}
     used = set()
     for name, new in model.state_dict().items():
-        place = anatomy.place(name)
+        location = anatomy.locate(name)
         source = name
-        if place and not anatomy.common(name):
-            stack, layer, rest = place
+        if location and not anatomy.is_shared(name):
+            stack, layer, rest = location
             source = f"{name.removesuffix(f'{layer}.{rest}')}{order[stack.layers][layer]}.{rest}"
         used.add(source)
-        weight = whole[source]
+        weight = original[source]
         for dim, axis in enumerate(anatomy.axes[source]):
-            if axis and axis.group.kind == "made":
-                weight = new if Group("hidden") in kept else weight
-            elif axis and axis.group in kept:
-                places = axis.places(kept[axis.group], weight.shape[dim])
-                weight = weight.index_select(dim, places.to(weight.device))
+            if axis and axis.group.kind == "derived":
+                weight = new if Group("hidden") in selected else weight
+            elif axis and axis.group in selected:
+                indices = axis.indices(selected[axis.group], weight.shape[dim])
+                weight = weight.index_select(dim, indices.to(weight.device))
         weights[name] = weight
-    for name in whole.keys() - used:
-        if anatomy.place(name) is None:
+    for name in original.keys() - used:
+        if anatomy.locate(name) is None:
             raise ConfigError(
-                f"a {type(model).__name__} of such a size has no {name}: take another student.hidden_size"
+                f"a {type(model).__name__} of this size has no {name}: give another student.hidden_size"
             )
     model.load_state_dict(weights)
     if model.can_generate():
-        model.generation_config = anatomy.model.generation_config  # where its text ends
+        model.generation_config = anatomy.model.generation_config  # its end-of-text token
     return model.eval()
 
 
 def _like(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
-    """A new model of the same class, whose head is a matrix of its own where the other's is: a config does not say it of T5 1.1,
-    Flan-T5 and mT5, only their weights do."""
+    """Create a model of the same class, with an untied head if the model's head is untied: the configs of T5 1.1, Flan-T5 and mT5 do not
+    specify it, only their weights do."""
     new = type(model)(config)
-    ours, theirs = new.get_output_embeddings(), model.get_output_embeddings()
-    if ours is not None and theirs is not None and theirs.weight is not model.get_input_embeddings().weight:
-        ours.weight = nn.Parameter(ours.weight.detach().clone())
+    new_head, head = new.get_output_embeddings(), model.get_output_embeddings()
+    if new_head is not None and head is not None and head.weight is not model.get_input_embeddings().weight:
+        new_head.weight = nn.Parameter(new_head.weight.detach().clone())
     return new
 
 
 def _module(name: str) -> str:
-    """The module that a weight is of."""
+    """The name of the module that a weight belongs to."""
     return name.removesuffix(".weight").removesuffix(".bias")

@@ -1,4 +1,4 @@
-"""A student that is made out of the teacher itself."""
+"""The interface of initialisers that prune the teacher."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import datasets
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.models.checkpoint import Checkpoint, label_order, load_tokenizer, load_whole
+from kdcli.models.checkpoint import Checkpoint, label_order, load_complete, load_tokenizer
 from kdcli.students.base import StudentInitializer
 from kdcli.students.pretrained import from_checkpoint
 from kdcli.tasks.base import Task
 
 
 class PruningInitializer(StudentInitializer):
-    """A birth that takes something away from a model: from the teacher, or from the checkpoint of `student.path`.
+    """Prunes a model: the teacher, or the checkpoint of `student.path`.
 
-    Cuts can follow one another, and other births (student=births).
+    It can be a step of `student=composed`, also after an initialiser of another kind.
     """
 
     inherits_teacher = True
@@ -25,11 +25,11 @@ class PruningInitializer(StudentInitializer):
     def initialize(
         self, task: Task, teacher: Checkpoint, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """What is left of the teacher, whose labels are put in the task's order first."""
+        """Prune the teacher, whose labels are put in the task's order first."""
         if self.source is not None:
             model, tokenizer = from_checkpoint(self.source, task)
         else:
-            model = load_whole(teacher, task)
+            model = load_complete(teacher, task)
             if task.labels:
                 in_order(model, label_order(model.config, task.labels, teacher.name))
                 task.configure(model.config)
@@ -40,21 +40,21 @@ class PruningInitializer(StudentInitializer):
     def cut(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """A smaller model that transformers alone can load, in eval mode, and its tokenizer.
+        """Create a smaller model that transformers can load, in eval mode, and its tokenizer.
 
         Args:
-            model: whole, in eval mode; it may be changed.
-            rows: the training rows, for cuts that look at the data.
+            model: the model in eval mode; it may be changed.
+            rows: the training rows, for pruning that depends on the data.
 
         Raises:
-            ModelError: of an architecture that is not known.
-            ConfigError: there is not so much to take away.
+            ModelError: the architecture is not supported.
+            ConfigError: the model is smaller than the requested size.
         """
 
 
 @torch.no_grad()
 def in_order(model: PreTrainedModel, order: list[int]) -> None:
-    """Put a classifier's labels in another order: its new logits are the old ones[:, order]."""
+    """Reorder a classifier's labels: the new logits are the old ones[:, order]."""
     if order == list(range(len(order))):
         return
     *_, last = (

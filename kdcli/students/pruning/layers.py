@@ -1,4 +1,4 @@
-"""A student made of some of the teacher's layers."""
+"""A student with some of the teacher's layers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from kdcli.tasks.base import Task
 
 
 class Layers(PruningInitializer):
-    """The teacher with fewer layers: the chosen ones, the embeddings and the head are copied (Sanh et al. 2019,
-    https://arxiv.org/abs/1910.01108, section 2). With `student.path`, that checkpoint's.
+    """Copies the selected layers, the embeddings and the head of the teacher (Sanh et al. 2019,
+    https://arxiv.org/abs/1910.01108, section 2), or of the checkpoint of `student.path`.
 
     Args:
-        num_hidden_layers: how many layers; of a model with an encoder and a decoder, in each.
-        layers: which ones, from 0; null: evenly spaced, the first and the last among them.
-        decoder_layers: how many in a decoder that has an encoder beside it, evenly spaced (a decoder runs once a token,
-            so its layers are what costs time); null: as in the encoder.
+        num_hidden_layers: the number of layers; for an encoder-decoder model, of each of the two.
+        layers: their indices; null: evenly spaced, with the first and the last layer.
+        decoder_layers: the number of the decoder's layers in an encoder-decoder model, evenly spaced (a decoder runs once a
+            token, so its layers determine the latency); null: as in the encoder.
     """
 
     def __init__(
@@ -39,18 +39,18 @@ class Layers(PruningInitializer):
     def cut(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """A model of the same architecture and width."""
+        """Create a model of the same architecture and width."""
         anatomy = Anatomy(model)
-        return carve(anatomy, self._of(anatomy)), tokenizer
+        return carve(anatomy, self._select(anatomy)), tokenizer
 
     def require(self, task: Task, model: PreTrainedModel) -> None:
-        """It has these layers."""
-        self._of(Anatomy(model))
+        """Check that the model has these layers."""
+        self._select(Anatomy(model))
 
-    def _of(self, anatomy: Anatomy) -> list[list[int]]:
-        """The layers of each stack."""
+    def _select(self, anatomy: Anatomy) -> list[list[int]]:
+        """The indices of the selected layers of each stack."""
         first, *decoders = (anatomy.depth(stack) for stack in anatomy.stacks)
-        chosen = [_chosen(first, self.count, self.layers, "num_hidden_layers")]
+        selected = [_layer_indices(first, self.count, self.layers, "num_hidden_layers")]
         if self.decoder_layers is not None and not decoders:
             raise ConfigError(
                 f"student.decoder_layers = {self.decoder_layers}: a {type(anatomy.model).__name__} has one stack of layers; leave "
@@ -58,14 +58,14 @@ class Layers(PruningInitializer):
             )
         for depth in decoders:
             if self.decoder_layers is None:
-                chosen.append(_chosen(depth, self.count, self.layers, "num_hidden_layers"))
+                selected.append(_layer_indices(depth, self.count, self.layers, "num_hidden_layers"))
             else:
-                chosen.append(_chosen(depth, self.decoder_layers, None, "decoder_layers"))
-        return chosen
+                selected.append(_layer_indices(depth, self.decoder_layers, None, "decoder_layers"))
+        return selected
 
 
-def _chosen(depth: int, count: int, layers: list[int] | None, argument: str) -> list[int]:
-    """Which of so many layers are kept."""
+def _layer_indices(depth: int, count: int, layers: list[int] | None, argument: str) -> list[int]:
+    """The indices of `count` of `depth` layers."""
     if count > depth:
         raise ConfigError(f"student.{argument} = {count}: the teacher has {depth}")
     if bad := [layer for layer in layers or [] if not 0 <= layer < depth]:

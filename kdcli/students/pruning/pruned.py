@@ -1,4 +1,4 @@
-"""A student that is the teacher without what matters least."""
+"""Structured pruning of the teacher by importance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from kdcli.config.types import Depth, Rows, Width
 from kdcli.data.dataset import with_gold
 from kdcli.errors import ConfigError
-from kdcli.models.checkpoint import room
+from kdcli.models.checkpoint import max_input_tokens
 from kdcli.signals import HiddenSignal, chunks
 from kdcli.students.pruning.anatomy import Anatomy, Group, Stack, carve
 from kdcli.students.pruning.base import PruningInitializer
@@ -25,38 +25,39 @@ from kdcli.tasks.base import Task
 from kdcli.tasks.rows import IGNORE
 
 MOST_TOKENS = 2048
-"""Tokens of a row that are looked at."""
+"""The maximum number of tokens of a calibration row."""
 INNER = ("heads", "cross", "ffn", "pooled")
-"""Units that are told by what they hand to the projection after them."""
+"""Units that are scored by the input of the projection after them."""
 Scores = dict[Group, Tensor]
 
 
 class Pruned(PruningInitializer):
-    """The teacher with fewer layers, heads, channels and units: those that matter least are taken away, all at once
-    (Minitron, Muralidharan et al. 2024, https://arxiv.org/abs/2407.14679). With `student.path`, that checkpoint.
+    """Removes the least important layers, heads, channels and units of the teacher in one step
+    (Minitron, Muralidharan et al. 2024, https://arxiv.org/abs/2407.14679), or of the checkpoint of `student.path`.
 
-    What is kept is copied and stays in its order. Each layer chooses its own heads and feed-forward units; hidden channels
-    are the same throughout, so that the residual stream stays one. The size of a head stays as it is. Where heads side by
-    side are as wide as the hidden states (BERT, GPT-2, BART …), their number follows from hidden_size; elsewhere it is
-    free, and they go by whole groups that share a key and a value (given both numbers, by what is left of each group).
+    The remaining weights are copied in their order. Each layer has its own selection of heads and feed-forward units; the
+    selection of hidden channels is the same in all layers, because they share the residual stream. The width of a head does
+    not change. If the heads together are as wide as the hidden states (BERT, GPT-2, BART …), their number follows from
+    hidden_size. Otherwise it is free, and heads are removed by full groups that share a key and a value; if both numbers are
+    given, within each group.
 
-    How much a unit matters:
+    The importance of a unit is one of
 
-    - activation: a feed-forward unit by its mean |activation|, a head by the mean norm of its output, a hidden channel by
-      its mean |output| over all norms, on real tokens only; a layer by 1 - cos(what goes in, what comes out)
-      (Men et al. 2024, https://arxiv.org/abs/2403.03853).
+    - activation: the mean |activation| of a feed-forward unit, the mean norm of a head's output, the mean |output| of a hidden
+      channel over all norms, without padding; of a layer 1 - cos(input, output) (Men et al. 2024,
+      https://arxiv.org/abs/2403.03853).
     - gradient: the sum of |w · ∂L/∂w| over its weights (Molchanov et al. 2019, https://arxiv.org/abs/1906.10771), with the
       cross-entropy L on gold labels or next tokens.
     - magnitude: the norm of its weights; needs no data.
 
     Args:
-        num_hidden_layers: layers, of an encoder and a decoder alike; as all sizes, null: as it is.
-        hidden_size: channels of the hidden states.
-        num_attention_heads: query heads a layer.
-        num_key_value_heads: key and value heads a layer, where they are fewer; null: in the ratio that they have.
-        intermediate_size: feed-forward units a layer.
-        importance: which of the scores above.
-        calibration: training rows that the scores are taken on.
+        num_hidden_layers: the number of layers, of both encoder and decoder. For this and all sizes null means unchanged.
+        hidden_size: the channels of the hidden states.
+        num_attention_heads: the query heads of a layer.
+        num_key_value_heads: the key and value heads of a layer, if they are fewer; null: in their present ratio.
+        intermediate_size: the feed-forward units of a layer.
+        importance: the score.
+        calibration: the number of training rows that the scores are computed on.
     """
 
     def __init__(
@@ -69,47 +70,47 @@ class Pruned(PruningInitializer):
         importance: Literal["activation", "gradient", "magnitude"] = "activation",
         calibration: Rows = 256,
     ):
-        self.wanted = {
+        self.requested = {
             "num_hidden_layers": num_hidden_layers,
             "hidden_size": hidden_size,
             "num_attention_heads": num_attention_heads,
             "num_key_value_heads": num_key_value_heads,
             "intermediate_size": intermediate_size,
         }
-        if not any(self.wanted.values()):
+        if not any(self.requested.values()):
             raise ConfigError(
-                f"the student is to be pruned, but nothing says how far: give student."
-                f"{', student.'.join(self.wanted)}"
+                f"the student is to be pruned, but no size is given: give student."
+                f"{', student.'.join(self.requested)}"
             )
         self.importance, self.calibration = importance, calibration
 
     def cut(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """A model of the same architecture, in which less stands."""
+        """Create a smaller model of the same architecture."""
         anatomy = Anatomy(model)
         sizes = self._sizes(anatomy)
         scores = self._scores(anatomy, tokenizer, task, rows)
         layers = [
-            best(scores[Group("layer", stack.layers)], sizes[stack.depth]).tolist()
+            top_indices(scores[Group("layer", stack.layers)], sizes[stack.depth]).tolist()
             for stack in anatomy.stacks
         ]
-        return carve(anatomy, layers, sizes, kept_units(anatomy, sizes, scores)), tokenizer
+        return carve(anatomy, layers, sizes, select_units(anatomy, sizes, scores)), tokenizer
 
     def require(self, task: Task, model: PreTrainedModel) -> None:
-        """It can have these sizes."""
+        """Check that the model can have these sizes."""
         self._sizes(Anatomy(model))
 
     def _sizes(self, anatomy: Anatomy) -> dict[str, int]:
-        """What the smaller model's config says of its sizes, by its own names for them.
+        """The sizes of the smaller model by the names of its config.
 
         Raises:
-            ConfigError: these sizes cannot be, or are those that it has.
+            ConfigError: the sizes are not possible, or are those of the model.
         """
         config, family, kind = anatomy.config, anatomy.family, anatomy.config.model_type
         hidden = anatomy.units[Group("hidden")]
         grouped = [family.key_value_heads] if family.key_value_heads else []
-        has = {
+        present = {
             "num_hidden_layers": {stack.depth: anatomy.depth(stack) for stack in anatomy.stacks},
             "hidden_size": {name: hidden for name in family.hidden if getattr(config, name, None) == hidden},
             "num_attention_heads": {stack.heads: getattr(config, stack.heads) for stack in anatomy.stacks},
@@ -118,17 +119,17 @@ class Pruned(PruningInitializer):
                 stack.feed_forward: anatomy.units[Group("ffn", stack.layers, 0)] for stack in anatomy.stacks
             },
         }
-        before = {name: size for sizes in has.values() for name, size in sizes.items()}
+        before = {name: size for sizes in present.values() for name, size in sizes.items()}
         sizes = dict(before)
-        for argument, wanted in self.wanted.items():
-            if wanted is None:
+        for argument, requested in self.requested.items():
+            if requested is None:
                 continue
-            if not has[argument]:
-                raise ConfigError(f"student.{argument} = {wanted}: {kind} models have none; leave it null")
-            for name, size in has[argument].items():
-                if wanted > size:
-                    raise ConfigError(f"student.{argument} = {wanted}: the teacher has {size} ({name})")
-                sizes[name] = wanted
+            if not present[argument]:
+                raise ConfigError(f"student.{argument} = {requested}: {kind} models have none; leave it null")
+            for name, size in present[argument].items():
+                if requested > size:
+                    raise ConfigError(f"student.{argument} = {requested}: the teacher has {size} ({name})")
+                sizes[name] = requested
         if family.head_size is None:
             for stack in anatomy.stacks:
                 sizes[stack.heads] = self._heads_that_fill(sizes[family.hidden[0]], stack, anatomy)
@@ -136,46 +137,46 @@ class Pruned(PruningInitializer):
             self._share_heads(before, sizes, anatomy.stacks[0].heads, grouped[0])
         if sizes == before:
             raise ConfigError(
-                f"nothing is pruned: the teacher has {_listed(before)} already; give less of at least one"
+                f"nothing is pruned: the teacher has {_listed(before)} already; give a smaller value for at least one"
             )
         return sizes | ({family.head_size: anatomy.head_size(anatomy.stacks[0])} if family.head_size else {})
 
     def _heads_that_fill(self, hidden: int, stack: Stack, anatomy: Anatomy) -> int:
-        """How many heads stand side by side in the hidden size."""
-        size, has = anatomy.head_size(stack), anatomy.units[Group("hidden")]
-        wanted = self.wanted["num_attention_heads"] or hidden // size
+        """The number of heads that together are as wide as the hidden size."""
+        size, most = anatomy.head_size(stack), anatomy.units[Group("hidden")]
+        heads = self.requested["num_attention_heads"] or hidden // size
         if hidden % size:
             raise ConfigError(
-                f"student.hidden_size = {hidden}: the heads of the teacher are {size} wide, and side by side as wide as its "
-                f"hidden states; give a multiple of {size} up to {has}"
+                f"student.hidden_size = {hidden}: the heads of the teacher are {size} wide, and together as wide as its "
+                f"hidden states; give a multiple of {size} up to {most}"
             )
-        if wanted * size != hidden:
+        if heads * size != hidden:
             raise ConfigError(
-                f"student.num_attention_heads = {wanted}, hidden_size = {hidden}: the heads of the teacher are {size} wide, "
-                f"and side by side as wide as its hidden states; {wanted} heads need hidden_size = {wanted * size}"
+                f"student.num_attention_heads = {heads}, hidden_size = {hidden}: the heads of the teacher are {size} wide, "
+                f"and together as wide as its hidden states; {heads} heads need hidden_size = {heads * size}"
             )
-        return wanted
+        return heads
 
     def _share_heads(self, before: dict[str, int], sizes: dict[str, int], heads: str, groups: str) -> None:
-        """Put in the number of heads, or of their groups, that follows from the other one."""
-        each = before[heads] // before[groups]
-        wanted = self.wanted["num_attention_heads"], self.wanted["num_key_value_heads"]
-        if wanted[0] is None:
-            sizes[heads] = sizes[groups] * each
-        elif wanted[1] is None:
-            sizes[groups] = sizes[heads] // each
-        left = [each] if None in wanted else range(1, each + 1)
-        if sizes[heads] not in [sizes[groups] * count for count in left]:
+        """Set the number of heads or of their groups, if it follows from the other one."""
+        ratio = before[heads] // before[groups]
+        given = self.requested["num_attention_heads"], self.requested["num_key_value_heads"]
+        if given[0] is None:
+            sizes[heads] = sizes[groups] * ratio
+        elif given[1] is None:
+            sizes[groups] = sizes[heads] // ratio
+        ratios = [ratio] if None in given else range(1, ratio + 1)
+        if sizes[heads] not in [sizes[groups] * count for count in ratios]:
             raise ConfigError(
-                f"student.num_attention_heads = {wanted[0] or 'null'}, num_key_value_heads = {wanted[1] or 'null'}: "
-                f"{each} of the teacher's {before[heads]} heads share each of its {before[groups]} keys and values; give a multiple of {each} and no "
-                f"num_key_value_heads, or both, the first being the second times 1 to {each}"
+                f"student.num_attention_heads = {given[0] or 'null'}, num_key_value_heads = {given[1] or 'null'}: "
+                f"{ratio} of the teacher's {before[heads]} heads share each of its {before[groups]} keys and values; give a multiple of {ratio} and no "
+                f"num_key_value_heads, or both, the first being the second times 1 to {ratio}"
             )
 
     def _scores(
         self, anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase, task: Task, rows: datasets.Dataset
     ) -> Scores:
-        """How much each unit matters, (units,) fp64, by the group; layers are groups as well."""
+        """The importance of each unit, (units,) fp64, by group; the layers of a stack are a group, too."""
         if self.importance == "magnitude":
             parameters = anatomy.model.named_parameters()
             return by_weights(anatomy, ((name, weight.detach().square()) for name, weight in parameters))
@@ -193,8 +194,8 @@ class Pruned(PruningInitializer):
         rows: datasets.Dataset,
         gold: bool,
     ) -> Iterator[Batch]:
-        """The first rows (of those that have a gold label) on the model's device."""
-        length = min(MOST_TOKENS, room(tokenizer, model.config))
+        """Yield batches of the first rows (gradient: with a gold label) on the model's device."""
+        length = min(MOST_TOKENS, max_input_tokens(tokenizer, model.config))
         rows = with_gold(rows) if gold else rows
         if not len(rows):
             raise ConfigError(
@@ -207,98 +208,101 @@ class Pruned(PruningInitializer):
             batch.pop("rows")
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             labels = inputs.pop("labels")
-            places = torch.arange(inputs["input_ids"].shape[1], device=model.device)
+            positions = torch.arange(inputs["input_ids"].shape[1], device=model.device)
             lengths = torch.from_numpy(encoded.lengths[list(part)]).to(model.device)
-            real = inputs.get("attention_mask", places < lengths[:, None]).bool()
-            written = inputs.get("decoder_attention_mask", labels != IGNORE if labels.dim() == 2 else real)
-            yield Batch(inputs, labels, (real, written.bool()))
+            tokens = inputs.get("attention_mask", positions < lengths[:, None]).bool()
+            targets = inputs.get("decoder_attention_mask", labels != IGNORE if labels.dim() == 2 else tokens)
+            yield Batch(inputs, labels, (tokens, targets.bool()))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows to take scores on.
+    """A batch for the computation of scores.
 
     Attributes:
-        labels: as the task's collator makes them.
-        real: which positions are tokens and no padding, bool (B, L): of the first stack, and of a decoder that has an
-            encoder beside it.
+        labels: as returned by the task's collator.
+        tokens: the positions that are not padding, bool (B, L), of the first stack and of the decoder of an encoder-decoder model.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
-    real: tuple[Tensor, Tensor]
+    tokens: tuple[Tensor, Tensor]
 
 
 def by_weights(anatomy: Anatomy, values: Iterable[tuple[str, Tensor]]) -> Scores:
-    """Sums of what each weight's numbers are worth, by the name of the weight, over the units that they belong to."""
+    """Sum values of weights over the units that they belong to.
+
+    Args:
+        values: the name of each weight and a tensor of its shape.
+    """
     scores = _zeros(anatomy)
-    for name, worth in values:
-        worth = worth.double()
+    for name, value in values:
+        value = value.double()
         for dim, axis in enumerate(anatomy.axes[name]):
             if axis:
-                scores[axis.group] += axis.sums(worth, dim).cpu()
-        if (place := anatomy.place(name)) and not anatomy.common(name):
-            scores[Group("layer", place[0].layers)][place[1]] += worth.sum().cpu()
+                scores[axis.group] += axis.sums(value, dim).cpu()
+        if (location := anatomy.locate(name)) and not anatomy.is_shared(name):
+            scores[Group("layer", location[0].layers)][location[1]] += value.sum().cpu()
     return scores
 
 
 def by_gradient(anatomy: Anatomy, batches: Iterable[Batch], task: Task) -> Scores:
-    """The sum of |w · ∂L/∂w| over each unit's weights, and over the batches; L is the sum over a batch's positions."""
+    """Sum |w · ∂L/∂w| over each unit's weights and over the batches; L is the sum over a batch's positions."""
     scores = _zeros(anatomy)
     for batch in batches:
         anatomy.model.zero_grad()
         pick, labels = task.positions(batch.labels)
-        said = task.signal(anatomy.model, batch.inputs, pick)
-        if isinstance(said, HiddenSignal):  # the logits of a vocabulary are never whole
-            leaf = said.hidden.detach().requires_grad_()
-            for at in chunks(len(labels), said.classes):
-                _cross_entropy(said.head(leaf[at]), labels[at]).backward()
-            said.hidden.backward(leaf.grad)
+        signal = task.signal(anatomy.model, batch.inputs, pick)
+        if isinstance(signal, HiddenSignal):  # the logits over a vocabulary are computed in chunks
+            leaf = signal.hidden.detach().requires_grad_()
+            for at in chunks(len(labels), signal.classes):
+                _cross_entropy(signal.head(leaf[at]), labels[at]).backward()
+            signal.hidden.backward(leaf.grad)
         else:
-            _cross_entropy(said.logits, labels).backward()
+            _cross_entropy(signal.logits, labels).backward()
         parameters = anatomy.model.named_parameters()
-        worth = (
+        products = (
             (name, (weight.detach() * weight.grad).abs())
             for name, weight in parameters
             if weight.grad is not None
         )
-        for group, found in by_weights(anatomy, worth).items():
-            scores[group] += found
+        for group, sums in by_weights(anatomy, products).items():
+            scores[group] += sums
     anatomy.model.zero_grad()
     return scores
 
 
 @torch.no_grad()
 def by_activation(anatomy: Anatomy, batches: Iterable[Batch], task: Task) -> Scores:
-    """What each unit puts out, on average over the real tokens; layers by what they change."""
+    """The mean magnitude of each unit's output over the tokens; of layers the mean change of the hidden states."""
     sums: dict[tuple[Group, str], Tensor] = {}
     counts: dict[tuple[Group, str], int] = defaultdict(int)
-    real: tuple[Tensor, ...] = ()
+    tokens: tuple[Tensor, ...] = ()
 
-    def watch(name: str, module: nn.Module, group: Group, measure: Callable[[Tensor, Tensor], Tensor]) -> Any:
-        def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any], out: Any) -> None:
-            before = given[0] if given else named["hidden_states"]
-            values = measure(before, out[0] if isinstance(out, tuple) else out)
-            if values.dim() == 3:  # else of one token a row
-                values = values[real[anatomy.side(name)]]
+    def register(name: str, module: nn.Module, group: Group, measure: Callable[[Tensor, Tensor], Tensor]) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            values = measure(before, output[0] if isinstance(output, tuple) else output)
+            if values.dim() == 3:  # otherwise they are of one token a row
+                values = values[tokens[anatomy.side(name)]]
             sums[group, name] = sums.get((group, name), 0) + values.double().sum(0).cpu()
             counts[group, name] += len(values)
 
         return module.register_forward_hook(hook, with_kwargs=True)
 
     hooks = [
-        watch(name, module, *watched)
+        register(name, module, *scored)
         for name, module in anatomy.model.named_modules()
-        if (watched := _watched(anatomy, name, module)) is not None
+        if (scored := _scored_group(anatomy, name, module)) is not None
     ]
     for batch in batches:
-        real = batch.real
+        tokens = batch.tokens
         task.signal(anatomy.model, batch.inputs, task.positions(batch.labels)[0])
     for hook in hooks:
         hook.remove()
     scores = _zeros(anatomy)
-    for (group, name), found in sums.items():
-        mean = found / counts[group, name]
+    for (group, name), total in sums.items():
+        mean = total / counts[group, name]
         if group.kind == "layer":
             scores[group._replace(layer=-1)][group.layer] = mean.squeeze()
         else:
@@ -306,14 +310,14 @@ def by_activation(anatomy: Anatomy, batches: Iterable[Batch], task: Task) -> Sco
     return scores
 
 
-def _watched(
+def _scored_group(
     anatomy: Anatomy, name: str, module: nn.Module
 ) -> tuple[Group, Callable[[Tensor, Tensor], Tensor]] | None:
-    """Of which units a module's input or output tells, and how, as (B, L, units); None: of none."""
-    place = anatomy.place(name)
-    if place and not place[2]:
+    """The group that a module's input or output scores, and the function (input, output) -> (B, L, units); None if it scores none."""
+    location = anatomy.locate(name)
+    if location and not location[2]:
         return Group(
-            "layer", place[0].layers, place[1]
+            "layer", location[0].layers, location[1]
         ), lambda before, after: 1 - cosine_similarity(before.double(), after.double(), dim=-1)[..., None]
     axes = anatomy.axes.get(f"{name}.weight", ())
     if len(axes) == 1 and axes[0] and axes[0].group == Group("hidden"):
@@ -327,29 +331,31 @@ def _watched(
     return axis.group, lambda before, _: before.unflatten(-1, (-1, width)).norm(dim=-1)
 
 
-def kept_units(anatomy: Anatomy, sizes: dict[str, int], scores: Scores) -> dict[Group, Tensor]:
-    """Which units stay, of each group of which some go.
+def select_units(anatomy: Anatomy, sizes: dict[str, int], scores: Scores) -> dict[Group, Tensor]:
+    """The indices of the selected units, (k,), of each group that is pruned.
 
     Args:
-        sizes: of the smaller model, as its config calls them.
+        sizes: of the smaller model by the names of its config.
     """
-    kept = {}
+    selected = {}
     for group, units in anatomy.units.items():
         count = sizes.get(anatomy.size_name(group) or "", units)
         pair = group._replace(kind="kv")
         if group.kind == "heads" and pair in anatomy.units:
-            each = scores[group].view(anatomy.units[pair], -1)
-            groups = best(scores[pair] + each.sum(1), sizes[str(anatomy.size_name(pair))])
-            left = count // len(groups)
-            kept[pair] = groups
-            kept[group] = torch.cat([number * each.shape[1] + best(each[number], left) for number in groups])
+            heads = scores[group].view(anatomy.units[pair], -1)
+            pairs = top_indices(scores[pair] + heads.sum(1), sizes[str(anatomy.size_name(pair))])
+            per_pair = count // len(pairs)
+            selected[pair] = pairs
+            selected[group] = torch.cat(
+                [index * heads.shape[1] + top_indices(heads[index], per_pair) for index in pairs]
+            )
         elif group.kind != "kv" and count < units:
-            kept[group] = best(scores[group], count)
-    return kept
+            selected[group] = top_indices(scores[group], count)
+    return selected
 
 
-def best(scores: Tensor, count: int) -> Tensor:
-    """The places of the highest scores, in their order; of equal ones the first."""
+def top_indices(scores: Tensor, count: int) -> Tensor:
+    """The indices of the highest scores in ascending order; of equal scores the first ones."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 

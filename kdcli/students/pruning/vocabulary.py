@@ -1,4 +1,4 @@
-"""A student that knows only the tokens of its data."""
+"""Vocabulary trimming: a student with the tokens of its data only."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from kdcli.tasks.base import Task
 
 logger = logging.getLogger(__name__)
 KINDS = ("WordPiece", "BPE", "Unigram")
-"""The kinds of tokenizers that are understood."""
+"""The tokenizer models that are supported."""
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-"""A token that stands for one byte of a character that is no token."""
+"""A token that represents one byte of a character that is not in the vocabulary."""
 
 
 class Vocabulary(PruningInitializer):
-    """The model without the tokens that the training rows do not use: their rows of the embeddings go, and their entries
-    in the tokenizer (Abdaoui et al. 2020, https://arxiv.org/abs/2010.05609). A small student is mostly embeddings.
+    """Removes the tokens that the training rows do not use from the embeddings and from the tokenizer (Abdaoui et al. 2020,
+    https://arxiv.org/abs/2010.05609). Most weights of a small student are embeddings.
 
-    With min_count = 1 the training rows are cut into the same tokens as before, and the model answers them alike, bit
-    for bit; other texts may be cut into smaller tokens. Whatever the rows hold, these stay: special and added tokens,
-    single characters (`x`, `##x`), bytes, and tokens with a character that is no token itself. So a word whose
-    characters are all in the vocabulary is always spelled, and the share of unknown tokens does not grow.
+    With min_count = 1 the training rows have the same tokens as before, and the model's outputs for them are bit-identical;
+    other texts may have smaller tokens. These tokens are always kept: special and added tokens, single characters (`x`, `##x`),
+    bytes, and tokens with a character that is no token itself. Every word whose characters are in the vocabulary can
+    therefore be tokenized, and the share of unknown tokens does not grow.
 
     Args:
-        min_count: tokens that the training rows use fewer times are dropped.
-        max_tokens: at most so many are kept, the most frequent ones; null: all that `min_count` leaves.
+        min_count: tokens with a lower frequency in the training rows are removed.
+        max_tokens: the maximum number of tokens, of which the most frequent are kept; null: all that `min_count` keeps.
     """
 
     def __init__(self, min_count: Count = 1, max_tokens: VocabularySize | None = None):
@@ -48,11 +48,11 @@ class Vocabulary(PruningInitializer):
     def cut(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """A model of the same shape over fewer tokens, which stay in their order.
+        """Create a model of the same shape over fewer tokens, whose order does not change.
 
         Raises:
-            ModelError: of a tokenizer that is not understood.
-            ConfigError: the classes are the tokens, or more than `max_tokens` have to stay.
+            ModelError: the tokenizer is not supported.
+            ConfigError: the task's classes are the tokens, or more than `max_tokens` must be kept.
         """
         self.require(task, model)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -69,96 +69,98 @@ class Vocabulary(PruningInitializer):
         used = task.encode(tokenizer, rows, sys.maxsize).columns["input_ids"]
         vocabulary = tokenizer.get_vocab()
         counts = np.bincount(used, minlength=max(vocabulary.values()) + 1)
-        kept = self._kept(state["model"], vocabulary, _fixed(model, state, vocabulary), counts)
-        logger.info("%d of %d tokens are kept", len(kept), len(vocabulary))
-        renumber(state, kept)
+        token_ids = self._select(state["model"], vocabulary, _required(model, state, vocabulary), counts)
+        logger.info("%d of %d tokens are kept", len(token_ids), len(vocabulary))
+        renumber(state, token_ids)
         trimmed = copy.deepcopy(tokenizer)
         trimmed._tokenizer = Tokenizer.from_str(json.dumps(state))
-        return with_rows(model, kept), trimmed
+        return trim_embeddings(model, token_ids), trimmed
 
     def require(self, task: Task, model: PreTrainedModel) -> None:
-        """Its classes are no tokens."""
+        """Check that the task's classes are not tokens."""
         if task.vocabulary:
             raise ConfigError(
-                "the student's vocabulary cannot be trimmed where models predict tokens: the losses compare what teacher "
-                "and student say of the same ones. Take another student (student=layers, pruned)"
+                "the vocabulary of a student that predicts tokens cannot be trimmed, because the losses compare the outputs of teacher "
+                "and student over the same tokens. Use another student (student=layers, pruned)"
             )
 
-    def _kept(
-        self, inner: Mapping[str, Any], vocabulary: Mapping[str, int], fixed: set[int], counts: np.ndarray
+    def _select(
+        self, inner: Mapping[str, Any], vocabulary: Mapping[str, int], required: set[int], counts: np.ndarray
     ) -> list[int]:
-        """The numbers of the tokens that stay, in their order.
+        """The ids of the selected tokens in ascending order.
 
         Args:
             inner: the tokenizer's model, as JSON.
-            fixed: those that stay whatever the rows hold.
-            counts: how often the training rows use each token, (tokens,).
+            required: the ids that are always selected.
+            counts: the frequency of each token in the training rows, (tokens,).
         """
         parts: dict[int, set[int]] = {}
         for left, right, both in _merges(inner):
             parts.setdefault(vocabulary[both], set()).update((vocabulary[left], vocabulary[right]))
-        kept: set[int] = set()
-        for token in fixed:
-            kept |= _lacking(token, parts, kept)
-        if self.max_tokens is not None and len(kept) > self.max_tokens:
+        selected: set[int] = set()
+        for token in required:
+            selected |= _with_parts(token, parts, selected)
+        if self.max_tokens is not None and len(selected) > self.max_tokens:
             raise ConfigError(
-                f"student.max_tokens = {self.max_tokens}: {len(kept)} tokens have to stay in any case (special tokens, "
-                "single characters); give at least so many"
+                f"student.max_tokens = {self.max_tokens}: {len(selected)} tokens must be kept in any case (special tokens, "
+                "single characters); give at least this number"
             )
         for token in np.argsort(-counts, kind="stable").tolist():
-            more = _lacking(token, parts, kept)
-            if counts[token] < self.min_count or len(kept) + len(more) > (self.max_tokens or sys.maxsize):
+            added = _with_parts(token, parts, selected)
+            if counts[token] < self.min_count or len(selected) + len(added) > (
+                self.max_tokens or sys.maxsize
+            ):
                 break
-            kept |= more
-        return sorted(kept)
+            selected |= added
+        return sorted(selected)
 
 
 def _merges(inner: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What BPE makes one token of: the two parts, and the token."""
+    """Yield the merges of BPE: the two parts, and the merged token."""
     prefix = inner.get("continuing_subword_prefix") or ""
     for left, right in inner.get("merges", ()):
         yield left, right, left + right.removeprefix(prefix)
 
 
-def _lacking(token: int, parts: Mapping[int, set[int]], kept: set[int]) -> set[int]:
-    """The token, its parts, and theirs, as far as they are not kept yet."""
-    found, todo = set(), [token]
-    while todo:
-        if (one := todo.pop()) not in kept and one not in found:
-            found.add(one)
-            todo += parts.get(one, ())
-    return found
+def _with_parts(token: int, parts: Mapping[int, set[int]], selected: set[int]) -> set[int]:
+    """The token and, recursively, its parts, without those that are selected already."""
+    added, queue = set(), [token]
+    while queue:
+        if (part := queue.pop()) not in selected and part not in added:
+            added.add(part)
+            queue += parts.get(part, ())
+    return added
 
 
-def _fixed(model: PreTrainedModel, state: Mapping[str, Any], vocabulary: Mapping[str, int]) -> set[int]:
-    """The numbers of the tokens that stay whatever the rows hold."""
+def _required(model: PreTrainedModel, state: Mapping[str, Any], vocabulary: Mapping[str, int]) -> set[int]:
+    """The ids of the tokens that are always kept."""
     inner = state["model"]
     prefix, suffix = inner.get("continuing_subword_prefix") or "", inner.get("end_of_word_suffix") or ""
-    named = {holder[key] for holder, key in _places(state)}
+    named = {holder[key] for holder, key in _special_ids(state)}
     for config in _configs(model.config):
-        named |= {one for value in _token_ids(config).values() for one in np.atleast_1d(value).tolist()}
-    fixed = {
-        number
-        for token, number in vocabulary.items()
-        if number in named
+        named |= {i for value in _token_ids(config).values() for i in np.atleast_1d(value).tolist()}
+    required = {
+        token_id
+        for token, token_id in vocabulary.items()
+        if token_id in named
         or token == inner.get("unk_token")
         or BYTE.fullmatch(token)
         or any(form == token or form not in vocabulary for form in _spelled(token, prefix, suffix))
     }
     if inner["type"] == "Unigram":
-        # What an unknown character costs is reckoned from the lowest score. The unknown token keeps its number, which
-        # classes of transformers write down.
+        # The score of an unknown character is derived from the lowest score. The unknown token keeps its id, because
+        # tokenizer classes of transformers store it.
         scores = [score for _, score in inner["vocab"]]
-        fixed |= {scores.index(min(scores)), *range(1 + (inner["unk_id"] or 0))}
+        required |= {scores.index(min(scores)), *range(1 + (inner["unk_id"] or 0))}
     words = model.get_input_embeddings()
-    for part in model.modules():  # RoBERTa and its kin count positions from the padding token's number on
+    for part in model.modules():  # RoBERTa and similar models count positions from the padding token's id on
         if isinstance(part, nn.Embedding) and part.weight is not words.weight:
-            fixed |= set(range(part.padding_idx or 0))
-    return fixed
+            required |= set(range(part.padding_idx or 0))
+    return required
 
 
 def _spelled(token: str, prefix: str, suffix: str) -> list[str]:
-    """A token's characters, in the forms in which they are tokens themselves."""
+    """The characters of a token, in the form in which each is a token itself."""
     forms = [prefix + letter for letter in token.removeprefix(prefix).removesuffix(suffix)]
     if forms and not token.startswith(prefix):
         forms[0] = forms[0].removeprefix(prefix)
@@ -167,8 +169,8 @@ def _spelled(token: str, prefix: str, suffix: str) -> list[str]:
     return forms
 
 
-def _places(state: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """Where a tokenizer's JSON names special tokens by number: the mapping or list, and the key or place in it."""
+def _special_ids(state: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield the locations of special token ids in a tokenizer's JSON: the mapping or list, and the key or index in it."""
     for token in state["added_tokens"]:
         yield token, "id"
     if state["padding"] is not None:
@@ -180,55 +182,55 @@ def _places(state: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
                 processors += inner
             case {"type": "TemplateProcessing", "special_tokens": special}:
                 for token in special.values():
-                    yield from ((token["ids"], place) for place in range(len(token["ids"])))
+                    yield from ((token["ids"], index) for index in range(len(token["ids"])))
             case {"type": "BertProcessing" | "RobertaProcessing", "sep": sep, "cls": cls}:
                 yield sep, 1
                 yield cls, 1
 
 
-def renumber(state: dict[str, Any], kept: Sequence[int]) -> None:
-    """Leave only the kept tokens in a tokenizer's JSON, numbered from 0 in their order."""
-    numbers = {old: new for new, old in enumerate(kept)}
-    for holder, key in _places(state):
-        holder[key] = numbers[holder[key]]
+def renumber(state: dict[str, Any], token_ids: Sequence[int]) -> None:
+    """Remove all but the selected tokens from a tokenizer's JSON, and give them new ids from 0 in their order."""
+    new_ids = {old: new for new, old in enumerate(token_ids)}
+    for holder, key in _special_ids(state):
+        holder[key] = new_ids[holder[key]]
     inner = state["model"]
     if inner["type"] == "Unigram":
-        inner["vocab"] = [entry for old, entry in enumerate(inner["vocab"]) if old in numbers]
+        inner["vocab"] = [entry for old, entry in enumerate(inner["vocab"]) if old in new_ids]
     else:
-        inner["vocab"] = {token: numbers[old] for token, old in inner["vocab"].items() if old in numbers}
+        inner["vocab"] = {token: new_ids[old] for token, old in inner["vocab"].items() if old in new_ids}
     if inner["type"] == "BPE":
         inner["merges"] = [[left, right] for left, right, both in _merges(inner) if both in inner["vocab"]]
 
 
-def with_rows(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """The same model over some of its tokens: rows of the embeddings, and of the output head where there is one."""
-    numbers = {old: new for new, old in enumerate(kept)}
+def trim_embeddings(model: PreTrainedModel, token_ids: Sequence[int]) -> PreTrainedModel:
+    """Create the same model with the selected rows of the embeddings and, if there is one, of the output head."""
+    new_ids = {old: new for new, old in enumerate(token_ids)}
     config = copy.deepcopy(model.config)
-    config.get_text_config().vocab_size = len(kept)
-    for each in _configs(config):
-        for name, value in _token_ids(each).items():
-            several = isinstance(value, list)
-            new = [numbers[old] for old in value if old in numbers] if several else numbers.get(value)
-            setattr(each, name, new)
-    ends = filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))
-    tables = {id(weight) for end in ends for weight in end.parameters()}
+    config.get_text_config().vocab_size = len(token_ids)
+    for part in _configs(config):
+        for name, value in _token_ids(part).items():
+            is_list = isinstance(value, list)
+            new = [new_ids[old] for old in value if old in new_ids] if is_list else new_ids.get(value)
+            setattr(part, name, new)
+    modules = filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))
+    tables = {id(weight) for module in modules for weight in module.parameters()}
     smaller = type(model)(config)
     weights = model.state_dict()
     for name, weight in model.named_parameters(remove_duplicate=False):
         if id(weight) in tables:
-            weights[name] = weights[name][list(kept)]
+            weights[name] = weights[name][list(token_ids)]
     smaller.load_state_dict(weights)
     return smaller.eval()
 
 
 def _configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:
-    """A model's config and, in it, that of the part that reads text, if it has one of its own."""
+    """A model's config and, if it is another one, the config of its text model."""
     inner = config.get_text_config()
     return [config] if inner is config else [config, inner]
 
 
 def _token_ids(config: PreTrainedConfig) -> dict[str, Any]:
-    """The numbers of tokens in a config, by key: one each, or a list."""
+    """The token ids in a config by key: an id, or a list of ids."""
     return {
         name: value
         for name, value in vars(config).items()

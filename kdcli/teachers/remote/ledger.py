@@ -239,7 +239,10 @@ class Ledger:
             logger.warning(
                 "%s: %d damaged lines are not used, and their requests are sent again", old, damaged
             )
-        logger.info("%d answers of %s were copied to %s; the old file may be removed", copied, old, self.path)
+        if copied:
+            logger.info(
+                "%d answers of %s were copied to %s; the old file may be removed", copied, old, self.path
+            )
         return end
 
     def _unusable(self, error: OSError | sqlite3.DatabaseError) -> ConfigError:

@@ -1,4 +1,4 @@
-"""Students that are born in several steps, through the real command."""
+"""Students that are initialised in several steps, through the real command."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Born = Callable[..., Path]
+Initialize = Callable[..., Path]
 
 
 @pytest.fixture
-def initialize(small: list[str], speaking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Born:
-    """Runs `kdcli distill` with steps of birth; so slow a rate that the student stays as it was born."""
+def initialize(small: list[str], speaking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Initialize:
+    """Runs `kdcli distill` with such steps; the learning rate is so low that the student does not change."""
     monkeypatch.chdir(tmp_path)
     plain = [word for word in small if not word.startswith("student.")]
     short = ["control=false", "measure=null", "trainer.max_steps=1", "trainer.learning_rate=1e-9"]
@@ -90,10 +90,10 @@ def config_of(run: Path) -> dict[str, object]:
     return json.loads((run / "student" / "config.json").read_text())
 
 
-def test_layers_then_vocabulary(born: Born, speaking: Path) -> None:
+def test_layers_then_vocabulary(initialize: Initialize, speaking: Path) -> None:
     """A second step that undoes the first, or gives a token the row of another."""
     steps = ["student.initializers=[layers,vocabulary]", "student.steps.layers.num_hidden_layers=2"]
-    run = born("student=composed", *steps)
+    run = initialize("student=composed", *steps)
     assert config_of(run)["num_hidden_layers"] == 2
     ours, theirs = rows_of(run / "student"), rows_of(speaking)
     assert theirs.keys() - ours.keys() == set(UNUSED)
@@ -102,29 +102,29 @@ def test_layers_then_vocabulary(born: Born, speaking: Path) -> None:
     assert "##".join(loaded.tokenize("goodish")) == "good####i####s####h"
 
 
-def test_tiny_trimmed(born: Born, speaking: Path) -> None:
+def test_tiny_trimmed(initialize: Initialize, speaking: Path) -> None:
     """A student of a size of its own that still carries every token of the teacher."""
     shape = [
         f"student.steps.from_config.{name}"
         for name in ("hidden_size=16", "num_hidden_layers=1", "intermediate_size=24")
     ]
-    run = born("student=tiny-trimmed", *shape)
+    run = initialize("student=tiny-trimmed", *shape)
     assert (config_of(run)["hidden_size"], config_of(run)["num_hidden_layers"]) == (16, 1)
     assert rows_of(speaking).keys() - rows_of(run / "student").keys() == set(UNUSED)
 
 
-def test_one_step_by_itself(born: Born, speaking: Path) -> None:
+def test_one_step_by_itself(initialize: Initialize, speaking: Path) -> None:
     """An initializer that works as a later step only."""
-    run = born("student=vocabulary")
+    run = initialize("student=vocabulary")
     assert config_of(run)["num_hidden_layers"] == 3
     assert rows_of(speaking).keys() - rows_of(run / "student").keys() == set(UNUSED)
 
 
-def test_a_step_of_ones_own(born: Born, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_of_ones_own(initialize: Initialize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps of which the middle one is lost; a class of one's own that cannot be a step."""
     (tmp_path / "halved.py").write_text(HALVED)
     monkeypatch.syspath_prepend(tmp_path)
-    run = born(
+    run = initialize(
         "student=composed",
         "student.initializers=[layers,mine,vocabulary]",
         "student.steps.layers.num_hidden_layers=1",
@@ -138,15 +138,15 @@ def test_a_step_of_ones_own(born: Born, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
-        ("[layers,from_config,vocabulary]", "from_config makes a student anew, so it can only be the first"),
+        ("[layers,from_config,vocabulary]", "from_config creates a new model, so it can only be the first"),
         ("[layers,vocabluary]", "there is no step 'vocabluary'; did you mean vocabulary?"),
         ("[]", "student.initializers is empty"),
     ],
 )
 def test_steps_that_cannot_be(
-    born: Born, capsys: pytest.CaptureFixture[str], steps: str, said: str, tmp_path: Path
+    initialize: Initialize, capsys: pytest.CaptureFixture[str], steps: str, said: str, tmp_path: Path
 ) -> None:
     """A run whose student is not the one that was asked for, or that fails after the teacher was tuned."""
-    run = born("student=composed", f"student.initializers={steps}", expect=2)
+    run = initialize("student=composed", f"student.initializers={steps}", expect=2)
     assert said in capsys.readouterr().err
     assert not run.exists()

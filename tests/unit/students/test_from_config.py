@@ -34,10 +34,10 @@ def test_a_decoder_of_a_size(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_list(
         [{"id": prompt, "prompt": prompt, "completion": answer} for prompt, answer in exchanges(20)]
     )
-    birth = FromConfig(
+    initializer = FromConfig(
         **SHAPE, model_type="llama", num_key_value_heads=2, dropout=0.125, embeddings="teacher"
     )
-    student, own = birth.initialize(CausalLM(), Checkpoint(tmp_path, "teacher"), rows)
+    student, own = initializer.initialize(CausalLM(), Checkpoint(tmp_path, "teacher"), rows)
     config = student.config
     assert (config.num_key_value_heads, config.num_hidden_layers, config.attention_dropout) == (2, 3, 0.125)
     assert config.max_position_embeddings == model.config.max_position_embeddings
@@ -69,8 +69,8 @@ def test_the_first_token_stands_where_the_teachers_does(
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     rows = datasets.Dataset.from_list([{"id": text, "text": text, "label": 0} for text, _ in sentences(20)])
-    birth = FromConfig(**SHAPE, model_type=kinds[1], embeddings="teacher")
-    student, _ = birth.initialize(Classification(["bad", "good"]), Checkpoint(tmp_path, "teacher"), rows)
+    initializer = FromConfig(**SHAPE, model_type=kinds[1], embeddings="teacher")
+    student, _ = initializer.initialize(Classification(["bad", "good"]), Checkpoint(tmp_path, "teacher"), rows)
     first = {"roberta": 1, "bert": 0}
     theirs, ours = (
         each.base_model.embeddings.position_embeddings.weight[first[kind] :][:20]

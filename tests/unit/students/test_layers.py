@@ -150,7 +150,7 @@ def test_an_architecture_that_is_not_known() -> None:
             word_embed_proj_dim=8,
         )
     )
-    with pytest.raises(ModelError, match="opt models .*not known; use one of bert, .*llama.*t5") as caught:
+    with pytest.raises(ModelError, match="opt models .*not known, .*; use one of bert, .*llama.*t5") as caught:
         cut(model, 1)
     assert caught.value.exit_code == 2
 
@@ -159,6 +159,6 @@ def test_a_weight_that_is_not_known() -> None:
     """Weights that nothing is known of, kept whole where they no longer fit."""
     model = MODELS["gpt2"](add_cross_attention=True)
     with pytest.raises(
-        ModelError, match=r"transformer\.h\.0\.crossattention\.\w+\.weight \(24, \d+\) mean is not known"
+        ModelError, match=r"transformer\.h\.0\.crossattention\.\w+\.weight \(24, \d+\) is not known"
     ):
         cut(model, 1)

@@ -21,8 +21,8 @@ def test_merged_adapters_are_the_model_that_was_trained() -> None:
     keys = model.state_dict().keys()
     ids = torch.arange(12).reshape(2, 6)
     before = model(ids).logits
-    birth = Lora(r=4)
-    birth.prepare_for_training(model)
+    initializer = Lora(r=4)
+    initializer.prepare_for_training(model)
     assert torch.equal(model(ids).logits, before)
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert len(trained) == 2 * 7 * 2
@@ -32,7 +32,7 @@ def test_merged_adapters_are_the_model_that_was_trained() -> None:
             torch.nn.init.normal_(weight, std=0.1)
     dressed = model(ids).logits
     assert not torch.allclose(dressed, before, atol=1e-2)
-    birth.merge_and_unload(model)
+    initializer.merge_and_unload(model)
     assert model.state_dict().keys() == keys
     assert torch.allclose(model(ids).logits, dressed, atol=1e-4)
 
@@ -49,14 +49,14 @@ def test_adapters_as_the_first_of_several_steps() -> None:
         "lora": {"_target_": "kdcli.students.lora.Lora", "r": 4},
         "layers": {"_target_": "kdcli.students.pruning.layers.Layers", "num_hidden_layers": 1},
     }
-    birth, model = Composed(["lora", "layers"], steps), decoder(speller())
+    initializer, model = Composed(["lora", "layers"], steps), decoder(speller())
     keys = model.state_dict().keys()
-    assert birth.trains_adapters
-    birth.prepare_for_training(model)
+    assert initializer.trains_adapters
+    initializer.prepare_for_training(model)
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained
     assert all("lora_" in name for name in trained)
-    birth.merge_and_unload(model)
+    initializer.merge_and_unload(model)
     assert model.state_dict().keys() == keys
 
 

@@ -54,7 +54,7 @@ def empty(model: PreTrainedModel, group: Group, units: list[int]) -> None:
     for name, weight in model.state_dict().items():
         for dim, axis in enumerate(anatomy.axes[name]):
             if axis and axis.group == group:
-                weight.index_fill_(dim, axis.places(torch.tensor(units), weight.shape[dim]), 0)
+                weight.index_fill_(dim, axis.indices(torch.tensor(units), weight.shape[dim]), 0)
 
 
 def groups(model: PreTrainedModel, *kinds: str) -> Iterator[tuple[int, Group, int]]:
@@ -115,8 +115,8 @@ def test_layers_that_do_nothing(name: str) -> None:
     anatomy = Anatomy(model)
     with torch.no_grad():
         for weight_name, weight in model.state_dict().items():
-            place = anatomy.place(weight_name)
-            if place and place[1] in (0, 2) and not anatomy.common(weight_name):
+            location = anatomy.locate(weight_name)
+            if location and location[1] in (0, 2) and not anatomy.is_shared(weight_name):
                 if "gemma" in name and "norm" in weight_name:
                     weight.fill_(-1)  # it is added to 1
                 else:
@@ -141,7 +141,7 @@ def twin(model: PreTrainedModel) -> None:
     for name, weight in model.named_parameters():
         part = parts[name.rpartition(".")[0]]
         for dim, axis in enumerate(anatomy.axes[name]):
-            if axis is None or axis.group.kind not in ("hidden", "made"):
+            if axis is None or axis.group.kind not in ("hidden", "derived"):
                 continue
             odd, even = torch.arange(1, 24, 2), torch.arange(0, 24, 2)
             reads = (
@@ -269,8 +269,8 @@ def test_the_units_that_matter_are_kept(case: Case, importance: str) -> None:
     weaken(model, r".*(intermediate\.dense|mlp\.(gate|up)_proj)\.(weight|bias)", 0, best)
     if importance != "activation":  # which is taken before the projection
         weaken(model, r".*(layer\.\d\.output\.dense|down_proj)\.weight", 1, best)
-    birth = Pruned(intermediate_size=4, importance=importance, calibration=20)
-    student, same = birth.cut(copy.deepcopy(model), tokenizer, task, rows)
+    initializer = Pruned(intermediate_size=4, importance=importance, calibration=20)
+    student, same = initializer.cut(copy.deepcopy(model), tokenizer, task, rows)
     assert same is tokenizer
     ours, theirs = (
         [
@@ -354,10 +354,10 @@ def test_the_layers_that_matter_are_kept(case: Case, importance: str) -> None:
 
 
 def scores(
-    birth: Pruned, model: PreTrainedModel, tokenizer: object, task: Task, rows: datasets.Dataset, batch: int
+    initializer: Pruned, model: PreTrainedModel, tokenizer: object, task: Task, rows: datasets.Dataset, batch: int
 ) -> dict[Group, Tensor]:
     task.batch = batch
-    return birth._scores(Anatomy(copy.deepcopy(model)), tokenizer, task, rows)
+    return initializer._scores(Anatomy(copy.deepcopy(model)), tokenizer, task, rows)
 
 
 def packed(tokenizer) -> tuple[CausalLM, datasets.Dataset]:
@@ -378,12 +378,12 @@ def test_padding_does_not_count(name: str, tokenizer) -> None:
     else:
         own, task, rows = tokenizer, Classification(["bad", "good"]), classified()
         model = MODELS[name](vocab_size=len(own), max_position_embeddings=64)
-    birth = Pruned(hidden_size=4)
-    alone, together = (scores(birth, model.double(), own, task, rows, batch) for batch in (1, 16))
+    initializer = Pruned(hidden_size=4)
+    alone, together = (scores(initializer, model.double(), own, task, rows, batch) for batch in (1, 16))
     assert len(alone) > 5
     for group, expected in alone.items():
         torch.testing.assert_close(together[group], expected, rtol=1e-6, atol=1e-9)
-        assert group.kind in ("kv", "made") or expected.abs().sum() > 0
+        assert group.kind in ("kv", "derived") or expected.abs().sum() > 0
 
 
 def test_texts_longer_than_the_positions_after_the_paddings(tokenizer) -> None:
@@ -415,7 +415,7 @@ def test_an_encoder_and_a_decoder_have_each_their_own_padding(name: str) -> None
     together = by_activation(anatomy, [batch([0, 1, 2])], CausalLM())
     for group, expected in alone.items():
         torch.testing.assert_close(together[group], expected, rtol=1e-5, atol=1e-7)
-        assert group.kind == "made" or (expected > 0).all()
+        assert group.kind == "derived" or (expected > 0).all()
 
 
 def test_gradients_are_those_of_the_loss(tokenizer) -> None:
@@ -445,17 +445,17 @@ def test_gradients_are_of_gold_rows(tokenizer) -> None:
     hidden = rows.map(
         lambda row, number: row | {"label": IGNORE if number < 8 else row["label"]}, with_indices=True
     )
-    birth = Pruned(hidden_size=16, importance="gradient", calibration=4)
-    expected = scores(birth, model, tokenizer, task, rows.select(range(8, 12)), 4)
-    found = scores(birth, model, tokenizer, task, hidden, 4)
+    initializer = Pruned(hidden_size=16, importance="gradient", calibration=4)
+    expected = scores(initializer, model, tokenizer, task, rows.select(range(8, 12)), 4)
+    found = scores(initializer, model, tokenizer, task, hidden, 4)
     assert all(torch.equal(found[group], expected[group]) for group in expected)
-    apart = [scores(birth, model, tokenizer, task, rows.select([row]), 1) for row in range(8, 12)]
-    one_by_one = scores(birth, model, tokenizer, task, hidden, 1)
+    apart = [scores(initializer, model, tokenizer, task, rows.select([row]), 1) for row in range(8, 12)]
+    one_by_one = scores(initializer, model, tokenizer, task, hidden, 1)
     for group, found in one_by_one.items():
         torch.testing.assert_close(found, sum(each[group] for each in apart))
     nothing = hidden.select(range(8))
     with pytest.raises(ConfigError, match="no training row has a gold label"):
-        birth.cut(model, tokenizer, task, nothing)
+        initializer.cut(model, tokenizer, task, nothing)
     with_all = scores(Pruned(hidden_size=16, calibration=4), model, tokenizer, task, hidden, 4)
     first = scores(Pruned(hidden_size=16), model, tokenizer, task, rows.select(range(4)), 4)
     assert all(torch.equal(with_all[group], first[group]) for group in first)
@@ -463,13 +463,13 @@ def test_gradients_are_of_gold_rows(tokenizer) -> None:
 
 @pytest.mark.parametrize("importance", ["activation", "gradient"])
 def test_the_same_student_again(case: Case, importance: str) -> None:
-    """A run that cannot be repeated; a teacher that is another one after its student's birth."""
+    """A run that cannot be repeated; a teacher that is another one after its student was initialised."""
     model, tokenizer, task, rows = case
     before = copy.deepcopy(model.state_dict())
-    birth = Pruned(num_hidden_layers=2, hidden_size=16, intermediate_size=20, importance=importance)
-    one, other = (birth.cut(copy.deepcopy(model), tokenizer, task, rows)[0].state_dict() for _ in range(2))
+    initializer = Pruned(num_hidden_layers=2, hidden_size=16, intermediate_size=20, importance=importance)
+    one, other = (initializer.cut(copy.deepcopy(model), tokenizer, task, rows)[0].state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    birth.cut(model, tokenizer, task, rows)
+    initializer.cut(model, tokenizer, task, rows)
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
     assert not any(part._forward_hooks for part in model.modules())
 
@@ -481,7 +481,7 @@ def test_the_same_student_again(case: Case, importance: str) -> None:
     ("name", "sizes", "said"),
     [
         ("bert", {"hidden_size": 30}, "student.hidden_size = 30: the teacher has 24 (hidden_size)"),
-        ("bert", {"hidden_size": 20}, "are 6 wide, and side by side as wide as its hidden states; give a multiple of 6 up to 24"),
+        ("bert", {"hidden_size": 20}, "are 6 wide, and together as wide as its hidden states; give a multiple of 6 up to 24"),
         ("bert", {"num_attention_heads": 2}, "2 heads need hidden_size = 12"),
         ("gpt2", {"num_attention_heads": 3, "hidden_size": 12}, "3 heads need hidden_size = 18"),
         ("bart", {"hidden_size": 18}, "give a multiple of 12 up to 24"),
@@ -493,7 +493,7 @@ def test_the_same_student_again(case: Case, importance: str) -> None:
         ("llama", {"num_attention_heads": 3}, "2 of the teacher's 4 heads share each of its 2 keys and values"),
         ("llama", {"num_attention_heads": 4, "num_key_value_heads": 1}, "the first being the second times 1 to 2"),
         ("llama", {"num_key_value_heads": 3}, "student.num_key_value_heads = 3: the teacher has 2"),
-        ("llama", {"hidden_size": 22}, "transformers has no llama of such a size: The hidden size (22) is not a multiple"),
+        ("llama", {"hidden_size": 22}, "transformers does not support llama models of this size: The hidden size (22) is not a multiple"),
     ],
 )  # fmt: skip
 def test_sizes_that_cannot_be(name: str, sizes: dict[str, int], said: str) -> None:
@@ -510,7 +510,7 @@ def test_nothing_is_said() -> None:
 
 def test_an_embedding_as_wide_as_the_hidden_states() -> None:
     """ELECTRA without its projection, because the widths happen to be the same."""
-    with pytest.raises(ConfigError, match="of such a size has no electra.embeddings_project"):
+    with pytest.raises(ConfigError, match="of this size has no electra.embeddings_project"):
         prune(MODELS["electra-narrow"](embedding_size=12), hidden_size=12)
 
 
@@ -518,7 +518,7 @@ def test_an_embedding_as_wide_as_the_hidden_states() -> None:
 
 
 def test_a_pruned_classifier_learns(distil: Callable[..., Path]) -> None:
-    """A birth that works alone, and not where its config, the rows and the export of a run meet it."""
+    """A initializer that works alone, and not where its config, the rows and the export of a run meet it."""
     sizes = ["student.hidden_size=16", "student.num_hidden_layers=1", "student.intermediate_size=4"]
     run = distil("run", "student=pruned", *sizes, "student.importance=gradient", "trainer.epochs=1")
     student = AutoModelForSequenceClassification.from_pretrained(run / "student")

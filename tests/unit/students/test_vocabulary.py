@@ -30,7 +30,7 @@ from transformers import (
 
 from kdcli.errors import ConfigError, ModelError
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
-from kdcli.students.pruning.vocabulary import Vocabulary, with_rows
+from kdcli.students.pruning.vocabulary import Vocabulary, trim_embeddings
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
 
@@ -203,7 +203,7 @@ def test_most_frequent_tokens(before) -> None:
     _, rare = Vocabulary(min_count=60).cut(model, tokenizer, TASK, rows)
     assert len(rare) < whole
     assert all(token in rare.get_vocab() for token, count in used.items() if count >= 60)
-    with pytest.raises(ConfigError, match=r"max_tokens = 5: \d+ tokens have to stay"):
+    with pytest.raises(ConfigError, match=r"max_tokens = 5: \d+ tokens must be kept"):
         Vocabulary(max_tokens=5).cut(model, tokenizer, TASK, rows)
 
 
@@ -327,7 +327,7 @@ def test_a_config_within_the_config() -> None:
     config = Gemma3Config(text_config=text, vision_config=sizes | {"image_size": 16, "patch_size": 8})
     model = Gemma3ForSequenceClassification(TASK.configure(config)).eval()
     kept = [1, 3, 7, 8, 9, 40]
-    smaller = with_rows(model, kept)
+    smaller = trim_embeddings(model, kept)
     inner = smaller.config.text_config
     assert (inner.vocab_size, inner.pad_token_id, inner.bos_token_id, inner.eos_token_id) == (6, 4, 2, [0, 3])
     ids = torch.tensor([[2, 5, 1, 4], [2, 1, 1, 0]])
@@ -351,7 +351,7 @@ def test_output_head(tied: bool) -> None:
     model = ElectraForMaskedLM(config).eval()
     torch.nn.init.normal_(model.get_output_embeddings().bias)
     kept = [0, 3, 4, 10, 49]
-    smaller = with_rows(model, kept)
+    smaller = trim_embeddings(model, kept)
     assert (smaller.get_output_embeddings().weight is smaller.get_input_embeddings().weight) == tied
     ids = torch.tensor([[1, 2, 4, 3]])
     theirs = model(torch.tensor(kept)[ids]).logits[..., kept]
@@ -364,7 +364,7 @@ def test_models_that_write_are_refused() -> None:
     rows = datasets.Dataset.from_list(
         [{"id": prompt, "prompt": prompt, "completion": answer} for prompt, answer in exchanges(5)]
     )
-    with pytest.raises(ConfigError, match="cannot be trimmed where models predict tokens"):
+    with pytest.raises(ConfigError, match="that predicts tokens cannot be trimmed"):
         Vocabulary().cut(decoder(tokenizer), tokenizer, CausalLM(), rows)
 
 

@@ -25,7 +25,7 @@ from kdcli.losses.features import LayerMapping
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
 from kdcli.losses.hidden_states import HiddenStates
-from kdcli.models.checkpoint import Checkpoint, inspect_inputs, load_model, load_whole
+from kdcli.models.checkpoint import Checkpoint, inspect_inputs, load_complete, load_model
 from kdcli.signals import HiddenSignal, Signal, TopKSignal
 from kdcli.tasks import task_of
 from kdcli.tasks.masked_lm.task import MaskedLM, hide
@@ -354,8 +354,8 @@ def test_a_decoder_is_refused(tokenizer, tmp_path: Path) -> None:
 
 def test_a_body_without_a_head_is_refused(body: Path) -> None:
     """A random head says nothing, and its student learns that."""
-    with pytest.raises(ModelError, match="lack a part of the model.*use a whole checkpoint .…ForMaskedLM."):
-        load_whole(Checkpoint(body, "it"), TASK)
+    with pytest.raises(ModelError, match="lack a part of the model.*use a complete checkpoint .…ForMaskedLM."):
+        load_complete(Checkpoint(body, "it"), TASK)
 
 
 # ---- teachers and losses -----------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def test_a_spoiled_shard_is_named_and_made_again(
     assert fake.asked == ["row4", "row5", "row6", "row7"]
     (line,) = caplog.messages
     assert str(path) in line
-    assert "made again" in line
+    assert "computed again" in line
     assert same(before, after)
     fetched(tmp_path, rows, Fake(said, most=0))
 
