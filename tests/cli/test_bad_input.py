@@ -376,7 +376,7 @@ def no_head(folder: Path) -> None:
     [
         (lambda f: edit(f / "config.json", id2label={"0": "a", "1": "b", "2": "c"}), "has 3 labels (a, b, c), the data has 2 (bad, good)"),
         (lambda f: edit(f / "config.json", id2label={"0": "bad", "1": "fine"}), "does not know the label 'good' (its labels: bad, fine)"),
-        (other_tokenizer, "knows token ids up to 32, its embeddings have 32 rows: this is another model's tokenizer"),
+        (other_tokenizer, "has token ids up to 32, its embeddings have 32 rows: this is another model's tokenizer"),
         (lambda f: (f / "vocab.txt").write_text("[PAD]\n[CLS]\n[UNK]\n"), "vocab.txt says that token 1 is '[CLS]', tokenizer.json says 2"),
         (lambda f: edit(f / "config.json", pad_token_id=7), "config.json pads with token 7, its tokenizer with 0"),
         (no_tokenizer, "there are no tokenizer files"),

@@ -142,7 +142,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "tokenizer.json is no JSON": (written("tokenizer.json", b"\xff\xfe"), "tokenizer"),
     "tokenizer.json is a list": (written("tokenizer.json", b"[]"), "tokenizer"),
     "a vocabulary in latin-1": (written("vocab.txt", "é\n".encode("latin-1")), "vocab.txt"),
-    "two words with one number": (twice, "one number"),
+    "two words with one id": (twice, "the same id"),
     "a special token beyond the vocabulary": (outside, "another model's tokenizer"),
     "NaN": (tensors(lambda found: found[WEIGHT][0].fill_(torch.nan)), WEIGHT),
     "infinity": (tensors(lambda found: found[WEIGHT][0].fill_(torch.inf)), WEIGHT),

@@ -215,7 +215,7 @@ def test_tokenizer_with_more_tokens_than_embeddings(teacher: Path, copy: Copy, t
     larger.add_tokens(["unheard"])
     larger.save_pretrained(folder)
     with pytest.raises(
-        ModelError, match=r"knows token ids up to 32, its embeddings have 32 rows: this is another model's"
+        ModelError, match=r"has token ids up to 32, its embeddings have 32 rows: this is another model's"
     ):
         load_tokenizer(source(folder))
 

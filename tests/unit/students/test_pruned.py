@@ -518,7 +518,7 @@ def test_an_embedding_as_wide_as_the_hidden_states() -> None:
 
 
 def test_a_pruned_classifier_learns(distil: Callable[..., Path]) -> None:
-    """A initializer that works alone, and not where its config, the rows and the export of a run meet it."""
+    """An initialiser that works alone, and not where its config, the rows and the export of a run meet it."""
     sizes = ["student.hidden_size=16", "student.num_hidden_layers=1", "student.intermediate_size=4"]
     run = distil("run", "student=pruned", *sizes, "student.importance=gradient", "trainer.epochs=1")
     student = AutoModelForSequenceClassification.from_pretrained(run / "student")
