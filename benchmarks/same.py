@@ -52,8 +52,8 @@ class Case:
 def materials(folder: Path) -> dict[str, Case]:
     """Makes small models and data in a folder, and the runs on them."""
     import torch
-    from endpoint import Host, last, likely
-    from tiny import (
+    from support.endpoint import Host, last, likely
+    from support.tiny import (
         BAD,
         FILLER,
         GOOD,

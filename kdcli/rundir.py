@@ -66,8 +66,6 @@ ERROR_LOG = "error.log"
 _INCIDENTAL = {".hydra", LOCK, ERROR, ERROR_LOG}
 
 
-
-
 class Failure(TypedDict):
     """error.json: why a job of a sweep ended without a result."""
 
@@ -477,8 +475,6 @@ def rewrite_metrics(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda 
     if path.exists():
         lines = [json.dumps(line) + "\n" for line in read_metrics(path) if keep(line)]
         write_text(path, "".join(lines))
-
-
 
 
 def read_error(job: Path) -> dict[str, Any]:

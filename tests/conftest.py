@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoint import Host, Reply, Served
-from tiny import BAD, FILLER, GOOD, SPECIAL, bert, sentences, write_csv
+from support.commands import runner
+from support.endpoint import Host, Reply, Served
+from support.tiny import BAD, FILLER, GOOD, SPECIAL, bert, sentences, write_csv
 
 for name, value in {
     "OMP_NUM_THREADS": "1",
@@ -156,16 +157,8 @@ def kdcli(tmp_path: Path) -> Kdcli:
 @pytest.fixture
 def distil(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Runs `kdcli distill` in this process (quicker than the entry point) and returns the run directory."""
-    from kdcli.launch.run import launch
-
     monkeypatch.chdir(tmp_path)
-
-    def run(folder: str, *overrides: str, expect: int = 0) -> Path:
-        into = tmp_path / folder
-        assert launch("distill", [*small, "measure=null", f"hydra.run.dir={into}", *overrides]) == expect
-        return into
-
-    return run
+    return runner(tmp_path, lambda *overrides: [*small, "measure=null", *overrides])
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from endpoint import Host, Served, last, likely, said
-from tiny import (
+from support.endpoint import Host, Served, last, likely, said
+from support.tiny import (
     BAD,
     GOOD,
     exchanges,

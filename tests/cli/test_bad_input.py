@@ -19,7 +19,8 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import into_hub, sentences, write_csv
+from support.commands import edit, refusal, require_one_message
+from support.tiny import into_hub, sentences, write_csv
 
 from kdcli import rundir
 from kdcli.config.schema import Trainer
@@ -40,17 +41,6 @@ def state(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def one_message(err: str) -> str:
-    """The error, which is all that stderr holds beside the log."""
-    lines = [line for line in err.splitlines() if not re.match(r"INFO |WARNING |\[\d/\d\] ", line)]
-    message = "\n".join(lines)
-    assert message.startswith("error: "), err
-    assert message.count("\nerror: ") == 0, err
-    assert "Traceback" not in err
-    assert len(message) < 1000, message
-    return message
 
 
 @pytest.fixture
@@ -77,13 +67,9 @@ def refused(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) ->
         shaped = "student=local" not in overrides  # which has no shape of its own
         base = [*(word for word in small if shaped or not word.startswith("student.")), "measure=null"]
         own = [*base, *overrides] if whole else list(overrides)
-        capsys.readouterr()
-        code = launch(command, own, **options)
-        captured = capsys.readouterr()
-        assert code == 2, captured.err
-        assert captured.out == ""
+        message = refusal(capsys, command, own, **options)
         assert state(here) == before
-        return one_message(captured.err)
+        return message
 
     return run
 
@@ -347,10 +333,6 @@ def test_few_labelled_rows_for_the_teacher(refused: Refused, body: Path) -> None
 # ---- models ------------------------------------------------------------------------------------------
 
 
-def edit(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
@@ -553,7 +535,7 @@ def test_sweep_over_another_sweep(small: list[str], here: Path, capsys: pytest.C
     before = state(here / "sweep")
     capsys.readouterr()
     assert launch("distill", [*options, "seed=2,3"], multirun=True) == 2
-    assert "holds a run with another config (seed)" in one_message(capsys.readouterr().err)
+    assert "holds a run with another config (seed)" in require_one_message(capsys.readouterr().err)
     assert state(here / "sweep") == before
     assert launch("distill", [*options, "seed=0,1"], multirun=True) == 0
     after = state(here / "sweep")
@@ -600,7 +582,9 @@ def test_data_that_changed_under_a_run(
     write_csv(path, sentences(500))
     capsys.readouterr()
     assert launch("distill", options) == 2
-    assert f"the dataset is not the one that {run} was begun with" in one_message(capsys.readouterr().err)
+    assert f"the dataset is not the one that {run} was begun with" in require_one_message(
+        capsys.readouterr().err
+    )
     assert state(run) == before
 
 
@@ -790,7 +774,7 @@ STEPS = ["measure=null", "control=false", "trainer.max_steps=30", "trainer.eval_
 
 def continues(own: Path, options: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After the mishap: exit code 1 came with one message; the checkpoint of step 10 goes on to the same weights."""
-    message = one_message(capsys.readouterr().err)
+    message = require_one_message(capsys.readouterr().err)
     assert "ree some space and start the same command" in message
     assert [path.parent.name for path in run.glob("stages/student/checkpoint-*/trainer_state.json")] == [
         "checkpoint-10"
@@ -852,7 +836,7 @@ def test_disk_full_from_the_start(small: list[str], here: Path, capsys: pytest.C
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert code == 1
-    assert "ree some space" in one_message(capsys.readouterr().err)
+    assert "ree some space" in require_one_message(capsys.readouterr().err)
     assert launch("distill", options) == 0
 
 
@@ -876,7 +860,7 @@ def test_damaged_checkpoint(
         (checkpoint / name).write_bytes(pickle.dumps(Bomb(mark)))
         write_sums(checkpoint)  # whoever made the file made its hash, too
         assert launch("distill", options, config_dir=own_loss) == 1
-        message = one_message(capsys.readouterr().err)
+        message = require_one_message(capsys.readouterr().err)
         assert "checkpoint-10 cannot be loaded" in message
         assert "remove it, and the same command goes on from the checkpoint before" in message
         assert not mark.exists()
@@ -912,7 +896,7 @@ def test_loss_that_is_not_finite(
     ]
     monkeypatch.setenv("MISHAP", "nan")
     assert launch("distill", [*options, f"hydra.run.dir={run}"], config_dir=own_loss) == 1
-    message = one_message(capsys.readouterr().err)
+    message = require_one_message(capsys.readouterr().err)
     found = re.search(
         r"student, step (\d+): the loss term mishap is not finite for 1 of 16 examples: \w{32} 'this superb film'\. ",
         message,
@@ -937,7 +921,7 @@ def test_learning_rate_that_blows_the_student_up(
         "trainer.warmup=0",
     ]
     assert launch("distill", [*options, f"hydra.run.dir={run}"]) == 1
-    message = one_message(capsys.readouterr().err)
+    message = require_one_message(capsys.readouterr().err)
     assert re.search(
         r"student, step \d+: the loss term soft_label is not finite for \d+ of 16 examples: \w{32} '", message
     )
@@ -1096,7 +1080,7 @@ def test_first_command_without_a_network(kdcli: Kdcli, tmp_path: Path, reviews: 
     done = kdcli("distill", "teacher=bert-base", "student=tiny", *data, **environment)
     assert time.monotonic() - since < 60
     assert done.returncode == 2
-    assert "the model google-bert/bert-base-uncased was not found" in one_message(done.stderr)
+    assert "the model google-bert/bert-base-uncased was not found" in require_one_message(done.stderr)
     assert not list(tmp_path.rglob("runs/distill/*"))
 
 

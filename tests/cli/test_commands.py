@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from safetensors.numpy import load_file, save_file
-from tiny import bert, full_disk, run_snippet, sentences, texts_of, write_csv
+from support.tiny import bert, full_disk, run_snippet, sentences, texts_of, write_csv
 from transformers import AutoTokenizer
 
 from kdcli.files import hash_files

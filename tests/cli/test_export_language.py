@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tiny import language_model_options, run_snippet, speaker, talk
+from support.tiny import language_model_options, run_snippet, speaker, talk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdcli.launch.run import launch

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tiny import decoder, language_model_options, run_snippet, talk
+from support.tiny import decoder, language_model_options, run_snippet, talk
 
 from kdcli.exporting.runtimes.llama import LlamaCausalLM
 from kdcli.launch.run import launch

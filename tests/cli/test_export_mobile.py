@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny import run_snippet, texts_of
+from support.tiny import run_snippet, texts_of
 
 from kdcli.launch.run import launch
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import pairs, run_snippet, translator, write_pairs
+from support.tiny import pairs, run_snippet, translator, write_pairs
 
 from kdcli.exporting.targets import cpu
 from kdcli.exporting.writers import seq2seq as translation

@@ -108,11 +108,11 @@ def test_an_old_run_continues(distil: Distil, tmp_path: Path, capsys: pytest.Cap
     assert launch("distill", [], rerun=run, cfg="job") == 0
     capsys.readouterr()
     (run / "report.json").unlink()
-    distil("run", *QUICK, "seed=1", expect=2)
+    distil("run", *QUICK, "seed=1", code=2)
     assert "another config (seed)" in capsys.readouterr().err
     age(distil("other", *QUICK, "smoke=true"), keep=0.5)
     (tmp_path / "other" / "report.json").unlink()
-    distil("other", *QUICK, "smoke=true", expect=2)
+    distil("other", *QUICK, "smoke=true", code=2)
     assert "another config (rollout.keep_fraction)" in capsys.readouterr().err
 
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tiny import BAD, GOOD, start, wait_for
+from support.tiny import BAD, GOOD, start, wait_for
 
 from kdcli.launch.run import launch
 

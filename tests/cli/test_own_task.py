@@ -10,7 +10,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from tiny import BAD, FILLER, GOOD, write_csv
+from support.tiny import BAD, FILLER, GOOD, write_csv
 
 FOLDER = Path(__file__).parent.parent / "support" / "ordinal"
 """A user's folder: `my_tasks/ordinal.py` and `dataset/stars.yaml`."""

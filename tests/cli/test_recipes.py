@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import bert, language_model_options, speaker, talk
+from support.tiny import bert, language_model_options, speaker, talk
 
 from kdcli.launch.run import launch
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import BAD, FILLER, GOOD, bert, run_snippet, speller, write_jsonl
+from support.commands import read, runner
+from support.tiny import BAD, FILLER, GOOD, bert, run_snippet, speller, write_jsonl
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -99,18 +100,11 @@ def run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def distil(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
 
-    def made(folder: str, *overrides: str, expect: int = 0) -> Path:
-        into = tmp_path / folder
+    def all_options(*overrides: str) -> list[str]:
         shaped = not any(option.startswith("student=") for option in overrides)
-        own = [option for option in options if shaped or not option.startswith("student.")]
-        assert launch("distill", [*own, f"hydra.run.dir={into}", *overrides]) == expect
-        return into
+        return [*(option for option in options if shaped or not option.startswith("student.")), *overrides]
 
-    return made
-
-
-def report_of(run: Path) -> dict[str, Any]:
-    return json.loads((run / "report.json").read_text())
+    return runner(tmp_path, all_options)
 
 
 def said_by(student: Path) -> tuple[list[str], list[str], Any]:
@@ -128,7 +122,7 @@ def said_by(student: Path) -> tuple[list[str], list[str], Any]:
 
 def test_a_run_tells_what_became_of_the_entities(run: Path) -> None:
     """A report of single words: nine of ten are O, and a student that finds no name has 90 %."""
-    report = report_of(run)
+    report = read(run / "report.json")
     assert (report["task"], report["metric"], report["test_examples"]) == ("token_classification", "f1", 80)
     assert report["labels"] == ["B-bad", "B-good", "I-bad", "I-good", "O"]
     assert (report["dataset"]["train"], report["dataset"]["labelled"]) == (300, 200)
@@ -159,7 +153,7 @@ def test_the_page_and_the_card_speak_of_entities(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert "entity F1" in page
     assert "test entities" in page
-    for kind, count in report_of(run)["models"]["student"]["scores"]["entities"].items():
+    for kind, count in read(run / "report.json")["models"]["student"]["scores"]["entities"].items():
         assert re.search(rf'title="{kind}">{kind}</th><td>{count}</td>', page)
     _, front, text = (run / "student" / "README.md").read_text().split("---\n", 2)
     head = yaml.safe_load(front)
@@ -185,7 +179,7 @@ def test_eval_of_a_run(run: Path, tmp_path: Path, split: str) -> None:
     """Scores that differ from the report's, or that count words whose tags are hidden."""
     into = tmp_path / "eval"
     assert launch("eval", [f"run={run}", f"split={split}", "measure=null", f"hydra.run.dir={into}"]) == 0
-    scored, report = json.loads((into / "eval.json").read_text()), report_of(run)
+    scored, report = json.loads((into / "eval.json").read_text()), read(run / "report.json")
     assert scored["examples"] == {"test": 80, "train": 200}[split]
     if split == "test":
         for name, model in report["models"].items():
@@ -219,7 +213,7 @@ def test_export_to_onnx(run: Path, tmp_path: Path) -> None:
     assert whole["parity"]["agreement"] == 1
     assert whole["parity"]["same_tokens"] == 1
     assert whole["parity"]["max_abs_difference"] < 1e-4
-    assert whole["score"] == pytest.approx(report_of(run)["models"]["student"]["score"])
+    assert whole["score"] == pytest.approx(read(run / "report.json")["models"]["student"]["score"])
     words, expected, _ = said_by(run / "student")
     name = {"MODEL": "model.onnx"}
     (script,) = snippets.write(run / "export" / "cpu", "onnx", "token_classification", name)
@@ -291,7 +285,7 @@ def test_conll_files_smoke_and_a_cut_student(distil: Run, tmp_path: Path) -> Non
     made = distil(
         "smoke", *data, "student=layers", "student.num_hidden_layers=1", "debug=smoke", "measure=null"
     )
-    report = report_of(made)
+    report = read(made / "report.json")
     assert report["smoke"]
     assert report["task"] == "token_classification"
     student = AutoModelForTokenClassification.from_pretrained(made / "student")
@@ -339,11 +333,11 @@ def test_a_student_with_another_tokenizer(distil: Run, letters: Path) -> None:
         "smoke=true",
         "trainer.max_steps=4",
     ]
-    report = report_of(distil("run", *own, "dataset.max_length=64"))
+    report = read(distil("run", *own, "dataset.max_length=64") / "report.json")
     assert report["verdict"]["kl_to_teacher"] > 0
     models = report["models"]
     assert models["student"]["scores"]["entities"] == models["teacher"]["scores"]["entities"]
-    report_of(distil("cut", *own, "dataset.max_length=16"))  # each cuts off other words
+    distil("cut", *own, "dataset.max_length=16")  # each cuts off other words
 
 
 def test_a_trimmed_tokenizer_that_needs_more_tokens(
@@ -357,7 +351,7 @@ def test_a_trimmed_tokenizer_that_needs_more_tokens(
     own = [f"dataset.path={path}", f"dataset.test={write_jsonl(tmp_path / 'new.jsonl', new)}"]
     own += ["student=vocabulary", f"student.path={letters}", "teacher.trainer.epochs=1", "smoke=true"]
     run = distil(
-        "run", *own, "dataset.max_length=16", "dataset.validation_size=16", "dataset.test_size=8", expect=2
+        "run", *own, "dataset.max_length=16", "dataset.validation_size=16", "dataset.test_size=8", code=2
     )
     message = " ".join(capsys.readouterr().err.split())
     assert "test: row" in message
@@ -393,9 +387,7 @@ def test_bad_input(
 ) -> None:
     """A traceback, or a run that begins: what is wrong is known before anything is trained."""
     path = write_jsonl(tmp_path / "a.jsonl", [*rows, *tagged(100)])
-    distil(
-        "run", f"dataset.path={path}", "dataset.validation_size=10", "dataset.test_size=10", *more, expect=2
-    )
+    distil("run", f"dataset.path={path}", "dataset.validation_size=10", "dataset.test_size=10", *more, code=2)
     message = capsys.readouterr().err
     assert said in message
     assert "Traceback" not in message

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import sentences, talk
+from support.tiny import sentences, talk
 
 from kdcli.launch.run import launch
 
@@ -63,7 +63,7 @@ def test_text_that_changed_under_a_run(distil: Callable[..., Path], more: Path, 
     run = distil("run", "trainer.max_steps=2", "smoke=true", f"dataset.unlabelled={more}")
     (run / "report.json").unlink()
     more.write_text(more.read_text() + "a song that was very good and new\n")
-    distil("run", "trainer.max_steps=2", "smoke=true", f"dataset.unlabelled={more}", expect=2)
+    distil("run", "trainer.max_steps=2", "smoke=true", f"dataset.unlabelled={more}", code=2)
 
 
 def test_more_plain_text_is_no_unlabelled_text(

@@ -20,7 +20,7 @@ from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import write_po
 from faults.harness import Batch, Fence, Outcome, batches, require_clean, run_here, run_process
-from tiny import documents, exchanges, pairs, sentences
+from support.tiny import documents, exchanges, pairs, sentences
 
 HOSTILE = [
     b"\0", b"\0" * 200, b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xff\xfe", b"\x1b[2J", b"\r", b"\n", b"\n\n", b'"', b"'", b",", b"\t",

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 from faults.harness import Fence, Outcome, require_clean, run_here
-from tiny import bert
+from support.commands import edit
+from support.tiny import bert
 
 from kdcli.exporting import runtimes
 from kdcli.exporting.targets.base import Target
@@ -257,11 +258,6 @@ def test_a_file_that_is_no_program_is_refused(
 
 
 # ---- directories -------------------------------------------------------------------------------------
-
-
-def edit(path: Path, **changes: object) -> None:
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps(found | changes))
 
 
 def own_code(folder: Path, canary: Path) -> None:

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from faults.harness import SEEDS, Batch, batches
 from faults.zygote import Zygote
-from tiny import language_model_options, speaker, talk
+from support.tiny import language_model_options, speaker, talk
 
 KINDS = ["classifier", "rollouts of the teacher", "rollouts of the student", "stages"]
 FEW = [

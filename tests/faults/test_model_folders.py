@@ -15,7 +15,7 @@ import pytest
 import torch
 from faults.harness import SEEDS, Batch, batches, require_clean, run_here, run_process
 from safetensors.torch import load_file, save_file
-from tiny import bert, decoder, pairs, sentences, speller, talk, write_csv, write_pairs
+from support.tiny import bert, decoder, pairs, sentences, speller, talk, write_csv, write_pairs
 
 SMALL = [
     "control=false",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from faults.harness import Batch, Outcome, batches, require_clean, run_here
 from safetensors.torch import load_file
-from tiny import language_model_options, speaker, start, talk, wait_for
+from support.tiny import language_model_options, speaker, start, talk, wait_for
 
 from kdcli.files import hash_file
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from support.tiny import bert, language_model_options, sentences, speaker, start, talk, wait_for, write_csv
 from test_training import same, weights
-from tiny import bert, language_model_options, sentences, speaker, start, talk, wait_for, write_csv
 
 from kdcli.config.dataset import Dataset
 from kdcli.data.dataset import load
@@ -52,7 +52,7 @@ def steps_of(run: Path) -> dict[str, int]:
 def test_what_was_trained_stays_where_what_follows_is_refused(distil: Distil, tmp_path: Path) -> None:
     """Exit code 2 says that nothing was trained, and takes the directory away: hours of the stages before would be lost."""
     lazy = ["+stages.assistant.trainer.learning_rate=1e-9", "trainer.epochs=1"]
-    distil("run", *ASSISTANT, *lazy, "control=false", expect=1)
+    distil("run", *ASSISTANT, *lazy, "control=false", code=1)
     assert (tmp_path / "run" / "assistants" / "assistant" / "model.safetensors").is_file()
 
 
@@ -236,7 +236,7 @@ def test_bad_input(
     options: list[str], said: str, distil: Distil, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A recipe that cannot work is found after hours of training, or trains something else than it says."""
-    run = distil("run", *options, expect=2)
+    run = distil("run", *options, code=2)
     assert said in " ".join(capfd.readouterr().err.split())
     assert not (run / "student").exists()
 
@@ -290,6 +290,6 @@ def test_copies_with_other_words(distil: Distil, masked: Path, tmp_path: Path) -
 
 def test_augment_needs_a_masked_language_model(distil: Distil, capfd: pytest.CaptureFixture[str]) -> None:
     """A classifier's random head would propose random words."""
-    run = distil("run", "+dataset.augment.copies=3", expect=2)
+    run = distil("run", "+dataset.augment.copies=3", code=2)
     assert "masked-LM head" in " ".join(capfd.readouterr().err.split())
     assert not (run / "student").exists()

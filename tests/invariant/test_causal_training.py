@@ -16,7 +16,8 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import (
+from support.commands import largest_difference, runner, same_weights, weights
+from support.tiny import (
     CHAT,
     decoder,
     documents,
@@ -61,28 +62,7 @@ def distil(options: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pyt
     """Runs `kdcli distill` in this process and returns the run directory."""
     monkeypatch.chdir(tmp_path)
 
-    def run(folder: str, form: str, *overrides: str) -> Path:
-        into = tmp_path / folder
-        assert launch("distill", [*options(form), *overrides, f"hydra.run.dir={into}"]) == 0
-        return into
-
-    return run
-
-
-def weights(run: Path, model: str = "student") -> dict[str, torch.Tensor]:
-    return load_file(run / model / "model.safetensors")
-
-
-def same(one: Path, other: Path, model: str = "student") -> bool:
-    a, b = weights(one, model), weights(other, model)
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def away(one: Path, other: Path) -> float:
-    """The largest difference between two students' weights."""
-    a, b = weights(one), weights(other)
-    assert a.keys() == b.keys()
-    return max(float((a[key] - b[key]).abs().max()) for key in a)
+    return runner(tmp_path, lambda form, *overrides: [*options(form), *overrides])
 
 
 # ---- what a batch and its padding are -----------------------------------------------------------------
@@ -94,7 +74,10 @@ def test_batch_8x1_is_4x2_is_2x4_accumulated(distil: Distil, form: str) -> None:
     steps = (*ALONE, "trainer.max_steps=10")
     whole = distil("8x1", form, *steps)
     for micro in (4, 2):
-        assert away(whole, distil(f"{micro}", form, *steps, f"trainer.micro_batch_size={micro}")) < 2e-5
+        assert (
+            largest_difference(whole, distil(f"{micro}", form, *steps, f"trainer.micro_batch_size={micro}"))
+            < 2e-5
+        )
 
 
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -239,7 +222,7 @@ def test_killed_and_continued_is_uninterrupted(
     process.communicate()
     assert not (killed / "student").exists()
     distil("killed", "messages", *more)
-    assert same(whole, killed)
+    assert same_weights(whole, killed)
 
 
 def free_port() -> int:
@@ -279,7 +262,7 @@ def test_one_process_is_two_processes(
         command, env=os.environ.copy(), text=True, capture_output=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert away(distil("one", "messages", *more), two) < 2e-5
+    assert largest_difference(distil("one", "messages", *more), two) < 2e-5
 
 
 def test_stored_answers_of_all_tokens_are_the_teachers_own(distil: Distil) -> None:
@@ -288,8 +271,8 @@ def test_stored_answers_of_all_tokens_are_the_teachers_own(distil: Distil) -> No
     online = distil("online", "messages", *steps, "teacher.cache=false")
     stored = distil("stored", "messages", *steps, "teacher.top_k=340")
     few = distil("few", "messages", *steps, "teacher.top_k=2")
-    assert away(online, stored) < 1e-3
-    assert away(online, few) > 5 * away(online, stored)
+    assert largest_difference(online, stored) < 1e-3
+    assert largest_difference(online, few) > 5 * largest_difference(online, stored)
 
 
 def test_a_second_run_asks_nobody_and_ends_with_the_same_bits(
@@ -309,7 +292,7 @@ def test_a_second_run_asks_nobody_and_ends_with_the_same_bits(
     assert len(asked) == 3
     warm = distil("warm_run", "text", *ALONE, "trainer.epochs=1")
     assert len(asked) == 3
-    assert same(cold, warm)
+    assert same_weights(cold, warm)
 
 
 def test_the_teacher_is_as_it_was_and_the_student_is_a_plain_model(distil: Distil, teacher: Path) -> None:

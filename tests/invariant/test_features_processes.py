@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.tiny import wait_for
 from test_causal_training import free_port
 from test_training import close
-from tiny import wait_for
 
 Distil = Callable[..., Path]
 NOTED = '''

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from endpoint import Odd, Said, Served, apart, ask_all, last, question, said
+from support.endpoint import Odd, Said, Served, apart, ask_all, last, question, said
 
 from kdcli.files import digest
 from kdcli.teachers.remote.ledger import Answer

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.tiny import language_model_options, speaker, start, talk, wait_for
 from test_training import same, weights
-from tiny import language_model_options, speaker, start, talk, wait_for
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kdcli.config.check import check
@@ -212,7 +212,7 @@ def test_a_decoder_is_rounded_as_its_files_are_and_a_kill_loses_nothing(
 )
 def test_bad_input_is_refused(distil: Distil, capsys, options: list[str], said: str) -> None:
     """A precision that no file has is found after an hour, at the export."""
-    distil("run", *options, expect=2)
+    distil("run", *options, code=2)
     assert said in capsys.readouterr().err
 
 
@@ -228,6 +228,6 @@ def test_adapters_and_a_missing_package_are_refused(
     monkeypatch.setitem(sys.modules, "torchao", None)
     for name in [name for name in sys.modules if name.startswith("torchao.")]:
         monkeypatch.setitem(sys.modules, name, None)
-    run = distil("run", "student.quantization=int8", expect=2)
+    run = distil("run", "student.quantization=int8", code=2)
     assert "pip install 'kdcli[quantization]'" in capsys.readouterr().err
     assert not (run / "stages").exists()

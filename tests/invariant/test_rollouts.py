@@ -12,7 +12,8 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import decoder, exchanges, language_model_options, speaker, speller, talk
+from support.commands import largest_difference, runner
+from support.tiny import decoder, exchanges, language_model_options, speaker, speller, talk
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from kdcli.config.check import check
@@ -42,23 +43,12 @@ def distil(voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dist
     """Runs `kdcli distill` in this process and returns the run directory."""
     monkeypatch.chdir(tmp_path)
 
-    def run(folder: str, form: str, *overrides: str, code: int = 0) -> Path:
-        options = [*language_model_options(voice), *talk(tmp_path, form), *SHORT, *overrides]
-        assert launch("distill", [*options, f"hydra.run.dir={tmp_path / folder}"]) == code
-        return tmp_path / folder
-
-    return run
+    base = language_model_options(voice)
+    return runner(tmp_path, lambda form, *overrides: [*base, *talk(tmp_path, form), *SHORT, *overrides])
 
 
 def write(*arguments: Any, **options: Any) -> list[str]:
     return [text for text, _ in reply(*arguments, **options)]
-
-
-def away(one: Path, other: Path) -> float:
-    """The largest difference between two students' weights."""
-    a, b = (load_file(run / "student" / "model.safetensors") for run in (one, other))
-    assert a.keys() == b.keys()
-    return max(float((a[key] - b[key]).abs().max()) for key in a)
 
 
 def logged(run: Path, key: str) -> list[float]:
@@ -177,7 +167,7 @@ def test_a_teacher_writes_what_the_student_learns(distil: Distil, voice: Path) -
     assert told == {"cut off by rollout.max_new_tokens": 88 - len(rows)}
     assert "answers left out: cut off by rollout.max_new_tokens" in (run / "report.html").read_text()
     before = distil("before", "pairs", "loss.soft_label.weight=0.0001", "control=true", "dataset.chat=true")
-    assert away(run, before) > 1e-3
+    assert largest_difference(run, before) > 1e-3
     a, b = (load_file(run / "control" / "model.safetensors") for run in (run, before))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -215,11 +205,11 @@ def test_what_a_teacher_wrote_is_kept(distil: Distil, monkeypatch: pytest.Monkey
     distil("first", *how, code=1)
     first = distil("first", *how)
     assert asked == [32, 32, 32, 88 - 64]
-    assert away(first, distil("second", *how)) == 0
+    assert largest_difference(first, distil("second", *how)) == 0
     assert len(asked) == 4
     other = distil("other", *how, "rollout.max_new_tokens=10")
     assert len(asked) == 7
-    assert away(first, other) > 0
+    assert largest_difference(first, other) > 0
 
 
 # ---- rollout=student ---------------------------------------------------------------------------------
@@ -235,14 +225,17 @@ ON_POLICY = ("rollout=student", "rollout.on_policy_fraction=0.6")
 def test_on_policy_batches_8x1_are_4x2(distil: Distil, form: str) -> None:
     """Answers that depend on how a batch is shared: noise from one stream, rows chosen by their place, a mean taken twice."""
     whole = distil("8x1", form, *ON_POLICY)
-    assert away(whole, distil("4x2", form, *ON_POLICY, "trainer.micro_batch_size=4")) < 2e-5
-    assert away(whole, distil("none", form, "teacher.cache=false")) > 1e-4
+    assert largest_difference(whole, distil("4x2", form, *ON_POLICY, "trainer.micro_batch_size=4")) < 2e-5
+    assert largest_difference(whole, distil("none", form, "teacher.cache=false")) > 1e-4
 
 
 def test_no_row_on_policy_is_the_data_set(distil: Distil) -> None:
     """A rollout that changes rows, labels or denominators even where the student writes nothing."""
     plain = distil("plain", "pairs", "teacher.cache=false")
-    assert away(plain, distil("none", "pairs", "rollout=student", "rollout.on_policy_fraction=0")) == 0
+    assert (
+        largest_difference(plain, distil("none", "pairs", "rollout=student", "rollout.on_policy_fraction=0"))
+        == 0
+    )
 
 
 def test_what_the_student_wrote_is_no_gold(distil: Distil) -> None:
@@ -266,7 +259,7 @@ def test_killed_and_resumed_on_policy(distil: Distil, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(_Trainer, "training_step", dies)
         distil("killed", *how, code=1)
-    assert away(whole, distil("killed", *how)) == 0
+    assert largest_difference(whole, distil("killed", *how)) == 0
 
 
 def test_the_teacher_judges_what_the_student_wrote(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.tiny import language_model_options, speaker, start, talk, wait_for
 from test_training import close, same, weights
-from tiny import language_model_options, speaker, start, talk, wait_for
 
 from kdcli.launch.run import launch
 
@@ -126,13 +126,13 @@ def test_a_decoder_learns_from_the_inside(tmp_path: Path, monkeypatch: pytest.Mo
 )  # fmt: skip
 def test_bad_input_is_refused(distil: Distil, capsys, options: list[str], said: str) -> None:
     """A mapping to a layer that is not there is found after an hour, in a traceback."""
-    distil("run", "loss=features", *options, expect=2)
+    distil("run", "loss=features", *options, code=2)
     assert said in capsys.readouterr().err
 
 
 def test_other_tokens_than_the_teachers_are_refused(distil: Distil, capsys, tmp_path: Path) -> None:
     """Hidden states of different tokens are compared place by place, and nobody notices."""
-    from tiny import bert
+    from support.tiny import bert
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertTokenizerFast
 
@@ -147,5 +147,5 @@ def test_other_tokens_than_the_teachers_are_refused(distil: Distil, capsys, tmp_
     other = BertTokenizerFast(tokenizer_object=inner)
     bert(other, ["bad", "good"]).save_pretrained(tmp_path / "other")
     other.save_pretrained(tmp_path / "other")
-    distil("run", "loss=features", f"student.path={tmp_path / 'other'}", expect=2)
+    distil("run", "loss=features", f"student.path={tmp_path / 'other'}", code=2)
     assert "cut the training rows into different tokens" in capsys.readouterr().err

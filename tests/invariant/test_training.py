@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
-from tiny import start, wait_for
+from support.commands import same_weights, weights
+from support.tiny import start, wait_for
 from transformers import GPT2Config, GPT2Model
 
 from kdcli.files import hash_files
@@ -24,15 +24,6 @@ from kdcli.tasks.classification.task import Classification
 from kdcli.tasks.encoded import tokenizer_key
 
 Distil = Callable[..., Path]
-
-
-def weights(run: Path, model: str = "student") -> dict[str, torch.Tensor]:
-    return load_file(run / model / "model.safetensors")
-
-
-def same(one: Path, other: Path, model: str = "student") -> bool:
-    a, b = weights(one, model), weights(other, model)
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def close(one: Path, other: Path, model: str = "student") -> bool:
@@ -58,15 +49,15 @@ def test_trainer_dropout_overrules_the_models_own(distil: Distil) -> None:
     """An option that the model never hears of changes nothing but the report of the config."""
     options = ("trainer.max_steps=5", "control=false")
     without = distil("without", *options, "student.dropout=0")
-    assert same(without, distil("overruled", *options, "student.dropout=0.5", "trainer.dropout=0"))
-    assert not same(without, distil("dropped", *options, "student.dropout=0", "trainer.dropout=0.5"))
+    assert same_weights(without, distil("overruled", *options, "student.dropout=0.5", "trainer.dropout=0"))
+    assert not same_weights(without, distil("dropped", *options, "student.dropout=0", "trainer.dropout=0.5"))
 
 
 def test_seed_decides_everything(distil: Distil) -> None:
     """Without it no figure of a report can be repeated; with a seed that nothing reads, neither can its spread."""
     one = distil("one", "seed=3", "control=false")
-    assert same(one, distil("two", "seed=3", "control=false"))
-    assert not same(one, distil("three", "seed=4", "control=false"))
+    assert same_weights(one, distil("two", "seed=3", "control=false"))
+    assert not same_weights(one, distil("three", "seed=4", "control=false"))
 
 
 def test_cached_signals_are_the_online_ones(distil: Distil) -> None:
@@ -94,7 +85,7 @@ def test_cold_and_warm_cache_give_the_same_bits(
         "teacher outputs",
         "student",
     ]
-    assert same(cold, warm)
+    assert same_weights(cold, warm)
 
 
 def test_a_split_is_tokenized_once(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +156,7 @@ def test_killed_and_continued_is_uninterrupted(
     assert not (killed / "report.json").exists()
     distil("killed", *options)
     for model in ("student", "control"):
-        assert same(whole, killed, model)
+        assert same_weights(whole, killed, model)
     drop = ("tokens_per_s",)
     logs = [
         [{key: value for key, value in json.loads(line).items() if key not in drop}
@@ -199,7 +190,7 @@ def test_rerun_repeats_a_run_bit_by_bit(distil: Distil, tmp_path: Path) -> None:
     run = distil("run", "seed=5", "control=false")
     again = tmp_path / "again"
     assert launch("distill", [f"hydra.run.dir={again}"], rerun=run) == 0
-    assert same(run, again)
+    assert same_weights(run, again)
     one, two = ((made / "student" / "README.md").read_text() for made in (run, again))
     assert "# tiny" in one.splitlines()
     assert one.split("\n# ")[1].splitlines()[0] == two.split("\n# ")[1].splitlines()[0]

@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tiny import decoder, exchanges, language_model_options, speaker, speller, talk
+from support.commands import runner
+from support.tiny import decoder, exchanges, language_model_options, speaker, speller, talk
 
 from kdcli.evaluation.predict import prepared
 from kdcli.launch.run import launch
@@ -50,16 +51,11 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def distil(voice: Path, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Distil:
     monkeypatch.chdir(tmp_path)
 
-    def run(folder: str, form: str, *overrides: str, code: int = 0) -> Path:
-        options = [
-            option for option in language_model_options(voice) if not option.startswith(("student", "loss"))
-        ]
-        student = ["student=local", f"student.path={foreign}"]
-        options += [*student, *talk(tmp_path, form), "measure=null", "dataset.max_length=100", *overrides]
-        assert launch("distill", [*options, f"hydra.run.dir={tmp_path / folder}"]) == code
-        return tmp_path / folder
-
-    return run
+    options = [
+        option for option in language_model_options(voice) if not option.startswith(("student", "loss"))
+    ]
+    options += ["student=local", f"student.path={foreign}", "measure=null", "dataset.max_length=100"]
+    return runner(tmp_path, lambda form, *overrides: [*options, *talk(tmp_path, form), *overrides])
 
 
 def rows_of(form: str) -> datasets.Dataset:

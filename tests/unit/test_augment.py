@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import BAD, FILLER, GOOD, SPECIAL, decoder, sentences, speller, write_csv
+from support.tiny import BAD, FILLER, GOOD, SPECIAL, decoder, sentences, speller, write_csv
 
 from kdcli.config.dataset import Augment, Dataset
 from kdcli.config.schema import Teacher

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tiny import CHAT, decoder, exchanges, speller
+from support.tiny import CHAT, decoder, exchanges, speller
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

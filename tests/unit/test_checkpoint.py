@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import bert
+from support.tiny import bert
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,

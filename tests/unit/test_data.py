@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 from pydantic import ValidationError
-from tiny import sentences, write_csv
+from support.tiny import sentences, write_csv
 
 from kdcli.config.dataset import Dataset
 from kdcli.config.paths import conf_dir

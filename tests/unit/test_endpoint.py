@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoint import Host, Odd, Said, Served, last, question, said
+from support.endpoint import Host, Odd, Said, Served, last, question, said
 from tenacity import RetryCallState, Retrying
 
 from kdcli import processes

@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType, dequantize, quantize
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-from tiny import bert, decoder, sentences, speller
+from support.tiny import bert, decoder, sentences, speller
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from transformers import GPT2Config, GPT2ForSequenceClassification

@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
-from tiny import bert, sentences
+from support.tiny import bert, sentences
 
 from kdcli.config.schema import Measure
 from kdcli.errors import ExportError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
@@ -14,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import bert, into_hub, sentences
+from support.commands import edit
+from support.tiny import bert, into_hub, sentences
 from transformers import BertConfig, PreTrainedConfig, RobertaConfig, RobertaForSequenceClassification
 
 from kdcli.config.types import CheckpointConfig
@@ -54,10 +54,6 @@ class Bomb:
 def copy(tmp_path: Path) -> Copy:
     """A copy of a checkpoint that a test may spoil."""
     return lambda folder: Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
-def edit(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def checkpoint(path: Path | str) -> CheckpointConfig:

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from tiny import BAD, FILLER, GOOD, bert, speller
+from support.tiny import BAD, FILLER, GOOD, bert, speller
 from transformers import BertForTokenClassification, CanineTokenizer
 
 from kdcli.errors import DataError, ModelError

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
-from tiny import bert, sentences
+from support.tiny import bert, sentences
 
 from kdcli.errors import ExportError
 from kdcli.exporting.artifacts import folder_of

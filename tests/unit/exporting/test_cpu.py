@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
-from tiny import bert, sentences
+from support.tiny import bert, sentences
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.tiny import speaker
 from test_intel import CONFIGS, SEGMENTS, SHAPES, ask, create, inputs, student
-from tiny import speaker
 
 from kdcli.errors import ConfigError, ExportError, ModelError
 from kdcli.exporting.runtimes.exported import ExportedEncoder

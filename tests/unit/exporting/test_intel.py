@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import bert, full_disk, sentences
+from support.tiny import bert, full_disk, sentences
 
 from kdcli.errors import ExportError, StorageError
 from kdcli.exporting.runtimes.openvino import OpenVINOEncoder

@@ -15,9 +15,9 @@ import onnxruntime
 import pytest
 import torch
 import transformers
-from architectures import MODELS, UNCUT, VOCABULARY
 from safetensors.numpy import load_file
-from tiny import exchanges, speaker, speller
+from support.architectures import MODELS, UNCUT, VOCABULARY
+from support.tiny import exchanges, speaker, speller
 
 from kdcli.errors import ExportError
 from kdcli.exporting.runtimes import runtime_of

@@ -17,7 +17,7 @@ import transformers
 import xllamacpp
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from safetensors.numpy import load_file
-from tiny import decoder, full_disk, speller
+from support.tiny import decoder, full_disk, speller
 
 from kdcli.errors import ConfigError, ExportError, StorageError
 from kdcli.exporting.artifacts import counted_rows, reproduced_share

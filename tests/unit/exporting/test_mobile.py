@@ -16,8 +16,8 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
+from support.tiny import bert, full_disk, run_snippet
 from test_intel import CONFIGS, SEGMENTS, SIZES, TEXTS, create, inputs, student
-from tiny import bert, full_disk, run_snippet
 
 from kdcli.errors import ConfigError, ExportError, StorageError
 from kdcli.exporting import snippets

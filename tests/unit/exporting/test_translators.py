@@ -22,7 +22,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
-from tiny import pairs
+from support.tiny import pairs
 
 from kdcli.errors import ExportError
 from kdcli.exporting.artifacts import reproduced_texts

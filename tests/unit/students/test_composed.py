@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import BAD, FILLER, GOOD, SPECIAL, bert
+from support.tiny import BAD, FILLER, GOOD, SPECIAL, bert
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizerFast
 

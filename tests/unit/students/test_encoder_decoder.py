@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datasets
 import torch
-from tiny import pairs
+from support.tiny import pairs
 
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 

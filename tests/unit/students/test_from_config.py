@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from tiny import decoder, exchanges, sentences, speller
+from support.tiny import decoder, exchanges, sentences, speller
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,

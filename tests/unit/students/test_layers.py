@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import MODELS, says
+from support.architectures import MODELS, says
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 

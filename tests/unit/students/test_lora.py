@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import decoder, language_model_options, speaker, speller, talk
+from support.tiny import decoder, language_model_options, speaker, speller, talk
 
 from kdcli.errors import ConfigError
 from kdcli.launch.run import launch

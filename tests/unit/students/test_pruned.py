@@ -11,8 +11,8 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from architectures import MODELS, says
-from tiny import (
+from support.architectures import MODELS, says
+from support.tiny import (
     bert,
     decoder,
     documents,

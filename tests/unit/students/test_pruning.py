@@ -4,7 +4,7 @@ from pathlib import Path
 
 import datasets
 import torch
-from tiny import bert
+from support.tiny import bert
 
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.students.pruning.layers import Layers

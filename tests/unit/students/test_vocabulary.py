@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from tiny import BAD, FILLER, GOOD, SPECIAL, bert, decoder, exchanges, sentences, speller
+from support.tiny import BAD, FILLER, GOOD, SPECIAL, bert, decoder, exchanges, sentences, speller
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForSequenceClassification,

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from pydantic import ValidationError
-from tiny import FILLER, GOOD, decoder, sentences, speller
+from support.tiny import FILLER, GOOD, decoder, sentences, speller
 from tokenizers import processors
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel

@@ -10,8 +10,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tiny import pairs
-from translators import CODES, lay_out
+from support.tiny import pairs
+from support.translators import CODES, lay_out
 
 from kdcli.config.schema import Rollout
 from kdcli.errors import ConfigError, DataError

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from endpoint import apart
+from support.endpoint import apart
 
 from kdcli.errors import ConfigError, EndpointError
 from kdcli.teachers.remote.ledger import Answer, Ledger

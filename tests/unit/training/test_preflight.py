@@ -8,7 +8,7 @@ from collections.abc import Callable
 import datasets
 import pytest
 import torch
-from tiny import bert, sentences
+from support.tiny import bert, sentences
 from torch import Tensor
 
 from kdcli.errors import TeacherError

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers as of
-from tiny import pairs
+from support.tiny import pairs
 from transformers import PreTrainedTokenizerBase
 from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES
 
