@@ -372,7 +372,7 @@ def test_a_store_of_something_else_is_not_read(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cache"))
     asked: list[int] = []
-    rows = LocalTeacher.rows
+    rows = LocalTeacher.outputs
 
     def counted(self: LocalTeacher, examples: Any, *more: Any) -> Any:
         asked.append(len(examples))
@@ -381,7 +381,7 @@ def test_a_store_of_something_else_is_not_read(
     def stop(*_: Any) -> None:
         raise KDError("the signals are there")
 
-    monkeypatch.setattr(LocalTeacher, "rows", counted)
+    monkeypatch.setattr(LocalTeacher, "outputs", counted)
     monkeypatch.setattr("kdcli.commands.distill.initialize_student", stop)
 
     def answers(*overrides: str) -> int:

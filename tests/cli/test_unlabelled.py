@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from support.commands import same_weights
 from support.tiny import sentences, talk
 
 from kdcli.launch.run import launch
@@ -23,15 +22,6 @@ def more(tmp_path: Path) -> Path:
     texts = [text for text, _ in [*sentences(50), *sentences(200, seed=11)]]
     path.write_text("text\n" + "".join(f"{text}\n" for text in texts))
     return path
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same(one: Path, other: Path) -> bool:
-    ours, theirs = weights(one), weights(other)
-    return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_text_without_labels_teaches_the_student_alone(
@@ -49,8 +39,8 @@ def test_text_without_labels_teaches_the_student_alone(
     assert before["models"]["teacher"]["path"] == after["models"]["teacher"]["path"], (
         "it was tuned on other rows"
     )
-    assert same(plain / "control", taught / "control")
-    assert not same(plain / "student", taught / "student")
+    assert same_weights(plain, taught, "control")
+    assert not same_weights(plain, taught)
     assert (
         launch("eval", [f"run={taught}", "split=train", "measure=null", f"hydra.run.dir={taught / 'eval'}"])
         == 0

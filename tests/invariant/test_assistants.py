@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from support.commands import same_weights, weights
 from support.tiny import bert, language_model_options, sentences, speaker, start, talk, wait_for, write_csv
-from test_training import same, weights
 
 from kdcli.config.dataset import Dataset
 from kdcli.data.dataset import load
@@ -74,7 +74,7 @@ def test_an_assistant_teaches_the_student(distil: Distil, small: list[str], tmp_
     assert weights(whole)["bert.embeddings.word_embeddings.weight"].shape[1] == 16
     assert report["assistants"]["assistant"]["parameters"] > report["models"]["student"]["parameters"]
     assert set(report["models"]) == {"teacher", "control", "student"}
-    assert not same(whole, distil("plain", "trainer.eval_steps=10"))
+    assert not same_weights(whole, distil("plain", "trainer.eval_steps=10"))
     assert "assistant" in (whole / "report.html").read_text()
     process = start(tmp_path / "killed", [*small, *ASSISTANT, "trainer.eval_steps=10", "measure=null"])
     wait_for(
@@ -83,7 +83,7 @@ def test_an_assistant_teaches_the_student(distil: Distil, small: list[str], tmp_
     )
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert same(whole, distil("killed", *ASSISTANT, "trainer.eval_steps=10"))
+    assert same_weights(whole, distil("killed", *ASSISTANT, "trainer.eval_steps=10"))
 
 
 def test_an_assistant_among_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ def test_copies_with_other_words(distil: Distil, masked: Path, tmp_path: Path) -
     epochs = {line["stage"]: line["epoch"] for line in lines if "epoch" in line}
     assert epochs["student"] < epochs["control"]  # which learns from the labelled rows alone
     again = distil("again", *options)
-    assert same(run, again)
+    assert same_weights(run, again)
     seconds = [
         {stage["name"]: stage["seconds"] for stage in report_of(each)["stages"]}["augment"]
         for each in (run, again)

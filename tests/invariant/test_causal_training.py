@@ -281,13 +281,13 @@ def test_a_second_run_asks_nobody_and_ends_with_the_same_bits(
     """A key with something in it that changes from run to run: a large teacher is asked all anew, each time."""
     monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cold"))
     asked: list[int] = []
-    rows = LocalTeacher.rows
+    rows = LocalTeacher.outputs
 
     def noted(self: LocalTeacher, examples: Any, *more: Any) -> Any:
         asked.append(len(examples))
         return rows(self, examples, *more)
 
-    monkeypatch.setattr(LocalTeacher, "rows", noted)
+    monkeypatch.setattr(LocalTeacher, "outputs", noted)
     cold = distil("cold_run", "text", *ALONE, "trainer.epochs=1")
     assert len(asked) == 3
     warm = distil("warm_run", "text", *ALONE, "trainer.epochs=1")

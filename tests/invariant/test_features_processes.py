@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.commands import close_weights
 from support.tiny import wait_for
 from test_causal_training import free_port
-from test_training import close
 
 Distil = Callable[..., Path]
 NOTED = '''
@@ -109,7 +109,7 @@ def test_one_process_is_two_processes(
     one = distil("one", *options)
     both = notes("noted two")
     ended(two_processes(tmp_path / "two", [*small, *options]))
-    assert close(one, tmp_path / "two")
+    assert close_weights(one, tmp_path / "two")
     assert close_to_learnt(alone, both)
 
 
@@ -130,5 +130,5 @@ def test_two_processes_killed_and_continued_are_one_uninterrupted(
         process.communicate()
     assert not (killed / "student").exists()
     ended(two_processes(killed, [*small, *options]))
-    assert close(one, killed)
+    assert close_weights(one, killed)
     assert close_to_learnt(alone, both)

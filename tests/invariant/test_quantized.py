@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.commands import same_weights, weights
 from support.tiny import language_model_options, speaker, start, talk, wait_for
-from test_training import same, weights
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kdcli.config.check import check
@@ -94,7 +94,7 @@ def test_a_plain_student_is_left_compared_and_a_kill_in_the_stage_loses_nothing(
     wait_for(lambda: any(stage.glob("checkpoint-2*/trainer_state.json")), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert same(whole, distil("killed", *rounded("int4")))
+    assert same_weights(whole, distil("killed", *rounded("int4")))
 
     capsys.readouterr()
     result = exported(whole, "int4")
@@ -183,7 +183,7 @@ def test_a_decoder_is_rounded_as_its_files_are_and_a_kill_loses_nothing(
     for name in ("whole", "killed"):
         assert launch("distill", [*options, f"hydra.run.dir={name}"]) == 0, capsys.readouterr().err
     whole = Path("whole")
-    assert same(whole, Path("killed"))
+    assert same_weights(whole, Path("killed"))
     before, after = (load_file(whole / name / "model.safetensors") for name in ("unquantized", "student"))
     assert set(before) == set(after)
     for name, matrix in after.items():

@@ -267,14 +267,14 @@ def test_the_teacher_judges_what_the_student_wrote(distil: Distil, monkeypatch: 
     of an answer that was cut off."""
     seen: list[str] = []
     ends: Counter[bool | None] = Counter()
-    real = LocalTeacher.rows
+    real = LocalTeacher.outputs
 
     def listens(self, examples, *keep):
         seen.extend(row["completion"] for row in examples)
         ends.update(row.get("ends") for row in examples)
         return real(self, examples, *keep)
 
-    monkeypatch.setattr(LocalTeacher, "rows", listens)
+    monkeypatch.setattr(LocalTeacher, "outputs", listens)
     distil("run", "pairs", "rollout=student", "rollout.on_policy_fraction=1")
     known = {answer for _, answer in exchanges(120)}
     assert len([text for text in seen if text not in known]) >= 6 * 8 / 2

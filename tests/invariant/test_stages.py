@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.commands import close_weights, same_weights, weights
 from support.tiny import language_model_options, speaker, start, talk, wait_for
-from test_training import close, same, weights
 
 from kdcli.launch.run import launch
 
@@ -34,7 +34,7 @@ def test_batch_8x1_is_2x4_accumulated_also_of_tokens(distil: Distil) -> None:
     options += [
         "trainer.freeze=[key.bias]"
     ]  # no softmax sees it: its gradient is rounding, which Adam makes steps of
-    assert close(distil("whole", *options), distil("parts", *options, "trainer.micro_batch_size=2"))
+    assert close_weights(distil("whole", *options), distil("parts", *options, "trainer.micro_batch_size=2"))
 
 
 def test_projections_survive_a_kill_and_stay_out_of_the_student(
@@ -53,7 +53,7 @@ def test_projections_survive_a_kill_and_stay_out_of_the_student(
     wait_for(lambda: any(stage.glob("checkpoint-2*/trainer_state.json")), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert same(whole, distil("killed", *options))
+    assert same_weights(whole, distil("killed", *options))
     _, info = AutoModelForSequenceClassification.from_pretrained(whole / "student", output_loading_info=True)
     assert not any(info.values())
     assert not any("projection" in name for name in weights(whole))
@@ -83,7 +83,7 @@ def test_stages_follow_one_another_and_resume(distil: Distil, small: list[str], 
     wait_for(lambda: any(stage.glob("checkpoint-2*/trainer_state.json")), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert same(whole, distil("killed", *options))
+    assert same_weights(whole, distil("killed", *options))
 
 
 def test_a_decoder_learns_from_the_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

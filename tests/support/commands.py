@@ -75,6 +75,12 @@ def same_weights(one: Path, other: Path, model: str = "student") -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def close_weights(one: Path, other: Path, model: str = "student") -> bool:
+    """Whether two runs have the same model up to rounding."""
+    a, b = weights(one, model), weights(other, model)
+    return a.keys() == b.keys() and all(torch.allclose(a[key], b[key], atol=2e-5) for key in a)
+
+
 def largest_difference(one: Path, other: Path, ignored: str = "") -> float:
     """The largest difference between two students' weights.
 
