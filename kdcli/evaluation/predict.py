@@ -1,4 +1,4 @@
-"""Loads models and runs them on a split."""
+"""Loads checkpoints and runs them on a split."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 
 
 def require_device(cfg: Measure | None) -> None:
-    """Refuse to time models where they cannot run.
+    """Refuse to measure models on a device that is not there.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError
     """
     if cfg is not None and cfg.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
@@ -49,7 +49,7 @@ def require_device(cfg: Measure | None) -> None:
 
 
 def require_trained(source: Checkpoint, run: Path) -> None:
-    """Refuse a model of a run that cannot be read, or is not what was saved when it was trained.
+    """Refuse a model of a run that cannot be read, or was changed since it was trained.
 
     Raises:
         ModelError
@@ -68,7 +68,7 @@ def require_trained(source: Checkpoint, run: Path) -> None:
 def open_checkpoint(
     source: Checkpoint, task: Task, max_length: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint that is to be used as it is, and its tokenizer."""
+    """Load a checkpoint that has a head for the task, and its tokenizer."""
     model = load_ready(source, task)
     return model, load_tokenizer(source, model, max_length)
 
@@ -76,13 +76,13 @@ def open_checkpoint(
 def prepared(
     task: Task, rows: datasets.Dataset, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int
 ) -> datasets.Dataset:
-    """A split's rows as they are trained on and scored, which each of the models reads whole."""
-    known: list[dict[str, int]] = []
+    """The rows of a split that none of the models truncates, as `Task.prepare` returns them."""
+    prepared_for: list[dict[str, int]] = []
     for tokenizer in tokenizers:
         vocabulary = tokenizer.get_vocab()
-        if vocabulary not in known:
+        if vocabulary not in prepared_for:
             rows = task.prepare(rows, tokenizer, max_length)
-            known.append(vocabulary)
+            prepared_for.append(vocabulary)
     return rows
 
 
@@ -95,53 +95,54 @@ def examine(
     max_length: int,
     teacher: Callable[[Sequence[int]], AnySignal] | None = None,
 ) -> tuple[dict[str, Any], Predictions]:
-    """A checkpoint's size, and its answers (fp32) on a split's rows.
+    """The size of a checkpoint, and its predictions on a split, in fp32.
 
     Args:
-        model, tokenizer: the checkpoint, opened.
-        teacher: what the teacher says of rows by their numbers.
+        model, tokenizer: the loaded checkpoint.
+        teacher: returns the teacher outputs of rows by their indices.
     """
     order = label_order(model.config, task.labels, source.name) if task.labels else None
     encoded = task.encode_split(tokenizer, rows, max_length)
-    said = task.predict(model, tokenizer, encoded, order=order, teacher=teacher)
-    return size(source, task, model), task.add_texts(said, model, tokenizer, encoded, max_length)
+    predictions = task.predict(model, tokenizer, encoded, order=order, teacher=teacher)
+    return size(source, task, model), task.add_texts(predictions, model, tokenizer, encoded, max_length)
 
 
 def same_tokens(
     task: Task, teacher: Checkpoint, student: Checkpoint, rows: datasets.Dataset, max_length: int
 ) -> bool:
-    """Whether two models count the same positions, and mean the same class by the same number there."""
+    """Whether two models predict at the same positions, and have the same classes there."""
     if not task.vocabulary:
         return True
-    theirs, ours = load_tokenizer(teacher), load_tokenizer(student)
+    tokenizers = load_tokenizer(teacher), load_tokenizer(student)
     try:
-        same_vocabulary(teacher.name, theirs, student.name, ours)
-        task.require_same(rows, *(task.encode_split(each, rows, max_length) for each in (theirs, ours)))
+        same_vocabulary(teacher.name, tokenizers[0], student.name, tokenizers[1])
+        task.require_same(rows, *(task.encode_split(each, rows, max_length) for each in tokenizers))
     except ModelError:
         return False
     return True
 
 
 def in_student_tokens(
-    task: Task, said: Predictions, student: Checkpoint, rows: datasets.Dataset, max_length: int
+    task: Task, predictions: Predictions, student: Checkpoint, rows: datasets.Dataset, max_length: int
 ) -> Predictions:
-    """Log-probabilities for each token of another model: of the same text, so that the two can be compared."""
+    """Predictions whose log-probabilities are rescaled to the number of the student's tokens in the same text, so that both models can be compared."""
     tokens = len(task.targets(task.encode_split(load_tokenizer(student), rows, max_length))[0])
-    return replace(said, arrays=said.arrays | {"log_prob": said["log_prob"] * (len(said.labels) / tokens)})
+    log_prob = predictions["log_prob"] * (len(predictions.labels) / tokens)
+    return replace(predictions, arrays=predictions.arrays | {"log_prob": log_prob})
 
 
 def outputs_by_row(teacher: Teacher, rows: datasets.Dataset) -> Callable[[Sequence[int]], AnySignal]:
-    """What a teacher says of rows by their numbers."""
-    return lambda numbers: teacher.signals([rows[int(number)] for number in numbers])
+    """A function that returns the teacher outputs of rows by their indices."""
+    return lambda indices: teacher.signals([rows[int(index)] for index in indices])
 
 
 def predictions_from_teacher(
     teacher: Teacher, source: Checkpoint, task: Task, rows: datasets.Dataset, max_length: int
 ) -> tuple[Predictions, int]:
-    """A teacher's answers on rows, at its own positions, and its number of classes.
+    """The predictions of a teacher on rows, at its own positions, and its number of classes.
 
     Args:
-        source: the teacher's checkpoint, whose tokens they are.
+        source: the teacher's checkpoint, whose tokenizer is used.
     """
     signal = teacher.signals(list(rows))
     return task.predictions_from_outputs(
@@ -152,18 +153,18 @@ def predictions_from_teacher(
 def likelihoods(
     teacher: Teacher, source: Checkpoint, task: Task, rows: datasets.Dataset, max_length: int
 ) -> list[float]:
-    """The mean log-probability that a language model gives a counted token of each row, in nats; arguments as for `predictions_from_teacher`."""
-    said, _ = predictions_from_teacher(teacher, source, task, rows, max_length)
-    places = np.repeat(np.arange(len(said.counts)), said.counts)
-    sums = np.bincount(places, said["log_prob"].astype(np.float64), minlength=len(said.counts))
-    return (sums / np.maximum(said.counts, 1)).tolist()
+    """The mean log-probability of the counted tokens of each row under a language model, in nats; arguments as for `predictions_from_teacher`."""
+    predictions, _ = predictions_from_teacher(teacher, source, task, rows, max_length)
+    row_of = np.repeat(np.arange(len(predictions.counts)), predictions.counts)
+    sums = np.bincount(row_of, predictions["log_prob"].astype(np.float64), minlength=len(predictions.counts))
+    return (sums / np.maximum(predictions.counts, 1)).tolist()
 
 
 def size(source: Checkpoint, task: Task, model: PreTrainedModel | None = None) -> dict[str, int]:
-    """Parameters, and bytes of the weight files.
+    """The number of parameters, and the bytes of the weight files.
 
     Args:
-        model: what was loaded of it; None: parameters are those that its config tells of, which may leave an output matrix out.
+        model: the loaded checkpoint; None: the parameters are counted from its config, which may leave an output matrix out.
     """
     if model is None:
         with torch.device("meta"):
@@ -173,19 +174,17 @@ def size(source: Checkpoint, task: Task, model: PreTrainedModel | None = None) -
 
 
 def combine_members(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What models need that answer one after the other, each asked about every row (an ensemble): sizes and times add up.
-
-    How much memory they need at once nobody has measured.
-    """
+    """Size and speed of an ensemble, whose members run one after the other on every row: sizes and times add up. The memory of all
+    members together is not measured."""
     if len(entries) == 1:
         return entries[0]
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         key: sum(entry[key] for entry in entries) for key in ("parameters", "bytes") if key in entries[0]
     }
     if "latency_ms" in entries[0]:
         latencies = [entry["latency_ms"] for entry in entries]
         speeds = [entry["throughput_per_s"] for entry in entries]
-        found |= {
+        result |= {
             "latency_ms": {
                 name: sum(ms) if all(ms) else None
                 for name in ("p50", "p95", "p99")
@@ -198,16 +197,16 @@ def combine_members(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
             if all(seconds := [entry["load_seconds"] for entry in entries])
             else None,
         }
-    return found
+    return result
 
 
-def save_predictions(path: Path, said: Predictions) -> None:
-    """A model's answers on a split's rows, in their order."""
-    tensors = said.arrays | {"labels": said.labels, "counts": said.counts}
+def save_predictions(path: Path, predictions: Predictions) -> None:
+    """Write the predictions of a model on a split, in the order of its rows."""
+    tensors = predictions.arrays | {"labels": predictions.labels, "counts": predictions.counts}
     with replaced(path) as temporary:
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary)
-    if said.texts:
-        rows = zip(said.pairs, said.texts, strict=True)
+    if predictions.texts:
+        rows = zip(predictions.pairs, predictions.texts, strict=True)
         lines = [{"source": source, "reference": target, "text": text} for (source, target), text in rows]
         write_text(
             path.with_suffix(".jsonl"), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

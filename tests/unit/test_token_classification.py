@@ -178,7 +178,7 @@ def test_resamples_that_do_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch, 
     """A hundred thousand rows whose interval needs gigabytes; or resamples that are drawn twice, or lost, from block to block."""
     values = np.random.default_rng(3).normal(size=100)
     whole = interval(values)
-    monkeypatch.setattr("kdcli.evaluation.compare.MOST", most)
+    monkeypatch.setattr("kdcli.evaluation.compare.BLOCK", most)
     assert interval(values) == pytest.approx(whole, abs=1e-12)
 
 

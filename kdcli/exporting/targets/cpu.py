@@ -17,14 +17,14 @@ from kdcli.errors import ConfigError
 from kdcli.exporting.targets.base import CLASSIFIERS, GENERATORS, Target, copy_tokenizer, exporting, quietly
 from kdcli.exporting.writers import causal_lm as language
 from kdcli.exporting.writers.causal_lm import TWO_GB
-from kdcli.exporting.writers.seq2seq import beside, write_ctranslate2, write_onnx
+from kdcli.exporting.writers.seq2seq import copy_files, write_ctranslate2, write_onnx
 from kdcli.files import abandonable
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
 from kdcli.models.quantization import BLOCK
 
 FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "int4": "model.int4.onnx"}
 FOLDERS = {"fp32": "onnx", "int8": "ctranslate2"}
-"""Of a translator."""
+"""The folders of an encoder-decoder."""
 
 
 class Cpu(Target):
@@ -35,27 +35,27 @@ class Cpu(Target):
     ONNX operators are used, but in int4. Weights lie inside the file below 2 GB, in one file beside it above.
 
     int8: the weights of matrix products with a scale per output channel, and the embeddings, which are most of a
-    small student; activations are quantized as they come, so no calibration data is needed. Matrices keep to 7 of
+    small student; activations are quantized dynamically, so no calibration data is needed. Matrices use 7 of
     the 8 bits (-64 … 64): x86 processors without VNNI add pairs of uint8 x int8 products in 16 bits, where
     2 · 255 · 127 saturates and 2 · 255 · 64 does not, and labels would change from machine to machine
     (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html). Unsigned weights of 8 bits
-    avoid that too, but were a fifth to two thirds slower.
+    avoid that as well, but are a fifth to two thirds slower.
 
     int4: the weights of matrix products and the embeddings, each 32 of a row (of an output channel) with a scale and a zero
-    point, by ONNX Runtime's own operators MatMulNBits and GatherBlockQuantized; activations stay floats. A translator
-    has none.
+    point, by ONNX Runtime's own operators MatMulNBits and GatherBlockQuantized; activations stay floats. There is no int4 file of an
+    encoder-decoder.
 
-    Of a translator (encoder and decoder) folders: `onnx`, fp32, and `ctranslate2`, int8, each with the tokenizer's files
-    and generation_config.json; what lies in them is told at `write_onnx` and `write_ctranslate2`.
+    Of an encoder-decoder it writes folders: `onnx`, fp32, and `ctranslate2`, int8, each with the tokenizer's files
+    and generation_config.json; `write_onnx` and `write_ctranslate2` describe them.
 
-    Of a language model one graph a file, for the prompt and each further token, with a cache of keys and values, as
-    `language.trace` tells; `model.int8.onnx` and `model.int4.onnx` have its weights in blocks, as `language.blockwise` tells.
+    Of a causal language model each file has one graph, for the prompt and each further token, with a key/value cache
+    (`language.trace`); `model.int8.onnx` and `model.int4.onnx` have quantized weights in blocks (`language.blockwise`).
 
     Args:
-        precisions: which files to make; None: all of the task's, fp32 and int8, of a language model int4 too.
-        opset: version of the ONNX operators. 17 is the first with LayerNormalization as one operator, and is read
-            by ONNX Runtime since 1.12, in the browser and on phones too; 14 is for older ones.
-        per_channel: one scale per output channel; false: one per matrix. A translator's have one per row.
+        precisions: the files to make; None: fp32 and int8, of a causal language model int4 as well.
+        opset: version of the ONNX operators. 17 is the first with LayerNormalization as one operator, and ONNX Runtime reads it
+            since 1.12, also in browsers and on phones; 14 is for older versions.
+        per_channel: one scale per output channel; false: one per matrix. Matrices of CTranslate2 have one per row.
     """
 
     serves = (*CLASSIFIERS, *GENERATORS)
@@ -79,23 +79,23 @@ class Cpu(Target):
     ) -> dict[str, Path]:
         """Write the files of all precisions.
 
-        Of the inputs only the names are used: nothing of their shapes or values can get into the graph that way. The model is left as it was.
+        Of the inputs only the names are used, so that neither shapes nor values of them become constants of the graph. The model is not changed.
 
         Raises:
-            ConfigError: int4 of a translator.
-            ExportError: onnx, onnxruntime or ctranslate2 is missing, or the architecture cannot be written as ONNX, or is
-                one that CTranslate2 does not know.
+            ConfigError: int4 of an encoder-decoder.
+            ExportError: onnx, onnxruntime or ctranslate2 is missing, or the architecture cannot be written as ONNX, or
+                CTranslate2 does not support it.
         """
-        writes = model.can_generate() and not model.config.is_encoder_decoder
-        precisions = self.precisions or (["fp32", "int8", "int4"] if writes else ["fp32", "int8"])
+        generates = model.can_generate() and not model.config.is_encoder_decoder
+        precisions = self.precisions or (["fp32", "int8", "int4"] if generates else ["fp32", "int8"])
         if model.config.is_encoder_decoder and model.can_generate():
-            return self._translator(student, out, model, precisions)
+            return self._encoder_decoder(student, out, model, precisions)
         # the quantizer of int4 needs onnx_ir
         self.require_packages(
-            "onnx", "onnxruntime", *(["onnx_ir"] if "int4" in precisions and not writes else [])
+            "onnx", "onnxruntime", *(["onnx_ir"] if "int4" in precisions and not generates else [])
         )
         files: dict[str, Path] = {precision: out / FILES[precision] for precision in precisions}
-        if writes:
+        if generates:
             self._language_model(student, out, model, files)
             return files
         self._classifier(out, model, list(inputs[0]), files)
@@ -131,33 +131,33 @@ class Cpu(Target):
             if "int4" in files:
                 self._int4(onnx.load(traced), files["int4"], size / 6 > TWO_GB)
 
-    def _int4(self, graph: Any, path: Path, apart: bool) -> None:
-        """Matrices and embeddings in blocks of 4-bit weights; the opset stays, as both operators are ONNX Runtime's."""
+    def _int4(self, graph: Any, path: Path, external_data: bool) -> None:
+        """Write matrices and embeddings in blocks of 4-bit weights. The opset is kept, because both operators are ONNX Runtime's."""
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
         from onnxruntime.quantization.onnx_model import ONNXModel
 
-        whole = ONNXModel(graph)
-        whole.replace_gemm_with_matmul()
+        full = ONNXModel(graph)
+        full.replace_gemm_with_matmul()
         quantizer = MatMulNBitsQuantizer(
-            whole.model, block_size=BLOCK, op_types_to_quantize=("MatMul", "Gather")
+            full.model, block_size=BLOCK, op_types_to_quantize=("MatMul", "Gather")
         )
         quantizer.process()
         quantizer.model.set_opset_import("", self.opset)
-        quantizer.model.save_model_to_file(str(path), use_external_data_format=apart)
+        quantizer.model.save_model_to_file(str(path), use_external_data_format=external_data)
 
     def _language_model(
         self, student: Path, out: Path, model: PreTrainedModel, files: Mapping[str, Path]
     ) -> None:
         with self._exporting(model, out) as temporary:
-            whole = language.trace(model, temporary / "traced.onnx", self.opset)
+            full = language.trace(model, temporary / "traced.onnx", self.opset)
             for precision, bits in ("int8", 8), ("int4", 4):
                 if precision in files:
-                    language.save(language.blockwise(whole, bits), files[precision])
-            if "fp32" in files:  # last: above 2 GB the weights leave the graph
-                language.save(whole, files["fp32"])
-        language.beside(student, out)
+                    language.save(language.blockwise(full, bits), files[precision])
+            if "fp32" in files:  # last, because above 2 GB the weights are moved out of the graph
+                language.save(full, files["fp32"])
+        language.copy_files(student, out)
 
-    def _translator(
+    def _encoder_decoder(
         self, student: Path, out: Path, model: PreTrainedModel, precisions: Sequence[str]
     ) -> dict[str, Path]:
         if "int4" in precisions:
@@ -167,7 +167,7 @@ class Cpu(Target):
         folders: dict[str, Path] = {precision: out / FOLDERS[precision] for precision in precisions}
         needs = {"fp32": ("onnx", "onnxruntime"), "int8": ("ctranslate2",)}
         self.require_packages(*(name for precision in folders for name in needs[precision]))
-        if "int8" in folders:  # first: it is quick, and knows fewer architectures
+        if "int8" in folders:  # first, because it is fast and supports fewer architectures
             tokenizer = load_tokenizer(Checkpoint(student, "student"), model)
             with exporting(model, "as CTranslate2", out), quietly():
                 write_ctranslate2(model, tokenizer, folders["int8"], "int8")
@@ -176,12 +176,12 @@ class Cpu(Target):
             with self._exporting(model, out) as temporary:
                 write_onnx(model, folders["fp32"], self.opset, temporary)
         for folder in folders.values():
-            beside(student, folder, model)
+            copy_files(student, folder, model)
         return folders
 
     @contextlib.contextmanager
     def _exporting(self, model: PreTrainedModel, out: Path) -> Iterator[Path]:
-        """A temporary folder in `out`, while the model is written as ONNX."""
+        """A temporary folder in `out` while the model is written as ONNX."""
         with (
             exporting(model, f"as ONNX (opset {self.opset})", out),
             abandonable("onnx", out) as temporary,
@@ -190,11 +190,11 @@ class Cpu(Target):
             yield temporary
 
     def _trace(self, model: PreTrainedModel, names: list[str], path: Path) -> None:
-        """The graph in fp32, by the tracing exporter.
+        """Write the graph in fp32, by the tracing exporter.
 
-        The newer one (dynamo=True) was measured on BERTs of 2 and 6 layers (torch 2.13, ONNX Runtime 1.32): the
-        same logits, 6 to 25 times as long to export, 1 % larger, about 5 % slower to run.
-        Eager attention, because the fused one brings a NaN check into every layer.
+        Measured on BERTs of 2 and 6 layers (torch 2.13, ONNX Runtime 1.32), the newer exporter (dynamo=True) gives
+        the same logits, takes 6 to 25 times as long, and its graph is 1 % larger and about 5 % slower.
+        Attention is eager, because the fused one adds a NaN check to every layer.
         """
         batch = {name: torch.zeros(2, 5, dtype=torch.long) for name in names}
         batch["input_ids"] += 1
@@ -220,7 +220,7 @@ class Cpu(Target):
 
 
 class _Logits(torch.nn.Module):
-    """Named inputs to logits alone: what the graph computes."""
+    """The computation of the graph: named inputs to logits alone."""
 
     def __init__(self, model: PreTrainedModel, names: list[str]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""An ExecuTorch program (.pte) of a classifier, in which XNNPACK computes: by transformers' exporter."""
+"""Writes a classifier as an ExecuTorch program (.pte) for XNNPACK, by transformers' exporter."""
 
 from __future__ import annotations
 
@@ -16,32 +16,36 @@ from kdcli.exporting.runtimes.executorch import LEAST, NAMES
 from kdcli.exporting.targets.base import exporting, quietly
 
 
-def write(model: PreTrainedModel, precision: str, names: Sequence[str], most: int, out: Path) -> None:
-    """Write the program, with an open length: padding to a fixed one costs more than leaving it open.
+def write(model: PreTrainedModel, precision: str, names: Sequence[str], max_length: int, out: Path) -> None:
+    """Write the program, with a dynamic length, which costs less than padding to a fixed one.
 
     Args:
         precision: fp32, or int8: weights of matrix products and embeddings in 8 bits, with a scale per output channel
-            (embeddings: per token); what goes into a matrix is quantized as it comes.
+            (embeddings: per token); activations are quantized dynamically.
         names: the model's inputs.
-        most: tokens of a row.
+        max_length: tokens of a row.
 
     Raises:
         ExportError: the exporter refused the architecture.
     """
     model = copy.deepcopy(model)  # the exporter changes it
-    most = max(most, LEAST + 1)
-    sample: dict[str, Any] = {name: torch.ones(1, most, dtype=torch.long) for name in NAMES if name in names}
-    length = torch.export.Dim("length", min=LEAST, max=most)
+    max_length = max(max_length, LEAST + 1)
+    sample: dict[str, Any] = {
+        name: torch.ones(1, max_length, dtype=torch.long) for name in NAMES if name in names
+    }
+    length = torch.export.Dim("length", min=LEAST, max=max_length)
     with exporting(model, "for ExecuTorch", out.parent), quietly():
         from transformers.exporters.configs import ExecutorchConfig
         from transformers.exporters.exporter_executorch import ExecutorchExporter
 
-        how: dict[str, Any] = {"dynamic_shapes": {name: {1: length} for name in sample}}
+        options: dict[str, Any] = {"dynamic_shapes": {name: {1: length} for name in sample}}
         if precision == "int8":
             _round_embeddings(model)
-            how["quantizer"] = _quantizer(sample)
-        made = ExecutorchExporter().export(model, sample, config=ExecutorchConfig(backend="xnnpack", **how))
-        ExecutorchExporter.save_program(made.program, out)
+            options["quantizer"] = _quantizer(sample)
+        exported = ExecutorchExporter().export(
+            model, sample, config=ExecutorchConfig(backend="xnnpack", **options)
+        )
+        ExecutorchExporter.save_program(exported.program, out)
 
 
 def _quantizer(sample: dict[str, Tensor]) -> Any:
@@ -53,16 +57,16 @@ def _quantizer(sample: dict[str, Tensor]) -> Any:
 
     class Matrices(XNNPACKQuantizer):
         def transform_for_annotation(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
-            """Leave the graph: XNNPACK's turns numbers into floats, those that are added to indices too."""
+            """Do not change the graph: XNNPACK's transform converts constants to floats, also those that are added to indices."""
             return model
 
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
-    rows = [sample]  # ranges of activations are found when it runs: what it reads here does not matter
+    rows = [sample]  # the ranges of activations are dynamic, so that the calibration rows do not matter
     return PT2EQuantizer(Matrices().set_operator_type(torch.ops.aten.linear.default, config), rows)
 
 
 class _Rounded(nn.Module):
-    """An embedding in 8 bits, with a scale for each token: plain operators, which each build of ExecuTorch has."""
+    """An embedding in 8 bits, with a scale for each token, of operators that every build of ExecuTorch has."""
 
     weight: Tensor
     scale: Tensor

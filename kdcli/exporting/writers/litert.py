@@ -1,8 +1,8 @@
-"""`python -m kdcli.exporting.writers.litert`: write a LiteRT file, in a process of its own, whose path begins with `packages`.
+"""`python -m kdcli.exporting.writers.litert`: writes a LiteRT file, in a process of its own whose path begins with `packages`.
 
-litert-torch 0.10 can be converted with by the torch, transformers and numpy that kdcli has, but cannot be installed beside
-them: what it needs asks for old versions of small packages (xdsl 0.28 for typing_extensions below 4.13). So it is installed
-into a folder of the cache, without what it shares with kdcli, and only its own process sees it.
+litert-torch 0.10 works with the torch, transformers and numpy of kdcli, but cannot be installed beside them, because its
+dependencies require old versions of small packages (xdsl 0.28: typing_extensions below 4.13). So it is installed into a folder
+of the cache, without the dependencies that it shares with kdcli, and only its own process imports it.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ PINS = (
     "backports.strenum==1.2.8", "tabulate==0.10.0", "jax==0.10.2", "jaxlib==0.10.2", "opt_einsum==3.4.0",
     "scipy==1.17.1", "ml_dtypes==0.6.0",
 )  # fmt: skip
-"""litert-torch and all that it needs, but for torch, transformers, numpy, ai-edge-litert and what they need."""
+"""litert-torch and its dependencies, without torch, transformers, numpy, ai-edge-litert and theirs."""
 ALIGNED = 64
-"""Bytes: weights begin at a multiple of so many."""
+"""The alignment of weights in a file, in bytes."""
 
 
 def packages_folder() -> Path:
-    """Where `packages` fills in `PINS`."""
+    """The folder into which `packages` installs `PINS`."""
     return cache_dir("litert") / digest(PINS, sys.version_info[:2])[:32]
 
 
 def packages() -> Path:
-    """The folder of the cache with `PINS`, about 0.8 GB, which is filled when it is first asked for.
+    """The folder of the cache with `PINS`, about 0.8 GB, which is filled by the first call.
 
     Raises:
         ExportError: pip could not install them; with the command to type.
@@ -55,12 +55,12 @@ def packages() -> Path:
     with replaced(folder) as new, writing(new.parent):
         done = processes.run([*pip, str(new), *PINS])
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
                 done.stderr.strip()
             ]
             raise ExportError(
                 f"hardware=mobile needs litert-torch for a LiteRT file, and it could not be installed "
-                f"({said[-1].removeprefix('ERROR: ')}); connect once, or install it with: "
+                f"({errors[-1].removeprefix('ERROR: ')}); connect once, or install it with: "
                 f"{shlex.join([*pip, str(folder), *PINS])}"
             )
     return folder
@@ -71,18 +71,18 @@ def _name(package: str) -> str:
 
 
 def write(student: Path, kind: str, names: Sequence[str], lengths: Sequence[int], out: Path) -> None:
-    """Have a student written as a LiteRT file, by the process.
+    """Write a student as a LiteRT file, in a process of its own.
 
     Args:
         kind: the student's class in transformers.
         names: its inputs.
-        lengths: the file gets a signature for each, which takes one row of so many tokens.
+        lengths: row lengths in tokens; the file gets a signature for each, which takes one row.
 
     Raises:
-        ExportError: the packages cannot be had, or the converter failed.
+        ExportError: the packages cannot be installed, or the converter failed.
     """
     folder = packages()
-    told = {
+    arguments = {
         "student": str(student),
         "kind": kind,
         "names": list(names),
@@ -91,7 +91,7 @@ def write(student: Path, kind: str, names: Sequence[str], lengths: Sequence[int]
     }
     root = str(Path(__file__).parents[3])
     done = processes.run(
-        [sys.executable, "-P", "-m", "kdcli.exporting.writers.litert", json.dumps(told)],
+        [sys.executable, "-P", "-m", "kdcli.exporting.writers.litert", json.dumps(arguments)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), root]), "HF_HUB_OFFLINE": "1"},
     )
     with writing(out.parent):
@@ -116,7 +116,7 @@ def main(student: str, kind: str, names: list[str], lengths: list[int], out: str
 
         def __init__(self) -> None:
             super().__init__()
-            # eager: the fused attention became slower graphs (128 tokens in fp32: 3.3 ms, 1.4 eagerly)
+            # eager: the fused attention gives slower graphs (128 tokens in fp32: 3.3 ms against 1.4 ms)
             self.model = getattr(transformers, kind).from_pretrained(
                 student, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
             )
@@ -129,25 +129,25 @@ def main(student: str, kind: str, names: list[str], lengths: list[int], out: str
         sample = {name: torch.ones(1, length, dtype=torch.long) for name in names}
         converter.signature(f"tokens_{length}", module, sample_kwargs=sample)
     with tempfile.TemporaryDirectory(prefix="kdcli-") as temporary:
-        whole = str(Path(temporary) / "whole.tflite")
-        converter.convert().export(whole)
-        quantizing = quantizer.Quantizer(whole)
+        full = str(Path(temporary) / "full.tflite")
+        converter.convert().export(full)
+        quantizing = quantizer.Quantizer(full)
         quantizing.load_quantization_recipe(recipe.dynamic_wi8_afp32())
         Path(out).write_bytes(shared(bytes(quantizing.quantize().quantized_model)))
 
 
 def shared(model: bytes) -> bytes:
-    """The same LiteRT file with equal weights stored once (the quantizer writes each signature its own), and without inner names.
+    """The same LiteRT file with equal weights stored once (the quantizer writes them for each signature), and without names of inner tensors.
 
-    Weights lie behind the flatbuffer, and its buffers say where.
+    Weights are stored after the flatbuffer, whose buffers hold their offsets.
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     tree: Any = schema.ModelT.InitFromPackedBuf(model, 0)
     for graph in tree.subgraphs:
-        for number in set(range(len(graph.tensors))) - {*graph.inputs, *graph.outputs}:
-            graph.tensors[number].name = b""  # 80 KB a signature of a student of two layers
+        for index in set(range(len(graph.tensors))) - {*graph.inputs, *graph.outputs}:
+            graph.tensors[index].name = b""  # 80 KB a signature of a student of two layers
     weights = [
         (buffer, model[buffer.offset : buffer.offset + buffer.size]) for buffer in tree.buffers if buffer.size
     ]
@@ -158,18 +158,18 @@ def shared(model: bytes) -> bytes:
         packed = bytes(builder.Output())
         return packed + bytes(-len(packed) % ALIGNED)
 
-    rest, places = bytearray(), dict[bytes, int]()
+    rest, offsets = bytearray(), dict[bytes, int]()
     begin = len(head())
     for buffer, data in weights:
-        if data not in places:
-            places[data] = begin + len(rest)
+        if data not in offsets:
+            offsets[data] = begin + len(rest)
             rest += data + bytes(-len(data) % ALIGNED)
-        buffer.offset = places[data]
+        buffer.offset = offsets[data]
     return head() + rest
 
 
 if __name__ == "__main__":
     try:
         main(**json.loads(sys.argv[1]))
-    except Exception as error:  # the converter lets through whatever the model's code raises under it
+    except Exception as error:  # the converter does not catch what the model's code raises
         sys.exit(next(iter(str(error).strip().splitlines()), type(error).__name__))

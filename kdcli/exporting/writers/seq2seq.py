@@ -1,4 +1,4 @@
-"""What a processor runs of an encoder and a decoder that write text: ONNX graphs, or a CTranslate2 model."""
+"""Writes an encoder-decoder as ONNX graphs, or as a CTranslate2 model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from kdcli.models.checkpoint import TOKENIZER_FILES
 
 WEIGHTS = "model.onnx.data"
 SHARED = 4096
-"""Bytes from which a tensor lies in the file that all graphs share, where it begins at a multiple of so many: a page."""
+"""The least size in bytes of tensors in the file that all graphs share, and their alignment there: a page."""
 NEVER = -1e9
-"""What the logit of a token gets that is not to be written."""
+"""The value that is added to the logit of a suppressed token."""
 LOADERS = {
     "marian": ("BartLoader", {"normalize_before": False, "normalize_embedding": False}),
     "bart": ("BartLoader", {"normalize_before": False, "normalize_embedding": True}),
@@ -35,18 +35,17 @@ LOADERS = {
     "mt5": ("T5Loader", {}),
     "umt5": ("UMT5Loader", {}),
 }
-"""By `model_type`: what reads the weights among CTranslate2's converters, and where the architecture has its norms.
+"""By `model_type`: the class of CTranslate2's converters that reads the weights, and the positions of the architecture's norms.
 
-Its own converter cannot be called as a whole (4.8.5, transformers 5.23): of BART's family it wants keys that the configs no
-longer have; Marian's token that pads it takes for the last of the vocabulary, and its embedding for zero, which of a model
-that was trained with tied embeddings it is not; and a tokenizer without a beginning of text makes a file that cannot be
-loaded."""
+Its complete converter cannot be used (4.8.5, transformers 5.23). For BART's family it reads keys that the configs no longer have. For
+Marian it assumes that the padding token is the last of the vocabulary and that its embedding is zero, which does not hold for a
+model that was trained with tied embeddings. For a tokenizer without a begin-of-text token it writes a file that cannot be loaded."""
 
 
-def beside(student: Path, out: Path, model: PreTrainedModel) -> None:
-    """Write what a runtime needs besides the weights: config, tokenizer, and which tokens a text begins and ends with.
+def copy_files(student: Path, out: Path, model: PreTrainedModel) -> None:
+    """Write the files that a runtime needs beside the weights: config, tokenizer, and the tokens that a text begins and ends with.
 
-    A config.json that is there (CTranslate2's) is kept in the student's: each reader looks for its own keys alone.
+    The keys of an existing config.json (CTranslate2's) are added to the student's; each reader uses its own keys alone.
     """
     for name in TOKENIZER_FILES:
         if (student / name).is_file():
@@ -56,8 +55,8 @@ def beside(student: Path, out: Path, model: PreTrainedModel) -> None:
     _write(
         out / "generation_config.json", own.to_dict() | marks | {"pad_token_id": model.config.pad_token_id}
     )
-    there = _read(out / "config.json") if (out / "config.json").is_file() else {}
-    _write(out / "config.json", _read(student / "config.json") | there)
+    existing = _read(out / "config.json") if (out / "config.json").is_file() else {}
+    _write(out / "config.json", _read(student / "config.json") | existing)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -72,7 +71,7 @@ def ends_of(model: PreTrainedModel) -> int | list[int]:
     """The tokens that end a text.
 
     Raises:
-        ExportError: the checkpoint does not say.
+        ExportError: the checkpoint names none.
     """
     own: Any = model.generation_config
     ends: int | list[int] | None = (
@@ -87,33 +86,33 @@ def ends_of(model: PreTrainedModel) -> int | list[int]:
 
 
 def suppress_tokens(model: PreTrainedModel) -> int | None:
-    """The token that pads, which is never written, unless it is one that ends a text."""
+    """The padding token, which is never generated; None if it is one that ends a text."""
     pad: int | None = model.config.pad_token_id
     ends = ends_of(model)
     return None if pad in (ends if isinstance(ends, list) else [ends]) else pad
 
 
 def write_onnx(model: PreTrainedModel, out: Path, opset: int, temporary: Path) -> None:
-    """Three graphs, named as Optimum and transformers.js have them, over one file of weights (`WEIGHTS`).
+    """Write three graphs, named as by Optimum and transformers.js, over one file of weights (`WEIGHTS`).
 
     - encoder_model.onnx: input_ids, attention_mask (B, S) -> last_hidden_state (B, S, H)
-    - decoder_model.onnx: the start token and those given, input_ids (B, T), encoder_hidden_states, encoder_attention_mask ->
+    - decoder_model.onnx: the start token and the decoder prefix, input_ids (B, T), encoder_hidden_states, encoder_attention_mask ->
       logits (B, T, C), and the keys and values of each layer, present.N.decoder.key … (B, heads, T, head size) and
-      present.N.encoder.key … of what the encoder said
+      present.N.encoder.key … of the encoder's hidden states
     - decoder_with_past_model.onnx: the last token, input_ids (B, 1), encoder_attention_mask and past_key_values.N.… ->
       logits (B, 1, C), present.N.decoder.…
 
-    The token that pads has a logit of -1e9 more than torch gives it: the likeliest token is one that may be written. Matrices
-    that are used transposed stay as they are, so that graphs find the same bytes; the runtime turns them as it loads them.
+    -1e9 is added to the logit of the padding token, so that it is never the most likely one. Matrices
+    that are used transposed are not transposed here, so that the graphs share their bytes; the runtime transposes them when it loads them.
 
     Args:
-        temporary: an empty directory, for graphs on their way.
+        temporary: an empty directory, for temporary files.
     """
     import onnx
 
     attention = model.config._attn_implementation
-    model.set_attn_implementation("eager")  # as of classifiers: no NaN checks in each layer
-    known: dict[bytes, int] = {}
+    model.set_attn_implementation("eager")  # as for classifiers: no NaN checks in each layer
+    offsets: dict[bytes, int] = {}
     try:
         with (out / WEIGHTS).open("wb") as weights, torch.no_grad():
             for name, (graph, inputs, outputs) in _graphs(model):
@@ -131,9 +130,9 @@ def write_onnx(model: PreTrainedModel, out: Path, opset: int, temporary: Path) -
                     output_names=list(outputs),
                     dynamic_axes={key: outputs.get(key) or _axes(key) for key in (*inputs, *outputs)},
                 )
-                whole = onnx.load(traced)
-                _share(whole, weights, known)
-                onnx.save_model(whole, out / name)
+                full = onnx.load(traced)
+                _share(full, weights, offsets)
+                onnx.save_model(full, out / name)
                 shutil.rmtree(folder)
     finally:
         model.set_attn_implementation(attention)
@@ -142,29 +141,29 @@ def write_onnx(model: PreTrainedModel, out: Path, opset: int, temporary: Path) -
 def _graphs(
     model: PreTrainedModel,
 ) -> Iterator[tuple[str, tuple[torch.nn.Module, dict[str, Tensor], dict[str, dict[int, str]]]]]:
-    """Each graph's name, what it computes, a sample of its inputs, and its outputs with their free axes."""
+    """The name of each graph, its module, a sample of its inputs, and its outputs with their dynamic axes."""
     ids, mask = torch.ones(2, 5, dtype=torch.long), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     encoder, first, later = _Encoder(model), _Decoder(model), _Decoder(model)
-    read = {"input_ids": ids, "attention_mask": mask}
-    yield "encoder_model.onnx", (encoder, read, {"last_hidden_state": _axes("input_ids")})
-    seen = {
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    yield "encoder_model.onnx", (encoder, inputs, {"last_hidden_state": _axes("input_ids")})
+    inputs = {
         "encoder_attention_mask": mask,
         "input_ids": torch.ones(2, 3, dtype=torch.long),
         "encoder_hidden_states": encoder(ids, mask),
     }
-    _, *cache = first(*seen.values())
+    _, *cache = first(*inputs.values())
     names = [
         f"{layer}.{side}.{what}"
         for layer in range(len(cache) // 4)
         for side in ("decoder", "encoder")
         for what in ("key", "value")
     ]
-    written = {f"present.{name}": _axes(f"present.{name}") for name in names}
-    yield "decoder_model.onnx", (first, seen, {"logits": _axes("logits")} | written)
-    seen = {"encoder_attention_mask": mask, "input_ids": torch.ones(2, 1, dtype=torch.long)}
-    seen |= {f"past_key_values.{name}": part for name, part in zip(names, cache, strict=True)}
-    own = {name: axes for name, axes in written.items() if "decoder" in name}
-    yield "decoder_with_past_model.onnx", (later, seen, {"logits": _axes("logits")} | own)
+    outputs = {f"present.{name}": _axes(f"present.{name}") for name in names}
+    yield "decoder_model.onnx", (first, inputs, {"logits": _axes("logits")} | outputs)
+    inputs = {"encoder_attention_mask": mask, "input_ids": torch.ones(2, 1, dtype=torch.long)}
+    inputs |= {f"past_key_values.{name}": part for name, part in zip(names, cache, strict=True)}
+    own = {name: axes for name, axes in outputs.items() if "decoder" in name}
+    yield "decoder_with_past_model.onnx", (later, inputs, {"logits": _axes("logits")} | own)
 
 
 def _axes(name: str) -> dict[int, str]:
@@ -175,7 +174,7 @@ def _axes(name: str) -> dict[int, str]:
 
 
 class _Encoder(torch.nn.Module):
-    """What the encoder's graph computes."""
+    """The computation of the encoder's graph."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -187,7 +186,7 @@ class _Encoder(torch.nn.Module):
 
 
 class _Decoder(torch.nn.Module):
-    """What the decoder's graphs compute: of the first tokens, or with past of one more."""
+    """The computation of the decoder's graphs: for the first tokens, or with a past for one more."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -198,7 +197,7 @@ class _Decoder(torch.nn.Module):
         self.register_buffer("shift", shift)
 
     def forward(self, mask: Tensor, ids: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        """Mask of the source (B, S), target ids (B, T), and what the encoder said, (B, S, H), or four tensors a layer."""
+        """Mask of the source (B, S), target ids (B, T), and the encoder's hidden states, (B, S, H), or four tensors per layer."""
         past = len(rest) > 1
         own, cross = DynamicCache(), DynamicCache()
         for layer in range(len(rest) // 4):
@@ -206,7 +205,7 @@ class _Decoder(torch.nn.Module):
             own.update(rest[at], rest[at + 1], layer)
             cross.update(rest[at + 2], rest[at + 3], layer)
         cache = EncoderDecoderCache(own, cross)
-        # with past only the length is looked at
+        # with a past only the length matters
         hidden = mask[:, :, None].float().expand(-1, -1, self.model.config.hidden_size) if past else rest[0]
         logits = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
@@ -215,52 +214,52 @@ class _Decoder(torch.nn.Module):
             past_key_values=cache,
             use_cache=True,
         ).logits
-        found = [logits + self.shift]
+        outputs = [logits + self.shift]
         layers: Any = zip(own.layers, cross.layers, strict=True)
-        for one, other in layers:
-            found += [one.keys, one.values] + ([] if past else [other.keys, other.values])
-        return tuple(found)
+        for decoder, encoder in layers:
+            outputs += [decoder.keys, decoder.values] + ([] if past else [encoder.keys, encoder.values])
+        return tuple(outputs)
 
 
-def _share(whole: Any, weights: Any, known: dict[bytes, int]) -> None:
-    """Move a graph's large tensors to a file, each content once.
+def _share(full: Any, weights: Any, offsets: dict[bytes, int]) -> None:
+    """Move the large tensors of a graph to a file, equal contents once.
 
     Args:
-        known: where contents lie, by their hash.
+        offsets: the offsets of contents in the file, by their hash.
     """
     from onnx import TensorProto, numpy_helper
 
-    for tensor in whole.graph.initializer:
+    for tensor in full.graph.initializer:
         content = numpy_helper.to_array(tensor).tobytes()
         if len(content) < SHARED:
             continue
         key = hashlib.sha256(content).digest()
-        if key not in known:
+        if key not in offsets:
             weights.write(bytes(-weights.tell() % SHARED))
-            known[key] = weights.tell()
+            offsets[key] = weights.tell()
             weights.write(content)
         for field in ("raw_data", "float_data", "int32_data", "int64_data", "external_data"):
             tensor.ClearField(field)
         tensor.data_location = TensorProto.EXTERNAL
-        place = {"location": WEIGHTS, "offset": known[key], "length": len(content)}
-        for name, value in place.items():
+        location = {"location": WEIGHTS, "offset": offsets[key], "length": len(content)}
+        for name, value in location.items():
             tensor.external_data.add(key=name, value=str(value))
 
 
 def write_ctranslate2(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, quantization: str
 ) -> None:
-    """A CTranslate2 model: model.bin, the vocabulary, and a config.json.
+    """Write a CTranslate2 model: model.bin, the vocabulary, and a config.json.
 
-    The vocabulary has all tokens at their own numbers, and the decoder begins with the model's own start token. The token that
-    pads is kept from being written by its bias.
+    The vocabulary has all tokens at their own ids, and the decoder begins with the model's own start token. The padding
+    token is suppressed by its bias.
 
     Args:
         out: a directory that does not exist.
-        quantization: int8: of all matrices, embeddings among them, with a scale per row; float32: none.
+        quantization: int8: all matrices, with embeddings, with a scale per row; float32: none.
 
     Raises:
-        ExportError: CTranslate2 does not know the architecture, or a setting of it.
+        ExportError: CTranslate2 does not support the architecture, or one of its settings.
     """
     from ctranslate2.converters import transformers as converters
     from ctranslate2.specs.model_spec import OPTIONAL
@@ -283,7 +282,9 @@ def write_ctranslate2(
         for key, value in norms.items():
             setattr(twin.config, key, value)
         spec = getattr(converters, loader)().get_model_spec(twin)
-        if kind == "m2m_100":  # its converter takes the first place for 2, which it is where token 1 pads
+        if (
+            kind == "m2m_100"
+        ):  # its converter assumes that the first position is 2, which holds if the padding token is 1
             for side, part in ((spec.encoder, twin.get_encoder()), (spec.decoder, twin.get_decoder())):
                 side.position_encodings.encodings = part.embed_positions.weights[own.pad_token_id + 1 :]
         tokens = vocabulary(tokenizer, own.vocab_size)
@@ -294,10 +295,10 @@ def write_ctranslate2(
         spec.config.bos_token = tokenizer.bos_token or end
         spec.config.unk_token = tokenizer.unk_token or end
         spec.config.decoder_start_token = tokens[start_of(model)]
-        if hasattr(own, "layer_norm_epsilon"):
-            spec.config.layer_norm_epsilon = own.layer_norm_epsilon
-        if hasattr(own, "scale_decoder_outputs"):
-            spec.decoder.scale_outputs = own.d_model**-0.5 if own.scale_decoder_outputs else OPTIONAL
+        if (epsilon := getattr(own, "layer_norm_epsilon", None)) is not None:
+            spec.config.layer_norm_epsilon = epsilon
+        if (scaled := getattr(own, "scale_decoder_outputs", None)) is not None:
+            spec.decoder.scale_outputs = own.d_model**-0.5 if scaled else OPTIONAL
         if (pad := suppress_tokens(model)) is not None:
             bias = getattr(twin, "final_logits_bias", torch.zeros(1, own.vocab_size))[0]
             bias[pad] = NEVER
@@ -311,9 +312,9 @@ def write_ctranslate2(
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
-    """The tokens by number; numbers without one get a name of their own."""
-    tokens = [f"<unused {number}>" for number in range(size)]
-    for token, number in tokenizer.get_vocab().items():
-        if number < size:
-            tokens[number] = token
+    """The tokens by id; ids without a token get a name of their own."""
+    tokens = [f"<unused {index}>" for index in range(size)]
+    for token, index in tokenizer.get_vocab().items():
+        if index < size:
+            tokens[index] = token
     return tokens

@@ -31,7 +31,7 @@ from kdcli.exporting.runtimes import onnx as onnx_runtime
 from kdcli.exporting.runtimes import runtime_of
 from kdcli.exporting.runtimes import torch as torch_runtime
 from kdcli.exporting.targets.cpu import Cpu
-from kdcli.exporting.writers.seq2seq import beside, write_ctranslate2
+from kdcli.exporting.writers.seq2seq import copy_files, write_ctranslate2
 from kdcli.generation import translate
 from kdcli.measure.models import measure
 from kdcli.measure.runtime import Seq2SeqRuntime
@@ -146,7 +146,7 @@ def test_all_runtimes_write_what_torch_writes(
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.config.to_dict() | {"attention": model.config._attn_implementation} == kept
     write_ctranslate2(model, tokenizer, whole := tmp_path / "whole", "float32")
-    beside(folder, whole, model)
+    copy_files(folder, whole, model)
     for given in [], [tokenizer.convert_tokens_to_ids("Ġdos")]:
         expected = torch_texts(model, tokenizer, sources, given)
         assert len(set(map(tuple, expected))) > 3, "texts that say nothing about their sources"
