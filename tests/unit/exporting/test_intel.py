@@ -101,7 +101,7 @@ def test_any_batch_and_any_length_give_the_logits_of_torch(name: str, student: P
     far = {}
     for precision, file in files.items():
         loaded = load(file)
-        assert set(loaded.pad) == set(rows[0])
+        assert set(loaded.pad_values) == set(rows[0])
         expected, found = [], []
         for shape in SHAPES:
             batch = inputs(*shape, pad, segments)
