@@ -389,7 +389,7 @@ TAKEN = (
     "control",
     "evaluate",
 )
-"""What other parts of a run are called."""
+"""Names of other parts of a run, which a stage must not have."""
 
 
 class Distill(Section):

@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from kdcli import rundir
+from kdcli.config import renamed
 from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.types import Section
 from kdcli.errors import ConfigError, listed, shown
@@ -84,6 +85,7 @@ def _require_harmless(run: Path, tree: Any, overrides: list[str]) -> None:
         key = path.rpartition(".")[2]
         if any(word.startswith(f"{path}=") for word in typed):  # the typed value replaces the recorded one
             continue
+        value = renamed.class_name(value) if key == "_target_" and isinstance(value, str) else value
         names_code = key in NAMES_CODE or (key == "task" and "." in str(value))  # MODULE.CLASS
         if names_code and isinstance(value, str) and value != "???" and not value.startswith(OWN):
             if not _names(value, run, typed):
