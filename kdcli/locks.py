@@ -1,4 +1,4 @@
-"""Locks between processes, also on a file system that has none."""
+"""Locks between processes, also on file systems that do not support them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from filelock import SoftFileLease, Timeout
 
 logger = logging.getLogger(__name__)
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
-"""What flock fails with on a file system without locks, such as NFS without its lock service."""
+"""The errors of flock on a file system without locks, such as NFS without its lock service."""
 NETWORK = (
     "nfs", "cifs", "smb", "afs", "9p", "ceph", "lustre", "gpfs", "beegfs", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph",
 )  # fmt: skip
 """How the names of network file systems begin."""
 LEASE = 60.0
 """Seconds without a heartbeat after which a lease is taken over."""
-_told: set[int] = set()
+_warned: set[int] = set()
 
 
 class Lock:
     """An exclusive lock, which the operating system releases when its process ends.
 
-    On a file system without locks it is a lease: the file `PATH.lease` names the owner, and a thread of the owner renews it. A lease whose
-    owner is known to be dead, or that is not renewed for `LEASE` seconds, is taken over.
+    On a file system without locks it is a lease: the file `PATH.lease` names the owner, and a thread of the owner renews it. A lease
+    is taken over if its owner has ended, or if it is not renewed for `LEASE` seconds.
     """
 
     def __init__(self, path: Path):
@@ -41,8 +41,8 @@ class Lock:
         """Take the lock.
 
         Args:
-            wait: for as long as another process holds it. Otherwise its holder is only given the time to show that it is alive, which
-                takes a moment where the file system has locks, and up to `LEASE` seconds where it has none.
+            wait: until another process releases it. If False, it is only tested whether the holder is alive, which is immediate on a file
+                system with locks and takes up to `LEASE` seconds on one without.
 
         Raises:
             Timeout: another process holds it.
@@ -56,13 +56,13 @@ class Lock:
             self._lease(wait)
 
     def release(self) -> None:
-        """Give the lock back. Its file stays, because another process may wait on it."""
+        """Release the lock. Its file is not removed, because another process may wait for it."""
         self._lock.release()
 
     def _lease(self, wait: bool) -> None:
         device = self.path.parent.stat().st_dev
-        if device not in _told:
-            _told.add(device)
+        if device not in _warned:
+            _warned.add(device)
             logger.warning(
                 "the file system of %s has no locks: leases of %.0f seconds are used instead",
                 self.path.parent,
@@ -116,7 +116,7 @@ def is_network_file_system(folder: Path) -> bool:
 
 
 def _renewed(file: Path) -> int | None:
-    """When a lease was renewed last; None: nobody holds it."""
+    """The time at which a lease was last renewed; None if nobody holds it."""
     try:
         return file.stat().st_mtime_ns
     except OSError:

@@ -13,7 +13,9 @@ from typing import Any
 
 from kdcli.errors import ExitCode
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SIGNALS = [
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__
+]
 """The signals that end this process: sent by a person, a scheduler, or a terminal that closes."""
 GRACE = 20.0
 """Seconds that child processes have to end by themselves."""

@@ -1,4 +1,4 @@
-"""Jinja templates from a file of the user's: they reach nothing but what they are given, and one that never ends is stopped."""
+"""Jinja templates of the user in a sandbox: they access only their variables, and their work is limited."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from jinja2.visitor import NodeTransformer
 from kdcli.errors import ConfigError
 
 STEPS = 200_000
-"""What one rendering may do: iterations of loops, calls and filters, and thousands of characters that they give."""
+"""The work of one rendering at most: iterations of loops, calls and filters, and thousands of characters that these return."""
 LARGEST = 1_000_000
-"""Characters of a text, items of a list, or a width."""
+"""The maximum of characters of a text, of items of a list, and of a width."""
 PRODUCT = 100 * LARGEST
-"""Of the lengths of two operands, as `replace` and `join` may multiply them."""
+"""The maximum product of the lengths of two operands, which `replace` and `join` may multiply."""
 BITS = 10_000
-"""Of an integer."""
+"""The maximum of bits of an integer."""
 WIDENS = {"center", "ljust", "rjust", "zfill", "expandtabs", "indent", "batch", "slice"}
-"""Methods and filters that make a text or a list as long as a number says."""
+"""Methods and filters whose result has a length that is given as a number."""
 _WIDE = re.compile(r"\d{6}|%[^a-zA-Z%]*\*")
-"""A width in a format, or one that is an argument."""
+"""A width of six digits or more in a format, or one that is an argument."""
 
 
 class _Counted(NodeTransformer):
-    """Has the iterations of loops counted, and what `~` joins measured."""
+    """Inserts the counting of loop iterations and the measuring of the results of `~`."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -47,7 +47,7 @@ class _Counted(NodeTransformer):
 
 
 class _Bounded(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with a limit to the work and to the size of what is made."""
+    """Jinja's sandbox with limits of the work and of the size of results."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
@@ -55,7 +55,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
         super().__init__(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         self.spent = 0
         self.globals.pop("lipsum")
-        self.filters = {name: self._limited(name, made) for name, made in self.filters.items()}
+        self.filters = {name: self._limited(name, function) for name, function in self.filters.items()}
         self.filters |= {"counted": self._count, "measured": self._measured}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -65,54 +65,55 @@ class _Bounded(ImmutableSandboxedEnvironment):
     def _spend(self, steps: int) -> None:
         self.spent += steps
         if self.spent > STEPS:
-            raise SecurityError("it does not come to an end, or writes too much")
+            raise SecurityError("it does not end, or writes too much")
 
     def _count(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
             self._spend(1)
             yield item
 
-    def _measured(self, made: Any) -> Any:
-        size = len(made) if isinstance(made, str | list | tuple | dict) else 0
+    def _measured(self, value: Any) -> Any:
+        size = len(value) if isinstance(value, str | list | tuple | dict) else 0
         if size > LARGEST:
             raise SecurityError(f"it makes a value of more than {LARGEST:,} characters")
         self._spend(1 + size // 1000)
-        return made
+        return value
 
     def _require_small(self, name: str, operands: Iterable[Any]) -> None:
         operands = list(operands)
-        sizes = sorted(len(each) for each in operands if isinstance(each, str | list | tuple))
-        numbers = [each for each in operands if isinstance(each, int)]
+        sizes = sorted(len(operand) for operand in operands if isinstance(operand, str | list | tuple))
+        numbers = [operand for operand in operands if isinstance(operand, int)]
         wide = name in WIDENS and any(abs(number) > LARGEST // 10 for number in numbers)
         if wide or (len(sizes) > 1 and sizes[-1] * sizes[-2] > PRODUCT):
             raise SecurityError(f"{name} makes a value of more than {LARGEST:,} characters")
         if name in ("format", "format_map") and any(
-            _WIDE.search(each)
-            or (isinstance(each, str) and "{" in each and any(n > LARGEST for n in numbers))
-            for each in operands[:1]
-            if isinstance(each, str)
+            _WIDE.search(operand)
+            or (isinstance(operand, str) and "{" in operand and any(n > LARGEST for n in numbers))
+            for operand in operands[:1]
+            if isinstance(operand, str)
         ):
             raise SecurityError("a format has a width of six digits or more, or one that is an argument")
 
-    def _limited(self, name: str, made: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(made)
-        def limited(*arguments: Any, **named: Any) -> Any:
-            self._require_small(name, [*arguments, *named.values()])
-            return self._measured(made(*arguments, **named))
+    def _limited(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            self._require_small(name, [*args, *kwargs.values()])
+            return self._measured(function(*args, **kwargs))
 
         return limited
 
-    def call(__self, __context: Any, __obj: Any, *arguments: Any, **named: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         inner = getattr(__obj, "__wrapped__", __obj)
         owner = getattr(inner, "__self__", None)
-        __self._require_small(getattr(inner, "__name__", ""), [owner, *arguments, *named.values()])
+        __self._require_small(getattr(inner, "__name__", ""), [owner, *args, *kwargs.values()])
         __self._spend(1)
-        return __self._measured(super().call(__context, __obj, *arguments, **named))
+        return __self._measured(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """An operator, unless its result would be too large."""
-        numbers = [each for each in (left, right) if isinstance(each, int)]
-        texts = [each for each in (left, right) if isinstance(each, str | list | tuple)]
+        """Apply an operator, unless its result would be too large."""
+        operands = (left, right)
+        numbers = [operand for operand in operands if isinstance(operand, int)]
+        texts = [operand for operand in operands if isinstance(operand, str | list | tuple)]
         if operator == "%" and isinstance(left, str) and _WIDE.search(left):
             raise SecurityError("a format has a width of six digits or more, or one that is an argument")
         if operator == "*" and texts and numbers and math.prod([len(texts[0]), *numbers]) > LARGEST:
@@ -130,28 +131,28 @@ class Template:
     """A template in a file.
 
     Raises:
-        ConfigError: it is no Jinja.
+        ConfigError: it is not valid Jinja.
     """
 
     def __init__(self, path: Path):
         self.path, self.environment = path, _Bounded()
         try:
             self.template = self.environment.from_string(path.read_text(encoding="utf-8"))
-        except Exception as error:  # Jinja's own errors, those of Python's compiler, and of the file
+        except Exception as error:  # errors of Jinja, of Python's compiler, and of the file
             raise ConfigError(f"the prompt {path} cannot be read: {error}") from None
 
     def render(self, given: Mapping[str, Any]) -> str:
-        """The text for some values.
+        """The text with the values of the template's variables.
 
         Raises:
-            ConfigError: it cannot be rendered with them, or does not come to an end.
+            ConfigError: it cannot be rendered with them, or exceeds a limit.
         """
         self.environment.spent = 0
         parts: list[str] = []
         try:
             for part in self.template.generate(given):
                 parts.append(self.environment._measured(part))
-        except Exception as error:  # whatever an expression of the template raises
-            said = str(error) or type(error).__name__
-            raise ConfigError(f"the prompt {self.path}: {said} (known: {', '.join(sorted(given))})") from None
+        except Exception as error:  # an expression of the template may raise anything
+            message = str(error) or type(error).__name__
+            raise ConfigError(f"the prompt {self.path}: {message} (known: {', '.join(sorted(given))})") from None
         return "".join(parts)

@@ -159,7 +159,18 @@ def require_kind(cls: type, kinds: Sequence[type]) -> None:
         names = " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
         raise ConfigError(f"expected a subclass of {names}")
     if inspect.isabstract(cls):
-        raise ConfigError("it is abstract; name a class that can be built")
+        names: frozenset[str] = cls.__abstractmethods__  # type: ignore[attr-defined]
+        missing = ", ".join(_describe_hook(name, cls) for name in sorted(names))
+        raise ConfigError(f"it is abstract: it lacks {missing}; implement it, or name another class")
+
+
+def _describe_hook(name: str, cls: type) -> str:
+    """A method that a subclass must implement: its name, what it returns, and the first sentence of its description."""
+    member: Any = inspect.getattr_static(cls, name)
+    function: Any = member.fget if isinstance(member, property) else member
+    returns = getattr(function, "__annotations__", {}).get("return", "Any")
+    summary = (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
+    return f"{name} -> {returns} ({summary.partition('. ')[0].rstrip('.')})"
 
 
 def import_named(module: str) -> types.ModuleType:

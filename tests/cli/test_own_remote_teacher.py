@@ -174,3 +174,20 @@ def test_what_it_does_not_support(
     assert distill(options("run", wrong)) == 2
     assert key in capsys.readouterr().err
     assert not service.sent
+
+
+def test_a_class_that_lacks_a_method(
+    options: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A class that cannot be built ends in a traceback, or its author is not told what it must return."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "half_a_teacher.py").write_text(
+        "from http_classifier import HttpClassifier, RemoteTeacher\n\n"
+        "class Half(RemoteTeacher):\n    __init__, outputs = HttpClassifier.__init__, HttpClassifier.outputs\n"
+    )
+    assert distill(options("run", "teacher._target_=half_a_teacher.Half")) == 2
+    error = capsys.readouterr().err
+    assert "teacher._target_" in error
+    assert "it lacks estimate -> Estimate (The cost of querying about rows" in error
+    assert "fetch -> None" in error
+    assert "outputs ->" not in error
