@@ -159,8 +159,8 @@ def require_kind(cls: type, kinds: Sequence[type]) -> None:
         names = " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
         raise ConfigError(f"expected a subclass of {names}")
     if inspect.isabstract(cls):
-        names: frozenset[str] = cls.__abstractmethods__  # type: ignore[attr-defined]
-        missing = ", ".join(_describe_hook(name, cls) for name in sorted(names))
+        abstract: frozenset[str] = cls.__abstractmethods__  # type: ignore[attr-defined]
+        missing = ", ".join(_describe_hook(name, cls) for name in sorted(abstract))
         raise ConfigError(f"it is abstract: it lacks {missing}; implement it, or name another class")
 
 
