@@ -1,4 +1,4 @@
-"""The parts of what asks an endpoint: the ledger, the limits, the budget, and what follows from an error."""
+"""The client of an endpoint: the ledger, the budget, the limits, and what follows from an error."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from kdcli.teachers.remote.limits import Backoff, Budget, Prices, retry_after
 from kdcli.teachers.remote.wire import ChatClient, read_completion
 
 KEY = "sk-never-write-this-down"
-TOLD = 12
+TOKENS = 12
 """Tokens of a request and its answer, as the server of the tests counts."""
 Ready = Callable[..., ChatClient]
 
 
 @pytest.fixture
 def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ready:
-    """An endpoint that waits little between two tries."""
+    """Makes a client that waits little between two tries."""
     monkeypatch.setenv("TEST_KEY", KEY)
 
     def make(host: Host, **options: Any) -> ChatClient:
@@ -50,9 +50,9 @@ def questions(*numbers: int, **parameters: Any) -> list[dict[str, Any]]:
     return [question(f"{number}", **parameters) for number in numbers]
 
 
-def texts_of(endpoint: ChatClient, bodies: list[dict[str, Any]]) -> list[str]:
-    """What is answered; nothing, if it is not."""
-    return [answer.choices[0]["text"] if answer.choices else "" for _, answer in endpoint.query(bodies)]
+def texts_of(client: ChatClient, bodies: list[dict[str, Any]]) -> list[str]:
+    """The text of each answer; empty if there is none."""
+    return [answer.choices[0]["text"] if answer.choices else "" for _, answer in client.query(bodies)]
 
 
 # ---- the ledger ----------------------------------------------------------------------------------------
@@ -92,11 +92,11 @@ def test_stored_before_it_is_used(served: Served, ready: Ready, tmp_path: Path) 
 def test_a_budget_of_requests(served: Served, ready: Ready, fails: bool) -> None:
     """More is asked than was allowed: tries that failed are not counted, or those under way; or less."""
     host = served(lambda body: 500 if fails and len(host.bodies) % 3 == 0 else echo(body))
-    asking = ready(host, budget=Budget(requests=25))
+    client = ready(host, budget=Budget(requests=25))
     answers: list[Any] = []
     with pytest.raises(EndpointError, match=r"budget of 25 \(requests; 25 are spent\)"):
-        answers += asking.query(questions(*range(60)))
-    assert len(host.bodies) == asking.usage.requests == 25
+        answers += client.query(questions(*range(60)))
+    assert len(host.bodies) == client.usage.requests == 25
     paid = sum(host.paid.values())
     assert ready(host).estimate(questions(*range(60))).in_ledger == paid == 25 - fails * 8
     further = ready(host, budget=Budget(requests=100))
@@ -110,15 +110,15 @@ def test_a_budget_of_tokens_or_money(served: Served, ready: Ready, unit: str) ->
     """It is passed by those that are under way; or it stops long before, as if each answer were the longest."""
     host = served(echo)
     prices = Prices(prompt=1e6, completion=3e6)  # a token costs 1, and one that is written 3
-    each = {"tokens": TOLD, "money": 10 + 2 * 3}[unit]
+    each = {"tokens": TOKENS, "money": 10 + 2 * 3}[unit]
     most = len(json.dumps(question("10")["messages"])) + 64 + 8 * {"tokens": 1, "money": 3}[unit]
-    asking = ready(host, budget=Budget(**{unit: 600}), prices=prices)
+    client = ready(host, budget=Budget(**{unit: 600}), prices=prices)
     with pytest.raises(EndpointError, match=f"budget of 600 .{unit}"):
-        list(asking.query(questions(*range(10, 99))))
+        list(client.query(questions(*range(10, 99))))
     spent = each * len(host.bodies)
     assert 600 - most < spent <= 600
-    assert asking.usage.prompt_tokens == 10 * len(host.bodies)
-    assert asking.usage.cost == pytest.approx(16 * len(host.bodies))
+    assert client.usage.prompt_tokens == 10 * len(host.bodies)
+    assert client.usage.cost == pytest.approx(16 * len(host.bodies))
 
 
 def test_a_budget_without_usage(served: Served, ready: Ready) -> None:
@@ -164,10 +164,10 @@ def test_tokens_per_minute(served: Served, ready: Ready) -> None:
     """More tokens in a minute than the host allows; or it takes an hour, as if each answer were the longest."""
     host = served(echo)
     start = time.monotonic()
-    list(ready(host, tokens_per_minute=1200 * TOLD).query(questions(*range(20), max_tokens=2400)))
+    list(ready(host, tokens_per_minute=1200 * TOKENS).query(questions(*range(20), max_tokens=2400)))
     waited = [moment - start for moment in host.times]
     assert all(moment > 0.0499 * number for number, moment in enumerate(waited))
-    assert waited[-1] < 2400 / (1200 * TOLD) * 60
+    assert waited[-1] < 2400 / (1200 * TOKENS) * 60
 
 
 def test_the_host_asks_to_wait(served: Served, ready: Ready) -> None:
@@ -217,11 +217,11 @@ def test_pauses() -> None:
 def test_tries_come_later_and_later(served: Served, ready: Ready) -> None:
     """A host that is overloaded is asked again at once, and again."""
     host = served(lambda body: 500 if len(host.bodies) < 5 else echo(body))
-    asking = ready(host, backoff=0.1)
-    list(asking.query(questions(1)))
+    client = ready(host, backoff=0.1)
+    list(client.query(questions(1)))
     gaps = [after - before for before, after in itertools.pairwise(host.times)]
     assert all(gap >= least for gap, least in zip(gaps, (0.05, 0.1, 0.2, 0.4), strict=True))
-    assert (asking.usage.requests, asking.usage.retries) == (5, 4)
+    assert (client.usage.requests, client.usage.retries) == (5, 4)
 
 
 # ---- errors --------------------------------------------------------------------------------------------
@@ -386,15 +386,15 @@ def test_the_key_is_in_no_message(served: Served, ready: Ready, tmp_path: Path) 
     """Hosts repeat the key that they were given: it is printed and written down, or a part of it where a message is cut."""
     odd = {"a": Odd([said("", "stop") | {"message": {"refusal": f"not with {KEY}"}}]), "b": Odd(data=f'{{"k": "{KEY}"}}'.encode()), "c": 400}  # fmt: skip
     host = served(lambda body: odd.get(last(body), echo(body)))
-    asking = ready(host)
-    reasons = [answer.reason for _, answer in asking.query(question(letter) for letter in "0abc")]
+    client = ready(host)
+    reasons = [answer.reason for _, answer in client.query(question(letter) for letter in "0abc")]
     assert all("<key>" in reason for reason in reasons[1:])
     stored = [path.read_bytes() for path in (tmp_path / "ledger").glob("*.sqlite*")]
     assert any(b"you said: 0" in each for each in stored)
     assert not any(KEY[:6].encode() in each for each in stored)
     for length in range(400):
         with pytest.raises(Unreadable) as error:
-            read_completion({"pad": "x" * length + KEY}, asking.scrub)
+            read_completion({"pad": "x" * length + KEY}, client.scrub)
         assert KEY[:6] not in "".join(traceback.format_exception(error.value))
     for status in (500, 404):
         host.reply = lambda body, status=status: status
