@@ -1,6 +1,6 @@
-"""The names of the release before this one: each still works, with one warning that tells the new name.
+"""Supports the names of the previous release: each still works, with one warning that names the new one.
 
-Five tables hold them: modules and classes (dotted `_target_`s, and imports in a user's own code), members of classes that
+Five tables list them: modules and classes (dotted `_target_`s, and imports in a user's own code), members of classes that
 users subclass, options of config groups, and config keys. The next release drops this module and the lines that name it.
 """
 
@@ -32,7 +32,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "kdcli.students.vocabulary": ("kdcli.students.pruning.vocabulary",),
     "kdcli.teachers.openai": ("kdcli.teachers.remote.openai",),
 }
-"""Modules, and those that hold what was in them."""
+"""Old modules, each with the modules that hold its content now."""
 CLASSES = {
     "kdcli.config.BirthStep": "kdcli.config.schema.InitializerStep",
     "kdcli.config.Checkpoint": "kdcli.config.types.CheckpointConfig",
@@ -43,7 +43,7 @@ CLASSES = {
     "kdcli.students.births.Births": "kdcli.students.composed.Composed",
     "kdcli.students.cut.Cut": "kdcli.students.pruning.base.PruningInitializer",
 }
-"""Classes that have another name in another module."""
+"""Classes whose name changed, by their old dotted path."""
 MEMBERS = {
     "kdcli.losses.base.Loss": {"inside": "features"},
     "kdcli.students.base.StudentInitializer": {
@@ -60,28 +60,28 @@ MEMBERS = {
         "narrow": "truncate_vocabulary",
     },
 }
-"""Methods and attributes that a user's subclass of a class may define."""
+"""Renamed methods and attributes that a user's subclass of these classes may define."""
 OPTIONS = {"student/births": "student/composed", "loss/inside": "loss/features"}
-"""Options of config groups."""
+"""Renamed options of config groups."""
 
 
 DEFAULT = object()
-"""In `Key.values`: the new key keeps its default."""
+"""A value in `Key.values` for which the new key keeps its default."""
 
 
 class Key(NamedTuple):
-    """A config key that has another name, or is gone."""
+    """A config key that was renamed or removed."""
 
     old: str
-    """With dots; `*` stands for any name."""
+    """The old key with dots; `*` matches any name."""
     new: str | None
-    """None: the key is gone."""
+    """The new key; None: the key was removed."""
     remedy: str = ""
-    """What to do about a key that is gone or has other values."""
+    """A note for the warning about a key that was removed or has other values now."""
     values: Mapping[Any, Any] = {}
-    """The values that have others."""
+    """The new values of old values that changed."""
     only_of: str | None = None
-    """The `_target_` beside it, if it is an argument of that class."""
+    """The `_target_` of the mapping, if the key is an argument of that class."""
 
 
 def _of_dataset(section: str) -> Key:
@@ -106,41 +106,40 @@ KEYS = (
     _of_dataset("stages.*.dataset"),
     Key("rollout.by", "rollout.source"),
     Key("rollout.keep", "rollout.keep_fraction"),
-    Key("rollout.pick", None, "of several rollout.candidates the nearest is learnt"),
+    Key("rollout.pick", None, "with rollout.candidates above 1 the nearest candidate is learned"),
 )
-"""Config keys."""
+"""Renamed config keys."""
 _warned: set[str] = set()
 
 
 def reset_warnings() -> None:
-    """Warn anew: called at the start of a command."""
+    """Allow every warning again, at the start of a command."""
     _warned.clear()
 
 
 def _warn(old: str, new: str, remedy: str = "") -> None:
-    """Warn of an old name, if that was not done before."""
+    """Warn about an old name, once per command."""
     if old not in _warned:
         from kdcli import console
 
         _warned.add(old)
-        console.warn(
-            f"{old} is now {new}{f' ({remedy})' if remedy else ''}; the old name still works in this release"
-        )
+        note = f" ({remedy})" if remedy else ""
+        console.warn(f"{old} is now {new}{note}; the old name still works in this release")
 
 
 def class_name(dotted: str) -> str:
-    """The dotted path of a class today."""
+    """The current dotted path of a class."""
     module, _, name = dotted.rpartition(".")
     return CLASSES.get(dotted) or (f"{MODULES[module][0]}.{name}" if module in MODULES else dotted)
 
 
 def option_name(group: str, name: str) -> str:
-    """The name of an option of a group today."""
+    """The current name of a group's option."""
     return OPTIONS.get(f"{group}/{name}", f"{group}/{name}").partition("/")[2]
 
 
 def warn_of_options(chosen: Sequence[str]) -> None:
-    """Warn of old options.
+    """Warn about old options.
 
     Args:
         chosen: as GROUP/NAME.
@@ -158,12 +157,12 @@ def _matches(pattern: str, key: str) -> bool:
 
 
 def _renamed(key: Key, path: Sequence[str]) -> list[str]:
-    """The new path of a key, with the names that `*` stands for."""
+    """The new path of a key, with the names that `*` matched."""
     return [path[at] if part == "*" else part for at, part in enumerate((key.new or "").split("."))]
 
 
 def key_name(path: str) -> str:
-    """The name of a config key today; of one that is gone the old name."""
+    """The current name of a config key; of a removed one the old name."""
     for key in KEYS:
         if key.new and _matches(key.old, path):
             return ".".join(_renamed(key, path.split(".")))
@@ -171,16 +170,16 @@ def key_name(path: str) -> str:
 
 
 def addable_override(word: str) -> str:
-    """A word of the command line, so that Hydra takes an old key, which no YAML file has."""
+    """An override in a form in which Hydra accepts an old key, which the config does not have."""
     key = word.lstrip("+").partition("=")[0]
     return f"++{word.lstrip('+')}" if any(_matches(each.old, key) for each in KEYS) else word
 
 
 def with_current_names(tree: Mapping[str, Any], quiet: bool = False) -> dict[str, Any]:
-    """A config under the names of today. The given one is not changed.
+    """A copy of a config with current names.
 
     Args:
-        quiet: no warnings, for a config that an older release recorded.
+        quiet: give no warnings, for a config that an older release recorded.
     """
     new = _with_current_classes(tree, quiet)
     for key in KEYS:
@@ -191,7 +190,9 @@ def with_current_names(tree: Mapping[str, Any], quiet: bool = False) -> dict[str
             value = section.pop(last)
             if not quiet:
                 _warn(
-                    ".".join([*path, last]), ".".join(_renamed(key, path)) if key.new else "gone", key.remedy
+                    ".".join([*path, last]),
+                    ".".join(_renamed(key, path)) if key.new else "removed",
+                    key.remedy,
                 )
             if isinstance(value, str | bool | None):
                 value = key.values.get(value, value)
@@ -206,7 +207,7 @@ def with_current_names(tree: Mapping[str, Any], quiet: bool = False) -> dict[str
 
 
 def _with_current_classes(value: Any, quiet: bool) -> Any:
-    """A copy of plain data in which each `_target_` names a class of today."""
+    """A copy of plain data in which each `_target_` is a current class."""
     if isinstance(value, list):
         return [_with_current_classes(each, quiet) for each in value]
     if not isinstance(value, Mapping):
@@ -221,7 +222,7 @@ def _with_current_classes(value: Any, quiet: bool) -> Any:
 
 
 def _sections(tree: Any, pattern: Sequence[str]) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """The mappings at a path in which `*` stands for any name, each with its path."""
+    """Iterate over the mappings at a path with wildcards, each with its actual path."""
     if not isinstance(tree, dict):
         return
     if not pattern:
@@ -233,7 +234,7 @@ def _sections(tree: Any, pattern: Sequence[str]) -> Iterator[tuple[list[str], di
 
 
 def rename_members(cls: type) -> None:
-    """Give a user's class, and those that it inherits from, the members of today in place of old ones."""
+    """Add the current members to a user's class, and to its base classes, that define old ones."""
     names: dict[str, str] = {}
     for base in cls.__mro__:
         names |= MEMBERS.get(f"{base.__module__}.{base.__qualname__}", {})
@@ -248,10 +249,10 @@ def rename_members(cls: type) -> None:
 
 
 def attribute(module: str, name: str) -> Any:
-    """What an old module had under a name.
+    """The current object for a name in an old module.
 
     Raises:
-        AttributeError: it had none.
+        AttributeError: the old module had no such name.
     """
     target = CLASSES.get(f"{module}.{name}")
     candidates = [target] if target else [f"{each}.{name}" for each in MODULES.get(module, ())]
@@ -265,7 +266,7 @@ def attribute(module: str, name: str) -> Any:
 
 
 class _OldModules(MetaPathFinder, Loader):
-    """Finds the modules that are no longer there: empty ones, whose names are those of other modules."""
+    """Imports old modules as empty ones, whose attributes are looked up in the current modules."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """The module's specification, if it is one of `MODULES`."""
@@ -274,10 +275,10 @@ class _OldModules(MetaPathFinder, Loader):
         return ModuleSpec(name, self, is_package=any(other.startswith(f"{name}.") for other in MODULES))
 
     def exec_module(self, module: ModuleType) -> None:
-        """Have the module's names looked up in the new one."""
+        """Look up the module's attributes with `attribute`."""
         vars(module)["__getattr__"] = functools.partial(attribute, module.__name__)
 
 
 def install() -> None:
-    """Have old modules found, after everything else."""
+    """Make old modules importable, with the lowest precedence."""
     sys.meta_path.append(_OldModules())

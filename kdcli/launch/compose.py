@@ -77,7 +77,7 @@ def register_defaults(command: str, overrides: list[str], rerun: Path | None) ->
             for word in overrides
         ):
             raise ConfigError(
-                "--rerun repeats a recorded config: groups cannot be chosen anew, single keys can (seed=1)"
+                "--rerun repeats a recorded config: groups cannot be chosen again, but single keys can (seed=1)"
             )
         saved = replayed_overrides(rerun, Distill, overrides)
         choices, words = rundir.recorded_choice(rerun)

@@ -42,10 +42,10 @@ MOST_POINTS = 10_000
 
 
 def _axes(overrides: list[str]) -> list[list[str]]:
-    """What each word of a sweep stands for: one word, or one for each of its values.
+    """Expand each override of a sweep into one override per value.
 
     Raises:
-        ConfigError: a word stands for none, or for none that can be counted; or all of them for more than `MOST_POINTS` jobs.
+        ConfigError: an override has no values or uncountably many, or the sweep has more than `MOST_POINTS` points.
     """
     parsed = parse_overrides(overrides)
     points = [_points(word) for word in parsed]
@@ -71,10 +71,10 @@ def _axes(overrides: list[str]) -> list[list[str]]:
 
 
 def _points(word: Override) -> int:
-    """How many values a word stands for, counted without making them.
+    """The number of values of an override, computed without creating them.
 
     Raises:
-        ConfigError: none, or they cannot be counted.
+        ConfigError: it has none, or uncountably many.
     """
     line, value = abbreviated(str(word.input_line)), word._value
     if not word.is_sweep_override():
@@ -88,17 +88,17 @@ def _points(word: Override) -> int:
         count = len(value.list)
     elif isinstance(value, Glob):
         count = len(matches_glob(word))
-    else:  # an interval, from which a sweeper draws
+    else:  # an interval, from which other sweepers sample
         raise ConfigError(
             f"{line}: kdcli runs every point of a sweep, and an interval has too many; give values (a,b,c) or range(FIRST,END,STEP)"
         )
     if count == 0:
-        raise ConfigError(f"{line}: this stands for no value at all; give at least one")
+        raise ConfigError(f"{line}: it has no values; give at least one")
     return count
 
 
 def _require_sweeper(composed: DictConfig) -> None:
-    """Raises ConfigError for settings with which Hydra's sweeper or a launcher starts no job."""
+    """Raise ConfigError for settings with which Hydra's sweeper or launcher would start no job."""
     size, jobs = composed.hydra.sweeper.get("max_batch_size"), composed.hydra.launcher.get("n_jobs")
     if size is not None and size < 1:
         raise ConfigError(f"hydra.sweeper.max_batch_size = {size}: expected at least 1, or null")
@@ -109,7 +109,7 @@ def _require_sweeper(composed: DictConfig) -> None:
 
 
 def sweep(command: str, name: str, overrides: list[str], written: Mapping[str, str]) -> int:
-    """All jobs are checked, then Hydra runs them, then a table shows them side by side."""
+    """Check all jobs, let Hydra run them, and print a table of their results; returns the highest exit code."""
     axes = _axes(overrides)
     points: dict[Path, list[str]] = {}
     remarked: dict[str, None] = {}
@@ -121,7 +121,7 @@ def sweep(command: str, name: str, overrides: list[str], written: Mapping[str, s
         OmegaConf.set_readonly(composed, False)
         composed.hydra.job.num = number
         HydraConfig.instance().set_config(composed)
-        if number == 0:  # its name has the time in it, which is another one for each point
+        if number == 0:  # its name contains the time, which changes between points
             folder = resolved_folder(composed, "hydra.sweep.dir")
             rundir.examine_sweep(folder)
         run = resolved_folder(composed, "hydra.sweep.subdir", folder)
@@ -135,7 +135,7 @@ def sweep(command: str, name: str, overrides: list[str], written: Mapping[str, s
         points[run] = list(job)
     for remark in remarked:
         console.warn(remark)
-    for run in points:  # what an earlier sweep left there says nothing of this one
+    for run in points:  # errors of an earlier sweep do not belong to this one
         (run / rundir.ERROR).unlink(missing_ok=True)
     words = [
         f"{axis[0].partition('=')[0]}={','.join(word.partition('=')[2] for word in axis)}"
@@ -166,7 +166,7 @@ def sweep(command: str, name: str, overrides: list[str], written: Mapping[str, s
 
 
 def _workers_died(error: BaseException | None) -> bool:
-    """Whether a launcher tells that one of its processes was killed."""
+    """Whether an exception says that a process of the launcher was killed."""
     while error is not None:
         if isinstance(error, BrokenExecutor):
             return True
@@ -175,13 +175,13 @@ def _workers_died(error: BaseException | None) -> bool:
 
 
 def _one_by_one(command: str, folder: Path, points: Mapping[Path, Sequence[str]]) -> int:
-    """Run what is left of a sweep whose launcher broke, each point in a process of its own: one that is killed takes no other with it."""
-    console.warn("a process of the launcher was killed: what is left of the sweep is run point by point")
+    """Run the remaining points of a sweep whose launcher broke, each in its own process, so that a killed one affects no other."""
+    console.warn("a process of the launcher was killed: the remaining points of the sweep are run one by one")
     status: int = ExitCode.DONE
     for run, words in points.items():
         if any((run / name).is_file() for name in (rundir.REPORT, rundir.EXPORT, rundir.ERROR)):
             continue
-        # what `_register` added, the process adds for itself
+        # the process adds the overrides of `register_defaults` itself
         own = [word for word in words if not word.startswith(("hydra/", "hydra.", "dataset=of_the_run"))]
         if os.environ.get(rundir.TRUST) and command != "distill":
             own.append("--trust-run")
@@ -199,13 +199,13 @@ def _one_by_one(command: str, folder: Path, points: Mapping[Path, Sequence[str]]
             write_failure(run, ExitCode.FAILED, message, " ".join(words))
         if (
             command == "eval"
-        ):  # of the others the table tells, and the process's own code is that of all points
+        ):  # the table has the codes of the others; the process's own code is the highest of all points
             status = max(status, abs(code) and max(code, ExitCode.FAILED))
     return status
 
 
 def _table(command: str, folder: Path) -> int:
-    """Show the points of a sweep side by side; returns the highest of their exit codes."""
+    """Print the points of a sweep as a table; returns the highest exit code."""
     parents = {each.parent for name in (".hydra", rundir.ERROR) for each in folder.glob(f"**/{name}")}
     jobs = sorted(parents, key=lambda job: (len(str(job)), job))
     if command == "eval":
@@ -223,7 +223,7 @@ def _table(command: str, folder: Path) -> int:
 
 
 def _row(job: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """What the table shows of a job: what `read` finds, or why there is no result, under the words that tell it from the other jobs."""
+    """The table row of a job: its overrides with the result that `read` returns, or the reason why there is none."""
     try:
         words = override_words(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException):

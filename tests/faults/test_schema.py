@@ -38,7 +38,7 @@ def whole(command: str) -> dict[str, Any]:
     if command == "distill":
         tree["loss"] = copy.deepcopy(STAGE["loss"])
         tree["stages"] = {"first": copy.deepcopy(STAGE)}
-    return tree | ({"run": "somewhere"} if command == "export" else {})
+    return tree | ({} if command == "distill" else {"run": "somewhere"})
 
 
 def keys(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

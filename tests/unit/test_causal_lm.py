@@ -105,6 +105,12 @@ def test_what_is_too_long_is_dropped_whole(chat: bool) -> None:
     assert task.dropped == 11 - len(kept) == 5
     with pytest.raises(DataError, match="all 11 rows have more than dataset.max_length = 3 tokens"):
         task.prepare(table, tokenizer, 3)
+    task.truncation = "refuse"
+    with pytest.raises(
+        DataError, match=rf"5 of 11 rows .* dataset.max_length = {most} .* row 7; .*truncation=cut"
+    ):
+        task.prepare(table, tokenizer, most)
+    assert len(task.prepare(table, tokenizer, int(lengths.max()))) == 11
 
 
 @pytest.mark.parametrize("chat", [True, False])

@@ -227,7 +227,9 @@ def told_of(code: Path, folder: Path, most: int) -> None:
     else:
         told = " ".join(text.split())
         assert "input_ids, attention_mask and, where the student has them, token_type_ids" in told
-        assert list(runs.pad_values) == ["input_ids", "attention_mask", "token_type_ids"][: len(runs.pad_values)]
+        assert (
+            list(runs.pad_values) == ["input_ids", "attention_mask", "token_type_ids"][: len(runs.pad_values)]
+        )
         ids = runs.method.metadata.input_tensor_meta(0)
         assert ids.dtype() == 4, "int64: LongArray"
 

@@ -63,7 +63,9 @@ Initialize = Callable[..., Path]
 
 
 @pytest.fixture
-def initialize(small: list[str], speaking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Initialize:
+def initialize(
+    small: list[str], speaking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Initialize:
     """Runs `kdcli distill` with such steps; the learning rate is so low that the student does not change."""
     monkeypatch.chdir(tmp_path)
     plain = [word for word in small if not word.startswith("student.")]

@@ -70,7 +70,9 @@ def test_the_first_token_stands_where_the_teachers_does(
     tokenizer.save_pretrained(tmp_path)
     rows = datasets.Dataset.from_list([{"id": text, "text": text, "label": 0} for text, _ in sentences(20)])
     initializer = FromConfig(**SHAPE, model_type=kinds[1], embeddings="teacher")
-    student, _ = initializer.initialize(Classification(["bad", "good"]), Checkpoint(tmp_path, "teacher"), rows)
+    student, _ = initializer.initialize(
+        Classification(["bad", "good"]), Checkpoint(tmp_path, "teacher"), rows
+    )
     first = {"roberta": 1, "bert": 0}
     theirs, ours = (
         each.base_model.embeddings.position_embeddings.weight[first[kind] :][:20]

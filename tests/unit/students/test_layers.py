@@ -150,7 +150,9 @@ def test_an_architecture_that_is_not_known() -> None:
             word_embed_proj_dim=8,
         )
     )
-    with pytest.raises(ModelError, match="opt models .*not known, .*; use one of bert, .*llama.*t5") as caught:
+    with pytest.raises(
+        ModelError, match="opt models .*not known, .*; use one of bert, .*llama.*t5"
+    ) as caught:
         cut(model, 1)
     assert caught.value.exit_code == 2
 

@@ -354,7 +354,12 @@ def test_the_layers_that_matter_are_kept(case: Case, importance: str) -> None:
 
 
 def scores(
-    initializer: Pruned, model: PreTrainedModel, tokenizer: object, task: Task, rows: datasets.Dataset, batch: int
+    initializer: Pruned,
+    model: PreTrainedModel,
+    tokenizer: object,
+    task: Task,
+    rows: datasets.Dataset,
+    batch: int,
 ) -> dict[Group, Tensor]:
     task.batch = batch
     return initializer._scores(Anatomy(copy.deepcopy(model)), tokenizer, task, rows)
@@ -467,7 +472,9 @@ def test_the_same_student_again(case: Case, importance: str) -> None:
     model, tokenizer, task, rows = case
     before = copy.deepcopy(model.state_dict())
     initializer = Pruned(num_hidden_layers=2, hidden_size=16, intermediate_size=20, importance=importance)
-    one, other = (initializer.cut(copy.deepcopy(model), tokenizer, task, rows)[0].state_dict() for _ in range(2))
+    one, other = (
+        initializer.cut(copy.deepcopy(model), tokenizer, task, rows)[0].state_dict() for _ in range(2)
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
     initializer.cut(model, tokenizer, task, rows)
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())

@@ -354,7 +354,9 @@ def test_a_decoder_is_refused(tokenizer, tmp_path: Path) -> None:
 
 def test_a_body_without_a_head_is_refused(body: Path) -> None:
     """A random head says nothing, and its student learns that."""
-    with pytest.raises(ModelError, match="lack a part of the model.*use a complete checkpoint .…ForMaskedLM."):
+    with pytest.raises(
+        ModelError, match="lack a part of the model.*use a complete checkpoint .…ForMaskedLM."
+    ):
         load_complete(Checkpoint(body, "it"), TASK)
 
 

@@ -163,3 +163,13 @@ def test_what_cannot_be_asked() -> None:
     """A task that has no prompt."""
     with pytest.raises(TeacherError, match="not token_classification"):
         OpenAITeacher(URL, "m").begin(Classification(["a"]), Dataset(path="x", words="w", tags="t"), [])
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(None, [8]), (1, [None] * 8), (3, [3, 3, 2]), (7, [7, None]), (100, [8])]
+)
+def test_answers_per_request(most: int | None, sizes: list[int | None]) -> None:
+    """A host that gives three answers a request at most gives three of eight; or the same answer comes from several requests."""
+    bodies = teacher(["a", "b"], n_per_request=most)._split({"messages": []}, 8)
+    assert [body.get("n") for body in bodies] == sizes
+    assert [body.get("seed") for body in bodies] == [None, *range(1, len(sizes))]

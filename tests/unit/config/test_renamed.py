@@ -131,7 +131,9 @@ def fresh() -> Iterator[None]:
 def test_classes_that_a_config_names(old: str) -> None:
     """A YAML of one's own that worked yesterday cannot be imported today."""
     assert locate(renamed.class_name(old)).__name__
-    assert renamed.with_current_names({"a": [{"_target_": old}]})["a"][0]["_target_"] == renamed.class_name(old)
+    assert renamed.with_current_names({"a": [{"_target_": old}]})["a"][0]["_target_"] == renamed.class_name(
+        old
+    )
 
 
 @pytest.mark.parametrize(("old", "new"), IMPORTS.items())
