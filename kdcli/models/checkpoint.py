@@ -153,10 +153,10 @@ def load_tokenizer(
         raise ModelError(
             f"{source.name}: there are no tokenizer files (tokenizer.json …) in {source.path}; put them there"
         )
-    if len(names := {number: token for token, number in vocabulary.items()}) < len(vocabulary):
-        token, number = next((each, at) for each, at in vocabulary.items() if names[at] != each)
+    if len(names := {token_id: token for token, token_id in vocabulary.items()}) < len(vocabulary):
+        token, token_id = next((token, i) for token, i in vocabulary.items() if names[i] != token)
         raise ModelError(
-            f"{source.name}: its tokenizer gives {shown(token)} and {shown(names[number])} the same id, {number}: it is damaged. Put the right "
+            f"{source.name}: its tokenizer gives {shown(token)} and {shown(names[token_id])} the same id, {token_id}: it is damaged. Put the right "
             "tokenizer files beside the weights"
         )
     highest = max([*vocabulary.values(), *special])
@@ -365,7 +365,7 @@ def label_order(config: PreTrainedConfig, labels: Sequence[str], name: str) -> l
     if all(re.fullmatch(r"LABEL_\d+", label) for label in own):
         return list(range(len(labels)))
     fold = str if set(labels) <= set(own) else str.casefold
-    index = {fold(label): number for number, label in enumerate(own)}
+    index = {fold(label): i for i, label in enumerate(own)}
     missing = [label for label in labels if fold(label) not in index]
     if len(index) < len(own) or len({fold(label) for label in labels}) < len(labels):
         raise TeacherError(

@@ -140,11 +140,11 @@ def _inherit_embeddings(student: PreTrainedModel, teacher: PreTrainedModel, rows
     own[: len(words), : components.shape[1]] = projected * scale
     if (pad := student.config.pad_token_id) not in (None, student.config.eos_token_id):
         own[pad] = 0
-    mine, theirs = _positions(student), _positions(teacher)
-    if mine is not None and theirs is not None:
-        mine, theirs = mine[first_position(student.config) :], theirs[first_position(teacher.config) :]
-        count = min(len(mine), len(theirs))
-        mine[:count, : components.shape[1]] = (theirs[:count] - theirs.mean(0)) @ components * scale
+    new, old = _positions(student), _positions(teacher)
+    if new is not None and old is not None:
+        new, old = new[first_position(student.config) :], old[first_position(teacher.config) :]
+        count = min(len(new), len(old))
+        new[:count, : components.shape[1]] = (old[:count] - old.mean(0)) @ components * scale
 
 
 def _positions(model: PreTrainedModel) -> torch.Tensor | None:

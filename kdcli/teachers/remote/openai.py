@@ -138,9 +138,9 @@ class OpenAITeacher(RemoteTeacher):
     ):
         if (prices.prompt is None) != (prices.completion is None):
             raise ConfigError("teacher.prices: give both, prompt and completion, or neither")
-        known = None
+        prices_per_million = None
         if prices.prompt is not None and prices.completion is not None:
-            known = Prices(prices.prompt, prices.completion)
+            prices_per_million = Prices(prices.prompt, prices.completion)
         client = ChatClient(
             base_url,
             model,
@@ -152,7 +152,7 @@ class OpenAITeacher(RemoteTeacher):
             timeout=timeout,
             retries=retries,
             budget=Budget(**budget.model_dump()),
-            prices=known,
+            prices=prices_per_million,
         )
         super().__init__(client)
         self.soft_labels, self.top_logprobs, self.n_per_request = soft_labels, top_logprobs, n_per_request
@@ -169,8 +169,8 @@ class OpenAITeacher(RemoteTeacher):
     def fingerprint(self) -> dict[str, Any]:
         """What determines its answers, as far as it can be known."""
         text = self.file.read_text(encoding="utf-8") if self.file is not None else None
-        how = [self.soft_labels, self.top_logprobs, self.least_mass, self.samples, self.smoothing, self.shots]
-        return super().fingerprint | {"parameters": self.parameters, "asked": digest(how, text)}
+        settings = [self.soft_labels, self.top_logprobs, self.least_mass, self.samples, self.smoothing, self.shots]
+        return super().fingerprint | {"parameters": self.parameters, "asked": digest(settings, text)}
 
     def begin(self, task: Task, cfg: Dataset, gold: Iterable[Mapping[str, Any]]) -> None:
         """Prepare the prompts.
