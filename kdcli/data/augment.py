@@ -96,7 +96,7 @@ def augmented(
     """
     how = cfg.augment
     assert how is not None
-    kind = ClassificationRows(cfg.model_copy(update={"replace": {}})).unlabelled()  # it has been done
+    schema = ClassificationRows(cfg.model_copy(update={"replace": {}})).unlabelled()  # it has been done
     columns = [column for column in ("text", "text_pair") if column in rows.column_names]
     sizes = [sum(map(len, texts)) for texts in zip(*(rows[column][:] for column in columns), strict=True)]
     order = sorted(range(len(rows)), key=list(zip(sizes, rows["id"][:], strict=True)).__getitem__)
@@ -114,7 +114,7 @@ def augmented(
             random = np.random.default_rng(seed_of(seed, "augment", row["id"]))
             for _ in range(how.copies):
                 copy = [_replaced(text, at, how.probability, random) for text, at in sides]
-                new = kind.row((*copy, None), f"a copy of row {row['id']}")
+                new = schema.row((*copy, None), f"a copy of row {row['id']}")
                 if new is not None and new["id"] not in seen:
                     seen.add(new["id"])
                     made.append(new)

@@ -29,13 +29,11 @@ class Data:
     """The splits of a data set.
 
     Attributes:
-        splits: train, validation, test. Columns: id, and for classification text, (text_pair), label; for
-            token_classification words and label, a list with one a word; for causal_lm prompt and completion, or messages,
-            or text; for masked_lm text; for seq2seq source and target, None where only the teacher translates.
-        labels: the label names in the order of the logits; none for language models.
+        splits: train, validation, test; with the columns of the task's row schema, and `id`.
+        labels: the label names in the order of the logits; empty for language models.
         fingerprint: sha256 over every row's split, id and label, and the label names.
-        commit: the hub commit that was resolved, None for files.
-        dropped: how many rows were left out, by reason; those beyond a limit are not among them.
+        commit: the hub commit of the data; None for files.
+        dropped: the number of rows that were dropped by reason; rows beyond `dataset.limit` are not among them.
     """
 
     splits: dict[str, datasets.Dataset]
@@ -49,26 +47,29 @@ class Data:
 
     @property
     def gold(self) -> datasets.Dataset:
-        """The training rows that have a gold label: for language models all of them."""
+        """The training rows with a gold label; for language models all of them."""
         return with_gold(self["train"])
 
     def unseen_labels(self, split: str) -> Counter[str]:
-        """The gold labels of a split that no training row has, and how often it has them."""
+        """The gold labels of a split that no training row has, with their numbers of rows."""
         if not self.labels:
             return Counter()
-        known = {IGNORE, *(label for row in self["train"]["label"][:] for label in labels_of(row))}
-        there = (label for row in self[split]["label"][:] for label in labels_of(row))
-        return Counter(self.labels[label] for label in there if label not in known)
+        seen = {IGNORE, *(label for row in self["train"]["label"][:] for label in labels_of(row))}
+        labels = (label for row in self[split]["label"][:] for label in labels_of(row))
+        return Counter(self.labels[label] for label in labels if label not in seen)
 
 
 def without(rows: datasets.Dataset, ids: Collection[str]) -> datasets.Dataset:
-    """The rows but for those with one of these ids."""
+    """The rows whose id is not among these."""
     return rows.select([row for row, key in enumerate(rows["id"][:]) if key not in ids]) if ids else rows
 
 
 def with_gold(rows: datasets.Dataset, wanted: bool = True) -> datasets.Dataset:
-    """The rows of a split that have a gold label, or of their labels any, or a translation: for language models all of them. Or
-    (wanted = False) the others."""
+    """The rows of a split with a gold label, with one for any of their words, or with a target; for language models all rows.
+
+    Args:
+        wanted: false: the other rows.
+    """
     if "label" in rows.column_names:
         gold = (set(labels_of(label)) != {IGNORE} for label in rows["label"][:])
     elif "target" in rows.column_names:
@@ -80,24 +81,24 @@ def with_gold(rows: datasets.Dataset, wanted: bool = True) -> datasets.Dataset:
 
 
 def load(cfg: DatasetConfig) -> Data:
-    """The data set that the config describes.
+    """Load the data set that the config describes.
 
     Raises:
-        DataError: it cannot be found or read, a column is missing, a text is empty, a label is unknown or
-            missing, words and tags are not of one number, a conversation has no answer, a split is empty, the training
-            rows have a single class, or there is no catalogue of a language.
+        DataError: a file is missing or cannot be read, a column or a label is missing, a text or a split is empty, a label is unknown, the
+            numbers of words and tags differ, a conversation has no answer, the training rows have a single class, or there is no
+            catalogue of a language.
         ConfigError: there is no such task.
     """
-    kind = task_class(cfg.kind).row_schema(cfg)
-    sources = {"train": _read(kind, cfg.train)}
+    schema = task_class(cfg.kind).row_schema(cfg)
+    sources = {"train": _read(schema, cfg.train)}
     for split, name in (("validation", cfg.validation), ("test", cfg.test)):
         if name:
-            sources[split] = _read(kind, name)
-    kind.declare(sources)
+            sources[split] = _read(schema, name)
+    schema.declare(sources)
     dropped: Counter[str] = Counter()
-    rows = {split: clean_rows(kind, parts, dropped) for split, parts in sources.items()}
-    rows["train"] = filter_rows(kind, rows["train"], dropped)
-    rows = carve_splits(kind, disjoint_splits(kind, rows, dropped))
+    rows = {split: clean_rows(schema, parts, dropped) for split, parts in sources.items()}
+    rows["train"] = filter_rows(schema, rows["train"], dropped)
+    rows = carve_splits(schema, disjoint_splits(schema, rows, dropped))
     for split in SPLITS:
         if not rows[split]:
             raise DataError(f"{cfg.path}: the {split} split has no rows")
@@ -105,9 +106,9 @@ def load(cfg: DatasetConfig) -> Data:
         rows["train"] = rows["train"][: cfg.limit]
     if cfg.labelled:
         for row in rows["train"][cfg.labelled :]:
-            kind.hide(row)
+            schema.hide(row)
     if cfg.unlabelled:
-        rows["train"] += _unlabelled(kind.unlabelled(), cfg.unlabelled, rows, dropped)
+        rows["train"] += _unlabelled(schema.unlabelled(), cfg.unlabelled, rows, dropped)
     rows["train"] += [
         row | {"id": row_hash([row["id"], copy])}
         for copy in range(1, cfg.mask_copies)
@@ -115,47 +116,51 @@ def load(cfg: DatasetConfig) -> Data:
     ]
     if cfg.eval_limit:
         rows |= {split: rows[split][: cfg.eval_limit] for split in ("validation", "test")}
-    kind.require(rows["train"])
-    labels = list(kind.labels)
+    schema.require(rows["train"])
+    labels = list(schema.labels)
     fingerprint = digest(labels, {split: rows[split] for split in SPLITS})
     splits = {split: datasets.Dataset.from_list(rows[split]) for split in SPLITS}
     return Data(splits, labels, fingerprint, sources["train"][0].commit, dict(dropped))
 
 
-def _unlabelled(kind: RowSchema, name: str, rows: dict[str, list[Row]], dropped: Counter[str]) -> list[Row]:
-    """The rows of a source without labels that stand in no split."""
-    found = clean_rows(kind, _read(kind, name), dropped)
-    taken = {kind.group(row) for split in SPLITS for row in rows[split]}
-    kept = [row for row in found if kind.group(row) not in taken]
+def _unlabelled(schema: RowSchema, name: str, rows: dict[str, list[Row]], dropped: Counter[str]) -> list[Row]:
+    """The rows of a source without labels that are in no split."""
+    rows_read = clean_rows(schema, _read(schema, name), dropped)
+    taken = {schema.group(row) for split in SPLITS for row in rows[split]}
+    kept = [row for row in rows_read if schema.group(row) not in taken]
     if not kept:
         raise DataError(
             f"dataset.unlabelled = {name}: all its rows stand in train, validation or test as well; give other text, or leave "
             "it out"
         )
-    if len(kept) < len(found):
+    if len(kept) < len(rows_read):
         logger.info(
-            "%s: %d rows left out (they stand in train, validation or test)", name, len(found) - len(kept)
+            "%s: %d rows dropped (they are in train, validation or test)", name, len(rows_read) - len(kept)
         )
-        dropped["unlabelled, in train, validation or test as well"] += len(found) - len(kept)
-    return kept[: kind.cfg.unlabelled_limit]
+        dropped["unlabelled, in train, validation or test as well"] += len(rows_read) - len(kept)
+    return kept[: schema.cfg.unlabelled_limit]
 
 
-def _read(kind: RowSchema, split: str) -> list[RawSplit]:
-    """A hub split, or a file or the files of a folder (`split` is then its name, but for the training rows)."""
-    cfg = kind.cfg
+def _read(schema: RowSchema, split: str) -> list[RawSplit]:
+    """Read a hub split, a file, or the files of a folder.
+
+    Args:
+        split: the name of the hub split, or of the file; for the training rows of files `dataset.train`.
+    """
+    cfg = schema.cfg
     if cfg.format == "hub":
-        return [read_hub(kind, split)]
+        return [read_hub(schema, split)]
     given = cfg.path if split == cfg.train else split
     path = data_path(given, "folder" if cfg.format == "gettext" else "file")
     if cfg.format == "gettext":
-        return read_gettext(kind, path, given)
+        return read_gettext(schema, path, given)
     folder = cfg.spec.formats.get(cfg.format)
     if folder and os.path.isdir(path):
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in folder.suffixes)
         if not files:
             raise DataError(f"the data folder {path} has no files *{', *'.join(folder.suffixes)}")
-        return [read_file(kind, file, str(file)) for file in files]
-    return [read_file(kind, path, given)]
+        return [read_file(schema, file, str(file)) for file in files]
+    return [read_file(schema, path, given)]
 
 
 def require_batch(rows: int, batch_size: int, what: str, key: str) -> None:

@@ -85,8 +85,8 @@ def _strings(tree: Any) -> Iterator[str]:
             yield from _strings(value)
 
 
-def read_hub(kind: RowSchema, split: str) -> RawSplit:
-    cfg = kind.cfg
+def read_hub(schema: RowSchema, split: str) -> RawSplit:
+    cfg = schema.cfg
     folder, commit = snapshot(cfg.path, cfg.revision, kind="dataset")
     _require_card(folder, cfg.path)
     for file in folder.rglob("*json*"):
@@ -103,7 +103,7 @@ def read_hub(kind: RowSchema, split: str) -> RawSplit:
             "dataset.train=, dataset.validation= and dataset.test= choose its parts)"
         ) from None
     name = f"{cfg.path} ({split})"
-    ways = kind.pick(table.column_names, name, nested=True)
+    ways = schema.column_paths(table.column_names, name, nested=True)
     columns = {way[0]: table[way[0]] for way in ways}
     names = None
     label = ways[-1][0]
@@ -113,7 +113,7 @@ def read_hub(kind: RowSchema, split: str) -> RawSplit:
     if isinstance(feature, datasets.ClassLabel):
         names = feature.names
         columns[label] = [_named(value, names) for value in columns[label]]
-    return RawSplit(name, check_rows(kind, name, table_rows(columns, ways, name)), names, commit)
+    return RawSplit(name, check_rows(schema, name, table_rows(columns, ways, name)), names, commit)
 
 
 def _named(label: Any, names: list[str]) -> Any:

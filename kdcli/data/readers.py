@@ -36,8 +36,8 @@ BATCH = 1000
 """Rows of a parquet file that are decoded at once."""
 
 
-def read_file(kind: RowSchema, path: Path, given: str) -> RawSplit:
-    encoding = kind.cfg.encoding
+def read_file(schema: RowSchema, path: Path, given: str) -> RawSplit:
+    encoding = schema.cfg.encoding
     if not os.path.isfile(path):  # nor a pipe, a socket or a device
         what = "is no file" if os.path.lexists(path) else "does not exist"
         raise DataError(
@@ -45,12 +45,12 @@ def read_file(kind: RowSchema, path: Path, given: str) -> RawSplit:
         )
     if os.path.getsize(path) == 0:
         raise DataError(f"the data file {path} is empty")
-    if kind.cfg.format != (named := path.suffix[1:].lower()) and named in ("parquet", "jsonl"):
+    if schema.cfg.format != (named := path.suffix[1:].lower()) and named in ("parquet", "jsonl"):
         raise DataError(
-            f"{path} is {named} by its name, and would be read as {kind.cfg.format}: give dataset={named}, and all files of a data set in one format"
+            f"{path} is {named} by its name, and would be read as {schema.cfg.format}: give dataset={named}, and all files of a data set in one format"
         )
     try:
-        rows = check_rows(kind, path.name, _READERS[kind.cfg.format](kind, path))
+        rows = check_rows(schema, path.name, _READERS[schema.cfg.format](schema, path))
     except UnicodeError as error:
         raise DataError(
             f"{path}{_line_of(path, encoding)} is not {encoding} text ({error}); save it as UTF-8, or "
@@ -67,8 +67,8 @@ def read_file(kind: RowSchema, path: Path, given: str) -> RawSplit:
     return RawSplit(path.name, rows)
 
 
-def check_rows(kind: RowSchema, name: str, table: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    return [kind.check(values, f"{name}, row {number}") for number, values in enumerate(table, 1)]
+def check_rows(schema: RowSchema, name: str, table: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    return [schema.check(values, f"{name}, row {number}") for number, values in enumerate(table, 1)]
 
 
 def _line_of(path: Path, encoding: str) -> str:
@@ -82,8 +82,8 @@ def _line_of(path: Path, encoding: str) -> str:
     return f", line {number}"
 
 
-def _read_csv(kind: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
-    cfg = kind.cfg
+def _read_csv(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
+    cfg = schema.cfg
     tabs = path.suffix in (".tsv", ".tab") if cfg.delimiter is None else cfg.delimiter == "\t"
     quote = cfg.quote if cfg.quote is not None else None if tabs else '"'
     delimiter = cfg.delimiter or ("\t" if tabs else ",")
@@ -93,7 +93,7 @@ def _read_csv(kind: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
         )
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(
-        _lines(kind, path),
+        _lines(schema, path),
         delimiter=delimiter,
         quotechar=quote,
         quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
@@ -102,7 +102,7 @@ def _read_csv(kind: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
     try:
         header = cfg.columns or next(reader, [])
         given = "dataset.columns names" if cfg.columns else "the header has"
-        picked = [header.index(column) for (column,) in kind.pick(header, path.name)]
+        picked = [header.index(column) for (column,) in schema.column_paths(header, path.name)]
         for row in reader:
             if not row:
                 continue
@@ -137,11 +137,11 @@ class _UntilNul(io.BufferedReader):
         return block
 
 
-def _lines(kind: RowSchema, path: Path) -> Iterator[str]:
+def _lines(schema: RowSchema, path: Path) -> Iterator[str]:
     """The lines of a text file, with their ends, and without the mark that Windows begins UTF-8 with."""
-    if "\0" in kind.cfg.encoding:
+    if "\0" in schema.cfg.encoding:
         raise LookupError("unknown encoding")
-    encoding = "utf-8-sig" if kind.cfg.encoding == "utf-8" else kind.cfg.encoding
+    encoding = "utf-8-sig" if schema.cfg.encoding == "utf-8" else schema.cfg.encoding
     with io.TextIOWrapper(_UntilNul(io.FileIO(path)), encoding, newline="") as stream:
         for number, line in enumerate(stream, 1):
             if "\0" in line:
@@ -151,9 +151,9 @@ def _lines(kind: RowSchema, path: Path) -> Iterator[str]:
             yield line
 
 
-def _read_jsonl(kind: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
+def _read_jsonl(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
     keys: list[str] = []
-    for number, line in enumerate(_lines(kind, path), 1):
+    for number, line in enumerate(_lines(schema, path), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -165,17 +165,17 @@ def _read_jsonl(kind: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
             raise DataError(f"{where}: expected an object, got {type(row).__name__}; write one object a line")
         if list(row) != keys:  # most often they are those of the line before
             keys = list(row)
-            ways = kind.pick(keys, where, nested=True)
+            ways = schema.column_paths(keys, where, nested=True)
         yield tuple(_inside(row, way, where) for way in ways)
 
 
-def _read_parquet(kind: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
+def _read_parquet(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            ways = kind.pick(file.schema_arrow.names, path.name, nested=True)
+            ways = schema.column_paths(file.schema_arrow.names, path.name, nested=True)
             names = list({way[0]: None for way in ways})
             _require_rows(file, path)
             size, first = 0, 1
@@ -235,10 +235,10 @@ def _inside(value: Any, way: list[str], where: str) -> Any:
     return value
 
 
-def _read_txt(kind: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
+def _read_txt(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
     """Documents: paragraphs in their order, as many as make at least `DOCUMENT` characters."""
     document = ""
-    lines = (line.rstrip("\r\n") for line in _lines(kind, path))
+    lines = (line.rstrip("\r\n") for line in _lines(schema, path))
     for blank, paragraph in itertools.groupby(lines, lambda line: not line.strip()):
         if not blank:
             document += "\n\n" * bool(document) + "\n".join(paragraph)
@@ -273,13 +273,13 @@ class PlainLoader(yaml.BaseLoader):
         return mapping
 
 
-def _read_conversations(kind: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
+def _read_conversations(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
     """The first turn of each conversation and the second.
 
     Those after it are a dialogue in some files, and more answers to the first in others; nothing says which.
     """
     try:
-        tree = yaml.load("".join(_lines(kind, path)), PlainLoader)
+        tree = yaml.load("".join(_lines(schema, path)), PlainLoader)
     except (yaml.YAMLError, OverflowError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else fold_white_space(str(error))
         raise DataError(f"{path} is not YAML ({why})") from None
@@ -301,29 +301,29 @@ def _read_conversations(kind: RowSchema, path: Path) -> Iterator[tuple[Any, ...]
         logger.info("%s: %d turns after the second one of a conversation left out", path.name, later)
 
 
-def _read_conll(kind: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
+def _read_conll(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
     """Sentences: a word and its tag a line, in the first and the last column, and a blank line between two."""
     words: list[str] = []
     tags: list[str] = []
-    for number, line in enumerate(itertools.chain(_lines(kind, path), ["\n"]), 1):
+    for number, line in enumerate(itertools.chain(_lines(schema, path), ["\n"]), 1):
         columns = re.split(r"[ \t]+", line.strip(" \t\r\n"))
         if columns[0] and columns[0] != "-DOCSTART-":
-            if len(columns) < len(kind.columns):
+            if len(columns) < len(schema.columns):
                 raise DataError(
                     f"{path}, line {number}: expected a word and its tag, got {shown(line.strip())}"
                 )
             words.append(columns[0])
             tags.append(columns[-1])
         elif words:
-            yield (words, tags)[: len(kind.columns)]
+            yield (words, tags)[: len(schema.columns)]
             words, tags = [], []
 
 
-def read_gettext(kind: RowSchema, path: Path, given: str) -> list[RawSplit]:
+def read_gettext(schema: RowSchema, path: Path, given: str) -> list[RawSplit]:
     """The catalogues of two locales under a folder."""
-    found = catalogued(path, given, kind.cfg.source_language, kind.cfg.target_language or "")
+    found = catalogued(path, given, schema.cfg.source_language, schema.cfg.target_language or "")
     return [
-        RawSplit(place, check_rows(kind, place, table), dropped=dropped) for place, table, dropped in found
+        RawSplit(place, check_rows(schema, place, table), dropped=dropped) for place, table, dropped in found
     ]
 
 

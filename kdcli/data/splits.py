@@ -13,16 +13,16 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 
 
-def clean_rows(kind: RowSchema, parts: list[RawSplit], dropped: Counter[str]) -> list[Row]:
-    """Tidied rows without duplicates, in the order of their groups and ids (which is a fixed shuffle).
+def clean_rows(schema: RowSchema, parts: list[RawSplit], dropped: Counter[str]) -> list[Row]:
+    """Make rows of raw values, without duplicates, in the order of their groups and ids, which is a fixed shuffle.
 
     Args:
-        dropped: what is left out is added to it.
+        dropped: counts the dropped rows by reason.
     """
     rows: dict[str, Row] = {}
     for part in parts:
         for number, values in enumerate(part.rows, 1):
-            row = kind.row(values, f"{part.name}, row {number}")
+            row = schema.row(values, f"{part.name}, row {number}")
             if row is None:
                 part.dropped["empty after dataset.replace"] += 1
             elif (first := rows.setdefault(row["id"], row)) is not row:
@@ -30,48 +30,48 @@ def clean_rows(kind: RowSchema, parts: list[RawSplit], dropped: Counter[str]) ->
                 part.dropped["duplicates" if same else "duplicates with another label"] += 1
         log_dropped(part.name, part.dropped)
         dropped += part.dropped
-    return sorted(rows.values(), key=lambda row: (kind.group(row), row["id"]))
+    return sorted(rows.values(), key=lambda row: (schema.group(row), row["id"]))
 
 
 def log_dropped(name: str, dropped: Counter[str]) -> None:
     for why, count in dropped.items():
-        logger.info("%s: %d rows left out (%s)", name, count, why)
+        logger.info("%s: %d rows dropped (%s)", name, count, why)
 
 
-def filter_rows(kind: RowSchema, train: list[Row], dropped: Counter[str]) -> list[Row]:
-    """The training rows that `dataset.clean` keeps; a warning if they are much fewer."""
-    kept, weeds = kind.filtered(train)
-    log_dropped(kind.cfg.path, weeds)
-    dropped += weeds
-    said = ", ".join(f"{why}: {count}" for why, count in weeds.items())
+def filter_rows(schema: RowSchema, train: list[Row], dropped: Counter[str]) -> list[Row]:
+    """Filter the training rows by `dataset.clean`; warn if it drops many."""
+    kept, filtered = schema.filtered(train)
+    log_dropped(schema.cfg.path, filtered)
+    dropped += filtered
+    reasons = ", ".join(f"{why}: {count}" for why, count in filtered.items())
     remedy = "turn it off with dataset.clean.identical=false, dataset.clean.max_ratio=null or dataset.clean.script=false"
-    if weeds and not kept:
+    if filtered and not kept:
         raise DataError(
-            f"{kind.cfg.path}: dataset.clean leaves none of the {len(train)} training rows ({said}); look at them, or {remedy}"
+            f"{schema.cfg.path}: dataset.clean leaves none of the {len(train)} training rows ({reasons}); look at them, or {remedy}"
         )
-    if log_level(weeds.total(), len(train)) == logging.WARNING:
+    if log_level(filtered.total(), len(train)) == logging.WARNING:
         logger.warning(
-            "%s: dataset.clean left out %.0f %% of the training rows (%s); if nothing is wrong with them, %s",
-            kind.cfg.path,
-            100 * weeds.total() / len(train),
-            said,
+            "%s: dataset.clean drops %.0f %% of the training rows (%s); if nothing is wrong with them, %s",
+            schema.cfg.path,
+            100 * filtered.total() / len(train),
+            reasons,
             remedy,
         )
     return kept
 
 
 def disjoint_splits(
-    kind: RowSchema, rows: dict[str, list[Row]], dropped: Counter[str]
+    schema: RowSchema, rows: dict[str, list[Row]], dropped: Counter[str]
 ) -> dict[str, list[Row]]:
-    """Rows of test, and those of their groups, leave validation and train; rows of validation leave train."""
+    """Remove rows of the groups in test from validation and train, and rows of the groups in validation from train."""
     taken: set[str] = set()
     for split in reversed(SPLITS):
         if split not in rows:
             continue
-        kept = [row for row in rows[split] if kind.group(row) not in taken]
+        kept = [row for row in rows[split] if schema.group(row) not in taken]
         if len(kept) < len(rows[split]):
             logger.info(
-                "%d rows of %s also stand in a later split and were left out",
+                "%d rows of %s are dropped: they are in a later split as well",
                 len(rows[split]) - len(kept),
                 split,
             )
@@ -79,20 +79,20 @@ def disjoint_splits(
         if not kept:
             later = " or ".join(SPLITS[SPLITS.index(split) + 1 :])
             raise DataError(
-                f"{kind.cfg.path}: all rows of {split} also stand in {later}, and no row may stand in two splits; name other files, "
+                f"{schema.cfg.path}: all rows of {split} are in {later} as well, and no row may be in two splits; name other files, "
                 f"or leave dataset.{later.replace(' or ', '= and dataset.')}= out: a part of the training rows is then kept for it"
             )
         rows[split] = kept
-        taken |= {kind.group(row) for row in kept}
+        taken |= {schema.group(row) for row in kept}
     return rows
 
 
-def carve_splits(kind: RowSchema, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """Take test and validation out of the training rows where they have no source of their own.
+def carve_splits(schema: RowSchema, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Take test and validation out of the training rows, if they have no source of their own.
 
-    Groups are taken whole, in their order, as long as they fit.
+    Groups stay together, and are taken in their order as long as they fit.
     """
-    cfg = kind.cfg
+    cfg = schema.cfg
     total = len(rows["train"])
     for split, size in (("test", cfg.test_size), ("validation", cfg.validation_size)):
         if split in rows:
@@ -108,12 +108,12 @@ def carve_splits(kind: RowSchema, rows: dict[str, list[Row]]) -> dict[str, list[
             )
         rest: list[Row] = []
         rows[split] = []
-        for _, group in itertools.groupby(rows["train"], kind.group):
-            together = list(group)
-            (rows[split] if len(rows[split]) + len(together) <= count else rest).extend(together)
+        for _, group in itertools.groupby(rows["train"], schema.group):
+            members = list(group)
+            (rows[split] if len(rows[split]) + len(members) <= count else rest).extend(members)
         if not rows[split]:
             raise DataError(
-                f"{cfg.path}: rows with the same {kind.shared} stay in one split, and every {kind.shared} has more than the {count} "
+                f"{cfg.path}: rows with the same {schema.shared} stay in one split, and every {schema.shared} has more than the {count} "
                 f"rows for {split}; give a larger dataset.{split}_size, or dataset.{split}="
             )
         rows["train"] = rest

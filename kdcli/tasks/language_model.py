@@ -173,7 +173,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool
     """
     if not tokenizer.is_fast:
         raise ModelError(
-            f"{type(tokenizer).__name__} does not say where its tokens stand in the text; a fast tokenizer "
+            f"{type(tokenizer).__name__} does not return character offsets; a fast tokenizer "
             "(tokenizer.json) is needed"
         )
     return tokenizer(

@@ -35,10 +35,10 @@ class RawSplit:
 
     Attributes:
         name: for messages.
-        rows: the values of the kind's columns, checked.
-        names: the label names that it declares.
-        commit: the hub commit.
-        dropped: how many rows were left out while it was read, by reason.
+        rows: the checked values of the schema's columns.
+        names: the label names that it declares, if it does.
+        commit: the hub commit, if it is from the hub.
+        dropped: the number of rows that were dropped while it was read, by reason.
     """
 
     name: str
@@ -53,7 +53,7 @@ Row = dict[str, Any]
 
 
 class RowSchema(ABC):
-    """What a row is, and when two rows are the same."""
+    """The columns of a data set's rows: how they are checked, when two rows are the same, and which rows must stay in one split."""
 
     keys: str
     """The config keys that name the columns."""
@@ -61,45 +61,49 @@ class RowSchema(ABC):
     """The columns to read."""
     labels: Sequence[str] = ()
     shared = "prompt"
-    """What the rows of a group have in common, for messages."""
-    asked = True
-    """Whether the rows have gold labels, or translations; without, that column, the last one, is not read."""
+    """The column that the rows of a group share, for messages."""
+    has_gold = True
+    """Whether the rows have gold labels or targets. If not, their column, which is the last one, is not read."""
 
     def __init__(self, cfg: DatasetConfig):
         self.cfg = cfg
         self.replacements = [(re.compile(pattern), put) for pattern, put in cfg.replace.items()]
 
     def unlabelled(self) -> Self:
-        """The same kind of rows for the teacher alone."""
+        """The same schema for rows without gold labels or targets, which only the teacher labels."""
         bare = copy.copy(self)
-        bare.asked, bare.columns = False, self.columns[:-1]
+        bare.has_gold, bare.columns = False, self.columns[:-1]
         return bare
 
     def hide(self, row: Row) -> None:
-        """Take a row's gold label, or its translation, away: it is for the teacher alone."""
+        """Remove the gold label or the target of a row, so that only the teacher labels it."""
         raise NotImplementedError
 
     @abstractmethod
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
-        """A row's values as they were read, or a DataError that begins with `where`."""
+        """Check the values of a row, and return them.
+
+        Raises:
+            DataError: with a message that begins with `where`.
+        """
 
     def declare(self, sources: RawSplits) -> None:  # noqa: B027
-        """Look at all sources before rows are made of them."""
+        """Read from all sources what the rows need, such as the names of the labels."""
 
     @abstractmethod
     def row(self, values: tuple[Any, ...], where: str) -> Row | None:
-        """The tidied row with its id; None if `dataset.replace` left nothing of a text."""
+        """Make a row with an id of its values; None if `dataset.replace` leaves nothing of a text."""
 
     @abstractmethod
     def group(self, row: Row) -> str:
-        """A hash that rows have in common which must stand in the same split; rows are shuffled by it."""
+        """A hash that is equal for rows which must be in the same split. Rows are shuffled by it."""
 
     def filtered(self, train: list[Row]) -> tuple[list[Row], Counter[str]]:
-        """The training rows that `dataset.clean` keeps, and how many it does not, by reason."""
+        """Filter the training rows by `dataset.clean`; also return the number of dropped rows by reason."""
         return train, Counter()
 
     def require(self, train: list[Row]) -> None:  # noqa: B027
-        """Refuse training rows that teach nothing."""
+        """Refuse training rows from which nothing can be learned."""
 
     def replaced(self, text: str) -> str:
         """The text after `dataset.replace`."""
@@ -107,41 +111,47 @@ class RowSchema(ABC):
             text = pattern.sub(put, text)
         return text
 
-    def pick(self, found: list[str], name: str, nested: bool = False) -> list[list[str]]:
-        """The way to each of the kind's columns: its name, which is among those found; or, if they may hold mappings, to
-        `translation.de` that of the column `translation`, and then `de`."""
-        ways = []
+    def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
+        """The path of keys to each column of the schema.
+
+        Args:
+            columns: the columns that the source has.
+            name: of the source, for messages.
+            nested: columns may hold mappings: `translation.de` is the key `de` in the column `translation`.
+
+        Raises:
+            DataError: a column is missing, or is there twice.
+        """
+        paths = []
         for column in self.columns:
-            way = [column]
-            if nested and column not in found:
-                way = column.split(".")
-            if way[0] not in found:
+            path = column.split(".") if nested and column not in columns else [column]
+            if path[0] not in columns:
                 remedy = f"name them with {self.keys}"
-                if len(found) == 1 and (sign := re.search("[;|,]", found[0])):
+                if len(columns) == 1 and (sign := re.search("[;|,]", columns[0])):
                     remedy = (
                         f"if {sign[0]} stands between its columns, give 'dataset.delimiter=\"{sign[0]}\"'"
                     )
                 raise DataError(
-                    f"{name} has no column {shown(column)}{suggest(column, found)} (columns: {listed(found)}); {remedy}"
+                    f"{name} has no column {shown(column)}{suggest(column, columns)} (columns: {listed(columns)}); {remedy}"
                 )
-            if found.count(way[0]) > 1:
+            if columns.count(path[0]) > 1:
                 raise DataError(
-                    f"{name} has {found.count(way[0])} columns {shown(way[0])}; rename or remove all but one"
+                    f"{name} has {columns.count(path[0])} columns {shown(path[0])}; rename or remove all but one"
                 )
-            ways.append(way)
-        return ways
+            paths.append(path)
+        return paths
 
 
 class LabelledRows(RowSchema):
-    """Rows with gold labels, names or integers, which stand in the last column."""
+    """Rows with gold labels, names or integers, in the last column."""
 
     def hide(self, row: Row) -> None:
-        """-100, also for each word."""
+        """Set the label to -100, or that of each word."""
         row["label"] = [IGNORE] * len(row["words"]) if "words" in row else IGNORE
 
     def declare(self, sources: RawSplits) -> None:
-        """Names of the labels: given, declared, or all found, sorted."""
-        found = {
+        """Set the names of the labels: those given, those declared, or all that the sources have, sorted."""
+        labels = {
             label
             for parts in sources.values()
             for part in parts
@@ -152,30 +162,34 @@ class LabelledRows(RowSchema):
         for name in names or ():
             require_label_name(name, f"{self.cfg.path}: a label's name")
         self.labels = names or sorted(
-            found - {None},
+            labels - {None},
             key=lambda label: (0, int(label), label) if INTEGER.fullmatch(label) else (1, 0, label),
         )
         if not names:
             self._warn_of_alike()
-        self.index = {name: number for number, name in enumerate(self.labels)}
-        if not any(map(INTEGER.fullmatch, self.labels)):  # then integers are places among the names
-            self.index |= {str(number): number for number in range(len(self.labels))}
+        self.index = {name: index for index, name in enumerate(self.labels)}
+        if not any(map(INTEGER.fullmatch, self.labels)):  # then an integer is the index of a name
+            self.index |= {str(index): index for index in range(len(self.labels))}
 
     def _warn_of_alike(self) -> None:
-        """Labels that were written in two ways count as two."""
+        """Warn of labels that differ in case or white space alone: they count as different ones."""
         spelt: dict[str, list[str]] = {}
         for label in self.labels:
             spelt.setdefault(" ".join(label.split()).casefold(), []).append(label)
-        if alike := [ways for ways in spelt.values() if len(ways) > 1]:
+        if alike := [spellings for spellings in spelt.values() if len(spellings) > 1]:
             logger.warning(
                 "%s: labels that differ in case or white space alone count as several (%s); if they are one, write them alike",
                 self.cfg.path,
-                "; ".join(" | ".join(map(shown, ways[:3])) for ways in alike[:3]),
+                "; ".join(" | ".join(map(shown, spellings[:3])) for spellings in alike[:3]),
             )
 
-    def place(self, label: Any, where: str) -> int:
-        """Where a label stands among the names; -100 of one that is not asked for."""
-        if not self.asked:
+    def index_of(self, label: Any, where: str) -> int:
+        """The index of a label among the names; -100 if the rows have no gold labels.
+
+        Raises:
+            DataError: it is missing, or is not among the names.
+        """
+        if not self.has_gold:
             return IGNORE
         if label is None:
             raise DataError(f"{where}: the label is missing")
@@ -186,11 +200,11 @@ class LabelledRows(RowSchema):
         return self.index[label]
 
     def require(self, train: list[Row]) -> None:
-        """At least two classes."""
-        found = {label for row in train for label in labels_of(row["label"])} - {IGNORE}
-        if len(found) < 2:
+        """Require at least two classes."""
+        labels = {label for row in train for label in labels_of(row["label"])} - {IGNORE}
+        if len(labels) < 2:
             raise DataError(
-                f"{self.cfg.path}: all training rows have the label {shown(self.labels[found.pop()])}; at least two are "
+                f"{self.cfg.path}: all training rows have the label {shown(self.labels[labels.pop()])}; at least two are "
                 "needed"
             )
 

@@ -255,7 +255,7 @@ def test_unlabelled_rows_are_added_without_labels(tmp_path: Path, caplog: pytest
     )
     with caplog.at_level("INFO"):
         data = read(path, labelled=12, eval_limit=2, unlabelled=str(more))
-    assert f"{more}: 60 rows left out (they stand in train, validation or test)" in caplog.text
+    assert f"{more}: 60 rows dropped (they are in train, validation or test)" in caplog.text
     rows = data["train"].to_list()
     assert rows[:48] == plain["train"].to_list()
     assert {row["text"] for row in rows[48:]} == set(MORE)
@@ -712,10 +712,10 @@ def test_split_file_that_is_missing_or_unlike(tmp_path: Path) -> None:
     )
     same = write_csv(tmp_path / "same.csv", ROWS)
     said = refused(train, test=str(same), validation=str(same))
-    assert "all rows of validation also stand in test" in said
+    assert "all rows of validation are in test as well" in said
     assert "leave dataset.test= out" in said
     said = refused(train, test=str(same))
-    assert "all rows of train also stand in validation or test" in said
+    assert "all rows of train are in validation or test as well" in said
     assert "leave dataset.validation= and dataset.test= out" in said
 
 

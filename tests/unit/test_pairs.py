@@ -331,7 +331,7 @@ def test_pairs_that_teach_nothing_are_left_out(
         data = read(path)
     assert pairs(data) == set(PAIRS)
     assert data.dropped == {reason: len(WRONG[reason])}
-    assert f"{path}: {len(WRONG[reason])} rows left out ({reason})" in caplog.text
+    assert f"{path}: {len(WRONG[reason])} rows dropped ({reason})" in caplog.text
     off = read(path, clean={"identical": False, "max_ratio": None, "script": False})
     assert off.dropped == {}
     assert len(pairs(off)) == 60 + len(WRONG[reason])
@@ -438,8 +438,7 @@ def test_cleaning_that_takes_much(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert data.dropped == {"identical": 20}
     [said] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert (
-        "dataset.clean left out 25 % of the training rows (identical: 20); if nothing is wrong with them"
-        in said
+        "dataset.clean drops 25 % of the training rows (identical: 20); if nothing is wrong with them" in said
     )
     assert "dataset.clean.identical=false" in said
     message = refused(write(tmp_path / "b.jsonl", copies))

@@ -219,7 +219,7 @@ def test_rows_are_cut_before_they_are_read(tokenizer, caplog: pytest.LogCaptureF
     rows = table((["good"] * 9, [1, 3, 3, 3, 3, 3, 3, 3, 3]), (["bad", "\u200b", "day"], [0, 2, 4]))
     with caplog.at_level(logging.WARNING):
         prepared = TASK.prepare(rows, tokenizer, 8)
-    assert "4 of 12 words are left out: they are beyond dataset.max_length = 8 tokens" in caplog.text
+    assert "4 of 12 words are dropped: they are beyond dataset.max_length = 8 tokens" in caplog.text
     assert prepared["words"][:] == [["good"] * 6, ["bad", "day"]]
     assert prepared["label"][:] == [[1, 3, 3, 3, 3, 3], [0, 4]]
     assert not set(prepared["id"]) & set(rows["id"]), (
@@ -238,9 +238,9 @@ def test_rows_are_cut_before_they_are_read(tokenizer, caplog: pytest.LogCaptureF
 
 
 def test_a_tokenizer_that_is_not_fast() -> None:
-    """One that does not say where its tokens stand cannot be asked, and ends in a NotImplementedError."""
+    """One that does not return character offsets cannot be asked, and ends in a NotImplementedError."""
     with pytest.raises(
-        ModelError, match="CanineTokenizer does not say where its tokens stand in the text; a fast"
+        ModelError, match="CanineTokenizer does not return character offsets; a fast"
     ):
         TASK.encode(CanineTokenizer(), table((["good"], [1])), 8)
 

@@ -29,7 +29,7 @@ BINS = 10
 
 
 class Classification(Task):
-    """Every row counts; the headline metric is accuracy."""
+    """Every row is one position; the headline metric is accuracy."""
 
     metric = "accuracy"
     chance_is = "the most frequent label's share"
@@ -41,14 +41,14 @@ class Classification(Task):
     auto = "AutoModelForSequenceClassification"
 
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        """Number and names of the labels."""
+        """Set the number and the names of the labels."""
         config.id2label = dict(enumerate(self.labels))
         config.label2id = {name: index for index, name in enumerate(self.labels)}
         config.problem_type = "single_label_classification"
         return config
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
-        """Token ids, and segment ids where the tokenizer makes them."""
+        """Token ids, segment ids if the tokenizer returns them, and one label for each row."""
         pairs = "text_pair" in rows.column_names
         texts, seconds = rows["text"], rows["text_pair"] if pairs else None
         keys = [key for key in tokenizer.model_input_names if key != "attention_mask"]
@@ -88,7 +88,7 @@ class Classification(Task):
         return Signal(model(**inputs).logits[pick].float())
 
     def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """One a row."""
+        """One label for each row."""
         assert encoded.labels is not None
         return encoded.labels, np.ones(len(encoded), np.int64)
 
@@ -100,17 +100,17 @@ class Classification(Task):
     def reduce_outputs(
         self, outputs: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
     ) -> dict[str, Tensor]:
-        """The logits themselves."""
+        """The logits."""
         assert isinstance(outputs, Signal)
         return {"logits": outputs.logits.float()}
 
-    def agreement(self, one: Predictions, other: Predictions) -> np.ndarray:
-        """The same label."""
-        return one["logits"].argmax(1) == other["logits"].argmax(1)
+    def agreement(self, first: Predictions, second: Predictions) -> np.ndarray:
+        """Where both predict the same label."""
+        return first["logits"].argmax(1) == second["logits"].argmax(1)
 
     def divergence(self, teacher: Predictions, student: Predictions) -> np.ndarray:
-        """Over the labels."""
-        log_p, log_q = (log_softmax(said["logits"]) for said in (teacher, student))
+        """KL over the labels."""
+        log_p, log_q = (log_softmax(predictions["logits"]) for predictions in (teacher, student))
         return (np.exp(log_p) * (log_p - log_q)).sum(1)
 
     def chance(self, predictions: Predictions, classes: int) -> float:
@@ -118,19 +118,21 @@ class Classification(Task):
         return float(np.bincount(predictions.labels).max() / len(predictions.labels))
 
     def scores(self, predictions: Predictions) -> dict[str, Any]:
-        """Accuracy, macro F1, negative log-likelihood, expected calibration error, and of at most `LARGEST_MATRIX` classes the
-        confusion matrix."""
+        """Accuracy, macro F1, negative log-likelihood, expected calibration error, and for at most `LARGEST_MATRIX` classes the confusion
+        matrix."""
         logits, labels = predictions["logits"], predictions.labels
         log_p = log_softmax(logits)
         predicted = logits.argmax(1)
         size = len(self.labels)
         right = predicted == labels
-        gold, found, hit = (np.bincount(each, minlength=size) for each in (labels, predicted, labels[right]))
-        f1 = 2 * hit / np.maximum(gold + found, 1)
+        gold, counts, hits = (
+            np.bincount(each, minlength=size) for each in (labels, predicted, labels[right])
+        )
+        f1 = 2 * hits / np.maximum(gold + counts, 1)
         calibration = _calibration(np.exp(log_p.max(1)), right)
         scores = {
             "accuracy": float(right.mean()),
-            "macro_f1": float(f1[gold + found > 0].mean()),
+            "macro_f1": float(f1[gold + counts > 0].mean()),
             "nll": float(-log_p[np.arange(len(labels)), labels].mean()),
             "ece": calibration.pop("ece"),
             "per_class_f1": dict(zip(self.labels, f1.tolist(), strict=True)),

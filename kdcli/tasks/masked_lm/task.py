@@ -72,7 +72,7 @@ class MaskedLM(LanguageModel):
         Raises:
             ConfigError: rows of so few tokens have none to hide.
             DataError: one character is more than `max_length` tokens, or no text has a token to hide.
-            ModelError: the tokenizer has no mask token, or does not say where its tokens stand in the text.
+            ModelError: the tokenizer has no mask token, or does not return character offsets.
         """
         _require_mask(tokenizer)
         room = max_length - tokenizer.num_special_tokens_to_add()

@@ -39,7 +39,7 @@ class TokenClassificationRows(LabelledRows):
             require_text(word, f"word {number}", where)
             for number, word in enumerate(require_list(values[0], "words", where), 1)
         ]
-        tags = require_list(values[1], "tags", where) if self.asked else [None] * len(words)
+        tags = require_list(values[1], "tags", where) if self.has_gold else [None] * len(words)
         if len(tags) != len(words):
             raise DataError(f"{where}: {len(words)} words and {len(tags)} tags; each word needs one")
         return words, [label_name(tag, where) for tag in tags]
@@ -56,7 +56,7 @@ class TokenClassificationRows(LabelledRows):
     def row(self, values: tuple[Any, ...], where: str) -> Row | None:
         """Its id is a hash of the words."""
         tagged = [
-            (fold_white_space(self.replaced(word)), self.place(tag, where))
+            (fold_white_space(self.replaced(word)), self.index_of(tag, where))
             for word, tag in zip(*values, strict=True)
         ]
         kept = [(word, number) for word, number in tagged if word]

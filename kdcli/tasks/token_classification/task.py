@@ -25,7 +25,7 @@ from kdcli.tasks.token_classification.spec import SPEC
 
 logger = logging.getLogger(__name__)
 UNTAGGED = -1
-"""In tokenized rows the label of a word that counts and has no gold tag; -100 are tokens that do not count."""
+"""In tokenized rows the label of a word without a gold tag; tokens that do not count have -100."""
 
 
 class TokenClassification(Classification):
@@ -49,59 +49,59 @@ class TokenClassification(Classification):
     def prepare(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> datasets.Dataset:
-        """Rows of the words that a model reads: those beyond `max_length` tokens, and those that are nothing to the
-        tokenizer (control characters), are left out with their tags.
+        """Drop the words, with their tags, that a model does not read: those beyond `max_length` tokens, and those for which the tokenizer
+        has no token (control characters).
 
         Raises:
-            DataError: nothing is left of a row.
+            DataError: a row has no other words.
         """
-        kept = [np.flatnonzero(first >= 0) for _, first in _tokenized(tokenizer, rows, max_length)]
+        readable = [np.flatnonzero(first >= 0) for _, first in _tokenized(tokenizer, rows, max_length)]
         lengths = [len(words) for words in rows["words"][:]]
-        lost = sum(lengths) - sum(map(len, kept))
-        if not lost:
+        dropped = sum(lengths) - sum(map(len, readable))
+        if not dropped:
             return rows
         logger.warning(
-            "%d of %d words are left out: they are beyond dataset.max_length = %d tokens, or nothing to the tokenizer",
-            lost,
+            "%d of %d words are dropped: they are beyond dataset.max_length = %d tokens, or have no token",
+            dropped,
             sum(lengths),
             max_length,
         )
-        found: list[dict[str, Any]] = []
-        for row, places in zip(rows, kept, strict=True):
-            if not len(places):
+        prepared: list[dict[str, Any]] = []
+        for row, indices in zip(rows, readable, strict=True):
+            if not len(indices):
                 raise DataError(
                     f"row {row['id']} ({' '.join(row['words'])[:60]!r}): there is no token of its words within "
                     f"dataset.max_length = {max_length} tokens; raise it, or remove the row"
                 )
-            if len(places) < len(row["words"]):
-                words, label = ([row[key][place] for place in places] for key in ("words", "label"))
+            if len(indices) < len(row["words"]):
+                words, label = ([row[key][index] for index in indices] for key in ("words", "label"))
                 row = {"id": digest(row["id"], words)[:32], "words": words, "label": label}
-            found.append(row)
-        return datasets.Dataset.from_list(found)
+            prepared.append(row)
+        return datasets.Dataset.from_list(prepared)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
-        """Token ids, segment ids where the tokenizer makes them, and the labels: at each word's first token.
+        """Token ids, segment ids if the tokenizer returns them, and the labels, each at the first token of its word.
 
         Raises:
-            DataError: a word has no token: rows are prepared with another tokenizer, or for more tokens, than they are
-                read with, and teacher and student would not count the same words.
-            ModelError: the tokenizer does not say where its tokens stand in the text.
+            DataError: a word has no token: the rows were prepared with another tokenizer, or for more tokens, and teacher and student would not
+                count the same words.
+            ModelError: the tokenizer does not return character offsets.
         """
         columns: dict[str, list[np.ndarray]] = {}
         lengths: list[int] = []
         tags = rows["label"][:]
-        for number, (pieces, first) in enumerate(_tokenized(tokenizer, rows, max_length)):
+        for index, (tokens, first) in enumerate(_tokenized(tokenizer, rows, max_length)):
             if (first < 0).any():
                 raise DataError(
-                    f"row {rows['id'][number]} ({' '.join(rows['words'][number])[:60]!r}): {(first < 0).sum()} of its "
+                    f"row {rows['id'][index]} ({' '.join(rows['words'][index])[:60]!r}): {(first < 0).sum()} of its "
                     f"{len(first)} words have no token within dataset.max_length = {max_length}, as this tokenizer cuts "
                     "them; raise dataset.max_length, or make the row shorter"
                 )
-            gold = np.asarray(tags[number])
-            labels = np.full(len(pieces["input_ids"]), IGNORE)
+            gold = np.asarray(tags[index])
+            labels = np.full(len(tokens["input_ids"]), IGNORE)
             labels[first] = np.where(gold == IGNORE, UNTAGGED, gold)
             lengths.append(len(labels))
-            for key, values in (pieces | {"labels": labels}).items():
+            for key, values in (tokens | {"labels": labels}).items():
                 columns.setdefault(key, []).append(np.asarray(values, np.int32))
         flat = {key: np.concatenate(parts) for key, parts in columns.items()}
         return Encoded(flat, np.cumsum([0, *lengths]))
@@ -113,25 +113,25 @@ class TokenClassification(Classification):
         return padded(features, (*tokenizer.model_input_names, "labels"), tokenizer)
 
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
-        """The words with a space between two."""
+        """The words of each row, separated by spaces."""
         return [[" ".join(words)] for words in rows["words"][:]]
 
     # ---- models ------------------------------------------------------------------------------------------
 
     def positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L) -> which of the B · L tokens are the first of a word, and its tag, (N,); -100 where there is no gold one."""
+        """(B, L) -> which of the B · L tokens are the first of a word, and its tag, (N,); -100 for a word without a gold tag."""
         pick = (labels.flatten() != IGNORE).nonzero()[:, 0]
-        found = labels.flatten()[pick]
-        return pick, found.where(found != UNTAGGED, IGNORE)
+        tags = labels.flatten()[pick]
+        return pick, tags.where(tags != UNTAGGED, IGNORE)
 
     def counts(self, labels: Tensor) -> Tensor:
         """The words of each row."""
         return (labels != IGNORE).sum(1)
 
     def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """One a word."""
-        found, counts = encoded.counted()
-        return np.where(found == UNTAGGED, IGNORE, found), counts
+        """One label for each word."""
+        tags, counts = encoded.counted()
+        return np.where(tags == UNTAGGED, IGNORE, tags), counts
 
     def signal(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: Tensor) -> Signal:
         """The logits of the words, fp32."""
@@ -140,21 +140,21 @@ class TokenClassification(Classification):
     # ---- scores ------------------------------------------------------------------------------------------
 
     def chance(self, predictions: Predictions, classes: int) -> float:
-        """0: who tags every word O finds no entity."""
+        """0: a model that tags every word O finds no entity."""
         return 0.0
 
     def scores(self, predictions: Predictions) -> dict[str, Any]:
-        """F1, precision and recall of entities over all words (micro); share of words with the right tag; negative
-        log-likelihood of a tag; of each type its F1 (None: nobody sees one) and its number of gold entities."""
-        gold, found, right = self._entities(predictions)
+        """Micro F1, precision and recall of entities; the share of words with the right tag; the negative log-likelihood of a tag; the F1 of
+        each type (None: there is no such entity, neither gold nor predicted) and its number of gold entities."""
+        gold, predicted, right = self._entities(predictions)
         names = _types(self.labels)
-        each = [np.bincount(kinds[kinds >= 0], minlength=len(names)) for kinds in (gold, found, right)]
-        whole = [int(count.sum()) for count in each]
+        each = [np.bincount(kinds[kinds >= 0], minlength=len(names)) for kinds in (gold, predicted, right)]
+        totals = [int(count.sum()) for count in each]
         log_p = log_softmax(predictions["logits"])
         return {
-            "f1": _f1(*whole),
-            "precision": whole[2] / max(1, whole[1]),
-            "recall": whole[2] / max(1, whole[0]),
+            "f1": _f1(*totals),
+            "precision": totals[2] / max(1, totals[1]),
+            "recall": totals[2] / max(1, totals[0]),
             "token_accuracy": float((log_p.argmax(1) == predictions.labels).mean()),
             "nll": float(-log_p[np.arange(len(log_p)), predictions.labels].mean()),
             "per_type_f1": {
@@ -165,23 +165,22 @@ class TokenClassification(Classification):
         }
 
     def per_example_scores(self, predictions: Predictions) -> np.ndarray:
-        """Each row's share in the F1 of all rows, which is a ratio of two sums over them, linearised (Cochran 1977,
-        section 6.3)."""
+        """The share of each row in the F1 of all rows, which is a ratio of two sums over rows; it is linearised (Cochran 1977, section 6.3)."""
         rows = np.repeat(np.arange(len(predictions.counts)), predictions.counts)
-        gold, found, right = (
+        gold, predicted, right = (
             np.bincount(rows[kinds >= 0], minlength=len(predictions.counts))
             for kinds in self._entities(predictions)
         )
-        both = gold + found
-        f1 = _f1(gold.sum(), found.sum(), right.sum())
+        both = gold + predicted
+        f1 = _f1(gold.sum(), predicted.sum(), right.sum())
         return f1 + (2 * right - f1 * both) * len(both) / max(1, both.sum())
 
     def _entities(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The gold entities, those that the model found, and those of them that are right: of each word that begins one the
-        number of its type, -1 elsewhere; (N,) each."""
+        """The gold entities, the predicted ones, and those predicted ones that are right: the index of the type at each word that begins one, -1
+        elsewhere; (N,) each."""
         gold, last = entities(self.labels, predictions.labels, predictions.counts)
-        found, end = entities(self.labels, predictions["logits"].argmax(1), predictions.counts)
-        return gold, found, np.where((gold == found) & (last == end), gold, -1)
+        predicted, end = entities(self.labels, predictions["logits"].argmax(1), predictions.counts)
+        return gold, predicted, np.where((gold == predicted) & (last == end), gold, -1)
 
 
 def entities(labels: Sequence[str], tags: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -192,71 +191,72 @@ def entities(labels: Sequence[str], tags: np.ndarray, counts: np.ndarray) -> tup
 
     Args:
         labels: the tags' names.
-        tags: numbers of names, (N,), row after row.
+        tags: indices of names, (N,), row after row.
         counts: words of each row, none of them 0.
 
     Returns:
-        Of each word that begins a span the number of its type among the sorted ones, and its last word; -1 elsewhere.
+        For each word that begins a span the index of its type among the sorted types, and the index of its last word; -1 elsewhere.
     """
     types = _types(labels)
     parsed = [_parsed(label) for label in labels]
-    kind = np.asarray([-1 if prefix == "O" else types.index(name) for prefix, name in parsed])[tags]
+    types_of = np.asarray([-1 if prefix == "O" else types.index(name) for prefix, name in parsed])[tags]
     opens, closes = (np.asarray([prefix in which for prefix, _ in parsed])[tags] for which in ("BSU", "ELSU"))
-    new = opens | np.roll(closes, 1) | (np.roll(kind, 1) != kind)
+    new = opens | np.roll(closes, 1) | (np.roll(types_of, 1) != types_of)
     new[np.cumsum(counts) - counts] = True
-    begin = np.flatnonzero((kind >= 0) & new)
+    begin = np.flatnonzero((types_of >= 0) & new)
     starts, ends = np.full((2, len(tags)), -1)
-    starts[begin] = kind[begin]
-    ends[begin] = np.flatnonzero((kind >= 0) & np.append(new[1:], True))
+    starts[begin] = types_of[begin]
+    ends[begin] = np.flatnonzero((types_of >= 0) & np.append(new[1:], True))
     return starts, ends
 
 
 def _types(labels: Sequence[str]) -> list[str]:
-    """The types of entities that tags tell of, sorted."""
+    """The entity types in the names of tags, sorted."""
     return sorted({name for prefix, name in map(_parsed, labels) if prefix != "O"})
 
 
 def _parsed(label: str) -> tuple[str, str]:
-    """A tag's place in its entity and the type; a type alone is a place within it."""
-    found = re.fullmatch(r"([BIELSUO])(?:-(.*))?", label)
-    return (found[1], found[2] or "") if found else ("I", label)
+    """The prefix of a tag and its entity type; a type alone has the prefix I."""
+    match = re.fullmatch(r"([BIELSUO])(?:-(.*))?", label)
+    return (match[1], match[2] or "") if match else ("I", label)
 
 
-def _f1(gold: int, found: int, right: int) -> float:
-    return float(2 * right / max(1, gold + found))
+def _f1(gold: int, predicted: int, right: int) -> float:
+    return float(2 * right / max(1, gold + predicted))
 
 
 def _tokenized(
     tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int
 ) -> Iterator[tuple[dict[str, list[int]], np.ndarray]]:
-    """Each row's inputs, and where the first token of each of its words is; -1 of a word that has none.
+    """The inputs of each row, and the index of the first token of each of its words; -1 for a word without tokens.
 
-    The words are tokenized as text, with a space between two, and found again by their places in it: as a pipeline will see
-    them. (Handed over one by one, byte-level tokenizers that add no space of their own would glue them together.)
+    The words are tokenized as one text, separated by spaces, and matched to tokens by character offsets, which is how a pipeline sees
+    them. (Byte-level tokenizers that add no space would join words that are given one by one.)
     """
     if not tokenizer.is_fast:
         raise ModelError(
-            f"{type(tokenizer).__name__} does not say where its tokens stand in the text; a fast tokenizer "
+            f"{type(tokenizer).__name__} does not return character offsets; a fast tokenizer "
             "(tokenizer.json) is needed for token_classification"
         )
     keys = [key for key in tokenizer.model_input_names if key != "attention_mask"]
     for start in range(0, len(rows), CHUNK):
         chunk = rows["words"][start : start + CHUNK]
-        found = tokenizer(
+        encodings = tokenizer(
             [" ".join(words) for words in chunk],
             truncation=True,
             max_length=max_length,
             return_attention_mask=False,
             return_offsets_mapping=True,
         )
-        for number, words in enumerate(chunk):
-            yield {key: found[key][number] for key in keys}, _first(words, found["offset_mapping"][number])
+        for index, words in enumerate(chunk):
+            inputs = {key: encodings[key][index] for key in keys}
+            yield inputs, _first(words, encodings["offset_mapping"][index])
 
 
 def _first(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Where the first token of each word is, (words,), by the tokens' places in the joined text; -1: it has none.
+    """The index of the first token of each word, (words,), by the character offsets of the tokens in the joined text; -1: it has none.
 
-    A token is of the word in which it ends; some begin with the space before it.
+    A token belongs to the word in which it ends; some tokens begin with the space before the word.
     """
     lengths = np.asarray([len(word) for word in words])
     ends = np.cumsum(lengths + 1) - 1
@@ -264,7 +264,7 @@ def _first(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> np.ndarr
     word = np.searchsorted(ends, end)
     starts = (ends - lengths)[word]
     own = np.flatnonzero((end > starts) & (begin >= starts - 1))
-    found, at = np.unique(word[own], return_index=True)
+    covered, at = np.unique(word[own], return_index=True)
     first = np.full(len(words), -1)
-    first[found] = own[at]
+    first[covered] = own[at]
     return first
