@@ -20,42 +20,41 @@ from kdcli.tasks.base import Predictions, Task
 from kdcli.tasks.encoded import Encoded
 
 CLOSE = 1e-3
-"""The most by which the head's logits may differ from the model's own (fp32), relative to their size."""
+"""The largest difference between the logits of the head and those of the model (fp32), relative to their size."""
 
 
 class LanguageModel(Task):
     """The headline metric is the mean log-probability of a counted token, in nats.
 
-    Positions are picked by (row, column), and signals are hidden: the logits never exist whole.
+    Positions are picked by (row, column). Signals hold hidden states, so that the full logits are never in memory.
     """
 
     metric = "log_prob"
     chance_is = "what all tokens alike would get,"
     vocabulary = True
     truncation: Literal["cut", "refuse", "drop"] = "cut"
-    """What becomes of a row of more than `max_length` tokens: it is cut at its end, refused, or dropped."""
+    """What happens to a row of more than `max_length` tokens: it is cut at its end, refused, or dropped."""
     dropped = 0
-    """How many rows `prepare` has dropped."""
+    """The number of rows that `prepare` has dropped."""
 
     def without_overlong(self, rows: datasets.Dataset, overlong: np.ndarray) -> datasets.Dataset:
-        """The rows but for those that are marked, (N,), which are counted."""
+        """Drop the marked rows, bool (N,), and count them."""
         self.dropped += int(overlong.sum())
         return rows.select(np.flatnonzero(~overlong)) if overlong.any() else rows
 
     def dataset_summary(self, cfg: DatasetConfig, dropped: Mapping[str, int]) -> dict[str, Any]:
-        """How many rows were dropped, by reason, also for their length."""
+        """The numbers of dropped rows by reason, with those dropped for their length."""
         return {"dropped": {**dropped, **({"too long": self.dropped} if self.dropped else {})}}
 
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        """Nothing: the classes are the vocabulary."""
+        """Return the config unchanged: the classes are the vocabulary."""
         return config
 
     def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
         """A model with its output head.
 
         Raises:
-            ModelError: `signal` does not say what the model itself does: this architecture does something else after its
-                body.
+            ModelError: the logits of `signal` differ from those of the model: its architecture has other operations after the body.
         """
         model, new = super().load(path, **kwargs)
         self._check_head(model)
@@ -66,18 +65,18 @@ class LanguageModel(Task):
         ids = torch.arange(4)[None] % model.config.get_text_config().vocab_size
         every = torch.zeros(4, dtype=torch.int64), torch.arange(4)
         own = self.own_logits(model, ids)
-        ours = self.signal(model, self.probe(ids), every).rows(slice(0, 4)).logits
-        if own.shape != ours.shape or not torch.allclose(
-            own, ours, atol=CLOSE * float(own.abs().max().clamp(min=1))
+        from_head = self.signal(model, self.probe(ids), every).rows(slice(0, 4)).logits
+        if own.shape != from_head.shape or not torch.allclose(
+            own, from_head, atol=CLOSE * float(own.abs().max().clamp(min=1))
         ):
             raise unknown_head(model)
 
     def probe(self, ids: Tensor) -> dict[str, Tensor]:
-        """Inputs of `signal` that are made of these tokens alone, (1, L)."""
+        """Inputs of `signal` for these tokens, (1, L)."""
         return {"input_ids": ids}
 
     def own_logits(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
-        """What the model itself makes of `probe`'s inputs, fp32 (L, C)."""
+        """The logits of the model itself for the inputs of `probe`, fp32 (L, C)."""
         return model(input_ids=ids).logits[0].float()
 
     def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
@@ -85,20 +84,22 @@ class LanguageModel(Task):
         return encoded.counted()
 
     def compared(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that two models must have in common to be compared, and how many each row has."""
+        """The tokens that must be equal for two models to be compared, and the number of them in each row."""
         return self.targets(encoded)
 
     def require_same(self, rows: datasets.Dataset, teacher: Encoded, student: Encoded) -> None:
-        """Refuse rows of which the teacher and the student count different tokens.
+        """Refuse rows in which teacher and student count different tokens.
 
         Raises:
             ModelError: their tokenizers cut a text in different ways, or their chat templates differ.
         """
-        (theirs, counts), (ours, own) = self.compared(teacher), self.compared(student)
-        if np.array_equal(counts, own) and np.array_equal(theirs, ours):
+        (teacher_tokens, counts), (student_tokens, own) = self.compared(teacher), self.compared(student)
+        if np.array_equal(counts, own) and np.array_equal(teacher_tokens, student_tokens):
             return
-        parts = zip(np.split(theirs, counts.cumsum()), np.split(ours, own.cumsum()), strict=True)
-        row = next(row for row, (one, other) in enumerate(parts) if not np.array_equal(one, other))
+        rows_of = zip(
+            np.split(teacher_tokens, counts.cumsum()), np.split(student_tokens, own.cumsum()), strict=True
+        )
+        row = next(row for row, pair in enumerate(rows_of) if not np.array_equal(*pair))
         raise ModelError(
             f"row {rows['id'][row]}: the teacher and the student count different tokens ({counts[row]} and {own[row]}), so "
             "their probabilities cannot be compared: their tokenizers cut a text in different ways, or their chat templates "
@@ -110,47 +111,47 @@ class LanguageModel(Task):
     def reduce_outputs(
         self, outputs: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
     ) -> dict[str, Tensor]:
-        """The label's log-probability, the likeliest token, and the divergence from the teacher where one is given.
+        """The log-probability of the label, the most likely token, and (with a teacher) the divergence from it.
 
-        Where only the top k are known, the mass of the rest is spread evenly over all other tokens.
+        For top-k outputs the mass of the rest is spread evenly over all other tokens.
         """
         if isinstance(outputs, TopKSignal):
-            found = outputs.indices == labels[:, None]
+            is_label = outputs.indices == labels[:, None]
             others = outputs.softened(1.0)[:, -1] - np.log(
                 max(1, outputs.classes - outputs.indices.shape[-1])
             )
-            known = torch.where(found, outputs.log_p, -torch.inf).amax(-1)
+            stored = torch.where(is_label, outputs.log_p, -torch.inf).amax(-1)
             best = outputs.indices.gather(-1, outputs.log_p.argmax(-1, keepdim=True))[:, 0]
-            return {"log_prob": torch.where(found.any(-1), known, others), "top": best}
+            return {"log_prob": torch.where(is_label.any(-1), stored, others), "top": best}
         log_q = outputs.logits.float().log_softmax(-1)
-        kept = {"log_prob": log_q.gather(-1, labels[:, None])[:, 0], "top": log_q.argmax(-1)}
+        reduced = {"log_prob": log_q.gather(-1, labels[:, None])[:, 0], "top": log_q.argmax(-1)}
         if teacher is not None:
-            ours, theirs = log_probs(outputs, teacher, 1.0)
-            kept["kl"] = (theirs.exp() * (theirs - ours)).sum(-1)
-        return kept
+            log_q, log_p = log_probs(outputs, teacher, 1.0)
+            reduced["kl"] = (log_p.exp() * (log_p - log_q)).sum(-1)
+        return reduced
 
     def scores(self, predictions: Predictions) -> dict[str, Any]:
-        """Mean log-probability, perplexity, share of tokens that are the likeliest."""
+        """The mean log-probability, the perplexity, and the share of tokens that are the most likely ones."""
         mean = float(predictions["log_prob"].mean(dtype=np.float64))
-        found = {
+        scores = {
             "log_prob": mean,
             "perplexity": float(np.exp(-mean)),
             "token_accuracy": float((predictions["top"] == predictions.labels).mean()),
         }
         if "kl" in predictions.arrays:
-            found["kl_to_teacher"] = float(predictions["kl"].mean(dtype=np.float64))
-        return found
+            scores["kl_to_teacher"] = float(predictions["kl"].mean(dtype=np.float64))
+        return scores
 
     def per_example_scores(self, predictions: Predictions) -> np.ndarray:
-        """Each row's share in the mean over all tokens."""
+        """The share of each row in the mean over all tokens."""
         return predictions.means(predictions["log_prob"].astype(np.float64))
 
-    def agreement(self, one: Predictions, other: Predictions) -> np.ndarray:
-        """The same likeliest token."""
-        return one["top"] == other["top"]
+    def agreement(self, first: Predictions, second: Predictions) -> np.ndarray:
+        """Where both have the same most likely token."""
+        return first["top"] == second["top"]
 
     def divergence(self, teacher: Predictions, student: Predictions) -> np.ndarray:
-        """As it was computed beside the teacher."""
+        """The divergence that `reduce_outputs` computed."""
         return student["kl"].astype(np.float64)
 
     def retention(self, student: float, teacher: float) -> float:
@@ -158,18 +159,18 @@ class LanguageModel(Task):
         return float(np.exp(student - teacher))
 
     def chance(self, predictions: Predictions, classes: int) -> float:
-        """All tokens alike."""
+        """The uniform distribution."""
         return -float(np.log(classes))
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> BatchEncoding:
-    """Texts' tokens, and where they stand in them.
+    """The tokens of texts, with their character offsets.
 
     Args:
-        special: with the special tokens that a model reads around a text.
+        special: add the special tokens that a model reads around a text.
 
     Raises:
-        ModelError: the tokenizer does not say where.
+        ModelError: the tokenizer does not return offsets.
     """
     if not tokenizer.is_fast:
         raise ModelError(
@@ -182,7 +183,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """A language model's output head.
+    """The output head of a language model.
 
     Raises:
         ModelError: it has none.
@@ -202,7 +203,7 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 def unknown_head(model: PreTrainedModel) -> ModelError:
-    """Of a model whose logits are not what its head makes of its hidden states."""
+    """The error for a model whose logits are not those of its head on its hidden states."""
     return ModelError(
         f"{type(model).__name__} computes its logits in a way that kdcli does not know (not the last hidden state "
         "through its output head)"

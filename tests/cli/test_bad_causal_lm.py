@@ -141,7 +141,7 @@ def test_a_prompt_that_fills_the_context(refused: Refused, tmp_path: Path, chat:
     assert "('the film was the film was" in said
     assert re.search(r"so it is with 1 of \d+ rows", said)
     assert "no token of its completion is within dataset.max_length = 64 tokens" in said
-    assert "Raise dataset.max_length, or leave out what is longer (dataset.truncation=drop)" in said
+    assert "Raise dataset.max_length, or drop longer rows (dataset.truncation=drop)" in said
 
 
 @pytest.mark.parametrize("length", [1, 2])
@@ -251,7 +251,7 @@ def test_a_turn_that_the_template_does_not_take(refused: Refused, teacher: Path,
     words = ["dataset=jsonl", f"dataset.path={path}", "dataset.messages=messages"]
     said = refused(*words, f"teacher.path={copy(teacher, tmp_path / 'odd', template)}")
     assert re.search(
-        r"row \w+ \('Be brief.'\): .* of system, user: No system; leave out what it does not", said
+        r"row \w+ \('Be brief.'\): .* of system, user: No system; remove the turns that it does not", said
     )
 
 
@@ -350,7 +350,7 @@ def test_a_model_that_reads_across_documents(refused: Refused, tmp_path: Path) -
     tokenizer.save_pretrained(folder)
     own = ["student=local", f"student.path={folder}"]
     said = refused(*talk(tmp_path, "text"), f"teacher.path={folder}", *own)
-    assert "opt: OPTForCausalLM does not keep the documents of a row apart" in said
+    assert "opt: OPTForCausalLM does not separate the documents of a row" in said
     assert CausalLM().load(folder)[1] is False  # for other data it will do
 
 

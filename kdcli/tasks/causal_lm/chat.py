@@ -11,18 +11,18 @@ from transformers import PreTrainedTokenizerBase
 from kdcli.errors import DataError, listed
 
 DAY = datetime.date(2024, 7, 26)
-"""Today, to chat templates that ask (Llama 3 falls back on this day): what they write must not change overnight."""
+"""The date for chat templates that read today's (Llama 3 falls back on this one), so that rendered texts do not change from day to day."""
 _TODAY = (
     "{% macro strftime_now(form) %}{{ form"
     + "".join(f"|replace('%{code}', '{DAY.strftime(f'%{code}')}')" for code in "aAbBdeFjmuyY")
     + f"|replace('%-d', '{DAY.day}')|replace('%-m', '{DAY.month}') }}}}{{% endmacro %}}{{{{ '' }}}}"
 )
 ANSWER = "kdcli"
-"""What an assistant says where only the template around it is looked at."""
+"""The answer of an assistant in a conversation of which only the template is examined."""
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A conversation can be rendered, and its roles can be told apart.
+    """Require a chat template that renders a conversation and distinguishes its roles.
 
     Raises:
         DataError
@@ -40,57 +40,57 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
         return  # it insists on turns that alternate
     if answered == repeated:
         raise DataError(
-            "the chat template renders a user's and an assistant's turn alike: the model could not tell who speaks; repair "
+            "the chat template renders a user's and an assistant's turn alike: the model could not distinguish the speakers; repair "
             "the template beside its tokenizer (chat_template.jinja)"
         )
 
 
 def last_answer(turns: Sequence[Mapping[str, str]]) -> int:
-    """The assistant's last turn."""
-    return max(place for place, turn in enumerate(turns) if turn["role"] == "assistant")
+    """The index of the last turn of the assistant."""
+    return max(index for index, turn in enumerate(turns) if turn["role"] == "assistant")
 
 
 def closing(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the chat template writes after what the assistant says, without the space at its end."""
+    """The text with which the chat template closes a turn of the assistant, without white space at its end."""
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": ANSWER}]
-    _, found, after = apply_template(tokenizer, turns).rpartition(ANSWER)
-    return after.rstrip() if found else ""
+    _, answer, after = apply_template(tokenizer, turns).rpartition(ANSWER)
+    return after.rstrip() if answer else ""
 
 
 def render(
     tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], close: str, ends: bool = True
 ) -> tuple[str, list[tuple[int, int]]]:
-    """A conversation as the template writes it, up to the assistant's last turn, and where the assistant speaks.
+    """A conversation as the template renders it, up to the last turn of the assistant, and the spans of the assistant's turns.
 
-    An earlier turn of the assistant counts only if the template writes it the same with and without what follows (some
-    leave out what was thought). An answer that says nothing, which some templates refuse, is the close alone.
+    An earlier turn of the assistant counts only if the template renders it identically with and without what follows (some templates drop
+    reasoning from earlier turns). An empty answer, which some templates refuse, is rendered as the closing text alone.
 
     Args:
-        close: what closes the assistant's turn.
+        close: the closing text of a turn.
         ends: the last turn is closed.
     """
     last = last_answer(turns)
     prompt = apply_template(tokenizer, turns[:last], add_generation_prompt=True)
-    said = turns[last]["content"].strip()
-    whole = apply_template(tokenizer, turns[: last + 1]).rstrip() if said else prompt + close
-    whole = whole if ends else whole.removesuffix(close)
+    answer = turns[last]["content"].strip()
+    rendered = apply_template(tokenizer, turns[: last + 1]).rstrip() if answer else prompt + close
+    rendered = rendered if ends else rendered.removesuffix(close)
     spans = []
-    for place, turn in enumerate(turns[:last]):
+    for index, turn in enumerate(turns[:last]):
         if turn["role"] != "assistant":
             continue
         try:
-            before = apply_template(tokenizer, turns[:place], add_generation_prompt=True)
-        except DataError:  # there is nothing before it, say
+            before = apply_template(tokenizer, turns[:index], add_generation_prompt=True)
+        except DataError:  # some templates refuse an empty conversation
             continue
-        after = apply_template(tokenizer, turns[: place + 1]).rstrip()
-        if whole.startswith(before) and whole.startswith(after) and len(after) > len(before):
+        after = apply_template(tokenizer, turns[: index + 1]).rstrip()
+        if rendered.startswith(before) and rendered.startswith(after) and len(after) > len(before):
             spans.append((len(before), len(after)))
-    if said and not (whole.startswith(prompt) and len(whole) > len(prompt)):
+    if answer and not (rendered.startswith(prompt) and len(rendered) > len(prompt)):
         raise DataError(
             "the chat template writes the assistant's last turn in a way that does not begin with its generation prompt: "
-            f"{prompt[-60:]!r} is not how {whole[-120:]!r} begins; repair the template (chat_template.jinja)"
+            f"{prompt[-60:]!r} is not how {rendered[-120:]!r} begins; repair the template (chat_template.jinja)"
         )
-    return whole, [*spans, (len(prompt), len(whole))]
+    return rendered, [*spans, (len(prompt), len(rendered))]
 
 
 def apply_template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:
@@ -110,6 +110,6 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str
     except Exception as error:  # jinja2 raises what the template says
         roles = listed(turn["role"] for turn in turns) or "no turns"
         raise DataError(
-            f"the chat template refuses a conversation of {roles}: {error}; leave out what it does not take (a system's turn, "
-            "say), or use a model whose template does"
+            f"the chat template refuses a conversation of {roles}: {error}; remove the turns that it does not accept (of the system, "
+            "for example), or use a model whose template accepts them"
         ) from None

@@ -18,9 +18,9 @@ from kdcli.tasks.rows import (
 
 
 class CausalLMRows(RowSchema):
-    """Columns prompt and completion, or messages, or text. Rows are the same if every character is.
+    """Columns prompt and completion, or messages, or text. Rows are duplicates if all of their characters are equal.
 
-    Rows with one prompt stay together: the same first turn of the user, or text, but for case and white space.
+    Rows with the same prompt (the first turn of the user, or the text, up to case and white space) stay in one split.
     """
 
     keys = "dataset.prompt= and dataset.completion=, dataset.messages=, or dataset.text="
@@ -36,7 +36,7 @@ class CausalLMRows(RowSchema):
             self.columns = [getattr(cfg, field) for field in self.fields]
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
-        """Texts, or the turns of a conversation."""
+        """Check that the values are texts, or the turns of a conversation."""
         if self.fields == ["messages"]:
             return (_turns(values[0], where),)
         return tuple(
@@ -45,7 +45,7 @@ class CausalLMRows(RowSchema):
         )
 
     def row(self, values: tuple[Any, ...], where: str) -> Row | None:
-        """Its id is a hash of all that it holds."""
+        """The id is a hash of all values."""
         texts: list[str] = []
 
         def tidy(value: Any, field: str) -> Any:
@@ -55,7 +55,7 @@ class CausalLMRows(RowSchema):
             texts.append(text.strip())
             joined = (
                 field in ("prompt", "completion") and not self.cfg.chat
-            )  # what stands between them is theirs
+            )  # the white space between them belongs to them
             return texts[-1] if not joined else text.lstrip() if field == "prompt" else text.rstrip()
 
         tidied = [tidy(value, field) for field, value in zip(self.fields, values, strict=True)]
@@ -64,14 +64,14 @@ class CausalLMRows(RowSchema):
         return {"id": row_hash(tidied), **dict(zip(self.fields, tidied, strict=True))}
 
     def group(self, row: Row) -> str:
-        """The prompt; a conversation that no user begins stands by itself."""
-        said = [turn["content"] for turn in row.get("messages", ()) if turn["role"] == "user"]
-        prompt = row.get("prompt") or row.get("text") or next(iter(said), row["id"])
+        """The prompt; a conversation without a turn of the user is a group of its own."""
+        user_turns = [turn["content"] for turn in row.get("messages", ()) if turn["role"] == "user"]
+        prompt = row.get("prompt") or row.get("text") or next(iter(user_turns), row["id"])
         return row_hash([fold_white_space(prompt).casefold()])
 
 
 def _turns(value: Any, where: str) -> list[dict[str, str]]:
-    """A conversation, also as the JSON that a csv file holds: role and content of each turn, and nothing else."""
+    """The role and the content of each turn of a conversation, which in a csv file is JSON."""
     expected = 'a list of {"role": …, "content": …}'
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
@@ -79,19 +79,19 @@ def _turns(value: Any, where: str) -> list[dict[str, str]]:
     if not isinstance(value, list):
         raise DataError(f"{where}: the messages are {shown(value)}; expected {expected}, or that as JSON")
     turns = []
-    for number, turn in enumerate(value, 1):
+    for index, turn in enumerate(value, 1):
         if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-            raise DataError(f"{where}: message {number} is {shown(turn)}; expected {expected}")
+            raise DataError(f"{where}: message {index} is {shown(turn)}; expected {expected}")
         turns.append(
             {
-                key: require_text(turn[key], f"the {key} of message {number}", where)
+                key: require_text(turn[key], f"the {key} of message {index}", where)
                 for key in ("role", "content")
             }
         )
     if not any(turn["role"] == "assistant" for turn in turns):
         roles = listed(dict.fromkeys(turn["role"] for turn in turns)) or "none"
         raise DataError(
-            f"{where}: no message has the role assistant (roles: {roles}), and only what it says is learnt; remove "
+            f"{where}: no message has the role assistant (roles: {roles}), and only its messages are learned; remove "
             "the row, or rename the roles"
         )
     return turns

@@ -31,23 +31,23 @@ from kdcli.text_metrics import text_scores
 
 logger = logging.getLogger(__name__)
 CHUNK = 1000
-"""Rows handed to the tokenizer at once."""
+"""Rows in a call of the tokenizer."""
 SHOWN = 10
 """Prompts that the report shows."""
 PROMPT = 100
-"""Characters of plain text that a model is given to go on from."""
+"""Characters of plain text that are used as a prompt."""
 SPAN = 2**20
-"""Characters that one turn, or one document in a packed row, may have."""
+"""An upper bound of the characters in a turn, or in a document of a packed row."""
 NOWHERE = -(2**30)
-"""Where a token begins that begins at no character."""
+"""The start of a token that begins at no character."""
 
 
 class CausalLM(LanguageModel):
     """The headline metric is the mean log-probability of a reference token, in nats.
 
-    Rows hold `prompt` and `completion` (of which only the completion counts), `messages` (what the assistant says counts),
-    or `texts`, pieces of documents packed into one row, which do not see each other (all tokens but the first of a
-    piece count).
+    Rows hold `prompt` and `completion` (of which only the completion counts), `messages` (of which the assistant's turns count),
+    or `texts`, pieces of documents packed into one row, which do not attend to each other (all tokens but the first of a piece
+    count).
     """
 
     spec = SPEC
@@ -58,25 +58,26 @@ class CausalLM(LanguageModel):
     batch = 8
     auto = "AutoModelForCausalLM"
     packs = False
-    """Rows hold several documents (since `prepare`)."""
+    """Rows hold several documents; set by `prepare`."""
     writes = True
 
     @classmethod
     def from_config(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
-        """The task for a data set, with what becomes of its long rows."""
+        """The task for a data set, with its rule for long rows."""
         task = super().from_config(cfg, labels)
         task.truncation = cfg.truncation or "cut"
         return task
 
-    def supports_architecture(self, kind: type[PreTrainedConfig]) -> bool:
-        """Not what is for masked LM too (BERT, RoBERTa): as it is born it sees the token that it shall predict."""
-        return super().supports_architecture(kind) and kind not in AutoModelForMaskedLM._model_mapping
+    def supports_architecture(self, architecture: type[PreTrainedConfig]) -> bool:
+        """Architectures that are also for masked LM (BERT, RoBERTa) are not supported: by default they attend to the token to predict."""
+        masked = architecture in AutoModelForMaskedLM._model_mapping
+        return super().supports_architecture(architecture) and not masked
 
     def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
-        """A decoder with its output head, which keeps the documents of a row apart if rows hold several."""
+        """A decoder with its output head. For packed rows it must separate the documents of a row."""
         model, new = super().load(path, **kwargs)
         if self.packs:
-            _check_apart(model)
+            _require_separation(model)
         return model, new
 
     # ---- rows -> tokens ----------------------------------------------------------------------------------
@@ -84,13 +85,13 @@ class CausalLM(LanguageModel):
     def prepare(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> datasets.Dataset:
-        """Plain text becomes rows of at most `max_length` tokens: long documents are cut, short ones share a row. Rows that were made so
-        with another tokenizer are cut further where they are longer with this one: both can read them whole. Conversations and completions
-        stay, but for those that are to be dropped.
+        """Pack plain text into rows of at most `max_length` tokens: long documents are cut, short ones share a row. Rows that were packed
+        with another tokenizer are cut further if they are longer with this one. Of conversations and completions, those that are too
+        long are dropped or refused, unless `truncation` is cut.
 
         Raises:
-            ConfigError: rows of so few tokens have none that counts.
-            DataError: all are dropped.
+            ConfigError: rows of `max_length` tokens have no position that counts.
+            DataError: rows are too long, or all are dropped.
         """
         if "text" in rows.column_names:
             groups = [[(text, True) for text in rows["text"][:]]]
@@ -113,14 +114,14 @@ class CausalLM(LanguageModel):
             )
         for group in groups:
             room = 0
-            for whole, last in group:
-                spans = tokenize(tokenizer, [whole], special=False)["offset_mapping"][0]
+            for document, last in group:
+                spans = tokenize(tokenizer, [document], special=False)["offset_mapping"][0]
                 for start in range(0, len(spans), step):
                     piece = spans[start : start + step]
                     if len(piece) + edges > room:
                         packed.append({"texts": [], "ends": []})
                         room = max_length
-                    packed[-1]["texts"].append(whole[piece[0][0] : piece[-1][1]])
+                    packed[-1]["texts"].append(document[piece[0][0] : piece[-1][1]])
                     packed[-1]["ends"].append(last and start + step >= len(spans))
                     room -= len(piece) + edges
         return datasets.Dataset.from_list(
@@ -144,14 +145,14 @@ class CausalLM(LanguageModel):
         return short
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
-        """Token ids, and the labels: the ids themselves where they count.
+        """Token ids, and the labels: the ids at the positions that count.
 
-        Rows that a model has answered since may have `ends`: whether the answer came to its end, which does not count where
-        it did not. Of such a row nothing need count.
+        Rows with completions that a model wrote may have a column `ends`: whether the completion is complete. If it is not, its end token does
+        not count, and the row may have no position that counts.
 
         Raises:
-            DataError: nothing of a row counts (its prompt fills the context), or the chat template is missing, or does
-                not tell the roles apart.
+            DataError: no token of a row counts (its prompt fills the context), or the chat template is missing, or does not
+                distinguish the roles.
         """
         if "texts" in rows.column_names:
             return self._encode_texts(tokenizer, rows, max_length)
@@ -178,44 +179,46 @@ class CausalLM(LanguageModel):
         starts: list[np.ndarray] = []
         for start in range(0, len(rendered), CHUNK):
             chunk = rendered[start : start + CHUNK]
-            found = tokenize(tokenizer, [text for text, _ in chunk], special=turns is None)
-            for (_, spans), tokens, offsets, whole in zip(
+            encodings = tokenize(tokenizer, [text for text, _ in chunk], special=turns is None)
+            for (_, spans), tokens, offsets, complete in zip(
                 chunk,
-                found["input_ids"],
-                found["offset_mapping"],
+                encodings["input_ids"],
+                encodings["offset_mapping"],
                 ends[start : start + CHUNK],
                 strict=True,
             ):
                 row = np.asarray(tokens, np.int32)
-                where = np.asarray(offsets, np.int64).reshape(-1, 2)
-                real = where[:, 1] > where[:, 0]
+                span = np.asarray(offsets, np.int64).reshape(-1, 2)
+                real = span[:, 1] > span[:, 0]
                 counted = np.zeros(len(row), bool)
-                places = np.full(len(row), NOWHERE)
-                for number, (begin, end) in enumerate(spans):
-                    within = real & (where[:, 1] > begin) & (where[:, 0] < end)
+                begins = np.full(len(row), NOWHERE)
+                for turn, (begin, end) in enumerate(spans):
+                    within = real & (span[:, 1] > begin) & (span[:, 0] < end)
                     counted |= within
-                    places[within] = _places(where, begin)[within] + number * SPAN
-                if turns is None and whole and tokenizer.eos_token_id is not None:
+                    begins[within] = _token_starts(span, begin)[within] + turn * SPAN
+                if turns is None and complete and tokenizer.eos_token_id is not None:
                     if row.size == 0 or row[-1] != tokenizer.eos_token_id:
                         row = np.append(row, np.int32(tokenizer.eos_token_id))
-                        counted, places = np.append(counted, True), np.append(places, 0)
-                    counted[-1], places[-1] = True, spans[0][1] - spans[0][0]
-                starts.append(places[:max_length])
+                        counted, begins = np.append(counted, True), np.append(begins, 0)
+                    counted[-1], begins[-1] = True, spans[0][1] - spans[0][0]
+                starts.append(begins[:max_length])
                 labels.append(np.where(counted, row, IGNORE)[:max_length])
                 ids.append(row[:max_length])
-        lost = [] if written else [at for at, row in enumerate(labels) if not (row[1:] != IGNORE).any()]
-        if lost:
-            said = turns[lost[0]] if turns is not None else []
-            shown = said[last_answer(said) - 1]["content"] if said else rendered[lost[0]][0]
+        empty = (
+            [] if written else [index for index, row in enumerate(labels) if not (row[1:] != IGNORE).any()]
+        )
+        if empty:
+            refused = turns[empty[0]] if turns is not None else []
+            prompt = refused[last_answer(refused) - 1]["content"] if refused else rendered[empty[0]][0]
             raise DataError(
-                f"row {rows['id'][lost[0]]} ({shown[:60]!r}): no token of its completion is within dataset.max_length = "
-                f"{max_length} tokens: the prompt fills them; so it is with {len(lost)} of {len(labels)} rows. Raise dataset.max_length, "
-                "or leave out what is longer (dataset.truncation=drop)"
+                f"row {rows['id'][empty[0]]} ({prompt[:60]!r}): no token of its completion is within dataset.max_length = "
+                f"{max_length} tokens: the prompt fills them; so it is with {len(empty)} of {len(labels)} rows. Raise dataset.max_length, "
+                "or drop longer rows (dataset.truncation=drop)"
             )
         return _encoded(ids, labels, starts)
 
     def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
-        """Pieces one after the other; `position_ids` begin anew with each, which is what keeps them apart."""
+        """Concatenate the pieces of a row. `position_ids` restart with each piece, which separates them."""
         begin = _begin(tokenizer)
         ids: list[np.ndarray] = []
         labels: list[np.ndarray] = []
@@ -223,25 +226,25 @@ class CausalLM(LanguageModel):
         starts: list[np.ndarray] = []
         for texts, ends in zip(rows["texts"][:], rows["ends"][:], strict=True):
             row: list[int] = []
-            places: list[int] = []
+            position_ids: list[int] = []
             counted: list[bool] = []
-            at: list[int] = []
-            found = tokenize(tokenizer, list(texts), special=False)
-            for number, (text, end) in enumerate(zip(texts, ends, strict=True)):
-                piece = [*begin, *found["input_ids"][number]]
-                where = np.asarray(found["offset_mapping"][number], np.int64).reshape(-1, 2)
-                at += [NOWHERE] * len(begin) + (_places(where, 0) + number * SPAN).tolist()
+            begins: list[int] = []
+            encodings = tokenize(tokenizer, list(texts), special=False)
+            for index, (text, end) in enumerate(zip(texts, ends, strict=True)):
+                piece = [*begin, *encodings["input_ids"][index]]
+                span = np.asarray(encodings["offset_mapping"][index], np.int64).reshape(-1, 2)
+                begins += [NOWHERE] * len(begin) + (_token_starts(span, 0) + index * SPAN).tolist()
                 if end and tokenizer.eos_token_id is not None:
                     piece.append(tokenizer.eos_token_id)
-                    at.append(len(text) + number * SPAN)
+                    begins.append(len(text) + index * SPAN)
                 row += piece
-                places += range(len(piece))
+                position_ids += range(len(piece))
                 counted += [False] + [True] * (len(piece) - 1)
             line = np.asarray(row, np.int32)
             ids.append(line[:max_length])
             labels.append(np.where(counted, line, IGNORE)[:max_length])
-            positions.append(np.asarray(places, np.int32)[:max_length])
-            starts.append(np.asarray(at, np.int32)[:max_length])
+            positions.append(np.asarray(position_ids, np.int32)[:max_length])
+            starts.append(np.asarray(begins, np.int32)[:max_length])
         return _encoded(ids, labels, starts, positions)
 
     def collate(
@@ -250,31 +253,31 @@ class CausalLM(LanguageModel):
         """Right-padded inputs and labels (B, L), and `rows` (B,). Packed rows have position_ids in place of a mask."""
         mask = "position_ids" if "position_ids" in features[0] else "attention_mask"
         batch = padded(features, ("input_ids", "labels", mask), tokenizer)
-        batch["labels"][:, 0] = IGNORE  # nothing stands before it
+        batch["labels"][:, 0] = IGNORE  # no token precedes it
         return batch
 
     # ---- models ------------------------------------------------------------------------------------------
 
     def positions(self, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """(B, L) -> where the model stands when it predicts a counted token, and those tokens, (N,)."""
+        """(B, L) -> the positions from which counted tokens are predicted, and those tokens, (N,)."""
         row, column = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
         return (row, column), labels[row, column + 1]
 
     def counts(self, labels: Tensor) -> Tensor:
-        """Counted tokens of each row."""
+        """The number of counted tokens of each row."""
         return (labels[:, 1:] != IGNORE).sum(1)
 
     def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
         """All counted tokens."""
         labels = encoded.columns["labels"].copy()
-        labels[encoded.offsets[:-1]] = IGNORE  # nothing stands before a row's first token
+        labels[encoded.offsets[:-1]] = IGNORE  # no token precedes the first one of a row
         return super().targets(Encoded({"labels": labels}, encoded.offsets))
 
     def aligned(self, teacher: Encoded, student: Encoded) -> list[tuple[np.ndarray, np.ndarray]]:
-        """By the character at which each token begins."""
+        """Match tokens by the character at which they begin."""
         alignments = []
         for row in range(len(student)):
-            teacher_starts, student_starts = _begun(teacher, row), _begun(student, row)
+            teacher_starts, student_starts = _counted_starts(teacher, row), _counted_starts(student, row)
             _, of_teacher, of_student = np.intersect1d(teacher_starts, student_starts, return_indices=True)
             index, matched = np.zeros(len(student_starts), np.int64), np.zeros(len(student_starts), bool)
             index[of_student], matched[of_student] = of_teacher, student_starts[of_student] >= 0
@@ -282,7 +285,7 @@ class CausalLM(LanguageModel):
         return alignments
 
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
-        """The prompts, with the template's tokens where there is one; of plain text its beginning."""
+        """The prompts, rendered by the chat template if there is one; of plain text its beginning."""
         conversations = self._conversations(rows)
         if conversations is None:
             return [[row["prompt"]] for row in self.prompts_and_references(rows)]
@@ -292,7 +295,7 @@ class CausalLM(LanguageModel):
         ]
 
     def prompts_and_references(self, rows: datasets.Dataset) -> list[dict[str, str]]:
-        """What people see of each row: its `prompt`, and the `reference` that stands there."""
+        """The `prompt` and the `reference` of each row, as the report shows them."""
         if "texts" in rows.column_names:
             return [
                 {"prompt": texts[0][:PROMPT], "reference": texts[0][PROMPT : 5 * PROMPT]}
@@ -302,12 +305,12 @@ class CausalLM(LanguageModel):
         if conversations is None:
             pairs = zip(rows["prompt"][:], rows["completion"][:], strict=True)
             return [{"prompt": prompt, "reference": completion} for prompt, completion in pairs]
-        found = []
+        shown = []
         for turns in conversations:
             last = last_answer(turns)
-            said = [turn["content"] for turn in turns[:last]]
-            found.append({"prompt": "\n\n".join(said), "reference": turns[last]["content"]})
-        return found
+            prompt = "\n\n".join(turn["content"] for turn in turns[:last])
+            shown.append({"prompt": prompt, "reference": turns[last]["content"]})
+        return shown
 
     def replies(
         self,
@@ -317,7 +320,7 @@ class CausalLM(LanguageModel):
         max_length: int,
         **options: Any,
     ) -> list[Reply]:
-        """What a decoder writes after each row's prompt, to its end of text or of its turn."""
+        """Generate after the prompt of each row, to the end of the text or of the turn."""
         prompts = [prompt for (prompt,) in self.inputs(rows, tokenizer)]
         ends = self._ends(tokenizer)
         return reply(
@@ -327,13 +330,13 @@ class CausalLM(LanguageModel):
     def prepare_for_saving(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> None:
-        """So that plain `generate` stops where an answer ends here: also where the chat template closes a turn."""
+        """Set the end tokens, so that plain `generate` stops where a completion ends, also at the end of a turn of the chat template."""
         own: Any = model.generation_config
         ends = ends_of(model, tokenizer, self._ends(tokenizer))
         own.eos_token_id = ends[0] if len(ends) == 1 else ends or None
 
     def _ends(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """The special token with which the chat template closes the assistant's turn, if the rows are conversations."""
+        """The special token with which the chat template closes an assistant's turn, if rows are conversations."""
         if not self.chat:
             return []
         added = tokenizer.added_tokens_decoder
@@ -353,7 +356,7 @@ class CausalLM(LanguageModel):
         return {**row, **own, "id": digest("expanded", text)[:32]}
 
     def with_completion(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
-        """The row with another answer to its prompt: the last turn of the assistant, or the completion."""
+        """Replace the last turn of the assistant, or the completion."""
         answer = (
             {
                 "messages": [
@@ -369,7 +372,7 @@ class CausalLM(LanguageModel):
     # ---- run and report ------------------------------------------------------------------------------------
 
     def check_rows(self, cfg: Distill, rows: int, gold: int) -> None:
-        """There are prompts, if a rollout is to complete them.
+        """Require prompts for a rollout.
 
         Raises:
             ConfigError
@@ -381,7 +384,7 @@ class CausalLM(LanguageModel):
             )
 
     def check_models(self, cfg: Distill, models: Iterable[PreTrainedConfig], generate: bool) -> None:
-        """They have positions for what they are to write in the run.
+        """Require positions for the prompts and completions of rollouts and measurement.
 
         Raises:
             ConfigError
@@ -393,12 +396,12 @@ class CausalLM(LanguageModel):
                 require_room(cfg.measure, config)
 
     def warn_of_truncation(self, encoded: Encoded, max_length: int) -> None:
-        """The end of an answer that is truncated is not learned."""
+        """Warn if completions are cut: their ends are not learned."""
         if not self.packs and (full := int((np.diff(encoded.offsets) >= max_length).sum())):
             logger.log(
                 log_level(full, len(encoded)),
-                "%d of %d training rows fill dataset.max_length = %d tokens: what is longer is cut off, and the end of its answer is not "
-                "learnt; raise it, or leave such rows out (dataset.truncation=drop)",
+                "%d of %d training rows fill dataset.max_length = %d tokens: longer rows are cut, and the ends of their completions are not "
+                "learned; raise it, or drop longer rows (dataset.truncation=drop)",
                 full, len(encoded), max_length,
             )  # fmt: skip
 
@@ -410,7 +413,7 @@ class CausalLM(LanguageModel):
         max_length: int,
         cfg: Measure | None,
     ) -> list[str]:
-        """Greedy answers to the first prompts, of `measure.new_tokens` tokens at most each."""
+        """Greedy completions of the first prompts, of at most `measure.new_tokens` tokens each."""
         if cfg is None:
             return []
         some = rows.select(range(min(cfg.generations, len(rows))))
@@ -420,7 +423,7 @@ class CausalLM(LanguageModel):
     def sample_scores(
         self, samples: Sequence[str], predictions: Predictions, rows: datasets.Dataset
     ) -> dict[str, float]:
-        """ROUGE-L against the references, and how varied the answers are."""
+        """ROUGE-L against the references, and the diversity of the completions."""
         return (
             text_scores(samples, [row["reference"] for row in self.prompts_and_references(rows)])
             if samples
@@ -434,7 +437,7 @@ class CausalLM(LanguageModel):
         samples: Mapping[str, Sequence[str]],
         cfg: Measure | None,
     ) -> dict[str, Any]:
-        """The number of counted tokens, and for some prompts the reference and what each model writes."""
+        """The number of counted tokens, and for some prompts the reference and the completion of each model."""
         count = min([SHOWN, *map(len, samples.values())]) if samples else 0
         generations = [
             row | {name: texts[index] for name, texts in samples.items()}
@@ -443,7 +446,7 @@ class CausalLM(LanguageModel):
         return {"test_tokens": len(predictions["student"].labels), "generations": generations}
 
     def _conversations(self, rows: datasets.Dataset) -> list[list[dict[str, str]]] | None:
-        """Each row's turns; None if the rows are no conversations."""
+        """The turns of each row; None if rows are not conversations."""
         if "messages" in rows.column_names:
             return [
                 [{"role": turn["role"], "content": turn["content"]} for turn in turns]
@@ -464,17 +467,21 @@ class CausalLM(LanguageModel):
         return HiddenSignal(hidden[pick], head_of(model))
 
 
-def _begun(encoded: Encoded, row: int) -> np.ndarray:
-    """Where a row's counted tokens begin."""
+def _counted_starts(encoded: Encoded, row: int) -> np.ndarray:
+    """The characters at which the counted tokens of a row begin."""
     item = encoded[row]
     return item["starts"][1:][item["labels"][1:] != IGNORE]
 
 
-def _places(where: np.ndarray, begin: int) -> np.ndarray:
-    """Characters from `begin` to where each token begins: to the end of the one before it, as some tokenizers do not count
-    the space that a token begins with. Tokens that begin inside a character are nowhere."""
-    before = np.concatenate([[0], np.maximum.accumulate(where[:-1, 1])])[: len(where)]
-    return np.where(where[:, 0] < before, NOWHERE, np.maximum(before - begin, 0))
+def _token_starts(span: np.ndarray, begin: int) -> np.ndarray:
+    """The start of each token, in characters from `begin`: the end of the token before it, because some tokenizers do not count the space
+    with which a token begins. Tokens that begin inside a character have the start `NOWHERE`.
+
+    Args:
+        span: the first character of each token and the one after its last, (L, 2).
+    """
+    before = np.concatenate([[0], np.maximum.accumulate(span[:-1, 1])])[: len(span)]
+    return np.where(span[:, 0] < before, NOWHERE, np.maximum(before - begin, 0))
 
 
 def _encoded(
@@ -493,29 +500,29 @@ def _encoded(
 
 
 def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that a text begins with, if this tokenizer has one."""
+    """The token with which this tokenizer begins a text; empty if there is none."""
     return list(tokenizer("", add_special_tokens=True)["input_ids"][:1])
 
 
 @torch.no_grad()
-def _check_apart(model: PreTrainedModel) -> None:
-    """What stands before a document in its row does not change what the model says of it.
+def _require_separation(model: PreTrainedModel) -> None:
+    """Require that the outputs for a document do not depend on the documents before it in the row.
 
     Raises:
-        ModelError: this architecture does not go by `position_ids`.
+        ModelError: this architecture does not separate documents by `position_ids`.
     """
     body: Any = model.base_model
-    places = torch.arange(4).repeat(2)[None]
+    position_ids = torch.arange(4).repeat(2)[None]
     ids = torch.arange(8)[None] % model.config.get_text_config().vocab_size
     alone = body(input_ids=ids[:, 4:], use_cache=False).last_hidden_state
     try:
-        packed = body(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state[:, 4:]
+        packed = body(input_ids=ids, position_ids=position_ids, use_cache=False).last_hidden_state[:, 4:]
     except TypeError:
         packed = None
     if packed is None or not torch.allclose(
         packed, alone, atol=CLOSE * float(alone.abs().max().clamp(min=1))
     ):
         raise ModelError(
-            f"{type(model).__name__} does not keep the documents of a row apart (it does not go by position_ids), which "
+            f"{type(model).__name__} does not separate the documents of a row by position_ids, which "
             "plain text needs; use another model, or data of prompts and completions"
         )

@@ -1,4 +1,4 @@
-"""Masked language modelling: tokens of a text are hidden from the model, and it predicts them from all that stands around."""
+"""Masked language modelling: some tokens of a text are masked, and the model predicts them from their context."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from kdcli.tasks.rows import IGNORE
 
 logger = logging.getLogger(__name__)
 CHUNK = 1000
-"""Rows handed to the tokenizer at once."""
+"""Rows in a call of the tokenizer."""
 HIDDEN = 0.15
-"""The share of a row's tokens that is predicted (Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1) …"""
+"""The share of the tokens of a row that is predicted (Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1)."""
 MASKED, REPLACED = 0.8, 0.1
-"""… and of those the shares that the model reads as the mask token, and as some other token; the rest it reads as it is."""
+"""The shares of the predicted tokens that are replaced by the mask token, and by a random token. The rest stays unchanged."""
 
 
 class MaskedLM(LanguageModel):
-    """The headline metric is the mean log-probability of a hidden token, in nats.
+    """The headline metric is the mean log-probability of a masked token, in nats.
 
-    Rows hold `text`. Which of its tokens are hidden, and what is read in their place, is decided by the row's id alone, so that
-    teacher, cache and student, a rerun and a resumed run see the same.
+    Rows hold `text`. The id of a row alone decides which of its tokens are masked, and by what they are replaced, so that teacher, cache and
+    student, a rerun and a resumed run read the same.
     """
 
     spec = SPEC
@@ -51,11 +51,11 @@ class MaskedLM(LanguageModel):
         """An encoder with a masked-LM head.
 
         Raises:
-            ModelError: its architecture has none, or does something else after its body.
+            ModelError: its architecture has none, or has other operations after its body.
         """
         try:
             model, new = super().load(path, **kwargs)
-        except ValueError as error:  # transformers knows no such class
+        except ValueError as error:  # transformers has no such class
             raise _no_head(str(error).partition("\n")[0]) from None
         if not type(model).__name__.endswith(self.head):
             raise _no_head(f"{type(model).__name__} is an encoder with a decoder.")
@@ -66,12 +66,11 @@ class MaskedLM(LanguageModel):
     def prepare(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> datasets.Dataset:
-        """Texts of at most `max_length` tokens: longer ones are cut, and nothing of them is lost. Those without a token to
-        hide are left out.
+        """Split texts into rows of at most `max_length` tokens, and drop those without a token to mask.
 
         Raises:
-            ConfigError: rows of so few tokens have none to hide.
-            DataError: one character is more than `max_length` tokens, or no text has a token to hide.
+            ConfigError: rows of `max_length` tokens have no token to mask.
+            DataError: a character has more than `max_length` tokens, or no text has a token to mask.
             ModelError: the tokenizer has no mask token, or does not return character offsets.
         """
         _require_mask(tokenizer)
@@ -80,30 +79,32 @@ class MaskedLM(LanguageModel):
             raise ConfigError(
                 f"dataset.max_length = {max_length}: special tokens fill it; give at least {max_length - room + 1}"
             )
-        found: list[dict[str, Any]] = []
-        lost = 0
+        prepared: list[dict[str, Any]] = []
+        dropped = 0
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
             for key, text, pieces in zip(
                 chunk["id"], chunk["text"], _cut(tokenizer, chunk["text"], room), strict=True
             ):
-                lost += not pieces
-                for number, piece in enumerate(pieces):
-                    own = key if piece == text else digest(key, number, piece)[:32]
-                    found.append({"id": own, "text": piece})
-        if lost:
-            logger.warning("%d of %d rows are left out: they have no token but special ones", lost, len(rows))
-        if not found:
+                dropped += not pieces
+                for index, piece in enumerate(pieces):
+                    own = key if piece == text else digest(key, index, piece)[:32]
+                    prepared.append({"id": own, "text": piece})
+        if dropped:
+            logger.warning(
+                "%d of %d rows are dropped: they have no token but special ones", dropped, len(rows)
+            )
+        if not prepared:
             raise DataError(
                 "no row has a token but special ones: is the text in a language that the tokenizer of this model does not know?"
             )
-        return datasets.Dataset.from_list(found)
+        return datasets.Dataset.from_list(prepared)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
-        """Token ids, of which some are hidden; segment ids where the tokenizer makes them; and the labels: the hidden tokens.
+        """Token ids, some of them masked; segment ids if the tokenizer returns them; and the labels: the masked tokens.
 
         Raises:
-            DataError: a row has no token to hide.
+            DataError: a row has no token to mask.
             ModelError: the tokenizer has no mask token.
         """
         mask = _require_mask(tokenizer)
@@ -113,21 +114,21 @@ class MaskedLM(LanguageModel):
         columns: dict[str, list[np.ndarray]] = {key: [] for key in (*keys, "labels")}
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
-            read = tokenizer(
+            encodings = tokenizer(
                 chunk["text"], truncation=True, max_length=max_length, return_attention_mask=False
             )
             for key in keys:
-                columns[key] += [np.asarray(values, np.int32) for values in read[key]]
-            for number, name in enumerate(chunk["id"], start):
-                ids = columns["input_ids"][number]
-                places = np.flatnonzero(~np.isin(ids, special))
-                if not len(places):
+                columns[key] += [np.asarray(values, np.int32) for values in encodings[key]]
+            for index, name in enumerate(chunk["id"], start):
+                ids = columns["input_ids"][index]
+                maskable = np.flatnonzero(~np.isin(ids, special))
+                if not len(maskable):
                     raise DataError(
-                        f"row {name} ({chunk['text'][number - start][:60]!r}) has no token but special ones; remove it"
+                        f"row {name} ({chunk['text'][index - start][:60]!r}) has no token but special ones; remove it"
                     )
-                labels, shown = hide(ids, places, mask, others, name)
+                labels, masked = mask_tokens(ids, maskable, mask, others, name)
                 columns["labels"].append(labels)
-                columns["input_ids"][number] = shown
+                columns["input_ids"][index] = masked
         flat = {key: np.concatenate(parts).astype(np.int32) for key, parts in columns.items()}
         return Encoded(flat, np.cumsum([0, *map(len, columns["labels"])]))
 
@@ -144,91 +145,91 @@ class MaskedLM(LanguageModel):
     # ---- models ------------------------------------------------------------------------------------------
 
     def positions(self, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """(B, L) -> where tokens are hidden, and which, (N,)."""
+        """(B, L) -> the positions of the masked tokens, and these tokens, (N,)."""
         row, column = (labels != IGNORE).nonzero(as_tuple=True)
         return (row, column), labels[row, column]
 
     def counts(self, labels: Tensor) -> Tensor:
-        """Hidden tokens of each row."""
+        """The number of masked tokens of each row."""
         return (labels != IGNORE).sum(1)
 
     def compared(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """All that is read, since every token of it bears on the hidden ones."""
+        """All tokens that are read, since each of them affects the predictions."""
         return encoded.columns["input_ids"], encoded.lengths
 
     def signal(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: tuple[Tensor, Tensor]
     ) -> HiddenSignal:
-        """What the last layer, which makes logits, is given at the picked positions, (N, H), and that layer.
+        """The input of the output layer at the picked positions, (N, H), and that layer.
 
-        It is watched by a hook, since architectures do different things before it, and runs on no position.
+        A hook captures it, because architectures differ in the layers before it. The output layer itself then runs on no position.
 
         Raises:
-            ModelError: the model has no such layer, or computes its logits without it.
+            ModelError: the model has no output layer, or computes its logits without it.
         """
         head = head_of(model)
-        seen: list[Tensor] = []
+        captured: list[Tensor] = []
 
-        def keep(_: Any, args: tuple[Tensor]) -> tuple[Tensor]:
-            seen.append(args[0][pick])
+        def capture(_: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+            captured.append(args[0][pick])
             return (args[0][:, :0],)
 
-        hook = model.get_output_embeddings().register_forward_pre_hook(keep)
+        hook = model.get_output_embeddings().register_forward_pre_hook(capture)
         try:
             model(**inputs)
         finally:
             hook.remove()
-        if not seen:
+        if not captured:
             raise unknown_head(model)
-        return HiddenSignal(seen[0], head)
+        return HiddenSignal(captured[0], head)
 
 
-def hide(
-    ids: np.ndarray, places: np.ndarray, mask: int, others: np.ndarray, key: str
+def mask_tokens(
+    ids: np.ndarray, maskable: np.ndarray, mask: int, others: np.ndarray, key: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hide a share of a row's tokens, at least one.
+    """Mask a share of the tokens of a row, at least one.
 
     Args:
         ids: the row, (L,).
-        places: where there is a token that may be hidden; at least one.
+        maskable: the positions of tokens that may be masked; at least one.
         mask: the mask token.
-        others: what a token may be replaced by.
-        key: decides what is hidden, and how.
+        others: the tokens that may replace one.
+        key: the seed.
 
     Returns:
-        The hidden tokens, -100 elsewhere, and what the model reads; (L,) each.
+        The masked tokens, -100 elsewhere, and the tokens that the model reads; (L,) each.
     """
     random = np.random.default_rng(seed_of("masked_lm", key))
-    hidden = random.choice(places, max(1, round(HIDDEN * len(places))), replace=False)
-    how = random.random(len(hidden))
+    hidden = random.choice(maskable, max(1, round(HIDDEN * len(maskable))), replace=False)
+    draws = random.random(len(hidden))
     drawn = random.choice(others, len(hidden))
-    labels, shown = np.full_like(ids, IGNORE), ids.copy()
+    labels, masked = np.full_like(ids, IGNORE), ids.copy()
     labels[hidden] = ids[hidden]
-    shown[hidden] = np.select([how < MASKED, how < MASKED + REPLACED], [mask, drawn], ids[hidden])
-    return labels, shown
+    masked[hidden] = np.select([draws < MASKED, draws < MASKED + REPLACED], [mask, drawn], ids[hidden])
+    return labels, masked
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], room: int) -> list[list[str]]:
-    """Each text in pieces of at most `room` tokens, without those that have no token but special ones.
+    """Split each text into pieces of at most `room` tokens, without pieces that have special tokens alone.
 
-    It is cut between two words, or within one that is longer than a piece.
+    A text is split between two words, or within a word that is longer than a piece.
     """
     special = set(tokenizer.all_special_ids)
-    found = tokenize(tokenizer, texts, special=False)
-    whole: list[list[str]] = []
-    for number, text in enumerate(texts):
+    encodings = tokenize(tokenizer, texts, special=False)
+    pieces_of: list[list[str]] = []
+    for index, text in enumerate(texts):
         ids, spans, words = (
-            found["input_ids"][number],
-            found["offset_mapping"][number],
-            found.word_ids(number),
+            encodings["input_ids"][index],
+            encodings["offset_mapping"][index],
+            encodings.word_ids(index),
         )
         if len(ids) <= room:
-            whole.append([] if special.issuperset(ids) else [text])
+            pieces_of.append([] if special.issuperset(ids) else [text])
             continue
         ends, first = [0], 0
         while len(ids) - first > room:
             last = first + room
-            starts = [place for place in range(first + 1, last + 1) if words[place] != words[place - 1]]
+            starts = [token for token in range(first + 1, last + 1) if words[token] != words[token - 1]]
             last = starts[-1] if starts else last
             ends.append(min(spans[last - 1][1], spans[last][0]))
             first = last
@@ -238,19 +239,19 @@ def _cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], room: int) -> lis
                 f"the text {text[:60]!r} has a character of more than {room} tokens; raise dataset.max_length"
             )
         parts = [text[begin:end] for begin, end in itertools.pairwise(ends)]
-        whole.append([piece for pieces in _cut(tokenizer, parts, room) for piece in pieces])
-    return whole
+        pieces_of.append([piece for pieces in _cut(tokenizer, parts, room) for piece in pieces])
+    return pieces_of
 
 
 def _require_mask(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The mask token.
+    """The id of the mask token.
 
     Raises:
         ModelError: there is none.
     """
     if tokenizer.mask_token_id is None:
         raise ModelError(
-            f"{type(tokenizer).__name__} has no mask token, which the task masked_lm hides tokens with; use an encoder that was "
+            f"{type(tokenizer).__name__} has no mask token, which the task masked_lm needs; use an encoder that was "
             "trained on masked text (BERT, RoBERTa, DistilBERT …), or dataset.task=causal_lm for a decoder"
         )
     return int(tokenizer.mask_token_id)

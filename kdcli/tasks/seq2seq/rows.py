@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 class Seq2SeqRows(RowSchema):
-    """Columns source and target: one row is one pair. White space is folded, and pairs are the same if every character is.
+    """Columns source and target. White space is folded, and pairs are duplicates if all of their characters are equal.
 
-    Rows with one source stay together, also if it differs by case.
+    Rows with the same source, up to case, stay in one split.
     """
 
     keys = "dataset.source= and dataset.target="
@@ -31,27 +31,27 @@ class Seq2SeqRows(RowSchema):
         self.columns = list(folder.columns) if folder else [str(cfg.source), str(cfg.target)]
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
-        """Two texts, or the source alone."""
+        """Check that the values are two texts, or a source alone."""
         return tuple(
             require_text(value, f"the {side}", where) for side, value in zip(SIDES, values, strict=False)
         )
 
     def row(self, values: tuple[Any, ...], where: str) -> Row | None:
-        """Its id is a hash of both texts."""
+        """The id is a hash of both texts."""
         pair = [fold_white_space(self.replaced(text)) for text in values]
         return {"id": row_hash(pair), **dict(itertools.zip_longest(SIDES, pair))} if all(pair) else None
 
     def hide(self, row: Row) -> None:
-        """The target. The row is then another one: what was kept of the whole pair, by its id, may have been chosen by the target."""
+        """Remove the target. The row gets another id, because results cached under the id of the pair may depend on the target."""
         row |= {"id": row_hash([row["id"], "hidden"]), "target": None}
 
     def group(self, row: Row) -> str:
-        """The source without case."""
+        """A hash of the case-folded source."""
         return row_hash([row["source"].casefold()])
 
     def filtered(self, train: list[Row]) -> tuple[list[Row], Counter[str]]:
-        """Pairs that are no copies, whose lengths are to each other about as in the others, and that are written as the others
-        are. A warning if the columns are not written as their languages are."""
+        """Drop copies, pairs with an unusual ratio of lengths, and pairs in other scripts than the rest. Warn if the columns are not in the
+        scripts of their languages."""
         clean = self.cfg.clean
         kept, dropped = train, Counter[str]()
 
@@ -80,7 +80,7 @@ class Seq2SeqRows(RowSchema):
         return kept, +dropped
 
     def _compare(self, sides: list[Side]) -> None:
-        """Warn if a side is not written as its language is: most often, source and target are swapped."""
+        """Warn if a side is not in the script of its language: most often, source and target are swapped."""
         codes = [self.cfg.source_language, self.cfg.target_language]
         expected = [script_of(code or "") for code in codes]
         wrong = [

@@ -1,4 +1,4 @@
-"""Which script a text is written in, and which a language is written in."""
+"""The scripts of texts and of languages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 SIDES = ("source", "target")
-"""Of a pair."""
+"""The columns of a pair."""
 OWN = 0.2
-"""The share of a column's letters from which on a script is one of its own: Japanese has two, as has Serbian in some texts."""
+"""The share of the letters of a column from which on a script belongs to it: Japanese has two, and Serbian in some texts."""
 ENOUGH = 5000
-"""Rows that tell how a column is written."""
+"""Rows from which the scripts of a column are determined."""
 _WRITTEN = {
     "Latin": "en eng de deu fr fra es spa it ita pt por nl nld sv swe da dan no nb nob nn nno fi fin is isl et est lv lvs lav lt lit pl pol "
     "cs ces sk slk sl slv hr hrv hu hun ro ron sq als sqi tr tur az azj id ind ms zsm msa vi vie tl tgl sw swh swa ca cat gl glg eu eus "
@@ -54,13 +54,13 @@ _SCRIPTS = {
     "Ethi": "Ethiopic",
 }  # fmt: skip
 _WORD = re.compile(r"[a-z]+|[^\W\d_a-z]+")
-"""A run of small letters; Latin ones may stand in Chinese without a space."""
+"""A run of lower-case letters; Latin ones can occur in Chinese without a space."""
 _MARKUP = re.compile(r"%(\([^)]*\))?[a-z]|\{[^}]*\}|<[^>]*>")
 """Placeholders and tags."""
 
 
 def script_of(code: str) -> str | None:
-    """The script of a language code (ru, ru_RU, rus_Cyrl, sr-Latn); None if nobody knows."""
+    """The script of a language code (ru, ru_RU, rus_Cyrl, sr-Latn); None if it is unknown."""
     language, *rest = re.split(r"[_-]", code)
     named = [_SCRIPTS[part.capitalize()] for part in rest if part.capitalize() in _SCRIPTS]
     return named[0] if named else _LANGUAGES.get(language.lower())
@@ -75,7 +75,7 @@ def _script(letter: str) -> str:
 
 
 def _letters(text: str, other: str = "") -> str:
-    """The letters of one side of a pair, without markup, and without the words that the other side has as well: names are of no
+    """The letters of one side of a pair, without markup and without the words that the other side has as well, because names belong to no
     language."""
     words, others = (_WORD.findall(_MARKUP.sub(" ", side).casefold()) for side in (text, other))
     shared = set(others)
@@ -83,7 +83,7 @@ def _letters(text: str, other: str = "") -> str:
 
 
 def _scripts(letters: Mapping[str, int]) -> Counter[str]:
-    """How many letters of each script."""
+    """The number of letters of each script."""
     scripts: Counter[str] = Counter()
     for letter, count in letters.items():
         scripts[_script(letter)] += count
@@ -95,7 +95,7 @@ def fits(script: str | None, side: Side) -> bool:
 
 
 class Side:
-    """One side of pairs, and how it is written.
+    """One side of pairs, and its scripts.
 
     Attributes:
         name: source or target.
@@ -112,7 +112,7 @@ class Side:
         self.own = [script for script, count in scripts.most_common() if count >= OWN * scripts.total()]
 
     def strange(self, row: dict[str, Any]) -> bool:
-        """Whether all letters of a row are of other scripts, or most of those that its other side does not have."""
+        """Whether all letters of a row are in other scripts, or most of those that its other side does not have."""
         text = row[self.name]
         if not self.own or all(
             not character.isalpha() or _script(character) in self.own for character in set(text)

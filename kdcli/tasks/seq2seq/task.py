@@ -29,26 +29,26 @@ from kdcli.tasks.seq2seq.spec import SPEC
 
 logger = logging.getLogger(__name__)
 COPIED = 0.5
-"""The share of texts that are copies of their source from which on a teacher does not translate."""
+"""The share of copied sources above which a teacher is refused."""
 EXTREMES = 20
-"""Translations that the report shows, the worst and the best."""
+"""The numbers of worst and of best translations in the report."""
 CHUNK = 1000
-"""Rows handed to the tokenizer at once."""
+"""Rows in a call of the tokenizer."""
 _CODE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4})?")
 _TARGET = re.compile(r">>[^<>]*<<")
-"""What Marian's models of several languages are told the target's by: the first token of a source."""
+"""The first token of a source, by which multilingual Marian models are told the target language."""
 
 
 class Seq2Seq(LanguageModel):
-    """The headline metric is BLEU (sacrebleu's, 0 to 100) of what a model writes greedily.
+    """The headline metric is BLEU (sacrebleu's, 0 to 100) of greedily generated texts.
 
-    Rows hold `source` and `target`, None until the teacher has translated where nobody else has. All tokens of the target count, its end among them, but for those that are given to the
-    decoder and not predicted (a language code, BART's beginning). The decoder begins with the model's own start token, which
-    is the padding token of Marian and T5.
+    Rows hold `source` and `target`; the target is None until the teacher has translated a source that has none. All tokens of the target
+    count, also its end token, except those that are given to the decoder and not predicted (a language code, the first token of BART).
+    The decoder begins with the start token of the model, which is the padding token for Marian and T5.
 
     Args:
-        languages: codes of source and target, for tokenizers of several languages.
-        prefix: stands before each source.
+        languages: codes of source and target language, for multilingual tokenizers.
+        prefix: text before each source.
         truncation: whether pairs of more than `max_length` tokens are refused or dropped.
     """
 
@@ -76,7 +76,7 @@ class Seq2Seq(LanguageModel):
 
     @classmethod
     def from_config(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
-        """Languages and prefix of a data set."""
+        """The task for a data set, with its languages and its prefix."""
         _require_sacrebleu()
         languages = cfg.source_language, cfg.target_language
         return cls(languages, cfg.prefix, "drop" if cfg.truncation == "drop" else "refuse")
@@ -84,7 +84,7 @@ class Seq2Seq(LanguageModel):
     # ---- rows -> tokens ----------------------------------------------------------------------------------
 
     def given(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """The tokens that a target begins with and that are not predicted: a language code, or BART's beginning."""
+        """The first tokens of a target that are given, not predicted: a language code, or the first token of BART."""
         self._set_languages(tokenizer)
         empty = list(tokenizer(text_target="")["input_ids"])
         return empty[:-1] if empty and empty[-1] == tokenizer.eos_token_id else empty
@@ -92,7 +92,7 @@ class Seq2Seq(LanguageModel):
     def prepare(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> datasets.Dataset:
-        """The pairs whose source and target have at most `max_length` tokens.
+        """Keep the pairs whose source and target have at most `max_length` tokens.
 
         Raises:
             DataError: one has more, and `truncation` is "refuse".
@@ -102,13 +102,13 @@ class Seq2Seq(LanguageModel):
             first = rows[int(long.argmax())]
             raise DataError(
                 f"{long.sum()} of {len(rows)} pairs have more than dataset.max_length = {max_length} tokens in source or target, the first "
-                f"is row {first['id']} ({first['source'][:60]!r}); raise dataset.max_length, or leave them out "
+                f"is row {first['id']} ({first['source'][:60]!r}); raise dataset.max_length, or drop them "
                 "(dataset.truncation=drop)"
             )
         return self.without_overlong(rows, long)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
-        """Source ids (`input_ids`), target ids (`target`), and the target's ids where they count (`labels`)."""
+        """Source ids (`input_ids`), target ids (`target`), and the target ids at the positions that count (`labels`)."""
         given, end = len(self.given(tokenizer)), tokenizer.eos_token_id
         sources, targets = (
             [ids if len(ids) <= max_length else [*ids[: max_length - 1], end] for ids in side]
@@ -117,8 +117,8 @@ class Seq2Seq(LanguageModel):
         flat = [np.asarray([token for ids in side for token in ids], np.int32) for side in (sources, targets)]
         offsets, target_offsets = (np.cumsum([0, *_lengths(side)]) for side in (sources, targets))
         labels = flat[1].copy()
-        for place in range(given):
-            labels[target_offsets[:-1] + place] = IGNORE
+        for index in range(given):
+            labels[target_offsets[:-1] + index] = IGNORE
         for row, text in enumerate(rows["target"][:]):
             if text is None:
                 labels[target_offsets[row] : target_offsets[row + 1]] = IGNORE
@@ -133,7 +133,7 @@ class Seq2Seq(LanguageModel):
         )
 
     def _ids(self, tokenizer: PreTrainedTokenizerBase, rows: Any) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids of all sources and all targets."""
+        """The token ids of all sources and of all targets."""
         self._set_languages(tokenizer)
         sources: list[list[int]] = []
         targets: list[list[int]] = []
@@ -141,34 +141,34 @@ class Seq2Seq(LanguageModel):
             at = slice(start, start + CHUNK)
             texts = [self.prefix + text for text in rows["source"][at]]
             sources += tokenizer(texts, verbose=False)["input_ids"]
-            written = [text or "" for text in rows["target"][at]]  # what only the teacher translates has none
-            targets += tokenizer(text_target=written, verbose=False)["input_ids"]
+            references = [text or "" for text in rows["target"][at]]  # None: only the teacher translates it
+            targets += tokenizer(text_target=references, verbose=False)["input_ids"]
         return sources, targets
 
     def _set_languages(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Tell a tokenizer of several languages which two they are.
+        """Set the two languages of a multilingual tokenizer.
 
         Raises:
-            ConfigError: it does not know them, or nobody says which.
+            ConfigError: the tokenizer does not know them, or they are not configured.
         """
-        if told := _TARGET.match(self.prefix):
-            _require_token(tokenizer, told[0])
-        if not hasattr(tokenizer, "src_lang"):
+        if code_token := _TARGET.match(self.prefix):
+            _require_token(tokenizer, code_token[0])
+        if "src_lang" not in dir(tokenizer):
             return
-        if hasattr(tokenizer, "lang_code_to_token"):
-            known = list(tokenizer.lang_code_to_token)
+        if "lang_code_to_token" in dir(tokenizer):
+            codes = list(tokenizer.lang_code_to_token)
         else:
-            known = [token for token in tokenizer.all_special_tokens if _CODE.fullmatch(token)]
+            codes = [token for token in tokenizer.all_special_tokens if _CODE.fullmatch(token)]
         for key, code in zip(("source_language", "target_language"), self.languages, strict=True):
-            if code is None or code not in known:
+            if code is None or code not in codes:
                 what = "is not set" if code is None else f"= {code}: the model does not know it"
                 raise ConfigError(
-                    f"dataset.{key} {what}{suggest(code or '', known)}; its codes: {listed(sorted(known))}"
+                    f"dataset.{key} {what}{suggest(code or '', codes)}; its codes: {listed(sorted(codes))}"
                 )
         source, target = self.languages
         if (tokenizer.src_lang, tokenizer.tgt_lang) != (source, target):
             tokenizer.src_lang, tokenizer.tgt_lang = source, target
-            tokenizer.init_kwargs |= {"src_lang": source, "tgt_lang": target}  # as it is saved
+            tokenizer.init_kwargs |= {"src_lang": source, "tgt_lang": target}  # which are saved
 
     def collate(
         self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
@@ -179,26 +179,28 @@ class Seq2Seq(LanguageModel):
     # ---- models ------------------------------------------------------------------------------------------
 
     def positions(self, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """(B, T) -> where the decoder stands when it predicts a counted token, and those tokens, (N,)."""
+        """(B, T) -> the decoder positions from which counted tokens are predicted, and those tokens, (N,)."""
         row, column = (labels != IGNORE).nonzero(as_tuple=True)
         return (row, column), labels[row, column]
 
     def counts(self, labels: Tensor) -> Tensor:
-        """Counted tokens of each row."""
+        """The number of counted tokens of each row."""
         return (labels != IGNORE).sum(1)
 
     def signal(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: tuple[Tensor, Tensor]
     ) -> HiddenSignal:
-        """The decoder's last hidden states at the picked positions, (N, H), and the head. It reads the target, one place
-        later, after its start token; what pads a target stands behind all that count, and is not seen."""
+        """The last hidden states of the decoder at the picked positions, (N, H), and the head. The decoder reads its start token and the target,
+        shifted by one position; the padding of a target follows all counted tokens, which do not attend to it."""
         target = inputs["target"]
         start = torch.full_like(target[:, :1], start_of(model))
         mask = inputs.get("attention_mask")
-        read = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
+        encoder_states = model.get_encoder()(
+            input_ids=inputs["input_ids"], attention_mask=mask
+        ).last_hidden_state
         hidden = model.get_decoder()(
             input_ids=torch.cat([start, target[:, :-1]], 1),
-            encoder_hidden_states=read,
+            encoder_hidden_states=encoder_states,
             encoder_attention_mask=mask,
             use_cache=False,
         ).last_hidden_state
@@ -214,11 +216,11 @@ class Seq2Seq(LanguageModel):
         return model(input_ids=ids, decoder_input_ids=torch.cat([start, ids[:, :-1]], 1)).logits[0].float()
 
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
-        """The sources, each with the prefix."""
+        """The sources with the prefix."""
         return [[self.prefix + text] for text in rows["source"][:]]
 
     def prompts_and_references(self, rows: datasets.Dataset) -> list[dict[str, str]]:
-        """What people see of each row: its source as `prompt`, and the `reference`."""
+        """The source of each row as `prompt`, and its target as `reference`."""
         pairs = zip(rows["source"][:], rows["target"][:], strict=True)
         return [{"prompt": source, "reference": target} for source, target in pairs]
 
@@ -230,7 +232,7 @@ class Seq2Seq(LanguageModel):
         max_length: int,
         **options: Any,
     ) -> list[Reply]:
-        """A model's translation of each row; with `candidates`, so many for each row, one after the other."""
+        """The translation of each row; with `candidates`, that many consecutive translations of each row."""
         sources, _ = self._ids(tokenizer, rows)
         cut = [ids[:max_length] for ids in sources]
         texts = decoded(tokenizer, self._tokens(model, tokenizer, cut, max_length, **options))
@@ -239,7 +241,7 @@ class Seq2Seq(LanguageModel):
     def greedy(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Encoded, max_length: int
     ) -> list[list[int]]:
-        """The tokens of a greedy translation of each source, without those given."""
+        """The tokens of a greedy translation of each source, without the given ones."""
         sources = [part.tolist() for part in np.split(encoded.columns["input_ids"], encoded.offsets[1:-1])]
         return self._tokens(model, tokenizer, sources, max_length)
 
@@ -253,9 +255,9 @@ class Seq2Seq(LanguageModel):
     ) -> list[list[int]]:
         given = self.given(tokenizer)
         room = max(1, max_length - len(given))
-        how = {"max_new_tokens": room, "batch_size": self.batch} | options
-        how["max_new_tokens"] = min(how["max_new_tokens"], room)
-        return translate(model, tokenizer, sources, given, **how)
+        options = {"max_new_tokens": room, "batch_size": self.batch} | options
+        options["max_new_tokens"] = min(options["max_new_tokens"], room)
+        return translate(model, tokenizer, sources, given, **options)
 
     def add_texts(
         self,
@@ -265,15 +267,15 @@ class Seq2Seq(LanguageModel):
         encoded: Encoded,
         max_length: int,
     ) -> Predictions:
-        """With a greedy translation of each source."""
+        """Add a greedy translation of each source."""
         texts = decoded(tokenizer, self.greedy(model, tokenizer, encoded, max_length))
         return self.with_texts(predictions, texts, encoded)
 
     def prepare_for_saving(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> None:
-        """So that plain `generate` writes what is written, and scored, here: it begins with the language, goes on as far as texts
-        do, and neither searches nor shuns repetitions as the checkpoint that the model was born from may."""
+        """Write a generation config with which plain `generate` gives the texts that are scored here: greedy, with the language token first, up
+        to `max_length` tokens, and without the search and the repetition penalties of the teacher's checkpoint."""
         given = self.given(tokenizer)
         own: Any = greedy_config(model, tokenizer)
         own.forced_bos_token_id = given[0] if given else None
@@ -281,13 +283,13 @@ class Seq2Seq(LanguageModel):
         model.generation_config = own
 
     def with_texts(self, predictions: Predictions, texts: Sequence[str], encoded: Encoded) -> Predictions:
-        """A model's answers beside what it wrote for each row."""
+        """The predictions with the text that the model generated for each row."""
         return Predictions(
             predictions.arrays, predictions.labels, predictions.counts, list(texts), encoded.pairs
         )
 
     def with_completion(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
-        """The row with another target."""
+        """Replace the target."""
         return {**row, "target": text, "id": digest(row["id"], text)[:32]}
 
     def prompt(self, row: Mapping[str, Any]) -> str:
@@ -301,7 +303,7 @@ class Seq2Seq(LanguageModel):
     # ---- run and report ------------------------------------------------------------------------------------
 
     def check_rows(self, cfg: Distill, rows: int, gold: int) -> None:
-        """Every row has a target, its own or the teacher's, of which nothing is cut off.
+        """Require a complete target for every row, its own or the teacher's.
 
         Raises:
             ConfigError
@@ -324,7 +326,7 @@ class Seq2Seq(LanguageModel):
         generate: Callable[[Sequence[Mapping[str, Any]]], list[str]],
         log_prob: Callable[[datasets.Dataset], float],
     ) -> Iterator[str]:
-        """The teacher translates, and in the direction of the data."""
+        """Check that the teacher translates, and in the direction of the data."""
         some = list(rows)
         copied = self.text_scores(generate(some), [(row["source"], row["target"]) for row in some])["copied"]
         if copied > COPIED:
@@ -392,12 +394,12 @@ class Seq2Seq(LanguageModel):
         return {"worst": [shown(row) for row in worst], "best": [shown(row) for row in best]}
 
     def dataset_summary(self, cfg: DatasetConfig, dropped: Mapping[str, int]) -> dict[str, Any]:
-        """Also the languages and the prefix."""
+        """Add the languages and the prefix."""
         languages = {"source_language": cfg.source_language, "target_language": cfg.target_language}
         return super().dataset_summary(cfg, dropped) | languages | {"prefix": cfg.prefix}
 
     def snippet_constants(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
-        """Also the prefix, and the tokens that a target begins with."""
+        """Add the prefix, and the given tokens of a target."""
         given = self.given(tokenizer)
         own = {"MAX_LENGTH": max(1, max_length - len(given)), "PREFIX": self.prefix, "GIVEN": given}
         return super().snippet_constants(tokenizer, max_length) | own
@@ -405,11 +407,11 @@ class Seq2Seq(LanguageModel):
     # ---- scores ------------------------------------------------------------------------------------------
 
     def scores(self, predictions: Predictions) -> dict[str, Any]:
-        """Of what was written BLEU, chrF, the ratio of its length to the references', and the share of texts that are their
-        source; of the references' tokens what `LanguageModel` says."""
-        found = super().scores(predictions) if "log_prob" in predictions.arrays else {}
+        """BLEU and chrF of the generated texts, the ratio of their length to that of the references, and the share of copied sources; and the
+        scores of `LanguageModel` on the tokens of the references."""
+        scores = super().scores(predictions) if "log_prob" in predictions.arrays else {}
         return (
-            (self.text_scores(predictions.texts, predictions.pairs) | found) if predictions.texts else found
+            self.text_scores(predictions.texts, predictions.pairs) | scores if predictions.texts else scores
         )
 
     def text_scores(self, texts: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
@@ -431,18 +433,18 @@ class Seq2Seq(LanguageModel):
         }
 
     def signatures(self) -> dict[str, str]:
-        """How BLEU and chrF are computed, as sacrebleu writes it."""
+        """The signatures of sacrebleu, which say how BLEU and chrF are computed."""
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
 
-        found = {}
+        signatures = {}
         for name, metric in (("bleu", BLEU(force=True)), ("chrf", CHRF())):
             metric.corpus_score(["a"], [["a"]])
-            found[name] = str(metric.get_signature())
-        return found
+            signatures[name] = str(metric.get_signature())
+        return signatures
 
     def each(self, predictions: Predictions) -> np.ndarray:
-        """chrF of each text, 0 to 100, (rows,)."""
+        """The chrF of each text, 0 to 100, (rows,)."""
         from sacrebleu.metrics.chrf import CHRF
 
         metric = CHRF()
@@ -461,28 +463,28 @@ class Seq2Seq(LanguageModel):
         return max(candidates, key=lambda text: metric.sentence_score(text, [reference]).score)
 
     def per_example_scores(self, predictions: Predictions) -> np.ndarray:
-        """BLEU is no mean over rows: use `sufficient_statistics`."""
+        """Not defined: BLEU is not a mean over rows; use `sufficient_statistics`."""
         raise NotImplementedError
 
     def sufficient_statistics(self, predictions: Predictions) -> np.ndarray:
-        """Of each text the n-grams that are right and those that it has, for n = 1 … 4, its length and the reference's,
-        (rows, 10): BLEU is made of their sums."""
+        """For each text the numbers of right n-grams and of all n-grams, n = 1 … 4, its length and that of the reference, (rows, 10). BLEU is a
+        function of their sums."""
         from sacrebleu.metrics.bleu import BLEU
 
         metric = BLEU(effective_order=True)
-        found = []
+        statistics = []
         for text, (_, target) in zip(predictions.texts, predictions.pairs, strict=True):
             score = metric.sentence_score(text, [target])
-            found.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
-        return np.asarray(found, np.float64)
+            statistics.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
+        return np.asarray(statistics, np.float64)
 
     def score_from_statistics(self, sums: np.ndarray) -> float:
         """Corpus BLEU, (10,) -> 0 to 100."""
         from sacrebleu.metrics.bleu import BLEU
 
-        right, whole = sums[:4].round().astype(int).tolist(), sums[4:8].round().astype(int).tolist()
-        own, reference = round(sums[8]), round(sums[9])
-        return float(BLEU.compute_bleu(right, whole, own, reference, smooth_method="exp").score)
+        right, total = sums[:4].round().astype(int).tolist(), sums[4:8].round().astype(int).tolist()
+        length, reference = round(sums[8]), round(sums[9])
+        return float(BLEU.compute_bleu(right, total, length, reference, smooth_method="exp").score)
 
     def retention(self, student: float, teacher: float) -> float:
         """The ratio of BLEU scores."""
@@ -490,8 +492,10 @@ class Seq2Seq(LanguageModel):
 
 
 def _require_token(tokenizer: PreTrainedTokenizerBase, code: str) -> None:
-    """Raises:
-    ConfigError: a prefix names a target language that is none of the tokenizer's.
+    """Require that the tokenizer knows the target language that a prefix names.
+
+    Raises:
+        ConfigError
     """
     if tokenizer.unk_token_id not in tokenizer(code, add_special_tokens=False)["input_ids"]:
         return
@@ -511,8 +515,10 @@ def _plain(text: str) -> str:
 
 
 def _require_sacrebleu() -> None:
-    """Raises:
-    ConfigError: the package is not installed.
+    """Require the package that scores translations.
+
+    Raises:
+        ConfigError: it is not installed.
     """
     try:
         import sacrebleu  # noqa: F401

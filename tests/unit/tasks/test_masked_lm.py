@@ -28,7 +28,7 @@ from kdcli.losses.hidden_states import HiddenStates
 from kdcli.models.checkpoint import Checkpoint, inspect_inputs, load_complete, load_model
 from kdcli.signals import HiddenSignal, Signal, TopKSignal
 from kdcli.tasks import task_of
-from kdcli.tasks.masked_lm.task import MaskedLM, hide
+from kdcli.tasks.masked_lm.task import MaskedLM, mask_tokens
 from kdcli.tasks.rows import IGNORE
 from kdcli.teachers.cached import CachedTeacher
 from kdcli.teachers.local import LocalTeacher
@@ -148,7 +148,7 @@ def test_a_short_row_has_a_hidden_token(tokenizer) -> None:
     for name in range(200):
         ids = np.asarray(tokenizer(rows["text"][1])["input_ids"])
         places = np.flatnonzero([number not in special for number in ids])
-        found, _ = hide(ids, places, 4, np.arange(5, 30), str(name))
+        found, _ = mask_tokens(ids, places, 4, np.arange(5, 30), str(name))
         assert found[found != IGNORE].tolist()[0] not in special
 
 
@@ -215,7 +215,7 @@ def test_rows_without_anything_to_hide(tokenizer, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         rows = TASK.prepare(table("? !", "good", "猫"), tokenizer, 16)
     assert rows["text"] == ["good"]
-    assert "2 of 3 rows are left out: they have no token but special ones" in caplog.text
+    assert "2 of 3 rows are dropped: they have no token but special ones" in caplog.text
     with pytest.raises(DataError, match="no row has a token but special ones"):
         TASK.prepare(table("? !"), tokenizer, 16)
     with pytest.raises(DataError, match=r"row row0 \('\? !'\) has no token but special ones"):
