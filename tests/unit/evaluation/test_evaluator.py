@@ -1,0 +1,99 @@
+"""The evaluation that distill, eval and export share: predictions are scored, and speed is measured interleaved."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from support.tiny import bert, sentences
+
+from kdcli.config.schema import Measure
+from kdcli.evaluation import models
+from kdcli.evaluation.models import Evaluator
+from kdcli.evaluation.predict import open_checkpoint
+from kdcli.models.checkpoint import Checkpoint
+from kdcli.tasks.classification.task import Classification
+
+TASK = Classification(["bad", "good"])
+LENGTH = 16
+NEEDS = {"latency_ms": {"p50": 1.0, "p95": 2.0, "p99": 3.0}, "throughput_per_s": 10.0, "load_seconds": 1.0}
+
+
+@pytest.fixture
+def rows() -> datasets.Dataset:
+    labelled = sentences(20)
+    return datasets.Dataset.from_dict(
+        {
+            "id": [str(index) for index in range(20)],
+            "text": [text for text, _ in labelled],
+            "label": [int(label == "good") for _, label in labelled],
+        }
+    )
+
+
+@pytest.fixture
+def source(tokenizer: Any, tmp_path: Path) -> Checkpoint:
+    bert(tokenizer, ["bad", "good"]).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return Checkpoint(tmp_path, "student")
+
+
+def test_predictions_are_scored_once_they_are_converted(rows: datasets.Dataset, source: Checkpoint) -> None:
+    """A score of what the model predicts, beside predictions that are others."""
+    evaluator = Evaluator(TASK, rows, LENGTH, None)
+    model, tokenizer = open_checkpoint(source, TASK, LENGTH)
+    plain = evaluator.predict("plain", source, model, tokenizer)
+    turned = evaluator.predict(
+        "turned",
+        source,
+        model,
+        tokenizer,
+        convert=lambda each: replace(each, arrays={"logits": each["logits"][:, ::-1]}),
+    )
+    np.testing.assert_array_equal(plain["logits"][:, ::-1], turned["logits"])
+    scores = [evaluator.models[name]["score"] for name in ("plain", "turned")]
+    assert sum(scores) == pytest.approx(1)
+    assert evaluator.models["plain"]["parameters"] == sum(each.numel() for each in model.parameters())
+    assert evaluator.predictions == {"plain": plain, "turned": turned}
+
+
+def test_speed_is_measured_interleaved_with_the_model_that_is_kept_alive(
+    rows: datasets.Dataset, source: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student that is timed while nothing else runs, a control that waits for its turn for nothing, or an ensemble of which one
+    member stays in memory."""
+    calls: list[tuple[str, Any, bool]] = []
+
+    def measured(
+        cfg: Any, source: Checkpoint, task: Any, prompts: Any, length: int, baseline: Any, keep: Any
+    ) -> Any:
+        calls.append((source.name, baseline, keep is not None))
+        assert prompts == TASK.inputs(rows, None)  # type: ignore[arg-type]
+        if keep is None:
+            return None, dict(NEEDS)
+        process = contextlib.nullcontext(source.name)
+        return keep.enter_context(process), dict(NEEDS)
+
+    monkeypatch.setattr(models, "measure_checkpoint", measured)
+    named = {name: Checkpoint(source.path, name) for name in ("teacher", "control", "student", "a", "b")}
+    with Evaluator(TASK, rows, LENGTH, Measure()) as evaluator:
+        evaluator.models["teacher"] = {"score": 0.9}
+        evaluator.measure("teacher", [named["teacher"]], keep_alive=True)
+        evaluator.measure("control", [named["control"]])
+        evaluator.measure("student", [named["student"]], interleaved=True)
+        evaluator.measure("ensemble", [named["a"], named["b"]], keep_alive=True)
+    assert calls == [
+        ("teacher", None, True),
+        ("control", None, False),
+        ("student", "teacher", False),
+        ("a", None, False),
+        ("b", None, False),
+    ]
+    assert evaluator.models["teacher"] == {"score": 0.9} | NEEDS
+    assert evaluator.models["ensemble"]["latency_ms"]["p50"] == 2.0
+    assert evaluator.models["ensemble"]["throughput_per_s"] == 5.0
