@@ -739,6 +739,28 @@ def test_an_export_is_for_the_device_that_the_run_was_meant_for(
         assert (composed["_target_"].rpartition(".")[2], composed["budget"]["max_bytes"]) == expected
 
 
+def test_a_device_has_several_names(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The name of a runtime that nobody finds, or files that stand under a name which nobody typed."""
+    own = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("export")))
+    hardware = {}
+    for name in ("cpu", "onnx", "intel", "openvino", "laptop", "gguf", "mobile", "litert"):
+        assert launch("export", [f"run={own}", f"hardware={name}"], cfg="job") == 0
+        hardware[name] = yaml.safe_load(capsys.readouterr().out)["hardware"]
+    for name, other in (("cpu", "onnx"), ("intel", "openvino"), ("laptop", "gguf")):
+        assert hardware[name] == hardware[other]
+    assert hardware["litert"] == hardware["mobile"] | {"formats": ["litert_int8"]}
+    quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
+    assert launch("export", [f"run={own}", "hardware=onnx", "hardware.precisions=[fp32]", *quick]) == 0
+    assert [path.name for path in (own / "export").iterdir()] == ["onnx"]
+    assert json.loads((own / "export" / "onnx" / "export.json").read_text())["hardware"] == "onnx"
+    assert (
+        launch(
+            "eval", [f"run={own}", "artifact=export/onnx", "measure=null", f"hydra.run.dir={tmp_path / 'e'}"]
+        )
+        == 0
+    )
+
+
 def test_export_refuses_what_is_no_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A directory of somebody else's must not get our files."""
     (tmp_path / "notes.txt").write_text("mine")

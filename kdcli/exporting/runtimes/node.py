@@ -86,6 +86,11 @@ class NodeEncoder(EncoderRuntime):
     packages = ("tokenizers",)
 
     @classmethod
+    def match(cls, path: Path) -> int:
+        """As in the base class, but not for a file with its config in the same folder, which is named `onnx` for another reason."""
+        return 0 if (path.parent / "config.json").is_file() else super().match(path)
+
+    @classmethod
     def config_folder(cls, path: Path) -> Path:
         return path.parents[1]
 

@@ -51,6 +51,9 @@ def test_what_runs_a_file_or_folder(tmp_path: Path) -> None:
         assert runtime_of(folder) == runtime, marker
         assert runs_here(folder) is (runtime not in (None, "coreml"))
     assert folder_of(tmp_path / "onnx" / "model.onnx") == tmp_path
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "config.json").touch()
+    assert runtime_of(tmp_path / "onnx" / "model.onnx") == "onnx", "files of hardware=onnx"
     assert bytes_of(tmp_path / "0") == 5
 
 
