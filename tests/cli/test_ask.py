@@ -577,7 +577,7 @@ def test_a_translator(ask: Any, served: Served, tmp_path: Path, capsys: pytest.C
         ("loss.soft_label.weight=1", "loss.soft_label.weight=0"),
         ("rollout=dataset", "rollout=teacher"),
         ("rollout.keep_fraction=0.5", "how likely"),
-        ("rollout.answers=2", "the likeliest is the same"),
+        ("rollout.answers=2", "sampling_temperature > 0"),
         ("student=tiny", "student.path"),
         ("rollout.filter.function=os.nothing", "cannot be imported"),
     ],

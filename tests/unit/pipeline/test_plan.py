@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any
 
-import datasets
 import pytest
-from accelerate import PartialState
+from unit.pipeline.conftest import MakeConfig, MakePart
 
-from kdcli.config.check import check
-from kdcli.config.schema import Distill
-from kdcli.data.dataset import Data
-from kdcli.models.checkpoint import Checkpoint
-from kdcli.pipeline.plan import OWN, QUANTIZED, STUDENT, Run, TeacherData, plan_phases, seed_name, stage_names
-from kdcli.students.pretrained import Pretrained
-from kdcli.tasks.classification.task import Classification
+from kdcli.pipeline.plan import OWN, QUANTIZED, STUDENT, TeacherData, plan_phases, seed_name, stage_names
 
-KL = {"_target_": "kdcli.losses.forward_kl.ForwardKL"}
-HARD = {"_target_": "kdcli.losses.hard_label.HardLabel"}
 STUDENT_CONFIG = {"_target_": "kdcli.students.pretrained.Pretrained", "path": "student"}
 
 
-def config(**own: Any) -> Distill:
-    return check(
-        Distill,
-        {
-            "teacher": {"_target_": "kdcli.teachers.local.LocalTeacher", "path": "teacher"},
-            "student": STUDENT_CONFIG,
-            "dataset": {"path": "reviews.csv"},
-            "loss": {"soft_label": KL, "hard_label": HARD | {"weight": 0.5}, "off": KL | {"weight": 0}},
-            "hardware": {"_target_": "kdcli.exporting.targets.cpu.Cpu"},
-            **own,
-        },
-    )
-
-
-def part(cfg: Distill, folder: Path) -> Run:
-    rows = datasets.Dataset.from_list([{"id": name, "text": name, "label": 0} for name in "abc"])
-    data = Data(dict.fromkeys(("train", "validation", "test"), rows), ["bad", "good"], "f00d")
-    phases = plan_phases(cfg)
-    sources = [Checkpoint(folder, "teacher")]
-    state = PartialState(cpu=True)
-    return Run(
-        cfg, folder, {}, state, data, Classification(data.labels), sources, Pretrained(), phases, phases
-    )
-
-
-def test_a_run_without_stages_has_one_phase() -> None:
+def test_a_run_without_stages_has_one_phase(make_config: MakeConfig) -> None:
     """A term of weight 0 that is computed, or drawn into the pre-flight, costs time and refuses runs."""
-    [phase] = plan_phases(config())
+    [phase] = plan_phases(make_config())
     assert (phase.name, phase.trainee, phase.teacher_key, phase.last) == (STUDENT, STUDENT, OWN, True)
     assert list(phase.losses) == ["soft_label", "hard_label"]
     assert phase.weights == {"soft_label": 1.0, "hard_label": 0.5}
@@ -58,43 +22,47 @@ def test_a_run_without_stages_has_one_phase() -> None:
     assert not phase.uses_features
 
 
-def test_stages_are_phases_of_the_student_or_of_an_assistant() -> None:
+def test_stages_are_phases_of_the_student_or_of_an_assistant(make_config: MakeConfig) -> None:
     """An assistant that is saved over the student, or a student that is saved before its last phase, is the wrong model."""
     assistant = {"student": STUDENT_CONFIG}
-    phases = plan_phases(config(stages={"middle": assistant, "first": {"teacher": "middle"}, "final": {}}))
+    phases = plan_phases(
+        make_config(stages={"middle": assistant, "first": {"teacher": "middle"}, "final": {}})
+    )
     assert [phase.name for phase in phases] == ["middle", "student/first", "student/final"]
     assert [phase.trainee for phase in phases] == ["middle", STUDENT, STUDENT]
     assert [phase.teacher_key for phase in phases] == [OWN, "middle", OWN]
     assert [phase.last for phase in phases] == [True, False, True]
 
 
-def test_stages_with_one_data_set_share_a_teacher_key() -> None:
+def test_stages_with_one_data_set_share_a_teacher_key(make_config: MakeConfig) -> None:
     """The teacher's outputs on the same text would be computed once for each stage."""
     general = {"task": "masked_lm", "path": "text.csv"}
-    phases = plan_phases(config(stages={"one": {"dataset": general}, "two": {"dataset": general}, "own": {}}))
+    phases = plan_phases(
+        make_config(stages={"one": {"dataset": general}, "two": {"dataset": general}, "own": {}})
+    )
     assert [phase.teacher_key for phase in phases] == ["one", "one", OWN]
 
 
-def test_quantization_adds_a_phase() -> None:
+def test_quantization_adds_a_phase(make_config: MakeConfig) -> None:
     """The phase before it must not be taken for the last one: its model would be saved as the student."""
     quantized = STUDENT_CONFIG | {"quantization": "int8", "quantization_epochs": 3}
-    before, after = plan_phases(config(student=quantized))
+    before, after = plan_phases(make_config(student=quantized))
     assert (before.name, before.last, before.quantization) == (STUDENT, False, None)
     assert (after.name, after.last, after.trainer.epochs) == (QUANTIZED, True, 3)
     assert after.quantization is not None
 
 
-def test_a_phase_of_features_alone_keeps_its_last_weights() -> None:
+def test_a_phase_of_features_alone_keeps_its_last_weights(make_config: MakeConfig) -> None:
     """The validation score says nothing about features: the best checkpoint by it is an accident."""
     hidden = {"_target_": "kdcli.losses.hidden_states.HiddenStates"}
-    [phase] = plan_phases(config(loss={"hidden": hidden}))
+    [phase] = plan_phases(make_config(loss={"hidden": hidden}))
     assert phase.uses_features
     assert phase.trainer.keep == "last"
 
 
-def test_a_plan_does_not_change(tmp_path: Path) -> None:
+def test_a_plan_does_not_change(make_part: MakePart) -> None:
     """A phase that writes what it finds into the plan makes the next one depend on which ran before."""
-    run = part(config(), tmp_path)
+    run = make_part()
     for frozen, field in (
         (run, "data"),
         (run.phases[0], "name"),
@@ -104,17 +72,17 @@ def test_a_plan_does_not_change(tmp_path: Path) -> None:
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(frozen, field, None)
     assert dataclasses.is_dataclass(TeacherData)
-    fewer = run.without_rows({"b"})
-    assert fewer.data["train"]["id"][:] == ["a", "c"]
-    assert run.data["train"]["id"][:] == ["a", "b", "c"]
+    fewer = run.without_rows({"1"})
+    assert fewer.data["train"]["id"][:] == ["0", "2", "3"]
+    assert run.data["train"]["id"][:] == ["0", "1", "2", "3"]
     assert run.without_rows(()) is run
 
 
-def test_the_stages_of_a_run(tmp_path: Path) -> None:
+def test_the_stages_of_a_run(make_part: MakePart) -> None:
     """A stage that was not announced ends the run with a KeyError when it begins."""
-    run = part(config(), tmp_path)
+    run = make_part()
     assert stage_names([run]) == ["teacher", "teacher outputs", "student", "control", "evaluate"]
-    alone = part(config(control=False, dataset={"path": "reviews.csv", "augment": {}}), tmp_path)
+    alone = make_part(control=False, dataset={"path": "reviews.csv", "augment": {}})
     assert stage_names([alone]) == ["augment", "teacher", "teacher outputs", "student", "evaluate"]
 
 
