@@ -1,4 +1,4 @@
-"""What goes on in a model's layers while it answers: watched by hooks, so that neither model nor task knows of it."""
+"""Captures features of a model (hidden states, attention, queries, keys, values) by hooks, independently of its task."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ MAKERS = {
     **dict.fromkeys(("value", "v_lin", "v_proj", "v"), ("values",)),
     "c_attn": ("queries", "keys", "values"),
 }
-"""What architectures call the layers of self-attention that make queries, keys and values, and what each makes."""
+"""The names of the projection layers of self-attention in different architectures, and what each computes."""
 RELATED = ("queries", "keys", "values")
 CROSS = ("cross", "encoder_attn", "EncDecAttention")
-"""Attention to another sequence."""
+"""Parts of the names of layers that attend to another sequence."""
 
 
 @contextmanager
 def capture_features(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], parts: frozenset[Part]
 ) -> Iterator[Callable[[], Features | None]]:
-    """While it is open, a forward pass of the model leaves what goes on in its layers behind.
+    """A context in which a forward pass of the model captures its features; the yielded function returns them.
 
     Args:
-        inputs: those of the forward pass, (B, L): they say which tokens are padding.
-        parts: what is wanted of it; nothing: then nothing is capture_features, and None is left behind. With attentions, the model
-            attends without dropout.
+        inputs: the inputs of the forward pass, (B, L), which mark the padding.
+        parts: the features that are captured; if empty, the yielded function returns None. While attentions are captured, attention has no
+            dropout.
 
     Raises:
-        ModelError: this architecture does not say it.
+        ModelError: the features of this architecture cannot be captured.
     """
     if not parts:
         yield lambda: None
         return
     if "attentions" in parts and model.config._attn_implementation != "eager":
-        model.set_attn_implementation("eager")  # the others return no weights
-    seen: dict[str, Any] = {name: [] for name in RELATED}
+        model.set_attn_implementation("eager")  # other implementations return no weights
+    outputs: dict[str, Any] = {name: [] for name in RELATED}
 
-    def ask(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def request(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, kwargs | {f"output_{part}": True for part in parts if part != "relations"}
 
-    def keep(module: Any, args: Any, output: Any) -> None:
-        seen.update({part: getattr(output, part, None) for part in parts if part != "relations"})
+    def capture(module: Any, args: Any, output: Any) -> None:
+        outputs.update({part: getattr(output, part, None) for part in parts if part != "relations"})
 
     body = model.base_model
     attending = [
@@ -61,12 +61,12 @@ def capture_features(
         and any(name in MAKERS for name, _ in module.named_children())
     ]
     for module in attending:
-        module.training = False  # its dropout would thin the weights that are capture_features
-    hooks = [body.register_forward_pre_hook(ask, with_kwargs=True), body.register_forward_hook(keep)]
+        module.training = False  # dropout would zero some of the captured weights
+    hooks = [body.register_forward_pre_hook(request, with_kwargs=True), body.register_forward_hook(capture)]
     if "relations" in parts:
-        hooks += _projections(body, seen)
+        hooks += _projections(body, outputs)
     try:
-        yield lambda: _inside(model, inputs, parts, seen)
+        yield lambda: _features(model, inputs, parts, outputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -74,13 +74,13 @@ def capture_features(
             module.training = True
 
 
-def _projections(body: torch.nn.Module, seen: dict[str, Any]) -> list[Any]:
-    """Hooks on all layers that make queries, keys and values."""
+def _projections(body: torch.nn.Module, outputs: dict[str, Any]) -> list[Any]:
+    """Hooks on all layers that compute queries, keys and values."""
 
-    def keep(made: tuple[str, ...]) -> Callable[[Any, Any, Tensor], None]:
+    def capture(made: tuple[str, ...]) -> Callable[[Any, Any, Tensor], None]:
         def hook(_: Any, __: Any, output: Tensor) -> None:
             for name, part in zip(made, output.chunk(len(made), -1), strict=True):
-                seen[name].append(part)
+                outputs[name].append(part)
 
         return hook
 
@@ -89,35 +89,35 @@ def _projections(body: torch.nn.Module, seen: dict[str, Any]) -> list[Any]:
         for name, module in body.named_modules()
         if name.rpartition(".")[2] in MAKERS and not any(word in name for word in CROSS)
     }
-    return [module.register_forward_hook(keep(made)) for module, made in makers.items()]
+    return [module.register_forward_hook(capture(made)) for module, made in makers.items()]
 
 
-def _inside(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor], parts: frozenset[Part], seen: dict[str, Any]
+def _features(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], parts: frozenset[Part], outputs: dict[str, Any]
 ) -> Features:
     layers = model.config.get_text_config().num_hidden_layers
-    found: dict[str, tuple[Tensor, ...]] = {}
+    captured: dict[str, tuple[Tensor, ...]] = {}
     for part in parts:
         names = RELATED if part == "relations" else (part,)
         expected = layers + (part == "hidden_states")
         for name in names:
-            values = tuple(seen.get(name) or ())
+            values = tuple(outputs.get(name) or ())
             if len(values) != expected or any(value is None for value in values):
                 raise ModelError(
-                    f"{type(model).__name__} does not say its {part.replace('_', ' ')} ({len(values)} layers of {expected}); "
-                    "leave the loss terms out that read them, or use another architecture"
+                    f"{type(model).__name__} does not return its {part.replace('_', ' ')} ({len(values)} layers of {expected}); "
+                    "remove the loss terms that read them, or use another architecture"
                 )
-            found[name] = values
+            captured[name] = values
     tokens, pairs = _mask(inputs)
     if any(getattr(module, "is_causal", False) for module in model.modules()):
         pairs = pairs.tril()
-    return Features(tokens, pairs, **found)
+    return Features(tokens, pairs, **captured)
 
 
 def _mask(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Which tokens are no padding, (B, L), and which may look at which, (B, L, L): those of one text.
+    """The tokens that are not padding, bool (B, L), and the pairs of tokens in the same text, bool (B, L, L).
 
-    In packed rows a text begins where `position_ids` are 0; those that pad a row are 0 each.
+    In packed rows a text begins where `position_ids` is 0; padding has position 0 at each token.
     """
     if "position_ids" in inputs:
         starts = inputs["position_ids"] == 0

@@ -1,4 +1,4 @@
-"""Who writes the completions that a student learns from: prompts are continued in batches, greedily or by sampling."""
+"""Text generation in batches, greedily, by sampling or by beam search."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from kdcli.errors import ConfigError, ModelError
 
 
 def positions_of(config: PreTrainedConfig) -> int | None:
-    """How many tokens a model has positions for; None: as many as you like."""
-    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found if found and found > 0 else None  # XLNet says -1
+    """The number of positions of a model; None: it is not limited."""
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if positions and positions > 0 else None  # XLNet says -1
 
 
 def max_prompt_tokens(
     config: PreTrainedConfig, max_new_tokens: int, what: str = "max_new_tokens"
 ) -> int | None:
-    """Tokens of a prompt that leave positions for an answer; None: as many as you like.
+    """The number of tokens of a prompt that leaves positions for a completion; None: it is not limited.
 
     Args:
-        what: the config's key that says how many tokens are written.
+        what: the config key of `max_new_tokens`, for messages.
 
     Raises:
-        ConfigError: none.
+        ConfigError: no prompt does.
     """
     most = positions_of(config)
     if most is not None and most <= max_new_tokens:
@@ -66,11 +66,11 @@ def require_room(cfg: Measure, config: PreTrainedConfig) -> int | None:
 
 
 class Reply(NamedTuple):
-    """What a model wrote after a prompt."""
+    """The text that a model generated for a prompt."""
 
     text: str
-    whole: bool
-    """It came to its end; else it was cut off at `max_new_tokens`."""
+    complete: bool
+    """It has an end token; otherwise it was truncated at `max_new_tokens`."""
 
 
 @torch.no_grad()
@@ -85,19 +85,18 @@ def generate(
     seeds: Sequence[int] = (),
     ends: Sequence[int] = (),
 ) -> list[list[int]]:
-    """The tokens that a language model writes after each prompt, to its end of text, which is among them, if it comes.
+    """Generate after each prompt with a decoder. The returned tokens include the end token, if there is one.
 
-    Prompts are padded on the left, and the padding is masked: an answer does not depend on its neighbours. Prompts of
-    like length are answered together. Of a prompt that leaves no positions for its answer the beginning is cut off.
-    Of what the checkpoint says of its generation only the ends of text are heeded: penalties and the like would make
-    another distribution of it.
+    Prompts are padded on the left, and the padding is masked, so that a completion does not depend on the other prompts of its batch.
+    Prompts of similar length share a batch. A prompt that leaves no positions for its completion loses its beginning. Of the generation
+    config of the checkpoint only the end tokens are used: penalties and the like would change the distribution.
 
     Args:
-        max_new_tokens: of an answer, at most.
-        batch_size: prompts that are answered at once.
-        temperature: 0: the likeliest token each time; else tokens are drawn from softmax(logits / temperature).
-        seeds: one a prompt, where tokens are drawn: a prompt's answer depends on its own seed alone.
-        ends: tokens that end a text beside those that model and tokenizer name.
+        max_new_tokens: the maximum length of a completion.
+        batch_size: prompts in a batch.
+        temperature: 0: greedy; otherwise tokens are sampled from softmax(logits / temperature).
+        seeds: one for each prompt, if tokens are sampled; a completion depends on its own seed alone.
+        ends: further end tokens, beside those of the model and the tokenizer.
 
     Raises:
         ConfigError: the model has no positions for so many new tokens.
@@ -111,19 +110,19 @@ def generate(
     generator.generation_config = GenerationConfig(
         eos_token_id=ends or None, pad_token_id=tokenizer.pad_token_id
     )
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     out: list[list[int]] = [[] for _ in prompts]
     try:
         for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            longest = len(prompts[places[-1]])
-            batch = torch.full((len(places), longest), tokenizer.pad_token_id or 0)
+            indices = order[start : start + batch_size]
+            longest = len(prompts[indices[-1]])
+            batch = torch.full((len(indices), longest), tokenizer.pad_token_id or 0)
             mask = torch.zeros_like(batch)
-            for line, place in enumerate(places):
-                batch[line, longest - len(prompts[place]) :] = torch.tensor(prompts[place])
-                mask[line, longest - len(prompts[place]) :] = 1
-            drawn = [_Drawn(temperature, [seeds[place] for place in places])] if temperature else []
-            with parametrize.cached():  # rounded weights are rounded once, not for each token
+            for line, index in enumerate(indices):
+                batch[line, longest - len(prompts[index]) :] = torch.tensor(prompts[index])
+                mask[line, longest - len(prompts[index]) :] = 1
+            drawn = [_Sampled(temperature, [seeds[index] for index in indices])] if temperature else []
+            with parametrize.cached():  # fake-quantized weights are computed once, not for each token
                 tokens = generator.generate(
                     input_ids=batch.to(model.device),
                     attention_mask=mask.to(model.device),
@@ -131,9 +130,9 @@ def generate(
                     do_sample=False,
                     logits_processor=LogitsProcessorList(drawn),
                 )
-            for place, row in zip(places, tokens[:, longest:].tolist(), strict=True):
+            for index, row in zip(indices, tokens[:, longest:].tolist(), strict=True):
                 last = next((at for at, token in enumerate(row) if token in ends), len(row))
-                out[place] = row[: last + 1]
+                out[index] = row[: last + 1]
     finally:
         generator.generation_config = own
         model.train(was_training)
@@ -155,42 +154,43 @@ def translate(
     length_penalty: float = 1.0,
     candidates: int = 1,
 ) -> list[list[int]]:
-    """The tokens that an encoder-decoder writes for each source, without the start token and those given, to its end of text.
+    """Generate for each source with an encoder-decoder. The returned tokens include the end token, but neither the start token nor the given
+    tokens.
 
-    Sources of like length are read together, and their padding is masked. Of what the checkpoint says of its generation only
-    the start and the ends of text are heeded; what pads is never written.
+    Sources of similar length share a batch, and their padding is masked. Of the generation config of the checkpoint only the start and
+    the end tokens are used; the padding token is never generated.
 
     Args:
-        given: tokens that every text begins with after the start token (a language code).
-        max_new_tokens, batch_size, temperature, seeds: as for `go_on`.
-        num_beams: above 1 the likeliest text is searched for with so many beams.
-        length_penalty: of beams: the sum of log-probabilities is divided by the length to this power.
-        candidates: texts for each source: of beams the likeliest ones, else as many draws; they stand one after the other.
+        given: tokens that follow the start token in each text (a language code).
+        max_new_tokens, batch_size, temperature, seeds: as for `generate`.
+        num_beams: the width of a beam search; 1: none.
+        length_penalty: of a beam search: the sum of log-probabilities is divided by the length to this power.
+        candidates: texts for each source: the best beams, or that many samples. Those of one source are consecutive.
     """
     generator: Any = model
     was_training, own = model.training, generator.generation_config
     attention = model.config._attn_implementation
     model.eval()
-    # the fused kernel takes up to half as long again for one token of each text
+    # the fused kernel takes up to 1.5 times as long for single tokens
     if model.device.type == "cpu":
         model.set_attn_implementation("eager")
     plain = greedy_config(model, tokenizer)
     generator.generation_config = plain
     ends, pad, start = plain.eos_token_id, tokenizer.pad_token_id, plain.decoder_start_token_id
-    order = sorted(range(len(sources)), key=lambda place: -len(sources[place]))
+    order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
     out: list[list[int]] = [[] for _ in range(len(sources) * candidates)]
     drawn = candidates if temperature else 1
     try:
         for first in range(0, len(order), batch_size):
-            places = order[first : first + batch_size]
-            lines = [place for place in places for _ in range(drawn)]
-            batch = torch.full((len(lines), len(sources[places[0]])), pad)
+            indices = order[first : first + batch_size]
+            lines = [index for index in indices for _ in range(drawn)]
+            batch = torch.full((len(lines), len(sources[indices[0]])), pad)
             mask = torch.zeros_like(batch)
-            for line, place in enumerate(lines):
-                batch[line, : len(sources[place])] = torch.tensor(sources[place])
-                mask[line, : len(sources[place])] = 1
+            for line, index in enumerate(lines):
+                batch[line, : len(sources[index])] = torch.tensor(sources[index])
+                mask[line, : len(sources[index])] = 1
             streams = (
-                [seed_of(seeds[place], number) for place in places for number in range(drawn)]
+                [seed_of(seeds[index], sample) for index in indices for sample in range(drawn)]
                 if temperature
                 else []
             )
@@ -204,11 +204,11 @@ def translate(
                 num_beams=num_beams,
                 num_return_sequences=candidates // drawn,
                 length_penalty=length_penalty,
-                logits_processor=LogitsProcessorList([_Drawn(temperature, streams)] if temperature else []),
+                logits_processor=LogitsProcessorList([_Sampled(temperature, streams)] if temperature else []),
             )[:, 1 + len(given) :].tolist()
             for line, row in enumerate(written):
                 last = next((at for at, token in enumerate(row) if token in _list(ends)), len(row))
-                out[places[line // candidates] * candidates + line % candidates] = row[: last + 1]
+                out[indices[line // candidates] * candidates + line % candidates] = row[: last + 1]
     finally:
         generator.generation_config = own
         model.set_attn_implementation(attention)
@@ -217,14 +217,14 @@ def translate(
 
 
 class _Beams(EncoderDecoderCache):
-    """Keys and values of a search whose beams change places: those of the source stay, which a text's beams share."""
+    """The keys and values of a beam search. Those of the source are not reordered, because all beams of a text share them."""
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self.self_attention_cache.reorder_cache(beam_idx)
 
 
 def greedy_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """How an encoder-decoder writes here: greedily, from its start to one of its ends; what pads is never written."""
+    """A greedy generation config for an encoder-decoder, with its start and end tokens; the padding token is suppressed."""
     own: Any = model.generation_config
     ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
     pad = tokenizer.pad_token_id
@@ -238,23 +238,23 @@ def greedy_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, written: list[list[int]]) -> list[str]:
-    """The texts of translated tokens."""
+    """Decode generated tokens."""
     texts = tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [text.strip() for text in texts]
 
 
 def start_of(model: PreTrainedModel) -> int:
-    """The token that a decoder beside an encoder begins with.
+    """The start token of the decoder of an encoder-decoder.
 
     Raises:
-        ModelError: the checkpoint does not say.
+        ModelError: the checkpoint does not define it.
     """
     own: Any = model.generation_config
     start = getattr(model.config, "decoder_start_token_id", None)
     start = own.decoder_start_token_id if start is None and own is not None else start
     if start is None:
         raise ModelError(
-            f"{type(model).__name__}: its config.json has no decoder_start_token_id, so where a text begins is not known; add it"
+            f"{type(model).__name__}: its config.json has no decoder_start_token_id, so the first token of a text is not known; add it"
         )
     return int(start)
 
@@ -262,7 +262,7 @@ def start_of(model: PreTrainedModel) -> int:
 def ends_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, more: Sequence[int] = ()
 ) -> list[int]:
-    """The tokens that end a language model's text: its own, its tokenizer's, and those that are named here."""
+    """The end tokens of a language model: its own, those of its tokenizer, and further ones."""
     own: Any = model.generation_config
     return sorted({*_list(own.eos_token_id), *_list(tokenizer.eos_token_id), *more})
 
@@ -277,11 +277,11 @@ def reply(
     ends: Sequence[int] = (),
     **options: Any,
 ) -> list[Reply]:
-    """What a language model writes after each prompt, without special tokens.
+    """Generate a text after each prompt with a decoder, without special tokens.
 
     Args:
         special: the tokenizer adds its special tokens to a prompt (a rendered chat has them already).
-        max_length: tokens of a prompt; the beginning of a longer one is cut off.
+        max_length: the maximum number of tokens of a prompt; a longer one loses its beginning.
         ends, options: as for `generate`.
     """
     ids = [row[-max_length:] for row in tokenizer(list(prompts), add_special_tokens=special)["input_ids"]]
@@ -294,8 +294,8 @@ def reply(
 def continued(
     tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], answers: list[list[int]]
 ) -> list[str]:
-    """The texts of answers as they stand after their prompts: by themselves Llama 2's lose the space that they begin with."""
-    before, whole, alone = (
+    """The texts of completions, decoded after their prompts: decoded alone, those of Llama 2 lose their first space."""
+    before, joined, alone = (
         tokenizer.batch_decode(rows, skip_special_tokens=True)
         for rows in (
             prompts,
@@ -305,7 +305,7 @@ def continued(
     )
     return [
         both[len(prompt) :] if both.startswith(prompt) else answer
-        for prompt, both, answer in zip(before, whole, alone, strict=True)
+        for prompt, both, answer in zip(before, joined, alone, strict=True)
     ]
 
 
@@ -314,13 +314,13 @@ def _list(ends: int | list[int] | None) -> list[int]:
 
 
 def seed_of(*parts: object) -> int:
-    """A seed of 63 bits that depends on nothing but the parts."""
+    """A seed of 63 bits, computed from the parts alone."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
-class _Drawn(LogitsProcessor):
-    """Noise of a Gumbel distribution on the logits / T: their largest is then a draw from the softmax
-    (Maddison et al. 2014, https://arxiv.org/abs/1411.0030). Each row has its own stream of noise."""
+class _Sampled(LogitsProcessor):
+    """Adds Gumbel noise to logits / T, so that the largest one is a sample from the softmax (Maddison et al. 2014,
+    https://arxiv.org/abs/1411.0030). Each row has its own noise generator."""
 
     def __init__(self, temperature: float, seeds: Sequence[int]):
         self.temperature = temperature

@@ -1,4 +1,4 @@
-"""What a model says about the counted positions of a batch: one type for teacher and student.
+"""The outputs of a model at the counted positions of a batch: one type for teacher and student.
 
 N is the number of counted positions (rows of a classifier, tokens of a language model), C the number of
 classes (labels, or the vocabulary).
@@ -15,19 +15,19 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 Part = Literal["hidden_states", "attentions", "relations"]
-"""What a loss can read of a model's layers."""
+"""A kind of features that a loss can read."""
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
 class Features:
-    """What went on in a model's layers, over the padded rows of a batch; empty where nobody asked for it.
+    """The features of a model's layers, over the padded rows of a batch; empty if they were not captured.
 
     Attributes:
-        tokens: bool, (B, L): no padding.
-        pairs: bool, (B, L, L): the second may be looked at by the first.
-        hidden_states: (B, L, H) each: the embeddings, then what each layer makes of them.
-        attentions: (B, A, L, L) each: probabilities of A heads.
+        tokens: bool, (B, L): the tokens that are not padding.
+        pairs: bool, (B, L, L): the first token may attend to the second.
+        hidden_states: (B, L, H) each: the embeddings, then the output of each layer.
+        attentions: (B, A, L, L) each: the probabilities of A heads.
         queries, keys, values: (B, L, heads · head size) each.
     """
 
@@ -54,8 +54,8 @@ class Signal:
 
     Attributes:
         logits: fp32, (N, C).
-        matched: as of every signal: where it says something of the student's position, bool (N,); None: everywhere.
-        inside: as of every signal but a stored one: what went on in the layers, if somebody asked for it.
+        matched: the positions of the student at which there are teacher outputs, bool (N,); None: all.
+        features: the features of the layers, if they were captured; stored signals have none.
     """
 
     logits: Tensor
@@ -72,19 +72,19 @@ class Signal:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the tensors."""
         return self.logits.device
 
     def at(self, positions: slice | Tensor) -> Signal:
-        """The signal at some of the positions."""
-        return Signal(self.logits[positions], _some(self.matched, positions))
+        """The signal at some positions."""
+        return Signal(self.logits[positions], _select(self.matched, positions))
 
     def rows(self, positions: slice) -> Signal:
-        """What a loss gets of some of the positions: the same."""
+        """The signal at some positions, in the form that losses read: unchanged."""
         return self.at(positions)
 
     def first(self, classes: int) -> Signal:
-        """The signal over (at most) the first so many classes."""
+        """The signal over at most the first `classes` classes."""
         return self if classes >= self.classes else replace(self, logits=self.logits[:, :classes])
 
     def to(self, where: torch.device) -> Signal:
@@ -95,12 +95,12 @@ class Signal:
 
 @dataclass(frozen=True)
 class Head:
-    """A language model's output head.
+    """The output head of a language model.
 
     Attributes:
         weight: (C, H).
         bias: (C,), or None.
-        scale: what the logits are multiplied by (Cohere, Granite).
+        scale: a factor of the logits (Cohere, Granite).
         cap: logits become cap · tanh(logits / cap) (Gemma 2).
     """
 
@@ -114,7 +114,7 @@ class Head:
         return self.shaped(linear(hidden.to(self.weight.dtype), self.weight, self.bias))
 
     def first(self, classes: int) -> Head:
-        """The head of (at most) the first so many classes."""
+        """The head for at most the first `classes` classes."""
         if classes >= len(self.weight):
             return self
         bias = None if self.bias is None else self.bias[:classes]
@@ -126,7 +126,7 @@ class Head:
         return replace(self, weight=self.weight.to(where), bias=bias)
 
     def shaped(self, logits: Tensor) -> Tensor:
-        """What comes after the matrix product, in fp32."""
+        """Apply scale and cap to the matrix product, in fp32."""
         logits = logits.float()
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -135,11 +135,11 @@ class Head:
 
 @dataclass(frozen=True)
 class HiddenSignal:
-    """Last hidden states and the head that makes logits of them: a language model's logits never exist whole.
+    """Last hidden states and the output head, so that the full logits of a language model are never in memory.
 
     Attributes:
         hidden: (N, H).
-        head: makes (n, C) of (n, H).
+        head: (n, H) -> (n, C).
     """
 
     hidden: Tensor
@@ -156,15 +156,15 @@ class HiddenSignal:
         return len(self.head.weight)
 
     def at(self, positions: slice | Tensor) -> HiddenSignal:
-        """The signal at some of the positions."""
-        return HiddenSignal(self.hidden[positions], self.head, _some(self.matched, positions))
+        """The signal at some positions."""
+        return HiddenSignal(self.hidden[positions], self.head, _select(self.matched, positions))
 
     def rows(self, positions: slice) -> Signal:
-        """What a loss gets of some of the positions: their logits."""
+        """The signal at some positions, in the form that losses read: their logits."""
         return Signal(self.head(self.hidden[positions]))
 
     def first(self, classes: int) -> HiddenSignal:
-        """The signal over (at most) the first so many classes."""
+        """The signal over at most the first `classes` classes."""
         return replace(self, head=self.head.first(classes))
 
     def to(self, where: torch.device) -> HiddenSignal:
@@ -175,17 +175,17 @@ class HiddenSignal:
 
 @dataclass(frozen=True)
 class TopKSignal:
-    """The k most likely classes of each position, and the rest of the mass in one bucket.
+    """The k most likely classes of each position, and the remaining mass in one bucket.
 
-    A sum over the top k alone is no divergence (it goes negative); over k + 1 buckets it is one, and a lower bound of
-    the divergence over all classes (data-processing inequality).
+    A sum over the top k alone is not a divergence, since it can be negative. Over k + 1 buckets it is one, and a lower bound of the
+    divergence over all classes (data-processing inequality).
 
     Attributes:
         indices: int64, (N, k).
         log_p: fp32, (N, k): log-probabilities at temperature 1.
-        log_rest: fp32, (N,): the logarithm of all other classes' mass at `temperature`.
-        temperature: the T that the signal was stored for: p^(1/T), normalised over all classes.
-        classes: C, of all classes.
+        log_rest: fp32, (N,): the logarithm of the mass of all other classes at `temperature`.
+        temperature: the T for which the signal was stored: p^(1/T), normalised over all classes.
+        classes: C, the number of all classes.
     """
 
     indices: Tensor
@@ -201,21 +201,21 @@ class TopKSignal:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the tensors."""
         return self.log_p.device
 
     def at(self, positions: slice | Tensor) -> TopKSignal:
-        """The signal at some of the positions."""
+        """The signal at some positions."""
         return replace(
             self,
             indices=self.indices[positions],
             log_p=self.log_p[positions],
             log_rest=self.log_rest[positions],
-            matched=_some(self.matched, positions),
+            matched=_select(self.matched, positions),
         )
 
     def rows(self, positions: slice) -> TopKSignal:
-        """What a loss gets of some of the positions: the same."""
+        """The signal at some positions, in the form that losses read: unchanged."""
         return self.at(positions)
 
     def to(self, where: torch.device) -> TopKSignal:
@@ -229,10 +229,10 @@ class TopKSignal:
         )
 
     def softened(self, temperature: float) -> Tensor:
-        """Log-probabilities of the k + 1 buckets, (N, k + 1), which sum to 1; the last one is the rest.
+        """The log-probabilities of the k + 1 buckets at a temperature, (N, k + 1); the last bucket is the rest.
 
         Raises:
-            ValueError: another temperature than the stored one and 1.
+            ValueError: the temperature is neither the stored one nor 1.
         """
         if temperature == self.temperature:
             rest = self.log_rest.clamp(min=FLOOR)
@@ -248,7 +248,7 @@ class TopKSignal:
         return torch.cat([top, rest[:, None]], dim=-1)
 
 
-def _some(matched: Tensor | None, positions: slice | Tensor) -> Tensor | None:
+def _select(matched: Tensor | None, positions: slice | Tensor) -> Tensor | None:
     return None if matched is None else matched[positions]
 
 
@@ -257,35 +257,35 @@ def _moved(matched: Tensor | None, where: torch.device) -> Tensor | None:
 
 
 CHUNK = 2**24
-"""Logits of a vocabulary that are in memory at once: 64 MB in fp32."""
+"""The number of logits that are in memory at once: 64 MB in fp32."""
 FLOOR = -25.0
-"""The logarithm of a mass that counts as none: so that 0 · log 0 is 0."""
+"""The logarithm of a mass of zero, so that 0 · log 0 is 0."""
 AnySignal = Signal | HiddenSignal | TopKSignal
 
 
 def chunks(positions: int, classes: int) -> Iterator[slice]:
-    """Slices of so many positions of which the logits fit in memory; one empty slice where there are none."""
+    """Slices of positions whose logits fit in memory; one empty slice if there are no positions."""
     size = max(16, CHUNK // classes)
     for start in range(0, max(1, positions), size):
         yield slice(start, min(start + size, positions))
 
 
 def top_k(signal: Signal | HiddenSignal, k: int, temperature: float) -> TopKSignal:
-    """The k most likely classes of each position and the mass of the rest; (at most) a few hundred rows of logits at once."""
+    """The k most likely classes of each position and the mass of the rest, from a few hundred rows of logits at a time."""
     k = min(k, signal.classes)
     parts = []
     for at in chunks(len(signal), signal.classes):
         log_p = signal.rows(at).logits.float().log_softmax(-1)
         top, indices = log_p.topk(k, dim=-1)
         rest = log_p.mul_(1 / temperature).scatter_(-1, indices, -torch.inf)
-        whole = torch.logaddexp(rest.logsumexp(-1), (top / temperature).logsumexp(-1))
-        parts.append((indices, top, (rest.logsumexp(-1) - whole).clamp(min=FLOOR)))
+        total = torch.logaddexp(rest.logsumexp(-1), (top / temperature).logsumexp(-1))
+        parts.append((indices, top, (rest.logsumexp(-1) - total).clamp(min=FLOOR)))
     indices, log_p, log_rest = (torch.cat(column) for column in zip(*parts, strict=True))
     return TopKSignal(indices, log_p, log_rest, temperature, signal.classes)
 
 
 def concatenate(signals: Sequence[AnySignal]) -> AnySignal:
-    """Signals of one kind, one after the other."""
+    """Concatenate signals of the same type."""
     first = signals[0]
     names = {Signal: ["logits"], HiddenSignal: ["hidden"], TopKSignal: ["indices", "log_p", "log_rest"]}[
         type(first)

@@ -11,12 +11,12 @@ import numpy as np
 
 
 def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """ROUGE-L against the references, and how varied the texts are.
+    """ROUGE-L against the references, and the diversity of the texts.
 
     Returns:
         rouge_l: mean F1 of the longest common subsequence of words (Lin 2004, https://aclanthology.org/W04-1013), without
-            stemming; distinct_2: different pairs of words among all pairs (Li et al. 2016, https://arxiv.org/abs/1510.03055);
-            repetition: the share of groups of four words that stand in the same text before. All in [0, 1].
+            stemming; distinct_2: the share of distinct pairs of words among all pairs (Li et al. 2016, https://arxiv.org/abs/1510.03055);
+            repetition: the share of groups of four words that occur earlier in the same text. All in [0, 1].
     """
     words = [_words(text) for text in texts]
     f1 = [_rouge_l(own, _words(reference)) for own, reference in zip(words, references, strict=False)]
@@ -34,15 +34,15 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def _rouge_l(one: Sequence[str], other: Sequence[str]) -> float:
-    if not one or not other:
+def _rouge_l(text: Sequence[str], reference: Sequence[str]) -> float:
+    if not text or not reference:
         return 0.0
-    row = [0] * (len(other) + 1)
-    for word in one:
+    row = [0] * (len(reference) + 1)
+    for word in text:
         before = 0
-        for place, against in enumerate(other, 1):
-            before, row[place] = (
-                row[place],
-                before + 1 if word == against else max(row[place], row[place - 1]),
+        for column, expected in enumerate(reference, 1):
+            before, row[column] = (
+                row[column],
+                before + 1 if word == expected else max(row[column], row[column - 1]),
             )
-    return 2 * row[-1] / (len(one) + len(other))
+    return 2 * row[-1] / (len(text) + len(reference))

@@ -1,4 +1,4 @@
-"""What a loss is, and the distributions that divergences are taken of."""
+"""The base classes of losses, and the distributions that divergences compare."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from kdcli.config.types import Fraction, Temperature
 from kdcli.signals import FLOOR, Part, Signal, TopKSignal
 
 Skew = Annotated[Fraction, Field(lt=1)]
-"""The share of a distribution in its mixture with the other: 0 <= skew < 1."""
+"""The share of the first distribution in a mixture with a second one: 0 <= skew < 1."""
 EXACT = 1e-3
-"""Below this the mass outside the top k is summed up, not taken as 1 minus the top k, which cancels."""
+"""Below this value the mass outside the top k is summed directly, because 1 minus the top k loses precision."""
 
 
 class Loss(nn.Module, ABC):
-    """One value per counted position; it never reduces.
+    """A loss with one value per counted position. It never reduces.
 
     `kdcli.training.distiller` divides each term by its own count over the whole accumulated batch and all processes.
-    A subclass is one public class in one file, chosen by `_target_`; its constructor's arguments are config.
+    A subclass is the one public class of a file, chosen by `_target_`; the arguments of its constructor are config keys.
     """
 
     needs_teacher: ClassVar[bool] = True
-    """Whether it reads the teacher's signal. The control keeps only losses that do not."""
+    """Whether it reads the teacher's outputs. The control keeps only losses that do not."""
     divergence: ClassVar[bool] = True
-    """Whether loss(x, x) = 0; the pre-flight holds a loss to it. False for, say, a cross-entropy with soft labels."""
+    """Whether loss(x, x) = 0, which the pre-flight checks. False for a cross-entropy with soft labels, for example."""
     by_class: ClassVar[bool] = True
-    """Whether it compares what student and teacher say of the same class: then they must share a vocabulary."""
+    """Whether it compares the outputs of student and teacher class by class; then they must share a vocabulary."""
     features: ClassVar[frozenset[Part]] = frozenset()
-    """What it reads of both models' inside, if it does: the teacher is then asked in every step."""
+    """The features that it reads of both models. With features the teacher runs in every step."""
     over: Literal["targets", "gold", "tokens", "rows"] = "targets"
-    """What it has a value of: all counted positions, and it counts them all, or (gold) those that have a gold label; if it
-    reads the inside, all tokens of the batch that are no padding, row by row, or all rows."""
+    """The positions over which it is averaged: all counted positions (targets), those with a gold label (gold), or for a loss on features all
+    tokens without padding, row by row (tokens), or all rows (rows)."""
 
     def attach(self, student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
-        """Make what depends on the two models' shapes: a mapping of layers, projections. Called before any training.
+        """Create what depends on the shapes of the two models: a mapping of layers, projections. Called before training.
 
         Raises:
             ConfigError: the models do not fit its arguments.
@@ -52,13 +52,13 @@ class Loss(nn.Module, ABC):
         """The loss of each position, fp32.
 
         Args:
-            student: what the student says, (N, C), and its `inside` if this loss reads it.
-            teacher: what the teacher says of the same positions: dense (N, C), or its top k; None if
+            student: the student's outputs, (N, C), with its features if this loss reads them.
+            teacher: the teacher's outputs at the same positions: dense (N, C), or its top k; None if
                 `needs_teacher` is False. `log_probs` turns both into distributions over the same classes.
-            labels: the gold labels, int64 (N,); -100 where there is none.
+            labels: the gold labels, int64 (N,); -100 for a position without one.
 
         Returns:
-            (N,); a loss that reads the inside: one value for each token or row.
+            (N,); for a loss on features one value for each token or row.
         """
 
 
@@ -70,7 +70,7 @@ class Divergence(Loss):
     """
 
     power: ClassVar[int] = 2
-    """T to this power keeps the gradient's size when T changes."""
+    """The power of T that keeps the size of the gradient when T changes."""
 
     def __init__(self, temperature: Temperature = 1.0):
         super().__init__()
@@ -78,7 +78,7 @@ class Divergence(Loss):
 
     @abstractmethod
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """The divergence at each position, (N,), of the teacher's log p and the student's log q, (N, C) or (N, k + 1)."""
+        """The divergence at each position, (N,), between the teacher's log p and the student's log q, (N, C) or (N, k + 1) each."""
 
     def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
         """(N, C), (N, C) or (N, k) -> (N,)."""
@@ -90,7 +90,7 @@ class Skewed(Divergence):
     """A divergence from a mixture.
 
     Args:
-        skew: the share, in the mixture, of the distribution that is compared with it; 0 <= skew < 1.
+        skew: the share of the compared distribution in the mixture; 0 <= skew < 1.
         temperature: above 1 softens both distributions; > 0.
     """
 
@@ -98,9 +98,9 @@ class Skewed(Divergence):
         super().__init__(temperature)
         self.skew = skew
 
-    def from_mixture(self, one: Tensor, other: Tensor) -> Tensor:
-        """KL(one ‖ skew · one + (1 - skew) · other), of logarithms."""
-        return kl(one, mixture(self.skew, one, other))
+    def from_mixture(self, log_a: Tensor, log_b: Tensor) -> Tensor:
+        """KL(a ‖ skew · a + (1 - skew) · b), of the logarithms of a and b."""
+        return kl(log_a, mixture(self.skew, log_a, log_b))
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -108,26 +108,26 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
 
 
-def mixture(share: float, one: Tensor, other: Tensor) -> Tensor:
+def mixture(share: float, log_a: Tensor, log_b: Tensor) -> Tensor:
     """log(share · a + (1 - share) · b) of the logarithms of a and b; 0 <= share < 1."""
     if share == 0:
-        return other
-    return torch.logaddexp(one + math.log(share), other + math.log1p(-share))
+        return log_b
+    return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
 
 
 def log_probs(
     student: Signal, teacher: Signal | TopKSignal | None, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """log q of the student and log p of the teacher, both softened, over the same classes.
+    """log q of the student and log p of the teacher at the temperature, over the same classes.
 
     Returns:
-        (N, C) each for a dense teacher; (N, k + 1) for a top-k one, the last column being all other classes.
+        (N, C) each for dense teacher outputs; (N, k + 1) for top-k ones, whose last column stands for all other classes.
 
     Raises:
         ValueError: there is no teacher, or its top k was stored for another temperature.
     """
     if teacher is None:
-        raise ValueError("this loss needs a teacher's signal")
+        raise ValueError("this loss needs the teacher's outputs")
     if isinstance(teacher, TopKSignal):
         return bucketed(student.logits, teacher.indices, temperature), teacher.softened(temperature)
     both = student.logits.float(), teacher.logits.float()
@@ -136,7 +136,7 @@ def log_probs(
 
 
 def bucketed(logits: Tensor, indices: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / T) at the indices, and the logarithm of all other classes' mass.
+    """log softmax(logits / T) at the indices, and the logarithm of the mass of all other classes.
 
     Args:
         logits: (N, C). indices: (N, k), distinct in each row.
@@ -148,7 +148,7 @@ def bucketed(logits: Tensor, indices: Tensor, temperature: float = 1.0) -> Tenso
 
 
 class _Bucketed(torch.autograd.Function):
-    """By hand, since autograd would hold several more matrices of (N, C).
+    """`bucketed` with its own backward pass, because autograd would store several more matrices (N, C).
 
     With q = softmax(x / T), top buckets t with incoming gradients g_t, the rest r with g_r, and G = g_r + Σ g_t:
     dx_c = (g_c - G q_c) / T for c in the top k, and q_c (g_r / q_r - G) / T elsewhere.
@@ -172,9 +172,9 @@ class _Bucketed(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         logits, indices, normaliser, top, rest = ctx.saved_tensors
         (gradient,) = gradients
-        whole = gradient.sum(-1, keepdim=True)
-        outside = gradient[:, -1:] * torch.exp(-rest[:, None]) - whole
+        total = gradient.sum(-1, keepdim=True)
+        outside = gradient[:, -1:] * torch.exp(-rest[:, None]) - total
         out = logits / ctx.temperature
         out.sub_(normaliser).exp_().mul_(outside / ctx.temperature)
-        out.scatter_(-1, indices, (gradient[:, :-1] - whole * top.exp()) / ctx.temperature)
+        out.scatter_(-1, indices, (gradient[:, :-1] - total * top.exp()) / ctx.temperature)
         return out, None, None

@@ -1,4 +1,4 @@
-"""The teacher's embeddings as hints for the student's."""
+"""A loss on embeddings: the student imitates the token embeddings of the teacher."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from kdcli.losses.hidden_states import HiddenStates
 
 
 class Embeddings(HiddenStates):
-    """How far the student's embedded tokens are from the teacher's (Jiao et al. 2020, equation 9, https://arxiv.org/abs/1909.10351).
+    """The distance between the embedded tokens of student and teacher (Jiao et al. 2020, equation 9, https://arxiv.org/abs/1909.10351).
 
-    As `HiddenStates`, of what goes into the first layer.
+    It is `HiddenStates` on the input of the first layer.
 
     Args:
         distance: mse, or cosine.

@@ -1,4 +1,4 @@
-"""Hidden states of the teacher as hints for the student's."""
+"""A loss on hidden states: the student imitates those of the teacher."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from kdcli.signals import Features, Part
 
 
 class HiddenStates(FeatureLoss):
-    """How far the student's hidden states are from the teacher's, mean over the mapped layers.
+    """The distance between the hidden states of student and teacher, averaged over the mapped layers.
 
     mse: (1 / H) |W h_s + b - h_t|² (Jiao et al. 2020, equation 8, https://arxiv.org/abs/1909.10351), range [0, ∞);
     cosine: 1 - cos(W h_s + b, h_t) (Sanh et al. 2019, https://arxiv.org/abs/1910.01108), range [0, 2].
-    The projection W, b is learnt, one for each pair of layers, where the models' widths differ, and left out where
-    they are the same. It is no part of the saved student.
+    The projection W, b is learned, one for each pair of layers, if the widths of the models differ; otherwise there is none. It
+    is not a part of the saved student.
 
     Args:
-        layer_mapping: which layer learns from which; 0 is the embeddings.
+        layer_mapping: the pairs of student and teacher layers; 0 is the embeddings.
         distance: mse, or cosine.
         tokens: all, or the first of each row (Sun et al. 2019 take BERT's [CLS] alone).
     """
@@ -42,16 +42,16 @@ class HiddenStates(FeatureLoss):
     def attach(self, student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
         """Map the layers, and make the projections."""
         super().attach(student, teacher)
-        ours, theirs = (each.get_text_config().hidden_size for each in (student, teacher))
+        own, target = (config.get_text_config().hidden_size for config in (student, teacher))
         self.projections = nn.ModuleList(
-            nn.Identity() if ours == theirs else nn.Linear(ours, theirs) for _ in self.pairs
+            nn.Identity() if own == target else nn.Linear(own, target) for _ in self.pairs
         )
 
     def between(self, student: Features, teacher: Features, pair: int) -> Tensor:
         """(B, L, H), (B, L, H') -> (B, L)."""
-        ours, theirs = self.pairs[pair]
-        mine = self.projections[pair](student.hidden_states[ours].float())
-        target = teacher.hidden_states[theirs].float()
+        student_layer, teacher_layer = self.pairs[pair]
+        projected = self.projections[pair](student.hidden_states[student_layer].float())
+        target = teacher.hidden_states[teacher_layer].float()
         if self.distance == "cosine":
-            return 1 - cosine_similarity(mine, target, dim=-1)
-        return (mine - target).square().mean(-1)
+            return 1 - cosine_similarity(projected, target, dim=-1)
+        return (projected - target).square().mean(-1)

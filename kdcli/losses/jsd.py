@@ -33,12 +33,12 @@ class JSD(Divergence):
         self.beta = beta
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """Both from their mixture."""
+        """The divergences of both from their mixture."""
         return _Between.apply(log_p, log_q, self.beta)
 
 
 class _Between(torch.autograd.Function):
-    """By hand: autograd would pass over (N, C) four times as often, which is a fifth of a language model's step.
+    """The divergence with its own backward pass: autograd would read (N, C) four times as often, a fifth of the step time of a language model.
 
     d/dq_c = (1 - β) (log q_c - log m_c): what m contributes to both terms cancels.
     """
@@ -47,13 +47,13 @@ class _Between(torch.autograd.Function):
     def forward(ctx: Any, log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
         p, q = log_p.exp(), log_q.exp()
         log_m = q.lerp(p, beta).clamp_(min=torch.finfo(q.dtype).tiny).log_()
-        theirs = p.mul_(log_p - log_m).sum(-1)
-        ours = q.mul_(log_m.neg_().add_(log_q))
-        ctx.save_for_backward(ours)
+        of_teacher = p.mul_(log_p - log_m).sum(-1)
+        of_student = q.mul_(log_m.neg_().add_(log_q))
+        ctx.save_for_backward(of_student)
         ctx.share = 1 - beta
-        return beta * theirs + (1 - beta) * ours.sum(-1)
+        return beta * of_teacher + (1 - beta) * of_student.sum(-1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
-        (ours,) = ctx.saved_tensors
-        return None, ours * (ctx.share * gradients[0])[:, None], None
+        (of_student,) = ctx.saved_tensors
+        return None, of_student * (ctx.share * gradients[0])[:, None], None

@@ -16,18 +16,18 @@ from kdcli.signals import Features, Part
 
 
 class Relations(FeatureLoss):
-    """How far the relations between the student's tokens are from those between the teacher's, summed over what is related.
+    """The distance between the token relations of student and teacher, summed over queries, keys and values.
 
-    Queries (or keys, or values) of all heads are put together and cut anew into R heads of d columns; a token's relation to the
-    tokens that it may attend to is softmax(x xᵀ / √d), and the loss the mean over heads of KL(teacher ‖ student):
-    equations 2 to 5 of Wang et al. 2021, https://arxiv.org/abs/2012.15828. Neither widths nor numbers of heads need be the
-    same. Range: [0, ∞). Of models that turn queries and keys by their place (RoPE) they are taken before that.
+    The queries (or keys, or values) of all heads are concatenated and split into R heads of d columns; the relation of a token to the
+    tokens that it may attend to is softmax(x xᵀ / √d), and the loss is the mean over heads of KL(teacher ‖ student):
+    equations 2 to 5 of Wang et al. 2021, https://arxiv.org/abs/2012.15828. The widths and the numbers of heads of the
+    models may differ. Range: [0, ∞). In models with rotary position embeddings, queries and keys are captured before the rotation.
 
     Args:
-        of: what is related: queries, keys, values. Values alone are the value relation of MiniLM (Wang et al. 2020,
+        of: the related projections: queries, keys, values. Values alone are the value relation of MiniLM (Wang et al. 2020,
             https://arxiv.org/abs/2002.10957).
-        relation_heads: R; null: as many as the student has attention heads. MiniLMv2 takes four times the teacher's.
-        layer_mapping: which layer learns from which: MiniLM's last from the last.
+        relation_heads: R; null: the number of the student's attention heads. MiniLMv2 uses four times that of the teacher.
+        layer_mapping: the pairs of student and teacher layers. MiniLM uses the last ones.
     """
 
     features: ClassVar[frozenset[Part]] = frozenset({"relations"})
@@ -44,7 +44,7 @@ class Relations(FeatureLoss):
         self.of, self.relation_heads = of, relation_heads
 
     def attach(self, student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
-        """Map the layers; the heads must divide the widths of all that is related, in both models."""
+        """Map the layers. The number of heads must divide the widths of all related projections in both models."""
         super().attach(student, teacher)
         self.heads = self.relation_heads or int(student.get_text_config().num_attention_heads)
         widths = {
@@ -53,8 +53,8 @@ class Relations(FeatureLoss):
             for name in self.of
         }
         if wrong := next((what for what, width in widths.items() if width % self.heads), None):
-            whole = math.gcd(*widths.values())
-            fits = max(heads for heads in range(1, self.heads) if whole % heads == 0)
+            divisor = math.gcd(*widths.values())
+            fits = max(heads for heads in range(1, self.heads) if divisor % heads == 0)
             raise ConfigError(
                 f"relation_heads = {self.heads} does not divide the width of {wrong}, {widths[wrong]}; give relation_heads = {fits}, which "
                 "divides all widths, or another such number"
@@ -62,17 +62,17 @@ class Relations(FeatureLoss):
 
     def between(self, student: Features, teacher: Features, pair: int) -> Tensor:
         """(B, L, H), (B, L, H') -> (B, L)."""
-        ours, theirs = self.pairs[pair]
+        student_layer, teacher_layer = self.pairs[pair]
         parts = []
         for name in self.of:
-            log_q = self._relation(getattr(student, name)[ours - 1], student.pairs)
-            log_p = self._relation(getattr(teacher, name)[theirs - 1], student.pairs)
-            there = student.pairs[:, None]
-            parts.append((log_p.exp() * (log_p - log_q)).masked_fill(~there, 0).sum(-1).mean(1))
+            log_q = self._relation(getattr(student, name)[student_layer - 1], student.pairs)
+            log_p = self._relation(getattr(teacher, name)[teacher_layer - 1], student.pairs)
+            allowed = student.pairs[:, None]
+            parts.append((log_p.exp() * (log_p - log_q)).masked_fill(~allowed, 0).sum(-1).mean(1))
         return sum(parts[1:], parts[0])
 
     def _relation(self, x: Tensor, allowed: Tensor) -> Tensor:
-        """log softmax of the products between tokens, (B, R, L, L)."""
+        """The log softmax of the products between tokens, (B, R, L, L)."""
         heads = x.float().unflatten(-1, (self.heads, -1)).transpose(1, 2)
         scores = heads @ heads.transpose(-1, -2) / math.sqrt(heads.shape[-1])
         return scores.masked_fill(~allowed[:, None], -1e30).log_softmax(-1)

@@ -11,16 +11,16 @@ from kdcli.signals import Signal, TopKSignal
 
 
 class ULD(Loss):
-    """Σ_i |p_(i) - q_(i)|, the probabilities of teacher and student sorted from the largest down.
+    """Σ_i |p_(i) - q_(i)|, with the probabilities of teacher and student in descending order.
 
-    Equation 4 of Boizard et al. 2024 (https://arxiv.org/abs/2402.12030): the Wasserstein distance where every token is as
-    far from every other. It does not ask which tokens are likely, only how sure the teacher is; so it goes with a
-    cross-entropy on the gold tokens. Beyond the `top_k` most likely tokens of either, all others are one bucket. It is taken
-    where both tokenizers begin a token at the same place of the text. Range: [0, 2], 0 where both are equally sure.
+    Equation 4 of Boizard et al. 2024 (https://arxiv.org/abs/2402.12030): the Wasserstein distance if all tokens are
+    equally far apart. It compares how peaked the distributions are, not which tokens are likely, so it is combined with a
+    cross-entropy on the gold tokens. Beyond the `top_k` most likely tokens of each, all others are one bucket. It is computed
+    where both tokenizers begin a token at the same character. Range: [0, 2], 0 where the sorted probabilities are equal.
 
     Args:
         temperature: above 1 softens both distributions; > 0.
-        top_k: probabilities that are compared one by one (of a stored signal, as many as it holds).
+        top_k: the number of probabilities that are compared one by one (for stored outputs at most as many as are stored).
     """
 
     by_class = False
@@ -32,7 +32,7 @@ class ULD(Loss):
     def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
         """(N, C), (N, D) or (N, k) -> (N,)."""
         if teacher is None:
-            raise ValueError("this loss needs a teacher's signal")
+            raise ValueError("this loss needs the teacher's outputs")
         if isinstance(teacher, TopKSignal):
             p = teacher.softened(self.temperature)[:, :-1].exp()
             p = p.sort(-1, descending=True).values[:, : self.top_k]
@@ -46,8 +46,8 @@ class ULD(Loss):
         return (p - q).abs().sum(-1) + (p.sum(-1) - q.sum(-1)).abs()
 
 
-def _largest(said: Signal, temperature: float, k: int) -> Tensor:
-    """The k largest probabilities, the largest first."""
-    logits = said.logits.float() / temperature
+def _largest(outputs: Signal, temperature: float, k: int) -> Tensor:
+    """The k largest probabilities in descending order."""
+    logits = outputs.logits.float() / temperature
     top = logits.topk(min(k, logits.shape[-1]), dim=-1).values
     return (top - logits.logsumexp(-1, keepdim=True)).exp()

@@ -119,7 +119,7 @@ def test_an_architecture_that_does_not_say_it_is_refused() -> None:
         capture_features(of, {"input_ids": IDS, "attention_mask": MASK}, frozenset({"relations"})) as inside,
     ):
         of(input_ids=IDS)
-        with pytest.raises(ModelError, match="does not say its relations"):
+        with pytest.raises(ModelError, match="does not return its relations"):
             inside()
 
 
