@@ -57,15 +57,15 @@ def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
 def _version(package: str) -> tuple[str, str] | None:
     """The name and the version of a package; None: it is not installed."""
     try:
-        found = importlib.metadata.metadata(package)
-        return str(found["Name"]), str(found["Version"])
+        metadata = importlib.metadata.metadata(package)
+        return str(metadata["Name"]), str(metadata["Version"])
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
 def _git_commit() -> str | None:
     try:
-        found = subprocess.run(
+        done = subprocess.run(
             ["git", "rev-parse", "HEAD"],
             capture_output=True,
             text=True,
@@ -75,4 +75,4 @@ def _git_commit() -> str | None:
         )
     except OSError:
         return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
+    return done.stdout.strip() or None if done.returncode == 0 else None

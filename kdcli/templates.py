@@ -154,5 +154,7 @@ class Template:
                 parts.append(self.environment._measured(part))
         except Exception as error:  # an expression of the template may raise anything
             message = str(error) or type(error).__name__
-            raise ConfigError(f"the prompt {self.path}: {message} (known: {', '.join(sorted(given))})") from None
+            raise ConfigError(
+                f"the prompt {self.path}: {message} (known: {', '.join(sorted(given))})"
+            ) from None
         return "".join(parts)

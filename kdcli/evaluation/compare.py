@@ -112,9 +112,9 @@ def verdict(
             )
             result["kl_gain_over_control"] = float(gains.mean())
             result["kl_gain_ci95"] = list(interval(gains))
-    known = teacher["score"] is not None
+    has_score = teacher["score"] is not None
     return {
-        "retention": task.retention(student["score"], teacher["score"]) if known else None,
+        "retention": task.retention(student["score"], teacher["score"]) if has_score else None,
         **result,
         "compression": teacher["parameters"] / student["parameters"] if teacher["parameters"] else None,
         "speedup": student["speedup"] or (fast / slow if fast and slow else None),

@@ -135,9 +135,9 @@ def _run_encoder(split: Split, source: Checkpoint, run: Run) -> ArtifactRun:
     """Logits of each row, or of the counted tokens of each row if labels are given for each token."""
     task, encoded = split.task, split.encoded
     rows = None if encoded.labels is not None else list(counted_rows(encoded, first=0))
-    found = run(split.texts, rows)
+    outputs = run(split.texts, rows)
     order = label_order(load_config(source), task.labels, source.name)
-    logits = found.pop("logits")
+    logits = outputs.pop("logits")
     if logits.shape[1] != len(order):
         raise ExportError(
             f"{source.name} has logits of {logits.shape[1]} labels, and config.json beside it names {len(order)}: it is "
@@ -149,31 +149,31 @@ def _run_encoder(split: Split, source: Checkpoint, run: Run) -> ArtifactRun:
         own = _tokenize_words(
             source.path, split.rows["words"], split.max_length, split.tokenizer.truncation_side
         )
-        return ArtifactRun(found, predictions, _same_tokens(encoded, own))
-    ends = found.pop("lengths").cumsum()[:-1]
-    return ArtifactRun(found, predictions, _same_tokens(encoded, np.split(found.pop("input_ids"), ends)))
+        return ArtifactRun(outputs, predictions, _same_tokens(encoded, own))
+    ends = outputs.pop("lengths").cumsum()[:-1]
+    return ArtifactRun(outputs, predictions, _same_tokens(encoded, np.split(outputs.pop("input_ids"), ends)))
 
 
 def _run_causal_lm(split: Split, run: Run, generated: Sequence[Counted]) -> ArtifactRun:
     """The log-probability of each counted token, and the most likely tokens there and in the student's texts."""
     labels, counts = split.task.targets(split.encoded)
     prompts = [[text, ids] for (text,), ids in zip(split.texts, split.prompt_ids, strict=True)]
-    found = run(prompts, [*counted_rows(split.encoded, first=1), *generated])
-    log_prob, top = found.pop("log_prob"), found.pop("top")
-    shares = {"same_tokens": float(found.pop("same_tokens").mean())}
+    outputs = run(prompts, [*counted_rows(split.encoded, first=1), *generated])
+    log_prob, top = outputs.pop("log_prob"), outputs.pop("top")
+    shares = {"same_tokens": float(outputs.pop("same_tokens").mean())}
     if generated:
         shares["generated"] = reproduced_share(generated, top[len(labels) :])
     answers = {"log_prob": log_prob[: len(labels)], "top": top[: len(labels)]}
-    return ArtifactRun(found, Predictions(answers, labels, counts), shares)
+    return ArtifactRun(outputs, Predictions(answers, labels, counts), shares)
 
 
 def _run_seq2seq(split: Split, source: Checkpoint, run: Run, generated: Sequence[Counted]) -> ArtifactRun:
     """The greedily generated text of each row."""
     task: Any = split.task
     labels, counts = task.targets(split.encoded)
-    found = run(split.texts)
-    ends = found.pop("lengths").cumsum()[:-1]
-    texts = [part.tolist() for part in np.split(found.pop("written"), ends)]
+    outputs = run(split.texts)
+    ends = outputs.pop("lengths").cumsum()[:-1]
+    texts = [part.tolist() for part in np.split(outputs.pop("written"), ends)]
     predictions = task.with_texts(
         Predictions({}, labels, counts), decoded(split.tokenizer, texts), split.encoded
     )
@@ -181,7 +181,7 @@ def _run_seq2seq(split: Split, source: Checkpoint, run: Run, generated: Sequence
     shares = _same_tokens(split.encoded, own)
     if generated:
         shares |= reproduced_texts(split.tokenizer, [ids for ids, _ in generated], texts)
-    return ArtifactRun(found, predictions, shares)
+    return ArtifactRun(outputs, predictions, shares)
 
 
 def generate_reference(model: PreTrainedModel, split: Split, cfg: Measure) -> list[Counted]:
@@ -209,12 +209,12 @@ def runtime_for(path: Path, task: Task) -> tuple[str, type[Runtime]]:
     Raises:
         ConfigError: there is none.
     """
-    found = [
+    candidates = [
         (name, each) for name, kinds in matching(path).items() for each in kinds if task.auto in each.serves
     ]
-    if found and found[0][1].runs_here:
-        return found[0]
-    if found:
+    if candidates and candidates[0][1].runs_here:
+        return candidates[0]
+    if candidates:
         raise ConfigError(f"artifact: nothing here runs {path.name}; it runs on the device alone")
     kinds = [
         each
@@ -277,10 +277,10 @@ def require_unchanged(path: Path, hardware: str, hashes: Mapping[str, str]) -> N
     """
     for name, expected in hashes.items():
         file = inner_path(path.parent, name, "export.json: artifacts")
-        found = hash_file(file) if file.is_file() else None
-        if found != expected:
+        actual = hash_file(file) if file.is_file() else None
+        if actual != expected:
             state = (
-                f"has {found[:12]}…: it was cut off, or another was copied over it" if found else "is gone"
+                f"has {actual[:12]}…: it was cut off, or another was copied over it" if actual else "is gone"
             )
             raise ModelError(
                 f"{file} is not the file that was exported: export.json says sha256 {expected[:12]}…, and it {state}; export again: "
@@ -318,16 +318,16 @@ def reproduced_share(generated: Sequence[Counted], top: np.ndarray) -> float:
 
 
 def reproduced_texts(
-    tokenizer: PreTrainedTokenizerBase, expected: list[list[int]], found: list[list[int]]
+    tokenizer: PreTrainedTokenizerBase, expected: list[list[int]], actual: list[list[int]]
 ) -> dict[str, float]:
-    """`agreement`: the share of the expected tokens that are found before the first difference in a text; `same_texts`: the share of
+    """`agreement`: the share of the expected tokens that are actual before the first difference in a text; `same_texts`: the share of
     identical texts."""
     same = 0
-    for reference, ids in zip(expected, found, strict=True):
+    for reference, ids in zip(expected, actual, strict=True):
         shared = min(len(reference), len(ids))
         equal = np.asarray(reference[:shared]) == np.asarray(ids[:shared])
         same += int(np.logical_and.accumulate(equal).sum())
-    texts = zip(decoded(tokenizer, expected), decoded(tokenizer, found), strict=True)
+    texts = zip(decoded(tokenizer, expected), decoded(tokenizer, actual), strict=True)
     return {
         "agreement": same / sum(map(len, expected)),
         "same_texts": float(np.mean([reference == text for reference, text in texts])),

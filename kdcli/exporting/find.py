@@ -49,18 +49,18 @@ def _recommended(path: Path) -> Path:
         raise ConfigError(
             f"none of the files in {path} is within its tolerance and budget; name one: {', '.join(result.artifacts)}"
         )
-    found = sorted(path.rglob(require_name(result.recommended, f"{path / EXPORT}: recommended")))
-    if not found:
+    matches = sorted(path.rglob(require_name(result.recommended, f"{path / EXPORT}: recommended")))
+    if not matches:
         raise ModelError(
             f"{result.recommended}, which {path / EXPORT} recommends, is gone; export again: "
             f"kdcli export run=RUN hardware={result.hardware}"
         )
-    return require_inside(path, found[0], f"{path / EXPORT}: recommended")
+    return require_inside(path, matches[0], f"{path / EXPORT}: recommended")
 
 
 def _require_exported(artifact: Path, run: Path | None) -> None:
     """Refuse an artifact that is not what `kdcli export` wrote, or that it made of another student than the run's."""
-    record = next((found for each in artifact.parents[:3] if (found := each / EXPORT).is_file()), None)
+    record = next((file for each in artifact.parents[:3] if (file := each / EXPORT).is_file()), None)
     if record is None:
         return
     result = read_export(record.parent)

@@ -21,23 +21,23 @@ def parity(
 ) -> dict[str, float]:
     """How far an artifact is from the torch student: `score_drop`, `agreement`, the largest difference of an output, and the shares of the
     run."""
-    found = {"score_drop": student_score - score}
+    result = {"score_drop": student_score - score}
     answers = run.predictions.arrays
     if answers:
         key = "logits" if task.labels else "log_prob"
-        found["agreement"] = agreement(task, student, run.predictions)
-        found["max_abs_difference"] = float(np.abs(student[key] - answers[key]).max())
+        result["agreement"] = agreement(task, student, run.predictions)
+        result["max_abs_difference"] = float(np.abs(student[key] - answers[key]).max())
         if task.labels:
             apart = _softmax(student[key]) - _softmax(answers[key])
-            found["max_abs_difference_of_probabilities"] = float(np.abs(apart).max())
-    return found | run.shares
+            result["max_abs_difference_of_probabilities"] = float(np.abs(apart).max())
+    return result | run.shares
 
 
 def tolerance_of(hardware: Hardware, name: str, precision: str, task: str) -> Tolerance:
     """The tolerance of a file: that of its name, of its precision, of its precision for a task, or of the device."""
     names = (name, precision, f"{task}_{precision}")
-    found = (hardware.tolerances[each] for each in names if each in hardware.tolerances)
-    return next(found, hardware.tolerance)
+    own = (hardware.tolerances[each] for each in names if each in hardware.tolerances)
+    return next(own, hardware.tolerance)
 
 
 def within(tolerance: Tolerance, parity: Mapping[str, float]) -> bool:

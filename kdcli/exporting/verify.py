@@ -80,21 +80,21 @@ def verify(
     Raises:
         ExportError: no file could be run.
     """
-    found = Verified(failed=dict(plan.target.failed))
-    for message in found.failed.values():
+    verified = Verified(failed=dict(plan.target.failed))
+    for message in verified.failed.values():
         console.error(message)
     for done, (precision, path) in enumerate(files.items()):
         stage.update(done, extra=path.name)
         try:
-            found.artifacts[path.name] = _verify_file(
+            verified.artifacts[path.name] = _verify_file(
                 plan, folder, precision, path, split, evaluator, generated
             )
         except ExportError as error:
-            found.failed[path.name] = str(error)
+            verified.failed[path.name] = str(error)
             console.error(str(error))
-    if not found.artifacts:
+    if not verified.artifacts:
         raise ExportError(f"no file of hardware={plan.hardware} could be run; nothing was kept")
-    return found
+    return verified
 
 
 def _verify_file(

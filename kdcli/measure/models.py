@@ -55,12 +55,12 @@ def measure(
         ExportError: the runtime cannot load or run the model; with the last lines of its stderr.
     """
     with Process(spec, prompts) as process:
-        found = process.measure(baseline) if spec.speed else UNKNOWN
+        measurement = process.measure(baseline) if spec.speed else UNKNOWN
         if spec.speed and spec.request_rates and requests.texts:
-            found = replace(found, load=process.load(requests.texts, requests.limit))
+            measurement = replace(measurement, load=process.load(requests.texts, requests.limit))
         if spec.predictions:
             process.predict(prompts if rows is None else rows)
-    return found
+    return measurement
 
 
 def measure_file(
@@ -97,9 +97,9 @@ def measure_file(
     with tempfile.TemporaryDirectory() as folder, writing(Path(folder)):
         file = Path(folder) / "predictions.safetensors"
         spec = replace(spec, dtype="auto", predictions=str(file))
-        found = asdict(measure(spec, prompts, rows, baseline, requests)) | load_file(file)
-    warn_if_busy(path.name, found["cpu_share"])
-    return found
+        result = asdict(measure(spec, prompts, rows, baseline, requests)) | load_file(file)
+    warn_if_busy(path.name, result["cpu_share"])
+    return result
 
 
 def measure_checkpoint(
@@ -129,9 +129,9 @@ def measure_checkpoint(
     with contextlib.ExitStack() as own:
         process = Process(*make_spec(cfg, "torch", path, path, task, prompts, max_length, source.code))
         (own if keep_alive is None else keep_alive).enter_context(process)
-        found = asdict(process.measure(baseline))
-    warn_if_busy(source.name, found["cpu_share"])
-    return None if keep_alive is None else process, found
+        needs = asdict(process.measure(baseline))
+    warn_if_busy(source.name, needs["cpu_share"])
+    return None if keep_alive is None else process, needs
 
 
 def make_spec(

@@ -199,8 +199,8 @@ class Process:
         if limit is not None:
             highest = _highest_rate(np.asarray(served), limit, self.spec.load_seconds)
             candidates = [highest * 0.8**power for power in range(TRIES)] if highest else []
-            kept = (r for r in candidates if self.call("request", rate=r)["latency_ms"]["p95"] <= limit)
-            most = next(kept, None)
+            sustained = (r for r in candidates if self.call("request", rate=r)["latency_ms"]["p95"] <= limit)
+            most = next(sustained, None)
         return {"rates": rates, "limit_ms": limit, "most_requests_per_s": most}
 
     def predict(self, rows: Any) -> None:
@@ -249,7 +249,7 @@ def _highest_rate(served: np.ndarray, limit: float, seconds: float) -> float | N
         limit: milliseconds.
     """
 
-    def kept(rate: float) -> bool:
+    def sustains(rate: float) -> bool:
         due = 1000 * arrivals(rate, seconds)
         free, waited = 0.0, []
         for moment, spent in zip(due, np.resize(served, len(due)), strict=True):
@@ -258,11 +258,11 @@ def _highest_rate(served: np.ndarray, limit: float, seconds: float) -> float | N
         return bool(np.percentile(waited, 95) <= limit)
 
     least, most = 1 / limit, 1000 / float(served.mean())
-    if not kept(least):
+    if not sustains(least):
         return None
     for _ in range(20):
         middle = (least + most) / 2
-        least, most = (middle, most) if kept(middle) else (least, middle)
+        least, most = (middle, most) if sustains(middle) else (least, middle)
     return least
 
 

@@ -193,7 +193,7 @@ class EncoderRuntime(Runtime):
 
     def token_logits(self, rows: Sequence[Counted]) -> np.ndarray:
         """Logits at the counted tokens of each row, float32 (N, C), row by row."""
-        found = []
+        logits = []
         for ids, positions in rows:
             row = np.asarray([ids], np.int64)
             inputs = {
@@ -201,8 +201,8 @@ class EncoderRuntime(Runtime):
                 "token_type_ids": np.zeros_like(row),
                 "attention_mask": np.ones_like(row),
             }
-            found.append(self({name: inputs[name] for name in self.pad_values})[0, positions])
-        return np.concatenate(found)
+            logits.append(self({name: inputs[name] for name in self.pad_values})[0, positions])
+        return np.concatenate(logits)
 
     def _logits(self, rows: Sequence[Encoded], size: int) -> np.ndarray:
         """Logits of all rows, float32 (N, C)."""
@@ -397,10 +397,10 @@ def runtime_class(name: str, auto: str) -> type[Runtime]:
     Raises:
         ConfigError: there is none.
     """
-    found = next((each for each in runtime_classes(name) if auto in each.serves), None)
-    if found is None:
+    runtime = next((each for each in runtime_classes(name) if auto in each.serves), None)
+    if runtime is None:
         raise ConfigError(f"the runtime {runtime_name(name)} does not run models of {auto}")
-    return found
+    return runtime
 
 
 def runtime_name(name: str) -> str:

@@ -231,8 +231,8 @@ def _peak_memory() -> int | None:
 
     On Linux it is VmHWM, because the value of getrusage begins at the parent's peak after fork and exec.
     """
-    if (found := _status("VmHWM")) is not None:
-        return found
+    if (peak := _status("VmHWM")) is not None:
+        return peak
     try:
         import resource
     except ImportError:  # Windows

@@ -241,9 +241,7 @@ def same_vocabulary(
 
 def shared_token_count(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> int | None:
     """The number of the student's tokens if the teacher has more (their common ids are those of `same_vocabulary`), else None."""
-    teacher_size, student_size = (
-        max(tokenizer.get_vocab().values()) + 1 for tokenizer in (teacher, student)
-    )
+    teacher_size, student_size = (max(tokenizer.get_vocab().values()) + 1 for tokenizer in (teacher, student))
     return student_size if student_size < teacher_size else None
 
 

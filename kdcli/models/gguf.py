@@ -70,7 +70,10 @@ def _write(path: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     loaded: Any  # the model and its loading report
-    with tempfile.TemporaryDirectory() as link_folder, contextlib.redirect_stderr(io.StringIO()):  # a progress bar
+    with (
+        tempfile.TemporaryDirectory() as link_folder,
+        contextlib.redirect_stderr(io.StringIO()),
+    ):  # a progress bar
         (Path(link_folder) / "model.gguf").symlink_to(path)  # transformers would also read files beside it
         tokenizer = AutoTokenizer.from_pretrained(link_folder, gguf_file="model.gguf")
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -80,7 +83,10 @@ def _write(path: Path, folder: Path) -> None:
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"{path} lacks weights, which would be random: {', '.join(missing[:5])}")
     if _splits_digits(path):  # transformers splits as GPT-2 does: "\n\n1" into "\n", "\n", "1"
-        steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        steps = [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -103,9 +103,7 @@ class FromConfig(StudentInitializer):
         special = {
             f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")
         }
-        if (
-            task.vocabulary
-        ):  # the teacher's number of positions, and tied input and output embeddings
+        if task.vocabulary:  # the teacher's number of positions, and tied input and output embeddings
             inner = load_config(teacher).get_text_config()
             special |= {"tie_word_embeddings": True}
             if positions := getattr(inner, "max_position_embeddings", None):  # BLOOM has no limit

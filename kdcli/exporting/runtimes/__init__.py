@@ -36,14 +36,14 @@ def matching(path: Path) -> dict[str, list[type[Runtime]]]:
     """
     from kdcli.errors import ConfigError
 
-    found = {
+    matches = {
         name: [(each.match(path), each) for each in classes if each.match(path)]
         for name, classes in runtimes().items()
     }
-    longest = max((length for pairs in found.values() for length, _ in pairs), default=0)
+    longest = max((length for pairs in matches.values() for length, _ in pairs), default=0)
     best = {
         name: chosen
-        for name, pairs in found.items()
+        for name, pairs in matches.items()
         if (chosen := [each for length, each in pairs if length == longest])
     }
     if len(best) > 1:

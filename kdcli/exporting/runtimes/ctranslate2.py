@@ -32,7 +32,7 @@ class CTranslate2Seq2Seq(Seq2SeqRuntime):
         self.max_new_tokens = max_new_tokens(spec)
 
     def __call__(self, inputs: Sequence[int]) -> list[int]:
-        found = self.translator.translate_batch(
+        result = self.translator.translate_batch(
             [[self.source[token] for token in inputs]],
             target_prefix=[self.prefix],
             beam_size=1,
@@ -41,4 +41,4 @@ class CTranslate2Seq2Seq(Seq2SeqRuntime):
             max_input_length=0,  # no limit: nothing is truncated
             return_end_token=True,
         )[0]
-        return [self.ids[token] for token in found.hypotheses[0][len(self.prefix) :]]
+        return [self.ids[token] for token in result.hypotheses[0][len(self.prefix) :]]

@@ -34,6 +34,6 @@ class ExecuTorchEncoder(EncoderRuntime):
 
         rows, length = inputs["input_ids"].shape
         tensors = [torch.from_numpy(array) for array in self.padded(inputs, max(length, LEAST)).values()]
-        found = [self.method.execute([each[row : row + 1] for each in tensors])[0] for row in range(rows)]
-        logits = torch.cat(found).numpy()
+        outputs = [self.method.execute([each[row : row + 1] for each in tensors])[0] for row in range(rows)]
+        logits = torch.cat(outputs).numpy()
         return logits[:, :length] if logits.ndim == 3 else logits

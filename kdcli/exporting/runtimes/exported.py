@@ -100,8 +100,8 @@ class ExportedEncoder(EncoderRuntime):
 
         tensors = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
         with torch.inference_mode():
-            found: np.ndarray = self.run(**tensors).cpu().numpy()
-        return found
+            logits: np.ndarray = self.run(**tensors).cpu().numpy()
+        return logits
 
     def memory(self) -> int | None:
         """Peak memory of the GPU, if there is one."""

@@ -32,9 +32,9 @@ class LiteRTEncoder(EncoderRuntime):
                 f"the file takes rows of at most {self.lengths[-1]} tokens, and one has {length}: set dataset.max_length"
             )
         arrays = self.padded(inputs, size, np.int32)
-        found = [
+        outputs = [
             self.runners[size](**{name: array[row : row + 1] for name, array in arrays.items()})["logits"]
             for row in range(rows)
         ]
-        logits = np.concatenate(found)
+        logits = np.concatenate(outputs)
         return logits[:, :length] if logits.ndim == 3 else logits

@@ -65,10 +65,10 @@ class LlamaCausalLM(CausalLMRuntime):
             raise ExportError(f"llama.cpp refused a request: {refused[0]}")
 
     def score(self, rows: Sequence[Counted]) -> dict[str, np.ndarray]:
-        found = [self._score_token(ids[:at], ids[at]) for ids, positions in rows for at in positions]
+        scores = [self._score_token(ids[:at], ids[at]) for ids, positions in rows for at in positions]
         return {
-            "log_prob": np.asarray([log_prob for log_prob, _ in found], np.float32),
-            "top": np.asarray([top for _, top in found], np.int64),
+            "log_prob": np.asarray([log_prob for log_prob, _ in scores], np.float32),
+            "top": np.asarray([top for _, top in scores], np.int64),
         }
 
     def tokenize(self, text: str) -> list[int]:
@@ -82,8 +82,8 @@ class LlamaCausalLM(CausalLMRuntime):
         )
         direct = urllib.request.ProxyHandler({})  # this machine, whatever the proxy
         with urllib.request.build_opener(direct).open(request) as answer:
-            found: list[int] = json.load(answer)["tokens"]
-            return found
+            ids: list[int] = json.load(answer)["tokens"]
+            return ids
 
     def _score_token(self, before: list[int], token: int) -> tuple[float, int]:
         """The log-probability of a token after others, and the most likely token there."""

@@ -64,10 +64,10 @@ def node() -> str:
     Raises:
         ExportError: it is not installed.
     """
-    found = _program("node")
-    if found is None:
+    path = _program("node")
+    if path is None:
         raise ExportError(f"Node is not installed, which runs what a browser runs; {REMEDY}")
-    return found
+    return path
 
 
 def _program(name: str) -> str | None:

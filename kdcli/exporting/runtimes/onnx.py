@@ -129,8 +129,8 @@ class OnnxSeq2Seq(Seq2SeqRuntime):
             nonlocal session
             inputs, outputs = self.names[session]
             arrays["input_ids"] = np.asarray([tokens], np.int64)
-            found = session.run(outputs, {name: arrays[name] for name in inputs})
-            for name, array in zip(outputs, found, strict=True):
+            results = session.run(outputs, {name: arrays[name] for name in inputs})
+            for name, array in zip(outputs, results, strict=True):
                 arrays[name.replace("present", "past_key_values")] = array
             session = self.later
             return arrays["logits"][0, -1]

@@ -211,12 +211,12 @@ def require_task(target: Target, hardware: str, task: Task, name: str) -> None:
 
 def _packaged_targets() -> dict[str, type[Target]]:
     """The targets of kdcli's own devices; a device that is another name of one is left out."""
-    found: dict[str, type[Target]] = {}
+    targets: dict[str, type[Target]] = {}
     for path in sorted((conf_dir() / "hardware").glob("*.yaml")):
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         if "_target_" in config:
-            found[path.stem] = locate(config["_target_"])
-    return found
+            targets[path.stem] = locate(config["_target_"])
+    return targets
 
 
 def required_modules() -> set[str]:

@@ -47,7 +47,7 @@ def packages() -> Path:
     """
     folder = packages_folder()
     if {_name(pin.partition("==")[0]) for pin in PINS} <= {
-        _name(found.name) for found in importlib.metadata.distributions(path=[str(folder)])
+        _name(each.name) for each in importlib.metadata.distributions(path=[str(folder)])
     }:
         return folder
     console.say(f"litert-torch, which writes LiteRT files, is installed once into {folder} (0.8 GB)")

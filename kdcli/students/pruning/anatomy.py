@@ -267,7 +267,9 @@ class Anatomy:
         self._modules = {name.removeprefix(self._prefix): part for name, part in model.named_modules()}
         self.stacks = [stack for stack in self.family.stacks if stack.layers in self._modules]
         self._own = {
-            role for role, module in OPTIONAL_AXES.items() if any(re.fullmatch(module, name) for name in self._modules)
+            role
+            for role, module in OPTIONAL_AXES.items()
+            if any(re.fullmatch(module, name) for name in self._modules)
         }
         self.units: dict[Group, int] = {}
         self.axes = {name: self._axes(name, weight) for name, weight in model.state_dict().items()}

@@ -279,7 +279,9 @@ def by_activation(anatomy: Anatomy, batches: Iterable[Batch], task: Task) -> Sco
     counts: dict[tuple[Group, str], int] = defaultdict(int)
     tokens: tuple[Tensor, ...] = ()
 
-    def register(name: str, module: nn.Module, group: Group, measure: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    def register(
+        name: str, module: nn.Module, group: Group, measure: Callable[[Tensor, Tensor], Tensor]
+    ) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             values = measure(before, output[0] if isinstance(output, tuple) else output)

@@ -169,7 +169,14 @@ class OpenAITeacher(RemoteTeacher):
     def fingerprint(self) -> dict[str, Any]:
         """What determines its answers, as far as it can be known."""
         text = self.file.read_text(encoding="utf-8") if self.file is not None else None
-        settings = [self.soft_labels, self.top_logprobs, self.least_mass, self.samples, self.smoothing, self.shots]
+        settings = [
+            self.soft_labels,
+            self.top_logprobs,
+            self.least_mass,
+            self.samples,
+            self.smoothing,
+            self.shots,
+        ]
         return super().fingerprint | {"parameters": self.parameters, "asked": digest(settings, text)}
 
     def begin(self, task: Task, cfg: Dataset, gold: Iterable[Mapping[str, Any]]) -> None:
