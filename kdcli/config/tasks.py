@@ -60,6 +60,8 @@ class TaskSpec:
     """Its preprocessing refuses a `max_length` that leaves no room beside special tokens."""
     from_scratch: ClassVar[bool] = False
     """A model with random weights over a learned vocabulary can be its teacher, or its student."""
+    script_arguments: ClassVar[str] = ""
+    """The arguments of the scripts that run its exported classifiers without kdcli; empty: its models generate text."""
     new_students: ClassVar[str] = ""
     """Packaged students with random weights that suit it, for messages."""
 

@@ -23,7 +23,7 @@ from kdcli.exporting.targets.base import Target, require_task
 from kdcli.files import named_path, user_path
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.rundir import REPORT, UNQUANTIZED, saved_config, unanswered
-from kdcli.tasks import task_of
+from kdcli.tasks import task_class, task_of
 from kdcli.tasks.base import Task
 
 TEACHER_PREDICTIONS = Path("predictions", "test.teacher.safetensors")
@@ -103,7 +103,7 @@ def plan_export(cfg: Export, hardware: str) -> ExportPlan:
     moved = cfg.dataset.model_dump(exclude_none=True)
     dataset, quantization = check(Dataset, saved["dataset"] | moved), saved["student"].get("quantization")
     target: Target = build(cfg.hardware, Target)
-    require_task(target, hardware, task_of(dataset, ()), dataset.kind)
+    require_task(target, hardware, task_class(dataset.kind), dataset.kind)
     if target.shows and not (run / TEACHER_PREDICTIONS).is_file():
         raise ModelError(
             f"hardware={hardware} shows the teacher's predictions, and {run / TEACHER_PREDICTIONS} is gone; remove {run / REPORT}, and the same "

@@ -496,7 +496,7 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_a_device_for_other_tasks(refused: Refused) -> None:
     """Hours of training for a device that nothing can be made for."""
-    assert "hardware=laptop makes files of language models, and this run's task is classification" in refused(
+    assert "hardware=laptop exports models of AutoModelForCausalLM" in refused(
         "hardware=laptop"
     )
 

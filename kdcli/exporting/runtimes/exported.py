@@ -78,7 +78,7 @@ class ExportedEncoder(EncoderRuntime):
             EOFError,
         ) as error:
             raise ModelError(
-                f"{path} is not a whole program of torch.export ({type(error).__name__}); export it again (kdcli export run=RUN hardware=cuda)"
+                f"{path} is not a complete program of torch.export ({type(error).__name__}); export it again (kdcli export run=RUN hardware=cuda)"
             ) from None
 
     def __init__(self, spec: MeasureSpec):

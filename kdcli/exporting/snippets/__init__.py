@@ -15,12 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kdcli.config.tasks import spec_of
+
 HERE = Path(__file__).parent
-ASKED = {
-    "classification": '"A text." ["The text that belongs to it."]',
-    "token_classification": "One word after the other",
-}
-"""The arguments of the scripts for encoders, by task."""
 
 
 def write(folder: Path, runtime: str, kind: str, values: Mapping[str, Any]) -> list[Path]:
@@ -42,13 +39,13 @@ def write(folder: Path, runtime: str, kind: str, values: Mapping[str, Any]) -> l
 
 def _files(name: str, kind: str) -> list[Path]:
     """The files of a runtime, or of an imported module, for a task."""
-    families = [kind, "encoder"] if kind in ASKED else [kind]
+    families = [kind, "encoder"] if spec_of(kind).script_arguments else [kind]
     return [file for family in families for file in sorted(HERE.glob(f"{name}_{family}.*"))]
 
 
 def _fill(file: Path, to: Path, kind: str, values: Mapping[str, Any]) -> None:
     """Write a file with its values, and the modules that it imports."""
-    text = file.read_text(encoding="utf-8").replace("ASKED", ASKED.get(kind, ""))
+    text = file.read_text(encoding="utf-8").replace("ASKED", spec_of(kind).script_arguments)
     for name, value in values.items():
         python = file.suffix == ".py" and not isinstance(value, str)
         literal = repr(value) if python else json.dumps(value, ensure_ascii=False)

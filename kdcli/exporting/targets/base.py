@@ -179,7 +179,7 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def require_task(target: Target, hardware: str, task: Task, name: str) -> None:
+def require_task(target: Target, hardware: str, task: type[Task] | Task, name: str) -> None:
     """Refuse a task whose models a target does not export.
 
     Args:

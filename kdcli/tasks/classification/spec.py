@@ -21,6 +21,7 @@ class ClassificationSpec(TaskSpec):
     })  # fmt: skip
     only_here: ClassVar[dict[str, str]] = {"augment": "it replaces words of whole texts"}
     inference_order = 3
+    script_arguments = '"A text." ["The text that belongs to it."]'
     rounds = True
 
     def implied_by(self, cfg: Dataset) -> bool:

@@ -19,6 +19,7 @@ class TokenClassificationSpec(TaskSpec):
         "conll": FolderFormat((".conll", ".bio", ".iob", ".iob2", ".txt"), ("words", "tags"))
     }
     inference_order = 0
+    script_arguments = "One word after the other"
     rounds = True
 
     def implied_by(self, cfg: Dataset) -> bool:

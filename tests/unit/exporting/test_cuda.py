@@ -52,7 +52,7 @@ def test_a_program_that_is_cut_off_is_told(student: Path, tmp_path: Path) -> Non
         student, tmp_path / "out", create(CONFIGS["Bert"]), [inputs(1, 3, 0, True)], 64
     )["pt2"]
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(ModelError, match=r"model\.pt2 is not a whole program of torch\.export"):
+    with pytest.raises(ModelError, match=r"model\.pt2 is not a complete program of torch\.export"):
         measure(MeasureSpec("exported", str(file), str(file.parent), 64), [["a film"]])
 
 
