@@ -107,9 +107,13 @@ def is_network_file_system(folder: Path) -> bool:
     import psutil
 
     folder = folder.resolve()
+    try:
+        partitions = psutil.disk_partitions(all=True)
+    except OSError:  # there is no /proc, so the mount is not known
+        return True
     mounts = [
         (len(Path(mount.mountpoint).parts), mount.fstype.lower())
-        for mount in psutil.disk_partitions(all=True)
+        for mount in partitions
         if folder.is_relative_to(mount.mountpoint)
     ]
     return max(mounts, default=(0, ""))[1].startswith(NETWORK)
