@@ -1,10 +1,9 @@
-"""More text for the teacher alone: some words of a text are replaced by others that a masked language model finds likely there.
+"""Augments text for the teacher: words of a text are replaced by others that a masked language model finds likely there.
 
-Jiao et al. 2020 (TinyBERT, https://arxiv.org/abs/1909.10351), Algorithm 1: of each word the K likeliest others at its place,
-while it is hidden, are its candidates; in each of N_a copies of the text, a word is replaced with probability p_t, by one of them. For
-a word of several pieces the paper takes the nearest GloVe vectors; there are no word vectors here, and such a word is hidden
-behind one mask token, as one of a single piece is. The authors' code also leaves stop words and all but a-z alone; the paper does not
-say so, and neither is done here.
+Jiao et al. 2020 (TinyBERT, https://arxiv.org/abs/1909.10351), Algorithm 1: the candidates of a word are the K most likely other words at its
+position while it is masked; in each of N_a copies of the text, a word is replaced with probability p_t by one of its candidates. For a
+word of several tokens the paper uses the nearest GloVe vectors; here such a word is masked by one mask token, as a word of a single
+token is. The authors' code also skips stop words and words with other letters than a-z; the paper does not say so, and kdcli does not.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ from kdcli.tasks.language_model import head_of
 from kdcli.tasks.masked_lm.task import MaskedLM
 
 WINDOW = 64
-"""Rows whose words are asked for together."""
+"""Rows whose words are masked together."""
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>")
 _REMEDY = "name a checkpoint with a masked-LM head (BERT, RoBERTa, DistilBERT …) with dataset.augment.path"
 
 
 @dataclass
-class Place:
+class Word:
     """A word of a text.
 
     Attributes:
-        start, end: its characters.
-        tokens: its tokens among the text's: the first, and the one after the last.
-        candidates: the words that may stand there instead, in the order of the vocabulary.
+        start, end: its first character, and the one after its last.
+        tokens: the index of its first token, and the one after its last.
+        candidates: the words that may replace it, in the order of the vocabulary.
     """
 
     start: int
@@ -55,10 +54,10 @@ class Place:
 
 
 def find_proposer(cfg: Augment, teacher: Teacher) -> Checkpoint:
-    """The checkpoint that proposes words: the one named, of which no code is run, or the teacher's, as it is before it is tuned.
+    """The checkpoint that proposes words: the configured one, whose code is not run, or the teacher's before it is tuned.
 
     Raises:
-        ConfigError, ModelError: it cannot be found, or does not say that it has a masked-LM head.
+        ConfigError, ModelError: it does not exist, or has no masked-LM head.
     """
     if cfg.path is None:
         source = find(teacher, "teacher")
@@ -80,23 +79,25 @@ def augmented(
 ) -> datasets.Dataset:
     """Copies of rows with other words, and without labels.
 
-    What is drawn for a row depends on the seed and its id alone. Of a pair both texts are changed, each by itself (the authors' code
-    changes one after the other). Words beyond `max_length` tokens stay, as does what is inside of markup (<br />).
+    The random choices for a row depend on the seed and its id alone. Both texts of a pair are changed independently (the authors' code
+    changes one after the other). Words beyond `max_length` tokens and words in markup (<br />) stay unchanged.
 
     Args:
         rows: columns id, text, (text_pair) and label.
         proposer: reads `max_length` tokens.
         cfg: with `augment`.
-        known: ids of rows that must not be made, such as those of validation and test.
-        progress: called with the number of rows that are done so far.
+        known: ids of rows that must not be created, such as those of validation and test.
+        progress: called with the number of finished rows.
 
     Returns:
-        Columns and ids as `kdcli.data` makes them, in the order of the ids: no row twice, none that is among `rows` or known. Empty if no
-        word has a candidate.
+        Rows as `kdcli.data` creates them, in the order of their ids, without duplicates and without rows that are in `rows` or `known`. Empty
+        if no word has a candidate.
     """
-    how = cfg.augment
-    assert how is not None
-    schema = ClassificationRows(cfg.model_copy(update={"replace": {}})).unlabelled()  # it has been done
+    settings = cfg.augment
+    assert settings is not None
+    schema = ClassificationRows(
+        cfg.model_copy(update={"replace": {}})
+    ).unlabelled()  # dataset.replace was applied before
     columns = [column for column in ("text", "text_pair") if column in rows.column_names]
     sizes = [sum(map(len, texts)) for texts in zip(*(rows[column][:] for column in columns), strict=True)]
     order = sorted(range(len(rows)), key=list(zip(sizes, rows["id"][:], strict=True)).__getitem__)
@@ -104,16 +105,13 @@ def augmented(
     made: list[dict[str, Any]] = []
     for start in range(0, len(order), WINDOW):
         chunk = list(rows.select(order[start : start + WINDOW]))
-        places = iter(
-            proposer.places(
-                [row[column] for row in chunk for column in columns], how.candidates, how.batch_size
-            )
-        )
+        texts = [row[column] for row in chunk for column in columns]
+        words = iter(proposer.propose(texts, settings.candidates, settings.batch_size))
         for row in chunk:
-            sides = [(row[column], next(places)) for column in columns]
+            sides = [(row[column], next(words)) for column in columns]
             random = np.random.default_rng(seed_of(seed, "augment", row["id"]))
-            for _ in range(how.copies):
-                copy = [_replaced(text, at, how.probability, random) for text, at in sides]
+            for _ in range(settings.copies):
+                copy = [_replaced(text, own, settings.probability, random) for text, own in sides]
                 new = schema.row((*copy, None), f"a copy of row {row['id']}")
                 if new is not None and new["id"] not in seen:
                     seen.add(new["id"])
@@ -128,7 +126,7 @@ class Proposer:
     """A masked language model, fp32, on the GPU if there is one.
 
     Args:
-        max_length: tokens of a text that it reads.
+        max_length: the maximum number of tokens of a text.
 
     Raises:
         ModelError: the checkpoint has no masked-LM head, or its tokenizer no mask token.
@@ -152,42 +150,42 @@ class Proposer:
             torch.nn.Module.cuda(self.model)
         self.words = whole_words(self.tokenizer)
         self.spelt: dict[str, list[int]] = {}
-        for number, word in self.words.items():
-            self.spelt.setdefault(word.casefold(), []).append(number)
+        for token, word in self.words.items():
+            self.spelt.setdefault(word.casefold(), []).append(token)
         self.others = torch.ones(len(head_of(self.model).weight), dtype=torch.bool, device=self.model.device)
         self.others[list(self.words)] = False
 
-    def places(self, texts: Sequence[str], candidates: int, batch_size: int) -> list[list[Place]]:
+    def propose(self, texts: Sequence[str], candidates: int, batch_size: int) -> list[list[Word]]:
         """The words of each text that have candidates, in their order.
 
         Args:
-            candidates: of a word, at most.
-            batch_size: words that are asked for at once.
+            candidates: the maximum number of candidates of a word.
+            batch_size: words in a batch.
         """
         keys = [key for key in self.tokenizer.model_input_names if key != "attention_mask"]
-        read = self.tokenizer(
+        encodings = self.tokenizer(
             list(texts), truncation=True, max_length=self.max_length, return_offsets_mapping=True
         )
-        found: list[list[Place]] = []
-        asked: list[tuple[Place, list[int], dict[str, Any]]] = []
-        for number, text in enumerate(texts):
-            spans, ids = read["offset_mapping"][number], read["input_ids"][number]
-            found.append(list(self._words(text, ids, spans, read.word_ids(number))))
-            for place in found[-1]:
-                first, end = place.tokens
-                columns = {key: read[key][number] for key in keys}
+        words_of: list[list[Word]] = []
+        queries: list[tuple[Word, list[int], dict[str, Any]]] = []
+        for index, text in enumerate(texts):
+            spans, ids = encodings["offset_mapping"][index], encodings["input_ids"][index]
+            words_of.append(list(self._words(text, ids, spans, encodings.word_ids(index))))
+            for word in words_of[-1]:
+                first, end = word.tokens
+                columns = {key: encodings[key][index] for key in keys}
                 hidden = {key: [*flat[: first + 1], *flat[end:]] for key, flat in columns.items()}
                 hidden["input_ids"][first] = self.tokenizer.mask_token_id
-                asked.append((place, ids[first:end], hidden))
-        asked.sort(key=lambda one: len(one[2]["input_ids"]))
-        for start in range(0, len(asked), batch_size):
-            self._propose(asked[start : start + batch_size], candidates)
-        return [[place for place in places if place.candidates] for places in found]
+                queries.append((word, ids[first:end], hidden))
+        queries.sort(key=lambda query: len(query[2]["input_ids"]))
+        for start in range(0, len(queries), batch_size):
+            self._set_candidates(queries[start : start + batch_size], candidates)
+        return [[word for word in words if word.candidates] for words in words_of]
 
     def _words(
         self, text: str, ids: list[int], spans: list[tuple[int, int]], words: list[int | None]
-    ) -> Iterator[Place]:
-        """The tokenizer's words, without punctuation around them."""
+    ) -> Iterator[Word]:
+        """The words of the tokenizer, without the punctuation around them."""
         special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
         markup = [match.span() for match in _MARKUP.finditer(text)]
         for word, group in itertools.groupby(range(len(ids)), words.__getitem__):
@@ -201,39 +199,45 @@ class Proposer:
                 and special.isdisjoint(ids[token] for token in tokens)
                 and not any(begin < end and start < stop for begin, stop in markup)
             ):
-                yield Place(start, end, (tokens[0], tokens[-1] + 1))
+                yield Word(start, end, (tokens[0], tokens[-1] + 1))
 
     @torch.no_grad()
-    def _propose(self, asked: Sequence[tuple[Place, list[int], dict[str, Any]]], candidates: int) -> None:
-        """Give places their candidates."""
-        features = [hidden | {"row": row} for row, (_, _, hidden) in enumerate(asked)]
+    def _set_candidates(
+        self, queries: Sequence[tuple[Word, list[int], dict[str, Any]]], candidates: int
+    ) -> None:
+        """Set the candidates of words.
+
+        Args:
+            queries: words, their token ids, and the inputs in which they are masked.
+        """
+        features = [hidden | {"row": row} for row, (_, _, hidden) in enumerate(queries)]
         batch = padded(features, self.tokenizer.model_input_names, self.tokenizer)
         inputs = {key: values.to(self.model.device) for key, values in batch.items()}
-        columns = torch.tensor([place.tokens[0] for place, _, _ in asked]).to(self.model.device)
-        said = self.task.signal(self.model, inputs, (inputs.pop("rows"), columns))
-        logits = said.rows(slice(0, len(asked))).logits.masked_fill(self.others, -torch.inf)
-        for line, (_, own, _) in zip(logits, asked, strict=True):
+        columns = torch.tensor([word.tokens[0] for word, _, _ in queries]).to(self.model.device)
+        outputs = self.task.signal(self.model, inputs, (inputs.pop("rows"), columns))
+        logits = outputs.rows(slice(0, len(queries))).logits.masked_fill(self.others, -torch.inf)
+        for line, (_, own, _) in zip(logits, queries, strict=True):
             line[self.spelt.get(_spelling(self.tokenizer, own).casefold(), [])] = -torch.inf
         best = logits.topk(min(candidates, logits.shape[-1]))
-        kept = (best.values > -torch.inf).tolist()
-        for (place, _, _), numbers, likely in zip(asked, best.indices.tolist(), kept, strict=True):
-            place.candidates = [self.words[number] for number in sorted(itertools.compress(numbers, likely))]
+        allowed = (best.values > -torch.inf).tolist()
+        for (word, _, _), tokens, mask in zip(queries, best.indices.tolist(), allowed, strict=True):
+            word.candidates = [self.words[token] for token in sorted(itertools.compress(tokens, mask))]
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The tokens that are words by themselves, and how they are written.
+    """The tokens that are words by themselves, with their text.
 
-    A token is one if it is read where that text stands after a space, which a piece that goes on with a word (##ing) is not, and if a
-    letter or a digit is in it.
+    A token is a word if its text after a space is tokenized into this token alone, which excludes pieces inside a word (##ing), and if it has
+    a letter or a digit.
     """
     special = set(tokenizer.all_special_ids)
-    numbers = [number for number in sorted(tokenizer.get_vocab().values()) if number not in special]
-    names = [_spelling(tokenizer, [number]) for number in numbers]
-    read = tokenizer([f" {name}" for name in names], add_special_tokens=False)["input_ids"]
+    tokens = [token for token in sorted(tokenizer.get_vocab().values()) if token not in special]
+    names = [_spelling(tokenizer, [token]) for token in tokens]
+    encodings = tokenizer([f" {name}" for name in names], add_special_tokens=False)["input_ids"]
     return {
-        number: name
-        for number, name, ids in zip(numbers, names, read, strict=True)
-        if ids == [number] and any(map(str.isalnum, name))
+        token: name
+        for token, name, ids in zip(tokens, names, encodings, strict=True)
+        if ids == [token] and any(map(str.isalnum, name))
     }
 
 
@@ -242,25 +246,25 @@ def _spelling(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def _core(text: str, start: int, end: int) -> tuple[int, int]:
-    """Where a word begins and ends without the punctuation, symbols and space around it, and with all marks of its letters, which some
-    tokenizers pass over."""
-    while _kind(text[end : end + 1]) == "M":
+    """The first character of a word and the one after its last, without punctuation, symbols and spaces around it, and with all combining marks
+    of its letters, which some tokenizers skip."""
+    while _category(text[end : end + 1]) == "M":
         end += 1
-    inner = [place for place in range(start, end) if _kind(text[place]) in "LMN"]
+    inner = [index for index in range(start, end) if _category(text[index]) in "LMN"]
     return (inner[0], inner[-1] + 1) if inner else (start, start)
 
 
-def _kind(character: str) -> str:
-    """What Unicode says of a character: L(etter), M(ark), N(umber), P(unctuation), S(ymbol) …; of none: nothing."""
+def _category(character: str) -> str:
+    """The Unicode category of a character: L(etter), M(ark), N(umber), P(unctuation), S(ymbol) …; empty for no character."""
     return unicodedata.category(character)[0] if character else ""
 
 
-def _replaced(text: str, places: Sequence[Place], probability: float, random: np.random.Generator) -> str:
+def _replaced(text: str, words: Sequence[Word], probability: float, random: np.random.Generator) -> str:
     """The text with some of its words replaced by candidates."""
-    hit = random.random(len(places)) < probability
-    drawn = random.integers(np.array([len(place.candidates) for place in places], np.int64))
+    hit = random.random(len(words)) < probability
+    drawn = random.integers(np.array([len(word.candidates) for word in words], np.int64))
     parts, last = [], 0
-    for place, number in itertools.compress(zip(places, drawn, strict=True), hit):
-        parts += [text[last : place.start], place.candidates[number]]
-        last = place.end
+    for word, index in itertools.compress(zip(words, drawn, strict=True), hit):
+        parts += [text[last : word.start], word.candidates[index]]
+        last = word.end
     return "".join([*parts, text[last:]])

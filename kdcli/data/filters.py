@@ -1,4 +1,4 @@
-"""Which of a teacher's answers are worth learning."""
+"""Filters the completions of a teacher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Judge = Callable[[Mapping[str, Any], str], Any]
 
 
 def own_function(cfg: Filter) -> Judge | None:
-    """The user's function.
+    """The filter function of the user.
 
     Raises:
         ConfigError: there is no such function.
@@ -24,34 +24,34 @@ def own_function(cfg: Filter) -> Judge | None:
         return None
     module, _, name = cfg.function.rpartition(".")
     try:
-        found = getattr(import_named(module), name)
+        function = getattr(import_named(module), name)
     except (Exception, SystemExit) as error:  # the user's own module may fail in any way
         raise ConfigError(
             f"rollout.filter.function = {cfg.function}: cannot be imported ({type(error).__name__}: {error}); it is looked for in "
             "--config-dir, beside it, and among the installed packages"
         ) from None
-    if not callable(found):
+    if not callable(function):
         raise ConfigError(
-            f"rollout.filter.function = {cfg.function}: expected a function, got {shown(found)}"
+            f"rollout.filter.function = {cfg.function}: expected a function, got {shown(function)}"
         )
-    return found
+    return function
 
 
 def kept(
     row: Mapping[str, Any], answers: Iterable[str], cfg: Filter, judge: Judge | None, dropped: Counter[str]
 ) -> list[str]:
-    """Those of a row's answers that are learnt.
+    """The completions of a row that the student learns from.
 
     Args:
-        judge: the user's function.
-        dropped: those that are not are counted in it, by reason.
+        judge: the filter function of the user.
+        dropped: counts the other completions by reason.
     """
     refusals = [re.compile(rf"\s*(?:{_typed(pattern)})", re.IGNORECASE) for pattern in cfg.refusals]
     seen: set[str] = set()
-    found = []
+    accepted = []
     for answer in answers:
         plain = " ".join(answer.split()).casefold()
-        if not plain:  # there is nothing to learn
+        if not plain:  # nothing can be learned from it
             dropped["empty"] += 1
         elif len(answer) < cfg.min_length:
             dropped["too short"] += 1
@@ -64,11 +64,11 @@ def kept(
         elif judge is not None and not judge(row, answer):
             dropped["rollout.filter.function"] += 1
         else:
-            found.append(answer)
+            accepted.append(answer)
         seen.add(plain)
-    return found
+    return accepted
 
 
 def _typed(text: str) -> str:
-    """A text with the apostrophes of a keyboard: models write either."""
+    """A text with ASCII apostrophes, because models write either kind."""
     return text.replace("\u2019", "'")

@@ -17,28 +17,28 @@ from kdcli.tasks.seq2seq.scripts import SIDES
 
 logger = logging.getLogger(__name__)
 PLURAL = 100
-"""A number whose plural is the general one in all languages: 2 and 5 have forms of their own in some."""
+"""A number with the general plural form in all languages; 2 and 5 have forms of their own in some."""
 LARGEST = 2**28
-"""Bytes of a catalogue."""
+"""The maximum number of bytes of a catalogue."""
 MAGIC = b"\xde\x12\x04\x95"
-"""How a .mo file of little-endian numbers begins."""
+"""The first bytes of a little-endian .mo file."""
 
 
 def catalogued(
     path: Path, given: str, source_language: str | None, target_language: str
 ) -> list[tuple[str, list[tuple[str, str]], Counter[str]]]:
-    """The pairs of two locales' catalogues under a folder.
+    """The pairs of two locales in the catalogues of a folder.
 
-    Without a source's locale the source is the text as it stands in the code; so is English where it is not translated.
+    Without a source locale the source is the text in the code. So is English, if it is not translated.
 
     Args:
-        given: what the user called the folder.
+        given: the folder as the user wrote it.
 
     Returns:
-        Of each catalogue where it lies, its pairs of source and target, and how many entries were left out, by reason.
+        For each catalogue its path, its pairs of source and target, and the number of dropped entries by reason.
 
     Raises:
-        DataError: there are none of a language, one is damaged, or they hold no pairs.
+        DataError: there is no catalogue of a language, one is damaged, or they have no pairs.
         ConfigError: babel is not installed.
     """
     if not os.path.isdir(path):
@@ -69,59 +69,60 @@ def catalogued(
             given,
             source_language,
         )
-    found: list[tuple[str, list[tuple[str, str]], Counter[str]]] = []
-    for place in sorted(files[target or source or ""]):
+    catalogues: list[tuple[str, list[tuple[str, str]], Counter[str]]] = []
+    for name in sorted(files[target or source or ""]):
         dropped: Counter[str] = Counter()
-        known = {
-            locale: _entries(files[locale][place], dropped)
+        entries_of = {
+            locale: _entries(files[locale][name], dropped)
             for locale in (target, source)
-            if locale and place in files[locale]
+            if locale and name in files[locale]
         }
         table: list[tuple[str, str]] = []
-        for key in dict.fromkeys(itertools.chain(*known.values())):
-            written = next(entries[key][0] for entries in known.values() if key in entries)
-            one, other = (
-                known.get(locale or "", {}).get(key, ("", ""))[1] or (written if in_code[side] else "")
+        for key in dict.fromkeys(itertools.chain(*entries_of.values())):
+            written = next(entries[key][0] for entries in entries_of.values() if key in entries)
+            source_text, target_text = (
+                entries_of.get(locale or "", {}).get(key, ("", ""))[1] or (written if in_code[side] else "")
                 for side, locale in zip(SIDES, (source, target), strict=True)
             )
-            if one.strip() and other.strip():
-                table.append((one, other))
+            if source_text.strip() and target_text.strip():
+                table.append((source_text, target_text))
             else:
                 dropped["untranslated"] += 1
-        found.append((place, table, dropped))
-    if not any(table for _, table, _ in found):
-        raise DataError(f"{given}: the {len(found)} catalogues of {target or source} hold no pairs")
-    return found
+        catalogues.append((name, table, dropped))
+    if not any(table for _, table, _ in catalogues):
+        raise DataError(f"{given}: the {len(catalogues)} catalogues of {target or source} hold no pairs")
+    return catalogues
 
 
 def _catalogues(folder: Path) -> dict[str, dict[str, Path]]:
-    """Of each locale its catalogues, by where they lie but for the locale and the suffix; .mo only where there is no .po."""
+    """The catalogues of each locale by their path without locale and suffix; a .mo file only if there is no .po file."""
     files: dict[str, dict[str, Path]] = {}
     for suffix in (".mo", ".po"):
         for file in folder.glob(f"**/LC_MESSAGES/*{suffix}"):
-            place = file.parents[2].relative_to(folder) / file.stem
-            files.setdefault(file.parents[1].name, {})[str(place)] = file
+            name = file.parents[2].relative_to(folder) / file.stem
+            files.setdefault(file.parents[1].name, {})[str(name)] = file
     return files
 
 
-def _locale(code: str, there: list[str]) -> str | None:
-    """The locale that a code names among those there are: itself, or one of the same language and script (`de` for de_DE and
-    deu_Latn), the plainest if they are several."""
-    plain = {name.replace("-", "_").casefold(): name for name in there}
-    if found := plain.get(code.replace("-", "_").casefold()):
-        return found
+def _locale(code: str, locales: list[str]) -> str | None:
+    """The locale that a code names: the code itself, or a locale of the same language and script (`de` for de_DE and deu_Latn), the shortest
+    one if there are several."""
+    plain = {name.replace("-", "_").casefold(): name for name in locales}
+    if locale := plain.get(code.replace("-", "_").casefold()):
+        return locale
     tongue = _tongue(code)
     same = sorted(
-        (name for name in there if tongue[0] and _tongue(name) == tongue), key=lambda name: (len(name), name)
+        (name for name in locales if tongue[0] and _tongue(name) == tongue),
+        key=lambda name: (len(name), name),
     )
     if not same:
         return None
-    logger.info("%s: the catalogues of %s are taken", code, same[0])
+    logger.info("%s: the catalogues of %s are used", code, same[0])
     return same[0]
 
 
 def _tongue(code: str) -> tuple[str, str]:
-    """Language and script of a code; empty if it is none."""
+    """The language and the script of a code; empty strings if it is not a code."""
     babel = _babel()
     try:
         language, territory, script = babel.parse_locale(code.replace("-", "_"))[:3]
@@ -148,7 +149,7 @@ def _babel() -> Any:
 
 
 Entry = tuple[str | None, str, int]
-"""What a catalogue knows a text by: its context, the text in the code (its singular), and 1 if it is the plural, else 0."""
+"""The key of a text in a catalogue: its context, the text in the code (its singular), and 1 for the plural, else 0."""
 
 
 def _tuple(texts: Any) -> tuple[str, ...]:
@@ -156,7 +157,7 @@ def _tuple(texts: Any) -> tuple[str, ...]:
 
 
 def _require_disjoint(raw: bytes) -> None:
-    """Refuse a .mo file with strings that share bytes: a small one could otherwise stand for terabytes.
+    """Refuse a .mo file whose strings share bytes: a small file could otherwise expand to terabytes.
 
     Raises:
         ValueError, struct.error
@@ -169,12 +170,12 @@ def _require_disjoint(raw: bytes) -> None:
 
 
 def _entries(path: Path, dropped: Counter[str]) -> dict[Entry, tuple[str, str]]:
-    """The texts in the code that a catalogue knows, and their translations, some of them empty.
+    """The texts of a catalogue and their translations, some of them empty.
 
-    Of an entry with several numbers these are the translations for 1 and for many.
+    An entry with plural forms gives the translations for 1 and for many.
 
     Args:
-        dropped: what is left out is added to it.
+        dropped: counts the dropped entries by reason.
     """
     _babel()
     from babel.messages.catalog import Catalog
@@ -182,7 +183,7 @@ def _entries(path: Path, dropped: Counter[str]) -> dict[Entry, tuple[str, str]]:
     from babel.messages.pofile import PoFileError, PoFileParser
 
     class Roomy(Catalog):
-        """Headers may promise fewer forms than the entries have: Django's French ones do."""
+        """A catalogue whose header may declare fewer forms than its entries have, as in Django's French ones."""
 
         @property
         def num_plurals(self) -> int:
@@ -206,9 +207,9 @@ def _entries(path: Path, dropped: Counter[str]) -> dict[Entry, tuple[str, str]]:
         singular, plural = form(1), form(PLURAL)
     except PoFileError as error:
         raise DataError(
-            f"{path}, line {error.lineno + 1}: {str(error).rpartition(' on ')[0]}; it is no whole catalogue"
+            f"{path}, line {error.lineno + 1}: {str(error).rpartition(' on ')[0]}; it is not a complete catalogue"
         ) from None
-    except Exception as error:  # babel checks little of what it reads
+    except Exception as error:  # babel checks little of its input
         raise DataError(
             f"{path} cannot be read as a catalogue ({type(error).__name__}: {error}); it is damaged: write it anew, or remove it"
         ) from None
@@ -224,8 +225,9 @@ def _entries(path: Path, dropped: Counter[str]) -> dict[Entry, tuple[str, str]]:
             if isinstance(message.context, bytes)
             else message.context
         )
-        written, said = _tuple(message.id), _tuple(message.string)
-        places = [singular, plural] if len(written) > 1 else [0]
-        for number, (text, place) in enumerate(zip(written, places, strict=False)):
-            entries[context, written[0], number] = text, said[place] if 0 <= place < len(said) else ""
+        texts, translations = _tuple(message.id), _tuple(message.string)
+        forms = [singular, plural] if len(texts) > 1 else [0]
+        for number, (text, index) in enumerate(zip(texts, forms, strict=False)):
+            translation = translations[index] if 0 <= index < len(translations) else ""
+            entries[context, texts[0], number] = text, translation
     return entries

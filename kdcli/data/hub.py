@@ -20,13 +20,13 @@ from kdcli.hub import snapshot
 from kdcli.tasks.rows import RawSplit, RowSchema, fold_white_space
 
 DEEPEST = 500
-"""Levels of JSON that need no closer look."""
+"""The nesting depth of JSON up to which a file is not parsed."""
 LARGEST_CARD = 2**22
-"""Characters of a data set's card that are looked at."""
+"""The number of characters of a data set card that are read."""
 
 
 def _require_card(folder: Path, name: str) -> None:
-    """Refuse what a data set's card says of its files if it cannot be read quickly, or if it names files elsewhere.
+    """Refuse a data set card whose front matter is invalid, or that names files outside of the data set.
 
     Raises:
         DataError
@@ -41,18 +41,18 @@ def _require_card(folder: Path, name: str) -> None:
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else fold_white_space(str(error))
         raise DataError(f"the data set {name}: {card} is not YAML ({why})") from None
-    for place in _strings(tree.get("configs") if isinstance(tree, dict) else None):
-        if place.startswith(("/", "~")) or "://" in place or ".." in place.split("/"):
+    for file in _strings(tree.get("configs") if isinstance(tree, dict) else None):
+        if file.startswith(("/", "~")) or "://" in file or ".." in file.split("/"):
             raise DataError(
-                f"the data set {name}: {card} names files outside of it ({shown(place)}); fetch them yourself, and give them with "
+                f"the data set {name}: {card} names files outside of it ({shown(file)}); fetch them yourself, and give them with "
                 "dataset=csv dataset.path="
             )
 
 
 def _require_shallow(file: Path, name: str) -> None:
-    """Refuse JSON that is nested too deeply: the reader of hub data sets is native code, which crashes at it.
+    """Refuse JSON that is nested too deeply: the reader of hub data sets is native code, which it would crash.
 
-    Brackets are counted first. They may stand in texts as well, so a file with many open ones is then parsed.
+    Brackets are counted first. They can occur in texts as well, so a file with many open ones is then parsed.
 
     Raises:
         DataError
@@ -72,7 +72,7 @@ def _require_shallow(file: Path, name: str) -> None:
                 json.loads(document)
         except RecursionError:
             raise DataError(f"the data set {name}: {file} is nested too deeply") from None
-        except ValueError:  # what else is wrong with it is told by what reads it
+        except ValueError:  # the reader reports other errors
             return
 
 
@@ -92,10 +92,10 @@ def read_hub(schema: RowSchema, split: str) -> RawSplit:
     for file in folder.rglob("*json*"):
         if file.is_file():
             _require_shallow(file, cfg.path)
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it would log is raised as well
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it also raises what it logs
     try:
         table = datasets.load_dataset(str(folder), cfg.name, split=split)
-    except Exception as error:  # of whatever library reads its files
+    except Exception as error:  # from any library that reads the files
         if storage_error(error):
             raise
         raise DataError(
@@ -103,23 +103,23 @@ def read_hub(schema: RowSchema, split: str) -> RawSplit:
             "dataset.train=, dataset.validation= and dataset.test= choose its parts)"
         ) from None
     name = f"{cfg.path} ({split})"
-    ways = schema.column_paths(table.column_names, name, nested=True)
-    columns = {way[0]: table[way[0]] for way in ways}
+    paths = schema.column_paths(table.column_names, name, nested=True)
+    columns = {path[0]: table[path[0]] for path in paths}
     names = None
-    label = ways[-1][0]
+    label = paths[-1][0]
     feature = table.features[label]
     if isinstance(feature, datasets.List | datasets.LargeList):
         feature = feature.feature
     if isinstance(feature, datasets.ClassLabel):
         names = feature.names
         columns[label] = [_named(value, names) for value in columns[label]]
-    return RawSplit(name, check_rows(schema, name, table_rows(columns, ways, name)), names, commit)
+    return RawSplit(name, check_rows(schema, name, table_rows(columns, paths, name)), names, commit)
 
 
 def _named(label: Any, names: list[str]) -> Any:
-    """The name that an integer stands for, or those of a list; None of one that is missing (-1)."""
+    """The name of a class index, or those of a list; None for a missing one (-1)."""
     if isinstance(label, list):
-        return [_named(one, names) for one in label]
+        return [_named(each, names) for each in label]
     if label is not None and label >= len(names):
         raise DataError(
             f"the label {label} is not among the {len(names)} names that the data set declares: {listed(names)}"

@@ -24,16 +24,16 @@ from kdcli.tasks.rows import RawSplit, RowSchema, decode_json, fold_white_space
 
 logger = logging.getLogger(__name__)
 DOCUMENT = 1000
-"""Characters from which on a document of plain text is long enough."""
+"""The minimum number of characters of a document of plain text."""
 NULS = 64
-"""So many NULs in a row are the hole of a sparse file, in every encoding."""
+"""The number of consecutive NULs that mark the hole of a sparse file, in every encoding."""
 LONGEST_FIELD = 2**24
-"""Characters of a csv field: a longer one is a quote that does not close."""
+"""The maximum number of characters of a csv field: a longer one has an unclosed quote."""
 BOMB = 200
-"""How many times larger than its file a table may be, from `BOMB_FROM` bytes on."""
+"""The largest ratio of a table to its file, for tables of `BOMB_FROM` bytes and more."""
 BOMB_FROM = 2**28
 BATCH = 1000
-"""Rows of a parquet file that are decoded at once."""
+"""Rows of a parquet file that are decoded at a time."""
 
 
 def read_file(schema: RowSchema, path: Path, given: str) -> RawSplit:
@@ -72,14 +72,14 @@ def check_rows(schema: RowSchema, name: str, table: Iterable[tuple[Any, ...]]) -
 
 
 def _line_of(path: Path, encoding: str) -> str:
-    """`, line N` for the first bytes that cannot be decoded: the error itself counts from where a block began."""
+    """`, line N` for the first bytes that cannot be decoded. (The error itself counts from the start of a block.)"""
     decoder = codecs.getincrementaldecoder(encoding)()
-    number = 1
+    line = 1
     with contextlib.suppress(OSError, UnicodeError), path.open("rb") as stream:
         for piece in iter(functools.partial(stream.readline, 2**20), b""):
             decoder.decode(piece)
-            number += piece.endswith(b"\n")
-    return f", line {number}"
+            line += piece.endswith(b"\n")
+    return f", line {line}"
 
 
 def _read_csv(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
@@ -101,21 +101,21 @@ def _read_csv(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
     )
     try:
         header = cfg.columns or next(reader, [])
-        given = "dataset.columns names" if cfg.columns else "the header has"
-        picked = [header.index(column) for (column,) in schema.column_paths(header, path.name)]
+        declared = "dataset.columns names" if cfg.columns else "the header has"
+        indices = [header.index(column) for (column,) in schema.column_paths(header, path.name)]
         for row in reader:
             if not row:
                 continue
             if len(row) != len(header):
                 raise DataError(
-                    f"{path}, line {reader.line_num}: {len(row)} fields where {given} {len(header)} "
+                    f"{path}, line {reader.line_num}: {len(row)} fields where {declared} {len(header)} "
                     "(a truncated file, another delimiter, or a quote that does not close?)"
                 )
             if row == cfg.columns:
                 raise DataError(
-                    f"{path}, line {reader.line_num} is the header; leave dataset.columns out, it is for files without one"
+                    f"{path}, line {reader.line_num} is the header; remove dataset.columns, which is for files without one"
                 )
-            yield tuple(row[column] for column in picked)
+            yield tuple(row[column] for column in indices)
     except csv.Error as error:
         raise DataError(
             f"{path}, line {reader.line_num}: {error} (a truncated file, or a stray quote?)"
@@ -123,22 +123,22 @@ def _read_csv(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
 
 
 class _UntilNul(io.BufferedReader):
-    """A file that ends at the first run of NUL: sparse files have gigabytes of it, which would be read as one line."""
+    """A file that ends at the first run of NULs: the holes of sparse files are gigabytes, which would be read as one line."""
 
     ended = False
 
     def read1(self, size: int = -1, /) -> bytes:
-        """Bytes of the next block, the first NULs included."""
-        place = self.tell()
+        """The bytes of the next block, with the first NULs."""
+        offset = self.tell()
         block = b"" if self.ended else super().read1(size)
         if (run := block.find(bytes(NULS))) >= 0:
             self.ended = True
-            block = block[: run + NULS - (place + run) % 4]  # whole characters, also of UTF-32
+            block = block[: run + NULS - (offset + run) % 4]  # complete characters, also of UTF-32
         return block
 
 
 def _lines(schema: RowSchema, path: Path) -> Iterator[str]:
-    """The lines of a text file, with their ends, and without the mark that Windows begins UTF-8 with."""
+    """The lines of a text file, with their ends, and without the byte order mark of UTF-8."""
     if "\0" in schema.cfg.encoding:
         raise LookupError("unknown encoding")
     encoding = "utf-8-sig" if schema.cfg.encoding == "utf-8" else schema.cfg.encoding
@@ -163,10 +163,10 @@ def _read_jsonl(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
             raise DataError(f"{where} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: expected an object, got {type(row).__name__}; write one object a line")
-        if list(row) != keys:  # most often they are those of the line before
+        if list(row) != keys:  # most lines have the keys of the line before
             keys = list(row)
-            ways = schema.column_paths(keys, where, nested=True)
-        yield tuple(_inside(row, way, where) for way in ways)
+            paths = schema.column_paths(keys, where, nested=True)
+        yield tuple(_value_at(row, path, where) for path in paths)
 
 
 def _read_parquet(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
@@ -175,8 +175,8 @@ def _read_parquet(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            ways = schema.column_paths(file.schema_arrow.names, path.name, nested=True)
-            names = list({way[0]: None for way in ways})
+            paths = schema.column_paths(file.schema_arrow.names, path.name, nested=True)
+            names = list({path[0]: None for path in paths})
             _require_rows(file, path)
             size, first = 0, 1
             for batch in file.iter_batches(BATCH, columns=names):
@@ -185,7 +185,7 @@ def _read_parquet(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
                 if size > max(BOMB_FROM, BOMB * os.path.getsize(path)):
                     raise _bomb(path)
                 table = {name: column.to_pylist() for name, column in columns.items()}
-                yield from table_rows(table, ways, path.name, first)
+                yield from table_rows(table, paths, path.name, first)
                 first += len(batch)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, NotImplementedError) as error:
         raise DataError(
@@ -194,7 +194,7 @@ def _read_parquet(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
 
 
 def _plain(column: Any) -> Any:
-    """A column of a table without dictionaries, which hide how much it holds."""
+    """A column of a table, decoded from a dictionary, which would hide its size."""
     import pyarrow
 
     return column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
@@ -215,18 +215,21 @@ def _require_rows(file: Any, path: Path) -> None:
 
 
 def table_rows(
-    table: dict[str, list[Any]], ways: list[list[str]], name: str, first: int = 1
+    table: dict[str, list[Any]], paths: list[list[str]], name: str, first: int = 1
 ) -> Iterator[tuple[Any, ...]]:
-    """The rows of a table's columns, each with what it holds at the end of its way; `first` is the number of the first row."""
-    for number, values in enumerate(zip(*(table[way[0]] for way in ways), strict=True), first):
-        yield tuple(
-            _inside(value, way[1:], f"{name}, row {number}") for value, way in zip(values, ways, strict=True)
-        )
+    """The rows of a table as the values at the paths of its columns; `first` is the number of the first row, for messages."""
+    for number, values in enumerate(zip(*(table[path[0]] for path in paths), strict=True), first):
+        where = f"{name}, row {number}"
+        yield tuple(_value_at(value, path[1:], where) for value, path in zip(values, paths, strict=True))
 
 
-def _inside(value: Any, way: list[str], where: str) -> Any:
-    """What mappings hold at the end of a way of keys."""
-    for key in way:
+def _value_at(value: Any, path: list[str], where: str) -> Any:
+    """The value at the end of a path of keys.
+
+    Raises:
+        DataError: with a message that begins with `where`.
+    """
+    for key in path:
         if not isinstance(value, dict):
             raise DataError(f"{where}: expected a mapping that holds {key!r}, got {shown(value)}")
         if key not in value:
@@ -250,7 +253,7 @@ def _read_txt(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
 
 
 class PlainLoader(yaml.BaseLoader):
-    """YAML whose scalars stay as written (yes, 1.10), without aliases, which can multiply, and without doubled keys."""
+    """YAML whose scalars stay strings as they are written (yes, 1.10). Aliases, which can multiply, and duplicate keys are errors."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Raises yaml.YAMLError at an alias."""
@@ -262,7 +265,7 @@ class PlainLoader(yaml.BaseLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """Raises yaml.YAMLError at a key that stands there twice."""
+        """Raises yaml.YAMLError at a duplicate key."""
         mapping = super().construct_mapping(node, deep)
         if len(mapping) < len(node.value):
             keys = Counter(key.value for key, _ in node.value if isinstance(key.value, str))
@@ -274,9 +277,9 @@ class PlainLoader(yaml.BaseLoader):
 
 
 def _read_conversations(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
-    """The first turn of each conversation and the second.
+    """The first two turns of each conversation.
 
-    Those after it are a dialogue in some files, and more answers to the first in others; nothing says which.
+    Later turns continue the dialogue in some files, and are further answers to the first turn in others; the files do not say which.
     """
     try:
         tree = yaml.load("".join(_lines(schema, path)), PlainLoader)
@@ -298,11 +301,11 @@ def _read_conversations(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ..
             yield turns[0], turns[1]
             later += len(turns) - 2
     if later:
-        logger.info("%s: %d turns after the second one of a conversation left out", path.name, later)
+        logger.info("%s: %d turns after the second one of a conversation dropped", path.name, later)
 
 
 def _read_conll(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
-    """Sentences: a word and its tag a line, in the first and the last column, and a blank line between two."""
+    """Sentences: a line for each word, with the word in the first and its tag in the last column, and a blank line between sentences."""
     words: list[str] = []
     tags: list[str] = []
     for number, line in enumerate(itertools.chain(_lines(schema, path), ["\n"]), 1):

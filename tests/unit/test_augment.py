@@ -99,7 +99,7 @@ def alone(source: Checkpoint, text: str, start: int, end: int, k: int) -> set[st
 def test_candidates_are_what_the_model_says_of_one_hidden_word(source: Checkpoint) -> None:
     """Logits read at another place, of a padded row or with the word in sight propose words that do not fit; and a word of
     several pieces of which some stay."""
-    found = Proposer(source, 32).places(TEXTS, 5, 7)
+    found = Proposer(source, 32).propose(TEXTS, 5, 7)
     for text, places in zip(TEXTS, found, strict=True):
         for place in places:
             assert len(place.candidates) == 5

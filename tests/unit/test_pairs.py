@@ -236,7 +236,7 @@ def test_files_without_a_header(tmp_path: Path) -> None:
     path.write_text(whole + "half a line\tund\n")
     assert "line 61: 2 fields where dataset.columns names 3" in refused(path, **named)
     path.write_text("en\tde\tverse\n" + whole)
-    assert "line 1 is the header; leave dataset.columns out" in refused(path, **named)
+    assert "line 1 is the header; remove dataset.columns" in refused(path, **named)
     labelled = tmp_path / "b.csv"
     labelled.write_text("".join(f"text {number},{number % 2}\n" for number in range(60)))
     data = load(Dataset(path=str(labelled), columns=["text", "label"]))
