@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
     Args:
         packages: further packages, such as those that make and run exported files; those that are not installed are left out.
     """
+    load: Callable[[], tuple[float, ...]] | None = getattr(os, "getloadavg", None)  # Windows has none
     capabilities = torch.cpu.get_capabilities()
     return {
         "kdcli": kdcli.__version__,
@@ -47,7 +48,7 @@ def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": capabilities.get("cpu_name") or platform.processor(),
         "processor_flags": [flag for flag in FLAGS if capabilities.get(flag)],
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load": round(load()[0], 2) if load else None,
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
         "git": _git_commit(),

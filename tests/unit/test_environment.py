@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kdcli.environment import FLAGS, environment
+from kdcli.exporting.packages import required_packages
+from kdcli.exporting.targets.base import Target
+
+
+class Own(Target):
+    """A user's own target."""
+
+    packages = ("my_package.sub",)
+
+    def export(self, *given: Any) -> dict[str, Path]:
+        return {}
 
 
 def test_the_machine_is_told_by_what_makes_it_quick_and_by_its_load() -> None:
@@ -23,3 +36,24 @@ def test_the_machine_is_told_by_what_makes_it_quick_and_by_its_load() -> None:
         }
         assert found["processor_flags"] == [flag for flag, name in known.items() if name in has]
         assert found["processor"]
+
+
+def test_the_packages_that_make_and_run_files_are_named() -> None:
+    """A file whose figures nobody can repeat, because the version of its runtime is not known; or a package that is not installed."""
+    found = environment(["onnxruntime", "ai_edge_litert", "nowhere_at_all"])
+    assert found["onnxruntime"] == importlib.metadata.version("onnxruntime")
+    assert "nowhere_at_all" not in found
+    names = required_packages()
+    assert {
+        "onnx",
+        "onnxruntime",
+        "ctranslate2",
+        "openvino",
+        "nncf",
+        "xllamacpp",
+        "ai_edge_litert",
+        "executorch",
+        "torchao",
+    } <= {*names}
+    assert len(names) == len({*names})
+    assert "my_package" in required_packages(Own())
