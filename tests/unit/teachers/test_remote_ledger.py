@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import sqlite3
+import time
 from collections import namedtuple
 from dataclasses import asdict
 from pathlib import Path
@@ -161,7 +162,7 @@ def test_killed(tmp_path: Path) -> None:
     for turn in range(3):
         process = apart(append_and_tell, path, into)
         while process.is_alive() and not (into.is_file() and into.read_text().count("\n") > 20 + 7 * turn):
-            pass
+            time.sleep(0.003)
         process.kill()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
