@@ -378,8 +378,13 @@ def load_module(name: str) -> ModuleType:
     return module
 
 
-def runtime_classes(name: str) -> list[type[Runtime]]:
-    """The runtimes that a module defines; its name as for `load_module`."""
+def runtime_classes(name: str, abstract: bool = False) -> list[type[Runtime]]:
+    """The runtimes that a module defines.
+
+    Args:
+        name: as for `load_module`.
+        abstract: also those that lack a method.
+    """
     module = load_module(name)
     return [
         each
@@ -387,7 +392,7 @@ def runtime_classes(name: str) -> list[type[Runtime]]:
         if inspect.isclass(each)
         and issubclass(each, Runtime)
         and each.__module__ == module.__name__
-        and not inspect.isabstract(each)
+        and (abstract or not inspect.isabstract(each))
     ]
 
 

@@ -14,7 +14,7 @@ def runtimes() -> dict[str, list[type[Runtime]]]:
     """The runtimes of each module, by the name under which `MeasureSpec.runtime` refers to it.
 
     Raises:
-        ConfigError: a module of the user's own cannot be imported, or has the name of one of kdcli's.
+        ConfigError: a module of the user's own cannot be imported, has the name of one of kdcli's, or has no runtime that can be used.
     """
     from kdcli.config.paths import user_conf_dir
     from kdcli.errors import ConfigError
@@ -25,7 +25,31 @@ def runtimes() -> dict[str, list[type[Runtime]]]:
     own = sorted((folder / "runtimes").glob("[!_]*.py")) if folder else []
     if taken := [file for file in own if file.stem in names]:
         raise ConfigError(f"{taken[0]} has the name of a runtime of kdcli; give it another name")
-    return {name: runtime_classes(name) for name in [*names, *map(str, own)]}
+    return {name: runtime_classes(name) for name in names} | {str(file): _own_runtimes(file) for file in own}
+
+
+def _own_runtimes(file: Path) -> list[type[Runtime]]:
+    """The runtimes of a module of the user's own, which are complete."""
+    from kdcli.config.components import require_kind
+    from kdcli.errors import ConfigError
+    from kdcli.measure.runtime import Runtime, runtime_classes
+
+    classes = runtime_classes(str(file), abstract=True)
+    if not classes:
+        raise ConfigError(
+            f"{file} has no runtime: a subclass of EncoderRuntime, CausalLMRuntime or Seq2SeqRuntime (kdcli.measure.runtime) was expected"
+        )
+    for each in classes:
+        try:
+            require_kind(each, [Runtime])
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {each.__name__}: {error.message}") from None
+        if not each.files and not each.markers:
+            raise ConfigError(
+                f'{file}: {each.__name__} declares neither `files`, patterns such as ("*.onnx",), nor `markers`, names of files in a folder '
+                "that it runs"
+            )
+    return classes
 
 
 def matching(path: Path) -> dict[str, list[type[Runtime]]]:

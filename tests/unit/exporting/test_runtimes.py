@@ -104,6 +104,21 @@ def test_a_runtime_of_the_users_own_is_found(own: Path) -> None:
             "import nowhere_at_all",
             r"board\.py cannot be imported \(ModuleNotFoundError: .*nowhere_at_all",
         ),
+        (
+            "board",
+            "files = ('*.onnx',)",
+            r"board\.py has no runtime: a subclass of EncoderRuntime.*was expected",
+        ),
+        (
+            "board",
+            RUNTIME.format("*.b").replace("__call__", "call"),
+            r"board\.py: Own: .*lacks __call__ -> .*logits",
+        ),
+        (
+            "board",
+            RUNTIME.format("*.b").replace("files", "suffix"),
+            r"board\.py: Own declares neither `files`",
+        ),
         ("board", "raise SystemExit(3)", r"board\.py cannot be imported \(SystemExit"),
     ],
 )
