@@ -111,7 +111,7 @@ def export_card(result: Mapping[str, Any], report: Report, scripts: Sequence[tup
 
 
 def _front_matter(report: Report, extra: Mapping[str, Any], card: Card, metric: Metric) -> str:
-    """The metadata of a model card as YAML: what is not known, such as the licence, is left out."""
+    """The metadata of a model card as YAML, without unknown entries such as the licence."""
     from huggingface_hub import EvalResult, ModelCardData
 
     score, hub = report["models"]["student"].get("score"), extra.get("hub_dataset")
@@ -156,40 +156,40 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _presentation(result: Mapping[str, Any]) -> Presentation:
-    """How the results of the task are shown, of which a run has always one."""
-    found = presentation_of(result["task"])
-    assert found is not None
-    return found
+    """How the results of the task are shown. A run that writes a card has imported its task."""
+    presentation = presentation_of(result["task"])
+    assert presentation is not None
+    return presentation
 
 
 def signatures_of(report: Report) -> list[tuple[str, str]]:
-    """How translations were made and scored: (name, sacrebleu's signature, or how wide the beam search was)."""
+    """How translations were generated and scored: (name, signature of sacrebleu, or width of the beam search)."""
     presentation = presentation_of(report["task"])
     names = presentation.score_names if presentation is not None else {}
-    found = [(names.get(key, key), text) for key, text in (report.get("signature") or {}).items()]
+    signatures = [(names.get(key, key), text) for key, text in (report.get("signature") or {}).items()]
     beams = report.get("beams") or 1
-    return [*found, ("Beam search", f"{beams} beams")] if beams > 1 else found
+    return [*signatures, ("Beam search", f"{beams} beams")] if beams > 1 else signatures
 
 
 def _one_line(value: Any) -> str:
-    """Text from outside without line breaks and control characters."""
+    """Untrusted text without line breaks and control characters."""
     return " ".join(printable(str(value)).split())
 
 
 def _markdown(value: Any) -> str:
-    """Text from outside as one line of plain Markdown: no markup, no HTML, no table cell of its own, no control characters."""
+    """Untrusted text as one line of plain Markdown, without markup, HTML, table cells and control characters."""
     return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", _one_line(value))
 
 
 def _code(value: Any) -> str:
-    """Text from outside as one line of code in Markdown."""
+    """Untrusted text as one line of code in Markdown."""
     return "`" + _one_line(value).replace("`", "'").replace("|", "¦") + "`"
 
 
 def details_of(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
-    """Further figures that any model has: (name on the page, name on the card, one cell a model)."""
-    found = [
+    """Further scores that at least one model has: (name on the page, name on the card, one cell for each model)."""
+    details = [
         (name, on_card, [text(model.get("scores", {})) for model in models.values()])
         for name, on_card, text in metric.details
     ]
-    return [detail for detail in found if set(detail[2]) != {"n/a"}]
+    return [detail for detail in details if set(detail[2]) != {"n/a"}]

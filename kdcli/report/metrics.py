@@ -1,4 +1,4 @@
-"""What every part of the report asks of its content: the models, and the metric they are compared by."""
+"""The models of a report, and the metric by which they are compared."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def compared_models(report: Report) -> dict[str, Mapping[str, Any]]:
 
 
 def metric_of(result: Mapping[str, Any]) -> Metric:
-    """The headline metric of a report, of an evaluation or of an export; one that no task presents is shown as it is."""
-    known: list[Presentation] = [*packaged_presentations()]
+    """The headline metric of a report, an evaluation or an export. A metric that no task presents is shown unformatted."""
+    presentations: list[Presentation] = [*packaged_presentations()]
     if (own := presentation_of(str(result.get("task")))) is not None:
-        known.insert(0, own)
+        presentations.insert(0, own)
     key = result.get("metric", "score")
-    return next((each.metric for each in known if each.metric.key == key), None) or Metric(key)
+    return next((each.metric for each in presentations if each.metric.key == key), None) or Metric(key)
 
 
 def format_p_value(value: Any) -> str:
-    """``p = 0.012``; "" where no p-value is known."""
+    """`p = 0.012`; "" if there is no p-value."""
     p = format_number(value)
     if p is None:
         return ""

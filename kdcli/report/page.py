@@ -31,19 +31,19 @@ _MAX_MATRIX = 12  # classes of a confusion matrix that can still be read
 _MAX_CLASSES = 200  # rows of the per-class table
 
 
-def _asked(asked: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """A teacher that was only asked, as lines of the page."""
-    yield "address", asked["base_url"]
-    yield "model", asked["model"]
-    yield from ((f"parameter {key}", str(value)) for key, value in asked["parameters"].items())
+def _endpoint(endpoint: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A remote teacher, as lines of the page."""
+    yield "address", endpoint["base_url"]
+    yield "model", endpoint["model"]
+    yield from ((f"parameter {key}", str(value)) for key, value in endpoint["parameters"].items())
     for key in ("questions", "from_ledger", "requests", "retries", "prompt_tokens", "completion_tokens"):
-        yield key.replace("_", " "), f"{asked[key]:,}"
-    yield "cost", "n/a" if asked["cost"] is None else f"{asked['cost']:.4f}"
-    yield "refused rows", f"{asked['refused']:,}"
-    yield "unparsable rows", f"{asked['unparsable']:,}"
-    yield from ((f"left out: {why}", f"{count:,}") for why, count in asked["dropped"].items())
-    yield "rows learnt", f"{asked['learnt']:,}"
-    agreement = asked["agreement"]
+        yield key.replace("_", " "), f"{endpoint[key]:,}"
+    yield "cost", "n/a" if endpoint["cost"] is None else f"{endpoint['cost']:.4f}"
+    yield "refused rows", f"{endpoint['refused']:,}"
+    yield "unparsable rows", f"{endpoint['unparsable']:,}"
+    yield from ((f"dropped: {why}", f"{count:,}") for why, count in endpoint["dropped"].items())
+    yield "rows learnt", f"{endpoint['learnt']:,}"
+    agreement = endpoint["agreement"]
     if agreement.get("accuracy") is not None:
         yield (
             "training rows labelled as their gold label",
@@ -54,36 +54,36 @@ def _asked(asked: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "ROUGE-L against the references",
             f"{format_figure(agreement['rouge_l'], 3)} ({agreement['gold']:,} rows)",
         )
-    if "soft_labels" in asked:
-        yield "soft labels", asked["soft_labels"]
-        if asked["smoothing"] is not None:
-            yield "smoothing", str(asked["smoothing"])
-        if asked["missing_mass"] is not None:
-            yield "probability on no label's token", f"{100 * asked['missing_mass']:.1f} %"
-        if asked["asked_for"]:
+    if "soft_labels" in endpoint:
+        yield "soft labels", endpoint["soft_labels"]
+        if endpoint["smoothing"] is not None:
+            yield "smoothing", str(endpoint["smoothing"])
+        if endpoint["missing_mass"] is not None:
+            yield "probability on no label's token", f"{100 * endpoint['missing_mass']:.1f} %"
+        if endpoint["asked_for"]:
             yield (
                 "asked for",
-                ", ".join(f"{letter} = {label}" for letter, label in asked["asked_for"].items()),
+                ", ".join(f"{letter} = {label}" for letter, label in endpoint["asked_for"].items()),
             )
-    yield "examples shown", f"{asked['shots']:,}"
+    yield "examples shown", f"{endpoint['shots']:,}"
 
 
-def _answers(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Some of its answers, with what they amount to."""
-    found = []
-    for one in asked["answers"]:
-        labels = sorted((one.get("labels") or {}).items(), key=lambda item: -item[1])
+def _answers(endpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Some answers of a remote teacher, with the labels that they give."""
+    answers = []
+    for answer in endpoint["answers"]:
+        labels = sorted((answer.get("labels") or {}).items(), key=lambda item: -item[1])
         lines = [(name, f"{100 * share:.1f} %") for name, share in labels[:5]]
-        lines += [("gold", one["gold"])] if "gold" in one else []
-        lines += [("left out", one["left_out"])] if "left_out" in one else []
-        found.append(
+        lines += [("gold", answer["gold"])] if "gold" in answer else []
+        lines += [("dropped", answer["left_out"])] if "left_out" in answer else []
+        answers.append(
             {
-                "question": truncate_text(one["question"]),
-                "answers": list(map(truncate_text, one["answers"])),
+                "question": truncate_text(answer["question"]),
+                "answers": list(map(truncate_text, answer["answers"])),
                 "lines": lines,
             }
         )
-    return found
+    return answers
 
 
 def write_html(run_dir: Path, report: Report | None = None) -> None:
@@ -100,7 +100,7 @@ def write_html(run_dir: Path, report: Report | None = None) -> None:
 
 
 def _html(run_dir: Path, report: Report) -> str:
-    """The page: one text that needs no network."""
+    """The page, which loads nothing from the network."""
     from jinja2 import Environment, StrictUndefined
 
     env_path = run_dir / "env.json"
@@ -137,7 +137,7 @@ def _page(
     """Everything the template shows, as text, numbers and finished SVGs."""
     metric, models, verdict = metric_of(report), present_models(report), report["verdict"]
     classes = _classes(report["labels"], models)
-    kept, gain = format_share(verdict.get("retention")), format_number(verdict.get("gain_over_control"))
+    retention, gain = format_share(verdict.get("retention")), format_number(verdict.get("gain_over_control"))
     gained = "n/a" if gain is None else metric.differences(gain)[0]
     certainty = f"95 %: {metric.format_interval(verdict.get('gain_ci95'), sign=True)}"
     if chance := format_p_value(verdict.get("gain_p")):
@@ -147,7 +147,7 @@ def _page(
     elif gain is not None:
         gained += f" {metric.unit}"
     tiles = [
-        ("kept", kept, f"of {metric.share_of}"),
+        ("kept", retention, f"of {metric.share_of}"),
         ("smaller", *_ratio(verdict.get("compression"), "parameters")),
         ("faster", *_ratio(verdict.get("speedup"), metric.rates)),
         ("gain over control", gained, certainty if "control" in models else "no control"),
@@ -189,13 +189,13 @@ def _page(
         "compared": list(compared_models(report)),
         "generations": _generations(report.get("generations") or []),
         "translations": _translations(metric, report.get("translations") or {}),
-        "asked": list(_asked(report["endpoint"])) if "endpoint" in report else [],
+        "asked": list(_endpoint(report["endpoint"])) if "endpoint" in report else [],
         "answers": _answers(report["endpoint"]) if "endpoint" in report else [],
     }
 
 
 def _dataset(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The data set as lines of the page, without what is not set; what was left out has a line a reason."""
+    """The data set as lines of the page, without unset keys; dropped rows have a line for each reason."""
     for key, value in dataset.items():
         if isinstance(value, Mapping):
             what = key.replace("_", " ")
@@ -205,31 +205,31 @@ def _dataset(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, f"{value:,}" if isinstance(value, int) else value
 
 
-def _written(one: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What there is to a row: (whose text it is, its colour, text)."""
+def _texts(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The texts of a row: (reference or model, colour, text)."""
     colours = {"reference": "muted"} | {name: name for name in MODELS}
-    return [(name, ink, truncate_text(one[name])) for name, ink in colours.items() if name in one]
+    return [(name, ink, truncate_text(row[name])) for name, ink in colours.items() if name in row]
 
 
 def _generations(generations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the models wrote after some prompts."""
-    return [{"prompt": truncate_text(one.get("prompt")), "texts": _written(one)} for one in generations]
+    """The completions of the models for some prompts."""
+    return [{"prompt": truncate_text(row.get("prompt")), "texts": _texts(row)} for row in generations]
 
 
 def _translations(
     metric: Metric, translations: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """The student's worst and best translations, with the other models'."""
+    """The worst and the best translations of the student, with those of the other models."""
     return [
         {
             "title": f"The student's {len(chosen)} {name}",
             "rows": [
                 {
-                    "source": truncate_text(one.get("source")),
-                    "score": metric.format_score(one.get("score")),
-                    "texts": _written(one),
+                    "source": truncate_text(row.get("source")),
+                    "score": metric.format_score(row.get("score")),
+                    "texts": _texts(row),
                 }
-                for one in chosen
+                for row in chosen
             ],
         }
         for name in ("worst", "best")
@@ -243,7 +243,7 @@ def _ratio(value: Any, what: str) -> tuple[str, str]:
 
 
 def _figures(report: Report) -> list[tuple[str, list[str]]]:
-    """The table of the page, a line a figure, so that it fits a phone: (name, one cell a model)."""
+    """The table of the page, one line for each figure, so that it fits a phone: (name, one cell for each model)."""
     metric, models = metric_of(report), compared_models(report)
     names = [
         "",
@@ -284,7 +284,7 @@ def _bars(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[dict[
         ("Peak memory", lambda m: m.get("peak_memory_bytes"), format_bytes),
         (f"{metric.rates.capitalize()} (longer is better)", lambda m: m.get("throughput_per_s"), format_rate),
     )
-    found = []
+    drawn = []
     for title, pick, text in charts:
         values = {name: format_number(pick(model)) for name, model in models.items()}
         longest = max((value for value in values.values() if value), default=0)
@@ -292,8 +292,8 @@ def _bars(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[dict[
             (name, text(value), 100 * (value or 0) / longest if longest else 0)
             for name, value in values.items()
         ]
-        found.append({"title": title, "bars": bars})
-    return found
+        drawn.append({"title": title, "bars": bars})
+    return drawn
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
@@ -321,7 +321,7 @@ def _matrix(
 ) -> dict[str, Any] | None:
     """A confusion matrix to draw, rows = gold: the classes that the student confuses most, if there are many.
 
-    Cells are (count, share of the row, is it the diagonal, tooltip); ``elsewhere`` adds up what was left out.
+    Cells are (count, share of the row, is it the diagonal, tooltip); `elsewhere` is the sum of the classes that are not shown.
     """
     confusion = model.get("confusion")
     if not confusion:
@@ -365,7 +365,7 @@ def _worst(
 
 
 def _classes(labels: Sequence[str], models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """F1 of each class, or type of entities, under each model, the student's worst first, those that test lacks last."""
+    """The F1 of each class, or of each entity type, for each model: the worst of the student first, those without test rows last."""
     confusion, entities = (
         models["student"].get("confusion"),
         models["student"].get("scores", {}).get("entities"),

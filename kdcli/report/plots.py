@@ -118,12 +118,12 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]
 
 
 def _model(stage: str) -> str:
-    """Whose training a stage is: a student's in parts is called student/part."""
+    """The model that a stage trains: a phase of the student is called student/<phase>."""
     return stage.partition("/")[0]
 
 
 def validation_plot(metric: Metric, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Validation scores of every model that has them in one plot, the student against the control; parts one after the other."""
+    """The validation scores of all models in one plot, the student against the control; the phases of a model are concatenated."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for model in MODELS:
         before = 0
@@ -184,7 +184,7 @@ def score_plot(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> Marku
 
 
 def gain_plot(metric: Metric, verdict: Mapping[str, Any]) -> Markup | None:
-    """The gain over the control against 0: does its interval exclude it?"""
+    """The gain over the control with its interval, against 0."""
     gain, (low, high) = format_number(verdict.get("gain_over_control")), format_pair(verdict.get("gain_ci95"))
     if gain is None or low is None or high is None:
         return None
@@ -207,7 +207,7 @@ def gain_plot(metric: Metric, verdict: Mapping[str, Any]) -> Markup | None:
 
 
 def calibration_plot(models: Mapping[str, Mapping[str, Any]]) -> Markup | None:
-    """Accuracy against confidence in bins: below the diagonal a model is too sure of itself."""
+    """Accuracy against confidence in bins; below the diagonal a model is overconfident."""
     lines = {}
     for name, model in models.items():
         bins = model.get("calibration") or {}

@@ -45,8 +45,7 @@ def model_rows(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[
 
 
 def _table(title: str, metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print models side by side; where columns are to be joined, the score and its interval are, and there further
-    scores stand beside them."""
+    """Print models side by side. A compact metric joins the score and its interval in one column, and shows further scores beside it."""
     columns, rows = model_columns(metric), model_rows(metric, models)
     if metric.compact:
         columns[1:3] = [f"{columns[1]} (95 %)"]
@@ -70,18 +69,18 @@ def final_table(report: Report) -> None:
     tokens = f", {report['test_tokens']:,} reference tokens" if report.get("test_tokens") else ""
     _table(f"{report['test_examples']:,} test examples{tokens}", metric_of(report), compared_models(report))
     console.say(verdict_text(report), style="bold")
-    if asked := report.get("endpoint"):
-        console.say(f"{asked['model']}: {_bill(asked)}")
+    if endpoint := report.get("endpoint"):
+        console.say(f"{endpoint['model']}: {_bill(endpoint)}")
 
 
-def _bill(asked: Mapping[str, Any]) -> str:
-    """What a teacher that was only asked has answered, and what that took."""
-    cost = "not known" if asked["cost"] is None else f"{asked['cost']:.2f}"
-    before = f", {asked['from_ledger']:,} answered before" if asked["from_ledger"] else ""
+def _bill(endpoint: Mapping[str, Any]) -> str:
+    """The number of answers of a remote teacher, and their cost."""
+    cost = "not known" if endpoint["cost"] is None else f"{endpoint['cost']:.2f}"
+    before = f", {endpoint['from_ledger']:,} answered before" if endpoint["from_ledger"] else ""
     return (
-        f"{asked['questions']:,} questions{before}; {asked['requests']:,} requests ({asked['retries']:,} of them retries), "
-        f"{asked['prompt_tokens']:,} + {asked['completion_tokens']:,} tokens, cost {cost}; {asked['refused']:,} refused, "
-        f"{asked['unparsable']:,} unparsable"
+        f"{endpoint['questions']:,} questions{before}; {endpoint['requests']:,} requests ({endpoint['retries']:,} of them retries), "
+        f"{endpoint['prompt_tokens']:,} + {endpoint['completion_tokens']:,} tokens, cost {cost}; {endpoint['refused']:,} refused, "
+        f"{endpoint['unparsable']:,} unparsable"
     )
 
 
@@ -149,10 +148,10 @@ def export_table(result: Mapping[str, Any]) -> None:
         console.say(
             f"agrees, texts: shares of {metric.item} and of whole texts written as the torch student does"
         )
-    told = [f"The files were {result['note']}."] if result.get("note") else []
+    notes = [f"The files were {result['note']}."] if result.get("note") else []
     if result.get("sequence_length"):
-        told.append(f"Speed and memory are those of rows of {result['sequence_length']:,} tokens.")
-    for line in [*told, *stream_lines(result), *load_lines(result), *misses]:
+        notes.append(f"Speed and memory are those of rows of {result['sequence_length']:,} tokens.")
+    for line in [*notes, *stream_lines(result), *load_lines(result), *misses]:
         console.say(line)
     if compared := result.get("quantization"):
         _quantization_table(metric, compared)
@@ -167,7 +166,7 @@ def export_table(result: Mapping[str, Any]) -> None:
 
 
 def probability_lines(result: Mapping[str, Any]) -> list[str]:
-    """One sentence on each classifier's file: how far a label's probability is from the torch student's, at most."""
+    """A sentence on each file of a classifier: the largest difference of a probability from the torch student's."""
     lines = []
     for name, entry in result["artifacts"].items():
         apart = (entry["parity"] or {}).get("max_abs_difference_of_probabilities")
@@ -178,7 +177,7 @@ def probability_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def stream_lines(result: Mapping[str, Any]) -> list[str]:
-    """One sentence on each model that writes: how its answers come, token by token."""
+    """A sentence on each generative model: the time to its first token, and between tokens."""
     lines = []
     for name, entry in {"torch student": result["torch"], **result["artifacts"]}.items():
         if entry.get("between_tokens_ms"):
@@ -191,7 +190,7 @@ def stream_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def load_lines(result: Mapping[str, Any]) -> list[str]:
-    """One sentence on each artifact that was asked raw texts at stated rates."""
+    """A sentence on each artifact that was measured with raw texts at stated rates."""
     lines = []
     for name, entry in result["artifacts"].items():
         if load := entry.get("load"):
@@ -204,14 +203,16 @@ def load_lines(result: Mapping[str, Any]) -> list[str]:
             line = f"{name}: from raw text to answer, 95 % of requests within {', '.join(at)}"
             if load["limit_ms"] is not None:
                 most = load["most_requests_per_s"]
-                kept = "no rate keeps" if most is None else f"up to {float(f'{most:.2g}'):,g} a second keep"
-                line += f"; {kept} {load['limit_ms']:g} ms"
+                kept_text = (
+                    "no rate keeps" if most is None else f"up to {float(f'{most:.2g}'):,g} a second keep"
+                )
+                line += f"; {kept_text} {load['limit_ms']:g} ms"
             lines.append(line)
     return lines
 
 
 def _quantization_table(metric: Metric, compared: Mapping[str, Any]) -> None:
-    """What the stage with rounded weights is worth: the files beside those of the student before it."""
+    """Print what quantization-aware training gains: the files beside those of the student before that stage."""
     before, precision = metric.format_score(compared["score"]), compared["precision"]
     console.table(
         f"trained in {precision}, against rounded after training; kept: of {before}, the student's in fp32 before that stage",
@@ -258,12 +259,12 @@ def targets_table(jobs: Sequence[Mapping[str, Any]]) -> None:
     A job has ``overrides`` (the words, one string) and either what export.json holds, or ``message`` (why it failed).
     """
     words = [job["overrides"].split() for job in jobs]
-    told = [
+    names = [
         " ".join(word.removeprefix("hardware=") for word in line if not all(word in other for other in words))
         or " ".join(word.removeprefix("hardware=") for word in line)
         for line in words
     ]
-    done = [(name, job) for name, job in zip(told, jobs, strict=True) if "artifacts" in job]
+    done = [(name, job) for name, job in zip(names, jobs, strict=True) if "artifacts" in job]
     if done:
         first = done[0][1]
         metric = metric_of(first)
@@ -285,7 +286,7 @@ def targets_table(jobs: Sequence[Mapping[str, Any]]) -> None:
             console.say("No artifact is within tolerance and budget.", style="bold")
         else:
             console.say("* best: the smallest within tolerance and budget")
-    for name, job in zip(told, jobs, strict=True):
+    for name, job in zip(names, jobs, strict=True):
         if "message" in job:
             console.say(f"{name}: {job['message']}")
         elif job.get("note"):
@@ -316,17 +317,24 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> None:
     metric = metric_of(next((row for row in rows if "metric" in row), {}))
     validation = [format_number(row.get("validation_score")) for row in rows]
     best = max((score for score in validation if score is not None), default=None)
-    said = {"no evidence": "unclear", "unknown": "n/a"}
+    outcomes = {"no evidence": "unclear", "unknown": "n/a"}
     cells = []
     for name, row, score in zip(_short(names), rows, validation, strict=True):
         if "message" in row:
             cells.append([name, "n/a", "n/a", "n/a", "n/a", "failed"])
             continue
         name = f"* {name}" if score is not None and score == best else name
-        tested, kept = metric.format_score(row.get("score")), format_share(row.get("retention"))
-        found = "smoke" if row.get("smoke") else finding(row)
+        tested, retention = metric.format_score(row.get("score")), format_share(row.get("retention"))
+        outcome = "smoke" if row.get("smoke") else finding(row)
         cells.append(
-            [name, metric.format_score(score), tested, kept, _gain(metric, row), said.get(found, found)]
+            [
+                name,
+                metric.format_score(score),
+                tested,
+                retention,
+                _gain(metric, row),
+                outcomes.get(outcome, outcome),
+            ]
         )
     title = f"{len(rows)} runs" + (f" with {' '.join(shared)}" if shared else "")
     console.table(title, ["overrides", "val.", "test", "kept", "gain (95 %)", "teacher"], cells)

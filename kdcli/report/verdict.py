@@ -1,4 +1,4 @@
-"""The verdict: one honest sentence on a run."""
+"""The verdict: a few sentences on the outcome of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kdcli.tasks.presentation import BASELINE, Report, finding
 
 
 def verdict_text(report: Report) -> str:
-    """What the student keeps, what it saves, and whether the teacher helped, in two short sentences."""
+    """What the student retains, what it saves, and whether the teacher helped, in two short sentences."""
     if report.get("smoke"):
         return "A smoke run: these figures mean nothing."
     return f"{_retention_sentence(report)}{_savings_sentence(report)}{metric_of(report).remark(report)}. {_gain_sentence(report)}"
@@ -25,8 +25,8 @@ def _retention_sentence(report: Report) -> str:
 
 
 def _savings_sentence(report: Report) -> str:
-    """`` and is 25 times smaller and 8.1 times faster``; what is not known is said."""
-    known, unknown = [], []
+    """` and is 25 times smaller and 8.1 times faster`; or what is unknown."""
+    measured, unknown = [], []
     for key, more, less, same in (
         ("compression", "smaller", "larger", "about as large"),
         ("speedup", "faster", "slower", "about as fast"),
@@ -35,10 +35,10 @@ def _savings_sentence(report: Report) -> str:
         if not ratio:
             unknown.append(more)
         elif 0.95 < ratio < 1.05:
-            known.append(same)
+            measured.append(same)
         else:
-            known.append(f"{format_times(max(ratio, 1 / ratio))} times {more if ratio > 1 else less}")
-    text = f"{metric_of(report).joint} {' and '.join(known)}" if known else ""
+            measured.append(f"{format_times(max(ratio, 1 / ratio))} times {more if ratio > 1 else less}")
+    text = f"{metric_of(report).joint} {' and '.join(measured)}" if measured else ""
     return text + (f"; how much {' and '.join(unknown)} it is cannot be known" if unknown else "")
 
 
