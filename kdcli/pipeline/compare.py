@@ -226,6 +226,7 @@ def write_results(run: Run, result: dict[str, Any]) -> None:
     begun = run.initializer.source
     base = begun.name if begun and begun.commit else None
     extra = {**run.names} | {"base_model": base, "kdcli_version": kdcli.__version__, "chat": run.task.chat}
+    extra["hub_dataset"] = run.cfg.dataset.path if run.data.commit is not None else None
     write_text(run.folder / "student" / "README.md", model_card(result, extra))
     write_html(run.folder, result)
     Report.of(**result).write(run.folder / REPORT)

@@ -189,7 +189,7 @@ def _page(
         "compared": list(compared_models(report)),
         "generations": _generations(report.get("generations") or []),
         "translations": _translations(metric, report.get("translations") or {}),
-        "asked": list(_endpoint(report["endpoint"])) if "endpoint" in report else [],
+        "endpoint": list(_endpoint(report["endpoint"])) if "endpoint" in report else [],
         "answers": _answers(report["endpoint"]) if "endpoint" in report else [],
     }
 
