@@ -37,6 +37,8 @@ HOME = re.compile(r"(?<![^,\[ ])~(?=/|$)")
 """The user's home folder at the beginning of a value, or of one of several values."""
 UNSET = object()
 """Stands for a default that was not given."""
+RERUN = "rerun"
+"""The name of the config that repeats a recorded run."""
 LONGEST_FILE = 100
 """The most characters of a path inside a run directory, approximately."""
 
@@ -69,55 +71,68 @@ def register_defaults(command: str, overrides: list[str], rerun: Path | None) ->
     if folder := user_conf_dir():
         make_importable(folder)
         overrides.append(f"hydra.searchpath=[{quote_override(f'file://{folder}')}]")
-    name = command
     if rerun is not None:
-        if any(
-            word.partition("=")[0]
-            in ("teacher", "student", "dataset", "rollout", "loss", "hardware", "trainer")
-            for word in overrides
-        ):
-            raise ConfigError(
-                "--rerun repeats a recorded config: groups cannot be chosen again, but single keys can (seed=1)"
-            )
-        saved = replayed_overrides(rerun, Distill, overrides)
-        choices, words = rundir.recorded_choice(rerun)
-        called = OmegaConf.create({"runtime": {"choices": choices}, "overrides": {"task": words}})
-        recorded = {"runtime": {"choices": display_name(called, saved)}}
-        store.store(
-            name="rerun",
-            node={"defaults": ["_self_", "output"], "hydra": recorded, **saved},
-            provider="kdcli",
+        overrides = _repeating(rerun, overrides)
+    elif command == "export":
+        overrides = _with_hardware_of_run(overrides)
+    elif command == "eval":
+        overrides = _with_dataset_of_run(overrides)
+    name = command if rerun is None else RERUN
+    return name, _with_stage_keys(name, overrides)
+
+
+def _repeating(run: Path, overrides: list[str]) -> list[str]:
+    """Register the config of a recorded run under the name `RERUN`; returns the overrides for repeating it."""
+    groups = ("teacher", "student", "dataset", "rollout", "loss", "hardware", "trainer")
+    if any(word.partition("=")[0] in groups for word in overrides):
+        raise ConfigError(
+            "--rerun repeats a recorded config: groups cannot be chosen again, but single keys can (seed=1)"
         )
-        name = "rerun"
-        if override_value(overrides, "hydra.run.dir") is None:
-            overrides.append("hydra.run.dir=runs/distill/${now:%Y-%m-%d-%H%M%S-%f}")
-    if (
-        command == "export"
-        and (run := override_value(overrides, "run"))
-        and override_value(overrides, "hardware") is None
-    ):
-        overrides = [*hardware_overrides(user_path(run), overrides), *overrides]
-    named = override_value(overrides, "dataset") is not None
-    if command == "eval" and not named and (run := override_value(overrides, "run")):
-        if any(word.startswith("run=") and is_sweep(word) for word in overrides):
-            raise ConfigError(
-                f"run={run}: each run is scored on its own data set, so eval takes one at a time; start it once for each, or "
-                "name the data set (dataset=…)"
-            )
-        dataset = replayed_overrides(user_path(run), Dataset, overrides, "dataset")
-        if (
-            override_value(overrides, "dataset.path") is not None and dataset.get("format") != "hub"
-        ):  # the recorded validation and test files belong to another data set
-            dataset |= {"validation": None, "test": None, "unlabelled": None}
-        store.store(group="dataset", name="of_the_run", node=dataset, provider="kdcli")
-        overrides.append("dataset=of_the_run")
-    if any(word.startswith("stages.") for word in overrides):
-        # a stage holds only the keys that differ from the run's, so Hydra does not know the others; the schema refuses wrong ones
-        stages = tuple(
-            f"{key}." for key in nearby_keys(name, overrides) if re.fullmatch(r"stages\.[^.]+", key)
+    config = replayed_overrides(run, Distill, overrides)
+    choices, words = rundir.recorded_choice(run)
+    recorded = OmegaConf.create({"runtime": {"choices": choices}, "overrides": {"task": words}})
+    hydra_node = {"runtime": {"choices": display_name(recorded, config)}}
+    node = {"defaults": ["_self_", "output"], "hydra": hydra_node, **config}
+    ConfigStore.instance().store(name=RERUN, node=node, provider="kdcli")
+    if override_value(overrides, "hydra.run.dir") is None:
+        return [*overrides, "hydra.run.dir=runs/distill/${now:%Y-%m-%d-%H%M%S-%f}"]
+    return overrides
+
+
+def _with_hardware_of_run(overrides: list[str]) -> list[str]:
+    """Overrides of an export that choose the run's own device, unless they name another one."""
+    run = override_value(overrides, "run")
+    if not run or override_value(overrides, "hardware") is not None:
+        return overrides
+    return [*hardware_overrides(user_path(run), overrides), *overrides]
+
+
+def _with_dataset_of_run(overrides: list[str]) -> list[str]:
+    """Overrides of an evaluation that choose the run's own data set, unless they name another one."""
+    run = override_value(overrides, "run")
+    if not run or override_value(overrides, "dataset") is not None:
+        return overrides
+    if any(word.startswith("run=") and is_sweep(word) for word in overrides):
+        raise ConfigError(
+            f"run={run}: each run is scored on its own data set, so eval takes one at a time; start it once for each, or "
+            "name the data set (dataset=…)"
         )
-        overrides = [f"++{word}" if word.startswith(stages) else word for word in overrides]
-    return name, overrides
+    dataset = replayed_overrides(user_path(run), Dataset, overrides, "dataset")
+    if override_value(overrides, "dataset.path") is not None and dataset.get("format") != "hub":
+        # the recorded validation and test files belong to another data set
+        dataset |= {"validation": None, "test": None, "unlabelled": None}
+    ConfigStore.instance().store(group="dataset", name="of_the_run", node=dataset, provider="kdcli")
+    return [*overrides, "dataset=of_the_run"]
+
+
+def _with_stage_keys(name: str, overrides: list[str]) -> list[str]:
+    """Overrides in which keys of stages may be new: a stage holds only the keys that differ from the run's, so Hydra does not know the
+    others. The schema refuses wrong ones."""
+    if not any(word.startswith("stages.") for word in overrides):
+        return overrides
+    keys = nearby_keys(name, overrides)
+    stages = tuple(f"{key}." for key in keys if re.fullmatch(r"stages\.[^.]+", key))
+    return [f"++{word}" if word.startswith(stages) else word for word in overrides]
 
 
 def expand_home(word: str) -> str:
