@@ -27,35 +27,35 @@ from kdcli.errors import ConfigError, shown
 
 
 class Augment(Section):
-    """More text for the teacher alone: copies of the training texts in which a masked language model has replaced words (Jiao et al. 2020,
+    """Adds unlabelled text for the teacher: copies of the training texts in which a masked language model replaces words (Jiao et al. 2020,
     https://arxiv.org/abs/1909.10351, Algorithm 1)."""
 
     path: str | None = None
-    """A checkpoint with a masked-LM head, named as a teacher's; null: the teacher's own, as it is before it is tuned."""
+    """A checkpoint with a masked-LM head, named like that of a teacher; null: the teacher's before it is tuned."""
     revision: str | None = None
     copies: Copies = 20
-    """Of each text; those that are equal are left out."""
+    """The number of copies of each text; duplicates are dropped."""
     probability: Fraction = 0.4
-    """With which a word is replaced."""
+    """The probability with which a word is replaced."""
     candidates: VocabularySize = 15
-    """The likeliest words at a word's place, of which one is drawn."""
+    """The number of most likely words for a position, of which one is sampled."""
     batch_size: BatchSize = 32
-    """Words that the model is asked for at once."""
+    """Words in a batch of the masked language model."""
 
 
 class Clean(Section):
-    """seq2seq: pairs that are left out of the training source, before validation and test are carved out of it. Those that have a
-    source of their own are never cleaned."""
+    """seq2seq: filters of the training pairs, applied before validation and test are split off. Validation and test data with a source of their
+    own are never filtered."""
 
     identical: bool = True
-    """Pairs whose target is their source."""
+    """Drop pairs whose target is their source."""
     max_ratio: Annotated[Float, Field(gt=1, le=1e6)] | None = 3.0
-    """Pairs whose target is so many times longer or shorter, in characters, than is usual for its source (the median of the data
-    set's ratios, so that Chinese may be short); null: any. Summaries want null."""
+    """Drop pairs whose ratio of target to source length, in characters, differs from the median ratio of the data set by more than this factor;
+    null: keep them. Summaries need null."""
     ratio_from: Characters = 40
-    """Of those alone whose longer side has so many characters: short messages vary more."""
+    """Apply `max_ratio` only to pairs whose longer side has at least this many characters, because short texts vary more."""
     script: bool = True
-    """Pairs of which a side has most of its letters in another script than that column."""
+    """Drop pairs of which a side has most of its letters in another script than its column."""
 
 
 class Dataset(Section):
@@ -77,40 +77,40 @@ class Dataset(Section):
     train: str = "train"
     """hub: the split to train on."""
     validation: str | None = None
-    """hub: a split's name; files: another file; null: carved out of the training rows by a hash of the text."""
+    """hub: a split's name; files: another file; null: split off the training rows by a hash of the text."""
     test: str | None = None
     validation_size: SplitSize = 0.1
-    """If it is carved out: so many rows, or below 1 the share of all."""
+    """The number of rows that are split off for it, or below 1 their share."""
     test_size: SplitSize = 0.1
     text: str = "text"
-    """The text's column."""
+    """The column of texts."""
     text_pair: str | None = None
-    """A second text's column, for tasks on pairs."""
+    """The column of second texts, for tasks on pairs."""
     label: str | None = "label"
-    """The label's column: names, or integers. null: the text itself is what is learnt (causal_lm)."""
+    """The column of labels, names or integers. null: the text itself is learned (causal_lm)."""
     words: str | None = None
-    """token_classification: the column of words, a list a row …"""
+    """token_classification: the column of words, a list for each row."""
     tags: str | None = None
-    """… and of their tags, a list of names (B-PER, I-PER, O …) or integers of the same length."""
+    """token_classification: the column of their tags, a list of names (B-PER, I-PER, O …) or integers of the same length."""
     prompt: str | None = None
-    """causal_lm: the column of what the model is given …"""
+    """causal_lm: the column of prompts."""
     completion: str | None = None
-    """… and of what it should answer. Only the completion's tokens count."""
+    """causal_lm: the column of completions. Only the tokens of the completion count."""
     messages: str | None = None
-    """causal_lm: the column of conversations, lists of {role, content}; what the assistant says counts."""
+    """causal_lm: the column of conversations, lists of {role, content}. The turns of the assistant count."""
     chat: bool = False
-    """Prompt and completion are a user's and an assistant's turn: they go through the model's chat template."""
+    """Prompt and completion are a turn of the user and of the assistant, rendered by the chat template of the model."""
     source: str | None = None
-    """seq2seq: the column of what is translated …"""
+    """seq2seq: the column of sources."""
     target: str | None = None
-    """… and of its translation. jsonl, parquet, hub: `translation.de` is what a column `translation` holds of `de`."""
+    """seq2seq: the column of targets. jsonl, parquet, hub: `translation.de` is the key `de` in the column `translation`."""
     source_language: str | None = None
-    """seq2seq: the source's language, by the code that the model's tokenizer has for it (eng_Latn, en, en_XX), if it wants one. gettext:
-    also the locale whose translations are the source; null: the text as it stands in the code."""
+    """seq2seq: the source language, as a code of the model's tokenizer (eng_Latn, en, en_XX), if it is multilingual. gettext: also the locale
+    whose translations are the sources; null: the texts in the code."""
     target_language: str | None = None
-    """The target's. gettext: the locale (de, pt_BR), or another code of its language."""
+    """seq2seq: the target language, likewise. gettext: the locale (de, pt_BR), or another code of its language."""
     prefix: str = ""
-    """seq2seq: stands before each source ("translate English to German: ", ">>fra<< ")."""
+    """seq2seq: the text before each source ("translate English to German: ", ">>fra<< ")."""
     clean: Clean = Clean()
     labels: list[Name] | None = Field(default=None, min_length=2)
     """The label names in order; null: those that the data set declares, or all found, sorted."""
@@ -120,34 +120,34 @@ class Dataset(Section):
     quote: Character | None = None
     """csv: null is a double quote, or none at all between tabs."""
     columns: list[Name] | None = Field(default=None, min_length=1)
-    """csv: the names of all columns in their order, of a file that has no header."""
+    """csv: the names of all columns in order, for a file without a header."""
     replace: dict[str, str] = {}
-    """Regular expressions and what replaces them in the text, in order. White space is folded after (classification)."""
+    """Regular expressions and their replacements in the text, applied in order. White space is folded afterwards (classification)."""
     limit: Rows | None = None
-    """At most so many training rows."""
+    """The maximum number of training rows."""
     eval_limit: Rows | None = None
-    """At most so many rows of validation and of test."""
+    """The maximum number of rows of validation and of test."""
     labelled: Rows | None = None
-    """At most so many training rows keep their label (seq2seq: their target); the rest is text for the teacher alone."""
+    """The maximum number of training rows that keep their label (seq2seq: their target); only the teacher labels the others."""
     unlabelled: str | None = None
-    """More text for the teacher alone: a file (or a hub split) like the training one, whose labels are not asked for."""
+    """Further text that only the teacher labels: a file (or a hub split) like the training one; its labels are not read."""
     unlabelled_limit: Rows | None = None
-    """At most so many of its rows."""
+    """The maximum number of its rows."""
     augment: Augment | None = None
-    """classification: further text of this kind for the teacher alone, made of the training texts; null: none."""
+    """classification: augmented copies of the training texts, which only the teacher labels; null: none."""
     max_length: Tokens = 128
-    """Tokens a row. What becomes of a longer row, `truncation` says."""
+    """The maximum number of tokens of a row; see `truncation` for longer rows."""
     truncation: Literal["cut", "refuse", "drop"] | None = None
     """Of conversations, of prompts with their completions (causal_lm) and of pairs (seq2seq), in all splits: a row of more than `max_length`
-    tokens is cut at its end (but for pairs, which are never cut), refused, or dropped; a cut row that keeps no token to learn is
-    refused. null: pairs are refused, and others cut. Other texts are always cut."""
+    tokens is cut at its end (except pairs, which are never cut), refused, or dropped; a cut row without a token that counts is refused.
+    null: pairs are refused, and others cut. Other texts are always cut."""
     mask_copies: Copies = 1
-    """masked_lm: each training text stands there so often, every time with other tokens hidden (Liu et al. 2019,
-    https://arxiv.org/abs/1907.11692, section 4.1: static masking)."""
+    """masked_lm: the number of copies of each training text, each with other masked tokens (Liu et al. 2019, https://arxiv.org/abs/1907.11692,
+    section 4.1: static masking)."""
 
     @property
     def kind(self) -> str:
-        """The task's name: the one given, or the one that the columns named imply."""
+        """The name of the task: the configured one, or the one that the configured columns imply."""
         return self.task or inferred_task(self)
 
     @property

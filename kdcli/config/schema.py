@@ -452,8 +452,8 @@ class Distill(Section):
 
     @model_validator(mode="after")
     def _quantized(self) -> Distill:
-        if self.student.quantization and not self.dataset.spec.rounds:
-            tasks = ", ".join(name for name, spec in packaged_specs() if spec.rounds)
+        if self.student.quantization and not self.dataset.spec.quantizable:
+            tasks = ", ".join(name for name, spec in packaged_specs() if spec.quantizable)
             raise ValueError(
                 f"student.quantization = {self.student.quantization}: quantization-aware training is for {tasks}, "
                 f"not for {self.dataset.kind}; leave it out (export rounds as well)"

@@ -1,4 +1,4 @@
-"""What a config has to know of a task: which keys it reads, and what it refuses. Never imports torch for a packaged task."""
+"""The declarations of tasks that the config reads: which keys a task reads, and what it refuses. A packaged task imports no torch here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FolderFormat:
     """A file format that also comes as a folder of files.
 
     Attributes:
-        suffixes: how the names of its files end.
+        suffixes: the endings of the names of its files.
         columns: the columns that it always has.
     """
 
@@ -41,19 +41,19 @@ class TaskSpec:
     reads: ClassVar[frozenset[str]] = frozenset()
     """The keys of the data set that it reads, beside those that every task reads."""
     reads_of_run: ClassVar[frozenset[str]] = frozenset()
-    """Keys outside of the data set that it reads and not every task does, with dots; a mapping's name stands for all of its keys."""
+    """The dotted keys outside of the data set that it reads, but not every task; the name of a mapping stands for all of its keys."""
     only_here: ClassVar[Mapping[str, str]] = {}
-    """Keys of the data set that other tasks refuse, and what they are for."""
+    """The keys of the data set that other tasks refuse, with their purpose, for messages."""
     formats: ClassVar[Mapping[str, FolderFormat]] = {}
-    """Values of `dataset.format` that only tasks that list them can read."""
+    """The values of `dataset.format` that only tasks which list them can read."""
     inference_order: ClassVar[int | None] = None
-    """Tasks are asked in this order whether the columns named imply them; None: this one must be named."""
+    """The order in which tasks are tested for being implied by the configured columns; None: this task is never implied."""
     writes: ClassVar[bool] = False
     """Its models generate text."""
-    rounds: ClassVar[bool] = False
+    quantizable: ClassVar[bool] = False
     """Its students can be trained with quantized weights (student.quantization)."""
     general: ClassVar[bool] = False
-    """It trains a general student, in a stage before the run's own task; a run has another task."""
+    """It trains a general student in a stage before the task of the run, and cannot be the task of a run."""
     selects_by_gold: ClassVar[bool] = True
     """A stage can train on the labelled or on the unlabelled rows alone."""
     refuses_short: ClassVar[bool] = False
@@ -63,10 +63,10 @@ class TaskSpec:
     script_arguments: ClassVar[str] = ""
     """The arguments of the scripts that run its exported classifiers without kdcli; empty: its models generate text."""
     new_students: ClassVar[str] = ""
-    """Packaged students with random weights that suit it, for messages."""
+    """Packaged students with random weights for it, for messages."""
 
     def implied_by(self, cfg: Any) -> bool:
-        """Whether the columns or the format that a data set names imply this task."""
+        """Whether the configured columns, or the format, imply this task."""
         return False
 
     def check(self, cfg: Any) -> None:
@@ -101,7 +101,7 @@ def spec_of(task: str) -> TaskSpec:
 
 
 def _own_spec(task: str) -> TaskSpec:
-    """The declarations of a user's own task, once its class has all that a task needs."""
+    """The declarations of a user's own task, after a check that its class has all hooks."""
     found, base = locate(task), locate(BASE)
     if base not in found.__mro__:
         raise ConfigError(f"expected a subclass of {BASE}")
@@ -126,10 +126,10 @@ def packaged_specs() -> Iterator[tuple[str, TaskSpec]]:
 
 
 def inferred_task(cfg: Any) -> str:
-    """The task that the columns named imply."""
-    asked = [
+    """The task that the configured columns imply."""
+    candidates = [
         (spec.inference_order, name, spec)
         for name, spec in packaged_specs()
         if spec.inference_order is not None
     ]
-    return next(name for _, name, spec in sorted(asked, key=lambda each: each[0]) if spec.implied_by(cfg))
+    return next(name for _, name, spec in sorted(candidates, key=lambda each: each[0]) if spec.implied_by(cfg))

@@ -25,7 +25,7 @@ class CausalLMSpec(TaskSpec):
     }
     inference_order = 2
     writes = True
-    rounds = True
+    quantizable = True
     refuses_short = True
     new_students = "smollm2-30m or smollm2-60m"
 

@@ -22,7 +22,7 @@ class ClassificationSpec(TaskSpec):
     only_here: ClassVar[dict[str, str]] = {"augment": "it replaces words of whole texts"}
     inference_order = 3
     script_arguments = '"A text." ["The text that belongs to it."]'
-    rounds = True
+    quantizable = True
 
     def implied_by(self, cfg: Dataset) -> bool:
         """The columns of every other task are named; without them the rows are texts with labels."""

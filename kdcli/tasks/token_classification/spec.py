@@ -20,7 +20,7 @@ class TokenClassificationSpec(TaskSpec):
     }
     inference_order = 0
     script_arguments = "One word after the other"
-    rounds = True
+    quantizable = True
 
     def implied_by(self, cfg: Dataset) -> bool:
         """A column of tags, or a CoNLL file."""
