@@ -37,7 +37,7 @@ def own_function(cfg: Filter) -> Judge | None:
     return function
 
 
-def kept(
+def filter_completions(
     row: Mapping[str, Any], answers: Iterable[str], cfg: Filter, judge: Judge | None, dropped: Counter[str]
 ) -> list[str]:
     """The completions of a row that the student learns from.

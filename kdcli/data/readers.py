@@ -189,7 +189,7 @@ def _read_parquet(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
                 first += len(batch)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, NotImplementedError) as error:
         raise DataError(
-            f"{path} is not a whole parquet file, or a column of it cannot be read ({str(error).strip()}); write it anew"
+            f"{path} is not a complete parquet file, or a column of it cannot be read ({str(error).strip()}); write it anew"
         ) from None
 
 
@@ -324,9 +324,10 @@ def _read_conll(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
 
 def read_gettext(schema: RowSchema, path: Path, given: str) -> list[RawSplit]:
     """The catalogues of two locales under a folder."""
-    found = catalogued(path, given, schema.cfg.source_language, schema.cfg.target_language or "")
+    catalogues = catalogued(path, given, schema.cfg.source_language, schema.cfg.target_language or "")
     return [
-        RawSplit(place, check_rows(schema, place, table), dropped=dropped) for place, table, dropped in found
+        RawSplit(name, check_rows(schema, name, table), dropped=dropped)
+        for name, table, dropped in catalogues
     ]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from kdcli import console
 from kdcli.data.dataset import without
-from kdcli.data.filters import kept, own_function
+from kdcli.data.filters import filter_completions, own_function
 from kdcli.data.splits import SPLITS
 from kdcli.errors import TeacherError
 from kdcli.evaluation.predict import predictions_from_teacher
@@ -178,7 +178,7 @@ def remote_rollouts(
             dropped[CUT] += truncated
             completed += [
                 run.task.with_completion(row, text)
-                for text in kept(row, completions, rollout.filter, judge, dropped)
+                for text in filter_completions(row, completions, rollout.filter, judge, dropped)
             ]
     table = datasets.Dataset.from_list(completed) if completed else rows.select([])
     if completed:

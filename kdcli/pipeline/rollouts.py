@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from kdcli.data.filters import kept, own_function
+from kdcli.data.filters import filter_completions, own_function
 from kdcli.errors import ConfigError
 from kdcli.evaluation.predict import likelihoods
 from kdcli.generation import seed_of
@@ -51,7 +51,7 @@ def teacher_rollouts(
         ended = [text for text in texts if text is not None]
         dropped[CUT] += len(texts) - len(ended)
         completed += [
-            run.task.with_completion(row, text) for text in kept(row, ended, cfg.filter, function, dropped)
+            run.task.with_completion(row, text) for text in filter_completions(row, ended, cfg.filter, function, dropped)
         ]
     log_dropped(+dropped, cfg.answers * len(rows))
     table = datasets.Dataset.from_list(completed) if completed else rows.select([])

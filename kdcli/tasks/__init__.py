@@ -1,4 +1,4 @@
-"""The tasks: what a row is, which positions count, and how a model is scored."""
+"""The tasks, one folder each, and how they are found by name."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def task_of(cfg: Dataset, labels: Sequence[str]) -> Task:
 
 
 def presentation_of(name: str) -> Presentation | None:
-    """How the results of a task are shown; None: nobody knows. It imports no torch.
+    """How the results of a task are shown; None: it is unknown. It imports no torch.
 
-    A name that a report holds never imports a user's code: a user's own task is known if the config has named it in this process.
+    A name in a report never imports a user's code: a user's own task is known if the config has imported it in this process.
     """
     module, _, own = name.rpartition(".")
     if module:

@@ -1,4 +1,4 @@
-"""What a task is: preprocessing, the collator, which positions count, and the scores."""
+"""The base class of tasks: preprocessing, collation, positions that count, scores, and what else differs between tasks."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class Task(ABC):
     def encode_split(
         self, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, max_length: int
     ) -> Encoded:
-        """`encode`, whose result is kept: the same rows are tokenized once by all tokenizers that do the same."""
+        """`encode` with a cache: the same rows are tokenized once for all tokenizers that give the same tokens."""
         return self._encoded.get(tokenizer, rows, max_length, self.encode)
 
     def lengths(self, tokenizer: PreTrainedTokenizerBase, rows: Any) -> np.ndarray:
@@ -420,7 +420,7 @@ class Task(ABC):
         """Refuse settings of a run that do not suit its training rows.
 
         Args:
-            rows, gold: how many training rows there are, and how many of them have gold labels or references.
+            rows, gold: the number of training rows, and of those with gold labels or references.
 
         Raises:
             ConfigError
@@ -495,7 +495,7 @@ class Task(ABC):
         """What report.json says about the data set, beside its sizes.
 
         Args:
-            dropped: how many rows were dropped while it was loaded, by reason.
+            dropped: the number of rows that were dropped while it was loaded, by reason.
         """
         return {}
 
@@ -514,7 +514,7 @@ class Task(ABC):
         raise NotImplementedError
 
     def aligned(self, teacher: Encoded, student: Encoded) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Where two tokenizers begin a counted token at the same place of the text; if `aligns`.
+        """Where two tokenizers begin a counted token at the same character; if `aligns`.
 
         Returns:
             For each row the index of the teacher's token for each of the student's N counted tokens, (N,), and whether there is one,

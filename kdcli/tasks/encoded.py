@@ -1,4 +1,4 @@
-"""Tokenized rows: how they lie in memory, a cache of them, and their padding to batches."""
+"""Tokenized rows: their layout in memory, a cache of them, and their padding to batches."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ MOST_BYTES = 2**30
 
 
 class Encoded(TorchDataset[dict[str, Any]]):
-    """Tokenized rows, flat in memory: one array a key and the offsets of the rows.
+    """Tokenized rows, flat in memory: an array for each key, and the offsets of the rows.
 
-    An item is the mapping that the collator gets: the row's arrays, its label if rows have one, and its number.
+    An item is the mapping that the collator gets: the arrays of the row, its label if rows have one, and its index.
 
     Attributes:
         columns: per token, concatenated over the rows.
-        labels: one a row, int64; None where labels stand in `columns`.
-        target_offsets: where rows have a second sequence, to be written: the offsets of its columns, `TARGETS`.
-        pairs: each row's source and target as text, where what a model writes is compared with it.
+        labels: one for each row, int64; None if there are labels in `columns`.
+        target_offsets: the offsets of the columns `TARGETS`, if rows have a second sequence that is generated.
+        pairs: the source and the target of each row as text, if generated texts are compared with them.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Encoded(TorchDataset[dict[str, Any]]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, (N,): of both sequences, where there are two."""
+        """The number of tokens of each row, (N,), in both sequences if there are two."""
         own = np.diff(self.offsets)
         return own if self.target_offsets is None else own + np.diff(self.target_offsets)
 
@@ -79,7 +79,7 @@ class Encoded(TorchDataset[dict[str, Any]]):
         return sum(column.nbytes for column in self.columns.values()) + self.offsets.nbytes
 
     def counted(self) -> tuple[np.ndarray, np.ndarray]:
-        """The labels that count among those that stand in `columns`, int64 (N,), and how many each row has."""
+        """The labels in `columns` that count, int64 (N,), and the number of them in each row."""
         labels = self.columns["labels"].astype(np.int64)
         counted = labels != IGNORE
         return labels[counted], np.add.reduceat(counted.astype(np.int64), self._offsets("labels")[:-1])
@@ -91,7 +91,7 @@ class Encoded(TorchDataset[dict[str, Any]]):
 def padded(
     features: Sequence[dict[str, Any]], keys: Iterable[str], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Tensor]:
-    """Some of the rows' columns, padded on the right to the longest row, (B, L), and the rows' numbers, `rows` (B,)."""
+    """Columns of rows, padded on the right to the longest row, (B, L), and the indices of the rows, `rows` (B,)."""
     fill = {
         "input_ids": tokenizer.pad_token_id or 0,
         "target": tokenizer.pad_token_id or 0,
@@ -102,8 +102,8 @@ def padded(
     for key in keys:
         lines = [feature["input_ids" if key == "attention_mask" else key] for feature in features]
         array = np.full((len(lines), max(map(len, lines))), fill.get(key, 0), np.int64)
-        for place, line in zip(array, lines, strict=True):
-            place[: len(line)] = 1 if key == "attention_mask" else line
+        for target, line in zip(array, lines, strict=True):
+            target[: len(line)] = 1 if key == "attention_mask" else line
         batch[key] = torch.from_numpy(array)
     batch["rows"] = torch.tensor([int(feature["row"]) for feature in features])
     return batch

@@ -299,7 +299,7 @@ def text(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
         (text(lambda b: b + b'"half a quo'), [], "line 202: unexpected end of data (a truncated file"),
         (text(lambda b: b""), [], "data.csv is empty"),
         (text(lambda b: b[:12]), [], "data.csv has no rows"),
-        (text(lambda b: b), ["dataset.format=parquet"], "is not a whole parquet file"),
+        (text(lambda b: b), ["dataset.format=parquet"], "is not a complete parquet file"),
         (text(lambda b: b), ["dataset.format=jsonl"], "line 1 is not JSON"),
         (lambda path: path, [], "data.csv does not exist (looked for "),
         (lambda path: path.mkdir() or path, [], "data.csv is no file"),

@@ -387,7 +387,7 @@ def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, tmp_path: Path, m
             ],
             "from_scratch: a new model has no path",
         ),
-        (["rollout=beam", "rollout.max_new_tokens=31"], "translations would be cut off"),
+        (["rollout=beam", "rollout.max_new_tokens=31"], "translations would be truncated"),
         (["dataset.max_length=3"], "pairs have more than dataset.max_length = 3 tokens"),
         (["student.hidden_size=15"], "hidden_size = 15 is not an even multiple"),
         (

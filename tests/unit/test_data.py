@@ -684,11 +684,11 @@ def test_spoiled_parquet(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", columns)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    assert "is not a whole parquet file" in refused(path)
+    assert "is not a complete parquet file" in refused(path)
     path.write_bytes(whole[:10] + bytes(200) + whole[210:])
-    assert "is not a whole parquet file" in refused(path)
+    assert "is not a complete parquet file" in refused(path)
     path.write_text("text,label\nx,y\n")
-    assert "is not a whole parquet file" in refused(path)
+    assert "is not a complete parquet file" in refused(path)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])

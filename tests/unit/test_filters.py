@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from kdcli.config.schema import Filter
-from kdcli.data.filters import kept, own_function
+from kdcli.data.filters import filter_completions, own_function
 from kdcli.errors import ConfigError
 
 
@@ -28,15 +28,15 @@ def test_each_reason_is_counted() -> None:
     ]
     dropped: Counter[str] = Counter()
     judge = {"He said: I'm sorry.": False}
-    found = kept({}, answers, cfg, lambda row, answer: judge.get(answer, True), dropped)
+    found = filter_completions({}, answers, cfg, lambda row, answer: judge.get(answer, True), dropped)
     assert found == ["So it is."]
     assert dropped == {
         "said before": 1, "too short": 1, "too long": 1, "a refusal": 3, "rollout.filter.function": 1
     }  # fmt: skip
-    assert kept({}, ["a", "A"], Filter(duplicates=False), None, dropped) == ["a", "A"]
-    assert kept({}, ["", " \n"], Filter(), None, dropped) == []
+    assert filter_completions({}, ["a", "A"], Filter(duplicates=False), None, dropped) == ["a", "A"]
+    assert filter_completions({}, ["", " \n"], Filter(), None, dropped) == []
     assert dropped["empty"] == 2
-    assert kept({}, ["I'm sorry"], Filter(refusals=["i\u2019m"]), None, dropped) == []
+    assert filter_completions({}, ["I'm sorry"], Filter(refusals=["i\u2019m"]), None, dropped) == []
 
 
 def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     monkeypatch.syspath_prepend(tmp_path)
     judge = own_function(Filter(function="mine.good"))
-    assert kept({"id": "1"}, ["1", "2"], Filter(), judge, Counter()) == ["1"]
+    assert filter_completions({"id": "1"}, ["1", "2"], Filter(), judge, Counter()) == ["1"]
     assert own_function(Filter()) is None
     for wrong, told in (
         ("mine.godo", "cannot be imported"),

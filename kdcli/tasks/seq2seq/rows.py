@@ -53,21 +53,21 @@ class Seq2SeqRows(RowSchema):
         """Drop copies, pairs with an unusual ratio of lengths, and pairs in other scripts than the rest. Warn if the columns are not in the
         scripts of their languages."""
         clean = self.cfg.clean
-        kept, dropped = train, Counter[str]()
+        rows, dropped = train, Counter[str]()
 
         def drop(why: str, wrong: Callable[[Row], bool]) -> None:
-            nonlocal kept
-            count = len(kept)
-            kept = [row for row in kept if not wrong(row)]
-            dropped[why] += count - len(kept)
+            nonlocal rows
+            count = len(rows)
+            rows = [row for row in rows if not wrong(row)]
+            dropped[why] += count - len(rows)
 
         if clean.identical:
             drop("identical", lambda row: row["source"] == row["target"])
-        sides = [Side(name, kept) for name in SIDES]
+        sides = [Side(name, rows) for name in SIDES]
         self._compare(sides)
-        if clean.max_ratio and kept:
+        if clean.max_ratio and rows:
             limit = clean.max_ratio
-            usual = statistics.median(len(row["target"]) / len(row["source"]) for row in kept)
+            usual = statistics.median(len(row["target"]) / len(row["source"]) for row in rows)
 
             def uneven(row: Row) -> bool:
                 source, target = len(row["source"]), len(row["target"])
@@ -77,7 +77,7 @@ class Seq2SeqRows(RowSchema):
             drop("length ratio", uneven)
         if clean.script:
             drop("wrong script", lambda row: any(side.strange(row) for side in sides))
-        return kept, +dropped
+        return rows, +dropped
 
     def _compare(self, sides: list[Side]) -> None:
         """Warn if a side is not in the script of its language: most often, source and target are swapped."""

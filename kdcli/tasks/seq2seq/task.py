@@ -308,16 +308,16 @@ class Seq2Seq(LanguageModel):
         Raises:
             ConfigError
         """
-        how, max_length = cfg.rollout, cfg.dataset.max_length
-        if how.source != "teacher" and gold < rows:
+        rollout, max_length = cfg.rollout, cfg.dataset.max_length
+        if rollout.source != "teacher" and gold < rows:
             raise ConfigError(
                 f"{rows - gold} training rows have no target (dataset.labelled, dataset.unlabelled): let the teacher "
                 "translate them (rollout=beam), or leave those keys out"
             )
-        if how.source != "dataset" and how.max_new_tokens < max_length:
+        if rollout.source != "dataset" and rollout.max_new_tokens < max_length:
             raise ConfigError(
-                f"rollout.max_new_tokens = {how.max_new_tokens} is below dataset.max_length = {max_length}: translations would be cut off, and "
-                f"the student learn to stop in the middle; give rollout.max_new_tokens={max_length}"
+                f"rollout.max_new_tokens = {rollout.max_new_tokens} is below dataset.max_length = {max_length}: translations would be truncated, and "
+                f"the student would learn to stop in the middle; give rollout.max_new_tokens={max_length}"
             )
 
     def teacher_findings(

@@ -20,10 +20,10 @@ from kdcli.tasks.rows import (
 
 
 class TokenClassificationRows(LabelledRows):
-    """Columns words and label: of each word an index into the tags' names, -100 where there is no gold tag.
+    """Columns words and label: for each word the index of its tag, -100 for a word without a gold tag.
 
-    Rows are the same if every character of their words is; those that differ in case alone stay in one split. Words of
-    which `dataset.replace` left nothing are left out with their tags.
+    Rows are duplicates if all characters of their words are equal; rows that differ in case alone stay in one split. Words of
+    which `dataset.replace` leaves nothing are dropped with their tags.
     """
 
     keys = "dataset.words= and dataset.tags="
@@ -34,7 +34,7 @@ class TokenClassificationRows(LabelledRows):
         self.columns = list(folder.columns) if folder else [str(cfg.words), str(cfg.tags)]
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
-        """Words, and their tags as strings or None."""
+        """Check words and tags, and return the tags as strings or None."""
         words = [
             require_text(word, f"word {number}", where)
             for number, word in enumerate(require_list(values[0], "words", where), 1)
@@ -45,7 +45,7 @@ class TokenClassificationRows(LabelledRows):
         return words, [label_name(tag, where) for tag in tags]
 
     def declare(self, sources: RawSplits) -> None:
-        """Spans of words are told by the tags' names: integers need them."""
+        """Refuse integer tags without names, which entities are read from."""
         super().declare(sources)
         if all(map(INTEGER.fullmatch, self.labels)):
             raise DataError(
@@ -54,15 +54,15 @@ class TokenClassificationRows(LabelledRows):
             )
 
     def row(self, values: tuple[Any, ...], where: str) -> Row | None:
-        """Its id is a hash of the words."""
+        """The id is a hash of the words."""
         tagged = [
             (fold_white_space(self.replaced(word)), self.index_of(tag, where))
             for word, tag in zip(*values, strict=True)
         ]
-        kept = [(word, number) for word, number in tagged if word]
-        words, label = [word for word, _ in kept], [number for _, number in kept]
+        remaining = [(word, index) for word, index in tagged if word]
+        words, label = [word for word, _ in remaining], [index for _, index in remaining]
         return {"id": row_hash(words), "words": words, "label": label} if words else None
 
     def group(self, row: Row) -> str:
-        """The words without case."""
+        """A hash of the case-folded words."""
         return row_hash([word.casefold() for word in row["words"]])

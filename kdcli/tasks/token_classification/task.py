@@ -1,4 +1,4 @@
-"""Token classification: one tag a word, of which names of people, places … are spans (entities)."""
+"""Token classification: one tag for each word; entities (people, organisations …) are spans of tags."""
 
 from __future__ import annotations
 
