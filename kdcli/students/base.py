@@ -61,5 +61,5 @@ class StudentInitializer(ABC):
 
 
 def __getattr__(name: str) -> Any:
-    """`Birth`, the old name of `StudentInitializer`."""
+    """The old name of `StudentInitializer`."""
     return attribute(__name__, name)

@@ -496,9 +496,7 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_a_device_for_other_tasks(refused: Refused) -> None:
     """Hours of training for a device that nothing can be made for."""
-    assert "hardware=laptop exports models of AutoModelForCausalLM" in refused(
-        "hardware=laptop"
-    )
+    assert "hardware=laptop exports models of AutoModelForCausalLM" in refused("hardware=laptop")
 
 
 def test_directory_of_somebody_else(refused: Refused, here: Path, finished: Path) -> None:

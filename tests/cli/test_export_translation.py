@@ -187,4 +187,6 @@ def test_what_is_not_for_a_translator_is_refused_in_one_line(
         (exported.parent / "one" / file.name).write_bytes(file.read_bytes())
     (lone := exported.parent / "one" / "model.onnx").write_bytes(b"")
     assert launch("eval", [f"run={run}", f"artifact={lone}", into]) == 2
-    assert "expected a folder with model.bin, encoder_model.onnx, model.safetensors" in capsys.readouterr().err
+    assert (
+        "expected a folder with model.bin, encoder_model.onnx, model.safetensors" in capsys.readouterr().err
+    )

@@ -177,7 +177,10 @@ def test_what_it_does_not_support(
 
 
 def test_a_class_that_lacks_a_method(
-    options: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A class that cannot be built ends in a traceback, or its author is not told what it must return."""
     monkeypatch.syspath_prepend(tmp_path)
