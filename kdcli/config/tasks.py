@@ -132,4 +132,6 @@ def inferred_task(cfg: Any) -> str:
         for name, spec in packaged_specs()
         if spec.inference_order is not None
     ]
-    return next(name for _, name, spec in sorted(candidates, key=lambda each: each[0]) if spec.implied_by(cfg))
+    return next(
+        name for _, name, spec in sorted(candidates, key=lambda each: each[0]) if spec.implied_by(cfg)
+    )

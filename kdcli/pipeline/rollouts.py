@@ -51,7 +51,8 @@ def teacher_rollouts(
         ended = [text for text in texts if text is not None]
         dropped[CUT] += len(texts) - len(ended)
         completed += [
-            run.task.with_completion(row, text) for text in filter_completions(row, ended, cfg.filter, function, dropped)
+            run.task.with_completion(row, text)
+            for text in filter_completions(row, ended, cfg.filter, function, dropped)
         ]
     log_dropped(+dropped, cfg.answers * len(rows))
     table = datasets.Dataset.from_list(completed) if completed else rows.select([])
