@@ -379,7 +379,7 @@ def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, tmp_path: Path, m
     ("overrides", "message"),
     [
         (["rollout=beam", "rollout.candidates=9"], "finds no more than that"),
-        (["rollout.num_beams=3"], "with source=dataset nothing is searched for"),
+        (["rollout.num_beams=3"], "num_beams, candidates, keep_fraction: they are for source=teacher"),
         (
             [
                 "teacher.from_scratch._target_=kdcli.students.pruning.layers.Layers",
