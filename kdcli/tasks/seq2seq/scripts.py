@@ -15,37 +15,10 @@ OWN = 0.2
 """The share of the letters of a column from which on a script belongs to it: Japanese has two, and Serbian in some texts."""
 ENOUGH = 5000
 """Rows from which the scripts of a column are determined."""
-_WRITTEN = {
-    "Latin": "en eng de deu fr fra es spa it ita pt por nl nld sv swe da dan no nb nob nn nno fi fin is isl et est lv lvs lav lt lit pl pol "
-    "cs ces sk slk sl slv hr hrv hu hun ro ron sq als sqi tr tur az azj id ind ms zsm msa vi vie tl tgl sw swh swa ca cat gl glg eu eus "
-    "ga gle cy cym af afr mt mlt eo epo la lat",
-    "Cyrillic": "ru rus uk ukr be bel bg bul mk mkd kk kaz ky kir tg tgk mn khk mon tt tat ba bak",
-    "Greek": "el ell",
-    "Arabic": "ar ara arb fa fas pes ur urd ps pus pbt ckb ug uig",
-    "Hebrew": "he heb yi yid ydd",
-    "Devanagari": "hi hin mr mar ne nep npi sa san",
-    "Han": "zh zho cmn yue",
-    "Kana": "ja jpn",
-    "Hangul": "ko kor",
-    "Bengali": "bn ben as asm",
-    "Gujarati": "gu guj",
-    "Oriya": "or ory ori",
-    "Tamil": "ta tam",
-    "Telugu": "te tel",
-    "Kannada": "kn kan",
-    "Malayalam": "ml mal",
-    "Sinhala": "si sin",
-    "Thai": "th tha",
-    "Lao": "lo lao",
-    "Khmer": "km khm",
-    "Myanmar": "my mya",
-    "Tibetan": "bo bod",
-    "Georgian": "ka kat",
-    "Armenian": "hy hye",
-    "Ethiopic": "am amh ti tir",
-}
-"""Languages that are written in one script; those that have two (Serbian, Uzbek, Panjabi …) name it in their code, or are not judged."""
-_LANGUAGES = {code: script for script, codes in _WRITTEN.items() for code in codes.split()}
+SEVERAL = frozenset(
+    ["bal", "bs", "ff", "ha", "kaa", "kok", "ks", "kxv", "mni", "pa", "sat", "sd", "shi", "sr", "uz", "vai"]
+)
+"""Languages that are written in several scripts: they name the script in their code, or are not judged."""
 _SCRIPTS = {
     "Latn": "Latin", "Cyrl": "Cyrillic", "Grek": "Greek", "Arab": "Arabic", "Hebr": "Hebrew", "Deva": "Devanagari", "Hans": "Han",
     "Hant": "Han", "Hani": "Han", "Jpan": "Kana", "Kore": "Hangul", "Hang": "Hangul", "Beng": "Bengali", "Gujr": "Gujarati",
@@ -63,7 +36,19 @@ def script_of(code: str) -> str | None:
     """The script of a language code (ru, ru_RU, rus_Cyrl, sr-Latn); None if it is unknown."""
     language, *rest = re.split(r"[_-]", code)
     named = [_SCRIPTS[part.capitalize()] for part in rest if part.capitalize() in _SCRIPTS]
-    return named[0] if named else _LANGUAGES.get(language.lower())
+    return named[0] if named else _likely_script(language.lower())
+
+
+@functools.cache
+def _likely_script(language: str) -> str | None:
+    """The script of a language by the likely subtags of Unicode's CLDR (https://www.unicode.org/reports/tr35/#Likely_Subtags)."""
+    from babel.core import get_global
+
+    language = get_global("language_aliases").get(language, language).partition("_")[0]
+    if language in SEVERAL:
+        return None
+    subtags = str(get_global("likely_subtags").get(language, "")).split("_")
+    return _SCRIPTS.get(subtags[1]) if len(subtags) > 1 else None
 
 
 @functools.cache
