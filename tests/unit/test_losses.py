@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kdcli.config.components import build
+from kdcli.config.components import build, locate
+from kdcli.config.paths import conf_dir
 from kdcli.config.types import Component
-from kdcli.losses.base import EXACT, Loss, bucketed
+from kdcli.losses.base import EXACT, Divergence, Loss, bucketed
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
 from kdcli.losses.jsd import JSD
@@ -46,17 +48,34 @@ def skew_reverse_kl(skew: float) -> Formula:
     return lambda p, q: kl(q, skew * q + (1 - skew) * p)
 
 
-# class, its own arguments, the paper's formula of the teacher's p and the student's q, the power of T in front
+FORMULAS: dict[str, tuple[int, list[tuple[dict[str, float], Formula]]]] = {
+    "ForwardKL": (2, [({}, kl)]),
+    "ReverseKL": (2, [({}, lambda p, q: kl(q, p))]),
+    "JSD": (2, [({"beta": beta}, jsd(beta)) for beta in (0.1, 0.5, 0.9)]),
+    "SkewKL": (2, [({"skew": skew}, skew_kl(skew)) for skew in (0.0, 0.1, 0.7)]),
+    "SkewReverseKL": (2, [({"skew": skew}, skew_reverse_kl(skew)) for skew in (0.0, 0.1, 0.7)]),
+    "TVD": (1, [({}, lambda p, q: (p - q).abs().sum(-1) / 2)]),
+}
+"""For each divergence: the power of T in front, and its arguments with the paper's formula of the teacher's p and the student's q."""
+
+
+def packaged() -> list[type[Divergence]]:
+    """The divergences that the YAML files of conf/loss name: a new one has no formula here, and fails."""
+    targets = {
+        term["_target_"]
+        for path in (conf_dir() / "loss").glob("*.yaml")
+        for term in yaml.safe_load(path.read_text(encoding="utf-8")).values()
+        if isinstance(term, dict)
+    }
+    kinds = [locate(target) for target in sorted(targets)]
+    return [kind for kind in kinds if issubclass(kind, Divergence)]
+
+
 DIVERGENCES = [
-    pytest.param(ForwardKL, {}, kl, 2, id="forward_kl"),
-    pytest.param(ReverseKL, {}, lambda p, q: kl(q, p), 2, id="reverse_kl"),
-    *(pytest.param(JSD, {"beta": b}, jsd(b), 2, id=f"jsd-{b}") for b in (0.1, 0.5, 0.9)),
-    *(pytest.param(SkewKL, {"skew": a}, skew_kl(a), 2, id=f"skew_kl-{a}") for a in (0.0, 0.1, 0.7)),
-    *(
-        pytest.param(SkewReverseKL, {"skew": a}, skew_reverse_kl(a), 2, id=f"skew_reverse_kl-{a}")
-        for a in (0.0, 0.1, 0.7)
-    ),
-    pytest.param(TVD, {}, lambda p, q: (p - q).abs().sum(-1) / 2, 1, id="tvd"),
+    pytest.param(kind, arguments, formula, power, id="-".join([kind.__name__, *map(str, arguments.values())]))
+    for kind in packaged()
+    for power, cases in [FORMULAS[kind.__name__]]
+    for arguments, formula in cases
 ]
 divergences = pytest.mark.parametrize(("kind", "arguments", "formula", "power"), DIVERGENCES)
 
