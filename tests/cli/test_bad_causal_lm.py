@@ -382,7 +382,7 @@ def test_a_store_of_something_else_is_not_read(
         raise KDError("the signals are there")
 
     monkeypatch.setattr(LocalTeacher, "outputs", counted)
-    monkeypatch.setattr("kdcli.commands.distill.initialize_student", stop)
+    monkeypatch.setattr("kdcli.pipeline.student.initialize_student", stop)
 
     def answers(*overrides: str) -> int:
         """How many rows a run asks the teacher about."""

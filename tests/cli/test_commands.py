@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -503,7 +504,7 @@ def test_an_artifact_that_cannot_be_run_does_not_stop_the_others(
         return files
 
     def crashes(self: Process, line: dict[str, Any]) -> Any:
-        if self.spec.path.endswith("int4.onnx") and line.get("do") == "latency":
+        if self.spec.path.endswith("int4.onnx") and line.get("method") == "latency":
             self._child.send_signal(signal.SIGSEGV)
         return asked(self, line)
 
@@ -528,13 +529,12 @@ def test_a_target_that_fails_ends_with_2_and_leaves_nothing(
 ) -> None:
     """A package that is not there, an architecture that the exporter refuses, files that cannot be read, a runtime that is killed: no
     traceback, and what was made before stays."""
-    import kdcli.exporting.targets.intel as intel
     from kdcli.exporting.targets.cpu import Cpu
     from kdcli.measure.process import Process
 
     before = {path.relative_to(run): path.stat().st_size for path in run.rglob("*")}
     words = [f"run={run}", "measure.latency_runs=5", "measure.throughput_seconds=0.05"]
-    made, found = Cpu.export, intel.importlib.util.find_spec
+    made, found = Cpu.export, importlib.util.find_spec
 
     def broken(self: Cpu, *given: Any) -> dict[str, Path]:
         files = made(self, *given)
@@ -554,7 +554,7 @@ def test_a_target_that_fails_ends_with_2_and_leaves_nothing(
     if fault == "missing":
         words.append("hardware=intel")
         monkeypatch.setattr(
-            intel.importlib.util,
+            importlib.util,
             "find_spec",
             lambda name, *more: None if name == "nncf" else found(name, *more),
         )

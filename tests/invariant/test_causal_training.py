@@ -233,7 +233,8 @@ def free_port() -> int:
 
 SLOW = """
 import os, time
-from kdcli import cli, trainer
+from kdcli import cli
+from kdcli.training import trainer
 
 load = trainer._Trainer._load_best_model
 

@@ -167,7 +167,7 @@ def test_truncated(tmp_path: Path, size: int) -> None:
     """Half a download: an index error that names no file."""
     path = write(tmp_path / "model.gguf")
     path.write_bytes(path.read_bytes()[:size])
-    assert f"{path} cannot be read: it is truncated, spoiled, or of a kind" in refused(path)
+    assert f"{path} cannot be read: it is truncated, damaged, or of a kind" in refused(path)
 
 
 @pytest.mark.real
@@ -176,7 +176,7 @@ def test_truncated_packaged_file(tmp_path: Path, size: int) -> None:
     """A real file that ends in its vocabulary, or in its last weights, which would be random."""
     path = tmp_path / "model.gguf"
     path.write_bytes(locate_package(PACKAGED).read_bytes()[:size])
-    assert f"{path} cannot be read: it is truncated, spoiled, or of a kind" in refused(path)
+    assert f"{path} cannot be read: it is truncated, damaged, or of a kind" in refused(path)
 
 
 def test_unknown_architecture(tmp_path: Path) -> None:

@@ -340,6 +340,15 @@ def test_no_answer_at_all(served: Served, ready: Ready) -> None:
         list(ready(host, retries=50).query(questions(1)))
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT arrives: a shell has programs in its background ignore it, and these tests with them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_interrupted(served: Served, ready: Ready) -> None:
     """Ctrl-C hangs; or what is under way is lost."""
     number = itertools.count(1)
@@ -366,6 +375,7 @@ class Finalised:
         time.sleep(0)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupted_while_an_object_is_finalised(served: Served, ready: Ready) -> None:
     """Ctrl-C is discarded by the garbage collector, and the run goes on paying."""
