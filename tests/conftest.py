@@ -24,6 +24,13 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Warnings are errors, but for those of the packages of devices, which pyproject.toml does not pin."""
+    for item in items:
+        if item.get_closest_marker("devices"):
+            item.add_marker(pytest.mark.filterwarnings("ignore"))
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: it need not be searched for garbage after each of hundreds of short trainings."""
     gc.freeze()

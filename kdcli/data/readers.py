@@ -142,7 +142,7 @@ def _lines(schema: RowSchema, path: Path) -> Iterator[str]:
     if "\0" in schema.cfg.encoding:
         raise LookupError("unknown encoding")
     encoding = "utf-8-sig" if schema.cfg.encoding == "utf-8" else schema.cfg.encoding
-    with io.TextIOWrapper(_UntilNul(io.FileIO(path)), encoding, newline="") as stream:
+    with _UntilNul(io.FileIO(path)) as binary, io.TextIOWrapper(binary, encoding, newline="") as stream:
         for number, line in enumerate(stream, 1):
             if "\0" in line:
                 raise DataError(

@@ -188,8 +188,8 @@ def test_hidden_states_against_the_formula() -> None:
         apart = 0.0
         for number, (s, t) in enumerate([(1, 2), (2, 4)]):
             mine = loss.projections[number](q.features.hidden_states[s][row, place])
-            apart += float((mine - p.features.hidden_states[t][row, place]).square().sum()) / 16
-        assert float(value) == pytest.approx(apart / 2, rel=1e-5)
+            apart += (mine - p.features.hidden_states[t][row, place]).square().sum().item() / 16
+        assert value.item() == pytest.approx(apart / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
