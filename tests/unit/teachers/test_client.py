@@ -375,6 +375,7 @@ class Finalised:
         time.sleep(0)
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupted_while_an_object_is_finalised(served: Served, ready: Ready) -> None:
