@@ -377,7 +377,6 @@ class Finalised:
 
 @pytest.mark.faults
 @pytest.mark.usefixtures("ctrl_c")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupted_while_an_object_is_finalised(served: Served, ready: Ready) -> None:
     """Ctrl-C is discarded by the garbage collector, and the run goes on paying."""
     host = served(echo)
