@@ -373,6 +373,11 @@ def write_json(path: Path, data: Any, sync: bool = True) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", sync)
 
 
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write plain data as JSON lines, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 TEMPORARY = ".kdcli"
 """The suffix of temporary folders, whose name begins with a dot and the name of the file that they hold."""
 

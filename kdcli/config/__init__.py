@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
+from kdcli.config.renamed import package_attributes
 
-from kdcli.config.renamed import attribute
-
-
-def __getattr__(name: str) -> Any:
-    """What `kdcli.config` held when it was one module: its types and sections."""
-    if name[0].isupper():
-        return attribute(__name__, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = package_attributes(__name__)

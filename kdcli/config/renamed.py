@@ -10,7 +10,7 @@ import functools
 import importlib
 import sys
 from abc import update_abstractmethods
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -263,6 +263,18 @@ def attribute(module: str, name: str) -> Any:
             _warn(f"{module}.{name}", candidate)
             return member
     raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+
+def package_attributes(package: str) -> Callable[[str], Any]:
+    """A `__getattr__` for a package that was one module: it finds the classes and types of that module. Names of submodules, which are
+    lower-case, are not looked up."""
+
+    def find(name: str) -> Any:
+        if name[0].isupper():
+            return attribute(package, name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find
 
 
 class _OldModules(MetaPathFinder, Loader):

@@ -114,7 +114,7 @@ def _own_spec(task: str) -> TaskSpec:
     ]
     if lacks:
         raise ConfigError(f"the class lacks {'; '.join(lacks)}")
-    spec: TaskSpec = locate(task).spec  # type: ignore[attr-defined]
+    spec: TaskSpec = found.spec  # type: ignore[attr-defined]
     if spec.family not in known_tasks():
         raise ConfigError(f"spec.family = {spec.family}: expected one of {', '.join(known_tasks())}")
     return spec

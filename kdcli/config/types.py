@@ -30,7 +30,6 @@ Float = Annotated[float, BeforeValidator(refuse_boolean), Field(allow_inf_nan=Fa
 # what no machine can allocate, and what does not end within years.
 Count = Annotated[Int, Field(ge=1, le=10**9)]
 """A count of anything, also for arguments of a user's own classes."""
-Whole = Annotated[Int, Field(ge=0, le=10**9)]
 Positive = Annotated[Float, Field(gt=0, le=1e12)]
 NonNegative = Annotated[Float, Field(ge=0, le=1e12)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.schema import Measure
 from kdcli.errors import ConfigError, ModelError
-from kdcli.files import replaced, write_text
+from kdcli.files import replaced, write_jsonl
 from kdcli.model_files import SUMS, require_folder, require_unchanged
 from kdcli.models.checkpoint import (
     Checkpoint,
@@ -208,6 +207,4 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
     if predictions.texts:
         rows = zip(predictions.pairs, predictions.texts, strict=True)
         lines = [{"source": source, "reference": target, "text": text} for (source, target), text in rows]
-        write_text(
-            path.with_suffix(".jsonl"), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        )
+        write_jsonl(path.with_suffix(".jsonl"), lines)

@@ -54,7 +54,8 @@ def _of_environment(key: str, default: Any = UNSET) -> str | None:
 OmegaConf.register_new_resolver("oc.env", _of_environment, replace=True)
 
 
-def warn_of_remarks(command: str, composed: DictConfig) -> list[str]:
+def config_remarks(command: str, composed: DictConfig) -> list[str]:
+    """Warnings about valid but useless values of a composed config."""
     return remarks(Distill.model_validate(config_tree(composed))) if command == "distill" else []
 
 

@@ -31,13 +31,13 @@ from kdcli.launch.argv import (
 )
 from kdcli.launch.compose import (
     compose_config,
+    config_remarks,
     config_tree,
     expand_home,
     register_defaults,
     require_components,
     require_parts,
     run_folder,
-    warn_of_remarks,
 )
 from kdcli.launch.hydra_errors import failure_of
 from kdcli.launch.job import UNRECORDED, run_hydra
@@ -134,7 +134,7 @@ def _launch(
         console.say(f"{folder} is finished; see {folder / 'report.html'}")
         return ExitCode.DONE
     require_parts(command, composed, written)
-    for remark in warn_of_remarks(command, composed):
+    for remark in config_remarks(command, composed):
         console.warn(remark)
     rundir.make(folder)
     return run_hydra(name, [*overrides, UNRECORDED, f"hydra.run.dir={quote_override(folder)}"])

@@ -26,11 +26,11 @@ from kdcli.launch.argv import parse_overrides, quote_override
 from kdcli.launch.choices import matches_glob
 from kdcli.launch.compose import (
     compose_config,
+    config_remarks,
     config_tree,
     override_words,
     require_parts,
     resolved_folder,
-    warn_of_remarks,
 )
 from kdcli.launch.hydra_errors import config_at_fault, failure_of
 from kdcli.launch.job import UNRECORDED, run_hydra, write_failure
@@ -115,7 +115,7 @@ def sweep(command: str, name: str, overrides: list[str], written: Mapping[str, s
     remarked: dict[str, None] = {}
     for number, job in enumerate(itertools.islice(itertools.product(*axes), MOST_JOBS)):
         composed = compose_config(command, name, list(job), written)
-        remarked |= dict.fromkeys(warn_of_remarks(command, composed))
+        remarked |= dict.fromkeys(config_remarks(command, composed))
         if number == 0:
             _require_sweeper(composed)
         OmegaConf.set_readonly(composed, False)

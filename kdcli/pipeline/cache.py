@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,7 +14,7 @@ from typing_extensions import TypedDict
 
 from kdcli import console
 from kdcli.errors import ConfigError, ModelError
-from kdcli.files import digest, read_json, write_json, write_text
+from kdcli.files import digest, read_json, write_json, write_jsonl
 from kdcli.locks import Lock
 from kdcli.model_files import require_unchanged
 from kdcli.pipeline.keys import content_hash
@@ -65,10 +64,12 @@ def make_in_parts(
         for start in starts:
             part = rows.select(range(start, min(start + size, len(rows))))
             path = folder / f"{digest(PART_FORMAT, content_hash(part))[:32]}.json"
-            if not _is_readable(path):
+            stored = _stored_part(path)
+            if stored is None:
                 made = make(part, done)
                 write_json(path, Part(sha256=digest(made), made=made), sync=False)
-            results[start] = _read_part(path)
+                stored = _read_part(path)
+            results[start] = stored
             done += len(part)
             progress(done)
     return [result for start in sorted(results) for result in results[start]]
@@ -81,13 +82,13 @@ class Part(TypedDict):
     made: list[Any]
 
 
-def _is_readable(path: Path) -> bool:
-    """Whether a part was made before. A damaged one is named in a warning and does not count: it is made again."""
+def _stored_part(path: Path) -> list[Any] | None:
+    """What was made from a part before; None: nothing. A damaged part is named in a warning and does not count: it is made again."""
     try:
-        return path.exists() and _read_part(path) is not None
+        return _read_part(path) if path.exists() else None
     except ConfigError as error:
         logger.warning("%s", error.message)
-        return False
+        return None
 
 
 def _read_part(path: Path) -> list[Any]:
@@ -101,8 +102,7 @@ def _read_part(path: Path) -> list[Any]:
 def write_rows(run: Run, stage: str, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows that were made in a stage into the run directory, for people to read."""
     if run.state.is_main_process:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        write_text(run.folder / f"{run.stage_name(stage).replace('/', '-')}.jsonl", "".join(lines))
+        write_jsonl(run.folder / f"{run.stage_name(stage).replace('/', '-')}.jsonl", rows)
 
 
 def progress_from(stage: console.ProgressStage, before: int) -> Callable[[int], None]:

@@ -176,7 +176,7 @@ class AugmentedCopies(Key):
         return cls(
             CheckpointHashes.of(proposer),
             cfg.model_dump(exclude={"path", "revision", "batch_size"}),
-            run.cfg.dataset.max_length,
+            run.max_length,
             content_hash(run.data.gold),
             sorted({row_id for rows in run.data.splits.values() for row_id in rows["id"][:]}),
             run.cfg.seed,

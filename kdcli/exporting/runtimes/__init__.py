@@ -61,7 +61,7 @@ def matching(path: Path) -> dict[str, list[type[Runtime]]]:
     from kdcli.errors import ConfigError
 
     matches = {
-        name: [(each.match(path), each) for each in classes if each.match(path)]
+        name: [(length, each) for each in classes if (length := each.match(path))]
         for name, classes in runtimes().items()
     }
     longest = max((length for pairs in matches.values() for length, _ in pairs), default=0)
