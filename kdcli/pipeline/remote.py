@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,11 +19,11 @@ from kdcli.data.filters import filter_completions, own_function
 from kdcli.data.splits import SPLITS
 from kdcli.errors import TeacherError
 from kdcli.evaluation.predict import predictions_from_teacher
-from kdcli.files import write_json, write_text
+from kdcli.files import write_json, write_jsonl
 from kdcli.models.checkpoint import load_tokenizer
 from kdcli.pipeline.cache import write_rows
 from kdcli.pipeline.plan import Run, TeacherData
-from kdcli.pipeline.rollouts import CUT, log_dropped
+from kdcli.pipeline.rollouts import TRUNCATED, log_dropped
 from kdcli.pipeline.stages import Stages, read_or_restart
 from kdcli.pipeline.validate import require_rows
 from kdcli.rundir import UNANSWERED
@@ -118,12 +117,9 @@ def remote_teacher_data(
 
 def write_unanswered(run: Run, remote: RemoteTeacher, tables: Iterable[Iterable[Mapping[str, Any]]]) -> None:
     """Write the rows without an answer, each with its reason, into the run directory."""
-    rows = (row for table in tables for row in table if row["id"] in remote.unanswered)
     if run.state.is_main_process:
-        lines = [
-            json.dumps({**row, **remote.unanswered[row["id"]]}, ensure_ascii=False) + "\n" for row in rows
-        ]
-        write_text(run.folder / UNANSWERED, "".join(lines))
+        rows = (row for table in tables for row in table if row["id"] in remote.unanswered)
+        write_jsonl(run.folder / UNANSWERED, ({**row, **remote.unanswered[row["id"]]} for row in rows))
 
 
 def _require_better_than_chance(run: Run, remote: RemoteTeacher) -> None:
@@ -137,9 +133,7 @@ def _require_better_than_chance(run: Run, remote: RemoteTeacher) -> None:
         raise TeacherError(
             f"{remote.name} answers none of the {len(run.data['validation'])} validation rows with a label; {remote.remedy}"
         )
-    predictions, classes = predictions_from_teacher(
-        remote, run.sources[0], run.task, table, run.cfg.dataset.max_length
-    )
+    predictions, classes = predictions_from_teacher(remote, run.sources[0], run.task, table, run.max_length)
     for finding in beats_chance(run.task, predictions, classes, remote.remedy):
         if not run.is_lenient(run.cfg.trainer):
             raise TeacherError(f"the pre-flight stopped the run:\n  {finding}")
@@ -175,7 +169,7 @@ def remote_rollouts(
             )
             prompts += [run.task.with_prompt(prompts[0], text) for text in texts]
         for row, completions, truncated in remote.completions(prompts, rollout, show):
-            dropped[CUT] += truncated
+            dropped[TRUNCATED] += truncated
             completed += [
                 run.task.with_completion(row, text)
                 for text in filter_completions(row, completions, rollout.filter, judge, dropped)
@@ -183,7 +177,7 @@ def remote_rollouts(
     table = datasets.Dataset.from_list(completed) if completed else rows.select([])
     if completed:
         lengths = run.task.lengths(load_tokenizer(run.sources[0]), table)
-        too_long = lengths > run.cfg.dataset.max_length
+        too_long = lengths > run.max_length
         dropped["longer than dataset.max_length"] += int(too_long.sum())
         table = table.select(np.flatnonzero(~too_long))
     dropped = +dropped

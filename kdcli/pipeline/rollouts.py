@@ -24,7 +24,7 @@ from kdcli.tasks.rows import log_level
 from kdcli.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
-CUT = "cut off by rollout.max_new_tokens"
+TRUNCATED = "truncated by rollout.max_new_tokens"
 """The reason why a completion without an end is dropped."""
 
 
@@ -49,14 +49,14 @@ def teacher_rollouts(
     completed: list[dict[str, Any]] = []
     for row, texts in zip(rows, _completions(run, stages, teachers, load_teacher, rows), strict=True):
         ended = [text for text in texts if text is not None]
-        dropped[CUT] += len(texts) - len(ended)
+        dropped[TRUNCATED] += len(texts) - len(ended)
         completed += [
             run.task.with_completion(row, text)
             for text in filter_completions(row, ended, cfg.filter, function, dropped)
         ]
     log_dropped(+dropped, cfg.answers * len(rows))
     table = datasets.Dataset.from_list(completed) if completed else rows.select([])
-    _require_completions(run, table, dropped[CUT], cfg.answers * len(rows))
+    _require_completions(run, table, dropped[TRUNCATED], cfg.answers * len(rows))
     if cfg.keep_fraction < 1:
         table = _likeliest(run, teachers, load_teacher, table, cfg.keep_fraction)
     write_rows(run, "rollouts", table)
@@ -87,7 +87,7 @@ def _completions(
     return list(zip(*columns, strict=True))
 
 
-def _require_completions(run: Run, rows: datasets.Dataset, cut: int, total: int) -> None:
+def _require_completions(run: Run, rows: datasets.Dataset, truncated: int, total: int) -> None:
     """Refuse too few rows for a batch.
 
     Raises:
@@ -96,20 +96,20 @@ def _require_completions(run: Run, rows: datasets.Dataset, cut: int, total: int)
     try:
         require_rows(run, rows)
     except ConfigError as error:
-        if not cut:
+        if not truncated:
             raise
         raise ConfigError(
-            f"rollout.max_new_tokens = {run.cfg.rollout.max_new_tokens}: {cut} of the teacher's {total} answers do not come "
-            f"to their end in so many tokens, and are left out; raise it ({error})"
+            f"rollout.max_new_tokens = {run.cfg.rollout.max_new_tokens}: {truncated} of the teacher's {total} completions are "
+            f"truncated at that length and dropped; raise it ({error})"
         ) from None
 
 
 def log_dropped(dropped: Mapping[str, int], total: int) -> None:
     """Log how many completions were dropped, by reason. If a tenth or more had no end, it is a warning: only short ones are left."""
     for reason, count in dropped.items():
-        level = log_level(count, total) if reason == CUT else logging.INFO
-        remedy = "; the student learns from the short ones alone: raise it" if level > logging.INFO else ""
-        logger.log(level, "rollouts: %d of %d answers left out (%s%s)", count, total, reason, remedy)
+        level = log_level(count, total) if reason == TRUNCATED else logging.INFO
+        remedy = "; the student learns from short completions only: raise it" if level > logging.INFO else ""
+        logger.log(level, "rollouts: %d of %d completions dropped (%s%s)", count, total, reason, remedy)
 
 
 def _likeliest(
@@ -129,6 +129,8 @@ def _likeliest(
         scores = np.asarray(make_in_parts(run, folder, rows, PART, score))
     best = np.argsort(-scores, kind="stable")[: max(1, round(share * len(rows)))]
     logger.info(
-        "rollouts: %d of %d answers are kept, those that the teacher finds likeliest", len(best), len(rows)
+        "rollouts: %d of %d completions kept: those with the highest likelihood under the teacher",
+        len(best),
+        len(rows),
     )
     return rows.select(np.sort(best))

@@ -77,7 +77,7 @@ def read_or_restart(path: Path, kind: type[T], empty: T) -> T:
     if not path.exists():
         return empty
     try:
-        return read_json(path, kind, "it begins anew, and what it held is missing from the report")
+        return read_json(path, kind, "it starts empty, and its former content is missing from the report")
     except ConfigError as error:
         logger.warning("%s", error.message)
         path.unlink(missing_ok=True)

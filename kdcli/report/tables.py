@@ -98,7 +98,7 @@ def eval_table(result: Mapping[str, Any]) -> None:
         if faster and speedup and "parameters" not in model:  # a checkpoint took turns with the teacher
             sooner = "shorter" if faster > 1 else "longer"
             console.say(
-                f"{name}, in turns with the student in torch: {shown.latency_of} {format_times(max(faster, 1 / faster))} times {sooner}, "
+                f"{name}, interleaved with the student in torch: {shown.latency_of} {format_times(max(faster, 1 / faster))} times {sooner}, "
                 f"{format_times(speedup)} times the {shown.rates}"
             )
 

@@ -209,7 +209,7 @@ def _check_losses(
     for name, value in weighted.items():
         if abs(value) * FAR < largest:
             logger.warning(
-                "pre-flight: the weighted loss term %s is %.3g beside %.3g: it does next to nothing (loss.%s.weight)",
+                "pre-flight: the weighted loss term %s is %.3g, the largest one %.3g: it has almost no effect (loss.%s.weight)",
                 name, value, largest, name,
             )  # fmt: skip
     return findings

@@ -503,7 +503,7 @@ def test_several_answers_filtered(
         "too short": 44,
         "empty": 44,
         "rollout.filter.function": 44,
-        "cut off by rollout.max_new_tokens": 44,
+        "truncated by rollout.max_new_tokens": 44,
     }
     assert {(body["n"], body["max_tokens"], body["temperature"]) for body in host.bodies} == {(7, 9, 0.8)}
     assert report_of(run)["endpoint"]["learnt"] == 44

@@ -126,7 +126,7 @@ def test_eval_scores_a_folder_against_the_runs_test_split(
     assert entry["bytes"] == expected["bytes"]
     assert min(entry["times_faster"], entry["speedup"]) > 0
     told = " ".join(capsys.readouterr().out.split())
-    assert f"{name}, in turns with the student in torch: time of a sentence" in told
+    assert f"{name}, interleaved with the student in torch: time of a sentence" in told
     assert {key: entry["scores"][key] for key in ("bleu", "chrf")} == {
         key: expected["scores"][key] for key in ("bleu", "chrf")
     }

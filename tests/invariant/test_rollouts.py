@@ -164,8 +164,8 @@ def test_a_teacher_writes_what_the_student_learns(distil: Distil, voice: Path) -
     assert [(row["prompt"], row["completion"]) for row in rows] == own
     assert 40 < len(rows) < len(train) == 88
     told = json.loads((run / "report.json").read_text())["dataset"]["answers_left_out"]
-    assert told == {"cut off by rollout.max_new_tokens": 88 - len(rows)}
-    assert "answers left out: cut off by rollout.max_new_tokens" in (run / "report.html").read_text()
+    assert told == {"truncated by rollout.max_new_tokens": 88 - len(rows)}
+    assert "answers left out: truncated by rollout.max_new_tokens" in (run / "report.html").read_text()
     before = distil("before", "pairs", "loss.soft_label.weight=0.0001", "control=true", "dataset.chat=true")
     assert largest_difference(run, before) > 1e-3
     a, b = (load_file(run / "control" / "model.safetensors") for run in (run, before))
@@ -177,13 +177,15 @@ def test_a_teacher_that_comes_to_no_end(distil: Distil, capsys: pytest.CaptureFi
     answers alone, which nobody hears of."""
     distil("run", "pairs", "rollout=teacher", *WHOLE, "rollout.max_new_tokens=2", code=2)
     said = " ".join(capsys.readouterr().err.split())
-    assert "rollout.max_new_tokens = 2: 88 of the teacher's 88 answers do not come to their end" in said
+    assert (
+        "rollout.max_new_tokens = 2: 88 of the teacher's 88 completions are truncated at that length" in said
+    )
     run = distil("some", "pairs", "rollout=teacher", *WHOLE, "rollout.max_new_tokens=7")
     (count,) = json.loads((run / "report.json").read_text())["dataset"]["answers_left_out"].values()
     said = " ".join(capsys.readouterr().err.split())
     assert 9 <= count < 80
     assert (
-        f"WARNING rollouts: {count} of 88 answers left out (cut off by rollout.max_new_tokens; the student"
+        f"WARNING rollouts: {count} of 88 completions dropped (truncated by rollout.max_new_tokens; the student"
         in said
     )
 

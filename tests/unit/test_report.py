@@ -704,7 +704,7 @@ def test_eval_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert line.split() == ["model.int8.onnx", "90.0", "%", "n/a", "n/a", "4.5", "MB", "n/a", "n/a", "n/a"]
     turns = {"times_faster": 2.0, "speedup": 3.0}
     eval_table(result | {"models": {"model.int8.onnx": artifact | turns}})
-    assert "in turns with the student in torch" in capsys.readouterr().out
+    assert "interleaved with the student in torch" in capsys.readouterr().out
     eval_table(result | {"models": {"control": report["models"]["control"] | turns}})
     assert "in turns" not in capsys.readouterr().out, "it took them with the teacher"
     verdict = {"text": verdict_text(report)}
