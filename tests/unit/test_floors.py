@@ -32,6 +32,12 @@ FLOORS = {
 PARTS = [part for floor in FLOORS.values() for part in floor.split()]
 
 
+NAME_TASKS = {
+    "kdcli.exporting.snippets": "the file names of the scripts for users begin with a task",
+}
+"""Modules outside of the tasks that hold the name of a task, and why."""
+
+
 def modules() -> dict[str, Path]:
     """All modules of the package by name; scripts for users are none."""
     found = {}
@@ -88,6 +94,22 @@ def test_modules_and_functions_stay_short() -> None:
                 if lines > LONGEST_FUNCTION:
                     long.append(f"{name}.{node.name} has {lines} lines")
     assert not long
+
+
+def test_only_the_tasks_know_tasks() -> None:
+    """A new task is forgotten at one of thirty places that look at its class or at its name."""
+    names = {path.parent.name for path in (ROOT / "tasks").glob("*/task.py")}
+    wrong = []
+    for name, path in modules().items():
+        if name.split(".")[1:2] == ["tasks"] or name in NAME_TASKS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and node.value in names:
+                wrong.append(f"{name}, line {node.lineno}: {node.value}")
+            asks = isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
+            if asks and re.search(r"\btask$", ast.unparse(node.args[0])):
+                wrong.append(f"{name}, line {node.lineno}: {ast.unparse(node)}")
+    assert not wrong
 
 
 def loaded(code: str) -> set[str]:
