@@ -84,8 +84,7 @@ def register_defaults(command: str, overrides: list[str], rerun: Path | None) ->
 
 def _repeating(run: Path, overrides: list[str]) -> list[str]:
     """Register the config of a recorded run under the name `RERUN`; returns the overrides for repeating it."""
-    groups = ("teacher", "student", "dataset", "rollout", "loss", "hardware", "trainer")
-    if any(word.partition("=")[0] in groups for word in overrides):
+    if any(word.partition("=")[0] in config_groups() for word in overrides):
         raise ConfigError(
             "--rerun repeats a recorded config: groups cannot be chosen again, but single keys can (seed=1)"
         )

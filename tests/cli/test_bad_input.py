@@ -228,7 +228,8 @@ def test_no_config_folder_and_no_run_to_repeat(refused: Refused, here: Path) -> 
     assert "the config folder nowhere does not exist" in refused(config_dir=Path("nowhere"))
     os.environ["KDCLI_CONFIG_DIR"] = ""
     assert "nowhere is not a run directory of kdcli" in refused(rerun=Path("nowhere"))
-    assert "groups cannot be chosen again" in refused("student=mini", rerun=here)
+    for group in ("student=mini", "debug=smoke", "experiment=tinybert"):
+        assert "groups cannot be chosen again" in refused(group, rerun=here)
     for home in ("~/nowhere", "'~/nowhere'"):  # which zsh does not expand after =, and Hydra cannot read
         for command in ("eval", "export"):
             assert f"{Path.home()}/nowhere is not a run directory" in refused(f"run={home}", command=command)

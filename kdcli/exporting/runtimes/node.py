@@ -66,7 +66,7 @@ def node() -> str:
     """
     path = _program("node")
     if path is None:
-        raise ExportError(f"Node is not installed, which runs what a browser runs; {REMEDY}")
+        raise ExportError(f"Node, which executes the files of hardware=browser, is not installed; {REMEDY}")
     return path
 
 
