@@ -31,8 +31,12 @@ from kdcli.report.tables import export_table
 from kdcli.rundir import EXPORT
 
 
-def export(cfg: Config, hardware: str) -> int:
-    """Make RUN/export/<hardware>/ in a temporary folder, and replace the old one when every file has run."""
+def export(cfg: Config, hardware: str, job: Path | None = None) -> int:
+    """Make RUN/export/<hardware>/ in a temporary folder, and replace the old one when every file has run.
+
+    Args:
+        job: the directory of a job of a sweep, which gets a copy of the result: other jobs may write the same files, even at the same time.
+    """
     plan = plan_export(cfg, hardware)
     task, length = plan.task, plan.max_length
     with ExitStack() as stack:
@@ -62,11 +66,14 @@ def export(cfg: Config, hardware: str) -> int:
             plan.target.show(folder, plan.report.dataset.name, plan.labels, rows)
         _write_instructions(folder, files.values(), result, plan, tokenizer)
         result.write(folder / EXPORT)
+    status = ExitCode.DONE if verified.passed else ExitCode.MISSED
+    if job:
+        result.model_copy(update={"exit_code": int(status)}).write(job / EXPORT)
     export_table(result.as_json())
     console.say(f"files: {plan.out}")
     if plan.target.hint:
         console.say(plan.target.hint.format(out=plan.out))
-    return ExitCode.DONE if verified.passed else ExitCode.MISSED
+    return status
 
 
 def _result(

@@ -22,8 +22,8 @@ from kdcli.config.dataset import Dataset
 from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.schema import COMMANDS
 from kdcli.errors import ExitCode
-from kdcli.evaluation.results import is_finished, read_export
-from kdcli.files import clean_cache, named_path, remove_abandoned, user_path, workplace
+from kdcli.evaluation.results import is_finished
+from kdcli.files import clean_cache, remove_abandoned, user_path, workplace
 from kdcli.launch.compose import config_tree, display_name, make_importable, override_words
 from kdcli.launch.hydra_errors import VERSION_BASE, failure_of, hydra_errors
 from kdcli.launch.replay import replayed_overrides
@@ -167,12 +167,8 @@ def _command(command: str, config: Any, folder: Path) -> int:
         user_path(config.run), Dataset, words, "dataset"
     )  # its task may be a class from elsewhere
     hardware = str(HydraConfig.get().runtime.choices["hardware"])
-    status = export(config, hardware)
-    if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:  # another job may write the same files again
-        exported = named_path(user_path(config.run), "export", hardware, what="hardware")
-        result = read_export(exported).model_copy(update={"exit_code": int(status)})
-        result.write(folder / rundir.EXPORT)
-    return status
+    sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
+    return export(config, hardware, folder if sweep else None)
 
 
 def _imported() -> None:

@@ -136,9 +136,7 @@ def test_without_node_one_is_told_what_to_install(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     model = bert(tokenizer, ["bad", "good"])
-    with pytest.raises(
-        ExportError, match=r"Node is not installed.*install Node 20 or later: pip install 'kdcli\[browser\]'"
-    ):
+    with pytest.raises(ExportError, match=r"Node.*is not installed.*pip install 'kdcli\[browser\]'"):
         Browser(["fp32"]).export(student, tmp_path / "out", model, [row], 48)
     assert not list((tmp_path / "out").iterdir())
 
