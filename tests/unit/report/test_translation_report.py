@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import (
+from test_page import (
     NAMES,
     Page,
     fake_export,
