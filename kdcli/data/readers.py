@@ -10,7 +10,6 @@ import io
 import itertools
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import yaml
 
 from kdcli.data.gettext import catalogued
+from kdcli.data.tagged import tagged_sentences
 from kdcli.errors import ConfigError, DataError, abbreviated, listed, shown, suggest
 from kdcli.tasks.rows import RawSplit, RowSchema, decode_json, fold_white_space
 
@@ -305,21 +305,7 @@ def _read_conversations(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ..
 
 
 def _read_conll(schema: RowSchema, path: Path) -> Iterator[tuple[Any, ...]]:
-    """Sentences: a line for each word, with the word in the first and its tag in the last column, and a blank line between sentences."""
-    words: list[str] = []
-    tags: list[str] = []
-    for number, line in enumerate(itertools.chain(_lines(schema, path), ["\n"]), 1):
-        columns = re.split(r"[ \t]+", line.strip(" \t\r\n"))
-        if columns[0] and columns[0] != "-DOCSTART-":
-            if len(columns) < len(schema.columns):
-                raise DataError(
-                    f"{path}, line {number}: expected a word and its tag, got {shown(line.strip())}"
-                )
-            words.append(columns[0])
-            tags.append(columns[-1])
-        elif words:
-            yield (words, tags)[: len(schema.columns)]
-            words, tags = [], []
+    return tagged_sentences(schema, path, _lines(schema, path))
 
 
 def read_gettext(schema: RowSchema, path: Path, given: str) -> list[RawSplit]:
