@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import runner
+from support.commands import ColdCache, runner
 from support.endpoint import Host, Reply, Served
 from support.tiny import BAD, FILLER, GOOD, SPECIAL, bert, sentences, write_csv
 
@@ -60,6 +60,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "converted").symlink_to(converted)
     os.environ["KDCLI_CACHE_DIR"] = str(folder)
     return folder
+
+
+@pytest.fixture
+def cold_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ColdCache:
+    """Begins an empty cache for the rest of the test, in place of the one of the session."""
+
+    def begin(name: str = "cold-cache") -> Path:
+        monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / name))
+        return tmp_path / name
+
+    return begin
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.commands import ColdCache
 from support.endpoint import Host, Served, last, likely, said
 from support.tiny import (
     BAD,
@@ -40,10 +41,10 @@ ROWS = 120 + 32 + 48
 
 @pytest.fixture
 def ask(
-    body: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    body: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold_cache: ColdCache
 ) -> Callable[..., tuple[int, Path]]:
     """Runs a distillation of a second from a server; the cache of answers is the test's own."""
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cache"))
+    cold_cache("cache")
     monkeypatch.setenv("TEST_KEY", KEY)
     monkeypatch.chdir(tmp_path)
 
@@ -373,9 +374,7 @@ def test_refused_key_is_not_repeated(ask: Any, served: Served, capsys: pytest.Ca
     assert not [path for path in run.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
-def test_killed_and_continued(
-    ask: Any, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_and_continued(ask: Any, served: Served, tmp_path: Path, cold_cache: ColdCache) -> None:
     """What was paid for is asked again; or the student is another than one of a run that was left alone."""
 
     async def slowly(body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -394,7 +393,7 @@ def test_killed_and_continued(
     status, killed = ask(host, "trainer.max_steps=8", folder="killed")
     assert status == 0
     assert ROWS <= len(host.bodies) <= ROWS + 8  # what was under way is lost
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "other"))
+    cold_cache("other")
     status, calm = ask(host, "trainer.max_steps=8", folder="calm")
     assert status == 0
     weights = [(run / "student" / "model.safetensors").read_bytes() for run in (killed, calm)]

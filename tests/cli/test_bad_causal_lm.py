@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 import pytest
-from support.commands import refusal
+from support.commands import ColdCache, refusal
 from support.tiny import (
     CHAT,
     decoder,
@@ -366,11 +366,11 @@ def test_two_temperatures_and_a_store(refused: Refused, tmp_path: Path) -> None:
 
 
 def test_a_store_of_something_else_is_not_read(
-    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold_cache: ColdCache
 ) -> None:
     """A store that is found by less than all that decides the answers gives the student another teacher's."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cache"))
+    cold_cache("cache")
     asked: list[int] = []
     rows = LocalTeacher.outputs
 

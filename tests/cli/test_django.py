@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from support.commands import ColdCache
 
 from kdcli.config.dataset import Dataset
 from kdcli.data.dataset import load
@@ -14,11 +15,13 @@ from kdcli.launch.run import launch
 
 
 @pytest.mark.real
-def test_djangos_messages_at_reduced_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_djangos_messages_at_reduced_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold_cache: ColdCache, capsys
+) -> None:
     """The recipe of the README composes and does not run; or on its way from the catalogues through cleaning, beam search, cache
     and training a source loses its target."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cache"))
+    cold_cache("cache")
     options = ["experiment=translation", "debug=smoke", "measure=null", "rollout.max_new_tokens=64"]
     assert launch("distill", [*options, "hydra.run.dir=run"]) == 0
     report = json.loads(Path("run/report.json").read_text())

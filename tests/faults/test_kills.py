@@ -20,8 +20,9 @@ import pytest
 from faults.harness import SEEDS, Batch, batches
 from faults.zygote import Zygote
 from support.tiny import language_model_options, speaker, talk
+from transformers import AutoTokenizer, BertForMaskedLM, BertModel
 
-KINDS = ["classifier", "rollouts of the teacher", "rollouts of the student", "stages"]
+KINDS = ["classifier", "rollouts of the teacher", "rollouts of the student", "stages", "augmented"]
 FEW = [
     "dataset.limit=48",
     "dataset.validation_size=16",
@@ -73,6 +74,11 @@ def cases(zygote: Zygote, body: Path, small: list[str], tmp_path_factory: pytest
             ]  # fmt: skip
         own = [*small, *FEW, "trainer.max_steps=4", f"teacher.path={body}"]
         own += ["teacher.trainer.max_steps=4", "teacher.trainer.eval_steps=2", "teacher.trainer.batch_size=8"]
+        if kind == "augmented":
+            fills = BertForMaskedLM(BertModel.from_pretrained(body).config)
+            fills.save_pretrained(folder / "fills")
+            AutoTokenizer.from_pretrained(body).save_pretrained(folder / "fills")
+            own += [f"+dataset.augment.path={folder / 'fills'}", "+dataset.augment.copies=2"]
         if kind == "stages":
             own += [
                 "+student@stages.assistant.student=tiny",

@@ -16,7 +16,7 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.commands import largest_difference, runner, same_weights, weights
+from support.commands import ColdCache, largest_difference, runner, same_weights, weights
 from support.tiny import (
     CHAT,
     decoder,
@@ -249,10 +249,10 @@ cli.main()
 
 
 def test_one_process_is_two_processes(
-    distil: Distil, options: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    distil: Distil, options: Callable[[str], list[str]], tmp_path: Path, cold_cache: ColdCache
 ) -> None:
     """Tokens counted by each process alone weigh a row by the process that it falls to; one that is slow loses no checkpoint."""
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cache"))
+    cold_cache("cache")
     more = [*ALONE, "trainer.max_steps=10"]
     two = tmp_path / "two"
     slow = tmp_path / "slow.py"
@@ -277,10 +277,10 @@ def test_stored_answers_of_all_tokens_are_the_teachers_own(distil: Distil) -> No
 
 
 def test_a_second_run_asks_nobody_and_ends_with_the_same_bits(
-    distil: Distil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    distil: Distil, monkeypatch: pytest.MonkeyPatch, cold_cache: ColdCache
 ) -> None:
     """A key with something in it that changes from run to run: a large teacher is asked all anew, each time."""
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cold"))
+    cold_cache("cold")
     asked: list[int] = []
     rows = LocalTeacher.outputs
 

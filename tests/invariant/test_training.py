@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from support.commands import close_weights, same_weights, weights
+from support.commands import ColdCache, close_weights, same_weights, weights
 from support.tiny import start, wait_for
 from transformers import GPT2Config, GPT2Model
 
@@ -63,11 +63,9 @@ def test_cached_signals_are_the_online_ones(distil: Distil) -> None:
     )
 
 
-def test_cold_and_warm_cache_give_the_same_bits(
-    distil: Distil, body: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cold_and_warm_cache_give_the_same_bits(distil: Distil, body: Path, cold_cache: ColdCache) -> None:
     """A tuned teacher or signals that differ when they come from the cache make a second run another run."""
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cold"))
+    cold_cache("cold")
     options = (
         f"teacher.path={body}",
         "teacher.trainer.epochs=8",

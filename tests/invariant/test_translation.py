@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.commands import largest_difference, runner
+from support.commands import ColdCache, largest_difference, runner
 from support.tiny import (
     LEXICON,
     into_hub,
@@ -132,10 +132,10 @@ def free_port() -> int:
 
 
 def test_one_process_is_two_processes(
-    distil: Distil, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    distil: Distil, options: list[str], tmp_path: Path, cold_cache: ColdCache
 ) -> None:
     """Tokens counted by each process alone; or each translates, and one waits for ever for the other."""
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cache"))
+    cold_cache("cache")
     more = [*ALONE, "trainer.max_steps=8", "rollout=beam", "rollout.num_beams=2"]
     two = tmp_path / "two"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m",
@@ -144,21 +144,21 @@ def test_one_process_is_two_processes(
         command, env=os.environ.copy(), text=True, capture_output=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "another"))
+    cold_cache("another")
     one = distil("one", *more)
     assert written(one) == written(two)
     assert largest_difference(one, two, ignored=KEY_BIAS) < 2e-5
 
 
 def test_killed_and_continued_is_uninterrupted_and_keeps_pairs_together(
-    distil: Distil, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    distil: Distil, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold_cache: ColdCache
 ) -> None:
     """A resume that loses the data's place; or, after shuffling, filtering by score, sorting by length and a kill among the
     translations, a source gets its neighbour's target."""
     monkeypatch.setattr("kdcli.pipeline.rollouts.PART", 16)
     more = [*ALONE, "rollout=beam", "rollout.num_beams=3", "rollout.keep_fraction=0.7", "trainer.keep=last", "trainer.epochs=4",
             "trainer.eval_steps=5", "trainer.dropout=0.1"]  # fmt: skip
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "one"))
+    cold_cache("one")
     whole = distil("whole", *more)
     rows = written(whole)
     assert len(rows) == round(0.7 * 212)
@@ -167,7 +167,7 @@ def test_killed_and_continued_is_uninterrupted_and_keeps_pairs_together(
     everything = distil("everything", *[*more, "rollout.keep_fraction=1.0"])
     share = sum(map(right, written(everything))) / 212
     assert share < sum(map(right, rows)) / len(rows)  # what the teacher is sure of is right more often
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "other"))
+    cold_cache("other")
     killed = tmp_path / "killed"
     for glob, where in (
         ("rollouts/*/*.json", tmp_path / "other"),
@@ -345,7 +345,7 @@ def test_a_student_with_another_vocabulary(
     assert (tmp_path / "run" / "report.json").is_file()
 
 
-def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, tmp_path: Path, monkeypatch) -> None:
+def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, cold_cache: ColdCache) -> None:
     """No checkpoint, no run; or a cold and a warm cache, or a rerun, give another teacher."""
     new = [
         "teacher=transformer",
@@ -363,7 +363,7 @@ def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, tmp_path: Path, m
     ]
     runs = []
     for name in ("cold", "again"):
-        monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / f"cache-{name}"))
+        cold_cache(name)
         runs.append(distil(name, *new))
     runs.append(distil("warm", *new))
     assert (
@@ -503,7 +503,7 @@ def test_the_lexicon_is_not_copied() -> None:
 
 
 def test_sources_that_only_the_teacher_translates(
-    distil: Distil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    distil: Distil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold_cache: ColdCache, capsys
 ) -> None:
     """Targets that were to be hidden are learnt, also by way of a cache that a run with all targets has left; or they leave the
     control with empty references; more text is not translated."""
@@ -518,7 +518,7 @@ def test_sources_that_only_the_teacher_translates(
     ]
     options = ["dataset.labelled=100", f"dataset.unlabelled={more}"]
     monkeypatch.setattr("kdcli.pipeline.rollouts.PART", 16)  # rows whose answers are kept together
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cold"))
+    cold_cache("cold")
     run = distil("run", *options, *search, "measure=null", "trainer.max_steps=4")
     report = json.loads((run / "report.json").read_text())
     rows = written(run)
@@ -527,7 +527,7 @@ def test_sources_that_only_the_teacher_translates(
     assert {row["source"] for row in rows} & set(fresh)
     assert all(row["target"] for row in rows)
     assert sum(map(right, rows)) > 0.7 * len(rows)
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "warm"))
+    cold_cache("warm")
     whole = distil("whole", *search, *ALONE, "trainer.max_steps=2")
     for name in ("after", "again"):
         again = distil(name, *options, *search, *ALONE, "trainer.max_steps=4")

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+ColdCache = Callable[..., Path]
+"""Begins an empty cache of a name for the rest of the test, and returns its folder: the fixture `cold_cache`."""
 MESSAGE_LENGTH = 1000
 """Characters that an error message may have in these tests."""
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
+from support.commands import ColdCache
 from support.tiny import bert, sentences
 
 from kdcli.errors import ExportError
@@ -60,9 +61,9 @@ def student(tokenizer, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold_cache: ColdCache) -> Path:
     """A cache and a path that look as if Node were there and its packages were fetched."""
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cache"))
+    cold_cache("cache")
     modules = cache_dir("node") / digest(PACKAGES)[:32] / "node_modules"
     for name in [f"{folder}/{file}" for folder, files in LIBRARY.items() for file in files]:
         (modules / name).parent.mkdir(parents=True, exist_ok=True)
@@ -143,10 +144,10 @@ def test_without_node_one_is_told_what_to_install(
 
 @pytest.mark.devices
 def test_packages_that_cannot_be_fetched_leave_nothing_and_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold_cache: ColdCache
 ) -> None:
     """A half-filled folder would be taken for a whole one the next time."""
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path))
+    cold_cache()
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9/")
     monkeypatch.setenv("npm_config_fetch_retries", "0")
     monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm"))

@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
+from support.commands import ColdCache
 from support.tiny import bert, full_disk, run_snippet
 from test_intel import CONFIGS, SEGMENTS, SIZES, TEXTS, create, inputs, student
 
@@ -54,9 +55,9 @@ def far(model: Any, file: Path, rows: list[dict[str, torch.Tensor]]) -> float:
 
 
 @pytest.fixture
-def converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def converter(cold_cache: ColdCache) -> Path:
     """A file that the process which writes LiteRT files runs in place of litert-torch."""
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cache"))
+    cold_cache("cache")
     folder = litert.packages_folder()
     for pin in litert.PINS:
         name, _, version = pin.partition("==")
@@ -150,15 +151,15 @@ def test_a_converter_that_fails_is_told(
 
 
 def test_packages_that_cannot_be_fetched_leave_nothing_and_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, cold_cache: ColdCache
 ) -> None:
     """A half-filled folder would be taken for a whole one the next time."""
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path))
+    cache = cold_cache()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(ExportError, match=r"No matching distribution.*litert-torch==") as raised:
         litert.packages()
     assert f"pip install --no-deps --target {litert.packages_folder()} litert-torch" in str(raised.value)
-    assert not list((tmp_path / "litert").iterdir())
+    assert not list((cache / "litert").iterdir())
 
 
 @pytest.mark.devices

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.commands import ColdCache
 
 from kdcli.config.dataset import Dataset
 from kdcli.errors import TeacherError
@@ -21,8 +21,8 @@ ROW = {"id": "1", "text": "so it is", "label": 0}
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path))
+def own_cache(cold_cache: ColdCache) -> None:
+    cold_cache()
 
 
 def teacher(labels: list[str], gold: list[dict[str, Any]] | None = None, **options: Any) -> OpenAITeacher:

