@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from tokenizers import processors
 from torch import Tensor
 from torch.nn.utils import parametrize
 from transformers import (
@@ -267,6 +269,54 @@ def ends_of(
     return sorted({*_list(own.eos_token_id), *_list(tokenizer.eos_token_id), *more})
 
 
+def appended(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The number of special tokens that a tokenizer appends to a text, such as an end token."""
+    bare = tokenizer("x", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("x")["input_ids"]
+    return next(
+        (n for n in range(len(ids) - len(bare) + 1) if ids[len(ids) - n - len(bare) : len(ids) - n] == bare),
+        0,
+    )
+
+
+def tokenize_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], special: bool
+) -> list[list[int]]:
+    """The token ids of prompts that are to be continued: no special token stands behind them, also if the tokenizer appends one to a text.
+
+    Args:
+        special: the tokenizer adds the special tokens before a text (a rendered chat has them already).
+    """
+    ids: list[list[int]] = (
+        tokenizer(list(prompts), add_special_tokens=special)["input_ids"] if prompts else []
+    )
+    behind = appended(tokenizer) if special else 0
+    return [row[: len(row) - behind] for row in ids]
+
+
+def append_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer append no special token to a text, so that other programs continue a prompt as `tokenize_prompts` does."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not (behind := appended(tokenizer)):
+        return
+    ids = tokenizer("x")["input_ids"]
+    before = ids[: len(ids) - behind - len(tokenizer("x", add_special_tokens=False)["input_ids"])]
+    names = tokenizer.convert_ids_to_tokens(before)
+    template = processors.TemplateProcessing(
+        single=[*names, "$A"],
+        pair=[*names, "$A", *(f"{name}:1" for name in names), "$B:1"],
+        special_tokens=list(zip(names, before, strict=True)),
+    )
+    own = json.loads(backend.to_str())["post_processor"]
+    parts = own["processors"] if own["type"] == "Sequence" else [own]
+    trims = any(part.get("trim_offsets") for part in parts)
+    byte_level = processors.ByteLevel(trim_offsets=trims)
+    keep = any(part["type"] == "ByteLevel" or "trim_offsets" in part for part in parts)
+    backend.post_processor = processors.Sequence([byte_level, template]) if keep else template
+    if "add_eos_token" in tokenizer.init_kwargs or getattr(tokenizer, "add_eos_token", False):
+        tokenizer.init_kwargs["add_eos_token"] = False
+
+
 def reply(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -280,11 +330,11 @@ def reply(
     """Generate a text after each prompt with a decoder, without special tokens.
 
     Args:
-        special: the tokenizer adds its special tokens to a prompt (a rendered chat has them already).
+        special: as for `tokenize_prompts`.
         max_length: the maximum number of tokens of a prompt; a longer one loses its beginning.
         ends, options: as for `generate`.
     """
-    ids = [row[-max_length:] for row in tokenizer(list(prompts), add_special_tokens=special)["input_ids"]]
+    ids = [row[-max_length:] for row in tokenize_prompts(tokenizer, prompts, special)]
     answers = generate(model, tokenizer, ids, ends=ends, **options)
     last = ends_of(model, tokenizer, ends)
     texts = continued(tokenizer, ids, answers)

@@ -97,9 +97,17 @@ class Dataset(Section):
     completion: str | None = None
     """causal_lm: the column of completions. Only the tokens of the completion count."""
     messages: str | None = None
-    """causal_lm: the column of conversations, lists of {role, content}. The turns of the assistant count."""
+    """causal_lm: the column of conversations, lists of {role, content} (or of the shapes of docs/conversations.md). The turns of the assistant
+    count, but those with the weight 0."""
     chat: bool = False
     """Prompt and completion are a turn of the user and of the assistant, rendered by the chat template of the model."""
+    context: list[Literal["tools", "system", "history", "input"]] | None = None
+    """causal_lm: the further columns that belong to a conversation, where the data has them: `tools` (or functions), `system` (or
+    system_prompt), `history` (pairs of earlier turns), and `input`, which follows the prompt. null: all of them, and `input` if
+    `prompt` is called instruction (Alpaca); []: none."""
+    thoughts: Literal["template", "all", "drop"] = "template"
+    """causal_lm: the reasoning of the assistant, in <think> tags or in a key of its own. template: as the chat template writes it, and that of
+    the last turn also where the template leaves out that of earlier ones; all: that of every turn is written and learned; drop: none."""
     source: str | None = None
     """seq2seq: the column of sources."""
     target: str | None = None

@@ -19,7 +19,7 @@ from kdcli.config.schema import Measure
 from kdcli.errors import ConfigError, ExportError, ModelError
 from kdcli.exporting.runtimes import matching, runtimes
 from kdcli.files import hash_file, inner_path, size_of, with_weights
-from kdcli.generation import decoded, generate, max_prompt_tokens
+from kdcli.generation import decoded, generate, max_prompt_tokens, tokenize_prompts
 from kdcli.measure.models import Requests, measure_file
 from kdcli.measure.process import Process
 from kdcli.measure.runtime import CausalLMRuntime, Runtime, Seq2SeqRuntime, runtime_class
@@ -59,7 +59,7 @@ class Split:
     @cached_property
     def prompt_ids(self) -> list[list[int]]:
         """The token ids of the texts, which are prompts of a causal language model."""
-        return tokenize_prompts(self.texts, self.task, self.tokenizer)
+        return tokenize_prompts(self.tokenizer, [text for (text,) in self.texts], special=not self.task.chat)
 
 
 @dataclass(frozen=True)
@@ -346,9 +346,3 @@ def _tokenize_words(folder: Path, rows: Sequence[list[str]], max_length: int, si
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length, direction=side)
     return [each.ids for each in tokenizer.encode_batch([" ".join(words) for words in rows])]
-
-
-def tokenize_prompts(
-    texts: Sequence[Sequence[str]], task: Task, tokenizer: PreTrainedTokenizerBase
-) -> list[list[int]]:
-    return [tokenizer(text, add_special_tokens=not task.chat)["input_ids"] for (text,) in texts]

@@ -150,6 +150,7 @@ def make_spec(
 
     checkpoint = Checkpoint(tokenizer, tokenizer.name, code=trust_remote_code)
     kind = runtime_class(runtime, task.auto)
+    decoder_start: int | None = None
     decoder_prefix: list[int] = []
     if cfg is not None and issubclass(kind, CausalLMRuntime):
         max_length = min(max_length, require_room(cfg, load_config(checkpoint)) or max_length)
@@ -157,6 +158,7 @@ def make_spec(
         sources = load_tokenizer(checkpoint)
         encoder_decoder: Any = task
         decoder_prefix = encoder_decoder.given(sources)  # first: it sets the languages of the tokenizer
+        decoder_start = encoder_decoder.start(sources)
         prompts = sources([text for (text,) in prompts], verbose=False)["input_ids"] if prompts else []
     spec = MeasureSpec(
         runtime,
@@ -167,6 +169,7 @@ def make_spec(
         add_special_tokens=not task.chat,
         **(cfg.model_dump(exclude={"generations", "num_beams"}) if cfg else {}),
         speed=cfg is not None,
+        decoder_start=decoder_start,
         decoder_prefix=decoder_prefix,
         trust_remote_code=trust_remote_code,
     )

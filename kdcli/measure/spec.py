@@ -105,6 +105,7 @@ class MeasureSpec:
             float32 (N,), and `top`, int64 (N,), the most likely token, and `same_tokens`, bool (prompts,): whether its own
             tokenizer gives the token ids of the prompt. An encoder-decoder writes `written`, int64, the tokens of all texts, and
             `lengths`, int64 (N,).
+        decoder_start: the first input of the decoder of an encoder-decoder; None: that of the model's config.
         decoder_prefix: token ids that follow the decoder's start token in each text, such as a language code.
         trust_remote_code: Python files in the model's folder may run.
     """
@@ -128,6 +129,7 @@ class MeasureSpec:
     new_tokens: int = 32
     speed: bool = True
     predictions: str | None = None
+    decoder_start: int | None = None
     decoder_prefix: Sequence[int] = ()
     trust_remote_code: bool = False
 

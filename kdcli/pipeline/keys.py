@@ -59,12 +59,16 @@ class CheckpointHashes:
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How a task makes tokens, labels and prompts of a row."""
+    """How a task makes tokens, labels and prompts of a row.
+
+    Attributes:
+        chat: how conversations are rendered: "turns", of which all count; false: there are none.
+    """
 
     task: str
     labels: list[str]
     max_length: int
-    chat: bool
+    chat: str | bool
     source_language: str | None
     target_language: str | None
     prefix: str | None
@@ -73,7 +77,7 @@ class TextFormat:
     def of(cls, run: Run) -> TextFormat:
         cfg = run.cfg.dataset
         languages = cfg.source_language, cfg.target_language, cfg.prefix
-        return cls(cfg.kind, run.data.labels, cfg.max_length, run.task.chat, *languages)
+        return cls(cfg.kind, run.data.labels, cfg.max_length, "turns" if run.task.chat else False, *languages)
 
 
 @dataclass(frozen=True)

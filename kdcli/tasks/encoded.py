@@ -32,6 +32,7 @@ class Encoded(TorchDataset[dict[str, Any]]):
         labels: one for each row, int64; None if there are labels in `columns`.
         target_offsets: the offsets of the columns `TARGETS`, if rows have a second sequence that is generated.
         pairs: the source and the target of each row as text, if generated texts are compared with them.
+        notes: what of the rows counts, and what is left out, by name.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class Encoded(TorchDataset[dict[str, Any]]):
         labels: np.ndarray | None = None,
         target_offsets: np.ndarray | None = None,
         pairs: Sequence[tuple[str, str]] = (),
+        notes: Mapping[str, int] | None = None,
     ):
         self.columns = dict(columns)
         self.offsets = offsets
         self.labels = labels
         self.target_offsets = target_offsets
         self.pairs = pairs
+        self.notes = dict(notes or {})
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -70,13 +70,9 @@ class TorchCausalLM(CausalLMRuntime):
         return [{"input_ids": np.asarray(row, np.int64)} for row in ids]
 
     def tokenize(self, text: str) -> list[int]:
-        options = {
-            "truncation": True,
-            "max_length": self.max_length,
-            "add_special_tokens": self.add_special_tokens,
-        }
-        ids: list[int] = self.tokenizer(text, **options)["input_ids"]
-        return ids
+        from kdcli.generation import tokenize_prompts
+
+        return tokenize_prompts(self.tokenizer, [text], self.add_special_tokens)[0][: self.max_length]
 
     def same_tokens(self, prompts: Sequence[tuple[str, list[int]]]) -> np.ndarray:
         """As in the base class, up to `MeasureSpec.max_length` tokens."""
@@ -120,7 +116,8 @@ class TorchSeq2Seq(Seq2SeqRuntime):
 
         self.model, self.device = _load_model(spec), spec.device
         config, own = self.model.config, self.model.generation_config
-        self.begin = [start_of(self.model), *spec.decoder_prefix]
+        start = start_of(self.model) if spec.decoder_start is None else spec.decoder_start
+        self.begin = [start, *spec.decoder_prefix]
         self.ends = as_list(config.eos_token_id if own.eos_token_id is None else own.eos_token_id)
         self.suppressed = [token for token in [config.pad_token_id] if token not in [None, *self.ends]]
         self.max_new_tokens = max_new_tokens(spec)

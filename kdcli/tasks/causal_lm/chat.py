@@ -1,14 +1,27 @@
-"""Conversations as a tokenizer's chat template renders them."""
+"""Conversations as a tokenizer's chat template renders them, and which of their characters the student learns."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from kdcli.errors import DataError, listed
+from kdcli.tasks.causal_lm.conversations import (
+    KEEP,
+    THOUGHTS,
+    is_learned,
+    split_thought,
+    template_turns,
+    with_text_arguments,
+)
 
 DAY = datetime.date(2024, 7, 26)
 """The date for chat templates that read today's (Llama 3 falls back on this one), so that rendered texts do not change from day to day."""
@@ -17,96 +30,458 @@ _TODAY = (
     + "".join(f"|replace('%{code}', '{DAY.strftime(f'%{code}')}')" for code in "aAbBdeFjmuyY")
     + f"|replace('%-d', '{DAY.day}')|replace('%-m', '{DAY.month}') }}}}{{% endmacro %}}{{{{ '' }}}}"
 )
-ANSWER = "kdcli"
+ANSWER = "⸨kdcli⸩"
 """The answer of an assistant in a conversation of which only the template is examined."""
+MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+"""The tag with which a template marks what the assistant writes."""
+OPENED, CLOSED = re.compile(r"<think>\s*\Z"), re.compile(r"<think>\s*</think>\s*\Z")
+EMPTY = re.compile(r"\A\s*<think>\s*</think>\s*")
+"""A thought that is begun, or that is empty, at the end of a prompt."""
+THOUGHT, END_OF_THOUGHT = "<think>\n", "\n</think>\n\n"
+TURNS, COUNTED, UNWEIGHTED = "turns", "counted turns", "turns of weight 0"
+NOTES = {
+    "kept": "thoughts are learned that the chat template leaves out of a conversation (dataset.thoughts=drop leaves them out)",
+    "unthinking": "answers have no thought, which the generation prompt of the chat template begins: an empty one is learned",
+    "thoughts": "thoughts of earlier turns are left out by the chat template (dataset.thoughts=all writes and learns them)",
+    "contents": "contents beside a call are left out by the chat template",
+}
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Require a chat template that renders a conversation and distinguishes its roles.
+class Rendered(NamedTuple):
+    """A conversation as text.
 
-    Raises:
-        DataError
+    Attributes:
+        spans: what counts: the number of a turn among those of the assistant, and its first character and the one after its last.
+        notes: how many turns there are and count, and what the template leaves out.
     """
-    if not tokenizer.chat_template:
-        raise DataError(
-            "the data are conversations, and this model's tokenizer has no chat template; use an instruction-tuned model, "
-            "put a chat_template.jinja beside its tokenizer, or use prompt and completion with dataset.chat=false"
-        )
-    first = {"role": "user", "content": "x"}
-    answered = apply_template(tokenizer, [first, {"role": "assistant", "content": "y"}])
-    try:
-        repeated = apply_template(tokenizer, [first, {"role": "user", "content": "y"}])
-    except DataError:
-        return  # it insists on turns that alternate
-    if answered == repeated:
-        raise DataError(
-            "the chat template renders a user's and an assistant's turn alike: the model could not distinguish the speakers; repair "
-            "the template beside its tokenizer (chat_template.jinja)"
-        )
+
+    text: str
+    spans: list[tuple[int, int, int]]
+    notes: Counter[str]
 
 
-def last_answer(turns: Sequence[Mapping[str, str]]) -> int:
+Turns = Sequence[Mapping[str, Any]]
+
+
+class Chat:
+    """The chat template of a tokenizer.
+
+    Turns are rendered as transformers renders them, but for thoughts that the template leaves out and that are to be learned
+    (`dataset.thoughts`). Turns of the assistant are found in the text by the template's own marks ({% generation %}), or by rendering parts
+    of the conversation.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+
+    def require(self) -> None:
+        """Require a template that renders a conversation and distinguishes its roles.
+
+        Raises:
+            DataError
+        """
+        if not self.tokenizer.chat_template:
+            raise DataError(
+                "the data are conversations, and this model's tokenizer has no chat template; use an instruction-tuned model, "
+                "put a chat_template.jinja beside its tokenizer, or use prompt and completion with dataset.chat=false"
+            )
+        first = {"role": "user", "content": "x"}
+        answered = self._apply([first, {"role": "assistant", "content": "y"}], None)
+        try:
+            repeated = self._apply([first, {"role": "user", "content": "y"}], None)
+        except DataError:
+            return  # it insists on turns that alternate
+        if answered == repeated:
+            raise DataError(
+                "the chat template renders a user's and an assistant's turn alike: the model could not distinguish the speakers; repair "
+                "the template beside its tokenizer (chat_template.jinja)"
+            )
+
+    @cached_property
+    def parts(self) -> bool:
+        """Whether the template writes contents only as lists of parts, as those of models of images and text do."""
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": ANSWER}]
+        for form in (turns, _in_parts(turns)):
+            try:
+                if ANSWER in apply_template(self.tokenizer, form):
+                    return form is not turns
+            except DataError:
+                continue
+        return False
+
+    # ---- what is known of the template -------------------------------------------------------------------------
+
+    @cached_property
+    def closing(self) -> str:
+        """The text with which the template closes a last turn of the assistant, without white space at its end."""
+        _, answer, after = self._example("x", ANSWER).rpartition(ANSWER)
+        return after.rstrip() if answer else ""
+
+    @cached_property
+    def inner_closing(self) -> str:
+        """The same of a turn that others follow: what it shares with that of the last turn, or the token that also closes a user's turn."""
+        try:
+            text = self._example("x" + ANSWER, ANSWER, "y")
+        except DataError:  # of a user's turn without an answer
+            return self.closing
+        _, of_user, of_answer = text.split(ANSWER)
+        own, last, user = map(self._pieces, (of_answer, self.closing, of_user))
+        shared = own[: _shared(own, last)]
+        if not shared and last and own[:1] == user[:1]:
+            shared = own[:1]
+        return "".join(shared).rstrip()
+
+    @cached_property
+    def header(self) -> str:
+        """The text with which the template begins a turn of the assistant."""
+        before, after = self._example("x"), self._example("x", add_generation_prompt=True)
+        return _unopened(after[len(before) :]) if after.startswith(before) else ""
+
+    @cached_property
+    def between(self) -> str:
+        """The text between a user's content and the answer to it, without white space around it."""
+        return _unopened(self._example(ANSWER, add_generation_prompt=True).rpartition(ANSWER)[2]).strip()
+
+    def _example(self, *contents: str, **options: Any) -> str:
+        turns = [
+            {"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(contents)
+        ]
+        return self._apply(turns, None, **options)
+
+    def _pieces(self, text: str) -> list[str]:
+        """A text as its added tokens, line breaks and what stands between them."""
+        added = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
+        return [
+            piece for piece in re.split(f"({'|'.join(map(re.escape, [*added, chr(10)]))})", text) if piece
+        ]
+
+    # ---- rendering ---------------------------------------------------------------------------------------------
+
+    def prompt(self, turns: Turns, tools: str | None = None) -> str:
+        """The prompt for the last turn of the assistant.
+
+        Args:
+            turns, tools: as `CausalLMRows` stores them.
+        """
+        return self._write(template_turns(turns[: last_answer(turns)]), tools, add_generation_prompt=True)
+
+    def render(
+        self, turns: Turns, tools: str | None = None, ends: bool = True, generated: bool = False
+    ) -> Rendered:
+        """A conversation up to the last turn of the assistant.
+
+        An empty answer, which some templates refuse, is rendered as the closing text alone.
+
+        Args:
+            turns, tools: as `CausalLMRows` stores them.
+            ends: the last turn is closed.
+            generated: a model has written the last turn after the prompt.
+
+        Raises:
+            DataError: the template refuses the conversation, or leaves out what is to be learned.
+        """
+        stored = turns[: last_answer(turns) + 1]
+        ready, notes = template_turns(stored), Counter[str]()
+        answers = [index for index, turn in enumerate(stored) if turn["role"] == "assistant"]
+        last = answers[-1]
+        prompt = self._write(ready[:last], tools, add_generation_prompt=True)
+        if not stored[last]["content"].strip() and "tool_calls" not in ready[last]:
+            whole = text = prompt + self.closing
+        else:
+            whole = self._write(ready, tools)
+            self._require_written(ready, whole, tools)
+            if (thought := _thought(ready[last])) and thought not in whole[_shared(whole, prompt) :]:
+                ready[last][KEEP] = True
+                notes["kept"] += 1
+                whole = self._write(ready, tools)
+            text = self._after_prompt(prompt, whole.rstrip(), ready[last], generated, notes)
+        earlier: tuple[list[dict[str, Any]], str, dict[str, Any]] = ready, whole, {}
+        if not text:  # an earlier turn is written in another way once this one follows
+            begin, _ = self._search(ready, last, whole, tools)
+            if begin is None:
+                raise _another_beginning(prompt, whole)
+            text = prompt + whole[begin:].rstrip()
+            earlier = ready[:last], prompt, {"add_generation_prompt": True}
+        text = text if ends else text.removesuffix(self.closing)
+        spans = dict(self._inner_spans(*earlier, answers[:-1], tools))
+        spans[last] = len(prompt), len(text)
+        marked = MARKS.search(self.tokenizer.get_chat_template()) is not None
+        if marked and text == whole.rstrip() and not any(KEEP in turn for turn in ready):
+            spans = self._marked_spans(ready, answers, len(text), tools)
+        counted = [
+            (number, *spans[index])
+            for number, index in enumerate(answers)
+            if index in spans and is_learned(stored[index])
+        ]
+        notes[TURNS], notes[COUNTED] = len(answers), len(counted)
+        notes[UNWEIGHTED] = sum(not is_learned(stored[index]) for index in answers)
+        for index in answers:
+            content = (split_thought(stored[index]["content"]) or ("", stored[index]["content"]))[1]
+            notes["contents"] += "tool_calls" in ready[index] and content.strip() not in text
+            notes["thoughts"] += index != last and _thought(ready[index]) not in text
+        return Rendered(text, counted, notes)
+
+    def _write(self, turns: list[dict[str, Any]], tools: str | None, **options: Any) -> str:
+        """The rendered turns. Of those with `KEEP` the thought stands before the answer, whatever the template makes of it."""
+        kept = {index: turn for index, turn in enumerate(turns) if turn.get(KEEP)}
+        marks = {index: f"{ANSWER}{index}." for index in kept}
+        bare = [
+            {key: value for key, value in turn.items() if key not in (KEEP, *([THOUGHTS[0]] if index in kept else ()))}
+            | ({"content": marks[index]} if index in kept else {})
+            for index, turn in enumerate(turns)
+        ]  # fmt: skip
+        text = self._apply(bare, tools, **options)
+        for index, turn in kept.items():
+            before, mark, after = text.partition(marks[index])
+            if not mark:
+                raise DataError(
+                    "the chat template leaves out the content of a turn with a thought; give dataset.thoughts=drop"
+                )
+            content = turn.get("content", "")
+            answer = (split_thought(content) or ("", content))[1]
+            text = _unopened(before) + THOUGHT + _thought(turn) + END_OF_THOUGHT + answer + after
+        return text
+
+    def _apply(self, turns: list[dict[str, Any]], tools: str | None, **options: Any) -> str:
+        """The turns as transformers renders them, in the first form that the template reads."""
+        given = {"tools": json.loads(tools)} if tools else {}
+        *others, last = self._forms(turns)
+        for form in others:
+            try:
+                return apply_template(self.tokenizer, form, **given, **options)
+            except DataError:
+                continue
+        return apply_template(self.tokenizer, last, **given, **options)
+
+    def _forms(self, turns: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        """The forms of turns that templates may read: some refuse a turn without a content, some refuse objects as the arguments of calls."""
+        forms = [turns]
+        if any("tool_calls" in turn for turn in turns):
+            full = [{"content": "", **turn} for turn in turns]
+            forms = [turns, full, with_text_arguments(full)]
+        return [_in_parts(form) for form in forms] if self.parts else forms
+
+    def _require_written(self, turns: list[dict[str, Any]], text: str, tools: str | None) -> None:
+        """Require that the template writes calls and tools, and reasoning if it knows none.
+
+        Raises:
+            DataError
+        """
+
+        def without(key: str) -> str:
+            bare = [{"content": "", **{name: turn[name] for name in turn if name != key}} for turn in turns]
+            try:
+                return self._write(bare, tools)
+            except DataError:  # which shows that it is read
+                return ""
+
+        if any("tool_calls" in turn for turn in turns) and without("tool_calls") == text:
+            raise DataError(
+                "the chat template does not write tool_calls, so that the calls of the assistant would not be learned; use a model whose "
+                "template writes them, or remove these rows"
+            )
+        thinking = any(THOUGHTS[0] in turn and not turn.get(KEEP) for turn in turns)
+        if thinking and "think" not in self.tokenizer.get_chat_template() and without(THOUGHTS[0]) == text:
+            raise DataError(
+                f"the chat template does not write {THOUGHTS[0]}; give dataset.thoughts=all, which writes it in <think> tags before the answer, "
+                "or dataset.thoughts=drop, which leaves it out"
+            )
+        if tools and self._write(turns, None) == text:
+            raise DataError(
+                "the chat template does not write the tools of the conversation; use a model whose template does, or leave them out "
+                "(dataset.context=[])"
+            )
+
+    def _after_prompt(
+        self, prompt: str, text: str, turn: Mapping[str, Any], generated: bool, notes: Counter[str]
+    ) -> str:
+        """The text with its last turn after the generation prompt, which may begin a thought, or hold an empty one; empty: the text does not
+        begin with the prompt.
+
+        Raises:
+            DataError: the prompt holds an empty thought, and the turn has one.
+        """
+        if text.startswith(prompt) and len(text) > len(prompt):
+            return text
+        if generated:
+            return prompt + turn["content"] + self.closing
+        bare = _unopened(prompt)
+        if bare == prompt or not text.startswith(bare):
+            return ""
+        if _thought(turn):
+            raise _another_beginning(prompt, text)
+        notes["unthinking"] += 1
+        opened = OPENED.search(prompt) is not None
+        return prompt + END_OF_THOUGHT * opened + EMPTY.sub("", text[len(bare) :])
+
+    # ---- where the turns are -----------------------------------------------------------------------------------
+
+    def _inner_spans(
+        self,
+        turns: list[dict[str, Any]],
+        text: str,
+        options: Mapping[str, Any],
+        answers: Sequence[int],
+        tools: str | None,
+    ) -> Iterator[tuple[int, tuple[int, int]]]:
+        """The spans of the turns of the assistant before the last one, from the end of the generation prompt to that of the closing text.
+
+        A turn that is rendered identically without what follows is found by that. Of others (Qwen3 and Phi-3 write the last turn in another
+        way) the content is found by rendering the conversation with another one.
+
+        Args:
+            text: the rendered turns.
+            options: with which they are rendered.
+        """
+        for index in answers:
+            try:
+                before = self._write(turns[:index], tools, add_generation_prompt=True)
+                after = self._write(turns[: index + 1], tools).rstrip()
+            except DataError:  # some templates refuse an empty conversation
+                before, after = "", ""
+            begin = len(before) if before and text.startswith(before) else None
+            end = len(after) if len(after) > len(before) and text.startswith(after) else None
+            if begin is None or end is None:
+                begin, end = self._search(turns, index, text, tools, begin, **options)
+            if begin is not None and end is not None and begin < end:
+                yield index, (begin, end)
+
+    def _search(
+        self,
+        turns: list[dict[str, Any]],
+        index: int,
+        text: str,
+        tools: str | None,
+        begin: int | None = None,
+        **options: Any,
+    ) -> tuple[int | None, int | None]:
+        """The span of a turn whose content is written somewhere in the text; None, None if it is not."""
+        before, after = self._around(turns, index, tools, **options)
+        if before is None:
+            return None, None
+        if begin is None:
+            ends = [
+                at + len(each)
+                for each in (self.header, self.between)
+                if each and (at := before.rfind(each)) >= 0
+            ]
+            if not ends or not text.startswith(before[: ends[0]]):
+                return None, None
+            begin = ends[0]
+        end = len(text) - _shared(text[::-1], after[::-1])
+        closing = self.inner_closing
+        if (at := text.find(closing, end)) >= 0 and (
+            "tool_calls" in turns[index] or not text[end:at].strip()
+        ):
+            end = at + len(closing)
+        return begin, end
+
+    def _around(
+        self, turns: list[dict[str, Any]], index: int, tools: str | None, **options: Any
+    ) -> tuple[str | None, str]:
+        """The text before and after the content of a turn; None if it is not written."""
+        other = {key: value for key, value in turns[index].items() if key not in (THOUGHTS[0], KEEP)}
+        other["content"] = ANSWER
+        try:
+            text = self._write([*turns[:index], other, *turns[index + 1 :]], tools, **options)
+        except DataError:
+            return None, ""
+        before, mark, after = text.rpartition(ANSWER)
+        return (before if mark else None), after
+
+    def _marked_spans(
+        self, turns: list[dict[str, Any]], answers: Sequence[int], length: int, tools: str | None
+    ) -> dict[int, tuple[int, int]]:
+        """The spans that the template marks, by the turns that hold them.
+
+        Raises:
+            DataError: it marks none.
+        """
+        options = {"tools": json.loads(tools)} if tools else {}
+        template = _dated(self.tokenizer.get_chat_template(tools=options.get("tools")))
+        special = self.tokenizer.special_tokens_map
+        render: Any = render_jinja_template
+        found: list[list[tuple[int, int]]] = [[]]
+        for form in self._forms(turns):
+            try:
+                _, found = render([form], chat_template=template, return_assistant_tokens_mask=True, **options, **special)  # fmt: skip
+            except Exception:  # it refuses the arguments of calls in this form
+                continue
+            break
+        marked = [(begin, min(end, length)) for begin, end in found[0] if begin < min(end, length)]
+        if not marked:
+            raise DataError(
+                "the chat template marks what is learned ({% generation %}), and marks nothing of this conversation; repair the template "
+                "(chat_template.jinja), or remove the tags"
+            )
+        if len(marked) == len(answers):
+            return dict(zip(answers, marked, strict=True))
+        spans: dict[int, tuple[int, int]] = {}
+        for index in answers:
+            at = len(self._around(turns, index, tools)[0] or "")
+            for begin, end in marked:
+                if begin <= at <= end:
+                    spans[index] = begin, end
+        return spans
+
+
+def last_answer(turns: Turns) -> int:
     """The index of the last turn of the assistant."""
     return max(index for index, turn in enumerate(turns) if turn["role"] == "assistant")
 
 
-def closing(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text with which the chat template closes a turn of the assistant, without white space at its end."""
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": ANSWER}]
-    _, answer, after = apply_template(tokenizer, turns).rpartition(ANSWER)
-    return after.rstrip() if answer else ""
+def _in_parts(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {**turn, "content": [{"type": "text", "text": turn["content"]}]} if "content" in turn else dict(turn)
+        for turn in turns
+    ]
 
 
-def render(
-    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], close: str, ends: bool = True
-) -> tuple[str, list[tuple[int, int]]]:
-    """A conversation as the template renders it, up to the last turn of the assistant, and the spans of the assistant's turns.
-
-    An earlier turn of the assistant counts only if the template renders it identically with and without what follows (some templates drop
-    reasoning from earlier turns). An empty answer, which some templates refuse, is rendered as the closing text alone.
-
-    Args:
-        close: the closing text of a turn.
-        ends: the last turn is closed.
-    """
-    last = last_answer(turns)
-    prompt = apply_template(tokenizer, turns[:last], add_generation_prompt=True)
-    answer = turns[last]["content"].strip()
-    rendered = apply_template(tokenizer, turns[: last + 1]).rstrip() if answer else prompt + close
-    rendered = rendered if ends else rendered.removesuffix(close)
-    spans = []
-    for index, turn in enumerate(turns[:last]):
-        if turn["role"] != "assistant":
-            continue
-        try:
-            before = apply_template(tokenizer, turns[:index], add_generation_prompt=True)
-        except DataError:  # some templates refuse an empty conversation
-            continue
-        after = apply_template(tokenizer, turns[: index + 1]).rstrip()
-        if rendered.startswith(before) and rendered.startswith(after) and len(after) > len(before):
-            spans.append((len(before), len(after)))
-    if answer and not (rendered.startswith(prompt) and len(rendered) > len(prompt)):
-        raise DataError(
-            "the chat template writes the assistant's last turn in a way that does not begin with its generation prompt: "
-            f"{prompt[-60:]!r} is not how {rendered[-120:]!r} begins; repair the template (chat_template.jinja)"
-        )
-    return rendered, [*spans, (len(prompt), len(rendered))]
+def _another_beginning(prompt: str, text: str) -> DataError:
+    return DataError(
+        "the chat template writes the assistant's last turn in a way that does not begin with its generation prompt: "
+        f"{prompt[-60:]!r} is not how {text.rstrip()[-120:]!r} begins; repair the template (chat_template.jinja), or leave thoughts out "
+        "(dataset.thoughts=drop)"
+    )
 
 
-def apply_template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:
+def _thought(turn: Mapping[str, Any]) -> str:
+    """The thought of a turn, in a key or at the beginning of its content; empty: it has none."""
+    own = turn.get(THOUGHTS[0]) or (split_thought(turn.get("content", "")) or ("", ""))[0]
+    return str(own).strip()
+
+
+def _unopened(prompt: str) -> str:
+    """A prompt without the thought that it begins, or that it holds at its end."""
+    return CLOSED.sub("", OPENED.sub("", prompt))
+
+
+def _shared(first: Sequence[str], second: Sequence[str]) -> int:
+    """The number of characters, or of pieces, with which both texts begin."""
+    shortest = min(len(first), len(second))
+    return next((at for at in range(shortest) if first[at] != second[at]), shortest)
+
+
+def _dated(template: str) -> str:
+    return _TODAY + template if "strftime_now" in template else template
+
+
+def apply_template(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, Any]], **options: Any
+) -> str:
     """A conversation as the template renders it; on every day as on `DAY`.
 
     Args:
+        turns: as a chat template reads them.
         options: as for `apply_chat_template`.
 
     Raises:
         DataError: the template refuses it.
     """
     try:
-        template = tokenizer.get_chat_template()
-        if "strftime_now" in template:
-            template = _TODAY + template
-        return str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
+        own: Any = tokenizer
+        template = _dated(own.get_chat_template(tools=options.get("tools")))
+        return str(own.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
     except Exception as error:  # jinja2 raises what the template says
         roles = listed(turn["role"] for turn in turns) or "no turns"
         raise DataError(

@@ -2,28 +2,65 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.errors import DataError, listed, shown
-from kdcli.tasks.rows import (
-    Row,
-    RowSchema,
-    decode_json,
-    fold_white_space,
-    require_text,
-    row_hash,
+from kdcli.tasks.causal_lm.conversations import (
+    KEEP,
+    THOUGHTS,
+    extra_of,
+    is_conversation,
+    read_history,
+    read_tools,
+    read_turns,
+    require_answer,
+    split_thought,
+    with_extra,
+    without_thoughts,
 )
+from kdcli.tasks.rows import RawSplits, Row, RowSchema, fold_white_space, require_text, row_hash
+
+logger = logging.getLogger(__name__)
+CONTEXT = {"tools": "tools", "functions": "tools", "system": "system", "system_prompt": "system", "history": "history", "input": "input"}  # fmt: skip
+"""The columns that belong to a conversation beside its turns, by the name that `dataset.context` has for them."""
+INSTRUCTION = "instruction"
+"""The column of prompts beside which a column `input` is a part of the prompt (Alpaca)."""
+UNREAD = {
+    "rejected": "the answer that was not chosen",
+    "label": "if it marks answers as good or bad, remove the bad ones",
+    "rating": "if it marks answers as good or bad, remove the bad ones",
+}
+"""Columns of preference data that are not learned, for messages."""
+
+
+class Values(NamedTuple):
+    """The checked values of a row."""
+
+    texts: tuple[str, ...]
+    """The text, or prompt and completion; empty for a conversation."""
+    turns: list[dict[str, str]]
+    """The turns of a conversation; of prompt and completion those before the prompt."""
+    tools: str
+    """The tools of a conversation, as JSON; empty: it has none."""
 
 
 class CausalLMRows(RowSchema):
-    """Columns prompt and completion, or messages, or text. Rows are duplicates if all of their characters are equal.
+    """Columns prompt and completion, or messages, or text, and the columns `CONTEXT` of conversations. Rows are duplicates if all of their
+    characters are equal.
 
-    Rows with the same prompt (the first turn of the user, or the text, up to case and white space) stay in one split.
+    Prompts and completions that are lists of turns are one conversation, of which the turns of the completion count. Rows with the same
+    prompt (the first turn of the user, or the text, up to case and white space) stay in one split.
     """
 
     keys = "dataset.prompt= and dataset.completion=, dataset.messages=, or dataset.text="
+    conversational = False
+    """Some rows have turns or tools; set by `declare`."""
+    tools = False
+    """Some rows have tools; set by `declare`."""
 
     def __init__(self, cfg: DatasetConfig):
         super().__init__(cfg)
@@ -34,34 +71,144 @@ class CausalLMRows(RowSchema):
                 ["messages"] if cfg.messages else ["prompt", "completion"] if cfg.prompt else ["text"]
             )
             self.columns = [getattr(cfg, field) for field in self.fields]
+        self.found: list[str] = list(self.fields)
+        """What the values of the rows are that are being read: the fields, and those of `CONTEXT` that the source has."""
+        self.context: dict[str, None] = {}
+        self.unread: dict[str, None] = {}
+        self.ended = 0
+        """Conversations that go on after the last turn that is learned."""
+
+    def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
+        """As in the base class, with the columns of `CONTEXT` that the source has."""
+        paths = super().column_paths(columns, name, nested)
+        self.found = list(self.fields)
+        for column in columns if self.fields != ["text"] else ():
+            if column not in self.columns and self._belongs(column) and columns.count(column) == 1:
+                paths.append([column])
+                self.found.append(column)
+            elif column in UNREAD and column not in self.columns:
+                self.unread[column] = None
+        return paths
+
+    def _belongs(self, column: str) -> bool:
+        kind = CONTEXT.get(column)
+        if kind is None or (self.fields == ["messages"] and kind in ("history", "input")):
+            return False
+        if self.cfg.context is not None:
+            return kind in self.cfg.context
+        return kind != "input" or self.cfg.prompt == INSTRUCTION
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
-        """Check that the values are texts, or the turns of a conversation."""
+        """Check that the values are texts, or the turns of a conversation.
+
+        Returns:
+            `Values`
+        """
+        given = dict(zip(self.found, values, strict=True))
+        before, tools = self._read_context(given, where)
         if self.fields == ["messages"]:
-            return (_turns(values[0], where),)
-        return tuple(
-            require_text(value, f"the {field}", where)
-            for field, value in zip(self.fields, values, strict=True)
-        )
+            turns = read_turns(given["messages"], where)
+            return Values((), self._answered(_after(before, turns), where), tools)
+        if self.fields == ["prompt", "completion"]:
+            prompt, completion = given["prompt"], given["completion"]
+            if is_conversation(prompt) or (not isinstance(completion, str) and is_conversation(completion)):
+                turns = _joined(prompt, completion, where)
+                return Values((), self._answered(_after(before, turns), where), tools)
+            given["prompt"] = self._with_input(given, where)
+            if self.cfg.thoughts == "drop" and self.cfg.chat and isinstance(completion, str):
+                given["completion"] = (split_thought(completion) or ("", completion))[1]
+        texts = tuple(require_text(given[field], f"the {field}", where) for field in self.fields)
+        return Values(texts, before, tools)
+
+    def _with_input(self, given: Mapping[str, Any], where: str) -> Any:
+        """The prompt, with the text of the column `input` as its last paragraph."""
+        more = given.get("input")
+        if more in (None, "") or not isinstance(given["prompt"], str):
+            return given["prompt"]
+        if not isinstance(more, str):
+            raise DataError(
+                f"{where}: the input is {shown(more)}, not a string; if it is no part of the prompt, give dataset.context=[]"
+            )
+        self.context["input"] = None
+        return f"{given['prompt'].rstrip()}\n\n{more.lstrip()}" if more.strip() else given["prompt"]
+
+    def _read_context(self, given: Mapping[str, Any], where: str) -> tuple[list[dict[str, str]], str]:
+        """The turns before a conversation, and its tools as JSON."""
+        turns: list[dict[str, str]] = []
+        tools: list[Any] = []
+        for column, value in given.items():
+            kind = CONTEXT.get(column) if column not in self.fields else None
+            if value in (None, "", [], {}) or kind in (None, "input"):
+                continue
+            self.context[column] = None
+            if kind == "system":
+                text = require_text(value, f"the {column}", where).strip()
+                turns.insert(0, {"role": "system", "content": text})
+            elif kind == "history":
+                turns += read_history(value, where)
+            else:
+                tools += read_tools(value, where)
+        return turns, json.dumps(tools, ensure_ascii=False, sort_keys=True) if tools else ""
+
+    def _answered(self, turns: list[dict[str, str]], where: str) -> list[dict[str, str]]:
+        """The turns up to the last one that is learned, with their reasoning as `dataset.thoughts` says."""
+        learned = require_answer(turns, where)
+        self.ended += len(learned) < len(turns)
+        return [self._thinking(turn, where) if turn["role"] == "assistant" else turn for turn in learned]
+
+    def _thinking(self, turn: dict[str, str], where: str) -> dict[str, str]:
+        extra = extra_of(turn)
+        if self.cfg.thoughts == "template" or (
+            THOUGHTS[0] not in extra and not split_thought(turn["content"])
+        ):
+            return turn
+        if self.cfg.thoughts == "all":
+            return with_extra(turn, extra | {KEEP: True})
+        bare = without_thoughts(turn)
+        if not bare["content"].strip() and "tool_calls" not in extra:
+            raise DataError(
+                f"{where}: a message of the assistant is nothing but a thought, which dataset.thoughts=drop leaves out; remove the row"
+            )
+        return bare
+
+    def declare(self, sources: RawSplits) -> None:
+        """Whether the rows are conversations, and have tools: all of them are then stored alike."""
+        values = [Values(*row) for parts in sources.values() for part in parts for row in part.rows]
+        self.tools = any(row.tools for row in values)
+        self.conversational = self.tools or any(row.turns for row in values)
+        if self.conversational and not self.cfg.chat and any(row.texts for row in values):
+            raise DataError(
+                f"{self.cfg.path}: prompt and completion are texts, and {listed(self.context)} belongs to a conversation; give dataset.chat=true, "
+                "which makes turns of prompt and completion, or leave it out (dataset.context=[])"
+            )
 
     def row(self, values: tuple[Any, ...], where: str) -> Row | None:
         """The id is a hash of all values."""
-        texts: list[str] = []
-
-        def tidy(value: Any, field: str) -> Any:
-            if isinstance(value, list):
-                return [turn | {"content": tidy(turn["content"], field)} for turn in value]
-            text = self.replaced(value)
-            texts.append(text.strip())
-            joined = (
-                field in ("prompt", "completion") and not self.cfg.chat
-            )  # the white space between them belongs to them
-            return texts[-1] if not joined else text.lstrip() if field == "prompt" else text.rstrip()
-
-        tidied = [tidy(value, field) for field, value in zip(self.fields, values, strict=True)]
-        if not all(texts):
+        texts, turns, tools = Values(*values)
+        if self.conversational and texts:
+            roles = ("user", "assistant")
+            turns = [
+                *turns,
+                *({"role": role, "content": text} for role, text in zip(roles, texts, strict=True)),
+            ]
+        if not turns:
+            tidied: list[Any] = [
+                self._tidy(text, field) for field, text in zip(self.fields, texts, strict=True)
+            ]
+            row = {"id": row_hash(tidied), **dict(zip(self.fields, tidied, strict=True))}
+            return row if all(text.strip() for text in tidied) else None
+        turns = [turn | {"content": self._tidy(turn["content"], "messages")} for turn in turns]
+        if not all(turn["content"] or "extra" in turn or turn["role"] == "tool" for turn in turns):
             return None
-        return {"id": row_hash(tidied), **dict(zip(self.fields, tidied, strict=True))}
+        own = {"tools": tools} if self.tools else {}
+        return {"id": row_hash([turns, *filter(None, [tools])]), "messages": turns, **own}
+
+    def _tidy(self, text: str, field: str) -> str:
+        text = self.replaced(text)
+        if field in ("prompt", "completion") and not self.cfg.chat:
+            # the white space between them belongs to them
+            return text.lstrip() if field == "prompt" else text.rstrip()
+        return text.strip()
 
     def group(self, row: Row) -> str:
         """The prompt; a conversation without a turn of the user is a group of its own."""
@@ -69,29 +216,54 @@ class CausalLMRows(RowSchema):
         prompt = row.get("prompt") or row.get("text") or next(iter(user_turns), row["id"])
         return row_hash([fold_white_space(prompt).casefold()])
 
+    def require(self, train: list[Row]) -> None:
+        """Tell which further columns are read, and which are not."""
+        if self.context:
+            logger.info(
+                "%s: %s read as a part of the conversation or of its prompt (dataset.context=[] leaves it out)",
+                self.cfg.path,
+                listed(self.context),
+            )
+        if self.ended:
+            logger.info(
+                "%s: %d conversations go on after the last turn that is learned; the rest is not read",
+                self.cfg.path,
+                self.ended,
+            )
+        for column in self.unread:
+            logger.info("%s: the column %s is not read (%s)", self.cfg.path, column, UNREAD[column])
 
-def _turns(value: Any, where: str) -> list[dict[str, str]]:
-    """The role and the content of each turn of a conversation, which in a csv file is JSON."""
-    expected = 'a list of {"role": …, "content": …}'
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = decode_json(value)
-    if not isinstance(value, list):
-        raise DataError(f"{where}: the messages are {shown(value)}; expected {expected}, or that as JSON")
-    turns = []
-    for index, turn in enumerate(value, 1):
-        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-            raise DataError(f"{where}: message {index} is {shown(turn)}; expected {expected}")
-        turns.append(
-            {
-                key: require_text(turn[key], f"the {key} of message {index}", where)
-                for key in ("role", "content")
-            }
+
+def _after(before: list[dict[str, str]], turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Turns after those of the other columns; a conversation with an instruction of its own keeps it."""
+    own = turns[0]["role"] == "system"
+    return [*(turn for turn in before if not own or turn["role"] != "system"), *turns]
+
+
+def _joined(prompt: Any, completion: Any, where: str) -> list[dict[str, str]]:
+    """A prompt and a completion, one of which is a list of turns, as one conversation. Answers in the prompt are not learned."""
+    given, answers = (
+        read_turns(value, where, f"the {field}")
+        if is_conversation(value)
+        else [{"role": role, "content": require_text(value, f"the {field}", where)}]
+        for field, role, value in (("prompt", "user", prompt), ("completion", "assistant", completion))
+    )
+    if not isinstance(prompt, str) or given[0]["role"] != "user" or len(given) > 1:
+        repeated = answers[: len(given)] == given
+    else:
+        repeated = (
+            answers[0]["role"] == "user" and answers[0]["content"].strip() == given[0]["content"].strip()
         )
-    if not any(turn["role"] == "assistant" for turn in turns):
-        roles = listed(dict.fromkeys(turn["role"] for turn in turns)) or "none"
+    if repeated:  # preference data: the completion is the whole conversation
+        answers = answers[len(given) :]
+    if not answers or answers[0]["role"] == "user":
+        what = answers[0] if answers else completion
         raise DataError(
-            f"{where}: no message has the role assistant (roles: {roles}), and only its messages are learned; remove "
-            "the row, or rename the roles"
+            f"{where}: the completion begins with {shown(what)}, and not with a turn of the assistant; if it is the whole conversation, "
+            "give its column as dataset.messages"
         )
-    return turns
+    unlearned = [
+        with_extra(turn, extra_of(turn) | {"weight": 0}) if turn["role"] == "assistant" else turn
+        for turn in given
+    ]
+    return [*unlearned, *answers]

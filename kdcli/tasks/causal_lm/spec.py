@@ -14,11 +14,17 @@ class CausalLMSpec(TaskSpec):
     """Prompts with completions, conversations, or plain text."""
 
     family = "causal_lm"
-    reads = frozenset({"text", "prompt", "completion", "messages", "chat", "truncation"})
+    reads = frozenset(
+        {"text", "prompt", "completion", "messages", "chat", "context", "thoughts", "truncation"}
+    )
     reads_of_run = frozenset({
         "rollout", "teacher.top_k", "measure.new_tokens", "measure.generations", "hardware.tolerance.generated",
     })  # fmt: skip
-    only_here: ClassVar[dict[str, str]] = {"truncation": "it is for conversations, completions and pairs"}
+    only_here: ClassVar[dict[str, str]] = {
+        "truncation": "it is for conversations, completions and pairs",
+        "context": "it is for conversations and prompts",
+        "thoughts": "it is for conversations",
+    }
     formats: ClassVar[dict[str, FolderFormat]] = {
         "txt": FolderFormat((".txt",), ("text",)),
         "conversations": FolderFormat((".yml", ".yaml"), ("prompt", "completion")),

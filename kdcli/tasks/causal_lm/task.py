@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,10 +18,27 @@ from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.config.schema import Distill, Measure
 from kdcli.errors import ConfigError, DataError, ModelError
 from kdcli.files import digest
-from kdcli.generation import Reply, ends_of, max_prompt_tokens, reply, require_room
+from kdcli.generation import (
+    Reply,
+    append_nothing,
+    appended,
+    ends_of,
+    max_prompt_tokens,
+    reply,
+    require_room,
+)
 from kdcli.signals import HiddenSignal
 from kdcli.tasks.base import Predictions
-from kdcli.tasks.causal_lm.chat import apply_template, check_template, closing, last_answer, render
+from kdcli.tasks.causal_lm.chat import (
+    COUNTED,
+    LEFT_OUT,
+    NO_THOUGHT,
+    TURNS,
+    UNWEIGHTED,
+    Chat,
+    Rendered,
+    last_answer,
+)
 from kdcli.tasks.causal_lm.presentation import PRESENTATION
 from kdcli.tasks.causal_lm.rows import CausalLMRows
 from kdcli.tasks.causal_lm.spec import SPEC
@@ -93,6 +111,7 @@ class CausalLM(LanguageModel):
             ConfigError: rows of `max_length` tokens have no position that counts.
             DataError: rows are too long, or all are dropped.
         """
+        self.chat = self.chat or "messages" in rows.column_names
         if "text" in rows.column_names:
             groups = [[(text, True) for text in rows["text"][:]]]
         elif "texts" in rows.column_names:
@@ -160,47 +179,39 @@ class CausalLM(LanguageModel):
         written = "ends" in rows.column_names
         ends = rows["ends"][:] if written else [True] * len(rows)
         if turns is not None:
-            check_template(tokenizer)
-            close = closing(tokenizer)
-            rendered = []
-            for name, conversation, end in zip(rows["id"][:], turns, ends, strict=True):
-                try:
-                    rendered.append(render(tokenizer, conversation, close, end))
-                except DataError as error:
-                    first = conversation[0]["content"][:60]
-                    raise DataError(f"row {name} ({first!r}): {error.message}") from None
+            rendered = self._render(tokenizer, rows, turns, ends, written)
         else:
             rendered = [
-                (prompt + completion, [(len(prompt), len(prompt + completion))])
+                Rendered(prompt + completion, [(0, len(prompt), len(prompt + completion))], Counter())
                 for prompt, completion in zip(rows["prompt"][:], rows["completion"][:], strict=True)
             ]
+        behind = appended(tokenizer) if turns is None else 0
         ids: list[np.ndarray] = []
         labels: list[np.ndarray] = []
         starts: list[np.ndarray] = []
         for start in range(0, len(rendered), CHUNK):
             chunk = rendered[start : start + CHUNK]
-            encodings = tokenize(tokenizer, [text for text, _ in chunk], special=turns is None)
-            for (_, spans), tokens, offsets, complete in zip(
+            encodings = tokenize(tokenizer, [each.text for each in chunk], special=turns is None)
+            for (_, spans, _), tokens, offsets, complete in zip(
                 chunk,
                 encodings["input_ids"],
                 encodings["offset_mapping"],
                 ends[start : start + CHUNK],
                 strict=True,
             ):
-                row = np.asarray(tokens, np.int32)
-                span = np.asarray(offsets, np.int64).reshape(-1, 2)
+                row = np.asarray(tokens[: len(tokens) - behind], np.int32)
+                span = np.asarray(offsets, np.int64).reshape(-1, 2)[: len(row)]
                 real = span[:, 1] > span[:, 0]
                 counted = np.zeros(len(row), bool)
                 begins = np.full(len(row), NOWHERE)
-                for turn, (begin, end) in enumerate(spans):
+                for turn, begin, end in spans:
                     within = real & (span[:, 1] > begin) & (span[:, 0] < end)
                     counted |= within
                     begins[within] = _token_starts(span, begin)[within] + turn * SPAN
                 if turns is None and complete and tokenizer.eos_token_id is not None:
-                    if row.size == 0 or row[-1] != tokenizer.eos_token_id:
-                        row = np.append(row, np.int32(tokenizer.eos_token_id))
-                        counted, begins = np.append(counted, True), np.append(begins, 0)
-                    counted[-1], begins[-1] = True, spans[0][1] - spans[0][0]
+                    row = np.append(row, np.int32(tokenizer.eos_token_id))
+                    counted = np.append(counted, True)
+                    begins = np.append(begins, spans[0][2] - spans[0][1])
                 starts.append(begins[:max_length])
                 labels.append(np.where(counted, row, IGNORE)[:max_length])
                 ids.append(row[:max_length])
@@ -209,13 +220,38 @@ class CausalLM(LanguageModel):
         )
         if empty:
             refused = turns[empty[0]] if turns is not None else []
-            prompt = refused[last_answer(refused) - 1]["content"] if refused else rendered[empty[0]][0]
+            prompt = refused[last_answer(refused) - 1]["content"] if refused else rendered[empty[0]].text
             raise DataError(
                 f"row {rows['id'][empty[0]]} ({prompt[:60]!r}): no token of its completion is within dataset.max_length = "
                 f"{max_length} tokens: the prompt fills them; so it is with {len(empty)} of {len(labels)} rows. Raise dataset.max_length, "
                 "or drop longer rows (dataset.truncation=drop)"
             )
-        return _encoded(ids, labels, starts)
+        encoded = _encoded(ids, labels, starts)
+        encoded.notes = dict(sum((each.notes for each in rendered), Counter()))
+        return encoded
+
+    def _render(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Any,
+        turns: Sequence[list[dict[str, str]]],
+        ends: Sequence[bool],
+        generated: bool,
+    ) -> list[Rendered]:
+        """The conversations as the chat template renders them.
+
+        Raises:
+            DataError: with the row of which the template refuses the conversation.
+        """
+        chat, rendered = Chat(tokenizer), []
+        chat.require()
+        for name, conversation, tools, end in zip(rows["id"][:], turns, self._tools(rows), ends, strict=True):
+            try:
+                rendered.append(chat.render(conversation, tools, end, generated))
+            except DataError as error:
+                first = conversation[0]["content"][:60]
+                raise DataError(f"row {name} ({first!r}): {error.message}") from None
+        return rendered
 
     def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
         """Concatenate the pieces of a row. `position_ids` restart with each piece, which separates them."""
@@ -289,9 +325,9 @@ class CausalLM(LanguageModel):
         conversations = self._conversations(rows)
         if conversations is None:
             return [[row["prompt"]] for row in self.prompts_and_references(rows)]
+        chat = Chat(tokenizer)
         return [
-            [apply_template(tokenizer, turns[: last_answer(turns)], add_generation_prompt=True)]
-            for turns in conversations
+            [chat.prompt(turns, tools)] for turns, tools in zip(conversations, self._tools(rows), strict=True)
         ]
 
     def prompts_and_references(self, rows: datasets.Dataset) -> list[dict[str, str]]:
@@ -330,7 +366,9 @@ class CausalLM(LanguageModel):
     def prepare_for_saving(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> None:
-        """Set the end tokens, so that plain `generate` stops where a completion ends, also at the end of a turn of the chat template."""
+        """Set the end tokens, so that plain `generate` stops where a completion ends, also at the end of a turn of the chat template. The tokenizer
+        appends no end token to a prompt any more."""
+        append_nothing(tokenizer)
         own: Any = model.generation_config
         ends = ends_of(model, tokenizer, self._ends(tokenizer))
         own.eos_token_id = ends[0] if len(ends) == 1 else ends or None
@@ -340,7 +378,7 @@ class CausalLM(LanguageModel):
         if not self.chat:
             return []
         added = tokenizer.added_tokens_decoder
-        ids = tokenizer(closing(tokenizer), add_special_tokens=False)["input_ids"]
+        ids = tokenizer(Chat(tokenizer).closing, add_special_tokens=False)["input_ids"]
         return [token for token in ids if token in added and added[token].special][:1]
 
     def prompt(self, row: Mapping[str, Any]) -> str:
@@ -396,7 +434,9 @@ class CausalLM(LanguageModel):
                 require_room(cfg.measure, config)
 
     def warn_of_truncation(self, encoded: Encoded, max_length: int) -> None:
-        """Warn if completions are cut: their ends are not learned."""
+        """Tell how many turns and tokens count. Warn if completions are cut: their ends are not learned."""
+        if encoded.notes:
+            self._log_counted(encoded)
         if not self.packs and (full := int((np.diff(encoded.offsets) >= max_length).sum())):
             logger.log(
                 log_level(full, len(encoded)),
@@ -404,6 +444,25 @@ class CausalLM(LanguageModel):
                 "learned; raise it, or drop longer rows (dataset.truncation=drop)",
                 full, len(encoded), max_length,
             )  # fmt: skip
+
+    def _log_counted(self, encoded: Encoded) -> None:
+        notes, (_, counts) = encoded.notes, self.targets(encoded)
+        turns, counted, unweighted = (notes.get(name, 0) for name in (TURNS, COUNTED, UNWEIGHTED))
+        weights = f" ({unweighted:,} have the weight 0)" if unweighted else ""
+        logger.info(
+            "training rows: %s of %s turns of the assistant count%s, %s of %s tokens",
+            f"{counted:,}", f"{turns:,}", weights, f"{counts.sum():,}", f"{encoded.offsets[-1]:,}",
+        )  # fmt: skip
+        if missing := turns - counted - unweighted:
+            logger.warning(
+                "%d of %d turns of the assistant do not count: the chat template does not mark them, or does not write them so that they can be "
+                "found; use a template that marks them ({%% generation %%})",
+                missing,
+                turns,
+            )
+        for name, what in NOTES.items():
+            if count := notes.get(name):
+                logger.warning("%d %s", count, what)
 
     def generate_samples(
         self,
@@ -448,16 +507,18 @@ class CausalLM(LanguageModel):
     def _conversations(self, rows: datasets.Dataset) -> list[list[dict[str, str]]] | None:
         """The turns of each row; None if rows are not conversations."""
         if "messages" in rows.column_names:
-            return [
-                [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-                for turns in rows["messages"][:]
-            ]
+            conversations: list[list[dict[str, str]]] = rows["messages"][:]
+            return conversations
         if not self.chat or "prompt" not in rows.column_names:
             return None
         return [
             [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
             for prompt, completion in zip(rows["prompt"][:], rows["completion"][:], strict=True)
         ]
+
+    def _tools(self, rows: datasets.Dataset) -> list[str | None]:
+        """The tools of each conversation, as JSON."""
+        return rows["tools"][:] if "tools" in rows.column_names else [None] * len(rows)
 
     def signal(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: tuple[Tensor, Tensor]
@@ -501,7 +562,8 @@ def _encoded(
 
 def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token with which this tokenizer begins a text; empty if there is none."""
-    return list(tokenizer("", add_special_tokens=True)["input_ids"][:1])
+    ids: list[int] = tokenizer("", add_special_tokens=True)["input_ids"]
+    return ids[: len(ids) - appended(tokenizer)][:1]
 
 
 @torch.no_grad()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.config.schema import Distill, Measure
@@ -19,7 +20,7 @@ from kdcli.errors import ConfigError, DataError, listed, suggest
 from kdcli.files import digest
 from kdcli.generation import Reply, decoded, greedy_config, start_of, translate
 from kdcli.signals import HiddenSignal
-from kdcli.tasks.base import Predictions
+from kdcli.tasks.base import Predictions, Task
 from kdcli.tasks.encoded import Encoded, padded
 from kdcli.tasks.language_model import LanguageModel, head_of
 from kdcli.tasks.rows import IGNORE
@@ -83,11 +84,34 @@ class Seq2Seq(LanguageModel):
 
     # ---- rows -> tokens ----------------------------------------------------------------------------------
 
+    def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
+        """An encoder-decoder. The decoder of mBART-25 and PLBart begins with the code of the target language, whatever its config says."""
+        model, new = Task.load(self, path, **kwargs)
+        if self.languages[1] is not None and _begins_with_last(model):
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            _, code = self._target_tokens(tokenizer)
+            if code is not None:
+                own: Any = model.generation_config
+                model.config.decoder_start_token_id = own.decoder_start_token_id = code
+        self._check_head(model)
+        return model, new
+
     def given(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The first tokens of a target that are given, not predicted: a language code, or the first token of BART."""
+        before, code = self._target_tokens(tokenizer)
+        return before if code is None or not _has_older_targets(tokenizer) else [*before, code]
+
+    def start(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """The language code that is the decoder's first input in place of the model's start token (mBART-25, PLBart); None: there is none."""
+        return None if _has_older_targets(tokenizer) else self._target_tokens(tokenizer)[1]
+
+    def _target_tokens(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int | None]:
+        """The special tokens that the tokenizer writes before a target, and the language code that it writes behind its end token."""
         self._set_languages(tokenizer)
         empty = list(tokenizer(text_target="")["input_ids"])
-        return empty[:-1] if empty and empty[-1] == tokenizer.eos_token_id else empty
+        if len(empty) > 1 and empty[-2] == tokenizer.eos_token_id != empty[-1]:
+            return empty[:-2], empty[-1]
+        return (empty[:-1] if empty and empty[-1] == tokenizer.eos_token_id else empty), None
 
     def prepare(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
@@ -108,11 +132,12 @@ class Seq2Seq(LanguageModel):
         return self.without_overlong(rows, long)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
-        """Source ids (`input_ids`), target ids (`target`), and the target ids at the positions that count (`labels`)."""
-        given, end = len(self.given(tokenizer)), tokenizer.eos_token_id
+        """Source ids (`input_ids`), target ids (`target`), and the target ids at the positions that count (`labels`). A target begins with the
+        given tokens and ends with the end token, also where the tokenizer writes a language code behind that."""
+        given = len(self.given(tokenizer))
         sources, targets = (
-            [ids if len(ids) <= max_length else [*ids[: max_length - 1], end] for ids in side]
-            for side in self._ids(tokenizer, rows)
+            [_cut(ids, max_length, len(behind)) for ids in side]
+            for side, behind in zip(self._ids(tokenizer, rows), self._behind(tokenizer), strict=True)
         )
         flat = [np.asarray([token for ids in side for token in ids], np.int32) for side in (sources, targets)]
         offsets, target_offsets = (np.cumsum([0, *_lengths(side)]) for side in (sources, targets))
@@ -143,7 +168,17 @@ class Seq2Seq(LanguageModel):
             sources += tokenizer(texts, verbose=False)["input_ids"]
             references = [text or "" for text in rows["target"][at]]  # None: only the teacher translates it
             targets += tokenizer(text_target=references, verbose=False)["input_ids"]
+        if self._target_tokens(tokenizer)[1] is not None:
+            given = self.given(tokenizer)
+            targets = [[*given, *ids[:-1]] for ids in targets]
         return sources, targets
+
+    def _behind(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+        """The special tokens behind a source, and behind a target."""
+        self._set_languages(tokenizer)
+        empty = list(tokenizer("")["input_ids"])
+        end = empty.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in empty else len(empty)
+        return empty[end:], [tokenizer.eos_token_id]
 
     def _set_languages(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Set the two languages of a multilingual tokenizer.
@@ -155,10 +190,11 @@ class Seq2Seq(LanguageModel):
             _require_token(tokenizer, code_token[0])
         if "src_lang" not in dir(tokenizer):
             return
-        if "lang_code_to_token" in dir(tokenizer):
-            codes = list(tokenizer.lang_code_to_token)
-        else:
-            codes = [token for token in tokenizer.all_special_tokens if _CODE.fullmatch(token)]
+        codes = [
+            code.strip("_")  # PLBart's are tokens of another form, __java__
+            for name in ("lang_code_to_token", "lang_code_to_id")
+            for code in getattr(tokenizer, name, ())
+        ] or [token for token in tokenizer.all_special_tokens if _CODE.fullmatch(token)]
         for key, code in zip(("source_language", "target_language"), self.languages, strict=True):
             if code is None or code not in codes:
                 what = "is not set" if code is None else f"= {code}: the model does not know it"
@@ -234,7 +270,7 @@ class Seq2Seq(LanguageModel):
     ) -> list[Reply]:
         """The translation of each row; with `candidates`, that many consecutive translations of each row."""
         sources, _ = self._ids(tokenizer, rows)
-        cut = [ids[:max_length] for ids in sources]
+        cut = [_cut(ids, max_length, len(self._behind(tokenizer)[0])) for ids in sources]
         texts = decoded(tokenizer, self._tokens(model, tokenizer, cut, max_length, **options))
         return [Reply(text, True) for text in texts]
 
@@ -504,6 +540,24 @@ def _require_token(tokenizer: PreTrainedTokenizerBase, code: str) -> None:
     raise ConfigError(
         f"dataset.prefix begins with {code}: the model does not know it{suggest(code, known)}; {remedy}"
     )
+
+
+def _begins_with_last(model: PreTrainedModel) -> bool:
+    """Whether the decoder's first input is the last token of the labels, which is the code of their language."""
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    marks = {model.config.pad_token_id, getattr(model.config, "decoder_start_token_id", None)}
+    first, last, *_ = (token for token in range(4) if token not in marks)
+    return shift is not None and shift(labels=torch.tensor([[first, last]]))[0, 0].item() == last
+
+
+def _has_older_targets(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer is an NLLB's of transformers before 4.28: it writes the language code behind a text, and the model reads it before."""
+    return bool(getattr(tokenizer, "legacy_behaviour", False))
+
+
+def _cut(ids: list[int], max_length: int, behind: int) -> list[int]:
+    """At most so many tokens of a text, with the special tokens behind it."""
+    return ids if len(ids) <= max_length else [*ids[: max_length - behind], *ids[len(ids) - behind :]]
 
 
 def _lengths(side: Sequence[Sequence[int]]) -> list[int]:

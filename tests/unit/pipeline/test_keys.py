@@ -85,7 +85,7 @@ ELSEWHERE: dict[str, str] = {
             "dataset.encoding", "dataset.delimiter", "dataset.quote", "dataset.columns", "dataset.replace", "dataset.limit",
             "dataset.eval_limit", "dataset.labelled", "dataset.unlabelled", "dataset.unlabelled_limit", "dataset.mask_copies",
             "dataset.clean.identical", "dataset.clean.max_ratio", "dataset.clean.ratio_from", "dataset.clean.script",
-            "dataset.truncation",
+            "dataset.truncation", "dataset.context", "dataset.thoughts",
         ),
         ROWS,
     ),

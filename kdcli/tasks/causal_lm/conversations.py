@@ -1,0 +1,369 @@
+"""Conversations in the shapes in which people store them, read as turns of a role and a content.
+
+A turn is `{"role", "content"}`. What else it has (tool calls, reasoning, a name, a weight …) is in `extra`, as JSON, because a table would
+give every turn the keys of all others.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kdcli.errors import DataError, listed, shown
+from kdcli.tasks.rows import decode_json, require_text
+
+EXPECTED = 'a list of {"role": …, "content": …}'
+ROLES = {
+    "human": "user", "prompter": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "gpt4": "assistant",
+    "gpt-4": "assistant", "bing": "assistant", "bard": "assistant", "claude": "assistant", "model": "assistant", "bot": "assistant",
+    "chatbot": "assistant", "ai": "assistant", "assistant": "assistant", "system": "system", "tool": "tool", "function": "tool",
+    "observation": "tool", "tool_response": "tool", "function_response": "tool",
+}  # fmt: skip
+"""The roles of chat templates, by the names that data sets have for them, in lower case. Other roles are handed on as they are."""
+CALLS = ("function_call", "tool_call", "tool_calls")
+"""Roles of turns whose content is a call, in JSON: it is the assistant's."""
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text", "message", "parts")
+WRAPPERS = ("messages", "conversations", "conversation", "turns", "dialogue", "dialog")
+"""Keys of an object that holds the turns."""
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a turn that hold reasoning. The first one is what chat templates read."""
+KEEP = "keep_thought"
+"""The key of a stored turn whose thought is written whatever the template makes of it."""
+WEIGHTS = ("weight", "train", "training", "loss")
+"""Keys of a turn that say whether it is learned."""
+TEXT_PARTS = (None, "text", "input_text", "output_text")
+PAIR = 2
+_ARRAY = re.compile(r"\}\s+\{")
+
+
+def read_turns(value: Any, where: str, what: str = "the messages") -> list[dict[str, str]]:
+    """The turns of a conversation, in any of the shapes of docs/conversations.md.
+
+    Args:
+        value: lists and mappings, or their JSON.
+        what: the name of the column, for messages.
+
+    Raises:
+        DataError: with a message that begins with `where`.
+    """
+    turns = _listed(value)
+    if not turns:
+        raise DataError(f"{where}: {what} {_are(what)} {shown(value)}; expected {EXPECTED}, or that as JSON")
+    if all(isinstance(turn, str) for turn in turns) and len(turns) > 1:
+        turns = [
+            {"role": ("user", "assistant")[index % 2], "content": turn} for index, turn in enumerate(turns)
+        ]
+    read = [_turn(turn, f"message {index}", where) for index, turn in enumerate(turns, 1)]
+    return [turn for turn in read if turn["content"].strip() or turn["role"] != "system"]
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value is turns, or their JSON, and not a text."""
+    if isinstance(value, str) and value.lstrip()[:1] not in ("[", "{"):
+        return False
+    turns = _listed(value)
+    return bool(turns) and all(isinstance(turn, Mapping) and _keys(turn) is not None for turn in turns)
+
+
+def read_history(value: Any, where: str) -> list[dict[str, str]]:
+    """Earlier turns as pairs of a prompt and its answer (LLaMA-Factory, ms-swift)."""
+    pairs = _decoded(value)
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list) and len(pair) == PAIR and all(isinstance(text, str) for text in pair)
+        for pair in pairs
+    ):
+        raise DataError(f"{where}: the history is {shown(value)}; expected pairs [[prompt, answer], …]")
+    return [
+        {"role": role, "content": text}
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def read_tools(value: Any, where: str) -> list[Any]:
+    """The tools that a conversation may use, as chat templates read them: JSON schemas of functions."""
+    tools = _decoded(value)
+    if isinstance(tools, Mapping):
+        tools = [tools]
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping | str) for tool in tools):
+        raise DataError(
+            f"{where}: the tools are {shown(value)}; expected a list of JSON schemas of functions, or leave them out (dataset.context=[])"
+        )
+    tools = [_without_nulls(_decoded(tool)) for tool in tools]
+    if wrong := [tool for tool in tools if not isinstance(tool, Mapping)]:
+        raise DataError(f"{where}: a tool is {shown(wrong[0])}; expected the JSON schema of a function")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+def require_answer(turns: list[dict[str, str]], where: str) -> list[dict[str, str]]:
+    """The turns up to the last one that is learned: what follows it changes nothing.
+
+    Raises:
+        DataError: none is learned.
+    """
+    answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
+    if not answers:
+        roles = listed(dict.fromkeys(turn["role"] for turn in turns)) or "none"
+        raise DataError(
+            f"{where}: no message has the role assistant (roles: {roles}), and only its messages are learned; remove "
+            "the row, or rename the roles"
+        )
+    learned = [index for index in answers if is_learned(turns[index])]
+    if not learned:
+        raise DataError(
+            f"{where}: every message of the assistant has the weight 0, so that nothing is learned; remove the row, or its weights"
+        )
+    return turns[: learned[-1] + 1]
+
+
+def is_learned(turn: Mapping[str, Any]) -> bool:
+    """Whether a turn of the assistant counts: it has not the weight 0."""
+    return bool(extra_of(turn).get("weight", 1))
+
+
+def extra_of(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stored turn has besides role and content."""
+    extra: dict[str, Any] = json.loads(turn.get("extra") or "{}")
+    return extra
+
+
+def with_extra(turn: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, str]:
+    """A stored turn with other keys besides role and content."""
+    bare = {key: turn[key] for key in ("role", "content")}
+    return bare | ({"extra": json.dumps(extra, ensure_ascii=False, sort_keys=True)} if extra else {})
+
+
+def split_thought(content: str) -> tuple[str, str] | None:
+    """The thought in <think> tags with which a content begins, and the answer after it; None: there is none.
+
+    The opening tag may be missing: some templates write it into the generation prompt.
+    """
+    before, tag, answer = content.partition("</think>")
+    if not tag or ("<think>" in before and not before.lstrip().startswith("<think>")):
+        return None
+    return before.strip().removeprefix("<think>").strip("\n"), answer.lstrip("\n")
+
+
+def without_thoughts(turn: Mapping[str, str]) -> dict[str, str]:
+    """A turn without its reasoning, in a key or at the beginning of its content."""
+    extra = {key: value for key, value in extra_of(turn).items() if key != THOUGHTS[0]}
+    thought = split_thought(turn["content"])
+    return with_extra({**turn, "content": thought[1]} if thought else turn, extra)
+
+
+def template_turns(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Stored turns as a chat template reads them. A content that was null beside a call is left out, as transformers does."""
+    ready = []
+    for turn in turns:
+        extra = {key: value for key, value in extra_of(turn).items() if key != "weight"}
+        empty = not turn["content"] and "tool_calls" in extra
+        ready.append({"role": turn["role"], **({} if empty else {"content": turn["content"]}), **extra})
+    return ready
+
+
+def endpoint_turns(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Stored turns as the chat API of OpenAI reads them: the arguments of a call are JSON, and a call has an id."""
+    sent = []
+    for turn, message in zip(turns, template_turns(turns), strict=True):
+        own = {"role": turn["role"], "content": turn["content"]}
+        own |= {key: message[key] for key in ("name", "tool_call_id") if key in message}
+        if "tool_calls" in message:
+            own["tool_calls"] = [
+                {"id": f"call_{index}", "type": "function", **call}
+                | {"function": _with_json_arguments(call["function"])}
+                for index, call in enumerate(message["tool_calls"])
+            ]
+        sent.append(own)
+    return sent
+
+
+def _with_json_arguments(function: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = function.get("arguments", {})
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {**function, "arguments": text}
+
+
+def with_text_arguments(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Turns for templates that read the arguments of a call as JSON."""
+    ready = []
+    for turn in turns:
+        calls = [
+            {**call, "function": _with_json_arguments(call["function"])}
+            for call in turn.get("tool_calls", ())
+        ]
+        ready.append({**turn, **({"tool_calls": calls} if calls else {})})
+    return ready
+
+
+def _turn(turn: Any, what: str, where: str) -> dict[str, str]:
+    keys = _keys(turn) if isinstance(turn, Mapping) else None
+    if keys is None:
+        raise DataError(f"{where}: {what} is {shown(turn)}; expected {EXPECTED}")
+    role_key, content_key = keys
+    named = require_text(turn[role_key], f"the {role_key} of {what}", where).strip()
+    role = ROLES.get(named.casefold(), named)
+    if role_key == content_key:  # {"user": "…"}
+        more: dict[str, Any] = {}
+    else:
+        more = {
+            key: value
+            for key, value in turn.items()
+            if key not in keys and value is not None and value not in ([], {}, "")
+        }
+    content: Any = turn.get(content_key)
+    if named.casefold() in CALLS:
+        role, content, more["tool_calls"] = "assistant", None, content
+    text, extra = _content(content, f"the {content_key} of {what}", where, role, more)
+    extra |= _more(more, what, where)
+    if not text.strip() and not (
+        role in ("system", "tool") or (role == "assistant" and "tool_calls" in extra)
+    ):
+        text = require_text(content, f"the {content_key} of {what}", where)
+    return with_extra({"role": role, "content": text if text.strip() else ""}, extra)
+
+
+def _keys(turn: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The keys of the role and of the content of a turn."""
+    role = next((key for key in ROLE_KEYS if key in turn), None)
+    content = next((key for key in CONTENT_KEYS if key in turn), None)
+    if role is None:
+        return None
+    if content is None:  # a call alone
+        return (role, "content") if any(key in turn for key in CALLS) else None
+    return role, content
+
+
+def _content(
+    content: Any, what: str, where: str, role: str, more: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The text of a content, and what its parts hold besides text."""
+    if content is None:
+        if role == "assistant" and any(key in more for key in CALLS):
+            return "", {}
+        content = require_text(content, what, where)
+    if isinstance(content, str):
+        if content.strip():
+            require_text(content, what, where)
+        return content, {}
+    if isinstance(content, Mapping) and "parts" in content:
+        content = content["parts"]
+    if role == "tool" and not isinstance(content, list):  # a result that is no text
+        return json.dumps(content, ensure_ascii=False), {}
+    parts = content if isinstance(content, list) else [content]
+    texts, extra = [], dict[str, Any]()
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(part, Mapping) and kind in TEXT_PARTS and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind in ("thinking", "reasoning") and (thought := part.get("thinking") or part.get("text")):
+            extra[THOUGHTS[0]] = extra.get(THOUGHTS[0], "") + str(thought)
+        elif kind == "tool_use" and role == "assistant":
+            function = {"name": part.get("name"), "arguments": part.get("input")}
+            extra.setdefault("tool_calls", []).extend(_calls([function], what, where))
+        elif kind is not None and isinstance(kind, str):
+            raise DataError(
+                f"{where}: {what} has a part of the type {shown(kind)}, and only text is learned; remove the row, or the part"
+            )
+        else:
+            raise DataError(f"{where}: {what} is {shown(content)}, not a string")
+    return "".join(texts), extra
+
+
+def _more(more: Mapping[str, Any], what: str, where: str) -> dict[str, Any]:
+    """The other keys of a turn under the names that chat templates read."""
+    extra = {
+        key: _without_nulls(value) for key, value in more.items() if key not in (*CALLS, *THOUGHTS, *WEIGHTS)
+    }
+    calls = [call for key in CALLS if key in more for call in _calls(more[key], what, where)]
+    if calls:
+        extra["tool_calls"] = calls
+    if thought := next((more[key] for key in THOUGHTS if key in more), None):
+        extra[THOUGHTS[0]] = require_text(thought, f"the reasoning of {what}", where)
+    for key in WEIGHTS:
+        if key not in more:
+            continue
+        weight = {"0": 0, "1": 1, "false": 0, "true": 1}.get(str(more[key]).casefold(), more[key])
+        if weight not in (0, 1):
+            raise DataError(
+                f"{where}: the {key} of {what} is {shown(more[key])}; expected 1, or 0 for a message that is not learned"
+            )
+        if not weight:
+            extra["weight"] = 0
+    return extra
+
+
+def _calls(value: Any, what: str, where: str) -> list[dict[str, Any]]:
+    """Calls of functions: their arguments are an object."""
+    value = _decoded(value)
+    calls = []
+    for call in value if isinstance(value, list) else [value]:
+        call = _without_nulls(_decoded(call))
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise DataError(
+                f'{where}: a call of {what} is {shown(call)}; expected {{"name": …, "arguments": …}}'
+            )
+        arguments = function.get("arguments", function.get("parameters", {}))
+        decoded = _decoded(arguments)
+        own = {"name": function["name"], "arguments": decoded if isinstance(decoded, Mapping) else arguments}
+        calls.append(
+            {key: call[key] for key in ("id", "index") if key in call and call is not function}
+            | {"type": "function", "function": own}
+        )
+    return calls
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value without nulls in its mappings: a table has them for the keys of other rows."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def _listed(value: Any) -> list[Any]:
+    """The turns of a value; []: it holds none."""
+    value = _decoded(value)
+    if isinstance(value, Mapping):
+        held = next((value[key] for key in WRAPPERS if key in value), None)
+        columns = [list(each) for each in value.values() if isinstance(each, list)]
+        if held is not None:
+            value = _decoded(held)
+        elif len(columns) == len(value) and len({len(column) for column in columns}) == 1:
+            value = [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+    if not isinstance(value, list):
+        return []
+    return [_named(turn) for turn in value]
+
+
+def _named(turn: Any) -> Any:
+    """A turn `{"user": "…"}` with its role named; JSON of a turn decoded."""
+    if isinstance(turn, str) and turn.lstrip().startswith("{"):
+        turn = _decoded(turn)
+    if isinstance(turn, Mapping) and _keys(turn) is None and len(turn) == 1:
+        (role, content), *_ = turn.items()
+        if role.casefold() in ROLES:
+            return {"role": role, "content": content}
+    return turn
+
+
+def _decoded(value: Any) -> Any:
+    """What a text in JSON holds, or in Python's own notation, in which pandas writes lists into csv; other values as they are."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    with contextlib.suppress(ValueError):
+        return decode_json(value)
+    for text in (value, _ARRAY.sub("}, {", value)):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return ast.literal_eval(text.strip())
+    return value
+
+
+def _are(what: str) -> str:
+    return "are" if what.endswith("s") else "is"
