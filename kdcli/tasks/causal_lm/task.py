@@ -31,8 +31,7 @@ from kdcli.signals import HiddenSignal
 from kdcli.tasks.base import Predictions
 from kdcli.tasks.causal_lm.chat import (
     COUNTED,
-    LEFT_OUT,
-    NO_THOUGHT,
+    NOTES,
     TURNS,
     UNWEIGHTED,
     Chat,
