@@ -203,7 +203,7 @@ def test_what_the_assistant_says_counts(judge: Judge) -> None:
     assert learnt == "assistant 2<|end|>assistant 4<|end|>"
     text, learnt = counted(judge, CHAT, turns("assistant", "user", "assistant"))
     assert text.startswith("<|assistant|>assistant 0<|end|>")
-    assert learnt == "assistant 2<|end|>"
+    assert learnt == "assistant 0<|end|>assistant 2<|end|>"
 
 
 # ---- what a run ends with -----------------------------------------------------------------------------
