@@ -6,7 +6,7 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from kdcli.config.tasks import TaskSpec, inferred_task, packaged_specs, spec_of
 from kdcli.config.types import (
@@ -22,6 +22,7 @@ from kdcli.config.types import (
     SplitSize,
     Tokens,
     VocabularySize,
+    one_is_a_list,
 )
 from kdcli.errors import ConfigError, shown
 
@@ -91,7 +92,13 @@ class Dataset(Section):
     words: str | None = None
     """token_classification: the column of words, a list for each row."""
     tags: str | None = None
-    """token_classification: the column of their tags, a list of names (B-PER, I-PER, O …) or integers of the same length."""
+    """token_classification: the column of their tags, a list of names (B-PER, I-PER, O …) or integers of the same length; or of spans of
+    characters ([start, end, type], or mappings with start, end and label), whose `words` is the column of the texts."""
+    sentence: str | None = None
+    """token_classification: the column that numbers the sentences of a table with a word a row; null: one that is called so, if there is one."""
+    outside: Annotated[list[Name], Field(min_length=1), BeforeValidator(one_is_a_list)] | None = None
+    """token_classification: the tags of words that are in no entity; null: found by their names (O, o, 0, NONE, _ …), or the only tag without a
+    prefix among tags with prefixes."""
     prompt: str | None = None
     """causal_lm: the column of prompts."""
     completion: str | None = None
@@ -124,11 +131,12 @@ class Dataset(Section):
     """The label names in order; null: those that the data set declares, or all found, sorted."""
     encoding: str = "utf-8"
     delimiter: Character | None = None
-    """csv: null is a comma, or a tab if the file's name ends in .tsv."""
+    """csv: null is a comma, or a tab if the file's name ends in .tsv. conll: null is what most lines are cut into the same number of columns by."""
     quote: Character | None = None
     """csv: null is a double quote, or none at all between tabs."""
     columns: list[Name] | None = Field(default=None, min_length=1)
-    """csv: the names of all columns in order, for a file without a header."""
+    """csv, conll: the names of all columns in order, for a file without a header. conll: those called words and tags are read, or those that
+    `words` and `tags` name."""
     replace: dict[str, str] = {}
     """Regular expressions and their replacements in the text, applied in order. White space is folded afterwards (classification)."""
     limit: Rows | None = None
@@ -206,7 +214,7 @@ class Dataset(Section):
 
     @model_validator(mode="after")
     def _header(self) -> Dataset:
-        if self.columns and self.format != "csv":
+        if self.columns and self.format not in ("csv", "conll"):
             raise ValueError(
                 f"columns: {self.format} names its own columns; leave it out, or give format=csv"
             )

@@ -19,6 +19,11 @@ def integers_are_names(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def one_is_a_list(value: Any) -> Any:
+    """Turn a string or an integer into a list of it, as in `dataset.outside=NONE`."""
+    return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
 def backslash_t_is_tab(value: Any) -> Any:
     """Turn backslash-t into a tab, which is hard to type on a command line."""
     return "\t" if value == r"\t" else value

@@ -68,7 +68,8 @@ def read_file(schema: RowSchema, path: Path, given: str) -> RawSplit:
 
 
 def check_rows(schema: RowSchema, name: str, table: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    return [schema.check(values, f"{name}, row {number}") for number, values in enumerate(table, 1)]
+    rows = enumerate(schema.assembled(table), 1)
+    return [schema.check(values, f"{name}, row {number}") for number, values in rows]
 
 
 def _line_of(path: Path, encoding: str) -> str:

@@ -1,30 +1,386 @@
-"""Reads files of tagged words: a word a line (CoNLL)."""
+"""Reads files with a word and its tag a line (CoNLL), whatever their separator and their columns."""
 
 from __future__ import annotations
 
+import csv
 import itertools
+import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcli.errors import DataError, shown
+from kdcli.errors import DataError, listed, shown, suggest
 from kdcli.tasks.rows import RowSchema
+from kdcli.tasks.token_classification.rows import SENTENCE, is_blank
+from kdcli.tasks.token_classification.scheme import is_outside, scheme_of
+
+logger = logging.getLogger(__name__)
+SAME = 0.9
+"""The share of lines that a separator cuts into the same number of fields."""
+LONGEST_SENTENCE = 2000
+"""Words of a file of one sentence, above which its sentences have no blank line between them."""
+MOST_TAGS = 300
+"""Different values of a column, above which it holds no tags; UD has 17, the largest sets of entity types about 100."""
+ID = re.compile(r"\d+")
+PART = re.compile(r"\d+[-.]\d+")
+"""CoNLL-U: the number of a token that is written again as several words, and of a word that is not in the text."""
+BRACKETS = re.compile(r"(\((?P<opens>[\w-]+))?\*?(?P<closes>\))?")
+"""A tag of CoNLL-2012: (PERSON* begins an entity, *) ends it, (PERSON) is one of a single word."""
+WORDS = "words", "word", "token", "tokens", "form", "text"
+TAGS = "tags", "tag", "ner_tag", "ner_tags", "ner", "nertag", "label", "labels", "entity", "bio", "iob", "ne"
+"""The names of columns, in lower case."""
+BOUNDARY = "-DOCSTART-"
+UNIVERSAL = "[id,words,lemma,tags,xpos,feats,head,deprel,deps,misc]"
+"""The columns of CoNLL-U, with the parts of speech as tags."""
+
+
+@dataclass
+class Line:
+    """A line and its fields."""
+
+    number: int
+    text: str
+    fields: list[str]
+
+
+Groups = list[list[Line]]
+"""The lines between blank lines."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How lines are read.
+
+    Attributes:
+        size: the number of fields that most lines have.
+        word, tag, sentence: the indices of the columns; None: there is none.
+        number: the index of the column that numbers the words, if there is one. The last columns may then be more in some sentences.
+        columns_are: what was decided about the columns, for a message.
+    """
+
+    size: int
+    word: int
+    tag: int | None
+    sentence: int | None
+    number: int | None
+    columns_are: str
+
+    def values(self, line: Line) -> tuple[str, str | None, str | None]:
+        """The word, the tag and the number of the sentence. Fields beyond `size` belong to the word, and a missing one is an empty word."""
+        fields, more = line.fields, len(line.fields) - self.size
+        if more > 0 and self.number is None:
+            end = self.word + more + 1
+            fields = [*fields[: self.word], " ".join(fields[self.word : end]), *fields[end:]]
+        elif more < 0:
+            fields = [*fields[: self.word], "", *fields[self.word :]]
+        tag, sentence = (None if index is None else fields[index] for index in (self.tag, self.sentence))
+        return fields[self.word], tag, sentence
 
 
 def tagged_sentences(schema: RowSchema, path: Path, lines: Iterable[str]) -> Iterator[tuple[Any, ...]]:
-    """Sentences: a line for each word, with the word in the first and its tag in the last column, and a blank line between sentences."""
-    words: list[str] = []
-    tags: list[str] = []
-    for number, line in enumerate(itertools.chain(lines, ["\n"]), 1):
-        columns = re.split(r"[ \t]+", line.strip(" \t\r\n"))
-        if columns[0] and columns[0] != "-DOCSTART-":
-            if len(columns) < len(schema.columns):
+    """Sentences: a line for each word, and a blank line between sentences. Lines that begin with # and are no words are comments.
+
+    Raises:
+        DataError: a line lacks a field, no column is that of the words or of the tags, or sentences do not end.
+    """
+    groups, comments = _groups(lines)
+    if not groups:
+        return
+    separator = _cut_sentences(groups) or _cut(schema, path, groups)
+    sure = [[line for line in group if not line.text.startswith("#")] for group in groups]
+    sure = [group for group in sure if group] or groups
+    names, header = _names(schema, path, comments, sure[0][0])
+    if header is not None:
+        groups, sure = (
+            [[line for line in group if line is not header] for group in each] for each in (groups, sure)
+        )
+    layout = _layout(schema, path, [group for group in sure if group], names)
+    tags = {layout.values(line)[1] for line in itertools.chain(*sure) if len(line.fields) >= layout.size}
+    words = [[line for line in group if _is_word(line, layout, tags)] for group in groups]
+    count = sum(map(len, groups)) - sum(map(len, words)) + len(comments)
+    between = {"\t": "tabs", "\t+": "tabs", " ": "white space"}.get(separator, separator)
+    more = f"; comment lines left out: {count}" if count else ""
+    logger.info("%s: %s between %d columns, %s%s", path.name, between, layout.size, layout.columns_are, more)
+    sentences = _sentences(path, words, layout)
+    if len(sentences) == 1 and len(sentences[0]) > LONGEST_SENTENCE:
+        raise DataError(
+            f"{path} has {len(sentences[0])} words and no blank line between sentences; add blank lines, or name the column that numbers the "
+            "sentences with dataset.columns= and dataset.sentence="
+        )
+    for sentence in sentences:
+        yield tuple(map(list, zip(*sentence, strict=True)))[: len(schema.columns)]
+
+
+def _groups(lines: Iterable[str]) -> tuple[Groups, list[str]]:
+    """The lines between blank lines, and the comments that name columns (CoNLL-U Plus)."""
+    groups: Groups = [[]]
+    names = []
+    for number, text in enumerate(lines, 1):
+        text = text.rstrip("\r\n").removeprefix("\ufeff")
+        if re.match(r"#\s*global\.columns\s*=", text):
+            names.append(text.partition("=")[2])
+        elif text.strip() and not text.lstrip().startswith(BOUNDARY):
+            groups[-1].append(Line(number, text, []))
+        elif groups[-1]:
+            groups.append([])
+    return [group for group in groups if group], names
+
+
+def _cut_sentences(groups: Groups) -> str:
+    """Cut lines that are sentences of words joined to their tags (EU/B-ORG rejects/O) into lines of words, and return what joins them; "": they are
+    not."""
+    lines = list(itertools.chain(*groups))
+    pairs = [line.text.split() for line in lines]
+    for joint in "|/":
+        counts = [pair.count(joint) for pair in itertools.chain(*pairs)]
+        if len(counts) >= 2 * len(lines) and min(counts) > 0:
+            groups[:] = [
+                [Line(line.number, pair, pair.rsplit(joint, min(counts))) for pair in each]
+                for line, each in zip(lines, pairs, strict=True)
+            ]
+            return joint
+    return ""
+
+
+def _cut(schema: RowSchema, path: Path, groups: Groups) -> str:
+    """Cut the lines into fields by the separator that gives most of them the same number, and return it."""
+    every = list(itertools.chain(*groups))
+    sure = [line.text for line in every if not line.text.startswith("#")] or [line.text for line in every]
+    needed = len(schema.columns)
+    ways = [schema.cfg.delimiter] if schema.cfg.delimiter else ["\t", "\t+", " ", "|", ",", ";"]
+    for least, share in itertools.product(sorted({2, needed}, reverse=True), (SAME, 0.0)):
+        for way in ways:
+            cut = _cutter(way)
+            fields = list(map(cut, sure))
+            sizes = Counter(map(len, fields))
+            size, count = sizes.most_common(1)[0] if sizes else (least, 0)
+            ragged = share == 0 and min(sizes) >= least and _is_scheme([each[-1] for each in fields])
+            numbered = share == 0 and min(sizes) > 5 and any(map(str.isdigit, fields[0][:4]))
+            if (share and size >= least and count >= share * len(sure)) or ragged or numbered:
+                for line in every:
+                    line.fields = cut(line.text)
+                    if len(line.fields) < least:
+                        line.fields = _cutter(" ")(line.text)
+                return way
+    short = next((line for line in every if len(_cutter(" ")(line.text)) < needed), every[0])
+    raise DataError(
+        f"{path}, line {short.number}: expected a word and its tag, got {shown(short.text.strip())}; give a word a line, and a blank line between "
+        "sentences; if another character than a tab or a space stands between word and tag, name it with dataset.delimiter="
+    )
+
+
+def _cutter(way: str) -> Callable[[str], list[str]]:
+    """The function that cuts a line at a separator."""
+
+    def by_space(text: str) -> list[str]:
+        return re.split(r"[ \t]+", text.strip(" \t"))
+
+    def by_tabs(text: str) -> list[str]:
+        return [part.strip(" ") for part in re.split(way, text.rstrip(" \t"))]
+
+    def by_character(text: str) -> list[str]:
+        return [part.strip() for part in next(csv.reader([text], delimiter=way), [])]
+
+    return {" ": by_space, "\t": by_tabs, "\t+": by_tabs}.get(way, by_character)
+
+
+def _names(
+    schema: RowSchema, path: Path, comments: Sequence[str], first: Line
+) -> tuple[list[str] | None, Line | None]:
+    """The names of the columns, if they have some: those configured, of a header or of a comment; and the line of the header."""
+    cfg = schema.cfg
+    lower = {name.casefold() for name in first.fields}
+    chosen = [name for name in (cfg.words, cfg.tags, cfg.sentence) if name]
+    header = first.fields == cfg.columns or (bool(lower & set(WORDS)) and bool(lower & set(TAGS)))
+    header |= bool(chosen) and set(chosen) <= set(first.fields)
+    names = cfg.columns or (first.fields if header else comments[0].split() if comments else None)
+    if names is None and chosen:
+        raise DataError(
+            f"{path} has no header with the column {shown(chosen[0])}; name all its columns in order with dataset.columns=[…], or leave "
+            "dataset.words, dataset.tags and dataset.sentence out"
+        )
+    if names is not None and len(names) != len(first.fields):
+        raise DataError(
+            f"{path}: {len(names)} columns have names ({listed(names)}), and line {first.number} has {len(first.fields)} fields "
+            f"({shown(first.text.strip())}); name all columns in order with dataset.columns=[…]"
+        )
+    return names, first if header else None
+
+
+def _layout(schema: RowSchema, path: Path, groups: Groups, names: list[str] | None) -> Layout:
+    """Which columns hold the words and the tags: those of the names, or those whose values look like it."""
+    lines = list(itertools.chain(*groups))
+    needs_tags = len(schema.columns) > 1
+    sizes = Counter(len(line.fields) for line in lines)
+    size = sizes.most_common(1)[0][0]
+    if sizes[size] < SAME * len(lines):
+        size = min(sizes)
+    number = next((place for place in range(min(4, size - 1 - needs_tags)) if _counts(groups, place)), None)
+    if names is not None:
+        return _named_layout(schema, path, names, needs_tags, number)
+    columns = list(zip(*(line.fields[:size] for line in lines if len(line.fields) >= size), strict=True))
+    start = 0 if number is None else number + 1
+    columns_are = f" (column {start} numbers the words)" if start else ""
+    if not needs_tags:
+        spaced = sum(" " in line.fields[start] for line in lines)
+        if spaced > len(lines) / 2:
+            raise DataError(
+                f"{path}: most lines hold several words; expected a word a line, and a blank line between sentences"
+            )
+        return Layout(size, start, None, None, number, f"words of column {start + 1}{columns_are}")
+    schemes = [place for place in range(size) if _is_scheme(columns[place])]
+    brackets = [place for place in range(start + 1, size) if _is_brackets(columns[place])]
+    tag = schemes[-1] if schemes else brackets[0] if brackets else _plain(path, columns, start)
+    word = start
+    if tag == word:  # the tag stands first
+        others = [place for place in range(size) if place != tag and place + 1 != start]
+        word = max(others, key=lambda place: len(set(columns[place])))
+    if rest := [str(place + 1) for place in schemes if place != tag]:
+        columns_are += f" (column {' and '.join(rest)} could be tags as well: choose with dataset.columns=)"
+    columns_are = f"words of column {word + 1}, tags of column {tag + 1}{columns_are}"
+    return Layout(size, word, tag, None, number, columns_are)
+
+
+def _named_layout(
+    schema: RowSchema, path: Path, names: list[str], needs_tags: bool, number: int | None
+) -> Layout:
+    cfg = schema.cfg
+    word = _named(path, names, cfg.words, WORDS)
+    tag = _named(path, names, cfg.tags, TAGS) if needs_tags else None
+    numbers = [place for place, name in enumerate(names) if SENTENCE.fullmatch(re.sub(r"[\W_]", "", name))]
+    sentence = _named(path, names, cfg.sentence, ("sentence",)) if cfg.sentence else next(iter(numbers), None)
+    columns_are = f"words of the column {names[word]}" + (
+        f", tags of {names[tag]}" if tag is not None else ""
+    )
+    return Layout(len(names), word, tag, sentence, number, columns_are)
+
+
+def _named(path: Path, names: list[str], chosen: str | None, usual: Sequence[str]) -> int:
+    """The index of the column that the config names, or that is called as usual."""
+    key = usual[0]
+    if chosen is not None and chosen not in names:
+        raise DataError(
+            f"{path} has no column {shown(chosen)}{suggest(chosen, names)} (columns: {listed(names)}); name it with dataset.{key}="
+        )
+    lower = [name.casefold() for name in names]
+    found = (
+        [names.index(chosen)]
+        if chosen is not None
+        else [lower.index(name) for name in usual if name in lower]
+    )
+    if not found:
+        raise DataError(
+            f"{path}: none of its columns ({listed(names)}) is called {key}; name it with dataset.{key}="
+        )
+    return found[0]
+
+
+def _counts(groups: Groups, place: int) -> bool:
+    """Whether a column numbers the words of each sentence, from 0 or 1."""
+    for group in groups:
+        values = [line.fields[place] if len(line.fields) > place else "" for line in group]
+        numbers = [value for value in values if not PART.fullmatch(value)]
+        if not numbers or not all(map(ID.fullmatch, numbers)):
+            return False
+        first = int(numbers[0])
+        if first > 1 or list(map(int, numbers)) != list(range(first, first + len(numbers))):
+            return False
+    return True
+
+
+def _is_scheme(values: Iterable[str]) -> bool:
+    """Whether all values of a column are tags with letters, or mean no entity."""
+    scheme = scheme_of(set(values))
+    return bool(scheme.letters) and not scheme.bare
+
+
+def _is_brackets(values: Sequence[str]) -> bool:
+    return any(value.startswith("(") for value in values) and all(map(BRACKETS.fullmatch, values))
+
+
+def _plain(path: Path, columns: Sequence[Sequence[str]], start: int) -> int:
+    """The column of tags without letters: the last one that has several values; the first one if by its values it is that of the tags.
+
+    Raises:
+        DataError: none is.
+    """
+    behind = [place for place in range(len(columns)) if place != start]
+    last = next((place for place in reversed(behind) if len(set(columns[place])) > 1), behind[-1])
+    sizes = [len(set(values)) for values in columns]
+    often = [Counter(values).most_common(1)[0][0] for values in columns]
+    if (
+        start == 0
+        and not is_outside(often[last])
+        and (is_outside(often[0]) or 5 * sizes[0] < sizes[last] > 50)
+    ):
+        return 0
+    if len(columns) == 10 and start == 1:
+        raise DataError(
+            f"{path} is CoNLL-U, and no column holds tags such as B-PER; name the one to read as tags: dataset.columns={UNIVERSAL} reads the parts "
+            "of speech"
+        )
+    if sizes[last] > MOST_TAGS:
+        raise DataError(
+            f"{path}: no column looks like tags (column {last + 1} has {sizes[last]:,} different values, such as {shown(columns[last][0])}); name all "
+            "columns in order with dataset.columns=[…], the words as words and the tags as tags"
+        )
+    return last
+
+
+def _is_word(line: Line, layout: Layout, tags: set[str | None]) -> bool:
+    """Whether a line is no comment: one that begins with # is a word if it has as many fields as most lines, and the tag of another line."""
+    if not line.text.startswith("#"):
+        return True
+    if layout.tag is None:
+        return len(line.fields) == layout.size and not re.match(r"#\s", line.text)
+    return len(line.fields) == layout.size and layout.values(line)[1] in tags
+
+
+def _sentences(path: Path, groups: Groups, layout: Layout) -> list[list[tuple[str, str | None]]]:
+    """The words and tags of each sentence, without words that have no visible character."""
+    sentences: list[list[tuple[str, str | None]]] = []
+    blank: list[int] = []
+    last = None
+    for group in groups:
+        sentences.append([])
+        for line in group:
+            lacks = layout.size - len(line.fields)
+            if lacks > 1 or (lacks == 1 and not line.text[:1].isspace()):
                 raise DataError(
-                    f"{path}, line {number}: expected a word and its tag, got {shown(line.strip())}"
+                    f"{path}, line {line.number}: expected a word and its tag among {layout.size} columns, as most lines have, got {shown(line.text.strip())}"
                 )
-            words.append(columns[0])
-            tags.append(columns[-1])
-        elif words:
-            yield (words, tags)[: len(schema.columns)]
-            words, tags = [], []
+            word, tag, sentence = layout.values(line)
+            if sentence and sentence != last and sentences[-1]:
+                sentences.append([])
+            last = sentence or last
+            if is_blank(word):
+                blank.append(line.number)
+            elif layout.number is None or not PART.fullmatch(line.fields[layout.number]):
+                sentences[-1].append((word, tag))
+    if blank:
+        logger.warning(
+            "%s: %d words are white space or invisible characters, and are left out (line %s)",
+            path.name,
+            len(blank),
+            listed(map(str, blank), 60),
+        )
+    sentences = [sentence for sentence in sentences if sentence]
+    values = [str(tag) for sentence in sentences for _, tag in sentence]
+    return [_opened(sentence) for sentence in sentences] if _is_brackets(values) else sentences
+
+
+def _opened(sentence: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+    """A sentence whose brackets are made tags with B and I."""
+    tags: list[tuple[str, str | None]] = []
+    kind = ""
+    for word, bracket in sentence:
+        match = BRACKETS.fullmatch(bracket or "")
+        assert match is not None
+        opens = match["opens"] or ""
+        kind = opens or kind
+        tags.append((word, f"{'B' if opens else 'I'}-{kind}" if kind else "O"))
+        kind = "" if match["closes"] else kind
+    return tags

@@ -136,6 +136,8 @@ class Report(Result):
     smoke: bool
     seed: int
     labels: list[str]
+    tags: dict[str, Any] = {}
+    """token_classification: how entities are read: the form of the tags, their letters, those that mean no entity, and the entity types."""
     dataset: DatasetResult
     loss: dict[str, dict[str, Any]]
     """The loss terms with their weights and arguments; with stages as stage/term."""

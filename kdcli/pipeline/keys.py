@@ -113,6 +113,7 @@ class TunedTeacher(Key):
     """A teacher's checkpoint that was fine-tuned on the gold labels.
 
     Attributes:
+        outside: the tags that mean no entity, which change the score that selects a checkpoint.
         member: its index in an ensemble, which changes its seed.
     """
 
@@ -124,6 +125,7 @@ class TunedTeacher(Key):
     trainer: dict[str, Any]
     bf16: bool
     label_smoothing: float
+    outside: list[str] | None
     seed: int
     member: int
 
@@ -138,6 +140,7 @@ class TunedTeacher(Key):
             cfg.trainer.model_dump(exclude=UNTRAINED | {"precision"}),
             fast_bf16(cfg.trainer.precision),
             cfg.label_smoothing,
+            run.cfg.dataset.outside,
             run.cfg.seed,
             member,
         )

@@ -57,7 +57,7 @@ def model_card(report: Report, extra: Mapping[str, Any]) -> str:
         verdict=_markdown(verdict_text(report)),
         parameters=format_count(models["student"].get("parameters")),
         labels=list(map(_markdown, report["labels"])),
-        use=card.use_of_chat if extra.get("chat") else card.use.replace("INPUT", sample),
+        use=card.usage(report, bool(extra.get("chat")), sample),
         table=_table([columns, *rows]),
         signatures=[f"- {name}: {_markdown(text)}" for name, text in signatures_of(report)],
         dropped={_markdown(why): count for why, count in (dataset.get("dropped") or {}).items()},

@@ -171,6 +171,10 @@ class Card:
     labelled: str
     use_of_chat: str = ""
 
+    def usage(self, report: Report, chat: bool, sample: str) -> str:
+        """The Python code that runs the model of a report on a text, a literal of Python."""
+        return self.use_of_chat if chat else self.use.replace("INPUT", sample)
+
 
 @dataclass(frozen=True)
 class Presentation:

@@ -8,7 +8,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -86,6 +86,10 @@ class RowSchema(ABC):
         Raises:
             DataError: with a message that begins with `where`.
         """
+
+    def assembled(self, table: Iterable[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
+        """The rows of a table, which are its own; a schema may join several to one."""
+        return table
 
     def declare(self, sources: RawSplits) -> None:  # noqa: B027
         """Read from all sources what the rows need, such as the names of the labels."""

@@ -365,7 +365,7 @@ def test_a_trimmed_tokenizer_that_needs_more_tokens(
     ("rows", "more", "said"),
     [
         ([{"tokens": ["a", "b"], "ner": ["O"]}], [], "row 1: 2 words and 1 tags; each word needs one"),
-        ([{"tokens": ["a", ""], "ner": ["O", "O"]}], [], "row 1: word 2 is empty"),
+        ([{"tokens": ["", "\u200b"], "ner": ["O", "O"]}], [], "row 1: there are no words"),
         ([{"tokens": [], "ner": []}], [], "row 1: there are no words"),
         ([{"tokens": ["a"], "ner": ["X-1"]}], ["dataset.labels=[O,B-good,I-good,B-bad,I-bad]"], "'X-1' is not among"),
         ([], ["dataset.tags=null"], "words and tags: give both columns, or neither"),

@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
-from kdcli.tasks.presentation import PERCENT, PLAIN, Card, Percentage, Presentation
+from kdcli.tasks.presentation import PERCENT, PLAIN, Card, Percentage, Presentation, Report
+from kdcli.tasks.token_classification.scheme import scheme_of
+
+GROUPS = '''from transformers import TokenClassificationPipeline, pipeline
+
+PARTS = {parts}
+
+
+class Tagger(TokenClassificationPipeline):
+    """Groups words by the scheme of these tags, which the pipeline does not know."""
+
+    def group_entities(self, words):
+        groups, last, last_type = [], "O", ""
+        for word in words:
+            part, type_ = PARTS[word["entity"]]
+            if part != "O" and (part in "BS" or last in "OES" or type_ != last_type):
+                groups.append({{"entity_group": type_, "word": word["word"], "start": word["start"], "end": word["end"]}})
+            elif part != "O":
+                groups[-1] |= {{"word": groups[-1]["word"] + " " + word["word"], "end": word["end"]}}
+            last, last_type = part, type_
+        return groups
+
+
+tag = pipeline("token-classification", model="path/to/this/directory", pipeline_class=Tagger, aggregation_strategy="first")
+print(tag("A text with names in it ."))'''
+"""Code for tags that the pipelines of transformers do not group."""
 
 
 class EntityF1(Percentage):
@@ -30,9 +55,19 @@ class EntityF1(Percentage):
         return super().interval(max(low, 0.0), min(high, 1.0))
 
 
+class TaggerCard(Card):
+    """A model card whose code groups words by the scheme of the tags."""
+
+    def usage(self, report: Report, chat: bool, sample: str) -> str:
+        """The code of a pipeline, with its own grouping where transformers' would be another one."""
+        tags = report.get("tags") or {}
+        scheme = scheme_of(report["labels"], tags.get("outside", ()))
+        return self.use if scheme.standard else GROUPS.format(parts=dict(scheme.parts))
+
+
 PRESENTATION = Presentation(
     metric=EntityF1("f1"),
-    card=Card(
+    card=TaggerCard(
         tag="token-classification",
         metrics=("f1", "precision", "recall"),
         model="token classifier",

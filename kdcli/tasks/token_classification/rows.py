@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kdcli.config.dataset import Dataset as DatasetConfig
-from kdcli.errors import DataError, listed
+from kdcli.errors import DataError, listed, shown, suggest
 from kdcli.tasks.rows import (
     INTEGER,
     LabelledRows,
@@ -13,10 +18,33 @@ from kdcli.tasks.rows import (
     Row,
     fold_white_space,
     label_name,
+    log_level,
     require_list,
     require_text,
     row_hash,
 )
+from kdcli.tasks.token_classification.scheme import Scheme, scheme_of
+from kdcli.tasks.token_classification.spans import (
+    CUTS,
+    SECOND,
+    holds_spans,
+    literal,
+    tagged,
+    tokens_of,
+    words_of,
+)
+
+logger = logging.getLogger(__name__)
+SENTENCE = re.compile(r"sent(ence)?(id|idx|index|number|num|no|nr)?|sid", re.IGNORECASE)
+"""The name, without signs, of a column that numbers the sentences of a table with a word a row."""
+ONE_WORD = 0.9
+"""The share of rows of one word above which a table has a word a row."""
+BLANKS = "words that are white space or invisible characters are left out"
+
+
+def is_blank(word: str) -> bool:
+    """Whether a word has no visible character: white space, zero-width or control characters."""
+    return not any(char.isprintable() and not char.isspace() for char in word)
 
 
 class TokenClassificationRows(LabelledRows):
@@ -32,37 +60,202 @@ class TokenClassificationRows(LabelledRows):
         super().__init__(cfg)
         folder = cfg.spec.formats.get(cfg.format)
         self.columns = list(folder.columns) if folder else [str(cfg.words), str(cfg.tags)]
+        self.notes: Counter[str] = Counter()
+        self.blank: str | None = None
+        self.spans = 0
+
+    def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
+        """The paths to words and tags, and before them that to the number of the sentence, if there is one."""
+        paths = super().column_paths(columns, name, nested)
+        chosen = self.cfg.sentence
+        if chosen is not None and chosen not in columns:
+            raise DataError(
+                f"{name} has no column {shown(chosen)}{suggest(chosen, columns)} (columns: {listed(columns)}); name the one that numbers "
+                "the sentences with dataset.sentence="
+            )
+        others = [column for column in columns if [column] not in paths]
+        numbers = [column for column in others if SENTENCE.fullmatch(re.sub(r"[\W_]", "", column))]
+        return [[chosen or numbers[0]], *paths] if chosen or numbers else paths
+
+    def assembled(self, table: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """The rows of a table; if it has a word a row, those of its sentences.
+
+        Raises:
+            DataError: a column with the number of the sentence is missing.
+        """
+        rows = iter(table)
+        width = len(self.columns)
+        first = next(rows, None)
+        rows = itertools.chain([first] if first is not None else [], rows)
+        if first is None or len(first) == width:
+            yield from self._texts(row[-width:] for row in rows)
+            return
+        whole = list(rows)
+        runs = list(_runs(whole, width))
+        scalar = all(not isinstance(literal(value), list | dict) for row in whole for value in row[-width:])
+        if not scalar or len(runs) == len(whole):
+            yield from self._texts(row[-width:] for row in whole)
+            return
+        logger.info(
+            "%s: each row is a word; its %d rows are %d sentences", self.cfg.path, len(whole), len(runs)
+        )
+        for run in runs:
+            yield tuple(map(list, zip(*run, strict=True)))
+
+    def _texts(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """The rows of a table with a text a row."""
+        count = single = 0
+        for row in rows:
+            count += 1
+            single += all(
+                isinstance(value, str) and len(value.split()) < 2 and literal(value) is value for value in row
+            )
+            yield row
+        if self.has_gold and single > max(1, ONE_WORD * count):
+            raise DataError(
+                f"{self.cfg.path}: {single} of {count} rows hold a single word, and no column numbers the sentences; name one with "
+                "dataset.sentence=; if blank lines end the sentences, give dataset=conll"
+            )
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
         """Check words and tags, and return the tags as strings or None."""
-        words = [
-            require_text(word, f"word {number}", where)
-            for number, word in enumerate(require_list(values[0], "words", where), 1)
-        ]
-        tags = require_list(values[1], "tags", where) if self.has_gold else [None] * len(words)
+        words, tags = self._words_and_tags(
+            literal(values[0]), literal(values[1]) if self.has_gold else None, where
+        )
         if len(tags) != len(words):
             raise DataError(f"{where}: {len(words)} words and {len(tags)} tags; each word needs one")
-        return words, [label_name(tag, where) for tag in tags]
+        checked = []
+        for number, (word, tag) in enumerate(zip(words, tags, strict=True), 1):
+            if isinstance(word, str) and is_blank(word):
+                self.notes[BLANKS] += 1
+                self.blank = self.blank or f"{where}, word {number}"
+            else:
+                checked.append((require_text(word, f"word {number}", where), label_name(tag, where)))
+        if not checked:
+            raise DataError(f"{where}: there are no words; remove the row")
+        return [word for word, _ in checked], [tag for _, tag in checked]
+
+    def _words_and_tags(self, words: Any, tags: Any, where: str) -> tuple[list[Any], list[Any]]:
+        """The words and tags of any of the forms that tables and labelling tools write them in."""
+        tokens = tokens_of(words) if isinstance(words, list) and words else None
+        if tokens is not None:
+            words, places = tokens
+        elif isinstance(words, str):
+            places = words_of(require_text(words, "the text", where))
+        if isinstance(tags, str):
+            tags = _split(tags, words)
+        of_text = isinstance(words, str) or tokens is not None
+        if holds_spans(tags) or (tags == [] and of_text):
+            if not of_text:
+                raise DataError(
+                    f"{where}: the tags are spans of characters ({shown(tags, 80)}), and the words are {shown(words, 80)}; name the column of the "
+                    "texts with dataset.words="
+                )
+            text = words if isinstance(words, str) else ""
+            self.spans += len(tags)
+            tags = tagged(places, text, tags, where, self.notes)
+            return [text[start:end] for start, end in places] if text else words, tags
+        if isinstance(words, str):
+            words = (
+                [words[start:end] for start, end in places] if tags is None and self.spans else words.split()
+            )
+        words = require_list(words, "words", where)
+        return words, [None] * len(words) if tags is None and not self.has_gold else require_list(
+            tags, "tags", where
+        )
 
     def declare(self, sources: RawSplits) -> None:
-        """Refuse integer tags without names, which entities are read from."""
+        """Find the scheme of the tags, and say what was decided.
+
+        Raises:
+            DataError: the tags are integers without names, which entities are read from, or several may mean no entity.
+        """
         super().declare(sources)
         if all(map(INTEGER.fullmatch, self.labels)):
             raise DataError(
                 f"{self.cfg.path}: the tags are integers ({listed(self.labels)}), and only names tell where an "
                 "entity begins; name them in their order: dataset.labels=[O,B-PER,I-PER,…]"
             )
+        counts = Counter(
+            tag for parts in sources.values() for part in parts for _, tags in part.rows for tag in tags
+        )
+        if unknown := [tag for tag in self.cfg.outside or () if tag not in self.labels]:
+            raise DataError(
+                f"{self.cfg.path}: dataset.outside = {shown(unknown[0])} is no tag{suggest(unknown[0], self.labels)} (tags: {listed(self.labels)})"
+            )
+        scheme = scheme_of(self.labels, self.cfg.outside or ())
+        self._tell(scheme, counts)
+        for note in (CUTS, SECOND, BLANKS):
+            if number := self.notes[note]:
+                first = f" (the first: {self.blank})" if note == BLANKS else ""
+                level = log_level(number, self.spans) if note == CUTS else logging.WARNING
+                logger.log(level, "%s: %d %s%s", self.cfg.path, number, note, first)
+
+    def _tell(self, scheme: Scheme, counts: Counter[str | None]) -> None:
+        """Say how entities are read from the tags."""
+        path, types = self.cfg.path, listed(scheme.types)
+        outside = " and ".join(scheme.outside)
+        if len(scheme.bare) > 1 and not outside:
+            most = max(scheme.bare, key=lambda tag: counts[tag])
+            raise DataError(
+                f"{path}: several tags have no {scheme.form.removesuffix('es')} ({listed(scheme.bare)}), and none has a usual name for words "
+                f"outside of entities; give it (dataset.outside={most}, which is the most frequent one?)"
+            )
+        if scheme.bare:
+            logger.warning(
+                "%s: the tags %s stand without a letter (%s) and count as entity types; if they mean no entity, give 'dataset.outside=[%s]'",
+                path,
+                listed(scheme.bare),
+                ", ".join(scheme.letters),
+                ",".join([*scheme.outside, *scheme.bare]),
+            )
+        if scheme.form == "types" and not outside:
+            logger.warning(
+                "%s: no tag is called O or the like, so every word counts as part of an entity (types: %s); if a tag means no entity, give "
+                "dataset.outside=%s",
+                path,
+                types,
+                max(self.labels, key=lambda tag: counts[tag]),
+            )
+            return
+        letters = f"the {scheme.form} {', '.join(scheme.letters)}" if scheme.letters else "no prefixes"
+        logger.info(
+            "%s: tags with %s; entity types: %s; outside: %s", path, letters, types, outside or "no tag"
+        )
 
     def row(self, values: tuple[Any, ...], where: str) -> Row | None:
         """The id is a hash of the words."""
-        tagged = [
+        tags = [
             (fold_white_space(self.replaced(word)), self.index_of(tag, where))
             for word, tag in zip(*values, strict=True)
         ]
-        remaining = [(word, index) for word, index in tagged if word]
+        remaining = [(word, index) for word, index in tags if word]
         words, label = [word for word, _ in remaining], [index for _, index in remaining]
         return {"id": row_hash(words), "words": words, "label": label} if words else None
 
     def group(self, row: Row) -> str:
         """A hash of the case-folded words."""
         return row_hash([word.casefold() for word in row["words"]])
+
+
+def _split(tags: str, words: Any) -> list[str]:
+    """The tags of a text of tags: between spaces, or between commas."""
+    size = len(words.split()) if isinstance(words, str) else len(words)
+    spaced, commas = tags.split(), [tag.strip() for tag in tags.split(",")]
+    return commas if len(commas) == size != len(spaced) else spaced
+
+
+def _runs(rows: Iterable[tuple[Any, ...]], width: int) -> Iterator[list[tuple[Any, ...]]]:
+    """The last `width` values of the rows of each sentence: a new one begins where the number, the first value, changes; an empty one continues
+    it."""
+    run: list[tuple[Any, ...]] = []
+    last: Any = None
+    for row in rows:
+        number = row[0] if len(row) > width and row[0] == row[0] and row[0] != "" else None
+        if run and number is not None and number != last:
+            yield run
+            run = []
+        last = last if number is None else number
+        run.append(row[-width:])
+    if run:
+        yield run

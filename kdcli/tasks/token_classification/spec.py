@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from kdcli.config.tasks import FolderFormat, TaskSpec
@@ -14,9 +15,30 @@ class TokenClassificationSpec(TaskSpec):
     """One tag a word."""
 
     family = "token_classification"
-    reads = frozenset({"words", "tags", "labels", "labelled", "unlabelled", "unlabelled_limit"})
+    reads = frozenset(
+        {"words", "tags", "sentence", "outside", "labels", "labelled", "unlabelled", "unlabelled_limit"}
+    )
+    only_here: ClassVar[Mapping[str, str]] = {
+        "sentence": "it numbers the sentences of words with tags",
+        "outside": "it names the tags of words in no entity",
+    }
     formats: ClassVar[dict[str, FolderFormat]] = {
-        "conll": FolderFormat((".conll", ".bio", ".iob", ".iob2", ".txt"), ("words", "tags"))
+        "conll": FolderFormat(
+            (
+                ".conll",
+                ".conllu",
+                ".conllup",
+                ".bio",
+                ".iob",
+                ".iob2",
+                ".bioes",
+                ".bilou",
+                ".bmes",
+                ".tsv",
+                ".txt",
+            ),
+            ("words", "tags"),
+        )
     }
     inference_order = 0
     script_arguments = "One word after the other"
@@ -30,7 +52,8 @@ class TokenClassificationSpec(TaskSpec):
         """Columns of words and tags, unless the format has them."""
         if not cfg.tags and cfg.format != "conll":
             raise ValueError(
-                "token_classification: name the columns of words and of their tags (dataset.words, dataset.tags)"
+                "token_classification: name the columns of words and of their tags with dataset.words= and dataset.tags=; for texts with spans of "
+                "characters (doccano, Label Studio, Prodigy) the columns of the texts and of the spans"
             )
 
 

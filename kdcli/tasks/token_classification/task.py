@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import datasets
 import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.config.schema import Measure
 from kdcli.errors import DataError, ModelError
 from kdcli.files import digest
 from kdcli.signals import Signal
@@ -21,6 +22,7 @@ from kdcli.tasks.encoded import Encoded, padded
 from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.token_classification.presentation import PRESENTATION
 from kdcli.tasks.token_classification.rows import TokenClassificationRows
+from kdcli.tasks.token_classification.scheme import entities, scheme_of
 from kdcli.tasks.token_classification.spec import SPEC
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,11 @@ class TokenClassification(Classification):
     """Every word counts, at its first token; the headline metric is the F1 of entities.
 
     An entity is right if its type and its first and last word are (Tjong Kim Sang and De Meulder 2003,
-    https://aclanthology.org/W03-0419), whatever the scheme of the tags: IOB1, IOB2, IOE, BIOES, BILOU, or types alone.
+    https://aclanthology.org/W03-0419), whatever the scheme of the tags (`scheme_of`).
+
+    Args:
+        labels: the names of the tags, in the order of the logits.
+        outside: the tags of words in no entity; empty: they are found by their names.
     """
 
     metric = "f1"
@@ -43,6 +49,15 @@ class TokenClassification(Classification):
     fits_rows = True
     head = ("ForTokenClassification",)
     auto = "AutoModelForTokenClassification"
+
+    def __init__(self, labels: Sequence[str] = (), chat: bool = False, outside: Sequence[str] = ()):
+        super().__init__(labels, chat)
+        self.scheme = scheme_of(self.labels, outside)
+
+    @classmethod
+    def from_config(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
+        """The task for a data set."""
+        return cls(labels, outside=cfg.outside or ())
 
     # ---- rows -> tokens ----------------------------------------------------------------------------------
 
@@ -147,7 +162,7 @@ class TokenClassification(Classification):
         """Micro F1, precision and recall of entities; the share of words with the right tag; the negative log-likelihood of a tag; the F1 of
         each type (None: there is no such entity, neither gold nor predicted) and its number of gold entities."""
         gold, predicted, right = self._entities(predictions)
-        names = _types(self.labels)
+        names = self.scheme.types
         each = [np.bincount(kinds[kinds >= 0], minlength=len(names)) for kinds in (gold, predicted, right)]
         totals = [int(count.sum()) for count in each]
         log_p = log_softmax(predictions["logits"])
@@ -175,50 +190,26 @@ class TokenClassification(Classification):
         f1 = _f1(gold.sum(), predicted.sum(), right.sum())
         return f1 + (2 * right - f1 * both) * len(both) / max(1, both.sum())
 
+    def report_sections(
+        self,
+        rows: datasets.Dataset,
+        predictions: Mapping[str, Predictions],
+        samples: Mapping[str, Sequence[str]],
+        cfg: Measure | None,
+    ) -> dict[str, Any]:
+        """How entities are read from the tags."""
+        return super().report_sections(rows, predictions, samples, cfg) | {"tags": self.scheme.as_json()}
+
+    def snippet_constants(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+        """The role and the entity type of each tag."""
+        return super().snippet_constants(tokenizer, max_length) | {"PARTS": dict(self.scheme.parts)}
+
     def _entities(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The gold entities, the predicted ones, and those predicted ones that are right: the index of the type at each word that begins one, -1
         elsewhere; (N,) each."""
-        gold, last = entities(self.labels, predictions.labels, predictions.counts)
-        predicted, end = entities(self.labels, predictions["logits"].argmax(1), predictions.counts)
+        gold, last = entities(self.scheme, predictions.labels, predictions.counts)
+        predicted, end = entities(self.scheme, predictions["logits"].argmax(1), predictions.counts)
         return gold, predicted, np.where((gold == predicted) & (last == end), gold, -1)
-
-
-def entities(labels: Sequence[str], tags: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The spans in rows of tags, by the rules of CoNLL's `conlleval`.
-
-    A span begins at B, S and U, after O, after E, L, S and U, and where the type changes; it ends before the next one and
-    before O.
-
-    Args:
-        labels: the tags' names.
-        tags: indices of names, (N,), row after row.
-        counts: words of each row, none of them 0.
-
-    Returns:
-        For each word that begins a span the index of its type among the sorted types, and the index of its last word; -1 elsewhere.
-    """
-    types = _types(labels)
-    parsed = [_parsed(label) for label in labels]
-    types_of = np.asarray([-1 if prefix == "O" else types.index(name) for prefix, name in parsed])[tags]
-    opens, closes = (np.asarray([prefix in which for prefix, _ in parsed])[tags] for which in ("BSU", "ELSU"))
-    new = opens | np.roll(closes, 1) | (np.roll(types_of, 1) != types_of)
-    new[np.cumsum(counts) - counts] = True
-    begin = np.flatnonzero((types_of >= 0) & new)
-    starts, ends = np.full((2, len(tags)), -1)
-    starts[begin] = types_of[begin]
-    ends[begin] = np.flatnonzero((types_of >= 0) & np.append(new[1:], True))
-    return starts, ends
-
-
-def _types(labels: Sequence[str]) -> list[str]:
-    """The entity types in the names of tags, sorted."""
-    return sorted({name for prefix, name in map(_parsed, labels) if prefix != "O"})
-
-
-def _parsed(label: str) -> tuple[str, str]:
-    """The prefix of a tag and its entity type; a type alone has the prefix I."""
-    match = re.fullmatch(r"([BIELSUO])(?:-(.*))?", label)
-    return (match[1], match[2] or "") if match else ("I", label)
 
 
 def _f1(gold: int, predicted: int, right: int) -> float:

@@ -51,6 +51,7 @@ IN_KEY: dict[str, set[type[Key]]] = {
     },
     "teacher.trainer.precision": ALL_OF_TEXT,
     "dataset.task": ALL_OF_TEXT,
+    "dataset.outside": {TunedTeacher},
     "dataset.max_length": {*ALL_OF_TEXT, AugmentedCopies},
     "dataset.chat": ALL_OF_TEXT,
     "dataset.messages": ALL_OF_TEXT,
@@ -81,7 +82,7 @@ ELSEWHERE: dict[str, str] = {
         (
             "dataset.format", "dataset.path", "dataset.name", "dataset.revision", "dataset.train", "dataset.validation", "dataset.test",
             "dataset.validation_size", "dataset.test_size", "dataset.text", "dataset.text_pair", "dataset.label", "dataset.labels",
-            "dataset.words", "dataset.tags", "dataset.prompt", "dataset.completion", "dataset.source", "dataset.target",
+            "dataset.words", "dataset.tags", "dataset.sentence", "dataset.prompt", "dataset.completion", "dataset.source", "dataset.target",
             "dataset.encoding", "dataset.delimiter", "dataset.quote", "dataset.columns", "dataset.replace", "dataset.limit",
             "dataset.eval_limit", "dataset.labelled", "dataset.unlabelled", "dataset.unlabelled_limit", "dataset.mask_copies",
             "dataset.clean.identical", "dataset.clean.max_ratio", "dataset.clean.ratio_from", "dataset.clean.script",

@@ -22,7 +22,8 @@ from kdcli.losses.hard_label import HardLabel
 from kdcli.signals import Signal
 from kdcli.tasks.base import Predictions
 from kdcli.tasks.rows import IGNORE
-from kdcli.tasks.token_classification.task import TokenClassification, entities
+from kdcli.tasks.token_classification.scheme import entities, scheme_of
+from kdcli.tasks.token_classification.task import TokenClassification
 from kdcli.training.distiller import Distiller
 
 TAGS = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
@@ -39,8 +40,9 @@ def spans(rows: list[list[str]]) -> set[tuple[int, int, str]]:
     """What `entities` finds: first word, last word, type."""
     labels = sorted({tag for row in rows for tag in row})
     tags = np.asarray([labels.index(tag) for row in rows for tag in row])
-    kinds, ends = entities(labels, tags, np.asarray([len(row) for row in rows]))
-    types = sorted({tag.partition("-")[2] or tag for tag in labels} - {"O"})
+    scheme = scheme_of(labels)
+    types = scheme.types
+    kinds, ends = entities(scheme, tags, np.asarray([len(row) for row in rows]))
     return {(place, int(ends[place]), types[kinds[place]]) for place in np.flatnonzero(kinds >= 0)}
 
 

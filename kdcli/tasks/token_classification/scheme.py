@@ -1,0 +1,177 @@
+"""The scheme of tags: which tags begin, continue and end an entity of which type, and which mean that a word is in none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+ROLES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
+"""What the letters of IOB1, IOB2, IOE, BIOES, BILOU, BMES and BMEWO mean: B begins an entity, I continues it, E ends it, and S is one of a single word."""
+OUTSIDE = (
+    "o", "0", "out", "outside", "none", "null", "nil", "na", "n/a", "nan", "-", "_", "noentity", "nonentity", "notentity", "notag",
+    "untagged", "empty", "background", "bg", "other", "others",
+)  # fmt: skip
+"""The names of tags that usually mean no entity: the first of them in this order does. Case, spaces, - and _ in a name do not count."""
+UNTYPED = "entity"
+"""The type of entities whose tags have none (B, I, O)."""
+_SEPARATOR = "[-‐‑–—_.:/|~ ]"
+_LETTERS = "".join(ROLES) + "".join(ROLES).lower()
+_FORMS = {
+    "prefixes": re.compile(rf"(?P<letter>[{_LETTERS}]){_SEPARATOR}(?P<type>.+)"),
+    "suffixes": re.compile(rf"(?P<type>.+){_SEPARATOR}(?P<letter>[{_LETTERS}])"),
+    "letters": re.compile(rf"(?P<letter>[{_LETTERS}])(?P<type>)"),
+}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How entities are read from tags.
+
+    Attributes:
+        form: where the letter stands in a tag (`prefixes`, `suffixes`, or `letters` without types); `types`: the tags have no letters, and
+            each is the type of an entity.
+        letters: those that the tags have (B, I …).
+        parts: the role (B, I, E, S, or O for no entity) and the entity type of each tag.
+        bare: tags without a letter among tags with letters, beside those for no entity: each counts as a type.
+    """
+
+    form: str
+    letters: tuple[str, ...]
+    parts: Mapping[str, tuple[str, str]]
+    bare: tuple[str, ...]
+
+    @property
+    def types(self) -> list[str]:
+        """The entity types, sorted."""
+        return sorted({name for role, name in self.parts.values() if role != "O"})
+
+    @property
+    def outside(self) -> list[str]:
+        """The tags of words that are in no entity."""
+        return [tag for tag, (role, _) in self.parts.items() if role == "O"]
+
+    @property
+    def standard(self) -> bool:
+        """Whether pipelines of transformers group these tags: they know B-TYPE, I-TYPE, TYPE and O."""
+        return all(
+            tag == "O"
+            if role == "O"
+            else (tag == f"{role}-{name}" and role in "BI") or (tag == name and "-" not in name)
+            for tag, (role, name) in self.parts.items()
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """For report.json."""
+        return {
+            "form": self.form,
+            "letters": list(self.letters),
+            "outside": self.outside,
+            "types": self.types,
+        }
+
+
+def scheme_of(tags: Iterable[str], outside: Iterable[str] = ()) -> Scheme:
+    """Find the scheme of tags by their names.
+
+    Tags have letters if all of them do, but for those that mean no entity, or if a type has several letters (B-PER, I-PER). A type such as
+    `T-cell` does not have one.
+
+    Args:
+        outside: the tags that mean no entity; empty: they are found by their names, or are the only tag without a letter.
+    """
+    tags = list(tags)
+    named = set(outside)
+    matches = {
+        form: {tag: match for tag in tags if tag not in named and (match := pattern.fullmatch(tag))}
+        for form, pattern in _FORMS.items()
+    }
+    form = max(matches, key=lambda form: _evidence(matches[form]))
+    matched = matches[form]
+    bare = [tag for tag in tags if tag not in matched and tag not in named]
+    if not _is_scheme(matched, _outside(bare), bare):
+        form, matched = "types", {}
+        bare = [tag for tag in tags if tag not in named]
+    if not named:
+        found = _outside(bare)
+        named = set(found if matched else found[:1])
+        named |= (
+            set(bare)
+            if matched and len(bare) == 1
+            else {tag for tag in bare if _key(tag) in map(_key, named)}
+        )
+    parts = {}
+    for tag in tags:
+        match = matched.get(tag)
+        parts[tag] = (
+            ("O", "")
+            if tag in named
+            else ("I", tag)
+            if match is None
+            else (ROLES[match["letter"].upper()], match["type"] or UNTYPED)
+        )
+    letters = dict.fromkeys(
+        letter for letter in ROLES for match in matched.values() if match["letter"].upper() == letter
+    )
+    left = tuple(tag for tag in bare if tag not in named) if matched else ()
+    return Scheme(form, tuple(letters), parts, left)
+
+
+def _evidence(matched: Mapping[str, re.Match[str]]) -> tuple[bool, int, int]:
+    """How well a form fits: letters that begin or continue, tags that match, and few types for them."""
+    letters = {match["letter"].upper() for match in matched.values()}
+    return bool(letters & {"B", "I"}), len(matched), -len({match["type"] for match in matched.values()})
+
+
+def _is_scheme(matched: Mapping[str, re.Match[str]], outside: Sequence[str], bare: Sequence[str]) -> bool:
+    letters: dict[str, set[str]] = {}
+    for match in matched.values():
+        letters.setdefault(match["type"], set()).add(match["letter"].upper())
+    if not any(each & {"B", "I"} for each in letters.values()):
+        return False
+    return set(bare) <= set(outside) or any(len(each) > 1 for each in letters.values())
+
+
+def _key(tag: str) -> str:
+    """A tag as it is compared with `OUTSIDE`."""
+    return re.sub(r"[-_\s]", "", tag).casefold() or tag
+
+
+def is_outside(tag: str) -> bool:
+    """Whether a tag by its name means no entity."""
+    return _key(tag) in OUTSIDE
+
+
+def _outside(tags: Sequence[str]) -> list[str]:
+    """The tags that by their names mean no entity, the most usual name first."""
+    return sorted(filter(is_outside, tags), key=lambda tag: (tag != "O", OUTSIDE.index(_key(tag))))
+
+
+def entities(scheme: Scheme, tags: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The spans in rows of tags, by the rules of CoNLL's `conlleval`.
+
+    A span begins at B and S, after O, after E and S, and where the type changes; it ends before the next one and before O.
+
+    Args:
+        scheme: of the tags, in the order of their indices.
+        tags: indices, (N,), row after row; a negative one, of a word without a gold tag, is in no entity.
+        counts: words of each row, none of them 0.
+
+    Returns:
+        For each word that begins a span the index of its type among the sorted types, and the index of its last word; -1 elsewhere.
+    """
+    types = scheme.types
+    parts = [*scheme.parts.values(), ("O", "")]
+    of = np.where(tags < 0, len(parts) - 1, tags)
+    types_of = np.asarray([-1 if role == "O" else types.index(name) for role, name in parts])[of]
+    opens, closes = (np.asarray([role in which for role, _ in parts])[of] for which in ("BS", "ES"))
+    new = opens | np.roll(closes, 1) | (np.roll(types_of, 1) != types_of)
+    new[np.cumsum(counts) - counts] = True
+    begin = np.flatnonzero((types_of >= 0) & new)
+    starts, ends = np.full((2, len(tags)), -1)
+    starts[begin] = types_of[begin]
+    ends[begin] = np.flatnonzero((types_of >= 0) & np.append(new[1:], True))
+    return starts, ends

@@ -1,0 +1,226 @@
+"""Texts with spans of characters (doccano, Label Studio, Prodigy, spaCy) as words with tags, and lists that a table holds as text."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdcli.errors import DataError, shown
+
+START = "start", "start_offset", "startOffset", "start_char", "begin"
+END = "end", "end_offset", "endOffset", "end_char", "stop"
+TYPE = "label", "labels", "type", "tag", "entity_type", "entity_group", "entity", "class", "category"
+"""The keys of a span in the exports of labelling tools, and of the pipelines of transformers."""
+CUTS = "spans begin or end inside of a word, which is then tagged entirely"
+SECOND = "texts have the labels of several annotators, of which the first ones are read"
+
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters `start` to `end` (exclusive) of a text, and their type."""
+
+    start: int
+    end: int
+    type: str
+
+
+def literal(value: Any) -> Any:
+    """The list or mapping that a text is, as JSON, Python or numpy write one; any other value unchanged."""
+    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{", "("):
+        return value
+    text = value.strip()
+    strings = _QUOTED.findall(text)
+    between = _QUOTED.sub("", text)
+    if text[0] + text[-1] == "[]" and len(strings) > 1 and not between[1:-1].strip():
+        return [string[1:-1] for string in strings]  # numpy's: ['O' 'B-PER']
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return list(found) if isinstance(found, tuple) else found
+    return value
+
+
+def holds_spans(tags: Any) -> bool:
+    """Whether a value has spans, not one tag a word."""
+    if isinstance(tags, dict):
+        return True
+    return (
+        isinstance(tags, list)
+        and bool(tags)
+        and all(isinstance(tag, dict) or _has_places(tag) for tag in tags)
+    )
+
+
+def _has_places(tag: Any) -> bool:
+    return isinstance(tag, list | tuple) and len(tag) > 1 and any(isinstance(each, int) for each in tag)
+
+
+def words_of(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text start and end: runs of letters, digits, marks and _, and each other character by itself. Characters of scripts
+    without spaces between words (Chinese, Japanese) are words of their own."""
+    words: list[tuple[int, int]] = []
+    running = False
+    for place, char in enumerate(text):
+        if char.isspace():
+            running = False
+            continue
+        runs = char == "_" or unicodedata.category(char)[0] in "LNM"
+        alone = (
+            not runs or "\u2e80" <= char <= "\u9fff" or "\uf900" <= char <= "\ufaff" or char >= "\U00020000"
+        )
+        if running and (not alone or unicodedata.category(char)[0] == "M"):
+            words[-1] = words[-1][0], place + 1
+        else:
+            words.append((place, place + 1))
+        running = not alone
+    return words
+
+
+def tokens_of(words: Sequence[Any]) -> tuple[list[str], list[tuple[int, int]]] | None:
+    """The words of a list of {text, start, end}, and where they start and end; None: it is none."""
+    tokens = [
+        (word["text"], (start, end))
+        for word in words
+        if isinstance(word, dict)
+        and isinstance(word.get("text"), str)
+        and isinstance(start := _first(word, START), int)
+        and isinstance(end := _first(word, END), int)
+    ]
+    return (
+        None if len(tokens) < len(words) else ([text for text, _ in tokens], [place for _, place in tokens])
+    )
+
+
+def tagged(
+    places: Sequence[tuple[int, int]], text: str, spans: Any, where: str, notes: Counter[str]
+) -> list[str]:
+    """The tag of each word: B-TYPE and I-TYPE of the words that a span touches, else O.
+
+    Args:
+        places: where the words start and end in the text.
+        text: the text, or "" if only its words are known.
+        spans: as a labelling tool exports them.
+        notes: counts what was decided.
+
+    Raises:
+        DataError: a span cannot be read, or two overlap.
+    """
+    tags = ["O"] * len(places)
+    last: Span | None = None
+    for span in sorted(
+        set(_spans(spans, text, where, notes)), key=lambda span: (span.start, span.end, span.type)
+    ):
+        if last is not None and span.start < last.end:
+            raise DataError(
+                f"{where}: the spans {_shown(last)} and {_shown(span)} overlap, and a word has one tag; remove one of them"
+            )
+        last = span
+        inside = [
+            number for number, (start, end) in enumerate(places) if start < span.end and end > span.start
+        ]
+        notes[CUTS] += any(places[number][0] < _skip(text, span) for number in inside[:1]) or any(
+            places[number][1] > span.end for number in inside[-1:]
+        )
+        free = [number for number in inside if tags[number] == "O"]
+        for place, number in enumerate(free):
+            tags[number] = f"{'I' if place else 'B'}-{span.type}"
+    return tags
+
+
+def _skip(text: str, span: Span) -> int:
+    """The first character of a span that is no white space."""
+    inner = text[span.start : span.end]
+    return span.start + len(inner) - len(inner.lstrip())
+
+
+def _shown(span: Span) -> str:
+    return f"[{span.start}, {span.end}, {shown(span.type)}]"
+
+
+def _spans(spans: Any, text: str, where: str, notes: Counter[str]) -> Iterator[Span]:
+    """The spans of an export, flat."""
+    if isinstance(spans, dict):
+        lists = [
+            value
+            for key, value in spans.items()
+            if key in ("entities", "spans", "result") and isinstance(value, list)
+        ]
+        if len(lists) != 1:
+            raise _unreadable(spans, where)
+        spans = lists[0]
+    annotations = [span for span in spans if isinstance(span, dict) and isinstance(span.get("result"), list)]
+    if annotations:  # of Label Studio: one for each annotator
+        valid = [each for each in annotations if not each.get("was_cancelled")]
+        notes[SECOND] += len(valid) > 1
+        spans = valid[0]["result"] if valid else []
+    for span in spans:
+        value = span["value"] if isinstance(span, dict) and isinstance(span.get("value"), dict) else span
+        if value is not span and _first(value, START) is None:
+            continue  # a choice for the text, or a relation
+        if isinstance(value, dict) and isinstance(value.get("points"), list):  # of Dataturks
+            for point in value["points"]:
+                yield _span({**value, **point} if isinstance(point, dict) else point, text, where)
+        else:
+            yield _span(value, text, where)
+
+
+def _span(value: Any, text: str, where: str) -> Span:
+    if isinstance(value, dict):
+        start, end, kind = (_first(value, keys) for keys in (START, END, TYPE))
+    elif isinstance(value, list | tuple) and len(value) == 3:
+        numbers = [each for each in value if isinstance(each, int)]
+        names = [each for each in value if not isinstance(each, int)]
+        start, end, kind = (*numbers, *names) if len(numbers) == 2 else (None, None, None)
+    else:
+        raise _unreadable(value, where)
+    if isinstance(kind, list) and len(kind) == 1:
+        kind = kind[0]
+    if (
+        not isinstance(start, int)
+        or not isinstance(end, int)
+        or not isinstance(kind, str)
+        or not kind.strip()
+    ):
+        raise _unreadable(value, where)
+    quoted = value.get("text") if isinstance(value, dict) else None
+    if text and isinstance(quoted, str):
+        start, end = _placed(start, end, quoted, text, where)
+    if start < 0 or end <= start or (text and end > len(text)):
+        of = f" of a text of {len(text)} characters" if text else ""
+        raise DataError(
+            f"{where}: the span [{start}, {end}, {shown(kind)}]{of} does not lie in it; its end is exclusive"
+        )
+    return Span(start, end, kind.strip())
+
+
+def _placed(start: int, end: int, quoted: str, text: str, where: str) -> tuple[int, int]:
+    """Where a span lies that quotes its text: its end may be inclusive, or its places may count UTF-16 units, as JavaScript does."""
+    units = text.encode("utf-16-le", "surrogatepass")
+    before, upto = (len(units[: 2 * place].decode("utf-16-le", "ignore")) for place in (start, end))
+    for first, last in ((start, end), (start, end + 1), (before, upto)):
+        if 0 <= first < last and text[first:last].strip() == quoted.strip():
+            return first, last
+    raise DataError(
+        f"{where}: the span [{start}, {end}] quotes {shown(quoted)}, and the text has {shown(text[max(0, start) : end])} there; are the "
+        "spans those of this text?"
+    )
+
+
+def _first(value: dict[str, Any], keys: Sequence[str]) -> Any:
+    return next((value[key] for key in keys if value.get(key) is not None), None)
+
+
+def _unreadable(value: Any, where: str) -> DataError:
+    return DataError(
+        f"{where}: {shown(value)} is no span; expected [start, end, type], or a mapping of start, end and label, in characters of the text"
+    )

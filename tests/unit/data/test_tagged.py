@@ -1,0 +1,257 @@
+"""Files with a word and its tag a line, as corpora and tools write them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.pages import table
+
+from kdcli.config.dataset import Dataset
+from kdcli.data.readers import read_file
+from kdcli.errors import DataError
+from kdcli.tasks.token_classification.rows import TokenClassificationRows
+
+Sentences = list[list[tuple[str, str]]]
+SENTENCES: Sentences = [
+    [("EU", "B-ORG"), ("rejects", "O"), ("German", "B-MISC"), ("call", "O")],
+    [("Peter", "B-PER"), ("Blackburn", "I-PER")],
+    [("In", "O"), ("BRUSSELS", "B-LOC"), ("#news", "O")],
+]
+
+
+def lines(cell: str, blank: str = "\n", sentences: Sentences = SENTENCES) -> str:
+    """A file with a line for each word, from a template."""
+    return blank.join(
+        "".join(cell.format(i=i, word=word, tag=tag) + "\n" for i, (word, tag) in enumerate(sentence, 1))
+        for sentence in sentences
+    )
+
+
+def read(path: Path, text: str | bytes, **keys: Any) -> Sentences:
+    """The words and tags of a file."""
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    schema = TokenClassificationRows(Dataset(path=str(path), **{"format": "conll"} | keys))
+    raw = read_file(schema, path, str(path))
+    schema.declare({"train": [raw]})
+    return [list(zip(words, tags, strict=True)) for words, tags in raw.rows]
+
+
+def tag_map(change: Callable[[str], str]) -> Sentences:
+    return [[(word, change(tag)) for word, tag in sentence] for sentence in SENTENCES]
+
+
+ONTONOTES = {
+    "O": "*",
+    "B-ORG": "(ORG)",
+    "B-MISC": "(MISC)",
+    "B-PER": "(PER*",
+    "I-PER": "*)",
+    "B-LOC": "(LOC)",
+}
+COLUMNS = ["id", "words", "lemma", "tags", "xpos", "feats", "head", "deprel", "deps", "misc"]
+UD = "{i}\t{word}\t{word}\tNOUN\tNN\t_\t0\troot\t_\tSpaceAfter=No"
+READ: dict[str, tuple[str | bytes, dict[str, Any], Sentences]] = {
+    "spaces between word and tag": (lines("{word} {tag}"), {}, SENTENCES),
+    "tabs": (lines("{word}\t{tag}"), {}, SENTENCES),
+    "tabs in some lines, spaces in others": (
+        lines("{word}\t{tag}").replace("Peter\t", "Peter "),
+        {},
+        SENTENCES,
+    ),
+    "several spaces or tabs that align the columns": (lines("{word}   {tag}"), {}, SENTENCES),
+    "Windows line ends and a byte order mark": (
+        b"\xef\xbb\xbf" + lines("{word}\t{tag}").replace("\n", "\r\n").encode(),
+        {},
+        SENTENCES,
+    ),
+    "no blank line, or several, at the end": (lines("{word} {tag}") + "\n\n\n", {}, SENTENCES),
+    "sentences between lines of spaces or tabs": (
+        lines("{word}\t{tag}", " \t\n"),
+        {},
+        SENTENCES,
+    ),
+    "-DOCSTART- lines": ("-DOCSTART- -X- -X- O\n\n" + lines("{word} NN B-NP {tag}"), {}, SENTENCES),
+    "part of speech and chunk between word and tag (CoNLL-2003)": (
+        lines("{word} NN I-NP {tag}"),
+        {},
+        SENTENCES,
+    ),
+    "tag first": (lines("{tag}\t{word}"), {}, SENTENCES),
+    "type first (PER Peter)": (
+        lines("{tag} {word}", sentences=tag_map(lambda tag: tag[2:] or "O")),
+        {},
+        tag_map(lambda tag: tag[2:] or "O"),
+    ),
+    "a word with a space, between tabs": (
+        lines("{word}\t{tag}").replace("BRUSSELS", "NEW YORK"),
+        {},
+        [*SENTENCES[:2], [("In", "O"), ("NEW YORK", "B-LOC"), ("#news", "O")]],
+    ),
+    "a word with a space, between spaces": (
+        lines("{word} {tag}").replace("BRUSSELS", "NEW YORK"),
+        {},
+        [*SENTENCES[:2], [("In", "O"), ("NEW YORK", "B-LOC"), ("#news", "O")]],
+    ),
+    "numbers of words first": (lines("{i}\t{word}\t{tag}"), {}, SENTENCES),
+    "comments (# id …, # text = …)": (
+        "# id 0\tdomain=en\n" + lines("{word} _ _ {tag}", "\n# text = a b\n"),
+        {},
+        SENTENCES,
+    ),
+    "a word that begins with #": (
+        lines("{word} {tag}") + "# O\n",
+        {},
+        [*SENTENCES[:2], [*SENTENCES[2], ("#", "O")]],
+    ),
+    "two columns of tags (GermEval)": (
+        "#\thttp://example.org\n" + lines("{i}\t{word}\t{tag}\tO"),
+        {"columns": ["number", "words", "tags", "inner"]},
+        SENTENCES,
+    ),
+    "CoNLL-U with named columns": (
+        "# sent_id = 1\n1-2\tdu\t_\t_\t_\t_\t_\t_\t_\t_\n" + lines(UD),
+        {"columns": COLUMNS},
+        tag_map(lambda tag: "NOUN"),
+    ),
+    "CoNLL-U Plus (# global.columns = …)": (
+        "# global.columns = ID FORM NER\n" + lines("{i}\t{word}\t{tag}"),
+        {},
+        SENTENCES,
+    ),
+    "OntoNotes (CoNLL-2012): brackets, more columns in some sentences": (
+        "#begin document (a); part 000\n"
+        + "\n".join(
+            "".join(
+                f"a 0 {i} {word} NNP (TOP(S* - - - - {ONTONOTES[tag]} {'(V*) ' * more}-\n"
+                for i, (word, tag) in enumerate(sentence)
+            )
+            for more, sentence in enumerate(SENTENCES)
+        )
+        + "\n#end document\n",
+        {},
+        SENTENCES,
+    ),
+    "vertical bars or semicolons between word and tag": (lines("{word}|{tag}"), {}, SENTENCES),
+    "commas and quotes, with a header": (
+        "word,tag\n" + lines('"{word}",{tag}').replace("call", ","),
+        {},
+        [[*SENTENCES[0][:3], (",", "O")], *SENTENCES[1:]],
+    ),
+    "another separator": (lines("{word}={tag}"), {"delimiter": "="}, SENTENCES),
+    "a header that names the columns": (
+        "pos\ttoken\tner\n" + lines("NN\t{word}\t{tag}"),
+        {"words": "token", "tags": "ner"},
+        SENTENCES,
+    ),
+    "a sentence a line, words joined to tags (EU/B-ORG rejects/O)": (
+        "\n".join(" ".join(f"{word}/{tag}" for word, tag in sentence) for sentence in SENTENCES),
+        {},
+        SENTENCES,
+    ),
+    "no-break spaces and invisible characters as words": (
+        lines("{word}\t{tag}").replace("call\tO", "call\tO\n\u00a0\tO\n\u200b\tO\n\tO"),
+        {},
+        SENTENCES,
+    ),
+    "a column with the number of the sentence (sentence_id)": (
+        "sentence_id\tword\ttag\n"
+        + "".join(f"{i}\t{word}\t{tag}\n" for i, each in enumerate(SENTENCES) for word, tag in each),
+        {},
+        SENTENCES,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_habits_of_files(tmp_path: Path, name: str) -> None:
+    """A habit that is not known gives other words, other tags or other sentences, or a comment that is learnt as an entity."""
+    text, keys, expected = READ[name]
+    assert read(tmp_path / "a.conll", text, **keys) == expected
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a word without a tag": (
+        lines("{word}\t{tag}") + "\n" + lines("{word}\t{tag}") + "\nEU\n",
+        {},
+        r"a.conll, line 25: expected a word and its tag among 2 columns, as most lines have, got 'EU'",
+    ),
+    "CoNLL-U without a column of entities": (lines(UD), {}, r"dataset.columns=\[id,words,lemma,tags,xpos"),
+    "names of columns that are not those of the lines": (
+        lines("{word} NN {tag}"),
+        {"columns": ["words", "tags"]},
+        r"2 columns have names \(words, tags\), and line 1 has 3 fields .* with dataset.columns=",
+    ),
+    "named columns without words and tags": (
+        lines("{word} {tag}"),
+        {"columns": ["one", "two"]},
+        r"none of its columns \(one, two\) is called words; name it with dataset.words=",
+    ),
+    "dataset.words without a header": (
+        lines("{word} {tag}"),
+        {"words": "form", "tags": "ner"},
+        r"no header with the column 'form'; name all its columns in order with dataset.columns=",
+    ),
+    "sentences of plain text": (
+        "EU rejects German call\nPeter Blackburn\nIn BRUSSELS #news\n",
+        {},
+        r"line 1: expected a word and its tag, got 'EU rejects German call'; .* dataset.delimiter=",
+    ),
+    "no blank lines between sentences": (
+        lines("{word} {tag}", "") * 300,
+        {},
+        r"2700 words and no blank line between sentences; .* dataset.columns= and dataset.sentence=",
+    ),
+    "no column of tags": (
+        "".join(f"word{i} lemma{i} x{i}\n\n" for i in range(400)),
+        {},
+        r"no column looks like tags \(column 3 has 400 different values.* with dataset.columns=",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_files_that_are_refused(tmp_path: Path, name: str) -> None:
+    """Words that are learnt as tags, silently; or a message without the key that mends it."""
+    text, keys, message = REFUSED[name]
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / "a.conll", text, **keys)
+
+
+def test_the_page_lists_these_files() -> None:
+    """A page that promises a format which no test reads."""
+    rows = table("tags.md", "A word a line")
+    assert rows.keys() == READ.keys() | REFUSED.keys()
+    for name, (_, _, message) in REFUSED.items():
+        keys = re.findall(r"dataset\.[a-z]+", rows[name])
+        assert all(key in message for key in keys), name
+        assert rows[name].startswith("refused"), name
+    assert all(rows[name].startswith("read") for name in READ)
+
+
+def test_what_was_decided_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Columns that are chosen and words that are left out in silence: the user learns of it by the scores."""
+    caplog.set_level(logging.INFO)
+    read(tmp_path / "a.conll", "# a\n" + lines("{i}\t{word}\tI-NP\t{tag}").replace("4\tcall", "4\t\u00a0"))
+    assert (
+        "a.conll: tabs between 4 columns, words of column 2, tags of column 4 (column 1 numbers the words) (column 3 could be tags as well: "
+        "choose with dataset.columns=); comment lines left out: 1"
+    ) in caplog.text
+    assert "1 words are white space or invisible characters, and are left out (line 5)" in caplog.text
+
+
+def test_text_without_tags(tmp_path: Path) -> None:
+    """Unlabelled text that needs a tag, or whose last column is read as words."""
+    path = tmp_path / "a.conll"
+    for text in (lines("{word}"), lines("{word}\tO"), lines("{i}\t{word}\t_")):
+        path.write_text(text)
+        schema = TokenClassificationRows(Dataset(path=str(path), format="conll")).unlabelled()
+        rows = read_file(schema, path, str(path)).rows
+        assert [words for words, _ in rows] == [[word for word, _ in each] for each in SENTENCES]
+    path.write_text("EU rejects German call\nPeter Blackburn\n")
+    with pytest.raises(DataError, match="most lines hold several words; expected a word a line"):
+        read_file(schema, path, str(path))

@@ -1,0 +1,266 @@
+"""Tables of words with tags, and of texts with spans of characters, as tools and corpora write them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.pages import table
+
+from kdcli.config.dataset import Dataset
+from kdcli.data.readers import read_file
+from kdcli.errors import DataError
+from kdcli.tasks.token_classification.rows import TokenClassificationRows
+
+Sentences = list[list[tuple[str, str]]]
+SENTENCES: Sentences = [
+    [("EU", "B-ORG"), ("rejects", "O"), ("German", "B-MISC"), ("call", "O")],
+    [("Peter", "B-PER"), ("Blackburn", "I-PER")],
+]
+WORDS, TAGS = ([[each[place] for each in sentence] for sentence in SENTENCES] for place in (0, 1))
+
+
+def read(folder: Path, rows: Any, words: str, tags: str, **keys: Any) -> Sentences:
+    """The words and tags of a file: jsonl if the rows are a list, else csv."""
+    named = "csv" if isinstance(rows, str) else "jsonl"
+    path = folder / f"a.{named}"
+    path.write_text(rows if isinstance(rows, str) else "\n".join(map(json.dumps, rows)))
+    schema = TokenClassificationRows(Dataset(path=str(path), format=named, words=words, tags=tags, **keys))
+    raw = read_file(schema, path, str(path))
+    schema.declare({"train": [raw]})
+    return [list(zip(words, tags, strict=True)) for words, tags in raw.rows]
+
+
+def csv_of(write: Any) -> str:
+    cells = zip(map(write, WORDS), map(write, TAGS), strict=True)
+    return "words,tags\n" + "".join(f'"{words}","{tags}"\n' for words, tags in cells)
+
+
+KAGGLE = "Sentence #,Word,POS,Tag\nSentence: 1,EU,NNP,B-ORG\n,rejects,VBZ,O\n,German,JJ,B-MISC\n,call,NN,O\nSentence: 2,Peter,NNP,B-PER\n,Blackburn,NNP,I-PER\n"
+A_WORD_A_ROW = [
+    {"tweet": number, "word": word, "tag": tag}
+    for number, sentence in enumerate(SENTENCES)
+    for word, tag in sentence
+]
+READ_TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "lists of words and tags": ([{"words": w, "tags": t} for w, t in zip(WORDS, TAGS, strict=True)], {}),
+    "lists of integers with dataset.labels": (
+        [{"words": w, "tags": [["O", "B-ORG", "B-MISC", "B-PER", "I-PER"].index(tag) for tag in t]} for w, t in zip(WORDS, TAGS, strict=True)],
+        {"labels": ["O", "B-ORG", "B-MISC", "B-PER", "I-PER"]},
+    ),
+    "lists that a csv holds as text (['O', 'B-PER'])": (csv_of(repr), {}),
+    "printed numpy arrays (['O' 'B-PER'])": (csv_of(lambda values: repr(values).replace(",", "")), {}),
+    "words and tags between spaces": (csv_of(" ".join), {}),
+    "tags between commas": (csv_of(" ".join).replace("B-ORG O B-MISC O", "B-ORG,O,B-MISC,O").replace("B-PER I", "B-PER,I"), {}),
+    "a word a row, with a column such as Sentence #": (KAGGLE, {"words": "Word", "tags": "Tag"}),
+    "a word a row, with another column of numbers": (A_WORD_A_ROW, {"words": "word", "tags": "tag", "sentence": "tweet"}),
+    "words that are empty, white space or invisible": (
+        [{"words": ["", *w, "\u200b", " "], "tags": ["O", *t, "O", "O"]} for w, t in zip(WORDS, TAGS, strict=True)],
+        {},
+    ),
+}  # fmt: skip
+REFUSED_TABLES: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "a word a row, without numbers of sentences": (
+        "words,tags\nEU,B-ORG\nrejects,O\nPeter,B-PER\n",
+        {},
+        r"3 of 3 rows hold a single word, and no column numbers the sentences; name one with dataset.sentence=; .* dataset=conll",
+    ),
+    "integers without names": (
+        [{"words": ["a", "b"], "tags": [0, 1]}],
+        {},
+        r"the tags are integers \(0, 1\).*dataset.labels=\[O,B-PER",
+    ),
+    "more or fewer tags than words": (
+        [{"words": "one two three", "tags": "positive"}],
+        {},
+        r"row 1: 3 words and 1 tags; each word needs one",
+    ),
+    "a column of numbers that does not exist": (
+        KAGGLE,
+        {"words": "Word", "tags": "Tag", "sentence": "Sentence"},
+        r"no column 'Sentence'; did you mean Sentence #\? .* with dataset.sentence=",
+    ),
+}
+
+TEXT = "Anna Lee moved to São Paulo."
+TAGGED = [
+    ("Anna", "B-PER"), ("Lee", "I-PER"), ("moved", "O"), ("to", "O"), ("São", "B-LOC"), ("Paulo", "I-LOC"), (".", "O"),
+]  # fmt: skip
+
+
+def spans(start: str, end: str, kind: str, **more: Any) -> list[dict[str, Any]]:
+    return [{start: 0, end: 8, kind: "PER"} | more, {start: 18, end: 27, kind: "LOC"} | more]
+
+
+def quoted(labels: str = "labels", shift: int = 0) -> list[dict[str, Any]]:
+    return [
+        {"start": 0 + shift, "end": 8 + shift, "text": "Anna Lee", labels: ["PER"]},
+        {"start": 18 + shift, "end": 27 + shift, "text": "São Paulo", labels: ["LOC"]},
+    ]
+
+
+def studio(values: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    results = [
+        {"value": value, "from_name": "label", "to_name": "text", "type": "labels"} for value in values
+    ]
+    return [
+        {
+            "id": 1,
+            "was_cancelled": False,
+            "result": [*results, {"value": {"choices": ["news"]}, "type": "choices"}],
+        }
+    ]
+
+
+TOKENS = [
+    {"text": word, "start": TEXT.index(word), "end": TEXT.index(word) + len(word)} for word, _ in TAGGED
+]
+READ_SPANS: dict[str, tuple[dict[str, Any], str, str, Sentences]] = {
+    "doccano: [start, end, type]": ({"text": TEXT, "label": [[0, 8, "PER"], [18, 27, "LOC"]]}, "text", "label", [TAGGED]),
+    "doccano: entities with start_offset and end_offset": (
+        {"id": 1, "text": TEXT, "entities": spans("start_offset", "end_offset", "label", id=1), "relations": []},
+        "text", "entities", [TAGGED],
+    ),
+    "Prodigy and spaCy: spans with start, end and label": (
+        {"text": TEXT, "spans": spans("start", "end", "label", token_start=0)}, "text", "spans", [TAGGED],
+    ),
+    "Prodigy: tokens with spans": ({"tokens": TOKENS, "spans": spans("start", "end", "label")}, "tokens", "spans", [TAGGED]),
+    "spaCy: {entities: [[start, end, type]]}": (
+        {"text": TEXT, "label": {"entities": [[0, 8, "PER"], [18, 27, "LOC"]]}}, "text", "label", [TAGGED],
+    ),
+    "Label Studio: annotations with results": (
+        {"data": {"text": TEXT}, "annotations": studio(quoted())}, "data.text", "annotations", [TAGGED],
+    ),
+    "Label Studio, JSON_MIN: value in the row": ({"text": TEXT, "label": quoted()}, "text", "label", [TAGGED]),
+    "places in UTF-16 units, with the text of the span": (
+        {"text": "😀" + TEXT, "label": quoted(shift=2)}, "text", "label", [[("😀", "O"), *TAGGED]],
+    ),
+    "Dataturks: points whose end is inclusive": (
+        {"content": TEXT, "annotation": [
+            {"label": ["PER"], "points": [{"start": 0, "end": 7, "text": "Anna Lee"}]},
+            {"label": ["LOC"], "points": [{"start": 18, "end": 26, "text": "São Paulo"}]},
+        ]},
+        "content", "annotation", [TAGGED],
+    ),
+    "pipelines of transformers: entity_group": (
+        {"text": TEXT, "found": spans("start", "end", "entity_group", score=0.9)}, "text", "found", [TAGGED],
+    ),
+    "spans with white space at their ends": (
+        {"text": TEXT, "label": [[0, 9, "PER"], [17, 27, "LOC"]]}, "text", "label", [TAGGED],
+    ),
+    "spans that cut a word": ({"text": TEXT, "label": [[0, 6, "PER"], [19, 27, "LOC"]]}, "text", "label", [TAGGED]),
+    "the same span twice": (
+        {"text": TEXT, "label": [[0, 8, "PER"], [0, 8, "PER"], [18, 27, "LOC"]]}, "text", "label", [TAGGED],
+    ),
+    "scripts without spaces between words": (
+        {"text": "我在北京。", "label": [[2, 4, "LOC"]]}, "text", "label",
+        [[("我", "O"), ("在", "O"), ("北", "B-LOC"), ("京", "I-LOC"), ("。", "O")]],
+    ),
+    "letters with marks (Devanagari)": (
+        {"text": "दिल्ली में", "label": [[0, 6, "LOC"]]}, "text", "label", [[("दिल्ली", "B-LOC"), ("में", "O")]],
+    ),
+}  # fmt: skip
+REFUSED_SPANS: dict[str, tuple[dict[str, Any], str]] = {
+    "spans that overlap": (
+        {"text": TEXT, "label": [[0, 8, "PER"], [5, 8, "NAME"]]},
+        r"row 1: the spans \[0, 8, 'PER'\] and \[5, 8, 'NAME'\] overlap, and a word has one tag",
+    ),
+    "spans that do not lie in the text": (
+        {"text": TEXT, "label": [[18, 60, "LOC"]]},
+        r"row 1: the span \[18, 60, 'LOC'\] of a text of 28 characters does not lie in it; its end is exclusive",
+    ),
+    "spans that quote another text": (
+        {"text": TEXT, "label": [{"start": 0, "end": 4, "text": "Otto", "label": "PER"}]},
+        r"quotes 'Otto', and the text has 'Anna' there",
+    ),
+    "spans of words": (
+        {"text": TEXT.split(), "label": [[0, 1, "PER"]]},
+        r"the tags are spans of characters .* name the column of the texts with dataset.words=",
+    ),
+    "other mappings (CLUENER)": (
+        {"text": TEXT, "label": {"PER": {"Anna Lee": [[0, 7]]}}},
+        r"is no span; expected \[start, end, type\], or a mapping of start, end and label",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ_TABLES)
+def test_tables_of_words(tmp_path: Path, name: str) -> None:
+    """A list in a cell that is read as one word, or each word of a table as a sentence."""
+    rows, keys = READ_TABLES[name]
+    assert read(tmp_path, rows, **({"words": "words", "tags": "tags"} | keys)) == [
+        list(map(tuple, sentence)) for sentence in (_indexed(name) or SENTENCES)
+    ]
+
+
+def _indexed(name: str) -> Sentences | None:
+    """Integers stay as they are until they are looked up."""
+    if name != "lists of integers with dataset.labels":
+        return None
+    labels = ["O", "B-ORG", "B-MISC", "B-PER", "I-PER"]
+    return [[(word, str(labels.index(tag))) for word, tag in sentence] for sentence in SENTENCES]
+
+
+@pytest.mark.parametrize("name", REFUSED_TABLES)
+def test_tables_that_are_refused(tmp_path: Path, name: str) -> None:
+    """Rows of one word each that are learnt as sentences; a message without a remedy."""
+    rows, keys, message = REFUSED_TABLES[name]
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, rows, **({"words": "words", "tags": "tags"} | keys))
+
+
+@pytest.mark.parametrize("name", READ_SPANS)
+def test_spans_become_tags(tmp_path: Path, name: str) -> None:
+    """Spans of a labelling tool that are refused, or whose entities shift by a character."""
+    row, words, tags, expected = READ_SPANS[name]
+    assert read(tmp_path, [row], words, tags) == expected
+
+
+@pytest.mark.parametrize("name", REFUSED_SPANS)
+def test_spans_that_are_refused(tmp_path: Path, name: str) -> None:
+    """Half of an annotation that is learnt, or tags at the wrong words."""
+    row, message = REFUSED_SPANS[name]
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, [row], "text", "label")
+
+
+def test_the_page_lists_these_tables() -> None:
+    """A page that promises a format which no test reads."""
+    for heading, good, bad in (
+        ("Tables", READ_TABLES, REFUSED_TABLES),
+        ("Spans of characters", READ_SPANS, REFUSED_SPANS),
+    ):
+        rows = table("tags.md", heading)
+        assert rows.keys() == good.keys() | bad.keys()
+        assert all(rows[name].startswith("read") for name in good)
+        assert all(rows[name].startswith("refused") for name in bad)
+
+
+def test_a_text_without_spans_has_no_entity(tmp_path: Path) -> None:
+    """Texts without entities that are dropped or refused: a tagger that finds some everywhere."""
+    rows = [{"text": TEXT, "label": [[0, 4, "PER"]]}, {"text": "Nothing here.", "label": []}]
+    assert read(tmp_path, rows, "text", "label")[1] == [("Nothing", "O"), ("here", "O"), (".", "O")]
+
+
+def test_unlabelled_texts_are_cut_as_those_with_spans(tmp_path: Path) -> None:
+    """Text that only the teacher labels, with other words than the text with gold spans."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": TEXT, "label": [[0, 4, "PER"]]}))
+    schema = TokenClassificationRows(Dataset(path=str(path), format="jsonl", words="text", tags="label"))
+    read_file(schema, path, str(path))
+    assert read_file(schema.unlabelled(), path, str(path)).rows[0][0] == [word for word, _ in TAGGED]
+
+
+def test_what_was_decided_about_spans_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Words that are tagged although half of them is in a span, and annotations that are not read, in silence."""
+    caplog.set_level(logging.INFO)
+    twice = {"data": {"text": TEXT}, "annotations": [*studio(quoted()), *studio(quoted()[:1])]}
+    read(tmp_path, [twice], "data.text", "annotations")
+    assert "1 texts have the labels of several annotators, of which the first ones are read" in caplog.text
+    read(tmp_path, [{"text": TEXT, "label": [[0, 6, "PER"]]}], "text", "label")
+    assert "1 spans begin or end inside of a word, which is then tagged entirely" in caplog.text
+    read(tmp_path, KAGGLE, "Word", "Tag")
+    assert "each row is a word; its 6 rows are 2 sentences" in caplog.text

@@ -1,0 +1,237 @@
+"""Schemes of tags: entities are those of seqeval, whatever the tags are called."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from seqeval.metrics import f1_score, precision_score, recall_score
+from seqeval.metrics.sequence_labeling import get_entities
+from support.pages import table
+from support.tiny import bert
+from transformers import BertForTokenClassification
+
+from kdcli.config.dataset import Dataset
+from kdcli.errors import DataError
+from kdcli.exporting import snippets
+from kdcli.tasks.base import Predictions
+from kdcli.tasks.rows import RawSplit
+from kdcli.tasks.token_classification.presentation import PRESENTATION
+from kdcli.tasks.token_classification.rows import TokenClassificationRows
+from kdcli.tasks.token_classification.scheme import scheme_of
+from kdcli.tasks.token_classification.task import TokenClassification
+
+TYPES = ("PER", "GENE-X")
+STYLES: dict[str, tuple[str, str, str]] = {
+    # letters, a tag, the tag of no entity
+    "IOB2": ("BI", "{letter}-{type}", "O"),
+    "IOB1": ("BI", "{letter}-{type}", "O"),
+    "IOE": ("IE", "{letter}-{type}", "O"),
+    "BIOES (IOBES)": ("BIES", "{letter}-{type}", "O"),
+    "BILOU": ("BILU", "{letter}-{type}", "O"),
+    "BMES": ("BMES", "{letter}-{type}", "O"),
+    "BMEWO": ("BMEW", "{letter}-{type}", "O"),
+    "suffixes": ("BIES", "{type}-{letter}", "O"),
+    "underscores": ("BI", "{letter}_{type}", "O"),
+    "suffixes with underscores": ("BI", "{type}_{letter}", "O"),
+    "points, colons, strokes": ("BI", "{letter}:{type}", "O"),
+    "lower case": ("bi", "{letter}-{type}", "o"),
+    "NONE, OUT, 0, _ and the like for O": ("BIES", "{letter}-{type}", "NONE"),
+    "any other single tag without a prefix for O": ("BI", "{letter}-{type}", "Rest"),
+}
+STANDARD = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
+
+
+def tags_of(letters: str, form: str, outside: str) -> dict[str, str]:
+    """All tags of a style, and what seqeval calls them."""
+    tags = {
+        form.format(letter=letter, type=kind): f"{STANDARD[letter.upper()]}-{kind}"
+        for letter in letters
+        for kind in TYPES
+    }
+    return tags | {outside: "O"}
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_scores_are_those_of_seqeval(name: str) -> None:
+    """A scheme that is not understood: types such as M-PER, entities of single words, or O counted as an entity."""
+    letters, form, outside = STYLES[name]
+    names = tags_of(letters, form, outside)
+    labels = sorted(names)
+    chance = random.Random(0)
+    gold = [[chance.choice([outside, *labels]) for _ in range(chance.randint(1, 12))] for _ in range(200)]
+    predicted = [[tag if chance.random() < 0.7 else chance.choice(labels) for tag in row] for row in gold]
+    indices = {label: index for index, label in enumerate(labels)}
+    logits = np.eye(len(labels), dtype=np.float32)[[indices[tag] for row in predicted for tag in row]]
+    task = TokenClassification(labels)
+    scores = task.scores(
+        Predictions(
+            {"logits": logits},
+            np.asarray([indices[tag] for row in gold for tag in row]),
+            np.asarray(list(map(len, gold))),
+        )
+    )
+    y_true, y_pred = ([[names[tag] for tag in row] for row in rows] for rows in (gold, predicted))
+    assert scores["f1"] == pytest.approx(f1_score(y_true, y_pred))
+    assert scores["precision"] == pytest.approx(precision_score(y_true, y_pred))
+    assert scores["recall"] == pytest.approx(recall_score(y_true, y_pred))
+    assert set(scores["entities"]) == set(TYPES)
+    assert task.scheme.outside == [outside]
+
+
+@pytest.mark.parametrize(
+    ("tags", "outside", "expected", "none"),
+    [
+        ("PER LOC O", (), ["LOC", "PER"], ["O"]),
+        ("PER LOC OTHER", (), ["LOC", "PER"], ["OTHER"]),
+        ("PER LOC OTHER O", (), ["LOC", "OTHER", "PER"], ["O"]),
+        ("PER LOC rest", ("rest",), ["LOC", "PER"], ["rest"]),
+        ("NOUN VERB ADJ", (), ["ADJ", "NOUN", "VERB"], []),
+        ("B I O", (), ["entity"], ["O"]),
+        ("B M E S", (), ["entity"], []),
+        ("B-PER I-PER O o 0", (), ["PER"], ["O", "o", "0"]),
+        ("B-PER I-PER O X [CLS]", (), ["PER", "X", "[CLS]"], ["O"]),
+        ("B-PER I-PER O X [CLS]", ("O", "X", "[CLS]"), ["PER"], ["O", "X", "[CLS]"]),
+        ("T-cell B-cell O", (), ["B-cell", "T-cell"], ["O"]),
+        ("start_time end_time O", (), ["end_time", "start_time"], ["O"]),
+        ("B-S I-S E-S S-S O", (), ["S"], ["O"]),
+        ("S-B S-I O", (), ["S"], ["O"]),
+        ("B-VIT-B I-VIT-B O", (), ["VIT-B"], ["O"]),
+        ("I-PER I-LOC O", (), ["LOC", "PER"], ["O"]),
+        ("B-PER O", (), ["PER"], ["O"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_types_are_found_by_the_names_of_tags(
+    tags: str, outside: tuple[str, ...], expected: list[str], none: list[str]
+) -> None:
+    """A type with a letter and a hyphen that is taken for a prefix; a class for no entity that is taken for a type."""
+    scheme = scheme_of(tags.split(), outside)
+    assert scheme.types == expected
+    assert scheme.outside == none
+    assert scheme_of(tags.split(), scheme.outside) == scheme, "what a report records gives the same scheme"
+
+
+def declared(rows: list[list[str]], **keys: Any) -> TokenClassificationRows:
+    """The schema after it has read rows of tags."""
+    schema = TokenClassificationRows(Dataset(path="a.jsonl", format="jsonl", words="w", tags="t", **keys))
+    values = [schema.check((["x"] * len(tags), tags), "a") for tags in rows]
+    schema.declare({"train": [RawSplit("a.jsonl", values)]})
+    return schema
+
+
+def test_what_is_no_scheme_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Parts of speech, a tag of no entity with a name of its own, or a misspelt tag: figures about other entities, in silence."""
+    caplog.set_level("INFO")
+    declared([["B_PER", "I_PER", "o"]])
+    assert "a.jsonl: tags with the prefixes B, I; entity types: PER; outside: o" in caplog.text
+    declared([["NOUN", "VERB", "NOUN"]])
+    assert (
+        "no tag is called O or the like, so every word counts as part of an entity (types: NOUN, VERB)"
+        in caplog.text
+    )
+    assert "give dataset.outside=NOUN" in caplog.text
+    declared([["B-PER", "I-PER", "O", "PRE"]])
+    assert "the tags PRE stand without a letter (B, I) and count as entity types" in caplog.text
+    assert "give 'dataset.outside=[O,PRE]'" in caplog.text
+    with pytest.raises(
+        DataError, match=r"several tags have no prefix \(BAR, FOO\).*dataset.outside=FOO, which is"
+    ):
+        declared([["B-PER", "I-PER", "FOO", "FOO", "BAR"]])
+    declared([["B-PER", "I-PER", "FOO", "FOO", "BAR"]], outside=["FOO", "BAR"])
+    with pytest.raises(DataError, match=r"dataset.outside = 'OO' is no tag; did you mean O\?"):
+        declared([["B-PER", "I-PER", "O"]], outside="OO")
+
+
+def test_the_page_lists_these_schemes() -> None:
+    """A page that promises a scheme which no test scores."""
+    rows = table("tags.md", "Schemes of tags")
+    assert rows.keys() == {*STYLES, "types alone", "letters alone", "integers"}
+    for name, (letters, form, outside) in STYLES.items():
+        tags = [tag.strip("`") for tag in rows[name].split(" ") if tag.startswith("`")]
+        scheme = scheme_of(tags)
+        assert scheme.outside == [outside], name
+        assert {tag for tag in tags if tag != outside} <= {
+            form.format(letter=letter, type="PER") for letter in letters
+        }, name
+    assert scheme_of(["PER", "LOC", "O"]).form == "types"
+    assert scheme_of(["B", "I", "O"]).types == ["entity"]
+
+
+# ---- what users run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["IOB2", "BIOES (IOBES)", "suffixes", "lower case"])
+def test_scripts_group_words_as_the_scores_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A script beside an exported model that groups the words of IOB2 alone."""
+    letters, form, outside = STYLES[name]
+    names = tags_of(letters, form, outside)
+    task = TokenClassification(sorted(names))
+    snippets._fill(
+        snippets.HERE / "student_token_classification.py",
+        tmp_path / "student.py",
+        "token_classification",
+        {"PARTS": dict(task.scheme.parts)},
+    )
+    text = (
+        (tmp_path / "student.py")
+        .read_text()
+        .replace("from row import HERE, LABELS, Row", "Row = object; HERE = None")
+    )
+    (tmp_path / "student.py").write_text(text)
+    spec = importlib.util.spec_from_file_location("student", tmp_path / "student.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    chance = random.Random(1)
+    for _ in range(50):
+        tags = chance.choices(task.labels, k=chance.randint(1, 9))
+        words = [f"w{number}" for number in range(len(tags))]
+        expected = [
+            (kind, " ".join(words[first : last + 1]))
+            for kind, first, last in get_entities([names[tag] for tag in tags])
+        ]
+        assert module.entities(list(zip(tags, words, strict=True))) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["IOB2", "BMES", "suffixes with underscores", "NONE, OUT, 0, _ and the like for O"]
+)
+def test_the_code_of_the_card_groups_words(tokenizer, tmp_path: Path, name: str) -> None:
+    """A card whose pipeline calls M-PER a type, or prints the words outside of entities."""
+    letters, form, outside = STYLES[name]
+    names = tags_of(letters, form, outside)
+    labels = sorted(names)
+    config = bert(tokenizer, labels, hidden=32, layers=1).config
+    BertForTokenClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    report = {"labels": labels, "tags": TokenClassification(labels).scheme.as_json()}
+    code = PRESENTATION.card.usage(report, False, "").replace("path/to/this/directory", str(tmp_path))
+    scope: dict[str, Any] = {"print": lambda *_: None}
+    exec(code, scope)
+    chance = random.Random(2)
+    words = ["good", "bad", "day", "film", "this", "sad"]
+    for _ in range(20):
+        tags = chance.choices(labels, k=len(words))
+        tokens = [
+            {
+                "entity": tag,
+                "word": word,
+                "score": np.float32(1),
+                "start": 10 * i,
+                "end": 10 * i + 5,
+                "index": i,
+            }
+            for i, (tag, word) in enumerate(zip(tags, words, strict=True))
+        ]
+        groups = [group for group in scope["tag"].group_entities(tokens) if group.get("entity_group") != "O"]
+        assert [(group["entity_group"], group["start"] // 10, group["end"] // 10) for group in groups] == [
+            tuple(each) for each in get_entities([names[tag] for tag in tags])
+        ]
