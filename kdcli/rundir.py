@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 
 from kdcli.config import renamed
 from kdcli.config.check import defaults
+from kdcli.config.components import argument_defaults, locate
 from kdcli.config.schema import COMMANDS
 from kdcli.errors import ConfigError, listed
 from kdcli.files import (
@@ -361,17 +362,24 @@ def _lock(run: Path) -> Lock:
 
 
 def _with_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded config with the schema's default of each key that the release which recorded it did not have."""
+    """A recorded config with the default of each key, or argument of a class, that the release which recorded it did not have."""
 
-    def filled(tree: Any, default: Any) -> Any:
-        if not isinstance(tree, Mapping) or not isinstance(default, Mapping):
+    def filled(tree: Any, default: Any, current: Any) -> Any:
+        if not isinstance(tree, Mapping) or not isinstance(default, Mapping | None):
             return tree
-        return {**default, **{key: filled(value, default.get(key)) for key, value in tree.items()}}
+        current = current if isinstance(current, Mapping) else {}
+        target = tree.get("_target_")
+        if target is not None and current.get("_target_") == target and current.keys() - tree.keys():
+            default = {**argument_defaults(locate(target)), **(default or {})}
+            default = {key: value for key, value in default.items() if key in current}
+        if default is None:
+            return tree
+        inner = {key: filled(value, default.get(key), current.get(key)) for key, value in tree.items()}
+        return {**default, **inner}
 
     schemas = (each for each in COMMANDS.values() if now.keys() <= each.model_fields.keys())
-    return dict(
-        filled(before, {key: value for each in [*schemas][:1] for key, value in defaults(each).items()})
-    )
+    schema = {key: value for each in [*schemas][:1] for key, value in defaults(each).items()}
+    return dict(filled(before, schema, now))
 
 
 def _differences(before: Any, now: Any, path: str = "") -> set[str]:

@@ -241,6 +241,13 @@ def arguments_model(target: type, components: Sequence[str] = ()) -> type[BaseMo
     )
 
 
+def argument_defaults(target: type) -> dict[str, Any]:
+    """The default values of the constructor's arguments, as a config holds them."""
+    model = arguments_model(target)
+    given = {name: field.default for name, field in model.model_fields.items() if not field.is_required()}
+    return model.model_construct(**given).model_dump(include=set(given), warnings=False)
+
+
 def build(component: Component, kind: type) -> Any:
     """Build an instance of the component's class. Components among its arguments are built first, where the constructor's annotation
     expects one.

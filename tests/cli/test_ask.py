@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from support.commands import ColdCache
-from support.endpoint import Host, Served, last, likely, said
+from support.endpoint import Host, Served, last, likely, refusing, said
 from support.tiny import (
     BAD,
     GOOD,
@@ -164,7 +164,7 @@ def test_samples(ask: Any, served: Served) -> None:
         return [said(text) for text in (["good", " Good.", "It is bad", "hm"] if good else ["bad"] * 4)]
 
     host = served(reply)
-    status, run = ask(host, "teacher.soft_labels=samples", "teacher.samples=4")
+    status, run = ask(host, "teacher.soft_labels=samples", "teacher.samples=4", "teacher.max_unparsable=0.3")
     assert status == 0
     asked = report_of(run)["endpoint"]
     assert {body["n"] for body in host.bodies} == {4}
@@ -203,7 +203,9 @@ def test_one_label_and_what_is_none(ask: Any, served: Served) -> None:
         ]
 
     host = served(reply)
-    status, run = ask(host, "teacher.soft_labels=one_hot", "teacher.smoothing=0.2")
+    status, run = ask(
+        host, "teacher.soft_labels=one_hot", "teacher.smoothing=0.2", "teacher.max_unparsable=0.6"
+    )
     assert status == 0
     report = report_of(run)
     asked = report["endpoint"]
@@ -225,6 +227,74 @@ def test_one_label_and_what_is_none(ask: Any, served: Served) -> None:
     scored = json.loads((run.parent / "eval" / "eval.json").read_text())
     assert scored["examples"] == report["test_examples"]
     assert scored["models"]["student"]["score"] == report["models"]["student"]["score"]
+
+
+def test_labels_in_thoughts_that_are_cut(
+    ask: Any, served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every label is read out of a thought that ended at the limit of tokens; or all of them are paid for before that is told; or the
+    remedy does not help."""
+
+    def reply(body: dict[str, Any]) -> list[dict[str, Any]]:
+        label = "good" if is_good(last(body).split("Text:")[-1]) else "bad"
+        if body["max_tokens"] < 1000:
+            return [said(f"<think>\nThe user wants a label. Label: {label}", "length")]
+        return [said(f"<think>\nbad? good?\n</think>\n\n{label}")]
+
+    host = served(reply)
+    options = ["teacher.soft_labels=one_hot", "control=false", "trainer.max_steps=2"]
+    assert ask(host, *options)[0] == 2
+    error = capsys.readouterr().err
+    assert len(host.bodies) <= 32
+    assert error.count("cut inside its thoughts (finish_reason=length)") in (1, 2, 3)
+    assert "++teacher.parameters.max_tokens=2048" in error
+    status, run = ask(host, *options, "++teacher.parameters.max_tokens=2048", folder="again")
+    assert status == 0
+    asked = report_of(run)["endpoint"]
+    assert asked["unparsable"] == 0
+    assert asked["agreement"]["accuracy"] > 0.9
+
+
+def test_a_host_that_takes_few_parameters(ask: Any, served: Served, caplog: Any) -> None:
+    """A model that refuses max_tokens, temperature and structured output cannot be a teacher."""
+    refused = ["max_tokens", "temperature", "response_format"]
+
+    def refuses(body: dict[str, Any]) -> bool:
+        return any(name in body for name in refused)
+
+    def reply(body: dict[str, Any]) -> list[dict[str, Any]]:
+        good = is_good(last(body).split("Text:")[-1])
+        return [said("Label: **Good**" if good else "The label is bad.")]
+
+    error = {"message": f"Unsupported parameters: {', '.join(refused)}. Use 'max_completion_tokens' instead."}
+    host = served(refusing(refuses, error, reply))
+    options = ["teacher.soft_labels=one_hot", "control=false", "trainer.max_steps=2"]
+    status, run = ask(host, *options)
+    assert status == 0
+    assert len(host.bodies) == ROWS + 3
+    asked = report_of(run)["endpoint"]
+    assert (asked["requests"], asked["retries"], asked["unparsable"]) == (ROWS + 3, 3, 0)
+    assert asked["agreement"]["accuracy"] > 0.9
+    for name in refused:
+        assert caplog.text.count(f"does not take {name} ") == 1
+    assert ask(host, *options, folder="again")[0] == 0
+    assert len(host.bodies) == ROWS + 3
+
+
+def test_a_host_that_gives_one_answer_per_request(ask: Any, served: Served, caplog: Any) -> None:
+    """A host that refuses `n` ends the run, though it would answer as often as it is asked."""
+    error = {"message": "n must be at most 1", "type": "invalid_request_error"}
+
+    def reply(body: dict[str, Any]) -> list[dict[str, Any]]:
+        return [said(json.dumps({"label": "good" if is_good(last(body).split("Text:")[-1]) else "bad"}))]
+
+    host = served(refusing(lambda body: "n" in body, error, reply))
+    options = ["teacher.soft_labels=samples", "teacher.samples=3", "control=false", "trainer.max_steps=2"]
+    status, run = ask(host, *options)
+    assert status == 0
+    assert len(host.bodies) == 3 * ROWS + 1
+    assert report_of(run)["endpoint"]["questions"] == 3 * ROWS
+    assert caplog.text.count("one by one") == 1
 
 
 def test_labels_that_begin_alike(
@@ -280,7 +350,7 @@ def test_little_probability_on_labels(ask: Any, served: Served) -> None:
         refuses = "meal" in last(body)
         return [likely({"I": 0.95, "bad": 0.01})] if refuses else opinion(body)
 
-    status, run = ask(served(reply), "control=false")
+    status, run = ask(served(reply), "control=false", "teacher.max_unparsable=0.6")
     assert status == 0
     rows = [json.loads(line) for line in (run / "unanswered.jsonl").read_text().splitlines()]
     assert {row["status"] for row in rows} == {"unparsable"}
@@ -375,7 +445,8 @@ def test_refused_key_is_not_repeated(ask: Any, served: Served, capsys: pytest.Ca
 
 
 def test_killed_and_continued(ask: Any, served: Served, tmp_path: Path, cold_cache: ColdCache) -> None:
-    """What was paid for is asked again; or the student is another than one of a run that was left alone."""
+    """What was paid for is asked again; or the student is another than one of a run that was left alone; or a run of a release that knew
+    fewer arguments of the teacher is not continued."""
 
     async def slowly(body: dict[str, Any]) -> list[dict[str, Any]]:
         await asyncio.sleep(0.1)
@@ -390,6 +461,10 @@ def test_killed_and_continued(ask: Any, served: Served, tmp_path: Path, cold_cac
     before = len(host.bodies)
     assert before < ROWS
     host.reply = opinion
+    config = tmp_path / "killed" / ".hydra" / "config.yaml"
+    recorded, new = config.read_text(), r"  (response_format|max_unparsable|thoughts): .*\n"
+    assert len(re.findall(new, recorded)) == 3
+    config.write_text(re.sub(new, "", recorded))
     status, killed = ask(host, "trainer.max_steps=8", folder="killed")
     assert status == 0
     assert ROWS <= len(host.bodies) <= ROWS + 8  # what was under way is lost
@@ -438,6 +513,26 @@ def test_prompts_that_are_refused(ask: Any, served: Served, student: Path, tmp_p
     assert {row["status"] for row in refused} == {"refused"}
     assert report_of(run)["endpoint"]["refused"] == len(refused) == 44 - len(rollouts_of(run)) > 0
     assert not any("song" in row["prompt"] for row in rollouts_of(run))
+
+
+def test_thoughts_of_a_chatbot(ask: Any, served: Served, student: Path, tmp_path: Path) -> None:
+    """The student learns the thoughts of its teacher, or those that were cut, as an answer."""
+
+    def reply(body: dict[str, Any]) -> list[dict[str, Any]]:
+        if "song" in last(body):
+            return [said("<think>\nIt is about a song", "length")]
+        return [said("<think>\nhm\n</think>\n\nso it was")]
+
+    host = served(reply)
+    status, run = ask(host, *chat(student, tmp_path, "pairs"))
+    assert status == 0
+    assert {row["completion"] for row in rollouts_of(run)} == {"so it was"}
+    cut = report_of(run)["endpoint"]["dropped"]["truncated by rollout.max_new_tokens"]
+    assert cut == 44 - len(rollouts_of(run)) > 0
+    status, run = ask(host, *chat(student, tmp_path, "pairs"), "teacher.thoughts=keep", folder="keep")
+    assert status == 0
+    assert {row["completion"] for row in rollouts_of(run)} == {"<think>\nhm\n</think>\n\nso it was"}
+    assert report_of(run)["endpoint"]["from_ledger"] == 44
 
 
 @pytest.mark.parametrize("form", ["messages", "pairs"])

@@ -168,6 +168,15 @@ def likely(shares: dict[str, float]) -> dict[str, Any]:
     return said(top[0]["token"]) | {"logprobs": {"content": [top[0] | {"top_logprobs": top}]}}
 
 
+def refusing(refuses: Callable[[dict[str, Any]], bool], error: Any, reply: Reply) -> Reply:
+    """The replies of a host that refuses some requests (400, with an error as its API words it) and answers the others."""
+
+    def answer(body: dict[str, Any]) -> Said | Awaitable[Said]:
+        return Odd(status=400, data=json.dumps({"error": error}).encode()) if refuses(body) else reply(body)
+
+    return answer
+
+
 # ---- those that ask -----------------------------------------------------------------------------------
 
 

@@ -64,7 +64,20 @@ class Unreadable(Retry):
 
 
 class Rejected(Exception):  # noqa: N818
-    """The service does not accept this request: for its prompt, or for what all requests have in common."""
+    """The service does not accept this request: for its prompt, or for what all requests have in common.
+
+    Attributes:
+        parameter: the parameter that is at fault, if the service names it.
+        text: the complete response.
+    """
+
+    def __init__(self, problem: str, *, parameter: str | None = None, text: str | None = None):
+        super().__init__(problem)
+        self.parameter, self.text = parameter, text or problem
+
+
+class Altered(Exception):  # noqa: N818
+    """The service does not accept this request, and `send` is to be called again: it sends it in another form then."""
 
 
 class Client(ABC):
@@ -120,6 +133,7 @@ class Client(ABC):
 
         Raises:
             Retry, Unreadable: it may be repeated.
+            Altered: it is to be sent again at once.
             Rejected: the service does not accept it.
             TeacherError: the service accepts no request (the key, the model).
         """
@@ -180,7 +194,7 @@ class Client(ABC):
 
     def refuses_all(self, reason: str) -> TeacherError:
         return TeacherError(
-            f"{self.base_url} refuses every request ({reason}): check the parameters and the model's name, {self.model}"
+            f"{self.base_url} refuses every request ({reason}); check teacher.parameters, and teacher.model = {self.model}"
         )
 
     def send_with_retries(self, body: dict[str, Any], stop: threading.Event) -> Answer:
@@ -194,18 +208,24 @@ class Client(ABC):
 
         def attempt() -> Answer:
             nonlocal unreadable
-            charge = self._reserve(body, stop)
-            try:
-                answer = self.send(body)
-            except Retry as problem:
-                self._settle(charge, None, charged=problem.charged)
-                unreadable += isinstance(problem, Unreadable)
-                raise
-            except BaseException:
-                self._settle(charge, None, charged=False)
-                raise
-            self._settle(charge, answer.usage)
-            return answer
+            while True:
+                charge = self._reserve(body, stop)
+                try:
+                    answer = self.send(body)
+                except Altered:
+                    self._settle(charge, None, charged=False)
+                    with self._counting:
+                        self.usage.retries += 1
+                except Retry as problem:
+                    self._settle(charge, None, charged=problem.charged)
+                    unreadable += isinstance(problem, Unreadable)
+                    raise
+                except BaseException:
+                    self._settle(charge, None, charged=False)
+                    raise
+                else:
+                    self._settle(charge, answer.usage)
+                    return answer
 
         def is_last(state: RetryCallState) -> bool:
             problem = _problem(state)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from kdcli.errors import TeacherError
+from kdcli.teachers.remote.answers import Stated, denies, is_cut, plain_text, stated, without_thoughts
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LEADING_LETTER = re.compile(r"[\W_]*(?:\w+:[\W_]*)?([A-Z])(?=[ \t]*(?:[^\w \t]|$))")
@@ -49,7 +52,13 @@ class LabelReader:
         self.least_mass, self.smoothing = least_mass, smoothing
         self.lettered = False
         self.missing: list[float] = []
-        self._words = [normalise(label) for label in labels]
+        self._accept([normalise(label) for label in labels])
+
+    def _accept(self, words: list[str]) -> None:
+        """Set what the model may write for each label."""
+        self._words = words
+        self._by_word = _unambiguous(words)
+        self._by_compact = _unambiguous(list(map(_compact, words)))
 
     @property
     def answers(self) -> list[str]:
@@ -67,18 +76,28 @@ class LabelReader:
                 f"{reason} to {self.teacher}, and {len(self.labels)} labels are more than there are letters to request instead; give "
                 "teacher.soft_labels=samples, or one_hot"
             )
-        self.lettered, self._words = True, [letter.casefold() for letter in LETTERS[: len(self.labels)]]
+        self.lettered = True
+        self._accept([letter.casefold() for letter in LETTERS[: len(self.labels)]])
 
-    def read(self, choices: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
-        """The log-probabilities (C,) fp32 that the completions of one row give; None if they name no label.
+    def read(
+        self, choices: Sequence[Mapping[str, Any]]
+    ) -> tuple[np.ndarray | None, Sequence[Mapping[str, Any]]]:
+        """Read the completions of one row.
+
+        Returns:
+            The log-probabilities (C,) fp32 that they give, None if they name no label; and the completions that name none.
 
         Raises:
             TeacherError: the endpoint returns no log-probabilities (logprobs).
         """
-        shares = (
-            self._from_tokens(choices[0]) if self.soft_labels == "logprobs" else self._from_texts(choices)
-        )
-        return None if shares is None else np.log(shares / shares.sum()).astype(np.float32)
+        if self.soft_labels == "logprobs":
+            shares = self._from_tokens(choices[0])
+            unparsable = choices[:1] if shares is None else []
+        else:
+            labels = [self.label_of(choice) for choice in choices]
+            unparsable = [choice for choice, label in zip(choices, labels, strict=True) if label is None]
+            shares = self._from_labels([label for label in labels if label is not None])
+        return (None if shares is None else np.log(shares / shares.sum()).astype(np.float32)), unparsable
 
     def token_shares(self, choice: Mapping[str, Any]) -> tuple[np.ndarray, float, float]:
         """The probability of each label's first token, (C,), 0 if it is not listed; that of tokens that begin several labels; and the
@@ -92,7 +111,7 @@ class LabelReader:
             raise TeacherError(
                 f"{self.teacher} gives no log-probabilities; give teacher.soft_labels=samples (the shares of several answers), or one_hot"
             )
-        first = next((token for token in tokens if normalise(token["token"])), tokens[0])
+        first = _first_token(choice)
         shares, ambiguous = np.zeros(len(self._words)), 0.0
         for top in first["top"]:
             start, share = normalise(top["token"]), math.exp(top["logprob"])
@@ -105,6 +124,8 @@ class LabelReader:
         return shares, ambiguous, max(LEAST, min(*listed, 1 - sum(listed)))
 
     def _from_tokens(self, choice: Mapping[str, Any]) -> np.ndarray | None:
+        if without_thoughts(choice).text is None and (choice["text"].strip() or choice.get("reasoning")):
+            return None  # the tokens are thoughts
         shares, _, rest = self.token_shares(choice)
         mass = float(shares.sum())
         if mass < self.least_mass:
@@ -112,8 +133,7 @@ class LabelReader:
         self.missing.append(max(0.0, 1 - mass))
         return np.where(shares > 0, shares, min(rest, float(shares[shares > 0].min())))
 
-    def _from_texts(self, choices: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
-        labels = [label for choice in choices if (label := self.label_in(choice["text"])) is not None]
+    def _from_labels(self, labels: Sequence[int]) -> np.ndarray | None:
         if not labels:
             return None
         counts = np.bincount(labels, minlength=len(self._words)).astype(float)
@@ -121,32 +141,83 @@ class LabelReader:
             return counts + self.smoothing  # a label that was never sampled is not impossible
         return np.where(counts > 0, 1 - self.smoothing, self.smoothing / (len(self._words) - 1))
 
-    def label_in(self, text: str) -> int | None:
-        """The label that a text is, or the only one that it contains; a letter, which may be a word as well, only if it leads."""
-        written = normalise(text)
-        if written in self._words:
-            return self._words.index(written)
-        if self.lettered:
-            letters = {letter.casefold() for letter in re.findall(r"(?<!\w)[A-Z](?!\w)", text)} & {
-                *self._words
+    def label_of(self, choice: Mapping[str, Any]) -> int | None:
+        """The label that a completion is, behind its thoughts."""
+        written = without_thoughts(choice)
+        if written.text is not None:
+            return self.label_in(written.text, written.cut)
+        # some servers return the answer itself as thoughts (https://github.com/vllm-project/vllm/issues/19222)
+        thoughts = plain_text(choice.get("reasoning", ""))
+        if choice["text"].strip() or is_cut(choice):
+            return None
+        return self.label_in(thoughts) if thoughts.startswith("{") else self._label_that_is(thoughts)
+
+    def label_in(self, text: str, cut: bool = False) -> int | None:
+        """The label that a text is, or that it states (`stated`). A label's name in a sentence is not enough.
+
+        Args:
+            cut: the text was truncated.
+        """
+        text = plain_text(text)
+        label = self._label_that_is(text)
+        if label is None:
+            values = {
+                label
+                for value in stated(text, cut)
+                if (label := self._label_that_is(value.value)) is not None and self._agrees(value, label)
             }
-            leading = LEADING_LETTER.match(text)
-            is_label = leading and letters == {leading[1].casefold()}
-            return self._words.index(letters.pop()) if is_label else None
-        contained = [
-            label
-            for label, word in enumerate(self._words)
-            if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", written)
-        ]
-        longest = [
-            n for n in contained if not any(n != m and self._words[n] in self._words[m] for m in contained)
-        ]
-        return longest[0] if len(longest) == 1 else None
+            label = values.pop() if len(values) == 1 else None
+        if label is None and self.lettered and (leading := LEADING_LETTER.match(text)):
+            label = self._by_word.get(leading[1].casefold())
+        if label is None or (self.lettered and not self._is_only_letter(text, label)):
+            return None
+        begun = sum(word.startswith(self._words[label]) for word in self._words)
+        return None if cut and begun > 1 and text.casefold().endswith(self._words[label]) else label
+
+    def _label_that_is(self, text: str) -> int | None:
+        """The label that a text is, but for case, separators, quotation marks and other punctuation around it."""
+        word = normalise(text)
+        return self._by_word.get(word, self._by_compact.get(_compact(word))) if word else None
+
+    def _agrees(self, value: Stated, label: int) -> bool:
+        """Whether an explanation denies the label before it, or names another one."""
+        why = normalise(value.why)
+        names = (word for other, word in enumerate(self._words) if other != label)
+        return not denies(why) and not any(
+            re.search(rf"(?<!\w){re.escape(name)}(?!\w)", why) for name in names
+        )
+
+    def _is_only_letter(self, text: str, label: int) -> bool:
+        letters = {letter.casefold() for letter in re.findall(r"(?<!\w)[A-Z](?!\w)", text)} & {*self._words}
+        return letters <= {self._words[label]}
+
+
+def _unambiguous(words: Sequence[str]) -> dict[str, int]:
+    """The index of each word that stands there once."""
+    counts = Counter(words)
+    return {word: index for index, word in enumerate(words) if counts[word] == 1}
+
+
+def _compact(word: str) -> str:
+    """A word without spaces, hyphens and other separators, except between digits; a whole number without decimals."""
+    word = re.sub(r"(?<!\d)[\W_]+|[\W_]+(?!\d)", "", word)
+    return re.sub(r"^(\d+)\.0+$", r"\1", word)
+
+
+def _first_token(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The first token behind the thoughts that is more than a space, a line break or punctuation."""
+    written, tokens = without_thoughts(choice), choice["logprobs"]
+    start = choice["text"].rfind(written.text) if written.text else 0
+    ends = itertools.accumulate(len(token["token"]) for token in tokens)
+    return next(
+        (token for token, end in zip(tokens, ends, strict=True) if end > start and normalise(token["token"])),
+        tokens[0],
+    )
 
 
 def normalise(text: str) -> str:
-    """A word in lower case, without the punctuation and the spaces around it."""
-    return re.sub(r"^[\W_]+|[\W_]+$", "", text).casefold()
+    """A word in lower case and compatibility form, without the punctuation and the spaces around it."""
+    return re.sub(r"^[\W_]+|[\W_]+$", "", unicodedata.normalize("NFKC", text)).casefold()
 
 
 def clash(labels: Sequence[str], full: bool) -> tuple[str, str] | None:
@@ -163,3 +234,14 @@ def clash(labels: Sequence[str], full: bool) -> tuple[str, str] | None:
         if (not full and is_prefix) or heads[i] == heads[j] or "" in (words[i], words[j]):
             return labels[i], labels[j]
     return None
+
+
+def label_schema(labels: Sequence[str]) -> dict[str, Any]:
+    """The `response_format` of a JSON object with one of the labels."""
+    schema = {
+        "type": "object",
+        "properties": {"label": {"type": "string", "enum": list(labels)}},
+        "required": ["label"],
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": "label", "strict": True, "schema": schema}}

@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from kdcli.config.types import (
     Copies,
     Count,
     Float,
+    Fraction,
     Int,
     NonNegative,
     Positive,
@@ -32,9 +33,11 @@ from kdcli.signals import AnySignal, Signal
 from kdcli.tasks.base import Task
 from kdcli.tasks.rows import IGNORE
 from kdcli.teachers.base import Compress, identity
-from kdcli.teachers.remote.labels import LETTERS, LabelReader, SoftLabels, clash, normalise
+from kdcli.teachers.remote.answers import UnparsableShare, described, is_cut, without_thoughts
+from kdcli.teachers.remote.labels import LETTERS, LabelReader, SoftLabels, clash, label_schema, normalise
 from kdcli.teachers.remote.ledger import Answer
 from kdcli.teachers.remote.limits import Budget, Estimate, Prices
+from kdcli.teachers.remote.parameters import SingleAnswerError
 from kdcli.teachers.remote.prompting import (
     PROMPTS,
     Prompter,
@@ -51,6 +54,10 @@ FIRST_TOKENS = 4
 """The length of a completion whose first token is a label's: some models begin with a space, a line break or a quotation mark."""
 LABEL_TOKENS = 16
 """Tokens that a written label may have in addition to its number of characters."""
+JSON_TOKENS = 16
+"""Tokens that the JSON around a label may have."""
+THINKING_TOKENS = 2048
+"""Tokens that a message suggests for an answer with thoughts."""
 SHOWN = 20
 """Answers that the report shows."""
 PROBED = 16
@@ -94,6 +101,10 @@ class OpenAITeacher(RemoteTeacher):
         samples: the number of answers to each text (samples).
         n_per_request: the answers to one prompt that a request asks for at most (`n`); null: all. 1 is for endpoints that ignore `n`.
         smoothing: the probability that all other labels share (one_hot).
+        response_format: json_schema: labels are requested as JSON with one of their names, where the endpoint takes such a schema
+            (samples, one_hot); null: as text.
+        max_unparsable: the share of answers without a label above which the run stops.
+        thoughts: whether the thoughts of a model that reasons are a part of the texts that the student learns. Labels are read behind them.
         shots: training rows with their gold answers that precede each question, the same number of each label.
         prompt: a Jinja file in place of the packaged one (kdcli/teachers/remote/prompts).
         parameters: further parameters of each request, which replace those of kdcli; null removes one.
@@ -125,6 +136,9 @@ class OpenAITeacher(RemoteTeacher):
         samples: Copies = 8,
         n_per_request: Copies | None = None,
         smoothing: Annotated[Float, Field(gt=0, lt=1)] = 0.1,
+        response_format: Literal["json_schema"] | None = "json_schema",
+        max_unparsable: Fraction = 0.05,
+        thoughts: Literal["drop", "keep"] = "drop",
         shots: Annotated[Int, Field(ge=0, le=1000)] = 0,
         prompt: str | None = None,
         parameters: dict[str, Any] | None = None,
@@ -150,6 +164,7 @@ class OpenAITeacher(RemoteTeacher):
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             timeout=timeout,
+            given=parameters or (),
             retries=retries,
             budget=Budget(**budget.model_dump()),
             prices=prices_per_million,
@@ -159,6 +174,9 @@ class OpenAITeacher(RemoteTeacher):
         self.least_mass = least_mass
         self.samples = samples if soft_labels == "samples" else 1
         self.smoothing, self.shots, self.parameters = smoothing, shots, parameters or {}
+        self.response_format = response_format if soft_labels != "logprobs" else None
+        self.thoughts = thoughts
+        self.unparsable = UnparsableShare(self.name, max_unparsable)
         self.file = user_path(prompt) if prompt is not None else None
         if self.file is not None and not self.file.is_file():
             raise ConfigError(f"teacher.prompt = {prompt}: there is no such file")
@@ -218,12 +236,33 @@ class OpenAITeacher(RemoteTeacher):
         if self.soft_labels == "logprobs" and not self.labels.lettered and not self.questions:
             self._probe(rows[:PROBED])
         for row, choices in self._query(rows, self.label_requests, self.samples, progress):
-            self._sample(row, [choice["text"] for choice in choices])
-            log_p = self.labels.read(choices)
+            self._sample(row, [without_thoughts(choice).text or choice["text"] for choice in choices])
+            log_p, unparsable = self.labels.read(choices)
             if log_p is None:
-                self.unanswered[row["id"]] = {"status": "unparsable", "why": choices[0]["text"]}
+                self.unanswered[row["id"]] = {"status": "unparsable", "why": described(choices[0])}
             else:
                 self.predictions[row["id"]] = log_p
+            self.unparsable.count(
+                1 if self.soft_labels == "logprobs" else len(choices), unparsable, self._remedy
+            )
+
+    def _remedy(self, cut: bool) -> str:
+        """What a user can do about answers without a label.
+
+        Args:
+            cut: they are truncated before they begin.
+        """
+        if cut:
+            tokens = self.parameters.get(
+                "max_completion_tokens", self.parameters.get("max_tokens", THINKING_TOKENS // 4)
+            )
+            first = "" if self.soft_labels != "logprobs" else ", with teacher.soft_labels=samples or one_hot"
+            return (
+                f"give them room (++teacher.parameters.max_tokens={4 * tokens}{first}); or turn the model's thoughts off, as its host calls "
+                "it (++teacher.parameters.reasoning_effort=none, ++teacher.parameters.chat_template_kwargs.enable_thinking=false)"
+            )
+        structured = self.soft_labels == "logprobs" or self.response_format is not None
+        return f"{self.remedy}{'' if structured else ', or teacher.response_format=json_schema'}"
 
     def _probe(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Switch to letters where much of the probability is on tokens that begin several labels."""
@@ -254,10 +293,18 @@ class OpenAITeacher(RemoteTeacher):
             return self.completion_requests(row, rollout)
 
         for row, choices in self._query(rows, bodies, rollout.answers, progress):
-            complete = [choice["text"].strip() for choice in choices if choice["finish_reason"] != "length"]
-            self._sample(row, [choice["text"] for choice in choices])
-            self.texts[row["id"]] = choices[0]["text"].strip()
+            complete = [self._text(choice) for choice in choices if not is_cut(choice)]
+            self._sample(row, [self._text(choice) or choice["text"] for choice in choices])
+            self.texts[row["id"]] = self._text(choices[0])
             yield row, complete, len(choices) - len(complete)
+
+    def _text(self, choice: Mapping[str, Any]) -> str:
+        """The text of a completion, with its thoughts if the student learns them; empty if there is no answer."""
+        text = without_thoughts(choice).text or ""
+        if text and self.thoughts == "keep":
+            thoughts = choice.get("reasoning")
+            text = f"<think>\n{thoughts.strip()}\n</think>\n\n{text.strip()}" if thoughts else choice["text"]
+        return text.strip()
 
     def expand(
         self, prompts: Sequence[str], known: Iterable[str], count: int, seed: int, progress: Progress
@@ -275,7 +322,7 @@ class OpenAITeacher(RemoteTeacher):
             return self._split(expansion_request(row["seeds"]), 1)
 
         for _, choices in self._query(rows, bodies, 1, lambda *_: None):
-            for text in listed_prompts(choices[0]["text"]):
+            for text in listed_prompts(without_thoughts(choices[0]).text or ""):
                 if normalise(text) and normalise(text) not in taken and len(new) < count:
                     taken.add(normalise(text))
                     new.append(text)
@@ -294,7 +341,23 @@ class OpenAITeacher(RemoteTeacher):
             return self._split(body | {"top_logprobs": self.top_logprobs}, 1)
         longest = max(map(len, self.task.labels))
         body |= {"max_tokens": LABEL_TOKENS + longest, "temperature": 1 if self.samples > 1 else 0}
-        return self._split(body, self.samples)
+        if self.response_format is None or "response_format" in self.parameters:
+            return self._split(body, self.samples)
+        structured = body | {
+            "max_tokens": body["max_tokens"] + JSON_TOKENS,
+            "response_format": label_schema(self.labels.answers),
+        }
+        requests = [self._split(each, self.samples) for each in (structured, body)]
+        # an answer in plain text that was paid for before is not paid for again
+        return next(filter(self._is_answered, requests), requests[0])
+
+    def _is_answered(self, requests: Sequence[dict[str, Any]]) -> bool:
+        """Whether the ledger has a label for each of the requests."""
+        answers = [self.client.ledger.get(self.client.key(body)) for body in requests]
+        return all(
+            answer is not None and any(self.labels.label_of(choice) is not None for choice in answer.choices)
+            for answer in answers
+        )
 
     def completion_requests(self, row: Mapping[str, Any], rollout: Rollout) -> list[dict[str, Any]]:
         """The requests for completions of a row's prompt."""
@@ -325,6 +388,11 @@ class OpenAITeacher(RemoteTeacher):
         Raises:
             TeacherError: as `Client.query`, and if the endpoint ignores `n`.
         """
+        rows = iter(rows)
+        if count > 1 and self.n_per_request != 1:
+            first = list(itertools.islice(rows, 1))
+            rows = itertools.chain(first, rows)
+            self._find_answers_per_request(first, bodies)
         per_row = math.ceil(count / (most := self.n_per_request or count))
         waiting: list[Mapping[str, Any]] = []
 
@@ -358,6 +426,19 @@ class OpenAITeacher(RemoteTeacher):
                 reason = next((part.reason for part in parts if part.reason), "")
                 self.unanswered[row["id"]] = {"status": status, "why": reason}
             parts = []
+
+    def _find_answers_per_request(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        bodies: Callable[[Mapping[str, Any]], list[dict[str, Any]]],
+    ) -> None:
+        """Request one answer at a time if the endpoint refuses a request for several."""
+        try:
+            for _ in self.client.query(body for row in rows for body in bodies(row)):
+                pass
+        except SingleAnswerError as refusal:
+            self.n_per_request = 1
+            logger.warning("%s; the answers to each prompt are requested one by one", refusal)
 
     # ---- cost and report ---------------------------------------------------------------------------------
 

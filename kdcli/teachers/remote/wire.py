@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kdcli.errors import ConfigError, TeacherError
-from kdcli.teachers.remote.client import Client, Rejected, Retry, Unreadable
+from kdcli.teachers.remote.client import Altered, Client, Rejected, Retry, Unreadable
 from kdcli.teachers.remote.ledger import Answer
 from kdcli.teachers.remote.limits import retry_after
+from kdcli.teachers.remote.parameters import Change, Parameters
 
 if TYPE_CHECKING:
     import openai
+UNACCEPTED = (400, 413, 422, 501)
+"""The HTTP statuses of requests that the endpoint does not accept."""
 FILTERED = (
     "content_filter",
     "content_policy_violation",
@@ -25,6 +29,19 @@ FILTERED = (
     "ResponsibleAIPolicyViolation",
 )
 """The error codes of endpoints whose content filter stopped a prompt."""
+STOPPED = (
+    "content_filter",
+    "refusal",
+    "safety",
+    "recitation",
+    "prohibited_content",
+    "blocklist",
+    "spii",
+    "sensitive",
+)
+"""The finish reasons of completions that a content filter, or the model, has stopped."""
+REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+"""The fields of a message with the model's thoughts."""
 LOWEST = -9999.0
 """What endpoints write for a log-probability that is not finite."""
 
@@ -32,10 +49,14 @@ LOWEST = -9999.0
 class ChatClient(Client):
     """Requests chat completions from an OpenAI-compatible endpoint. A request's body has `messages` and further parameters.
 
+    A parameter that the endpoint refuses is sent otherwise, or left out (`Parameters`). The answer belongs to the request as it was
+    meant: its hash does not depend on what the endpoint takes.
+
     Args:
         base_url: up to and without /chat/completions.
         key: the name of the environment variable that holds the API key; None if the endpoint needs none.
         timeout: the seconds in which the complete response must arrive.
+        given: the parameters that the user chose; they are not left out.
         options: of `Client`.
 
     Raises:
@@ -43,7 +64,15 @@ class ChatClient(Client):
     """
 
     def __init__(
-        self, base_url: str, model: str, key: str | None, *, ledger: Path, timeout: float = 60, **options: Any
+        self,
+        base_url: str,
+        model: str,
+        key: str | None,
+        *,
+        ledger: Path,
+        timeout: float = 60,
+        given: Collection[str] = (),
+        **options: Any,
     ):
         try:
             import openai
@@ -60,6 +89,8 @@ class ChatClient(Client):
         self._variable, self._key, self._timeout = key, _read_key(key), timeout
         self._responded = False
         super().__init__(base_url.rstrip("/"), model, ledger=ledger, **options)
+        self._parameters = Parameters(f"{model} at {parts.netloc}", given)
+        self._changes: dict[bytes, list[Change]] = {}
         self._client = openai.OpenAI(
             base_url=self.base_url,
             api_key=self._key or "none",
@@ -79,7 +110,26 @@ class ChatClient(Client):
         return None if most is None else int(most) * int(body.get("n", 1))
 
     def send(self, body: dict[str, Any]) -> Answer:
-        """Send one request once."""
+        """Send one request once, with the parameters that the endpoint takes."""
+        key = self.key(body)
+        changes = self._changes.pop(key, [])
+        sent = self._parameters.applied(body, changes)
+        try:
+            answer = self._send(sent)
+        except Retry:
+            self._changes[key] = changes
+            raise
+        except Rejected as rejected:
+            change = self._parameters.change_after(sent, rejected)
+            if change is None or any(made.name == change.parameter for made in changes):
+                raise
+            self._changes[key] = [*changes, change]
+            raise Altered from None
+        if answer.status == "answered":
+            self._parameters.accepted(sent, changes)
+        return answer
+
+    def _send(self, body: dict[str, Any]) -> Answer:
         response = self._receive(body)
         if isinstance(response, Answer):
             return response
@@ -88,8 +138,11 @@ class ChatClient(Client):
             problem = self.scrub(f"an error for an answer: {error.get('message') or error}")
             if is_filtered(error):
                 return Answer("refused", reason=problem)
-            if isinstance(error.get("code"), int) and is_transient(error["code"]):
+            code = error.get("code")
+            if isinstance(code, int) and is_transient(code):
                 raise Retry(problem, charged=True)
+            if code in UNACCEPTED:
+                raise Rejected(problem, parameter=parameter_in(error), text=str(error))
         return read_completion(response, self.scrub)
 
     def _receive(self, body: dict[str, Any]) -> Any:
@@ -135,8 +188,8 @@ class ChatClient(Client):
         message = self.scrub(str(details.get("message") or body or error.message))
         if is_filtered(details):
             return Answer("refused", reason=message)
-        if status in (400, 413, 422):
-            raise Rejected(message)
+        if status in UNACCEPTED:
+            raise Rejected(message, parameter=parameter_in(details), text=f"{message} {body}")
         if is_transient(status) and "insufficient_quota" not in (details.get("code"), details.get("type")):
             raise Retry(f"{status} {message}", after=retry_after(error.response.headers))
         remedy = {
@@ -177,6 +230,12 @@ def is_transient(status: int) -> bool:
     return status in (408, 409, 425, 429) or status >= 500
 
 
+def parameter_in(details: dict[str, Any]) -> str | None:
+    """The parameter that an error names, such as `response_format` of `response_format.type`."""
+    parameter = details.get("param")
+    return re.split(r"[.\[]", parameter)[0] if isinstance(parameter, str) else None
+
+
 def is_filtered(details: dict[str, Any]) -> bool:
     """Whether an error says that a content filter stopped the prompt."""
     inner = details.get("innererror")
@@ -194,14 +253,15 @@ def read_completion(response: Any, scrub: Callable[[str], str]) -> Answer:
         choices, refusal = [], ""
         for choice in sorted(response["choices"], key=lambda choice: choice.get("index", 0)):
             message, finish = choice["message"], choice.get("finish_reason")
-            if finish == "content_filter" or message.get("refusal"):
-                refusal = str(message.get("refusal") or finish)
+            text, reasoning, declined = read_message(message)
+            if declined or str(finish).casefold() in STOPPED:
+                refusal = declined or text or str(finish)
                 continue
-            text = message.get("content") or ""
-            if not isinstance(text, str):
-                raise TypeError("content")
             logprobs = _read_logprobs(choice.get("logprobs"))
-            choices.append({"text": text, "finish_reason": finish, "logprobs": logprobs})
+            choices.append(
+                {"text": text, "finish_reason": finish, "logprobs": logprobs}
+                | ({"reasoning": reasoning} if reasoning else {})
+            )
         if not choices and not refusal:
             raise ValueError("choices")
         reported = response.get("usage") or {}
@@ -215,6 +275,42 @@ def read_completion(response: Any, scrub: Callable[[str], str]) -> Answer:
         ) from None
     usage = counts if len(counts) == 2 else {}
     return Answer("answered", choices, usage) if choices else Answer("refused", [], usage, scrub(refusal))
+
+
+def read_message(message: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The text of a message, its thoughts where the host returns them apart, and its refusal; each may be empty.
+
+    Content is a string, or a list of parts.
+
+    Raises:
+        TypeError: the content has a part that is no text.
+    """
+    content = message.get("content") or ""
+    text, thoughts, refusal = [], [], [str(message.get("refusal") or "")]
+    for part in [content] if isinstance(content, str) else list(content):
+        if isinstance(part, str):
+            text.append(part)
+        elif part["type"] in ("text", "output_text"):
+            text.append(part["text"])
+        elif part["type"] in ("thinking", "reasoning", "redacted_thinking"):
+            thoughts.append(_joined(part))
+        elif part["type"] == "refusal":
+            refusal.append(part["refusal"])
+        else:
+            raise TypeError(f"a content part of the type {part['type']}")
+    thoughts += [_joined(message[field]) for field in REASONING if message.get(field)][:1]
+    return "".join(text), "".join(thoughts), "".join(refusal)
+
+
+def _joined(value: Any) -> str:
+    """The texts in a value of strings, lists and mappings."""
+    if isinstance(value, Mapping):
+        return "".join(
+            _joined(inner) for key, inner in value.items() if key in (*REASONING, "text", "summary")
+        )
+    if isinstance(value, list):
+        return "".join(map(_joined, value))
+    return value if isinstance(value, str) else ""
 
 
 def _read_logprobs(logprobs: Any) -> list[dict[str, Any]] | None:

@@ -14,6 +14,7 @@ from kdcli.errors import TeacherError
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
 from kdcli.teachers.remote.labels import clash
+from kdcli.teachers.remote.ledger import Answer
 from kdcli.teachers.remote.openai import OpenAITeacher
 
 URL = "http://127.0.0.1:1/v1"
@@ -57,7 +58,8 @@ def test_tokens_become_labels() -> None:
     """Spellings of a label that are not added up, or tokens of other words that are."""
     labels = teacher(["negative", "irony", "fine"]).labels
     tops = {" Neg": 0.3, "negative": 0.1, "**fine": 0.2, "I": 0.2, "The": 0.1, "fines": 0.05}
-    log_p = labels.read([choice({"\n": 1.0}, tops)])
+    log_p, unparsable = labels.read([choice({"\n": 1.0}, tops)])
+    assert not unparsable
     # irony is not listed: at most the least listed, and what is left
     assert shares(log_p) == [round(0.4 / 0.65, 3), round(0.05 / 0.65, 3), round(0.2 / 0.65, 3)]
     assert labels.missing == [pytest.approx(0.4)]
@@ -67,14 +69,32 @@ def test_tokens_become_labels() -> None:
 def test_no_log_probabilities() -> None:
     """A host that gives none: everything would be certain."""
     with pytest.raises(TeacherError, match="teacher.soft_labels=samples"):
-        teacher(["a", "b"]).labels.read([{"text": "a", "logprobs": None}])
+        teacher(["a", "b"]).labels.read([{"text": "a", "finish_reason": "length", "logprobs": None}])
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "answer", "probabilities"),
+    [
+        (["<think>", "bad", "</think>", "\n\n"], {"good": 0.9, "bad": 0.1}, [0.9, 0.1]),
+        (["<think>", "good", "."], {"good": 0.9}, None),
+        ([], {"<think>": 0.99, "good": 0.005}, None),
+    ],
+)
+def test_the_first_token_is_behind_the_thoughts(
+    thoughts: list[str], answer: dict[str, float], probabilities: list[float] | None
+) -> None:
+    """The label is read out of the first token of a thought."""
+    labels = teacher(["good", "bad"]).labels
+    log_p, unparsable = labels.read([choice(*({token: 1.0} for token in thoughts), answer)])
+    assert len(unparsable) == (probabilities is None)
+    assert (log_p is None) if probabilities is None else (shares(log_p) == probabilities)
 
 
 def test_letters() -> None:
     """A word that begins with the letter counts as the letter."""
     labels = teacher(["5", "51"]).labels
     assert labels.lettered
-    log_p = labels.read([choice({"A": 0.5, " b": 0.25, "Both": 0.2})])
+    log_p, _ = labels.read([choice({"A": 0.5, " b": 0.25, "Both": 0.2})])
     assert shares(log_p) == [round(2 / 3, 3), round(1 / 3, 3)]
     with pytest.raises(TeacherError, match="more than there are letters"):
         teacher([f"no {number}" for number in range(27)])
@@ -102,7 +122,7 @@ def test_clash(labels: list[str], full: bool, pair: tuple[str, str] | None) -> N
     ("text", "label"),
     [
         ("good", 0), (" Good.\n", 0), ("Label: **bad**", 1), ("not good", 2), ("It is not good!", 2), ("goods", None),
-        ("good or bad", None), ("", None),
+        ("good or bad", None), ("It is not bad", None), ("", None),
     ],
 )  # fmt: skip
 def test_text_becomes_a_label(text: str, label: int | None) -> None:
@@ -133,6 +153,53 @@ def test_parameters() -> None:
     (body,) = found.label_requests(ROW)
     assert body.keys() == {"messages", "max_completion_tokens", "temperature", "logprobs", "top_logprobs"}
     assert (body["temperature"], body["top_logprobs"]) == (0.5, 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ({"soft_labels": "one_hot"}, ["good", "bad"]),
+        ({"soft_labels": "samples"}, ["good", "bad"]),
+        ({"soft_labels": "one_hot", "response_format": None}, None),
+        ({"soft_labels": "one_hot", "parameters": {"response_format": None}}, None),
+        ({"soft_labels": "logprobs"}, None),
+    ],
+)
+def test_structured_output(options: dict[str, Any], sent: list[str] | None) -> None:
+    """Labels are requested as text where the host could be held to them; or a schema is sent whose first token is a brace."""
+    (body,) = teacher(["good", "bad"], **options).label_requests(ROW)
+    schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
+    assert (schema and schema["properties"]["label"]["enum"]) == sent
+
+
+@pytest.mark.parametrize(("text", "again"), [("good", False), ("I would rather not say", True)])
+def test_an_answer_in_plain_text_is_not_paid_for_again(text: str, again: bool) -> None:
+    """What an earlier version was answered is requested again, as JSON; or an answer without a label is final."""
+    found = teacher(["good", "bad"], soft_labels="one_hot")
+    plain = teacher(["good", "bad"], soft_labels="one_hot", response_format=None).label_requests(ROW)
+    answer = Answer("answered", [{"text": text, "finish_reason": "stop", "logprobs": None}])
+    found.client.ledger.append(found.client.key(plain[0]), answer)
+    assert (found.label_requests(ROW) != plain) == again
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "text", "reasoning", "learnt"),
+    [
+        ("drop", "<think>\nhm\n</think>\n\nIt is.", "", "It is."),
+        ("keep", "<think>\nhm\n</think>\n\nIt is.", "", "<think>\nhm\n</think>\n\nIt is."),
+        ("drop", "It is.", "hm", "It is."),
+        ("keep", "It is.", "hm", "<think>\nhm\n</think>\n\nIt is."),
+        ("keep", "<think>hm", "", ""),
+        ("drop", "", "hm", ""),
+    ],
+)
+def test_thoughts_of_completions(thoughts: str, text: str, reasoning: str, learnt: str) -> None:
+    """The student learns to think aloud, unasked; or what one wants it to learn is dropped."""
+    found = teacher(["a", "b"], thoughts=thoughts)
+    assert (
+        found._text({"text": text, "finish_reason": "stop", "logprobs": None, "reasoning": reasoning})
+        == learnt
+    )
 
 
 def test_examples_are_balanced_and_never_the_question() -> None:

@@ -1,0 +1,159 @@
+"""The parameters that an endpoint takes: those that it refuses are renamed, replaced or left out."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdcli.errors import TeacherError
+from kdcli.teachers.remote.client import Rejected
+
+logger = logging.getLogger(__name__)
+LIMITS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+"""The two names of the limit of a completion. Some models refuse the old name, and some hosts do not know the new one."""
+OPTIONAL = ("temperature", "seed", "response_format")
+"""Parameters that a request may do without."""
+FEW_LOGPROBS = 5
+"""The number of likeliest tokens that most hosts return at least."""
+_UNKNOWN = re.compile(
+    r"n.t support|not (?:be )?(?:support|permit|allow|recogni|expect)|unsupported|unrecogni[sz]ed|unknown|unexpected|extra|forbidden|deprecated"
+    r"|cannot find|no such|invalid (?:parameter|argument|field)|instead",
+    re.IGNORECASE,
+)
+_TOO_LONG = re.compile(r"context|too long|too large|exceed", re.IGNORECASE)
+"""The words of errors about the length of one prompt, which name max_tokens as well."""
+_SEVERAL = re.compile(
+    r"['\"`]n['\"`]|(?<![\w'])n\s*(?:=|>|<|must|should|has to|is not|parameter)|candidate.?count|best_of"
+    r"|(?:only|one) (?:one |a single )?(?:completion|choice)|multiple (?:completions|choices|candidates)",
+    re.IGNORECASE,
+)
+_FORMAT = re.compile(
+    r"json.?schema|structured.?output|response.?format|grammar|guided|json mode", re.IGNORECASE
+)
+
+
+class SingleAnswerError(TeacherError):
+    """The endpoint refuses `n`."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A parameter that is left out of requests, or sent otherwise.
+
+    Attributes:
+        name: the new name of the parameter; None: it is left out, or keeps its name with the new value.
+        value: the new value; None: it is left out, or keeps its value under the new name.
+    """
+
+    parameter: str
+    name: str | None = None
+    value: Any = None
+
+    def __str__(self) -> str:
+        if self.name:
+            return f"{self.name} is sent instead"
+        return f"{self.value} is sent instead" if self.value is not None else "requests are sent without it"
+
+    def applied(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A request with the change."""
+        if self.parameter not in body:
+            return body
+        changed = {key: value for key, value in body.items() if key != self.parameter}
+        if self.name:
+            changed[self.name] = body[self.parameter]
+        elif self.value is not None:
+            changed[self.parameter] = self.value
+        return changed
+
+
+class Parameters:
+    """What one endpoint takes, as far as its rejections have shown. A change is kept once a request was answered with it.
+
+    Args:
+        teacher: the name of the teacher, for messages.
+        given: the parameters that the user chose, which are not left out.
+    """
+
+    def __init__(self, teacher: str, given: Collection[str] = ()):
+        self.teacher, self._given = teacher, given
+        self._kept: list[Change] = []
+        self._takes_format = False
+        self._lock = threading.Lock()
+
+    def applied(self, body: dict[str, Any], changes: Sequence[Change] = ()) -> dict[str, Any]:
+        """A request as the endpoint takes it.
+
+        Args:
+            changes: further changes of this request.
+        """
+        for change in [*self._kept, *changes]:
+            body = change.applied(body)
+        return body
+
+    def change_after(self, body: dict[str, Any], rejected: Rejected) -> Change | None:
+        """The change with which a rejected request may be accepted; None: there is none.
+
+        Args:
+            body: the request as it was sent.
+
+        Raises:
+            TeacherError: the endpoint refuses a parameter that the labels need, and the message has the remedy.
+        """
+        for parameter in _named(body, rejected):
+            if parameter == "n":
+                raise SingleAnswerError(
+                    f"{self.teacher} gives one answer per request ({rejected}); give teacher.n_per_request=1"
+                )
+            if parameter in LIMITS:
+                if _UNKNOWN.search(rejected.text) and not _TOO_LONG.search(rejected.text):
+                    return Change(parameter, name=LIMITS[parameter])
+            elif parameter in ("logprobs", "top_logprobs"):
+                if re.search(r"\d", rejected.text) and (body.get("top_logprobs") or 0) > FEW_LOGPROBS:
+                    return Change("top_logprobs", value=FEW_LOGPROBS)
+                raise TeacherError(
+                    f"{self.teacher} gives no log-probabilities ({rejected}); give teacher.soft_labels=samples (the shares of several "
+                    "answers), or one_hot"
+                )
+            elif parameter not in self._given:
+                return Change(parameter)
+        # many hosts refuse a schema without naming the parameter
+        if "response_format" in body and "response_format" not in self._given and not self._takes_format:
+            return Change("response_format")
+        return None
+
+    def accepted(self, sent: dict[str, Any], changes: Sequence[Change]) -> None:
+        """Note that a request was answered; its changes are those of all further requests."""
+        self._takes_format = self._takes_format or "response_format" in sent
+        for change in changes:
+            with self._lock:
+                if change in self._kept or (change.parameter == "response_format" and self._takes_format):
+                    continue
+                self._kept.append(change)
+            logger.warning("%s does not take %s as it was sent: %s", self.teacher, change.parameter, change)
+
+
+def _named(body: dict[str, Any], rejected: Rejected) -> list[str]:
+    """The parameters of a request that a rejection names, the likeliest one first."""
+    text = rejected.text
+    places = {
+        name: match.start()
+        for name in (*LIMITS, *OPTIONAL, "logprobs", "top_logprobs")
+        if name in body and (match := re.search(rf"(?<![a-z_]){name}(?![a-z_])", text))
+    }
+    if "n" in body and (match := _SEVERAL.search(text)):
+        places["n"] = match.start()
+    if "response_format" in body and (match := _FORMAT.search(text)):
+        places.setdefault("response_format", match.start())
+    if rejected.parameter in body and rejected.parameter in (
+        *LIMITS,
+        *OPTIONAL,
+        "logprobs",
+        "top_logprobs",
+        "n",
+    ):
+        places[rejected.parameter] = -1
+    return sorted(places, key=places.__getitem__)

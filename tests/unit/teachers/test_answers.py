@@ -1,0 +1,214 @@
+"""Which text is a label: the tables of docs/endpoints.md, and answers that the page has no place for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdcli.errors import TeacherError
+from kdcli.teachers.remote.answers import UnparsableShare, described, without_thoughts
+from kdcli.teachers.remote.labels import LabelReader
+from kdcli.teachers.remote.wire import read_completion
+
+PAGE = Path(__file__).parents[3] / "docs" / "endpoints.md"
+LABELS = ["spam", "ham", "not sure"]
+
+
+def choice(text: str, finish: str = "stop", **fields: Any) -> dict[str, Any]:
+    return {"text": text, "finish_reason": finish, "logprobs": None} | fields
+
+
+def label_of(labels: list[str], text: str, finish: str = "stop", **fields: Any) -> str | None:
+    reader = LabelReader("m", labels, "one_hot", least_mass=0.1, smoothing=0.1)
+    label = reader.label_of(choice(text, finish, **fields))
+    return None if label is None else labels[label]
+
+
+def rows(heading: str) -> Iterator[list[str]]:
+    """The rows of the page's first table under a heading, as the texts that they stand for."""
+    lines = PAGE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            return
+        cells = re.split(r"(?<!\\)\|", line)[1:-1]
+        yield [_unquoted(cell.strip().replace(r"\|", "|")) for cell in cells]
+
+
+def _unquoted(cell: str) -> str:
+    if quoted := re.fullmatch(r"(`+)(.*?)\1", cell):
+        return quoted[2].strip().replace(r"\n", "\n")
+    return cell
+
+
+@pytest.mark.parametrize(("text", "label"), list(rows("Labels")))
+def test_an_answer_is_read_as_the_page_says(text: str, label: str) -> None:
+    """A word in a sentence, or the label of a denial, is learnt as the label; or a plain answer is dropped for its form."""
+    assert label_of(LABELS, text) == (None if label == "—" else label)
+
+
+@pytest.mark.parametrize(("text", "finish", "label"), list(rows("Thoughts")))
+def test_thoughts_are_read_as_the_page_says(text: str, finish: str, label: str) -> None:
+    """Labels are read out of thoughts that do not end; or an answer is lost for the thoughts before it."""
+    assert label_of(LABELS, text, finish) == (None if label == "—" else label)
+
+
+@pytest.mark.parametrize(
+    ("labels", "text", "label"),
+    [
+        (["toxic", "very toxic", "non-toxic"], "Non-toxic", "non-toxic"),
+        (["toxic", "very toxic", "non-toxic"], "non toxic.", "non-toxic"),
+        (["toxic", "very toxic", "non-toxic"], "This is very toxic.", "very toxic"),
+        (["toxic", "very toxic", "non-toxic"], "not very toxic", None),
+        (["toxic", "clean"], "not toxic", None),
+        (["spam", "not spam"], "This is not spam.", "not spam"),
+        (["spam", "NotSpam"], "not spam", "NotSpam"),
+        (["Sci/Tech", "Business"], "sci / tech", "Sci/Tech"),
+        (["card_arrival", "card_not_working"], "The intent is card not working.", "card_not_working"),
+        (["LABEL_0", "LABEL_1"], "label 1", "LABEL_1"),
+        (["0", "1"], '{"label": 1}', "1"),
+        (["0", "1"], "1.0", "1"),
+        (["1", "10"], "1.0", "1"),
+        (["1", "10"], "1 0", None),
+        (["True", "False"], '{"label": true}', "True"),
+        (["yes", "no"], "Yes. The premise says so.", "yes"),
+        (["yes", "no"], "No, it is not.", None),
+        (["bad", "good"], "Good question! I think of it.", None),
+        (["bad", "good"], "good\n\nThe text is not bad.", "good"),
+        (["bad", "good"], "The wrong label is good", None),
+        (["Météo", "Sport"], "Me\u0301te\u0301o", "Météo"),
+        (["体育", "财经"], "答案：体育", "体育"),
+        (["体育", "财经"], "这不是体育", None),
+    ],
+)
+def test_labels_of_all_kinds(labels: list[str], text: str, label: str | None) -> None:
+    """Labels that contain each other, numbers and other scripts are taken for one another."""
+    assert label_of(labels, text) == label
+
+
+def test_a_cut_answer_may_begin_a_longer_label() -> None:
+    """`toxic` is learnt where the model was about to write `toxic threat`."""
+    labels = ["toxic", "toxic threat"]
+    assert label_of(labels, "toxic", "length") is None
+    assert label_of(labels, "toxic") == "toxic"
+    assert label_of(labels, "toxic threat", "length") == "toxic threat"
+
+
+def test_the_answer_in_the_field_of_thoughts() -> None:
+    """A server that returns the JSON as thoughts loses all labels; or a label is read out of thoughts that were cut."""
+    assert label_of(LABELS, "", reasoning='{"label": "spam"}') == "spam"
+    assert label_of(LABELS, "", "length", reasoning="spam") is None
+    assert label_of(LABELS, "", reasoning="It asks for money.\nLabel: spam") is None
+    assert label_of(LABELS, "ham", reasoning="spam") == "ham"
+
+
+def response(message: dict[str, Any], finish: str = "stop") -> Any:
+    return read_completion({"choices": [{"message": message, "finish_reason": finish}]}, str)
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "reasoning"),
+    [
+        ({"content": "a"}, "a", ""),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "ab", ""),
+        ({"content": ["a", {"type": "output_text", "text": "b"}]}, "ab", ""),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "t"}]}, {"type": "text", "text": "a"}]}, "a", "t"),
+        ({"content": "a", "reasoning_content": "t"}, "a", "t"),
+        ({"content": "a", "reasoning": "t", "reasoning_details": [{"type": "reasoning.text", "text": "t"}]}, "a", "t"),
+        ({"content": None, "reasoning_content": "t"}, "", "t"),
+        ({"content": None, "tool_calls": [{}]}, "", ""),
+    ],
+)  # fmt: skip
+def test_the_parts_of_a_message(message: dict[str, Any], text: str, reasoning: str) -> None:
+    """Content in parts is no answer; or thoughts are taken for it."""
+    answer = response(message)
+    assert (answer.status, answer.choices[0]["text"]) == ("answered", text)
+    assert answer.choices[0].get("reasoning", "") == reasoning
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "reason"),
+    [
+        ({"content": None, "refusal": "not that"}, "stop", "not that"),
+        ({"content": [{"type": "refusal", "refusal": "not that"}]}, "stop", "not that"),
+        ({"content": ""}, "content_filter", "content_filter"),
+        ({"content": "I will not."}, "refusal", "I will not."),
+        ({"content": None}, "SAFETY", "SAFETY"),
+    ],
+)
+def test_refusals(message: dict[str, Any], finish: str, reason: str) -> None:
+    """What a filter or the model refuses counts as an answer, and nobody learns why."""
+    answer = response(message, finish)
+    assert (answer.status, answer.reason) == ("refused", reason)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (choice("", "length"), "the answer is empty (finish_reason=length)"),
+        (choice("", "length", reasoning="hm"), "cut inside its thoughts (finish_reason=length): hm"),
+        (choice("<think>hm", "length"), "cut inside its thoughts (finish_reason=length): <think>hm"),
+        (choice("<think>hm"), "thoughts that do not end (finish_reason=stop)"),
+        (choice("<think>hm</think>"), "thoughts and no answer (finish_reason=stop)"),
+        (choice("I would say", "length"), "I would say (cut, finish_reason=length)"),
+        (choice("I think so"), "I think so"),
+    ],
+)
+def test_why_there_is_no_label(answer: dict[str, Any], words: str) -> None:
+    """`unanswered.jsonl` has an empty reason."""
+    assert words in described(answer)
+
+
+def test_texts_about_tags_keep_them() -> None:
+    """A completion that explains `</think>` loses its beginning."""
+    text = "Models write <think> before and </think> after their thoughts."
+    assert without_thoughts(choice(text)).text == text
+
+
+@pytest.mark.parametrize(
+    ("most", "texts", "unparsable", "stops"),
+    [
+        (0.05, 19, 19, False),
+        (0.05, 20, 2, False),
+        (0.05, 20, 4, True),
+        (0.05, 199, 12, False),
+        (0.05, 200, 11, True),
+        (0.05, 200, 10, False),
+        (1.0, 300, 300, False),
+        (0.0, 20, 1, True),
+    ],
+)
+def test_the_share_that_stops_a_run(most: float, texts: int, unparsable: int, stops: bool) -> None:
+    """A run is stopped by the first bad answer; or everything is paid for before anybody is told."""
+    share, message = UnparsableShare("m", most), ""
+    bad = [choice("I would rather not say " * 50)]
+    try:
+        for number in range(texts):
+            share.count(1, bad if number >= texts - unparsable else [], lambda cut: "look at teacher.prompt")
+    except TeacherError as error:
+        message = error.message
+    assert bool(message) == stops
+    if stops:
+        assert "teacher.max_unparsable" in message
+        assert "look at teacher.prompt" in message
+        assert len(message) < 1500
+
+
+@pytest.mark.parametrize(("finish", "cut"), [("length", True), ("stop", False)])
+def test_the_remedy_is_for_what_was_seen(finish: str, cut: bool) -> None:
+    """A user whose answers are cut inside thoughts is told to look at the prompt."""
+    share, seen = UnparsableShare("m", 0.05), list[bool]()
+
+    def remedy(mostly_cut: bool) -> str:
+        seen.append(mostly_cut)
+        return ""
+
+    for _ in range(19):
+        share.count(1, [choice("", finish)], remedy)
+    with pytest.raises(TeacherError):
+        share.count(1, [choice("", finish)], remedy)
+    assert seen == [cut]
