@@ -8,7 +8,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ BRACKETS = re.compile(r"(\((?P<opens>[\w-]+))?\*?(?P<closes>\))?")
 WORDS = "words", "word", "token", "tokens", "form", "text"
 TAGS = "tags", "tag", "ner_tag", "ner_tags", "ner", "nertag", "label", "labels", "entity", "bio", "iob", "ne"
 """The names of columns, in lower case."""
+LANGUAGE = re.compile(r"([a-z]{2,3}(-[a-z]+)?):(?=.)")
+"""What stands before each word in the files of WikiANN (en:Rick)."""
 BOUNDARY = "-DOCSTART-"
 UNIVERSAL = "[id,words,lemma,tags,xpos,feats,head,deprel,deps,misc]"
 """The columns of CoNLL-U, with the parts of speech as tags."""
@@ -92,7 +94,7 @@ def tagged_sentences(schema: RowSchema, path: Path, lines: Iterable[str]) -> Ite
     separator = _cut_sentences(groups) or _cut(schema, path, groups)
     sure = [[line for line in group if not line.text.startswith("#")] for group in groups]
     sure = [group for group in sure if group] or groups
-    names, header = _names(schema, path, comments, sure[0][0])
+    names, header = _names(schema, path, comments, list(itertools.chain(*sure)))
     if header is not None:
         groups, sure = (
             [[line for line in group if line is not header] for group in each] for each in (groups, sure)
@@ -130,9 +132,18 @@ def _groups(lines: Iterable[str]) -> tuple[Groups, list[str]]:
 
 
 def _cut_sentences(groups: Groups) -> str:
-    """Cut lines that are sentences of words joined to their tags (EU/B-ORG rejects/O) into lines of words, and return what joins them; "": they are
-    not."""
+    """Cut lines that are sentences, of words joined to their tags (EU/B-ORG rejects/O) or of all words before all tags, into lines of words, and
+    return what joins them; "": they are not."""
     lines = list(itertools.chain(*groups))
+    halves = [[half.split() for half in line.text.split("\t")] for line in lines]
+    if all(len(half) == 2 and len(half[0]) == len(half[1]) for half in halves) and any(
+        len(half[0]) > 1 for half in halves
+    ):
+        groups[:] = [
+            [Line(line.number, "\t".join(pair), list(pair)) for pair in zip(*half, strict=True)]
+            for line, half in zip(lines, halves, strict=True)
+        ]
+        return "\t"
     pairs = [line.text.split() for line in lines]
     for joint in "|/":
         counts = [pair.count(joint) for pair in itertools.chain(*pairs)]
@@ -188,15 +199,29 @@ def _cutter(way: str) -> Callable[[str], list[str]]:
 
 
 def _names(
-    schema: RowSchema, path: Path, comments: Sequence[str], first: Line
+    schema: RowSchema, path: Path, comments: Sequence[str], lines: Sequence[Line]
 ) -> tuple[list[str] | None, Line | None]:
-    """The names of the columns, if they have some: those configured, of a header or of a comment; and the line of the header."""
-    cfg = schema.cfg
+    """The names of the columns, if they have some: those configured, of a header or of a comment; and the line of the header.
+
+    A first line whose value in a column is the only one that is no tag is a header with other names.
+    """
+    cfg, first = schema.cfg, lines[0]
     lower = {name.casefold() for name in first.fields}
     chosen = [name for name in (cfg.words, cfg.tags, cfg.sentence) if name]
-    header = first.fields == cfg.columns or (bool(lower & set(WORDS)) and bool(lower & set(TAGS)))
-    header |= bool(chosen) and set(chosen) <= set(first.fields)
-    names = cfg.columns or (first.fields if header else comments[0].split() if comments else None)
+    named = bool(lower & set(WORDS)) and bool(lower & set(TAGS))
+    named |= bool(chosen) and set(chosen) <= set(first.fields)
+    columns = list(
+        zip(*(line.fields for line in lines if len(line.fields) == len(first.fields)), strict=True)
+    )
+    header = (
+        named
+        or first.fields == cfg.columns
+        or any(
+            column[0] not in column[1:] and _is_scheme(column[1:]) and not _is_scheme(column)
+            for column in columns
+        )
+    )
+    names = cfg.columns or (first.fields if named else comments[0].split() if comments else None)
     if names is None and chosen:
         raise DataError(
             f"{path} has no header with the column {shown(chosen[0])}; name all its columns in order with dataset.columns=[…], or leave "
@@ -218,6 +243,9 @@ def _layout(schema: RowSchema, path: Path, groups: Groups, names: list[str] | No
     size = sizes.most_common(1)[0][0]
     if sizes[size] < SAME * len(lines):
         size = min(sizes)
+    before: Layout | None = schema.decided.get("layout")
+    if names is None and before is not None and before.size == size:
+        return replace(before, tag=before.tag if needs_tags else None)
     number = next((place for place in range(min(4, size - 1 - needs_tags)) if _counts(groups, place)), None)
     if names is not None:
         return _named_layout(schema, path, names, needs_tags, number)
@@ -235,13 +263,16 @@ def _layout(schema: RowSchema, path: Path, groups: Groups, names: list[str] | No
     brackets = [place for place in range(start + 1, size) if _is_brackets(columns[place])]
     tag = schemes[-1] if schemes else brackets[0] if brackets else _plain(path, columns, start)
     word = start
+    while word + 1 < size and word != tag != word + 1 and _is_number(columns[word]):
+        word += 1
     if tag == word:  # the tag stands first
         others = [place for place in range(size) if place != tag and place + 1 != start]
         word = max(others, key=lambda place: len(set(columns[place])))
     if rest := [str(place + 1) for place in schemes if place != tag]:
         columns_are += f" (column {' and '.join(rest)} could be tags as well: choose with dataset.columns=)"
     columns_are = f"words of column {word + 1}, tags of column {tag + 1}{columns_are}"
-    return Layout(size, word, tag, None, number, columns_are)
+    schema.decided["layout"] = layout = Layout(size, word, tag, None, number, columns_are)
+    return layout
 
 
 def _named_layout(
@@ -295,6 +326,11 @@ def _is_scheme(values: Iterable[str]) -> bool:
     """Whether all values of a column are tags with letters, or mean no entity."""
     scheme = scheme_of(set(values))
     return bool(scheme.letters) and not scheme.bare
+
+
+def _is_number(values: Sequence[str]) -> bool:
+    """Whether a column numbers something, or is the same in all lines, and so is none of words."""
+    return len(set(values)) == 1 or all(map(ID.fullmatch, values))
 
 
 def _is_brackets(values: Sequence[str]) -> bool:
@@ -368,6 +404,10 @@ def _sentences(path: Path, groups: Groups, layout: Layout) -> list[list[tuple[st
             listed(map(str, blank), 60),
         )
     sentences = [sentence for sentence in sentences if sentence]
+    prefixes = {(LANGUAGE.match(word) or [""])[0] for sentence in sentences for word, _ in sentence}
+    if len(prefixes) == 1 and (prefix := prefixes.pop()):
+        logger.info("%s: each word begins with %s, which is left out", path.name, prefix)
+        sentences = [[(word.removeprefix(prefix), tag) for word, tag in sentence] for sentence in sentences]
     values = [str(tag) for sentence in sentences for _, tag in sentence]
     return [_opened(sentence) for sentence in sentences] if _is_brackets(values) else sentences
 

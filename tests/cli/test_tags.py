@@ -272,8 +272,11 @@ def test_what_runs_the_other_files_without_kdcli_tags_as_the_student_does(
 
 def test_conll_files_smoke_and_a_cut_student(distil: Run, tmp_path: Path) -> None:
     """A rehearsal, a format or a birth that works for texts with one label alone."""
+    sizes = {"B-good": "good_B", "I-good": "good_M", "B-bad": "bad_B", "I-bad": "bad_M", "O": "none"}
     lines = [
-        "".join(f"{a} _ {b}\n" for a, b in zip(*row.values(), strict=True)) for row in tagged(300, seed=2)
+        f"# text = {' '.join(row['tokens'])}\n"
+        + "".join(f"{i}\t{a}\t_\t{sizes[b]}\n" for i, (a, b) in enumerate(zip(*row.values(), strict=True), 1))
+        for row in tagged(300, seed=2)
     ]
     (tmp_path / "a.conll").write_text("\n".join(lines))
     data = [
@@ -288,6 +291,13 @@ def test_conll_files_smoke_and_a_cut_student(distil: Run, tmp_path: Path) -> Non
     report = read(made / "report.json")
     assert report["smoke"]
     assert report["task"] == "token_classification"
+    assert report["tags"] == {
+        "form": "suffixes",
+        "letters": ["B", "M"],
+        "outside": ["none"],
+        "types": ["bad", "good"],
+    }
+    assert "class Tagger(TokenClassificationPipeline)" in (made / "student" / "README.md").read_text()
     student = AutoModelForTokenClassification.from_pretrained(made / "student")
     assert student.config.num_hidden_layers == 1
     assert student.config.hidden_size == 32

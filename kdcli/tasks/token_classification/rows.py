@@ -12,6 +12,7 @@ from typing import Any
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.errors import DataError, listed, shown, suggest
 from kdcli.tasks.rows import (
+    IGNORE,
     INTEGER,
     LabelledRows,
     RawSplits,
@@ -40,6 +41,7 @@ SENTENCE = re.compile(r"sent(ence)?(id|idx|index|number|num|no|nr)?|sid", re.IGN
 ONE_WORD = 0.9
 """The share of rows of one word above which a table has a word a row."""
 BLANKS = "words that are white space or invisible characters are left out"
+ANSWERS = "rows whose answer is reject or ignore are left out (Prodigy)"
 
 
 def is_blank(word: str) -> bool:
@@ -65,7 +67,7 @@ class TokenClassificationRows(LabelledRows):
         self.spans = 0
 
     def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
-        """The paths to words and tags, and before them that to the number of the sentence, if there is one."""
+        """The paths to words and tags, and before them those to the number of the sentence and to Prodigy's answer, if there are some."""
         paths = super().column_paths(columns, name, nested)
         chosen = self.cfg.sentence
         if chosen is not None and chosen not in columns:
@@ -75,7 +77,8 @@ class TokenClassificationRows(LabelledRows):
             )
         others = [column for column in columns if [column] not in paths]
         numbers = [column for column in others if SENTENCE.fullmatch(re.sub(r"[\W_]", "", column))]
-        return [[chosen or numbers[0]], *paths] if chosen or numbers else paths
+        extra = ([chosen] if chosen else numbers[:1]) + [column for column in others if column == "answer"]
+        return [*([column] for column in extra), *paths]
 
     def assembled(self, table: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         """The rows of a table; if it has a word a row, those of its sentences.
@@ -83,7 +86,7 @@ class TokenClassificationRows(LabelledRows):
         Raises:
             DataError: a column with the number of the sentence is missing.
         """
-        rows = iter(table)
+        rows = self._accepted(table)
         width = len(self.columns)
         first = next(rows, None)
         rows = itertools.chain([first] if first is not None else [], rows)
@@ -101,6 +104,20 @@ class TokenClassificationRows(LabelledRows):
         )
         for run in runs:
             yield tuple(map(list, zip(*run, strict=True)))
+
+    def _accepted(self, table: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """The rows without the answers of Prodigy, and without those that the annotator did not accept."""
+        width = len(self.columns)
+        for row in table:
+            answers = [value for value in row[:-width] if value in ("accept", "reject", "ignore")]
+            if answers and answers[0] != "accept":
+                self.notes[ANSWERS] += 1
+            else:
+                yield (
+                    row
+                    if not answers
+                    else (*(value for value in row[:-width] if value is not answers[0]), *row[-width:])
+                )
 
     def _texts(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         """The rows of a table with a text a row."""
@@ -126,14 +143,26 @@ class TokenClassificationRows(LabelledRows):
             raise DataError(f"{where}: {len(words)} words and {len(tags)} tags; each word needs one")
         checked = []
         for number, (word, tag) in enumerate(zip(words, tags, strict=True), 1):
+            word = str(word) if isinstance(word, int) and not isinstance(word, bool) else word
             if isinstance(word, str) and is_blank(word):
                 self.notes[BLANKS] += 1
                 self.blank = self.blank or f"{where}, word {number}"
             else:
-                checked.append((require_text(word, f"word {number}", where), label_name(tag, where)))
+                checked.append(
+                    (require_text(word, f"word {number}", where), self._tag(tag, f"{where}, word {number}"))
+                )
         if not checked:
             raise DataError(f"{where}: there are no words; remove the row")
         return [word for word, _ in checked], [tag for _, tag in checked]
+
+    def _tag(self, value: Any, where: str) -> str | None:
+        """The tag of a word; None: it is not known."""
+        tag = label_name(value, where)
+        if tag is None and self.has_gold:
+            raise DataError(
+                f"{where}: the tag is missing; write O for a word in no entity, or {IGNORE} for one whose tag is not known"
+            )
+        return None if tag == str(IGNORE) else tag
 
     def _words_and_tags(self, words: Any, tags: Any, where: str) -> tuple[list[Any], list[Any]]:
         """The words and tags of any of the forms that tables and labelling tools write them in."""
@@ -185,7 +214,7 @@ class TokenClassificationRows(LabelledRows):
             )
         scheme = scheme_of(self.labels, self.cfg.outside or ())
         self._tell(scheme, counts)
-        for note in (CUTS, SECOND, BLANKS):
+        for note in (CUTS, SECOND, BLANKS, ANSWERS):
             if number := self.notes[note]:
                 first = f" (the first: {self.blank})" if note == BLANKS else ""
                 level = log_level(number, self.spans) if note == CUTS else logging.WARNING
@@ -225,11 +254,10 @@ class TokenClassificationRows(LabelledRows):
 
     def row(self, values: tuple[Any, ...], where: str) -> Row | None:
         """The id is a hash of the words."""
-        tags = [
-            (fold_white_space(self.replaced(word)), self.index_of(tag, where))
-            for word, tag in zip(*values, strict=True)
-        ]
-        remaining = [(word, index) for word, index in tags if word]
+        words, tags = values
+        indices = [IGNORE if tag is None else self.index_of(tag, where) for tag in tags]
+        replaced = [fold_white_space(self.replaced(word)) for word in words]
+        remaining = [(word, index) for word, index in zip(replaced, indices, strict=True) if word]
         words, label = [word for word, _ in remaining], [index for _, index in remaining]
         return {"id": row_hash(words), "words": words, "label": label} if words else None
 
@@ -242,7 +270,8 @@ def _split(tags: str, words: Any) -> list[str]:
     """The tags of a text of tags: between spaces, or between commas."""
     size = len(words.split()) if isinstance(words, str) else len(words)
     spaced, commas = tags.split(), [tag.strip() for tag in tags.split(",")]
-    return commas if len(commas) == size != len(spaced) else spaced
+    joined = len(spaced) != size or all(tag.endswith(",") for tag in spaced[:-1])
+    return commas if len(commas) == size and joined else spaced
 
 
 def _runs(rows: Iterable[tuple[Any, ...]], width: int) -> Iterator[list[tuple[Any, ...]]]:

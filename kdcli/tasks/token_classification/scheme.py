@@ -21,8 +21,8 @@ UNTYPED = "entity"
 _SEPARATOR = "[-‐‑–—_.:/|~ ]"
 _LETTERS = "".join(ROLES) + "".join(ROLES).lower()
 _FORMS = {
-    "prefixes": re.compile(rf"(?P<letter>[{_LETTERS}]){_SEPARATOR}(?P<type>.+)"),
-    "suffixes": re.compile(rf"(?P<type>.+){_SEPARATOR}(?P<letter>[{_LETTERS}])"),
+    "prefixes": re.compile(rf"(?P<letter>[{_LETTERS}]){_SEPARATOR}(?P<type>.*)"),
+    "suffixes": re.compile(rf"(?P<type>.*){_SEPARATOR}(?P<letter>[{_LETTERS}])"),
     "letters": re.compile(rf"(?P<letter>[{_LETTERS}])(?P<type>)"),
 }
 

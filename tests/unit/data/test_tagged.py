@@ -153,6 +153,15 @@ READ: dict[str, tuple[str | bytes, dict[str, Any], Sentences]] = {
         {},
         SENTENCES,
     ),
+    "a sentence a line, words and tags between a tab": (
+        "\n".join(
+            "\t".join(" ".join(each) for each in zip(*sentence, strict=True)) for sentence in SENTENCES
+        ),
+        {},
+        SENTENCES,
+    ),
+    "a header with other names": ("pos_id\tsurface\tanswer\n" + lines("7\t{word}\t{tag}"), {}, SENTENCES),
+    "a language before each word (WikiANN, en:Rick)": (lines("en:{word}\t{tag}"), {}, SENTENCES),
     "no-break spaces and invisible characters as words": (
         lines("{word}\t{tag}").replace("call\tO", "call\tO\n\u00a0\tO\n\u200b\tO\n\tO"),
         {},
@@ -242,6 +251,16 @@ def test_what_was_decided_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         "choose with dataset.columns=); comment lines left out: 1"
     ) in caplog.text
     assert "1 words are white space or invisible characters, and are left out (line 5)" in caplog.text
+
+
+def test_later_files_are_read_as_the_first_one(tmp_path: Path) -> None:
+    """A test file without entities, whose last column with letters is that of chunks."""
+    schema = TokenClassificationRows(Dataset(path="a.conll", format="conll"))
+    for name, text in (("a", lines("{word} I-NP {tag}")), ("b", lines("{word} I-NP O"))):
+        path = tmp_path / f"{name}.conll"
+        path.write_text(text)
+        rows = read_file(schema, path, str(path)).rows
+    assert rows[0] == (["EU", "rejects", "German", "call"], ["O"] * 4)
 
 
 def test_text_without_tags(tmp_path: Path) -> None:

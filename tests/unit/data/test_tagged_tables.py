@@ -13,6 +13,7 @@ from support.pages import table
 from kdcli.config.dataset import Dataset
 from kdcli.data.readers import read_file
 from kdcli.errors import DataError
+from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.token_classification.rows import TokenClassificationRows
 
 Sentences = list[list[tuple[str, str]]]
@@ -31,7 +32,13 @@ def read(folder: Path, rows: Any, words: str, tags: str, **keys: Any) -> Sentenc
     schema = TokenClassificationRows(Dataset(path=str(path), format=named, words=words, tags=tags, **keys))
     raw = read_file(schema, path, str(path))
     schema.declare({"train": [raw]})
-    return [list(zip(words, tags, strict=True)) for words, tags in raw.rows]
+    made = [schema.row(values, "a") for values in raw.rows]
+    names = dict(enumerate(schema.labels)) | {IGNORE: "?"}
+    return [
+        [(word, names[tag]) for word, tag in zip(row["words"], row["label"], strict=True)]
+        for row in made
+        if row
+    ]
 
 
 def csv_of(write: Any) -> str:
@@ -57,6 +64,11 @@ READ_TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "tags between commas": (csv_of(" ".join).replace("B-ORG O B-MISC O", "B-ORG,O,B-MISC,O").replace("B-PER I", "B-PER,I"), {}),
     "a word a row, with a column such as Sentence #": (KAGGLE, {"words": "Word", "tags": "Tag"}),
     "a word a row, with another column of numbers": (A_WORD_A_ROW, {"words": "word", "tags": "tag", "sentence": "tweet"}),
+    "integers among the words": (
+        [{"words": [1996, *w], "tags": ["O", *t]} for w, t in zip(WORDS, TAGS, strict=True)],
+        {"replace": {"1996": ""}},
+    ),
+    "-100 as a tag": ([{"words": [*w, "x"], "tags": [*t, -100]} for w, t in zip(WORDS, TAGS, strict=True)], {}),
     "words that are empty, white space or invisible": (
         [{"words": ["", *w, "\u200b", " "], "tags": ["O", *t, "O", "O"]} for w, t in zip(WORDS, TAGS, strict=True)],
         {},
@@ -72,6 +84,11 @@ REFUSED_TABLES: dict[str, tuple[Any, dict[str, Any], str]] = {
         [{"words": ["a", "b"], "tags": [0, 1]}],
         {},
         r"the tags are integers \(0, 1\).*dataset.labels=\[O,B-PER",
+    ),
+    "a word without a tag (null)": (
+        [{"words": ["a", "b"], "tags": ["B-X", None]}, {"words": ["c"], "tags": ["O"]}],
+        {},
+        r"row 1, word 2: the tag is missing; write O for a word in no entity, or -100 for one",
     ),
     "more or fewer tags than words": (
         [{"words": "one two three", "tags": "positive"}],
@@ -152,6 +169,9 @@ READ_SPANS: dict[str, tuple[dict[str, Any], str, str, Sentences]] = {
         {"text": TEXT, "label": [[0, 9, "PER"], [17, 27, "LOC"]]}, "text", "label", [TAGGED],
     ),
     "spans that cut a word": ({"text": TEXT, "label": [[0, 6, "PER"], [19, 27, "LOC"]]}, "text", "label", [TAGGED]),
+    "Prodigy: answers": (
+        {"text": TEXT, "spans": spans("start", "end", "label"), "answer": "accept"}, "text", "spans", [TAGGED],
+    ),
     "the same span twice": (
         {"text": TEXT, "label": [[0, 8, "PER"], [0, 8, "PER"], [18, 27, "LOC"]]}, "text", "label", [TAGGED],
     ),
@@ -191,17 +211,9 @@ REFUSED_SPANS: dict[str, tuple[dict[str, Any], str]] = {
 def test_tables_of_words(tmp_path: Path, name: str) -> None:
     """A list in a cell that is read as one word, or each word of a table as a sentence."""
     rows, keys = READ_TABLES[name]
-    assert read(tmp_path, rows, **({"words": "words", "tags": "tags"} | keys)) == [
-        list(map(tuple, sentence)) for sentence in (_indexed(name) or SENTENCES)
-    ]
-
-
-def _indexed(name: str) -> Sentences | None:
-    """Integers stay as they are until they are looked up."""
-    if name != "lists of integers with dataset.labels":
-        return None
-    labels = ["O", "B-ORG", "B-MISC", "B-PER", "I-PER"]
-    return [[(word, str(labels.index(tag))) for word, tag in sentence] for sentence in SENTENCES]
+    found = read(tmp_path, rows, **({"words": "words", "tags": "tags"} | keys))
+    assert [[pair for pair in sentence if pair != ("x", "?")] for sentence in found] == SENTENCES
+    assert ("x", "?") in found[0] or name != "-100 as a tag"
 
 
 @pytest.mark.parametrize("name", REFUSED_TABLES)
@@ -262,5 +274,12 @@ def test_what_was_decided_about_spans_is_said(tmp_path: Path, caplog: pytest.Log
     assert "1 texts have the labels of several annotators, of which the first ones are read" in caplog.text
     read(tmp_path, [{"text": TEXT, "label": [[0, 6, "PER"]]}], "text", "label")
     assert "1 spans begin or end inside of a word, which is then tagged entirely" in caplog.text
+    answers = [
+        {"text": f"{answer} {TEXT}", "spans": [], "answer": answer}
+        for answer in ("accept", "reject", "ignore")
+    ]
+    rows = [*answers, {"text": TEXT, "spans": spans("start", "end", "label"), "answer": "accept"}]
+    assert [sentence[0][0] for sentence in read(tmp_path, rows, "text", "spans")] == ["accept", "Anna"]
+    assert "2 rows whose answer is reject or ignore are left out" in caplog.text
     read(tmp_path, KAGGLE, "Word", "Tag")
     assert "each row is a word; its 6 rows are 2 sentences" in caplog.text
