@@ -106,28 +106,23 @@ class UnparsableShare:
         self._examples: list[str] = []
 
     def count(
-        self, answers: int, unparsable: Sequence[Mapping[str, Any]], remedy: Callable[[bool], str]
+        self, answers: int, unparsable: Sequence[str], remedy: Callable[[bool], str], cut: int = 0
     ) -> None:
         """Count the answers to one text.
 
         Args:
-            unparsable: those without a label (`Answer.choices`).
-            remedy: is called with whether most of them are cut before an answer begins.
+            unparsable: those that cannot be read, in words.
+            remedy: is called with whether most of them are cut before they begin.
+            cut: how many of them are.
 
         Raises:
             TeacherError: the share is too large.
         """
         self._texts += 1
         self._unparsable += len(unparsable) / answers
-        self._cut += (
-            sum(is_cut(choice) and without_thoughts(choice).text is None for choice in unparsable) / answers
-        )
-        if (
-            unparsable
-            and len(self._examples) < EXAMPLES
-            and (example := described(unparsable[0])) not in self._examples
-        ):
-            self._examples.append(example)
+        self._cut += cut / answers
+        if unparsable and len(self._examples) < EXAMPLES and unparsable[0] not in self._examples:
+            self._examples.append(unparsable[0])
         deviation = math.sqrt(self.most * (1 - self.most) * self._texts)
         most = self.most * self._texts + (2 * deviation if self._texts < SURE else 0)
         if self._texts >= LEAST_TEXTS and self._unparsable > most:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -242,9 +243,9 @@ class OpenAITeacher(RemoteTeacher):
                 self.unanswered[row["id"]] = {"status": "unparsable", "why": described(choices[0])}
             else:
                 self.predictions[row["id"]] = log_p
-            self.unparsable.count(
-                1 if self.soft_labels == "logprobs" else len(choices), unparsable, self._remedy
-            )
+            answers = 1 if self.soft_labels == "logprobs" else len(choices)
+            cut = sum(is_cut(choice) and without_thoughts(choice).text is None for choice in unparsable)
+            self.unparsable.count(answers, list(map(described, unparsable)), self._remedy, cut)
 
     def _remedy(self, cut: bool) -> str:
         """What a user can do about answers without a label.
@@ -362,6 +363,8 @@ class OpenAITeacher(RemoteTeacher):
     def completion_requests(self, row: Mapping[str, Any], rollout: Rollout) -> list[dict[str, Any]]:
         """The requests for completions of a row's prompt."""
         body = {"messages": self.prompter.messages(row), "max_tokens": rollout.max_new_tokens}
+        if row.get("tools"):
+            body["tools"] = json.loads(row["tools"])
         return self._split(body | {"temperature": rollout.sampling_temperature}, rollout.answers)
 
     def _split(self, body: dict[str, Any], count: int) -> list[dict[str, Any]]:
@@ -425,6 +428,8 @@ class OpenAITeacher(RemoteTeacher):
                 status = "refused" if any(part.status == "refused" for part in parts) else "unparsable"
                 reason = next((part.reason for part in parts if part.reason), "")
                 self.unanswered[row["id"]] = {"status": status, "why": reason}
+                if status == "unparsable":
+                    self.unparsable.count(1, [reason], lambda cut: "check teacher.base_url and teacher.model")
             parts = []
 
     def _find_answers_per_request(

@@ -32,7 +32,8 @@ _SEVERAL = re.compile(
     re.IGNORECASE,
 )
 _FORMAT = re.compile(
-    r"json.?schema|structured.?output|response.?format|grammar|guided|json mode", re.IGNORECASE
+    r"json.?schema|structured.?output|response.?format|grammar|guided|json mode|generate json|json_validate",
+    re.IGNORECASE,
 )
 
 
@@ -134,6 +135,12 @@ class Parameters:
                     continue
                 self._kept.append(change)
             logger.warning("%s does not take %s as it was sent: %s", self.teacher, change.parameter, change)
+
+
+def is_about_parameter(text: str) -> bool:
+    """Whether an error says that a parameter is not supported. Some servers report it as an internal error."""
+    names = "|".join((*LIMITS, *OPTIONAL, "logprobs"))
+    return bool(_UNKNOWN.search(text) and re.search(rf"(?<![a-z_])(?:{names})(?![a-z_])", text))
 
 
 def _named(body: dict[str, Any], rejected: Rejected) -> list[str]:

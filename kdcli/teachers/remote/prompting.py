@@ -12,6 +12,8 @@ import numpy as np
 from kdcli.config.dataset import Dataset
 from kdcli.files import digest
 from kdcli.generation import seed_of
+from kdcli.tasks.causal_lm.chat import last_answer
+from kdcli.tasks.causal_lm.conversations import endpoint_turns
 from kdcli.teachers.remote.labels import LabelReader
 from kdcli.templates import Template
 
@@ -46,13 +48,11 @@ class Prompter:
             "prefix": cfg.prefix,
         }
 
-    def messages(self, row: Mapping[str, Any]) -> list[dict[str, str]]:
+    def messages(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The conversation about a row; a row is no example of itself."""
         if "messages" in row:
-            turns = [{"role": turn["role"], "content": turn["content"]} for turn in row["messages"]]
-            last = max(index for index, turn in enumerate(turns) if turn["role"] == "assistant")
-            return turns[:last]
-        turns = []
+            return endpoint_turns(row["messages"][: last_answer(row["messages"])])
+        turns: list[dict[str, Any]] = []
         for example in self.examples:
             if example["id"] != row["id"]:
                 turns.append({"role": "user", "content": self._question(example, not turns)})

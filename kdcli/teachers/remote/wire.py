@@ -16,7 +16,7 @@ from kdcli.errors import ConfigError, TeacherError
 from kdcli.teachers.remote.client import Altered, Client, Rejected, Retry, Unreadable
 from kdcli.teachers.remote.ledger import Answer
 from kdcli.teachers.remote.limits import retry_after
-from kdcli.teachers.remote.parameters import Change, Parameters
+from kdcli.teachers.remote.parameters import Change, Parameters, is_about_parameter
 
 if TYPE_CHECKING:
     import openai
@@ -83,8 +83,13 @@ class ChatClient(Client):
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
             raise ConfigError(
-                f"base_url is http(s)://HOST[:PORT]/PATH without a user or password (these would be written down with the "
-                f"config); this one begins with {parts.scheme or 'no scheme'}"
+                "teacher.base_url: expected http(s)://HOST[:PORT]/PATH without a user or password (these would be written down with the "
+                f"config), got one that begins with {parts.scheme or 'no scheme'}"
+            )
+        base_url, *path = re.split(r"/(?:chat/)?completions/?$", base_url)
+        if path:
+            raise ConfigError(
+                f"teacher.base_url ends in the path of requests, which is added to it; give {base_url}"
             )
         self._variable, self._key, self._timeout = key, _read_key(key), timeout
         self._responded = False
@@ -179,7 +184,13 @@ class ChatClient(Client):
         try:
             return json.loads(data)
         except ValueError:
-            raise Retry("its answer is not JSON", charged=True) from None
+            shape = (
+                "a stream (++teacher.parameters.stream=false)" if data.startswith(b"data:") else "not JSON"
+            )
+            start = self.scrub(data[:200].decode(errors="replace"))
+            raise Retry(
+                f"its answer is {shape}: {start}; check teacher.base_url = {self.base_url}", charged=True
+            ) from None
 
     def _from_status(self, error: openai.APIStatusError) -> Answer:
         """What an HTTP error means for this request and for all."""
@@ -188,19 +199,20 @@ class ChatClient(Client):
         message = self.scrub(str(details.get("message") or body or error.message))
         if is_filtered(details):
             return Answer("refused", reason=message)
-        if status in UNACCEPTED:
+        if status in UNACCEPTED or (status >= 500 and is_about_parameter(message)):
             raise Rejected(message, parameter=parameter_in(details), text=f"{message} {body}")
         if is_transient(status) and "insufficient_quota" not in (details.get("code"), details.get("type")):
             raise Retry(f"{status} {message}", after=retry_after(error.response.headers))
+        key = f"the key in {self._variable or 'no variable'} (teacher.api_key_env)"
         remedy = {
-            401: f"check the key in {self._variable}"
+            401: f"check {key}"
             if self._variable
-            else "it wants a key: name its environment variable",
+            else "it wants a key: name its variable by teacher.api_key_env",
             402: "the account has no credit left",
-            403: "this key may not use this model",
-            404: f"check base_url (it often ends in /v1) and the model's name, {self.model}",
+            403: f"check whether {key} suffices for teacher.model={self.model}",
+            404: f"check teacher.base_url (it often ends in /v1) and teacher.model={self.model}",
             429: "the account has no credit left",
-        }.get(status, "check base_url and the parameters")
+        }.get(status, "check teacher.base_url and teacher.parameters")
         raise TeacherError(f"{self.base_url} answers {status} ({message}): {remedy}") from None
 
     def scrub(self, text: str) -> str:
@@ -221,7 +233,10 @@ def _read_key(variable: str | None) -> str | None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise ConfigError(f"the endpoint wants a key: the environment variable {variable} is not set")
+        raise ConfigError(
+            f"teacher.api_key_env = {variable}: this environment variable is not set; set it to the key, name another one, or give null for an "
+            "endpoint without keys"
+        )
     return key
 
 
@@ -252,7 +267,8 @@ def read_completion(response: Any, scrub: Callable[[str], str]) -> Answer:
     try:
         choices, refusal = [], ""
         for choice in sorted(response["choices"], key=lambda choice: choice.get("index", 0)):
-            message, finish = choice["message"], choice.get("finish_reason")
+            message = choice["message"] if "message" in choice else {"content": choice["text"]}
+            finish = choice.get("finish_reason")
             text, reasoning, declined = read_message(message)
             if declined or str(finish).casefold() in STOPPED:
                 refusal = declined or text or str(finish)
@@ -266,7 +282,9 @@ def read_completion(response: Any, scrub: Callable[[str], str]) -> Answer:
             raise ValueError("choices")
         reported = response.get("usage") or {}
         counts = {
-            key: int(reported[key]) for key in ("prompt_tokens", "completion_tokens") if key in reported
+            key: int(reported[key])
+            for key in ("prompt_tokens", "completion_tokens")
+            if reported.get(key) is not None
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unreadable(
@@ -280,12 +298,14 @@ def read_completion(response: Any, scrub: Callable[[str], str]) -> Answer:
 def read_message(message: Mapping[str, Any]) -> tuple[str, str, str]:
     """The text of a message, its thoughts where the host returns them apart, and its refusal; each may be empty.
 
-    Content is a string, or a list of parts.
+    Content is a string, a list of parts, or JSON that a proxy has parsed.
 
     Raises:
         TypeError: the content has a part that is no text.
     """
     content = message.get("content") or ""
+    if isinstance(content, Mapping):
+        content = json.dumps(content)
     text, thoughts, refusal = [], [], [str(message.get("refusal") or "")]
     for part in [content] if isinstance(content, str) else list(content):
         if isinstance(part, str):

@@ -6,12 +6,14 @@ import contextlib
 import email.utils
 import itertools
 import json
+import re
 import signal
 import sqlite3
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -235,10 +237,10 @@ QUOTA = Odd(status=429, data=b'{"error": {"code": "insufficient_quota", "message
     [
         (401, "check the key in TEST_KEY"),
         (402, "no credit left"),
-        (403, "may not use this model"),
-        (404, "check base_url (it often ends in /v1) and the model's name, m"),
+        (403, "teacher.model=m"),
+        (404, "teacher.base_url (it often ends in /v1)"),
         (QUOTA, "no credit left"),
-        (405, "check base_url and the parameters"),
+        (405, "teacher.parameters"),
     ],
 )
 def test_errors_that_stay(served: Served, ready: Ready, wrong: Said, remedy: str, late: bool) -> None:
@@ -252,6 +254,25 @@ def test_errors_that_stay(served: Served, ready: Ready, wrong: Said, remedy: str
     assert len(host.bodies) == 1 if not late else 21 <= len(host.bodies) <= 24
     assert ready(host).estimate(questions(*range(200))).in_ledger == before
     assert KEY not in "".join(traceback.format_exception(error.value))
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [(b"<html>hello</html>", "not JSON: <html>hello"), (b"data: {}", "teacher.parameters.stream=false")],
+)
+def test_answers_that_are_not_json(served: Served, ready: Ready, data: bytes, told: str) -> None:
+    """The address of a web page, or a server that streams: nobody learns what it sent."""
+    host = served(lambda body: Odd(data=data))
+    with pytest.raises(EndpointError, match=re.escape(told)) as error:
+        list(ready(host, retries=1).query(questions(1)))
+    assert "teacher.base_url" in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/chat/completions/", "/v1/completions"])
+def test_an_address_with_the_path_of_requests(ready: Ready, path: str) -> None:
+    """The address of the documentation's first example is pasted, and the host answers 404."""
+    with pytest.raises(ConfigError, match="teacher.base_url .* give http://127.0.0.1:1/v1$"):
+        ready(SimpleNamespace(url=f"http://127.0.0.1:1{path}"))
 
 
 def test_a_host_that_wants_a_key(served: Served, ready: Ready) -> None:

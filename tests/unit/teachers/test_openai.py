@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from support.commands import ColdCache
 
 from kdcli.config.dataset import Dataset
+from kdcli.config.schema import Rollout
 from kdcli.errors import TeacherError
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
@@ -224,6 +226,26 @@ def test_examples_of_answers() -> None:
     ]
     found.begin(CausalLM(), Dataset(path="x", prompt="prompt", completion="completion"), rows[:1])
     assert [turn["content"] for turn in found.prompter.messages(rows[1])] == ["one", "two", "three"]
+
+
+def test_calls_and_tools_are_sent() -> None:
+    """The teacher is asked about a conversation whose calls and tools it is not shown."""
+    found = OpenAITeacher(URL, "m")
+    found.begin(CausalLM(), Dataset(path="x", messages="messages"), [])
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
+    turns = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": "", "extra": json.dumps({"tool_calls": [call]})},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "It is 4."},
+    ]
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    (body,) = found.completion_requests(
+        {"id": "1", "messages": turns, "tools": json.dumps(tools)}, Rollout(source="teacher")
+    )
+    assert body["tools"] == tools
+    assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "tool"]
+    assert body["messages"][1]["tool_calls"][0]["function"] == {"name": "look", "arguments": '{"at": "it"}'}
 
 
 def test_what_cannot_be_asked() -> None:

@@ -169,6 +169,24 @@ def test_a_prompt_that_is_too_long(served: Served, ready: Ready) -> None:
     assert "response_format" in host.bodies[-1]
 
 
+def test_a_host_that_cannot_keep_to_the_schema_once(served: Served, ready: Ready) -> None:
+    """One answer that the host could not make fit ends as a refusal, or takes the schema from all others."""
+    error = {"message": "Failed to generate JSON. Please adjust your prompt.", "code": "json_validate_failed"}
+    host = served(refusing(lambda body: last(body) == "3" and "response_format" in body, error, echo))
+    bodies = [question(f"{number}", response_format=SCHEMA) for number in range(9)]
+    found = [answer.choices[0]["text"] for _, answer in ready(host, concurrency=1).query(bodies)]
+    assert found == [f"{number}" for number in range(9)]
+    assert sum("response_format" not in body for body in host.bodies) == 1
+
+
+def test_an_internal_error_about_a_parameter(served: Served, ready: Ready) -> None:
+    """A server that calls it an internal error is asked the same again, until the run ends."""
+    error = json.dumps({"error": {"message": "response_format: json_schema is not supported"}}).encode()
+    host = served(lambda body: Odd(status=500, data=error) if "response_format" in body else echo(body))
+    found = list(ready(host).query([question("1", response_format=SCHEMA)]))
+    assert (found[0][1].status, len(host.bodies)) == ("answered", 2)
+
+
 def test_several_refusals_under_load(served: Served, ready: Ready, caplog: Any) -> None:
     """A host that refuses three parameters in turn, while others of its requests are under way: an answer is lost or sent twice, or
     the changes are told by each request."""
