@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,10 @@ from kdcli.tasks.encoded import Encoded
 
 CLOSE = 1e-3
 """The largest difference between the logits of the head and those of the model (fp32), relative to their size."""
+SURE, UNSURE = 1.5, 100.0
+"""Perplexities below which a model nearly knows each next token of its references, and above which it does not know them."""
+UNLIKE, ALIKE = 25.0, 60.0
+"""chrF below which texts are nothing like their references, and above which they are much like them."""
 
 
 class LanguageModel(Task):
@@ -161,6 +165,24 @@ class LanguageModel(Task):
     def chance(self, predictions: Predictions, classes: int) -> float:
         """The uniform distribution."""
         return -float(np.log(classes))
+
+
+def contradiction(log_prob: float, texts: Sequence[str], chrf: float | None = None) -> str:
+    """How the texts that a model generates contradict the probability that it gives to the references; empty: they do not.
+
+    Args:
+        log_prob: the mean log-probability of a token of the references, in nats.
+        texts: what it writes greedily.
+        chrf: of the texts, 0 to 100; None: it is not known.
+    """
+    perplexity = float(np.exp(-log_prob))
+    empty = sum(not text.strip() for text in texts)
+    if perplexity < SURE and (empty > len(texts) / 2 or (chrf is not None and chrf < UNLIKE)):
+        like = f", and their chrF is {chrf:.1f} of 100" if chrf is not None else ""
+        return f"its perplexity on the references is {perplexity:.2f}, but {empty} of {len(texts)} texts that it writes are empty{like}"
+    if perplexity > UNSURE and chrf is not None and chrf > ALIKE:
+        return f"its perplexity on the references is {perplexity:,.0f}, but what it writes is like them (chrF {chrf:.1f} of 100)"
+    return ""
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> BatchEncoding:

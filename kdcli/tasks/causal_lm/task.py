@@ -42,7 +42,7 @@ from kdcli.tasks.causal_lm.presentation import PRESENTATION
 from kdcli.tasks.causal_lm.rows import CausalLMRows
 from kdcli.tasks.causal_lm.spec import SPEC
 from kdcli.tasks.encoded import Encoded, padded
-from kdcli.tasks.language_model import CLOSE, LanguageModel, head_of, tokenize
+from kdcli.tasks.language_model import CLOSE, LanguageModel, contradiction, head_of, tokenize
 from kdcli.tasks.rows import IGNORE, log_level
 from kdcli.text_metrics import text_scores
 
@@ -481,7 +481,12 @@ class CausalLM(LanguageModel):
     def sample_scores(
         self, samples: Sequence[str], predictions: Predictions, rows: datasets.Dataset
     ) -> dict[str, float]:
-        """ROUGE-L against the references, and the diversity of the completions."""
+        """ROUGE-L against the references, and the diversity of the completions. Warn if the completions contradict the perplexity."""
+        if samples and (wrong := contradiction(float(predictions["log_prob"].mean()), samples)):
+            logger.warning(
+                "scores of a model contradict each other: %s; check the end tokens in its config.json and tokenizer_config.json",
+                wrong,
+            )
         return (
             text_scores(samples, [row["reference"] for row in self.prompts_and_references(rows)])
             if samples

@@ -22,7 +22,7 @@ from kdcli.generation import Reply, decoded, greedy_config, start_of, translate
 from kdcli.signals import HiddenSignal
 from kdcli.tasks.base import Predictions, Task
 from kdcli.tasks.encoded import Encoded, padded
-from kdcli.tasks.language_model import LanguageModel, head_of
+from kdcli.tasks.language_model import LanguageModel, contradiction, head_of
 from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.seq2seq.presentation import PRESENTATION
 from kdcli.tasks.seq2seq.rows import Seq2SeqRows
@@ -362,9 +362,11 @@ class Seq2Seq(LanguageModel):
         generate: Callable[[Sequence[Mapping[str, Any]]], list[str]],
         log_prob: Callable[[datasets.Dataset], float],
     ) -> Iterator[str]:
-        """Check that the teacher translates, and in the direction of the data."""
+        """Check that the teacher translates, in the direction of the data, and that its scores do not contradict each other."""
         some = list(rows)
-        copied = self.text_scores(generate(some), [(row["source"], row["target"]) for row in some])["copied"]
+        texts = generate(some)
+        scores = self.text_scores(texts, [(row["source"], row["target"]) for row in some])
+        copied = scores["copied"]
         if copied > COPIED:
             yield (
                 f"the teacher copies its source: {copied:.0%} of {len(some)} texts are what it was given; is it for these languages "
@@ -372,6 +374,11 @@ class Seq2Seq(LanguageModel):
             )
         swapped = rows.rename_columns({"source": "target", "target": "source"})
         forward, backward = log_prob(rows), log_prob(swapped)
+        if wrong := contradiction(forward, texts, scores["chrf"]):
+            yield (
+                f"the teacher's scores contradict each other: {wrong}. It does not write as it was trained: check decoder_start_token_id and "
+                "eos_token_id in its config.json and generation_config.json, its tokenizer files, and dataset.target_language"
+            )
         if backward > forward:
             logger.warning(
                 "pre-flight: the teacher finds the sources likelier as translations of the targets (%.2f nats a token) than the targets as "
