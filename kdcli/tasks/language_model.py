@@ -100,6 +100,14 @@ class LanguageModel(Task):
         (teacher_tokens, counts), (student_tokens, own) = self.compared(teacher), self.compared(student)
         if np.array_equal(counts, own) and np.array_equal(teacher_tokens, student_tokens):
             return
+        if np.array_equal(counts, own):
+            ends = counts.cumsum()[counts > 0] - 1
+            bodies = np.delete(teacher_tokens, ends), np.delete(student_tokens, ends)
+            if np.array_equal(*bodies):
+                raise ModelError(
+                    f"the teacher ends a text with token {teacher_tokens[ends[0]]}, the student with token {student_tokens[ends[0]]}, so that the "
+                    "student would learn to end texts by another token than its own; give both the same eos_token in tokenizer_config.json, or the same chat template"
+                )
         rows_of = zip(
             np.split(teacher_tokens, counts.cumsum()), np.split(student_tokens, own.cumsum()), strict=True
         )

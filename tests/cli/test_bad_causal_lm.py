@@ -428,3 +428,12 @@ def test_packed_rows_are_known_by_all_their_documents() -> None:
             holds = (*row["texts"], *row["ends"])
             assert known.setdefault(row["id"], holds) == holds
     assert len(known) > len(lists)
+
+
+def test_a_student_that_ends_texts_otherwise(refused: Refused, tmp_path: Path) -> None:
+    """The student learns to end its texts by the teacher's token, and writes on to the limit wherever its own is looked for."""
+    other = speller()
+    other.eos_token = other.pad_token = "<|system|>"
+    said = refused(*pairs(tmp_path), "student=local", a_student(tmp_path / "student", other))
+    assert "the teacher ends a text with token 0, the student with token 3" in said
+    assert "the same eos_token in tokenizer_config.json" in said

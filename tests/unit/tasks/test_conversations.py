@@ -1,0 +1,321 @@
+"""Conversations in the shapes in which people store them: what is read of each, and what is refused with which remedy."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny import write_jsonl
+
+from kdcli.config.dataset import Dataset
+from kdcli.data.dataset import load
+from kdcli.errors import DataError
+from kdcli.tasks.causal_lm.conversations import endpoint_turns, extra_of, read_turns
+
+CALL = {"name": "look", "arguments": {"of": "song"}}
+TOOL = {"type": "function", "function": CALL}
+PLAIN = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+CALLED = [
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "", "tool_calls": [TOOL]},
+    {"role": "tool", "content": "fine"},
+    {"role": "assistant", "content": "a"},
+]
+SHAPES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
+    "messages": (PLAIN, PLAIN),
+    "sharegpt": ([{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], PLAIN),
+    "sharegpt-calls": (
+        [
+            {"from": "human", "value": "q"},
+            {"from": "function_call", "value": json.dumps(CALL)},
+            {"from": "observation", "value": "fine"},
+            {"from": "gpt", "value": "a"},
+        ],
+        CALLED,
+    ),
+    "other-roles": ([{"role": "User", "content": "q"}, {"role": "model", "content": "a"}], PLAIN),
+    "gemini": (
+        [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}],
+        PLAIN,
+    ),
+    "role-as-key": ([{"user": "q"}, {"assistant": "a"}], PLAIN),
+    "speaker": ([{"speaker": "human", "text": "q"}, {"speaker": "bot", "text": "a"}], PLAIN),
+    "alternating": (["q", "a"], PLAIN),
+    "parts": (
+        [
+            {"role": "user", "content": [{"type": "text", "text": "q"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "a", "image_url": None}]},
+        ],
+        PLAIN,
+    ),
+    "several-parts": (
+        [
+            {"role": "user", "content": ["q", {"type": "input_text", "text": "r"}]},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "a"}]},
+        ],
+        [{"role": "user", "content": "qr"}, PLAIN[1]],
+    ),
+    "thinking-parts": (
+        [
+            PLAIN[0],
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": "t"}, {"type": "text", "text": "a"}]},
+        ],
+        [PLAIN[0], {**PLAIN[1], "reasoning_content": "t"}],
+    ),
+    "anthropic-call": (
+        [
+            PLAIN[0],
+            {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "tool_use", "id": "1", "name": "look", "input": {"of": "song"}}]},
+        ],
+        [PLAIN[0], {**PLAIN[1], "tool_calls": [TOOL]}],
+    ),
+    "null-content": (
+        [
+            PLAIN[0],
+            {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "look", "arguments": '{"of": "song"}'}}]},
+            {"role": "tool", "content": "fine"},
+            PLAIN[1],
+        ],
+        CALLED,
+    ),
+    "no-content": (
+        [PLAIN[0], {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "fine"}, PLAIN[1]],
+        CALLED,
+    ),
+    "old-call": (
+        [
+            PLAIN[0],
+            {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": '{"of": "song"}'}},
+            {"role": "function", "content": "fine"},
+            PLAIN[1],
+        ],
+        CALLED,
+    ),
+    "table-of-calls": (
+        [
+            PLAIN[0] | {"tool_calls": None},
+            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "look", "arguments": {"of": "song", "at": None}}}]},
+            {"role": "tool", "content": "fine", "tool_calls": None},
+            PLAIN[1] | {"tool_calls": []},
+        ],
+        CALLED,
+    ),
+    "structured-result": (
+        [CALLED[0], CALLED[1], {"role": "tool", "content": {"n": 1}}, CALLED[3]],
+        [CALLED[0], CALLED[1], {"role": "tool", "content": '{"n": 1}'}, CALLED[3]],
+    ),
+    "reasoning": (
+        [PLAIN[0], {**PLAIN[1], "reasoning": "t"}],
+        [PLAIN[0], {**PLAIN[1], "reasoning_content": "t"}],
+    ),
+    "weights": (
+        [PLAIN[0], {**PLAIN[1], "weight": 0}, PLAIN[0], {**PLAIN[1], "weight": 1}],
+        [PLAIN[0], {**PLAIN[1], "weight": 0}, *PLAIN],
+    ),
+    "train": (
+        [PLAIN[0], {**PLAIN[1], "train": False}, PLAIN[0], {**PLAIN[1], "train": True}],
+        [PLAIN[0], {**PLAIN[1], "weight": 0}, *PLAIN],
+    ),
+    "names": ([{**PLAIN[0], "name": "Ann"}, PLAIN[1]], [{**PLAIN[0], "name": "Ann"}, PLAIN[1]]),
+    "empty-system": ([{"role": "system", "content": ""}, *PLAIN], PLAIN),
+    "ends-with-user": ([*PLAIN, {"role": "user", "content": "thanks"}], PLAIN),
+    "columns": ({"role": ["user", "assistant"], "content": ["q", "a"]}, PLAIN),
+    "wrapped": ({"messages": PLAIN}, PLAIN),
+    "json": (json.dumps(PLAIN), PLAIN),
+    "json-turns": ([json.dumps(turn) for turn in PLAIN], PLAIN),
+    "python": (str(PLAIN), PLAIN),
+    "numpy": ("[{'role': 'user', 'content': 'q'}\n {'role': 'assistant', 'content': 'a'}]", PLAIN),
+}  # fmt: skip
+
+
+def full(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Stored turns with their further keys beside the others."""
+    return [{"role": turn["role"], "content": turn["content"], **extra_of(turn)} for turn in turns]
+
+
+def first(path: Path, **keys: Any) -> list[dict[str, Any]]:
+    """The turns of the first row of a file with a row for each split."""
+    data = load(Dataset(path=str(path), test_size=1, validation_size=1, **keys))
+    return full(data["train"][0]["messages"])
+
+
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_shapes_of_conversations(shape: str, tmp_path: Path) -> None:
+    """A call, a thought or a weight is dropped in silence, or a file that every other tool reads is refused."""
+    value, expected = SHAPES[shape]
+    text = json.dumps(value)
+    rows = [{"talk": json.loads(text.replace("q", f"q{number}", 1))} for number in range(3)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    turns = first(path, format="jsonl", messages="talk")
+    numbered = re.compile(r'"q(\d)')
+    assert json.loads(numbered.sub('"q', json.dumps(turns))) == expected
+
+
+@pytest.mark.parametrize("form", [json.dumps, str])
+def test_conversations_in_csv(form: Any, tmp_path: Path) -> None:
+    """pandas writes a list of turns into csv in Python's notation, which is no JSON."""
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as stream:
+        rows = [[form([{**PLAIN[0], "content": f'it\'s "{n}"'}, PLAIN[1]])] for n in range(3)]
+        csv.writer(stream).writerows([["messages"], *rows])
+    turns = first(tmp_path / "rows.csv", format="csv", messages="messages")
+    assert re.fullmatch('it\'s "[0-2]"', turns[0]["content"])
+    assert turns[1:] == PLAIN[1:]
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "no-turns": ("hello", r"row 1: the messages are 'hello'; expected a list of \{\"role\""),
+    "no-role": ([{"content": "q"}], "row 1: message 1 is .*; expected a list of"),
+    "no-answer": (PLAIN[:1], "no message has the role assistant .roles: user."),
+    "image": (
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, PLAIN[1]],
+        "a part of the type 'image_url', and only text is learned; remove the row",
+    ),
+    "number": ([{"role": "user", "content": 5}, PLAIN[1]], "the content of message 1 is 5, not a string"),
+    "empty": ([PLAIN[0], {"role": "assistant", "content": ""}], "the content of message 2 is empty"),
+    "null": ([{"role": "user", "content": None}, PLAIN[1]], "the content of message 1 is None, not a string"),
+    "half-weight": ([PLAIN[0], {**PLAIN[1], "weight": 0.5}], "the weight of message 2 is 0.5; expected 1, or 0"),
+    "all-weights": ([PLAIN[0], {**PLAIN[1], "weight": 0}], "every message of the assistant has the weight 0"),
+    "bad-call": ([PLAIN[0], {**PLAIN[1], "tool_calls": ["look"]}], "a call of message 2 is 'look'; expected"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", list(REFUSED))
+def test_conversations_that_are_refused(shape: str) -> None:
+    """A traceback, or a message that does not say what is wrong with which turn."""
+    from kdcli.tasks.causal_lm.conversations import require_answer
+
+    value, message = REFUSED[shape]
+    with pytest.raises(DataError, match=message):
+        require_answer(read_turns(value, "row 1"), "row 1")
+
+
+# ---- prompts and completions --------------------------------------------------------------------------
+
+
+def pairs(folder: Path, row: dict[str, Any], **keys: Any) -> dict[str, Any]:
+    """The first training row of a file of rows like this one."""
+    rows = [json.loads(json.dumps(row).replace('"q', f'"q{number}')) for number in range(3)]
+    path = write_jsonl(folder / "rows.jsonl", rows)
+    names = {"prompt": "prompt", "completion": "completion"} | keys
+    data = load(Dataset(path=str(path), format="jsonl", test_size=1, validation_size=1, **names))
+    found = data["train"][0]
+    if "messages" in found:
+        found["messages"] = full(found["messages"])
+    return json.loads(re.sub(r'"q\d', '"q', json.dumps(found)))
+
+
+UNLEARNED = {**PLAIN[1], "weight": 0}
+PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]] = {
+    "trl": ({"prompt": PLAIN[:1], "completion": PLAIN[1:]}, {}, PLAIN),
+    "trl-turns": (
+        {"prompt": [*PLAIN, PLAIN[0]], "completion": PLAIN[1:]}, {}, [PLAIN[0], UNLEARNED, *PLAIN],
+    ),
+    "trl-text": ({"prompt": PLAIN[:1], "completion": "a"}, {}, PLAIN),
+    "trl-json": ({"prompt": json.dumps(PLAIN[:1]), "completion": json.dumps(PLAIN[1:])}, {}, PLAIN),
+    "preferences": ({"prompt": PLAIN[:1], "chosen": PLAIN[1:], "rejected": PLAIN[1:]}, {"completion": "chosen"}, PLAIN),
+    "ultrafeedback": ({"prompt": "q", "chosen": PLAIN, "rejected": PLAIN}, {"completion": "chosen"}, PLAIN),
+    "chosen-alone": ({"chosen": PLAIN, "rejected": PLAIN}, {"prompt": None, "completion": None, "messages": "chosen"}, PLAIN),
+    "system": (
+        {"prompt": "q", "completion": "a", "system": "s"}, {"chat": True},
+        [{"role": "system", "content": "s"}, *PLAIN],
+    ),
+    "history": (
+        {"prompt": "q", "completion": "a", "history": [["q", "a"]]}, {"chat": True}, [*PLAIN, *PLAIN],
+    ),
+    "sharegpt-system": (
+        {"talk": PLAIN, "system": "s"}, {"prompt": None, "completion": None, "messages": "talk"},
+        [{"role": "system", "content": "s"}, *PLAIN],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", list(PAIRS))
+def test_prompts_and_completions_of_turns(shape: str, tmp_path: Path) -> None:
+    """The lists of TRL are refused; the answers of a prompt are learned; the instruction of the system is dropped in silence."""
+    row, keys, expected = PAIRS[shape]
+    assert pairs(tmp_path, row, **keys)["messages"] == expected
+
+
+def test_alpaca(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Half of the prompt is in a column of its own, which nobody reads."""
+    row = {"instruction": "q: Translate.", "input": "der Hund", "output": "the dog"}
+    names = {"prompt": "instruction", "completion": "output"}
+    with caplog.at_level(logging.INFO):
+        read = pairs(tmp_path, row, **names)
+    assert (read["prompt"], read["completion"]) == ("q: Translate.\n\nder Hund", "the dog")
+    assert "input read as a part of the conversation or of its prompt (dataset.context=[]" in caplog.text
+    assert pairs(tmp_path, row | {"input": ""}, **names)["prompt"] == "q: Translate."
+    assert pairs(tmp_path, row, context=[], **names)["prompt"] == "q: Translate."
+
+
+def test_tools_are_a_column(tmp_path: Path) -> None:
+    """The tools that a conversation may use are in a column beside it, as objects or as JSON, under one of two names."""
+    function = {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}
+    tool = {"type": "function", "function": function}
+    for value in ([tool], json.dumps([tool]), [function], [json.dumps(tool)]):
+        for column in ("tools", "functions"):
+            row = {"talk": PLAIN, column: value}
+            read = pairs(tmp_path, row, prompt=None, completion=None, messages="talk")
+            assert json.loads(read["tools"]) == [tool]
+    with pytest.raises(DataError, match=r"the tools are 'look'; .* leave them out \(dataset.context=\[\]\)"):
+        pairs(tmp_path, {"talk": PLAIN, "tools": "look"}, prompt=None, completion=None, messages="talk")
+
+
+def test_the_column_of_a_system_needs_turns(tmp_path: Path) -> None:
+    """An instruction that stands beside texts without roles is dropped in silence."""
+    with pytest.raises(DataError, match=r"system belongs to a conversation; give dataset.chat=true"):
+        pairs(tmp_path, {"prompt": "q", "completion": "a", "system": "s"})
+
+
+def test_preference_data_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Answers that people rejected, or that are labelled as bad, are taken for good ones."""
+    with caplog.at_level(logging.INFO):
+        pairs(tmp_path, {"prompt": "q", "completion": "a", "label": True})
+    assert (
+        "the column label is not read (if it marks answers as good or bad, remove the bad ones)"
+        in caplog.text
+    )
+
+
+THOUGHT = {"role": "assistant", "content": "<think>\nt\n</think>\n\na"}
+
+
+def test_thoughts_are_dropped_by_a_key(tmp_path: Path) -> None:
+    """A thought stays in the content, in the key, or in a completion."""
+    talk = {"prompt": None, "completion": None, "messages": "talk", "thoughts": "drop"}
+    for turn in (THOUGHT, {**PLAIN[1], "reasoning_content": "t"}):
+        assert pairs(tmp_path, {"talk": [PLAIN[0], turn]}, **talk)["messages"] == PLAIN
+    row = {"prompt": "q", "completion": THOUGHT["content"]}
+    assert pairs(tmp_path, row, chat=True, thoughts="drop")["completion"] == "a"
+    bare = {"talk": [PLAIN[0], {"role": "assistant", "content": "<think>t</think>"}]}
+    with pytest.raises(DataError, match=r"nothing but a thought, which dataset.thoughts=drop leaves out"):
+        pairs(tmp_path, bare, **talk)
+
+
+def test_plain_conversations_keep_their_ids(tmp_path: Path) -> None:
+    """Stored teacher outputs, rollouts and answers of endpoints are found by the ids of rows; other ids make them anew."""
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": PLAIN}, *({"messages": [{**PLAIN[0], "content": f"{n}"}, PLAIN[1]]} for n in range(2))])  # fmt: skip
+    splits = load(
+        Dataset(path=str(path), format="jsonl", messages="messages", test_size=1, validation_size=1)
+    )
+    rows = [row for split in splits.splits.values() for row in split]
+    assert {row["id"] for row in rows if row["messages"][0]["content"] == "q"} == {
+        "439b500fb47b406955aa934b0e5543ca"
+    }
+    assert all(row["messages"][0].keys() == {"role", "content"} for row in rows)
+
+
+def test_turns_for_an_endpoint() -> None:
+    """An endpoint gets the weights and thoughts of the data, or calls whose arguments are no JSON, which it refuses."""
+    turns = read_turns([*CALLED[:2], {"role": "tool", "tool_call_id": "1", "content": "fine"}, {**PLAIN[1], "weight": 0}], "row 1")  # fmt: skip
+    sent = endpoint_turns(turns)
+    assert sent[1]["tool_calls"] == [
+        {"id": "call_0", "type": "function", "function": {"name": "look", "arguments": '{"of": "song"}'}}
+    ]
+    assert sent[2]["tool_call_id"] == "1"
+    assert sent[3] == PLAIN[1]
