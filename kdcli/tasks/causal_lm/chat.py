@@ -360,10 +360,12 @@ class Chat:
         if before is None:
             return None, None
         if begin is None:
+            own = turns[index - 1].get("content", "") if index else ""
+            start = before.rfind(own) + len(own) if own and own in before else 0
             ends = [
                 at + len(each)
                 for each in (self.header, self.between)
-                if each and (at := before.rfind(each)) >= 0
+                if each and (at := before.rfind(each, start)) >= 0
             ]
             if not ends or not text.startswith(before[: ends[0]]):
                 return None, None

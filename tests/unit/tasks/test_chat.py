@@ -1,0 +1,216 @@
+"""Conversations as chat templates render them: which turns count, and what of a turn is written."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import datasets
+import pytest
+from support.tiny import CHAT, speller
+from transformers import PreTrainedTokenizerFast
+
+from kdcli.errors import DataError
+from kdcli.tasks.causal_lm.chat import Chat, Rendered
+from kdcli.tasks.causal_lm.conversations import read_turns
+from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.rows import IGNORE
+
+Talk = list[dict[str, Any]]
+CALL = {"type": "function", "function": {"name": "look", "arguments": '{"of": "song"}'}}
+USER, OTHER = {"role": "user", "content": "q1"}, {"role": "user", "content": "q2"}
+ONE, TWO = {"role": "assistant", "content": "a1"}, {"role": "assistant", "content": "a2"}
+TWICE = [USER, ONE, OTHER, TWO]
+SYSTEM = {"role": "system", "content": "be short"}
+CALLED = [USER, {**ONE, "tool_calls": [CALL]}, {"role": "tool", "content": "fine"}, TWO]
+SILENT = [USER, {**ONE, "content": None, "tool_calls": [CALL]}, {"role": "tool", "content": "fine"}, TWO]
+
+LAST_THINKS = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% set t = m.reasoning_content or '' %}{% set c = m.content or '' %}"
+    "{% if '</think>' in c %}{% set t = c.split('</think>')[0].split('<think>')[-1].strip('\n') %}{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{% if loop.last %}<think>\n{{ t }}\n</think>\n\n{% endif %}{{ c }}"
+    "{% for call in m.tool_calls or [] %}<call>{{ call.function.name }}:{{ call.function.arguments | tojson }}</call>{% endfor %}"
+    "{% else %}{{ m.content }}{% endif %}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""As Qwen3's: the last turn has a thought, earlier ones have none."""
+END_OF_TEXT = CHAT.replace("{% if add", "{% if not add_generation_prompt %}<|eot|>{% endif %}{% if add")
+"""As Phi-3's: the last turn is followed by the end of the text."""
+FORGETS = (
+    "{% for m in messages %}{% set c = m.content.split('</think>')[-1] %}<|{{ m.role }}|>{{ c }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+)
+"""As DeepSeek-R1's: thoughts are left out, and the generation prompt begins one."""
+IN_LAST_USER = (
+    "{% set last = messages | selectattr('role', 'equalto', 'user') | list | last %}{% for m in messages %}"
+    "{% if m.role == 'user' %}[INST] {{ messages[0].content + ' ' if m == last and messages[0].role == 'system' }}{{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content }}<|end|>{% endif %}{% endfor %}"
+)
+"""As Mistral's: the instruction of the system stands in the last turn of the user, and nothing before an answer."""
+OTHER_END = CHAT.replace(
+    "<|end|>\n{% endfor",
+    "{{ '<|eot|>' if loop.last and turn['role'] == 'assistant' else '<|end|>' }}\n{% endfor",
+)
+"""As gpt-oss's: the last answer is closed by another token than earlier ones."""
+MARKED = "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+LAST_MARKED = MARKED.replace("{% if m.role == 'assistant' %}", "{% if m.role == 'assistant' and loop.last %}")
+PARTS = "{% for m in messages %}<|{{ m.role }}|>{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+"""As Idefics': contents are lists of parts."""
+WITH_CALLS = CHAT.replace(
+    "<|end|>",
+    "{% for call in turn['tool_calls'] or [] %}<call>{{ call.function.name + ':' + call.function.arguments }}</call>{% endfor %}<|end|>",
+    1,
+)
+"""As DeepSeek-V3's: the arguments of a call are JSON."""
+WITH_TOOLS = "{% if tools %}<|system|>{{ tools | tojson }}<|end|>\n{% endif %}" + CHAT
+
+
+def tokenizer(template: str) -> PreTrainedTokenizerFast:
+    made = speller(template)
+    made.add_special_tokens({"additional_special_tokens": ["<|eot|>"]})
+    return made
+
+
+def render(template: str, turns: Talk, **options: Any) -> Rendered:
+    return Chat(tokenizer(template)).render(read_turns(turns, "row 1"), **options)
+
+
+def counted(rendered: Rendered) -> list[str]:
+    return [rendered.text[begin:end] for _, begin, end in rendered.spans]
+
+
+EMPTY = "<think>\n\n</think>\n\n"
+WROTE = 'a1<call>look:{"of": "song"}</call><|end|>'
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "expected"),
+    [
+        (CHAT, TWICE, ["a1<|end|>", "a2<|end|>"]),
+        (CHAT, [ONE, OTHER, TWO], ["a1<|end|>", "a2<|end|>"]),
+        (LAST_THINKS, TWICE, ["a1<|end|>", f"{EMPTY}a2<|end|>"]),
+        (LAST_THINKS, CALLED, [WROTE, f"{EMPTY}a2<|end|>"]),
+        (LAST_THINKS, SILENT, [WROTE[2:], f"{EMPTY}a2<|end|>"]),
+        (LAST_THINKS, CALLED[:2], [EMPTY + WROTE]),
+        (END_OF_TEXT, TWICE, ["a1<|end|>", "a2<|end|>\n<|eot|>"]),
+        (FORGETS, TWICE, ["a1<|end|>", "\n</think>\n\na2<|end|>"]),
+        (IN_LAST_USER, [SYSTEM, *TWICE], [" a1<|end|>", " a2<|end|>"]),
+        (OTHER_END, TWICE, ["a1<|end|>", "a2<|eot|>"]),
+        (MARKED, TWICE, ["a1<|end|>", "a2<|end|>"]),
+        (LAST_MARKED, TWICE, ["a2<|end|>"]),
+        (PARTS, TWICE, ["a1<|end|>", "a2<|end|>"]),
+        (WITH_CALLS, CALLED, [WROTE, "a2<|end|>"]),
+        (CHAT, [USER, {**ONE, "weight": 0}, OTHER, {**TWO, "weight": 1}], ["a2<|end|>"]),
+        (CHAT, [USER, ONE, OTHER, {**TWO, "train": False}], ["a1<|end|>"]),
+    ],
+)  # fmt: skip
+def test_every_answer_counts(template: str, turns: Talk, expected: list[str]) -> None:
+    """Only the last answer of a conversation is learned, in silence, where the template writes it in another way than earlier ones; or the
+    words of a user are learned, the end of a turn is not, or a call that stands beside a content."""
+    turns = read_turns(turns, "row 1")
+    while turns[-1].get("extra") == '{"weight": 0}':
+        turns = turns[:-2]
+    rendered = Chat(tokenizer(template)).render(turns)
+    assert counted(rendered) == expected
+    answers = sum(turn["role"] == "assistant" for turn in turns)
+    unlearned = sum("weight" in turn.get("extra", "") for turn in turns)
+    assert rendered.notes["turns"] == answers
+    assert rendered.notes["counted turns"] == len(expected) <= answers - unlearned
+
+
+@pytest.mark.parametrize(
+    "template", [CHAT, LAST_THINKS, END_OF_TEXT, FORGETS, IN_LAST_USER, OTHER_END, MARKED, PARTS]
+)
+def test_the_last_answer_follows_its_prompt(template: str) -> None:
+    """A prompt for rollouts, measurement and endpoints is another text than that before the answer in training."""
+    for turns in (TWICE, TWICE[:2], *([[SYSTEM, *TWICE]] if template is not FORGETS else [])):
+        chat = Chat(tokenizer(template))
+        stored = read_turns(turns, "row 1")
+        rendered = chat.render(stored)
+        assert rendered.text.startswith(chat.prompt(stored))
+        if template is not MARKED:
+            assert rendered.spans[-1][1] == len(chat.prompt(stored))
+
+
+THINKING = [
+    USER,
+    {**ONE, "content": "<think>\nt1\n</think>\n\na1"},
+    OTHER,
+    {**TWO, "content": "<think>\nt2\n</think>\n\na2"},
+]
+REASONING = [USER, {**ONE, "reasoning_content": "t1"}, OTHER, {**TWO, "reasoning_content": "t2"}]
+
+
+def keep(turns: Talk) -> Talk:
+    return [{**turn, "keep_thought": True} if turn["role"] == "assistant" else turn for turn in turns]
+
+
+@pytest.mark.parametrize("turns", [THINKING, REASONING])
+@pytest.mark.parametrize(
+    ("template", "kept", "expected"),
+    [
+        (LAST_THINKS, False, ["a1<|end|>", "<think>\nt2\n</think>\n\na2<|end|>"]),
+        (LAST_THINKS, True, ["<think>\nt1\n</think>\n\na1<|end|>", "<think>\nt2\n</think>\n\na2<|end|>"]),
+        (FORGETS, False, ["a1<|end|>", "t2\n</think>\n\na2<|end|>"]),
+        (FORGETS, True, ["t1\n</think>\n\na1<|end|>", "t2\n</think>\n\na2<|end|>"]),
+        (CHAT, True, ["<think>\nt1\n</think>\n\na1<|end|>", "<think>\nt2\n</think>\n\na2<|end|>"]),
+    ],
+)  # fmt: skip
+def test_thoughts(template: str, kept: bool, expected: list[str], turns: Talk) -> None:
+    """A thought that is to be learned is left out by the template, or one that an earlier turn shall not have is learned; or nobody is told."""
+    rendered = render(template, keep(turns) if kept else turns)
+    assert [text.lstrip("\n") if text[2:4] == "a1" else text for text in counted(rendered)] == expected
+    assert rendered.notes["thoughts"] == (0 if kept else 1)
+    assert rendered.notes["kept"] == (template is FORGETS and not kept)
+
+
+def test_an_answer_without_the_thought_that_its_prompt_begins() -> None:
+    """The student learns the answer after a prompt that it never gets."""
+    assert render(FORGETS, TWICE).notes["unthinking"] == 1
+    assert render(FORGETS, THINKING).notes["unthinking"] == 0
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "tools", "message"),
+    [
+        (CHAT, CALLED, None, "does not write tool_calls"),
+        (CHAT, CALLED[:2], None, "does not write tool_calls"),
+        (CHAT, REASONING, None, "does not write reasoning_content; give dataset.thoughts=all, .* or dataset.thoughts=drop"),
+        (CHAT, TWICE, '[{"type": "function", "function": {"name": "look"}}]', r"does not write the tools .*dataset.context=\[\]"),
+        (CHAT.replace("{% if add_generation_prompt %}<|assistant|>{% endif %}", "<|user|>"), TWICE, None, "repair the template"),
+        (FORGETS.replace("<think>\n{%", "<think>\n\n</think>\n\n{%"), THINKING, None, "dataset.thoughts=drop"),
+        (MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "{% generation %}{% endgeneration %}"), TWICE, None, "marks nothing of this conversation"),
+    ],
+)  # fmt: skip
+def test_what_a_template_leaves_out_is_refused(
+    template: str, turns: Talk, tools: str | None, message: str
+) -> None:
+    """A call, a thought or a tool is dropped in silence, and "I look." is learned without the look."""
+    with pytest.raises(DataError, match=message):
+        render(template, turns, tools=tools)
+
+
+def test_tools_are_written() -> None:
+    """The tools of a row do not reach the template, or not the prompt."""
+    chat = Chat(tokenizer(WITH_TOOLS))
+    tools = '[{"type": "function", "function": {"name": "look"}}]'
+    turns = read_turns(TWICE, "row 1")
+    assert chat.render(turns, tools).text.startswith(f"<|system|>{tools}<|end|>\n<|user|>q1")
+    assert chat.prompt(turns, tools).startswith(f"<|system|>{tools}<|end|>\n<|user|>q1")
+
+
+def test_the_log_says_what_counts(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody knows that half of the answers are not learned."""
+    task, made = CausalLM(chat=True), tokenizer(LAST_MARKED)
+    rows = datasets.Dataset.from_list(
+        [{"id": "a", "messages": read_turns(TWICE, "row 1")}, {"id": "b", "messages": read_turns([*TWICE, USER, {**ONE, "weight": 0}, OTHER, TWO], "row 2")}]
+    )  # fmt: skip
+    encoded = task.encode(made, rows, 128)
+    with caplog.at_level("INFO"):
+        task.warn_of_truncation(encoded, 128)
+    learnt = int((encoded.columns["labels"] != IGNORE).sum())
+    assert (
+        f"2 of 6 turns of the assistant count (1 have the weight 0), {learnt} of {encoded.offsets[-1]} tokens"
+        in caplog.text
+    )
+    assert re.search("3 of 6 turns of the assistant do not count: .* marks them", caplog.text)
+    assert made.decode(encoded.columns["labels"][encoded.columns["labels"] != IGNORE]) == "a2<|end|>" * 2
