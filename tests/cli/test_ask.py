@@ -463,7 +463,7 @@ def test_killed_and_continued(ask: Any, served: Served, tmp_path: Path, cold_cac
     host.reply = opinion
     config = tmp_path / "killed" / ".hydra" / "config.yaml"
     recorded, new = config.read_text(), r"  (response_format|max_unparsable|thoughts): .*\n"
-    assert len(re.findall(new, recorded)) == 3
+    assert len(re.findall(new, recorded)) >= 3
     config.write_text(re.sub(new, "", recorded))
     status, killed = ask(host, "trainer.max_steps=8", folder="killed")
     assert status == 0
