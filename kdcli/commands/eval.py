@@ -40,6 +40,7 @@ from kdcli.models.checkpoint import (
     has_head,
     load_config,
     load_tokenizer,
+    model_labels,
     shared_token_count,
 )
 from kdcli.report.tables import eval_table
@@ -47,6 +48,7 @@ from kdcli.report.verdict import verdict_text
 from kdcli.rundir import unanswered
 from kdcli.tasks import task_of
 from kdcli.tasks.base import Task
+from kdcli.tasks.labels import matcher
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.local import LocalTeacher
 
@@ -155,8 +157,9 @@ def _data(cfg: Config, models: Sequence[Checkpoint]) -> Data:
     data = load(dataset)
     if not data.labels or dataset.labels or not models:
         return data
-    labels = [str(label) for _, label in sorted((load_config(models[-1]).id2label or {}).items())]
-    return load(dataset.model_copy(update={"labels": labels})) if set(data.labels) < set(labels) else data
+    labels = model_labels(load_config(models[-1]))
+    known = len(data.labels) < len(labels) and None not in map(matcher(labels), data.labels)
+    return load(dataset.model_copy(update={"labels": labels})) if known else data
 
 
 def _data_name(cfg: Config) -> str:

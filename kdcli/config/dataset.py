@@ -26,6 +26,9 @@ from kdcli.config.types import (
 )
 from kdcli.errors import ConfigError, shown
 
+NO_LABEL = ["-1", "-"]
+"""The default of `dataset.no_label`."""
+
 
 class Augment(Section):
     """Adds unlabelled text for the teacher: copies of the training texts in which a masked language model replaces words (Jiao et al. 2020,
@@ -128,7 +131,20 @@ class Dataset(Section):
     """seq2seq: the text before each source ("translate English to German: ", ">>fra<< ")."""
     clean: Clean = Clean()
     labels: list[Name] | None = Field(default=None, min_length=2)
-    """The label names in order; null: those that the data set declares, or all found, sorted."""
+    """The label names in order; null: those that the data set declares, or all found, sorted. In the data a class may also be written as its
+    number among them, from 0 or from 1."""
+    no_label: Annotated[list[Name], BeforeValidator(one_is_a_list)] = NO_LABEL
+    """classification: the labels that mean that a row has none, as an empty cell does. The default is not applied where -1 or - is a class: among
+    other negative numbers, beside +1, in equal measure with 0 and 1, or where a single class would be left. Training rows without a label
+    are text that only the teacher labels; those of validation and test are dropped."""
+    as_classes: bool = False
+    """classification: take every different value of the column of labels as a class, also where they look like scores, several labels a row,
+    identifiers or texts."""
+    duplicates: Literal["majority", "soft"] = "majority"
+    """classification: the label of a text that several rows label differently. majority: that of most rows, or none where two have as many;
+    soft: the loss on gold labels takes the share of the rows of each label, and scores take the majority."""
+    bad_rows: Literal["error", "drop"] = "error"
+    """classification: drop: training rows without a label are dropped."""
     encoding: str = "utf-8"
     delimiter: Character | None = None
     """csv: null is a comma, or a tab if the file's name ends in .tsv. conll: null is what most lines are cut into the same number of columns by."""
@@ -231,6 +247,8 @@ class Dataset(Section):
                 raise ValueError(
                     f"replace: {shown(pattern)} by {shown(put)} is not a regular expression: {error}"
                 ) from None
+        if (both := set(self.labels or ()) & set(self.no_label)) and self.no_label != NO_LABEL:
+            raise ValueError(f"labels and no_label: both have {shown(sorted(both)[0])}; leave it out of one")
         if self.labels and (
             twice := [name for number, name in enumerate(self.labels) if name in self.labels[:number]]
         ):
@@ -244,6 +262,6 @@ class Dataset(Section):
 
 READ_BY_ALL = frozenset({
     "task", "format", "path", "name", "revision", "train", "validation", "test", "validation_size", "test_size", "encoding", "delimiter",
-    "quote", "columns", "replace", "limit", "eval_limit", "max_length",
+    "quote", "columns", "replace", "limit", "eval_limit", "max_length", "bad_rows",
 })  # fmt: skip
 """The keys of a data set that every task reads; the others are declared by the tasks that read them (`TaskSpec.reads`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -14,9 +15,20 @@ def refuse_boolean(value: Any) -> Any:
     return value
 
 
-def integers_are_names(value: Any) -> Any:
-    """Turn an integer into a name, as in `dataset.labels=[0,1]`. Booleans stay, and are refused: YAML's bare `no` is a mistake."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def numbers_are_names(value: Any) -> Any:
+    """Turn a number into a name, as in `dataset.labels=[0,1]`.
+
+    Raises:
+        ValueError: it is a boolean, which YAML's bare `no` is too.
+    """
+    if isinstance(value, bool):
+        quoted = shlex.quote(f'"{value}"')
+        raise ValueError(
+            f"expected a name, got a boolean; a name that looks like one stands in quotes of its own: {quoted}"
+        )
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | float) else value
 
 
 def one_is_a_list(value: Any) -> Any:
@@ -87,7 +99,7 @@ Milliseconds = Annotated[Float, Field(gt=0, le=1e9)]
 Smoothing = Annotated[Float, Field(ge=0, lt=1)]
 SplitSize = Annotated[Float, Field(gt=0, le=1e10)]
 """The size of a split: below 1 a share, else a number of rows."""
-Name = Annotated[str, BeforeValidator(integers_are_names)]
+Name = Annotated[str, BeforeValidator(numbers_are_names)]
 Character = Annotated[str, Field(min_length=1, max_length=1), BeforeValidator(backslash_t_is_tab)]
 
 

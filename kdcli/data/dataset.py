@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import datasets
 
 from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.data.gold import set_apart
 from kdcli.data.hub import read_hub
 from kdcli.data.readers import read_file, read_gettext
 from kdcli.data.splits import SPLITS, carve_splits, clean_rows, disjoint_splits, filter_rows
@@ -98,10 +99,12 @@ def load(cfg: DatasetConfig) -> Data:
     dropped: Counter[str] = Counter()
     rows = {split: clean_rows(schema, parts, dropped) for split, parts in sources.items()}
     rows["train"] = filter_rows(schema, rows["train"], dropped)
-    rows = carve_splits(schema, disjoint_splits(schema, rows, dropped))
+    rows, unlabelled = set_apart(schema, disjoint_splits(schema, rows, dropped), dropped)
+    rows = carve_splits(schema, rows)
     for split in SPLITS:
         if not rows[split]:
             raise DataError(f"{cfg.path}: the {split} split has no rows")
+    rows["train"] += unlabelled
     if cfg.limit:
         rows["train"] = rows["train"][: cfg.limit]
     if cfg.labelled:

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections import Counter
 
+from kdcli.data.gold import lacks_labels, merge_duplicates, stratified
 from kdcli.errors import DataError
 from kdcli.tasks.rows import RawSplit, Row, RowSchema, log_level
 
@@ -20,14 +21,16 @@ def clean_rows(schema: RowSchema, parts: list[RawSplit], dropped: Counter[str]) 
         dropped: counts the dropped rows by reason.
     """
     rows: dict[str, Row] = {}
+    others: dict[str, list[tuple[RawSplit, Row]]] = {}
     for part in parts:
         for number, values in enumerate(part.rows, 1):
             row = schema.row(values, f"{part.name}, row {number}")
             if row is None:
                 part.dropped["empty after dataset.replace"] += 1
-            elif (first := rows.setdefault(row["id"], row)) is not row:
-                same = first.get("label") == row.get("label")
-                part.dropped["duplicates" if same else "duplicates with another label"] += 1
+            elif rows.setdefault(row["id"], row) is not row:
+                others.setdefault(row["id"], []).append((part, row))
+    merge_duplicates(schema, rows, others)
+    for part in parts:
         log_dropped(part.name, part.dropped)
         dropped += part.dropped
     return sorted(rows.values(), key=lambda row: (schema.group(row), row["id"]))
@@ -90,7 +93,8 @@ def disjoint_splits(
 def carve_splits(schema: RowSchema, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
     """Take test and validation out of the training rows, if they have no source of their own.
 
-    Groups stay together, and are taken in their order as long as they fit.
+    Groups stay together, and are taken in their order as long as they fit. Where this leaves a split or the training rows with one label of
+    several, each label's rows are taken by its share.
     """
     cfg = schema.cfg
     total = len(rows["train"])
@@ -116,5 +120,7 @@ def carve_splits(schema: RowSchema, rows: dict[str, list[Row]]) -> dict[str, lis
                 f"{cfg.path}: rows with the same {schema.shared} stay in one split, and every {schema.shared} has more than the {count} "
                 f"rows for {split}; give a larger dataset.{split}_size, or dataset.{split}="
             )
+        if lacks_labels(rows["train"], rows[split], rest):
+            rows[split], rest = stratified(rows["train"], count)
         rows["train"] = rest
     return rows

@@ -36,6 +36,8 @@ class Loss(nn.Module, ABC):
     """Whether it compares the outputs of student and teacher class by class; then they must share a vocabulary."""
     features: ClassVar[frozenset[Part]] = frozenset()
     """The features that it reads of both models. With features the teacher runs in every step."""
+    soft_gold: ClassVar[bool] = False
+    """Whether `labels` may also be the share of each label among several annotators, fp32 (N, C)."""
     over: Literal["targets", "gold", "tokens", "rows"] = "targets"
     """The positions over which it is averaged: all counted positions (targets), those with a gold label (gold), or for a loss on features all
     tokens without padding, row by row (tokens), or all rows (rows)."""

@@ -13,7 +13,8 @@ class HardLabel(Loss):
     """-log q[label], at the positions that have a gold label; 0 elsewhere (they are not counted).
 
     With a smoothing ε the label is (1 - ε) of the label and ε of all classes alike (Szegedy et al. 2016,
-    https://arxiv.org/abs/1512.00567, section 7). Range: [0, ∞).
+    https://arxiv.org/abs/1512.00567, section 7). Labels of several annotators (dataset.duplicates=soft) are a distribution p:
+    -Σ_c p_c log q_c. Range: [0, ∞).
 
     Args:
         label_smoothing: ε, 0 to below 1.
@@ -21,6 +22,7 @@ class HardLabel(Loss):
 
     needs_teacher = False
     divergence = False
+    soft_gold = True
     over = "gold"
 
     def __init__(self, label_smoothing: Skew = 0.0):
@@ -28,7 +30,7 @@ class HardLabel(Loss):
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
-        """(N, C), -, (N,) -> (N,)."""
+        """(N, C), -, (N,) or (N, C) -> (N,)."""
         return cross_entropy(
             student.logits.float(),
             labels,

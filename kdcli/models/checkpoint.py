@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +15,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils.logging import disable_progress_bar
 
 from kdcli.config.types import CheckpointConfig
-from kdcli.errors import ConfigError, ModelError, TeacherError, listed, shown
+from kdcli.errors import ConfigError, ModelError, shown
 from kdcli.files import hash_files, user_path
 from kdcli.generation import positions_of
 from kdcli.hub import PACKAGE, locate_package, snapshot
 from kdcli.model_files import require_finite, require_folder
 from kdcli.tasks.base import Task
+from kdcli.tasks.labels import order_of
 
 disable_progress_bar()  # the run has its own
 TOKENIZER_FILES = (
@@ -347,35 +347,17 @@ def has_head(source: Checkpoint, task: Task) -> bool:
 
 
 def label_order(config: PreTrainedConfig, labels: Sequence[str], name: str) -> list[int]:
-    """The indices of the data's labels in the model's labels: `model_logits[:, order]` are in the data's order.
-
-    Names are compared without case. The default names of transformers (LABEL_0 …) stand for the data's order.
+    """The indices of the data's labels in the model's labels, as `kdcli.tasks.labels.order_of` returns them.
 
     Raises:
         TeacherError: the model has another number of labels, or lacks one of the data's.
     """
-    own = [str(label) for _, label in sorted((config.id2label or {}).items())]
-    if len(own) != len(labels):
-        raise TeacherError(
-            f"{name} has {len(own)} labels ({listed(own)}), the data has {len(labels)} "
-            f"({listed(labels)}); use a model of this task, or let distill tune it anew (teacher.tune=true)"
-        )
-    if all(re.fullmatch(r"LABEL_\d+", label) for label in own):
-        return list(range(len(labels)))
-    fold = str if set(labels) <= set(own) else str.casefold
-    index = {fold(label): i for i, label in enumerate(own)}
-    missing = [label for label in labels if fold(label) not in index]
-    if len(index) < len(own) or len({fold(label) for label in labels}) < len(labels):
-        raise TeacherError(
-            f"{name}: labels that differ in nothing but case cannot be matched ({listed(own)}; the data's: "
-            f"{listed(labels)}); name the data's labels as the model does with dataset.labels=[…]"
-        )
-    if missing:
-        raise TeacherError(
-            f"{name} does not know the label {shown(missing[0])} (its labels: {listed(own)}); name the data's labels "
-            "as the model does, in the data's order, with dataset.labels=[…]"
-        )
-    return [index[fold(label)] for label in labels]
+    return order_of(model_labels(config), labels, name)
+
+
+def model_labels(config: PreTrainedConfig) -> list[str]:
+    """The labels of a model, in the order of its logits."""
+    return [str(label) for _, label in sorted((config.id2label or {}).items())]
 
 
 def parameters(model: PreTrainedModel) -> int:

@@ -22,6 +22,7 @@ from kdcli.models.checkpoint import Checkpoint, load_config, load_tokenizer, sha
 from kdcli.pipeline.environment import record_environment
 from kdcli.pipeline.plan import (
     OWN,
+    STUDENT,
     Phase,
     Run,
     assistant_checkpoint,
@@ -44,6 +45,7 @@ from kdcli.pipeline.validate import (
     require_writer,
     shares_tokens,
     storing_temperature,
+    warn_of_truncation,
     warn_of_unseen_labels,
 )
 from kdcli.rundir import METRICS, rewrite_metrics
@@ -156,6 +158,8 @@ def _checked(part: Run) -> Run:
         classes = shared_token_count(teacher_tokenizer, student_tokenizer) if shared else None
         part = dataclasses.replace(part, shared=shared, classes=classes)
         require_one_vocabulary(part)
+    elif part.trainee == STUDENT and remote is None:
+        warn_of_truncation(part, teacher_tokenizer)
     if cfg.rollout.source != "dataset":
         require_writer(part)
     task.check_rows(cfg, len(part.data["train"]), len(part.data.gold))

@@ -256,5 +256,5 @@ def content_hash(rows: datasets.Dataset, labels: bool = True) -> str:
     Args:
         labels: whether the labels are part of it.
     """
-    names = [name for name in rows.column_names if labels or name != "label"]
+    names = [name for name in rows.column_names if labels or name not in ("label", "votes")]
     return digest({name: rows[name][:] for name in names})

@@ -40,7 +40,9 @@ from kdcli.pipeline.plan import (
 )
 from kdcli.pipeline.stages import Stages
 from kdcli.pipeline.teacher import teacher_predictions
+from kdcli.pipeline.validate import truncation
 from kdcli.rundir import METRICS, UNQUANTIZED
+from kdcli.tasks.rows import MANY
 from kdcli.teachers.aligned import AlignedTeacher
 from kdcli.teachers.base import Teacher
 from kdcli.training.batches import planned_steps
@@ -209,8 +211,14 @@ def _preflight_phases(
             validation,
             bf16=fast_bf16(phase.trainer.precision),
             lenient=run.is_lenient(phase.trainer),
-            remedy="" if run.remote is None else run.remote.remedy,
+            remedy=_remedy(run, teacher_data) if run.remote is None else run.remote.remedy,
         )
+
+
+def _remedy(run: Run, teacher_data: TeacherData) -> str:
+    """What improves a teacher that is not good enough; empty: it can be tuned."""
+    share, message = truncation(run, load_tokenizer(teacher_data.teacher), "validation")
+    return message if share > MANY else ""
 
 
 def _training_teacher(

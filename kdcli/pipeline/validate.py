@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 import datasets
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
@@ -13,16 +14,20 @@ from transformers import PreTrainedTokenizerBase
 from kdcli.config.components import build, locate
 from kdcli.config.schema import Distill as Config
 from kdcli.data.dataset import Data, require_batch
-from kdcli.errors import ConfigError, ModelError, TeacherError
+from kdcli.errors import ConfigError, ModelError, TeacherError, listed
 from kdcli.models.checkpoint import (
     Checkpoint,
     has_head,
     label_order,
     load_config,
+    max_input_tokens,
+    model_labels,
     require_loadable,
     same_vocabulary,
 )
 from kdcli.pipeline.plan import OWN, STUDENT, Phase, Run
+from kdcli.tasks.labels import without_names
+from kdcli.tasks.rows import MANY
 from kdcli.teachers.remote.protocol import RemoteTeacher
 from kdcli.training.batches import micro_batches, planned_steps
 from kdcli.training.trainer import require_trackers
@@ -216,7 +221,42 @@ def _require_head(run: Run, source: Checkpoint) -> None:
                 "teacher.tune out (it is tuned first), or use a checkpoint of the task"
             )
     if run.task.labels and not run.tunes(source):
-        label_order(load_config(source), run.task.labels, source.name)
+        config, labels = load_config(source), run.task.labels
+        label_order(config, labels, source.name)
+        own = model_labels(config)
+        if (
+            without_names(own)
+            and labels != [str(index) for index in range(len(own))]
+            and not {*own} >= {*labels}
+        ):
+            logger.warning(
+                "%s does not name its labels (%s): they are taken for the data's in this order: %s; if it has another one, give it with "
+                "dataset.labels=[…]",
+                source.name, listed(own, 200), listed(labels, 400),
+            )  # fmt: skip
+
+
+def truncation(run: Run, tokenizer: PreTrainedTokenizerBase, split: str) -> tuple[float, str]:
+    """The share of a split's rows of which a classifier reads a part, and a sentence about them with the remedy."""
+    rows = run.data[split]
+    full = np.flatnonzero(run.encode(tokenizer, rows).lengths >= run.max_length)
+    if run.task.vocabulary or not len(full):
+        return 0.0, ""
+    lengths = run.task.lengths(tokenizer, rows.select(full))
+    cut, longest = int((lengths > run.max_length).sum()), int(lengths.max())
+    most = max_input_tokens(tokenizer, load_config(run.sources[0]))
+    reads = f" (the teacher reads at most {most})" if most < longest else ""
+    return cut / len(rows), (
+        f"{cut} of {len(rows)} rows of {split} are cut at dataset.max_length = {run.max_length} tokens, and the longest has {longest}{reads}; "
+        f"dataset.max_length={min(most, longest)} reads all of it"
+    )
+
+
+def warn_of_truncation(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say how many training rows a classifier reads a part of."""
+    share, message = truncation(run, tokenizer, "train")
+    if share:
+        logger.log(logging.WARNING if share > MANY else logging.INFO, "%s", message)
 
 
 def shares_tokens(

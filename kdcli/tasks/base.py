@@ -182,6 +182,11 @@ class Task(ABC):
     ) -> dict[str, Tensor]:
         """Pad a batch to its longest row, and return the model's inputs and `labels`."""
 
+    def soft_gold(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """What losses on gold labels take in place of `labels`: `votes`, the share of each label at the counted positions of a batch, fp32 (N, C);
+        empty: each position has one label."""
+        return {}
+
     @abstractmethod
     def positions(self, labels: Tensor) -> tuple[Any, Tensor]:
         """Select the positions that count.

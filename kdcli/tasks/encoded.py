@@ -33,6 +33,7 @@ class Encoded(TorchDataset[dict[str, Any]]):
         target_offsets: the offsets of the columns `TARGETS`, if rows have a second sequence that is generated.
         pairs: the source and the target of each row as text, if generated texts are compared with them.
         notes: what of the rows counts, and what is left out, by name.
+        votes: the labels that several annotators gave each row, if a loss takes their shares.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Encoded(TorchDataset[dict[str, Any]]):
         target_offsets: np.ndarray | None = None,
         pairs: Sequence[tuple[str, str]] = (),
         notes: Mapping[str, int] | None = None,
+        votes: Sequence[Sequence[int]] | None = None,
     ):
         self.columns = dict(columns)
         self.offsets = offsets
@@ -50,6 +52,7 @@ class Encoded(TorchDataset[dict[str, Any]]):
         self.target_offsets = target_offsets
         self.pairs = pairs
         self.notes = dict(notes or {})
+        self.votes = votes
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -61,6 +64,8 @@ class Encoded(TorchDataset[dict[str, Any]]):
             item[name] = flat[offsets[row] : offsets[row + 1]]
         if self.labels is not None:
             item["label"] = self.labels[row]
+        if self.votes is not None:
+            item["votes"] = self.votes[row]
         return item | {"row": row}
 
     @property

@@ -13,18 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from kdcli.config.dataset import Dataset as DatasetConfig
-from kdcli.errors import DataError, listed, printable, shown, suggest
+from kdcli.errors import DataError, listed, shown, suggest
 from kdcli.files import digest
+from kdcli.tasks.labels import alike, require_label_name
 
 logger = logging.getLogger(__name__)
 IGNORE = -100
 """The label of a position that has no gold label (`ignore_index`)."""
 MANY = 0.1
 """The share of the rows above which a warning tells that they are dropped or truncated."""
-LONGEST_LABEL = 1000
-"""Characters of a label's name: a longer one is a text."""
-MOST_EXACT = 2**53
-"""The integer up to which floats are exact: one beyond it is no number of a class."""
 INTEGER = re.compile(r"-?\d+")
 _HALF = re.compile(r"[\ud800-\udfff]")
 
@@ -100,6 +97,22 @@ class RowSchema(ABC):
     def row(self, values: tuple[Any, ...], where: str) -> Row | None:
         """Make a row with an id of its values; None if `dataset.replace` leaves nothing of a text."""
 
+    def merged(self, rows: Sequence[Row]) -> Row:
+        """One row of rows with the same id: the first."""
+        return rows[0]
+
+    def decision(self, tied: int) -> str:
+        """What `merged` does with rows whose labels differ, for messages.
+
+        Args:
+            tied: of how many ids no label is that of most rows.
+        """
+        return "the first row counts"
+
+    def settled(self, row: Row) -> Row:
+        """A training row without a gold label, as it is trained on: unchanged."""
+        return row
+
     @abstractmethod
     def group(self, row: Row) -> str:
         """A hash that is equal for rows which must be in the same split. Rows are shuffled by it."""
@@ -173,20 +186,17 @@ class LabelledRows(RowSchema):
         )
         if not names:
             self._warn_of_alike()
-        self.index = {name: index for index, name in enumerate(self.labels)}
+        self.index: dict[Any, int] = {name: index for index, name in enumerate(self.labels)}
         if not any(map(INTEGER.fullmatch, self.labels)):  # then an integer is the index of a name
             self.index |= {str(index): index for index in range(len(self.labels))}
 
     def _warn_of_alike(self) -> None:
         """Warn of labels that differ in case or white space alone: they count as different ones."""
-        spelt: dict[str, list[str]] = {}
-        for label in self.labels:
-            spelt.setdefault(" ".join(label.split()).casefold(), []).append(label)
-        if alike := [spellings for spellings in spelt.values() if len(spellings) > 1]:
+        if several := alike(self.labels):
             logger.warning(
                 "%s: labels that differ in case or white space alone count as several (%s); if they are one, write them alike",
                 self.cfg.path,
-                "; ".join(" | ".join(map(shown, spellings[:3])) for spellings in alike[:3]),
+                "; ".join(" | ".join(map(shown, spellings[:3])) for spellings in several[:3]),
             )
 
     def index_of(self, label: Any, where: str) -> int:
@@ -251,36 +261,6 @@ def fold_white_space(text: str) -> str:
 
 def row_hash(content: list[Any]) -> str:
     return digest(content)[:32]
-
-
-def label_name(value: Any, where: str) -> str | None:
-    """A label as a string: 1.0, which is what a column of integers with gaps becomes, is 1; None is a missing one."""
-    if value is None or value != value:  # NaN
-        return None
-    if not isinstance(value, str | int | float) or (isinstance(value, float) and abs(value) > MOST_EXACT):
-        raise DataError(f"{where}: the label is {shown(value)}; expected a name or an integer")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    name = str(value).strip()
-    if len(name) > LONGEST_LABEL or not name.isprintable():
-        require_label_name(name, f"{where}: the label")
-    return name or None
-
-
-def require_label_name(name: str, what: str) -> None:
-    """Refuse a label's name that no file and no table can hold: it stands in config.json, reports and model cards.
-
-    Raises:
-        DataError
-    """
-    if len(name) > LONGEST_LABEL:
-        raise DataError(
-            f"{what} {shown(name)} has {len(name):,} characters, and a name may have {LONGEST_LABEL:,}; is dataset.label the right column?"
-        )
-    if printable(name) != name or set(name) & set("\t\n"):
-        raise DataError(
-            f"{what} {shown(name)} holds a control character, a line break or half a character; remove it from the data"
-        )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

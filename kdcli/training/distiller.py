@@ -82,19 +82,19 @@ class Distiller(nn.Module):
         teacher: AnySignal | None = None,
         num_items_in_batch: Tensor | None = None,
         gold: Tensor | None = None,
+        votes: Tensor | None = None,
         **inputs: Any,
     ) -> dict[str, Any]:
         """The weighted sum of all terms. Terms that read features are dropped if the teacher's outputs have none.
 
         Args:
             teacher: the teacher's outputs at the counted positions.
-            num_items_in_batch: the number of values that each term counts in the accumulated batch of all processes,
-                (K,); None: those of this batch.
+            num_items_in_batch: the number of values that each term counts in the accumulated batch of all processes, (K,); None: in this one.
             gold: as for `masks`.
+            votes: the share of each label at the counted positions, (N, C), for losses with `soft_gold`.
 
         Returns:
-            loss: a scalar; terms: each term unweighted, (K,), detached; in eval mode also answers: what the task's
-            metrics need of the student's outputs at each position.
+            loss: a scalar; terms: each term unweighted, (K,), detached; in eval mode also answers: what the task's metrics need of the outputs.
         """
         pick, labels = self.task.positions(labels)
         has_features = teacher is not None and teacher.features is not None
@@ -123,7 +123,8 @@ class Distiller(nn.Module):
             """The weighted loss of some of the positions."""
             loss = outputs.logits.new_zeros(())
             for name, term in of_outputs.items():
-                each = term(outputs, of_teacher, labels[at])
+                target = votes if votes is not None and term.soft_gold else labels
+                each = term(outputs, of_teacher, target[at])
                 values[name].append(each.detach())
                 loss = loss + share[name] * torch.where(masks[name][at], each, 0).sum()
             if not self.training:

@@ -118,7 +118,7 @@ def _check_teacher(
     task: Task = distiller.task
     if worse := beats_chance(task, predictions, classes, remedy):
         return worse
-    if validation is None:
+    if validation is None or is_one_class(task, predictions, classes):
         return []
     own = task.predict(distiller.student, tokenizer, validation.encoded, bf16=bf16)
     metric = _metric(task)
@@ -146,11 +146,22 @@ def beats_chance(task: Task, predictions: Predictions, classes: int, remedy: str
             "its weights"
         )
     score, chance = task.scores(predictions)[_metric(task)], task.chance(predictions, classes)
+    if is_one_class(task, predictions, classes):
+        logger.warning(
+            "pre-flight: all rows of the validation split have one label, so that the teacher cannot be compared with chance; give "
+            "dataset.validation=, or a larger dataset.validation_size"
+        )
+        return []
     if score > chance:
         return []
     return [
         f"the teacher's {_metric(task)} {score:.3f} is not above {task.chance_is} {chance:.3f}: {remedy or _remedy(task)}"
     ]
+
+
+def is_one_class(task: Task, predictions: Predictions, classes: int) -> bool:
+    """Whether a prediction that does not look at the text is right everywhere."""
+    return bool(task.labels) and task.chance(predictions, classes) >= 1
 
 
 def _metric(task: Task) -> str:
@@ -173,7 +184,8 @@ def _check_losses(
     rows = (
         gold + [row for row in range(min(few, len(train.encoded))) if row not in set(gold)][: few - len(gold)]
     )
-    batch = task.collate([train.encoded[row] for row in rows], tokenizer)
+    features = [train.encoded[row] for row in rows]
+    batch = task.collate(features, tokenizer) | task.soft_gold(features)
     batch.pop("rows")
     raw = list(train.rows.select(rows))
     signal = (

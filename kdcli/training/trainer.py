@@ -220,11 +220,15 @@ class _Trainer(HFTrainer):
             args=arguments,
             train_dataset=job.train.encoded,
             eval_dataset=job.validation.encoded,
-            data_collator=lambda features: self.task.collate(features, job.tokenizer),
+            data_collator=self._collate,
             callbacks=[_Flow(lambda step: job.progress.update(step, self.last), job.saved, interrupted)],
         )
         self.remove_callback(PrinterCallback)
         self.sums = self.sums.to(self.args.device)
+
+    def _collate(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """The model's inputs, and the labels."""
+        return self.task.collate(features, self.job.tokenizer) | self.task.soft_gold(features)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthBuckets:
         return LengthBuckets(self.job.train.encoded.lengths, self.job.cfg.batch_size, self.job.seed)
@@ -349,9 +353,7 @@ class _Trainer(HFTrainer):
         counts = torch.zeros_like(sums)
         size = 64 if self.task.labels else job.cfg.micro_batch_size or job.cfg.batch_size
         for start in range(0, len(order), size):
-            batch = self.task.collate(
-                [encoded[int(row)] for row in order[start : start + size]], job.tokenizer
-            )
+            batch = self._collate([encoded[int(row)] for row in order[start : start + size]])
             rows = batch.pop("rows")
             positions += self.task.counts(batch["labels"]).tolist()
             inputs = self._prepare_inputs(batch)

@@ -267,7 +267,11 @@ def text(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
             "data.csv has no column 'lable'; did you mean label? (columns: text, label)",
         ),
         (rows(lambda r: [*r, ("  ", "bad")]), [], "data.csv, row 201: the text is empty"),
-        (rows(lambda r: [*r, ("a fine day", "")]), [], "data.csv, row 201: the label is missing"),
+        (
+            rows(lambda r: [(t, "") for t, _ in r]),
+            [],
+            "none of the 200 rows of train has a gold label (empty: 200)",
+        ),
         (
             rows(lambda r: [*r, ("a day", "meh")]),
             ["dataset.labels=[bad,good]"],
@@ -440,7 +444,8 @@ def test_misspelt_label_of_the_test_file(
     refused: Refused, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A class too many, and no word of the three rows of another file that made it."""
-    test = write_csv(tmp_path / "test.csv", [(text, "god") for text, _ in sentences(3, seed=8)])
+    rows = [(text, "god") for text, _ in sentences(3, seed=8)]
+    test = write_csv(tmp_path / "test.csv", [*rows, *sentences(5, seed=9)])
     assert "has 2 labels (bad, good), the data has 3 (bad, god, good)" in refused(f"dataset.test={test}")
     assert "test has labels that no training row has (god: 3)" in caplog.text
 
@@ -1155,7 +1160,9 @@ def test_hub_data_that_is_incomplete(
     assert "(train) has no column 'sentense'; did you mean sentence?" in refused(
         *options, "dataset.text=sentense"
     )
-    assert "(test), row 1: the label is missing" in refused(*options, "dataset.test=test")
+    message = refused(*options, "dataset.test=test")
+    assert "none of the 100 rows of test has a gold label" in message
+    assert "leave dataset.test= out" in message
     assert "does not know the label 'negative' (its labels: bad, good)" in refused(*options)
 
 

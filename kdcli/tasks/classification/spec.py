@@ -17,7 +17,8 @@ class ClassificationSpec(TaskSpec):
 
     family = "classification"
     reads = frozenset({
-        "text", "text_pair", "label", "augment", "labels", "labelled", "unlabelled", "unlabelled_limit",
+        "text", "text_pair", "label", "augment", "labels", "labelled", "unlabelled", "unlabelled_limit", "no_label", "as_classes",
+        "duplicates",
     })  # fmt: skip
     only_here: ClassVar[dict[str, str]] = {"augment": "it replaces words of whole texts"}
     inference_order = 3

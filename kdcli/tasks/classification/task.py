@@ -69,7 +69,8 @@ class Classification(Task):
         columns = {
             key: np.concatenate(parts) if parts else np.empty(0, np.int32) for key, parts in flat.items()
         }
-        return Encoded(columns, np.cumsum([0, *lengths]), np.asarray(rows["label"][:], np.int64))
+        votes = rows["votes"][:] if "votes" in rows.column_names else None
+        return Encoded(columns, np.cumsum([0, *lengths]), np.asarray(rows["label"][:], np.int64), votes=votes)
 
     def collate(
         self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
@@ -78,6 +79,18 @@ class Classification(Task):
         batch = padded(features, tokenizer.model_input_names, tokenizer)
         batch["labels"] = torch.tensor([int(feature["label"]) for feature in features])
         return batch
+
+    def soft_gold(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """The share of each label among the votes for a row; zeros for a row without one."""
+        if not features or "votes" not in features[0]:
+            return {}
+        votes = torch.zeros(len(features), len(self.labels))
+        for row, feature in zip(votes, features, strict=True):
+            if len(feature["votes"]):
+                row += torch.bincount(torch.tensor(feature["votes"]), minlength=len(row)) / len(
+                    feature["votes"]
+                )
+        return {"votes": votes}
 
     def positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """All rows: (B,) -> (B,), (B,)."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.errors import DataError, listed, shown, suggest
+from kdcli.tasks.labels import label_name
 from kdcli.tasks.rows import (
     IGNORE,
     INTEGER,
@@ -18,7 +19,6 @@ from kdcli.tasks.rows import (
     RawSplits,
     Row,
     fold_white_space,
-    label_name,
     log_level,
     require_list,
     require_text,

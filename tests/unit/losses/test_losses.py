@@ -183,6 +183,22 @@ def test_hard_label_is_cross_entropy_and_ignores_rows_without_gold() -> None:
     )
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_labels_of_several_annotators_are_the_mean_of_each(
+    smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares that are taken as logits, or normalised again, train on labels that no annotator gave."""
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
+    student, _, labels = signals(3, 4, 1.0)
+    others = (labels + 1) % 4
+    votes = (2 * torch.eye(4)[labels] + torch.eye(4)[others]).to(student.logits) / 3
+    loss = HardLabel(smoothing)
+    each = (2 * loss(student, None, labels) + loss(student, None, others)) / 3
+    assert torch.allclose(loss(student, None, votes), each)
+    logits = student.logits.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(Signal(x), None, votes), logits)
+
+
 def test_loss_without_its_teacher_is_refused() -> None:
     """A missing signal must not train silently on something else."""
     student, _, labels = signals()

@@ -87,6 +87,7 @@ ELSEWHERE: dict[str, str] = {
             "dataset.eval_limit", "dataset.labelled", "dataset.unlabelled", "dataset.unlabelled_limit", "dataset.mask_copies",
             "dataset.clean.identical", "dataset.clean.max_ratio", "dataset.clean.ratio_from", "dataset.clean.script",
             "dataset.truncation", "dataset.context", "dataset.thoughts",
+            "dataset.truncation", "dataset.no_label", "dataset.as_classes", "dataset.duplicates", "dataset.bad_rows",
         ),
         ROWS,
     ),

@@ -69,6 +69,20 @@ def test_no_gold_label_in_a_batch_is_zero_not_nan(tokenizer, distiller: Distille
     assert torch.isfinite(out["loss"])
 
 
+def test_votes_replace_the_labels_of_losses_on_gold_alone(tokenizer, distiller: Distiller) -> None:
+    """A majority that is trained on where the shares are asked for; a row without a label that counts; scores of a share."""
+    inputs = batch(tokenizer, [1, 0, -100, 1])
+    features = [{"votes": votes} for votes in ([0, 1, 1], [0], [], [1, 1])]
+    soft = distiller.task.soft_gold(features)
+    assert torch.allclose(soft["votes"], torch.tensor([[1 / 3, 2 / 3], [1, 0], [0, 0], [0, 1]]))
+    plain = distiller(**inputs, teacher=TEACHER)
+    out = distiller(**inputs, **soft, teacher=TEACHER)
+    log_q = out["answers"]["logits"].log_softmax(-1)
+    expected = -(soft["votes"] * log_q).sum(1).sum() / 3
+    assert torch.allclose(out["terms"], torch.stack([plain["terms"][0], expected]))
+    assert distiller.task.soft_gold([{"label": 1}]) == {}
+
+
 def test_the_teacher_is_not_a_part_of_what_is_trained(distiller: Distiller) -> None:
     """A teacher inside the module tree would be saved, wrapped and put into train mode."""
     assert {name.partition(".")[0] for name, _ in distiller.named_parameters()} == {"student"}

@@ -129,6 +129,15 @@ def test_a_term_that_counts_nothing_is_refused(check, split: Split, tokenizer) -
         check(train=unlabelled)
 
 
+def test_one_label_alone_is_no_comparison(caplog: pytest.LogCaptureFixture) -> None:
+    """A teacher that is right about every row is refused, because a guess is right about every row as well."""
+    task = Classification(LABELS)
+    always = torch.tensor([[1.0, 0.0]]).repeat(10, 1).numpy()
+    labels, counts = torch.tensor([0] * 10).numpy(), torch.ones(10, dtype=torch.int64).numpy()
+    assert beats_chance(task, Predictions({"logits": always}, labels, counts), 2) == []
+    assert "dataset.validation_size" in caplog.text
+
+
 def test_chance_is_the_most_frequent_label() -> None:
     """Against 1 / classes, a teacher that always says the same label would pass on skewed data."""
     task = Classification(LABELS)

@@ -1,0 +1,82 @@
+"""Gold labels of rows: of several annotators, of none, and of each class in every split."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from kdcli.tasks.rows import IGNORE, RawSplit, Row, RowSchema, log_level
+
+logger = logging.getLogger(__name__)
+UNLABELLED = "without a gold label"
+"""Why a row is dropped."""
+
+
+def merge_duplicates(
+    schema: RowSchema, rows: dict[str, Row], others: Mapping[str, Sequence[tuple[RawSplit, Row]]]
+) -> None:
+    """Replace the first row of each text that occurs several times by one of all of them, and say of how many the labels differ.
+
+    Args:
+        rows: the first row of each id.
+        others: the further rows of an id, each with the source that counts what is dropped of it.
+    """
+    contested = tied = 0
+    for row_id, further in others.items():
+        same_text = [rows[row_id], *(row for _, row in further)]
+        rows[row_id] = merged = schema.merged(same_text)
+        labels = [row["label"] for row in same_text if row.get("label", IGNORE) != IGNORE]
+        for part, row in further:
+            same = row.get("label") == merged.get("label")
+            part.dropped["duplicates" if same else "duplicates with another label"] += 1
+        contested += any(label != labels[0] for label in labels)
+        tied += bool(labels) and merged["label"] == IGNORE
+    if contested:
+        logger.log(
+            log_level(contested, len(rows)),
+            "%s: the labels of %d of %d texts differ between their rows: %s",
+            schema.cfg.path, contested, len(rows), schema.decision(tied),
+        )  # fmt: skip
+
+
+def set_apart(
+    schema: RowSchema, rows: dict[str, list[Row]], dropped: Counter[str]
+) -> tuple[dict[str, list[Row]], list[Row]]:
+    """The splits without rows that have no gold label, and those of the training rows, which no split is carved of.
+
+    Args:
+        dropped: counts the rows of validation and test without a gold label, and with `dataset.bad_rows=drop` those of train.
+    """
+    labelled = {split: [row for row in own if row.get("label") != IGNORE] for split, own in rows.items()}
+    apart = [schema.settled(row) for row in rows["train"] if row.get("label") == IGNORE]
+    if schema.cfg.bad_rows == "drop":
+        apart = [row for row in apart if row["label"] != IGNORE]
+    missing = sum(map(len, rows.values())) - sum(map(len, labelled.values())) - len(apart)
+    if missing:
+        dropped[UNLABELLED] += missing
+    return labelled, apart
+
+
+def stratified(rows: Sequence[Row], count: int) -> tuple[list[Row], list[Row]]:
+    """The first `count` rows with the share of each label that it has among all, at least one row of each; and the others.
+
+    A label with a single row leaves it in the second part.
+    """
+    (largest, _), *others = Counter(row["label"] for row in rows).most_common()
+    wanted = {label: min(total - 1, max(1, round(total * count / len(rows)))) for label, total in others}
+    wanted[largest] = count - sum(wanted.values())
+    chosen: list[Row] = []
+    rest: list[Row] = []
+    for row in rows:
+        wanted[row["label"]] -= 1
+        (chosen if wanted[row["label"]] >= 0 else rest).append(row)
+    return chosen, rest
+
+
+def lacks_labels(rows: Sequence[Row], chosen: Sequence[Row], rest: Sequence[Row]) -> bool:
+    """Whether one of two parts of rows has one label alone, and need not."""
+    if not all(isinstance(row.get("label"), int) for row in rows):
+        return False
+    everywhere, *parts = ({row["label"] for row in part} for part in (rows, chosen, rest))
+    return 1 < len(everywhere) <= len(chosen) and min(map(len, parts)) == 1

@@ -1,0 +1,250 @@
+"""Labels as people write them: the spellings of one label, labels among the names of others, and the order of the logits."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
+from typing import Any
+
+from kdcli.config.dataset import NO_LABEL
+from kdcli.errors import DataError, TeacherError, listed, printable, shown
+
+Label = str | tuple[str, ...] | None
+"""A label as it was read: its spelling, those of a list, or None for an empty cell."""
+LONGEST_LABEL = 1000
+"""Characters of a label's name: a longer one is a text."""
+MOST_EXACT = 2**53
+"""The integer up to which floats are exact: one beyond it is no number of a class."""
+_NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]\d{1,3})?")
+_INTEGER = re.compile(r"-?\d+")
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|0|-?[1-9]\d*")
+_WORDS = frozenset({"true", "false", "null", "nan", "inf"})
+"""Words that Hydra reads as other values than names."""
+_TRUTH = {"false": "0", "true": "1"}
+_QUOTE = re.compile(r'(\\*)("|$)')
+LONGEST_OVERRIDE = 700
+"""Characters of names that a message lists to be pasted."""
+
+
+# ---- one label -----------------------------------------------------------------------------------------
+
+
+def read_label(value: Any, where: str) -> Label:
+    """A value of the column of labels.
+
+    A list, the text of one ("['a', 'b']") and a mapping of names to 0 and 1 become the names that they hold.
+
+    Raises:
+        DataError: it is no label, or no file and no table can hold its name.
+    """
+    if isinstance(value, str) and value.startswith("[") and value.rstrip().endswith("]"):
+        value = _parsed_list(value)
+    if isinstance(value, dict) and value and all(flag in (0, 1) for flag in value.values()):
+        value = [name for name, flag in value.items() if flag]
+    if isinstance(value, list):
+        names = [label_name(each, where) for each in value]
+        return tuple(name for name in names if name is not None)
+    return label_name(value, where)
+
+
+def _parsed_list(text: str) -> Any:
+    """The list that a text writes down as JSON or as Python; the text, if it is none."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        return value if isinstance(value, list) else text
+    return text
+
+
+def label_name(value: Any, where: str) -> str | None:
+    """A label as a string: 1.0, which is what a column of integers with gaps becomes, is 1; None is a missing one."""
+    if value is None or value != value:  # NaN
+        return None
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and abs(value) > MOST_EXACT):
+        raise DataError(f"{where}: the label is {shown(value)}; expected a name or an integer")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    name = str(value).strip()
+    if len(name) > LONGEST_LABEL or not name.isprintable():
+        require_label_name(name, f"{where}: the label")
+    return name or None
+
+
+def require_label_name(name: str, what: str) -> None:
+    """Refuse a label's name that no file and no table can hold: it stands in config.json, reports and model cards.
+
+    Raises:
+        DataError
+    """
+    if len(name) > LONGEST_LABEL:
+        raise DataError(
+            f"{what} {shown(name)} has {len(name):,} characters, and a name may have {LONGEST_LABEL:,}; is dataset.label the right column?"
+        )
+    if printable(name) != name or set(name) & set("\t\n"):
+        raise DataError(
+            f"{what} {shown(name)} holds a control character, a line break or half a character; remove it from the data"
+        )
+
+
+def number_of(name: str) -> Decimal | None:
+    """The number that a label is; None: it is a name, as 007 is one."""
+    return Decimal(name) if _NUMBER.fullmatch(name) else None
+
+
+def canonical(name: str) -> str:
+    """A number as it is written most briefly (1.0 and +1 are 1), and a name as it is."""
+    number = number_of(name)
+    if number is None:
+        return name
+    return str(int(number)) if number == number.to_integral_value() else f"{number.normalize():f}"
+
+
+def folded(name: str) -> str:
+    """A label without differences of case and white space, and of the format of a number."""
+    return canonical(" ".join(name.split()).casefold())
+
+
+def override(key: str, names: Sequence[str]) -> str:
+    """A list of names as an override that can be pasted into a shell."""
+    if sum(map(len, names)) > LONGEST_OVERRIDE or any("${" in name for name in names):
+        return f"{key}=[…]"
+    plain = [bool(_PLAIN.fullmatch(name)) and name.casefold() not in _WORDS for name in names]
+    written = [
+        name
+        if bare
+        else '"' + _QUOTE.sub(lambda match: match[1] * 2 + match[2].replace('"', r"\""), name) + '"'
+        for name, bare in zip(names, plain, strict=True)
+    ]
+    assignment = f"{key}=[{','.join(written)}]"
+    return assignment if all(plain) else shlex.quote(assignment)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Labels in the order of the logits: numbers by their value, then names by their characters."""
+
+    def key(name: str) -> tuple[int, Decimal, str]:
+        number = Decimal(name) if _INTEGER.fullmatch(name) else number_of(name)
+        return (1, Decimal(0), name) if number is None else (0, number, name)
+
+    return sorted(names, key=key)
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """The names that differ in case or white space alone."""
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        spellings.setdefault(folded(name), []).append(name)
+    return [same for same in spellings.values() if len(same) > 1]
+
+
+# ---- labels among names --------------------------------------------------------------------------------
+
+
+def matcher(names: Sequence[str]) -> Callable[[str], int | None]:
+    """A function that returns the index of a label among names: of the same name, of the same number, or of the one name that differs in case
+    and white space alone; None: there is none."""
+    levels = [
+        (spelling, _unambiguous([spelling(name) for name in names])) for spelling in (str, canonical, folded)
+    ]
+
+    def index_of(label: str) -> int | None:
+        indices = (index.get(spelling(label)) for spelling, index in levels)
+        return next((index for index in indices if index is not None), None)
+
+    return index_of
+
+
+def _unambiguous(keys: Sequence[str]) -> dict[str, int]:
+    """The indices of the keys that occur once."""
+    counts = Counter(keys)
+    return {key: index for index, key in enumerate(keys) if counts[key] == 1}
+
+
+def by_place(labels: Iterable[str], names: Sequence[str]) -> dict[str, int]:
+    """The index of each integer, or of false and true, that stands for a name.
+
+    If there are as many integers as names, they stand for these in their order; otherwise they count from 0, or from 1 where the largest is
+    the number of names and none is 0.
+
+    Returns:
+        Empty if one of the names is an integer itself.
+    """
+    if any(map(_INTEGER.fullmatch, names)):
+        return {}
+    numbers = {
+        label: int(_TRUTH.get(folded(label), canonical(label)))
+        for label in labels
+        if _INTEGER.fullmatch(_TRUTH.get(folded(label), canonical(label)))
+    }
+    values = sorted(set(numbers.values()))
+    if len(values) == len(names):
+        return {label: values.index(number) for label, number in numbers.items()}
+    first = int(bool(values) and values[0] >= 1 and values[-1] == len(names))
+    return {label: number - first for label, number in numbers.items() if 0 <= number - first < len(names)}
+
+
+def without_names(own: Sequence[str]) -> bool:
+    """Whether the labels of a model are the default names of transformers (LABEL_0 …), or the integers from 0."""
+    return all(re.fullmatch(rf"(?i:label_)?{index}", label) for index, label in enumerate(own))
+
+
+def order_of(own: Sequence[str], labels: Sequence[str], name: str) -> list[int]:
+    """The indices of the data's labels in a model's labels: `model_logits[:, order]` are in the data's order.
+
+    Labels match by their names, as numbers, or without case and white space. A model whose labels have no names (LABEL_0 …) has the data's
+    labels in the data's order.
+
+    Args:
+        own: the model's labels, in the order of its logits.
+        name: the model's, for messages.
+
+    Raises:
+        TeacherError: the model has another number of labels, or lacks one of the data's.
+    """
+    if len(own) != len(labels):
+        raise TeacherError(
+            f"{name} has {len(own)} labels ({listed(own)}), the data has {len(labels)} ({listed(labels)}); {_remedy(own, labels)}"
+        )
+    find = matcher(own)
+    order = [find(label) for label in labels]
+    missing = [label for label, index in zip(labels, order, strict=True) if index is None]
+    if not missing and len(set(order)) == len(own):
+        return [index for index in order if index is not None]
+    if without_names(own):
+        return list(range(len(labels)))
+    if alike(own) or alike(labels):
+        raise TeacherError(
+            f"{name}: labels that differ in nothing but case cannot be matched ({listed(own)}; the data's: "
+            f"{listed(labels)}); name the data's labels as the model does with dataset.labels=[…]"
+        )
+    raise TeacherError(
+        f"{name} does not know the label {shown(missing[0])} (its labels: {listed(own)}); {_remedy(own, labels)}"
+    )
+
+
+def _remedy(own: Sequence[str], labels: Sequence[str]) -> str:
+    """What to do about labels of the data that are not those of a model."""
+    anew = "let distill tune it on the data's labels (teacher.tune=true)"
+    numbers = [int(canonical(label)) for label in labels if _INTEGER.fullmatch(canonical(label))]
+    names = [str(index) for index in range(len(own))] if numbers and without_names(own) else own
+    find = matcher(names)
+    unknown = [label for label in labels if find(label) is None]
+    if not unknown:
+        return f"if the data lacks some of them, give the model's, in its order: {override('dataset.labels', names)}; or {anew}"
+    if len(by_place(labels, own)) == len(labels):
+        return f"if {listed(labels, 100)} stand for the model's labels, in its order, give {override('dataset.labels', own)}; or {anew}"
+    if len(unknown) < len(labels):
+        none = unknown if set(unknown) <= set(NO_LABEL) else [*NO_LABEL, *unknown[:5]]
+        drop = f"{override('dataset.no_label', none)} dataset.bad_rows=drop"
+        return f"write the data's labels as the model does; or {anew}; or leave the rows of the others out ({drop})"
+    if without_names(own):
+        return f"name the model's {len(own)} labels, in its order, with dataset.labels=[…], those that the data lacks among them; or {anew}"
+    numbered = f"their numbers from 0 and {override('dataset.labels', own)}"
+    return f"write the data's labels as the model does (or {numbered}); or {anew}"

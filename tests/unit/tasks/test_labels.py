@@ -1,0 +1,385 @@
+"""Columns of labels as people have them: read as the classes that they mean, or refused with the key that takes them all the same."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from kdcli.config.dataset import Dataset
+from kdcli.data.dataset import Data, load
+from kdcli.data.splits import SPLITS
+from kdcli.errors import DataError, TeacherError
+from kdcli.tasks.labels import in_order, order_of, override
+from kdcli.tasks.rows import IGNORE
+
+DOCS = Path(__file__).parents[3] / "docs" / "labels.md"
+ROWS = 120
+TEXTS = [f"text number {number}" for number in range(ROWS)]
+
+
+def write(path: Path, values: list[Any], texts: list[str] = TEXTS) -> Path:
+    """The values as the labels of texts: those of a short list again and again."""
+    rows = [(text, values[number % len(values)]) for number, text in enumerate(texts)]
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([("text", "label"), *rows])
+    elif path.suffix == ".parquet":
+        columns = {"text": texts, "label": [value for _, value in rows]}
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    else:
+        path.write_text("".join(json.dumps({"text": text, "label": value}) + "\n" for text, value in rows))
+    return path
+
+
+def read(path: Path, **options: Any) -> Data:
+    return load(Dataset.model_validate({"path": str(path), "format": path.suffix[1:], **options}))
+
+
+def labels_of(data: Data) -> dict[str, str | None]:
+    """The name of each text's gold label; None: it has none."""
+    return {
+        row["text"]: None if row["label"] == IGNORE else data.labels[row["label"]]
+        for split in SPLITS
+        for row in data[split]
+    }
+
+
+@dataclass
+class Read:
+    """A column that is read.
+
+    Attributes:
+        values: its values, again and again.
+        names: the names of the classes.
+        means: the name of each value; None: no label.
+        told: a part of a log line.
+    """
+
+    values: list[Any]
+    names: list[str]
+    means: list[str | None]
+    suffix: str = "csv"
+    options: dict[str, Any] = field(default_factory=dict)
+    told: str = ""
+
+
+NEARLY = [0, 1] * 19
+READ = {
+    "integers": Read([10, 2, 9], ["2", "9", "10"], ["10", "2", "9"]),
+    "floats": Read(["10.0", "2.0", "9.0"], ["2", "9", "10"], ["10", "2", "9"]),
+    "JSON numbers": Read([10.0, 2, "9"], ["2", "9", "10"], ["10", "2", "9"], "jsonl"),
+    "parquet floats": Read([4.0, 5.0, None], ["4", "5"], ["4", "5", None], "parquet", told="40 of 120 rows of train have no gold label (empty: 40)"),
+    "leading zeros": Read(["007", "010"], ["007", "010"], ["007", "010"]),
+    "numbers beside names": Read(["spam", "10", "9"], ["9", "10", "spam"], ["spam", "10", "9"]),
+    "booleans": Read([True, False], ["False", "True"], ["True", "False"]),
+    "JSON booleans": Read([True, False], ["False", "True"], ["True", "False"], "jsonl"),
+    "spreadsheet booleans": Read(["TRUE", "FALSE"], ["FALSE", "TRUE"], ["TRUE", "FALSE"]),
+    "booleans in two spellings": Read(["True", "false", "true"], ["True", "false"], ["True", "false", "True"], told="'True' and 'true' are read as one label"),
+    "booleans and 0/1": Read([True, 0, "1", "false"], ["False", "True"], ["True", "False", "True", "False"], "jsonl", told="0 and 1 are read as False and True"),
+    "-1 beside classes": Read([0, 1, 2, -1], ["0", "1", "2"], ["0", "1", "2", None], told="30 of 120 rows of train have no gold label ('-1': 30)"),
+    "-1 as a float": Read(["0.0", "1.0", "2.0", "-1.0"], ["0", "1", "2"], ["0", "1", "2", None], told="dataset.bad_rows=drop"),
+    "rare -1 beside 0 and 1": Read([*NEARLY, -1, 1], ["0", "1"], [*map(str, NEARLY), None, "1"], told="no gold label"),
+    "-1, 0 and 1": Read([-1, 0, 1], ["-1", "0", "1"], ["-1", "0", "1"], told="give dataset.no_label=[-1]"),
+    "-1 and 1": Read([-1, "+1"], ["-1", "1"], ["-1", "1"]),
+    "-2 to 2": Read([-2, -1, 0, 1, 2], ["-2", "-1", "0", "1", "2"], ["-2", "-1", "0", "1", "2"]),
+    "-1 that is given": Read([-1, 0, 1], ["0", "1"], [None, "0", "1"], options={"no_label": -1}, told="no gold label"),
+    "- beside classes": Read(["entailment", "neutral", "-"], ["entailment", "neutral"], ["entailment", "neutral", None], told="('-': 40)"),
+    "- and +": Read(["-", "+"], ["+", "-"], ["-", "+"]),
+    "empty cells": Read(["good", "bad", ""], ["bad", "good"], ["good", "bad", None], told="(empty: 40)"),
+    "null": Read(["good", "bad", None], ["bad", "good"], ["good", "bad", None], "jsonl", told="text that only the teacher labels"),
+    "null, dropped": Read(["good", "bad", None], ["bad", "good"], ["good", "bad", "dropped"], "jsonl", {"bad_rows": "drop"}, "they are dropped"),
+    "nan": Read(["good", "bad", "nan"], ["bad", "good"], ["good", "bad", None], told="('nan': 40)"),
+    "NA of R": Read(["good", "bad", "NA"], ["bad", "good"], ["good", "bad", None], told="if these are classes, name all classes with dataset.labels=[…]"),
+    "NA as a class": Read(["EU", "NA"], ["EU", "NA"], ["EU", "NA"]),
+    "NA that is named": Read(["EU", "AS", "NA"], ["AS", "EU", "NA"], ["EU", "AS", "NA"], options={"labels": ["AS", "EU", "NA"]}),
+    "-100": Read([0, 1, -100], ["0", "1"], ["0", "1", None]),
+    "a name for none": Read(["good", "bad", "skip"], ["bad", "good"], ["good", "bad", None], options={"no_label": "skip"}),
+    "lists of one": Read([["good"], ["bad"], []], ["bad", "good"], ["good", "bad", None], "jsonl"),
+    "lists of one, as text": Read(["['good']", '["bad"]'], ["bad", "good"], ["good", "bad"]),
+    "one-hot lists": Read([[0, 0, 1], [1, 0, 0], [0, 1, 0]], ["0", "1", "2"], ["2", "0", "1"], "jsonl"),
+    "exclusive categories": Read([{"good": 1.0, "bad": 0.0}, {"good": 0.0, "bad": 1.0}], ["bad", "good"], ["good", "bad"], "jsonl"),
+    "names and their numbers": Read([0, 1], ["good", "bad"], ["good", "bad"], options={"labels": ["good", "bad"]}, told="the labels 0, 1 are read as good, bad"),
+    "names and numbers from 1": Read([1, 2, 3, 4], ["World", "Sports", "Business", "Sci/Tech"], ["World", "Sports", "Business", "Sci/Tech"], options={"labels": ["World", "Sports", "Business", "Sci/Tech"]}, told="read as World, Sports"),
+    "names for -1, 0 and 1": Read([-1, 0, 1], ["neg", "neu", "pos"], ["neg", "neu", "pos"], options={"labels": ["neg", "neu", "pos"]}),
+    "names in another case": Read(["Good", "BAD", " good "], ["bad", "good"], ["good", "bad", "good"], options={"labels": ["bad", "good"]}),
+    "given numbers, other format": Read(["1.0", "0.0"], ["1", "0"], ["1", "0"], options={"labels": [1, 0]}),
+    "names with signs": Read(["Sci/Tech & more", 'he said "x" <b>ü</b>, 你好', "C++"], ["C++", "Sci/Tech & more", 'he said "x" <b>ü</b>, 你好'], ["Sci/Tech & more", 'he said "x" <b>ü</b>, 你好', "C++"]),
+    "towns": Read(["Paris, France", "Lyon, France", "Bonn, Germany"], ["Bonn, Germany", "Lyon, France", "Paris, France"], ["Paris, France", "Lyon, France", "Bonn, Germany"]),
+    "a hierarchy": Read(["Tech|Phones", "Tech|Cables", "Home|Kitchen"], ["Home|Kitchen", "Tech|Cables", "Tech|Phones"], ["Tech|Phones", "Tech|Cables", "Home|Kitchen"]),
+    "scores, taken as classes": Read(["0.50", "1.25", "2.0"], ["0.5", "1.25", "2"], ["0.5", "1.25", "2"], options={"as_classes": True}),
+    "several labels, taken as classes": Read([["film", "good"], ["bad"], ["good", "film"]], ["bad", "film|good"], ["film|good", "bad", "film|good"], "jsonl", {"as_classes": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READ)
+def test_what_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str) -> None:
+    """A class that nobody meant, two classes for one label, or labels in the order of their characters, without a word."""
+    own = READ[case]
+    with caplog.at_level("INFO"):
+        data = read(write(tmp_path / f"a.{own.suffix}", own.values), **own.options)
+    assert data.labels == own.names
+    found = labels_of(data)
+    for number, text in enumerate(TEXTS):
+        assert found.get(text, "dropped") == own.means[number % len(own.means)], text
+    assert own.told in caplog.text
+    for split in "validation", "test":
+        assert IGNORE not in data[split]["label"][:]
+
+
+@dataclass
+class Refused:
+    """A column that is refused.
+
+    Attributes:
+        message: what the message says.
+        remedy: the key that it names.
+        accepted: the options that take it all the same; None: none do.
+    """
+
+    values: list[Any]
+    message: str
+    remedy: str = "dataset.as_classes=true"
+    suffix: str = "csv"
+    options: dict[str, Any] = field(default_factory=dict)
+    accepted: dict[str, Any] | None = field(default_factory=lambda: {"as_classes": True})
+
+
+REFUSED = {
+    "scores": Refused([f"{number / 20:.2f}" for number in range(100)], r"the column 'label' looks like a score \(100 different values.*regression"),
+    "half points": Refused([1.0, 1.5, 2.0, 2.5], "looks like a score"),
+    "scores with a decimal comma": Refused(["0,5", "1,25", "3"], "score with a decimal comma"),
+    "whole numbers, most once": Refused([number**2 for number in range(100)], "looks like a score, a count or an identifier"),
+    "labels joined by a bar": Refused(["good|film", "bad", "bad|film|song", "good", "bad|song"], r"several labels a row, joined by '\|' \(72 of 120 rows, such as 'good\|film'\)"),
+    "labels joined by a comma": Refused(["good", "bad", "good, bad"], "joined by ','"),
+    "labels joined by ;": Refused(["a;b", "b;a", "a", "b;c"], "joined by ';'"),
+    "numbers joined": Refused(["1,2", "1,2,3", "3"], "joined by ','"),
+    "labels joined by &": Refused(["joy", "fear", "joy & fear"], "joined by '&'"),
+    "lists": Refused([["good", "film"], ["bad"]], r"60 of 120 rows have a list of labels \(such as \['good', 'film'\]\).*multi-label", suffix="jsonl"),
+    "lists as text": Refused(["['good', 'film']", "['bad']"], "list of labels"),
+    "multi-hot lists": Refused([[1, 0, 1], [0, 1, 0]], "list of labels", suffix="jsonl"),
+    "free text": Refused([f"what {text} says" for text in TEXTS], "looks like free text or an identifier"),
+    "identifiers": Refused([f"id-{number:05d}" for number in range(ROWS)], "name the column of classes with dataset.label="),
+    "a mapping": Refused([{"good": 0.4, "bad": 0.6}], "the label is {'good': 0.4, 'bad': 0.6}", "", "jsonl", accepted=None),
+    "no labels at all": Refused([None], "none of the 120 rows of train has a gold label", "dataset.unlabelled=", "jsonl", accepted=None),
+    "one label": Refused(["good", ""], "all training rows have the label 'good'", "", accepted=None),
+    "a label that is not given": Refused(["good", "bad", "meh"], "the label 'meh' is not among bad, good", "dataset.no_label", options={"labels": ["bad", "good"]}, accepted={"no_label": "meh"}),
+    "a text as a label": Refused(["x" * 2000, "good"], "has 2,000 characters", "dataset.label", accepted=None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(tmp_path: Path, case: str) -> None:
+    """A classifier of 261 scores, or of 16 combinations of four labels; and no word of the key that would take them."""
+    own = REFUSED[case]
+    path = write(tmp_path / f"a.{own.suffix}", own.values)
+    with pytest.raises(DataError) as caught:
+        read(path, **own.options)
+    assert re.search(own.message, caught.value.message)
+    assert own.remedy in caught.value.message
+    if own.accepted is not None:
+        assert len(read(path, **own.options | own.accepted).labels) > 1
+
+
+@dataclass
+class Files:
+    """Training rows and test rows in files of their own; `error` or the gold labels of the test rows."""
+
+    train: list[Any]
+    test: list[Any]
+    gold: list[str | None] = field(default_factory=list)
+    error: str = ""
+    remedy: str = ""
+    suffix: str = "jsonl"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+FILES = {
+    "floats in train, integers in test": Files(["4.0", "5.0"], [5, 4], ["5", "4"]),
+    "csv and JSON booleans": Files(["True", "False"], [True, False], ["True", "False"]),
+    "booleans in another case": Files(["true", "false"], [True, False], ["true", "false"]),
+    "booleans, then 0/1": Files(["True", "False"], [1, 0], ["True", "False"]),
+    "labels in another case": Files(["Good", "Bad"], ["good", "BAD"], ["Good", "Bad"]),
+    "some test rows without a label": Files(["good", "bad"], ["good", None, "bad"], ["good", "dropped", "bad"]),
+    "-1 in test alone": Files([0, 1], [0, -1, 1, -1], ["0", "dropped", "1", "dropped"]),
+    "no test row has a label": Files([0, 1], [-1], error="none of the 20 rows of test has a gold label", remedy="leave dataset.test= out"),
+    "numbers in test, names in train": Files(["bad", "good"], [0, 1], error="the labels of test (0, 1) are not those of train (bad, good)", remedy="dataset.labels=[bad,good]"),
+    "names in test, numbers in train": Files([0, 1], ["bad", "good"], error="the labels of test (bad, good) are not those of train (0, 1)", remedy="dataset.labels=[bad,good]"),
+    "numbers in test, named": Files(["bad", "good"], [0, 1], ["bad", "good"], options={"labels": ["bad", "good"]}),
+    "other names in test": Files(["neg", "pos"], ["negative", "positive"], error="the labels of test (negative, positive) are not those of train", remedy="dataset.labels=[…]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_labels_of_two_files(tmp_path: Path, case: str) -> None:
+    """The same label counted as two, because one file was written by pandas; a test split that nothing can be right on."""
+    own = FILES[case]
+    train = write(tmp_path / "train.csv", own.train)
+    texts = [f"a test of number {number}" for number in range(20)]
+    test = write(tmp_path / f"test.{own.suffix}", own.test, texts)
+    rows = [json.loads(line) for line in test.read_text().splitlines()]
+    both = tmp_path / "train.jsonl"
+    both.write_text(
+        "".join(
+            json.dumps(dict(zip(("text", "label"), row, strict=True))) + "\n"
+            for row in list(csv.reader(train.open()))[1:]
+        )
+    )
+    options = {"test": str(test), **own.options}
+    if own.error:
+        with pytest.raises(DataError) as caught:
+            read(both, **options)
+        assert own.error in caught.value.message
+        assert own.remedy in caught.value.message
+        return
+    data = read(both, **options)
+    assert len(data.labels) == 2
+    found = {row["text"]: data.labels[row["label"]] for row in data["test"]}
+    for number, row in enumerate(rows):
+        assert found.get(row["text"], "dropped") == own.gold[number % len(own.gold)]
+
+
+# ---- several annotators ------------------------------------------------------------------------------
+
+
+def crowd(path: Path, votes: list[list[str]]) -> Path:
+    """Each text with the labels of its annotators, a row each; the lists again and again."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("text", "label"))
+        for number, text in enumerate(TEXTS):
+            writer.writerows((text, label) for label in votes[number % len(votes)])
+    return path
+
+
+VOTES = [["bad", "good", "good"], ["bad", "bad", "bad"], ["good", "good", "bad"], ["bad", "good"]]
+
+
+def test_the_label_of_most_annotators(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first of five annotators is believed, and the four others are duplicates."""
+    path = crowd(tmp_path / "a.csv", VOTES)
+    data = read(path)
+    found = labels_of(data)
+    for number, text in enumerate(TEXTS):
+        assert found.get(text) == ["good", "bad", "good", None][number % 4]
+    message = (
+        "the labels of 90 of 120 texts differ between their rows: the label of most rows counts (30 have none"
+    )
+    assert message in caplog.text
+    assert "dataset.duplicates=soft" in caplog.text
+    assert caplog.records[-1].levelname == "WARNING"
+    assert all(IGNORE not in data[split]["label"][:] for split in ("validation", "test"))
+    assert len(read(path, bad_rows="drop")["train"]) == len(data["train"]) - 30
+
+
+def test_annotators_as_soft_gold(tmp_path: Path) -> None:
+    """A share that is lost where two agree, or that reaches validation and test, whose score is of the majority."""
+    data = read(crowd(tmp_path / "a.csv", VOTES), duplicates="soft")
+    votes = {row["text"]: row["votes"] for split in SPLITS for row in data[split]}
+    assert [votes[text] for text in TEXTS[:4]] == [[0, 1, 1], [0, 0, 0], [0, 1, 1], [0, 1]]
+    assert set(data["train"]["label"][:]) == {0, 1}
+    tied = set(TEXTS[3::4])
+    assert tied <= set(data["train"]["text"])
+    hidden = read(tmp_path / "a.csv", duplicates="soft", labelled=10)["train"]
+    assert hidden["votes"][10:] == [[]] * (len(hidden) - 10)
+
+
+def test_one_conflict_is_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A warning for a single slip among thousands of rows is one that nobody reads."""
+    path = write(tmp_path / "a.csv", ["good", "bad"])
+    path.write_text(path.read_text() + f"{TEXTS[0]},bad\n")
+    with caplog.at_level("INFO"):
+        read(path)
+    assert "the labels of 1 of 120 texts differ" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+# ---- splits ------------------------------------------------------------------------------------------
+
+
+def test_rare_labels_are_in_every_split(tmp_path: Path) -> None:
+    """A validation split of one label, on which a perfect teacher is no better than chance."""
+    texts = [f"text number {number}" for number in range(618)]
+    values = ["bad"] * 103
+    values[50] = values[51] = values[52] = "good"
+    data = read(write(tmp_path / "a.csv", values, texts))
+    for split in SPLITS:
+        assert set(data[split]["label"][:]) == {0, 1}, split
+    assert 55 <= len(data["validation"]) <= 65
+
+
+# ---- labels of a model -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "data", "order"),
+    [
+        (["0", "1", "2"], ["0", "1", "2"], [0, 1, 2]),
+        (["2.0", "10.0"], ["2", "10"], [0, 1]),
+        ([f"LABEL_{number}" for number in range(12)], [str(number) for number in range(12)], [*range(12)]),
+        (["LABEL_1", "LABEL_0"], ["LABEL_0", "LABEL_1"], [1, 0]),
+        (["True", "False"], ["false", "true"], [1, 0]),
+        (["0", "1"], ["bad", "good"], [0, 1]),
+        (["very  good", "BAD"], ["bad", "very good"], [1, 0]),
+    ],
+)
+def test_labels_match_in_any_format(own: list[str], data: list[str], order: list[int]) -> None:
+    """A teacher of 97 % that is right about no row, because pandas wrote 4.0."""
+    assert order_of(own, data, "the model") == order
+
+
+@pytest.mark.parametrize(
+    ("own", "data", "remedy"),
+    [
+        (["a", "b", "c"], ["a", "b"], "dataset.labels=[a,b,c]"),
+        (["Sci/Tech & more", "b", "it's"], ["b", "it's"], "dataset.labels=["),
+        (["World", "Sports", "Business", "Sci/Tech"], ["1", "2", "3", "4"], "'dataset.labels=[World,Sports,Business,\"Sci/Tech\"]'"),
+        (["negative", "positive"], ["0", "1"], "dataset.labels=[negative,positive]"),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], ["0", "2"], "dataset.labels=[0,1,2]"),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], ["bad", "good"], "name the model's 3 labels, in its order, with dataset.labels=[…]"),
+        (["bad", "good"], ["bad", "good", "meh"], "'dataset.no_label=[-1,\"-\",meh]' dataset.bad_rows=drop"),
+        (["0", "1"], ["-1", "0", "1"], "dataset.no_label=[-1] dataset.bad_rows=drop"),
+        (["neg", "pos"], ["ham", "spam"], "teacher.tune=true"),
+    ],
+)  # fmt: skip
+def test_what_to_do_about_other_labels(own: list[str], data: list[str], remedy: str) -> None:
+    """ "Use a model of this task", where one override would do."""
+    with pytest.raises(TeacherError) as caught:
+        order_of(own, data, "the model")
+    assert remedy in caught.value.message
+    assert "teacher.tune=true" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["bad", "good"], ["Sci/Tech & more", 'he said "x" <b>ü</b>, 你好'], ["true", "null", "1.0", "07"], ["a\\", "it's", 'b\\"'], ["-1", "-", "x y", "é"]],
+)  # fmt: skip
+def test_overrides_can_be_pasted(names: list[str]) -> None:
+    """A remedy that the shell or Hydra cuts into other words."""
+    import shlex
+
+    (word,) = shlex.split(override("dataset.labels", names))
+    value = OverridesParser.create().parse_override(word).value()
+    assert Dataset(path="a.csv", labels=value).labels == [str(each) for each in names]
+
+
+def test_the_order_of_labels() -> None:
+    """10 before 2, or names between numbers."""
+    assert in_order({"10", "9", "-1", "2.5", "b", "a", "007"}) == ["-1", "2.5", "007", "9", "10", "a", "b"]
+
+
+# ---- the documentation -------------------------------------------------------------------------------
+
+
+def test_the_documentation_has_every_case() -> None:
+    """A table of what is read that says what no test holds, or is silent about what one does."""
+    rows = re.findall(r"^\| `([^`]+)` \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted([*READ, *REFUSED, *FILES])
