@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import pytest
+from support.pages import table
 from support.tiny import CHAT, speller
 from transformers import PreTrainedTokenizerFast
 
@@ -63,6 +64,20 @@ WITH_CALLS = CHAT.replace(
 """As DeepSeek-V3's: the arguments of a call are JSON."""
 WITH_TOOLS = "{% if tools %}<|system|>{{ tools | tojson }}<|end|>\n{% endif %}" + CHAT
 
+TEMPLATES = {
+    "all turns alike (ChatML, Llama 3, Gemma)": CHAT,
+    "the last turn has a thought, earlier ones have none (Qwen3)": LAST_THINKS,
+    "the last turn is followed by an end of text (Phi-3)": END_OF_TEXT,
+    "thoughts are left out, the prompt begins one (DeepSeek-R1)": FORGETS,
+    "the last answer is closed by another token (gpt-oss)": OTHER_END,
+    "the system's instruction is in the last turn of the user (Mistral)": IN_LAST_USER,
+    "marks ({% generation %})": MARKED,
+    "marks of the last turn": LAST_MARKED,
+    "contents as parts (Idefics, LLaVA)": PARTS,
+    "arguments of calls as JSON (DeepSeek-V3)": WITH_CALLS,
+}
+"""The rows of the page, by their first cells."""
+
 
 def tokenizer(template: str) -> PreTrainedTokenizerFast:
     made = speller(template)
@@ -83,33 +98,33 @@ WROTE = 'a1<call>look:{"of": "song"}</call><|end|>'
 
 
 @pytest.mark.parametrize(
-    ("template", "turns", "expected"),
+    ("kind", "turns", "expected"),
     [
-        (CHAT, TWICE, ["a1<|end|>", "a2<|end|>"]),
-        (CHAT, [ONE, OTHER, TWO], ["a1<|end|>", "a2<|end|>"]),
-        (LAST_THINKS, TWICE, ["a1<|end|>", f"{EMPTY}a2<|end|>"]),
-        (LAST_THINKS, CALLED, [WROTE, f"{EMPTY}a2<|end|>"]),
-        (LAST_THINKS, SILENT, [WROTE[2:], f"{EMPTY}a2<|end|>"]),
-        (LAST_THINKS, CALLED[:2], [EMPTY + WROTE]),
-        (END_OF_TEXT, TWICE, ["a1<|end|>", "a2<|end|>\n<|eot|>"]),
-        (FORGETS, TWICE, ["a1<|end|>", "\n</think>\n\na2<|end|>"]),
-        (IN_LAST_USER, [SYSTEM, *TWICE], [" a1<|end|>", " a2<|end|>"]),
-        (OTHER_END, TWICE, ["a1<|end|>", "a2<|eot|>"]),
-        (MARKED, TWICE, ["a1<|end|>", "a2<|end|>"]),
-        (LAST_MARKED, TWICE, ["a2<|end|>"]),
-        (PARTS, TWICE, ["a1<|end|>", "a2<|end|>"]),
-        (WITH_CALLS, CALLED, [WROTE, "a2<|end|>"]),
-        (CHAT, [USER, {**ONE, "weight": 0}, OTHER, {**TWO, "weight": 1}], ["a2<|end|>"]),
-        (CHAT, [USER, ONE, OTHER, {**TWO, "train": False}], ["a1<|end|>"]),
+        ('all turns alike (ChatML, Llama 3, Gemma)', TWICE, ["a1<|end|>", "a2<|end|>"]),
+        ('all turns alike (ChatML, Llama 3, Gemma)', [ONE, OTHER, TWO], ["a1<|end|>", "a2<|end|>"]),
+        ('the last turn has a thought, earlier ones have none (Qwen3)', TWICE, ["a1<|end|>", f"{EMPTY}a2<|end|>"]),
+        ('the last turn has a thought, earlier ones have none (Qwen3)', CALLED, [WROTE, f"{EMPTY}a2<|end|>"]),
+        ('the last turn has a thought, earlier ones have none (Qwen3)', SILENT, [WROTE[2:], f"{EMPTY}a2<|end|>"]),
+        ('the last turn has a thought, earlier ones have none (Qwen3)', CALLED[:2], [EMPTY + WROTE]),
+        ('the last turn is followed by an end of text (Phi-3)', TWICE, ["a1<|end|>", "a2<|end|>\n<|eot|>"]),
+        ('thoughts are left out, the prompt begins one (DeepSeek-R1)', TWICE, ["a1<|end|>", "\n</think>\n\na2<|end|>"]),
+        ("the system's instruction is in the last turn of the user (Mistral)", [SYSTEM, *TWICE], [" a1<|end|>", " a2<|end|>"]),
+        ('the last answer is closed by another token (gpt-oss)', TWICE, ["a1<|end|>", "a2<|eot|>"]),
+        ('marks ({% generation %})', TWICE, ["a1<|end|>", "a2<|end|>"]),
+        ('marks of the last turn', TWICE, ["a2<|end|>"]),
+        ('contents as parts (Idefics, LLaVA)', TWICE, ["a1<|end|>", "a2<|end|>"]),
+        ('arguments of calls as JSON (DeepSeek-V3)', CALLED, [WROTE, "a2<|end|>"]),
+        ('all turns alike (ChatML, Llama 3, Gemma)', [USER, {**ONE, "weight": 0}, OTHER, {**TWO, "weight": 1}], ["a2<|end|>"]),
+        ('all turns alike (ChatML, Llama 3, Gemma)', [USER, ONE, OTHER, {**TWO, "train": False}], ["a1<|end|>"]),
     ],
 )  # fmt: skip
-def test_every_answer_counts(template: str, turns: Talk, expected: list[str]) -> None:
+def test_every_answer_counts(kind: str, turns: Talk, expected: list[str]) -> None:
     """Only the last answer of a conversation is learned, in silence, where the template writes it in another way than earlier ones; or the
     words of a user are learned, the end of a turn is not, or a call that stands beside a content."""
     turns = read_turns(turns, "row 1")
     while turns[-1].get("extra") == '{"weight": 0}':
         turns = turns[:-2]
-    rendered = Chat(tokenizer(template)).render(turns)
+    rendered = Chat(tokenizer(TEMPLATES[kind])).render(turns)
     assert counted(rendered) == expected
     answers = sum(turn["role"] == "assistant" for turn in turns)
     unlearned = sum("weight" in turn.get("extra", "") for turn in turns)
@@ -169,24 +184,28 @@ def test_an_answer_without_the_thought_that_its_prompt_begins() -> None:
     assert render(FORGETS, THINKING).notes["unthinking"] == 0
 
 
-@pytest.mark.parametrize(
-    ("template", "turns", "tools", "message"),
-    [
-        (CHAT, CALLED, None, "does not write tool_calls"),
-        (CHAT, CALLED[:2], None, "does not write tool_calls"),
-        (CHAT, REASONING, None, "does not write reasoning_content; give dataset.thoughts=all, .* or dataset.thoughts=drop"),
-        (CHAT, TWICE, '[{"type": "function", "function": {"name": "look"}}]', r"does not write the tools .*dataset.context=\[\]"),
-        (CHAT.replace("{% if add_generation_prompt %}<|assistant|>{% endif %}", "<|user|>"), TWICE, None, "repair the template"),
-        (FORGETS.replace("<think>\n{%", "<think>\n\n</think>\n\n{%"), THINKING, None, "dataset.thoughts=drop"),
-        (MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "{% generation %}{% endgeneration %}"), TWICE, None, "marks nothing of this conversation"),
-    ],
-)  # fmt: skip
+REFUSED: list[tuple[str, str, Talk, str | None, str]] = [
+    ("calls are not written", CHAT, CALLED, None, "does not write tool_calls"),
+    ("calls are not written", CHAT, CALLED[:2], None, "does not write tool_calls"),
+    ("reasoning_content is not written", CHAT, REASONING, None, "does not write reasoning_content; give dataset.thoughts=all, .* or dataset.thoughts=drop"),
+    ("tools are not written", CHAT, TWICE, '[{"type": "function", "function": {"name": "look"}}]', r"does not write the tools .*dataset.context=\[\]"),
+    ("another beginning than the generation prompt", CHAT.replace("{% if add_generation_prompt %}<|assistant|>{% endif %}", "<|user|>"), TWICE, None, "repair the template"),
+    ("an empty thought in the generation prompt, and thoughts in the data", FORGETS.replace("<think>\n{%", "<think>\n\n</think>\n\n{%"), THINKING, None, "dataset.thoughts=drop"),
+    ("marks of nothing", MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "{% generation %}{% endgeneration %}"), TWICE, None, "marks nothing of this conversation"),
+    ("a role that the template refuses", "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system') }}{% endif %}" + CHAT, [SYSTEM, *TWICE], None, "No system; remove the turns"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "template", "turns", "tools", "message"), REFUSED)
 def test_what_a_template_leaves_out_is_refused(
-    template: str, turns: Talk, tools: str | None, message: str
+    kind: str, template: str, turns: Talk, tools: str | None, message: str
 ) -> None:
     """A call, a thought or a tool is dropped in silence, and "I look." is learned without the look."""
     with pytest.raises(DataError, match=message):
         render(template, turns, tools=tools)
+    row = table("conversations.md", "Chat templates")[kind]
+    assert row.startswith("refused")
+    assert all(key in message for key in re.findall(r"dataset\.[a-z]+", row))
 
 
 def test_tools_are_written() -> None:
@@ -214,3 +233,9 @@ def test_the_log_says_what_counts(caplog: pytest.LogCaptureFixture) -> None:
     )
     assert re.search("3 of 6 turns of the assistant do not count: .* marks them", caplog.text)
     assert made.decode(encoded.columns["labels"][encoded.columns["labels"] != IGNORE]) == "a2<|end|>" * 2
+
+
+def test_the_page_lists_these_templates() -> None:
+    """A page that promises a template which no test renders."""
+    rows = table("conversations.md", "Chat templates")
+    assert rows.keys() == TEMPLATES.keys() | {kind for kind, *_ in REFUSED}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.pages import table
 from support.tiny import write_jsonl
 
 from kdcli.config.dataset import Dataset
@@ -27,9 +28,9 @@ CALLED = [
     {"role": "assistant", "content": "a"},
 ]
 SHAPES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
-    "messages": (PLAIN, PLAIN),
-    "sharegpt": ([{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], PLAIN),
-    "sharegpt-calls": (
+    'role and content (OpenAI, TRL)': (PLAIN, PLAIN),
+    'from and value (ShareGPT)': ([{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], PLAIN),
+    'function_call and observation (ShareGPT of LLaMA-Factory)': (
         [
             {"from": "human", "value": "q"},
             {"from": "function_call", "value": json.dumps(CALL)},
@@ -38,43 +39,43 @@ SHAPES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
         ],
         CALLED,
     ),
-    "other-roles": ([{"role": "User", "content": "q"}, {"role": "model", "content": "a"}], PLAIN),
-    "gemini": (
+    'other names of roles (User, model, bot)': ([{"role": "User", "content": "q"}, {"role": "model", "content": "a"}], PLAIN),
+    'role and parts (Gemini)': (
         [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}],
         PLAIN,
     ),
-    "role-as-key": ([{"user": "q"}, {"assistant": "a"}], PLAIN),
-    "speaker": ([{"speaker": "human", "text": "q"}, {"speaker": "bot", "text": "a"}], PLAIN),
-    "alternating": (["q", "a"], PLAIN),
-    "parts": (
+    'a key for each role ({"user": "…"})': ([{"user": "q"}, {"assistant": "a"}], PLAIN),
+    'speaker and text': ([{"speaker": "human", "text": "q"}, {"speaker": "bot", "text": "a"}], PLAIN),
+    'a list of texts': (["q", "a"], PLAIN),
+    'content as parts of text': (
         [
             {"role": "user", "content": [{"type": "text", "text": "q"}]},
             {"role": "assistant", "content": [{"type": "text", "text": "a", "image_url": None}]},
         ],
         PLAIN,
     ),
-    "several-parts": (
+    'several parts of text': (
         [
             {"role": "user", "content": ["q", {"type": "input_text", "text": "r"}]},
             {"role": "assistant", "content": [{"type": "output_text", "text": "a"}]},
         ],
         [{"role": "user", "content": "qr"}, PLAIN[1]],
     ),
-    "thinking-parts": (
+    'parts of thinking': (
         [
             PLAIN[0],
             {"role": "assistant", "content": [{"type": "thinking", "thinking": "t"}, {"type": "text", "text": "a"}]},
         ],
         [PLAIN[0], {**PLAIN[1], "reasoning_content": "t"}],
     ),
-    "anthropic-call": (
+    'parts of tool_use (Anthropic)': (
         [
             PLAIN[0],
             {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "tool_use", "id": "1", "name": "look", "input": {"of": "song"}}]},
         ],
         [PLAIN[0], {**PLAIN[1], "tool_calls": [TOOL]}],
     ),
-    "null-content": (
+    'null content beside a call': (
         [
             PLAIN[0],
             {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "look", "arguments": '{"of": "song"}'}}]},
@@ -83,11 +84,11 @@ SHAPES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
         ],
         CALLED,
     ),
-    "no-content": (
+    'a call without a content': (
         [PLAIN[0], {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "fine"}, PLAIN[1]],
         CALLED,
     ),
-    "old-call": (
+    'function_call (OpenAI, older)': (
         [
             PLAIN[0],
             {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": '{"of": "song"}'}},
@@ -96,7 +97,7 @@ SHAPES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
         ],
         CALLED,
     ),
-    "table-of-calls": (
+    'nulls in the columns of a table': (
         [
             PLAIN[0] | {"tool_calls": None},
             {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "look", "arguments": {"of": "song", "at": None}}}]},
@@ -105,31 +106,31 @@ SHAPES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
         ],
         CALLED,
     ),
-    "structured-result": (
+    'a result of a tool that is an object': (
         [CALLED[0], CALLED[1], {"role": "tool", "content": {"n": 1}}, CALLED[3]],
         [CALLED[0], CALLED[1], {"role": "tool", "content": '{"n": 1}'}, CALLED[3]],
     ),
-    "reasoning": (
+    'reasoning, thinking or reasoning_content': (
         [PLAIN[0], {**PLAIN[1], "reasoning": "t"}],
         [PLAIN[0], {**PLAIN[1], "reasoning_content": "t"}],
     ),
-    "weights": (
+    'weight 0 or 1 (OpenAI)': (
         [PLAIN[0], {**PLAIN[1], "weight": 0}, PLAIN[0], {**PLAIN[1], "weight": 1}],
         [PLAIN[0], {**PLAIN[1], "weight": 0}, *PLAIN],
     ),
-    "train": (
+    'train, training or loss: false (axolotl, ms-swift)': (
         [PLAIN[0], {**PLAIN[1], "train": False}, PLAIN[0], {**PLAIN[1], "train": True}],
         [PLAIN[0], {**PLAIN[1], "weight": 0}, *PLAIN],
     ),
-    "names": ([{**PLAIN[0], "name": "Ann"}, PLAIN[1]], [{**PLAIN[0], "name": "Ann"}, PLAIN[1]]),
-    "empty-system": ([{"role": "system", "content": ""}, *PLAIN], PLAIN),
-    "ends-with-user": ([*PLAIN, {"role": "user", "content": "thanks"}], PLAIN),
-    "columns": ({"role": ["user", "assistant"], "content": ["q", "a"]}, PLAIN),
-    "wrapped": ({"messages": PLAIN}, PLAIN),
-    "json": (json.dumps(PLAIN), PLAIN),
-    "json-turns": ([json.dumps(turn) for turn in PLAIN], PLAIN),
-    "python": (str(PLAIN), PLAIN),
-    "numpy": ("[{'role': 'user', 'content': 'q'}\n {'role': 'assistant', 'content': 'a'}]", PLAIN),
+    'name, tool_call_id and other keys': ([{**PLAIN[0], "name": "Ann"}, PLAIN[1]], [{**PLAIN[0], "name": "Ann"}, PLAIN[1]]),
+    'an empty turn of the system': ([{"role": "system", "content": ""}, *PLAIN], PLAIN),
+    'turns after the last answer': ([*PLAIN, {"role": "user", "content": "thanks"}], PLAIN),
+    'a column of roles and one of contents': ({"role": ["user", "assistant"], "content": ["q", "a"]}, PLAIN),
+    'an object that holds the turns': ({"messages": PLAIN}, PLAIN),
+    'JSON in a text': (json.dumps(PLAIN), PLAIN),
+    'a list of JSON texts': ([json.dumps(turn) for turn in PLAIN], PLAIN),
+    "Python's notation (pandas)": (str(PLAIN), PLAIN),
+    "Python's notation of an array (numpy)": ("[{'role': 'user', 'content': 'q'}\n {'role': 'assistant', 'content': 'a'}]", PLAIN),
 }  # fmt: skip
 
 
@@ -168,19 +169,19 @@ def test_conversations_in_csv(form: Any, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "no-turns": ("hello", r"row 1: the messages are 'hello'; expected a list of \{\"role\""),
-    "no-role": ([{"content": "q"}], "row 1: message 1 is .*; expected a list of"),
-    "no-answer": (PLAIN[:1], "no message has the role assistant .roles: user."),
-    "image": (
+    'a text': ("hello", r"row 1: the messages are 'hello'; expected a list of \{\"role\""),
+    'a turn without a role': ([{"content": "q"}], "row 1: message 1 is .*; expected a list of"),
+    'no turn of the assistant': (PLAIN[:1], "no message has the role assistant .roles: user."),
+    'a picture or a sound': (
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, PLAIN[1]],
         "a part of the type 'image_url', and only text is learned; remove the row",
     ),
-    "number": ([{"role": "user", "content": 5}, PLAIN[1]], "the content of message 1 is 5, not a string"),
-    "empty": ([PLAIN[0], {"role": "assistant", "content": ""}], "the content of message 2 is empty"),
-    "null": ([{"role": "user", "content": None}, PLAIN[1]], "the content of message 1 is None, not a string"),
-    "half-weight": ([PLAIN[0], {**PLAIN[1], "weight": 0.5}], "the weight of message 2 is 0.5; expected 1, or 0"),
-    "all-weights": ([PLAIN[0], {**PLAIN[1], "weight": 0}], "every message of the assistant has the weight 0"),
-    "bad-call": ([PLAIN[0], {**PLAIN[1], "tool_calls": ["look"]}], "a call of message 2 is 'look'; expected"),
+    'a number as content': ([{"role": "user", "content": 5}, PLAIN[1]], "the content of message 1 is 5, not a string"),
+    'an empty answer': ([PLAIN[0], {"role": "assistant", "content": ""}], "the content of message 2 is empty"),
+    'a null content without a call': ([{"role": "user", "content": None}, PLAIN[1]], "the content of message 1 is None, not a string"),
+    'a weight between 0 and 1': ([PLAIN[0], {**PLAIN[1], "weight": 0.5}], "the weight of message 2 is 0.5; expected 1, or 0"),
+    'weight 0 in all answers': ([PLAIN[0], {**PLAIN[1], "weight": 0}], "every message of the assistant has the weight 0"),
+    'a call without a name': ([PLAIN[0], {**PLAIN[1], "tool_calls": ["look"]}], "a call of message 2 is 'look'; expected"),
 }  # fmt: skip
 
 
@@ -211,23 +212,23 @@ def pairs(folder: Path, row: dict[str, Any], **keys: Any) -> dict[str, Any]:
 
 UNLEARNED = {**PLAIN[1], "weight": 0}
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]] = {
-    "trl": ({"prompt": PLAIN[:1], "completion": PLAIN[1:]}, {}, PLAIN),
-    "trl-turns": (
+    'lists of turns (TRL)': ({"prompt": PLAIN[:1], "completion": PLAIN[1:]}, {}, PLAIN),
+    'answers in the prompt': (
         {"prompt": [*PLAIN, PLAIN[0]], "completion": PLAIN[1:]}, {}, [PLAIN[0], UNLEARNED, *PLAIN],
     ),
-    "trl-text": ({"prompt": PLAIN[:1], "completion": "a"}, {}, PLAIN),
-    "trl-json": ({"prompt": json.dumps(PLAIN[:1]), "completion": json.dumps(PLAIN[1:])}, {}, PLAIN),
-    "preferences": ({"prompt": PLAIN[:1], "chosen": PLAIN[1:], "rejected": PLAIN[1:]}, {"completion": "chosen"}, PLAIN),
-    "ultrafeedback": ({"prompt": "q", "chosen": PLAIN, "rejected": PLAIN}, {"completion": "chosen"}, PLAIN),
-    "chosen-alone": ({"chosen": PLAIN, "rejected": PLAIN}, {"prompt": None, "completion": None, "messages": "chosen"}, PLAIN),
-    "system": (
+    'turns as prompt, a text as completion': ({"prompt": PLAIN[:1], "completion": "a"}, {}, PLAIN),
+    'lists of turns as JSON': ({"prompt": json.dumps(PLAIN[:1]), "completion": json.dumps(PLAIN[1:])}, {}, PLAIN),
+    'prompt, chosen and rejected (DPO)': ({"prompt": PLAIN[:1], "chosen": PLAIN[1:], "rejected": PLAIN[1:]}, {"completion": "chosen"}, PLAIN),
+    'chosen is the whole conversation': ({"prompt": "q", "chosen": PLAIN, "rejected": PLAIN}, {"completion": "chosen"}, PLAIN),
+    'chosen alone': ({"chosen": PLAIN, "rejected": PLAIN}, {"prompt": None, "completion": None, "messages": "chosen"}, PLAIN),
+    'a column system': (
         {"prompt": "q", "completion": "a", "system": "s"}, {"chat": True},
         [{"role": "system", "content": "s"}, *PLAIN],
     ),
-    "history": (
+    'a column history': (
         {"prompt": "q", "completion": "a", "history": [["q", "a"]]}, {"chat": True}, [*PLAIN, *PLAIN],
     ),
-    "sharegpt-system": (
+    'a column system beside messages': (
         {"talk": PLAIN, "system": "s"}, {"prompt": None, "completion": None, "messages": "talk"},
         [{"role": "system", "content": "s"}, *PLAIN],
     ),
@@ -264,6 +265,12 @@ def test_tools_are_a_column(tmp_path: Path) -> None:
             assert json.loads(read["tools"]) == [tool]
     with pytest.raises(DataError, match=r"the tools are 'look'; .* leave them out \(dataset.context=\[\]\)"):
         pairs(tmp_path, {"talk": PLAIN, "tools": "look"}, prompt=None, completion=None, messages="talk")
+
+
+def test_a_completion_begins_with_the_assistant(tmp_path: Path) -> None:
+    """The whole conversation is taken for the answer to its prompt, and the user's words are learned."""
+    with pytest.raises(DataError, match="give its column as dataset.messages"):
+        pairs(tmp_path, {"prompt": "q", "completion": [{"role": "user", "content": "else"}, PLAIN[1]]})
 
 
 def test_the_column_of_a_system_needs_turns(tmp_path: Path) -> None:
@@ -319,3 +326,18 @@ def test_turns_for_an_endpoint() -> None:
     ]
     assert sent[2]["tool_call_id"] == "1"
     assert sent[3] == PLAIN[1]
+
+
+def test_the_page_lists_these_shapes() -> None:
+    """A page that promises a shape which no test reads."""
+    rows = table("conversations.md", "Shapes of conversations")
+    assert rows.keys() == SHAPES.keys() | REFUSED.keys()
+    assert all(rows[name].startswith("read") for name in SHAPES)
+    assert all(rows[name].startswith("refused") for name in REFUSED)
+    others = {
+        "instruction, input and output (Alpaca)", "a column tools or functions", "a column system without dataset.chat", "tools that are no list",
+        "a completion that begins with another turn of the user",
+    }  # fmt: skip
+    rows = table("conversations.md", "Prompts and completions")
+    assert rows.keys() == PAIRS.keys() | others
+    assert all(rows[name].startswith("read") for name in PAIRS)

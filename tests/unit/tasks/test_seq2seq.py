@@ -384,6 +384,30 @@ def test_copies_are_counted() -> None:
     assert found["copied"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize(
+    ("texts", "perplexity", "expected"),
+    [
+        (["", "", ""], 1.0, "its perplexity on the references is 1.00, but 3 of 3 texts that it writes are empty"),
+        (["xx", "yy", "zz"], 1.2, "chrF is 0.0 of 100"),
+        (["uno dos", "tres", "casa"], 500.0, "its perplexity on the references is 500, but what it writes is like them"),
+        (["uno dos", "tres", "casa"], 1.1, ""),
+        (["xx", "", ""], 90.0, ""),
+    ],
+)  # fmt: skip
+def test_scores_that_contradict_each_other(texts: list[str], perplexity: float, expected: str) -> None:
+    """A teacher that is read in another way than it was trained teaches empty texts, with a perplexity of 1."""
+    targets = ["uno dos", "tres", "casa"]
+    rows = datasets.Dataset.from_list(
+        [{"id": target, "source": f"{target} en", "target": target} for target in targets]
+    )
+    findings = list(
+        Seq2Seq().teacher_findings(rows, lambda some: texts, lambda some: -float(np.log(perplexity)))
+    )
+    assert len(findings) == bool(expected)
+    assert expected in "".join(findings)
+    assert all("dataset.target_language" in finding for finding in findings)
+
+
 def test_nearest_candidate() -> None:
     """Sequence-level interpolation takes the teacher's first instead of what is nearest to the reference."""
     task = Seq2Seq()
