@@ -6,7 +6,7 @@ import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 from kdcli.config.dataset import Dataset as DatasetConfig
@@ -95,10 +95,15 @@ class TokenClassificationRows(LabelledRows):
             return
         whole = list(rows)
         runs = list(_runs(whole, width))
-        scalar = all(not isinstance(literal(value), list | dict) for row in whole for value in row[-width:])
-        if not scalar or len(runs) == len(whole):
+        if sum(_is_word(row[-width:]) for row in whole) < ONE_WORD * len(whole) or len(runs) == len(whole):
             yield from self._texts(row[-width:] for row in whole)
             return
+        numbers = {row[0] for row in whole if len(row) > width and isinstance(row[0], Hashable)} - {None, ""}
+        if len(numbers) < ONE_WORD * len(runs):
+            raise DataError(
+                f"{self.cfg.path}: the words of a sentence do not follow each other ({len(numbers)} sentences in {len(runs)} pieces); sort the rows, or "
+                "name the column that numbers the sentences with dataset.sentence="
+            )
         logger.info(
             "%s: each row is a word; its %d rows are %d sentences", self.cfg.path, len(whole), len(runs)
         )
@@ -124,9 +129,7 @@ class TokenClassificationRows(LabelledRows):
         count = single = 0
         for row in rows:
             count += 1
-            single += all(
-                isinstance(value, str) and len(value.split()) < 2 and literal(value) is value for value in row
-            )
+            single += _is_word(row)
             yield row
         if self.has_gold and single > max(1, ONE_WORD * count):
             raise DataError(
@@ -136,9 +139,9 @@ class TokenClassificationRows(LabelledRows):
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
         """Check words and tags, and return the tags as strings or None."""
-        words, tags = self._words_and_tags(
-            literal(values[0]), literal(values[1]) if self.has_gold else None, where
-        )
+        tags = literal(values[1]) if self.has_gold else None
+        words = values[0] if holds_spans(tags) else literal(values[0])
+        words, tags = self._words_and_tags(words, tags, where)
         if len(tags) != len(words):
             raise DataError(f"{where}: {len(words)} words and {len(tags)} tags; each word needs one")
         checked = []
@@ -172,7 +175,9 @@ class TokenClassificationRows(LabelledRows):
         elif isinstance(words, str):
             places = words_of(require_text(words, "the text", where))
         if isinstance(tags, str):
-            tags = _split(tags, words)
+            tags = _split(
+                tags, words.split() if isinstance(words, str) else require_list(words, "words", where)
+            )
         of_text = isinstance(words, str) or tokens is not None
         if holds_spans(tags) or (tags == [] and of_text):
             if not of_text:
@@ -266,9 +271,15 @@ class TokenClassificationRows(LabelledRows):
         return row_hash([word.casefold() for word in row["words"]])
 
 
-def _split(tags: str, words: Any) -> list[str]:
+def _is_word(row: tuple[Any, ...]) -> bool:
+    """Whether a row of a table has a single word (and its tag)."""
+    texts = [str(value) for value in row if value is None or isinstance(value, str | int | float)]
+    return len(texts) == len(row) and all(len(text.split()) < 2 and literal(text) is text for text in texts)
+
+
+def _split(tags: str, words: list[Any]) -> list[str]:
     """The tags of a text of tags: between spaces, or between commas."""
-    size = len(words.split()) if isinstance(words, str) else len(words)
+    size = len(words)
     spaced, commas = tags.split(), [tag.strip() for tag in tags.split(",")]
     joined = len(spaced) != size or all(tag.endswith(",") for tag in spaced[:-1])
     return commas if len(commas) == size and joined else spaced

@@ -46,7 +46,8 @@ def literal(value: Any) -> Any:
             found = read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        return list(found) if isinstance(found, tuple) else found
+        if isinstance(found, list | dict | tuple):
+            return list(found) if isinstance(found, tuple) else found
     return value
 
 
