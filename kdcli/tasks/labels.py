@@ -13,6 +13,7 @@ from typing import Any
 
 from kdcli.config.dataset import NO_LABEL
 from kdcli.errors import DataError, TeacherError, listed, printable, shown
+from kdcli.tasks.token_classification.spans import looks_like_span
 
 Label = str | tuple[str, ...] | None
 """A label as it was read: its spelling, those of a list, or None for an empty cell."""
@@ -67,6 +68,11 @@ def label_name(value: Any, where: str) -> str | None:
     """A label as a string: 1.0, which is what a column of integers with gaps becomes, is 1; None is a missing one."""
     if value is None or value != value:  # NaN
         return None
+    if isinstance(value, list | dict) and looks_like_span(value):
+        raise DataError(
+            f"{where}: the labels are spans of characters ({shown(value)}); for entities name the columns of the texts and of the spans with "
+            "dataset.words= and dataset.tags=, and leave dataset.text and dataset.label out"
+        )
     if not isinstance(value, str | int | float) or (isinstance(value, float) and abs(value) > MOST_EXACT):
         raise DataError(f"{where}: the label is {shown(value)}; expected a name or an integer")
     if isinstance(value, float) and value.is_integer():

@@ -62,6 +62,13 @@ def holds_spans(tags: Any) -> bool:
     )
 
 
+def looks_like_span(value: Any) -> bool:
+    """Whether a value is a span of characters, or holds some, as labelling tools write them."""
+    if isinstance(value, dict):
+        return bool(value.keys() & {*START, "points", "entities", "spans", "result"})
+    return _has_places(value)
+
+
 def _has_places(tag: Any) -> bool:
     return isinstance(tag, list | tuple) and len(tag) > 1 and any(isinstance(each, int) for each in tag)
 

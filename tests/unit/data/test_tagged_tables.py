@@ -13,6 +13,7 @@ from support.pages import table
 from kdcli.config.dataset import Dataset
 from kdcli.data.readers import read_file
 from kdcli.errors import DataError
+from kdcli.tasks.labels import read_label
 from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.token_classification.rows import TokenClassificationRows
 
@@ -260,6 +261,17 @@ def test_the_page_lists_these_tables() -> None:
         assert rows.keys() == good.keys() | bad.keys()
         assert all(rows[name].startswith("read") for name in good)
         assert all(rows[name].startswith("refused") for name in bad)
+
+
+@pytest.mark.parametrize(
+    "label", [[[0, 8, "PER"]], [{"start": 0, "end": 8, "label": "PER"}], {"entities": []}]
+)
+def test_spans_as_labels_of_texts(label: Any) -> None:
+    """An export with spans that is taken for a data set of classes, and a refusal that does not say how it is read."""
+    with pytest.raises(
+        DataError, match=r"the labels are spans of characters .* with dataset.words= and dataset.tags="
+    ):
+        read_label(label, "a.jsonl, row 1")
 
 
 def test_a_text_without_spans_has_no_entity(tmp_path: Path) -> None:
