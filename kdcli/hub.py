@@ -14,7 +14,16 @@ from kdcli.files import user_path
 PACKAGE = "package:"
 """The prefix of a path in an installed package: `package:DISTRIBUTION/PATH`."""
 HUB_FILES = {
-    "model": ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.spm", "*.jinja"],
+    "model": [
+        "*.safetensors",
+        "*.safetensors.index.json",
+        "*.json",
+        "*.txt",
+        "*.model",
+        "*.spm",
+        "*.codes",
+        "*.jinja",
+    ],
     "dataset": ["*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl", "*.txt", "*.md"],
 }
 """The patterns of the files that are fetched from a hub repository; pickles are not among them."""

@@ -37,6 +37,11 @@ SIZES = re.compile(
 LAYERS = re.compile(r"(^|_)(layers?|blocks|experts)$")
 NUMBERED = re.compile(r"^(.*?\.?)(\d+)\.(.+)$")
 """The name of a weight in a stack of layers: the stack, the layer's index, and the name within the layer."""
+BUFFERS = re.compile(
+    r"(^|[._])(position_ids|token_type_ids|inv_freq|masked_bias|cached|mask|relative_position_index|num_batches_tracked|version|weights)$"
+)
+"""The names of what older checkpoints hold beside the weights, and newer models compute."""
+POOLER = re.compile(r"(^|\.)pooler\.")
 LARGEST_WEIGHT = 1e9
 ATTENTION = re.compile(r"(attn|experts)_implementation")
 FILE_OF_TOKENIZER = re.compile(r"(_file|^vocab|_spm)$")
@@ -60,11 +65,6 @@ def require_folder(folder: Path, name: str) -> None:
     for path in paths:
         _require_regular(path, name)
     files = {path.name: path for path in paths if path.suffix in READ}
-    if "adapter_config.json" in files:
-        raise ModelError(
-            f"{name}: {files['adapter_config.json']} makes this directory an adapter (PEFT), whose base model lies elsewhere; merge it first: "
-            "PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(…)"
-        )
     objects = {file: read_json(files[file], name) for file in OBJECTS if file in files}
     config = objects.get("config.json", {})
     weights = [path for path in files.values() if path.suffix == ".safetensors"]
@@ -272,49 +272,62 @@ def require_finite(folder: Path, name: str) -> None:
                     )
 
 
-def require_layers(model: Any, report: Mapping[str, Any]) -> None:
-    """Refuse a model whose layers differ from those in its weights: it would run without some of them, or with random ones.
+def require_body(model: Any, report: Mapping[str, Any]) -> list[str]:
+    """Refuse a model whose body is not that of its weights: it would run without some of them, or with random ones. Only the head may be
+    new, and with it a pooler, which masked language models lack.
 
     Args:
         report: the loading info of `from_pretrained` (`output_loading_info=True`).
 
+    Returns:
+        The names of the weights that are left over, such as another task's head.
+
     Raises:
         ModelError
     """
-    own = model.state_dict()
-    stacks: dict[str, int] = {}
-    for key in own:
-        if (match := NUMBERED.match(key)) is not None:
-            stacks[match[1]] = max(stacks.get(match[1], 0), int(match[2]) + 1)
-    prefix = f"{model.base_model_prefix}."
-    unused: list[str] = []
-    for key in sorted(report["unexpected_keys"]):
-        match = NUMBERED.match(key)
-        if match is None:
-            continue
-        stack = next(
-            (each for each in (match[1], prefix + match[1]) if each in stacks), match[1].removeprefix(prefix)
-        )
-        if stack not in stacks:
-            continue
-        parent, _, last = match[3].rpartition(".")
-        weight = f"{stack}{match[2]}.{parent}.weight"
-        if int(match[2]) >= stacks[stack] or last == "weight" or (last == "bias" and weight in own):
-            unused.append(key)
+    weights, body = model.state_dict(), _body(model)
+    left_over = sorted(key for key in report["unexpected_keys"] if not BUFFERS.search(key))
+    unused = [key for key in left_over if _belongs(key, model, weights)]
+    missing = sorted(key for key in report["missing_keys"] if key.startswith(body) and not POOLER.search(key))
     if unused:
         raise ModelError(
-            f"the weights hold {len(unused)} tensors of layers that config.json leaves out ({shown(unused[0])} …): the model would run "
-            "without them; put the model's own config.json beside the weights"
+            f"the weights hold {len(unused)} tensors of the model's body that config.json leaves out ({shown(unused[0])} …): the model would "
+            "run without them; put the model's own config.json beside the weights"
         )
-    missing = [
-        key for key in sorted(report["missing_keys"]) if (match := NUMBERED.match(key)) and match[1] in stacks
-    ]
-    missing += sorted(key for key, *_ in report["mismatched_keys"] if key.startswith(prefix))
+    missing += sorted(key for key, *_ in report["mismatched_keys"] if key.startswith(body))
     if missing:
         raise ModelError(
-            f"the weights lack {len(missing)} tensors of the shape that config.json names ({shown(missing[0])} …), which would be random; put the "
-            "model's own config.json beside the weights"
+            f"the weights lack {len(missing)} tensors of the shape that config.json names ({shown(missing[0])} …), which would be random, and only "
+            "the head may be new; put the model's own config.json beside the weights"
         )
+    return left_over
+
+
+def _body(model: Any) -> tuple[str, ...]:
+    """How the names of the weights begin that are not the head's."""
+    base = model.base_model
+    if base is not model:
+        return tuple(f"{name}." for name, part in model.named_children() if part is base)
+    head = model.get_output_embeddings()
+    return tuple(f"{name}." for name, part in model.named_children() if part is not head)
+
+
+def _belongs(key: str, model: Any, weights: Mapping[str, Any]) -> bool:
+    """Whether a weight that is left over is one of the body's: a layer, or a part of a layer, that the model lacks.
+
+    The name may have the prefix of the body or not, as in the checkpoint of a model with or without a head.
+    """
+    prefix = f"{model.base_model_prefix}."
+    modules = {name for name, _ in model.base_model.named_modules()}
+    inner = key.removeprefix(prefix)
+    holder, _, last = inner.rpartition(".")
+    if POOLER.search(inner) or (
+        last == "bias" and not {f"{holder}.weight", f"{prefix}{holder}.weight"} & weights.keys()
+    ):
+        return False  # the bias without a weight is a mask, which older checkpoints hold
+    match = NUMBERED.match(inner)
+    parent = holder.rpartition(".")[0] if match is None else match[1].rstrip(".")
+    return bool(parent) and parent in modules
 
 
 def write_sums(folder: Path) -> None:

@@ -182,6 +182,7 @@ def _subjects(cfg: Config, run: Path | None) -> tuple[Path | None, dict[str, Che
         return find_artifact(cfg.artifact, run), {}
     if cfg.model:
         given = {"_target_": "model", "path": cfg.model, "trust_remote_code": cfg.trust_remote_code}
+        given["merge_adapter"] = cfg.merge_adapter
         return None, {"model": find(CheckpointConfig.model_validate(given), "model")}
     assert run is not None  # the schema asks for one of the three
     return None, recorded_models(run, cfg.trust_remote_code)

@@ -540,6 +540,8 @@ class Eval(Section):
     dataset: Dataset
     trust_remote_code: bool = False
     """Run the Python files in the models' folders. Off unless you trust their author."""
+    merge_adapter: bool = False
+    """If `model` is an adapter of PEFT (LoRA and others), merge it into its base model, once on this machine."""
     measure: Measure | None = Measure()
     format: Literal["table", "json"] = "table"
     """The format of stdout. eval.json is written in both cases."""

@@ -133,6 +133,8 @@ class CheckpointConfig(Component):
     """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = False
     """Run the Python code that a hub repository ships. Off unless you trust its author."""
+    merge_adapter: bool = False
+    """If `path` is an adapter of PEFT (LoRA and others), merge it into its base model, once on this machine."""
 
 
 BatchSizes = Annotated[list[BatchSize], Field(min_length=1)]

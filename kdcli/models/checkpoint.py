@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,20 +16,37 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils.logging import disable_progress_bar
 
 from kdcli.config.types import CheckpointConfig
-from kdcli.errors import ConfigError, ModelError, shown
+from kdcli.errors import ConfigError, ModelError, TeacherError, shown
 from kdcli.files import hash_files, user_path
 from kdcli.generation import positions_of
 from kdcli.hub import PACKAGE, locate_package, snapshot
-from kdcli.model_files import require_finite, require_folder
+from kdcli.model_files import require_body, require_finite, require_folder
+from kdcli.models.adapters import CONFIG, base_of, is_adapter, merge, refuse, require_alone
+from kdcli.models.converted import plain_names, text_model
+from kdcli.models.vocabulary import (
+    TOKENIZER_FILES,
+    count_ids,
+    require_vocabulary,
+    set_padding,
+    share_padding,
+    target_vocabulary,
+)
 from kdcli.tasks.base import Task
 from kdcli.tasks.labels import order_of
 
+logger = logging.getLogger(__name__)
+UNREADABLE = {
+    "multi_label_classification": "predicts each label by itself (problem_type is multi_label_classification in its config.json)",
+    "regression": "predicts a number, not a label (regression)",
+}
+"""Kinds of heads whose outputs are not the logits of one softmax."""
+MERGE_KEYS = {
+    "model": "merge_adapter",
+    "student.init_from": "student.merge_adapter",
+    "dataset.augment": "teacher.merge_adapter",
+}
+"""The key that merges an adapter, where it is not `merge_adapter` of the section that names the checkpoint."""
 disable_progress_bar()  # the run has its own
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
-    "source.spm", "target.spm",
-)  # fmt: skip
 SHIFTED = (
     "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer", "mpnet", "xmod", "esm",
     "data2vec-text", "ibert", "luke", "lilt", "markuplm", "layoutlmv3",
@@ -66,7 +84,8 @@ class Checkpoint:
 def find(cfg: CheckpointConfig, what: str) -> Checkpoint:
     """The checkpoint that a config names: a local directory, a package's folder, or a hub repository.
 
-    A GGUF file is converted into a directory.
+    A GGUF file is converted into a directory, an adapter is merged into its base model, weights with foreign prefixes are renamed, and of a
+    multimodal model the text decoder is taken.
 
     Args:
         what: "teacher" or "student", for messages.
@@ -75,28 +94,29 @@ def find(cfg: CheckpointConfig, what: str) -> Checkpoint:
         ConfigError: no path is given, or the package is not installed.
         ModelError: it cannot be found, has no safetensors, is damaged, or is a GGUF file that cannot be converted.
     """
-    if not cfg.path:
-        raise ModelError(f"{what}.path is not set: give a local directory or a Hugging Face hub id")
-    commit = None
-    if cfg.path.startswith(PACKAGE):
-        path = locate_package(cfg.path)
-    elif (local := user_path(cfg.path)).exists():
-        path = local.absolute()
-    elif cfg.path.startswith((".", "/", "~")) or cfg.path.count("/") > 1:
-        raise ModelError(f"the {what} directory {cfg.path} does not exist (looked for {local.absolute()})")
-    else:
-        path, commit = snapshot(cfg.path, cfg.revision, "model", cfg.trust_remote_code)
+    folder, commit = _find(cfg, what)
+    folder = text_model(folder, f"the {what} {cfg.path}")
+    return Checkpoint(folder, cfg.path or "", commit, cfg.trust_remote_code)
+
+
+def _find(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
+    """A directory that transformers loads, checked, and the hub commit."""
+    path, commit = _locate(cfg, what)
+    name = f"the {what} {cfg.path}"
     if path.suffix == ".gguf" and path.is_file():
         from kdcli.models.gguf import convert
 
         path = convert(path)
+    if is_adapter(path):
+        require_alone(path, name)
+        if not cfg.merge_adapter:
+            raise refuse(path, MERGE_KEYS.get(what, f"{what}.merge_adapter"), name)
+        path = merge(path, _base_model(path, cfg, what), name, cfg.trust_remote_code)
     if not (path / "config.json").is_file():
-        raise ModelError(
-            f"the {what} {cfg.path} has no config.json in {path}: it is no Hugging Face model directory"
-        )
+        raise ModelError(f"{name} has no config.json in {path}: it is no Hugging Face model directory")
     if not any(path.glob("*.safetensors")):
         raise ModelError(
-            f"the {what} {cfg.path} has no safetensors in {path}. Other formats can run code when they are loaded "
+            f"{name} has no safetensors in {path}. Other formats can run code when they are loaded "
             "and are not read; convert it: AutoModel.from_pretrained(…).save_pretrained(…)"
             + (
                 f", or look for the hub's conversion among its pull requests: {what}.revision=refs/pr/N"
@@ -104,10 +124,34 @@ def find(cfg: CheckpointConfig, what: str) -> Checkpoint:
                 else ""
             )
         )
-    name = f"the {what} {cfg.path}"
     require_folder(path, name)
     require_finite(path, name)
-    return Checkpoint(path, cfg.path, commit, cfg.trust_remote_code)
+    return plain_names(path, name), commit
+
+
+def _locate(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
+    """The directory or file of a checkpoint, and the hub commit."""
+    if not cfg.path:
+        raise ModelError(f"{what}.path is not set: give a local directory or a Hugging Face hub id")
+    if cfg.path.startswith(PACKAGE):
+        return locate_package(cfg.path), None
+    if (local := user_path(cfg.path)).exists():
+        return local.absolute(), None
+    if cfg.path.startswith((".", "/", "~")) or cfg.path.count("/") > 1:
+        raise ModelError(f"the {what} directory {cfg.path} does not exist (looked for {local.absolute()})")
+    return snapshot(cfg.path, cfg.revision, "model", cfg.trust_remote_code)
+
+
+def _base_model(folder: Path, cfg: CheckpointConfig, what: str) -> Path:
+    """The directory of an adapter's base model."""
+    base, revision = base_of(folder, f"the {what} {cfg.path}")
+    own = cfg.model_copy(update={"path": base, "revision": revision, "merge_adapter": False})
+    try:
+        return _find(own, f"{what}'s base model")[0]
+    except ModelError as error:
+        raise ModelError(
+            f"{error.message}. The {what} {cfg.path} is an adapter of it; write the path of a copy into {folder / CONFIG} (base_model_name_or_path)"
+        ) from None
 
 
 def load_config(source: Checkpoint) -> PreTrainedConfig:
@@ -141,64 +185,22 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             source.path, trust_remote_code=source.code, local_files_only=True
         )
-        vocabulary = tokenizer.get_vocab()
-        special = tokenizer.all_special_ids
+        tokenizer.get_vocab()
     except Exception as error:  # tokenizers raises Exception itself
         raise ModelError(
             f"{source.name}: its tokenizer cannot be loaded: {_first_line(error)}{_code(error)}"
         ) from None
     config = load_config(source)
-    rows = config.get_text_config().vocab_size
-    if not vocabulary.keys() - set(tokenizer.all_special_tokens):  # transformers makes an empty one up
-        raise ModelError(
-            f"{source.name}: there are no tokenizer files (tokenizer.json …) in {source.path}; put them there"
-        )
-    if len(names := {token_id: token for token, token_id in vocabulary.items()}) < len(vocabulary):
-        token, token_id = next((token, i) for token, i in vocabulary.items() if names[i] != token)
-        raise ModelError(
-            f"{source.name}: its tokenizer gives {shown(token)} and {shown(names[token_id])} the same id, {token_id}: it is damaged. Put the right "
-            "tokenizer files beside the weights"
-        )
-    highest = max([*vocabulary.values(), *special])
-    if highest >= rows:
-        raise ModelError(
-            f"{source.name}: its tokenizer has token ids up to {highest}, its embeddings have {rows} rows: "
-            "this is another model's tokenizer. Put the right tokenizer files beside the weights"
-        )
+    require_vocabulary(tokenizer, config, source.path, source.name)
     if max_length > (most := max_input_tokens(tokenizer, config)):
         raise ConfigError(
             f"dataset.max_length = {max_length}: {source.name} can read at most {most} tokens; lower it"
         )
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ModelError(
-                f"{source.name}: its tokenizer has neither a padding nor an end-of-text token; name one in tokenizer_config.json "
-                '("eos_token": …)'
-            )
-        # decoders often have none; padding is masked by position, not by token
-        tokenizer.pad_token = names.get(config.pad_token_id, tokenizer.eos_token)
-    if config.pad_token_id is not None and config.pad_token_id != tokenizer.pad_token_id:
-        raise ModelError(
-            f"{source.name}: its config.json pads with token {config.pad_token_id}, its tokenizer with "
-            f"{tokenizer.pad_token_id}: this is another model's tokenizer. Put the right files beside the weights"
-        )
-    if (listed := source.path / "vocab.txt").is_file():
-        try:
-            lines = listed.read_text(encoding="utf-8").split("\n")
-        except ValueError as error:
-            raise ModelError(f"{source.name}: {listed} is not UTF-8 ({error}); save it as UTF-8") from None
-        wrong = next((i for i, token in enumerate(lines) if token and vocabulary.get(token) != i), None)
-        if wrong is not None:
-            raise ModelError(
-                f"{source.name}: vocab.txt says that token {wrong} is {shown(lines[wrong])}, tokenizer.json says "
-                f"{vocabulary.get(lines[wrong])}: they are of two models. Put the right tokenizer files beside the weights"
-            )
+    set_padding(tokenizer, config, source.name)
     if model is not None:
         taken = inspect_inputs(model)
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
-        if type(model).__name__.endswith("ForSequenceClassification") and model.config.pad_token_id is None:
-            # a decoder looks for the token before the padding
-            model.config.pad_token_id = tokenizer.pad_token_id
+        share_padding(tokenizer, model)
     return tokenizer
 
 
@@ -225,7 +227,7 @@ def same_vocabulary(
     Raises:
         ModelError: they do not; a loss over their vocabularies would compare different tokens.
     """
-    teacher_ids, student_ids = teacher_tokenizer.get_vocab(), student_tokenizer.get_vocab()
+    teacher_ids, student_ids = map(target_vocabulary, (teacher_tokenizer, student_tokenizer))
     used = set(teacher_ids.values())
     wrong = next((token for token, i in student_ids.items() if teacher_ids.get(token, i) != i), None)
     wrong = wrong or next(
@@ -241,7 +243,7 @@ def same_vocabulary(
 
 def shared_token_count(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> int | None:
     """The number of the student's tokens if the teacher has more (their common ids are those of `same_vocabulary`), else None."""
-    teacher_size, student_size = (max(tokenizer.get_vocab().values()) + 1 for tokenizer in (teacher, student))
+    teacher_size, student_size = (count_ids(target_vocabulary(tokenizer)) for tokenizer in (teacher, student))
     return student_size if student_size < teacher_size else None
 
 
@@ -284,19 +286,24 @@ def require_loadable(source: Checkpoint, task: Task) -> None:
     if source.code or getattr(config, "quantization_config", None) is not None:
         return
     try:
-        Task.load(
-            task,
+        model, report = task.from_pretrained(
             source.path,
             local_files_only=True,
             device_map="meta",
             ignore_mismatched_sizes=not has_head(source, task),
         )
+        left_over = require_body(model, report)
     except ModelError as error:
         raise ModelError(f"{source.name}: {error.message}") from None
     except Exception as error:
         raise ModelError(
             f"{source.name}: the weights in {source.path} do not fit its config.json: {_first_line(error)}"
         ) from None
+    if left_over:
+        logger.info(
+            "%s: %d tensors of its weights are not used by %s (%s%s)", source.name, len(left_over), type(model).__name__, left_over[0],
+            " …" if len(left_over) > 1 else "",
+        )  # fmt: skip
 
 
 def load_complete(source: Checkpoint, task: Task) -> PreTrainedModel:
@@ -350,9 +357,16 @@ def label_order(config: PreTrainedConfig, labels: Sequence[str], name: str) -> l
     """The indices of the data's labels in the model's labels, as `kdcli.tasks.labels.order_of` returns them.
 
     Raises:
-        TeacherError: the model has another number of labels, or lacks one of the data's.
+        TeacherError: the model has another number of labels, or lacks one of the data's, or its outputs are no logits of one softmax.
     """
-    return order_of(model_labels(config), labels, name)
+    own = model_labels(config)
+    kind = config.problem_type or ("regression" if len(own) == 1 else None)
+    if kind in UNREADABLE:
+        raise TeacherError(
+            f"{name} {UNREADABLE[kind]}, and this task has one of {len(labels)} labels for each text; use a model of this task, or let "
+            "distill tune it anew (teacher.tune=true)"
+        )
+    return order_of(own, labels, name)
 
 
 def model_labels(config: PreTrainedConfig) -> list[str]:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib.util
 import io
-import logging
 import mmap
 import re
 import struct
@@ -15,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.errors import KDError, ModelError
-from kdcli.files import cache_dir, digest, replaced, writing
-from kdcli.locks import Lock
+from kdcli.models.converted import converted
 
-logger = logging.getLogger(__name__)
 MAGIC = b"GGUF"
 DIGITS = b"tokenizer.ggml.pre" + struct.pack("<IQ", 8, 6) + b"smollm"
 """The metadata of a file whose vocabulary was learned from text that was split at each digit first."""
@@ -44,24 +41,21 @@ def convert(path: Path) -> Path:
             content_hash = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error})") from None
-    folder = cache_dir("converted") / digest(content_hash, transformers.__version__)[:32]
-    with Lock(folder.with_suffix(".lock")):
-        if folder.is_dir():
-            return folder
+
+    def write(folder: Path) -> None:
         if importlib.util.find_spec("gguf") is None:
             raise ModelError(
                 f"{path}: the package gguf is needed and is not installed; install it with: "
                 "pip install 'kdcli[chat]'"
             )
-        logger.info("converting %s, once on this machine", path.name)
         try:
-            with replaced(folder) as temporary, writing(temporary.parent):
-                _write(path.absolute(), temporary)
+            _write(path.absolute(), folder)
         except KDError:
             raise
         except Exception as error:  # gguf, numpy and transformers raise exceptions of their own
             raise ModelError(_explain(path, error)) from error
-    return folder
+
+    return converted(write, f"converting {path.name}", content_hash, transformers.__version__)
 
 
 def _write(path: Path, folder: Path) -> None:

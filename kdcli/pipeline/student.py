@@ -27,6 +27,7 @@ from kdcli.models.checkpoint import (
     stage_seed,
     with_new_head,
 )
+from kdcli.models.vocabulary import save_tokenizer
 from kdcli.pipeline.cache import is_saved
 from kdcli.pipeline.plan import (
     QUANTIZED,
@@ -119,7 +120,7 @@ def initialize_student(run: Run, teacher_data: TeacherData) -> Checkpoint:
         model, tokenizer = run.initializer.initialize(run.task, teacher_data.teacher, teacher_data.rows)
         with replaced(folder) as temporary:
             model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+            save_tokenizer(tokenizer, temporary)
             write_sums(temporary)
     run.state.wait_for_everyone()
     return Checkpoint(folder, f"the {run.trainee}", code=run.cfg.student.trust_remote_code)

@@ -19,6 +19,7 @@ from transformers import (
 from kdcli.config.types import Depth, Fraction, Width
 from kdcli.errors import ConfigError
 from kdcli.models.checkpoint import Checkpoint, load_config, load_tokenizer
+from kdcli.models.vocabulary import count_ids, target_vocabulary
 from kdcli.students.base import StudentInitializer
 from kdcli.students.pretrained import from_checkpoint
 from kdcli.tasks.base import Task
@@ -97,12 +98,13 @@ class EncoderDecoder(StudentInitializer):
 
         Args:
             start: the first token of the decoder; None: the padding token.
-            vocab_size: rows of the embeddings; None: the number of tokens.
+            vocab_size: rows of the embeddings; None: those that the tokenizer needs.
         """
-        pad = tokenizer.pad_token_id
+        pad, rows = tokenizer.pad_token_id, vocab_size or count_ids(tokenizer.get_vocab())
+        separate = target_vocabulary(tokenizer) != tokenizer.get_vocab()
         config = MarianConfig(
-            vocab_size=vocab_size or len(tokenizer),
-            decoder_vocab_size=vocab_size or len(tokenizer),
+            vocab_size=rows,
+            decoder_vocab_size=count_ids(target_vocabulary(tokenizer)) if separate else rows,
             max_position_embeddings=positions,
             pad_token_id=pad,
             eos_token_id=tokenizer.eos_token_id,
@@ -111,8 +113,8 @@ class EncoderDecoder(StudentInitializer):
             decoder_start_token_id=pad if start is None else start,
             activation_function="relu",
             scale_embedding=True,
-            share_encoder_decoder_embeddings=True,
-            tie_word_embeddings=True,
+            share_encoder_decoder_embeddings=not separate,
+            tie_word_embeddings=not separate,
             init_std=self.shape["d_model"] ** -0.5,
             **self.shape,
         )

@@ -18,6 +18,7 @@ from transformers import (
 from kdcli.config.types import Depth, Fraction, Width
 from kdcli.errors import ConfigError, suggest
 from kdcli.models.checkpoint import Checkpoint, first_position, load_config, load_model, load_tokenizer
+from kdcli.models.vocabulary import count_ids
 from kdcli.students.base import StudentInitializer
 from kdcli.students.pretrained import from_checkpoint
 from kdcli.tasks.base import Task
@@ -108,7 +109,9 @@ class FromConfig(StudentInitializer):
             special |= {"tie_word_embeddings": True}
             if positions := getattr(inner, "max_position_embeddings", None):  # BLOOM has no limit
                 special["max_position_embeddings"] = positions
-        config = AutoConfig.for_model(self.model_type, vocab_size=len(tokenizer), **special, **self.shape)
+        config = AutoConfig.for_model(
+            self.model_type, vocab_size=count_ids(tokenizer.get_vocab()), **special, **self.shape
+        )
         try:
             model = task.create(task.configure(config))
         except ValueError as error:
@@ -139,7 +142,9 @@ def _inherit_embeddings(student: PreTrainedModel, teacher: PreTrainedModel, rows
     if (pad := student.config.pad_token_id) not in (None, student.config.eos_token_id):
         own[pad] = 0
     new, old = _positions(student), _positions(teacher)
-    if new is not None and old is not None:
+    if (
+        new is not None and old is not None and old.shape[1] == words.shape[1]
+    ):  # MobileBERT's are wider than its words
         new, old = new[first_position(student.config) :], old[first_position(teacher.config) :]
         count = min(len(new), len(old))
         new[:count, : components.shape[1]] = (old[:count] - old.mean(0)) @ components * scale

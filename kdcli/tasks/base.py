@@ -20,7 +20,7 @@ from kdcli.config.schema import Distill, Measure
 from kdcli.config.tasks import TaskSpec
 from kdcli.features import capture_features
 from kdcli.generation import Reply
-from kdcli.model_files import require_layers
+from kdcli.model_files import require_body
 from kdcli.signals import PARTS, AnySignal, HiddenSignal, Part, Signal, TopKSignal, chunks
 from kdcli.tasks.encoded import Encoded, SplitCache
 from kdcli.tasks.presentation import Presentation
@@ -148,13 +148,18 @@ class Task(ABC):
         """The checkpoint as a model for this task, in eval mode, and whether its head is new (random).
 
         Raises:
-            ModelError: its layers are not those of its weights.
+            ModelError: its body is not that of its weights.
         """
+        model, info = self.from_pretrained(path, **kwargs)
+        require_body(model, info)
+        return model.eval(), bool(info["missing_keys"])
+
+    def from_pretrained(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """The checkpoint as a model for this task in fp32, and the report of transformers: which weights are missing, and which are left over."""
         model, info = getattr(transformers, self.auto).from_pretrained(
             path, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **kwargs
         )
-        require_layers(model, info)
-        return model.eval(), bool(info["missing_keys"])
+        return model, info
 
     @abstractmethod
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:

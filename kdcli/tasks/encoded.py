@@ -99,7 +99,11 @@ class Encoded(TorchDataset[dict[str, Any]]):
 def padded(
     features: Sequence[dict[str, Any]], keys: Iterable[str], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Tensor]:
-    """Columns of rows, padded on the right to the longest row, (B, L), and the indices of the rows, `rows` (B,)."""
+    """Columns of rows, padded to the longest row, (B, L), and the indices of the rows, `rows` (B,).
+
+    The padding is on the right, or on the left of rows that end with the class token (XLNet's), which models read at the end.
+    """
+    left = list(features[0]["input_ids"][-1:]) == [tokenizer.cls_token_id]
     fill = {
         "input_ids": tokenizer.pad_token_id or 0,
         "target": tokenizer.pad_token_id or 0,
@@ -111,7 +115,8 @@ def padded(
         lines = [feature["input_ids" if key == "attention_mask" else key] for feature in features]
         array = np.full((len(lines), max(map(len, lines))), fill.get(key, 0), np.int64)
         for target, line in zip(array, lines, strict=True):
-            target[: len(line)] = 1 if key == "attention_mask" else line
+            own = target[len(target) - len(line) :] if left else target[: len(line)]
+            own[:] = 1 if key == "attention_mask" else line
         batch[key] = torch.from_numpy(array)
     batch["rows"] = torch.tensor([int(feature["row"]) for feature in features])
     return batch

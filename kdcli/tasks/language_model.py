@@ -15,7 +15,7 @@ from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTr
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.errors import ModelError
 from kdcli.losses.base import log_probs
-from kdcli.signals import Head, Signal, TopKSignal
+from kdcli.signals import Head, HiddenSignal, Signal, TopKSignal
 from kdcli.tasks.base import Predictions, Task
 from kdcli.tasks.encoded import Encoded
 
@@ -212,6 +212,33 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool
     )
 
 
+def before_head(
+    model: PreTrainedModel, inputs: Mapping[str, Any], pick: tuple[Tensor, Tensor]
+) -> HiddenSignal:
+    """Run a model, and return the input of its output layer at the picked positions, (N, H), and that layer.
+
+    A hook captures it, because architectures differ in the layers before it. The output layer itself then runs on no position.
+
+    Raises:
+        ModelError: the model has no output layer, or computes its logits without it.
+    """
+    head = head_of(model)
+    captured: list[Tensor] = []
+
+    def capture(_: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+        captured.append(args[0][pick])
+        return (args[0][:, :0],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(capture)
+    try:
+        model(**inputs)
+    finally:
+        hook.remove()
+    if not captured:
+        raise unknown_head(model)
+    return HiddenSignal(captured[0], head)
+
+
 def head_of(model: PreTrainedModel) -> Head:
     """The output head of a language model.
 
@@ -222,10 +249,16 @@ def head_of(model: PreTrainedModel) -> Head:
     if layer is None:
         raise ModelError(f"{type(model).__name__} has no output head")
     config = model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    # MiniCPM3 computes logits_scaling, and divides by it before the head
+    scale = getattr(config, "logit_scale", None) or 1 / (vars(config).get("logits_scaling") or 1)
     if getattr(config, "scale_decoder_outputs", False):  # T5
         scale = config.d_model**-0.5
-    cap = getattr(config, "final_logit_softcapping", None)
+    caps = (
+        "final_logit_softcapping",
+        "logits_soft_cap",
+        "output_logit_soft_cap",
+    )  # Gemma, RecurrentGemma, xLSTM
+    cap = next((value for key in caps if (value := getattr(config, key, None))), None)
     bias = getattr(layer, "bias", None)
     if bias is None and (shift := getattr(model, "final_logits_bias", None)) is not None:  # Marian, BART
         bias = shift[0]

@@ -12,6 +12,7 @@ from kdcli.config.schema import Rollout
 from kdcli.config.types import BatchSize
 from kdcli.generation import seed_of
 from kdcli.models.checkpoint import Checkpoint, fast_bf16, label_order, load_ready, load_tokenizer
+from kdcli.models.vocabulary import count_ids, target_vocabulary
 from kdcli.signals import AnySignal, Part
 from kdcli.tasks.base import Task
 from kdcli.teachers.base import Compress, Teacher, identity
@@ -36,7 +37,7 @@ class LocalTeacher(Teacher):
         self.model = load_ready(source, task).requires_grad_(False)
         self.tokenizer = load_tokenizer(source, self.model)
         self.order = label_order(self.model.config, task.labels, source.name) if task.labels else None
-        self.classes = len(task.labels) or max(self.tokenizer.get_vocab().values()) + 1
+        self.classes = len(task.labels) or count_ids(target_vocabulary(self.tokenizer))
         self.task, self.max_length, self.bf16 = task, max_length, fast_bf16(precision)
 
     def truncate_vocabulary(self, classes: int) -> None:

@@ -31,6 +31,7 @@ from kdcli.files import flush, read_json, replaced
 from kdcli.generation import seed_of
 from kdcli.model_files import write_sums
 from kdcli.models.checkpoint import fast_bf16
+from kdcli.models.vocabulary import save_tokenizer
 from kdcli.tasks.base import Predictions, Task
 from kdcli.training.batches import LengthBuckets, micro_batches
 from kdcli.training.job import TrainJob
@@ -93,7 +94,7 @@ def train(job: TrainJob) -> None:
         job.distiller.task.prepare_for_saving(job.distiller.student, job.tokenizer, job.max_length)
         with replaced(job.out) as temporary:
             job.distiller.student.save_pretrained(temporary)
-            job.tokenizer.save_pretrained(temporary)
+            save_tokenizer(job.tokenizer, temporary)
             write_sums(temporary)
         shutil.rmtree(job.folder, ignore_errors=True)
 

@@ -24,14 +24,12 @@ from kdcli.config.paths import conf_dir
 from kdcli.errors import ConfigError, ExportError, KDError
 from kdcli.files import read_json, writing
 from kdcli.measure.runtime import install_hint
+from kdcli.models.vocabulary import TOKENIZER_FILES
 from kdcli.tasks.base import Task
 
 CLASSIFIERS = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")
 GENERATORS = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
-COPIED = (
-    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
-    "merges.txt",
-)  # fmt: skip
+COPIED = ("config.json", *TOKENIZER_FILES)
 """Files that an application needs beside the graph, to make the inputs and to name the outputs."""
 
 

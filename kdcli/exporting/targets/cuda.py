@@ -24,7 +24,7 @@ from kdcli.exporting.targets.base import (
     exporting,
     quietly,
 )
-from kdcli.models.checkpoint import TOKENIZER_FILES
+from kdcli.models.vocabulary import TOKENIZER_FILES
 
 FILES = {"bf16": "bf16", "pt2": "model.pt2"}
 

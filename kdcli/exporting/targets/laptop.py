@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from kdcli import processes
 from kdcli.errors import ExportError
 from kdcli.exporting.targets.base import Target, exporting
-from kdcli.models.checkpoint import TOKENIZER_FILES
+from kdcli.models.vocabulary import TOKENIZER_FILES
 
 FINE = ("token_embd.weight", "output.weight")
 """Matrices that keep 8 bits in a file of 4 bits: each of their rows is one token, and every token's probability depends on them."""

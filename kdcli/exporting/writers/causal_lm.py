@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from kdcli.models.checkpoint import TOKENIZER_FILES
 from kdcli.models.quantization import BLOCK
+from kdcli.models.vocabulary import TOKENIZER_FILES
 
 COPIED = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 KEEP = "num_logits_to_keep"

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from kdcli.errors import ExportError
 from kdcli.files import read_json
 from kdcli.generation import start_of
-from kdcli.models.checkpoint import TOKENIZER_FILES
+from kdcli.models.vocabulary import TOKENIZER_FILES, target_vocabulary
 
 WEIGHTS = "model.onnx.data"
 SHARED = 4096
@@ -287,8 +287,9 @@ def write_ctranslate2(
         ):  # its converter assumes that the first position is 2, which holds if the padding token is 1
             for side, part in ((spec.encoder, twin.get_encoder()), (spec.decoder, twin.get_decoder())):
                 side.position_encodings.encodings = part.embed_positions.weights[own.pad_token_id + 1 :]
-        tokens = vocabulary(tokenizer, own.vocab_size)
-        spec.register_source_vocabulary(tokens)
+        rows = len(model.get_output_embeddings().weight)
+        tokens = tokens_by_id(target_vocabulary(tokenizer), rows)
+        spec.register_source_vocabulary(tokens_by_id(tokenizer.get_vocab(), own.vocab_size))
         spec.register_target_vocabulary(tokens)
         end = tokens[ends[0] if isinstance(ends, list) else ends]
         spec.config.eos_token = end
@@ -300,7 +301,7 @@ def write_ctranslate2(
         if (scaled := getattr(own, "scale_decoder_outputs", None)) is not None:
             spec.decoder.scale_outputs = own.d_model**-0.5 if scaled else OPTIONAL
         if (pad := suppress_tokens(model)) is not None:
-            bias = getattr(twin, "final_logits_bias", torch.zeros(1, own.vocab_size))[0]
+            bias = getattr(twin, "final_logits_bias", torch.zeros(1, rows))[0]
             bias[pad] = NEVER
             spec.decoder.projection.bias = bias
         spec.validate()
@@ -311,10 +312,10 @@ def write_ctranslate2(
         raise ExportError(f"{name} cannot be converted to CTranslate2: {error}") from error
 
 
-def vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
+def tokens_by_id(vocabulary: Mapping[str, int], size: int) -> list[str]:
     """The tokens by id; ids without a token get a name of their own."""
     tokens = [f"<unused {index}>" for index in range(size)]
-    for token, index in tokenizer.get_vocab().items():
+    for token, index in vocabulary.items():
         if index < size:
             tokens[index] = token
     return tokens

@@ -10,13 +10,12 @@ from typing import Any, Self
 
 import datasets
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.config.schema import Distill, Measure
-from kdcli.errors import ConfigError, DataError, ModelError
+from kdcli.errors import ConfigError, DataError
 from kdcli.files import digest
 from kdcli.generation import (
     Reply,
@@ -38,11 +37,12 @@ from kdcli.tasks.causal_lm.chat import (
     Rendered,
     last_answer,
 )
+from kdcli.tasks.causal_lm.checks import require_causal, require_separation
 from kdcli.tasks.causal_lm.presentation import PRESENTATION
 from kdcli.tasks.causal_lm.rows import CausalLMRows
 from kdcli.tasks.causal_lm.spec import SPEC
 from kdcli.tasks.encoded import Encoded, padded
-from kdcli.tasks.language_model import CLOSE, LanguageModel, contradiction, head_of, tokenize
+from kdcli.tasks.language_model import LanguageModel, before_head, contradiction, tokenize
 from kdcli.tasks.rows import IGNORE, log_level
 from kdcli.text_metrics import text_scores
 
@@ -91,10 +91,15 @@ class CausalLM(LanguageModel):
         return super().supports_architecture(architecture) and not masked
 
     def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
-        """A decoder with its output head. For packed rows it must separate the documents of a row."""
+        """A decoder with its output head. For packed rows it must separate the documents of a row.
+
+        Raises:
+            ModelError: it reads the token that it predicts.
+        """
         model, new = super().load(path, **kwargs)
+        require_causal(model)
         if self.packs:
-            _require_separation(model)
+            require_separation(model)
         return model, new
 
     # ---- rows -> tokens ----------------------------------------------------------------------------------
@@ -527,9 +532,9 @@ class CausalLM(LanguageModel):
     def signal(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: tuple[Tensor, Tensor]
     ) -> HiddenSignal:
-        """The last hidden states at the picked positions, (N, H), and the head."""
-        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
-        return HiddenSignal(hidden[pick], head_of(model))
+        """The input of the output layer at the picked positions, (N, H), and that layer."""
+        without_cache = {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}
+        return before_head(model, {**inputs, **without_cache}, pick)
 
 
 def _counted_starts(encoded: Encoded, row: int) -> np.ndarray:
@@ -568,27 +573,3 @@ def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token with which this tokenizer begins a text; empty if there is none."""
     ids: list[int] = tokenizer("", add_special_tokens=True)["input_ids"]
     return ids[: len(ids) - appended(tokenizer)][:1]
-
-
-@torch.no_grad()
-def _require_separation(model: PreTrainedModel) -> None:
-    """Require that the outputs for a document do not depend on the documents before it in the row.
-
-    Raises:
-        ModelError: this architecture does not separate documents by `position_ids`.
-    """
-    body: Any = model.base_model
-    position_ids = torch.arange(4).repeat(2)[None]
-    ids = torch.arange(8)[None] % model.config.get_text_config().vocab_size
-    alone = body(input_ids=ids[:, 4:], use_cache=False).last_hidden_state
-    try:
-        packed = body(input_ids=ids, position_ids=position_ids, use_cache=False).last_hidden_state[:, 4:]
-    except TypeError:
-        packed = None
-    if packed is None or not torch.allclose(
-        packed, alone, atol=CLOSE * float(alone.abs().max().clamp(min=1))
-    ):
-        raise ModelError(
-            f"{type(model).__name__} does not separate the documents of a row by position_ids, which "
-            "plain text needs; use another model, or data of prompts and completions"
-        )

@@ -18,7 +18,7 @@ from kdcli.files import digest
 from kdcli.generation import seed_of
 from kdcli.signals import HiddenSignal
 from kdcli.tasks.encoded import Encoded, padded
-from kdcli.tasks.language_model import LanguageModel, head_of, tokenize, unknown_head
+from kdcli.tasks.language_model import LanguageModel, before_head, tokenize
 from kdcli.tasks.masked_lm.presentation import PRESENTATION
 from kdcli.tasks.masked_lm.rows import MaskedLMRows
 from kdcli.tasks.masked_lm.spec import SPEC
@@ -109,7 +109,7 @@ class MaskedLM(LanguageModel):
         """
         mask = _require_mask(tokenizer)
         special = np.asarray(tokenizer.all_special_ids)
-        others = np.setdiff1d(np.arange(len(tokenizer)), special)
+        others = np.setdiff1d(list(tokenizer.get_vocab().values()), special)
         keys = [key for key in tokenizer.model_input_names if key != "attention_mask"]
         columns: dict[str, list[np.ndarray]] = {key: [] for key in (*keys, "labels")}
         for start in range(0, len(rows), CHUNK):
@@ -160,28 +160,8 @@ class MaskedLM(LanguageModel):
     def signal(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: tuple[Tensor, Tensor]
     ) -> HiddenSignal:
-        """The input of the output layer at the picked positions, (N, H), and that layer.
-
-        A hook captures it, because architectures differ in the layers before it. The output layer itself then runs on no position.
-
-        Raises:
-            ModelError: the model has no output layer, or computes its logits without it.
-        """
-        head = head_of(model)
-        captured: list[Tensor] = []
-
-        def capture(_: Any, args: tuple[Tensor]) -> tuple[Tensor]:
-            captured.append(args[0][pick])
-            return (args[0][:, :0],)
-
-        hook = model.get_output_embeddings().register_forward_pre_hook(capture)
-        try:
-            model(**inputs)
-        finally:
-            hook.remove()
-        if not captured:
-            raise unknown_head(model)
-        return HiddenSignal(captured[0], head)
+        """The input of the output layer at the picked positions, (N, H), and that layer."""
+        return before_head(model, inputs, pick)
 
 
 def mask_tokens(

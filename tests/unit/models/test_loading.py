@@ -230,11 +230,11 @@ def test_tokenizer_unlike_the_vocabulary_beside_it(teacher: Path, copy: Copy, to
         load_tokenizer(source(folder))
 
 
-def test_tokenizer_that_pads_with_another_token(teacher: Path, copy: Copy) -> None:
-    """Padding that is a word to the model."""
+def test_padding_beyond_the_embeddings(teacher: Path, copy: Copy) -> None:
+    """An assertion of torch, which names neither the file nor the key."""
     folder = copy(teacher)
-    edit(folder / "config.json", pad_token_id=3)
-    with pytest.raises(ModelError, match=r"config.json pads with token 3, its tokenizer with 0"):
+    edit(folder / "config.json", pad_token_id=32)
+    with pytest.raises(ModelError, match=r"config.json pads with token 32, and its embeddings have 32 rows"):
         load_tokenizer(source(folder))
 
 

@@ -73,7 +73,7 @@ TRAINED = "the student and the control are not shared between runs"
 ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(
         (
-            "teacher.path", "teacher.revision", "teacher.trust_remote_code", "teacher.others", "student.init_from",
+            "teacher.path", "teacher.revision", "teacher.trust_remote_code", "teacher.merge_adapter", "teacher.others", "student.init_from",
             "dataset.augment.path", "dataset.augment.revision",
         ),
         CHECKPOINT,
@@ -93,7 +93,7 @@ ELSEWHERE: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "student.path", "student.revision", "student.trust_remote_code", "student.quantization",
+            "student.path", "student.revision", "student.trust_remote_code", "student.merge_adapter", "student.quantization",
             "student.quantization_epochs", "student.quantization_learning_rate", "trainer", "loss", "control", "hardware", "measure",
         ),
         TRAINED,

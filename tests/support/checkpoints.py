@@ -1,0 +1,323 @@
+"""Checkpoints as strangers have them: what each layout is, how it is made, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as of
+from safetensors.torch import load_file, save_file
+from support.architectures import MODELS
+from support.commands import edit
+from support.tiny import decoder, speller
+
+from kdcli.tasks.base import Task
+from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.classification.task import Classification
+
+LABELS = ["bad", "good"]
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layout.
+
+    Attributes:
+        make: writes the checkpoint into an empty directory; it gets a tokenizer of thirty words.
+        refused: what the message says; empty: it is read.
+        task: what it is read for.
+        keys: the config keys that are set.
+        reads: a checkpoint that computes the same, in a directory below the one of the case; empty: none.
+    """
+
+    make: Callable[[Path, Any], object]
+    refused: str = ""
+    task: Callable[[], Task] = lambda: Classification(LABELS)
+    keys: dict[str, Any] = field(default_factory=dict)
+
+
+def classifier(folder: Path, tokenizer: Any, kind: str = "bert", **config: Any) -> Any:
+    """A classifier of an architecture, saved with its tokenizer."""
+    model = MODELS[kind](eos_token_id=3, bos_token_id=2, **config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def language_model(folder: Path, _: Any = None) -> Any:
+    """A decoder, saved with its tokenizer."""
+    tokenizer = speller()
+    model = decoder(tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def changed(
+    make: Callable[[Path, Any], object], change: Callable[[Weights], Weights | None]
+) -> Callable[[Path, Any], None]:
+    """The same checkpoint with other weights."""
+
+    def write(folder: Path, tokenizer: Any) -> None:
+        make(folder, tokenizer)
+        weights = load_file(folder / "model.safetensors")
+        save_file(change(weights) or weights, folder / "model.safetensors", {"format": "pt"})
+
+    return write
+
+
+def prefixed(prefix: str, make: Callable[[Path, Any], object] = classifier) -> Callable[[Path, Any], None]:
+    return changed(make, lambda weights: {prefix + key: tensor for key, tensor in weights.items()})
+
+
+def configured(
+    make: Callable[[Path, Any], object] = classifier, **config: Any
+) -> Callable[[Path, Any], None]:
+    """The same checkpoint with another config.json."""
+
+    def write(folder: Path, tokenizer: Any) -> None:
+        make(folder, tokenizer)
+        edit(folder / "config.json", **config)
+
+    return write
+
+
+def sharded(folder: Path, tokenizer: Any) -> None:
+    model = classifier(folder, tokenizer)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="8KB")
+    assert (folder / "model.safetensors.index.json").is_file()
+
+
+def counted_tokens(folder: Path, tokenizer: Any, kind: str = "Bertweet") -> None:
+    """BERTweet's and PhoBERT's files: a token and its count in each line, and the merges in bpe.codes."""
+    words = [word for word in tokenizer.get_vocab() if word.isalpha()]
+    letters = sorted({letter for word in words for letter in word})
+    tokens = [*(f"{letter}@@" for letter in letters), *letters]
+    (folder / "vocab.txt").write_text("".join(f"{token} {1000 - at}\n" for at, token in enumerate(tokens)))
+    (folder / "bpe.codes").write_text("a n 5\na n</w> 4\n")
+    config = {"tokenizer_class": f"{kind}Tokenizer", "model_max_length": 30}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    model = MODELS["roberta"](vocab_size=4 + len(tokens) + 1, pad_token_id=1, bos_token_id=0, eos_token_id=2)
+    model.save_pretrained(folder)
+
+
+def gaps(folder: Path, tokenizer: Any) -> None:
+    """Ids that no token has, below the highest one."""
+    classifier(folder, tokenizer)
+    path = folder / "tokenizer.json"
+    tree = json.loads(path.read_text())
+    for word in ("film", "book"):
+        tree["model"]["vocab"].pop(word)
+    path.write_text(json.dumps(tree))
+
+
+def repeated(folder: Path, tokenizer: Any) -> None:
+    """A vocab.txt with a token in two lines; the second one gives its id."""
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    MODELS["bert"](vocab_size=len(words) + 1).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join([*words, "film"]) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+
+
+def _adapted(model: Any, config: Any) -> Any:
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it reads what transformers is about to rename
+        return get_peft_model(model, config)
+
+
+def adapter(
+    folder: Path, tokenizer: Any, kind: str = "CAUSAL_LM", with_base: bool = True, **config: Any
+) -> Any:
+    """A LoRA adapter, whose base model lies in a directory below it."""
+    from peft import LoraConfig
+
+    base = folder / "base"
+    base.mkdir()
+    if kind == "CAUSAL_LM":
+        model = language_model(base)
+    else:
+        classifier(base, tokenizer)
+        body = of.BertModel.from_pretrained(base)
+        body.save_pretrained(base)
+        model = of.BertForSequenceClassification.from_pretrained(base, num_labels=2)
+    torch.manual_seed(1)
+    adapted = _adapted(model, LoraConfig(task_type=kind, r=2, target_modules="all-linear", **config))
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    adapted.save_pretrained(folder)
+    edit(folder / "adapter_config.json", base_model_name_or_path="base" if with_base else "nobody/nothing")
+    return adapted
+
+
+def prompt_tuned(folder: Path, _: Any) -> None:
+    from peft import PromptTuningConfig
+
+    (folder / "base").mkdir()
+    model = _adapted(
+        language_model(folder / "base"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    )
+    model.save_pretrained(folder)
+    edit(folder / "adapter_config.json", base_model_name_or_path="base")
+
+
+def both(folder: Path, tokenizer: Any) -> None:
+    """An adapter in the directory of the merged model."""
+    adapter(folder, tokenizer)
+    for path in (folder / "base").iterdir():
+        shutil.copyfile(path, folder / path.name)
+
+
+def of_another_model(folder: Path, tokenizer: Any) -> None:
+    adapter(folder, tokenizer)
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file(
+        {key.replace("q_proj", "query"): value for key, value in weights.items()},
+        folder / "adapter_model.safetensors",
+    )
+
+
+def multimodal(folder: Path, kind: str) -> Any:
+    """A model that reads images and text."""
+    tokenizer = speller()
+    ids = {"vocab_size": len(tokenizer) + 8, "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": None}
+    text = ids | {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "max_position_embeddings": 128,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    if kind.startswith("Qwen"):
+        text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+        vision = {
+            "depth": 1,
+            "embed_dim": 16,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "patch_size": 14,
+            "out_hidden_size": 32,
+        }
+    if kind == "Gemma3":
+        text |= {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+    config = getattr(of, f"{kind}Config")(text_config=text, vision_config=vision)
+    torch.manual_seed(0)
+    model = getattr(of, f"{kind}ForConditionalGeneration")(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def without(*names: str) -> Callable[[Weights], Weights]:
+    return lambda weights: {key: tensor for key, tensor in weights.items() if not key.endswith(names)}
+
+
+DENSE = "encoder.layer.1.output.dense.weight"
+CASES: dict[str, Case] = {
+    # ---- read ----
+    "Plain safetensors": Case(classifier),
+    "Several files with an index": Case(sharded),
+    "Padding in config.json unlike the tokenizer's": Case(
+        lambda folder, tokenizer: classifier(folder, tokenizer, pad_token_id=2)
+    ),
+    "Padding -1 or null in config.json": Case(
+        lambda folder, tokenizer: classifier(folder, tokenizer, "llama-labels", pad_token_id=-1)
+    ),
+    "Padding with the end token": Case(
+        lambda folder, tokenizer: classifier(folder, tokenizer, "gpt2-labels", pad_token_id=3)
+    ),
+    "vocab.txt with counts, and bpe.codes": Case(counted_tokens),
+    "Token ids with gaps": Case(gaps),
+    "A token twice in vocab.txt": Case(repeated),
+    "torch.compile (`_orig_mod.`)": Case(prefixed("_orig_mod.")),
+    "DistributedDataParallel (`module.`)": Case(prefixed("module.")),
+    "FSDP and activation checkpointing": Case(
+        changed(
+            classifier,
+            lambda weights: {
+                key.replace(".layer.1.", ".layer.1._checkpoint_wrapped_module."): w
+                for key, w in weights.items()
+            },
+        )
+    ),
+    "One prefix for all weights": Case(prefixed("model.net.")),
+    "One prefix, doubled": Case(prefixed("model.", language_model), task=CausalLM),
+    "Buffers of older versions": Case(
+        changed(
+            classifier, lambda weights: weights | {"bert.embeddings.position_ids": torch.arange(40)[None]}
+        )
+    ),
+    "The head of another task": Case(
+        lambda folder, tokenizer: classifier(folder, tokenizer, "bert-masked"), keys={"tune": True}
+    ),
+    "An adapter, merged": Case(adapter, task=CausalLM, keys={"merge_adapter": True}),
+    "An adapter of a classifier, merged": Case(
+        lambda folder, tokenizer: adapter(folder, tokenizer, "SEQ_CLS"), keys={"merge_adapter": True}
+    ),
+    **{
+        f"Multimodal: {kind}": Case(lambda folder, _, kind=kind: multimodal(folder, kind), task=CausalLM)
+        for kind in ("Gemma3", "Mistral3", "Qwen2VL", "Qwen2_5_VL", "Llava")
+    },
+    # ---- refused ----
+    "An adapter": Case(
+        adapter, r"is an adapter \(PEFT\) of .*base; teacher.merge_adapter=true merges it", CausalLM
+    ),
+    "An adapter beside a model": Case(
+        both, "holds an adapter .* and a whole model", CausalLM, {"merge_adapter": True}
+    ),
+    "An adapter of another model": Case(
+        of_another_model, "is an adapter of another model", CausalLM, {"merge_adapter": True}
+    ),
+    "An adapter whose base model is not there": Case(
+        lambda folder, tokenizer: adapter(folder, tokenizer, with_base=False),
+        "adapter_config.json",
+        CausalLM,
+        {"merge_adapter": True},
+    ),
+    "Prompt tuning": Case(
+        prompt_tuned, "PROMPT_TUNING adds tokens to each prompt", CausalLM, {"merge_adapter": True}
+    ),
+    "A prefix of some weights": Case(
+        changed(
+            classifier,
+            lambda weights: {("net." if "bert" in key else "") + key: w for key, w in weights.items()},
+        ),
+        "only the head may be new",
+    ),
+    "A missing weight of the body": Case(changed(classifier, without(DENSE)), "only the head may be new"),
+    "Fewer layers in config.json": Case(configured(num_hidden_layers=2), "leaves out"),
+    "More layers in config.json": Case(configured(num_hidden_layers=6), "which would be random"),
+    "Embeddings of another size": Case(configured(vocab_size=41), "do not fit its config.json"),
+    "A weight of the body that is left over": Case(
+        changed(classifier, lambda weights: weights | {"bert.embeddings.more.weight": torch.zeros(3)}),
+        "leaves out",
+    ),
+    "A config of another architecture": Case(
+        configured(model_type="electra", architectures=["ElectraForSequenceClassification"]), "."
+    ),
+    "A head of several labels a text": Case(
+        configured(problem_type="multi_label_classification"), "each label by itself"
+    ),
+    "A regression head": Case(
+        lambda folder, tokenizer: classifier(folder, tokenizer, id2label={0: "score"}, label2id={"score": 0}),
+        "predicts a number",
+    ),
+}

@@ -1,0 +1,88 @@
+"""Checkpoints as strangers have them: read as transformers reads them, or refused by name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.checkpoints import CASES, Case
+from support.tiny import sentences
+
+from kdcli.config.types import CheckpointConfig
+from kdcli.errors import KDError
+from kdcli.models.checkpoint import (
+    find,
+    load_config,
+    load_ready,
+    load_tokenizer,
+    require_loadable,
+    with_new_head,
+)
+from kdcli.models.checkpoint import label_order as match_labels
+
+PAGE = Path(__file__).parents[3] / "docs" / "checkpoints.md"
+
+
+def opened(folder: Path, case: Case) -> tuple[Any, Any, Any]:
+    """All that is looked at before anything is trained, and the loaded model."""
+    task = case.task()
+    keys = {"_target_": "x", "path": str(folder)} | {
+        key: value for key, value in case.keys.items() if key != "tune"
+    }
+    source = find(CheckpointConfig.model_validate(keys), "teacher")
+    require_loadable(source, task)
+    tokenizer = load_tokenizer(source, max_length=16)
+    if case.keys.get("tune"):
+        return task, with_new_head(source, task).eval(), tokenizer
+    if task.labels:
+        match_labels(load_config(source), task.labels, source.name)
+    model = load_ready(source, task)
+    return task, model, load_tokenizer(source, model, 16)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_checkpoint_is_read_or_refused(name: str, tokenizer, tmp_path: Path) -> None:
+    """A body of random weights that is called a teacher, padding that is read as text, or a traceback of a library."""
+    case = CASES[name]
+    original = case.make(tmp_path, tokenizer)
+    if case.refused:
+        with pytest.raises(KDError, match=case.refused):
+            opened(tmp_path, case)
+        return
+    task, model, own = opened(tmp_path, case)
+    if isinstance(original, torch.nn.Module) and not case.keys.get("tune"):
+        ids = torch.tensor([own("the film was good")["input_ids"]])
+        with torch.no_grad():
+            torch.testing.assert_close(
+                model(input_ids=ids).logits, original.eval()(input_ids=ids).logits, atol=1e-4, rtol=1e-4
+            )
+    if not task.labels:
+        return
+    rows = [{"id": str(at), "text": text, "label": 0} for at, (text, _) in enumerate(sentences(24))]
+    import datasets
+
+    encoded = task.encode(own, datasets.Dataset.from_list(rows), 16)
+    alone = [logits_of(task, model, own, encoded, size) for size in (1, 8)]
+    np.testing.assert_allclose(*alone, atol=1e-5)
+
+
+def logits_of(task: Any, model: Any, tokenizer: Any, encoded: Any, size: int) -> np.ndarray:
+    logits = np.empty((len(encoded), len(task.labels)), np.float32)
+    for rows, signal, _ in task.batches(model, tokenizer, encoded, size, False):
+        logits[rows] = signal.logits.numpy()
+    return logits
+
+
+def test_the_page_lists_the_cases() -> None:
+    """A table of what is read that no test has tried."""
+    rows = re.findall(
+        r"^\| (.+?) \| (read|merged|refused|converted|taken)", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert dict(rows).keys() == CASES.keys()
+    assert {name for name, what in rows if what == "refused"} == {
+        name for name, case in CASES.items() if case.refused
+    }
