@@ -487,4 +487,5 @@ class _Trainer(HFTrainer):
         """Load the state after the last step from its checkpoint. The stock Trainer would take one step more if it resumed from it."""
         self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         self.job.progress.update(self.state.global_step, self.last)
+        self.job.saved()  # the process before may have ended between the checkpoint and this call
         self._load_from_checkpoint(str(checkpoint))

@@ -11,7 +11,9 @@ import pytest
 from support.commands import close_weights, same_weights, weights
 from support.tiny import language_model_options, speaker, start, talk, wait_for
 
+from kdcli.console import ProgressStage
 from kdcli.launch.run import launch
+from kdcli.pipeline.stages import Stages
 
 Distil = Callable[..., Path]
 INSIDE = [
@@ -61,6 +63,30 @@ def test_projections_survive_a_kill_and_stay_out_of_the_student(
     logged = {key for line in lines for key in line if key.startswith("loss/")}
     assert logged == {"loss/soft_label", "loss/hard_label", "loss/relations", "loss/hidden"}
     assert not any("hidden" in key for line in lines for key in line if key.startswith("eval"))
+
+
+def test_steps_of_a_stage_are_counted_after_two_kills(
+    distil: Distil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed before it records the last checkpoint, and another one after the model is saved: the report says that the
+    student had fewer steps than its control."""
+    record = Stages.record
+
+    def killed(stages: Stages, stage: ProgressStage) -> None:
+        saved = (tmp_path / "run" / "student").exists()
+        if stage.name == "student" and stage.step == 4 and saved >= bool(kills):
+            kills.append(stage.name)
+            raise KeyboardInterrupt
+        record(stages, stage)
+
+    options = ["control=false", "trainer.max_steps=4", "trainer.eval_steps=2"]
+    kills: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Stages, "record", killed)
+        distil("run", *options, code=130)
+        distil("run", *options, code=130)
+    report = json.loads((distil("run", *options) / "report.json").read_text())
+    assert {stage["name"]: stage["steps"] for stage in report["stages"]}["student"] == 4
 
 
 def test_stages_follow_one_another_and_resume(distil: Distil, small: list[str], tmp_path: Path) -> None:
