@@ -22,9 +22,10 @@ def numbers_are_names(value: Any) -> Any:
         ValueError: it is a boolean, which YAML's bare `no` is too.
     """
     if isinstance(value, bool):
-        quoted = shlex.quote(f'"{value}"')
+        quoted = f'"{value}"'
         raise ValueError(
-            f"expected a name, got a boolean; a name that looks like one stands in quotes of its own: {quoted}"
+            "expected a name, got a boolean; a name that YAML or Hydra reads as one (True, no, off) stands in quotes, on a command line "
+            f"in quotes of its own: {shlex.quote(quoted)}"
         )
     if isinstance(value, float) and value.is_integer():
         value = int(value)

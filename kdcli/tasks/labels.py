@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
@@ -21,6 +22,8 @@ LONGEST_LABEL = 1000
 """Characters of a label's name: a longer one is a text."""
 MOST_EXACT = 2**53
 """The integer up to which floats are exact: one beyond it is no number of a class."""
+INVISIBLE = "\u200b\u2060\ufeff"
+"""Characters without width that come with texts copied from pages and files."""
 _NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]\d{1,3})?")
 _INTEGER = re.compile(r"-?\d+")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|0|-?[1-9]\d*")
@@ -38,29 +41,37 @@ LONGEST_OVERRIDE = 700
 def read_label(value: Any, where: str) -> Label:
     """A value of the column of labels.
 
-    A list, the text of one ("['a', 'b']") and a mapping of names to 0 and 1 become the names that they hold.
+    A list, the text of one ("['a', 'b']"), a mapping of names to 0 and 1, and the choices of Label Studio become the names that they hold.
 
     Raises:
         DataError: it is no label, or no file and no table can hold its name.
     """
-    if isinstance(value, str) and value.startswith("[") and value.rstrip().endswith("]"):
-        value = _parsed_list(value)
-    if isinstance(value, dict) and value and all(flag in (0, 1) for flag in value.values()):
-        value = [name for name, flag in value.items() if flag]
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        value = _parsed(value)
+    if isinstance(value, dict):
+        if value and all(isinstance(flag, int | float) and flag in (0, 1) for flag in value.values()):
+            value = [name for name, flag in value.items() if flag]
+        elif value.keys() == {"choices"}:
+            value = value["choices"]
+        elif not looks_like_span(value):
+            raise DataError(
+                f"{where}: the label is {shown(value)}; expected a name or an integer; if one of its keys holds it, name that with "
+                "dataset.label=COLUMN.KEY"
+            )
     if isinstance(value, list):
         names = [label_name(each, where) for each in value]
         return tuple(name for name in names if name is not None)
     return label_name(value, where)
 
 
-def _parsed_list(text: str) -> Any:
-    """The list that a text writes down as JSON or as Python; the text, if it is none."""
+def _parsed(text: str) -> Any:
+    """The list that a text writes down as JSON or as Python, or its mapping of choices; the text, if it is none."""
     for parse in (json.loads, ast.literal_eval):
         try:
             value = parse(text.strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
-        return value if isinstance(value, list) else text
+        return value if isinstance(value, list) or (isinstance(value, dict) and "choices" in value) else text
     return text
 
 
@@ -73,11 +84,13 @@ def label_name(value: Any, where: str) -> str | None:
             f"{where}: the labels are spans of characters ({shown(value)}); for entities name the columns of the texts and of the spans with "
             "dataset.words= and dataset.tags=, and leave dataset.text and dataset.label out"
         )
+    if isinstance(value, Decimal):
+        value = f"{value:f}"
     if not isinstance(value, str | int | float) or (isinstance(value, float) and abs(value) > MOST_EXACT):
         raise DataError(f"{where}: the label is {shown(value)}; expected a name or an integer")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    name = str(value).strip()
+    name = str(value).strip().strip(INVISIBLE).strip()
     if len(name) > LONGEST_LABEL or not name.isprintable():
         require_label_name(name, f"{where}: the label")
     return name or None
@@ -113,8 +126,8 @@ def canonical(name: str) -> str:
 
 
 def folded(name: str) -> str:
-    """A label without differences of case and white space, and of the format of a number."""
-    return canonical(" ".join(name.split()).casefold())
+    """A label without differences of case, white space and Unicode's composed characters, and of the format of a number."""
+    return canonical(" ".join(unicodedata.normalize("NFC", name).split()).casefold())
 
 
 def override(key: str, names: Sequence[str]) -> str:

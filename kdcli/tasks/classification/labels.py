@@ -22,9 +22,13 @@ MISSING = frozenset({
     "nan", "NaN", "NAN", "-nan", "<NA>", "NA", "N/A", "n/a", "#N/A", "null", "NULL", "-100",
 })  # fmt: skip
 """What pandas, R, spreadsheets and torch write for a label that is missing, apart from an empty cell."""
+UNCLEAR = frozenset({"None", "?", "undefined"})
+"""What may be a class, and may be the name that a program gives to a missing value."""
 _SEPARATORS = ("|", ";", ",", "/", "+", "&")
 _BETWEEN_LABELS = frozenset("|;,")
 """The separators that stand between labels more often than in the name of one."""
+_WHOLE = re.compile(r"[+-]?\d+,0+")
+"""An integer with a decimal comma."""
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+(?:,\d+)?")
 
 
@@ -88,7 +92,8 @@ def _is_scale(
 
 
 def single(labels: Mapping[Label, int], as_classes: bool, path: str) -> dict[Label, str | None]:
-    """Each label as one name. A list of one name is that name; a list of zeros and one 1 is the place of the 1.
+    """Each label as one name. A list of one name is that name; a list of zeros and one 1 is the place of the 1; 1,0 among integers with a decimal
+    comma is 1.
 
     Args:
         labels: the rows of each label.
@@ -98,7 +103,8 @@ def single(labels: Mapping[Label, int], as_classes: bool, path: str) -> dict[Lab
         DataError: rows have several labels.
     """
     lists = {label: rows for label, rows in labels.items() if isinstance(label, tuple)}
-    names = {label: _places(label) if _are_hot(lists) else tuple(sorted(set(label))) for label in lists}
+    names_in = _places if _are_hot(lists) else lambda label: tuple(sorted(set(label)))
+    names = {label: names_in(label) for label in lists}
     several = {label: rows for label, rows in lists.items() if len(names[label]) > 1}
     if several and not as_classes:
         raise DataError(
@@ -106,7 +112,14 @@ def single(labels: Mapping[Label, int], as_classes: bool, path: str) -> dict[Lab
             "This looks like multi-label classification, and kdcli trains classifiers of one label a row; leave one label a row, or give "
             "dataset.as_classes=true, which takes each combination as a class"
         )
-    return {label: "|".join(names[label]) or None if isinstance(label, tuple) else label for label in labels}
+    whole = all(label is None or _WHOLE.fullmatch(str(label)) for label in labels)
+    name_of: dict[Label, str | None] = {}
+    for label in labels:
+        if isinstance(label, tuple):
+            name_of[label] = "|".join(names[label]) or None
+        else:
+            name_of[label] = label.partition(",")[0] if whole and label is not None else label
+    return name_of
 
 
 def _are_hot(lists: Iterable[tuple[str, ...]]) -> bool:
@@ -130,6 +143,11 @@ def require_classes(labels: Counter[str], path: str, column: str) -> None:
         raise DataError(
             f"{path}: the column {shown(column)} {appearance}; or give dataset.as_classes=true, which takes each different value as a class"
         )
+    if unclear := [label for label in labels if label in UNCLEAR]:
+        logger.warning(
+            "%s: %s in the column %r is read as a class; if it means that there is no label, give %s",
+            path, listed(unclear), column, override("dataset.no_label", [*NO_LABEL, *unclear]),
+        )  # fmt: skip
     numbers = [number for label in labels if (number := number_of(label)) is not None]
     if len(numbers) == len(labels) > MANY_CLASSES:
         logger.warning(
@@ -141,15 +159,22 @@ def require_classes(labels: Counter[str], path: str, column: str) -> None:
 
 def _appearance(labels: Counter[str]) -> str | None:
     """What a column looks like that holds no classes, and what to do about it; None: it looks like classes."""
-    numbers = {label: number for label in labels if (number := number_of(label)) is not None}
+    percent = all(label.endswith("%") for label in labels)
+    numbers = {
+        label: number
+        for label in labels
+        if (number := number_of(label.rstrip("% ") if percent else label)) is not None
+    }
     fractions = [label for label, number in numbers.items() if number != number.to_integral_value()]
-    most = ", ".join(label for label, _ in labels.most_common(3))
+    most = listed((label for label, _ in labels.most_common(3)), 200)
     once = sum(rows == 1 for rows in labels.values())
     values = f"{len(labels):,} different values, such as {most}" + f"; {once:,} occur once" * bool(once)
     regression = (
         "That is regression, and kdcli trains classifiers; make classes of ranges of them in the data"
     )
-    if fractions and sum(labels[label] for label in numbers) >= 0.95 * labels.total():
+    if (fractions or (percent and len(numbers) > MANY_CLASSES)) and sum(
+        labels[label] for label in numbers
+    ) >= 0.95 * labels.total():
         return f"looks like a score ({values}). {regression}"
     if sum("," in label for label in labels) > 1 and all(map(_DECIMAL_COMMA.fullmatch, labels)):
         return (

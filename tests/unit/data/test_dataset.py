@@ -7,7 +7,6 @@ import os
 import random
 from collections.abc import Callable
 from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +201,7 @@ def test_labels_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", ROWS)
     with pytest.raises(ValidationError, match="'bad' stands there twice"):
         read(path, labels=["bad", "good", "bad"])
-    with pytest.raises(ValidationError, match="""stands in quotes of its own: '"False"'"""):
+    with pytest.raises(ValidationError, match="""in quotes of its own: '"False"'"""):
         read(path, labels=[False, "good"])
     assert "the label 'good' is not among bad, goood; did you mean goood?" in refused(
         path, labels=["bad", "goood"]
@@ -1266,7 +1265,6 @@ def test_a_small_parquet_file_that_holds_gigabytes(tmp_path: Path) -> None:
         (["a b"], [datetime(2020, 1, 1)]),
         (["a b"], pyarrow.array([2**62], pyarrow.timestamp("us"))),
         (["a b"], pyarrow.array([2**40], pyarrow.timestamp("s", tz="No/Where"))),
-        (["a b"], [Decimal("1.5")]),
         (["a b"], [b"good"]),
         (["a b"], [None]),
         ([b"a b"], ["good"]),

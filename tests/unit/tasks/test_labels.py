@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,12 @@ READ = {
     "lists of one": Read([["good"], ["bad"], []], ["bad", "good"], ["good", "bad", None], "jsonl"),
     "lists of one, as text": Read(["['good']", '["bad"]'], ["bad", "good"], ["good", "bad"]),
     "one-hot lists": Read([[0, 0, 1], [1, 0, 0], [0, 1, 0]], ["0", "1", "2"], ["2", "0", "1"], "jsonl"),
+    "decimals of a database": Read([Decimal("1.00"), Decimal("2.00")], ["1", "2"], ["1", "2"], "parquet"),
+    "integers with a decimal comma": Read(["1,0", "2,0", ""], ["1", "2"], ["1", "2", None]),
+    "characters without width": Read(["\u200bgood", "bad\ufeff", "good\u00a0"], ["bad", "good"], ["good", "bad", "good"]),
+    "choices of Label Studio": Read(['{"choices": ["good"]}', '{"choices": ["bad"]}'], ["bad", "good"], ["good", "bad"]),
+    "None beside classes": Read(["favor", "against", "None"], ["None", "against", "favor"], ["favor", "against", "None"], told="'dataset.no_label=[-1,\"-\",None]'"),
+    "more than twenty numbers": Read(list(range(30)), [str(number) for number in range(30)], [str(number) for number in range(30)], told="the 30 numbers from 0 to 29"),
     "exclusive categories": Read([{"good": 1.0, "bad": 0.0}, {"good": 0.0, "bad": 1.0}], ["bad", "good"], ["good", "bad"], "jsonl"),
     "names and their numbers": Read([0, 1], ["good", "bad"], ["good", "bad"], options={"labels": ["good", "bad"]}, told="the labels 0, 1 are read as good, bad"),
     "names and numbers from 1": Read([1, 2, 3, 4], ["World", "Sports", "Business", "Sci/Tech"], ["World", "Sports", "Business", "Sci/Tech"], options={"labels": ["World", "Sports", "Business", "Sci/Tech"]}, told="read as World, Sports"),
@@ -168,6 +175,9 @@ REFUSED = {
     "multi-hot lists": Refused([[1, 0, 1], [0, 1, 0]], "list of labels", suffix="jsonl"),
     "free text": Refused([f"what {text} says" for text in TEXTS], "looks like free text or an identifier"),
     "identifiers": Refused([f"id-{number:05d}" for number in range(ROWS)], "name the column of classes with dataset.label="),
+    "percentages": Refused([f"{number}%" for number in range(60)], "looks like a score"),
+    "several choices of Label Studio": Refused(['{"choices": ["good", "film"]}', "bad"], "list of labels"),
+    "a prediction": Refused([{"label": "good", "score": 0.9}], "the label is {'label': 'good', 'score': 0.9}", "dataset.label=COLUMN.KEY", "jsonl", accepted=None),
     "a mapping": Refused([{"good": 0.4, "bad": 0.6}], "the label is {'good': 0.4, 'bad': 0.6}", "", "jsonl", accepted=None),
     "no labels at all": Refused([None], "none of the 120 rows of train has a gold label", "dataset.unlabelled=", "jsonl", accepted=None),
     "one label": Refused(["good", ""], "all training rows have the label 'good'", "", accepted=None),
