@@ -48,12 +48,14 @@ def set_apart(
     Args:
         dropped: counts the rows of validation and test without a gold label, and with `dataset.bad_rows=drop` those of train.
     """
+    unlabelled = {split: [row for row in own if row.get("label") == IGNORE] for split, own in rows.items()}
+    if not any(unlabelled.values()):
+        return rows, []
     labelled = {split: [row for row in own if row.get("label") != IGNORE] for split, own in rows.items()}
-    apart = [schema.settled(row) for row in rows["train"] if row.get("label") == IGNORE]
+    apart = [schema.settled(row) for row in unlabelled["train"]]
     if schema.cfg.bad_rows == "drop":
         apart = [row for row in apart if row["label"] != IGNORE]
-    missing = sum(map(len, rows.values())) - sum(map(len, labelled.values())) - len(apart)
-    if missing:
+    if missing := sum(map(len, unlabelled.values())) - len(apart):
         dropped[UNLABELLED] += missing
     return labelled, apart
 
@@ -74,9 +76,9 @@ def stratified(rows: Sequence[Row], count: int) -> tuple[list[Row], list[Row]]:
     return chosen, rest
 
 
-def lacks_labels(rows: Sequence[Row], chosen: Sequence[Row], rest: Sequence[Row]) -> bool:
+def lacks_labels(chosen: Sequence[Row], rest: Sequence[Row]) -> bool:
     """Whether one of two parts of rows has one label alone, and need not."""
-    if not all(isinstance(row.get("label"), int) for row in rows):
+    if not chosen or not isinstance(chosen[0].get("label"), int):
         return False
-    everywhere, *parts = ({row["label"] for row in part} for part in (rows, chosen, rest))
-    return 1 < len(everywhere) <= len(chosen) and min(map(len, parts)) == 1
+    of_chosen, of_rest = ({row["label"] for row in part} for part in (chosen, rest))
+    return 1 < len(of_chosen | of_rest) <= len(chosen) and min(len(of_chosen), len(of_rest)) == 1

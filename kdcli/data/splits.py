@@ -120,7 +120,7 @@ def carve_splits(schema: RowSchema, rows: dict[str, list[Row]]) -> dict[str, lis
                 f"{cfg.path}: rows with the same {schema.shared} stay in one split, and every {schema.shared} has more than the {count} "
                 f"rows for {split}; give a larger dataset.{split}_size, or dataset.{split}="
             )
-        if lacks_labels(rows["train"], rows[split], rest):
+        if lacks_labels(rows[split], rest):
             rows[split], rest = stratified(rows["train"], count)
         rows["train"] = rest
     return rows

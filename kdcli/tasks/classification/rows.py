@@ -17,7 +17,7 @@ from kdcli.tasks.classification.labels import (
     spelling_of,
     unknown_label,
 )
-from kdcli.tasks.labels import by_place, in_order, matcher, read_label, require_label_name
+from kdcli.tasks.labels import Label, by_place, in_order, matcher, read_label, require_label_name
 from kdcli.tasks.rows import IGNORE, LabelledRows, RawSplits, Row, fold_white_space, require_text, row_hash
 
 logger = logging.getLogger(__name__)
@@ -35,13 +35,22 @@ class ClassificationRows(LabelledRows):
     def __init__(self, cfg: DatasetConfig):
         super().__init__(cfg)
         self.columns = [column for column in (cfg.text, cfg.text_pair, cfg.label) if column]
+        self.written: dict[str, Label] = {}
         self.soft = cfg.duplicates == "soft"
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
         """Check that the texts are texts, and return them with the label as it is written."""
         texts = values[:-1] if self.has_gold else values
-        label = read_label(values[-1], where) if self.has_gold else None
+        label = self._label(values[-1], where) if self.has_gold else None
         return *(require_text(value, "the text", where) for value in texts), label
+
+    def _label(self, value: Any, where: str) -> Label:
+        """A label as it is written; each text is read once."""
+        if not isinstance(value, str):
+            return read_label(value, where)
+        if value not in self.written:
+            self.written[value] = read_label(value, where)
+        return self.written[value]
 
     def declare(self, sources: RawSplits) -> None:
         """Set the names of the labels: those given, those declared, or all that the sources have, sorted; and which label each spelling is.
