@@ -43,6 +43,7 @@ NOTES = {
     "kept": "thoughts are learned that the chat template leaves out of a conversation (dataset.thoughts=drop leaves them out)",
     "unthinking": "answers have no thought, which the generation prompt of the chat template begins: an empty one is learned",
     "thoughts": "thoughts of earlier turns are left out by the chat template (dataset.thoughts=all writes and learns them)",
+    "unwritten": "turns of the system, of users or of tools are left out by the chat template",
     "contents": "contents beside a call are left out by the chat template",
 }
 
@@ -175,7 +176,7 @@ class Chat:
         Args:
             turns, tools: as `CausalLMRows` stores them.
             ends: the last turn is closed.
-            generated: a model has written the last turn after the prompt.
+            generated: a model has written the last turn after the prompt, which it follows as it is.
 
         Raises:
             DataError: the template refuses the conversation, or leaves out what is to be learned.
@@ -185,8 +186,9 @@ class Chat:
         answers = [index for index, turn in enumerate(stored) if turn["role"] == "assistant"]
         last = answers[-1]
         prompt = self._write(ready[:last], tools, add_generation_prompt=True)
-        if not stored[last]["content"].strip() and "tool_calls" not in ready[last]:
-            whole = text = prompt + self.closing
+        empty = not stored[last]["content"].strip() and "tool_calls" not in ready[last]
+        if generated or empty:
+            whole = text = prompt + stored[last]["content"] * (not empty) + self.closing
         else:
             whole = self._write(ready, tools)
             self._require_written(ready, whole, tools)
@@ -194,7 +196,7 @@ class Chat:
                 ready[last][KEEP] = True
                 notes["kept"] += 1
                 whole = self._write(ready, tools)
-            text = self._after_prompt(prompt, whole.rstrip(), ready[last], generated, notes)
+            text = self._after_prompt(prompt, whole.rstrip(), ready[last], notes)
         earlier: tuple[list[dict[str, Any]], str, dict[str, Any]] = ready, whole, {}
         if not text:  # an earlier turn is written in another way once this one follows
             begin, _ = self._search(ready, last, whole, tools)
@@ -215,6 +217,10 @@ class Chat:
         ]
         notes[TURNS], notes[COUNTED] = len(answers), len(counted)
         notes[UNWEIGHTED] = sum(not is_learned(stored[index]) for index in answers)
+        for turn in stored:
+            if turn["role"] != "assistant":
+                content = turn["content"].strip()
+                notes["unwritten"] += content not in text and json.dumps(content)[1:-1] not in text
         for index in answers:
             content = (split_thought(stored[index]["content"]) or ("", stored[index]["content"]))[1]
             notes["contents"] += "tool_calls" in ready[index] and content.strip() not in text
@@ -292,9 +298,7 @@ class Chat:
                 "(dataset.context=[])"
             )
 
-    def _after_prompt(
-        self, prompt: str, text: str, turn: Mapping[str, Any], generated: bool, notes: Counter[str]
-    ) -> str:
+    def _after_prompt(self, prompt: str, text: str, turn: Mapping[str, Any], notes: Counter[str]) -> str:
         """The text with its last turn after the generation prompt, which may begin a thought, or hold an empty one; empty: the text does not
         begin with the prompt.
 
@@ -303,8 +307,6 @@ class Chat:
         """
         if text.startswith(prompt) and len(text) > len(prompt):
             return text
-        if generated:
-            return prompt + turn["content"] + self.closing
         bare = _unopened(prompt)
         if bare == prompt or not text.startswith(bare):
             return ""

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -134,7 +135,7 @@ def extra_of(turn: Mapping[str, Any]) -> dict[str, Any]:
 def with_extra(turn: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, str]:
     """A stored turn with other keys besides role and content."""
     bare = {key: turn[key] for key in ("role", "content")}
-    return bare | ({"extra": json.dumps(extra, ensure_ascii=False, sort_keys=True)} if extra else {})
+    return bare | ({"extra": json.dumps(extra, ensure_ascii=False)} if extra else {})
 
 
 def split_thought(content: str) -> tuple[str, str] | None:
@@ -163,6 +164,14 @@ def template_turns(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         empty = not turn["content"] and "tool_calls" in extra
         ready.append({"role": turn["role"], **({} if empty else {"content": turn["content"]}), **extra})
     return ready
+
+
+def shown_turn(turn: Mapping[str, Any]) -> str:
+    """A stored turn as text for people: its content, and its calls as JSON."""
+    calls = [call["function"] for call in extra_of(turn).get("tool_calls", ())]
+    return "\n".join(
+        filter(None, [turn["content"], *(json.dumps(call, ensure_ascii=False) for call in calls)])
+    )
 
 
 def endpoint_turns(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -359,9 +368,10 @@ def _decoded(value: Any) -> Any:
         return value
     with contextlib.suppress(ValueError):
         return decode_json(value)
-    for text in (value, _ARRAY.sub("}, {", value)):
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            return ast.literal_eval(text.strip())
+    with warnings.catch_warnings(action="ignore"):  # of escapes in texts that are none of Python's
+        for text in (value, _ARRAY.sub("}, {", value)):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                return ast.literal_eval(text.strip())
     return value
 
 

@@ -148,7 +148,7 @@ class CausalLMRows(RowSchema):
                 turns += read_history(value, where)
             else:
                 tools += read_tools(value, where)
-        return turns, json.dumps(tools, ensure_ascii=False, sort_keys=True) if tools else ""
+        return turns, json.dumps(tools, ensure_ascii=False) if tools else ""
 
     def _answered(self, turns: list[dict[str, str]], where: str) -> list[dict[str, str]]:
         """The turns up to the last one that is learned, with their reasoning as `dataset.thoughts` says."""

@@ -38,6 +38,7 @@ from kdcli.tasks.causal_lm.chat import (
     last_answer,
 )
 from kdcli.tasks.causal_lm.checks import require_causal, require_separation
+from kdcli.tasks.causal_lm.conversations import shown_turn
 from kdcli.tasks.causal_lm.presentation import PRESENTATION
 from kdcli.tasks.causal_lm.rows import CausalLMRows
 from kdcli.tasks.causal_lm.spec import SPEC
@@ -348,8 +349,8 @@ class CausalLM(LanguageModel):
         shown = []
         for turns in conversations:
             last = last_answer(turns)
-            prompt = "\n\n".join(turn["content"] for turn in turns[:last])
-            shown.append({"prompt": prompt, "reference": turns[last]["content"]})
+            prompt = "\n\n".join(map(shown_turn, turns[:last]))
+            shown.append({"prompt": prompt, "reference": shown_turn(turns[last])})
         return shown
 
     def replies(
