@@ -146,6 +146,8 @@ class RowSchema(ABC):
             path = column.split(".") if nested and column not in columns else [column]
             if path[0] not in columns:
                 remedy = f"name them with {self.keys}"
+                if talk := sorted({"messages", "conversations"} & {*columns} - {*self.columns}):
+                    remedy += f"; conversations are read with dataset.messages={talk[0]}"
                 if len(columns) == 1 and (sign := re.search("[;|,]", columns[0])):
                     remedy = (
                         f"if {sign[0]} stands between its columns, give 'dataset.delimiter=\"{sign[0]}\"'"

@@ -39,11 +39,12 @@ EMPTY = re.compile(r"\A\s*<think>\s*</think>\s*")
 """A thought that is begun, or that is empty, at the end of a prompt."""
 THOUGHT, END_OF_THOUGHT = "<think>\n", "\n</think>\n\n"
 TURNS, COUNTED, UNWEIGHTED = "turns", "counted turns", "turns of weight 0"
+ROLE, KEY = "role ", "key "
+"""The beginnings of notes on turns of a role, and of keys of turns, that the template does not write."""
 NOTES = {
     "kept": "thoughts are learned that the chat template leaves out of a conversation (dataset.thoughts=drop leaves them out)",
     "unthinking": "answers have no thought, which the generation prompt of the chat template begins: an empty one is learned",
     "thoughts": "thoughts of earlier turns are left out by the chat template (dataset.thoughts=all writes and learns them)",
-    "unwritten": "turns of the system, of users or of tools are left out by the chat template",
     "contents": "contents beside a call are left out by the chat template",
 }
 
@@ -74,6 +75,7 @@ class Chat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
+        self._reads: dict[str, bool] = {}
 
     def require(self) -> None:
         """Require a template that renders a conversation and distinguishes its roles.
@@ -192,6 +194,7 @@ class Chat:
         else:
             whole = self._write(ready, tools)
             self._require_written(ready, whole, tools)
+            self._note_keys(ready, whole, tools, notes)
             if (thought := _thought(ready[last])) and thought not in whole[_shared(whole, prompt) :]:
                 ready[last][KEEP] = True
                 notes["kept"] += 1
@@ -220,7 +223,8 @@ class Chat:
         for turn in stored:
             if turn["role"] != "assistant":
                 content = turn["content"].strip()
-                notes["unwritten"] += content not in text and json.dumps(content)[1:-1] not in text
+                if content not in text and json.dumps(content)[1:-1] not in text:
+                    notes[ROLE + turn["role"]] += 1
         for index in answers:
             content = (split_thought(stored[index]["content"]) or ("", stored[index]["content"]))[1]
             notes["contents"] += "tool_calls" in ready[index] and content.strip() not in text
@@ -297,6 +301,26 @@ class Chat:
                 "the chat template does not write the tools of the conversation; use a model whose template does, or leave them out "
                 "(dataset.context=[])"
             )
+
+    def _note_keys(
+        self, turns: list[dict[str, Any]], text: str, tools: str | None, notes: Counter[str]
+    ) -> None:
+        """Note the further keys of turns that the template does not write, such as a name."""
+        for key in {key for turn in turns for key in turn} - {
+            "role",
+            "content",
+            "tool_calls",
+            *THOUGHTS,
+            KEEP,
+        }:
+            if key not in self._reads:
+                bare = [{name: turn[name] for name in turn if name != key} for turn in turns]
+                try:
+                    self._reads[key] = self._write(bare, tools) != text
+                except DataError:
+                    self._reads[key] = True
+            if not self._reads[key]:
+                notes[KEY + key] += sum(key in turn for turn in turns)
 
     def _after_prompt(self, prompt: str, text: str, turn: Mapping[str, Any], notes: Counter[str]) -> str:
         """The text with its last turn after the generation prompt, which may begin a thought, or hold an empty one; empty: the text does not

@@ -176,7 +176,7 @@ class CausalLMRows(RowSchema):
         values = [Values(*row) for parts in sources.values() for part in parts for row in part.rows]
         self.tools = any(row.tools for row in values)
         self.conversational = self.tools or any(row.turns for row in values)
-        if self.conversational and not self.cfg.chat and any(row.texts for row in values):
+        if not self.cfg.chat and any(row.texts and (row.turns or row.tools) for row in values):
             raise DataError(
                 f"{self.cfg.path}: prompt and completion are texts, and {listed(self.context)} belongs to a conversation; give dataset.chat=true, "
                 "which makes turns of prompt and completion, or leave it out (dataset.context=[])"

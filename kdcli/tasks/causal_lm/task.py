@@ -30,7 +30,9 @@ from kdcli.signals import HiddenSignal
 from kdcli.tasks.base import Predictions
 from kdcli.tasks.causal_lm.chat import (
     COUNTED,
+    KEY,
     NOTES,
+    ROLE,
     TURNS,
     UNWEIGHTED,
     Chat,
@@ -465,9 +467,19 @@ class CausalLM(LanguageModel):
                 missing,
                 turns,
             )
-        for name, what in NOTES.items():
-            if count := notes.get(name):
-                logger.warning("%d %s", count, what)
+        for name, count in notes.items():
+            if count and name in NOTES:
+                logger.warning("%d %s", count, NOTES[name])
+            elif count and name.startswith(ROLE):
+                logger.warning(
+                    "%d turns of the role %s are left out by the chat template",
+                    count,
+                    name.removeprefix(ROLE),
+                )
+            elif count and name.startswith(KEY):
+                logger.info(
+                    "the chat template does not write the key %s of %d turns", name.removeprefix(KEY), count
+                )
 
     def generate_samples(
         self,

@@ -239,3 +239,36 @@ def test_the_page_lists_these_templates() -> None:
     """A page that promises a template which no test renders."""
     rows = table("conversations.md", "Chat templates")
     assert rows.keys() == TEMPLATES.keys() | {kind for kind, *_ in REFUSED}
+
+
+def test_what_a_template_does_not_write_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The instruction of a system, the result of a tool or a name is dropped in silence."""
+    silent = CHAT.replace("{% for turn in messages %}", "{% for turn in messages if turn['role'] in ['user', 'assistant'] %}")  # fmt: skip
+    turns = [SYSTEM, {**USER, "name": "Ann"}, ONE, {"role": "tool", "content": "fine"}, TWO]
+    notes = render(silent, turns).notes
+    assert {name: notes[name] for name in ("role system", "role tool", "key name")} == dict.fromkeys(
+        ("role system", "role tool", "key name"), 1
+    )
+    assert not any(" " in name and count for name, count in render(CHAT, TWICE).notes.items() if name[:5] in ("role ", "key n"))  # fmt: skip
+    task, made = CausalLM(chat=True), tokenizer(silent)
+    rows = datasets.Dataset.from_list([{"id": "a", "messages": read_turns(turns, "row 1")}])
+    with caplog.at_level("INFO"):
+        task.warn_of_truncation(task.encode(made, rows, 128), 128)
+    assert "1 turns of the role system are left out by the chat template" in caplog.text
+    assert "does not write the key name of 1 turns" in caplog.text
+
+
+def test_what_a_student_wrote_is_learned_as_it_is() -> None:
+    """The tokens of a rollout are rendered in another way than the student wrote them, and it is judged for tokens that it did not write."""
+    chat, turns = Chat(tokenizer(LAST_THINKS)), read_turns([USER, {**ONE, "content": " so it"}], "row 1")
+    rendered = chat.render(turns, generated=True)
+    assert rendered.text == f"{chat.prompt(turns)} so it<|end|>"
+    assert chat.render(turns, generated=True, ends=False).text == f"{chat.prompt(turns)} so it"
+
+
+def test_arguments_keep_their_order() -> None:
+    """The student learns to write arguments in the order of the alphabet."""
+    arguments = {"when": "now", "city": "x", "a": [1, {"z": 1, "b": 2}]}
+    call = {"type": "function", "function": {"name": "look", "arguments": arguments}}
+    rendered = render(LAST_THINKS, [USER, {**ONE, "tool_calls": [call]}])
+    assert 'look:{"when": "now", "city": "x", "a": [1, {"z": 1, "b": 2}]}' in rendered.text

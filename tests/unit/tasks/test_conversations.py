@@ -273,6 +273,25 @@ def test_a_completion_begins_with_the_assistant(tmp_path: Path) -> None:
         pairs(tmp_path, {"prompt": "q", "completion": [{"role": "user", "content": "else"}, PLAIN[1]]})
 
 
+def test_texts_among_turns(tmp_path: Path) -> None:
+    """A file in which some prompts are turns and others are texts."""
+    rows = [
+        {"prompt": PLAIN[:1], "completion": PLAIN[1:]},
+        *({"prompt": f"q{n}", "completion": "a"} for n in range(2)),
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    sizes = {"test_size": 1, "validation_size": 1}
+    data = load(Dataset(path=str(path), format="jsonl", prompt="prompt", completion="completion", **sizes))
+    assert all(full(row["messages"])[1] == PLAIN[1] for split in data.splits.values() for row in split)
+
+
+def test_the_key_for_conversations_is_named(tmp_path: Path) -> None:
+    """A user of a file of conversations is asked for texts and labels."""
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"conversations": PLAIN}])
+    with pytest.raises(DataError, match="conversations are read with dataset.messages=conversations"):
+        load(Dataset(path=str(path), format="jsonl"))
+
+
 def test_the_column_of_a_system_needs_turns(tmp_path: Path) -> None:
     """An instruction that stands beside texts without roles is dropped in silence."""
     with pytest.raises(DataError, match=r"system belongs to a conversation; give dataset.chat=true"):
