@@ -20,7 +20,7 @@ from kdcli.tasks.token_classification.scheme import is_outside, scheme_of
 logger = logging.getLogger(__name__)
 SAME = 0.9
 """The share of lines that a separator cuts into the same number of fields."""
-LONGEST_SENTENCE = 2000
+LONGEST_SENTENCE = 500
 """Words of a file of one sentence, above which its sentences have no blank line between them."""
 MOST_TAGS = 300
 """Different values of a column, above which it holds no tags; UD has 17, the largest sets of entity types about 100."""
@@ -99,9 +99,14 @@ def tagged_sentences(schema: RowSchema, path: Path, lines: Iterable[str]) -> Ite
         groups, sure = (
             [[line for line in group if line is not header] for group in each] for each in (groups, sure)
         )
-    layout = _layout(schema, path, [group for group in sure if group], names)
+    if not any(sure):
+        return
+    endless = len(groups) == 1 and names is None
+    sure = _by_numbers(sure) if endless else [group for group in sure if group]
+    layout = _layout(schema, path, sure, names)
     tags = {layout.values(line)[1] for line in itertools.chain(*sure) if len(line.fields) >= layout.size}
     words = [[line for line in group if _is_word(line, layout, tags)] for group in groups]
+    words = _by_numbers(words) if endless else words
     count = sum(map(len, groups)) - sum(map(len, words)) + len(comments)
     between = {"\t": "tabs", "\t+": "tabs", " ": "white space"}.get(separator, separator)
     more = f"; comment lines left out: {count}" if count else ""
@@ -307,6 +312,26 @@ def _named(path: Path, names: list[str], chosen: str | None, usual: Sequence[str
             f"{path}: none of its columns ({listed(names)}) is called {key}; name it with dataset.{key}="
         )
     return found[0]
+
+
+def _by_numbers(groups: Groups) -> Groups:
+    """Lines without blank lines between them, as sentences: where a column that numbers the words begins again, or that numbers the sentences
+    changes."""
+    lines = groups[0]
+    for place in range(min([3, *(len(line.fields) - 2 for line in lines)])):
+        values = [line.fields[place] for line in lines]
+        if not all(map(ID.fullmatch, values)):
+            continue
+        numbers = list(map(int, values))
+        pairs = list(itertools.pairwise(numbers))
+        begins = [number <= 1 for _, number in pairs]
+        if not all(number == last + 1 or number <= 1 for last, number in pairs) or not any(begins):
+            begins = [number != last for last, number in pairs]
+            if len(set(numbers)) != sum(begins) + 1 or sum(begins) * 2 > len(lines):
+                continue
+        cuts = [0, *(index for index, new in enumerate(begins, 1) if new), len(lines)]
+        return [lines[first:last] for first, last in itertools.pairwise(cuts)]
+    return groups
 
 
 def _counts(groups: Groups, place: int) -> bool:

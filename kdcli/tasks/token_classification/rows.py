@@ -174,6 +174,10 @@ class TokenClassificationRows(LabelledRows):
             words, places = tokens
         elif isinstance(words, str):
             places = words_of(require_text(words, "the text", where))
+        if self.has_gold and (tags is None or tags == ""):
+            raise DataError(
+                f"{where}: the tags are missing; write [] for a text without spans, and O for a word in no entity"
+            )
         if isinstance(tags, str):
             tags = _split(
                 tags, words.split() if isinstance(words, str) else require_list(words, "words", where)
@@ -194,6 +198,10 @@ class TokenClassificationRows(LabelledRows):
                 [words[start:end] for start, end in places] if tags is None and self.spans else words.split()
             )
         words = require_list(words, "words", where)
+        if isinstance(words[0], list | dict):
+            raise DataError(
+                f"{where}: word 1 is {shown(words[0], 80)}; expected a list of words, and one of their tags, for each sentence"
+            )
         return words, [None] * len(words) if tags is None and not self.has_gold else require_list(
             tags, "tags", where
         )

@@ -13,10 +13,12 @@ from typing import Any
 
 from kdcli.errors import DataError, shown
 
-START = "start", "start_offset", "startOffset", "start_char", "begin"
-END = "end", "end_offset", "endOffset", "end_char", "stop"
-TYPE = "label", "labels", "type", "tag", "entity_type", "entity_group", "entity", "class", "category"
-"""The keys of a span in the exports of labelling tools, and of the pipelines of transformers."""
+START = "start", "startoffset", "startchar", "begin", "beginoffset", "offset"
+END = "end", "endoffset", "endchar", "stop"
+TYPE = "label", "labels", "type", "tag", "entitytype", "entitygroup", "entity", "class", "category"
+"""The keys of a span in the exports of labelling tools, and of the pipelines of transformers, in lower case and without _."""
+LISTS = "entities", "spans", "result", "annotations"
+"""The keys of lists of spans."""
 CUTS = "spans begin or end inside of a word, which is then tagged entirely"
 SECOND = "texts have the labels of several annotators, of which the first ones are read"
 
@@ -65,7 +67,7 @@ def holds_spans(tags: Any) -> bool:
 def looks_like_span(value: Any) -> bool:
     """Whether a value is a span of characters, or holds some, as labelling tools write them."""
     if isinstance(value, dict):
-        return bool(value.keys() & {*START, "points", "entities", "spans", "result"})
+        return _first(value, START) is not None or bool(value.keys() & {"points", *LISTS})
     return _has_places(value)
 
 
@@ -157,12 +159,8 @@ def _shown(span: Span) -> str:
 
 def _spans(spans: Any, text: str, where: str, notes: Counter[str]) -> Iterator[Span]:
     """The spans of an export, flat."""
-    if isinstance(spans, dict):
-        lists = [
-            value
-            for key, value in spans.items()
-            if key in ("entities", "spans", "result") and isinstance(value, list)
-        ]
+    while isinstance(spans, dict):
+        lists = [value for key, value in spans.items() if key in LISTS and isinstance(value, list | dict)]
         if len(lists) != 1:
             raise _unreadable(spans, where)
         spans = lists[0]
@@ -185,6 +183,8 @@ def _spans(spans: Any, text: str, where: str, notes: Counter[str]) -> Iterator[S
 def _span(value: Any, text: str, where: str) -> Span:
     if isinstance(value, dict):
         start, end, kind = (_first(value, keys) for keys in (START, END, TYPE))
+        if end is None and isinstance(start, int) and isinstance(value.get("length"), int):
+            end = start + value["length"]
     elif isinstance(value, list | tuple) and len(value) == 3:
         numbers = [each for each in value if isinstance(each, int)]
         names = [each for each in value if not isinstance(each, int)]
@@ -225,7 +225,8 @@ def _placed(start: int, end: int, quoted: str, text: str, where: str) -> tuple[i
 
 
 def _first(value: dict[str, Any], keys: Sequence[str]) -> Any:
-    return next((value[key] for key in keys if value.get(key) is not None), None)
+    found = {str(key).replace("_", "").casefold(): each for key, each in value.items() if each is not None}
+    return next((found[key] for key in keys if key in found), None)
 
 
 def _unreadable(value: Any, where: str) -> DataError:

@@ -167,6 +167,16 @@ READ: dict[str, tuple[str | bytes, dict[str, Any], Sentences]] = {
         {},
         SENTENCES,
     ),
+    "no blank lines, but numbers of words": (
+        "# id 1\n" + lines("{i} {word} {tag}", "# id = 2\n"),
+        {},
+        SENTENCES,
+    ),
+    "no blank lines, but numbers of sentences": (
+        "".join(f"{i}\t{word}\t{tag}\n" for i, each in enumerate(SENTENCES, 7) for word, tag in each),
+        {},
+        SENTENCES,
+    ),
     "a column with the number of the sentence (sentence_id)": (
         "sentence_id\tword\ttag\n"
         + "".join(f"{i}\t{word}\t{tag}\n" for i, each in enumerate(SENTENCES) for word, tag in each),

@@ -100,6 +100,11 @@ REFUSED_TABLES: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         r"row 1: 3 words and 1 tags; each word needs one",
     ),
+    "lists of sentences in a row": (
+        [{"words": [["a", "b"], ["c"]], "tags": [["O", "O"], ["B-X"]]}],
+        {},
+        r"word 1 is \['a', 'b'\]; expected a list of words, and one of their tags, for each sentence",
+    ),
     "a word a row, not in the order of sentences": (
         [{"sentence_id": i % 2, "words": f"w{i}", "tags": "O"} for i in range(4)]
         + [{"sentence_id": 1, "words": "x", "tags": "B-X"}],
@@ -176,6 +181,12 @@ READ_SPANS: dict[str, tuple[dict[str, Any], str, str, Sentences]] = {
     "pipelines of transformers: entity_group": (
         {"text": TEXT, "found": spans("start", "end", "entity_group", score=0.9)}, "text", "found", [TAGGED],
     ),
+    "Azure, AWS, RASA: offset and length, BeginOffset, startOffset, entity": (
+        {"text": TEXT, "label": {"annotations": {"entities": [
+            {"offset": 0, "length": 8, "category": "PER"}, {"BeginOffset": 18, "EndOffset": 27, "Type": "LOC"},
+        ]}}},
+        "text", "label", [TAGGED],
+    ),
     "spans with white space at their ends": (
         {"text": TEXT, "label": [[0, 9, "PER"], [17, 27, "LOC"]]}, "text", "label", [TAGGED],
     ),
@@ -210,6 +221,10 @@ REFUSED_SPANS: dict[str, tuple[dict[str, Any], str]] = {
     "spans of words": (
         {"text": TEXT.split(), "label": [[0, 1, "PER"]]},
         r"the tags are spans of characters .* name the column of the texts with dataset.words=",
+    ),
+    "no spans at all (null)": (
+        {"text": TEXT, "label": None},
+        r"the tags are missing; write \[\] for a text without spans",
     ),
     "other mappings (CLUENER)": (
         {"text": TEXT, "label": {"PER": {"Anna Lee": [[0, 7]]}}},
