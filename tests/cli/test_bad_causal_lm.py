@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 import pytest
-from support.commands import ColdCache, refusal
+from support.commands import ColdCache, refusal, require_words
 from support.tiny import (
     CHAT,
     decoder,
@@ -77,27 +77,26 @@ def copy(teacher: Path, folder: Path, template: str | None) -> Path:
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "vit"])
 def test_a_student_that_sees_what_it_shall_predict(refused: Refused, tmp_path: Path, model_type: str) -> None:
     """transformers makes a BERT with a head for the next token, which reads that token: nothing is learnt."""
-    said = refused(*pairs(tmp_path), "student=tiny", f"student.model_type={model_type}")
-    assert f"student: {model_type} has no model for the task causal_lm" in said
-    assert "student=smollm2-30m or smollm2-60m" in said
+    message = refused(*pairs(tmp_path), "student=tiny", f"student.model_type={model_type}")
+    require_words(message, "student", model_type, "causal_lm", "student=smollm2-30m", "smollm2-60m")
 
 
 # ---- rows ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "words"),
     [
-        (["student=layers", "student.num_hidden_layers=9"], "student.num_hidden_layers = 9: the teacher has 2"),
-        (["student=pruned", "student.hidden_size=64"], "student.hidden_size = 64: the teacher has 32"),
-        (["student=vocabulary"], "that predicts tokens cannot be trimmed"),
-        (["student=composed", "student.initializers=[vocabulary]"], "that predicts tokens cannot be trimmed"),
-        (["student=layers", "student.num_hidden_layers=1", "OPT"], "the structure of opt models is not known"),
+        (["student=layers", "student.num_hidden_layers=9"], ["student.num_hidden_layers", "9", "2"]),
+        (["student=pruned", "student.hidden_size=64"], ["student.hidden_size", "64", "32"]),
+        (["student=vocabulary"], ["predicts tokens", "trimmed"]),
+        (["student=composed", "student.initializers=[vocabulary]"], ["predicts tokens", "trimmed"]),
+        (["student=layers", "student.num_hidden_layers=1", "OPT"], ["structure", "opt"]),
     ],
     ids=["layers", "pruned", "vocabulary", "composed", "opt"],
 )  # fmt: skip
 def test_a_student_that_cannot_be_born(
-    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], words: list[str]
 ) -> None:
     """Found after hours of the teacher's tuning, and of its answers."""
     base = [word for word in language_model_options(teacher) if not word.startswith("student")]
@@ -109,16 +108,16 @@ def test_a_student_that_cannot_be_born(
         speller().save_pretrained(tmp_path / "opt")
     run = f"hydra.run.dir={tmp_path / 'run'}"
     assert launch("distill", [*base, *talk(tmp_path, "pairs"), "teacher.tune=true", *overrides, run]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert "[1/" not in said
+    err = capsys.readouterr().err
+    require_words(err, *words)
+    assert "[1/" not in err
 
 
 @pytest.mark.parametrize("completion", ["", " \n", None])
 def test_an_empty_completion(refused: Refused, tmp_path: Path, completion: str | None) -> None:
     """A row without an answer teaches the model to say nothing."""
-    said = refused(*pairs(tmp_path, {"prompt": "the film:", "completion": completion}))
-    assert "rows.jsonl, row 81: the completion is" in said
+    message = refused(*pairs(tmp_path, {"prompt": "the film:", "completion": completion}))
+    require_words(message, "rows.jsonl", "row 81", "completion")
 
 
 def test_an_answer_that_says_nothing(refused: Refused, tmp_path: Path) -> None:
@@ -128,8 +127,8 @@ def test_an_answer_that_says_nothing(refused: Refused, tmp_path: Path) -> None:
         for content in ("good", "")
     ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    said = refused("dataset=jsonl", f"dataset.path={path}", "dataset.messages=messages")
-    assert "rows.jsonl, row 2: the content of message 2 is empty" in said
+    message = refused("dataset=jsonl", f"dataset.path={path}", "dataset.messages=messages")
+    require_words(message, "rows.jsonl", "row 2", "message 2", "empty")
 
 
 @pytest.mark.parametrize("chat", ["false", "true"])
@@ -137,18 +136,16 @@ def test_a_prompt_that_fills_the_context(refused: Refused, tmp_path: Path, chat:
     """Its answer is cut off: the row has nothing that is learnt, and a batch of such rows a loss that is no number. Or such rows are
     told of one by one, by the words that the template begins them all with."""
     long = {"prompt": "the film was " * 30, "completion": "good"}
-    said = refused(*pairs(tmp_path, long), f"dataset.chat={chat}")
-    assert "('the film was the film was" in said
-    assert re.search(r"so it is with 1 of \d+ rows", said)
-    assert "no token of its completion is within dataset.max_length = 64 tokens" in said
-    assert "Raise dataset.max_length, or drop longer rows (dataset.truncation=drop)" in said
+    message = refused(*pairs(tmp_path, long), f"dataset.chat={chat}")
+    require_words(message, "the film was the film was", "completion", "dataset.max_length", "64")
+    require_words(message, "1 of", "dataset.truncation=drop")
 
 
 @pytest.mark.parametrize("length", [1, 2])
 def test_no_token_counts(refused: Refused, tmp_path: Path, length: int) -> None:
     """Plain text in rows of one token, before which nothing stands: a perplexity of no token at all."""
-    said = refused(*talk(tmp_path, "text"), f"dataset.max_length={length}")
-    assert f"dataset.max_length = {length}: rows of plain text need at least 3 tokens" in said
+    message = refused(*talk(tmp_path, "text"), f"dataset.max_length={length}")
+    require_words(message, "dataset.max_length", f"{length}", "text", "3 tokens")
 
 
 @pytest.mark.parametrize(
@@ -162,15 +159,12 @@ def test_more_is_to_be_written_than_there_are_positions(
     refused: Refused, tmp_path: Path, key: str, overrides: list[str]
 ) -> None:
     """A model that writes past its last position, in the evaluation, when all is trained."""
-    said = refused(*pairs(tmp_path), *overrides)
-    assert f"{key} = 128: llama has positions for 128 tokens" in said
-    assert f"give {key} < 128" in said
+    require_words(refused(*pairs(tmp_path), *overrides), key, "128", "llama", f"{key} < 128")
 
 
 def test_labelled(refused: Refused, tmp_path: Path) -> None:
     """An option for labels that silently does nothing to completions."""
-    said = refused(*pairs(tmp_path), "dataset.labelled=20")
-    assert "labelled: causal_lm has no labels to hide; use limit" in said
+    require_words(refused(*pairs(tmp_path), "dataset.labelled=20"), "labelled", "causal_lm", "limit")
 
 
 def test_answers_that_are_cut_off_are_told_of(
@@ -186,9 +180,7 @@ def test_answers_that_are_cut_off_are_told_of(
         )
         == 2
     )
-    assert re.search(
-        r"INFO \d of 75 training rows fill dataset.max_length = 64 tokens", capsys.readouterr().err
-    )
+    require_words(capsys.readouterr().err, "INFO", "of 75 training rows", "dataset.max_length", "64 tokens")
 
 
 def test_what_is_too_long_can_be_left_out(refused: Refused, tmp_path: Path) -> None:
@@ -196,13 +188,14 @@ def test_what_is_too_long_can_be_left_out(refused: Refused, tmp_path: Path) -> N
     long = [{"prompt": f"{n} was " * 40, "completion": "good"} for n in range(30)]
     long += [{"prompt": f"so {n}:", "completion": "good, " * 90} for n in range(30)]
     words = [*pairs(tmp_path, *long), "dataset.truncation=drop", "trainer.batch_size=999"]
-    said = refused(*words, "dataset.test_size=10", "dataset.validation_size=10")
-    kept = int(re.findall(r"(\d+) rows are fewer than one batch", said)[0])
+    message = refused(*words, "dataset.test_size=10", "dataset.validation_size=10")
+    require_words(message, "trainer.batch_size", "999")
+    kept = int(re.findall(r"(\d+) rows", message)[0])
     assert 60 <= kept <= 80, (
         "of 120, sixty of which are too long but for those that went into validation and test"
     )
-    said = refused(*words, "dataset.max_length=8", "rollout.max_new_tokens=2", "measure=null")
-    assert "rows have more than dataset.max_length = 8 tokens; raise it" in said
+    message = refused(*words, "dataset.max_length=8", "rollout.max_new_tokens=2", "measure=null")
+    require_words(message, "rows", "dataset.max_length", "8 tokens")
 
 
 # ---- templates ----------------------------------------------------------------------------------------
@@ -211,9 +204,8 @@ def test_what_is_too_long_can_be_left_out(refused: Refused, tmp_path: Path) -> N
 def test_no_chat_template(refused: Refused, teacher: Path, tmp_path: Path) -> None:
     """A traceback of jinja2, or a conversation that is written in a way which the model never saw."""
     plain = copy(teacher, tmp_path / "plain", None)
-    said = refused(*talk(tmp_path, "messages"), f"teacher.path={plain}")
-    assert "this model's tokenizer has no chat template" in said
-    assert "chat_template.jinja" in said
+    message = refused(*talk(tmp_path, "messages"), f"teacher.path={plain}")
+    require_words(message, "no chat template", "chat_template.jinja")
 
 
 SAME = "{% for turn in messages %}{{ turn['content'] }}<|end|>\n{% endfor %}"
@@ -221,24 +213,24 @@ SPEECHLESS = "{{ raise_exception('no conversations here') }}"
 
 
 @pytest.mark.parametrize(
-    ("template", "expected"),
+    ("template", "words"),
     [
-        (SAME, "renders a user's and an assistant's turn alike"),
+        (SAME, ["alike"]),
         (
             CHAT.replace("{% if add_generation_prompt %}<|assistant|>{% endif %}", "<|user|>"),
-            "repair the template",
+            ["repair"],
         ),
-        (SPEECHLESS, "the chat template refuses a conversation of user, assistant: no conversations here"),
-        ("{% for turn in messages %}", "the chat template refuses a conversation"),
+        (SPEECHLESS, ["refuses", "user", "assistant", "no conversations here"]),
+        ("{% for turn in messages %}", ["refuses", "user", "assistant"]),
     ],
     ids=["same", "another beginning", "refuses", "no jinja"],
 )
 def test_a_template_that_cannot_be_used(
-    refused: Refused, teacher: Path, tmp_path: Path, template: str, expected: str
+    refused: Refused, teacher: Path, tmp_path: Path, template: str, words: list[str]
 ) -> None:
     """Roles that are written alike, or an answer that cannot be told from its prompt: the model learns the questions."""
     odd = copy(teacher, tmp_path / "odd", template)
-    assert expected in refused(*talk(tmp_path, "messages"), f"teacher.path={odd}")
+    require_words(refused(*talk(tmp_path, "messages"), f"teacher.path={odd}"), "template", *words)
 
 
 def test_a_turn_that_the_template_does_not_take(refused: Refused, teacher: Path, tmp_path: Path) -> None:
@@ -249,20 +241,15 @@ def test_a_turn_that_the_template_does_not_take(refused: Refused, teacher: Path,
     rows = [{"messages": [{"role": "user", "content": prompt}, turns[1]]} for prompt, _ in exchanges(80)]
     path = write_jsonl(tmp_path / "rows.jsonl", [*rows, {"messages": odd}])
     words = ["dataset=jsonl", f"dataset.path={path}", "dataset.messages=messages"]
-    said = refused(*words, f"teacher.path={copy(teacher, tmp_path / 'odd', template)}")
-    assert re.search(
-        r"row \w+ \('Be brief.'\): .* of system, user: No system; remove the turns that it does not", said
-    )
+    message = refused(*words, f"teacher.path={copy(teacher, tmp_path / 'odd', template)}")
+    require_words(message, "row", "'Be brief.'", "template", "system", "user", "No system", "remove")
 
 
 def test_one_long_document(refused: Refused, tmp_path: Path) -> None:
     """A smaller test split is advised where there is one row: no size is small enough."""
     (tmp_path / "long.txt").write_text(" ".join(documents(8)).replace("\n", " "))
-    said = refused("dataset=text", f"dataset.path={tmp_path / 'long.txt'}")
-    assert (
-        "(1 are there); give dataset.validation= and dataset.test=, or more rows (documents end at blank"
-        in said
-    )
+    message = refused("dataset=text", f"dataset.path={tmp_path / 'long.txt'}")
+    require_words(message, "1", "dataset.validation=", "dataset.test=", "blank")
 
 
 # ---- models -------------------------------------------------------------------------------------------
@@ -279,16 +266,14 @@ def test_a_gguf_of_an_unknown_kind(refused: Refused, tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    said = refused(*pairs(tmp_path), f"teacher.path={path}")
-    assert "cannot read this kind of model" in said
-    assert "nonsense" in said
+    require_words(refused(*pairs(tmp_path), f"teacher.path={path}"), "kind of model", "nonsense")
 
 
 def test_a_file_that_is_no_gguf(refused: Refused, tmp_path: Path) -> None:
     """A download page saved under the model's name."""
     path = tmp_path / "model.gguf"
     path.write_text("<!doctype html>")
-    assert f"{path} is not a GGUF file" in refused(*pairs(tmp_path), f"teacher.path={path}")
+    require_words(refused(*pairs(tmp_path), f"teacher.path={path}"), str(path), "GGUF")
 
 
 def changed(how: Callable[[dict[str, Any]], None]) -> Any:
@@ -314,9 +299,8 @@ def test_another_vocabulary(refused: Refused, tmp_path: Path) -> None:
         one, other = [token for token in vocabulary if token.isalpha() and len(token) > 2][:2]
         vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
 
-    said = refused(*pairs(tmp_path), "student=local", a_student(tmp_path / "student", changed(swap)))
-    assert "have different vocabularies" in said
-    assert "Use a student of the teacher's family" in said
+    message = refused(*pairs(tmp_path), "student=local", a_student(tmp_path / "student", changed(swap)))
+    require_words(message, "different vocabularies", "student", "teacher's family")
 
 
 def test_the_same_vocabulary_cut_in_another_way(refused: Refused, tmp_path: Path) -> None:
@@ -325,16 +309,15 @@ def test_the_same_vocabulary_cut_in_another_way(refused: Refused, tmp_path: Path
     def cut(inner: dict[str, Any]) -> None:
         inner["model"]["merges"] = inner["model"]["merges"][:20]
 
-    said = refused(*pairs(tmp_path), "student=local", a_student(tmp_path / "student", changed(cut)))
-    assert "the teacher and the student count different tokens" in said
+    message = refused(*pairs(tmp_path), "student=local", a_student(tmp_path / "student", changed(cut)))
+    require_words(message, "teacher", "student", "different tokens")
 
 
 def test_a_student_with_another_template(refused: Refused, tmp_path: Path) -> None:
     """An answer that ends in another token for the student: its teacher judges another number of tokens."""
     other = speller(CHAT.replace("<|end|>\n", "\n<|end|>"))
-    said = refused(*talk(tmp_path, "messages"), "student=local", a_student(tmp_path / "student", other))
-    assert "the teacher and the student count different tokens" in said
-    assert "chat templates differ" in said
+    message = refused(*talk(tmp_path, "messages"), "student=local", a_student(tmp_path / "student", other))
+    require_words(message, "teacher", "student", "different tokens", "chat templates")
 
 
 def test_a_model_that_reads_across_documents(refused: Refused, tmp_path: Path) -> None:
@@ -349,17 +332,16 @@ def test_a_model_that_reads_across_documents(refused: Refused, tmp_path: Path) -
     ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     own = ["student=local", f"student.path={folder}"]
-    said = refused(*talk(tmp_path, "text"), f"teacher.path={folder}", *own)
-    assert "opt: OPTForCausalLM does not separate the documents of a row" in said
+    message = refused(*talk(tmp_path, "text"), f"teacher.path={folder}", *own)
+    require_words(message, "opt", "OPTForCausalLM", "documents")
     assert CausalLM().load(folder)[1] is False  # for other data it will do
 
 
 def test_two_temperatures_and_a_store(refused: Refused, tmp_path: Path) -> None:
     """The mass outside the top k at the second temperature is made up."""
     more = "+loss.more={_target_: kdcli.losses.reverse_kl.ReverseKL, temperature: 3}"
-    said = refused(*pairs(tmp_path), more, "loss.soft_label.temperature=2")
-    assert "the loss terms have [2.0, 3.0]" in said
-    assert "teacher.cache=false" in said
+    message = refused(*pairs(tmp_path), more, "loss.soft_label.temperature=2")
+    require_words(message, "[2.0, 3.0]", "teacher.cache=false")
 
 
 # ---- what is stored -----------------------------------------------------------------------------------

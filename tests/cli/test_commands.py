@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from safetensors.numpy import load_file, save_file
+from support.commands import naming, require_one_message, require_words
 from support.tiny import bert, full_disk, run_snippet, sentences, texts_of, write_csv
 from transformers import AutoTokenizer
 
@@ -159,7 +160,7 @@ def test_eval_of_all_rows_of_a_file_with_some_of_the_labels(
     scored = json.loads((tmp_path / "eval" / "eval.json").read_text())
     assert (scored["examples"], scored["labels"]) == (50, ["so", "good", "bad"])
     assert launch("eval", [*words, "dataset.labels=[bad,good]", f"hydra.run.dir={tmp_path / 'other'}"]) == 2
-    assert "has 3 labels (so, good, bad), the data has 2" in capsys.readouterr().err
+    require_words(require_one_message(capsys.readouterr().err), "3", "so", "good", "bad", "2")
 
 
 def test_eval_of_a_run_on_another_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,9 +184,9 @@ def test_eval_of_a_run_on_another_file(run: Path, tmp_path: Path, capsys: pytest
 def test_eval_needs_something_to_score(capsys: pytest.CaptureFixture[str], body: Path, reviews: Path) -> None:
     """A body under a random head would be scored as if it had been trained."""
     assert launch("eval", ["measure=null"]) == 2
-    assert "run=" in capsys.readouterr().err
+    require_words(capsys.readouterr().err, "run=", "model=")
     assert launch("eval", [f"model={body}", "dataset=csv", f"dataset.path={reviews}", "measure=null"]) == 2
-    assert "no head" in capsys.readouterr().err
+    require_words(capsys.readouterr().err, str(body), "head")
 
 
 @pytest.fixture(scope="module")
@@ -255,10 +256,13 @@ def test_the_card_of_the_files_shows_what_they_are_worth(exported: Path) -> None
     table = [line for line in rest.splitlines() if line.startswith("|")]
     assert len(table) == 5
     assert len({line.count("|") for line in table}) == 1
-    assert "`model.int8.onnx` is the smallest within tolerance and budget" in rest
     assert (exported / "run_onnx.py").read_text().strip() in rest
-    assert "from raw text to answer" in rest
-    assert "model.int8.onnx: no label's probability is further than 0.0" in rest
+    for words in (
+        ("`model.int8.onnx`", "smallest", "budget"),
+        ("raw text",),
+        ("model.int8.onnx", "label's probability"),
+    ):
+        assert any(naming(*words).search(line) for line in rest.splitlines()), words
 
 
 def test_eval_of_an_artifact(
@@ -289,12 +293,12 @@ def test_eval_of_a_folder_of_files(
     none = Path(shutil.copytree(exported, tmp_path / "none"))
     (none / "export.json").write_text(json.dumps(told | {"recommended": None}))
     assert launch("eval", [f"run={run}", f"artifact={none}", f"hydra.run.dir={tmp_path / 'e'}"]) == 2
-    assert "name one: model.onnx, model.int8.onnx" in capsys.readouterr().err
+    require_words(require_one_message(capsys.readouterr().err), str(none), "model.onnx", "model.int8.onnx")
     gone = Path(shutil.copytree(exported, tmp_path / "gone"))
     (gone / told["recommended"]).unlink()
     assert launch("eval", [f"run={run}", f"artifact={gone}", f"hydra.run.dir={tmp_path / 'e'}"]) == 2
-    said = capsys.readouterr().err
-    assert f"{told['recommended']}, which {gone / 'export.json'} recommends, is gone" in said
+    message = require_one_message(capsys.readouterr().err)
+    require_words(message, told["recommended"], str(gone / "export.json"), "gone")
 
 
 def test_missed_gates_are_exit_code_3_and_leave_the_files(
@@ -310,9 +314,9 @@ def test_missed_gates_are_exit_code_3_and_leave_the_files(
     ]
     other = write_csv(tmp_path / "other.csv", sentences(500, seed=8))
     assert launch("export", [f"run={run}", f"dataset.path={other}"]) == 2
-    assert f"the data set is not the one that {run} was trained on" in capsys.readouterr().err
+    require_words(require_one_message(capsys.readouterr().err), "data set", str(run))
     assert launch("export", [f"run={run}", "hardware.budget.max_bytes=1000", *quick]) == 3
-    assert "max_bytes is 1.0 kB" in capsys.readouterr().out
+    require_words(capsys.readouterr().out, "max_bytes", "1.0 kB")
     result = json.loads((exported / "export.json").read_text())
     assert result["recommended"] is None
     assert result["artifacts"]["model.onnx"]["budget"]["max_bytes"]["met"] is False
@@ -333,14 +337,15 @@ def test_missed_gates_are_exit_code_3_and_leave_the_files(
         )
         == 0
     )
-    assert "those of rows of 24 tokens" in capsys.readouterr().out
+    require_words(capsys.readouterr().out, "24 tokens")
     result = json.loads((exported / "export.json").read_text())
     assert (result["sequence_length"], result["batch_sizes"]) == (24, [2])
     assert result["artifacts"]["model.onnx"]["batch_size"] == 2
-    assert "one row of 24 tokens at a time" in (exported / "README.md").read_text()
+    require_words((exported / "README.md").read_text(), "24 tokens")
     before = (exported / "export.json").read_bytes()
     assert launch("export", [f"run={run}", "hardware.sequence_length=33", *quick]) == 2
-    assert "a row has at most dataset.max_length = 32 tokens" in capsys.readouterr().err
+    message = require_one_message(capsys.readouterr().err)
+    require_words(message, "sequence_length", "33", "dataset.max_length", "32")
     assert (exported / "export.json").read_bytes() == before
 
 
@@ -379,7 +384,7 @@ def test_export_for_openvino_is_calibrated_run_and_evaluated(
         for entry in each["artifacts"].values()
     )
     assert [line.split("  ")[0] for line in table[2:8] if line.startswith("* ")] == [f"* {smallest[1]}"]
-    assert table[8] == "* best: the smallest within tolerance and budget"
+    assert table[8].startswith("* best: ")
     assert set(result["artifacts"]) == {"model.fp16.xml", "model.int8_weights.xml", "model.int8.xml"}
     assert result["environment"]["openvino"]
     for name, entry in result["artifacts"].items():
@@ -441,9 +446,9 @@ def test_what_cannot_be_run_here_is_made_and_said_to_be_unknown(
     quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05"]
     capsys.readouterr()
     assert launch("export", [f"run={run}", "hardware=apple", "hardware.budget.max_bytes=1e9", *quick]) == 0
-    said = capsys.readouterr().out
-    assert "Nothing here runs these files" in said
-    assert "recommended" not in said
+    out = capsys.readouterr().out
+    assert "Nothing here runs these files" in out
+    assert "recommended" not in out
     folder = run / "export" / "apple"
     result = json.loads((folder / "export.json").read_text())
     assert result["recommended"] is None
@@ -512,12 +517,12 @@ def test_an_artifact_that_cannot_be_run_does_not_stop_the_others(
     monkeypatch.setattr(Process, "_send", crashes)
     quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
     assert launch("export", [f"run={run}", "hardware.precisions=[int8,int4,fp32]", *quick]) == 3
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     for name in ("int8", "int4"):
-        assert f"model.{name}.onnx: could not be made or run" in said.out
-        assert re.search(rf"model\.{name}\.onnx could not be run by onnx in its own process", said.err)
-    assert "(exit code -11)" in said.err
-    assert "Traceback" not in said.err
+        for text, word in ((captured.out, "run"), (captured.err, "run by onnx")):
+            assert any(naming(f"model.{name}.onnx", word).search(line) for line in text.splitlines()), text
+    require_words(captured.err, "exit code -11")
+    assert "Traceback" not in captured.err
     result = json.loads((run / "export" / "cpu" / "export.json").read_text())
     assert list(result["artifacts"]) == ["model.onnx"] == [result["recommended"]]
     assert list(result["failed"]) == ["model.int8.onnx", "model.int4.onnx"]
@@ -565,14 +570,15 @@ def test_a_target_that_fails_ends_with_2_and_leaves_nothing(
     else:
         monkeypatch.setattr(Process, "_send", crashes)
     assert launch("export", words) == 2
-    said = capsys.readouterr().err
-    assert {
-        "missing": "pip install 'kdcli[intel]'",
-        "refused": "cannot be written as ONNX (opset 18): an operator that nobody knows",
-        "broken": "no file of hardware=cpu could be run; nothing was kept",
-        "crashes": "(exit code -9)",
-    }[fault] in said
-    assert "Traceback" not in said
+    err = capsys.readouterr().err
+    words = {
+        "missing": ["nncf", "pip install 'kdcli[intel]'"],
+        "refused": ["ONNX", "an operator that nobody knows"],
+        "broken": ["hardware=cpu", "no file"],
+        "crashes": ["exit code -9"],
+    }[fault]
+    require_words(err, *words)
+    assert "Traceback" not in err
     assert {path.relative_to(run): path.stat().st_size for path in run.rglob("*")} == before
 
 
@@ -592,7 +598,7 @@ def test_a_run_whose_models_cannot_be_timed_fails_and_is_kept(
     with monkeypatch.context() as patch:
         patch.setattr(Process, "_send", killed)
         assert launch("distill", words) == 1
-    assert "could not be run by torch in its own process" in capsys.readouterr().err
+    require_words(require_one_message(capsys.readouterr().err), "run by torch")
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
     assert launch("distill", [*words, "measure=null"]) == 0, "what cannot be timed need not be"
 
@@ -614,9 +620,8 @@ def test_eval_of_a_file_that_was_changed(
         f"hydra.run.dir={tmp_path / 'e'}",
     ]
     assert launch("eval", words) == 2
-    said = capsys.readouterr().err
-    ran = "model.onnx could not be run by onnx in its own process"
-    assert (ran if "nobody" in fault else "model.onnx is not the file that was exported") in said
+    message = require_one_message(capsys.readouterr().err)
+    require_words(message, "model.onnx", "run by onnx" if "nobody" in fault else "not the file")
     assert not (tmp_path / "e").exists()
 
 
@@ -633,10 +638,7 @@ def test_an_export_needs_the_student_alone(
     quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
     assert launch("export", [f"run={copy}", "hardware.precisions=[fp32]", *quick]) == 0
     assert launch("export", [f"run={copy}", "hardware=browser", *quick]) == 2
-    said = capsys.readouterr().err
-    assert re.search(
-        r"shows the teacher's predictions, and \S+test.teacher.safetensors is gone; remove", said
-    )
+    require_words(capsys.readouterr().err, "teacher's predictions", "test.teacher.safetensors", "gone")
     assert [path.name for path in (copy / "export").iterdir()] == ["cpu"]
 
 
@@ -679,7 +681,7 @@ def test_a_tokenizer_that_cuts_otherwise_fails_the_export(
         "hardware.precisions=[fp32]",
     ]
     assert launch("export", [f"run={run}", *quick, *loose]) == 3
-    assert re.search(r"its own tokenizer cuts only \d+\.\d % of the texts", capsys.readouterr().out)
+    require_words(capsys.readouterr().out, "its own tokenizer", "% of the texts")
 
 
 def test_an_artifact_of_another_student_is_refused(
@@ -693,7 +695,7 @@ def test_an_artifact_of_another_student_is_refused(
     options = [f"run={other}", "measure=null", f"hydra.run.dir={tmp_path / 'e'}"]
     for artifact in ("model.onnx", exported / "model.onnx"):
         assert launch("eval", [*options, f"artifact={artifact}"]) == 2
-        assert "was made from another student than" in capsys.readouterr().err
+        require_words(require_one_message(capsys.readouterr().err), "model.onnx", "another student")
     assert not (tmp_path / "e").exists()
 
 
@@ -706,21 +708,21 @@ def test_a_full_disk_leaves_the_export_before_it(
         assert (
             launch("export", [f"run={run}", "measure.latency_runs=5", "measure.throughput_seconds=0.05"]) == 1
         )
-    assert "ree some space" in capsys.readouterr().err
+    require_words(capsys.readouterr().err, "space")
     assert {path.relative_to(run): path.stat().st_size for path in run.rglob("*")} == before
 
 
 def test_a_budget_that_nobody_can_keep_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A percentage where a share was meant fails every export, after minutes."""
-    for key, value in {
-        "min_retention": 97,
-        "min_agreement": 97,
-        "max_bytes": -1,
-        "max_latency_ms_p95": 0,
-        "max_memory_bytes": "nan",
-    }.items():
+    for key, value, words in (
+        ("min_retention", 97, ["hardware.budget", "min_retention", "0.97"]),
+        ("min_agreement", 97, ["hardware.budget.min_agreement", "97"]),
+        ("max_bytes", -1, ["hardware.budget.max_bytes", "-1"]),
+        ("max_latency_ms_p95", 0, ["hardware.budget.max_latency_ms_p95", "0"]),
+        ("max_memory_bytes", "nan", ["hardware.budget.max_memory_bytes", "nan"]),
+    ):
         assert launch("export", [f"run={run}", f"hardware.budget.{key}={value}"]) == 2
-        assert "hardware.budget" in capsys.readouterr().err
+        require_words(require_one_message(capsys.readouterr().err), *words)
 
 
 def test_an_export_is_for_the_device_that_the_run_was_meant_for(
@@ -765,10 +767,10 @@ def test_export_refuses_what_is_no_finished_run(tmp_path: Path, capsys: pytest.C
     """A directory of somebody else's must not get our files."""
     (tmp_path / "notes.txt").write_text("mine")
     assert launch("export", [f"run={tmp_path}"]) == 2
-    assert "not a run directory" in capsys.readouterr().err
+    require_words(require_one_message(capsys.readouterr().err), str(tmp_path), "run directory")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert launch("export", []) == 2
-    assert "run" in capsys.readouterr().err
+    require_words(require_one_message(capsys.readouterr().err), "run", "value")
 
 
 def test_sweep_ends_with_a_table(
@@ -801,7 +803,7 @@ def test_one_failed_job_of_a_sweep_is_told_and_the_others_go_on(
     words = [*small, *quick, "hydra.sweep.subdir='s/${hydra:job.num}'", "dataset.limit=8,300"]
     assert launch("distill", words, multirun=True) == 2
     captured = capsys.readouterr()
-    assert "fewer than one batch" in captured.err
+    require_words(captured.err, "8 rows", "trainer.batch_size", "16")
     assert len(list((tmp_path / "runs" / "sweeps").glob("*/s/*/report.json"))) == 1
     assert re.search("^dataset.limit=8 failed: ", captured.out, re.MULTILINE)
     assert re.search(r"^(\* )?limit=300 +\d", captured.out, re.MULTILINE)
@@ -833,7 +835,7 @@ def test_list(kdcli: Kdcli) -> None:
     assert re.search(r"^tiny +2 layers x 128", done.stdout, re.MULTILINE)
     wrong = kdcli("list", "students")
     assert wrong.returncode == 2
-    assert "did you mean student" in wrong.stderr
+    require_words(wrong.stderr, "students", "student")
 
 
 @pytest.mark.real

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.commands import require_one_message, require_words
 from support.tiny import pairs, run_snippet, translator, write_pairs
 
 from kdcli.exporting.targets import cpu
@@ -125,8 +126,7 @@ def test_eval_scores_a_folder_against_the_runs_test_split(
     assert scored["examples"] == 40
     assert entry["bytes"] == expected["bytes"]
     assert min(entry["times_faster"], entry["speedup"]) > 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert f"{name}, interleaved with the student in torch: time of a sentence" in told
+    require_words(capsys.readouterr().out, name, "interleaved with the student")
     assert {key: entry["scores"][key] for key in ("bleu", "chrf")} == {
         key: expected["scores"][key] for key in ("bleu", "chrf")
     }
@@ -164,7 +164,7 @@ def test_one_spoiled_artifact_fails_alone(
     within = {name: entry["parity"]["within"] for name, entry in found["artifacts"].items()}
     assert within == {"onnx": True, "ctranslate2": False}
     assert found["recommended"] == "onnx"
-    assert "ctranslate2: out of tolerance" in capsys.readouterr().out
+    require_words(capsys.readouterr().out, "ctranslate2: out of tolerance")
     loose = ["hardware.precisions=[int8]", "hardware.tolerances.ctranslate2.agreement=0"]
     last = "hardware.tolerances.ctranslate2.score_drop=100"
     assert launch("export", [f"run={own}", "hardware=cpu", *QUICK, *loose, last]) == 0
@@ -176,17 +176,17 @@ def test_what_is_not_for_a_translator_is_refused_in_one_line(
 ) -> None:
     """A language model's exporter that fails somewhere within, or a folder or file that no runtime can read."""
     assert launch("export", [f"run={run}", "hardware=laptop"]) == 2
-    assert "use hardware=cpu" in capsys.readouterr().err
+    require_words(require_one_message(capsys.readouterr().err), "hardware=laptop", "hardware=cpu")
     (tmp_path / "model.onnx").write_bytes(b"")
     (tmp_path / "folder").mkdir()
     into = f"hydra.run.dir={tmp_path / 'e'}"
     assert launch("eval", [f"run={run}", f"artifact={tmp_path / 'folder'}", into]) != 0
-    assert "is a folder without a model" in capsys.readouterr().err
+    message = require_one_message(capsys.readouterr().err)
+    require_words(message, str(tmp_path / "folder"), "without a model")
     (exported.parent / "one").mkdir()
     for file in (exported / "onnx").glob("*.json"):
         (exported.parent / "one" / file.name).write_bytes(file.read_bytes())
     (lone := exported.parent / "one" / "model.onnx").write_bytes(b"")
     assert launch("eval", [f"run={run}", f"artifact={lone}", into]) == 2
-    assert (
-        "expected a folder with model.bin, encoder_model.onnx, model.safetensors" in capsys.readouterr().err
-    )
+    message = require_one_message(capsys.readouterr().err)
+    require_words(message, "model.onnx", "folder", "model.bin", "encoder_model.onnx", "model.safetensors")

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from support.commands import naming, require_one_message, require_words
 
 from kdcli.config.check import check, defaults
 from kdcli.config.components import locate
@@ -202,8 +203,11 @@ def test_own_class_is_checked_like_ours(
     options = [*small, "loss=squares", "+loss.squares.scael=2", "loss.squares.scale=wide"]
     assert launch("distill", options, config_dir=own) == 2
     err = capsys.readouterr().err
-    assert "loss.squares.scael: not an argument of squares.Squares; did you mean scale?" in err
-    assert "loss.squares.scale = 'wide': expected a valid number" in err
+    for words in (
+        ("loss.squares.scael", "squares.Squares", "scale"),
+        ("loss.squares.scale", "'wide'", "number"),
+    ):
+        assert any(naming(*words).search(line) for line in err.splitlines()), err
 
 
 def test_own_folder_by_the_environment(
@@ -230,10 +234,7 @@ def test_own_file_named_like_ours(own: Path, small: list[str], capsys: pytest.Ca
     (own / "loss" / "soft_hard.yaml").write_text("x: 1\n")
     assert launch("distill", small, config_dir=own) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert (
-        "soft_hard.yaml has the name of a packaged config (loss/soft_hard.yaml); give it another name" in err
-    )
+    require_words(require_one_message(err), str(own / "loss" / "soft_hard.yaml"), "packaged", "name")
     assert list_groups(None, own) == 2
 
 
