@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.commands import require_words
 
 from kdcli.errors import KDError
 from kdcli.numbers import format_bytes, format_count, format_milliseconds, format_rate, format_share
@@ -282,226 +283,6 @@ NAMES = {
 }
 
 
-# --- the verdict ---
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        (
-            {},
-            "The student keeps 98.1 % of the teacher's accuracy (91.4 % against 93.1 %) and is 25 times smaller and "
-            "8.1 times faster. Distillation helped: +2.9 points over the same student without a teacher "
-            "(95 % interval +1.9 to +3.9).",
-        ),
-        (
-            {"control": None},
-            "The student keeps 98.1 % of the teacher's accuracy (91.4 % against 93.1 %) and is 25 times smaller and "
-            "8.1 times faster. No control was trained, so whether the teacher helped is not known.",
-        ),
-        (
-            {"teacher": None},
-            "The student has accuracy 91.4 % (the teacher's is not known); how much smaller and faster it is cannot be "
-            "known. Distillation helped: +2.9 points over the same student without a teacher "
-            "(95 % interval +1.9 to +3.9).",
-        ),
-        ({"smoke": True}, "A smoke run: these figures mean nothing."),
-    ],
-)
-def test_verdict_in_full(changes: dict[str, Any], expected: str) -> None:
-    """A sentence that people quote changes without anyone having decided it."""
-    assert verdict_text(fake_report(**changes)) == expected
-
-
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        (
-            {"control": 0.912, "ci95": (-0.006, 0.010)},
-            "No evidence that the teacher helped: +0.2 points over",
-        ),
-        ({"control": 0.904, "ci95": (0.0, 0.02)}, "No evidence that the teacher helped: +1.0 points over"),
-        (
-            {"control": 0.925, "ci95": (-0.02, -0.002)},
-            "The teacher HURT: -1.1 points against the same student",
-        ),
-        ({"control": 0.925, "ci95": (-0.02, 0.0)}, "No evidence that the teacher helped: -1.1 points over"),
-        (
-            {"control": 0.914, "ci95": (0.0, 0.0)},
-            "No evidence that the teacher helped: the same student without a",
-        ),
-        (
-            {"ci95": None},
-            "No evidence that the teacher helped: +2.9 points over the same student without a teacher (its",
-        ),
-        ({"teacher": 0.88}, "the teacher itself is no better than that student (88.0 % against 88.5 %)."),
-        ({"teacher": 0.88}, "The student beats the teacher in accuracy (91.4 % against 88.0 %)"),
-        ({"teacher": 0.914}, "The student has the teacher's accuracy (91.4 %)"),
-    ],
-)
-def test_verdict_is_honest(changes: dict[str, Any], part: str) -> None:
-    """A gain whose interval touches 0, a harmful teacher or a tie is told as a success."""
-    assert part in verdict_text(fake_report(**changes))
-
-
-def test_rounding_hides_no_difference() -> None:
-    """A loss is rounded up to 100.0 %, or a gain is shown as +0.0 points with "helped" beside it."""
-    text = verdict_text(fake_report(teacher=0.91403, student=0.914, control=0.9138, ci95=(0.00002, 0.0004)))
-    assert "keeps 99.9 %" in text
-    assert "+0.020 points" in text
-    assert "+0.002 to +0.040" in text
-
-
-@pytest.mark.parametrize(
-    ("verdict", "part"),
-    [
-        ({"compression": 0.5, "speedup": 0.25}, " and is 2.0 times larger and 4.0 times slower."),
-        ({"compression": 1.0, "speedup": 1.02}, " and is about as large and about as fast."),
-        ({"compression": None}, " and is 8.1 times faster; how much smaller it is cannot be known."),
-        ({"compression": 1234.5}, " and is 1,234 times smaller and"),
-    ],
-)
-def test_verdict_on_size_and_speed(verdict: dict[str, Any], part: str) -> None:
-    """A student that is larger or slower than its teacher is sold as "0.5 times smaller"."""
-    report = fake_report()
-    report["verdict"] |= verdict
-    assert part in verdict_text(report)
-
-
-def test_verdict_of_a_metric_that_is_no_percentage() -> None:
-    """Scores of a metric that the report knows nothing about are printed as percentages."""
-    report = fake_report(teacher=31.2, control=25.0, student=28.236, ci95=(2.0, 4.0), metric="ter")
-    text = verdict_text(report)
-    assert "keeps 90.5 % of the teacher's ter (28.236 against 31.200)" in text
-    assert "+3.236 ter over the same student" in text
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        (
-            {},
-            "The student's perplexity is 14.2, its teacher's 10.1: it gives a reference token 71.1 % of the "
-            "probability that its teacher gives it. It is 2.7 times smaller and 2.1 times faster. Distillation "
-            "helped: perplexity 14.2 against 16.0 for the same student without a teacher (+0.12 nats a token, 95 % "
-            "interval +0.08 to +0.16), and the student is nearer to the teacher (KL 0.80 against 1.10).",
-        ),
-        (
-            {"control": None},
-            "The student's perplexity is 14.2, its teacher's 10.1: it gives a reference token 71.1 % of the "
-            "probability that its teacher gives it. It is 2.7 times smaller and 2.1 times faster. No control was "
-            "trained, so whether the teacher helped is not known.",
-        ),
-        (
-            {"teacher": None},
-            "The student has perplexity 14.2 (the teacher's is not known); how much smaller and faster it is cannot "
-            "be known. Distillation helped: perplexity 14.2 against 16.0 for the same student without a teacher "
-            "(+0.12 nats a token, 95 % interval +0.08 to +0.16).",
-        ),
-        ({"smoke": True}, "A smoke run: these figures mean nothing."),
-    ],
-)
-def test_verdict_of_a_language_model_in_full(changes: dict[str, Any], expected: str) -> None:
-    """A sentence that people quote changes without anyone having decided it."""
-    assert verdict_text(fake_lm_report(**changes)) == expected
-
-
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        (
-            {"teacher": 15.0},
-            "The student's perplexity is 14.2, better than its teacher's 15.0: it gives a reference token 5.6 % more "
-            "probability than its teacher does. It is",
-        ),
-        (
-            {"teacher": 40.0},
-            "it gives a reference token 2.8 times the probability that its teacher gives it.",
-        ),
-        ({"teacher": 14.2}, "The student has its teacher's perplexity (14.2). It is"),
-        (
-            {"teacher": 14.199},
-            "perplexity is 14.200, its teacher's 14.199: it gives a reference token 99.9 % of",
-        ),
-        (
-            {"student": 48_500.0, "teacher": 10.1},
-            "perplexity is 48.5k, its teacher's 10.1: it gives a reference token under 0.1 % of the probability",
-        ),
-        ({"student": 1e40}, "The student's perplexity is over 999T, its"),
-        (
-            {"control": 14.3, "ci95": (-0.01, 0.03), "kl_ci95": (-0.1, 0.3), "kl": 0.9},
-            "No evidence that the teacher helped: perplexity 14.2 against 14.3 for the same student without a teacher "
-            "(+0.01 nats a token, 95 % interval -0.01 to +0.03), and the student is not clearly nearer to the teacher "
-            "(KL 0.80 against 0.90).",
-        ),
-        ({"ci95": (0.0, 0.2)}, "No evidence that the teacher helped: perplexity 14.2 against 16.0 for"),
-        ({"ci95": (-0.1, 0.2)}, "+0.20), but the student is nearer to the teacher (KL 0.80 against 1.10)."),
-        (
-            {"ci95": None},
-            "No evidence that the teacher helped: perplexity 14.2 against 16.0 for the same student",
-        ),
-        ({"ci95": None}, "(+0.12 nats a token, its interval is not known), but the student is nearer"),
-        (
-            {"control": 13.0, "ci95": (-0.1, -0.07)},
-            "The teacher HURT: perplexity 14.2 against 13.0 for the same student without a teacher (-0.09 nats a "
-            "token, 95 % interval -0.10 to -0.07), but the student is nearer to the teacher (KL 0.80 against 1.10).",
-        ),
-        (
-            {"control": 13.0, "ci95": (-0.1, -0.07), "kl": 0.6, "kl_ci95": (-0.3, -0.1)},
-            "-0.07), and the student is further from the teacher (KL 0.80 against 0.60).",
-        ),
-        (
-            {"kl": 0.6, "kl_ci95": (-0.3, -0.1)},
-            "+0.16), but the student is further from the teacher (KL 0.80 against 0.60).",
-        ),
-        (
-            {"kl_ci95": None},
-            "+0.16), but the student is not clearly nearer to the teacher (KL 0.80 against 1.10).",
-        ),
-        ({"kl": None}, "95 % interval +0.08 to +0.16)."),
-        (
-            {"control": 14.2, "ci95": (0.0, 0.0), "kl": 0.8, "kl_ci95": (0.0, 0.0)},
-            "No evidence that the teacher helped: the same student without a teacher does exactly as well, and the "
-            "student is not clearly nearer to the teacher (KL 0.80 against 0.80).",
-        ),
-        (
-            {"teacher": 16.2},
-            "(KL 0.80 against 1.10); the teacher itself is no better than the student without it (16.2 against 16.0).",
-        ),
-        (
-            {"teacher": 16.2, "kl": None},
-            "+0.16); the teacher itself is no better than that student (16.2 against 16.0).",
-        ),
-    ],
-)
-def test_verdict_of_a_language_model_is_honest(changes: dict[str, Any], part: str) -> None:
-    """Perplexity, of which less is better, turns a loss into a gain; or nearness to the teacher, which is what was
-    trained for, is sold as better answers."""
-    assert part in verdict_text(fake_lm_report(**changes))
-
-
-def test_verdict_of_a_language_model_without_a_gain() -> None:
-    """A gain that could not be had hides that the student's nearness to the teacher is known, or is told as one."""
-    report = fake_lm_report()
-    report["verdict"] |= {"gain_over_control": None, "gain_ci95": None}
-    assert verdict_text(report).endswith(
-        "The gain over the same student without a teacher is not known, nor whether the teacher helped, but the student "
-        "is nearer to the teacher (KL 0.80 against 1.10)."
-    )
-
-
-def test_rounding_hides_no_difference_of_language_models() -> None:
-    """ "Distillation helped" stands beside two perplexities, or two distances to the teacher, that look the same."""
-    text = verdict_text(
-        fake_lm_report(
-            student=14.201, control=14.209, ci95=(0.0003, 0.0009), kl=0.8004, kl_ci95=(0.0001, 0.0009)
-        )
-    )
-    assert "perplexity 14.20 against 14.21" in text
-    assert "(+0.0006 nats a token, 95 % interval +0.0003 to +0.0009)" in text
-    assert "(KL 0.8000 against 0.8004)" in text
-
-
 # --- tables ---
 
 
@@ -679,7 +460,8 @@ def test_targets_table(capsys: pytest.CaptureFixture[str]) -> None:
         "* intel int8",
     ]
     assert "3.1 x" in lines[5]
-    assert lines[6:] == ["* best: the smallest within tolerance and budget", "mobile: no module litert"]
+    assert [line.partition(":")[0] for line in lines[6:]] == ["* best", "mobile"]
+    assert lines[7] == "mobile: no module litert"
     targets_table([failed])
     assert capsys.readouterr().out.splitlines() == ["run=runs/x mobile: no module litert"]
 
@@ -689,7 +471,7 @@ def test_export_table_with_nothing_to_recommend(capsys: pytest.CaptureFixture[st
     export_table(fake_export() | {"recommended": None, "smoke": True})
     *_, nothing, smoke = capsys.readouterr().out.splitlines()
     assert nothing == "No artifact is within tolerance and budget."
-    assert smoke == "A smoke run: these figures mean nothing."
+    assert smoke == verdict_text(fake_report(smoke=True))
 
 
 def test_eval_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -704,9 +486,9 @@ def test_eval_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert line.split() == ["model.int8.onnx", "90.0", "%", "n/a", "n/a", "4.5", "MB", "n/a", "n/a", "n/a"]
     turns = {"times_faster": 2.0, "speedup": 3.0}
     eval_table(result | {"models": {"model.int8.onnx": artifact | turns}})
-    assert "interleaved with the student in torch" in capsys.readouterr().out
+    assert "interleaved" in capsys.readouterr().out
     eval_table(result | {"models": {"control": report["models"]["control"] | turns}})
-    assert "in turns" not in capsys.readouterr().out, "it took them with the teacher"
+    assert "interleaved" not in capsys.readouterr().out, "it took them with the teacher"
     verdict = {"text": verdict_text(report)}
     eval_table(result | {"models": report["models"], "verdict": verdict})
     assert capsys.readouterr().out.splitlines()[-1] == verdict["text"]
@@ -801,12 +583,10 @@ def test_export_table_of_language_models(capsys: pytest.CaptureFixture[str]) -> 
     assert max(map(len, lines[:6])) <= 80
     assert re.split(r"\s{2,}", lines[1])[-3:] == ["memory", "agrees", "checks"]
     assert [line.split()[-1] for line in lines[3:6]] == ["ok", "MISSED", "MISSED"]
-    assert lines[6:] == [
-        "student.q4_k_m.gguf: out of tolerance: agrees with the torch student on 81.0 % of the tokens and loses "
-        "0.16 nats a token",
-        "student.f16.gguf: misses its budget: max_latency_ms_p95 is 5.0 ms, and it needs 10.0 ms",
-        "* recommended: the smallest within tolerance and budget",
-    ]
+    tolerance, budget, recommended = lines[6:]
+    require_words(tolerance, "student.q4_k_m.gguf", "tolerance", "81.0 % of the tokens", "0.16 nats a token")
+    require_words(budget, "student.f16.gguf", "max_latency_ms_p95", "5.0 ms", "10.0 ms")
+    assert recommended.startswith("* recommended: ")
 
 
 def test_export_table_tells_how_answers_come(capsys: pytest.CaptureFixture[str]) -> None:
@@ -819,8 +599,8 @@ def test_export_table_tells_how_answers_come(capsys: pytest.CaptureFixture[str])
     model = fake_lm_model(random.Random(3), 14.2, 49_820_373, 0.8)
     artifacts = {"model.int4.onnx": model | good | stream}
     export_table(fake_export() | {"metric": "log_prob", "torch": model, "artifacts": artifacts})
-    told = "model.int4.onnx: an answer's first token in 80.4 ms (95 %: 1,234 ms), then one each 0.42 ms (95 %: 21.3 ms)"
-    assert [line for line in capsys.readouterr().out.splitlines() if "token in" in line] == [told]
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("model.int4.onnx: ")]
+    require_words(line, "first token", "80.4 ms", "95 %: 1,234 ms", "0.42 ms", "95 %: 21.3 ms")
 
 
 # --- the page ---
@@ -837,7 +617,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.links: list[str] = []
         self.handlers: list[str] = []
-        self.said = ""
+        self.text = ""
         self.feed(html)
         self.close()
 
@@ -862,7 +642,7 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.said += data
+        self.text += data
 
 
 def page_of(run: Path) -> str:
@@ -889,8 +669,8 @@ def test_page_opens_without_a_network(page: str) -> None:
 def test_page_holds_what_was_found(page: str) -> None:
     """A section is lost from the template and nobody notices."""
     seen = Page(page)
-    said = " ".join(seen.said.split())
-    assert verdict_text(fake_report()) in said
+    text = " ".join(seen.text.split())
+    assert verdict_text(fake_report()) in text
     for part in (
         *(
             "109M",
@@ -915,7 +695,7 @@ def test_page_holds_what_was_found(page: str) -> None:
             "Sci/Tech",
         ),
     ):
-        assert part in said
+        assert part in text
     assert seen.tags.count("svg") == 2 + 1 + 3 + 1  # scores and gain, validation, losses, calibration
 
 
@@ -953,28 +733,28 @@ def test_page_escapes_text_from_outside(tmp_path: Path) -> None:
     seen = Page(page_of(run))
     assert not {"script", "i>"} & set(seen.tags)
     assert seen.handlers == []
-    assert seen.said.count(evil) > 8
-    assert "$x_1^2$" in seen.said
+    assert seen.text.count(evil) > 8
+    assert "$x_1^2$" in seen.text
 
 
 def test_page_of_language_models_holds_what_was_found(tmp_path: Path) -> None:
     """The page of a language model lacks what it has, or shows empty sections for what it has not."""
     page = page_of(fake_run(tmp_path, fake_lm_report(), fake_lm_metrics()))
     seen = Page(page)
-    said = " ".join(seen.said.split())
-    assert verdict_text(fake_lm_report()) in said
+    text = " ".join(seen.text.split())
+    assert verdict_text(fake_lm_report()) in text
     for part in (
         *("13.8 to 14.6", "Test perplexity", "Validation perplexity", "nats a token over the control"),
         *("1,000 test rows (23,456 reference tokens)", "tokens per second", "Time to first token, p50"),
         *("KL to the teacher", "0.80", "the control's is 1.10", "ROUGE-L", "trained on references alone"),
         *("Loss terms of the student", "71.1 %", "of the teacher's probability of a reference token"),
     ):
-        assert part in said
+        assert part in text
     for absent in ("Calibration", "Confusion", "Classes", "macro F1", "accuracy ", "p50 ms"):
-        assert absent not in said.replace("token accuracy", "")
+        assert absent not in text.replace("token accuracy", "")
     assert seen.tags.count("svg") == 2 + 1 + 3  # scores and gain, validation, losses
-    assert said.count("The council talked about the closed bridge on Tuesday.") == 10
-    assert said.count("The council met on Tuesday. The council met") == 10
+    assert text.count("The council talked about the closed bridge on Tuesday.") == 10
+    assert text.count("The council met on Tuesday. The council met") == 10
     assert seen.open == []
     assert all(link.startswith("#") for link in seen.links)
     assert not re.search(r"https?:|@import|@font-face", page)
@@ -989,7 +769,7 @@ def test_page_escapes_generations(tmp_path: Path) -> None:
     seen = Page(page_of(fake_run(tmp_path, report, [])))
     assert not {"script", "img"} & set(seen.tags)
     assert seen.handlers == seen.open == []
-    assert seen.said.count(evil) == 5
+    assert seen.text.count(evil) == 5
 
 
 def test_page_of_odd_generations(tmp_path: Path) -> None:
@@ -1003,7 +783,7 @@ def test_page_of_odd_generations(tmp_path: Path) -> None:
     seen = Page(page)
     assert len(page) < 300_000
     assert page.count('<p class="none">nothing</p>') == 2
-    assert "word …" in seen.said
+    assert "word …" in seen.text
     assert "control" not in page.partition("Generations")[2].partition("The run")[0]
 
 
@@ -1052,14 +832,14 @@ def test_page_survives_what_is_missing(
     if metrics is None:
         (run / "env.json").unlink()
     seen = Page(page_of(run))
-    assert verdict_text(report) in " ".join(seen.said.split())
-    assert not re.search(r"\b(nan|inf|None|undefined)\b", seen.said)
+    assert verdict_text(report) in " ".join(seen.text.split())
+    assert not re.search(r"\b(nan|inf|None|undefined)\b", seen.text)
 
 
 def test_page_says_which_class_has_no_test_rows(tmp_path: Path) -> None:
     """A class that the test split lacks seems to be one that the student never gets right."""
-    said = Page(page_of(fake_run(tmp_path, fake_report(absent=2)))).said
-    assert said.count("no test rows") == 3  # once a model
+    text = Page(page_of(fake_run(tmp_path, fake_report(absent=2)))).text
+    assert text.count("no test rows") == 3  # once a model
 
 
 def test_page_of_many_classes_stays_readable(tmp_path: Path) -> None:
@@ -1068,11 +848,11 @@ def test_page_of_many_classes_stays_readable(tmp_path: Path) -> None:
     student = report["models"]["student"]["confusion"]
     student[7][9] += 60
     page = page_of(fake_run(tmp_path, report))
-    said = " ".join(Page(page).said.split())
+    text = " ".join(Page(page).text.split())
     assert len(page) < 1_000_000
     assert page.count('class="hit"') == 3 * 12
-    assert re.search(r"Most frequent: intent 7 → intent 9 \(6\d of 160\)", said)
-    assert "elsewhere" in said
+    assert re.search(r"intent 7 → intent 9 \(6\d of 160\)", text)
+    assert "elsewhere" in text
 
 
 def test_matrix_of_many_classes_adds_up() -> None:
@@ -1205,7 +985,8 @@ def test_model_card_tells_what_a_stranger_needs() -> None:
     table = [line for line in card.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 3
     assert len({line.count("|") for line in table}) == 1
-    assert "mean nothing" in model_card(fake_report(smoke=True, control=None), NAMES)
+    smoke = fake_report(smoke=True, control=None)
+    assert verdict_text(smoke) in model_card(smoke, NAMES)
 
 
 def test_model_card_of_a_language_model() -> None:
@@ -1242,7 +1023,8 @@ def test_model_card_of_a_language_model() -> None:
     table = [line for line in card.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     assert [line.split(" | ")[1] for line in table] == ["perplexity", "---:", "10.1", "16.0", "14.2"]
-    assert "mean nothing" in model_card(fake_lm_report(smoke=True, control=None), NAMES)
+    smoke = fake_lm_report(smoke=True, control=None)
+    assert verdict_text(smoke) in model_card(smoke, NAMES)
 
 
 def test_model_card_escapes_names() -> None:
