@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import naming, require_words
 from typing_extensions import TypedDict
 
 from kdcli.errors import ConfigError
@@ -77,9 +78,12 @@ def test_a_link_does_not_lead_out_of_a_folder(tmp_path: Path) -> None:
     run.mkdir()
     outside.mkdir()
     (run / "export").symlink_to(outside)
-    with pytest.raises(ConfigError, match="leads out of"):
+    with pytest.raises(ConfigError, match=naming("hardware", f"{run}/export/cpu", "link", f"{outside}/cpu")):
         named_path(run, "export", "cpu", what="hardware")
-    with pytest.raises(ConfigError, match="leads out of"):
+    with pytest.raises(
+        ConfigError,
+        match=naming("artifacts", f"{run}/export/onnx/model.onnx", "link", f"{outside}/onnx/model.onnx"),
+    ):
         inner_path(run, "export/onnx/model.onnx", "artifacts")
     (run / "inner").mkdir()
     (run / "link").symlink_to(run / "inner")
@@ -110,18 +114,19 @@ def test_damaged_json_is_named_with_the_remedy(tmp_path: Path, data: bytes) -> N
     """A file that was cut by a crash ends every later command in a traceback, or in a KeyError far away."""
     path = tmp_path / "record.json"
     path.write_bytes(data)
-    with pytest.raises(ConfigError, match=r"record\.json is damaged \(.{1,400}\); make it again"):
+    with pytest.raises(ConfigError, match=naming("record.json", "damaged", "make it again")) as refused:
         read_json(path, Record, "make it again")
+    assert len(refused.value.message) < 500 + len(str(path))
 
 
 def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     """A named pipe in the place of a file keeps the command waiting for ever."""
     os.mkfifo(tmp_path / "record.json")
-    with pytest.raises(ConfigError, match="not a regular file"):
+    with pytest.raises(ConfigError, match=naming("record.json", "regular file")):
         read_json(tmp_path / "record.json", dict, "")
-    with pytest.raises(ConfigError, match="not a regular file"):
+    with pytest.raises(ConfigError, match=naming("record.json", "regular file")):
         read_jsonl(tmp_path / "record.json", dict)
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match=naming("missing.json", "no such file")):
         read_json(tmp_path / "missing.json", dict, "")
 
 
@@ -146,6 +151,6 @@ def test_lines_of_a_killed_process(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert not caplog.records
     path.write_text(text + "null\n" + '{"name": "2", "steps": [2]}\n')
     assert read_jsonl(path, Record) == whole
-    assert "lines.jsonl: 1 damaged lines are dropped (the first is line 3" in caplog.text
-    with pytest.raises(ConfigError, match=r"lines\.jsonl is damaged \(line 3: .*\); restore it"):
+    require_words(caplog.text, "lines.jsonl", "1 damaged", "line 3")
+    with pytest.raises(ConfigError, match=naming("lines.jsonl", "damaged", "line 3", "restore it")):
         read_jsonl(path, Record, "restore it")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import naming, require_words
 
 from kdcli.config.check import check, defaults
 from kdcli.config.components import build, locate
@@ -34,9 +35,10 @@ def tree() -> dict[str, Any]:
 
 
 def refused(tree: dict[str, Any]) -> list[str]:
+    """The problems of a config, a line each."""
     with pytest.raises(ConfigError) as caught:
         check(Distill, tree)
-    return caught.value.message.splitlines()
+    return caught.value.message.splitlines()[1:]
 
 
 def test_a_whole_config(tree: dict[str, Any]) -> None:
@@ -61,8 +63,8 @@ def test_all_problems_at_once(tree: dict[str, Any]) -> None:
     tree["dataset"] |= {"path": "???", "limt": 3, "delimiter": "||", "labels": [False, "good"]}
     tree["loss"]["soft_label"]["weight"] = -1
     tree["measure"]["threads"] = 0
-    head, *lines = refused(tree)
-    assert head == "the config has 12 problems:"
+    lines = refused(tree)
+    assert len(lines) == 12
     wrong = {line.split(" ")[2].rstrip(":") for line in lines}
     assert wrong == {
         "seed", "trainer.epochs", "trainer.batch_size", "trainer.warmup", "trainer.max_steps", "trainer.schedule",
@@ -74,67 +76,53 @@ def test_all_problems_at_once(tree: dict[str, Any]) -> None:
 def test_all_wrong_arguments_at_once(tree: dict[str, Any]) -> None:
     """Arguments of classes are checked once all keys are right, since the classes import torch: then all of them together."""
     tree["loss"]["soft_label"] |= {"temprature": 2.0, "temperature": "warm"}
-    head, *lines = refused(tree)
-    assert head == "the config has 2 problems:"
+    lines = refused(tree)
+    assert len(lines) == 2
     wrong = {line.split(" ")[2].rstrip(":") for line in lines}
     assert wrong == {"loss.soft_label.temprature", "loss.soft_label.temperature"}
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "words"),
     [
-        ("trainer.max_steps", True, "trainer.max_steps = True: expected a number, got a boolean"),
-        ("trainer.batch_size", 0, "trainer.batch_size = 0: expected greater than or equal to 1"),
-        ("trainer.batch_size", 1.5, "trainer.batch_size = 1.5: expected a valid integer"),
-        ("trainer.learning_rate", float("inf"), "trainer.learning_rate = inf: expected a finite number"),
-        ("trainer.learning_rate", float("nan"), "trainer.learning_rate = nan: expected"),
-        ("trainer.micro_batch_size", 5, "trainer: batch_size = 32 is not a multiple of micro_batch_size = 5"),
-        ("trainer.precision", "fp16", "trainer.precision = 'fp16': expected 'auto', 'fp32' or 'bf16'"),
-        ("trainer.precison", "fp32", "trainer.precison: not a key; did you mean precision? (known: "),
-        ("teacher.tune", "maybe", "teacher.tune = 'maybe': expected a valid boolean"),
-        ("teacher.batch_size", -1, "teacher.batch_size = -1: expected greater than or equal to 1"),
-        ("teacher.trainer.epochs", 0, "teacher.trainer.epochs = 0: expected greater than 0"),
-        ("loss.soft_label.temperature", 0, "loss.soft_label.temperature = 0: expected greater than 0"),
-        ("loss.soft_label.temperature", None, "loss.soft_label.temperature = None: expected a valid number"),
-        (
-            "loss.soft_label._target_",
-            "???",
-            "loss.soft_label._target_: a value is needed; give loss.soft_label._target_=",
-        ),
-        ("loss", {}, "loss: Dictionary should have at least 1 item"),
-        ("hardware.budget.max_bytes", 0, "hardware.budget.max_bytes = 0: expected greater than 0"),
-        ("hardware.batch_sizes", [], "hardware.batch_sizes = []: List should have at least 1 item"),
-        ("hardware.sequence_length", 0, "hardware.sequence_length = 0: expected greater than or equal to 1"),
-        (
-            "measure.sequence_length",
-            129,
-            "sequence_length = 129: a row has at most dataset.max_length = 128 tokens",
-        ),
-        ("hardware.budget.max_bites", 1, "hardware.budget.max_bites: not a key; did you mean max_bytes?"),
-        (
-            "hardware.precisions",
-            ["int2"],
-            "hardware.precisions.0 = 'int2': expected 'fp32', 'int8' or 'int4'",
-        ),
-        ("student", None, "student = None: expected a mapping of keys to values"),
-        ("trainer", "fast", "trainer = 'fast': expected a mapping of keys to values"),
-        ("dataset.prompt", "question", "dataset: prompt and completion: give both columns, or neither"),
-        ("dataset.completion", "answer", "dataset: prompt and completion: give both columns, or neither"),
-        ("dataset.format", "json", "dataset.format = 'json': expected 'csv', 'jsonl', 'parquet', 'txt'"),
-        ("seed", 2**32, "seed = 4294967296: expected less than 4294967296"),
+        ("trainer.max_steps", True, ["trainer.max_steps", "True", "number"]),
+        ("trainer.batch_size", 0, ["trainer.batch_size", "0", "1"]),
+        ("trainer.batch_size", 1.5, ["trainer.batch_size", "1.5", "integer"]),
+        ("trainer.learning_rate", float("inf"), ["trainer.learning_rate", "inf", "finite"]),
+        ("trainer.learning_rate", float("nan"), ["trainer.learning_rate", "nan"]),
+        ("trainer.micro_batch_size", 5, ["trainer", "batch_size", "32", "micro_batch_size", "5"]),
+        ("trainer.precision", "fp16", ["trainer.precision", "'fp16'", "'auto'", "'fp32'", "'bf16'"]),
+        ("trainer.precison", "fp32", ["trainer.precison", "precision"]),
+        ("teacher.tune", "maybe", ["teacher.tune", "'maybe'", "boolean"]),
+        ("teacher.batch_size", -1, ["teacher.batch_size", "-1", "1"]),
+        ("teacher.trainer.epochs", 0, ["teacher.trainer.epochs", "0"]),
+        ("loss.soft_label.temperature", 0, ["loss.soft_label.temperature", "0"]),
+        ("loss.soft_label.temperature", None, ["loss.soft_label.temperature", "None", "number"]),
+        ("loss.soft_label._target_", "???", ["loss.soft_label._target_", "loss.soft_label._target_=…"]),
+        ("loss", {}, ["loss", "at least 1"]),
+        ("hardware.budget.max_bytes", 0, ["hardware.budget.max_bytes", "0"]),
+        ("hardware.batch_sizes", [], ["hardware.batch_sizes", "[]", "at least 1"]),
+        ("hardware.sequence_length", 0, ["hardware.sequence_length", "0", "1"]),
+        ("measure.sequence_length", 129, ["sequence_length", "129", "dataset.max_length", "128"]),
+        ("hardware.budget.max_bites", 1, ["hardware.budget.max_bites", "max_bytes"]),
+        ("hardware.precisions", ["int2"], ["hardware.precisions.0", "'int2'", "'fp32'", "'int8'", "'int4'"]),
+        ("student", None, ["student", "None", "mapping"]),
+        ("trainer", "fast", ["trainer", "'fast'", "mapping"]),
+        ("dataset.prompt", "question", ["dataset", "prompt", "completion", "both"]),
+        ("dataset.completion", "answer", ["dataset", "prompt", "completion", "both"]),
+        ("dataset.format", "json", ["dataset.format", "'json'", "'csv'", "'jsonl'", "'parquet'", "'txt'"]),
+        ("seed", 2**32, ["seed", "4294967296"]),
     ],
 )
-def test_one_problem(tree: dict[str, Any], path: str, value: Any, said: str) -> None:
+def test_one_problem(tree: dict[str, Any], path: str, value: Any, words: list[str]) -> None:
     """A wrong value that is passed on shows itself as something else, in another place."""
     *parents, key = path.split(".")
     node = tree
     for parent in parents:
         node = node[parent]
     node[key] = value
-    head, *lines = refused(tree)
-    assert head == "the config is wrong:"
-    assert len(lines) == 1
-    assert said in lines[0]
+    [line] = refused(tree)
+    require_words(line, *words)
 
 
 @pytest.mark.parametrize(
@@ -159,54 +147,49 @@ def test_kind_follows_the_columns(keys: dict[str, Any], kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "words"),
     [
-        (
-            {"prompt": "p", "completion": "c", "messages": "m"},
-            "prompt and messages: name the columns of one of them",
-        ),
-        ({"task": "classification", "label": None}, "classification needs the label's column"),
-        ({"label": None, "labelled": 5}, "causal_lm has no labels to hide; use limit"),
-        ({"messages": "m", "labelled": 5}, "causal_lm has no labels to hide; use limit"),
+        ({"prompt": "p", "completion": "c", "messages": "m"}, ["prompt", "messages", "one of them"]),
+        ({"task": "classification", "label": None}, ["classification", "label"]),
+        ({"label": None, "labelled": 5}, ["labelled", "causal_lm", "limit"]),
+        ({"messages": "m", "labelled": 5}, ["labelled", "causal_lm", "limit"]),
     ],
     ids=str,
 )
-def test_columns_that_do_not_go_together(tree: dict[str, Any], keys: dict[str, Any], said: str) -> None:
+def test_columns_that_do_not_go_together(
+    tree: dict[str, Any], keys: dict[str, Any], words: list[str]
+) -> None:
     """One of two columns, or of two settings, is ignored in silence."""
     tree["dataset"] |= keys
-    head, *lines = refused(tree)
-    assert head == "the config is wrong:"
-    assert len(lines) == 1
-    assert said in lines[0]
+    [line] = refused(tree)
+    require_words(line, "dataset", *words)
 
 
 def test_missing_argument(tree: dict[str, Any]) -> None:
     """A TypeError of a constructor that the user has never seen."""
     tree["student"] |= {"_target_": "kdcli.students.from_config.FromConfig"}
-    assert "  student.hidden_size: a value is needed; give student.hidden_size=…" in refused(tree)
+    assert any(naming("student.hidden_size=…").search(line) for line in refused(tree))
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "words"),
     [
-        ("kdcli.losses.forward_kl.ForwardKI", "the module kdcli.losses.forward_kl has no ForwardKI"),
-        (
-            "kdcli.losses.forward_k.ForwardKL",
-            "cannot be imported (ModuleNotFoundError: No module named 'kdcli.losses.forward_k')",
-        ),
-        ("ForwardKL", "cannot be imported (ValueError: Empty module name)"),
-        ("os.sep", "it is no class"),
-        ("broken_module.Loss", "cannot be imported (ZeroDivisionError: division by zero)"),
+        ("kdcli.losses.forward_kl.ForwardKI", ["module kdcli.losses.forward_kl", "ForwardKI"]),
+        ("kdcli.losses.forward_k.ForwardKL", ["ModuleNotFoundError", "'kdcli.losses.forward_k'"]),
+        ("ForwardKL", ["imported", "ValueError"]),
+        ("os.sep", ["no class"]),
+        ("broken_module.Loss", ["imported", "ZeroDivisionError"]),
     ],
 )
 def test_targets(
-    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, said: str
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, words: list[str]
 ) -> None:
     """A traceback of importlib does not say which key of the config it is about."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "broken_module.py").write_text("1 / 0\n")
     tree["loss"]["soft_label"]["_target_"] = target
-    assert f"  loss.soft_label._target_ = {target}: {said}" in refused(tree)
+    wanted = naming("loss.soft_label._target_", target, *words)
+    assert any(wanted.search(line) for line in refused(tree)), refused(tree)
     with pytest.raises(ConfigError):
         locate(target)
 
@@ -227,13 +210,9 @@ def test_components_inside_components(
     inner = {"_target_": "kdcli.losses.forward_kl.ForwardKL", "temperatur": 1}
     tree["loss"]["own"] = {"_target_": "nested_module.Outer", "inner": inner}
     tree["loss"]["later"] = {"_target_": "nested_module.Later", "thin": 1}
-    lines = refused(tree)[1:]
-    assert len(lines) == 2
-    assert (
-        "loss.own.inner.temperatur: not an argument of kdcli.losses.forward_kl.ForwardKL; did you mean temperature?"
-        in lines[0]
-    )
-    assert "loss.later.thin: not an argument of nested_module.Later; did you mean thing?" in lines[1]
+    inner_line, later_line = refused(tree)
+    require_words(inner_line, "loss.own.inner.temperatur", "kdcli.losses.forward_kl.ForwardKL", "temperature")
+    require_words(later_line, "loss.later.thin", "nested_module.Later", "thing")
 
 
 def component(**arguments: Any) -> Component:
@@ -270,9 +249,8 @@ def test_build_inside_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree:
 
 def test_component_of_another_kind() -> None:
     """A loss in the student's place fails with an AttributeError, after the teacher was tuned."""
-    with pytest.raises(
-        ConfigError, match=r"ForwardKL: expected a subclass of kdcli.students.base.StudentInitializer"
-    ):
+    wanted = naming("kdcli.losses.forward_kl.ForwardKL", "kdcli.students.base.StudentInitializer")
+    with pytest.raises(ConfigError, match=wanted):
         build(component(), StudentInitializer)
 
 
@@ -310,7 +288,7 @@ def test_defaults_hold_every_key_of_the_schema(command: str) -> None:
 def test_user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that does not exist is ignored; a file named like a packaged one wins or loses by chance."""
     monkeypatch.setenv("KDCLI_CONFIG_DIR", str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match="the config folder .*nowhere does not exist"):
+    with pytest.raises(ConfigError, match=naming("config folder", str(tmp_path / "nowhere"))):
         user_conf_dir()
     monkeypatch.setenv("KDCLI_CONFIG_DIR", str(tmp_path))
     (tmp_path / "student").mkdir()
@@ -318,7 +296,7 @@ def test_user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert user_conf_dir() == tmp_path
     (tmp_path / "student" / "tiny.yaml").write_text("path: x\n")
     with pytest.raises(
-        ConfigError, match=r"tiny.yaml has the name of a packaged config \(student/tiny.yaml\)"
+        ConfigError, match=naming(str(tmp_path / "student" / "tiny.yaml"), "packaged", "(student/tiny.yaml)")
     ):
         user_conf_dir()
     monkeypatch.setenv("KDCLI_CONFIG_DIR", "")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import naming, require_words
 
 from kdcli.errors import ConfigError
 from kdcli.evaluation.results import (
@@ -94,7 +95,9 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_newer_file_is_refused_by_name(version: int, tmp_path: Path) -> None:
     """Read as far as it can be understood, it would give figures that mean something else."""
     path = written(tmp_path, {"schema": version, **REPORT})
-    with pytest.raises(ConfigError, match=f"report.json has the schema {version}.*update kdcli") as refused:
+    with pytest.raises(
+        ConfigError, match=naming("report.json", f"schema {version}", "update kdcli")
+    ) as refused:
         read(path, Report, "")
     assert refused.value.exit_code == 2
     with pytest.raises(ConfigError, match="newer"):
@@ -107,26 +110,26 @@ def test_a_file_from_before_schemas_is_understood(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "wrong"),
     [
-        ("schema", 0),
-        ("schema", "1"),
-        ("task", None),
-        ("models", []),
-        ("verdict", {}),
-        ("dataset", {"name": "a"}),
+        ("schema", 0, "schema"),
+        ("schema", "1", "schema"),
+        ("task", None, "task"),
+        ("models", [], "models"),
+        ("verdict", {}, "verdict.retention"),
+        ("dataset", {"name": "a"}, "dataset.train"),
     ],
 )
 def test_a_damaged_report_does_not_count(
-    key: str, value: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    key: str, value: Any, wrong: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A run that says it is finished, and whose report nobody can read, can neither be continued nor used."""
     path = written(tmp_path, {"schema": SCHEMA, **REPORT, key: value})
-    with pytest.raises(ConfigError, match=f"report.json is damaged .*{key}.*; do this"):
+    with pytest.raises(ConfigError, match=naming("report.json", "damaged", wrong, "do this")):
         read(path, Report, "do this")
     with caplog.at_level(logging.WARNING):
         assert not is_finished(tmp_path)
-    assert "report.json is damaged" in caplog.text
+    require_words(caplog.text, "report.json", "damaged")
 
 
 @pytest.mark.parametrize("name", RESULTS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from support.commands import naming
 from support.tiny import bert, full_disk, sentences
 
 from kdcli.errors import ExportError, StorageError
@@ -232,14 +232,14 @@ def test_a_file_whose_weights_are_cut_off_is_told(tokenizer, student: Path, tmp_
     file = Intel(["fp16"]).export(student, tmp_path / "out", model, [row], 64)["fp16"]
     weights = file.with_suffix(".bin")
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ExportError, match=r"model\.fp16\.xml could not be run by openvino"):
+    with pytest.raises(ExportError, match=naming("model.fp16.xml", "run by openvino")):
         measure(MeasureSpec("openvino", str(file), str(file.parent), 64), TEXTS)
 
 
 def test_a_full_disk_is_told_and_leaves_no_half_file(student: Path, tmp_path: Path) -> None:
     """A graph whose weights end early, which is called done."""
     model, row = create(CONFIGS["Bert"]), inputs(1, 9, 0, True)
-    with full_disk(5000), pytest.raises(StorageError, match=re.escape(str(tmp_path))):
+    with full_disk(5000), pytest.raises(StorageError, match=naming(f"{tmp_path}/")):
         Intel(["fp16"]).export(student, tmp_path / "out", model, [row], 64)
     assert not list((tmp_path / "out").glob("*.bin"))
 
@@ -250,7 +250,7 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: None if name == "nncf" else find(name, *more)
     )
-    with pytest.raises(ExportError, match=r"no module nncf.*kdcli\[intel\]"):
+    with pytest.raises(ExportError, match=naming("nncf", "pip install 'kdcli[intel]'")):
         Intel(ALL).export(tmp_path, tmp_path, create(CONFIGS["Bert"]), [inputs(1, 3, 0, True)], 64)
 
 
@@ -264,6 +264,6 @@ def test_what_cannot_be_converted_is_told(
         raise RuntimeError("a kernel of my own\nand a page of frames")
 
     monkeypatch.setattr(model, "forward", forward)
-    with pytest.raises(ExportError, match="BertForSequenceClassification cannot be written for OpenVINO: "):
+    with pytest.raises(ExportError, match=naming("BertForSequenceClassification", "OpenVINO")):
         Intel(ALL).export(student, tmp_path / "out", model, [inputs(1, 3, 0, True)], 64)
     assert not list((tmp_path / "out").glob("*.xml"))

