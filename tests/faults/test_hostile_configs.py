@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from faults.harness import Fence, Outcome, require_clean, run_here, run_process
+from support.commands import require_words
 
 from kdcli.config.secrets import secret_in
 from kdcli.launch.run import launch
@@ -209,8 +210,8 @@ def test_a_secret_is_refused_and_not_repeated(refused: Callable[..., Outcome], w
 
 def test_a_variable_s_name_is_taken(refused: Callable[..., Outcome]) -> None:
     """A check for keys that refuses what people call their variables, their files and their parameters."""
-    said = refused("distill", *ASK, "teacher.api_key_env=MY_COMPANY_OPENAI_API_KEY_2").err
-    assert "the environment variable MY_COMPANY_OPENAI_API_KEY_2 is not set" in said
+    outcome = refused("distill", *ASK, "teacher.api_key_env=MY_COMPANY_OPENAI_API_KEY_2")
+    require_words(outcome.err, "environment variable", "MY_COMPANY_OPENAI_API_KEY_2")
     for name in (
         "OPENAI_API_KEY",
         "HUGGINGFACEHUB_API_TOKEN",
@@ -437,7 +438,7 @@ def test_a_recorded_path_of_a_student_is_not_followed(
     shutil.rmtree(foreign / "student")
     refused("eval", f"run={foreign}", "artifact=nothing")
     outcome = run_here(["eval", f"run={foreign}", "measure=null"], tmp_path)
-    assert f"no longer in {foreign / 'student'}" in outcome.err.replace("\n", "") or outcome.code == 2
+    assert str(foreign / "student") in outcome.err.replace("\n", "") or outcome.code == 2
 
 
 @pytest.mark.faults
@@ -456,7 +457,8 @@ def test_a_link_in_an_unfinished_run_is_not_written_through(
         "trainer.max_steps=1",
         "hardware.budget.max_bytes=1e9",
     ]
-    assert "leads out of" in refused("distill", *options, f"hydra.run.dir={foreign}").err
+    outcome = refused("distill", *options, f"hydra.run.dir={foreign}")
+    require_words(outcome.err, str(foreign / "metrics.jsonl"), "link", str(tmp_path / "profile"))
 
 
 @pytest.mark.faults
@@ -492,8 +494,7 @@ def test_a_run_that_is_trusted_is_repeated(foreign: Path, canary: Path, tmp_path
     again = ["distill", "--rerun", str(foreign), "--cfg", "job"]
     outcome = run_here(again, tmp_path)
     assert outcome.code == 2
-    assert "evil_module.Evil" in outcome.err
-    assert "--trust-run" in outcome.err
+    require_words(outcome.err, "evil_module.Evil", "--trust-run")
     assert not canary.exists()
     require_clean(run_here([*again, "--trust-run"], tmp_path), codes=[0])
     assert canary.exists()
