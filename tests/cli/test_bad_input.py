@@ -340,7 +340,7 @@ def no_head(folder: Path) -> None:
         (lambda f: edit(f / "config.json", id2label={"0": "bad", "1": "fine"}), ("'good'", "bad", "fine")),
         (other_tokenizer, ("token ids", "32", "embeddings")),
         (lambda f: (f / "vocab.txt").write_text("[PAD]\n[CLS]\n[UNK]\n"), ("vocab.txt", "'[CLS]'", "1", "tokenizer.json", "2")),
-        (lambda f: edit(f / "config.json", pad_token_id=32), ("config.json", "pads", "32", "embeddings")),
+        (lambda f: edit(f / "config.json", pad_token_id=32), ("weights", "config.json", "num_embeddings")),
         (no_tokenizer, ("no tokenizer files",)),
         (lambda f: (f / "tokenizer.json").write_text('{"version": '), ("tokenizer", "loaded")),
         (lambda f: (f / "config.json").write_text('{"model_type": '), ("config.json cannot",)),
