@@ -34,6 +34,10 @@ TAGS = "tags", "tag", "ner_tag", "ner_tags", "ner", "nertag", "label", "labels",
 """The names of columns, in lower case."""
 LANGUAGE = re.compile(r"([a-z]{2,3}(-[a-z]+)?):(?=.)")
 """What stands before each word in the files of WikiANN (en:Rick)."""
+CHUNKS = frozenset(
+    {"NP", "VP", "PP", "ADJP", "ADVP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP", "NC", "PC", "VC"}
+)
+"""The types of chunks (CoNLL-2000), whose column is read as tags only if there is no other one."""
 BOUNDARY = "-DOCSTART-"
 UNIVERSAL = "[id,words,lemma,tags,xpos,feats,head,deprel,deps,misc]"
 """The columns of CoNLL-U, with the parts of speech as tags."""
@@ -109,7 +113,8 @@ def tagged_sentences(schema: RowSchema, path: Path, lines: Iterable[str]) -> Ite
     words = _by_numbers(words) if endless else words
     count = sum(map(len, groups)) - sum(map(len, words)) + len(comments)
     between = {"\t": "tabs", "\t+": "tabs", " ": "white space"}.get(separator, separator)
-    more = f"; comment lines left out: {count}" if count else ""
+    more = "; the first line is a header" if header is not None else ""
+    more += f"; comment lines left out: {count}" if count else ""
     logger.info("%s: %s between %d columns, %s%s", path.name, between, layout.size, layout.columns_are, more)
     sentences = _sentences(path, words, layout)
     if len(sentences) == 1 and len(sentences[0]) > LONGEST_SENTENCE:
@@ -265,8 +270,10 @@ def _layout(schema: RowSchema, path: Path, groups: Groups, names: list[str] | No
             )
         return Layout(size, start, None, None, number, f"words of column {start + 1}{columns_are}")
     schemes = [place for place in range(size) if _is_scheme(columns[place])]
+    schemes.sort(key=lambda place: set(scheme_of(set(columns[place])).types) <= CHUNKS)
     brackets = [place for place in range(start + 1, size) if _is_brackets(columns[place])]
-    tag = schemes[-1] if schemes else brackets[0] if brackets else _plain(path, columns, start)
+    tag = next(iter([*schemes, *brackets]), None)
+    tag = _plain(path, columns, start) if tag is None else tag
     word = start
     while word + 1 < size and word != tag != word + 1 and _is_number(columns[word]):
         word += 1

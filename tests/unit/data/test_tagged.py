@@ -110,9 +110,11 @@ READ: dict[str, tuple[str | bytes, dict[str, Any], Sentences]] = {
     ),
     "two columns of tags (GermEval)": (
         "#\thttp://example.org\n" + lines("{i}\t{word}\t{tag}\tO"),
-        {"columns": ["number", "words", "tags", "inner"]},
+        {},
         SENTENCES,
     ),
+    "gold and predicted tags": (lines("{word} NN {tag} B-PER"), {}, SENTENCES),
+    "chunks alone": (lines("{word} NN B-NP"), {}, tag_map(lambda tag: "B-NP")),
     "CoNLL-U with named columns": (
         "# sent_id = 1\n1-2\tdu\t_\t_\t_\t_\t_\t_\t_\t_\n" + lines(UD),
         {"columns": COLUMNS},
