@@ -20,7 +20,7 @@ from kdcli.errors import ConfigError, DataError, listed, suggest
 from kdcli.files import digest
 from kdcli.generation import Reply, decoded, greedy_config, start_of, translate
 from kdcli.signals import HiddenSignal
-from kdcli.tasks.base import Predictions, Task
+from kdcli.tasks.base import Predictions
 from kdcli.tasks.encoded import Encoded, padded
 from kdcli.tasks.language_model import LanguageModel, contradiction, head_of
 from kdcli.tasks.rows import IGNORE
@@ -84,17 +84,15 @@ class Seq2Seq(LanguageModel):
 
     # ---- rows -> tokens ----------------------------------------------------------------------------------
 
-    def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
-        """An encoder-decoder. The decoder of mBART-25 and PLBart begins with the code of the target language, whatever its config says."""
-        model, new = Task.load(self, path, **kwargs)
+    def from_pretrained(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """As in the base class. The decoder of mBART-25 and PLBart begins with the code of the target language, whatever its config says."""
+        model, info = super().from_pretrained(path, **kwargs)
         if self.languages[1] is not None and _begins_with_last(model):
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            _, code = self._target_tokens(tokenizer)
+            code = self.start(AutoTokenizer.from_pretrained(path, local_files_only=True))
             if code is not None:
                 own: Any = model.generation_config
                 model.config.decoder_start_token_id = own.decoder_start_token_id = code
-        self._check_head(model)
-        return model, new
+        return model, info
 
     def given(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The first tokens of a target that are given, not predicted: a language code, or the first token of BART."""
