@@ -38,6 +38,7 @@ WEIGHTS = ("weight", "train", "training", "loss")
 """Keys of a turn that say whether it is learned."""
 TEXT_PARTS = (None, "text", "input_text", "output_text")
 PAIR = 2
+_PLAIN = {"role", "content"}
 _ARRAY = re.compile(r"\}\s+\{")
 
 
@@ -58,8 +59,8 @@ def read_turns(value: Any, where: str, what: str = "the messages") -> list[dict[
         turns = [
             {"role": ("user", "assistant")[index % 2], "content": turn} for index, turn in enumerate(turns)
         ]
-    read = [_turn(turn, f"message {index}", where) for index, turn in enumerate(turns, 1)]
-    return [turn for turn in read if turn["content"].strip() or turn["role"] != "system"]
+    read = [_turn(turn, index, where) for index, turn in enumerate(turns, 1)]
+    return [turn for turn in read if turn["content"] or turn["role"] != "system"]
 
 
 def is_conversation(value: Any) -> bool:
@@ -128,7 +129,8 @@ def is_learned(turn: Mapping[str, Any]) -> bool:
 
 def extra_of(turn: Mapping[str, Any]) -> dict[str, Any]:
     """What a stored turn has besides role and content."""
-    extra: dict[str, Any] = json.loads(turn.get("extra") or "{}")
+    stored = turn.get("extra")
+    extra: dict[str, Any] = json.loads(stored) if stored else {}
     return extra
 
 
@@ -208,7 +210,15 @@ def with_text_arguments(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, An
     return ready
 
 
-def _turn(turn: Any, what: str, where: str) -> dict[str, str]:
+def _turn(turn: Any, index: int, where: str) -> dict[str, str]:
+    what = f"message {index}"
+    if isinstance(turn, dict) and turn.keys() == _PLAIN and turn["role"] in ROLES:  # most turns are such
+        plain = turn["content"]
+        if isinstance(plain, str) and plain and not plain.isspace():
+            return {
+                "role": ROLES[turn["role"]],
+                "content": require_text(plain, f"the content of {what}", where),
+            }
     keys = _keys(turn) if isinstance(turn, Mapping) else None
     if keys is None:
         raise DataError(f"{where}: {what} is {shown(turn)}; expected {EXPECTED}")
@@ -348,7 +358,7 @@ def _listed(value: Any) -> list[Any]:
             value = [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
     if not isinstance(value, list):
         return []
-    return [_named(turn) for turn in value]
+    return [turn if isinstance(turn, dict) and "role" in turn else _named(turn) for turn in value]
 
 
 def _named(turn: Any) -> Any:

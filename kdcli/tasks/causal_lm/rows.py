@@ -29,6 +29,8 @@ CONTEXT = {"tools": "tools", "functions": "tools", "system": "system", "system_p
 """The columns that belong to a conversation beside its turns, by the name that `dataset.context` has for them."""
 INSTRUCTION = "instruction"
 """The column of prompts beside which a column `input` is a part of the prompt (Alpaca)."""
+TURNS = "[{ \t\n"
+"""The first characters of texts that may be turns in JSON."""
 UNREAD = {
     "rejected": "the answer that was not chosen",
     "label": "if it marks answers as good or bad, remove the bad ones",
@@ -71,6 +73,7 @@ class CausalLMRows(RowSchema):
                 ["messages"] if cfg.messages else ["prompt", "completion"] if cfg.prompt else ["text"]
             )
             self.columns = [getattr(cfg, field) for field in self.fields]
+        self.plain = self.fields == ["prompt", "completion"] and cfg.thoughts != "drop"
         self.found: list[str] = list(self.fields)
         """What the values of the rows are that are being read: the fields, and those of `CONTEXT` that the source has."""
         self.context: dict[str, None] = {}
@@ -104,8 +107,14 @@ class CausalLMRows(RowSchema):
         Returns:
             `Values`
         """
+        if self.plain and len(values) == 2 and _are_texts(*values):
+            texts: tuple[str, ...] = (
+                require_text(values[0], "the prompt", where),
+                require_text(values[1], "the completion", where),
+            )
+            return Values(texts, [], "")
         given = dict(zip(self.found, values, strict=True))
-        before, tools = self._read_context(given, where)
+        before, tools = self._read_context(given, where) if len(given) > len(self.fields) else ([], "")
         if self.fields == ["messages"]:
             turns = read_turns(given["messages"], where)
             return Values((), self._answered(_after(before, turns), where), tools)
@@ -157,12 +166,15 @@ class CausalLMRows(RowSchema):
         return [self._thinking(turn, where) if turn["role"] == "assistant" else turn for turn in learned]
 
     def _thinking(self, turn: dict[str, str], where: str) -> dict[str, str]:
+        policy = self.cfg.thoughts
+        if policy == "template":
+            return turn
         extra = extra_of(turn)
         if self.cfg.thoughts == "template" or (
             THOUGHTS[0] not in extra and not split_thought(turn["content"])
         ):
             return turn
-        if self.cfg.thoughts == "all":
+        if policy == "all":
             return with_extra(turn, extra | {KEEP: True})
         bare = without_thoughts(turn)
         if not bare["content"].strip() and "tool_calls" not in extra:
@@ -232,6 +244,11 @@ class CausalLMRows(RowSchema):
             )
         for column in self.unread:
             logger.info("%s: the column %s is not read (%s)", self.cfg.path, column, UNREAD[column])
+
+
+def _are_texts(prompt: Any, completion: Any) -> bool:
+    """Whether a prompt and a completion are texts that are no turns in JSON."""
+    return isinstance(completion, str) and isinstance(prompt, str) and prompt[:1] not in TURNS
 
 
 def _after(before: list[dict[str, str]], turns: list[dict[str, str]]) -> list[dict[str, str]]:
