@@ -245,10 +245,14 @@ def truncation(run: Run, tokenizer: PreTrainedTokenizerBase, split: str) -> tupl
     lengths = run.task.lengths(tokenizer, rows.select(full))
     cut, longest = int((lengths > run.max_length).sum()), int(lengths.max())
     most = max_input_tokens(tokenizer, load_config(run.sources[0]))
-    reads = f" (the teacher reads at most {most})" if most < longest else ""
+    if most >= longest:
+        remedy = f"dataset.max_length={longest} reads all of it"
+    elif most > run.max_length:
+        remedy = f"dataset.max_length={most} is the most that the teacher reads"
+    else:
+        remedy = "the teacher reads no more: shorten the texts, or take one that reads more (teacher.path=)"
     return cut / len(rows), (
-        f"{cut} of {len(rows)} rows of {split} are cut at dataset.max_length = {run.max_length} tokens, and the longest has {longest}{reads}; "
-        f"dataset.max_length={min(most, longest)} reads all of it"
+        f"{cut} of {len(rows)} rows of {split} are cut at dataset.max_length = {run.max_length} tokens, and the longest has {longest}; {remedy}"
     )
 
 

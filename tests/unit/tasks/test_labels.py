@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -255,6 +256,27 @@ def test_labels_of_two_files(tmp_path: Path, case: str) -> None:
     found = {row["text"]: data.labels[row["label"]] for row in data["test"]}
     for number, row in enumerate(rows):
         assert found.get(row["text"], "dropped") == own.gold[number % len(own.gold)]
+
+
+def test_rows_of_the_hub_without_a_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """-1, which SNLI has where its annotators do not agree, ends the run or becomes the last class."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("kdcli.data.hub.snapshot", lambda *_, **__: (tmp_path / "hub", "c0ffee"))
+    names = datasets.ClassLabel(names=["entailment", "neutral", "contradiction"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for split, texts in (("train", TEXTS), ("test", [f"a test of number {number}" for number in range(20)])):
+        columns = {"text": texts, "label": [[0, 1, 2, -1][number % 4] for number in range(len(texts))]}
+        table = datasets.Dataset.from_dict(columns, features=features)
+        table.to_parquet(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet")
+    data = load(Dataset(path="some/name", format="hub", test="test"))
+    assert data.labels == names.names
+    assert len(data.gold) == len(data["train"]) - 30
+    assert len(data["test"]) == 15
+    assert "30 of 120 rows of train have no gold label (empty: 30): they are text" in caplog.text
+    assert "5 of 20 rows of test have no gold label (empty: 5): they are dropped" in caplog.text
 
 
 # ---- several annotators ------------------------------------------------------------------------------
