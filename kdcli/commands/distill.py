@@ -22,16 +22,17 @@ from kdcli.pipeline.student import Trainee, train_control, train_trainee
 from kdcli.pipeline.teacher import prepare_teacher_data
 
 
-def distill(cfg: Config, folder: Path, names: dict[str, str]) -> int:
+def distill(cfg: Config, folder: Path, names: dict[str, str], chose_hardware: bool = True) -> int:
     """Run `kdcli distill` into a folder. Under several processes all of them call it, and the main process writes.
 
     Args:
         names: how the report calls teacher, student, data set and device.
+        chose_hardware: the device is not the default.
 
     Returns:
         The exit code.
     """
-    parts = plan_run(cfg, folder, names)
+    parts = plan_run(cfg, folder, names, chose_hardware)
     run = parts[-1]
     is_main = run.state.is_main_process
     if run.remote is not None and is_main:

@@ -153,7 +153,10 @@ def _command(command: str, config: Any, folder: Path) -> int:
         from kdcli.commands.distill import distill
 
         _imported()
-        return distill(config, folder, display_name(HydraConfig.get(), config.model_dump()))
+        words = override_words(HydraConfig.get().overrides.task)
+        chose_hardware = any(word.startswith(("hardware=", "hardware.")) for word in words)
+        names = display_name(HydraConfig.get(), config.model_dump())
+        return distill(config, folder, names, chose_hardware)
     if command == "eval":
         from kdcli.commands.eval import evaluate
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedConfig
 
 from kdcli.config.components import build
 from kdcli.config.schema import Distill as Config
@@ -17,7 +18,7 @@ from kdcli.data.augment import find_proposer
 from kdcli.data.dataset import Data, load
 from kdcli.data.filters import own_function
 from kdcli.evaluation.predict import prepared, require_device
-from kdcli.exporting.targets.base import Target, require_task
+from kdcli.exporting.targets.base import Target, require_task, require_writable
 from kdcli.models.checkpoint import Checkpoint, load_config, load_tokenizer, shared_token_count
 from kdcli.pipeline.environment import record_environment
 from kdcli.pipeline.plan import (
@@ -54,8 +55,11 @@ from kdcli.tasks import task_of
 from kdcli.teachers.remote.protocol import RemoteTeacher
 
 
-def plan_run(cfg: Config, folder: Path, names: Mapping[str, str]) -> list[Run]:
+def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware: bool = True) -> list[Run]:
     """The plan of a run, checked; its environment is written to env.json.
+
+    Args:
+        chose_hardware: the user chose the device, so that a student that cannot be written for it is refused.
 
     Returns:
         The parts of the run in their order: consecutive phases of one trainee with one teacher_key. The last one trains the student on the
@@ -76,7 +80,9 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str]) -> list[Run]:
     parts = _parts(cfg, folder, names, state, phases, data, sources, remote)
     require_trainers(cfg, phases, state)
     run = parts[-1]
-    require_task(build(cfg.hardware, Target), names["hardware"], run.task, cfg.dataset.kind)
+    target: Target = build(cfg.hardware, Target)
+    require_task(target, names["hardware"], run.task, cfg.dataset.kind)
+    require_writable(target, names["hardware"], run.task.auto, _student_config(run), chose_hardware)
     require_teacher_term(cfg, phases)
     require_control_rows(run)
     if remote is not None:
@@ -93,6 +99,14 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str]) -> list[Run]:
         else part
         for part in parts
     ]
+
+
+def _student_config(run: Run) -> PreTrainedConfig:
+    """A config of the student's architecture."""
+    architecture = run.initializer.architecture()
+    if run.initializer.source is None and architecture is not None:
+        return architecture()
+    return load_config(run.initializer.source or run.sources[0])
 
 
 def _parts(

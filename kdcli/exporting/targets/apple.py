@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdcli.exporting.targets.base import CLASSIFIERS, Target, copy_tokenizer, exporting, quietly
 
@@ -39,6 +39,10 @@ class Apple(Target):
 
     def __init__(self, precisions: Annotated[list[Literal["fp16", "int8"]], Field(min_length=1)]):
         self.precisions = precisions
+
+    def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
+        """Encoder-decoders, in which the number of end tokens is not known."""
+        return "torch.export does not write it; hardware=cpu does" if config.is_encoder_decoder else None
 
     def export(
         self,

@@ -9,16 +9,19 @@ import logging
 import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
+import torch
+import transformers
 import yaml
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from kdcli import console
 from kdcli.config.components import locate
 from kdcli.config.paths import conf_dir
 from kdcli.errors import ConfigError, ExportError, KDError
@@ -85,6 +88,15 @@ class Target(ABC):
             ExportError: a package is missing, or the exporter failed.
         """
 
+    def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
+        """Why models of an architecture cannot be written, as far as that is known before the export, and what to do; None: they can.
+
+        Args:
+            model_class: the student's class in transformers.
+            config: of that architecture; its sizes need not be the student's.
+        """
+        return None
+
     def precision_of(self, quantization: str) -> str:
         """The precision of files whose weights are rounded as `student.quantization` rounds them in training."""
         return quantization
@@ -141,6 +153,18 @@ def enable_truncation(folder: Path, max_length: int) -> None:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length, direction=config.get("truncation_side", "right"))
         tokenizer.save(str(file))
+
+
+def sample_batch(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Tensor]:
+    """Inputs to trace a classifier with, (2, 5): the second row is padded, and each row has one end token, whose output encoder-decoders
+    classify."""
+    batch = {name: torch.zeros(2, 5, dtype=torch.long) for name in names}
+    batch["attention_mask"] = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    end = model.config.eos_token_id if model.config.is_encoder_decoder else None
+    batch["input_ids"] += 1 if end != 1 else 2
+    if end is not None:
+        batch["input_ids"][[0, 1], [4, 2]] = end
+    return batch
 
 
 @contextlib.contextmanager
@@ -205,6 +229,30 @@ def require_task(target: Target, hardware: str, task: type[Task] | Task, name: s
     raise ConfigError(
         f"hardware={hardware} exports models of {' and '.join(target.serves)}, and those of this run's task, {name}, are of {task.auto}; {remedy}"
     )
+
+
+def require_writable(
+    target: Target, hardware: str, auto: str, config: PreTrainedConfig, is_chosen: bool
+) -> None:
+    """Refuse a student whose architecture a target does not write.
+
+    Args:
+        hardware: the name of the device.
+        auto: the class of transformers that loads the student.
+        config: of the student's architecture.
+        is_chosen: the user chose the device; otherwise it is a default, and what it does not write is told.
+
+    Raises:
+        ConfigError
+    """
+    model_class = getattr(transformers, auto)._model_mapping.get(type(config), None)
+    reason = None if model_class is None else target.refusal(model_class, config)
+    if reason is None:
+        return
+    message = f"hardware={hardware} cannot write the student, a {model_class.__name__}: {reason}"
+    if is_chosen:
+        raise ConfigError(message)
+    console.warn(f"{message}. It is trained all the same, since hardware={hardware} is a default")
 
 
 def _packaged_targets() -> dict[str, type[Target]]:

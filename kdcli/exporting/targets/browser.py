@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdcli.config.types import Int
 from kdcli.errors import ExportError
@@ -56,6 +56,10 @@ class Browser(Target):
         rows: Annotated[Int, Field(ge=0, le=1000)] = 20,
     ):
         self.precisions, self.rows = precisions, rows
+
+    def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
+        """As hardware=cpu."""
+        return Cpu([*self.precisions]).refusal(model_class, config)
 
     def export(
         self,

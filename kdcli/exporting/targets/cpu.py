@@ -10,14 +10,23 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdcli.config.types import Int
 from kdcli.errors import ConfigError
-from kdcli.exporting.targets.base import CLASSIFIERS, GENERATORS, Target, copy_tokenizer, exporting, quietly
+from kdcli.exporting.targets.base import (
+    CLASSIFIERS,
+    GENERATORS,
+    Target,
+    copy_tokenizer,
+    exporting,
+    quietly,
+    sample_batch,
+)
 from kdcli.exporting.writers import causal_lm as language
 from kdcli.exporting.writers.causal_lm import TWO_GB
-from kdcli.exporting.writers.seq2seq import copy_files, write_ctranslate2, write_onnx
+from kdcli.exporting.writers.seq2seq import LOADERS, copy_files, write_ctranslate2, write_onnx
+from kdcli.exporting.writers.tracing import traceable
 from kdcli.files import abandonable
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
 from kdcli.models.quantization import BLOCK
@@ -25,6 +34,21 @@ from kdcli.models.quantization import BLOCK
 FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx", "int4": "model.int4.onnx"}
 FOLDERS = {"fp32": "onnx", "int8": "ctranslate2"}
 """The folders of an encoder-decoder."""
+
+
+WITHOUT_INT8 = "leave it out with hardware.precisions=[fp32]"
+UNTRACED = (
+    "diffllama", "fnet", "funnel", "glm", "glm4", "helium", "jetmoe", "longformer", "qwen3_5", "qwen3_5_text", "qwen3_next", "tapas",
+)  # fmt: skip
+"""The `model_type` of classifiers that cannot be written as ONNX (torch 2.13), or not for every number of tokens."""
+UNTRACED_DECODERS = (
+    "apertus", "axk2", "bamba", "cohere", "cohere2", "cohere2_moe", "deepseek_v2", "deepseek_v32", "deepseek_v4", "diffllama",
+    "ernie4_5", "ernie4_5_moe", "falcon_h1", "falcon_mamba", "glm", "glm4", "glm_moe_dsa", "granitemoehybrid", "helium", "hy_v4",
+    "inkling2_text", "inkling_text", "jamba", "lfm3", "llama4_text", "mamba", "minimax", "nemotron_h", "olmo_hybrid", "openai-gpt",
+    "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "recurrent_gemma",
+)  # fmt: skip
+"""The `model_type` of language models that cannot be written as ONNX with a key/value cache: they have a state, another cache, or operations
+that the exporter does not know."""
 
 
 class Cpu(Target):
@@ -68,6 +92,17 @@ class Cpu(Target):
         per_channel: bool = True,
     ):
         self.precisions, self.opset, self.per_channel = precisions, opset, per_channel
+
+    def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
+        """Architectures that the exporter to ONNX, or CTranslate2, does not write."""
+        kind, writes = config.get_text_config().model_type, model_class.can_generate()
+        if writes and config.is_encoder_decoder:
+            needs_loader = "int8" in (self.precisions or ["int8"]) and kind not in LOADERS
+            return f"CTranslate2 does not convert it; {WITHOUT_INT8}" if needs_loader else None
+        if kind in (UNTRACED_DECODERS if writes else UNTRACED):
+            remedy = "hardware=cuda writes it" + ("" if writes else ", with hardware.precisions=[bf16]")
+            return f"it has operations that ONNX has not; {remedy}"
+        return None
 
     def export(
         self,
@@ -194,14 +229,9 @@ class Cpu(Target):
 
         Measured on BERTs of 2 and 6 layers (torch 2.13, ONNX Runtime 1.32), the newer exporter (dynamo=True) gives
         the same logits, takes 6 to 25 times as long, and its graph is 1 % larger and about 5 % slower.
-        Attention is eager, because the fused one adds a NaN check to every layer.
         """
-        batch = {name: torch.zeros(2, 5, dtype=torch.long) for name in names}
-        batch["input_ids"] += 1
-        batch["attention_mask"] = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-        attention = model.config._attn_implementation
-        model.set_attn_implementation("eager")
-        try:
+        batch = sample_batch(model, names)
+        with traceable(model):
             graph, sample = _Logits(model, names).eval(), tuple(batch[name] for name in names)
             axes = {name: {0: "batch", 1: "sequence"} for name in names}
             axes["logits"] = {0: "batch"} if graph(*sample).ndim == 2 else {0: "batch", 1: "sequence"}
@@ -215,8 +245,6 @@ class Cpu(Target):
                 output_names=["logits"],
                 dynamic_axes=axes,
             )
-        finally:
-            model.set_attn_implementation(attention)
 
 
 class _Logits(torch.nn.Module):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdcli import console
 from kdcli.errors import ConfigError
@@ -23,6 +23,7 @@ from kdcli.exporting.targets.base import (
     enable_truncation,
     exporting,
     quietly,
+    sample_batch,
 )
 from kdcli.models.vocabulary import TOKENIZER_FILES
 
@@ -55,6 +56,16 @@ class Cuda(Target):
             return "cuda"
         console.warn("there is no GPU here: the files of hardware=cuda are run, and timed, on the processor")
         return "cpu"
+
+    def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
+        """Programs of encoder-decoders that classify, in which the number of end tokens is not known."""
+        if (
+            model_class.can_generate()
+            or not config.is_encoder_decoder
+            or "pt2" not in (self.precisions or ["pt2"])
+        ):
+            return None
+        return "torch.export does not write it; leave it out with hardware.precisions=[bf16]"
 
     def export(
         self,
@@ -95,9 +106,7 @@ class Cuda(Target):
 
 def _program(model: PreTrainedModel, names: list[str], max_length: int) -> Any:
     """The logits of any batch, of any length."""
-    batch = {name: torch.zeros(2, 5, dtype=torch.long) for name in names}
-    batch["input_ids"] += 1
-    batch["attention_mask"] = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    batch = sample_batch(model, names)
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=max_length)}
     shapes = dict.fromkeys(batch, free)
     with torch.no_grad():

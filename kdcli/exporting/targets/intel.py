@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kdcli.exporting.targets.base import CLASSIFIERS, Target, copy_tokenizer, exporting, quietly
+from kdcli.exporting.targets.base import CLASSIFIERS, Target, copy_tokenizer, exporting, quietly, sample_batch
 
 FILES = {"fp16": "model.fp16.xml", "int8_weights": "model.int8_weights.xml", "int8": "model.int8.xml"}
 
@@ -73,9 +73,7 @@ def _converted(model: PreTrainedModel, names: list[str]) -> Any:
     from transformers.exporters.configs import OpenVINOConfig
     from transformers.exporters.exporter_openvino import OpenVINOExporter
 
-    batch: Any = {name: torch.zeros(2, 5, dtype=torch.long) for name in names}
-    batch["input_ids"] += 1
-    batch["attention_mask"] = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    batch: Any = sample_batch(model, names)
     free = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
     config = OpenVINOConfig(dynamic=True, dynamic_shapes=dict.fromkeys(names, free), stateful=False)
     graph = OpenVINOExporter().export(model, batch, config=config).program

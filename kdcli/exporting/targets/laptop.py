@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 import re
 import shutil
@@ -13,7 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdcli import processes
 from kdcli.errors import ExportError
@@ -52,6 +54,12 @@ class Laptop(Target):
     def precision_of(self, quantization: str) -> str:
         return {"int8": "q8_0", "int4": "q4_0"}[quantization]
 
+    def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
+        """Architectures that llama.cpp's converter does not know."""
+        known = _architectures()
+        is_known = not known or model_class.__name__ in known
+        return None if is_known else "llama.cpp does not know it; hardware=cpu or hardware=cuda may write it"
+
     def export(
         self,
         student: Path,
@@ -78,6 +86,18 @@ class Laptop(Target):
             if (student / name).is_file():
                 shutil.copyfile(student / name, out / name)
         return files
+
+
+def _architectures() -> set[str]:
+    """The classes that llama.cpp's converter lists; empty if it is not installed, or has no list. Its module is not imported, since that
+    configures logging."""
+    found = importlib.util.find_spec("conversion")
+    if found is None or found.origin is None:
+        return set()
+    for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "TEXT_MODEL_MAP" and node.value:
+            return set(ast.literal_eval(node.value))
+    return set()
 
 
 def _convert(student: Path, file: Path, architecture: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdcli.errors import ExportError
 from kdcli.exporting.targets.base import CLASSIFIERS, Target, copy_tokenizer
@@ -54,6 +54,10 @@ class Mobile(Target):
         ],
     ):
         self.formats = formats
+
+    def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
+        """Encoder-decoders, in which the number of end tokens is not known."""
+        return "torch.export does not write it; hardware=cpu does" if config.is_encoder_decoder else None
 
     def export(
         self,

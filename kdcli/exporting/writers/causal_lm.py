@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from kdcli.exporting.writers.tracing import traceable
 from kdcli.models.quantization import BLOCK
 from kdcli.models.vocabulary import TOKENIZER_FILES
 
@@ -38,31 +39,27 @@ def trace(model: PreTrainedModel, file: Path, opset: int) -> Any:
     import onnx
     from onnx import numpy_helper
 
-    attention, graph = model.config._attn_implementation, _Decoder(model).eval()
-    model.set_attn_implementation("eager")  # as for classifiers: no NaN checks in each layer
-    try:
-        with torch.no_grad():
-            ids, mask = torch.ones(2, 5, dtype=torch.long), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            _, *past = graph(ids[:, :3], mask[:, :3], positions[:, :3], torch.tensor(0))
-            parts = [f"{layer}.{what}" for layer in range(len(past) // 2) for what in ("key", "value")]
-            inputs = {"input_ids": ids[:, 3:], "attention_mask": mask, "position_ids": positions[:, 3:]}
-            inputs |= {KEEP: torch.tensor(1)}
-            inputs |= {f"past_key_values.{part}": tensor for part, tensor in zip(parts, past, strict=True)}
-            outputs = ["logits", *(f"present.{part}" for part in parts)]
-            torch.onnx.export(
-                graph,
-                tuple(inputs.values()),
-                str(file),
-                dynamo=False,
-                opset_version=opset,
-                do_constant_folding=False,
-                input_names=list(inputs),
-                output_names=outputs,
-                dynamic_axes={name: _axes(name) for name in (*inputs, *outputs) if name != KEEP},
-            )
-    finally:
-        model.set_attn_implementation(attention)
+    graph = _Decoder(model).eval()
+    with traceable(model), torch.no_grad():
+        ids, mask = torch.ones(2, 5, dtype=torch.long), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        _, *past = graph(ids[:, :3], mask[:, :3], positions[:, :3], torch.tensor(0))
+        parts = [f"{layer}.{what}" for layer in range(len(past) // 2) for what in ("key", "value")]
+        inputs = {"input_ids": ids[:, 3:], "attention_mask": mask, "position_ids": positions[:, 3:]}
+        inputs |= {KEEP: torch.tensor(1)}
+        inputs |= {f"past_key_values.{part}": tensor for part, tensor in zip(parts, past, strict=True)}
+        outputs = ["logits", *(f"present.{part}" for part in parts)]
+        torch.onnx.export(
+            graph,
+            tuple(inputs.values()),
+            str(file),
+            dynamo=False,
+            opset_version=opset,
+            do_constant_folding=False,
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_axes={name: _axes(name) for name in (*inputs, *outputs) if name != KEEP},
+        )
     full = onnx.load(file)
     if not any(entry.name == "position_ids" for entry in full.graph.input):  # BLOOM reads the mask alone
         shape = list(_axes("position_ids").values())

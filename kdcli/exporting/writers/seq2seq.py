@@ -16,6 +16,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, Pre
 from transformers.modeling_outputs import BaseModelOutput
 
 from kdcli.errors import ExportError
+from kdcli.exporting.writers.tracing import traceable
 from kdcli.files import read_json
 from kdcli.generation import start_of
 from kdcli.models.vocabulary import TOKENIZER_FILES, target_vocabulary
@@ -110,32 +111,27 @@ def write_onnx(model: PreTrainedModel, out: Path, opset: int, temporary: Path) -
     """
     import onnx
 
-    attention = model.config._attn_implementation
-    model.set_attn_implementation("eager")  # as for classifiers: no NaN checks in each layer
     offsets: dict[bytes, int] = {}
-    try:
-        with (out / WEIGHTS).open("wb") as weights, torch.no_grad():
-            for name, (graph, inputs, outputs) in _graphs(model):
-                folder = temporary / name
-                folder.mkdir()
-                traced = folder / name
-                torch.onnx.export(
-                    graph.eval(),
-                    tuple(inputs.values()),
-                    str(traced),
-                    dynamo=False,
-                    opset_version=opset,
-                    do_constant_folding=False,
-                    input_names=list(inputs),
-                    output_names=list(outputs),
-                    dynamic_axes={key: outputs.get(key) or _axes(key) for key in (*inputs, *outputs)},
-                )
-                full = onnx.load(traced)
-                _share(full, weights, offsets)
-                onnx.save_model(full, out / name)
-                shutil.rmtree(folder)
-    finally:
-        model.set_attn_implementation(attention)
+    with (out / WEIGHTS).open("wb") as weights, torch.no_grad(), traceable(model):
+        for name, (graph, inputs, outputs) in _graphs(model):
+            folder = temporary / name
+            folder.mkdir()
+            traced = folder / name
+            torch.onnx.export(
+                graph.eval(),
+                tuple(inputs.values()),
+                str(traced),
+                dynamo=False,
+                opset_version=opset,
+                do_constant_folding=False,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_axes={key: outputs.get(key) or _axes(key) for key in (*inputs, *outputs)},
+            )
+            full = onnx.load(traced)
+            _share(full, weights, offsets)
+            onnx.save_model(full, out / name)
+            shutil.rmtree(folder)
 
 
 def _graphs(

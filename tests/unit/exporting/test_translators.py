@@ -38,7 +38,8 @@ from kdcli.measure.models import measure
 from kdcli.measure.runtime import Seq2SeqRuntime
 from kdcli.measure.spec import MeasureSpec
 from kdcli.measure.worker import Worker
-from kdcli.students.encoder_decoder import learn_vocabulary
+from kdcli.models.checkpoint import Checkpoint, load_tokenizer
+from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 
 BOTH = ["fp32", "int8"]
 LENGTH = 24
@@ -275,37 +276,54 @@ def test_an_empty_translation_stays_empty(tokenizer: Any, sources: list[list[int
         assert write(sources[0]) == [tokenizer.eos_token_id]
 
 
-def test_a_marian_of_the_hub_has_its_vocabulary_in_sentencepiece_files(tmp_path: Path) -> None:
-    """Opus-MT's models have no tokenizer.json, and their padding token stands last."""
+@pytest.mark.parametrize("sides", [1, 2], ids=["one vocabulary", "two vocabularies"])
+def test_a_marian_of_the_hub_has_its_vocabulary_in_sentencepiece_files(sides: int, tmp_path: Path) -> None:
+    """Opus-MT's models have no tokenizer.json, and their padding token stands last. Some have another vocabulary for targets: its file is
+    left behind, or a target's token is looked up among the source's."""
     sentencepiece = pytest.importorskip("sentencepiece")
-    tokens = {"</s>": 0, "<unk>": 1}
     (text := tmp_path / "text").write_text("\n".join(f"{source}\n{target}" for source, target in PAIRS))
     (folder := tmp_path / "student").mkdir()
-    for side in "source", "target":
+    files: list[str] = []
+    for number, side in enumerate(("source", "target")):
         sentencepiece.SentencePieceTrainer.train(
             input=str(text), model_prefix=str(tmp_path / side), vocab_size=50, minloglevel=2
         )
         (tmp_path / f"{side}.model").rename(folder / f"{side}.spm")
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "source.spm"))
-    for number in range(pieces.get_piece_size()):
-        tokens.setdefault(pieces.id_to_piece(number), len(tokens))
-    tokens["<pad>"] = len(tokens)
-    (folder / "vocab.json").write_text(json.dumps(tokens))
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / f"{side}.spm"))
+        tokens = {"</s>": 0, "<unk>": 1}
+        order = range(pieces.get_piece_size())
+        for piece in order if number == 0 else reversed(order):
+            tokens.setdefault(pieces.id_to_piece(piece), len(tokens))
+        tokens["<pad>"] = len(tokens)
+        if number < sides:
+            (folder / ["vocab.json", "target_vocab.json"][number]).write_text(json.dumps(tokens))
+            files.append(str(folder / ["vocab.json", "target_vocab.json"][number]))
+    shape = {"share_encoder_decoder_embeddings": sides == 1, "tie_word_embeddings": sides == 1}
     tokenizer = transformers.MarianTokenizer(
-        *(str(folder / name) for name in ("source.spm", "target.spm", "vocab.json"))
+        str(folder / "source.spm"), str(folder / "target.spm"), *files, separate_vocabs=sides == 2
     )
     assert tokenizer.pad_token_id == len(tokens) - 1
-    model = create(tokenizer, "Marian")
+    model = create(tokenizer, "Marian", **shape)
     saved(model, tokenizer, folder)
+    student = Checkpoint(folder, "student")
+    own = load_tokenizer(student, model)
     (out := tmp_path / "out").mkdir()
-    files = Cpu(BOTH).export(folder, out, model, [], LENGTH)
-    sources = tokenizer([source for source, _ in PAIRS[:12]])["input_ids"]
-    expected = torch_texts(model, tokenizer, sources)
-    assert [onnx_runtime.OnnxSeq2Seq(spec("", files["fp32"]))(ids) for ids in sources] == expected
-    rounded = [ctranslate2_runtime.CTranslate2Seq2Seq(spec("", files["int8"]))(ids) for ids in sources]
-    assert reproduced_texts(tokenizer, expected, rounded)["agreement"] > 0.5
-    assert {"source.spm", "target.spm", "vocab.json"} <= {file.name for file in files["int8"].iterdir()}
-    assert transformers.AutoTokenizer.from_pretrained(files["int8"])(PAIRS[0][0])["input_ids"] == sources[0]
+    files_of = Cpu(BOTH).export(folder, out, model, [], LENGTH)
+    sources = own([source for source, _ in PAIRS[:12]])["input_ids"]
+    expected = torch_texts(model, own, sources)
+    assert [onnx_runtime.OnnxSeq2Seq(spec("", files_of["fp32"]))(ids) for ids in sources] == expected
+    rounded = [ctranslate2_runtime.CTranslate2Seq2Seq(spec("", files_of["int8"]))(ids) for ids in sources]
+    assert reproduced_texts(own, expected, rounded)["agreement"] > 0.5
+    names = {"source.spm", "target.spm", "vocab.json"} | ({"target_vocab.json"} if sides == 2 else set())
+    assert names <= {file.name for file in files_of["int8"].iterdir()}
+    exported = transformers.AutoTokenizer.from_pretrained(files_of["int8"])
+    assert exported(PAIRS[0][0])["input_ids"] == sources[0]
+    assert exported(text_target=PAIRS[0][1])["input_ids"] == own(text_target=PAIRS[0][1])["input_ids"]
+    before = student.tokenizer_hash
+    (folder / Path(files[-1]).name).write_text(json.dumps(tokens | {"more": 60}))
+    assert student.tokenizer_hash != before
+    smaller = EncoderDecoder(16, 1, 1, 2, 32).over(own)
+    assert smaller.config.share_encoder_decoder_embeddings == (sides == 1)
 
 
 def test_what_ctranslate2_does_not_know_is_named_and_is_there_as_onnx(
