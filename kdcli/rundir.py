@@ -377,9 +377,26 @@ def _with_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
         inner = {key: filled(value, default.get(key), current.get(key)) for key, value in tree.items()}
         return {**default, **inner}
 
+    before = _read_by_content(before, now)
     schemas = (each for each in COMMANDS.values() if now.keys() <= each.model_fields.keys())
     schema = {key: value for each in [*schemas][:1] for key, value in defaults(each).items()}
     return dict(filled(before, schema, now))
+
+
+def _read_by_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded config in which the format and the encoding are found, where the release that recorded it had to be told both.
+
+    Its groups said csv, jsonl, parquet and UTF-8; env.json tells whether the rows are still the same.
+    """
+    data, later = before.get("dataset"), now.get("dataset")
+    if not isinstance(data, Mapping) or not isinstance(later, Mapping) or "bad_rows" in data:
+        return dict(before)
+    found: dict[str, str | None] = {}
+    if later.get("format") == "auto" and data.get("format") in ("csv", "jsonl", "parquet"):
+        found["format"] = "auto"
+    if later.get("encoding", "") is None and data.get("encoding") == "utf-8":
+        found["encoding"] = None
+    return {**before, "dataset": {**data, **found}}
 
 
 def _differences(before: Any, now: Any, path: str = "") -> set[str]:

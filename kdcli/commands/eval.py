@@ -15,11 +15,12 @@ from kdcli import console
 from kdcli.config.schema import Eval as Config
 from kdcli.config.types import CheckpointConfig
 from kdcli.data.dataset import Data, load, with_gold, without
+from kdcli.data.sources import is_hub
 from kdcli.data.splits import SPLITS
 from kdcli.environment import environment
 from kdcli.errors import ConfigError, ExitCode, ModelError
 from kdcli.evaluation.compare import verdict
-from kdcli.evaluation.models import Evaluator, recorded_models
+from kdcli.evaluation.models import Evaluator, recorded_models, recorded_readings
 from kdcli.evaluation.predict import (
     in_student_tokens,
     open_checkpoint,
@@ -154,18 +155,19 @@ def _data(cfg: Config, models: Sequence[Checkpoint]) -> Data:
     """The data set: without limits if all of it is asked for, and with the labels of the models if it has only some of them."""
     unlimited = {"limit": None, "eval_limit": None, "labelled": None, "unlabelled": None}
     dataset = cfg.dataset.model_copy(update=unlimited if cfg.split == "all" else {})
-    data = load(dataset)
+    recorded = recorded_readings(user_path(cfg.run)) if cfg.run else []
+    data = load(dataset, recorded)
     if not data.labels or dataset.labels or not models:
         return data
     labels = model_labels(load_config(models[-1]))
     known = len(data.labels) < len(labels) and None not in map(matcher(labels), data.labels)
-    return load(dataset.model_copy(update={"labels": labels})) if known else data
+    return load(dataset.model_copy(update={"labels": labels}), recorded) if known else data
 
 
 def _data_name(cfg: Config) -> str:
     """The file that the rows come from, or the data set."""
     given = {"validation": cfg.dataset.validation, "test": cfg.dataset.test}.get(cfg.split)
-    return given if given and cfg.dataset.format != "hub" else cfg.dataset.path
+    return given if given and not is_hub(cfg.dataset) else cfg.dataset.path
 
 
 def _subjects(cfg: Config, run: Path | None) -> tuple[Path | None, dict[str, Checkpoint]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -69,19 +70,34 @@ class Dataset(Section):
     """null: inferred from the columns named (text + label: classification; words + tags: token_classification; prompt +
     completion, messages, or text with label=null: causal_lm; source + target: seq2seq). masked_lm is never inferred. A class of your own:
     MODULE.CLASS, looked for in --config-dir and beside it."""
-    format: Literal["csv", "jsonl", "parquet", "txt", "conversations", "conll", "gettext", "hub"] = "csv"
-    """txt: plain text (causal_lm, masked_lm); conversations: YAML files with a list of `conversations`, each a list of turns; conll: a
-    word and its tag a line, a blank line between sentences (token_classification); gettext: .po and .mo catalogues (seq2seq)."""
+    format: Literal[
+        "auto",
+        "csv",
+        "json",
+        "jsonl",
+        "parquet",
+        "arrow",
+        "txt",
+        "conversations",
+        "conll",
+        "gettext",
+        "parallel",
+        "hub",
+    ] = "auto"
+    """auto: what the content and the name of the files tell (docs/formats.md); txt: plain text (causal_lm, masked_lm); conversations: YAML files with a list of `conversations`, each a list of turns; conll: a
+    word and its tag a line, a blank line between sentences (token_classification); gettext: .po and .mo catalogues (seq2seq); parallel: two text files, line by line (seq2seq).
+    """
     path: str
-    """A file (`package:DISTRIBUTION/FILE` for one in an installed package), a folder of conversations, of txt files or with
-    catalogues somewhere in it, or a Hugging Face hub id."""
+    """A file (`package:DISTRIBUTION/FILE` for one in an installed package), a pattern of files (`data/*.csv`), a folder with files or
+    splits, one that `save_to_disk` of datasets wrote, a repository of the hub on disk, or a Hugging Face hub id."""
     name: str | None = None
     """The configuration of a hub data set that has several."""
     revision: str | None = None
     train: str = "train"
-    """hub: the split to train on."""
+    """hub, folders: the split to train on."""
     validation: str | None = None
-    """hub: a split's name; files: another file; null: split off the training rows by a hash of the text."""
+    """hub, folders: a split's name; files: another file; null: the split of that name in a local folder, or else split off the training
+    rows by a hash of the text."""
     test: str | None = None
     validation_size: SplitSize = 0.1
     """The number of rows that are split off for it, or below 1 their share."""
@@ -143,16 +159,24 @@ class Dataset(Section):
     duplicates: Literal["majority", "soft"] = "majority"
     """classification: the label of a text that several rows label differently. majority: that of most rows, or none where two have as many;
     soft: the loss on gold labels takes the share of the rows of each label, and scores take the majority."""
-    bad_rows: Literal["error", "drop"] = "error"
-    """classification: drop: training rows without a label are dropped."""
-    encoding: str = "utf-8"
+    encoding: str | None = None
+    """null: UTF-8, UTF-16 or UTF-32 if the bytes are that, or else the most likely encoding of the text."""
     delimiter: Character | None = None
-    """csv: null is a comma, or a tab if the file's name ends in .tsv. conll: null is what most lines are cut into the same number of columns by."""
-    quote: Character | None = None
-    """csv: null is a double quote, or none at all between tabs."""
+    """csv: null is the one by which the rows have as many fields as the header. conll: null is what most lines are cut into the same number of
+    columns by."""
+    quote: Character | Literal["none"] | None = None
+    """csv: null is a double quote, or none where quotes are text; none: quotes are text."""
+    escape: Character | Literal["none"] | None = None
+    """csv: the character before a quote in a quoted field. null: a backslash if the file has no doubled quotes but escaped ones; none:
+    quotes are doubled."""
     columns: list[Name] | None = Field(default=None, min_length=1)
-    """csv, conll: the names of all columns in order, for a file without a header. conll: those called words and tags are read, or those that
-    `words` and `tags` name."""
+    """csv, conll, json with arrays: the names of all columns in order, for a file without a header. conll: those called words and tags are read, or
+    those that `words` and `tags` name."""
+    field: str | None = None
+    """json: the key of a document that holds the rows, with dots for keys in keys; null: the only one that can."""
+    bad_rows: Literal["error", "drop"] = "error"
+    """What becomes of a row that cannot be read: the run is refused, or the row is dropped and counted. classification: drop also drops training
+    rows without a label."""
     replace: dict[str, str] = {}
     """Regular expressions and their replacements in the text, applied in order. White space is folded afterwards (classification)."""
     limit: Rows | None = None
@@ -186,6 +210,23 @@ class Dataset(Section):
     def spec(self) -> TaskSpec:
         """The declarations of the task."""
         return spec_of(self.kind)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _format_of_name(cls, tree: Any) -> Any:
+        """Files of words, catalogues, conversations and plain text are known by their names."""
+        if (
+            not isinstance(tree, dict)
+            or tree.get("format", "auto") != "auto"
+            or not isinstance(tree.get("path"), str)
+        ):
+            return tree
+        name = os.path.splitext(tree["path"].lower())[1]
+        plain = tree.get("label", "label") is None and not any(
+            tree.get(key) for key in ("prompt", "messages", "source", "words")
+        )
+        found = _BY_NAME.get(name) or ("txt" if name == ".txt" and plain else None)
+        return tree | {"format": found} if found else tree
 
     @field_validator("task")
     @classmethod
@@ -230,9 +271,9 @@ class Dataset(Section):
 
     @model_validator(mode="after")
     def _header(self) -> Dataset:
-        if self.columns and self.format not in ("csv", "conll"):
+        if self.columns and self.format not in ("auto", "csv", "json", "jsonl", "conll"):
             raise ValueError(
-                f"columns: {self.format} names its own columns; leave it out, or give format=csv"
+                f"columns: {self.format} names its own columns; leave it out, or give format=auto"
             )
         if self.columns and (twice := [name for name in self.columns if self.columns.count(name) > 1]):
             raise ValueError(f"columns: {shown(twice[0])} stands there twice")
@@ -260,8 +301,14 @@ class Dataset(Section):
         return self
 
 
+_BY_NAME = {
+    **dict.fromkeys((".conll", ".conllu", ".bio", ".iob", ".iob2"), "conll"),
+    **dict.fromkeys((".po", ".mo"), "gettext"),
+    **dict.fromkeys((".yml", ".yaml"), "conversations"),
+}
+"""Formats that the end of a file's name tells before it is read, because tasks are inferred from them."""
 READ_BY_ALL = frozenset({
     "task", "format", "path", "name", "revision", "train", "validation", "test", "validation_size", "test_size", "encoding", "delimiter",
-    "quote", "columns", "replace", "limit", "eval_limit", "max_length", "bad_rows",
+    "quote", "escape", "columns", "field", "bad_rows", "replace", "limit", "eval_limit", "max_length",
 })  # fmt: skip
 """The keys of a data set that every task reads; the others are declared by the tasks that read them (`TaskSpec.reads`)."""

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import datasets
 
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.data.gold import set_apart
-from kdcli.data.hub import read_hub
-from kdcli.data.readers import read_file, read_gettext
+from kdcli.data.reading import Reading
+from kdcli.data.split_reader import SplitReader
 from kdcli.data.splits import SPLITS, carve_splits, clean_rows, disjoint_splits, filter_rows
 from kdcli.errors import ConfigError, DataError
 from kdcli.files import digest
-from kdcli.hub import data_path
 from kdcli.tasks import task_class
-from kdcli.tasks.rows import IGNORE, RawSplit, Row, RowSchema, labels_of, row_hash
+from kdcli.tasks.rows import IGNORE, Row, labels_of, row_hash
 
 logger = logging.getLogger(__name__)
 datasets.disable_progress_bars()  # the run has its own
@@ -35,6 +33,7 @@ class Data:
         fingerprint: sha256 over every row's split, id and label, and the label names.
         commit: the hub commit of the data; None for files.
         dropped: the number of rows that were dropped by reason; rows beyond `dataset.limit` are not among them.
+        readings: how each file was read.
     """
 
     splits: dict[str, datasets.Dataset]
@@ -42,6 +41,7 @@ class Data:
     fingerprint: str
     commit: str | None = None
     dropped: dict[str, int] = field(default_factory=dict)
+    readings: list[Reading] = field(default_factory=list)
 
     def __getitem__(self, split: str) -> datasets.Dataset:
         return self.splits[split]
@@ -81,8 +81,11 @@ def with_gold(rows: datasets.Dataset, wanted: bool = True) -> datasets.Dataset:
     return rows if len(chosen) == len(rows) else rows.select(chosen)
 
 
-def load(cfg: DatasetConfig) -> Data:
+def load(cfg: DatasetConfig, recorded: Sequence[Reading] = ()) -> Data:
     """Load the data set that the config describes.
+
+    Args:
+        recorded: how an earlier command of the run read the files. They are read so again, where the config does not say otherwise.
 
     Raises:
         DataError: a file is missing or cannot be read, a column or a label is missing, a text or a split is empty, a label is unknown, the
@@ -91,10 +94,8 @@ def load(cfg: DatasetConfig) -> Data:
         ConfigError: there is no such task.
     """
     schema = task_class(cfg.kind).row_schema(cfg)
-    sources = {"train": _read(schema, cfg.train)}
-    for split, name in (("validation", cfg.validation), ("test", cfg.test)):
-        if name:
-            sources[split] = _read(schema, name)
+    reader = SplitReader(schema, recorded)
+    sources = reader.read()
     schema.declare(sources)
     dropped: Counter[str] = Counter()
     rows = {split: clean_rows(schema, parts, dropped) for split, parts in sources.items()}
@@ -111,7 +112,7 @@ def load(cfg: DatasetConfig) -> Data:
         for row in rows["train"][cfg.labelled :]:
             schema.hide(row)
     if cfg.unlabelled:
-        rows["train"] += _unlabelled(schema.unlabelled(), cfg.unlabelled, rows, dropped)
+        rows["train"] += _unlabelled(reader, cfg.unlabelled, rows, dropped)
     rows["train"] += [
         row | {"id": row_hash([row["id"], copy])}
         for copy in range(1, cfg.mask_copies)
@@ -123,12 +124,15 @@ def load(cfg: DatasetConfig) -> Data:
     labels = list(schema.labels)
     fingerprint = digest(labels, {split: rows[split] for split in SPLITS})
     splits = {split: datasets.Dataset.from_list(rows[split]) for split in SPLITS}
-    return Data(splits, labels, fingerprint, sources["train"][0].commit, dict(dropped))
+    return Data(splits, labels, fingerprint, sources["train"][0].commit, dict(dropped), reader.readings)
 
 
-def _unlabelled(schema: RowSchema, name: str, rows: dict[str, list[Row]], dropped: Counter[str]) -> list[Row]:
+def _unlabelled(
+    reader: SplitReader, name: str, rows: dict[str, list[Row]], dropped: Counter[str]
+) -> list[Row]:
     """The rows of a source without labels that are in no split."""
-    rows_read = clean_rows(schema, _read(schema, name), dropped)
+    schema = reader.schema.unlabelled()
+    rows_read = clean_rows(schema, reader.read_unlabelled(schema, name), dropped)
     taken = {schema.group(row) for split in SPLITS for row in rows[split]}
     kept = [row for row in rows_read if schema.group(row) not in taken]
     if not kept:
@@ -142,28 +146,6 @@ def _unlabelled(schema: RowSchema, name: str, rows: dict[str, list[Row]], droppe
         )
         dropped["unlabelled, in train, validation or test as well"] += len(rows_read) - len(kept)
     return kept[: schema.cfg.unlabelled_limit]
-
-
-def _read(schema: RowSchema, split: str) -> list[RawSplit]:
-    """Read a hub split, a file, or the files of a folder.
-
-    Args:
-        split: the name of the hub split, or of the file; for the training rows of files `dataset.train`.
-    """
-    cfg = schema.cfg
-    if cfg.format == "hub":
-        return [read_hub(schema, split)]
-    given = cfg.path if split == cfg.train else split
-    path = data_path(given, "folder" if cfg.format == "gettext" else "file")
-    if cfg.format == "gettext":
-        return read_gettext(schema, path, given)
-    folder = cfg.spec.formats.get(cfg.format)
-    if folder and os.path.isdir(path):
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in folder.suffixes)
-        if not files:
-            raise DataError(f"the data folder {path} has no files *{', *'.join(folder.suffixes)}")
-        return [read_file(schema, file, str(file)) for file in files]
-    return [read_file(schema, path, given)]
 
 
 def require_batch(rows: int, batch_size: int, what: str, key: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ import datasets
 import numpy as np
 import yaml
 
-from kdcli.data.readers import PlainLoader, check_rows, table_rows
-from kdcli.errors import DataError, abbreviated, listed, shown
+from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.data.raw_rows import UNREADABLE, BadRows, check_rows, table_rows
+from kdcli.data.readers import PlainLoader
+from kdcli.data.tables import class_name, class_names
+from kdcli.errors import DataError, abbreviated, shown
 from kdcli.files import storage_error
 from kdcli.hub import snapshot
 from kdcli.tasks.rows import RawSplit, RowSchema, fold_white_space
@@ -85,43 +90,57 @@ def _strings(tree: Any) -> Iterator[str]:
             yield from _strings(value)
 
 
-def read_hub(schema: RowSchema, split: str) -> RawSplit:
+def read_hub(schema: RowSchema, split: str, folder: Path | None = None) -> RawSplit:
+    """Read a split of a hub data set.
+
+    Args:
+        folder: of a repository on disk; None: the repository is fetched, or found in the local cache.
+    """
     cfg = schema.cfg
-    folder, commit = snapshot(cfg.path, cfg.revision, kind="dataset")
-    _require_card(folder, cfg.path)
+    commit = None
+    if folder is None:
+        folder, commit = snapshot(cfg.path, cfg.revision, kind="dataset")
+    with _readable(folder, cfg.path):
+        table = datasets.load_dataset(str(folder), cfg.name, split=split)
+    name = f"{cfg.path} ({split})"
+    paths = schema.column_paths(table.column_names, name, nested=True)
+    columns = {path[0]: table[path[0]] for path in paths}
+    label = paths[-1][0]
+    names = class_names(table.features[label])
+    if names is not None:
+        columns[label] = [class_name(value, names) for value in columns[label]]
+    bad = BadRows(cfg.bad_rows)
+    rows = check_rows(schema, name, table_rows(columns, paths, name, bad), bad)
+    bad.warn(name, len(rows))
+    return RawSplit(name, rows, names, commit, +Counter({UNREADABLE: len(bad.messages)}))
+
+
+def splits_of_repository(cfg: DatasetConfig, folder: Path) -> list[str]:
+    """The names of the splits of a repository on disk.
+
+    Raises:
+        DataError: its files cannot be read.
+    """
+    with _readable(folder, cfg.path):
+        return [
+            str(name) for name in datasets.load_dataset_builder(str(folder), cfg.name).config.data_files or ()
+        ]
+
+
+@contextlib.contextmanager
+def _readable(folder: Path, name: str) -> Iterator[None]:
+    """Check the files of a repository before they are read by native code, and refuse what cannot be read."""
+    _require_card(folder, name)
     for file in folder.rglob("*json*"):
         if file.is_file():
-            _require_shallow(file, cfg.path)
+            _require_shallow(file, name)
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it also raises what it logs
     try:
-        table = datasets.load_dataset(str(folder), cfg.name, split=split)
+        yield
     except Exception as error:  # from any library that reads the files
         if storage_error(error):
             raise
         raise DataError(
-            f"the data set {cfg.path} cannot be read: {abbreviated(str(error.__cause__ or error).strip(), 1000)} (dataset.name=, "
+            f"the data set {name} cannot be read: {abbreviated(str(error.__cause__ or error).strip(), 1000)} (dataset.name=, "
             "dataset.train=, dataset.validation= and dataset.test= choose its parts)"
         ) from None
-    name = f"{cfg.path} ({split})"
-    paths = schema.column_paths(table.column_names, name, nested=True)
-    columns = {path[0]: table[path[0]] for path in paths}
-    names = None
-    label = paths[-1][0]
-    feature = table.features[label]
-    if isinstance(feature, datasets.List | datasets.LargeList):
-        feature = feature.feature
-    if isinstance(feature, datasets.ClassLabel):
-        names = feature.names
-        columns[label] = [_named(value, names) for value in columns[label]]
-    return RawSplit(name, check_rows(schema, name, table_rows(columns, paths, name)), names, commit)
-
-
-def _named(label: Any, names: list[str]) -> Any:
-    """The name of a class index, or those of a list; None for a missing one (-1)."""
-    if isinstance(label, list):
-        return [_named(each, names) for each in label]
-    if label is not None and label >= len(names):
-        raise DataError(
-            f"the label {label} is not among the {len(names)} names that the data set declares: {listed(names)}"
-        )
-    return names[label] if label is not None and label >= 0 else None

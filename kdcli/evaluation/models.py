@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,10 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli import console
 from kdcli.config.schema import Measure
+from kdcli.data.reading import Reading
+from kdcli.errors import ConfigError
 from kdcli.evaluation.compare import score
 from kdcli.evaluation.predict import combine_members, examine, require_trained
-from kdcli.evaluation.results import read_report
-from kdcli.files import named_path
+from kdcli.evaluation.results import ENVIRONMENT, read_report
+from kdcli.files import LARGEST_JSON, named_path
 from kdcli.measure.models import make_spec, measure_checkpoint
 from kdcli.measure.process import Process
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
@@ -144,3 +149,14 @@ def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]
         else:
             console.warn(f"the {name} of {run} is no longer in {path} and is left out")
     return sources
+
+
+def recorded_readings(run: Path) -> list[Reading]:
+    """How a run read its data files, by its env.json, so that a later guess cannot differ; empty if it does not say so."""
+    with contextlib.suppress(
+        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError
+    ):
+        if os.path.getsize(run / ENVIRONMENT) <= LARGEST_JSON:
+            record = json.loads((run / ENVIRONMENT).read_bytes())
+            return [Reading.of_record(each) for each in record["dataset"]["reading"]]
+    return []

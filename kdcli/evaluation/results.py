@@ -171,6 +171,8 @@ class DatasetRecord(Part):
     path: str
     commit: str | None
     fingerprint: str
+    reading: list[dict[str, Any]] = []
+    """How each file was read: its format, encoding, delimiter, quotes and columns. Later commands of the run read it so again."""
 
 
 class Environment(Result):

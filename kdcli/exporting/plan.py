@@ -17,6 +17,7 @@ from kdcli.config.dataset import Dataset
 from kdcli.config.schema import Export, Measure, require_length
 from kdcli.data.dataset import load, without
 from kdcli.errors import ConfigError, DataError, ModelError
+from kdcli.evaluation.models import recorded_readings
 from kdcli.evaluation.predict import require_trained
 from kdcli.evaluation.results import Report, read_report
 from kdcli.exporting.targets.base import Target, require_task
@@ -109,7 +110,7 @@ def plan_export(cfg: Export, hardware: str) -> ExportPlan:
             f"hardware={hardware} shows the teacher's predictions, and {run / TEACHER_PREDICTIONS} is gone; remove {run / REPORT}, and the same "
             "kdcli distill writes both again"
         )
-    data = load(dataset)
+    data = load(dataset, recorded_readings(run))
     if data.fingerprint != report.dataset.fingerprint:
         raise DataError(
             f"the data set is not the one that {run} was trained on: its test rows may have been seen"

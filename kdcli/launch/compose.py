@@ -25,9 +25,9 @@ from kdcli.config.dataset import Dataset
 from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.remarks import remarks, unread
 from kdcli.config.schema import COMMANDS, Distill
+from kdcli.data.sources import require_source
 from kdcli.errors import ConfigError, hide
 from kdcli.files import require_name, user_path
-from kdcli.hub import data_path
 from kdcli.launch.argv import is_sweep, override_value, quote_override
 from kdcli.launch.choices import config_groups
 from kdcli.launch.hydra_errors import VERSION_BASE, config_at_fault, hydra_errors, nearby_keys
@@ -195,8 +195,8 @@ def require_parts(command: str, composed: DictConfig, written: Mapping[str, str]
     tree = config_tree(composed)
     for data in _data_of(command, COMMANDS[command].model_validate(tree)):
         for key in ("path", "validation", "test", "unlabelled"):
-            if data["format"] != "hub" and data.get(key):
-                data_path(data[key], "folder" if data["format"] == "gettext" else "file")
+            if data.get(key):
+                require_source(Dataset.model_construct(**data), data[key])
     require_components(command, composed, written)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,8 @@ from kdcli.config.schema import Distill as Config
 from kdcli.data.augment import find_proposer
 from kdcli.data.dataset import Data, load
 from kdcli.data.filters import own_function
+from kdcli.data.reading import Reading
+from kdcli.evaluation.models import recorded_readings
 from kdcli.evaluation.predict import prepared, require_device
 from kdcli.exporting.targets.base import Target, require_task, require_writable
 from kdcli.models.checkpoint import Checkpoint, load_config, load_tokenizer, shared_token_count
@@ -73,11 +75,12 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
     folder = Path(broadcast_object_list([str(folder)])[0])
     phases = plan_phases(cfg)
     remote = remote_teacher(cfg, phases)
-    data = load(cfg.dataset)
+    recorded = recorded_readings(folder)
+    data = load(cfg.dataset, recorded)
     warn_of_unseen_labels(cfg, data)
     sources = teacher_sources(cfg, remote, data, state)
     names = names if remote is None else {**names, "teacher": remote.name}
-    parts = _parts(cfg, folder, names, state, phases, data, sources, remote)
+    parts = _parts(cfg, folder, names, state, phases, data, sources, remote, recorded)
     require_trainers(cfg, phases, state)
     run = parts[-1]
     target: Target = build(cfg.hardware, Target)
@@ -118,6 +121,7 @@ def _parts(
     data: Data,
     sources: list[Checkpoint],
     remote: RemoteTeacher | None,
+    recorded: Sequence[Reading],
 ) -> list[Run]:
     """The parts, each with its own data set and initialiser."""
     loaded = {OWN: data}
@@ -129,7 +133,7 @@ def _parts(
         own = config_of_part(cfg, teacher_key, trainee)
         source = OWN if own.dataset == cfg.dataset else teacher_key
         if source not in loaded:
-            loaded[source] = load(own.dataset)
+            loaded[source] = load(own.dataset, recorded)
         if trainee not in initializers:
             initializers[trainee] = build_initializer(own.student)
         part = Run(

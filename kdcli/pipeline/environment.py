@@ -7,7 +7,7 @@ from typing import Any
 
 from kdcli.environment import environment
 from kdcli.errors import DataError
-from kdcli.evaluation.results import ENVIRONMENT, CheckpointRecord, Environment, read
+from kdcli.evaluation.results import ENVIRONMENT, CheckpointRecord, DatasetRecord, Environment, read
 from kdcli.models.checkpoint import Checkpoint, fast_bf16, stage_seed
 from kdcli.pipeline.plan import Run
 
@@ -42,15 +42,21 @@ def record_environment(parts: Sequence[Run]) -> None:
         "restore it; or remove it, and the run goes on without the check that its data and models are the ones it was begun with",
     )
     for key, description in CHECKED.items():
-        if getattr(recorded, key) != getattr(current, key):
+        if _identity(getattr(recorded, key)) != _identity(getattr(current, key)):
             raise DataError(
                 f"the {description} is not the one that {run.folder} was begun with; start a new run"
             )
 
 
+def _identity(record: Any) -> Any:
+    """A record without how files were read, which releases describe differently; their content is in the fingerprint."""
+    return record.model_copy(update={"reading": []}) if isinstance(record, DatasetRecord) else record
+
+
 def _environment(parts: Sequence[Run]) -> Environment:
     run = parts[-1]
     cfg, source = run.cfg, run.initializer.source
+    readings = [reading.as_record() for part in parts for reading in part.data.readings]
     bf16 = {
         "teacher": fast_bf16(cfg.teacher.trainer.precision),
         "student": fast_bf16(cfg.trainer.precision),
@@ -60,7 +66,12 @@ def _environment(parts: Sequence[Run]) -> Environment:
         processes=run.state.num_processes,
         seeds={"run": cfg.seed} | {name: stage_seed(cfg.seed, name) for name in SEEDED},
         bf16=bf16,
-        dataset={"path": cfg.dataset.path, "commit": run.data.commit, "fingerprint": run.data.fingerprint},
+        dataset={
+            "path": cfg.dataset.path,
+            "commit": run.data.commit,
+            "fingerprint": run.data.fingerprint,
+            "reading": readings,
+        },
         teacher=_record(run.sources[0]) if run.remote is None else run.remote.fingerprint,
         stand_in=None if run.remote is None else _record(run.sources[0]),
         student=None if source is None else _record(source),

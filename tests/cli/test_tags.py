@@ -380,7 +380,7 @@ def test_a_trimmed_tokenizer_that_needs_more_tokens(
         ([{"tokens": ["a"], "ner": ["X-1"]}], ["dataset.labels=[O,B-good,I-good,B-bad,I-bad]"], "'X-1' is not among"),
         ([], ["dataset.tags=null"], "words and tags: give both columns, or neither"),
         ([], ["dataset.tags=tags"], "has no column 'tags'"),
-        ([], ["dataset.format=csv"], "would be read as csv: give dataset=jsonl"),
+        ([], ["dataset.format=csv"], "would be read as csv: give dataset.format=auto"),
         ([], ["rollout=teacher"], "write nothing"),
         ([], ["dataset.max_length=2"], "no token of its words within dataset.max_length = 2 tokens"),
         ([], ["teacher.tune=false"], "has no head for this task"),

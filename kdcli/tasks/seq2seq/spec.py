@@ -22,7 +22,8 @@ class Seq2SeqSpec(TaskSpec):
     })  # fmt: skip
     only_here = dict.fromkeys(_PAIRS, "it is for pairs of source and target")
     formats: ClassVar[dict[str, FolderFormat]] = {
-        "gettext": FolderFormat((".po", ".mo"), ("source", "target"))
+        "gettext": FolderFormat((".po", ".mo"), ("source", "target")),
+        "parallel": FolderFormat((), ("source", "target")),
     }
     inference_order = 1
     writes = True
@@ -31,7 +32,7 @@ class Seq2SeqSpec(TaskSpec):
     new_students = "translator-tiny or translator-small"
 
     def implied_by(self, cfg: Dataset) -> bool:
-        """A column of sources, or gettext catalogues."""
+        """A column of sources, gettext catalogues, or parallel files."""
         return bool(cfg.source) or cfg.format in self.formats
 
     def check(self, cfg: Dataset) -> None:

@@ -21,7 +21,7 @@ from support.tiny import sentences, write_csv
 from kdcli.config.dataset import Dataset
 from kdcli.config.paths import conf_dir
 from kdcli.data.dataset import Data, load, require_batch, with_gold
-from kdcli.data.readers import LONGEST_FIELD
+from kdcli.data.delimited import LONGEST_FIELD
 from kdcli.data.splits import SPLITS
 from kdcli.errors import ConfigError, DataError
 from kdcli.pipeline.keys import content_hash
@@ -529,15 +529,15 @@ def test_wrong_encodings(tmp_path: Path) -> None:
     """Bytes that are skipped or replaced in silence; a codec that does not exist in a traceback."""
     path = write_csv(tmp_path / "a.csv", [*ROWS, ("café", "good")])
     path.write_text(path.read_text(encoding="utf-8"), encoding="latin-1")
-    message = refused(path)
+    message = refused(path, encoding="utf-8")
     assert "a.csv, line 62 is not utf-8 text" in message
     assert "dataset.encoding=" in message
     assert "unknown encoding: utf-99" in refused(path, encoding="utf-99")
     path.write_text(write_csv(tmp_path / "b.csv", ROWS).read_text(), encoding="utf-16-le")
-    assert "line 1 holds NUL" in refused(path)
-    assert "dataset.encoding=utf-16" in refused(path)
+    assert "line 1 holds NUL" in refused(path, encoding="utf-8")
+    assert "dataset.encoding=utf-16" in refused(path, encoding="utf-8")
     path.write_bytes("text,label\ngood,café".encode()[:-1])
-    assert "line 2 is not utf-8 text" in refused(path)
+    assert "line 2 is not utf-8 text" in refused(path, encoding="utf-8")
 
 
 def test_tsv_has_no_quotes(tmp_path: Path) -> None:
@@ -561,7 +561,8 @@ def test_other_delimiter_and_quote(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text;label\n" + "".join(f"'{text}; yes';{label}\n" for text, label in ROWS))
     assert texts(read(path, delimiter=";", quote="'")) == {f"{text}; yes" for text, _ in ROWS}
-    said = refused(path)
+    assert texts(read(path)) == {f"{text}; yes" for text, _ in ROWS}
+    said = refused(path, delimiter=",")
     assert "has no column 'text' (columns: text;label)" in said
     assert """give 'dataset.delimiter=";"'""" in said
     for key in ("delimiter", "quote"):
@@ -575,7 +576,7 @@ def test_a_file_of_another_format(tmp_path: Path, name: str) -> None:
     write_csv(tmp_path / name, ROWS)
     said = refused(tmp_path / name, format="csv")
     assert (
-        f"{name} is {name[2:].lower()} by its name, and would be read as csv: give dataset={name[2:].lower()}"
+        f"{name} is {name[2:].lower()} by its name, and would be read as csv: give dataset.format=auto or dataset.format={name[2:].lower()}"
         in said
     )
 
@@ -622,14 +623,17 @@ def spoil(change: Callable[[str], str]) -> Callable[[Path], Path]:
     ("write", "said"),
     [
         (
-            spoil(lambda text: text.replace("\r\n", ",\r\n", 6).replace(",\r\n", "\r\n", 5)),
+            spoil(lambda text: text.replace("\r\n", ",x\r\n", 6).replace(",x\r\n", "\r\n", 5)),
             "line 6: 3 fields where the header has 2",
         ),
         (spoil(lambda text: text[:-6].rstrip(",")), "line 61: 1 fields where the header has 2"),
-        (spoil(lambda text: text.replace("\r\n", '\r\n"', 5)), "line 3: ',' expected after '\"'"),
+        (
+            spoil(lambda text: text.replace("\r\n", '\r\n"a b",bad\r\n"', 5)),
+            "lines 3 to 4: ',' expected after '\"'",
+        ),
         (
             spoil(lambda text: text + '"a text that stops'),
-            "line 62: unexpected end of data (a truncated file",
+            "line 62: 1 fields where the header has 2 (a truncated file",
         ),
         (spoil(lambda text: text[:100] + "\0" + text[100:]), "holds NUL"),
         (spoil(lambda text: ""), "is empty"),
@@ -673,7 +677,7 @@ def test_spoiled_parquet(tmp_path: Path) -> None:
 def test_no_file(tmp_path: Path, kind: str) -> None:
     """A folder instead of a file, or a path relative to another directory than one thinks."""
     (tmp_path / "folder").mkdir()
-    assert "folder is no file" in refused(tmp_path / "folder", format=kind)
+    assert "folder has no files of data" in refused(tmp_path / "folder", format=kind)
     message = refused(tmp_path / "nowhere", format=kind)
     assert f"does not exist (looked for {tmp_path / 'nowhere'})" in message
 
@@ -984,7 +988,7 @@ def test_no_text_at_all(tmp_path: Path) -> None:
         assert "nowhere does not exist" in refused(tmp_path / "nowhere", format=kind)
     path = tmp_path / "a.txt"
     path.write_text("café", encoding="latin-1")
-    assert "a.txt, line 1 is not utf-8 text" in refused(path)
+    assert "a.txt, line 1 is not utf-8 text" in refused(path, encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -1247,7 +1251,8 @@ def test_a_quote_that_does_not_close(tmp_path: Path) -> None:
     """The rest of a large file is read as one field."""
     path = write_csv(tmp_path / "a.csv", ROWS)
     path.write_text(path.read_text() + '"a b,good\n' + "c d,bad\n" * (LONGEST_FIELD // 8 + 1))
-    assert "a stray quote?" in refused(path)
+    assert "a stray quote?" in refused(path, quote='"')
+    assert '"a b' in texts(read(path))
 
 
 def test_a_small_parquet_file_that_holds_gigabytes(tmp_path: Path) -> None:

@@ -225,8 +225,10 @@ def test_files_without_a_header(tmp_path: Path) -> None:
         path, columns=["en", "d", "verse"]
     )
     whole = path.read_text()
-    path.write_text(whole + "half a line\tund\n")
-    assert "line 61: 2 fields where dataset.columns names 3" in refused(path, **named)
+    path.write_text(whole + "half a line\n")
+    assert "line 61: 1 fields where dataset.columns names 3" in refused(path, **named)
+    path.write_text(whole + "a whole one\tdie ganze\n")
+    assert ("a whole one", "die ganze") in pairs(read(path, **named))
     path.write_text("en\tde\tverse\n" + whole)
     assert "line 1 is the header; remove dataset.columns" in refused(path, **named)
     labelled = tmp_path / "b.csv"
@@ -266,7 +268,7 @@ def test_files_without_a_header(tmp_path: Path) -> None:
         ({"format": "gettext"}, "gettext: name the locale to translate into .dataset.target_language=de."),
         ({"format": "gettext", "target_language": "de", "source_language": "de"}, "both are de"),
         ({"format": "gettext", "target_language": "de", "source": "en", "target": "de"}, "catalogues have no columns"),
-        ({"format": "jsonl", "columns": ["text", "label"]}, "columns: jsonl names its own columns"),
+        ({"format": "parquet", "columns": ["text", "label"]}, "columns: parquet names its own columns"),
         ({"columns": ["text", "text"]}, "columns: 'text' stands there twice"),
         ({"columns": []}, "at least 1 item"),
     ],

@@ -1,0 +1,376 @@
+"""Reads rows of delimited text (csv, tsv), and finds out how they are delimited and quoted."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdcli.data.raw_rows import BadRows
+from kdcli.errors import ConfigError, DataError, shown
+from kdcli.tasks.rows import RowSchema
+
+logger = logging.getLogger(__name__)
+LONGEST_FIELD = 2**24
+"""The maximum number of characters of a csv field: a longer one has an unclosed quote."""
+PREAMBLE = 20
+"""Rows above the header that are looked through for it."""
+SINGLE_COLUMN = "\x1f"
+"""The delimiter of a file with one column: a control character that no text holds."""
+MOST_NAMED = 30
+"""Columns up to which a message proposes names for all."""
+DELIMITERS = (",", "\t", ";", "|")
+_SEP = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+_QUOTED = re.compile(r'"(?:[^"]|"")*"', re.DOTALL)
+_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
+_SHORT, _LONG = "lack their last fields", "end with fields that have no name"
+_REPEATED = "repeat the header and are left out"
+_ESCAPED = re.compile(r'\\(["\\])')
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How rows are delimited.
+
+    Attributes:
+        quote: the character around fields; None: quotes are text.
+        escape: the character before a quote within a quoted field, in place of doubling it; None: quotes are doubled.
+        spaces: spaces after a delimiter are no part of the field.
+        skip: the number of rows above the header.
+        names: the names of the columns, which the header or dataset.columns gives.
+        row_names: rows begin with a field that the header does not name.
+        further: rows may end with fields that dataset.columns does not name.
+    """
+
+    delimiter: str
+    quote: str | None
+    escape: str | None = None
+    spaces: bool = False
+    skip: int = 0
+    names: tuple[str, ...] = ()
+    row_names: bool = False
+    further: bool = False
+
+
+def require_signs(delimiter: str | None, quote: str | None, escape: str | None) -> None:
+    """Refuse configured characters that cannot delimit rows.
+
+    Raises:
+        ConfigError
+    """
+    signs = [sign for sign in (delimiter, quote, escape) if sign and sign != "none"]
+    if len(set(signs)) < len(signs) or set(signs) & set("\r\n\0") or any(len(sign) != 1 for sign in signs):
+        raise ConfigError(
+            f"dataset.delimiter = {shown(delimiter)}, dataset.quote = {shown(quote)} and dataset.escape = {shown(escape)}: expected "
+            "characters that differ, none of them a line break"
+        )
+
+
+def decide(schema: RowSchema, suffix: str, sample: Sequence[str], cut: bool) -> Dialect:
+    """The dialect of a file: what the config says, and for the rest the one by which most rows have as many fields as the header.
+
+    Args:
+        suffix: of the file's name.
+        sample: the first lines; of a file with tabs also later ones with quotes.
+        cut: there are further lines.
+    """
+    cfg = schema.cfg
+    require_signs(cfg.delimiter, cfg.quote, cfg.escape)
+    csv.field_size_limit(LONGEST_FIELD)
+    wanted = list(schema.columns)
+    sep = _SEP.fullmatch(sample[0]) if sample and cfg.delimiter is None else None
+    lines = sample[1:] if sep else sample
+    given = cfg.delimiter or (sep[1] if sep else None)
+    usual = "\t" if suffix in (".tsv", ".tab") else "|" if suffix == ".psv" else ","
+    delimiters = [given] if given else sorted(DELIMITERS, key=lambda each: each != usual)
+    if not given and not cfg.columns and len(wanted) == 1:
+        delimiters.append(SINGLE_COLUMN)
+    best, best_score = None, None
+    for order, delimiter in enumerate(delimiters):
+        for dialect in _dialects(cfg, delimiter, lines, cut):
+            trial = Trial(dialect, lines, cut, wanted, cfg.columns)
+            score = (*trial.score, -order)
+            if best_score is None or score > best_score:
+                best, best_score = trial, score
+        if best is not None and best.is_plain:
+            break
+    assert best is not None
+    dialect = best.settled()
+    return dataclasses.replace(dialect, skip=dialect.skip + bool(sep))
+
+
+def _dialects(cfg: Any, delimiter: str, lines: Sequence[str], cut: bool) -> Iterator[Dialect]:
+    """The dialects to try with a delimiter, the usual ones first."""
+    if cfg.quote is not None:
+        quotes: list[str | None] = [None if cfg.quote == "none" else cfg.quote]
+    elif delimiter == SINGLE_COLUMN:
+        quotes = ['"', None]
+    elif delimiter == "\t":
+        quotes = ['"'] if _is_quoted_table(lines, cut) else [None]
+    else:
+        quotes = ['"', *[None] * _has_quotes_as_text(lines, delimiter)]
+        quotes += ["'"] * any(line.startswith("'") for line in lines)
+    escapes: list[str | None] = [None, "\\"] if any('\\"' in line for line in lines) else [None]
+    if cfg.escape is not None:
+        escapes = [None if cfg.escape == "none" else cfg.escape]
+    for quote in quotes:
+        for escape in escapes if quote else [None]:
+            yield Dialect(delimiter, quote, escape)
+
+
+class Trial:
+    """The rows of a sample by a dialect.
+
+    Attributes:
+        score: whether the header has the columns; whether no quote is left open; the share of rows with as many fields as the header.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        lines: Sequence[str],
+        cut: bool,
+        wanted: Sequence[str],
+        columns: list[str] | None,
+    ):
+        self.columns = columns
+        self.rows, self.error = _parsed(lines, dialect, cut)
+        if _has_spaces(self.rows, dialect):
+            dialect = dataclasses.replace(dialect, spaces=True)
+            self.rows, self.error = _parsed(lines, dialect, cut)
+        self.dialect = dialect
+        self.skip = next(
+            (
+                index
+                for index, row in enumerate(self.rows[:PREAMBLE])
+                if set(wanted) <= set(map(column_name, row))
+            ),
+            None,
+        )
+        self.names = columns or [column_name(name) for name in self.rows[self.skip or 0]] if self.rows else []
+        self.body = self.rows if columns else self.rows[(self.skip or 0) + 1 :]
+        width = len(self.names)
+        self.consistent = sum(_fit(row, width) for row in self.body) / len(self.body) if self.body else 1.0
+        named = columns is not None or self.skip is not None
+        many = width > 1 or (named and len(wanted) == 1)
+        self.score = (named and many, many, not self.error, round(self.consistent, 2))
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing about the rows needs another dialect."""
+        return all(self.score[:3]) and self.consistent == 1 and not self.dialect.escape
+
+    def settled(self) -> Dialect:
+        """The dialect with its header, and with fields that the header does not name."""
+        width = len(self.names)
+        longer = [row for row in self.body if len(row) == width + 1]
+        row_names = (
+            self.columns is None
+            and len(longer) == len(self.body) > 1
+            and len({row[0] for row in longer if row[0].isdecimal()}) == len(longer)
+            and any(row[-1] for row in longer)
+        )
+        further = bool(self.columns) and any(len(row) == width for row in self.body)
+        skip = 0 if self.columns else self.skip or 0
+        return dataclasses.replace(
+            self.dialect, skip=skip, names=tuple(self.names), row_names=row_names, further=further
+        )
+
+
+def _fit(row: list[str], width: int) -> float:
+    """How well a row fits a header: 1 if it has as many fields, less if it lacks the last ones, and least if it has more."""
+    if len(row) == width or (len(row) > width and not any(row[width:])):
+        return 1.0
+    return 0.1 if len(row) > width else 0.5 * (len(row) > 1)
+
+
+def column_name(field: str) -> str:
+    """The name of a column: what the header holds, without white space, or the number sign that begins some headers."""
+    return field.strip().removeprefix("#").strip()
+
+
+def _parsed(lines: Iterable[str], dialect: Dialect, cut: bool) -> tuple[list[list[str]], bool]:
+    """The rows of lines without blank ones, and whether an error ended them.
+
+    Args:
+        cut: the lines may end within a quoted field.
+    """
+    rows: list[list[str]] = []
+    try:
+        for row in _reader(lines, dialect):
+            if any(row):
+                rows.append(row)
+    except csv.Error as error:
+        return rows, not (cut and "unexpected end of data" in str(error))
+    return rows, False
+
+
+def _reader(lines: Iterable[str], dialect: Dialect) -> Any:
+    if dialect.escape and dialect.quote:
+        # the csv module would also take the backslash off before other characters: \n becomes n
+        lines = (
+            _ESCAPED.sub(lambda match: match[1] * 2 if match[1] == '"' else match[1], line) for line in lines
+        )
+    return csv.reader(
+        lines,
+        delimiter=dialect.delimiter,
+        quotechar=dialect.quote,
+        quoting=csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
+        skipinitialspace=dialect.spaces,
+        strict=True,
+    )
+
+
+def _has_spaces(rows: list[list[str]], dialect: Dialect) -> bool:
+    """Whether a space follows each delimiter: in the header, or before quotes."""
+    if not rows or dialect.delimiter in ("\t", SINGLE_COLUMN):
+        return False
+    header = rows[0][1:]
+    return bool(header) and (
+        all(name.startswith(" ") for name in header)
+        or any(
+            field.startswith(" ") and field.lstrip().startswith(dialect.quote or "\0")
+            for row in rows
+            for field in row[1:]
+        )
+    )
+
+
+def _is_quoted_table(lines: Sequence[str], cut: bool) -> bool:
+    """Whether the quotes around fields between tabs are those of a writer of csv (pandas, Excel), and not text.
+
+    A writer quotes the fields that need it, or all of a column, and leaves no quote in a field without quotes around it.
+    """
+    rows, _ = _parsed(lines, Dialect("\t", None), cut)
+    quoted, error = _parsed(lines, Dialect("\t", '"'), cut)
+    widths, quoted_widths = ({len(row) for row in table} for table in (rows, quoted))
+    if not rows or error or len(quoted_widths) > 1:
+        return False
+    if len(widths) > 1:
+        return True  # line breaks or tabs within quotes
+    columns = list(zip(*rows[1:], strict=True))
+    fields = [field for column in columns for field in column]
+    begun = [field for field in fields if field.startswith('"')]
+    others = [field for field in fields if not field.startswith('"')]
+    if not begun or not all(map(_QUOTED.fullmatch, begun)) or any('"' in field for field in others):
+        return False
+    commas = not any("," in field for field in others)  # which Excel quotes
+    if all('""' in field[1:-1] or (commas and "," in field) for field in begun):
+        return True
+    return all(name.startswith('"') for name in rows[0])
+
+
+def _has_quotes_as_text(lines: Sequence[str], delimiter: str) -> bool:
+    """Whether fields begin with quotes that belong to the text, as in `"Well" said, good`."""
+    rows, _ = _parsed(lines, Dialect(delimiter, None), cut=False)
+    begun = [field for row in rows for field in row if field.startswith('"')]
+    return bool(begun) and not any(map(_QUOTED.fullmatch, begun))
+
+
+def read(
+    schema: RowSchema, path: str, name: str, lines: Iterable[str], dialect: Dialect, bad: BadRows
+) -> Iterator[tuple[Any, ...]]:
+    """The values of the wanted columns of each row.
+
+    Args:
+        path, name: of the file, for messages.
+
+    Raises:
+        DataError: a column is missing, or a row cannot be read and is not dropped.
+    """
+    columns, header = schema.cfg.columns, list(dialect.names)
+    reader = _reader(lines, dialect)
+    _skip(path, reader, dialect.skip + (columns is None))
+    indices = [index + dialect.row_names for index in _indices(schema, name, header)]
+    width, needed = len(header) + dialect.row_names, max(indices) + 1
+    notes: Counter[str] = Counter()
+    while True:
+        begin = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            bad.add(f"{_place(path, begin, reader)}: {error} (a truncated file, or a stray quote?)")
+            continue
+        if row is None:
+            break
+        if len(row) != width:
+            if not any(row):
+                continue
+            if len(row) < needed or (any(row[width:]) and not dialect.further):
+                declared = "dataset.columns names" if columns else "the header has"
+                bad.add(
+                    f"{_place(path, begin, reader)}: {len(row)} fields where {declared} {width} "
+                    "(a truncated file, another delimiter, or a quote that does not close?)"
+                )
+                continue
+            notes[_SHORT if len(row) < width else _LONG] += len(row) < width or any(row[width:])
+        elif row == header:
+            if columns:
+                raise DataError(
+                    f"{path}, line {reader.line_num} is the header; remove dataset.columns, which is for files without one"
+                )
+            notes[_REPEATED] += 1
+            continue
+        yield tuple([row[column] for column in indices])
+    for note, count in (+notes).items():
+        logger.info("%s: %d rows %s", name, count, note)
+
+
+def _place(path: str, begin: int, reader: Any) -> str:
+    """The path, and the line or lines of the row that was read last."""
+    lines = f"line {begin}" if begin >= reader.line_num else f"lines {begin} to {reader.line_num}"
+    return f"{path}, {lines}"
+
+
+def _skip(path: str, reader: Any, rows: int) -> None:
+    """Read on behind rows, of which blank ones do not count."""
+    try:
+        while rows and (row := next(reader, None)) is not None:
+            rows -= any(row)
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {reader.line_num}: {error} (a truncated file, or a stray quote?)"
+        ) from None
+
+
+def _indices(schema: RowSchema, name: str, header: list[str]) -> list[int]:
+    """The places of the wanted columns.
+
+    Raises:
+        DataError: one is missing.
+    """
+    try:
+        return [header.index(column) for (column,) in schema.column_paths(header, name)]
+    except DataError as error:
+        if schema.cfg.columns or len(header) > MOST_NAMED or not _looks_like_row(header):
+            raise
+        raise DataError(
+            f"{error.message}; its first line looks like a row: if the file has no header, name its {len(header)} columns in their order, "
+            f"as in dataset.columns={_proposed(schema, header)}"
+        ) from None
+
+
+def _looks_like_row(header: list[str]) -> bool:
+    """Whether a first line holds what no column is called: a number, a sentence, nothing at all, or the same twice."""
+    return any(
+        not name or _NUMBER.fullmatch(name) or len(name) > 40 or len(name.split()) > 4 for name in header
+    ) or len(set(header)) < len(header)
+
+
+def _proposed(schema: RowSchema, row: list[str]) -> str:
+    """Names for the fields of a row: the longest ones are taken for the texts, and the first other one for the label."""
+    texts = list(schema.columns)
+    label = texts.pop() if "label" in schema.cfg.spec.reads and schema.has_gold else None
+    names = [f"column{number}" for number in range(1, len(row) + 1)]
+    longest = sorted(sorted(range(len(row)), key=lambda index: -len(row[index]))[: len(texts)])
+    for index, text in zip(longest, texts, strict=False):
+        names[index] = text
+    others = [index for index in range(len(row)) if index not in longest]
+    if label and others:
+        names[others[0]] = label
+    return f"[{','.join(names)}]"

@@ -1,0 +1,208 @@
+"""Reads rows of JSON: an object a line, an array of objects, objects under a key, or columns."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from kdcli.data.raw_rows import BadRows, value_at
+from kdcli.errors import DataError, listed, shown
+from kdcli.tasks.rows import RowSchema, decode_json
+
+DEEPEST_FIELD = 3
+"""The depth of keys to which rows are looked for in a document."""
+_NEXT = re.compile(r"[\s,\x1e]*")
+
+
+def read(
+    schema: RowSchema, path: str, name: str, lines: Iterable[str], bad: BadRows
+) -> Iterator[tuple[Any, ...]]:
+    """The values of the wanted columns of each row.
+
+    Args:
+        path: of the file, for messages.
+        name: of the file; a single line of a .jsonl or .ndjson file is a row, of other files a document.
+
+    Raises:
+        DataError: a column is missing, or a row cannot be read and is not dropped.
+    """
+    rows = _rows(schema, path, name, iter(lines), bad)
+    keys: list[str] = []
+    paths: list[list[str]] = []
+    for where, row in rows:
+        if not isinstance(row, dict):
+            bad.add(f"{where}: expected an object, got {type(row).__name__}; write one object a line")
+            continue
+        try:
+            if list(row) != keys:  # most rows have the keys of the row before
+                keys = []
+                paths = schema.column_paths(list(row), where, nested=True)
+                keys = list(row)
+            values = tuple([value_at(row, each, where) if len(each) > 1 else row[each[0]] for each in paths])
+        except DataError as error:
+            bad.add(error.message)
+            continue
+        yield values
+
+
+def _rows(
+    schema: RowSchema, path: str, name: str, lines: Iterator[str], bad: BadRows
+) -> Iterator[tuple[str, Any]]:
+    """The rows, each with its place for messages. A file whose first line is complete has a row a line; another one is a document."""
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    head = list(itertools.islice(numbered, 2))
+    if not head:
+        return
+    by_name = name.lower().endswith((".jsonl", ".ndjson"))
+    if not _is_complete(head[0][1]) or (len(head) == 1 and not by_name):
+        head += numbered
+        if (document := _document(path, "".join(line for _, line in head), head)) is not None:
+            for number, row in enumerate(_records(schema, path, document), 1):
+                yield f"{name}, row {number}", _named(schema, row)
+            return
+    for number, line in itertools.chain(head, numbered):
+        where = f"{path}, line {number}"
+        try:
+            row = decode_json(line)
+        except ValueError as error:
+            bad.add(f"{where} is not JSON: {error}")
+            continue
+        yield where, _named(schema, row)
+
+
+def _is_complete(line: str) -> bool:
+    """Whether a line is an object or an array by itself, or is not even the beginning of one."""
+    try:
+        return isinstance(decode_json(line), dict | list)
+    except ValueError:
+        return line.lstrip()[:1] not in ("{", "[")
+
+
+def _document(path: str, text: str, numbered: list[tuple[int, str]]) -> Any:
+    """The value of a whole file, or a list of the objects that follow each other in it; None: its lines are rows, and the first is damaged.
+
+    Raises:
+        DataError: it is not JSON.
+    """
+    try:
+        return decode_json(text)
+    except ValueError as error:
+        rows = _sequence(text)
+        if rows is None and (len(numbered) < 2 or not _is_complete(numbered[1][1])):
+            raise DataError(f"{path} is not JSON: {error}") from None
+        return rows
+
+
+def _named(schema: RowSchema, row: Any) -> Any:
+    """A row with the names of its columns, which dataset.columns gives to an array."""
+    columns = schema.cfg.columns
+    if columns and isinstance(row, list) and len(row) == len(columns):
+        return dict(zip(columns, row, strict=True))
+    return row
+
+
+def _sequence(text: str) -> list[Any] | None:
+    """Objects that follow each other with white space or commas between them; None: the text is something else."""
+    values, place = [], _NEXT.match(text).end()  # type: ignore[union-attr]
+    decoder = json.JSONDecoder()
+    while place < len(text):
+        try:
+            _, end = decoder.raw_decode(text, place)
+            value = decode_json(text[place:end])
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(value, dict):
+            return None
+        values.append(value)
+        place = _NEXT.match(text, end).end()  # type: ignore[union-attr]
+    return values
+
+
+def _records(schema: RowSchema, path: str, document: Any) -> list[Any]:
+    """The rows in a document."""
+    field = schema.cfg.field
+    if field is not None:
+        document = value_at(document, field.split("."), f"{path}, dataset.field = {field}")
+    if isinstance(document, dict):
+        if (rows := _of_columns(schema, document)) is not None:
+            return rows
+        if field is None:
+            document = _under_a_key(schema, path, document)
+    if isinstance(document, dict):
+        document = list(document.values())
+    if not isinstance(document, list):
+        raise DataError(
+            f"{path}: expected an array of objects, got {shown(document)}; name the key that holds it with dataset.field="
+        )
+    return _with_header(schema, document)
+
+
+def _of_columns(schema: RowSchema, document: Mapping[str, Any]) -> list[Any] | None:
+    """The rows of an object that holds columns, as lists or with indices (pandas), or that is itself a row; None: it is none of these."""
+    names, data = document.get("columns"), document.get("data")
+    if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
+        return [dict(zip(map(str, names), row, strict=False)) for row in data]
+    if not _has_columns(schema, document):
+        return None
+    values = list(document.values())
+    if all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1:
+        return [dict(zip(document, row, strict=True)) for row in zip(*values, strict=True)]
+    indices = values[0].keys() if isinstance(values[0], dict) else ()
+    if all(isinstance(value, dict) and value.keys() == indices for value in values):
+        return [{key: document[key][index] for key in document} for index in indices]
+    return [document]
+
+
+def _has_columns(schema: RowSchema, row: Mapping[str, Any]) -> bool:
+    return all(column in row or column.split(".")[0] in row for column in schema.columns)
+
+
+def _under_a_key(schema: RowSchema, path: str, document: Mapping[str, Any]) -> Any:
+    """What holds the rows in a document: the one key with an array of objects that have the columns, or else of any objects; or the
+    document itself if all of its values are objects.
+
+    Raises:
+        DataError: several keys have one, or none has.
+    """
+    arrays = dict(_arrays(document, ""))
+    fields = {key: rows for key, rows in arrays.items() if _has_columns(schema, rows[0])} or arrays
+    if len(fields) > 1:
+        raise DataError(
+            f"{path} has rows under several keys ({listed(fields)}); name one with dataset.field={next(iter(fields))}"
+        )
+    if fields:
+        return next(iter(fields.values()))
+    if document and all(isinstance(value, dict) for value in document.values()):
+        return document
+    raise DataError(
+        f"{path}: no key of the document holds an array of objects (keys: {listed(document)}); name it with dataset.field="
+    )
+
+
+def _arrays(value: Mapping[str, Any], above: str) -> Iterator[tuple[str, list[Any]]]:
+    """The arrays of objects in a document, by their dotted keys."""
+    for key, inner in value.items():
+        name = f"{above}{key}"
+        if isinstance(inner, list) and inner and all(isinstance(each, dict) for each in inner):
+            yield name, inner
+        elif isinstance(inner, dict) and name.count(".") + 1 < DEEPEST_FIELD:
+            yield from _arrays(inner, f"{name}.")
+
+
+def _with_header(schema: RowSchema, rows: list[Any]) -> list[Any]:
+    """Rows; arrays below a first one that names the columns become objects."""
+    first = rows[0] if rows else None
+    if (
+        schema.cfg.columns
+        or not isinstance(first, list)
+        or not set(schema.columns) <= {*filter(_is_text, first)}
+    ):
+        return rows
+    return [dict(zip(first, row, strict=False)) if isinstance(row, list) else row for row in rows[1:]]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)

@@ -1,0 +1,99 @@
+"""Rows as files hold them: values at paths of keys, checked by the task's row schema, and rows that cannot be read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+from kdcli.errors import DataError, listed, shown, suggest
+from kdcli.tasks.rows import RowSchema
+
+logger = logging.getLogger(__name__)
+REMEDY = "; dataset.bad_rows=drop leaves such rows out"
+UNREADABLE = "cannot be read"
+"""The reason for which rows are dropped, for counts."""
+
+
+class BadRows:
+    """The rows of a source that cannot be read: the first one is an error, or all are dropped and counted (dataset.bad_rows)."""
+
+    def __init__(self, policy: Literal["error", "drop"]):
+        self.drop = policy == "drop"
+        self.messages: list[str] = []
+
+    def add(self, message: str) -> None:
+        """Record a row.
+
+        Raises:
+            DataError: such rows are not dropped.
+        """
+        if not self.drop:
+            raise DataError(message + REMEDY)
+        self.messages.append(message)
+
+    def warn(self, name: str, rows: int) -> None:
+        """Warn of the dropped rows; `rows` is the number of the others.
+
+        Raises:
+            DataError: there are no others.
+        """
+        if not self.messages:
+            return
+        if not rows:
+            raise DataError(
+                f"{name}: none of its {len(self.messages):,} rows can be read ({self.messages[0]})"
+            )
+        logger.warning(
+            "%s: %d of %d rows cannot be read and are dropped (%s%s)",
+            name,
+            len(self.messages),
+            len(self.messages) + rows,
+            "; ".join(self.messages[:3]),
+            " …" if len(self.messages) > 3 else "",
+        )
+
+
+def check_rows(
+    schema: RowSchema, name: str, table: Iterable[tuple[Any, ...]], bad: BadRows
+) -> list[tuple[Any, ...]]:
+    """The checked values of rows."""
+    rows = []
+    for number, values in enumerate(schema.assembled(table), 1):
+        try:
+            rows.append(schema.check(values, f"{name}, row {number}"))
+        except DataError as error:
+            bad.add(error.message)
+    return rows
+
+
+def table_rows(
+    table: dict[str, list[Any]], paths: list[list[str]], name: str, bad: BadRows, first: int = 1
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of a table as the values at the paths of its columns; `first` is the number of the first row, for messages."""
+    for number, values in enumerate(zip(*(table[path[0]] for path in paths), strict=True), first):
+        where = f"{name}, row {number}"
+        try:
+            yield tuple(value_at(value, path[1:], where) for value, path in zip(values, paths, strict=True))
+        except DataError as error:
+            bad.add(error.message)
+
+
+def value_at(value: Any, path: list[str], where: str) -> Any:
+    """The value at the end of a path of keys; an index is the key of an item of a list.
+
+    Raises:
+        DataError: with a message that begins with `where`.
+    """
+    for key in path:
+        if isinstance(value, list) and key.isdecimal():
+            if int(key) >= len(value):
+                raise DataError(f"{where}: expected a list with an item {key}, got {shown(value)}")
+            value = value[int(key)]
+            continue
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: expected a mapping that holds {key!r}, got {shown(value)}")
+        if key not in value:
+            raise DataError(f"{where}: there is no {key!r}{suggest(key, value)} (there are: {listed(value)})")
+        value = value[key]
+    return value

@@ -1,0 +1,242 @@
+"""Decides how a data file is read: by the config, else as an earlier command of the run did, else by its name and content."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.data import delimited
+from kdcli.data.delimited import Dialect
+from kdcli.data.encodings import SAMPLE, Guess, guessed, is_damaged_utf8, mark_of, without_mark
+from kdcli.data.sources import JSON_SUFFIXES, TABLE_SUFFIXES
+from kdcli.data.streams import HEAD, DataFile, line_of_error, lines
+from kdcli.data.tables import ARROW_FILE, ARROW_STREAM, PARQUET
+from kdcli.errors import DataError, abbreviated
+from kdcli.tasks.rows import RowSchema
+
+SAMPLE_LINES = 2**18
+"""Characters of lines that tell how rows are delimited."""
+LARGEST_SAMPLE = 2**26
+"""Characters that are looked at when the first ones were not enough."""
+_JSON = re.compile(r"""\{\s*("|\})|\[\s*[\[{]""")
+"""The beginning of JSON with rows in it."""
+_OTHER = {
+    b"\xd0\xcf\x11\xe0": "an Excel workbook; save its table as CSV (UTF-8), and give that file",
+    b"SQLite format 3": "an SQLite database; write the table into a csv or jsonl file",
+    b"\x89HDF": "an HDF5 file; write the table into a parquet file",
+    b"\x93NUMPY": "an array of numpy; write the rows into a jsonl or parquet file",
+    b"\x80\x04\x95": "a pickle, which may run code when it is read; write the rows into a jsonl or parquet file",
+    b"FEA1": "a feather file of version 1; write it anew (version 2), or as parquet",
+    b"%PDF": "a PDF document; write its text into a file",
+    b"Obj\x01": "an Avro file; write the rows into a parquet file",
+    b"ORC": "an ORC file; write the rows into a parquet file",
+    b"version https://git-lfs.github.com": "a pointer of Git LFS and not the file itself; fetch it with: git lfs pull",
+    b"<!doctype html": "a web page; download the file itself",
+    b"<html": "a web page; download the file itself",
+    b"<?xml": "XML; write the rows into a csv or jsonl file",
+}
+"""The beginnings of files that hold no rows which kdcli reads, and what they are."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is read.
+
+    Attributes:
+        file: its name.
+        bytes: its size on disk. A recorded decision holds for a file of the same name and size.
+        format: as dataset.format.
+        guess: how the encoding was found; None: the config or a record gives it, or the format has none.
+        whole: the whole file was looked at, not its beginning alone.
+    """
+
+    file: str
+    bytes: int
+    format: str
+    compression: str | None = None
+    encoding: str | None = None
+    dialect: Dialect | None = None
+    guess: Guess | None = None
+    whole: bool = False
+
+    def as_record(self) -> dict[str, Any]:
+        """What env.json keeps of it."""
+        dialect = dataclasses.asdict(self.dialect) if self.dialect else None
+        record = {
+            "file": self.file, "bytes": self.bytes, "format": self.format, "compression": self.compression,
+            "encoding": self.encoding, "dialect": dialect,
+        }  # fmt: skip
+        return {key: value for key, value in record.items() if value is not None}
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> Reading:
+        """Raises ValueError or ConfigError for a record that is damaged, or of another version."""
+        reading: Reading = TypeAdapter(cls).validate_python(record)
+        if dialect := reading.dialect:
+            delimited.require_signs(dialect.delimiter, dialect.quote, dialect.escape)
+        return reading
+
+    def __str__(self) -> str:
+        words = [self.encoding.removesuffix("-sig")] if self.encoding else []
+        if self.guess and self.guess.example:
+            words[0] += f" ({abbreviated(self.guess.example, 40)})"
+        if dialect := self.dialect:
+            one = dialect.delimiter == delimited.SINGLE_COLUMN
+            words += [] if one else [f"{dialect.delimiter!r}"]
+            words += (
+                [f"{dialect.quote} around fields" if dialect.quote != '"' else "quoted"]
+                if dialect.quote
+                else ["quotes are text"]
+            )
+            words += ["escaped by backslash"] * (dialect.escape is not None)
+            words += [f"header in row {dialect.skip + 1}"] * (dialect.skip > 0)
+            words += ["row names"] * dialect.row_names
+            words += [f"{len(dialect.names)} column{'s' * (len(dialect.names) != 1)}"]
+        format_name = f"{self.format} in {self.compression}" if self.compression else self.format
+        return f"{format_name} ({', '.join(words)})" if words else format_name
+
+
+def decide(
+    schema: RowSchema, file: DataFile, recorded: Iterable[Reading], format_name: str | None = None
+) -> Reading:
+    """How a file is read.
+
+    Args:
+        format_name: the format, if it is known.
+
+    Raises:
+        DataError: it is of a kind that kdcli does not read, or of another format than the config says.
+    """
+    cfg = schema.cfg
+    name, size = file.path.name, file.size
+    before = next((each for each in recorded if (each.file, each.bytes) == (name, size)), None)
+    head = file.head()
+    if format_name is None:
+        format_name = cfg.format if cfg.format != "auto" else before.format if before else _format(file, head)
+    _require_format(cfg, file, format_name)
+    if format_name in ("parquet", "arrow"):
+        return Reading(name, size, format_name)
+    guess = None
+    encoding = cfg.encoding or (before.encoding if before else None)
+    if encoding is None:
+        guess = _encoding(file, head)
+        encoding = guess.encoding
+    elif encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+        encoding = "utf-8-sig"
+    reading = Reading(name, size, format_name, file.compression, encoding, None, guess)
+    if format_name != "csv":
+        return reading
+    if before and before.dialect and _allows(cfg, before.dialect):
+        return dataclasses.replace(reading, dialect=before.dialect, whole=True)
+    return with_dialect(schema, file, reading)
+
+
+def _allows(cfg: DatasetConfig, dialect: Dialect) -> bool:
+    """Whether a recorded dialect is what the config says."""
+    given = [
+        (cfg.delimiter, dialect.delimiter),
+        (cfg.quote, dialect.quote or "none"),
+        (cfg.escape, dialect.escape or "none"),
+    ]
+    columns = cfg.columns is None or tuple(cfg.columns) == dialect.names
+    return columns and all(key is None or key == value for key, value in given)
+
+
+def with_dialect(schema: RowSchema, file: DataFile, reading: Reading, limit: int = SAMPLE_LINES) -> Reading:
+    """A reading with the dialect of the first `limit` characters; of tables between tabs also of later lines with quotes."""
+    assert reading.encoding is not None
+    sample: list[str] = []
+    left, complete = limit, False
+    with contextlib.closing(lines(file, reading.encoding, "replace")) as stream:
+        for line in stream:
+            sample.append(line)
+            if (left := left - len(line)) < 0:
+                break
+        else:
+            complete = True
+        if sample and not complete and (file.suffix in (".tsv", ".tab") or "\t" in sample[0]):
+            quoted = itertools.islice((line for line in stream if '"' in line), 1000)
+            sample += quoted
+    dialect = delimited.decide(schema, file.suffix, sample, not complete)
+    return dataclasses.replace(reading, dialect=dialect, whole=complete or limit == LARGEST_SAMPLE)
+
+
+def _require_format(cfg: DatasetConfig, file: DataFile, format_name: str) -> None:
+    """Refuse a file that is of another format by its name, or whose format cannot be compressed or has no columns to name."""
+    named = {".parquet": "parquet", ".jsonl": "jsonl"}.get(file.suffix)
+    alike = {format_name, "json" if format_name == "jsonl" else "jsonl" if format_name == "json" else ""}
+    if cfg.format != "auto" and named and named not in alike:
+        raise DataError(
+            f"{file.path} is {named} by its name, and would be read as {cfg.format}: give dataset.format=auto or dataset.format={named}, and all "
+            "files of a data set in one format"
+        )
+    if format_name in ("parquet", "arrow") and file.compression:
+        raise DataError(f"{file.path} is a compressed table; unpack it")
+    if format_name in ("parquet", "arrow") and cfg.columns:
+        raise DataError(f"{file.path} is {format_name} and names its own columns; leave dataset.columns out")
+
+
+def _format(file: DataFile, head: bytes) -> str:
+    """The format by the first bytes, or else by the name.
+
+    Raises:
+        DataError: kdcli does not read such files.
+    """
+    if head.startswith(PARQUET):
+        return "parquet"
+    if head.startswith((ARROW_FILE, ARROW_STREAM)):
+        return "arrow"
+    for magic, what in _OTHER.items():
+        if head.lstrip(b"\xef\xbb\xbf \r\n").lower().startswith(magic.lower()):
+            raise DataError(f"{file.path} is {what}")
+    if file.suffix in TABLE_SUFFIXES:
+        return "parquet" if file.suffix == ".parquet" else "arrow"
+    if file.suffix in JSON_SUFFIXES:
+        return "jsonl" if file.suffix != ".json" else "json"
+    encoding = mark_of(head) or without_mark(head) or "utf-8"
+    text = head.decode(encoding, "ignore").lstrip("\ufeff \t\r\n\x1e")
+    return "json" if _JSON.match(text) else "csv"
+
+
+def _encoding(file: DataFile, head: bytes) -> Guess:
+    """The encoding by a byte order mark or by zero bytes; else UTF-8, and another one is looked for if that fails."""
+    if mark := mark_of(head):
+        return Guess(mark)
+    return Guess(without_mark(head) or "utf-8-sig")
+
+
+def other_encoding(file: DataFile, reading: Reading) -> Reading | None:
+    """The reading of a file that is not UTF-8, as it was thought to be; None: it is damaged UTF-8.
+
+    Raises:
+        DataError: no encoding is likely.
+    """
+    sample = bytearray()
+    with file.open() as stream:
+        buffer = b""
+        while len(sample) < SAMPLE and (block := stream.read1(HEAD)):
+            *whole, buffer = (buffer + block).split(b"\n")
+            for line in whole:
+                if not line.isascii():
+                    sample += line + b"\n"
+        if not buffer.isascii():
+            sample += buffer
+    text = bytes(sample[: 2 * SAMPLE])
+    if is_damaged_utf8(text):
+        return None
+    guess = guessed(text)
+    if guess is None:
+        where = line_of_error(file, "utf-8")
+        raise DataError(
+            f"{file.path}{where} is not utf-8 text, and looks like no other encoding; save it as UTF-8, or give dataset.encoding= (latin-1, cp1252, "
+            "cp1251, gb18030, shift_jis …)"
+        )
+    return dataclasses.replace(reading, encoding=guess.encoding, guess=guess)

@@ -1,0 +1,249 @@
+"""Finds the files of a data set, and imports no reader: one file, shards, a folder with splits, a data set saved to disk, parallel text files."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.errors import DataError, abbreviated, listed
+from kdcli.files import LARGEST_JSON, user_path
+from kdcli.hub import PACKAGE, data_path
+
+COMPRESSIONS = {
+    "gz": (".gz", ".gzip"),
+    "bz2": (".bz2",),
+    "xz": (".xz",),
+    "zst": (".zst", ".zstd"),
+    "zip": (".zip",),
+}
+"""The suffixes of compressed files."""
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
+CSV_SUFFIXES = (".csv", ".tsv", ".tab", ".psv", ".txt")
+SUFFIXES_OF_DATA = (*JSON_SUFFIXES, *TABLE_SUFFIXES, *CSV_SUFFIXES)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""The names by which files and folders belong to a split: those of datasets."""
+_DESCRIPTIONS = (
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "package.json",
+    "metadata.json",
+)
+_SAVED = "state.json"
+_SAVED_SPLITS = "dataset_dict.json"
+
+
+def data_suffix(name: str) -> str:
+    """The suffix of a file's name, in small letters, without that of a compression."""
+    name = name.lower()
+    for suffix in itertools.chain(*COMPRESSIONS.values()):
+        name = name.removesuffix(suffix)
+    return os.path.splitext(name)[1]
+
+
+def is_hub(cfg: DatasetConfig) -> bool:
+    """Whether a data set is one of the hub: by its format, or because its path is no local one and has the form of an id."""
+    if cfg.format != "auto":
+        return cfg.format == "hub"
+    path = cfg.path
+    return bool(
+        HUB_ID.fullmatch(path)
+        and not data_suffix(path)
+        and not os.path.lexists(user_path(path))
+        and not _parallel(cfg, user_path(path))
+    )
+
+
+def require_source(cfg: DatasetConfig, given: str) -> None:
+    """Refuse a path that means no local file or folder, if it is to be one.
+
+    Raises:
+        ConfigError, DataError
+    """
+    if is_hub(cfg):
+        return
+    if given != cfg.path and not os.path.lexists(user_path(given)) and os.path.isdir(user_path(cfg.path)):
+        return  # perhaps a split of that folder
+    if is_parallel(cfg, given):
+        if given != cfg.unlabelled:
+            parallel_files(cfg, given)
+    elif glob.has_magic(given) and not given.startswith(PACKAGE):
+        local_splits(cfg, given)
+    else:
+        data_path(given, "folder" if cfg.format == "gettext" else "file")
+
+
+def is_local_repository(path: Path) -> bool:
+    """Whether a folder is a repository of the hub: its card names the files of its parts, or their columns."""
+    card = path / "README.md"
+    if not card.is_file():
+        return False
+    with card.open(encoding="utf-8", errors="replace") as stream:
+        front = re.match(r"\s*---[ \t]*\n(.*?)\n---", stream.read(2**20), re.DOTALL)
+    return bool(front and re.search(r"^(configs|dataset_info):", front[1], re.MULTILINE))
+
+
+def split_name(name: str) -> str | None:
+    """The split that a name means: train, validation or test; None: it means none."""
+    words = re.split(r"[-._ /\\]+|(?<=\D)(?=\d)", name.lower())
+    return next((split for split, known in SPLIT_NAMES.items() if set(known) & set(words)), None)
+
+
+def local_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
+    """The files that a path means, by their splits; a file alone is of the training split.
+
+    Raises:
+        DataError: the path does not exist, or there are no files in it.
+    """
+    path = user_path(given)
+    if not given.startswith(PACKAGE) and glob.has_magic(given) and not os.path.lexists(path):
+        files = sorted(Path(each) for each in glob.glob(str(path), recursive=True) if os.path.isfile(each))
+        if not files:
+            raise DataError(
+                f"no file matches {abbreviated(given)} (looked for {abbreviated(str(path.absolute()))})"
+            )
+        return {"train": files}
+    path = data_path(given)
+    if not os.path.isdir(path):
+        return {"train": [path]}
+    if (path / _SAVED_SPLITS).is_file():
+        names = _names(path / _SAVED_SPLITS, lambda tree: tree["splits"])
+        return {split_name(name) or name: _saved(path / name) for name in names}
+    if (path / _SAVED).is_file():
+        return {"train": _saved(path)}
+    if folder := cfg.spec.formats.get(cfg.format):
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in folder.suffixes)
+        if not files:
+            raise DataError(f"the data folder {path} has no files *{', *'.join(folder.suffixes)}")
+        return {"train": files}
+    return _of_folder(cfg, path)
+
+
+def _of_folder(cfg: DatasetConfig, path: Path) -> dict[str, list[Path]]:
+    """The files with data below a folder, by the splits that their names, or those of the folders around them, mean."""
+    everything = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
+    ]
+    files = [
+        file
+        for file in everything
+        if data_suffix(file.name) in SUFFIXES_OF_DATA and file.name not in _DESCRIPTIONS
+    ]
+    if any(data_suffix(file.name) != ".txt" for file in files):  # a text beside tables is a licence
+        files = [file for file in files if data_suffix(file.name) != ".txt"]
+    files = files or [file for file in everything if not file.suffix]  # part-00000
+    if not files:
+        raise DataError(
+            f"the data folder {path} has no files of data (*{', *'.join(SUFFIXES_OF_DATA)}, also compressed); it holds "
+            f"{listed(file.name for file in everything) or 'no files'}"
+        )
+    kinds = sorted({data_suffix(file.name) for file in files})
+    if (
+        len(kinds) > 1
+        and set(kinds) - {".json", ".jsonl", ".ndjson"}
+        and set(kinds) - {".csv", ".tsv", ".tab"}
+    ):
+        raise DataError(
+            f"the data folder {path} has files of several formats (*{', *'.join(kinds)}); choose some: dataset.path='{path}/*{kinds[0]}'"
+        )
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        relative = file.relative_to(path)
+        name = split_name(relative.name) or split_name(str(relative.parent)) or "train"
+        splits.setdefault(name, []).append(file)
+    return splits if "train" in splits else {"train": files}
+
+
+def _saved(path: Path) -> list[Path]:
+    """The Arrow files of a data set that `save_to_disk` of datasets wrote."""
+    names = _names(path / _SAVED, lambda tree: [file["filename"] for file in tree["_data_files"]])
+    return [path / name for name in names]
+
+
+def _names(path: Path, read: Callable[[Any], Iterable[Any]]) -> list[str]:
+    """Names of files or folders in a description, each of the folder that the description is in."""
+    try:
+        if os.path.getsize(path) > LARGEST_JSON:
+            raise ValueError("it is too large")
+        names = list(read(json.loads(path.read_bytes())))
+        if not names or any(
+            not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", "..")
+            for name in names
+        ):
+            raise ValueError("it names no files of its folder")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}: {error}); save the data set anew"
+        ) from None
+    return names
+
+
+# ---- parallel text files
+
+
+def parallel_files(cfg: DatasetConfig, given: str) -> tuple[Path, Path]:
+    """The files of sources and of targets.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = _parallel(cfg, user_path(given))
+    if found is None:
+        raise DataError(
+            f"no parallel text files {abbreviated(given)}.{cfg.source} and {abbreviated(given)}.{cfg.target} (looked for "
+            f"{abbreviated(str(user_path(given).absolute()))}.{cfg.source}); dataset.source= and dataset.target= are the endings of their names"
+        )
+    return found
+
+
+def is_parallel(cfg: DatasetConfig, given: str) -> bool:
+    """Whether the data are two text files, line by line."""
+    if cfg.format == "parallel":
+        return True
+    return cfg.format == "auto" and _parallel(cfg, user_path(given)) is not None
+
+
+def _parallel(cfg: DatasetConfig, path: Path) -> tuple[Path, Path] | None:
+    """The files whose names are those of the columns of sources and targets, or end so: train.en and train.de for `train` (or for
+    one of the two), en.txt and de.txt for their folder."""
+    source, target = cfg.source, cfg.target
+    if not source or not target or glob.has_magic(str(path)):
+        return None
+    base = str(path)
+    for ending in (f".{source}", f".{target}"):
+        if base.lower().endswith(ending.lower()):
+            base = base[: -len(ending)]
+            break
+    pairs = [
+        tuple(_existing(f"{base}{stem}{side}{text}") for side in (source, target))
+        for stem in (".", "/", "/train.", "_", "-")
+        for text in ("", ".txt")
+    ]
+    return next(((one, other) for one, other in pairs if one and other), None)
+
+
+def _existing(name: str) -> Path | None:
+    return next(
+        (
+            Path(name + ending)
+            for ending in ("", ".gz", ".zst", ".bz2", ".xz")
+            if os.path.isfile(name + ending)
+        ),
+        None,
+    )

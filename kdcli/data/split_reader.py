@@ -1,0 +1,129 @@
+"""Reads the splits of a data set from wherever the config says, and tells in one line how."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdcli.data.hub import read_hub, splits_of_repository
+from kdcli.data.readers import read_file, read_gettext, read_parallel
+from kdcli.data.reading import Reading
+from kdcli.data.sources import (
+    is_hub,
+    is_local_repository,
+    is_parallel,
+    local_splits,
+    parallel_files,
+    split_name,
+)
+from kdcli.errors import DataError, listed
+from kdcli.files import user_path
+from kdcli.hub import data_path
+from kdcli.tasks.rows import RawSplit, RawSplits, RowSchema, labels_of
+
+logger = logging.getLogger(__name__)
+
+
+class SplitReader:
+    """Reads the sources of a data set.
+
+    Attributes:
+        schema: of its rows.
+        recorded: how an earlier command of the run read the files.
+        readings: how each file was read.
+    """
+
+    def __init__(self, schema: RowSchema, recorded: Sequence[Reading] = ()):
+        self.schema, self.recorded = schema, recorded
+        self.readings: list[Reading] = []
+
+    def read(self) -> RawSplits:
+        """The sources of the training rows, and of validation and test where they have some of their own: those that are named, or that
+        the folder has."""
+        cfg = self.schema.cfg
+        sources = {"train": self._read(self.schema, cfg.path, cfg.train)}
+        for split, given in (("validation", cfg.validation), ("test", cfg.test)):
+            if given:
+                sources[split] = self._read_split(split, given)
+            elif split in self._published:
+                parts = self._read(self.schema, cfg.path, split)
+                if any(_has_gold(part) for part in parts):
+                    sources[split] = parts
+                else:
+                    logger.info("%s: its %s split has no gold labels and is not used", cfg.path, split)
+        return sources
+
+    def read_unlabelled(self, schema: RowSchema, given: str) -> list[RawSplit]:
+        """A source of rows without gold labels."""
+        return self._read_split("train", given, schema)
+
+    def _read_split(self, split: str, given: str, schema: RowSchema | None = None) -> list[RawSplit]:
+        """A source that is named: a split of the data set, or a file or folder."""
+        schema, cfg = schema or self.schema, self.schema.cfg
+        if is_hub(cfg) or (given in self._published and not os.path.lexists(user_path(given))):
+            return self._read(schema, cfg.path, given)
+        return self._read(schema, given, split)
+
+    @functools.cached_property
+    def _published(self) -> dict[str, list[Path]]:
+        """The files of each split of a local data set; those of a repository are found by the library that reads it."""
+        cfg = self.schema.cfg
+        if cfg.format == "gettext" or is_hub(cfg) or is_parallel(cfg, cfg.path):
+            return {}
+        path = user_path(cfg.path)
+        if cfg.format == "auto" and is_local_repository(path):
+            return {split_name(name) or name: [] for name in splits_of_repository(cfg, path)}
+        return local_splits(cfg, cfg.path)
+
+    def _read(self, schema: RowSchema, given: str, split: str) -> list[RawSplit]:
+        cfg = schema.cfg
+        if is_hub(cfg):
+            return [read_hub(schema, split)]
+        if cfg.format == "gettext":
+            return read_gettext(schema, data_path(given, "folder"), given)
+        if is_parallel(cfg, given):
+            part, readings = read_parallel(schema, *parallel_files(cfg, given), self.recorded)
+            self._tell(part.name, readings)
+            return [part]
+        path = user_path(given)
+        if cfg.format == "auto" and is_local_repository(path):
+            return [read_hub(schema, self._name_in_repository(path, split), path)]
+        own = given == cfg.path
+        files = self._published if own else local_splits(cfg, given)
+        if split not in files and own:
+            raise DataError(
+                f"{given} has no split {split} (splits: {listed(files)}); name them with dataset.train=, dataset.validation= and dataset.test="
+            )
+        chosen = files.get(split) or files["train"]
+        results = [
+            read_file(schema, file, given if len(chosen) == 1 else str(file), self.recorded)
+            for file in chosen
+        ]
+        self._tell(f"{given} ({split})" if len(files) > 1 else given, [reading for _, reading in results])
+        return [part for part, _ in results]
+
+    def _name_in_repository(self, path: Path, split: str) -> str:
+        """The name that a repository has for a split."""
+        names = splits_of_repository(self.schema.cfg, path)
+        return next((name for name in names if split in (name, split_name(name))), split)
+
+    def _tell(self, name: str, readings: list[Reading]) -> None:
+        """Log how the files of a source are read; a warning if an encoding is only likely."""
+        self.readings += [reading for reading in readings if reading not in self.readings]
+        for description, count in Counter(map(str, readings)).items():
+            same = [reading for reading in readings if str(reading) == description]
+            likely = any(reading.guess and not reading.guess.certain for reading in same)
+            files = f"{count} files of {name}" if len(readings) > 1 else name
+            forced = "; dataset.encoding= gives another encoding" if likely else ""
+            logger.log(
+                logging.WARNING if likely else logging.INFO, "read %s as %s%s", files, description, forced
+            )
+
+
+def _has_gold(part: RawSplit) -> bool:
+    """Whether any row of a source has a gold label or a target."""
+    return any(label not in (None, "-1", "-", -1) for row in part.rows for label in labels_of(row[-1]))
