@@ -185,7 +185,9 @@ def bomb(path: Path) -> DataError:
     )
 
 
-def lines(file: DataFile, encoding: str, errors: str = "strict", newline: str = "") -> Generator[str, None, None]:
+def lines(
+    file: DataFile, encoding: str, errors: str = "strict", newline: str = ""
+) -> Generator[str, None, None]:
     """The lines of a text file, with their ends, and without a byte order mark.
 
     Args:
