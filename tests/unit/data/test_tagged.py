@@ -36,7 +36,7 @@ def read(path: Path, text: str | bytes, **keys: Any) -> Sentences:
     """The words and tags of a file."""
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     schema = TokenClassificationRows(Dataset(path=str(path), **{"format": "conll"} | keys))
-    raw = read_file(schema, path, str(path))
+    raw, _ = read_file(schema, path, str(path))
     schema.declare({"train": [raw]})
     return [list(zip(words, tags, strict=True)) for words, tags in raw.rows]
 
@@ -271,7 +271,7 @@ def test_later_files_are_read_as_the_first_one(tmp_path: Path) -> None:
     for name, text in (("a", lines("{word} I-NP {tag}")), ("b", lines("{word} I-NP O"))):
         path = tmp_path / f"{name}.conll"
         path.write_text(text)
-        rows = read_file(schema, path, str(path)).rows
+        rows = read_file(schema, path, str(path))[0].rows
     assert rows[0] == (["EU", "rejects", "German", "call"], ["O"] * 4)
 
 
@@ -281,7 +281,7 @@ def test_text_without_tags(tmp_path: Path) -> None:
     for text in (lines("{word}"), lines("{word}\tO"), lines("{i}\t{word}\t_")):
         path.write_text(text)
         schema = TokenClassificationRows(Dataset(path=str(path), format="conll")).unlabelled()
-        rows = read_file(schema, path, str(path)).rows
+        rows = read_file(schema, path, str(path))[0].rows
         assert [words for words, _ in rows] == [[word for word, _ in each] for each in SENTENCES]
     path.write_text("EU rejects German call\nPeter Blackburn\n")
     with pytest.raises(DataError, match="most lines hold several words; expected a word a line"):

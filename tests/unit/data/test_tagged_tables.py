@@ -31,7 +31,7 @@ def read(folder: Path, rows: Any, words: str, tags: str, **keys: Any) -> Sentenc
     path = folder / f"a.{named}"
     path.write_text(rows if isinstance(rows, str) else "\n".join(map(json.dumps, rows)))
     schema = TokenClassificationRows(Dataset(path=str(path), format=named, words=words, tags=tags, **keys))
-    raw = read_file(schema, path, str(path))
+    raw, _ = read_file(schema, path, str(path))
     schema.declare({"train": [raw]})
     made = [schema.row(values, "a") for values in raw.rows]
     names = dict(enumerate(schema.labels)) | {IGNORE: "?"}
@@ -301,7 +301,7 @@ def test_unlabelled_texts_are_cut_as_those_with_spans(tmp_path: Path) -> None:
     path.write_text(json.dumps({"text": TEXT, "label": [[0, 4, "PER"]]}))
     schema = TokenClassificationRows(Dataset(path=str(path), format="jsonl", words="text", tags="label"))
     read_file(schema, path, str(path))
-    assert read_file(schema.unlabelled(), path, str(path)).rows[0][0] == [word for word, _ in TAGGED]
+    assert read_file(schema.unlabelled(), path, str(path))[0].rows[0][0] == [word for word, _ in TAGGED]
 
 
 def test_what_was_decided_about_spans_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
