@@ -248,8 +248,8 @@ def _is_quoted_table(lines: Sequence[str], cut: bool) -> bool:
     """
     rows, _ = _parsed(lines, Dialect("\t", None), cut)
     quoted, error = _parsed(lines, Dialect("\t", '"'), cut)
-    widths, quoted_widths = ({len(row) for row in table} for table in (rows, quoted))
-    if not rows or error or len(quoted_widths) > 1:
+    widths, quoted_widths = ({len(row) for row in table[1:]} for table in (rows, quoted))
+    if len(rows) < 2 or error or len(quoted_widths) > 1:
         return False
     if len(widths) > 1:
         return True  # line breaks or tabs within quotes

@@ -21,7 +21,7 @@ MARKS = {
 """Byte order marks with the encodings that skip them. That of UTF-32 begins with that of UTF-16."""
 SAMPLE = 2**16
 """Bytes of lines outside of ASCII that are compared."""
-EXPECTED = 0.7
+EXPECTED = 0.6
 """The share of characters outside of ASCII that must be usual ones for a guess."""
 KANA = 0.15
 """The least share of kana in Japanese text: Chinese text and Western quotes decode to kanji as well."""
@@ -94,6 +94,7 @@ _CANDIDATES: dict[str, Callable[[str], bool]] = {
 """Encodings, the more common ones first among those whose texts look alike, with the characters that are usual in them."""
 
 _LATIN_SCRIPT = {"cp1252", "cp1250", "iso8859_2", "cp1254", "cp1257", "mac_roman", "cp850"}
+_RUN = re.compile(r"(?<![A-Za-z])[^\x00-\x7f]{3,}(?![A-Za-z])")
 _OUTSIDE = re.compile(r"(?=(?P<character>[^\x00-\x7f])(?P<after>.)?)(?<=(?P<before>.))?", re.DOTALL)
 
 
@@ -143,21 +144,22 @@ def guessed(sample: bytes) -> Guess | None:
 def _usual_share(text: str, encoding: str, is_usual: Callable[[str], bool]) -> float:
     """The share of the characters outside of ASCII that are usual.
 
-    What no text has is not: a capital after a small letter, a low quote or a sign within a word, letters of two scripts in one word, or three
-    letters of a Latin word that all have accents.
+    What no text has is not: a capital after a small letter, a low quote or a sign within a word, letters of two scripts in one word, or a Latin word
+    in which all letters have accents.
     """
     others = list(_OUTSIDE.finditer(text))
     if not others:
         return 0.0
     if encoding in ("cp932", "euc_jp") and sum(map(_is_kana, map(_character, others))) < KANA * len(others):
         return 0.0
+    long_runs = {place for run in _RUN.finditer(text) for place in range(*run.span())}
     usual = 0
     for match in others:
         before, after, character = match["before"] or " ", match["after"] or " ", _character(match)
         if character.isalpha():
             ascii_letters = [each for each in (before, after) if each.isascii() and each.isalpha()]
-            accented = all(each > "\x7f" and each.isalpha() for each in (before, after))
-            strange = accented if encoding in _LATIN_SCRIPT else bool(ascii_letters)
+            in_run = match.start() in long_runs
+            strange = in_run if encoding in _LATIN_SCRIPT else bool(ascii_letters)
             strange |= character.isupper() and before.islower()
         else:
             within = before.isalpha() and after.isalpha() and character not in "’‘–—…·"

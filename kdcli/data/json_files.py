@@ -34,7 +34,10 @@ def read(
     paths: list[list[str]] = []
     for where, row in rows:
         if not isinstance(row, dict):
-            bad.add(f"{where}: expected an object, got {type(row).__name__}; write one object a line")
+            remedy = "write one object a line"
+            if isinstance(row, list):
+                remedy = f"name its {len(row)} items in their order with dataset.columns=[…], or write objects"
+            bad.add(f"{where}: expected an object, got {type(row).__name__}; {remedy}")
             continue
         try:
             if list(row) != keys:  # most rows have the keys of the row before
@@ -57,7 +60,8 @@ def _rows(
     if not head:
         return
     by_name = name.lower().endswith((".jsonl", ".ndjson"))
-    if not _is_complete(head[0][1]) or (len(head) == 1 and not by_name):
+    row_alone = by_name and head[0][1].lstrip().startswith("{")
+    if not _is_complete(head[0][1]) or (len(head) == 1 and not row_alone):
         head += numbered
         if (document := _document(path, "".join(line for _, line in head), head)) is not None:
             for number, row in enumerate(_records(schema, path, document), 1):

@@ -26,6 +26,7 @@ SAMPLE_LINES = 2**18
 """Characters of lines that tell how rows are delimited."""
 LARGEST_SAMPLE = 2**26
 """Characters that are looked at when the first ones were not enough."""
+_PICKLE = "a pickle, which may run code when it is read; write the rows into a jsonl or parquet file"
 _JSON = re.compile(r"""\{\s*("|\})|\[\s*[\[{]""")
 """The beginning of JSON with rows in it."""
 _OTHER = {
@@ -33,7 +34,7 @@ _OTHER = {
     b"SQLite format 3": "an SQLite database; write the table into a csv or jsonl file",
     b"\x89HDF": "an HDF5 file; write the table into a parquet file",
     b"\x93NUMPY": "an array of numpy; write the rows into a jsonl or parquet file",
-    b"\x80\x04\x95": "a pickle, which may run code when it is read; write the rows into a jsonl or parquet file",
+    **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04\x95", b"\x80\x05\x95"), _PICKLE),
     b"FEA1": "a feather file of version 1; write it anew (version 2), or as parquet",
     b"%PDF": "a PDF document; write its text into a file",
     b"Obj\x01": "an Avro file; write the rows into a parquet file",

@@ -221,10 +221,17 @@ def is_parallel(cfg: DatasetConfig, given: str) -> bool:
 
 def _parallel(cfg: DatasetConfig, path: Path) -> tuple[Path, Path] | None:
     """The files whose names are those of the columns of sources and targets, or end so: train.en and train.de for `train` (or for
-    one of the two), en.txt and de.txt for their folder."""
+    one of the two), src-train.txt and tgt-train.txt, en.txt and de.txt for their folder."""
     source, target = cfg.source, cfg.target
     if not source or not target or glob.has_magic(str(path)):
         return None
+    if os.path.isfile(path):  # a word of its name is the side
+        words = list(re.finditer(rf"(?<![^\W_]){re.escape(source)}(?![^\W_])", path.name))
+        if words:
+            start, end = words[-1].span()
+            other = path.with_name(path.name[:start] + target + path.name[end:])
+            if os.path.isfile(other):
+                return path, other
     base = str(path)
     for ending in (f".{source}", f".{target}"):
         if base.lower().endswith(ending.lower()):

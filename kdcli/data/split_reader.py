@@ -64,8 +64,11 @@ class SplitReader:
     def _read_split(self, split: str, given: str, schema: RowSchema | None = None) -> list[RawSplit]:
         """A source that is named: a split of the data set, or a file or folder."""
         schema, cfg = schema or self.schema, self.schema.cfg
-        if is_hub(cfg) or (given in self._published and not os.path.lexists(user_path(given))):
+        if is_hub(cfg):
             return self._read(schema, cfg.path, given)
+        named = given if given in self._published else split_name(given)
+        if named in self._published and not os.path.lexists(user_path(given)) and len(self._published) > 1:
+            return self._read(schema, cfg.path, named)
         return self._read(schema, given, split)
 
     @functools.cached_property
