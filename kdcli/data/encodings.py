@@ -121,11 +121,16 @@ def without_mark(head: bytes) -> str | None:
 
 
 def is_damaged_utf8(sample: bytes) -> bool:
-    """Whether text that does not decode is UTF-8 all the same: it has more characters of several bytes than wrong bytes."""
+    """Whether text that does not decode is UTF-8 all the same: it has more characters of several bytes than wrong bytes, or only its last
+    character is cut off."""
     text = sample.decode("utf-8", "surrogateescape")
     wrong = len(re.findall("[\udc80-\udcff]", text))
     right = len(re.findall("[^\0-\x7f\udc80-\udcff]", text))
-    return right >= wrong
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(sample)
+        return True
+    except UnicodeDecodeError:
+        return right >= wrong
 
 
 def guessed(sample: bytes) -> Guess | None:

@@ -36,7 +36,9 @@ def read(
         if not isinstance(row, dict):
             remedy = "write one object a line"
             if isinstance(row, list):
-                remedy = f"name its {len(row)} items in their order with dataset.columns=[…], or write objects"
+                remedy = (
+                    f"name its {len(row)} items in their order with dataset.columns=[…], or write objects"
+                )
             bad.add(f"{where}: expected an object, got {type(row).__name__}; {remedy}")
             continue
         try:

@@ -656,8 +656,8 @@ def test_spoiled_jsonl(tmp_path: Path) -> None:
     assert "is the file truncated?" in refused(path)
     path.write_text("\n" + whole + "[1, 2]\n")
     assert "line 62: expected an object, got list" in refused(path)
-    path.write_text(json.dumps([{"text": "a whole array", "label": "bad"}]))
-    assert "line 1: expected an object, got list" in refused(path)
+    path.write_text(whole + "[1, 2]\n")
+    assert "name its 2 items in their order with dataset.columns=" in refused(path)
 
 
 def test_spoiled_parquet(tmp_path: Path) -> None:
