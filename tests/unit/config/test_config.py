@@ -110,7 +110,11 @@ def test_all_wrong_arguments_at_once(tree: dict[str, Any]) -> None:
         ("trainer", "fast", ["trainer", "'fast'", "mapping"]),
         ("dataset.prompt", "question", ["dataset", "prompt", "completion", "both"]),
         ("dataset.completion", "answer", ["dataset", "prompt", "completion", "both"]),
-        ("dataset.format", "json", ["dataset.format", "'json'", "'csv'", "'jsonl'", "'parquet'", "'txt'"]),
+        (
+            "dataset.format",
+            "xml",
+            ["dataset.format", "'xml'", "'auto'", "'csv'", "'jsonl'", "'parquet'", "'txt'"],
+        ),
         ("seed", 2**32, ["seed", "4294967296"]),
     ],
 )
