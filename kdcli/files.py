@@ -96,7 +96,7 @@ def inner_path(folder: Path, relative: str, what: str) -> Path:
     if any(
         part in ("", ".", "..") or "\\" in part or ":" in part or not part.isprintable() for part in parts
     ):
-        raise ConfigError(f"{what}: {shown(relative, 100)} is not the path of a file below {folder}")
+        raise ConfigError(f"{what}: expected the path of a file below {folder}, got {shown(relative, 100)}")
     return require_inside(folder, folder.joinpath(*parts), what)
 
 
@@ -261,7 +261,9 @@ def read_jsonl(path: Path, kind: type[T], remedy: str | None = None) -> list[T]:
                     if line.endswith(b"\n"):
                         damaged.append(f"line {number}: {_first_line(error)}")
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror or error})") from None
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror or error}); check its permissions"
+        ) from None
     if damaged and remedy is not None:
         raise ConfigError(f"{path} is damaged ({damaged[0]}); {remedy}")
     if damaged:

@@ -50,6 +50,8 @@ UNQUANTIZED = "unquantized"
 UNANSWERED = "unanswered.jsonl"
 """The rows that a remote teacher did not answer, with the reason; no model of the run is trained or scored on them."""
 HYDRA = Path(".hydra", "hydra.yaml")
+RESTORE = "restore it, or begin a new run in another hydra.run.dir"
+"""The remedy for a damaged record of a run."""
 LARGEST_RECORD = 1_000_000
 """The most bytes of a file in which Hydra recorded a config."""
 MOST_INTERPOLATIONS = 30
@@ -259,7 +261,7 @@ def _text(path: Path) -> str:
             raise ValueError("it has aliases, which kdcli does not write")
         return text
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is damaged ({error})") from None
+        raise ConfigError(f"{path} is damaged ({error}); {RESTORE}") from None
 
 
 def _recorded(run: Path) -> dict[str, Any]:
@@ -267,14 +269,14 @@ def _recorded(run: Path) -> dict[str, Any]:
     path = run / ".hydra" / "config.yaml"
     if not path.is_file() or _app(run / HYDRA) != APP:
         raise ConfigError(
-            f"{run} is not a run directory of kdcli (it has no .hydra/config.yaml that kdcli wrote)"
+            f"{run} is not a run directory of kdcli (it has no .hydra/config.yaml that kdcli wrote); give the directory of one"
         )
     try:
         tree = OmegaConf.to_container(OmegaConf.create(_text(path)), resolve=False)
     except (ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} is damaged ({str(error) or type(error).__name__})") from None
+        raise ConfigError(f"{path} is damaged ({str(error) or type(error).__name__}); {RESTORE}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} is damaged (it is no mapping of keys to values)")
+        raise ConfigError(f"{path} is damaged (it is no mapping of keys to values); {RESTORE}")
     return renamed.with_current_names({str(key): value for key, value in tree.items()}, quiet=True)
 
 
@@ -288,7 +290,7 @@ def _resolved(run: Path) -> dict[str, Any]:
         tree = OmegaConf.to_container(OmegaConf.create(recorded), resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"{path} cannot be resolved ({first})") from None
+        raise ConfigError(f"{path} cannot be resolved ({first}); {RESTORE}") from None
     return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
 
 
@@ -303,9 +305,9 @@ def recorded_choice(run: Path) -> tuple[dict[str, str], list[str]]:
         hydra = yaml.safe_load(_text(path))["hydra"]
         choices, words = hydra["runtime"]["choices"], hydra["overrides"]["task"]
     except (ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}); {RESTORE}") from None
     if not isinstance(choices, dict) or not isinstance(words, list):
-        raise ConfigError(f"{path} is damaged (no choices, or no words of a command line)")
+        raise ConfigError(f"{path} is damaged (no choices, or no words of a command line); {RESTORE}")
     chosen = {str(group): name for group, name in choices.items() if isinstance(name, str)}
     return chosen, [word for word in words if isinstance(word, str)]
 

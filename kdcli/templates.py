@@ -139,7 +139,7 @@ class Template:
         try:
             self.template = self.environment.from_string(path.read_text(encoding="utf-8"))
         except Exception as error:  # errors of Jinja, of Python's compiler, and of the file
-            raise ConfigError(f"the prompt {path} cannot be read: {error}") from None
+            raise ConfigError(f"the prompt {path} cannot be read: {error}; correct it") from None
 
     def render(self, given: Mapping[str, Any]) -> str:
         """The text with the values of the template's variables.
@@ -155,6 +155,6 @@ class Template:
         except Exception as error:  # an expression of the template may raise anything
             message = str(error) or type(error).__name__
             raise ConfigError(
-                f"the prompt {self.path}: {message} (known: {', '.join(sorted(given))})"
+                f"the prompt {self.path}: {message} (known: {', '.join(sorted(given))}); correct it there"
             ) from None
         return "".join(parts)

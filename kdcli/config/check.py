@@ -53,7 +53,14 @@ def check_values(
         ConfigError: it lists every problem, one per line.
     """
     if secrets := list(secrets_in(tree)):
-        raise ConfigError("\n  ".join(["the config holds what must not be written down:", *secrets]))
+        raise ConfigError(
+            "\n  ".join(
+                [
+                    "the config holds what must not be written down; leave it out, and let kdcli read it from the environment:",
+                    *secrets,
+                ]
+            )
+        )
     problems = [f"{key}: a value is needed; give {key}=…" for key in missing_keys(tree)]
     config = None
     try:

@@ -197,11 +197,13 @@ def locate(target: str) -> type:
     try:
         cls = getattr(import_named(module), name, None)
     except (Exception, SystemExit) as error:  # the user's own module may fail in any way
-        raise ConfigError(f"cannot be imported ({type(error).__name__}: {error})") from None
+        raise ConfigError(
+            f"cannot be imported ({type(error).__name__}: {error}); correct the path, or install its package"
+        ) from None
     if cls is None:
-        raise ConfigError(f"the module {module} has no {name}")
+        raise ConfigError(f"the module {module} has no {name}; name one of its classes")
     if not inspect.isclass(cls):
-        raise ConfigError("it is no class")
+        raise ConfigError("it is no class; name one, as MODULE.CLASS")
     rename_members(cls)
     return cls
 

@@ -94,7 +94,7 @@ def spec_of(task: str) -> TaskSpec:
         return _own_spec(task)
     if task not in known_tasks():
         raise ConfigError(
-            f"there is no such task{suggest(task, known_tasks())} (known: {', '.join(known_tasks())}; your own: MODULE.CLASS)"
+            f"there is no such task{suggest(task, known_tasks())} (expected one of {', '.join(known_tasks())}, or your own: MODULE.CLASS)"
         )
     spec: TaskSpec = importlib.import_module(f"{TASKS}.{task}.spec").SPEC
     return spec
@@ -113,7 +113,7 @@ def _own_spec(task: str) -> TaskSpec:
         if getattr(found, name, None) is None
     ]
     if lacks:
-        raise ConfigError(f"the class lacks {'; '.join(lacks)}")
+        raise ConfigError(f"the class lacks {'; '.join(lacks)}; add them")
     spec: TaskSpec = found.spec  # type: ignore[attr-defined]
     if spec.family not in known_tasks():
         raise ConfigError(f"spec.family = {spec.family}: expected one of {', '.join(known_tasks())}")

@@ -128,7 +128,9 @@ def read_yaml(path: Path) -> Document:
         problem = ", ".join(filter(None, [error.context, error.problem]))
         if "\\t" in problem:
             problem += ": YAML is indented by spaces; replace the tab"
-        raise ConfigError(f"{path}, line {line}, column {column}: {problem}") from None
+        raise ConfigError(
+            f"{path}, line {line}, column {column}: {problem}; correct the YAML there"
+        ) from None
     except yaml.reader.ReaderError as error:
         line, column = _place(text[: error.position])
         raise ConfigError(
@@ -149,9 +151,13 @@ def _text(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror or error})") from None
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror or error}); check the path and its permissions"
+        ) from None
     if len(data) > MOST_BYTES:
-        raise ConfigError(f"{path} has more than {MOST_BYTES} bytes; a config has at most so many")
+        raise ConfigError(
+            f"{path} has more than {MOST_BYTES} bytes, and a config has at most so many; name a YAML file of kdcli"
+        )
     if data.startswith((b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")):
         raise ConfigError(
             f"{path}, line 1, column 1: the file begins with a byte order mark; save it as UTF-8 without one"
@@ -371,7 +377,9 @@ def _entries(document: Document, name: str) -> Iterator[tuple[str, str]]:
             raise ConfigError(f"{where}: entries with `override` stand at the end; move this one before them")
         override = "override" in parsed["words"]
         if override and not isinstance(entry, dict):
-            raise ConfigError(f"{where}: override names a group and an option: `- override /GROUP: NAME`")
+            raise ConfigError(
+                f"{where}: expected a group and an option after override: `- override /GROUP: NAME`"
+            )
         if parsed["name"] == "_self_" or "optional" in parsed["words"]:
             continue
         base = parsed["name"].lstrip("/") if parsed["name"].startswith("/") else f"{group}/{parsed['name']}"

@@ -36,7 +36,7 @@ def find_artifact(name: str, run: Path | None) -> Path:
             return path
     raise ModelError(
         f"the artifact {name} does not exist, or is a folder without a model (looked for "
-        f"{', '.join(map(str, candidates))})"
+        f"{', '.join(map(str, candidates))}); give the path of a file or folder that kdcli export wrote"
     )
 
 

@@ -113,7 +113,7 @@ def plan_export(cfg: Export, hardware: str) -> ExportPlan:
     data = load(dataset, recorded_readings(run))
     if data.fingerprint != report.dataset.fingerprint:
         raise DataError(
-            f"the data set is not the one that {run} was trained on: its test rows may have been seen"
+            f"the data set is not the one that {run} was trained on: its test rows may have been seen; give dataset.path of the same data"
         )
     dropped = unanswered(run)
     student = Checkpoint(run / "student", "student", code=cfg.trust_remote_code)

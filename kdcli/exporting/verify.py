@@ -93,7 +93,9 @@ def verify(
             verified.failed[path.name] = str(error)
             console.error(str(error))
     if not verified.artifacts:
-        raise ExportError(f"no file of hardware={plan.hardware} could be run; nothing was kept")
+        raise ExportError(
+            f"no file of hardware={plan.hardware} could be run, and nothing was kept; choose another hardware"
+        )
     return verified
 
 

@@ -44,7 +44,7 @@ def list_groups(group: str | None, config_dir: Path | None) -> int:
         groups = config_groups()
         if group is not None and group not in groups:
             raise ConfigError(
-                f"there is no group {group}{suggest(group, groups)}; there are {listed(groups)}"
+                f"there is no group {group}{suggest(group, groups)}; expected one of {listed(groups)}"
             )
         rows = [
             [*([name] if group is None else []), option, _about(name, option)]

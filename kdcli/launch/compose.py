@@ -166,7 +166,7 @@ def compose_config(command: str, name: str, overrides: list[str], written: Mappi
                 if not nothing:
                     raise
                 raise ConfigError(
-                    f"{nothing[0]}=null: a choice is needed (kdcli list {nothing[0]} shows them)"
+                    f"{nothing[0]}=null: a choice is needed; take one of those that kdcli list {nothing[0]} shows"
                 ) from None
     if "hardware" in composed.hydra.runtime.choices:
         require_name(str(composed.hydra.runtime.choices.hardware), "hardware")
@@ -230,7 +230,9 @@ def config_tree(composed: DictConfig) -> dict[str, Any]:
         try:
             return renamed.with_current_names(OmegaConf.to_container(plain, resolve=True))  # type: ignore[arg-type]
         except OmegaConfBaseException as error:
-            raise ConfigError(f"the config cannot be resolved: {str(error).splitlines()[0]}") from None
+            raise ConfigError(
+                f"the config cannot be resolved: {str(error).splitlines()[0]}; correct the interpolation, or give the value itself"
+            ) from None
 
 
 def run_folder(composed: DictConfig) -> Path:
@@ -250,7 +252,9 @@ def resolved_folder(composed: DictConfig, key: str, within: Path = Path()) -> Pa
         folder = (within / user_path(given)).absolute()
         (folder / ("x" * LONGEST_FILE)).exists()  # the length of the longest file names of a run
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{key}: it cannot be resolved ({str(error).splitlines()[0]})") from None
+        raise ConfigError(
+            f"{key}: it cannot be resolved ({str(error).splitlines()[0]}); give a path"
+        ) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{key}: the run directory cannot be made there ({error}); choose another"

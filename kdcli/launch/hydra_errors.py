@@ -75,7 +75,9 @@ def config_at_fault(problem: str) -> Iterator[None]:
         raise
     except Exception as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{problem} ({abbreviated(why)})") from None
+        raise ConfigError(
+            f"{problem} ({abbreviated(why)}); correct the override or the YAML file that says so"
+        ) from None
 
 
 @contextmanager

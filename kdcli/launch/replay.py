@@ -34,12 +34,12 @@ def replayed_overrides(
     tree = tree.get(part) if part else tree
     where = run / ".hydra" / "config.yaml"
     if not isinstance(tree, dict):
-        raise ConfigError(f"{where} is damaged (no {part} in it)")
+        raise ConfigError(f"{where} is damaged (no {part} in it); {rundir.RESTORE}")
     if unknown := [
         key for key in tree if key not in schema.model_fields
     ]:  # Hydra would read defaults and hydra
         raise ConfigError(
-            f"{where} is damaged: {listed(unknown)} {'is' if len(unknown) == 1 else 'are'} no key of it"
+            f"{where} is damaged: {listed(unknown)} {'is' if len(unknown) == 1 else 'are'} no key of it; {rundir.RESTORE}"
         )
     _require_harmless(run, {part: tree} if part else tree, overrides)
     return {str(key): value for key, value in tree.items()}
@@ -61,7 +61,7 @@ def hardware_overrides(run: Path, overrides: list[str]) -> list[str]:
                 or "/" in str(parsed.get_key_element())
             ):
                 raise ConfigError(
-                    f"{run / rundir.HYDRA}: {shown(parsed.input_line)} is not a key of hardware with its value"
+                    f"{run / rundir.HYDRA}: {shown(parsed.input_line)} is not a key of hardware with its value; {rundir.RESTORE}"
                 )
             for path, leaf in rundir.leaves({key: value}):
                 if reads := rundir.resolvers(leaf):
@@ -69,7 +69,7 @@ def hardware_overrides(run: Path, overrides: list[str]) -> list[str]:
             _require_harmless(run, {key: value}, overrides)
     except (HydraException, OmegaConfBaseException, RecursionError):
         raise ConfigError(
-            f"{run / rundir.HYDRA} is damaged: the words that chose the hardware cannot be read"
+            f"{run / rundir.HYDRA} is damaged: the words that chose the hardware cannot be read; {rundir.RESTORE}"
         ) from None
     return words
 

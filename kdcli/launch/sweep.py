@@ -82,7 +82,7 @@ def _points(word: Override) -> int:
     if isinstance(value, RangeSweep):
         first, last, step = (float(each or 0) for each in (value.start, value.stop, value.step))
         if step == 0 or not all(map(math.isfinite, (first, last, step))):
-            raise ConfigError(f"{line}: a range needs finite bounds and a step that is not 0")
+            raise ConfigError(f"{line}: expected a range with finite bounds and a step that is not 0")
         count = max(0, math.ceil((last - first) / step))
     elif isinstance(value, ChoiceSweep):
         count = len(value.list)

@@ -83,8 +83,8 @@ def pairs(
                 layer = index if index >= 0 else count + 1 + index
                 if not lowest <= layer <= count:
                     raise ConfigError(
-                        f"layer_mapping = {mapping}: the {whose} has no layer {index} (it has {lowest} to {count}, or -1 for "
-                        "the last)"
+                        f"layer_mapping = {mapping}: the {whose} has no layer {index}; give {lowest} to {count}, or -1 for "
+                        "the last"
                     )
                 pair.append(layer)
             mapped.append((pair[0], pair[1]))
@@ -99,6 +99,6 @@ def pairs(
         mapped = [(layer, layer * teacher // student) for layer in range(1, student + (mapping == "uniform"))]
     if not mapped:
         raise ConfigError(
-            f"layer_mapping = {mapping}: no layer of the student learns from one of the teacher"
+            f"layer_mapping = {mapping}: no layer of the student learns from one of the teacher; give at least one pair"
         )
     return mapped

@@ -237,7 +237,7 @@ class Process:
         last = "\n  ".join(self._errors.read().strip().splitlines()[-5:]) or "it wrote nothing to stderr"
         name = runtime_name(self.spec.runtime)
         raise ExportError(
-            f"{self.spec.path} could not be run by {name} in its own process (exit code {code}):\n  {last}"
+            f"{self.spec.path} could not be run by {name} in its own process (exit code {code}):\n  {last}\nExport it again, or leave it out (hardware.precisions)"
         )
 
 

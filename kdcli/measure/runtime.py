@@ -367,14 +367,16 @@ def load_module(name: str) -> ModuleType:
         return loaded
     spec = importlib.util.spec_from_file_location(alias, file)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{file} is no Python file")
+        raise ConfigError(f"{file} is no Python file; remove it from runtimes/, or rename it")
     module = importlib.util.module_from_spec(spec)
     sys.modules[alias] = module
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's own file may fail in any way
         del sys.modules[alias]
-        raise ConfigError(f"{file} cannot be imported ({type(error).__name__}: {error})") from None
+        raise ConfigError(
+            f"{file} cannot be imported ({type(error).__name__}: {error}); correct it, or remove it"
+        ) from None
     return module
 
 

@@ -48,7 +48,9 @@ class Lora(Pretrained):
         try:
             inject_adapter_in_model(LoraConfig(**self.options), model)
         except ValueError as error:
-            raise ConfigError(f"student.target_modules = {self.options['target_modules']}: {error}") from None
+            raise ConfigError(
+                f"student.target_modules = {self.options['target_modules']}: {error}; name modules of the student"
+            ) from None
         for weight in head:
             weight.requires_grad_(True)
 

@@ -83,10 +83,12 @@ def read_state(checkpoint: Path) -> TrainState:
         ConfigError, ModelError: the checkpoint is incomplete or damaged.
     """
     if not require_unchanged(checkpoint, "it is not used"):
-        raise ConfigError(f"{checkpoint} is incomplete: the process ended while it was written")
+        raise ConfigError(
+            f"{checkpoint} is incomplete: the process ended while it was written; it is not used"
+        )
     state = read_json(checkpoint / STATE, TrainState, "it is not used")
     if checkpoint.name != f"{PREFIX_CHECKPOINT_DIR}-{state['global_step']}":
-        raise ConfigError(f"{checkpoint} holds the state of step {state['global_step']}")
+        raise ConfigError(f"{checkpoint} holds the state of step {state['global_step']}; it is not used")
     return state
 
 

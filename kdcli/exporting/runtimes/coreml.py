@@ -22,7 +22,9 @@ class CoreMLEncoder(EncoderRuntime):
         return path.parent
 
     def __init__(self, spec: MeasureSpec):
-        raise ExportError(f"nothing here runs {spec.path}: Core ML runs on Apple's devices alone")
+        raise ExportError(
+            f"nothing here runs {spec.path}: Core ML runs on Apple's devices alone; measure it there"
+        )
 
     def __call__(self, inputs: Encoded) -> np.ndarray:
         raise NotImplementedError

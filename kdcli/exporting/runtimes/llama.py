@@ -43,7 +43,9 @@ class LlamaCausalLM(CausalLMRuntime):
         try:
             self.server = xllamacpp.Server(options)
         except RuntimeError as error:
-            raise ExportError(f"llama.cpp cannot load {spec.path}: {error}") from None
+            raise ExportError(
+                f"llama.cpp cannot load {spec.path}: {error}; export it again, or update xllamacpp"
+            ) from None
 
     def encode(self, prompts: Sequence[tuple[str, list[int]]]) -> list[Encoded]:
         return [{"input_ids": np.asarray(ids[: self.max_length], np.int64)} for _, ids in prompts]

@@ -185,7 +185,9 @@ def exporting(model: PreTrainedModel, what: str, out: Path) -> Iterator[None]:
         raise
     except Exception as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ExportError(f"{type(model).__name__} cannot be written {what}: {first}") from error
+        raise ExportError(
+            f"{type(model).__name__} cannot be written {what}: {first}; leave this precision out (hardware.precisions), or choose another hardware"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -197,7 +197,7 @@ class Cpu(Target):
     ) -> dict[str, Path]:
         if "int4" in precisions:
             raise ConfigError(
-                "hardware.precisions: int4 is for classifiers and language models; a translator has fp32 and int8"
+                "hardware.precisions: int4 is for classifiers and language models; a translator has fp32 and int8; give hardware.precisions=[fp32,int8]"
             )
         folders: dict[str, Path] = {precision: out / FOLDERS[precision] for precision in precisions}
         needs = {"fp32": ("onnx", "onnxruntime"), "int8": ("ctranslate2",)}

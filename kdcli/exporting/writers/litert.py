@@ -97,11 +97,11 @@ def write(student: Path, kind: str, names: Sequence[str], lengths: Sequence[int]
     with writing(out.parent):
         if done.returncode < 0:
             raise ExportError(
-                f"{kind} cannot be written as LiteRT: its converter crashed (signal {-done.returncode})"
+                f"{kind} cannot be written as LiteRT: its converter crashed (signal {-done.returncode}); choose another hardware"
             )
         if done.returncode:
             last = next(reversed(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
-            raise ExportError(f"{kind} cannot be written as LiteRT: {last}")
+            raise ExportError(f"{kind} cannot be written as LiteRT: {last}; choose another hardware")
 
 
 def main(student: str, kind: str, names: list[str], lengths: list[int], out: str) -> None:

@@ -326,7 +326,7 @@ class Anatomy:
         ):
             raise ModelError(
                 f"{type(self.model).__name__}: the meaning of the axes of {name} {tuple(weight.shape)} is not known, because "
-                f"{self.config.model_type} models have no such weight; this model cannot be pruned"
+                f"{self.config.model_type} models have no such weight; choose another student (student=tiny, lora)"
             )
         self.units |= {axis.group: axis.units for axis in axes if axis}
         return tuple(axes)
@@ -377,7 +377,7 @@ def carve(
         config.validate()
     except StrictDataclassError as error:
         raise ConfigError(
-            f"transformers does not support {config.model_type} models of this size: {error.__cause__ or error}"
+            f"transformers does not support {config.model_type} models of this size: {error.__cause__ or error}; give other sizes (student.hidden_size …)"
         ) from None
     model = _like(anatomy.model, config)
     original, weights = anatomy.model.state_dict(), {}

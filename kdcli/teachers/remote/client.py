@@ -109,7 +109,9 @@ class Client(ABC):
         prices: Prices | None = None,
     ):
         if budget and budget.money is not None and prices is None:
-            raise ConfigError("a budget in money needs the prices of a million tokens")
+            raise ConfigError(
+                "teacher.budget.money needs the prices of a million tokens; give teacher.prices.prompt and teacher.prices.completion"
+            )
         self.base_url, self.model = base_url, model
         self.usage = Usage(cost=None if prices is None else 0.0)
         self.ledger = Ledger(ledger / f"{digest(base_url, model)[:32]}.sqlite")
@@ -250,7 +252,7 @@ class Client(ABC):
             if problem.after > PATIENCE:
                 raise EndpointError(
                     f"{self.base_url} asks to wait {problem.after:.0f} s ({problem}). The answers so far are kept; the same "
-                    "command, started then, continues from there"
+                    "command, started then, continues from there; or lower teacher.requests_per_minute and teacher.concurrency"
                 )
             with self._counting:
                 self._not_before = max(self._not_before, time.monotonic() + problem.after)
@@ -262,8 +264,8 @@ class Client(ABC):
         if isinstance(problem, Unreadable):
             return Answer("unparsable", reason=str(problem))
         raise EndpointError(
-            f"{self.base_url} gave no answer in {state.attempt_number} tries: {problem}. The answers so far are kept; the same command "
-            "continues from there"
+            f"{self.base_url} gave no answer in {state.attempt_number} tries: {problem}. Check teacher.base_url, or raise teacher.timeout and "
+            "teacher.retries; the answers so far are kept, and the same command continues from there"
         )
 
     def _reserve(self, body: dict[str, Any], stop: threading.Event) -> Charge:
@@ -272,7 +274,7 @@ class Client(ABC):
         if self._budget.tokens is not None or self._budget.money is not None:
             if (completion := self.max_completion_tokens(body)) is None:
                 raise ConfigError(
-                    "a budget in tokens or money needs max_tokens in the parameters: without it one answer may cost anything"
+                    "teacher.budget: without a limit of tokens one answer may cost anything; leave teacher.parameters.max_tokens as it is"
                 )
             most = (self.prompt_bytes(body) + TEMPLATE, completion)
         with self._counting:

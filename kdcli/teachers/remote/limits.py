@@ -121,8 +121,8 @@ class Spending:
                     raise Stopped
                 if not self._in_flight:
                     raise EndpointError(
-                        f"the next request would exceed the budget of {exceeded}. The answers so far are kept; with a larger "
-                        "budget the same command continues from there"
+                        f"the next request would exceed the budget of {exceeded}. The answers so far are kept; raise "
+                        "teacher.budget, and the same command continues from there"
                     )
                 self._changed.wait(0.1)
             self._add(amounts)

@@ -180,7 +180,9 @@ class OpenAITeacher(RemoteTeacher):
         self.unparsable = UnparsableShare(self.name, max_unparsable)
         self.file = user_path(prompt) if prompt is not None else None
         if self.file is not None and not self.file.is_file():
-            raise ConfigError(f"teacher.prompt = {prompt}: there is no such file")
+            raise ConfigError(
+                f"teacher.prompt = {prompt}: there is no such file; give the path of a Jinja file"
+            )
         self.predictions: dict[str, np.ndarray] = {}
         self._sampled: list[tuple[str, Mapping[str, Any], list[str]]] = []
 
