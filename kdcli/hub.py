@@ -54,7 +54,9 @@ def locate_package(path: str) -> Path:
         ) from None
     located = Path(str(distribution.locate_file(inner)))
     if not os.path.exists(located):  # also for a name that the system refuses
-        raise ConfigError(f"the package {name} {distribution.version} has no {abbreviated(inner)}")
+        raise ConfigError(
+            f"the package {name} {distribution.version} has no {abbreviated(inner)}; correct the path, or install another version"
+        )
     return located
 
 
@@ -71,7 +73,7 @@ def data_path(given: str, what: str = "file") -> Path:
     path = locate_package(given) if given.startswith(PACKAGE) else user_path(given)
     if not os.path.lexists(path):
         raise DataError(
-            f"the data {what} {abbreviated(given)} does not exist (looked for {abbreviated(str(path.absolute()))})"
+            f"the data {what} {abbreviated(given)} does not exist (looked for {abbreviated(str(path.absolute()))}); correct dataset.path or dataset.unlabelled"
         )
     return path
 

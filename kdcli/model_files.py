@@ -61,7 +61,9 @@ def require_folder(folder: Path, name: str) -> None:
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
-        raise ModelError(f"{name}: {folder} cannot be read ({error.strerror})") from None
+        raise ModelError(
+            f"{name}: {folder} cannot be read ({error.strerror}); check its permissions"
+        ) from None
     for path in paths:
         _require_regular(path, name)
     files = {path.name: path for path in paths if path.suffix in READ}

@@ -54,7 +54,7 @@ def refuse(folder: Path, key: str, name: str) -> ModelError:
     """
     base, _ = base_of(folder, name)
     return ModelError(
-        f"{name} is an adapter (PEFT) of {base}; {key}=true merges it into that model, once on this machine"
+        f"{name} is an adapter (PEFT) of {base}; give {key}=true, and it is merged into that model, once on this machine"
     )
 
 
@@ -114,17 +114,21 @@ def _write(folder: Path, base: Path, out: Path, name: str, code: bool) -> None:
             report: Any = set_peft_model_state_dict(adapted, dict(weights))
         if unused := sorted(report.unexpected_keys):
             raise ModelError(
-                f"{name}: the base model has no layer for {len(unused)} of its weights ({shown(unused[0])} …): it is an adapter of another model"
+                f"{name}: the base model has no layer for {len(unused)} of its weights ({shown(unused[0])} …): it is an adapter of another model; write the path of that one into {CONFIG} (base_model_name_or_path)"
             )
         if missing := sorted(key for key in report.missing_keys if config.peft_type.lower() in key.lower()):
-            raise ModelError(f"{name}: it lacks {len(missing)} of its weights ({shown(missing[0])} …)")
+            raise ModelError(
+                f"{name}: it lacks {len(missing)} of its weights ({shown(missing[0])} …); save it again"
+            )
         merged = adapted.merge_and_unload(safe_merge=True)
         merged.save_pretrained(out)
     except KDError:
         raise
     except Exception as error:  # peft, safetensors and transformers raise exceptions of their own
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(f"{name} cannot be merged into {base}: {first}") from error
+        raise ModelError(
+            f"{name} cannot be merged into {base}: {first}; merge it yourself (merge_and_unload), and give the path of the result"
+        ) from error
     has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
     copy_texts(folder if has_tokenizer else base, out, "config.json", CONFIG, "model.safetensors.index.json")
 
@@ -168,7 +172,7 @@ def _load_base(base: Path, config: Any, weights: dict[str, Any], name: str, code
         heads = [tensor for key, tensor in weights.items() if key.endswith(HEADS) and tensor.ndim == 2]
         if not heads:
             raise ModelError(
-                f"{name}: it holds no head for its labels (modules_to_save); its weights: {listed(sorted(weights))}"
+                f"{name}: it holds no head for its labels (modules_to_save); its weights: {listed(sorted(weights))}; train it with modules_to_save, or use a whole model"
             )
         if own.num_labels != len(heads[-1]):
             options["num_labels"] = len(heads[-1])

@@ -113,7 +113,9 @@ def _find(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
             raise refuse(path, MERGE_KEYS.get(what, f"{what}.merge_adapter"), name)
         path = merge(path, _base_model(path, cfg, what), name, cfg.trust_remote_code)
     if not (path / "config.json").is_file():
-        raise ModelError(f"{name} has no config.json in {path}: it is no Hugging Face model directory")
+        raise ModelError(
+            f"{name} has no config.json in {path}: it is no Hugging Face model directory; give one that save_pretrained wrote"
+        )
     if not any(path.glob("*.safetensors")):
         raise ModelError(
             f"{name} has no safetensors in {path}. Other formats can run code when they are loaded "
@@ -138,7 +140,9 @@ def _locate(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
     if (local := user_path(cfg.path)).exists():
         return local.absolute(), None
     if cfg.path.startswith((".", "/", "~")) or cfg.path.count("/") > 1:
-        raise ModelError(f"the {what} directory {cfg.path} does not exist (looked for {local.absolute()})")
+        raise ModelError(
+            f"the {what} directory {cfg.path} does not exist (looked for {local.absolute()}); correct the path, or give the id of a hub repository"
+        )
     return snapshot(cfg.path, cfg.revision, "model", cfg.trust_remote_code)
 
 

@@ -84,7 +84,7 @@ def plain_names(folder: Path, name: str) -> Path:
     new = dict(zip(names, (key.removeprefix(prefix) for key in unwrapped), strict=True))
     if len(set(new.values())) < len(new):
         raise ModelError(
-            f"{name}: the weights {shown(names[0])} … cannot be named as the model's own, since two would have one name"
+            f"{name}: the weights {shown(names[0])} … cannot be named as the model's own, since two would have one name; rename them in the file"
         )
     logger.info("%s: its weights are named %s …, and are read as %s …", name, names[0], new[names[0]])
     return converted(

@@ -36,11 +36,13 @@ def convert(path: Path) -> Path:
     try:
         with path.open("rb") as stream:
             if stream.read(len(MAGIC)) != MAGIC:
-                raise ModelError(f"{path} is not a GGUF file: it does not begin with {MAGIC.decode()}")
+                raise ModelError(
+                    f"{path} is not a GGUF file: it does not begin with {MAGIC.decode()}; download it again"
+                )
             stream.seek(0)
             content_hash = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error})") from None
+        raise ModelError(f"{path} cannot be read ({error}); check its permissions") from None
 
     def write(folder: Path) -> None:
         if importlib.util.find_spec("gguf") is None:
@@ -75,7 +77,9 @@ def _write(path: Path, folder: Path) -> None:
         )
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"{path} lacks weights, which would be random: {', '.join(missing[:5])}")
+        raise ModelError(
+            f"{path} lacks weights, which would be random: {', '.join(missing[:5])}; download it again"
+        )
     if _splits_digits(path):  # transformers splits as GPT-2 does: "\n\n1" into "\n", "\n", "1"
         steps = [
             pre_tokenizers.Digits(individual_digits=True),
@@ -104,7 +108,7 @@ def _explain(path: Path, error: Exception) -> str:
 
     message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if re.search("not supported|Unrecognized config|gguf model_type", message):
-        return f"{path}: transformers {__version__} cannot read this kind of model: {message}"
+        return f"{path}: transformers {__version__} cannot read this kind of model: {message}; give the Hugging Face checkpoint in place of the GGUF file"
     return (
         f"{path} cannot be read: it is truncated, damaged, or of a kind that transformers {__version__} does not support "
         f"({type(error).__name__}: {message}); fetch it again"

@@ -54,7 +54,7 @@ class EncoderDecoder(StudentInitializer):
     ):
         if hidden_size % num_attention_heads or hidden_size % 2:
             raise ConfigError(
-                f"hidden_size = {hidden_size} is not an even multiple of num_attention_heads = {num_attention_heads}"
+                f"hidden_size = {hidden_size} is not an even multiple of num_attention_heads = {num_attention_heads}; give one of them another value"
             )
         self.shape: dict[str, Any] = {
             "d_model": hidden_size,

@@ -204,8 +204,8 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool
     """
     if not tokenizer.is_fast:
         raise ModelError(
-            f"{type(tokenizer).__name__} does not return character offsets; a fast tokenizer "
-            "(tokenizer.json) is needed"
+            f"{type(tokenizer).__name__} does not return character offsets; use a model with a fast tokenizer "
+            "(tokenizer.json)"
         )
     return tokenizer(
         texts, add_special_tokens=special, return_offsets_mapping=True, return_attention_mask=False
@@ -247,7 +247,7 @@ def head_of(model: PreTrainedModel) -> Head:
     """
     layer = model.get_output_embeddings()
     if layer is None:
-        raise ModelError(f"{type(model).__name__} has no output head")
+        raise ModelError(f"{type(model).__name__} has no output head; use a language model")
     config = model.config.get_text_config()
     # MiniCPM3 computes logits_scaling, and divides by it before the head
     scale = getattr(config, "logit_scale", None) or 1 / (vars(config).get("logits_scaling") or 1)
@@ -269,5 +269,5 @@ def unknown_head(model: PreTrainedModel) -> ModelError:
     """The error for a model whose logits are not those of its head on its hidden states."""
     return ModelError(
         f"{type(model).__name__} computes its logits in a way that kdcli does not know (not the last hidden state "
-        "through its output head)"
+        "through its output head); use a model of another architecture"
     )

@@ -210,10 +210,10 @@ class LabelledRows(RowSchema):
         if not self.has_gold:
             return IGNORE
         if label is None:
-            raise DataError(f"{where}: the label is missing")
+            raise DataError(f"{where}: the label is missing; give it one, or remove the row")
         if label not in self.index:
             raise DataError(
-                f"{where}: the label {shown(label)} is not among {listed(self.labels)}{suggest(label, self.labels)}"
+                f"{where}: the label {shown(label)} is not among {listed(self.labels)}{suggest(label, self.labels)}; correct it, or add it to dataset.labels"
             )
         return self.index[label]
 
@@ -222,8 +222,8 @@ class LabelledRows(RowSchema):
         labels = {label for row in train for label in labels_of(row["label"])} - {IGNORE}
         if len(labels) < 2:
             raise DataError(
-                f"{self.cfg.path}: all training rows have the label {shown(self.labels[labels.pop()])}; at least two are "
-                "needed"
+                f"{self.cfg.path}: all training rows have the label {shown(self.labels[labels.pop()])}; give rows with another one "
+                "(dataset.path, dataset.label)"
             )
 
 

@@ -47,7 +47,7 @@ def _own_runtimes(file: Path) -> list[type[Runtime]]:
         if not each.files and not each.markers:
             raise ConfigError(
                 f'{file}: {each.__name__} declares neither `files`, patterns such as ("*.onnx",), nor `markers`, names of files in a folder '
-                "that it runs"
+                "that it runs; add one of them"
             )
     return classes
 

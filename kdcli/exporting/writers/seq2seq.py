@@ -270,7 +270,7 @@ def write_ctranslate2(
     ends = ends_of(model)
     if isinstance(ends, list) and len(ends) > 1:
         raise ExportError(
-            f"{name} ends a text with any of the tokens {ends}; a CTranslate2 model has one end"
+            f"{name} ends a text with any of the tokens {ends}; a CTranslate2 model has one end; leave it out (hardware.precisions=[fp32])"
         )
     own = model.config
     twin = copy.deepcopy(model)  # its weights are rounded in place
@@ -305,7 +305,9 @@ def write_ctranslate2(
         out.mkdir()
         spec.save(str(out))
     except (KeyError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
-        raise ExportError(f"{name} cannot be converted to CTranslate2: {error}") from error
+        raise ExportError(
+            f"{name} cannot be converted to CTranslate2: {error}; leave it out (hardware.precisions=[fp32])"
+        ) from error
 
 
 def tokens_by_id(vocabulary: Mapping[str, int], size: int) -> list[str]:

@@ -96,7 +96,7 @@ class MaskedLM(LanguageModel):
             )
         if not prepared:
             raise DataError(
-                "no row has a token but special ones: is the text in a language that the tokenizer of this model does not know?"
+                "no row has a token but special ones; use a model whose tokenizer knows the language and the script of the text"
             )
         return datasets.Dataset.from_list(prepared)
 

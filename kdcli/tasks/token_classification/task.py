@@ -226,8 +226,8 @@ def _tokenized(
     """
     if not tokenizer.is_fast:
         raise ModelError(
-            f"{type(tokenizer).__name__} does not return character offsets; a fast tokenizer "
-            "(tokenizer.json) is needed for token_classification"
+            f"{type(tokenizer).__name__} does not return character offsets; use a model with a fast tokenizer "
+            "(tokenizer.json)"
         )
     keys = [key for key in tokenizer.model_input_names if key != "attention_mask"]
     for start in range(0, len(rows), CHUNK):

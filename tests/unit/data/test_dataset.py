@@ -445,7 +445,9 @@ def test_tagged_rows_that_are_refused(tmp_path: Path, row: dict[str, Any], said:
 def test_tags_that_are_refused(tmp_path: Path) -> None:
     """A tagger of one tag; a file of lines with a word and no tag; columns that nobody named."""
     path = write_jsonl(tmp_path / "a.jsonl", [row | {"ner": ["O"] * len(row["ner"])} for row in TAGGED])
-    assert "all training rows have the label 'O'; at least two are needed" in refused(path, **WORDS)
+    message = refused(path, **WORDS)
+    assert "all training rows have the label 'O'" in message
+    assert "dataset.label" in message
     path = tmp_path / "a.conll"
     path.write_text(conll(TAGGED) + "\nalone\n")
     message = refused(path, format="conll")
@@ -679,7 +681,7 @@ def test_no_file(tmp_path: Path, kind: str) -> None:
     (tmp_path / "folder").mkdir()
     assert "folder has no files of data" in refused(tmp_path / "folder", format=kind)
     message = refused(tmp_path / "nowhere", format=kind)
-    assert f"does not exist (looked for {tmp_path / 'nowhere'})" in message
+    assert str(tmp_path / "nowhere") in message
 
 
 def test_split_file_that_is_missing_or_unlike(tmp_path: Path) -> None:
