@@ -54,7 +54,7 @@ def refuse(folder: Path, key: str, name: str) -> ModelError:
     """
     base, _ = base_of(folder, name)
     return ModelError(
-        f"{name} is an adapter (PEFT) of {base}; give {key}=true, and it is merged into that model, once on this machine"
+        f"{name} is an adapter (PEFT) of {base}; {key}=true merges it into that model, once on this machine"
     )
 
 

@@ -222,8 +222,8 @@ class LabelledRows(RowSchema):
         labels = {label for row in train for label in labels_of(row["label"])} - {IGNORE}
         if len(labels) < 2:
             raise DataError(
-                f"{self.cfg.path}: all training rows have the label {shown(self.labels[labels.pop()])}; give rows with another one "
-                "(dataset.path, dataset.label)"
+                f"{self.cfg.path}: all training rows have the label {shown(self.labels[labels.pop()])}; at least two are "
+                "needed (dataset.path, dataset.label)"
             )
 
 
