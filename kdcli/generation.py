@@ -299,21 +299,20 @@ def append_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not (behind := appended(tokenizer)):
         return
-    ids = tokenizer("x")["input_ids"]
-    before = ids[: len(ids) - behind - len(tokenizer("x", add_special_tokens=False)["input_ids"])]
+    ids, bare = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
+    before = ids[: len(ids) - behind - len(bare)]
     names = tokenizer.convert_ids_to_tokens(before)
-    template = processors.TemplateProcessing(
-        single=[*names, "$A"],
-        pair=[*names, "$A", *(f"{name}:1" for name in names), "$B:1"],
-        special_tokens=list(zip(names, before, strict=True)),
+    special = list(zip(names, before, strict=True))
+    template: Any = processors.TemplateProcessing(
+        single=[*names, "$A"], pair=[*names, "$A", "$B"], special_tokens=special
     )
     own = json.loads(backend.to_str())["post_processor"]
-    parts = own["processors"] if own["type"] == "Sequence" else [own]
-    trims = any(part.get("trim_offsets") for part in parts)
-    byte_level = processors.ByteLevel(trim_offsets=trims)
-    keep = any(part["type"] == "ByteLevel" or "trim_offsets" in part for part in parts)
-    backend.post_processor = processors.Sequence([byte_level, template]) if keep else template
-    if "add_eos_token" in tokenizer.init_kwargs or getattr(tokenizer, "add_eos_token", False):
+    steps = own["processors"] if own["type"] == "Sequence" else [own]
+    if any("trim_offsets" in step for step in steps):  # of the offsets of byte-level tokens
+        trims = any(step.get("trim_offsets") for step in steps)
+        template = processors.Sequence([processors.ByteLevel(trim_offsets=trims), template])
+    backend.post_processor = template
+    if getattr(tokenizer, "add_eos_token", False):
         tokenizer.init_kwargs["add_eos_token"] = False
 
 

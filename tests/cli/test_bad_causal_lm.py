@@ -419,3 +419,38 @@ def test_a_student_that_ends_texts_otherwise(refused: Refused, tmp_path: Path) -
     said = refused(*pairs(tmp_path), "student=local", a_student(tmp_path / "student", other))
     assert "the teacher ends a text with token 0, the student with token 3" in said
     assert "the same eos_token in tokenizer_config.json" in said
+
+
+def test_calls_that_a_template_does_not_write(refused: Refused, tmp_path: Path) -> None:
+    """ "I look." is learned without the look."""
+    call = {"type": "function", "function": {"name": "look", "arguments": '{"of": "song"}'}}
+    answer = {"role": "assistant", "content": "I look.", "tool_calls": [call]}
+    rows = [{"messages": [{"role": "user", "content": prompt}, answer]} for prompt, _ in exchanges(80)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    said = refused("dataset=jsonl", f"dataset.path={path}", "dataset.messages=messages")
+    assert "the chat template does not write tool_calls" in said
+    assert "use a model whose template writes them, or remove these rows" in said
+
+
+def test_how_many_turns_count_is_told(
+    teacher: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Answers of weight 0, or lists of TRL, whose turns nobody counts; or the template of the model is not that of a chat any more."""
+    rows = [
+        {
+            "prompt": [{"from": "human", "value": prompt}, {"from": "gpt", "value": "so"}, {"role": "user", "content": "and?"}],
+            "completion": [{"role": "assistant", "content": [{"type": "text", "text": answer}]}],
+        }
+        for prompt, answer in exchanges(80)
+    ]  # fmt: skip
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    names = [
+        "dataset=jsonl",
+        f"dataset.path={path}",
+        "dataset.prompt=prompt",
+        "dataset.completion=completion",
+    ]
+    words = [*names, "trainer.batch_size=999", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert launch("distill", [*language_model_options(teacher), *words]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"INFO training rows: 48 of 96 turns of the assistant count \(48 have the weight 0\), [\d,]+ of [\d,]+ tokens", said)  # fmt: skip

@@ -112,6 +112,21 @@ class Chat:
                 continue
         return False
 
+    def _source(self, tools: str | None = None) -> str:
+        """The template itself.
+
+        Raises:
+            DataError: there are several, and none for conversations.
+        """
+        try:
+            return str(self.tokenizer.get_chat_template(tools=json.loads(tools) if tools else None))
+        except ValueError as error:
+            raise DataError(f"the chat template cannot be used: {error}; name one of them default") from None
+
+    def _marks(self, tools: str | None) -> bool:
+        """Whether the template marks what the assistant writes."""
+        return MARKS.search(self._source(tools)) is not None
+
     # ---- what is known of the template -------------------------------------------------------------------------
 
     @cached_property
@@ -208,11 +223,11 @@ class Chat:
             text = prompt + whole[begin:].rstrip()
             earlier = ready[:last], prompt, {"add_generation_prompt": True}
         text = text if ends else text.removesuffix(self.closing)
-        spans = dict(self._inner_spans(*earlier, answers[:-1], tools))
-        spans[last] = len(prompt), len(text)
-        marked = MARKS.search(self.tokenizer.get_chat_template()) is not None
-        if marked and text == whole.rstrip() and not any(KEEP in turn for turn in ready):
+        if self._marks(tools) and text == whole.rstrip() and not any(KEEP in turn for turn in ready):
             spans = self._marked_spans(ready, answers, len(text), tools)
+        else:
+            spans = dict(self._inner_spans(*earlier, answers[:-1], tools))
+            spans[last] = len(prompt), len(text)
         counted = [
             (number, *spans[index])
             for number, index in enumerate(answers)
@@ -220,15 +235,7 @@ class Chat:
         ]
         notes[TURNS], notes[COUNTED] = len(answers), len(counted)
         notes[UNWEIGHTED] = sum(not is_learned(stored[index]) for index in answers)
-        for turn in stored:
-            if turn["role"] != "assistant":
-                content = turn["content"].strip()
-                if content not in text and json.dumps(content)[1:-1] not in text:
-                    notes[ROLE + turn["role"]] += 1
-        for index in answers:
-            content = (split_thought(stored[index]["content"]) or ("", stored[index]["content"]))[1]
-            notes["contents"] += "tool_calls" in ready[index] and content.strip() not in text
-            notes["thoughts"] += index != last and _thought(ready[index]) not in text
+        _note_unwritten(stored, ready, text, notes)
         return Rendered(text, counted, notes)
 
     def _write(self, turns: list[dict[str, Any]], tools: str | None, **options: Any) -> str:
@@ -291,7 +298,7 @@ class Chat:
                 "template writes them, or remove these rows"
             )
         thinking = any(THOUGHTS[0] in turn and not turn.get(KEEP) for turn in turns)
-        if thinking and "think" not in self.tokenizer.get_chat_template() and without(THOUGHTS[0]) == text:
+        if thinking and "think" not in self._source(tools) and without(THOUGHTS[0]) == text:
             raise DataError(
                 f"the chat template does not write {THOUGHTS[0]}; give dataset.thoughts=all, which writes it in <think> tags before the answer, "
                 "or dataset.thoughts=drop, which leaves it out"
@@ -306,13 +313,8 @@ class Chat:
         self, turns: list[dict[str, Any]], text: str, tools: str | None, notes: Counter[str]
     ) -> None:
         """Note the further keys of turns that the template does not write, such as a name."""
-        for key in {key for turn in turns for key in turn} - {
-            "role",
-            "content",
-            "tool_calls",
-            *THOUGHTS,
-            KEEP,
-        }:
+        known = {"role", "content", "tool_calls", KEEP, *THOUGHTS}
+        for key in dict.fromkeys(key for turn in turns for key in turn if key not in known):
             if key not in self._reads:
                 bare = [{name: turn[name] for name in turn if name != key} for turn in turns]
                 try:
@@ -426,7 +428,7 @@ class Chat:
             DataError: it marks none.
         """
         options = {"tools": json.loads(tools)} if tools else {}
-        template = _dated(self.tokenizer.get_chat_template(tools=options.get("tools")))
+        template = _dated(self._source(tools))
         special = self.tokenizer.special_tokens_map
         render: Any = render_jinja_template
         found: list[list[tuple[int, int]]] = [[]]
@@ -463,6 +465,19 @@ def _in_parts(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {**turn, "content": [{"type": "text", "text": turn["content"]}]} if "content" in turn else dict(turn)
         for turn in turns
     ]
+
+
+def _note_unwritten(stored: Turns, ready: Turns, text: str, notes: Counter[str]) -> None:
+    """Note the turns, contents and thoughts that the template leaves out."""
+    for turn, message in zip(stored, ready, strict=True):
+        content = turn["content"].strip()
+        if turn["role"] != "assistant":
+            if content not in text and json.dumps(content)[1:-1] not in text:
+                notes[ROLE + turn["role"]] += 1
+            continue
+        answer = (split_thought(content) or ("", content))[1].strip()
+        notes["contents"] += "tool_calls" in message and answer not in text
+        notes["thoughts"] += message is not ready[-1] and _thought(message) not in text
 
 
 def _another_beginning(prompt: str, text: str) -> DataError:

@@ -124,7 +124,7 @@ class CausalLMRows(RowSchema):
                 turns = _joined(prompt, completion, where)
                 return Values((), self._answered(_after(before, turns), where), tools)
             given["prompt"] = self._with_input(given, where)
-            if self.cfg.thoughts == "drop" and self.cfg.chat and isinstance(completion, str):
+            if self.cfg.thoughts == "drop" and isinstance(completion, str):
                 given["completion"] = (split_thought(completion) or ("", completion))[1]
         texts = tuple(require_text(given[field], f"the {field}", where) for field in self.fields)
         return Values(texts, before, tools)

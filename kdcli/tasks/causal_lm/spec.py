@@ -44,10 +44,15 @@ class CausalLMSpec(TaskSpec):
         if cfg.prompt and cfg.messages:
             raise ValueError("prompt and messages: name the columns of one of them")
         require_text_alone("causal_lm", cfg)
-        if cfg.truncation and not (cfg.prompt or cfg.messages or cfg.format == "conversations"):
+        if cfg.prompt or cfg.messages or cfg.format == "conversations":
+            return
+        if cfg.truncation:
             raise ValueError(
                 f"truncation = {cfg.truncation}: plain text is packed into rows of max_length tokens; leave it out"
             )
+        for key in ("context", "thoughts"):
+            if getattr(cfg, key) != type(cfg).model_fields[key].default:
+                raise ValueError(f"{key}: plain text has no turns; leave it out, or name dataset.messages")
 
 
 def require_text_alone(task: str, cfg: Dataset) -> None:

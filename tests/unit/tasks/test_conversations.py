@@ -317,7 +317,8 @@ def test_thoughts_are_dropped_by_a_key(tmp_path: Path) -> None:
     for turn in (THOUGHT, {**PLAIN[1], "reasoning_content": "t"}):
         assert pairs(tmp_path, {"talk": [PLAIN[0], turn]}, **talk)["messages"] == PLAIN
     row = {"prompt": "q", "completion": THOUGHT["content"]}
-    assert pairs(tmp_path, row, chat=True, thoughts="drop")["completion"] == "a"
+    for chat in (True, False):
+        assert pairs(tmp_path, row, chat=chat, thoughts="drop")["completion"] == "a"
     bare = {"talk": [PLAIN[0], {"role": "assistant", "content": "<think>t</think>"}]}
     with pytest.raises(DataError, match=r"nothing but a thought, which dataset.thoughts=drop leaves out"):
         pairs(tmp_path, bare, **talk)
@@ -360,3 +361,10 @@ def test_the_page_lists_these_shapes() -> None:
     rows = table("conversations.md", "Prompts and completions")
     assert rows.keys() == PAIRS.keys() | others
     assert all(rows[name].startswith("read") for name in PAIRS)
+
+
+@pytest.mark.parametrize("keys", [{"thoughts": "drop"}, {"context": ["tools"]}])
+def test_keys_of_conversations_need_turns(keys: dict[str, Any]) -> None:
+    """A key that does nothing to plain text."""
+    with pytest.raises(ValueError, match=f"{next(iter(keys))}: plain text has no turns"):
+        Dataset(path="text.txt", format="txt", **keys)
