@@ -104,7 +104,7 @@ def load(cfg: DatasetConfig, recorded: Sequence[Reading] = ()) -> Data:
     rows = carve_splits(schema, rows)
     for split in SPLITS:
         if not rows[split]:
-            raise DataError(f"{cfg.path}: the {split} split has no rows")
+            raise DataError(f"{cfg.path}: the {split} split has no rows; check the files, and dataset.limit")
     rows["train"] += unlabelled
     if cfg.limit:
         rows["train"] = rows["train"][: cfg.limit]

@@ -334,7 +334,7 @@ def _skip(path: str, reader: Any, rows: int) -> None:
             rows -= any(row)
     except csv.Error as error:
         raise DataError(
-            f"{path}, line {reader.line_num}: {error} (a truncated file, or a stray quote?)"
+            f"{path}, line {reader.line_num}: {error} (a truncated file, or a stray quote?); give dataset.quote, or dataset.bad_rows=drop"
         ) from None
 
 

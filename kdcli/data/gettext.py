@@ -44,11 +44,13 @@ def catalogued(
     if not os.path.isdir(path):
         what = "is no folder" if os.path.lexists(path) else "does not exist"
         raise DataError(
-            f"the data folder {abbreviated(given)} {what} (looked for {abbreviated(str(path.absolute()))})"
+            f"the data folder {abbreviated(given)} {what} (looked for {abbreviated(str(path.absolute()))}); correct dataset.path"
         )
     files = _catalogues(path)
     if not files:
-        raise DataError(f"the data folder {path} has no catalogues LOCALE/LC_MESSAGES/*.po or *.mo")
+        raise DataError(
+            f"the data folder {path} has no catalogues LOCALE/LC_MESSAGES/*.po or *.mo; correct dataset.path"
+        )
     code = target_language
     source = _locale(source_language, list(files)) if source_language else None
     target = _locale(code, list(files))
@@ -90,7 +92,9 @@ def catalogued(
                 dropped["untranslated"] += 1
         catalogues.append((name, table, dropped))
     if not any(table for _, table, _ in catalogues):
-        raise DataError(f"{given}: the {len(catalogues)} catalogues of {target or source} hold no pairs")
+        raise DataError(
+            f"{given}: the {len(catalogues)} catalogues of {target or source} hold no pairs; give another dataset.target_language or dataset.source_language"
+        )
     return catalogues
 
 
@@ -207,7 +211,7 @@ def _entries(path: Path, dropped: Counter[str]) -> dict[Entry, tuple[str, str]]:
         singular, plural = form(1), form(PLURAL)
     except PoFileError as error:
         raise DataError(
-            f"{path}, line {error.lineno + 1}: {str(error).rpartition(' on ')[0]}; it is not a complete catalogue"
+            f"{path}, line {error.lineno + 1}: {str(error).rpartition(' on ')[0]}; it is not a complete catalogue; repair it (msgfmt -c names its faults)"
         ) from None
     except Exception as error:  # babel checks little of its input
         raise DataError(

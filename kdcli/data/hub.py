@@ -45,7 +45,9 @@ def _require_card(folder: Path, name: str) -> None:
         tree = yaml.load(front[1], PlainLoader) if front else None
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else fold_white_space(str(error))
-        raise DataError(f"the data set {name}: {card} is not YAML ({why})") from None
+        raise DataError(
+            f"the data set {name}: {card} is not YAML ({why}); correct its head, or give the data files themselves as dataset.path"
+        ) from None
     for file in _strings(tree.get("configs") if isinstance(tree, dict) else None):
         if file.startswith(("/", "~")) or "://" in file or ".." in file.split("/"):
             raise DataError(
@@ -76,7 +78,9 @@ def _require_shallow(file: Path, name: str) -> None:
             for document in stream if file.suffix in (".jsonl", ".ndjson") else [stream.read()]:
                 json.loads(document)
         except RecursionError:
-            raise DataError(f"the data set {name}: {file} is nested too deeply") from None
+            raise DataError(
+                f"the data set {name}: {file} is nested too deeply; give the data files themselves as dataset.path"
+            ) from None
         except ValueError:  # the reader reports other errors
             return
 

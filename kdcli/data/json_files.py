@@ -98,7 +98,9 @@ def _document(path: str, text: str, numbered: list[tuple[int, str]]) -> Any:
     except ValueError as error:
         rows = _sequence(text)
         if rows is None and (len(numbered) < 2 or not _is_complete(numbered[1][1])):
-            raise DataError(f"{path} is not JSON: {error}") from None
+            raise DataError(
+                f"{path} is not JSON: {error}; correct it, or give another dataset.format"
+            ) from None
         return rows
 
 

@@ -42,7 +42,7 @@ class BadRows:
             return
         if not rows:
             raise DataError(
-                f"{name}: none of its {len(self.messages):,} rows can be read ({self.messages[0]})"
+                f"{name}: none of its {len(self.messages):,} rows can be read ({self.messages[0]}); name other columns, or give another dataset.format"
             )
         logger.warning(
             "%s: %d of %d rows cannot be read and are dropped (%s%s)",

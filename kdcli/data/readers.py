@@ -81,7 +81,7 @@ def read_file(
         source, rows = _read(source)
     source.bad.warn(path.name, len(rows))
     if not rows:
-        raise DataError(f"{path} has no rows")
+        raise DataError(f"{path} has no rows; give another file as dataset.path or dataset.unlabelled")
     dropped = Counter({UNREADABLE: len(source.bad.messages)})
     names = None
     if source.reading.format in ("parquet", "arrow") and schema.has_gold:
@@ -93,10 +93,10 @@ def _require_file(path: Path, given: str) -> None:
     if not os.path.isfile(path):  # nor a pipe, a socket or a device
         what = "is no file" if os.path.lexists(path) else "does not exist"
         raise DataError(
-            f"the data file {abbreviated(given)} {what} (looked for {abbreviated(str(path.absolute()))})"
+            f"the data file {abbreviated(given)} {what} (looked for {abbreviated(str(path.absolute()))}); correct the path"
         )
     if os.path.getsize(path) == 0:
-        raise DataError(f"the data file {path} is empty")
+        raise DataError(f"the data file {path} is empty; write it again, or give another one")
 
 
 @contextlib.contextmanager
@@ -121,7 +121,7 @@ def _refusing(path: Path, encoding: str | None) -> Iterator[None]:
             "dataset.encoding= (latin-1, cp1252, utf-16 …), or leave such lines out (dataset.bad_rows=drop)"
         ) from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error})") from None
+        raise DataError(f"{path} cannot be read ({error}); check its permissions") from None
 
 
 def read_parallel(
@@ -144,13 +144,13 @@ def read_parallel(
         readings.append(reading)
     if len({len(each) for each in texts}) > 1:
         raise DataError(
-            f"{source} has {len(texts[0]):,} lines and {target} {len(texts[1]):,}: line N of one must be the translation of line N of the other"
+            f"{source} has {len(texts[0]):,} lines and {target} {len(texts[1]):,}: expected the translation of line N of one as line N of the other"
         )
     name = " and ".join(reading.file for reading in readings)
     rows = check_rows(schema, name, (row for row in zip(*texts, strict=True) if any(row)), bad)
     bad.warn(name, len(rows))
     if not rows:
-        raise DataError(f"{name}: no rows")
+        raise DataError(f"{name}: no rows; give other files as dataset.path")
     return RawSplit(name, rows, dropped=+Counter({UNREADABLE: len(bad.messages)})), readings
 
 
@@ -279,7 +279,7 @@ def _read_conversations(source: Source) -> Iterator[tuple[Any, ...]]:
         tree = yaml.load("".join(source.lines()), PlainLoader)
     except (yaml.YAMLError, OverflowError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else fold_white_space(str(error))
-        raise DataError(f"{source.path} is not YAML ({why})") from None
+        raise DataError(f"{source.path} is not YAML ({why}); correct it") from None
     conversations = tree.get("conversations") if isinstance(tree, dict) else None
     if not isinstance(conversations, list):
         raise DataError(f"{source.path}: expected `conversations`, a list of lists of turns")

@@ -114,7 +114,7 @@ def local_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
         files = sorted(Path(each) for each in glob.glob(str(path), recursive=True) if os.path.isfile(each))
         if not files:
             raise DataError(
-                f"no file matches {abbreviated(given)} (looked for {abbreviated(str(path.absolute()))})"
+                f"no file matches {abbreviated(given)} (looked for {abbreviated(str(path.absolute()))}); correct dataset.path"
             )
         return {"train": files}
     path = data_path(given)
@@ -128,7 +128,9 @@ def local_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
     if folder := cfg.spec.formats.get(cfg.format):
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in folder.suffixes)
         if not files:
-            raise DataError(f"the data folder {path} has no files *{', *'.join(folder.suffixes)}")
+            raise DataError(
+                f"the data folder {path} has no files *{', *'.join(folder.suffixes)}; correct dataset.path, or give another dataset.format"
+            )
         return {"train": files}
     return _of_folder(cfg, path)
 

@@ -158,6 +158,6 @@ def class_name(label: Any, names: list[str]) -> Any:
         return label
     if label >= len(names):
         raise DataError(
-            f"the label {label} is not among the {len(names)} names that the data set declares: {listed(names)}"
+            f"the label {label} is not among the {len(names)} names that the data set declares: {listed(names)}; correct it there"
         )
     return names[label] if label >= 0 else None

@@ -156,7 +156,7 @@ def _require_max_length(run: Run, student: Checkpoint) -> None:
             run.encode(tokenizer, rows)
         except DataError as error:
             raise DataError(
-                f"{split}: {error.message}. A student whose vocabulary was trimmed spells the words that its tokens lack: it can also keep more "
+                f"{split}: {error.message}. A student whose vocabulary was trimmed spells the words that its tokens lack; keep more "
                 "of them (a smaller min_count or a larger max_tokens of its vocabulary), or all (student=tiny, layers, pruned)"
             ) from None
 

@@ -66,7 +66,7 @@ class Teacher(ABC):
         Raises:
             TeacherError: this kind of teacher writes no text.
         """
-        raise TeacherError(f"{type(self).__name__} writes no text: rollout=teacher needs a teacher that does")
+        raise TeacherError(f"{type(self).__name__} writes no text; give rollout=dataset, or another teacher")
 
     def signals(self, examples: Sequence[Mapping[str, Any]]) -> AnySignal:
         """The outputs for a batch of rows, concatenated."""

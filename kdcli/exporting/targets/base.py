@@ -215,7 +215,7 @@ def require_task(target: Target, hardware: str, task: type[Task] | Task, name: s
     """
     if not target.serves:
         raise ConfigError(
-            f"hardware={hardware}: {type(target).__name__} has no `serves`; it is a tuple of the auto classes of transformers whose models the "
+            f"hardware={hardware}: {type(target).__name__} has no `serves`; declare it, a tuple of the auto classes of transformers whose models the "
             'target exports, such as "AutoModelForSequenceClassification"'
         )
     if task.auto in target.serves:
