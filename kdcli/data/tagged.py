@@ -92,7 +92,7 @@ def tagged_sentences(schema: RowSchema, path: Path, lines: Iterable[str]) -> Ite
     Raises:
         DataError: a line lacks a field, no column is that of the words or of the tags, or sentences do not end.
     """
-    groups, comments = _groups(lines)
+    groups, comments = _groups(lines, len(schema.columns) > 1)
     if not groups:
         return
     separator = _cut_sentences(groups) or _cut(schema, path, groups)
@@ -126,15 +126,18 @@ def tagged_sentences(schema: RowSchema, path: Path, lines: Iterable[str]) -> Ite
         yield tuple(map(list, zip(*sentence, strict=True)))[: len(schema.columns)]
 
 
-def _groups(lines: Iterable[str]) -> tuple[Groups, list[str]]:
-    """The lines between blank lines, and the comments that name columns (CoNLL-U Plus)."""
+def _groups(lines: Iterable[str], needs_tags: bool) -> tuple[Groups, list[str]]:
+    """The lines between blank lines, and the comments that name columns (CoNLL-U Plus). Lines of nothing but separators are blank: a spreadsheet
+    writes them."""
+    texts = [line.rstrip("\r\n").removeprefix("\ufeff") for line in lines]
+    first = next((text for text in texts if text.strip() and not text.startswith("#")), "")
+    separators = "".join(sign for sign in ",;|" if needs_tags and sign in first)
     groups: Groups = [[]]
     names = []
-    for number, text in enumerate(lines, 1):
-        text = text.rstrip("\r\n").removeprefix("\ufeff")
+    for number, text in enumerate(texts, 1):
         if re.match(r"#\s*global\.columns\s*=", text):
             names.append(text.partition("=")[2])
-        elif text.strip() and not text.lstrip().startswith(BOUNDARY):
+        elif text.strip().strip(separators) and not text.lstrip().startswith(BOUNDARY):
             groups[-1].append(Line(number, text, []))
         elif groups[-1]:
             groups.append([])

@@ -84,29 +84,38 @@ class TokenClassificationRows(LabelledRows):
         """The rows of a table; if it has a word a row, those of its sentences.
 
         Raises:
-            DataError: a column with the number of the sentence is missing.
+            DataError: nothing tells where its sentences end, or their words do not follow each other.
         """
         rows = self._accepted(table)
         width = len(self.columns)
         first = next(rows, None)
         rows = itertools.chain([first] if first is not None else [], rows)
-        if first is None or len(first) == width:
-            yield from self._texts(row[-width:] for row in rows)
+        if first is None or (len(first) == width and not _is_word(first)):
+            yield from rows
             return
         whole = list(rows)
-        runs = list(_runs(whole, width))
-        if sum(_is_word(row[-width:]) for row in whole) < ONE_WORD * len(whole) or len(runs) == len(whole):
-            yield from self._texts(row[-width:] for row in whole)
+        if sum(_is_word(row[-width:]) for row in whole) < ONE_WORD * len(whole):
+            yield from (row[-width:] for row in whole)
             return
+        runs = list(_runs(whole, width))
         numbers = {row[0] for row in whole if len(row) > width and isinstance(row[0], Hashable)} - {None, ""}
-        if len(numbers) < ONE_WORD * len(runs):
+        if len(runs) == len(whole) > 1 or len(runs) == 1 < len(whole):
+            if not self.has_gold:
+                yield from (row[-width:] for row in whole)
+                return
+            raise DataError(
+                f"{self.cfg.path}: {len(whole)} rows hold a single word each, and no column numbers the sentences; name one with dataset.sentence=; if "
+                "blank lines end the sentences, give dataset=conll"
+            )
+        if len(numbers) < ONE_WORD * len(runs) and numbers:
             raise DataError(
                 f"{self.cfg.path}: the words of a sentence do not follow each other ({len(numbers)} sentences in {len(runs)} pieces); sort the rows, or "
                 "name the column that numbers the sentences with dataset.sentence="
             )
-        logger.info(
-            "%s: each row is a word; its %d rows are %d sentences", self.cfg.path, len(whole), len(runs)
-        )
+        if len(runs) < len(whole):
+            logger.info(
+                "%s: each row is a word; its %d rows are %d sentences", self.cfg.path, len(whole), len(runs)
+            )
         for run in runs:
             yield tuple(map(list, zip(*run, strict=True)))
 
@@ -123,19 +132,6 @@ class TokenClassificationRows(LabelledRows):
                     if not answers
                     else (*(value for value in row[:-width] if value is not answers[0]), *row[-width:])
                 )
-
-    def _texts(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-        """The rows of a table with a text a row."""
-        count = single = 0
-        for row in rows:
-            count += 1
-            single += _is_word(row)
-            yield row
-        if self.has_gold and single > max(1, ONE_WORD * count):
-            raise DataError(
-                f"{self.cfg.path}: {single} of {count} rows hold a single word, and no column numbers the sentences; name one with "
-                "dataset.sentence=; if blank lines end the sentences, give dataset=conll"
-            )
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
         """Check words and tags, and return the tags as strings or None."""
@@ -280,9 +276,13 @@ class TokenClassificationRows(LabelledRows):
 
 
 def _is_word(row: tuple[Any, ...]) -> bool:
-    """Whether a row of a table has a single word (and its tag)."""
+    """Whether a row of a table has a single word (and its tag), or is empty."""
     texts = [str(value) for value in row if value is None or isinstance(value, str | int | float)]
     return len(texts) == len(row) and all(len(text.split()) < 2 and literal(text) is text for text in texts)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def _split(tags: str, words: list[Any]) -> list[str]:
@@ -294,16 +294,17 @@ def _split(tags: str, words: list[Any]) -> list[str]:
 
 
 def _runs(rows: Iterable[tuple[Any, ...]], width: int) -> Iterator[list[tuple[Any, ...]]]:
-    """The last `width` values of the rows of each sentence: a new one begins where the number, the first value, changes; an empty one continues
-    it."""
+    """The last `width` values of the rows of each sentence: a new one begins behind an empty row, and where the number, the first value,
+    changes; an empty number continues it."""
     run: list[tuple[Any, ...]] = []
     last: Any = None
     for row in rows:
-        number = row[0] if len(row) > width and row[0] == row[0] and row[0] != "" else None
-        if run and number is not None and number != last:
+        number = None if len(row) == width or _is_empty(row[0]) else row[0]
+        ends = all(map(_is_empty, row))
+        if run and (ends or (number is not None and number != last)):
             yield run
             run = []
         last = last if number is None else number
-        run.append(row[-width:])
+        run += [] if ends else [row[-width:]]
     if run:
         yield run

@@ -144,6 +144,11 @@ READ: dict[str, tuple[str | bytes, dict[str, Any], Sentences]] = {
         {},
         [[*SENTENCES[0][:3], (",", "O")], *SENTENCES[1:]],
     ),
+    "empty rows of a spreadsheet (,) between sentences": (
+        "word,tag\n" + lines("{word},{tag}", ",\n"),
+        {},
+        SENTENCES,
+    ),
     "another separator": (lines("{word}={tag}"), {"delimiter": "="}, SENTENCES),
     "a header that names the columns": (
         "pos\ttoken\tner\n" + lines("NN\t{word}\t{tag}"),

@@ -74,6 +74,10 @@ READ_TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
         {"replace": {"1996": ""}},
     ),
     "-100 as a tag": ([{"words": [*w, "x"], "tags": [*t, -100]} for w, t in zip(WORDS, TAGS, strict=True)], {}),
+    "a word a row, with empty rows between sentences": (
+        "words,tags\n" + ",\n".join("".join(f"{word},{tag}\n" for word, tag in each) for each in SENTENCES),
+        {},
+    ),
     "words that are empty, white space or invisible": (
         [{"words": ["", *w, "\u200b", " "], "tags": ["O", *t, "O", "O"]} for w, t in zip(WORDS, TAGS, strict=True)],
         {},
@@ -83,7 +87,7 @@ REFUSED_TABLES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a word a row, without numbers of sentences": (
         "words,tags\nEU,B-ORG\nrejects,O\nPeter,B-PER\n",
         {},
-        r"3 of 3 rows hold a single word, and no column numbers the sentences; name one with dataset.sentence=; .* dataset=conll",
+        r"3 rows hold a single word each, and no column numbers the sentences; name one with dataset.sentence=; .* dataset=conll",
     ),
     "integers without names": (
         [{"words": ["a", "b"], "tags": [0, 1]}],
