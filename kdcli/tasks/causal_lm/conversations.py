@@ -137,7 +137,8 @@ def extra_of(turn: Mapping[str, Any]) -> dict[str, Any]:
 def with_extra(turn: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, str]:
     """A stored turn with other keys besides role and content."""
     bare = {key: turn[key] for key in ("role", "content")}
-    return bare | ({"extra": json.dumps(extra, ensure_ascii=False)} if extra else {})
+    stored = json.dumps(extra, ensure_ascii=False, default=str)  # tables also hold dates
+    return bare | ({"extra": stored} if extra else {})
 
 
 def split_thought(content: str) -> tuple[str, str] | None:
@@ -234,6 +235,8 @@ def _turn(turn: Any, index: int, where: str) -> dict[str, str]:
             if key not in keys and value is not None and value not in ([], {}, "")
         }
     content: Any = turn.get(content_key)
+    if content is None:  # OpenAI's key for an answer that declines
+        content = more.pop("refusal", None)
     if named.casefold() in CALLS:
         role, content, more["tool_calls"] = "assistant", None, content
     text, extra = _content(content, f"the {content_key} of {what}", where, role, more)

@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.config.schema import Distill, Measure
-from kdcli.errors import ConfigError, DataError
+from kdcli.errors import ConfigError, DataError, listed
 from kdcli.files import digest
 from kdcli.generation import (
     Reply,
@@ -476,10 +476,10 @@ class CausalLM(LanguageModel):
                     count,
                     name.removeprefix(ROLE),
                 )
-            elif count and name.startswith(KEY):
-                logger.info(
-                    "the chat template does not write the key %s of %d turns", name.removeprefix(KEY), count
-                )
+        if keys := sorted(
+            name.removeprefix(KEY) for name, count in notes.items() if count and name.startswith(KEY)
+        ):
+            logger.info("the chat template does not write these keys of turns: %s", listed(keys))
 
     def generate_samples(
         self,

@@ -255,7 +255,7 @@ def test_what_a_template_does_not_write_is_told(caplog: pytest.LogCaptureFixture
     with caplog.at_level("INFO"):
         task.warn_of_truncation(task.encode(made, rows, 128), 128)
     assert "1 turns of the role system are left out by the chat template" in caplog.text
-    assert "does not write the key name of 1 turns" in caplog.text
+    assert "does not write these keys of turns: name" in caplog.text
 
 
 def test_what_a_student_wrote_is_learned_as_it_is() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 import logging
 import re
@@ -123,6 +124,10 @@ SHAPES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
         [PLAIN[0], {**PLAIN[1], "weight": 0}, *PLAIN],
     ),
     'name, tool_call_id and other keys': ([{**PLAIN[0], "name": "Ann"}, PLAIN[1]], [{**PLAIN[0], "name": "Ann"}, PLAIN[1]]),
+    "content null and a refusal (OpenAI)": (
+        [PLAIN[0], {"role": "assistant", "content": None, "refusal": "a"}],
+        PLAIN,
+    ),
     'an empty turn of the system': ([{"role": "system", "content": ""}, *PLAIN], PLAIN),
     'turns after the last answer': ([*PLAIN, {"role": "user", "content": "thanks"}], PLAIN),
     'a column of roles and one of contents': ({"role": ["user", "assistant"], "content": ["q", "a"]}, PLAIN),
@@ -322,6 +327,12 @@ def test_thoughts_are_dropped_by_a_key(tmp_path: Path) -> None:
     bare = {"talk": [PLAIN[0], {"role": "assistant", "content": "<think>t</think>"}]}
     with pytest.raises(DataError, match=r"nothing but a thought, which dataset.thoughts=drop leaves out"):
         pairs(tmp_path, bare, **talk)
+
+
+def test_dates_in_turns() -> None:
+    """A table of turns with time stamps (WildChat) ends in a traceback."""
+    turns = read_turns([{**PLAIN[0], "timestamp": datetime.datetime(2024, 7, 26)}, PLAIN[1]], "row 1")
+    assert extra_of(turns[0]) == {"timestamp": "2024-07-26 00:00:00"}
 
 
 def test_plain_conversations_keep_their_ids(tmp_path: Path) -> None:
