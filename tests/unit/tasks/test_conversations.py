@@ -379,3 +379,9 @@ def test_keys_of_conversations_need_turns(keys: dict[str, Any]) -> None:
     """A key that does nothing to plain text."""
     with pytest.raises(ValueError, match=f"{next(iter(keys))}: plain text has no turns"):
         Dataset(path="text.txt", format="txt", **keys)
+
+
+def test_the_page_lists_the_values_of_thoughts() -> None:
+    """A value that nobody finds, or that is none any more."""
+    values = Dataset.model_fields["thoughts"].annotation.__args__  # type: ignore[union-attr]
+    assert [name.split("`")[1] for name in table("conversations.md", "Thoughts")] == list(values)
