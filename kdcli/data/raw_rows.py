@@ -80,7 +80,7 @@ def table_rows(
 
 
 def value_at(value: Any, path: list[str], where: str) -> Any:
-    """The value at the end of a path of keys; an index is the key of an item of a list.
+    """The value at the end of a path of keys; an index is the key of an item of a list, and another key of a list that of each of its mappings.
 
     Raises:
         DataError: with a message that begins with `where`.
@@ -90,6 +90,9 @@ def value_at(value: Any, path: list[str], where: str) -> Any:
             if int(key) >= len(value):
                 raise DataError(f"{where}: expected a list with an item {key}, got {shown(value)}")
             value = value[int(key)]
+            continue
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = [value_at(item, [key], where) for item in value]
             continue
         if not isinstance(value, dict):
             raise DataError(f"{where}: expected a mapping that holds {key!r}, got {shown(value)}")

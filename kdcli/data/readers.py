@@ -299,7 +299,7 @@ def _read_conversations(source: Source) -> Iterator[tuple[Any, ...]]:
 
 
 def _read_conll(source: Source) -> Iterator[tuple[Any, ...]]:
-    return tagged_sentences(source.schema, source.path, source.lines())
+    return tagged_sentences(source.schema, source.path, source.lines(), source.bad)
 
 
 def read_gettext(schema: RowSchema, path: Path, given: str) -> list[RawSplit]:

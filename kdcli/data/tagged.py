@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kdcli.data.raw_rows import BadRows
 from kdcli.errors import DataError, listed, shown, suggest
 from kdcli.tasks.rows import RowSchema
 from kdcli.tasks.token_classification.rows import SENTENCE, is_blank
@@ -86,8 +87,13 @@ class Layout:
         return fields[self.word], tag, sentence
 
 
-def tagged_sentences(schema: RowSchema, path: Path, lines: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+def tagged_sentences(
+    schema: RowSchema, path: Path, lines: Iterable[str], bad: BadRows
+) -> Iterator[tuple[Any, ...]]:
     """Sentences: a line for each word, and a blank line between sentences. Lines that begin with # and are no words are comments.
+
+    Args:
+        bad: gets the sentences with a line that lacks a field.
 
     Raises:
         DataError: a line lacks a field, no column is that of the words or of the tags, or sentences do not end.
@@ -116,7 +122,7 @@ def tagged_sentences(schema: RowSchema, path: Path, lines: Iterable[str]) -> Ite
     more = "; the first line is a header" if header is not None else ""
     more += f"; comment lines left out: {count}" if count else ""
     logger.info("%s: %s between %d columns, %s%s", path.name, between, layout.size, layout.columns_are, more)
-    sentences = _sentences(path, words, layout)
+    sentences = _sentences(path, words, layout, bad)
     if len(sentences) == 1 and len(sentences[0]) > LONGEST_SENTENCE:
         raise DataError(
             f"{path} has {len(sentences[0])} words and no blank line between sentences; add blank lines, or name the column that numbers the "
@@ -410,19 +416,24 @@ def _is_word(line: Line, layout: Layout, tags: set[str | None]) -> bool:
     return len(line.fields) == layout.size and layout.values(line)[1] in tags
 
 
-def _sentences(path: Path, groups: Groups, layout: Layout) -> list[list[tuple[str, str | None]]]:
+def _sentences(
+    path: Path, groups: Groups, layout: Layout, bad: BadRows
+) -> list[list[tuple[str, str | None]]]:
     """The words and tags of each sentence, without words that have no visible character."""
     sentences: list[list[tuple[str, str | None]]] = []
     blank: list[int] = []
+    spoiled: set[int] = set()
     last = None
     for group in groups:
         sentences.append([])
         for line in group:
             lacks = layout.size - len(line.fields)
             if lacks > 1 or (lacks == 1 and not line.text[:1].isspace()):
-                raise DataError(
+                bad.add(
                     f"{path}, line {line.number}: expected a word and its tag among {layout.size} columns, as most lines have, got {shown(line.text.strip())}"
                 )
+                spoiled.add(len(sentences))
+                continue
             word, tag, sentence = layout.values(line)
             if sentence and sentence != last and sentences[-1]:
                 sentences.append([])
@@ -438,7 +449,9 @@ def _sentences(path: Path, groups: Groups, layout: Layout) -> list[list[tuple[st
             len(blank),
             listed(map(str, blank), 60),
         )
-    sentences = [sentence for sentence in sentences if sentence]
+    sentences = [
+        sentence for number, sentence in enumerate(sentences, 1) if sentence and number not in spoiled
+    ]
     prefixes = {(LANGUAGE.match(word) or [""])[0] for sentence in sentences for word, _ in sentence}
     if len(prefixes) == 1 and (prefix := prefixes.pop()):
         logger.info("%s: each word begins with %s, which is left out", path.name, prefix)

@@ -204,7 +204,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a word without a tag": (
         lines("{word}\t{tag}") + "\n" + lines("{word}\t{tag}") + "\nEU\n",
         {},
-        r"a.conll, line 25: expected a word and its tag among 2 columns, as most lines have, got 'EU'",
+        r"a.conll, line 25: expected a word and its tag among 2 columns, as most lines have, got 'EU'; dataset.bad_rows=drop",
     ),
     "CoNLL-U without a column of entities": (lines(UD), {}, r"dataset.columns=\[id,words,lemma,tags,xpos"),
     "names of columns that are not those of the lines": (
@@ -268,6 +268,14 @@ def test_what_was_decided_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         "choose with dataset.columns=); comment lines left out: 1"
     ) in caplog.text
     assert "1 words are white space or invisible characters, and are left out (line 5)" in caplog.text
+
+
+def test_sentences_that_cannot_be_read_are_dropped(tmp_path: Path) -> None:
+    """The rest of a sentence that is learnt without the word whose tag is missing, or a file of which nothing is read."""
+    text = lines("{word}\t{tag}") + "\nThe\tO\nword\nlacks\tO\n\n" + lines("{word}\t{tag}")
+    with pytest.raises(DataError, match="line 14: expected a word and its tag .* dataset.bad_rows=drop"):
+        read(tmp_path / "a.conll", text)
+    assert read(tmp_path / "a.conll", text, bad_rows="drop") == SENTENCES * 2
 
 
 def test_later_files_are_read_as_the_first_one(tmp_path: Path) -> None:

@@ -73,6 +73,10 @@ READ_TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
         [{"words": [1996, *w], "tags": ["O", *t]} for w, t in zip(WORDS, TAGS, strict=True)],
         {"replace": {"1996": ""}},
     ),
+    "lists of mappings of a word and its tag": (
+        [{"tokens": [{"form": word, "ner": tag} for word, tag in sentence]} for sentence in SENTENCES],
+        {"words": "tokens.form", "tags": "tokens.ner"},
+    ),
     "-100 as a tag": ([{"words": [*w, "x"], "tags": [*t, -100]} for w, t in zip(WORDS, TAGS, strict=True)], {}),
     "a word a row, with empty rows between sentences": (
         "words,tags\n" + ",\n".join("".join(f"{word},{tag}\n" for word, tag in each) for each in SENTENCES),
