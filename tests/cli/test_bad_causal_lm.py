@@ -416,9 +416,8 @@ def test_a_student_that_ends_texts_otherwise(refused: Refused, tmp_path: Path) -
     """The student learns to end its texts by the teacher's token, and writes on to the limit wherever its own is looked for."""
     other = speller()
     other.eos_token = other.pad_token = "<|system|>"
-    said = refused(*pairs(tmp_path), "student=local", a_student(tmp_path / "student", other))
-    assert "the teacher ends a text with token 0, the student with token 3" in said
-    assert "the same eos_token in tokenizer_config.json" in said
+    message = refused(*pairs(tmp_path), "student=local", a_student(tmp_path / "student", other))
+    require_words(message, "teacher", "token 0", "student", "token 3", "eos_token", "tokenizer_config.json")
 
 
 def test_calls_that_a_template_does_not_write(refused: Refused, tmp_path: Path) -> None:

@@ -447,7 +447,7 @@ def test_what_cannot_be_run_here_is_made_and_said_to_be_unknown(
     capsys.readouterr()
     assert launch("export", [f"run={run}", "hardware=apple", "hardware.budget.max_bytes=1e9", *quick]) == 0
     out = capsys.readouterr().out
-    assert "Nothing here runs these files" in out
+    require_words(out, "Nothing here runs")
     assert "recommended" not in out
     folder = run / "export" / "apple"
     result = json.loads((folder / "export.json").read_text())
@@ -458,9 +458,9 @@ def test_what_cannot_be_run_here_is_made_and_said_to_be_unknown(
             file.stat().st_size for file in (folder / name).rglob("*") if file.is_file()
         )
     card, swift = (folder / "README.md").read_text(), (folder / "run_coreml.swift").read_text()
-    assert "**Nothing here runs these files" in card
+    require_words(card, "**Nothing here runs")
     assert f"```swift\n{swift.strip()}\n```" in card
-    assert "ran neither it nor this code" in swift
+    require_words(swift, "ran neither it")
     assert 'let MODEL = "model.int8.mlpackage"\nlet MAX_LENGTH = 32\n' in swift
     assert (
         launch("export", [f"run={run}", "hardware=apple", "hardware.budget.max_latency_ms_p95=1e9", *quick])

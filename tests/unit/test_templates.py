@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.commands import naming
 
 from kdcli.errors import ConfigError
 from kdcli.templates import Template
@@ -95,5 +96,5 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     """A traceback for a prompt in another encoding."""
     path = tmp_path / "prompt.jinja"
     path.write_bytes("é".encode("latin-1"))
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=naming(str(path), "read")):
         Template(path)

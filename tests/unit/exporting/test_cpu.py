@@ -266,11 +266,9 @@ def test_an_architecture_that_cannot_be_traced_is_told_in_one_line(
         raise RuntimeError("no such operator\nand a page more")
 
     monkeypatch.setattr(model, "forward", fail)
-    with pytest.raises(ExportError) as caught:
+    wanted = naming("BertForSequenceClassification", "ONNX", "opset 17", "no such operator")
+    with pytest.raises(ExportError, match=wanted) as caught:
         Cpu(BOTH).export(tmp_path, tmp_path, model, [inputs(2, 3, 0)], 64)
-    assert (
-        str(caught.value)
-        == "BertForSequenceClassification cannot be written as ONNX (opset 17): no such operator"
-    )
+    assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
     assert model.config._attn_implementation == "sdpa"
