@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 import pytest
-from support.commands import ColdCache, refusal, require_words
+from support.commands import ColdCache, naming, refusal, require_words
 from support.tiny import (
     CHAT,
     decoder,
@@ -426,9 +426,8 @@ def test_calls_that_a_template_does_not_write(refused: Refused, tmp_path: Path) 
     answer = {"role": "assistant", "content": "I look.", "tool_calls": [call]}
     rows = [{"messages": [{"role": "user", "content": prompt}, answer]} for prompt, _ in exchanges(80)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    said = refused("dataset=jsonl", f"dataset.path={path}", "dataset.messages=messages")
-    assert "the chat template does not write tool_calls" in said
-    assert "use a model whose template writes them, or remove these rows" in said
+    message = refused("dataset=jsonl", f"dataset.path={path}", "dataset.messages=messages")
+    require_words(message, "chat template", "tool_calls", "model", "remove")
 
 
 def test_how_many_turns_count_is_told(
@@ -451,5 +450,5 @@ def test_how_many_turns_count_is_told(
     ]
     words = [*names, "trainer.batch_size=999", f"hydra.run.dir={tmp_path / 'run'}"]
     assert launch("distill", [*language_model_options(teacher), *words]) == 2
-    said = capsys.readouterr().err
-    assert re.search(r"INFO training rows: 48 of 96 turns of the assistant count \(48 have the weight 0\), [\d,]+ of [\d,]+ tokens", said)  # fmt: skip
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("INFO training rows: ")]
+    assert any(naming("48 of 96 turns", "48 have the weight 0").search(line) for line in lines), lines
