@@ -17,7 +17,7 @@ from kdcli import console
 from kdcli.data.dataset import without
 from kdcli.data.filters import filter_completions, own_function
 from kdcli.data.splits import SPLITS
-from kdcli.errors import TeacherError
+from kdcli.errors import TeacherError, listed
 from kdcli.evaluation.predict import predictions_from_teacher
 from kdcli.files import write_json, write_jsonl
 from kdcli.models.checkpoint import load_tokenizer
@@ -183,6 +183,12 @@ def remote_rollouts(
     dropped = +dropped
     log_dropped(dropped, rollout.answers * len(prompts))
     write_unanswered(run, remote, [prompts])
+    if not len(table):
+        reasons = listed(f"{count} {reason}" for reason, count in dropped.items()) or "none was written"
+        raise TeacherError(
+            f"{remote.name}: no completion is left to learn from ({reasons}); raise rollout.max_new_tokens or dataset.max_length where they are "
+            "cut or too long, loosen rollout.filter, or try another teacher"
+        )
     write_rows(run, "rollouts", table)
     require_rows(run, table)
     return table, dropped

@@ -515,8 +515,10 @@ def test_prompts_that_are_refused(ask: Any, served: Served, student: Path, tmp_p
     assert not any("song" in row["prompt"] for row in rollouts_of(run))
 
 
-def test_thoughts_of_a_chatbot(ask: Any, served: Served, student: Path, tmp_path: Path) -> None:
-    """The student learns the thoughts of its teacher, or those that were cut, as an answer."""
+def test_thoughts_of_a_chatbot(
+    ask: Any, served: Served, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The student learns the thoughts of its teacher, or those that were cut, as an answer; or all are paid for, and none has an end."""
 
     def reply(body: dict[str, Any]) -> list[dict[str, Any]]:
         if "song" in last(body):
@@ -524,15 +526,32 @@ def test_thoughts_of_a_chatbot(ask: Any, served: Served, student: Path, tmp_path
         return [said("<think>\nhm\n</think>\n\nso it was")]
 
     host = served(reply)
-    status, run = ask(host, *chat(student, tmp_path, "pairs"))
+    options = chat(student, tmp_path, "pairs")
+    assert ask(host, *options)[0] == 2
+    error = capsys.readouterr().err
+    assert "cut inside its thoughts" in error
+    assert "rollout.max_new_tokens=" in error
+    options.append("teacher.max_unparsable=0.9")
+    status, run = ask(host, *options)
     assert status == 0
     assert {row["completion"] for row in rollouts_of(run)} == {"so it was"}
     cut = report_of(run)["endpoint"]["dropped"]["truncated by rollout.max_new_tokens"]
     assert cut == 44 - len(rollouts_of(run)) > 0
-    status, run = ask(host, *chat(student, tmp_path, "pairs"), "teacher.thoughts=keep", folder="keep")
+    status, run = ask(host, *options, "teacher.thoughts=keep", folder="keep")
     assert status == 0
     assert {row["completion"] for row in rollouts_of(run)} == {"<think>\nhm\n</think>\n\nso it was"}
     assert report_of(run)["endpoint"]["from_ledger"] == 44
+
+
+def test_no_completion_is_left(
+    ask: Any, served: Served, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user whose answers are all cut is told that the batch is too large."""
+    host = served(lambda body: [said("so it", "length")])
+    assert ask(host, *chat(student, tmp_path, "pairs"))[0] == 2
+    error = capsys.readouterr().err
+    assert "44 truncated by rollout.max_new_tokens" in error
+    assert "raise rollout.max_new_tokens" in error
 
 
 @pytest.mark.parametrize("form", ["messages", "pairs"])

@@ -90,7 +90,7 @@ def described(choice: Mapping[str, Any]) -> str:
 
 
 class UnparsableShare:
-    """The share of answers without a label, which stops a run early.
+    """The share of answers without a label, or with thoughts alone, which stops a run early.
 
     A few texts prove little: below `SURE` of them, the share has to exceed the limit by two standard deviations.
 
@@ -128,9 +128,9 @@ class UnparsableShare:
         if self._texts >= LEAST_TEXTS and self._unparsable > most:
             examples = "".join(f"\n  {shown(example, 200)}" for example in self._examples)
             raise TeacherError(
-                f"{self.teacher}: {self._unparsable / self._texts:.0%} of the answers to {self._texts} texts have no label, for "
-                f"example:{examples}\n{remedy(2 * self._cut > self._unparsable)}; or raise teacher.max_unparsable={self.most:g}, and texts "
-                "without a label are dropped. The answers so far are kept"
+                f"{self.teacher}: {self._unparsable / self._texts:.0%} of the answers to {self._texts} texts are unparsable, for example:"
+                f"{examples}\n{remedy(2 * self._cut > self._unparsable)}; or raise teacher.max_unparsable={self.most:g}, and such answers "
+                "are dropped. The answers so far are kept"
             )
 
 
@@ -164,7 +164,7 @@ _NOUNS = (
     "|intention|sentiment|emotion|tone|stance|polarity|response"
 )
 _TEXTS = "text|review|message|sentence|tweet|comment|e-?mail|post|document|passage|input|statement|question|headline|article|title|utterance|query"
-_RESULT_KEY = re.compile(rf"(?:\w+[ _-])?(?:{_NOUNS})", re.IGNORECASE)
+_RESULT_KEY = re.compile(rf"(?:\w+[ _-])?(?:{_NOUNS})(?:[ _-](?:name|id))?", re.IGNORECASE)
 _DOUBT = re.compile(
     r"\b(?:not|no|non|never|neither|nor|none|cannot|without|\w+n['’]t|unable|sorry|refuse|decline|could|might|may|maybe|perhaps|possibly|either"
     r"|or|if|unless|except|but|however|although|instead|rather|than|wrong|incorrect|false|unlikely|hard|difficult|impossible|example|possible"

@@ -59,6 +59,10 @@ JSON_TOKENS = 16
 """Tokens that the JSON around a label may have."""
 THINKING_TOKENS = 2048
 """Tokens that a message suggests for an answer with thoughts."""
+THOUGHTS_OFF = (
+    "or turn the model's thoughts off, as its host calls it (++teacher.parameters.reasoning_effort=none, "
+    "++teacher.parameters.chat_template_kwargs.enable_thinking=false)"
+)
 SHOWN = 20
 """Answers that the report shows."""
 PROBED = 16
@@ -260,10 +264,7 @@ class OpenAITeacher(RemoteTeacher):
                 "max_completion_tokens", self.parameters.get("max_tokens", THINKING_TOKENS // 4)
             )
             first = "" if self.soft_labels != "logprobs" else ", with teacher.soft_labels=samples or one_hot"
-            return (
-                f"give them room (++teacher.parameters.max_tokens={4 * tokens}{first}); or turn the model's thoughts off, as its host calls "
-                "it (++teacher.parameters.reasoning_effort=none, ++teacher.parameters.chat_template_kwargs.enable_thinking=false)"
-            )
+            return f"give them room (++teacher.parameters.max_tokens={4 * tokens}{first}); {THOUGHTS_OFF}"
         structured = self.soft_labels == "logprobs" or self.response_format is not None
         return f"{self.remedy}{'' if structured else ', or teacher.response_format=json_schema'}"
 
@@ -299,6 +300,16 @@ class OpenAITeacher(RemoteTeacher):
             complete = [self._text(choice) for choice in choices if not is_cut(choice)]
             self._sample(row, [self._text(choice) or choice["text"] for choice in choices])
             self.texts[row["id"]] = self._text(choices[0])
+            thoughts = [
+                described(choice)
+                for choice in choices
+                if without_thoughts(choice).text is None and (choice["text"].strip() or "reasoning" in choice)
+            ]
+            self.unparsable.count(
+                len(choices),
+                thoughts,
+                lambda cut: f"raise rollout.max_new_tokens={rollout.max_new_tokens}; {THOUGHTS_OFF}",
+            )
             yield row, complete, len(choices) - len(complete)
 
     def _text(self, choice: Mapping[str, Any]) -> str:

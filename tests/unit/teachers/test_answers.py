@@ -71,6 +71,8 @@ def test_thoughts_are_read_as_the_page_says(text: str, finish: str, label: str) 
         (["card_arrival", "card_not_working"], "The intent is card not working.", "card_not_working"),
         (["LABEL_0", "LABEL_1"], "label 1", "LABEL_1"),
         (["0", "1"], '{"label": 1}', "1"),
+        (["bad", "good"], '{"class_name": "good", "score": 0.9}', "good"),
+        (["bad", "good"], '{"bad": 0.1, "good": 0.9}', None),
         (["0", "1"], "1.0", "1"),
         (["1", "10"], "1.0", "1"),
         (["1", "10"], "1 0", None),
