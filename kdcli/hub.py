@@ -24,7 +24,21 @@ HUB_FILES = {
         "*.codes",
         "*.jinja",
     ],
-    "dataset": ["*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl", "*.txt", "*.md"],
+    "dataset": [  # also compressed
+        "*.parquet",
+        "*.arrow",
+        "*.csv",
+        "*.tsv",
+        "*.json",
+        "*.jsonl",
+        "*.ndjson",
+        "*.txt",
+        "*.md",
+        "*.csv.*",
+        "*.tsv.*",
+        "*.json.*",
+        "*.jsonl.*",
+    ],  # fmt: skip
 }
 """The patterns of the files that are fetched from a hub repository; pickles are not among them."""
 PATIENCE = 10.0

@@ -79,8 +79,7 @@ def require_source(cfg: DatasetConfig, given: str) -> None:
     if given != cfg.path and not os.path.lexists(user_path(given)) and os.path.isdir(user_path(cfg.path)):
         return  # perhaps a split of that folder
     if is_parallel(cfg, given):
-        if given != cfg.unlabelled:
-            parallel_files(cfg, given)
+        parallel_files(cfg, given, given != cfg.unlabelled)
     elif glob.has_magic(given) and not given.startswith(PACKAGE):
         local_splits(cfg, given)
     else:
@@ -199,13 +198,20 @@ def _names(path: Path, read: Callable[[Any], Iterable[Any]]) -> list[str]:
 # ---- parallel text files
 
 
-def parallel_files(cfg: DatasetConfig, given: str) -> tuple[Path, Path]:
+def parallel_files(cfg: DatasetConfig, given: str, targets: bool = True) -> tuple[Path, Path]:
     """The files of sources and of targets.
+
+    Args:
+        targets: there are files of targets; without them both paths are that of the sources.
 
     Raises:
         DataError: there are none.
     """
-    found = _parallel(cfg, user_path(given))
+    path = user_path(given)
+    if not targets:
+        path = data_path(given if os.path.lexists(path) else f"{given}.{cfg.source}")
+        return path, path
+    found = _parallel(cfg, path)
     if found is None:
         raise DataError(
             f"no parallel text files {abbreviated(given)}.{cfg.source} and {abbreviated(given)}.{cfg.target} (looked for "

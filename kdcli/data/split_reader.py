@@ -88,8 +88,10 @@ class SplitReader:
             return [read_hub(schema, split)]
         if cfg.format == "gettext":
             return read_gettext(schema, data_path(given, "folder"), given)
-        if is_parallel(cfg, given):
-            part, readings = read_parallel(schema, *parallel_files(cfg, given), self.recorded)
+        if is_parallel(cfg, given) or (not schema.has_gold and is_parallel(cfg, cfg.path)):
+            part, readings = read_parallel(
+                schema, *parallel_files(cfg, given, schema.has_gold), self.recorded
+            )
             self._tell(part.name, readings)
             return [part]
         path = user_path(given)

@@ -1,0 +1,508 @@
+"""Data files as spreadsheets, pandas, R, Spark and datasets write them: read without a key, or refused with the key that helps.
+
+The tables of docs/formats.md list these cases by the same names.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas
+import pyarrow
+import pyarrow.feather
+import pytest
+import zstandard
+from support.pages import table
+from support.tiny import sentences
+
+from kdcli.config.dataset import Dataset
+from kdcli.data.dataset import Data, load
+from kdcli.data.encodings import guessed, is_damaged_utf8
+from kdcli.data.reading import Reading
+from kdcli.data.splits import SPLITS
+from kdcli.errors import DataError
+
+ROWS = sentences(60)
+FRAME = pandas.DataFrame(ROWS, columns=["text", "label"])
+OBJECTS = [{"text": text, "label": label} for text, label in ROWS]
+LINES = "".join(f"{json.dumps(row)}\n" for row in OBJECTS)
+PLAIN = "text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS)
+Write = Callable[[Path], Path]
+
+
+def file(name: str, content: str | bytes, encoding: str = "utf-8") -> Write:
+    """What writes a file and returns its path."""
+
+    def write(folder: Path) -> Path:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
+        return path
+
+    return write
+
+
+def frame(name: str, **keys: Any) -> Write:
+    """What writes the rows with pandas."""
+
+    def write(folder: Path) -> Path:
+        method = FRAME.to_json if "orient" in keys else FRAME.to_csv
+        method(folder / name, **keys)
+        return folder / name
+
+    return write
+
+
+def files(**contents: str | bytes) -> Write:
+    """What writes a folder with files; __ in a name is a slash, _ a dot."""
+
+    def write(folder: Path) -> Path:
+        for name, content in contents.items():
+            file(name.replace("__", "/").replace("_", "."), content)(folder / "data")
+        return folder / "data"
+
+    return write
+
+
+def rows(form: str, start: str = "text,label\n") -> str:
+    return start + "".join(
+        form.format(text=text, label=label, number=number) for number, (text, label) in enumerate(ROWS, 1)
+    )
+
+
+def part(begin: int, end: int) -> str:
+    return "text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS[begin:end])
+
+
+def zipped(*names: str) -> bytes:
+    """A zip archive of files with the rows."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in names:
+            archive.writestr(name, PLAIN)
+    return stream.getvalue()
+
+
+def labelled(folder: Path) -> datasets.Dataset:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    columns = {"text": list(FRAME["text"]), "label": list(FRAME["label"])}
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def saved(folder: Path) -> Path:
+    labelled(folder).save_to_disk(folder / "saved", num_shards=3)
+    return folder / "saved"
+
+
+def saved_splits(folder: Path) -> Path:
+    whole = labelled(folder)
+    parts = {
+        "train": whole.select(range(40)),
+        "valid": whole.select(range(40, 50)),
+        "test": whole.select(range(50, 60)),
+    }
+    datasets.DatasetDict(parts).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def repository(folder: Path) -> Path:
+    labelled(folder).to_parquet(folder / "hub" / "data" / "train-00000-of-00001.parquet")
+    (folder / "hub" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n---\n"
+    )
+    return folder / "hub"
+
+
+def feather(folder: Path) -> Path:
+    pyarrow.feather.write_feather(pyarrow.Table.from_pandas(FRAME), folder / "a.feather")
+    return folder / "a.feather"
+
+
+def parquet(folder: Path) -> Path:
+    labelled(folder).to_parquet(folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def shards(folder: Path) -> Path:
+    for shard in range(4):
+        labelled(folder).shard(4, shard).to_parquet(folder / f"train-{shard:05}-of-00004.parquet")
+    return folder
+
+
+READ: dict[str, tuple[Write, dict[str, Any]]] = {
+    "commas, with a header": (file("a.csv", PLAIN), {}),
+    "semicolons (Excel)": (frame("a.csv", sep=";", index=False), {}),
+    "a first line sep=;": (file("a.csv", "sep=;\r\n" + rows("{text};{label}\r\n", "text;label\r\n")), {}),
+    "tabs, in a file of any name": (file("a.txt", rows("{text}\t{label}\n", "text\tlabel\n")), {}),
+    "vertical bars": (frame("a.csv", sep="|", index=False), {}),
+    "a suffix in capitals (.TSV)": (file("a.TSV", rows("{text}\t{label}\n", "text\tlabel\n")), {}),
+    "a space after each comma": (file("a.csv", rows('"{text}", {label}\n', "text, label\n")), {}),
+    "a delimiter after the last field": (file("a.csv", rows("{text},{label},\n")), {}),
+    "blank lines": (file("a.csv", "\n\n" + rows("{text},{label}\n\n")), {}),
+    "line ends of CR": (file("a.csv", PLAIN.replace("\n", "\r")), {}),
+    "an index without a name (pandas)": (frame("a.csv"), {}),
+    "row names without a column (R)": (
+        file("a.csv", rows('"{number}","{text}","{label}"\n', '"text","label"\n')),
+        {},
+    ),
+    "every field quoted": (frame("a.csv", index=False, quoting=csv.QUOTE_ALL), {}),
+    "every field quoted, between tabs": (frame("a.tsv", index=False, sep="\t", quoting=csv.QUOTE_ALL), {}),
+    "single quotes around fields": (file("a.csv", rows("'{text}','{label}'\n", "'text','label'\n")), {}),
+    "lines above the header": (file("a.csv", "Export of 1 May\n\n" + PLAIN), {}),
+    "a header that begins with #": (file("a.tsv", rows("{text}\t{label}\n", "#text\tlabel\n")), {}),
+    "joined files, the header repeated": (file("a.csv", part(0, 30) + part(30, 60)), {}),
+    "no header, with dataset.columns": (
+        file("a.tsv", rows("{label}\t{text}\n", "")),
+        {"columns": ["label", "text"]},
+    ),
+    "last fields that some rows lack": (
+        file("a.csv", rows("{text},{label},x\n", "text,label,note\n").replace(",x\n", "\n", 5)),
+        {},
+    ),
+    "UTF-8 with a byte order mark": (file("a.csv", PLAIN, "utf-8-sig"), {}),
+    "UTF-16 (Excel's Unicode text)": (file("a.txt", rows("{text}\t{label}\n", "text\tlabel\n"), "utf-16"), {}),
+    "UTF-16 without a byte order mark": (file("a.csv", PLAIN, "utf-16-le"), {}),
+    "JSON, an object a line (.jsonl, .ndjson)": (file("a.ndjson", LINES), {}),
+    "JSON, one array": (file("a.json", json.dumps(OBJECTS, indent=1)), {}),
+    "JSON, one array on one line": (file("a.jsonl", json.dumps(OBJECTS)), {}),
+    "JSON, objects that follow each other": (file("a.json", "\n".join(json.dumps(row, indent=1) for row in OBJECTS)), {}),
+    "JSON, objects under one key": (file("a.json", json.dumps({"version": 1, "data": OBJECTS})), {}),
+    "JSON, objects under one of several keys, with dataset.field": (
+        file("a.json", json.dumps({"train": OBJECTS, "more": OBJECTS[:3]})),
+        {"field": "train"},
+    ),
+    "JSON, columns as lists": (file("a.json", FRAME.to_json(orient="columns")), {}),
+    "JSON of pandas: columns, index, split, table": (frame("a.json", orient="split"), {}),
+    "JSON, arrays, with dataset.columns": (frame("a.json", orient="values"), {"columns": ["text", "label"]}),
+    "JSON lines in a file of another name": (file("a.txt", LINES), {}),
+    "parquet; the names of a class label are kept": (parquet, {}),
+    "Arrow and feather files": (feather, {}),
+    "a folder of shards": (shards, {}),
+    "a pattern of files (data/*.csv)": (
+        lambda folder: files(a_csv=part(0, 30), b_csv=part(30, 60))(folder) / "*.csv",
+        {},
+    ),
+    "a folder with train, dev and test": (
+        files(train_csv=part(0, 40), dev_csv=part(40, 50), test_csv=part(50, 60)),
+        {},
+    ),
+    "a folder of folders train, dev and test": (
+        files(train__a_csv=part(0, 40), dev__a_csv=part(40, 50), test__a_csv=part(50, 60)),
+        {},
+    ),
+    "part-00000 of Spark": (
+        lambda folder: files(**{"part-00000-a_csv": part(0, 30), "part-00001-a_csv": part(30, 60)})(folder),
+        {},
+    ),
+    "save_to_disk, a data set": (saved, {}),
+    "save_to_disk, a data set with splits": (saved_splits, {}),
+    "a repository of the hub on disk": (repository, {}),
+    "gzip": (file("a.csv.gz", gzip.compress(PLAIN.encode())), {}),
+    "bzip2": (file("a.jsonl.bz2", bz2.compress(LINES.encode())), {}),
+    "xz": (file("a.csv.xz", lzma.compress(PLAIN.encode())), {}),
+    "Zstandard": (file("a.jsonl.zst", zstandard.compress(LINES.encode())), {}),
+    "zip with one file": (file("a.zip", zipped("a.csv")), {}),
+}  # fmt: skip
+OTHERS: dict[str, tuple[Write, str, str]] = {
+    "another encoding, such as Windows-1252": (
+        file("a.csv", rows("{text} café – naïve,{label}\n"), "cp1252"),
+        "cp1252",
+        " café – naïve",
+    ),
+    "doubled quotes, commas and line breaks in quotes": (
+        file("a.csv", rows('"{text} ""so"", yes\nno",{label}\n')),
+        "quoted",
+        ' "so", yes no',
+    ),
+    "quotes escaped by a backslash": (
+        file("a.csv", rows('"{text} \\"so\\", yes",{label}\n')),
+        "escaped by backslash",
+        ' "so", yes',
+    ),
+    "quoted fields between tabs (pandas, Excel)": (
+        file("a.tsv", rows('"{text} ""so"""\t{label}\n', "text\tlabel\n")),
+        "quoted",
+        ' "so"',
+    ),
+    "quotes that are text, between tabs": (
+        file("a.tsv", rows('{text} "so\t{label}\n', "text\tlabel\n")),
+        "quotes are text",
+        ' "so',
+    ),
+    "single quotes around texts alone": (
+        file("a.csv", rows("'{text}, so',{label}\n")),
+        "' around fields",
+        ", so",
+    ),
+}
+"""Files whose texts end with more than the rows: what writes them, what the run says of them, the end of each text."""
+REFUSED: dict[str, tuple[Write, str]] = {
+    "no header": (file("a.csv", rows("{label},{text}\n", "")), "dataset.columns=[label,text]"),
+    "columns of other names": (file("a.csv", PLAIN.replace("text,", "review,", 1)), "dataset.text="),
+    "a row with too many or too few fields": (
+        file("a.csv", PLAIN + "well, yes, no,bad\n"),
+        "line 62: 4 fields where the header has 2 (a truncated file, another delimiter, or a quote that does not close?); dataset.bad_rows=drop",
+    ),
+    "a line that is no JSON": (file("a.jsonl", LINES + '{"text": "cut'), "dataset.bad_rows=drop"),
+    "an empty text": (file("a.csv", PLAIN + " ,bad\n"), "dataset.bad_rows=drop"),
+    "lines that are not UTF-8 in a file that is": (
+        file("a.csv", PLAIN.encode() + "é,good\nü,bad\n".encode() + b"caf\xe9,good\n"),
+        "dataset.bad_rows=drop",
+    ),
+    "an encoding that is none of those": (
+        file("a.csv", PLAIN.encode() + b"a\xf7b\xd7c\x9dd\xac,bad\n"),
+        "dataset.encoding=",
+    ),
+    "JSON with rows under several keys": (
+        file("a.json", json.dumps({"one": OBJECTS, "two": OBJECTS})),
+        "dataset.field=one",
+    ),
+    "JSON, arrays without names": (frame("a.json", orient="values"), "dataset.columns=[…]"),
+    "a folder with several formats": (
+        files(a_csv=PLAIN, a_jsonl=LINES),
+        "dataset.path=",
+    ),
+    "zip with several files": (file("a.zip", zipped("a.csv", "b.csv")), "dataset.path="),
+    "a compressed file that is cut off": (
+        file("a.csv.gz", gzip.compress(PLAIN.encode())[:-20]),
+        "is not a complete gz file",
+    ),
+    "Excel's .xlsx": (
+        file("a.xlsx", zipped("[Content_Types].xml", "xl/workbook.xml")),
+        "save its table as CSV (UTF-8)",
+    ),
+    "a pickle": (file("a.pkl", b"\x80\x04\x95" + bytes(90)), "jsonl or parquet"),
+    "a pointer of Git LFS": (file("a.csv", "version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "a web page": (file("a.csv", "<!DOCTYPE html><html></html>"), "download the file itself"),
+    "a parquet file with dataset.columns": (parquet, "leave dataset.columns out"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def read(path: Path, recorded: list[Reading] | None = None, **keys: Any) -> Data:
+    return load(Dataset.model_validate({"path": str(path), **keys}), recorded or [])
+
+
+def texts(data: Data) -> dict[str, str]:
+    """The label of each text."""
+    return {row["text"]: data.labels[row["label"]] for split in SPLITS for row in data[split]}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_files_that_are_read(tmp_path: Path, name: str) -> None:
+    """A stranger's file needs a key, is refused, or teaches other texts and labels than it holds."""
+    write, keys = READ[name]
+    (tmp_path / "in").mkdir()
+    data = read(write(tmp_path / "in"), **keys)
+    assert texts(data) == dict(ROWS)
+    assert data.labels == ["bad", "good"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_texts_are_those_of_the_file(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Marks of the file format are learnt as text, letters become others, and no line says what was decided."""
+    write, said, end = OTHERS[name]
+    caplog.set_level("INFO")
+    assert texts(read(write(tmp_path))) == {f"{text}{end}": label for text, label in ROWS}
+    [line] = [each.getMessage() for each in caplog.records if each.getMessage().startswith("read ")]
+    assert said in line
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_files_that_are_refused(tmp_path: Path, name: str) -> None:
+    """A message about something else, or one without the key that helps."""
+    write, remedy = REFUSED[name]
+    (tmp_path / "in").mkdir()
+    keys = {"columns": ["text", "label"]} if "dataset.columns out" in remedy else {}
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path / "in"), **keys)
+    assert remedy in caught.value.message
+    if "bad_rows" in remedy:
+        data = read(next((tmp_path / "in").iterdir()), bad_rows="drop")
+        assert dict(ROWS).items() <= texts(data).items()
+        assert data.dropped["cannot be read"] == 1
+
+
+def test_the_page_lists_these_files() -> None:
+    """A page that promises a format which no test reads, or a remedy that no message has."""
+    read_rows = table("formats.md", "Files that are read")
+    assert read_rows.keys() == READ.keys() | OTHERS.keys() | PARALLEL.keys()
+    refused = table("formats.md", "Files that are refused")
+    assert refused.keys() == REFUSED.keys()
+    for name, (_, remedy) in REFUSED.items():
+        for key in re.findall(r"dataset\.[a-z_]+", refused[name]):
+            assert key in remedy, name
+
+
+# ---- what was decided
+
+
+def test_one_line_says_how_a_file_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A guess in silence; or four lines for four shards."""
+    caplog.set_level("INFO")
+    path = file("tickets.csv", rows("{number};{text} café;{label};;\n", "id;text;label;a;b\n"), "cp1252")(
+        tmp_path
+    )
+    read(path)
+    [record] = [each for each in caplog.records if each.getMessage().startswith("read ")]
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        f"read {path} as csv (cp1252 (café), ';', quoted, 5 columns); dataset.encoding= gives another encoding"
+    )
+    caplog.clear()
+    (tmp_path / "shards").mkdir()
+    read(shards(tmp_path / "shards"))
+    assert [each.getMessage() for each in caplog.records if each.getMessage().startswith("read ")] == [
+        f"read 4 files of {tmp_path / 'shards'} as parquet"
+    ]
+
+
+def test_what_was_decided_is_read_so_again(tmp_path: Path) -> None:
+    """A newer release guesses otherwise, and eval scores other texts than the run was trained on."""
+    path = file("a.csv", rows("{text} café,{label}\n"), "cp1252")(tmp_path)
+    first = read(path)
+    records = [json.loads(json.dumps(reading.as_record())) for reading in first.readings]
+    assert records[0]["encoding"] == "cp1252"
+    records[0]["encoding"] = "cp1250"  # what an earlier release might have said
+    earlier = [Reading.of_record(record) for record in records]
+    path.write_bytes(path.read_bytes().replace("é".encode("cp1252"), "³".encode("cp1252")))
+    assert all(text.endswith("cafł") for text in texts(read(path, earlier)))
+    assert all(text.endswith("caf³") for text in texts(read(path, earlier, encoding="cp1252")))
+    path.write_bytes(path.read_bytes().replace("³".encode("cp1252"), "é".encode("cp1252")) + b"\n")
+    assert read(path, earlier).readings[0].encoding == "cp1252"  # it is another file
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"delimiter": ";"}, "no column"),
+        ({"quote": "none"}, "fields where the header has"),
+        ({"escape": "none"}, "fields where the header has"),
+        ({"encoding": "ascii"}, "is not ascii text"),
+        ({"format": "jsonl"}, "is not JSON"),
+    ],
+)
+def test_a_key_is_obeyed(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+    """A key that a guess overrules."""
+    path = file("a.csv", rows('"{text} é \\"so\\", yes",{label}\n'))(tmp_path)
+    assert texts(read(path))
+    with pytest.raises(DataError, match=said):
+        read(path, **keys)
+
+
+LATE = "".join(f"{text} {number},{label}\n" for number in range(300) for text, label in ROWS)
+
+
+@pytest.mark.parametrize(
+    ("last", "text"),
+    [
+        ("café here,good\n".encode("cp1252"), "café here"),
+        (b'"a \\"so\\", here",good\n', 'a "so", here'),
+        (b'"a ""so"", here",good\n', 'a "so", here'),
+    ],
+    ids=["encoding", "escape", "quotes"],
+)
+def test_what_only_the_end_of_a_file_shows(tmp_path: Path, last: bytes, text: str) -> None:
+    """The first thousand lines of plain ASCII decide for the rest, which is refused or read wrongly."""
+    path = file("a.csv", b"text,label\n" + LATE.encode() + last)(tmp_path)
+    assert text in texts(read(path))
+
+
+def test_quotes_at_the_end_of_a_file_with_tabs(tmp_path: Path) -> None:
+    """A long TSV of pandas whose first quoted field comes late keeps its doubled quotes."""
+    late = LATE.replace(",", "\t") + '"a ""so"" here"\tgood\n'
+    assert 'a "so" here' in texts(read(file("a.tsv", "text\tlabel\n" + late)(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1252", "Der Bär aß süße Äpfel"),
+        ("cp1252", "L’été, j’ai mangé des crêpes"),
+        ("cp1252", "costs 5€ — “truly”"),
+        ("cp1250", "Zażółć gęślą jaźń, to był świetny film"),
+        ("iso8859_2", "Příliš žluťoučký kůň úpěl ďábelské ódy"),
+        ("cp1251", "Это был очень хороший фильм"),
+        ("koi8_r", "Это был очень хороший фильм"),
+        ("cp866", "Это был очень хороший фильм"),
+        ("cp1253", "Αυτή η ταινία ήταν πολύ καλή"),
+        ("cp1254", "Bu film çok güzeldi, oyuncular şahane, değişik bir öykü"),
+        ("cp1255", "הסרט הזה היה טוב מאוד"),
+        ("cp1256", "كان هذا الفيلم جيدا جدا"),
+        ("cp874", "หนังเรื่องนี้ดีมาก"),
+        ("gb18030", "这部电影非常好看，我很喜欢"),
+        ("big5", "這部電影非常好看，我很喜歡"),
+        ("shift_jis", "この映画はとても良かったです"),
+        ("euc_jp", "この映画はとても良かったです"),
+        ("cp949", "이 영화는 정말 좋았습니다"),
+    ],
+)
+def test_encodings_of_many_languages(encoding: str, text: str) -> None:
+    """Texts of other alphabets are read as Western European ones, and learnt as such."""
+    for sample in (text, f"a film and {text} and a day\n" * 20):
+        guess = guessed(sample.encode(encoding))
+        assert guess
+        assert sample.encode(encoding).decode(guess.encoding) == sample
+        assert not is_damaged_utf8(sample.encode(encoding))
+
+
+# ---- parallel text files
+
+PAIRS = {f"one {text}": f"eins {text[::-1]}" for text, _ in ROWS}
+SOURCES, TARGETS = ("".join(f"{text}\n" for text in side) for side in (PAIRS.keys(), PAIRS.values()))
+PARALLEL: dict[str, tuple[dict[str, str | bytes], str]] = {
+    "two text files, train.en and train.de": ({"train_en": SOURCES, "train_de": TARGETS}, "train"),
+    "two text files, the path of one of them": ({"train_en": SOURCES, "train_de": TARGETS}, "train.en"),
+    "two text files, en.txt and de.txt in a folder": ({"en_txt": SOURCES, "de_txt": TARGETS}, ""),
+    "two text files, en-train.txt and de-train.txt": (
+        {"en-train_txt": SOURCES, "de-train_txt": TARGETS},
+        "en-train.txt",
+    ),
+    "two text files, compressed": ({"a_en_gz": gzip.compress(SOURCES.encode()), "a_de": TARGETS}, "a"),
+}
+LANGUAGES = {"source": "en", "target": "de", "clean": {"max_ratio": None}}
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_parallel_files(tmp_path: Path, name: str) -> None:
+    """Two files of Moses or OPUS, the usual form of translations, have to be joined by hand."""
+    contents, given = PARALLEL[name]
+    path = files(**contents)(tmp_path) / given
+    for keys in ({}, {"format": "parallel"}):
+        data = read(path, **LANGUAGES, **keys)
+        assert {row["source"]: row["target"] for split in SPLITS for row in data[split]} == PAIRS
+
+
+def test_parallel_files_that_do_not_belong_together(tmp_path: Path) -> None:
+    """From a line that one file lacks on, each source has the translation of another."""
+    folder = files(train_en=SOURCES, train_de=TARGETS.partition("\n")[2])(tmp_path)
+    with pytest.raises(DataError, match="has 60 lines and .* 59: line N of one"):
+        read(folder / "train", **LANGUAGES)
+    with pytest.raises(DataError, match=r"no parallel text files .*dataset.source= and dataset.target="):
+        read(folder / "dev", format="parallel", **LANGUAGES)
+    (folder / "train.de").write_text(TARGETS.replace("eins", "eins\u2028\x85", 3))
+    assert len(read(folder / "train", **LANGUAGES)["train"]) == 48
+    (folder / "train.de").write_text("\n" + TARGETS.partition("\n")[2])
+    with pytest.raises(DataError, match="row 1: the target is empty"):
+        read(folder / "train", **LANGUAGES)
+    assert read(folder / "train", bad_rows="drop", **LANGUAGES).dropped["cannot be read"] == 1
+    mono = files(more_en="".join(f"{text} more\n" for text, _ in ROWS))(tmp_path) / "more.en"
+    data = read(folder / "train", bad_rows="drop", unlabelled=str(mono), **LANGUAGES)
+    assert sum(target is None for target in data["train"]["target"][:]) == 60
