@@ -38,7 +38,7 @@ HUB_FILES = {
         "*.tsv.*",
         "*.json.*",
         "*.jsonl.*",
-    ],  # fmt: skip
+    ],
 }
 """The patterns of the files that are fetched from a hub repository; pickles are not among them."""
 PATIENCE = 10.0
