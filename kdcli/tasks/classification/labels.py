@@ -15,16 +15,16 @@ logger = logging.getLogger(__name__)
 MANY_CLASSES = 20
 """Labels up to which a column is taken for classes however few rows each has, and numbers for classes without a remark."""
 FEW_ROWS = 3
-"""Rows per label, in the mean, below which a column of more than `MANY_CLASSES` labels holds no classes."""
+"""Rows per label, in the mean, below which a column of more than `MANY_CLASSES` labels holds no classes, if half of them occur once."""
 RARE = 0.1
 """The share of the training rows below which -1 beside 0 and 1 means that there is no label."""
 MISSING = frozenset({
     "nan", "NaN", "NAN", "-nan", "<NA>", "NA", "N/A", "n/a", "#N/A", "null", "NULL", "-100",
 })  # fmt: skip
 """What pandas, R, spreadsheets and torch write for a label that is missing, apart from an empty cell."""
-UNCLEAR = frozenset({"None", "?", "undefined"})
+UNCLEAR = frozenset({"None", "?", "undefined", "unlabeled", "unlabelled", "no label", "missing"})
 """What may be a class, and may be the name that a program gives to a missing value."""
-_SEPARATORS = ("|", ";", ",", "/", "+", "&")
+_SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
 _BETWEEN_LABELS = frozenset("|;,")
 """The separators that stand between labels more often than in the name of one."""
 _WHOLE = re.compile(r"[+-]?\d+,0+")
@@ -187,7 +187,7 @@ def _appearance(labels: Counter[str]) -> str | None:
                 f"looks like several labels a row, joined by {shown(separator)} ({rows:,} of {labels.total():,} rows, such as {shown(joined[0])}). "
                 "That is multi-label classification, and kdcli trains classifiers of one label a row; leave one label a row"
             )
-    if len(labels) > MANY_CLASSES and labels.total() < FEW_ROWS * len(labels):
+    if len(labels) > MANY_CLASSES and labels.total() < FEW_ROWS * len(labels) <= 2 * FEW_ROWS * once:
         if len(numbers) == len(labels):
             return f"looks like a score, a count or an identifier ({values}). {regression}, or name the column of classes with dataset.label="
         return f"looks like free text or an identifier ({values}); name the column of classes with dataset.label="
@@ -198,9 +198,10 @@ def _joined(labels: Counter[str], separator: str) -> list[str]:
     """The labels that are several, joined by a separator; []: it is a part of names.
 
     They are several if there are more labels than parts, or (for separators that names seldom have) if the parts are numbers, or half of them
-    are a label by themselves or stand at several places, which the levels of a hierarchy and a town with its country do not.
+    are a label by themselves or stand at several places, which the levels of a hierarchy and a town with its country do not. Words of names
+    (very good) are parts as well; they are labels only if most names are made of such parts alone.
     """
-    parts = {label: [part.strip() for part in label.split(separator)] for label in labels}
+    parts = {label: [part.strip() for part in " ".join(label.split()).split(separator)] for label in labels}
     joined = [label for label, own in parts.items() if len(own) > 1 and all(own)]
     if not joined:
         return []
@@ -208,9 +209,11 @@ def _joined(labels: Counter[str], separator: str) -> list[str]:
     for label in joined:
         for place, part in enumerate(parts[label]):
             places.setdefault(part, set()).add(place)
-    free = sum(part in labels or len(at) > 1 for part, at in places.items())
+    free = {part for part, at in places.items() if part in labels or len(at) > 1}
     more = len(labels) > len(places.keys() | labels.keys() - set(joined))
-    several = 2 * free >= len(places) or all(number_of(part) is not None for part in places)
+    if separator == " ":
+        more = more and 2 * sum(free.issuperset(parts[label]) for label in joined) >= len(joined)
+    several = 2 * len(free) >= len(places) or all(number_of(part) is not None for part in places)
     return joined if more or (several and separator in _BETWEEN_LABELS) else []
 
 
