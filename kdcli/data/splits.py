@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 
 from kdcli.data.gold import lacks_labels, merge_duplicates, stratified
+from kdcli.data.raw_rows import UNREADABLE, BadRows
 from kdcli.errors import DataError
 from kdcli.tasks.rows import RawSplit, Row, RowSchema, log_level
 
@@ -23,12 +24,20 @@ def clean_rows(schema: RowSchema, parts: list[RawSplit], dropped: Counter[str]) 
     rows: dict[str, Row] = {}
     others: dict[str, list[tuple[RawSplit, Row]]] = {}
     for part in parts:
+        bad = BadRows(schema.cfg.bad_rows)
         for number, values in enumerate(part.rows, 1):
-            row = schema.row(values, f"{part.name}, row {number}")
+            try:
+                row = schema.row(values, f"{part.name}, row {number}")
+            except DataError as error:
+                bad.add(error.message)
+                continue
             if row is None:
                 part.dropped["empty after dataset.replace"] += 1
             elif rows.setdefault(row["id"], row) is not row:
                 others.setdefault(row["id"], []).append((part, row))
+        bad.warn(part.name, len(part.rows) - len(bad.messages))
+        if bad.messages:
+            part.dropped[UNREADABLE] += len(bad.messages)
     merge_duplicates(schema, rows, others)
     for part in parts:
         log_dropped(part.name, part.dropped)

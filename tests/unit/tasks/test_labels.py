@@ -186,7 +186,7 @@ REFUSED = {
     "a mapping": Refused([{"good": 0.4, "bad": 0.6}], "the label is {'good': 0.4, 'bad': 0.6}", "", "jsonl", accepted=None),
     "no labels at all": Refused([None], "none of the 120 rows of train has a gold label", "dataset.unlabelled=", "jsonl", accepted=None),
     "one label": Refused(["good", ""], "all training rows have the label 'good'", "", accepted=None),
-    "a label that is not given": Refused(["good", "bad", "meh"], "the label 'meh' is not among bad, good", "dataset.no_label", options={"labels": ["bad", "good"]}, accepted={"no_label": "meh"}),
+    "a label that is not given": Refused(["good", "bad", "meh"], "the label 'meh' is not among bad, good", "dataset.no_label", options={"labels": ["bad", "good"]}, accepted={"bad_rows": "drop"}),
     "a text as a label": Refused(["x" * 2000, "good"], "has 2,000 characters", "dataset.label", accepted=None),
 }  # fmt: skip
 
