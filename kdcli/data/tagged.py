@@ -21,7 +21,7 @@ from kdcli.tasks.token_classification.scheme import is_outside, scheme_of
 logger = logging.getLogger(__name__)
 SAME = 0.9
 """The share of lines that a separator cuts into the same number of fields."""
-LONGEST_SENTENCE = 500
+LONGEST_SENTENCE = 200
 """Words of a file of one sentence, above which its sentences have no blank line between them."""
 MOST_TAGS = 300
 """Different values of a column, above which it holds no tags; UD has 17, the largest sets of entity types about 100."""
@@ -39,6 +39,8 @@ CHUNKS = frozenset(
     {"NP", "VP", "PP", "ADJP", "ADVP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP", "NC", "PC", "VC"}
 )
 """The types of chunks (CoNLL-2000), whose column is read as tags only if there is no other one."""
+DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
+"""A field with quotes that a csv writer put between quotes and doubled."""
 BOUNDARY = "-DOCSTART-"
 UNIVERSAL = "[id,words,lemma,tags,xpos,feats,head,deprel,deps,misc]"
 """The columns of CoNLL-U, with the parts of speech as tags."""
@@ -209,7 +211,8 @@ def _cutter(way: str) -> Callable[[str], list[str]]:
         return re.split(r"[ \t]+", text.strip(" \t"))
 
     def by_tabs(text: str) -> list[str]:
-        return [part.strip(" ") for part in re.split(way, text.rstrip(" \t"))]
+        parts = [part.strip(" ") for part in re.split(way, text.rstrip(" \t"))]
+        return [part[1:-1].replace('""', '"') if DOUBLED.fullmatch(part) else part for part in parts]
 
     def by_character(text: str) -> list[str]:
         return [part.strip() for part in next(csv.reader([text], delimiter=way), [])]

@@ -215,6 +215,7 @@ def test_export_to_onnx(run: Path, tmp_path: Path) -> None:
     assert whole["parity"]["max_abs_difference"] < 1e-4
     assert whole["score"] == pytest.approx(read(run / "report.json")["models"]["student"]["score"])
     words, expected, _ = said_by(run / "student")
+    assert "\nPARTS = {'B-bad': ('B', 'bad')," in (run / "export" / "cpu" / "student.py").read_text()
     name = {"MODEL": "model.onnx"}
     (script,) = snippets.write(run / "export" / "cpu", "onnx", "token_classification", name)
     assert run_snippet(script, *words) == expected

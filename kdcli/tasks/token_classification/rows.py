@@ -219,7 +219,7 @@ class TokenClassificationRows(LabelledRows):
         )
         if unknown := [tag for tag in self.cfg.outside or () if tag not in self.labels]:
             raise DataError(
-                f"{self.cfg.path}: dataset.outside = {shown(unknown[0])} is no tag{suggest(unknown[0], self.labels)} (tags: {listed(self.labels)})"
+                f"{self.cfg.path}: dataset.outside = {shown(unknown[0])} is no tag{suggest(unknown[0], self.labels)} (tags: {listed(self.labels)}); name one of them"
             )
         scheme = scheme_of(self.labels, self.cfg.outside or ())
         self._tell(scheme, counts)

@@ -149,6 +149,11 @@ READ: dict[str, tuple[str | bytes, dict[str, Any], Sentences]] = {
         {},
         SENTENCES,
     ),
+    "quotes doubled by a csv writer, between tabs": (
+        lines("{word}\t{tag}").replace("call", '""""').replace("rejects", '"'),
+        {},
+        [[("EU", "B-ORG"), ('"', "O"), ("German", "B-MISC"), ('"', "O")], *SENTENCES[1:]],
+    ),
     "another separator": (lines("{word}={tag}"), {"delimiter": "="}, SENTENCES),
     "a header that names the columns": (
         "pos\ttoken\tner\n" + lines("NN\t{word}\t{tag}"),
