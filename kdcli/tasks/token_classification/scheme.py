@@ -24,6 +24,7 @@ _FORMS = {
     "prefixes": re.compile(rf"(?P<letter>[{_LETTERS}]){_SEPARATOR}(?P<type>.*)"),
     "suffixes": re.compile(rf"(?P<type>.*){_SEPARATOR}(?P<letter>[{_LETTERS}])"),
     "letters": re.compile(rf"(?P<letter>[{_LETTERS}])(?P<type>)"),
+    "joined prefixes": re.compile(rf"(?P<letter>[{''.join(ROLES)}])(?P<type>[A-Z].+)"),
 }
 
 
@@ -32,7 +33,7 @@ class Scheme:
     """How entities are read from tags.
 
     Attributes:
-        form: where the letter stands in a tag (`prefixes`, `suffixes`, or `letters` without types); `types`: the tags have no letters, and
+        form: where the letter stands in a tag (`prefixes`, `suffixes`, `joined prefixes` such as BPER, or `letters` without types); `types`: the tags have no letters, and
             each is the type of an entity.
         letters: those that the tags have (B, I …).
         parts: the role (B, I, E, S, or O for no entity) and the entity type of each tag.
@@ -89,10 +90,13 @@ def scheme_of(tags: Iterable[str], outside: Iterable[str] = ()) -> Scheme:
         form: {tag: match for tag in tags if tag not in named and (match := pattern.fullmatch(tag))}
         for form, pattern in _FORMS.items()
     }
-    form = max(matches, key=lambda form: _evidence(matches[form]))
-    matched = matches[form]
-    bare = [tag for tag in tags if tag not in matched and tag not in named]
-    if not _is_scheme(matched, _outside(bare), bare):
+    bare: list[str] = []
+    for form in sorted(matches, key=lambda form: _evidence(matches[form]), reverse=True):
+        matched = matches[form]
+        bare = [tag for tag in tags if tag not in matched and tag not in named]
+        if _is_scheme(matched, _outside(bare), bare, sure=form != "joined prefixes"):
+            break
+    else:
         form, matched = "types", {}
         bare = [tag for tag in tags if tag not in named]
     if not named:
@@ -126,13 +130,21 @@ def _evidence(matched: Mapping[str, re.Match[str]]) -> tuple[bool, int, int]:
     return bool(letters & {"B", "I"}), len(matched), -len({match["type"] for match in matched.values()})
 
 
-def _is_scheme(matched: Mapping[str, re.Match[str]], outside: Sequence[str], bare: Sequence[str]) -> bool:
+def _is_scheme(
+    matched: Mapping[str, re.Match[str]], outside: Sequence[str], bare: Sequence[str], sure: bool
+) -> bool:
+    """Whether tags that match a form have letters.
+
+    Args:
+        sure: a sign stands between letter and type. If none does, each type needs several letters.
+    """
     letters: dict[str, set[str]] = {}
     for match in matched.values():
         letters.setdefault(match["type"], set()).add(match["letter"].upper())
     if not any(each & {"B", "I"} for each in letters.values()):
         return False
-    return set(bare) <= set(outside) or any(len(each) > 1 for each in letters.values())
+    several = [len(each) > 1 for each in letters.values()]
+    return set(bare) <= set(outside) or any(several) if sure else set(bare) <= set(outside) and all(several)
 
 
 def _key(tag: str) -> str:
