@@ -758,6 +758,20 @@ def test_labels_of_a_real_server(ask: Any, smollm: Any) -> None:
 
 
 @pytest.mark.real
+def test_structured_output_of_a_real_server(ask: Any, smollm: Any) -> None:
+    """A schema that only a server of the tests understands: labels are lost, or the run is refused."""
+    small = ["dataset.limit=12", "dataset.validation_size=12", "dataset.test_size=8", "trainer.batch_size=4"]
+    wide = ["teacher.shots=4", "trainer.max_steps=2", "control=false", "smoke=true"]
+    status, run = ask(smollm, *small, *wide, "teacher.soft_labels=samples", "teacher.samples=2")
+    assert status == 0
+    asked = report_of(run)["endpoint"]
+    assert (asked["unparsable"], asked["refused"], asked["retries"]) == (0, 0, 0)
+    assert all(
+        json.loads(text)["label"] in ("bad", "good") for one in asked["answers"] for text in one["answers"]
+    )
+
+
+@pytest.mark.real
 def test_answers_of_a_real_server(ask: Any, smollm: Any, student: Path, tmp_path: Path) -> None:
     """Several answers to each prompt, and further prompts, of a server that nobody has written for this test."""
     options = chat(student, tmp_path, "pairs")
