@@ -145,6 +145,12 @@ def override(key: str, names: Sequence[str]) -> str:
     return assignment if all(plain) else shlex.quote(assignment)
 
 
+def _joined(name: str) -> str:
+    """A name with one blank for each hyphen, underscore or white space: not_spam is not-spam."""
+    name = folded(name)
+    return name if number_of(name) is not None else re.sub(r"[\s_-]+", " ", name)
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """Labels in the order of the logits: numbers by their value, then names by their characters."""
 
@@ -167,10 +173,11 @@ def alike(names: Iterable[str]) -> list[list[str]]:
 
 
 def matcher(names: Sequence[str]) -> Callable[[str], int | None]:
-    """A function that returns the index of a label among names: of the same name, of the same number, or of the one name that differs in case
-    and white space alone; None: there is none."""
+    """A function that returns the index of a label among names: of the same name, of the same number, or of the one name that differs in case,
+    white space, hyphens and underscores alone; None: there is none."""
     levels = [
-        (spelling, _unambiguous([spelling(name) for name in names])) for spelling in (str, canonical, folded)
+        (spelling, _unambiguous([spelling(name) for name in names]))
+        for spelling in (str, canonical, folded, _joined)
     ]
 
     def index_of(label: str) -> int | None:
@@ -217,7 +224,7 @@ def without_names(own: Sequence[str]) -> bool:
 def order_of(own: Sequence[str], labels: Sequence[str], name: str) -> list[int]:
     """The indices of the data's labels in a model's labels: `model_logits[:, order]` are in the data's order.
 
-    Labels match by their names, as numbers, or without case and white space. A model whose labels have no names (LABEL_0 …) has the data's
+    Labels match as by `matcher`. A model whose labels have no names (LABEL_0 …) has the data's
     labels in the data's order.
 
     Args:
@@ -238,9 +245,9 @@ def order_of(own: Sequence[str], labels: Sequence[str], name: str) -> list[int]:
         return [index for index in order if index is not None]
     if without_names(own):
         return list(range(len(labels)))
-    if alike(own) or alike(labels):
+    if not missing or alike(own) or alike(labels):
         raise TeacherError(
-            f"{name}: labels that differ in nothing but case cannot be matched ({listed(own)}; the data's: "
+            f"{name}: labels that differ in nothing but case or white space cannot be matched ({listed(own)}; the data's: "
             f"{listed(labels)}); name the data's labels as the model does with dataset.labels=[…]"
         )
     raise TeacherError(

@@ -365,6 +365,8 @@ def test_rare_labels_are_in_every_split(tmp_path: Path) -> None:
         (["True", "False"], ["false", "true"], [1, 0]),
         (["0", "1"], ["bad", "good"], [0, 1]),
         (["very  good", "BAD"], ["bad", "very good"], [1, 0]),
+        (["SPAM", "NOT-SPAM"], ["not_spam", "spam"], [1, 0]),
+        (["1", "-1"], ["-1", "1"], [1, 0]),
     ],
 )
 def test_labels_match_in_any_format(own: list[str], data: list[str], order: list[int]) -> None:
@@ -384,6 +386,7 @@ def test_labels_match_in_any_format(own: list[str], data: list[str], order: list
         (["bad", "good"], ["bad", "good", "meh"], "'dataset.no_label=[-1,\"-\",meh]' dataset.bad_rows=drop"),
         (["0", "1"], ["-1", "0", "1"], "dataset.no_label=[-1] dataset.bad_rows=drop"),
         (["neg", "pos"], ["ham", "spam"], "teacher.tune=true"),
+        (["False", "True"], ["0", "1"], "'dataset.labels=[\"False\",\"True\"]'"),
     ],
 )  # fmt: skip
 def test_what_to_do_about_other_labels(own: list[str], data: list[str], remedy: str) -> None:
@@ -392,6 +395,12 @@ def test_what_to_do_about_other_labels(own: list[str], data: list[str], remedy: 
         order_of(own, data, "the model")
     assert remedy in caught.value.message
     assert "teacher.tune=true" in caught.value.message
+
+
+def test_labels_that_are_one_for_the_model() -> None:
+    """Two labels of the data that are taught by the same logits."""
+    with pytest.raises(TeacherError, match="cannot be matched"):
+        order_of(["a b", "c"], ["a-b", "a_b"], "the model")
 
 
 @pytest.mark.parametrize(
