@@ -302,7 +302,9 @@ class Dataset(Section):
 
 
 _BY_NAME = {
-    **dict.fromkeys((".conll", ".conllu", ".bio", ".iob", ".iob2"), "conll"),
+    **dict.fromkeys(
+        (".conll", ".conllu", ".conllup", ".bio", ".iob", ".iob2", ".bioes", ".bilou", ".bmes"), "conll"
+    ),
     **dict.fromkeys((".po", ".mo"), "gettext"),
     **dict.fromkeys((".yml", ".yaml"), "conversations"),
 }

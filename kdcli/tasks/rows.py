@@ -23,6 +23,8 @@ IGNORE = -100
 MANY = 0.1
 """The share of the rows above which a warning tells that they are dropped or truncated."""
 INTEGER = re.compile(r"-?\d+")
+_WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "tags", "ner", "spans", "entities")
+"""The usual names of the columns of words with tags, for messages."""
 _HALF = re.compile(r"[\ud800-\udfff]")
 
 
@@ -148,6 +150,11 @@ class RowSchema(ABC):
                 remedy = f"name them with {self.keys}"
                 if talk := sorted({"messages", "conversations"} & {*columns} - {*self.columns}):
                     remedy += f"; conversations are read with dataset.messages={talk[0]}"
+                words, tags = ([name for name in columns if name in names] for names in (_WORDS, _TAGS))
+                if words and tags and not {*words, *tags} & {*self.columns}:
+                    remedy += (
+                        f"; words with tags are read with dataset.words={words[0]} dataset.tags={tags[0]}"
+                    )
                 if len(columns) == 1 and (sign := re.search("[;|,]", columns[0])):
                     remedy = (
                         f"if {sign[0]} stands between its columns, give 'dataset.delimiter=\"{sign[0]}\"'"

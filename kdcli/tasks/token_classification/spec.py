@@ -53,7 +53,8 @@ class TokenClassificationSpec(TaskSpec):
         if not cfg.tags and cfg.format != "conll":
             raise ValueError(
                 "token_classification: name the columns of words and of their tags with dataset.words= and dataset.tags=; for texts with spans of "
-                "characters (doccano, Label Studio, Prodigy) the columns of the texts and of the spans"
+                "characters (doccano, Label Studio, Prodigy) the columns of the texts and of the spans; for a file with a word and its tag a line give "
+                "dataset=conll"
             )
 
 

@@ -13,6 +13,7 @@ from support.pages import table
 from kdcli.config.dataset import Dataset
 from kdcli.data.readers import read_file
 from kdcli.errors import DataError
+from kdcli.tasks.classification.rows import ClassificationRows
 from kdcli.tasks.labels import read_label
 from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.token_classification.rows import TokenClassificationRows
@@ -295,6 +296,17 @@ def test_spans_as_labels_of_texts(label: Any) -> None:
         DataError, match=r"the labels are spans of characters .* with dataset.words= and dataset.tags="
     ):
         read_label(label, "a.jsonl, row 1")
+
+
+def test_words_with_tags_for_another_task(tmp_path: Path) -> None:
+    """A refusal that names the columns of texts alone, where the file has words with tags."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"id": 0, "tokens": WORDS[0], "ner_tags": TAGS[0]}))
+    cfg = Dataset(path=str(path), format="jsonl")
+    with pytest.raises(
+        DataError, match=r"words with tags are read with dataset.words=tokens dataset.tags=ner_tags"
+    ):
+        read_file(ClassificationRows(cfg), path, str(path))
 
 
 def test_a_text_without_spans_has_no_entity(tmp_path: Path) -> None:
