@@ -14,6 +14,7 @@ from typing import Any
 
 from kdcli.config.dataset import NO_LABEL
 from kdcli.errors import DataError, TeacherError, listed, printable, shown
+from kdcli.tasks.token_classification.scheme import scheme_of
 from kdcli.tasks.token_classification.spans import looks_like_span
 
 Label = str | tuple[str, ...] | None
@@ -224,7 +225,7 @@ def without_names(own: Sequence[str]) -> bool:
 def order_of(own: Sequence[str], labels: Sequence[str], name: str) -> list[int]:
     """The indices of the data's labels in a model's labels: `model_logits[:, order]` are in the data's order.
 
-    Labels match as by `matcher`. A model whose labels have no names (LABEL_0 …) has the data's
+    Labels match as by `matcher`, and tags also by their role and type. A model whose labels have no names (LABEL_0 …) has the data's
     labels in the data's order.
 
     Args:
@@ -245,6 +246,8 @@ def order_of(own: Sequence[str], labels: Sequence[str], name: str) -> list[int]:
         return [index for index in order if index is not None]
     if without_names(own):
         return list(range(len(labels)))
+    if tags := _order_of_tags(own, labels):
+        return tags
     if not missing or alike(own) or alike(labels):
         raise TeacherError(
             f"{name}: labels that differ in nothing but case or white space cannot be matched ({listed(own)}; the data's: "
@@ -253,6 +256,19 @@ def order_of(own: Sequence[str], labels: Sequence[str], name: str) -> list[int]:
     raise TeacherError(
         f"{name} does not know the label {shown(missing[0])} (its labels: {listed(own)}); {_remedy(own, labels)}"
     )
+
+
+def _order_of_tags(own: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """The order of tags that two schemes write in different ways (B-PER and PER_B, O and NONE); []: they are none, or other ones."""
+    schemes = scheme_of(own), scheme_of(labels)
+    parts, wanted = (list(scheme.parts.values()) for scheme in schemes)
+    if (
+        not all(scheme.letters for scheme in schemes)
+        or set(parts) != set(wanted)
+        or len(set(parts)) < len(own)
+    ):
+        return []
+    return [parts.index(part) for part in wanted]
 
 
 def _remedy(own: Sequence[str], labels: Sequence[str]) -> str:

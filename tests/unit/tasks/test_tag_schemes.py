@@ -16,9 +16,10 @@ from support.tiny import bert
 from transformers import BertForTokenClassification
 
 from kdcli.config.dataset import Dataset
-from kdcli.errors import DataError
+from kdcli.errors import DataError, TeacherError
 from kdcli.exporting import snippets
 from kdcli.tasks.base import Predictions
+from kdcli.tasks.labels import order_of
 from kdcli.tasks.rows import RawSplit
 from kdcli.tasks.token_classification.presentation import PRESENTATION
 from kdcli.tasks.token_classification.rows import TokenClassificationRows
@@ -117,6 +118,16 @@ def test_types_are_found_by_the_names_of_tags(
     assert scheme.types == expected
     assert scheme.outside == none
     assert scheme_of(tags.split(), scheme.outside) == scheme, "what a report records gives the same scheme"
+
+
+def test_a_teacher_that_writes_tags_in_another_way() -> None:
+    """A tagger that is refused for its underscores; classes that are taken for tags."""
+    own = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    data = ["LOC_B", "LOC_M", "NONE", "PER_B", "PER_M"]
+    assert order_of(own, data, "teacher") == [3, 4, 0, 1, 2]
+    for names, labels in ((own, [*data[:4], "PER_E"]), (["none", "spam"], ["other", "spam"])):
+        with pytest.raises(TeacherError, match="does not know the label"):
+            order_of(names, labels, "teacher")
 
 
 def declared(rows: list[list[str]], **keys: Any) -> TokenClassificationRows:
