@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
@@ -159,6 +158,12 @@ def plain_text(text: str) -> str:
     return unicodedata.normalize("NFKC", _SPECIAL.sub(" ", text)).strip()
 
 
+def before_next_text(text: str) -> tuple[str, bool]:
+    """An answer without the further texts and labels that a model makes up, and whether there are any."""
+    answer, *further = _NEXT_TEXT.split(text, maxsplit=1)
+    return answer, bool(further)
+
+
 _NOUNS = (
     "labels?|answers?|class|category|categories|classification|prediction|choice|option|letter|result|output|verdict|rating|tag|topic|intent"
     "|intention|sentiment|emotion|tone|stance|polarity|response"
@@ -197,7 +202,12 @@ _MARKED = re.compile(
     r"\\boxed\{(?:\\text\{)?([^{}]+)\}|<(answer|label|output|response|final_answer|result|class|category)>(.*?)</\2>",
     re.IGNORECASE | re.DOTALL,
 )
-_FIELD = re.compile(rf'"(?:\w+[ _-])?(?:{_NOUNS})"\s*:\s*"((?:[^"\\]|\\.)*)"', re.IGNORECASE)
+_FIELD = re.compile(
+    rf"""['"]{_RESULT_KEY.pattern}['"]\s*:\s*(?:"([^"]*)"|'([^']*)'|([\w.]+))""", re.IGNORECASE
+)
+"""A result in JSON that is cut, or that Python wrote."""
+_NEXT_TEXT = re.compile(r"\n\s*(?:Second )?Text:")
+"""The next question of the packaged prompt, which some models go on with."""
 _MARKUP = re.compile(r"[*`]+|^\s*(?:#+|>|[-•]|\(?\d{1,2}[.)])\s+")
 
 
@@ -223,8 +233,6 @@ def stated(text: str, cut: bool = False) -> Iterator[Stated]:
     for boxed, _, tagged in _MARKED.findall(text):
         yield Stated(boxed or tagged)
     yield from map(Stated, _json_values(text))
-    if cut:
-        yield from map(Stated, _FIELD.findall(text))
     lines = [line for line in (_MARKUP.sub("", line).strip() for line in text.splitlines()) if line]
     if cut and len(lines) > 1:
         lines.pop()
@@ -263,7 +271,7 @@ def denies(text: str) -> bool:
 
 
 def _json_values(text: str) -> Iterator[str]:
-    """The results in the JSON (or Python literal) that a text contains: those of keys such as `label`, or the only one."""
+    """The results in the JSON that a text contains: those of keys such as `label`, or the only one."""
     text = text.strip()
     starts = [at for at in (text.find("{"), text.find("[")) if at >= 0]
     if not starts:
@@ -272,11 +280,9 @@ def _json_values(text: str) -> Iterator[str]:
     try:
         value, _ = json.JSONDecoder().raw_decode(part)
     except (ValueError, RecursionError):
-        try:
-            value = ast.literal_eval(part[: max(part.rfind("}"), part.rfind("]")) + 1])
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            return
-    yield from _results(value)
+        yield from map("".join, _FIELD.findall(part))
+    else:
+        yield from _results(value)
 
 
 def _results(value: Any) -> Iterator[str]:

@@ -13,7 +13,15 @@ from typing import Any, Literal
 import numpy as np
 
 from kdcli.errors import TeacherError
-from kdcli.teachers.remote.answers import Stated, denies, is_cut, plain_text, stated, without_thoughts
+from kdcli.teachers.remote.answers import (
+    Stated,
+    before_next_text,
+    denies,
+    is_cut,
+    plain_text,
+    stated,
+    without_thoughts,
+)
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LEADING_LETTER = re.compile(r"[\W_]*(?:\w+:[\W_]*)?([A-Z])(?=[ \t]*(?:[^\w \t]|$))")
@@ -158,7 +166,8 @@ class LabelReader:
         Args:
             cut: the text was truncated.
         """
-        text = plain_text(text)
+        text, goes_on = before_next_text(plain_text(text))
+        cut = cut and not goes_on
         label = self._label_that_is(text)
         if label is None:
             values = {
