@@ -13,6 +13,8 @@ from kdcli.errors import TeacherError, shown
 
 LEAST_TEXTS, SURE = 20, 200
 """Texts before which no share of unparsable answers stops a run, and from which on the share itself is compared with the limit."""
+LONGEST, HEADS = 20_000, 3
+"""Characters of an answer above which it states no label, and heads such as `Label:` that may precede one."""
 EXAMPLES = 3
 """Unparsable answers that a message shows."""
 CUT = ("length", "max_tokens", "model_length", "max_output_tokens")
@@ -228,6 +230,8 @@ def stated(text: str, cut: bool = False) -> Iterator[Stated]:
     Args:
         cut: the text was truncated, and its last line is not complete.
     """
+    if len(text) > LONGEST:
+        return
     for fenced in _FENCE.findall(text):
         yield Stated(fenced)
     for boxed, _, tagged in _MARKED.findall(text):
@@ -244,25 +248,26 @@ def stated(text: str, cut: bool = False) -> Iterator[Stated]:
         yield from _after_head(head)
 
 
-def _stated_in_line(line: str, explained: bool, cut: bool) -> Iterator[Stated]:
-    if head := _HEAD.fullmatch(line):
-        yield from _after_head(head)
-    if (
-        not cut
-        and (sentence := _SENTENCE.fullmatch(line))
-        and not _DOUBT.search(line[: sentence.start("value")])
-    ):
+def _stated_in_line(line: str, explained: bool, cut: bool, heads: int = HEADS) -> Iterator[Stated]:
+    if heads and (head := _HEAD.fullmatch(line)):
+        yield from _after_head(head, heads - 1)
+    sentence = None if cut else _SENTENCE.fullmatch(line)
+    if sentence and not _DOUBT.search(line[: sentence.start("value")]):
         yield Stated(sentence["value"])
     if explained and (parts := _EXPLAINED.fullmatch(line)):
         yield Stated(parts["value"], parts["why"])
 
 
-def _after_head(head: re.Match[str]) -> Iterator[Stated]:
-    """`Label: x`, also with an explanation, or behind a sentence."""
+def _after_head(head: re.Match[str], heads: int = HEADS - 1) -> Iterator[Stated]:
+    """`Label: x`, also with an explanation, or behind a sentence.
+
+    Args:
+        heads: how many further ones may follow, as in `Answer: Label: x`.
+    """
     name = re.split(r"[.!?]\s+", head["head"])[-1]
     if not _DOUBT.search(name) and not _NO_RESULT.fullmatch(name):
         yield Stated(head["value"])
-        yield from _stated_in_line(head["value"], explained=True, cut=True)
+        yield from _stated_in_line(head["value"], explained=True, cut=True, heads=heads)
 
 
 def denies(text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,17 @@ def test_thoughts_are_read_as_the_page_says(text: str, finish: str, label: str) 
 def test_labels_of_all_kinds(labels: list[str], text: str, label: str | None) -> None:
     """Labels that contain each other, numbers and other scripts are taken for one another."""
     assert label_of(labels, text) == label
+
+
+@pytest.mark.parametrize(
+    "piece", ["a:", "<answer>", "{", "the label is ", "'label': '", "- x ", "<think>", "analysis ", " "]
+)
+@pytest.mark.parametrize("length", [15_000, 200_000])
+def test_answers_of_any_length(piece: str, length: int) -> None:
+    """A model that repeats itself up to its limit ends the run with a traceback, or takes minutes to be read."""
+    began = time.process_time()
+    assert label_of(LABELS, piece * (length // len(piece)), "length") is None
+    assert time.process_time() - began < 5
 
 
 def test_a_cut_answer_may_begin_a_longer_label() -> None:
