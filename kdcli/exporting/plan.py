@@ -20,7 +20,7 @@ from kdcli.errors import ConfigError, DataError, ModelError
 from kdcli.evaluation.models import recorded_readings
 from kdcli.evaluation.predict import require_trained
 from kdcli.evaluation.results import Report, read_report
-from kdcli.exporting.targets.base import Target, require_task
+from kdcli.exporting.targets.base import Target, require_fast_tokenizer, require_task
 from kdcli.files import named_path, user_path
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.rundir import REPORT, UNQUANTIZED, saved_config, unanswered
@@ -105,6 +105,8 @@ def plan_export(cfg: Export, hardware: str) -> ExportPlan:
     dataset, quantization = check(Dataset, saved["dataset"] | moved), saved["student"].get("quantization")
     target: Target = build(cfg.hardware, Target)
     require_task(target, hardware, task_class(dataset.kind), dataset.kind)
+    is_fast = (run / "student" / "tokenizer.json").is_file()
+    require_fast_tokenizer(target, hardware, task_class(dataset.kind).auto, is_fast, is_chosen=True)
     if target.shows and not (run / TEACHER_PREDICTIONS).is_file():
         raise ModelError(
             f"hardware={hardware} shows the teacher's predictions, and {run / TEACHER_PREDICTIONS} is gone; remove {run / REPORT}, and the same "

@@ -208,6 +208,11 @@ def load_tokenizer(
     return tokenizer
 
 
+def has_fast_tokenizer(source: Checkpoint) -> bool:
+    """Whether the tokenizer is one of the package tokenizers, which is saved as tokenizer.json."""
+    return (source.path / "tokenizer.json").is_file() or bool(load_tokenizer(source).is_fast)
+
+
 def max_input_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
     """The maximum number of input tokens, by the tokenizer's limit and the number of the model's positions."""
     limits = tokenizer.model_max_length, (positions_of(config) or 0) - first_position(config)

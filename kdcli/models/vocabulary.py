@@ -36,6 +36,13 @@ def count_ids(vocabulary: dict[str, int]) -> int:
     return max(vocabulary.values()) + 1
 
 
+def count_segments(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The number of segment ids that a tokenizer gives to the tokens of a pair and to padding; 0: none. XLNet's class token has one of its own."""
+    if "token_type_ids" not in tokenizer.model_input_names:
+        return 0
+    return max(*tokenizer("a", "a")["token_type_ids"], tokenizer.pad_token_type_id) + 1
+
+
 def require_vocabulary(
     tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, folder: Path, name: str
 ) -> None:

@@ -20,8 +20,14 @@ from kdcli.data.filters import own_function
 from kdcli.data.reading import Reading
 from kdcli.evaluation.models import recorded_readings
 from kdcli.evaluation.predict import prepared, require_device
-from kdcli.exporting.targets.base import Target, require_task, require_writable
-from kdcli.models.checkpoint import Checkpoint, load_config, load_tokenizer, shared_token_count
+from kdcli.exporting.targets.base import Target, require_fast_tokenizer, require_task, require_writable
+from kdcli.models.checkpoint import (
+    Checkpoint,
+    has_fast_tokenizer,
+    load_config,
+    load_tokenizer,
+    shared_token_count,
+)
 from kdcli.pipeline.environment import record_environment
 from kdcli.pipeline.plan import (
     OWN,
@@ -86,6 +92,8 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
     target: Target = build(cfg.hardware, Target)
     require_task(target, names["hardware"], run.task, cfg.dataset.kind)
     require_writable(target, names["hardware"], run.task.auto, _student_config(run), chose_hardware)
+    is_fast = has_fast_tokenizer(run.initializer.source or run.sources[0])
+    require_fast_tokenizer(target, names["hardware"], run.task.auto, is_fast, chose_hardware)
     require_teacher_term(cfg, phases)
     require_control_rows(run)
     if remote is not None:

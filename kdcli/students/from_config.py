@@ -18,7 +18,7 @@ from transformers import (
 from kdcli.config.types import Depth, Fraction, Width
 from kdcli.errors import ConfigError, suggest
 from kdcli.models.checkpoint import Checkpoint, first_position, load_config, load_model, load_tokenizer
-from kdcli.models.vocabulary import count_ids
+from kdcli.models.vocabulary import count_ids, count_segments
 from kdcli.students.base import StudentInitializer
 from kdcli.students.pretrained import from_checkpoint
 from kdcli.tasks.base import Task
@@ -104,6 +104,8 @@ class FromConfig(StudentInitializer):
         special = {
             f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")
         }
+        if (segments := count_segments(tokenizer)) > 2:
+            special["type_vocab_size"] = segments
         if task.vocabulary:  # the teacher's number of positions, and tied input and output embeddings
             inner = load_config(teacher).get_text_config()
             special |= {"tie_word_embeddings": True}

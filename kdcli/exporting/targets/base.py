@@ -97,6 +97,11 @@ class Target(ABC):
         """
         return None
 
+    @property
+    def reads_text(self) -> bool:
+        """Its files of classifiers are run with the student's tokenizer.json, which tokenizers that are written in Python lack."""
+        return True
+
     def precision_of(self, quantization: str) -> str:
         """The precision of files whose weights are rounded as `student.quantization` rounds them in training."""
         return quantization
@@ -252,6 +257,27 @@ def require_writable(
     if reason is None:
         return
     message = f"hardware={hardware} cannot write the student, a {model_class.__name__}: {reason}"
+    if is_chosen:
+        raise ConfigError(message)
+    console.warn(f"{message}. It is trained all the same, since hardware={hardware} is a default")
+
+
+def require_fast_tokenizer(target: Target, hardware: str, auto: str, is_fast: bool, is_chosen: bool) -> None:
+    """Refuse a classifier without a tokenizer.json, if the target's files are run with it.
+
+    Args:
+        is_fast: the student's tokenizer has a tokenizer.json.
+        hardware, auto, is_chosen: as for `require_writable`.
+
+    Raises:
+        ConfigError
+    """
+    if is_fast or auto not in CLASSIFIERS or not target.reads_text:
+        return
+    message = (
+        f"hardware={hardware} runs files with tokenizer.json, and the student's tokenizer has none, because it is written in Python "
+        "(BERTweet's, PhoBERT's); hardware=cuda hardware.precisions=[bf16] writes a directory that transformers runs"
+    )
     if is_chosen:
         raise ConfigError(message)
     console.warn(f"{message}. It is trained all the same, since hardware={hardware} is a default")

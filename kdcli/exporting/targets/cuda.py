@@ -67,6 +67,10 @@ class Cuda(Target):
             return None
         return "torch.export does not write it; leave it out with hardware.precisions=[bf16]"
 
+    @property
+    def reads_text(self) -> bool:
+        return "pt2" in (self.precisions or ["pt2"])
+
     def export(
         self,
         student: Path,

@@ -15,7 +15,7 @@ from support.architectures import MODELS
 from kdcli import console
 from kdcli.errors import ConfigError
 from kdcli.exporting.targets.apple import Apple
-from kdcli.exporting.targets.base import Target, require_writable
+from kdcli.exporting.targets.base import Target, require_fast_tokenizer, require_writable
 from kdcli.exporting.targets.cpu import Cpu
 from kdcli.exporting.targets.cuda import Cuda
 from kdcli.exporting.targets.laptop import Laptop
@@ -85,6 +85,15 @@ def test_an_architecture_is_refused_with_the_device_that_writes_it(
         return
     with pytest.raises(ConfigError, match=refused):
         require_writable(target, "here", auto, config, is_chosen=True)
+
+
+def test_a_tokenizer_without_a_file_is_refused_with_the_device_that_reads_it() -> None:
+    """Files that no runtime can give a text to, and a traceback about a file that is not there."""
+    with pytest.raises(ConfigError, match=r"hardware=cuda hardware.precisions=\[bf16\]"):
+        require_fast_tokenizer(Cpu(), "cpu", CLASSIFIER, is_fast=False, is_chosen=True)
+    require_fast_tokenizer(Cuda(["bf16"]), "cuda", CLASSIFIER, is_fast=False, is_chosen=True)
+    require_fast_tokenizer(Cpu(), "cpu", TRANSLATOR, is_fast=False, is_chosen=True)
+    require_fast_tokenizer(Cpu(), "cpu", CLASSIFIER, is_fast=True, is_chosen=True)
 
 
 def test_a_default_device_is_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
