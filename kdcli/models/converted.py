@@ -77,6 +77,10 @@ def plain_names(folder: Path, name: str) -> Path:
         ModelError: two weights would have one name.
     """
     names = [key for file in sorted(folder.glob("*.safetensors")) for key in _names(file)]
+    if adapter := next((key for key in names if ".lora_A." in key), None):
+        raise ModelError(
+            f"{name}: the weights hold an adapter that is not merged ({shown(adapter)}); merge it (merge_and_unload()), and save the model again"
+        )
     unwrapped = [WRAPPERS.sub("", key) for key in names]
     prefix = _foreign_prefix(unwrapped, read_json(folder / "config.json", name))
     if unwrapped == names and not prefix:

@@ -160,6 +160,50 @@ def adapter(
     return adapted
 
 
+def with_tokens(folder: Path, tokenizer: Any) -> Any:
+    """An adapter with tokens of its own: it holds the larger embeddings, and its tokenizer lies beside it."""
+    from peft import LoraConfig
+
+    (base := folder / "base").mkdir()
+    model, own = language_model(base), speller()
+    own.add_special_tokens({"extra_special_tokens": ["<|tool|>"]})
+    model.resize_token_embeddings(len(own), mean_resizing=False)
+    adapted = _adapted(
+        model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", use_dora=True)
+    )
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    adapted.save_pretrained(folder, save_embedding_layers=True)
+    own.save_pretrained(folder)
+    edit(folder / "adapter_config.json", base_model_name_or_path="base")
+    return adapted
+
+
+def sharded_and_compiled(folder: Path, tokenizer: Any) -> None:
+    sharded(folder, tokenizer)
+    for path in folder.glob("*.safetensors"):
+        weights = {f"_orig_mod.{key}": tensor for key, tensor in load_file(path).items()}
+        save_file(weights, path, {"format": "pt"})
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    names = {f"_orig_mod.{key}": file for key, file in index["weight_map"].items()}
+    edit(folder / "model.safetensors.index.json", weight_map=names)
+
+
+def of_tensorflow(weights: Weights) -> Weights:
+    """LayerNorm's parameters as the first BERTs call them."""
+    new = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+    return {key.replace(*new[0]).replace(*new[1]): tensor for key, tensor in weights.items()}
+
+
+def unmerged(weights: Weights) -> Weights:
+    """A model that was saved with its adapters in it."""
+    own = {f"base_model.model.{key}": tensor for key, tensor in weights.items()}
+    return own | {
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.zeros(2, 32)
+    }
+
+
 def prompt_tuned(folder: Path, _: Any) -> None:
     from peft import PromptTuningConfig
 
@@ -265,6 +309,15 @@ CASES: dict[str, Case] = {
             classifier, lambda weights: weights | {"bert.embeddings.position_ids": torch.arange(40)[None]}
         )
     ),
+    "LayerNorm as gamma and beta": Case(changed(classifier, of_tensorflow)),
+    "A value head beside the head (TRL)": Case(
+        changed(language_model, lambda weights: weights | {"v_head.summary.weight": torch.zeros(1, 32)}),
+        task=CausalLM,
+    ),
+    "torch.compile, in several files": Case(sharded_and_compiled),
+    "An adapter with tokens of its own, merged": Case(
+        with_tokens, task=CausalLM, keys={"merge_adapter": True}
+    ),
     "The head of another task": Case(
         lambda folder, tokenizer: classifier(folder, tokenizer, "bert-masked"), keys={"tune": True}
     ),
@@ -292,6 +345,7 @@ CASES: dict[str, Case] = {
         CausalLM,
         {"merge_adapter": True},
     ),
+    "Adapters saved in the model": Case(changed(language_model, unmerged), "merge_and_unload", CausalLM),
     "Prompt tuning": Case(
         prompt_tuned, "PROMPT_TUNING adds tokens to each prompt", CausalLM, {"merge_adapter": True}
     ),

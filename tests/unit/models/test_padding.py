@@ -11,9 +11,16 @@ import pytest
 import torch
 from support.architectures import MODELS
 from support.tiny import sentences
-from transformers import AutoModelForSequenceClassification
+from tokenizers import Tokenizer, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
 
 from kdcli.models.checkpoint import Checkpoint, load_ready, load_tokenizer
+from kdcli.students.from_config import FromConfig
 from kdcli.tasks.classification.task import Classification
 
 TASK = Classification(["bad", "good"])
@@ -49,13 +56,44 @@ def test_a_row_in_a_batch_is_the_row_alone(kind: str, pad: str, tokenizer: Any, 
         pytest.skip("more positions than the model has")
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
+    assert_rows_are_their_own(tmp_path)
+
+
+def test_xlnet_is_padded_on_the_left(tokenizer: Any, tmp_path: Path) -> None:
+    """Its class token ends a row, and what it classifies is the last token: of padded rows, the padding. A student over its tokenizer
+    has no embedding for the segment of that token."""
+    inner = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    special = [("[SEP]", 3), ("[CLS]", 2)]
+    inner.post_processor = processors.TemplateProcessing(
+        single="$A:0 [SEP]:0 [CLS]:2", pair="$A:0 [SEP]:0 $B:1 [SEP]:1 [CLS]:2", special_tokens=special
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    own = PreTrainedTokenizerFast(
+        tokenizer_object=inner, padding_side="left", model_input_names=inputs, **names
+    )
+    shape = {"d_model": 24, "n_layer": 2, "n_head": 4, "d_inner": 32, "pad_token_id": 0}
+    labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    torch.manual_seed(0)
+    XLNetForSequenceClassification(XLNetConfig(vocab_size=len(own), **shape, **labels)).save_pretrained(
+        tmp_path
+    )
+    own.save_pretrained(tmp_path)
+    assert_rows_are_their_own(tmp_path)
+    student = FromConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    model, _ = student.initialize(TASK, Checkpoint(tmp_path, "teacher"), datasets.Dataset.from_list([]))
+    assert model.config.type_vocab_size == 3
+
+
+def assert_rows_are_their_own(folder: Path) -> None:
+    """The logits of rows in padded batches are those that transformers computes for each row alone."""
     rows = datasets.Dataset.from_list(
         [{"id": str(at), "text": text, "label": 0} for at, (text, _) in enumerate(sentences(24))]
     )
-    source = Checkpoint(tmp_path, kind)
+    source = Checkpoint(folder, "the model")
     loaded = load_ready(source, TASK)
     own = load_tokenizer(source, loaded, 16)
-    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.no_grad():
         alone = [
             plain(**{name: torch.tensor([own(text)[name]]) for name in own.model_input_names})
