@@ -56,10 +56,13 @@ def data_suffix(name: str) -> str:
 
 
 def is_hub(cfg: DatasetConfig) -> bool:
-    """Whether a data set is one of the hub: by its format, or because its path is no local one and has the form of an id."""
-    if cfg.format != "auto":
-        return cfg.format == "hub"
+    """Whether a data set is fetched from the hub: by its format if its path is no local folder, or because its path is no local one and has
+    the form of an id."""
     path = cfg.path
+    if cfg.format == "hub":
+        return not os.path.isdir(user_path(path))
+    if cfg.format != "auto":
+        return False
     return bool(
         HUB_ID.fullmatch(path)
         and not data_suffix(path)

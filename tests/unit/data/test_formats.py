@@ -210,6 +210,7 @@ READ: dict[str, tuple[Write, dict[str, Any]]] = {
     "save_to_disk, a data set": (saved, {}),
     "save_to_disk, a data set with splits": (saved_splits, {}),
     "a repository of the hub on disk": (repository, {}),
+    "a folder that dataset=hub names": (repository, {"format": "hub"}),
     "gzip": (file("a.csv.gz", gzip.compress(PLAIN.encode())), {}),
     "bzip2": (file("a.jsonl.bz2", bz2.compress(LINES.encode())), {}),
     "xz": (file("a.csv.xz", lzma.compress(PLAIN.encode())), {}),
