@@ -19,12 +19,13 @@ from kdcli.config.schema import Measure
 from kdcli.errors import ConfigError, ExportError, ModelError
 from kdcli.exporting.runtimes import matching, runtimes
 from kdcli.files import hash_file, inner_path, size_of, with_weights
-from kdcli.generation import decoded, generate, max_prompt_tokens, tokenize_prompts
+from kdcli.generation import decoded, generate, max_prompt_tokens
 from kdcli.measure.models import Requests, measure_file
 from kdcli.measure.process import Process
 from kdcli.measure.runtime import CausalLMRuntime, Runtime, Seq2SeqRuntime, runtime_class
 from kdcli.measure.spec import Counted
 from kdcli.models.checkpoint import Checkpoint, label_order, load_config, load_tokenizer
+from kdcli.prompts import tokenize_prompts
 from kdcli.signals import Signal
 from kdcli.tasks.base import Predictions, Task
 from kdcli.tasks.encoded import Encoded

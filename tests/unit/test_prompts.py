@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, processors
 
 from kdcli.exporting.artifacts import Split
 from kdcli.exporting.runtimes.torch import TorchCausalLM
-from kdcli.generation import append_nothing, appended, tokenize_prompts
 from kdcli.measure.spec import MeasureSpec
+from kdcli.prompts import append_nothing, appended, tokenize_prompts
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.rows import IGNORE
 

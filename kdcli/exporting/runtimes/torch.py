@@ -70,7 +70,7 @@ class TorchCausalLM(CausalLMRuntime):
         return [{"input_ids": np.asarray(row, np.int64)} for row in ids]
 
     def tokenize(self, text: str) -> list[int]:
-        from kdcli.generation import tokenize_prompts
+        from kdcli.prompts import tokenize_prompts
 
         return tokenize_prompts(self.tokenizer, [text], self.add_special_tokens)[0][: self.max_length]
 

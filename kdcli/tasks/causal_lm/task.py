@@ -19,13 +19,12 @@ from kdcli.errors import ConfigError, DataError, listed
 from kdcli.files import digest
 from kdcli.generation import (
     Reply,
-    append_nothing,
-    appended,
     ends_of,
     max_prompt_tokens,
     reply,
     require_room,
 )
+from kdcli.prompts import append_nothing, appended
 from kdcli.signals import HiddenSignal
 from kdcli.tasks.base import Predictions
 from kdcli.tasks.causal_lm.chat import (
