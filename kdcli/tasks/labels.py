@@ -146,7 +146,7 @@ def override(key: str, names: Sequence[str]) -> str:
     return assignment if all(plain) else shlex.quote(assignment)
 
 
-def _joined(name: str) -> str:
+def _spaced(name: str) -> str:
     """A name with one blank for each hyphen, underscore or white space: not_spam is not-spam."""
     name = folded(name)
     return name if number_of(name) is not None else re.sub(r"[\s_-]+", " ", name)
@@ -178,7 +178,7 @@ def matcher(names: Sequence[str]) -> Callable[[str], int | None]:
     white space, hyphens and underscores alone; None: there is none."""
     levels = [
         (spelling, _unambiguous([spelling(name) for name in names]))
-        for spelling in (str, canonical, folded, _joined)
+        for spelling in (str, canonical, folded, _spaced)
     ]
 
     def index_of(label: str) -> int | None:

@@ -49,7 +49,7 @@ def no_labels(
     missing = {label for label in labels if label in MISSING}
     if list(given) == NO_LABEL:
         rest = labels.keys() - chosen - missing
-        if _is_scale(chosen, sources["train"], rest, names, path):
+        if chosen and _is_scale(chosen, sources["train"], rest, names, path):
             chosen = set()
         if names is None and len({canonical(label) for label in rest}) < 2:
             chosen, missing = set(), {label for label in missing if "nan" in label.casefold()}
