@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,21 +99,34 @@ def text_of(node: ast.expr) -> str:
     return f"{{{ast.unparse(node.value if isinstance(node, ast.FormattedValue) else node)}}}"
 
 
-def raised(node: ast.AST, place: str) -> Iterator[Raised]:
-    """The errors that are made in a node, below functions and classes."""
+def raised(node: ast.AST, place: str, assigned: Mapping[str, str]) -> Iterator[Raised]:
+    """The errors that are made in a node, below functions and classes.
+
+    Args:
+        assigned: the texts of the function's variables.
+    """
     for child in ast.iter_child_nodes(node):
-        inner = place
+        inner, texts = place, assigned
         if isinstance(child, ast.FunctionDef | ast.ClassDef):
             inner = f"{place}{'.' if not place.endswith(': ') else ''}{child.name}"
+            texts = {
+                target.id: text_of(each.value)
+                for each in ast.walk(child)
+                if isinstance(each, ast.Assign)
+                for target in each.targets
+                if isinstance(target, ast.Name)
+            }
         if isinstance(child, ast.Call) and isinstance(child.func, ast.Name) and child.func.id in ERRORS:
-            yield Raised(inner, text_of(child.args[0]) if child.args else "")
-        yield from raised(child, inner)
+            argument = child.args[0] if child.args else ast.Constant("")
+            name = argument.id if isinstance(argument, ast.Name) else ""
+            yield Raised(inner, texts.get(name) or text_of(argument))
+        yield from raised(child, inner, texts)
 
 
 def places() -> Iterator[Raised]:
     for path in sorted(PACKAGE.rglob("*.py")):
         module = path.relative_to(PACKAGE)
-        yield from raised(ast.parse(path.read_text(encoding="utf-8")), f"{module}: ")
+        yield from raised(ast.parse(path.read_text(encoding="utf-8")), f"{module}: ", {})
 
 
 def test_every_refusal_has_a_remedy() -> None:
