@@ -274,13 +274,15 @@ def require_fast_tokenizer(target: Target, hardware: str, auto: str, is_fast: bo
     """
     if is_fast or auto not in CLASSIFIERS or not target.reads_text:
         return
-    message = (
+    problem = (
         f"hardware={hardware} runs files with tokenizer.json, and the student's tokenizer has none, because it is written in Python "
-        "(BERTweet's, PhoBERT's); hardware=cuda hardware.precisions=[bf16] writes a directory that transformers runs"
+        "(BERTweet's, PhoBERT's)"
     )
     if is_chosen:
-        raise ConfigError(message)
-    console.warn(f"{message}. It is trained all the same, since hardware={hardware} is a default")
+        raise ConfigError(
+            f"{problem}; give hardware=cuda hardware.precisions=[bf16], a directory that transformers runs"
+        )
+    console.warn(f"{problem}. It is trained all the same, since hardware={hardware} is a default")
 
 
 def _packaged_targets() -> dict[str, type[Target]]:
