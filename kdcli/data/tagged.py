@@ -116,7 +116,7 @@ def tagged_sentences(
     endless = len(groups) == 1 and names is None
     sure = _by_numbers(sure) if endless else [group for group in sure if group]
     layout = _layout(schema, path, sure, names)
-    tags = {layout.values(line)[1] for line in itertools.chain(*sure) if len(line.fields) >= layout.size}
+    tags = {layout.values(line)[1] for line in itertools.chain(*sure) if len(line.fields) == layout.size}
     words = [[line for line in group if _is_word(line, layout, tags)] for group in groups]
     words = _by_numbers(words) if endless else words
     count = sum(map(len, groups)) - sum(map(len, words)) + len(comments)
@@ -124,7 +124,7 @@ def tagged_sentences(
     more = "; the first line is a header" if header is not None else ""
     more += f"; comment lines left out: {count}" if count else ""
     logger.info("%s: %s between %d columns, %s%s", path.name, between, layout.size, layout.columns_are, more)
-    sentences = _sentences(path, words, layout, bad)
+    sentences = _sentences(path, words, layout, tags, bad)
     if len(sentences) == 1 and len(sentences[0]) > LONGEST_SENTENCE:
         raise DataError(
             f"{path} has {len(sentences[0])} words and no blank line between sentences; add blank lines, or name the column that numbers the "
@@ -182,7 +182,9 @@ def _cut(schema: RowSchema, path: Path, groups: Groups) -> str:
     every = list(itertools.chain(*groups))
     sure = [line.text for line in every if not line.text.startswith("#")] or [line.text for line in every]
     needed = len(schema.columns)
-    ways = [schema.cfg.delimiter] if schema.cfg.delimiter else ["\t", "\t+", " ", "|", ",", ";"]
+    ways = (
+        [schema.cfg.delimiter] if schema.cfg.delimiter else ["\t", "\t+", *_joined(sure), " ", "|", ",", ";"]
+    )
     for least, share in itertools.product(sorted({2, needed}, reverse=True), (SAME, 0.0)):
         for way in ways:
             cut = _cutter(way)
@@ -204,6 +206,12 @@ def _cut(schema: RowSchema, path: Path, groups: Groups) -> str:
     )
 
 
+def _joined(texts: Sequence[str]) -> list[str]:
+    """The sign that stands behind the first word of most lines, before a space (EU, B-ORG)."""
+    firsts = [text.split()[0] for text in texts if text.strip()]
+    return [sign for sign in ",;:" if sum(first[1:].endswith(sign) for first in firsts) >= SAME * len(firsts)]
+
+
 def _cutter(way: str) -> Callable[[str], list[str]]:
     """The function that cuts a line at a separator."""
 
@@ -211,7 +219,9 @@ def _cutter(way: str) -> Callable[[str], list[str]]:
         return re.split(r"[ \t]+", text.strip(" \t"))
 
     def by_tabs(text: str) -> list[str]:
-        parts = [part.strip(" ") for part in re.split(way, text.rstrip(" \t"))]
+        parts = [part.strip(" ") for part in re.split(way, text)]
+        while len(parts) > 2 and not parts[-1]:
+            del parts[-1]
         return [part[1:-1].replace('""', '"') if DOUBLED.fullmatch(part) else part for part in parts]
 
     def by_character(text: str) -> list[str]:
@@ -416,13 +426,22 @@ def _is_word(line: Line, layout: Layout, tags: set[str | None]) -> bool:
         return True
     if layout.tag is None:
         return len(line.fields) == layout.size and not re.match(r"#\s", line.text)
-    return len(line.fields) == layout.size and layout.values(line)[1] in tags
+    return len(line.fields) == layout.size and _is_tag(layout.values(line)[1], tags)
+
+
+def _is_tag(value: str | None, tags: set[str | None]) -> bool:
+    """Whether a value is one of the tags of other lines, or of their scheme."""
+    return value in tags or (value is not None and _is_scheme({str(tag) for tag in tags} | {value}))
 
 
 def _sentences(
-    path: Path, groups: Groups, layout: Layout, bad: BadRows
+    path: Path, groups: Groups, layout: Layout, tags: set[str | None], bad: BadRows
 ) -> list[list[tuple[str, str | None]]]:
-    """The words and tags of each sentence, without words that have no visible character."""
+    """The words and tags of each sentence, without words that have no visible character.
+
+    Args:
+        tags: those of lines with as many fields as most.
+    """
     sentences: list[list[tuple[str, str | None]]] = []
     blank: list[int] = []
     spoiled: set[int] = set()
@@ -431,7 +450,8 @@ def _sentences(
         sentences.append([])
         for line in group:
             lacks = layout.size - len(line.fields)
-            if lacks > 1 or (lacks == 1 and not line.text[:1].isspace()):
+            other = lacks < 0 and layout.number is None and not _is_tag(layout.values(line)[1], tags)
+            if other or lacks > 1 or (lacks == 1 and not line.text[:1].isspace()):
                 bad.add(
                     f"{path}, line {line.number}: expected a word and its tag among {layout.size} columns, as most lines have, got {shown(line.text.strip())}"
                 )

@@ -24,7 +24,7 @@ from kdcli.tasks.rows import (
     require_text,
     row_hash,
 )
-from kdcli.tasks.token_classification.scheme import Scheme, scheme_of
+from kdcli.tasks.token_classification.scheme import Scheme, is_outside, looks_prefixed, scheme_of
 from kdcli.tasks.token_classification.spans import (
     CUTS,
     SECOND,
@@ -64,6 +64,7 @@ class TokenClassificationRows(LabelledRows):
         self.columns = list(folder.columns) if folder else [str(cfg.words), str(cfg.tags)]
         self.notes: Counter[str] = Counter()
         self.blank: str | None = None
+        self.untagged: str | None = None
         self.spans = 0
 
     def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
@@ -157,6 +158,9 @@ class TokenClassificationRows(LabelledRows):
     def _tag(self, value: Any, where: str) -> str | None:
         """The tag of a word; None: it is not known."""
         tag = label_name(value, where)
+        if isinstance(value, str) and tag is None:
+            self.untagged = self.untagged or where
+            return ""
         if tag is None and self.has_gold:
             raise DataError(
                 f"{where}: the tag is missing; write O for a word in no entity, or {IGNORE} for one whose tag is not known"
@@ -208,6 +212,7 @@ class TokenClassificationRows(LabelledRows):
         Raises:
             DataError: the tags are integers without names, which entities are read from, or several may mean no entity.
         """
+        self._fill_outside(sources)
         super().declare(sources)
         if all(map(INTEGER.fullmatch, self.labels)):
             raise DataError(
@@ -229,6 +234,31 @@ class TokenClassificationRows(LabelledRows):
                 level = log_level(number, self.spans) if note == CUTS else logging.WARNING
                 logger.log(level, "%s: %d %s%s", self.cfg.path, number, note, first)
 
+    def _fill_outside(self, sources: RawSplits) -> None:
+        """Tag words whose tag is an empty cell O, if no tag means no entity by its name. Otherwise their rows are bad."""
+        if self.untagged is None:
+            return
+        every = list(itertools.chain(*sources.values()))
+        names = {tag for part in every for _, tags in part.rows for tag in tags if tag}
+        if not (self.cfg.labels or self.cfg.outside or any(map(is_outside, names))):
+            logger.warning(
+                "%s: words without a tag are tagged O (the first: %s)", self.cfg.path, self.untagged
+            )
+            for part in every:
+                part.rows = [
+                    (words, [tag if tag != "" else "O" for tag in tags]) for words, tags in part.rows
+                ]
+        elif self.cfg.bad_rows == "drop":
+            for part in every:
+                rows = [row for row in part.rows if "" not in row[1]]
+                part.dropped["a word without a tag"] += len(part.rows) - len(rows)
+                part.rows = rows
+        else:
+            raise DataError(
+                f"{self.untagged}: the tag is missing; write O for a word in no entity, or {IGNORE} for one whose tag is not known; "
+                "dataset.bad_rows=drop leaves such rows out"
+            )
+
     def _tell(self, scheme: Scheme, counts: Counter[str | None]) -> None:
         """Say how entities are read from the tags."""
         path, types = self.cfg.path, listed(scheme.types)
@@ -246,6 +276,15 @@ class TokenClassificationRows(LabelledRows):
                 listed(scheme.bare),
                 ", ".join(scheme.letters),
                 ",".join([*scheme.outside, *scheme.bare]),
+            )
+        if scheme.form == "types" and (prefixed := list(filter(looks_prefixed, self.labels))):
+            logger.warning(
+                "%s: all tags count as entity types, because some look like tags with a prefix (%s) and others do not (%s); if these mean no entity, give "
+                "'dataset.outside=[%s]'",
+                path,
+                listed(prefixed),
+                others := listed(tag for tag in scheme.types if tag not in prefixed),
+                ",".join([*scheme.outside, *others.split(", ")]),
             )
         if scheme.form == "types" and not outside:
             logger.warning(

@@ -152,6 +152,12 @@ def _key(tag: str) -> str:
     return re.sub(r"[-_\s]", "", tag).casefold() or tag
 
 
+def looks_prefixed(tag: str) -> bool:
+    """Whether a tag begins with B or I and a sign, as tags of most schemes do."""
+    match = _FORMS["prefixes"].fullmatch(tag)
+    return match is not None and match["letter"] in "BI"
+
+
 def is_outside(tag: str) -> bool:
     """Whether a tag by its name means no entity."""
     return _key(tag) in OUTSIDE

@@ -154,6 +154,8 @@ READ: dict[str, tuple[str | bytes, dict[str, Any], Sentences]] = {
         {},
         [[("EU", "B-ORG"), ('"', "O"), ("German", "B-MISC"), ('"', "O")], *SENTENCES[1:]],
     ),
+    "a comma and a space between word and tag": (lines("{word}, {tag}"), {}, SENTENCES),
+    "no tag at words outside of entities": (lines("{word}\t{tag}").replace("\tO", "\t"), {}, SENTENCES),
     "another separator": (lines("{word}={tag}"), {"delimiter": "="}, SENTENCES),
     "a header that names the columns": (
         "pos\ttoken\tner\n" + lines("NN\t{word}\t{tag}"),
@@ -210,6 +212,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         lines("{word}\t{tag}") + "\n" + lines("{word}\t{tag}") + "\nEU\n",
         {},
         r"a.conll, line 25: expected a word and its tag among 2 columns, as most lines have, got 'EU'; dataset.bad_rows=drop",
+    ),
+    "comments without # (// …)": (
+        "// a comment\n\n" + lines("{word} {tag}") + "\n" + lines("{word} {tag}"),
+        {},
+        r"line 1: expected a word and its tag among 2 columns, as most lines have, got '// a comment'; dataset.bad_rows=drop",
     ),
     "CoNLL-U without a column of entities": (lines(UD), {}, r"dataset.columns=\[id,words,lemma,tags,xpos"),
     "names of columns that are not those of the lines": (
@@ -281,6 +288,14 @@ def test_sentences_that_cannot_be_read_are_dropped(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 14: expected a word and its tag .* dataset.bad_rows=drop"):
         read(tmp_path / "a.conll", text)
     assert read(tmp_path / "a.conll", text, bad_rows="drop") == SENTENCES * 2
+
+
+def test_an_empty_tag_beside_o_is_a_bad_row(tmp_path: Path) -> None:
+    """Words whose tag was forgotten that are learnt as words in no entity."""
+    text = lines("{word}\t{tag}") + "\nEU\tO\nlacks\t\n"
+    with pytest.raises(DataError, match=r"row 4, word 2: the tag is missing; .* dataset.bad_rows=drop"):
+        read(tmp_path / "a.conll", text)
+    assert read(tmp_path / "a.conll", text, bad_rows="drop") == SENTENCES
 
 
 def test_later_files_are_read_as_the_first_one(tmp_path: Path) -> None:

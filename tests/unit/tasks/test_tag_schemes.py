@@ -152,6 +152,9 @@ def test_what_is_no_scheme_is_said(caplog: pytest.LogCaptureFixture) -> None:
     declared([["B-PER", "I-PER", "O", "PRE"]])
     assert "the tags PRE stand without a letter (B, I) and count as entity types" in caplog.text
     assert "give 'dataset.outside=[O,PRE]'" in caplog.text
+    declared([["B-PER", "B-LOC", "O", "PRE"]])
+    assert "some look like tags with a prefix (B-LOC, B-PER) and others do not (PRE)" in caplog.text
+    assert "give 'dataset.outside=[O,PRE]'" in caplog.text
     with pytest.raises(
         DataError, match=r"several tags have no prefix \(BAR, FOO\).*dataset.outside=FOO, which is"
     ):
