@@ -147,10 +147,14 @@ class CausalLMRows(RowSchema):
         tools: list[Any] = []
         for column, value in given.items():
             kind = CONTEXT.get(column) if column not in self.fields else None
-            if value in (None, "", [], {}) or kind in (None, "input"):
+            if value in (None, [], {}) or kind in (None, "input") or not str(value).strip():
                 continue
             self.context[column] = None
             if kind == "system":
+                if not isinstance(value, str):
+                    raise DataError(
+                        f"{where}: the {column} is {shown(value)}, not a string; if it is no part of the conversation, give dataset.context=[]"
+                    )
                 text = require_text(value, f"the {column}", where).strip()
                 turns.insert(0, {"role": "system", "content": text})
             elif kind == "history":
@@ -170,9 +174,7 @@ class CausalLMRows(RowSchema):
         if policy == "template":
             return turn
         extra = extra_of(turn)
-        if self.cfg.thoughts == "template" or (
-            THOUGHTS[0] not in extra and not split_thought(turn["content"])
-        ):
+        if THOUGHTS[0] not in extra and not split_thought(turn["content"]):
             return turn
         if policy == "all":
             return with_extra(turn, extra | {KEEP: True})
@@ -210,7 +212,9 @@ class CausalLMRows(RowSchema):
             row = {"id": row_hash(tidied), **dict(zip(self.fields, tidied, strict=True))}
             return row if all(text.strip() for text in tidied) else None
         turns = [turn | {"content": self._tidy(turn["content"], "messages")} for turn in turns]
-        if not all(turn["content"] or "extra" in turn or turn["role"] == "tool" for turn in turns):
+        if not all(
+            turn["content"] or turn["role"] == "tool" or "tool_calls" in extra_of(turn) for turn in turns
+        ):
             return None
         own = {"tools": tools} if self.tools else {}
         return {"id": row_hash([turns, *filter(None, [tools])]), "messages": turns, **own}

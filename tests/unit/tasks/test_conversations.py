@@ -303,6 +303,15 @@ def test_the_column_of_a_system_needs_turns(tmp_path: Path) -> None:
         pairs(tmp_path, {"prompt": "q", "completion": "a", "system": "s"})
 
 
+def test_a_column_that_is_no_instruction(tmp_path: Path) -> None:
+    """A column that happens to be called system ends in a message without the key that leaves it out; blank ones are turns."""
+    talk = {"prompt": None, "completion": None, "messages": "talk"}
+    with pytest.raises(DataError, match=r"the system is True, not a string; .* dataset.context=\[\]"):
+        pairs(tmp_path, {"talk": PLAIN, "system": True}, **talk)
+    assert pairs(tmp_path, {"talk": PLAIN, "system": " "}, **talk)["messages"] == PLAIN
+    assert pairs(tmp_path, {"talk": PLAIN, "system": True}, context=["tools"], **talk)["messages"] == PLAIN
+
+
 def test_preference_data_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Answers that people rejected, or that are labelled as bad, are taken for good ones."""
     with caplog.at_level(logging.INFO):
