@@ -72,13 +72,17 @@ def is_conversation(value: Any) -> bool:
 
 
 def read_history(value: Any, where: str) -> list[dict[str, str]]:
-    """Earlier turns as pairs of a prompt and its answer (LLaMA-Factory, ms-swift)."""
+    """Earlier turns, as such or as pairs of a prompt and its answer (LLaMA-Factory, ms-swift)."""
+    if is_conversation(value):
+        return read_turns(value, where, "the history")
     pairs = _decoded(value)
     if not isinstance(pairs, list) or not all(
         isinstance(pair, list) and len(pair) == PAIR and all(isinstance(text, str) for text in pair)
         for pair in pairs
     ):
-        raise DataError(f"{where}: the history is {shown(value)}; expected pairs [[prompt, answer], …]")
+        raise DataError(
+            f"{where}: the history is {shown(value)}; expected pairs [[prompt, answer], …], or leave it out (dataset.context=[])"
+        )
     return [
         {"role": role, "content": text}
         for pair in pairs
