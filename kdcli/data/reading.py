@@ -220,17 +220,13 @@ def other_encoding(file: DataFile, reading: Reading) -> Reading | None:
     Raises:
         DataError: no encoding is likely.
     """
-    sample = bytearray()
+    sample, rest = bytearray(), b""
     with file.open() as stream:
-        buffer = b""
         while len(sample) < SAMPLE and (block := stream.read1(HEAD)):
-            *whole, buffer = (buffer + block).split(b"\n")
-            for line in whole:
-                if not line.isascii():
-                    sample += line + b"\n"
-        if not buffer.isascii():
-            sample += buffer
-    text = bytes(sample[: 2 * SAMPLE])
+            *whole, rest = (rest + block).split(b"\n")
+            rest = rest[-SAMPLE:]  # of a line without end
+            sample += b"".join(line + b"\n" for line in whole if not line.isascii())
+    text = bytes(sample[: 2 * SAMPLE] if rest.isascii() else sample[: 2 * SAMPLE] + rest)
     if is_damaged_utf8(text):
         return None
     guess = guessed(text)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import os
 import random
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.feather
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import yaml
+import zstandard
 from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import write_po
@@ -101,6 +108,52 @@ def _parquet(path: Path, chance: random.Random) -> None:
     pyarrow.parquet.write_table(pyarrow.table(columns, names=names), path)
 
 
+def _json(path: Path, chance: random.Random) -> None:
+    rows = _rows(chance)
+    columns = {key: [row.get(key) for row in rows] for key in ("text", "label")}
+    shapes: list[Any] = [
+        rows,
+        {"data": rows},
+        columns,
+        {"columns": ["text", "label"], "data": list(zip(*columns.values(), strict=True))},
+    ]
+    path.write_text(json.dumps(chance.choice(shapes), indent=chance.choice([None, 1])))
+
+
+def _arrow(path: Path, chance: random.Random) -> None:
+    texts, labels = zip(*sentences(40), strict=True)
+    table = pyarrow.table({"text": texts, "label": labels})
+    if chance.random() < 0.5:
+        pyarrow.feather.write_feather(table, path, compression=chance.choice(["lz4", "zstd", "uncompressed"]))
+        return
+    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _compressed(path: Path, chance: random.Random) -> None:
+    """A csv or jsonl file that is compressed, or a bomb."""
+    plain = path.with_name("plain.csv")
+    chance.choice([_csv, _jsonl])(plain, chance)
+    content = plain.read_bytes()
+    plain.unlink()
+    if chance.random() < 0.2:
+        at = chance.randrange(len(content))
+        content = content[:at] + bytes([chance.randrange(256)]) + content[at + 1 :]
+    if chance.random() < 0.1:
+        content += chance.choice([b"x", b"\0", b"a b,good\n"]) * 2**22 * chance.choice([1, 100])
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+    if path.suffix in pack:
+        path.write_bytes(pack[path.suffix](content))
+        return
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(chance.choice(["a.csv", "../a.csv", "a/b.csv"]), content)
+
+
+def _lines_of_pairs(path: Path, chance: random.Random) -> None:
+    for side, name in zip(zip(*pairs(40), strict=True), (path, path.with_suffix(".de")), strict=True):
+        name.write_text("\n".join(side) + "\n")
+
+
 def _txt(path: Path, chance: random.Random) -> None:
     path.write_text("\n\n".join(documents(12)))
 
@@ -132,6 +185,14 @@ FORMATS: dict[str, tuple[str, Write, list[str]]] = {
     "tsv": ("a.tsv", _csv, ["dataset=csv"]),
     "jsonl": ("a.jsonl", _jsonl, ["dataset=jsonl"]),
     "parquet": ("a.parquet", _parquet, ["dataset=parquet"]),
+    "json": ("a.json", _json, ["dataset=jsonl"]),
+    "arrow": ("a.arrow", _arrow, ["dataset=parquet"]),
+    "gz": ("a.csv.gz", _compressed, ["dataset=csv"]),
+    "bz2": ("a.csv.bz2", _compressed, ["dataset=csv"]),
+    "xz": ("a.csv.xz", _compressed, ["dataset=csv"]),
+    "zst": ("a.csv.zst", _compressed, ["dataset=csv"]),
+    "zip": ("a.zip", _compressed, ["dataset=csv"]),
+    "parallel": ("a.en", _lines_of_pairs, ["dataset=parallel", "loss=forward_kl"]),
     "txt": ("a.txt", _txt, ["dataset=text", "loss=forward_kl"]),
     "conversations": ("a.yml", _conversations, ["dataset=chat", "loss=forward_kl"]),
     "conll": ("a.conll", _conll, ["dataset=conll"]),

@@ -1,0 +1,64 @@
+"""How a run's files were read, through the real commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from support.tiny import sentences
+
+from kdcli.launch.run import launch
+
+Distil = Callable[..., Path]
+QUICK = ["control=false", "trainer.max_steps=4"]
+
+
+@pytest.fixture
+def tickets(tmp_path: Path) -> Path:
+    """A file of Excel in German: Windows-1252, semicolons."""
+    path = tmp_path / "tickets.csv"
+    lines = [f"{text} café;{label}" for text, label in sentences(400)]
+    path.write_bytes("\r\n".join(["text;label", *lines]).encode("cp1252"))
+    return path
+
+
+def test_later_commands_read_as_the_run_did(distil: Distil, tickets: Path, tmp_path: Path) -> None:
+    """A newer release guesses another encoding, and eval, export or the continued run see other texts without a word."""
+    run = distil("run", f"dataset.path={tickets}", *QUICK)
+    env = json.loads((run / "env.json").read_text())
+    [reading] = env["dataset"]["reading"]
+    assert reading["encoding"] == "cp1252"
+    assert reading["dialect"]["delimiter"] == ";"
+    evaluate = ["eval", [f"run={run}", "measure=null", f"hydra.run.dir={tmp_path / 'eval'}"]]
+    assert launch(*evaluate) == 0
+    fingerprint = json.loads((tmp_path / "eval" / "eval.json").read_text())["dataset"]["fingerprint"]
+    assert fingerprint == env["dataset"]["fingerprint"]
+    reading["encoding"] = "cp1250"  # é is the same letter there; the record decides, and not a new guess
+    reading["dialect"]["delimiter"] = ","
+    (run / "env.json").write_text(json.dumps(env))
+    assert launch("eval", [f"run={run}", "measure=null", f"hydra.run.dir={tmp_path / 'again'}"]) == 2
+    reading["dialect"] = "damaged"
+    (run / "env.json").write_text(json.dumps(env))
+    assert launch("eval", [f"run={run}", "measure=null", f"hydra.run.dir={tmp_path / 'guessed'}"]) == 0
+
+
+def test_a_run_of_an_older_release_continues(
+    distil: Distil, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its groups said csv and utf-8 where today's say nothing: it is called a run with another config."""
+    run = distil("run", *QUICK)
+    path = run / ".hydra" / "config.yaml"
+    recorded = yaml.safe_load(path.read_text())
+    for key in ("bad_rows", "escape", "field"):
+        del recorded["dataset"][key]
+    recorded["dataset"] |= {"format": "csv", "encoding": "utf-8"}
+    path.write_text(yaml.safe_dump(recorded))
+    env = json.loads((run / "env.json").read_text())
+    del env["dataset"]["reading"]
+    (run / "env.json").write_text(json.dumps(env))
+    (run / "report.json").unlink()
+    assert launch("distill", [*small, "measure=null", *QUICK, f"hydra.run.dir={run}"]) == 0
+    assert (run / "report.json").is_file()
