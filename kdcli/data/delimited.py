@@ -24,7 +24,7 @@ SINGLE_COLUMN = "\x1f"
 """The delimiter of a file with one column: a control character that no text holds."""
 MOST_NAMED = 30
 """Columns up to which a message proposes names for all."""
-DELIMITERS = (",", "\t", ";", "|")
+DELIMITERS = (",", "\t", ";", "|", "\x01", "^", "~")
 _SEP = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _QUOTED = re.compile(r'"(?:[^"]|"")*"', re.DOTALL)
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
@@ -315,6 +315,8 @@ def read(
                     f"{path}, line {reader.line_num} is the header; remove dataset.columns, which is for files without one"
                 )
             notes[_REPEATED] += 1
+            continue
+        elif not row[0] and not any(row):
             continue
         yield tuple([row[column] for column in indices])
     for note, count in (+notes).items():

@@ -140,7 +140,7 @@ def _compressed(path: Path, chance: random.Random) -> None:
         at = chance.randrange(len(content))
         content = content[:at] + bytes([chance.randrange(256)]) + content[at + 1 :]
     if chance.random() < 0.1:
-        content += chance.choice([b"x", b"\0", b"a b,good\n"]) * 2**22 * chance.choice([1, 100])
+        content += chance.choice([b"x", b"\0", b"a b,good\n"]) * 2**22 * chance.choice([1, 1, 1, 80])
     pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
     if path.suffix in pack:
         path.write_bytes(pack[path.suffix](content))

@@ -151,7 +151,7 @@ READ: dict[str, tuple[Write, dict[str, Any]]] = {
     "a suffix in capitals (.TSV)": (file("a.TSV", rows("{text}\t{label}\n", "text\tlabel\n")), {}),
     "a space after each comma": (file("a.csv", rows('"{text}", {label}\n', "text, label\n")), {}),
     "a delimiter after the last field": (file("a.csv", rows("{text},{label},\n")), {}),
-    "blank lines": (file("a.csv", "\n\n" + rows("{text},{label}\n\n")), {}),
+    "blank lines, and rows of empty fields": (file("a.csv", "\n\n" + rows("{text},{label}\n\n") + ",\n"), {}),
     "line ends of CR": (file("a.csv", PLAIN.replace("\n", "\r")), {}),
     "an index without a name (pandas)": (frame("a.csv"), {}),
     "row names without a column (R)": (
@@ -341,6 +341,14 @@ def test_files_that_are_refused(tmp_path: Path, name: str) -> None:
         assert data.dropped["cannot be read"] == 1
 
 
+@pytest.mark.parametrize("test", ["text\nsome text\n", "text,label\nsome text,-1\n"])
+def test_a_test_file_without_labels_is_not_used(tmp_path: Path, test: str) -> None:
+    """The folder of a competition is refused for its test file, or a student is scored on no rows."""
+    data = read(files(train_csv=PLAIN, test_csv=test)(tmp_path))
+    assert texts(data) == dict(ROWS)
+    assert len(data["test"]) == 6
+
+
 def test_the_page_lists_these_files() -> None:
     """A page that promises a format which no test reads, or a remedy that no message has."""
     read_rows = table("formats.md", "Files that are read")
@@ -494,7 +502,7 @@ def test_parallel_files(tmp_path: Path, name: str) -> None:
 def test_parallel_files_that_do_not_belong_together(tmp_path: Path) -> None:
     """From a line that one file lacks on, each source has the translation of another."""
     folder = files(train_en=SOURCES, train_de=TARGETS.partition("\n")[2])(tmp_path)
-    with pytest.raises(DataError, match="has 60 lines and .* 59: line N of one"):
+    with pytest.raises(DataError, match="has 60 lines and .* 59: .*line N"):
         read(folder / "train", **LANGUAGES)
     with pytest.raises(DataError, match=r"no parallel text files .*dataset.source= and dataset.target="):
         read(folder / "dev", format="parallel", **LANGUAGES)
