@@ -188,11 +188,11 @@ class Seq2Seq(LanguageModel):
             _require_token(tokenizer, code_token[0])
         if "src_lang" not in dir(tokenizer):
             return
-        codes = [
+        codes = {
             code.strip("_")  # PLBart's are tokens of another form, __java__
             for name in ("lang_code_to_token", "lang_code_to_id")
             for code in getattr(tokenizer, name, ())
-        ] or [token for token in tokenizer.all_special_tokens if _CODE.fullmatch(token)]
+        } or {token for token in tokenizer.all_special_tokens if _CODE.fullmatch(token)}
         for key, code in zip(("source_language", "target_language"), self.languages, strict=True):
             if code is None or code not in codes:
                 what = "is not set" if code is None else f"= {code}: the model does not know it"
