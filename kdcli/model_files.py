@@ -300,9 +300,13 @@ def require_body(model: Any, report: Mapping[str, Any]) -> list[str]:
     if missing:
         raise ModelError(
             f"the weights lack {len(missing)} tensors of the shape that config.json names ({shown(missing[0])} …), which would be random, and only "
-            "the head may be new; put the model's own config.json beside the weights"
+            f"the head may be new{_instead(left_over)}; put the model's own config.json beside the weights"
         )
     return left_over
+
+
+def _instead(left_over: list[str]) -> str:
+    return f" (the weights are named {shown(left_over[0])} …)" if left_over else ""
 
 
 def _body(model: Any) -> tuple[str, ...]:

@@ -296,12 +296,15 @@ def require_loadable(source: Checkpoint, task: Task) -> None:
         return
     try:
         model, report = task.from_pretrained(
-            source.path,
-            local_files_only=True,
-            device_map="meta",
-            ignore_mismatched_sizes=not has_head(source, task),
+            source.path, local_files_only=True, device_map="meta", ignore_mismatched_sizes=True
         )
         left_over = require_body(model, report)
+        if has_head(source, task) and (other := sorted(report["mismatched_keys"])):
+            key, *shapes = other[0]
+            raise ModelError(
+                f"the shape of {shown(key)} in the weights is another than config.json names ({', '.join(str(tuple(each)) for each in shapes)}); put the "
+                "model's own config.json beside the weights"
+            )
     except ModelError as error:
         raise ModelError(f"{source.name}: {error.message}") from None
     except Exception as error:
