@@ -239,6 +239,8 @@ def _turn(turn: Any, index: int, where: str) -> dict[str, str]:
             if key not in keys and value is not None and value not in ([], {}, "")
         }
     content: Any = turn.get(content_key)
+    if role == "user" and isinstance(content, list) and len(content) == 1 and _is_result(content[0]):
+        role, more["tool_call_id"], content = "tool", content[0].get("tool_use_id"), content[0].get("content")
     if content is None:  # OpenAI's key for an answer that declines
         content = more.pop("refusal", None)
     if named.casefold() in CALLS:
@@ -250,6 +252,11 @@ def _turn(turn: Any, index: int, where: str) -> dict[str, str]:
     ):
         text = require_text(content, f"the {content_key} of {what}", where)
     return with_extra({"role": role, "content": text if text.strip() else ""}, extra)
+
+
+def _is_result(part: Any) -> bool:
+    """Whether a part of a turn of the user is the result of a tool, as Anthropic stores it."""
+    return isinstance(part, Mapping) and part.get("type") == "tool_result"
 
 
 def _keys(turn: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -124,6 +124,10 @@ SHAPES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
         [PLAIN[0], {**PLAIN[1], "weight": 0}, *PLAIN],
     ),
     'name, tool_call_id and other keys': ([{**PLAIN[0], "name": "Ann"}, PLAIN[1]], [{**PLAIN[0], "name": "Ann"}, PLAIN[1]]),
+    "a part of tool_result (Anthropic)": (
+        [*CALLED[:2], {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "fine"}]}, PLAIN[1]],
+        [*CALLED[:2], {"role": "tool", "content": "fine", "tool_call_id": "1"}, PLAIN[1]],
+    ),
     "content null and a refusal (OpenAI)": (
         [PLAIN[0], {"role": "assistant", "content": None, "refusal": "a"}],
         PLAIN,
