@@ -37,6 +37,8 @@ KEEP = "keep_thought"
 WEIGHTS = ("weight", "train", "training", "loss")
 """Keys of a turn that say whether it is learned."""
 TEXT_PARTS = (None, "text", "input_text", "output_text")
+LONGEST_NOTATION = 2**20
+"""Characters of a text that is read as Python's notation: its syntax tree takes a hundred times the memory."""
 PAIR = 2
 _PLAIN = {"role", "content"}
 _ARRAY = re.compile(r"\}\s+\{")
@@ -392,6 +394,8 @@ def _decoded(value: Any) -> Any:
         return value
     with contextlib.suppress(ValueError):
         return decode_json(value)
+    if len(value) > LONGEST_NOTATION:
+        return value
     with warnings.catch_warnings(action="ignore"):  # of escapes in texts that are none of Python's
         for text in (value, _ARRAY.sub("}, {", value)):
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):

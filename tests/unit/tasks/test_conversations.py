@@ -342,6 +342,15 @@ def test_thoughts_are_dropped_by_a_key(tmp_path: Path) -> None:
         pairs(tmp_path, bare, **talk)
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[{'a': " * 300, "[" + "9" * 10_000 + "]", "['\\d', __import__('os')]"]
+)
+def test_hostile_texts(text: str) -> None:
+    """A text that is nested too deeply, or that is code, ends the process or is run."""
+    with pytest.raises(DataError, match="expected a list of"):
+        read_turns(text, "row 1")
+
+
 def test_dates_in_turns() -> None:
     """A table of turns with time stamps (WildChat) ends in a traceback."""
     turns = read_turns([{**PLAIN[0], "timestamp": datetime.datetime(2024, 7, 26)}, PLAIN[1]], "row 1")
