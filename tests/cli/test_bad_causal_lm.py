@@ -218,7 +218,7 @@ SPEECHLESS = "{{ raise_exception('no conversations here') }}"
         (SAME, ["alike"]),
         (
             CHAT.replace("{% if add_generation_prompt %}<|assistant|>{% endif %}", "<|user|>"),
-            ["repair"],
+            ["generation prompt", "repair"],
         ),
         (SPEECHLESS, ["refuses", "user", "assistant", "no conversations here"]),
         ("{% for turn in messages %}", ["refuses", "user", "assistant"]),

@@ -595,7 +595,7 @@ def test_eval_and_export_of_what_is_no_run(
     for command in ("eval", "export"):
         message = refused(f"run={unfinished}", command=command)
         require_words(message, str(unfinished), "not finished", "kdcli distill")
-    require_words(refused(command="eval"), "run=", "model=")
+    require_words(refused(command="eval"), "run=RUN", "model=CHECKPOINT", "artifact=FILE")
     message = refused(f"run={finished}", f"model={teacher}", command="eval")
     require_words(message, "model=", "alone")
     require_words(refused(command="export"), "run", "value")
