@@ -79,10 +79,6 @@ READ_TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
         {"words": "tokens.form", "tags": "tokens.ner"},
     ),
     "-100 as a tag": ([{"words": [*w, "x"], "tags": [*t, -100]} for w, t in zip(WORDS, TAGS, strict=True)], {}),
-    "a word a row, with empty rows between sentences": (
-        "words,tags\n" + ",\n".join("".join(f"{word},{tag}\n" for word, tag in each) for each in SENTENCES),
-        {},
-    ),
     "words that are empty, white space or invisible": (
         [{"words": ["", *w, "\u200b", " "], "tags": ["O", *t, "O", "O"]} for w, t in zip(WORDS, TAGS, strict=True)],
         {},
@@ -113,6 +109,11 @@ REFUSED_TABLES: dict[str, tuple[Any, dict[str, Any], str]] = {
         [{"words": [["a", "b"], ["c"]], "tags": [["O", "O"], ["B-X"]]}],
         {},
         r"word 1 is \['a', 'b'\]; expected a list of words, and one of their tags, for each sentence",
+    ),
+    "a word a row of csv, with empty rows between sentences": (
+        "words,tags\n" + ",\n".join("".join(f"{word},{tag}\n" for word, tag in each) for each in SENTENCES),
+        {},
+        r"6 rows hold a single word each, .* if blank lines end the sentences, give dataset=conll",
     ),
     "a word a row, not in the order of sentences": (
         [{"sentence_id": i % 2, "words": f"w{i}", "tags": "O"} for i in range(4)]
