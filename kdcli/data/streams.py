@@ -28,6 +28,8 @@ NULS = 64
 BOMB = 200
 """The largest ratio of what a file holds to its size, for contents of `BOMB_FROM` bytes and more."""
 BOMB_FROM = 2**28
+TEXT_BOMB_FROM = 2**26
+"""The same for compressed text, whose rows need many times its bytes in memory."""
 HEAD = 2**16
 """Bytes at the beginning of a file that tell its format."""
 _MAGIC = {
@@ -96,7 +98,7 @@ class DataFile:
         try:
             with contextlib.ExitStack() as stack:
                 raw = _DECOMPRESSORS[self.compression](self.path, stack)
-                limit = max(BOMB_FROM, BOMB * self.size) if self.compression else None
+                limit = max(TEXT_BOMB_FROM, BOMB * self.size) if self.compression else None
                 yield stack.enter_context(_Bounded(raw, self.path, limit))
         except _BROKEN as error:
             raise DataError(

@@ -360,6 +360,16 @@ def test_the_page_lists_these_files() -> None:
             assert key in remedy, name
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gz", "zst"])
+def test_compressed_files_that_hold_far_more_than_their_size(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    """A file of some kilobytes fills the memory."""
+    path = file("a.csv.gz", pack(PLAIN.encode() + b"x" * (2**26 + 1)))(tmp_path)
+    with pytest.raises(DataError, match="times what it has in bytes"):
+        read(path)
+
+
 # ---- what was decided
 
 
