@@ -207,6 +207,11 @@ class Dataset(Section):
         return self.task or inferred_task(self)
 
     @property
+    def forces_format(self) -> bool:
+        """Whether files are read in the configured format, whatever their contents and names say."""
+        return self.format not in ("auto", "hub")
+
+    @property
     def spec(self) -> TaskSpec:
         """The declarations of the task."""
         return spec_of(self.kind)

@@ -12,7 +12,6 @@ import datasets
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.data.gold import set_apart
 from kdcli.data.reading import Reading
-from kdcli.data.sources import is_hub
 from kdcli.data.split_reader import SplitReader
 from kdcli.data.splits import SPLITS, carve_splits, clean_rows, disjoint_splits, filter_rows
 from kdcli.errors import ConfigError, DataError
@@ -94,8 +93,6 @@ def load(cfg: DatasetConfig, recorded: Sequence[Reading] = ()) -> Data:
             catalogue of a language.
         ConfigError: there is no such task.
     """
-    if cfg.format == "hub" and not is_hub(cfg):
-        cfg = cfg.model_copy(update={"format": "auto"})  # a folder on disk says itself what it is
     schema = task_class(cfg.kind).row_schema(cfg)
     reader = SplitReader(schema, recorded)
     sources = reader.read()

@@ -121,7 +121,8 @@ def decide(
     before = next((each for each in recorded if (each.file, each.bytes) == (name, size)), None)
     head = file.head()
     if format_name is None:
-        format_name = cfg.format if cfg.format != "auto" else before.format if before else _format(file, head)
+        format_name = before.format if before and not cfg.forces_format else None
+        format_name = format_name or (cfg.format if cfg.forces_format else _format(file, head))
     _require_format(cfg, file, format_name)
     if format_name in ("parquet", "arrow"):
         return Reading(name, size, format_name)
@@ -174,7 +175,7 @@ def _require_format(cfg: DatasetConfig, file: DataFile, format_name: str) -> Non
     """Refuse a file that is of another format by its name, or whose format cannot be compressed or has no columns to name."""
     named = {".parquet": "parquet", ".jsonl": "jsonl"}.get(file.suffix)
     alike = {format_name, "json" if format_name == "jsonl" else "jsonl" if format_name == "json" else ""}
-    if cfg.format != "auto" and named and named not in alike:
+    if cfg.forces_format and named and named not in alike:
         raise DataError(
             f"{file.path} is {named} by its name, and would be read as {cfg.format}: give dataset.format=auto or dataset.format={named}, and all "
             "files of a data set in one format"

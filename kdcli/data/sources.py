@@ -89,14 +89,24 @@ def require_source(cfg: DatasetConfig, given: str) -> None:
         data_path(given, "folder" if cfg.format == "gettext" else "file")
 
 
-def is_local_repository(path: Path) -> bool:
-    """Whether a folder is a repository of the hub: its card names the files of its parts, or their columns."""
+def is_local_repository(cfg: DatasetConfig, path: Path) -> bool:
+    """Whether a folder is a repository of the hub: by the data set's format, or because its card names the files of its parts, or their
+    columns."""
+    if cfg.forces_format or _is_saved(path):
+        return False
+    if cfg.format == "hub":
+        return os.path.isdir(path)
     card = path / "README.md"
     if not card.is_file():
         return False
     with card.open(encoding="utf-8", errors="replace") as stream:
         front = re.match(r"\s*---[ \t]*\n(.*?)\n---", stream.read(2**20), re.DOTALL)
     return bool(front and re.search(r"^(configs|dataset_info):", front[1], re.MULTILINE))
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` of datasets."""
+    return any((path / name).is_file() for name in (_SAVED, _SAVED_SPLITS))
 
 
 def split_name(name: str) -> str | None:

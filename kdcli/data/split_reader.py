@@ -86,7 +86,7 @@ class SplitReader:
         if cfg.format == "gettext" or is_hub(cfg) or is_parallel(cfg, cfg.path):
             return {}
         path = user_path(cfg.path)
-        if cfg.format == "auto" and is_local_repository(path):
+        if is_local_repository(cfg, path):
             return {split_name(name) or name: [] for name in splits_of_repository(cfg, path)}
         return local_splits(cfg, cfg.path)
 
@@ -103,7 +103,7 @@ class SplitReader:
             self._tell(part.name, readings)
             return [part]
         path = user_path(given)
-        if cfg.format == "auto" and is_local_repository(path):
+        if is_local_repository(cfg, path):
             return [read_hub(schema, self._name_in_repository(path, split), path)]
         own = given == cfg.path
         files = self._published if own else local_splits(cfg, given)

@@ -147,7 +147,7 @@ class RowSchema(ABC):
         for column in self.columns:
             path = column.split(".") if nested and column not in columns else [column]
             if path[0] not in columns:
-                remedy = f"name them with {self.keys}"
+                remedy = f"name them with {self.keys}" + " (COLUMN.KEY for a value in a mapping)" * nested
                 if talk := sorted({"messages", "conversations"} & {*columns} - {*self.columns}):
                     remedy += f"; conversations are read with dataset.messages={talk[0]}"
                 words, tags = ([name for name in columns if name in names] for names in (_WORDS, _TAGS))
