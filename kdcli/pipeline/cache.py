@@ -22,7 +22,7 @@ from kdcli.pipeline.plan import Run
 from kdcli.teachers.cached import shares
 
 logger = logging.getLogger(__name__)
-PART_FORMAT = 3
+PART_FORMAT = 4
 """The format of the files that hold what is made from a part of the rows. It changes whenever they come to mean something else."""
 PART = 512
 """Prompts that a teacher answers between two writes to the disk."""

@@ -23,7 +23,7 @@ from kdcli.teachers.base import Compress, Teacher, identity
 logger = logging.getLogger(__name__)
 SHARD = 1024
 """Rows in a shard, which is what a killed process loses at most."""
-FORMAT = "2"
+FORMAT = "3"
 """The version of a shard's tensors."""
 KNEE, CODES = 0.2, 2**12
 SCALE = (CODES - 1) / math.log1p(-FLOOR / KNEE)
