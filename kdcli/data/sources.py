@@ -35,6 +35,8 @@ SPLIT_NAMES = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 """The names by which files and folders belong to a split: those of datasets."""
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
+"""The name of a shard, which begins with that of its split."""
 _DESCRIPTIONS = (
     "dataset_info.json",
     "dataset_infos.json",
@@ -179,7 +181,9 @@ def _of_folder(cfg: DatasetConfig, path: Path) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     for file in files:
         relative = file.relative_to(path)
-        name = split_name(relative.name) or split_name(str(relative.parent)) or "train"
+        shard = _SHARD.match(relative.name)
+        own = shard[1] if shard else "train"
+        name = split_name(relative.name) or split_name(str(relative.parent)) or own
         splits.setdefault(name, []).append(file)
     return splits if "train" in splits else {"train": files}
 
