@@ -230,8 +230,8 @@ class Dataset(Section):
         plain = tree.get("label", "label") is None and not any(
             tree.get(key) for key in ("prompt", "messages", "source", "words")
         )
-        found = _BY_NAME.get(name) or ("txt" if name == ".txt" and plain else None)
-        return tree | {"format": found} if found else tree
+        by_name = _BY_NAME.get(name) or ("txt" if name == ".txt" and plain else None)
+        return tree | {"format": by_name} if by_name else tree
 
     @field_validator("task")
     @classmethod

@@ -183,7 +183,8 @@ class Trial:
 
 
 def _fit(row: list[str], width: int) -> float:
-    """How well a row fits a header: 1 if it has as many fields, less if it lacks the last ones, and least if it has more."""
+    """How well a row fits a header: 1 if it has as many fields, less if it lacks the last ones, still less if it has more, and 0 if it is a
+    single field."""
     if len(row) == width or (len(row) > width and not any(row[width:])):
         return 1.0
     return 0.1 if len(row) > width else 0.5 * (len(row) > 1)

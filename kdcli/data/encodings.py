@@ -179,5 +179,5 @@ def _character(match: re.Match[str]) -> str:
 
 def _example(text: str) -> str:
     """A short piece of text around the first character outside of ASCII."""
-    found = re.search(r"[^\s,;|\"]{0,15}[^\x00-\x7f][^\s,;|\"]{0,15}", text)
-    return found[0] if found else ""
+    match = re.search(r"[^\s,;|\"]{0,15}[^\x00-\x7f][^\s,;|\"]{0,15}", text)
+    return match[0] if match else ""

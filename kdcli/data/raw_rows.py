@@ -13,14 +13,21 @@ logger = logging.getLogger(__name__)
 REMEDY = "; dataset.bad_rows=drop leaves such rows out"
 UNREADABLE = "cannot be read"
 """The reason for which rows are dropped, for counts."""
+EXAMPLES = 3
+"""Dropped rows that a message names."""
 
 
 class BadRows:
-    """The rows of a source that cannot be read: the first one is an error, or all are dropped and counted (dataset.bad_rows)."""
+    """The rows of a source that cannot be read: the first one is an error, or all are dropped and counted (dataset.bad_rows).
+
+    Attributes:
+        count: the number of dropped rows.
+    """
 
     def __init__(self, policy: Literal["error", "drop"]):
         self.drop = policy == "drop"
-        self.messages: list[str] = []
+        self.count = 0
+        self._examples: list[str] = []
 
     def add(self, message: str) -> None:
         """Record a row.
@@ -30,7 +37,9 @@ class BadRows:
         """
         if not self.drop:
             raise DataError(message + REMEDY)
-        self.messages.append(message)
+        self.count += 1
+        if len(self._examples) < EXAMPLES:
+            self._examples.append(message)
 
     def warn(self, name: str, rows: int) -> None:
         """Warn of the dropped rows; `rows` is the number of the others.
@@ -38,19 +47,19 @@ class BadRows:
         Raises:
             DataError: there are no others.
         """
-        if not self.messages:
+        if not self.count:
             return
         if not rows:
             raise DataError(
-                f"{name}: none of its {len(self.messages):,} rows can be read ({self.messages[0]}); name other columns, or give another dataset.format"
+                f"{name}: none of its {self.count:,} rows can be read ({self._examples[0]}); name other columns, or give another dataset.format"
             )
         logger.warning(
             "%s: %d of %d rows cannot be read and are dropped (%s%s)",
             name,
-            len(self.messages),
-            len(self.messages) + rows,
-            "; ".join(self.messages[:3]),
-            " …" if len(self.messages) > 3 else "",
+            self.count,
+            self.count + rows,
+            "; ".join(self._examples),
+            " …" if self.count > EXAMPLES else "",
         )
 
 

@@ -51,11 +51,11 @@ class Source:
 
     def lines(self, newline: str = "") -> Iterator[str]:
         """Its lines with their ends; those with bytes that cannot be decoded are bad rows."""
-        found = lines(self.file, self.reading.encoding or "utf-8-sig", self.errors, newline)
-        return found if self.errors == "strict" else self._decoded(found)
+        decoded = lines(self.file, self.reading.encoding or "utf-8-sig", self.errors, newline)
+        return decoded if self.errors == "strict" else self._without_undecodable(decoded)
 
-    def _decoded(self, found: Iterable[str]) -> Iterator[str]:
-        for number, line in enumerate(found, 1):
+    def _without_undecodable(self, decoded: Iterable[str]) -> Iterator[str]:
+        for number, line in enumerate(decoded, 1):
             if any("\udc80" <= character <= "\udcff" for character in line):
                 self.bad.add(f"{self.path}, line {number} is not {self.reading.encoding} text")
             else:
@@ -82,7 +82,7 @@ def read_file(
     source.bad.warn(path.name, len(rows))
     if not rows:
         raise DataError(f"{path} has no rows; give another file as dataset.path or dataset.unlabelled")
-    dropped = Counter({UNREADABLE: len(source.bad.messages)})
+    dropped = Counter({UNREADABLE: source.bad.count})
     names = None
     if source.reading.format in ("parquet", "arrow") and schema.has_gold:
         names = tables.declared(schema, path, source.reading.format)
@@ -151,7 +151,7 @@ def read_parallel(
     bad.warn(name, len(rows))
     if not rows:
         raise DataError(f"{name}: no rows; give other files as dataset.path")
-    return RawSplit(name, rows, dropped=+Counter({UNREADABLE: len(bad.messages)})), readings
+    return RawSplit(name, rows, dropped=+Counter({UNREADABLE: bad.count})), readings
 
 
 def _text_lines(source: Source) -> tuple[list[str], Reading]:
@@ -177,7 +177,7 @@ def _read(source: Source) -> tuple[Source, list[tuple[Any, ...]]]:
             rows = check_rows(
                 source.schema, source.path.name, _READERS[source.reading.format](source), source.bad
             )
-            again = _by_more(source) if source.bad.messages else None
+            again = _by_more(source) if source.bad.count else None
         except UnicodeError:
             again = _in_other_encoding(source)
             if again is None:

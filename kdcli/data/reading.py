@@ -129,7 +129,7 @@ def decide(
     guess = None
     encoding = cfg.encoding or (before.encoding if before else None)
     if encoding is None:
-        guess = _encoding(file, head)
+        guess = _encoding(head)
         encoding = guess.encoding
     elif encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         encoding = "utf-8-sig"
@@ -208,7 +208,7 @@ def _format(file: DataFile, head: bytes) -> str:
     return "json" if _JSON.match(text) else "csv"
 
 
-def _encoding(file: DataFile, head: bytes) -> Guess:
+def _encoding(head: bytes) -> Guess:
     """The encoding by a byte order mark or by zero bytes; else UTF-8, and another one is looked for if that fails."""
     if mark := mark_of(head):
         return Guess(mark)

@@ -146,10 +146,10 @@ def local_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
                 f"the data folder {path} has no files *{', *'.join(folder.suffixes)}; correct dataset.path, or give another dataset.format"
             )
         return {"train": files}
-    return _of_folder(cfg, path)
+    return _of_folder(path)
 
 
-def _of_folder(cfg: DatasetConfig, path: Path) -> dict[str, list[Path]]:
+def _of_folder(path: Path) -> dict[str, list[Path]]:
     """The files with data below a folder, by the splits that their names, or those of the folders around them, mean."""
     everything = [
         file
@@ -170,11 +170,7 @@ def _of_folder(cfg: DatasetConfig, path: Path) -> dict[str, list[Path]]:
             f"{listed(file.name for file in everything) or 'no files'}"
         )
     kinds = sorted({data_suffix(file.name) for file in files})
-    if (
-        len(kinds) > 1
-        and set(kinds) - {".json", ".jsonl", ".ndjson"}
-        and set(kinds) - {".csv", ".tsv", ".tab"}
-    ):
+    if len(kinds) > 1 and set(kinds) - {*JSON_SUFFIXES} and set(kinds) - {".csv", ".tsv", ".tab"}:
         raise DataError(
             f"the data folder {path} has files of several formats (*{', *'.join(kinds)}); choose some: dataset.path='{path}/*{kinds[0]}'"
         )
@@ -228,13 +224,13 @@ def parallel_files(cfg: DatasetConfig, given: str, targets: bool = True) -> tupl
     if not targets:
         path = data_path(given if os.path.lexists(path) else f"{given}.{cfg.source}")
         return path, path
-    found = _parallel(cfg, path)
-    if found is None:
+    pair = _parallel(cfg, path)
+    if pair is None:
         raise DataError(
             f"no parallel text files {abbreviated(given)}.{cfg.source} and {abbreviated(given)}.{cfg.target} (looked for "
             f"{abbreviated(str(user_path(given).absolute()))}.{cfg.source}); dataset.source= and dataset.target= are the endings of their names"
         )
-    return found
+    return pair
 
 
 def is_parallel(cfg: DatasetConfig, given: str) -> bool:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdcli.config.dataset import NO_LABEL
 from kdcli.data.hub import read_hub, splits_of_repository
 from kdcli.data.readers import read_file, read_gettext, read_parallel
 from kdcli.data.reading import Reading
@@ -139,4 +140,6 @@ class SplitReader:
 
 def _has_gold(part: RawSplit) -> bool:
     """Whether any row of a source has a gold label or a target."""
-    return any(label not in (None, "-1", "-", -1) for row in part.rows for label in labels_of(row[-1]))
+    return any(
+        label is not None and str(label) not in NO_LABEL for row in part.rows for label in labels_of(row[-1])
+    )

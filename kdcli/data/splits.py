@@ -35,9 +35,9 @@ def clean_rows(schema: RowSchema, parts: list[RawSplit], dropped: Counter[str]) 
                 part.dropped["empty after dataset.replace"] += 1
             elif rows.setdefault(row["id"], row) is not row:
                 others.setdefault(row["id"], []).append((part, row))
-        bad.warn(part.name, len(part.rows) - len(bad.messages))
-        if bad.messages:
-            part.dropped[UNREADABLE] += len(bad.messages)
+        bad.warn(part.name, len(part.rows) - bad.count)
+        if bad.count:
+            part.dropped[UNREADABLE] += bad.count
     merge_duplicates(schema, rows, others)
     for part in parts:
         log_dropped(part.name, part.dropped)

@@ -64,12 +64,12 @@ class Table:
             yield from self.file.iter_batches(BATCH, columns=names)
             return
         reader = self.file
-        whole = (
+        batches = (
             (reader.get_batch(number) for number in range(reader.num_record_batches))
             if isinstance(reader, pyarrow.RecordBatchFileReader)
             else reader
         )
-        for batch in whole:
+        for batch in batches:
             batch.validate(full=True)  # the offsets of a damaged file point anywhere
             chosen = batch.select(names)
             for first in range(0, len(chosen), BATCH):

@@ -88,7 +88,7 @@ def _is_scale(
     return True
 
 
-# ---- the look at all labels ----------------------------------------------------------------------------
+# ---- the column as a whole ----------------------------------------------------------------------------
 
 
 def single(labels: Mapping[Label, int], as_classes: bool, path: str) -> dict[Label, str | None]:

@@ -189,7 +189,7 @@ class LabelReader:
         return self._by_word.get(word, self._by_compact.get(_compact(word))) if word else None
 
     def _agrees(self, value: Stated, label: int) -> bool:
-        """Whether an explanation denies the label before it, or names another one."""
+        """Whether an explanation agrees with the label before it: it does not deny it, and names no other one."""
         why = normalise(value.why)
         names = (word for other, word in enumerate(self._words) if other != label)
         return not denies(why) and not any(

@@ -17,6 +17,8 @@ LIMITS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_t
 """The two names of the limit of a completion. Some models refuse the old name, and some hosts do not know the new one."""
 OPTIONAL = ("temperature", "seed", "response_format")
 """Parameters that a request may do without."""
+REFUSABLE = (*LIMITS, *OPTIONAL, "logprobs", "top_logprobs")
+"""Parameters that a rejection may name."""
 FEW_LOGPROBS = 5
 """The number of likeliest tokens that most hosts return at least."""
 _UNKNOWN = re.compile(
@@ -148,19 +150,13 @@ def _named(body: dict[str, Any], rejected: Rejected) -> list[str]:
     text = rejected.text
     places = {
         name: match.start()
-        for name in (*LIMITS, *OPTIONAL, "logprobs", "top_logprobs")
+        for name in REFUSABLE
         if name in body and (match := re.search(rf"(?<![a-z_]){name}(?![a-z_])", text))
     }
     if "n" in body and (match := _SEVERAL.search(text)):
         places["n"] = match.start()
     if "response_format" in body and (match := _FORMAT.search(text)):
         places.setdefault("response_format", match.start())
-    if rejected.parameter in body and rejected.parameter in (
-        *LIMITS,
-        *OPTIONAL,
-        "logprobs",
-        "top_logprobs",
-        "n",
-    ):
+    if rejected.parameter in body and rejected.parameter in (*REFUSABLE, "n"):
         places[rejected.parameter] = -1
     return sorted(places, key=places.__getitem__)
