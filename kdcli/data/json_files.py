@@ -10,7 +10,8 @@ from typing import Any
 
 from kdcli.data.raw_rows import BadRows, value_at
 from kdcli.errors import DataError, listed, shown
-from kdcli.tasks.rows import RowSchema, decode_json
+from kdcli.tasks.notation import decode_json
+from kdcli.tasks.rows import RowSchema
 
 DEEPEST_FIELD = 3
 """The depth of keys to which rows are looked for in a document."""

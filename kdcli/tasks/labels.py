@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 import shlex
 import unicodedata
@@ -14,6 +12,7 @@ from typing import Any
 
 from kdcli.config.dataset import NO_LABEL
 from kdcli.errors import DataError, TeacherError, listed, printable, shown
+from kdcli.tasks.notation import decode_notation
 from kdcli.tasks.token_classification.scheme import scheme_of
 from kdcli.tasks.token_classification.spans import looks_like_span
 
@@ -25,8 +24,8 @@ MOST_EXACT = 2**53
 """The integer up to which floats are exact: one beyond it is no number of a class."""
 INVISIBLE = "\u200b\u2060\ufeff"
 """Characters without width that come with texts copied from pages and files."""
+INTEGER = re.compile(r"-?\d+")
 _NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]\d{1,3})?")
-_INTEGER = re.compile(r"-?\d+")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|0|-?[1-9]\d*")
 _WORDS = frozenset({"true", "false", "null", "nan", "inf"})
 """Words that Hydra reads as other values than names."""
@@ -67,13 +66,11 @@ def read_label(value: Any, where: str) -> Label:
 
 def _parsed(text: str) -> Any:
     """The list that a text writes down as JSON or as Python, or its mapping of choices; the text, if it is none."""
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(text.strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            continue
-        return value if isinstance(value, list) or (isinstance(value, dict) and "choices" in value) else text
-    return text
+    try:
+        value = decode_notation(text.strip())
+    except ValueError:
+        return text
+    return value if isinstance(value, list) or (isinstance(value, dict) and "choices" in value) else text
 
 
 def label_name(value: Any, where: str) -> str | None:
@@ -156,7 +153,7 @@ def in_order(names: Iterable[str]) -> list[str]:
     """Labels in the order of the logits: numbers by their value, then names by their characters."""
 
     def key(name: str) -> tuple[int, Decimal, str]:
-        number = Decimal(name) if _INTEGER.fullmatch(name) else number_of(name)
+        number = Decimal(name) if INTEGER.fullmatch(name) else number_of(name)
         return (1, Decimal(0), name) if number is None else (0, number, name)
 
     return sorted(names, key=key)
@@ -177,7 +174,7 @@ def matcher(names: Sequence[str]) -> Callable[[str], int | None]:
     """A function that returns the index of a label among names: of the same name, of the same number, or of the one name that differs in case,
     white space, hyphens and underscores alone; None: there is none."""
     levels = [
-        (spelling, _unambiguous([spelling(name) for name in names]))
+        (spelling, unambiguous([spelling(name) for name in names]))
         for spelling in (str, canonical, folded, _spaced)
     ]
 
@@ -188,7 +185,7 @@ def matcher(names: Sequence[str]) -> Callable[[str], int | None]:
     return index_of
 
 
-def _unambiguous(keys: Sequence[str]) -> dict[str, int]:
+def unambiguous(keys: Sequence[str]) -> dict[str, int]:
     """The indices of the keys that occur once."""
     counts = Counter(keys)
     return {key: index for index, key in enumerate(keys) if counts[key] == 1}
@@ -203,12 +200,12 @@ def by_place(labels: Iterable[str], names: Sequence[str]) -> dict[str, int]:
     Returns:
         Empty if one of the names is an integer itself.
     """
-    if any(map(_INTEGER.fullmatch, names)):
+    if any(map(INTEGER.fullmatch, names)):
         return {}
     numbers = {
         label: int(_TRUTH.get(folded(label), canonical(label)))
         for label in labels
-        if _INTEGER.fullmatch(_TRUTH.get(folded(label), canonical(label)))
+        if INTEGER.fullmatch(_TRUTH.get(folded(label), canonical(label)))
     }
     values = sorted(set(numbers.values()))
     if len(values) == len(names):
@@ -274,7 +271,7 @@ def _order_of_tags(own: Sequence[str], labels: Sequence[str]) -> list[int]:
 def _remedy(own: Sequence[str], labels: Sequence[str]) -> str:
     """What to do about labels of the data that are not those of a model."""
     anew = "let distill tune it on the data's labels (teacher.tune=true)"
-    numbers = [int(canonical(label)) for label in labels if _INTEGER.fullmatch(canonical(label))]
+    numbers = [int(canonical(label)) for label in labels if INTEGER.fullmatch(canonical(label))]
     names = [str(index) for index in range(len(own))] if numbers and without_names(own) else own
     find = matcher(names)
     unknown = [label for label in labels if find(label) is None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import re
 from abc import ABC, abstractmethod
@@ -15,14 +14,13 @@ from typing import Any, Self
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.errors import DataError, listed, shown, suggest
 from kdcli.files import digest
-from kdcli.tasks.labels import alike, require_label_name
+from kdcli.tasks.labels import INTEGER, alike, require_label_name
 
 logger = logging.getLogger(__name__)
 IGNORE = -100
 """The label of a position that has no gold label (`ignore_index`)."""
 MANY = 0.1
 """The share of the rows above which a warning tells that they are dropped or truncated."""
-INTEGER = re.compile(r"-?\d+")
 _WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "tags", "ner", "spans", "entities")
 """The usual names of the columns of words with tags, for messages."""
 _HALF = re.compile(r"[\ud800-\udfff]")
@@ -270,29 +268,3 @@ def fold_white_space(text: str) -> str:
 
 def row_hash(content: list[Any]) -> str:
     return digest(content)[:32]
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that stands there twice the first value would be lost."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        keys = Counter(key for key, _ in pairs)
-        raise ValueError(f"the key {shown(keys.most_common(1)[0][0])} stands there twice")
-    return row
-
-
-_decode = json.JSONDecoder(object_pairs_hook=_unique).decode
-
-
-def decode_json(text: str) -> Any:
-    """What a text in JSON holds.
-
-    Raises:
-        ValueError: it is not JSON, is nested too deeply, holds a number of thousands of digits or a key twice.
-    """
-    try:
-        return _decode(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{error}; is the file truncated?") from None

@@ -6,16 +6,15 @@ give every turn the keys of all others.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import json
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdcli.errors import DataError, listed, shown
-from kdcli.tasks.rows import decode_json, require_text
+from kdcli.tasks.notation import decode_json, decode_python
+from kdcli.tasks.rows import require_text
 
 EXPECTED = 'a list of {"role": …, "content": …}'
 ROLES = {
@@ -37,11 +36,10 @@ KEEP = "keep_thought"
 WEIGHTS = ("weight", "train", "training", "loss")
 """Keys of a turn that say whether it is learned."""
 TEXT_PARTS = (None, "text", "input_text", "output_text")
-LONGEST_NOTATION = 2**20
-"""Characters of a text that is read as Python's notation: its syntax tree takes a hundred times the memory."""
 PAIR = 2
 _PLAIN = {"role", "content"}
 _ARRAY = re.compile(r"\}\s+\{")
+"""Between the items of an array as numpy writes it."""
 
 
 def read_turns(value: Any, where: str, what: str = "the messages") -> list[dict[str, str]]:
@@ -394,12 +392,9 @@ def _decoded(value: Any) -> Any:
         return value
     with contextlib.suppress(ValueError):
         return decode_json(value)
-    if len(value) > LONGEST_NOTATION:
-        return value
-    with warnings.catch_warnings(action="ignore"):  # of escapes in texts that are none of Python's
-        for text in (value, _ARRAY.sub("}, {", value)):
-            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                return ast.literal_eval(text.strip())
+    for text in (value, _ARRAY.sub("}, {", value)):
+        with contextlib.suppress(ValueError):
+            return decode_python(text)
     return value
 
 

@@ -11,10 +11,9 @@ from typing import Any
 
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.errors import DataError, listed, shown, suggest
-from kdcli.tasks.labels import label_name
+from kdcli.tasks.labels import INTEGER, label_name
 from kdcli.tasks.rows import (
     IGNORE,
-    INTEGER,
     LabelledRows,
     RawSplits,
     Row,

@@ -100,23 +100,19 @@ def scheme_of(tags: Iterable[str], outside: Iterable[str] = ()) -> Scheme:
         form, matched = "types", {}
         bare = [tag for tag in tags if tag not in named]
     if not named:
-        found = _outside(bare)
-        named = set(found if matched else found[:1])
-        named |= (
-            set(bare)
-            if matched and len(bare) == 1
-            else {tag for tag in bare if _key(tag) in map(_key, named)}
-        )
+        usual = _outside(bare)
+        named = set(usual if matched else usual[:1])
+        if matched and len(bare) == 1:
+            named = set(bare)
+        named |= {tag for tag in bare if _key(tag) in map(_key, named)}
     parts = {}
     for tag in tags:
-        match = matched.get(tag)
-        parts[tag] = (
-            ("O", "")
-            if tag in named
-            else ("I", tag)
-            if match is None
-            else (ROLES[match["letter"].upper()], match["type"] or UNTYPED)
-        )
+        if tag in named:
+            parts[tag] = "O", ""
+        elif match := matched.get(tag):
+            parts[tag] = ROLES[match["letter"].upper()], match["type"] or UNTYPED
+        else:
+            parts[tag] = "I", tag
     letters = dict.fromkeys(
         letter for letter in ROLES for match in matched.values() if match["letter"].upper() == letter
     )
@@ -144,7 +140,8 @@ def _is_scheme(
     if not any(each & {"B", "I"} for each in letters.values()):
         return False
     several = [len(each) > 1 for each in letters.values()]
-    return set(bare) <= set(outside) or any(several) if sure else set(bare) <= set(outside) and all(several)
+    others_are_outside = set(bare) <= set(outside)
+    return others_are_outside or any(several) if sure else others_are_outside and all(several)
 
 
 def _key(tag: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -12,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcli.errors import DataError, shown
+from kdcli.tasks.notation import decode_notation
 
 START = "start", "startoffset", "startchar", "begin", "beginoffset", "offset"
 END = "end", "endoffset", "endchar", "stop"
@@ -43,14 +42,17 @@ def literal(value: Any) -> Any:
     between = _QUOTED.sub("", text)
     if text[0] + text[-1] == "[]" and len(strings) > 1 and not between[1:-1].strip():
         return [string[1:-1] for string in strings]  # numpy's: ['O' 'B-PER']
-    for read in (json.loads, ast.literal_eval):
-        try:
-            found = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(found, list | dict | tuple):
-            return list(found) if isinstance(found, tuple) else found
-    return value
+    try:
+        decoded = decode_notation(text)
+    except ValueError:
+        return value
+    return (
+        list(decoded)
+        if isinstance(decoded, tuple)
+        else decoded
+        if isinstance(decoded, list | dict)
+        else value
+    )
 
 
 def holds_spans(tags: Any) -> bool:
@@ -225,8 +227,8 @@ def _placed(start: int, end: int, quoted: str, text: str, where: str) -> tuple[i
 
 
 def _first(value: dict[str, Any], keys: Sequence[str]) -> Any:
-    found = {str(key).replace("_", "").casefold(): each for key, each in value.items() if each is not None}
-    return next((found[key] for key in keys if key in found), None)
+    named = {str(key).replace("_", "").casefold(): each for key, each in value.items() if each is not None}
+    return next((named[key] for key in keys if key in named), None)
 
 
 def _unreadable(value: Any, where: str) -> DataError:

@@ -6,13 +6,13 @@ import itertools
 import math
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from kdcli.errors import TeacherError
+from kdcli.tasks.labels import unambiguous
 from kdcli.teachers.remote.answers import (
     Stated,
     before_next_text,
@@ -65,8 +65,8 @@ class LabelReader:
     def _accept(self, words: list[str]) -> None:
         """Set what the model may write for each label."""
         self._words = words
-        self._by_word = _unambiguous(words)
-        self._by_compact = _unambiguous(list(map(_compact, words)))
+        self._by_word = unambiguous(words)
+        self._by_compact = unambiguous(list(map(_compact, words)))
 
     @property
     def answers(self) -> list[str]:
@@ -199,12 +199,6 @@ class LabelReader:
     def _is_only_letter(self, text: str, label: int) -> bool:
         letters = {letter.casefold() for letter in re.findall(r"(?<!\w)[A-Z](?!\w)", text)} & {*self._words}
         return letters <= {self._words[label]}
-
-
-def _unambiguous(words: Sequence[str]) -> dict[str, int]:
-    """The index of each word that stands there once."""
-    counts = Counter(words)
-    return {word: index for index, word in enumerate(words) if counts[word] == 1}
 
 
 def _compact(word: str) -> str:

@@ -1,0 +1,67 @@
+"""Values that a file or a table holds as text: in JSON, or in Python's own notation, in which pandas writes lists into csv."""
+
+from __future__ import annotations
+
+import ast
+import json
+import warnings
+from collections import Counter
+from typing import Any
+
+from kdcli.errors import shown
+
+LONGEST = 2**20
+"""Characters of a text that is read as Python's notation: its syntax tree takes a hundred times the memory."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that stands there twice the first value would be lost."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {shown(keys.most_common(1)[0][0])} stands there twice")
+    return row
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_unique).decode
+
+
+def decode_json(text: str) -> Any:
+    """What a text in JSON holds.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, holds a number of thousands of digits or a key twice.
+    """
+    try:
+        return _decode(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error}; is the file truncated?") from None
+
+
+def decode_python(text: str) -> Any:
+    """What a text in Python's notation holds.
+
+    Raises:
+        ValueError: it is none, or has more than `LONGEST` characters.
+    """
+    if len(text) > LONGEST:
+        raise ValueError("it is too long")
+    with warnings.catch_warnings(action="ignore"):  # of escapes in texts that are none of Python's
+        try:
+            return ast.literal_eval(text.strip())
+        except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+            raise ValueError(f"it is not Python's notation ({error})") from None
+
+
+def decode_notation(text: str) -> Any:
+    """What a text in JSON or in Python's notation holds.
+
+    Raises:
+        ValueError: it is none of both.
+    """
+    try:
+        return decode_json(text)
+    except ValueError:
+        return decode_python(text)
