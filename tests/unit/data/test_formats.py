@@ -23,6 +23,7 @@ import pyarrow
 import pyarrow.feather
 import pytest
 import zstandard
+from support.commands import naming
 from support.pages import table
 from support.tiny import sentences
 
@@ -512,14 +513,14 @@ def test_parallel_files(tmp_path: Path, name: str) -> None:
 def test_parallel_files_that_do_not_belong_together(tmp_path: Path) -> None:
     """From a line that one file lacks on, each source has the translation of another."""
     folder = files(train_en=SOURCES, train_de=TARGETS.partition("\n")[2])(tmp_path)
-    with pytest.raises(DataError, match="has 60 lines and .* 59: .*line N"):
+    with pytest.raises(DataError, match=naming("train.en", "60 lines", "train.de", "59")):
         read(folder / "train", **LANGUAGES)
-    with pytest.raises(DataError, match=r"no parallel text files .*dataset.source= and dataset.target="):
+    with pytest.raises(DataError, match=naming("dev.en", "dev.de", "dataset.source=", "dataset.target=")):
         read(folder / "dev", format="parallel", **LANGUAGES)
     (folder / "train.de").write_text(TARGETS.replace("eins", "eins\u2028\x85", 3))
     assert len(read(folder / "train", **LANGUAGES)["train"]) == 48
     (folder / "train.de").write_text("\n" + TARGETS.partition("\n")[2])
-    with pytest.raises(DataError, match="row 1: the target is empty"):
+    with pytest.raises(DataError, match=naming("row 1", "the target", "empty")):
         read(folder / "train", **LANGUAGES)
     assert read(folder / "train", bad_rows="drop", **LANGUAGES).dropped["cannot be read"] == 1
     mono = files(more_en="".join(f"{text} more\n" for text, _ in ROWS))(tmp_path) / "more.en"

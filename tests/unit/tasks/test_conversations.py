@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import naming, require_words
 from support.pages import table
 from support.tiny import write_jsonl
 
@@ -177,20 +178,20 @@ def test_conversations_in_csv(form: Any, tmp_path: Path) -> None:
     assert turns[1:] == PLAIN[1:]
 
 
-REFUSED: dict[str, tuple[Any, str]] = {
-    'a text': ("hello", r"row 1: the messages are 'hello'; expected a list of \{\"role\""),
-    'a turn without a role': ([{"content": "q"}], "row 1: message 1 is .*; expected a list of"),
-    'no turn of the assistant': (PLAIN[:1], "no message has the role assistant .roles: user."),
+REFUSED: dict[str, tuple[Any, list[str]]] = {
+    'a text': ("hello", ["row 1", "the messages", "'hello'", '{"role": …']),
+    'a turn without a role': ([{"content": "q"}], ["row 1", "message 1", '{"role": …']),
+    'no turn of the assistant': (PLAIN[:1], ["row 1", "assistant", "roles: user"]),
     'a picture or a sound': (
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, PLAIN[1]],
-        "a part of the type 'image_url', and only text is learned; remove the row",
+        ["row 1", "message 1", "'image_url'", "remove the row"],
     ),
-    'a number as content': ([{"role": "user", "content": 5}, PLAIN[1]], "the content of message 1 is 5, not a string"),
-    'an empty answer': ([PLAIN[0], {"role": "assistant", "content": ""}], "the content of message 2 is empty"),
-    'a null content without a call': ([{"role": "user", "content": None}, PLAIN[1]], "the content of message 1 is None, not a string"),
-    'a weight between 0 and 1': ([PLAIN[0], {**PLAIN[1], "weight": 0.5}], "the weight of message 2 is 0.5; expected 1, or 0"),
-    'weight 0 in all answers': ([PLAIN[0], {**PLAIN[1], "weight": 0}], "every message of the assistant has the weight 0"),
-    'a call without a name': ([PLAIN[0], {**PLAIN[1], "tool_calls": ["look"]}], "a call of message 2 is 'look'; expected"),
+    'a number as content': ([{"role": "user", "content": 5}, PLAIN[1]], ["row 1", "content of message 1", "5"]),
+    'an empty answer': ([PLAIN[0], {"role": "assistant", "content": ""}], ["row 1", "content of message 2", "empty"]),
+    'a null content without a call': ([{"role": "user", "content": None}, PLAIN[1]], ["row 1", "content of message 1", "None"]),
+    'a weight between 0 and 1': ([PLAIN[0], {**PLAIN[1], "weight": 0.5}], ["row 1", "weight of message 2", "0.5"]),
+    'weight 0 in all answers': ([PLAIN[0], {**PLAIN[1], "weight": 0}], ["row 1", "assistant", "weight 0"]),
+    'a call without a name': ([PLAIN[0], {**PLAIN[1], "tool_calls": ["look"]}], ["row 1", "call of message 2", "'look'", '{"name": …']),
 }  # fmt: skip
 
 
@@ -199,8 +200,8 @@ def test_conversations_that_are_refused(shape: str) -> None:
     """A traceback, or a message that does not say what is wrong with which turn."""
     from kdcli.tasks.causal_lm.conversations import require_answer
 
-    value, message = REFUSED[shape]
-    with pytest.raises(DataError, match=message):
+    value, words = REFUSED[shape]
+    with pytest.raises(DataError, match=naming(*words)):
         require_answer(read_turns(value, "row 1"), "row 1")
 
 
@@ -258,7 +259,7 @@ def test_alpaca(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         read = pairs(tmp_path, row, **names)
     assert (read["prompt"], read["completion"]) == ("q: Translate.\n\nder Hund", "the dog")
-    assert "input read as a part of the conversation or of its prompt (dataset.context=[]" in caplog.text
+    require_words(caplog.text, "input", "dataset.context=[]")
     assert pairs(tmp_path, row | {"input": ""}, **names)["prompt"] == "q: Translate."
     assert pairs(tmp_path, row, context=[], **names)["prompt"] == "q: Translate."
 
@@ -272,13 +273,13 @@ def test_tools_are_a_column(tmp_path: Path) -> None:
             row = {"talk": PLAIN, column: value}
             read = pairs(tmp_path, row, prompt=None, completion=None, messages="talk")
             assert json.loads(read["tools"]) == [tool]
-    with pytest.raises(DataError, match=r"the tools are 'look'; .* leave them out \(dataset.context=\[\]\)"):
+    with pytest.raises(DataError, match=naming("the tools", "'look'", "dataset.context=[]")):
         pairs(tmp_path, {"talk": PLAIN, "tools": "look"}, prompt=None, completion=None, messages="talk")
 
 
 def test_a_completion_begins_with_the_assistant(tmp_path: Path) -> None:
     """The whole conversation is taken for the answer to its prompt, and the user's words are learned."""
-    with pytest.raises(DataError, match="give its column as dataset.messages"):
+    with pytest.raises(DataError, match=naming("the completion", "dataset.messages")):
         pairs(tmp_path, {"prompt": "q", "completion": [{"role": "user", "content": "else"}, PLAIN[1]]})
 
 
@@ -297,20 +298,20 @@ def test_texts_among_turns(tmp_path: Path) -> None:
 def test_the_key_for_conversations_is_named(tmp_path: Path) -> None:
     """A user of a file of conversations is asked for texts and labels."""
     path = write_jsonl(tmp_path / "rows.jsonl", [{"conversations": PLAIN}])
-    with pytest.raises(DataError, match="conversations are read with dataset.messages=conversations"):
+    with pytest.raises(DataError, match=naming("dataset.messages=conversations")):
         load(Dataset(path=str(path), format="jsonl"))
 
 
 def test_the_column_of_a_system_needs_turns(tmp_path: Path) -> None:
     """An instruction that stands beside texts without roles is dropped in silence."""
-    with pytest.raises(DataError, match=r"system belongs to a conversation; give dataset.chat=true"):
+    with pytest.raises(DataError, match=naming("system", "dataset.chat=true", "dataset.context=[]")):
         pairs(tmp_path, {"prompt": "q", "completion": "a", "system": "s"})
 
 
 def test_a_column_that_is_no_instruction(tmp_path: Path) -> None:
     """A column that happens to be called system ends in a message without the key that leaves it out; blank ones are turns."""
     talk = {"prompt": None, "completion": None, "messages": "talk"}
-    with pytest.raises(DataError, match=r"the system is True, not a string; .* dataset.context=\[\]"):
+    with pytest.raises(DataError, match=naming("the system", "True", "dataset.context=[]")):
         pairs(tmp_path, {"talk": PLAIN, "system": True}, **talk)
     assert pairs(tmp_path, {"talk": PLAIN, "system": " "}, **talk)["messages"] == PLAIN
     assert pairs(tmp_path, {"talk": PLAIN, "system": True}, context=["tools"], **talk)["messages"] == PLAIN
@@ -320,10 +321,7 @@ def test_preference_data_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     """Answers that people rejected, or that are labelled as bad, are taken for good ones."""
     with caplog.at_level(logging.INFO):
         pairs(tmp_path, {"prompt": "q", "completion": "a", "label": True})
-    assert (
-        "the column label is not read (if it marks answers as good or bad, remove the bad ones)"
-        in caplog.text
-    )
+    require_words(caplog.text, "the column label", "remove the bad ones")
 
 
 THOUGHT = {"role": "assistant", "content": "<think>\nt\n</think>\n\na"}
@@ -338,7 +336,7 @@ def test_thoughts_are_dropped_by_a_key(tmp_path: Path) -> None:
     for chat in (True, False):
         assert pairs(tmp_path, row, chat=chat, thoughts="drop")["completion"] == "a"
     bare = {"talk": [PLAIN[0], {"role": "assistant", "content": "<think>t</think>"}]}
-    with pytest.raises(DataError, match=r"nothing but a thought, which dataset.thoughts=drop leaves out"):
+    with pytest.raises(DataError, match=naming("a thought", "dataset.thoughts=drop", "remove the row")):
         pairs(tmp_path, bare, **talk)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
+from support.commands import naming, require_words
 from support.pages import table
 from support.tiny import bert
 from transformers import BertForTokenClassification
@@ -142,25 +143,18 @@ def test_what_is_no_scheme_is_said(caplog: pytest.LogCaptureFixture) -> None:
     """Parts of speech, a tag of no entity with a name of its own, or a misspelt tag: figures about other entities, in silence."""
     caplog.set_level("INFO")
     declared([["B_PER", "I_PER", "o"]])
-    assert "a.jsonl: tags with the prefixes B, I; entity types: PER; outside: o" in caplog.text
+    require_words(caplog.text, "a.jsonl", "prefixes B, I", "PER", "outside: o")
     declared([["NOUN", "VERB", "NOUN"]])
-    assert (
-        "no tag is called O or the like, so every word counts as part of an entity (types: NOUN, VERB)"
-        in caplog.text
-    )
-    assert "give dataset.outside=NOUN" in caplog.text
+    require_words(caplog.text, "NOUN, VERB", "dataset.outside=NOUN")
     declared([["B-PER", "I-PER", "O", "PRE"]])
-    assert "the tags PRE stand without a letter (B, I) and count as entity types" in caplog.text
-    assert "give 'dataset.outside=[O,PRE]'" in caplog.text
+    require_words(caplog.text, "PRE", "(B, I)", "'dataset.outside=[O,PRE]'")
+    caplog.clear()
     declared([["B-PER", "B-LOC", "O", "PRE"]])
-    assert "some look like tags with a prefix (B-LOC, B-PER) and others do not (PRE)" in caplog.text
-    assert "give 'dataset.outside=[O,PRE]'" in caplog.text
-    with pytest.raises(
-        DataError, match=r"several tags have no prefix \(BAR, FOO\).*dataset.outside=FOO, which is"
-    ):
+    require_words(caplog.text, "(B-LOC, B-PER)", "(PRE)", "'dataset.outside=[O,PRE]'")
+    with pytest.raises(DataError, match=naming("BAR, FOO", "dataset.outside=FOO")):
         declared([["B-PER", "I-PER", "FOO", "FOO", "BAR"]])
     declared([["B-PER", "I-PER", "FOO", "FOO", "BAR"]], outside=["FOO", "BAR"])
-    with pytest.raises(DataError, match=r"dataset.outside = 'OO' is no tag; did you mean O\?"):
+    with pytest.raises(DataError, match=naming("dataset.outside", "'OO'", "did you mean O?")):
         declared([["B-PER", "I-PER", "O"]], outside="OO")
 
 
