@@ -393,12 +393,12 @@ def _read_by_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
     data, later = before.get("dataset"), now.get("dataset")
     if not isinstance(data, Mapping) or not isinstance(later, Mapping) or "bad_rows" in data:
         return dict(before)
-    found: dict[str, str | None] = {}
+    by_content: dict[str, str | None] = {}
     if later.get("format") == "auto" and data.get("format") in ("csv", "jsonl", "parquet"):
-        found["format"] = "auto"
+        by_content["format"] = "auto"
     if later.get("encoding", "") is None and data.get("encoding") == "utf-8":
-        found["encoding"] = None
-    return {**before, "dataset": {**data, **found}}
+        by_content["encoding"] = None
+    return {**before, "dataset": {**data, **by_content}}
 
 
 def _differences(before: Any, now: Any, path: str = "") -> set[str]:

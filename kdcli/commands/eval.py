@@ -160,8 +160,8 @@ def _data(cfg: Config, models: Sequence[Checkpoint]) -> Data:
     if not data.labels or dataset.labels or not models:
         return data
     labels = model_labels(load_config(models[-1]))
-    known = len(data.labels) < len(labels) and None not in map(matcher(labels), data.labels)
-    return load(dataset.model_copy(update={"labels": labels}), recorded) if known else data
+    is_part = len(data.labels) < len(labels) and None not in map(matcher(labels), data.labels)
+    return load(dataset.model_copy(update={"labels": labels}), recorded) if is_part else data
 
 
 def _data_name(cfg: Config) -> str:

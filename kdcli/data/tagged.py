@@ -331,16 +331,16 @@ def _named(path: Path, names: list[str], chosen: str | None, usual: Sequence[str
             f"{path} has no column {shown(chosen)}{suggest(chosen, names)} (columns: {listed(names)}); name it with dataset.{key}="
         )
     lower = [name.casefold() for name in names]
-    found = (
+    indices = (
         [names.index(chosen)]
         if chosen is not None
         else [lower.index(name) for name in usual if name in lower]
     )
-    if not found:
+    if not indices:
         raise DataError(
             f"{path}: none of its columns ({listed(names)}) is called {key}; name it with dataset.{key}="
         )
-    return found[0]
+    return indices[0]
 
 
 def _by_numbers(groups: Groups) -> Groups:

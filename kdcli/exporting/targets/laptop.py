@@ -56,8 +56,8 @@ class Laptop(Target):
 
     def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
         """Architectures that llama.cpp's converter does not know."""
-        known = _architectures()
-        is_known = not known or model_class.__name__ in known
+        architectures = _architectures()
+        is_known = not architectures or model_class.__name__ in architectures
         return None if is_known else "llama.cpp does not know it; hardware=cpu or hardware=cuda may write it"
 
     def export(
@@ -91,10 +91,10 @@ class Laptop(Target):
 def _architectures() -> set[str]:
     """The classes that llama.cpp's converter lists; empty if it is not installed, or has no list. Its module is not imported, since that
     configures logging."""
-    found = importlib.util.find_spec("conversion")
-    if found is None or found.origin is None:
+    module = importlib.util.find_spec("conversion")
+    if module is None or module.origin is None:
         return set()
-    for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
+    for node in ast.parse(Path(module.origin).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "TEXT_MODEL_MAP" and node.value:
             return set(ast.literal_eval(node.value))
     return set()

@@ -205,25 +205,25 @@ class Chat:
         prompt = self._write(ready[:last], tools, add_generation_prompt=True)
         empty = not stored[last]["content"].strip() and "tool_calls" not in ready[last]
         if generated or empty:
-            whole = text = prompt + stored[last]["content"] * (not empty) + self.closing
+            full_text = text = prompt + stored[last]["content"] * (not empty) + self.closing
         else:
-            whole = self._write(ready, tools)
-            self._require_written(ready, whole, tools)
-            self._note_keys(ready, whole, tools, notes)
-            if (thought := _thought(ready[last])) and thought not in whole[_shared(whole, prompt) :]:
+            full_text = self._write(ready, tools)
+            self._require_written(ready, full_text, tools)
+            self._note_keys(ready, full_text, tools, notes)
+            if (thought := _thought(ready[last])) and thought not in full_text[_shared(full_text, prompt) :]:
                 ready[last][KEEP] = True
                 notes["kept"] += 1
-                whole = self._write(ready, tools)
-            text = self._after_prompt(prompt, whole.rstrip(), ready[last], notes)
-        earlier: tuple[list[dict[str, Any]], str, dict[str, Any]] = ready, whole, {}
+                full_text = self._write(ready, tools)
+            text = self._after_prompt(prompt, full_text.rstrip(), ready[last], notes)
+        earlier: tuple[list[dict[str, Any]], str, dict[str, Any]] = ready, full_text, {}
         if not text:  # an earlier turn is written in another way once this one follows
-            begin, _ = self._search(ready, last, whole, tools)
+            begin, _ = self._search(ready, last, full_text, tools)
             if begin is None:
-                raise _another_beginning(prompt, whole)
-            text = prompt + whole[begin:].rstrip()
+                raise _another_beginning(prompt, full_text)
+            text = prompt + full_text[begin:].rstrip()
             earlier = ready[:last], prompt, {"add_generation_prompt": True}
         text = text if ends else text.removesuffix(self.closing)
-        if self._marks(tools) and text == whole.rstrip() and not any(KEEP in turn for turn in ready):
+        if self._marks(tools) and text == full_text.rstrip() and not any(KEEP in turn for turn in ready):
             spans = self._marked_spans(ready, answers, len(text), tools)
         else:
             spans = dict(self._inner_spans(*earlier, answers[:-1], tools))
@@ -240,15 +240,15 @@ class Chat:
 
     def _write(self, turns: list[dict[str, Any]], tools: str | None, **options: Any) -> str:
         """The rendered turns. Of those with `KEEP` the thought stands before the answer, whatever the template makes of it."""
-        kept = {index: turn for index, turn in enumerate(turns) if turn.get(KEEP)}
-        marks = {index: f"{ANSWER}{index}." for index in kept}
+        thinking = {index: turn for index, turn in enumerate(turns) if turn.get(KEEP)}
+        marks = {index: f"{ANSWER}{index}." for index in thinking}
         bare = [
-            {key: value for key, value in turn.items() if key not in (KEEP, *([THOUGHTS[0]] if index in kept else ()))}
-            | ({"content": marks[index]} if index in kept else {})
+            {key: value for key, value in turn.items() if key not in (KEEP, *([THOUGHTS[0]] if index in thinking else ()))}
+            | ({"content": marks[index]} if index in thinking else {})
             for index, turn in enumerate(turns)
         ]  # fmt: skip
         text = self._apply(bare, tools, **options)
-        for index, turn in kept.items():
+        for index, turn in thinking.items():
             before, mark, after = text.partition(marks[index])
             if not mark:
                 raise DataError(
@@ -313,8 +313,8 @@ class Chat:
         self, turns: list[dict[str, Any]], text: str, tools: str | None, notes: Counter[str]
     ) -> None:
         """Note the further keys of turns that the template does not write, such as a name."""
-        known = {"role", "content", "tool_calls", KEEP, *THOUGHTS}
-        for key in dict.fromkeys(key for turn in turns for key in turn if key not in known):
+        own_keys = {"role", "content", "tool_calls", KEEP, *THOUGHTS}
+        for key in dict.fromkeys(key for turn in turns for key in turn if key not in own_keys):
             if key not in self._reads:
                 bare = [{name: turn[name] for name in turn if name != key} for turn in turns]
                 try:
@@ -431,14 +431,14 @@ class Chat:
         template = _dated(self._source(tools))
         special = self.tokenizer.special_tokens_map
         render: Any = render_jinja_template
-        found: list[list[tuple[int, int]]] = [[]]
+        rendered_spans: list[list[tuple[int, int]]] = [[]]
         for form in self._forms(turns):
             try:
-                _, found = render([form], chat_template=template, return_assistant_tokens_mask=True, **options, **special)  # fmt: skip
+                _, rendered_spans = render([form], chat_template=template, return_assistant_tokens_mask=True, **options, **special)  # fmt: skip
             except Exception:  # it refuses the arguments of calls in this form
                 continue
             break
-        marked = [(begin, min(end, length)) for begin, end in found[0] if begin < min(end, length)]
+        marked = [(begin, min(end, length)) for begin, end in rendered_spans[0] if begin < min(end, length)]
         if not marked:
             raise DataError(
                 "the chat template marks what is learned ({% generation %}), and marks nothing of this conversation; repair the template "

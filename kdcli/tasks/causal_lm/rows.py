@@ -74,7 +74,7 @@ class CausalLMRows(RowSchema):
             )
             self.columns = [getattr(cfg, field) for field in self.fields]
         self.plain = self.fields == ["prompt", "completion"] and cfg.thoughts != "drop"
-        self.found: list[str] = list(self.fields)
+        self.value_names: list[str] = list(self.fields)
         """What the values of the rows are that are being read: the fields, and those of `CONTEXT` that the source has."""
         self.context: dict[str, None] = {}
         self.unread: dict[str, None] = {}
@@ -84,11 +84,11 @@ class CausalLMRows(RowSchema):
     def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
         """As in the base class, with the columns of `CONTEXT` that the source has."""
         paths = super().column_paths(columns, name, nested)
-        self.found = list(self.fields)
+        self.value_names = list(self.fields)
         for column in columns if self.fields != ["text"] else ():
             if column not in self.columns and self._belongs(column) and columns.count(column) == 1:
                 paths.append([column])
-                self.found.append(column)
+                self.value_names.append(column)
             elif column in UNREAD and column not in self.columns:
                 self.unread[column] = None
         return paths
@@ -113,7 +113,7 @@ class CausalLMRows(RowSchema):
                 require_text(values[1], "the completion", where),
             )
             return Values(texts, [], "")
-        given = dict(zip(self.found, values, strict=True))
+        given = dict(zip(self.value_names, values, strict=True))
         before, tools = self._read_context(given, where) if len(given) > len(self.fields) else ([], "")
         if self.fields == ["messages"]:
             turns = read_turns(given["messages"], where)

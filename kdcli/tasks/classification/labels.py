@@ -112,13 +112,13 @@ def single(labels: Mapping[Label, int], as_classes: bool, path: str) -> dict[Lab
             "This looks like multi-label classification, and kdcli trains classifiers of one label a row; leave one label a row, or give "
             "dataset.as_classes=true, which takes each combination as a class"
         )
-    whole = all(label is None or _WHOLE.fullmatch(str(label)) for label in labels)
+    are_whole = all(label is None or _WHOLE.fullmatch(str(label)) for label in labels)
     name_of: dict[Label, str | None] = {}
     for label in labels:
         if isinstance(label, tuple):
             name_of[label] = "|".join(names[label]) or None
         else:
-            name_of[label] = label.partition(",")[0] if whole and label is not None else label
+            name_of[label] = label.partition(",")[0] if are_whole and label is not None else label
     return name_of
 
 

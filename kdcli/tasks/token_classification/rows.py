@@ -93,18 +93,21 @@ class TokenClassificationRows(LabelledRows):
         if first is None or (len(first) == width and not _is_word(first)):
             yield from rows
             return
-        whole = list(rows)
-        if sum(_is_word(row[-width:]) for row in whole) < ONE_WORD * len(whole):
-            yield from (row[-width:] for row in whole)
+        all_rows = list(rows)
+        if sum(_is_word(row[-width:]) for row in all_rows) < ONE_WORD * len(all_rows):
+            yield from (row[-width:] for row in all_rows)
             return
-        runs = list(_runs(whole, width))
-        numbers = {row[0] for row in whole if len(row) > width and isinstance(row[0], Hashable)} - {None, ""}
-        if len(runs) == len(whole) > 1 or len(runs) == 1 < len(whole):
+        runs = list(_runs(all_rows, width))
+        numbers = {row[0] for row in all_rows if len(row) > width and isinstance(row[0], Hashable)} - {
+            None,
+            "",
+        }
+        if len(runs) == len(all_rows) > 1 or len(runs) == 1 < len(all_rows):
             if not self.has_gold:
-                yield from (row[-width:] for row in whole)
+                yield from (row[-width:] for row in all_rows)
                 return
             raise DataError(
-                f"{self.cfg.path}: {len(whole)} rows hold a single word each, and no column numbers the sentences; name one with dataset.sentence=; if "
+                f"{self.cfg.path}: {len(all_rows)} rows hold a single word each, and no column numbers the sentences; name one with dataset.sentence=; if "
                 "blank lines end the sentences, give dataset=conll"
             )
         if len(numbers) < ONE_WORD * len(runs) and numbers:
@@ -112,9 +115,12 @@ class TokenClassificationRows(LabelledRows):
                 f"{self.cfg.path}: the words of a sentence do not follow each other ({len(numbers)} sentences in {len(runs)} pieces); sort the rows, or "
                 "name the column that numbers the sentences with dataset.sentence="
             )
-        if len(runs) < len(whole):
+        if len(runs) < len(all_rows):
             logger.info(
-                "%s: each row is a word; its %d rows are %d sentences", self.cfg.path, len(whole), len(runs)
+                "%s: each row is a word; its %d rows are %d sentences",
+                self.cfg.path,
+                len(all_rows),
+                len(runs),
             )
         for run in runs:
             yield tuple(map(list, zip(*run, strict=True)))
