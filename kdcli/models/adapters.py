@@ -46,7 +46,7 @@ def base_of(folder: Path, name: str) -> tuple[str, str | None]:
     return base, revision if isinstance(revision, str) else None
 
 
-def refuse(folder: Path, key: str, name: str) -> ModelError:
+def unmerged(folder: Path, key: str, name: str) -> ModelError:
     """The error for an adapter that is not to be merged.
 
     Args:

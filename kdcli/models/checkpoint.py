@@ -21,7 +21,7 @@ from kdcli.files import hash_files, user_path
 from kdcli.generation import positions_of
 from kdcli.hub import PACKAGE, locate_package, snapshot
 from kdcli.model_files import require_body, require_finite, require_folder
-from kdcli.models.adapters import CONFIG, base_of, is_adapter, merge, refuse, require_alone
+from kdcli.models.adapters import CONFIG, base_of, is_adapter, merge, require_alone, unmerged
 from kdcli.models.converted import plain_names, text_model
 from kdcli.models.vocabulary import (
     TOKENIZER_FILES,
@@ -110,7 +110,7 @@ def _find(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
     if is_adapter(path):
         require_alone(path, name)
         if not cfg.merge_adapter:
-            raise refuse(path, MERGE_KEYS.get(what, f"{what}.merge_adapter"), name)
+            raise unmerged(path, MERGE_KEYS.get(what, f"{what}.merge_adapter"), name)
         path = merge(path, _base_model(path, cfg, what), name, cfg.trust_remote_code)
     if not (path / "config.json").is_file():
         raise ModelError(

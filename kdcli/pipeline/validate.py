@@ -224,8 +224,8 @@ def _require_head(run: Run, source: Checkpoint) -> None:
         config, labels = load_config(source), run.task.labels
         label_order(config, labels, source.name)
         own = model_labels(config)
-        known = {*own, *map(str, range(len(own)))}
-        if without_names(own) and run.cfg.dataset.labels is None and not known >= {*labels}:
+        names_and_indices = {*own, *map(str, range(len(own)))}
+        if without_names(own) and run.cfg.dataset.labels is None and not names_and_indices >= {*labels}:
             logger.warning(
                 "%s does not name its labels (%s): they are taken for the data's in this order: %s; if it has another one, give it with "
                 "dataset.labels=[…]",

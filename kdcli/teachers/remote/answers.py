@@ -237,7 +237,8 @@ def stated(text: str, cut: bool = False) -> Iterator[Stated]:
     for boxed, _, tagged in _MARKED.findall(text):
         yield Stated(boxed or tagged)
     yield from map(Stated, _json_values(text))
-    lines = [line for line in (_MARKUP.sub("", line).strip() for line in text.splitlines()) if line]
+    folded = (" ".join(line.split()) for line in text.splitlines())  # patterns take long for runs of spaces
+    lines = [line for line in (_MARKUP.sub("", line).strip() for line in folded) if line]
     if cut and len(lines) > 1:
         lines.pop()
         cut = False

@@ -220,7 +220,7 @@ def _first_token(choice: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def normalise(text: str) -> str:
     """A word in lower case and compatibility form, without the punctuation and the spaces around it."""
-    return re.sub(r"^[\W_]+|[\W_]+$", "", unicodedata.normalize("NFKC", text)).casefold()
+    return re.sub(r"^[\W_]+|(?<![\W_])[\W_]+$", "", unicodedata.normalize("NFKC", text)).casefold()
 
 
 def clash(labels: Sequence[str], full: bool) -> tuple[str, str] | None:
