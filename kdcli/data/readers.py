@@ -107,7 +107,7 @@ def _refusing(path: Path, encoding: str | None) -> Iterator[None]:
         DataError
     """
     try:
-        if encoding is not None:
+        if encoding is not None:  # codecs.lookup also finds codecs of bytes, such as base64
             io.TextIOWrapper(io.BytesIO(), encoding if encoding and "\0" not in encoding else "none")
     except LookupError as error:
         raise DataError(

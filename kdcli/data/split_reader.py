@@ -92,6 +92,7 @@ class SplitReader:
         return local_splits(cfg, cfg.path)
 
     def _read(self, schema: RowSchema, given: str, split: str) -> list[RawSplit]:
+        """The parts of a split, one for each of its files, from wherever a path means."""
         cfg = schema.cfg
         if is_hub(cfg):
             return [read_hub(schema, split)]

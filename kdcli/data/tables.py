@@ -42,15 +42,9 @@ class Table:
         if format_name == "parquet":
             self.file = stack.enter_context(pyarrow.parquet.ParquetFile(path))
             self.schema = self.file.schema_arrow
-        elif magic.startswith(ARROW_FILE):
-            self.file = stack.enter_context(
-                pyarrow.ipc.open_file(stack.enter_context(pyarrow.OSFile(str(path))))
-            )
-            self.schema = self.file.schema
         else:
-            self.file = stack.enter_context(
-                pyarrow.ipc.open_stream(stack.enter_context(pyarrow.OSFile(str(path))))
-            )
+            open_table = pyarrow.ipc.open_file if magic.startswith(ARROW_FILE) else pyarrow.ipc.open_stream
+            self.file = stack.enter_context(open_table(stack.enter_context(pyarrow.OSFile(str(path)))))
             self.schema = self.file.schema
 
     def batches(self, names: list[str]) -> Iterator[Any]:

@@ -312,6 +312,7 @@ def _layout(schema: RowSchema, path: Path, groups: Groups, names: list[str] | No
 def _named_layout(
     schema: RowSchema, path: Path, names: list[str], needs_tags: bool, number: int | None
 ) -> Layout:
+    """The layout of columns with names: those that the config names, or those of the usual names."""
     cfg = schema.cfg
     word = _named(path, names, cfg.words, WORDS)
     tag = _named(path, names, cfg.tags, TAGS) if needs_tags else None

@@ -101,6 +101,7 @@ def merge(folder: Path, base: Path, name: str, code: bool) -> Path:
 
 
 def _write(folder: Path, base: Path, out: Path, name: str, code: bool) -> None:
+    """Write the merged model, with the adapter's tokenizer if it has one."""
     from peft import get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 

@@ -199,6 +199,7 @@ def text_model(folder: Path, name: str) -> Path:
 
 
 def _write_text_model(folder: Path, out: Path, model_class: Any, name: str) -> None:
+    """Write the text decoder as a language model of its own, whose logits for text are those of the whole model."""
     import torch
     from transformers import AutoModelForCausalLM
 

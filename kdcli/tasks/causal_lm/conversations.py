@@ -216,6 +216,14 @@ def with_text_arguments(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, An
 
 
 def _turn(turn: Any, index: int, where: str) -> dict[str, str]:
+    """A turn as it is stored: its role and content under any of their names, and what else it has in `extra`.
+
+    Args:
+        index: the number of the turn, for messages.
+
+    Raises:
+        DataError: it has no role, or no text where it needs one.
+    """
     what = f"message {index}"
     if isinstance(turn, dict) and turn.keys() == _PLAIN and turn["role"] in ROLES:  # most turns are such
         plain = turn["content"]

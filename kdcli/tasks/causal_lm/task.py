@@ -452,6 +452,7 @@ class CausalLM(LanguageModel):
             )  # fmt: skip
 
     def _log_counted(self, encoded: Encoded) -> None:
+        """Tell how many turns and tokens count, and what the chat template leaves out."""
         notes, (_, counts) = encoded.notes, self.targets(encoded)
         turns, counted, unweighted = (notes.get(name, 0) for name in (TURNS, COUNTED, UNWEIGHTED))
         weights = f" ({unweighted:,} have the weight 0)" if unweighted else ""

@@ -183,6 +183,11 @@ def _spans(spans: Any, text: str, where: str, notes: Counter[str]) -> Iterator[S
 
 
 def _span(value: Any, text: str, where: str) -> Span:
+    """A span from [start, end, type] in any order, or from a mapping.
+
+    Raises:
+        DataError: it is none, or does not lie in the text.
+    """
     if isinstance(value, dict):
         start, end, kind = (_first(value, keys) for keys in (START, END, TYPE))
         if end is None and isinstance(start, int) and isinstance(value.get("length"), int):
