@@ -106,8 +106,10 @@ def _document(path: str, text: str, numbered: list[tuple[int, str]]) -> Any:
 
 
 def _named(schema: RowSchema, row: Any) -> Any:
-    """A row with the names of its columns, which dataset.columns gives to an array."""
-    columns = schema.cfg.columns
+    """A row with the names of its columns, which dataset.columns gives to an array; an array of turns is a conversation."""
+    columns, messages = schema.cfg.columns, schema.cfg.messages
+    if messages and isinstance(row, list) and row and all(isinstance(turn, dict) for turn in row):
+        return {messages: row}
     if columns and isinstance(row, list) and len(row) == len(columns):
         return dict(zip(columns, row, strict=True))
     return row

@@ -145,12 +145,12 @@ def local_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
             raise DataError(
                 f"the data folder {path} has no files *{', *'.join(folder.suffixes)}; correct dataset.path, or give another dataset.format"
             )
-        return {"train": files}
+        return _by_split(path, files)
     return _of_folder(path)
 
 
 def _of_folder(path: Path) -> dict[str, list[Path]]:
-    """The files with data below a folder, by the splits that their names, or those of the folders around them, mean."""
+    """The files with data below a folder, by their splits."""
     everything = [
         file
         for file in sorted(path.rglob("*"))
@@ -174,6 +174,11 @@ def _of_folder(path: Path) -> dict[str, list[Path]]:
         raise DataError(
             f"the data folder {path} has files of several formats (*{', *'.join(kinds)}); choose some: dataset.path='{path}/*{kinds[0]}'"
         )
+    return _by_split(path, files)
+
+
+def _by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Files below a folder by the splits that their names, or those of the folders around them, mean; all of train if none is of train."""
     splits: dict[str, list[Path]] = {}
     for file in files:
         relative = file.relative_to(path)
@@ -231,6 +236,18 @@ def parallel_files(cfg: DatasetConfig, given: str, targets: bool = True) -> tupl
             f"{abbreviated(str(user_path(given).absolute()))}.{cfg.source}); dataset.source= and dataset.target= are the endings of their names"
         )
     return pair
+
+
+def parallel_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
+    """The files of sources and of targets of each split of a folder: train.en and train.de, dev.en and dev.de."""
+    path = user_path(given)
+    if not os.path.isdir(path):
+        return {}
+    pairs = {
+        split: next(filter(None, (_parallel(cfg, path / name) for name in names)), None)
+        for split, names in SPLIT_NAMES.items()
+    }
+    return {split: list(pair) for split, pair in pairs.items() if pair} if pairs["train"] else {}
 
 
 def is_parallel(cfg: DatasetConfig, given: str) -> bool:

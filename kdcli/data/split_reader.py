@@ -19,6 +19,7 @@ from kdcli.data.sources import (
     is_parallel,
     local_splits,
     parallel_files,
+    parallel_splits,
     split_name,
 )
 from kdcli.errors import DataError, listed, shown
@@ -84,8 +85,10 @@ class SplitReader:
     def _published(self) -> dict[str, list[Path]]:
         """The files of each split of a local data set; those of a repository are found by the library that reads it."""
         cfg = self.schema.cfg
-        if cfg.format == "gettext" or is_hub(cfg) or is_parallel(cfg, cfg.path):
+        if cfg.format == "gettext" or is_hub(cfg):
             return {}
+        if is_parallel(cfg, cfg.path):
+            return parallel_splits(cfg, cfg.path)
         path = user_path(cfg.path)
         if is_local_repository(cfg, path):
             return {split_name(name) or name: [] for name in splits_of_repository(cfg, path)}
@@ -99,9 +102,9 @@ class SplitReader:
         if cfg.format == "gettext":
             return read_gettext(schema, data_path(given, "folder"), given)
         if is_parallel(cfg, given) or (not schema.has_gold and is_parallel(cfg, cfg.path)):
-            part, readings = read_parallel(
-                schema, *parallel_files(cfg, given, schema.has_gold), self.recorded
-            )
+            pair = self._published.get(split) if given == cfg.path else None
+            source, target = pair or parallel_files(cfg, given, schema.has_gold)
+            part, readings = read_parallel(schema, source, target, self.recorded)
             self._tell(part.name, readings)
             return [part]
         path = user_path(given)

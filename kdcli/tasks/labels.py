@@ -59,9 +59,24 @@ def read_label(value: Any, where: str) -> Label:
                 "dataset.label=COLUMN.KEY"
             )
     if isinstance(value, list):
-        names = [label_name(each, where) for each in value]
+        names = [label_name(each, where) for each in _chosen(value)]
         return tuple(name for name in names if name is not None)
     return label_name(value, where)
+
+
+def _chosen(values: list[Any]) -> list[Any]:
+    """The choices in annotations of Label Studio; other values unchanged."""
+    names: list[Any] = []
+    for value in values:
+        results = value.get("result") if isinstance(value, dict) else None
+        if not isinstance(results, list):
+            return values
+        for result in results:
+            chosen = result.get("value") if isinstance(result, dict) else None
+            if not isinstance(chosen, dict) or not isinstance(chosen.get("choices"), list):
+                return values
+            names += chosen["choices"]
+    return names
 
 
 def _parsed(text: str) -> Any:
@@ -160,10 +175,10 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:
-    """The names that differ in case or white space alone."""
+    """The names that differ in case, white space, hyphens and underscores alone."""
     spellings: dict[str, list[str]] = {}
     for name in names:
-        spellings.setdefault(folded(name), []).append(name)
+        spellings.setdefault(_spaced(name), []).append(name)
     return [same for same in spellings.values() if len(same) > 1]
 
 

@@ -153,7 +153,7 @@ class RowSchema(ABC):
                     remedy += (
                         f"; words with tags are read with dataset.words={words[0]} dataset.tags={tags[0]}"
                     )
-                if len(columns) == 1 and (sign := re.search("[;|,]", columns[0])):
+                if len(columns) == 1 and (sign := re.search("[;|,:]", columns[0])):
                     remedy = (
                         f"if {sign[0]} stands between its columns, give 'dataset.delimiter=\"{sign[0]}\"'"
                     )
@@ -171,6 +171,40 @@ class RowSchema(ABC):
 class LabelledRows(RowSchema):
     """Rows with gold labels, names or integers, in the last column."""
 
+    def __init__(self, cfg: DatasetConfig):
+        super().__init__(cfg)
+        self.rejected = 0
+        """The rows that the annotator did not accept."""
+
+    def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
+        """The paths to the columns, and before them that to Prodigy's answer, if there is one."""
+        paths = super().column_paths(columns, name, nested)
+        return [["answer"], *paths] if "answer" in columns and ["answer"] not in paths else paths
+
+    def assembled(self, table: Iterable[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
+        """The rows that the annotator accepted."""
+        width = len(self.columns)
+        for row in table:
+            if len(row) == width:
+                yield row
+            elif self._accepts(row[:-width]):
+                yield row[-width:]
+
+    def _accepts(self, more: Sequence[Any]) -> bool:
+        """Whether the annotator accepted a row, by the values before its own; the others are counted."""
+        accepted = not any(value in ("reject", "ignore") for value in more)
+        self.rejected += not accepted
+        return accepted
+
+    def _warn_of_rejected(self) -> None:
+        """Warn of the rows that the annotator did not accept."""
+        if self.rejected:
+            logger.warning(
+                "%s: %d rows whose answer is reject or ignore are left out (Prodigy)",
+                self.cfg.path,
+                self.rejected,
+            )
+
     def hide(self, row: Row) -> None:
         """Set the label to -100, or that of each word."""
         row["label"] = [IGNORE] * len(row["words"]) if "words" in row else IGNORE
@@ -187,6 +221,7 @@ class LabelledRows(RowSchema):
         names = self.cfg.labels or sources["train"][0].names
         for name in names or ():
             require_label_name(name, f"{self.cfg.path}: a label's name")
+        self._warn_of_rejected()
         self.labels = names or sorted(
             labels - {None},
             key=lambda label: (0, int(label), label) if INTEGER.fullmatch(label) else (1, 0, label),
@@ -198,10 +233,10 @@ class LabelledRows(RowSchema):
             self.index |= {str(index): index for index in range(len(self.labels))}
 
     def _warn_of_alike(self) -> None:
-        """Warn of labels that differ in case or white space alone: they count as different ones."""
+        """Warn of labels that differ in signs between words alone: they count as different ones."""
         if several := alike(self.labels):
             logger.warning(
-                "%s: labels that differ in case or white space alone count as several (%s); if they are one, write them alike",
+                "%s: labels that differ in case, white space, hyphens or underscores alone count as several (%s); if they are one, write them alike",
                 self.cfg.path,
                 "; ".join(" | ".join(map(shown, spellings[:3])) for spellings in several[:3]),
             )

@@ -271,6 +271,8 @@ def _keys(turn: Mapping[str, Any]) -> tuple[str, str] | None:
     """The keys of the role and of the content of a turn."""
     role = next((key for key in ROLE_KEYS if key in turn), None)
     content = next((key for key in CONTENT_KEYS if key in turn), None)
+    if role is None and isinstance(kind := turn.get("type"), str) and kind.casefold() in ROLES:  # LangChain
+        role = "type"
     if role is None:
         return None
     if content is None:  # a call alone

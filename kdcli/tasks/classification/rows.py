@@ -62,6 +62,7 @@ class ClassificationRows(LabelledRows):
         written = {
             split: Counter(row[-1] for part in parts for row in part.rows) for split, parts in sources.items()
         }
+        self._warn_of_rejected()
         name_of = single(sum(written.values(), Counter()), cfg.as_classes, path)
         labels: dict[str, Counter[str]] = {}
         for split, counts in written.items():

@@ -40,7 +40,6 @@ SENTENCE = re.compile(r"sent(ence)?(id|idx|index|number|num|no|nr)?|sid", re.IGN
 ONE_WORD = 0.9
 """The share of rows of one word above which a table has a word a row."""
 BLANKS = "words that are white space or invisible characters are left out"
-ANSWERS = "rows whose answer is reject or ignore are left out (Prodigy)"
 
 
 def is_blank(word: str) -> bool:
@@ -67,7 +66,7 @@ class TokenClassificationRows(LabelledRows):
         self.spans = 0
 
     def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
-        """The paths to words and tags, and before them those to the number of the sentence and to Prodigy's answer, if there are some."""
+        """The paths to words and tags, and before them those to the number of the sentence and to Prodigy's answer, if there is one."""
         paths = super().column_paths(columns, name, nested)
         chosen = self.cfg.sentence
         if chosen is not None and chosen not in columns:
@@ -77,8 +76,7 @@ class TokenClassificationRows(LabelledRows):
             )
         others = [column for column in columns if [column] not in paths]
         numbers = [column for column in others if SENTENCE.fullmatch(re.sub(r"[\W_]", "", column))]
-        extra = ([chosen] if chosen else numbers[:1]) + [column for column in others if column == "answer"]
-        return [*([column] for column in extra), *paths]
+        return [*([column] for column in ([chosen] if chosen else numbers[:1])), *paths]
 
     def assembled(self, table: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         """The rows of a table; if it has a word a row, those of its sentences.
@@ -86,10 +84,14 @@ class TokenClassificationRows(LabelledRows):
         Raises:
             DataError: nothing tells where its sentences end, or their words do not follow each other.
         """
-        rows = self._accepted(table)
         width = len(self.columns)
-        first = next(rows, None)
-        rows = itertools.chain([first] if first is not None else [], rows)
+        accepted = (
+            (*(value for value in row[:-width] if value != "accept"), *row[-width:])
+            for row in table
+            if self._accepts(row[:-width])
+        )
+        first = next(accepted, None)
+        rows = itertools.chain([first] if first is not None else [], accepted)
         if first is None or (len(first) == width and not _is_word(first)):
             yield from rows
             return
@@ -124,20 +126,6 @@ class TokenClassificationRows(LabelledRows):
             )
         for run in runs:
             yield tuple(map(list, zip(*run, strict=True)))
-
-    def _accepted(self, table: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-        """The rows without the answers of Prodigy, and without those that the annotator did not accept."""
-        width = len(self.columns)
-        for row in table:
-            answers = [value for value in row[:-width] if value in ("accept", "reject", "ignore")]
-            if answers and answers[0] != "accept":
-                self.notes[ANSWERS] += 1
-            else:
-                yield (
-                    row
-                    if not answers
-                    else (*(value for value in row[:-width] if value is not answers[0]), *row[-width:])
-                )
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
         """Check words and tags, and return the tags as strings or None."""
@@ -233,7 +221,7 @@ class TokenClassificationRows(LabelledRows):
             )
         scheme = scheme_of(self.labels, self.cfg.outside or ())
         self._tell(scheme, counts)
-        for note in (CUTS, SECOND, BLANKS, ANSWERS):
+        for note in (CUTS, SECOND, BLANKS):
             if number := self.notes[note]:
                 first = f" (the first: {self.blank})" if note == BLANKS else ""
                 level = log_level(number, self.spans) if note == CUTS else logging.WARNING

@@ -495,6 +495,14 @@ PARALLEL: dict[str, tuple[dict[str, str | bytes], str]] = {
         {"en-train_txt": SOURCES, "de-train_txt": TARGETS},
         "en-train.txt",
     ),
+    "two text files of each split in a folder": (
+        {
+            f"{split}_{side}": "".join(text.splitlines(keepends=True)[part])
+            for side, text in (("en", SOURCES), ("de", TARGETS))
+            for split, part in (("train", slice(40)), ("dev", slice(40, 50)), ("test", slice(50, None)))
+        },
+        "",
+    ),
     "two text files, compressed": ({"a_en_gz": gzip.compress(SOURCES.encode()), "a_de": TARGETS}, "a"),
 }
 LANGUAGES = {"source": "en", "target": "de", "clean": {"max_ratio": None}}
@@ -508,6 +516,16 @@ def test_parallel_files(tmp_path: Path, name: str) -> None:
     for keys in ({}, {"format": "parallel"}):
         data = read(path, **LANGUAGES, **keys)
         assert {row["source"]: row["target"] for split in SPLITS for row in data[split]} == PAIRS
+
+
+def test_splits_of_parallel_files(tmp_path: Path) -> None:
+    """The test files of a folder are left unread, and a part of the training pairs is kept in their place."""
+    contents, _ = PARALLEL["two text files of each split in a folder"]
+    folder = files(**contents)(tmp_path)
+    for keys in ({}, {"validation": "dev", "test": "test"}):
+        data = read(folder, format="parallel", **LANGUAGES, **keys)
+        assert [len(data[split]) for split in SPLITS] == [40, 10, 10]
+        assert {*data["test"]["source"][:]} == {*list(PAIRS)[50:]}
 
 
 def test_parallel_files_that_do_not_belong_together(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from support.commands import naming, require_words
 from support.pages import table
 
 from kdcli.config.dataset import Dataset
+from kdcli.data.dataset import load
 from kdcli.data.readers import read_file
 from kdcli.errors import DataError
 from kdcli.tasks.token_classification.rows import TokenClassificationRows
@@ -315,6 +316,17 @@ def test_later_files_are_read_as_the_first_one(tmp_path: Path) -> None:
         path.write_text(text)
         rows = read_file(schema, path, str(path))[0].rows
     assert rows[0] == (["EU", "rejects", "German", "call"], ["O"] * 4)
+
+
+def test_a_folder_has_splits(tmp_path: Path) -> None:
+    """The test file of a benchmark is a part of the training data."""
+    for split, word in (("train", "EU"), ("valid", "UN"), ("test", "US")):
+        text = "".join(f"{word}{number} B-ORG\ncalls O\n\n" for number in range(4))
+        (tmp_path / f"{split}.txt").write_text(text)
+    data = load(Dataset(path=str(tmp_path), format="conll"))
+    assert {words[0][:2] for words in data["train"]["words"][:]} == {"EU"}
+    assert {words[0][:2] for words in data["validation"]["words"][:]} == {"UN"}
+    assert {words[0][:2] for words in data["test"]["words"][:]} == {"US"}
 
 
 def test_text_without_tags(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ SHAPES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     ),
     'a key for each role ({"user": "…"})': ([{"user": "q"}, {"assistant": "a"}], PLAIN),
     'speaker and text': ([{"speaker": "human", "text": "q"}, {"speaker": "bot", "text": "a"}], PLAIN),
+    'type and content (LangChain)': ([{"type": "human", "content": "q"}, {"type": "ai", "content": "a"}], PLAIN),
     'a list of texts': (["q", "a"], PLAIN),
     'content as parts of text': (
         [
@@ -377,6 +378,14 @@ def test_turns_for_an_endpoint() -> None:
     ]
     assert sent[2]["tool_call_id"] == "1"
     assert sent[3] == PLAIN[1]
+
+
+def test_rows_that_are_arrays_of_turns(tmp_path: Path) -> None:
+    """The remedy names the turns as if they were columns."""
+    rows = [[{**PLAIN[0], "content": f"q{number}"}, PLAIN[1]] for number in range(3)]
+    for text in ("".join(json.dumps(row) + "\n" for row in rows), json.dumps(rows)):
+        (tmp_path / "rows.json").write_text(text)
+        assert first(tmp_path / "rows.json", messages="talk")[1:] == PLAIN[1:]
 
 
 def test_the_page_lists_these_shapes() -> None:

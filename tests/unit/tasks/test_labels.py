@@ -113,6 +113,8 @@ READ = {
     "integers with a decimal comma": Read(["1,0", "2,0", ""], ["1", "2"], ["1", "2", None]),
     "characters without width": Read(["\u200bgood", "bad\ufeff", "good\u00a0"], ["bad", "good"], ["good", "bad", "good"]),
     "choices of Label Studio": Read(['{"choices": ["good"]}', '{"choices": ["bad"]}'], ["bad", "good"], ["good", "bad"]),
+    "annotations of Label Studio": Read([[{"result": [{"value": {"choices": [name]}} for name in names]}] for names in (["good"], ["bad"], [])], ["bad", "good"], ["good", "bad", None], "jsonl"),
+    "spellings with other signs": Read(["not spam", "not-spam", "spam"], ["not spam", "not-spam", "spam"], ["not spam", "not-spam", "spam"], told="hyphens or underscores alone count as several"),
     "None beside classes": Read(["favor", "against", "None"], ["None", "against", "favor"], ["favor", "against", "None"], told="'dataset.no_label=[-1,\"-\",None]'"),
     "more than twenty numbers": Read(list(range(30)), [str(number) for number in range(30)], [str(number) for number in range(30)], told="the 30 numbers from 0 to 29"),
     "exclusive categories": Read([{"good": 1.0, "bad": 0.0}, {"good": 0.0, "bad": 1.0}], ["bad", "good"], ["good", "bad"], "jsonl"),
@@ -145,6 +147,20 @@ def test_what_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture, case: st
     assert own.told in caplog.text
     for split in "validation", "test":
         assert IGNORE not in data[split]["label"][:]
+
+
+def test_answers_of_prodigy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The label that an annotator rejected is learned as a gold label, or a column of other answers makes rows unreadable."""
+    path = tmp_path / "a.jsonl"
+    answers = ["accept", "reject", "ignore", "Paris"]
+    rows = [
+        {"text": text, "label": ["good", "bad"][number % 2 == number % 8 // 4], "answer": answers[number % 4]}
+        for number, text in enumerate(TEXTS)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept = {row["text"]: row["label"] for row in rows if row["answer"] not in ("reject", "ignore")}
+    assert labels_of(read(path)) == kept
+    assert f"{len(TEXTS) // 2} rows whose answer is reject or ignore are left out" in caplog.text
 
 
 @dataclass
