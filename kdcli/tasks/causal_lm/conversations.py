@@ -99,7 +99,7 @@ def read_tools(value: Any, where: str) -> list[Any]:
         raise DataError(
             f"{where}: the tools are {shown(value)}; expected a list of JSON schemas of functions, or leave them out (dataset.context=[])"
         )
-    tools = [_without_nulls(_decoded(tool)) for tool in tools]
+    tools = [_without_nulls(_decoded(tool), where) for tool in tools]
     if wrong := [tool for tool in tools if not isinstance(tool, Mapping)]:
         raise DataError(f"{where}: a tool is {shown(wrong[0])}; expected the JSON schema of a function")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
@@ -322,7 +322,9 @@ def _content(
 def _more(more: Mapping[str, Any], what: str, where: str) -> dict[str, Any]:
     """The other keys of a turn under the names that chat templates read."""
     extra = {
-        key: _without_nulls(value) for key, value in more.items() if key not in (*CALLS, *THOUGHTS, *WEIGHTS)
+        key: _without_nulls(value, where)
+        for key, value in more.items()
+        if key not in (*CALLS, *THOUGHTS, *WEIGHTS)
     }
     calls = [call for key in CALLS if key in more for call in _calls(more[key], what, where)]
     if calls:
@@ -347,7 +349,7 @@ def _calls(value: Any, what: str, where: str) -> list[dict[str, Any]]:
     value = _decoded(value)
     calls = []
     for call in value if isinstance(value, list) else [value]:
-        call = _without_nulls(_decoded(call))
+        call = _without_nulls(_decoded(call), where)
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise DataError(
@@ -363,11 +365,24 @@ def _calls(value: Any, what: str, where: str) -> list[dict[str, Any]]:
     return calls
 
 
-def _without_nulls(value: Any) -> Any:
-    """A value without nulls in its mappings: a table has them for the keys of other rows."""
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
-    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+def _without_nulls(value: Any, where: str) -> Any:
+    """A value without nulls in its mappings: a table has them for the keys of other rows.
+
+    Raises:
+        DataError: it is nested too deeply.
+    """
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: bare(each) for key, each in value.items() if each is not None}
+        return [bare(each) for each in value] if isinstance(value, list) else value
+
+    try:
+        return bare(value)
+    except RecursionError:
+        raise DataError(
+            f"{where}: a value of a message or of a tool is nested too deeply; remove it, or the row"
+        ) from None
 
 
 def _listed(value: Any) -> list[Any]:

@@ -285,10 +285,10 @@ def _json_values(text: str) -> Iterator[str]:
     part = text[min(starts) :]
     try:
         value, _ = json.JSONDecoder().raw_decode(part)
+        values = list(_results(value))
     except (ValueError, RecursionError):
-        yield from map("".join, _FIELD.findall(part))
-    else:
-        yield from _results(value)
+        values = ["".join(groups) for groups in _FIELD.findall(part)]
+    yield from values
 
 
 def _results(value: Any) -> Iterator[str]:

@@ -183,7 +183,7 @@ class ChatClient(Client):
             raise Retry(self.scrub(f"{type(error).__name__}: {error}"), charged=True) from None
         try:
             return json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             shape = (
                 "a stream (++teacher.parameters.stream=false)" if data.startswith(b"data:") else "not JSON"
             )
@@ -286,7 +286,7 @@ def read_completion(response: Any, scrub: Callable[[str], str]) -> Answer:
             for key in ("prompt_tokens", "completion_tokens")
             if reported.get(key) is not None
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Unreadable(
             scrub(f"its JSON is no chat completion ({type(error).__name__}: {error}): {response!r}"),
             charged=True,

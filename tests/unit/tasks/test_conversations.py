@@ -341,6 +341,14 @@ def test_thoughts_are_dropped_by_a_key(tmp_path: Path) -> None:
         pairs(tmp_path, bare, **talk)
 
 
+@pytest.mark.parametrize("key", ["tool_calls", "name"])
+def test_values_that_are_nested_deeply(key: str) -> None:
+    """JSON that the parser reads and that the next function cannot follow: a traceback."""
+    nested = json.loads('{"name": ' * 900 + '"x"' + "}" * 900)
+    with pytest.raises(DataError, match=naming("row 1")):
+        read_turns([PLAIN[0], {**PLAIN[1], key: nested}], "row 1")
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, "[{'a': " * 300, "[" + "9" * 10_000 + "]", "['\\d', __import__('os')]"]
 )

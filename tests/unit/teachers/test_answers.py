@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from kdcli.errors import TeacherError
 from kdcli.teachers.remote.answers import UnparsableShare, described, without_thoughts
+from kdcli.teachers.remote.client import Unreadable
 from kdcli.teachers.remote.labels import LabelReader
 from kdcli.teachers.remote.wire import read_completion
 
@@ -94,6 +96,17 @@ def test_thoughts_are_read_as_the_page_says(text: str, finish: str, label: str) 
 def test_labels_of_all_kinds(labels: list[str], text: str, label: str | None) -> None:
     """Labels that contain each other, numbers and other scripts are taken for one another."""
     assert label_of(labels, text) == label
+
+
+@pytest.mark.parametrize("depth", [600, 980, 100_000])
+def test_answers_that_are_nested_deeply(depth: int) -> None:
+    """JSON in JSON that ends the run with a traceback, after answers that were paid for."""
+    label_of(LABELS, '{"label": ' * depth + '"good"' + "}" * depth)
+    if depth < 900:
+        thoughts = json.loads('{"text": ' * depth + '"so"' + "}" * depth)
+        choice = {"message": {"content": "good", "reasoning_details": [thoughts]}, "finish_reason": "stop"}
+        with pytest.raises(Unreadable):
+            read_completion({"choices": [choice]}, str)
 
 
 @pytest.mark.parametrize(
