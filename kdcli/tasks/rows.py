@@ -130,6 +130,18 @@ class RowSchema(ABC):
             text = pattern.sub(put, text)
         return text
 
+    def _remedy(self, columns: list[str], nested: bool) -> str:
+        """What to do if a column is missing: name the columns, or those of another task that the source looks like."""
+        if len(columns) == 1 and (sign := re.search("[;|,:]", columns[0])):
+            return f"if {sign[0]} stands between its columns, give 'dataset.delimiter=\"{sign[0]}\"'"
+        remedy = f"name them with {self.keys}" + " (COLUMN.KEY for a value in a mapping)" * nested
+        if talk := sorted({"messages", "conversations"} & {*columns} - {*self.columns}):
+            remedy += f"; conversations are read with dataset.messages={talk[0]}"
+        words, tags = ([name for name in columns if name in names] for names in (_WORDS, _TAGS))
+        if words and tags and not {*words, *tags} & {*self.columns}:
+            remedy += f"; words with tags are read with dataset.words={words[0]} dataset.tags={tags[0]}"
+        return remedy
+
     def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
         """The path of keys to each column of the schema.
 
@@ -145,20 +157,8 @@ class RowSchema(ABC):
         for column in self.columns:
             path = column.split(".") if nested and column not in columns else [column]
             if path[0] not in columns:
-                remedy = f"name them with {self.keys}" + " (COLUMN.KEY for a value in a mapping)" * nested
-                if talk := sorted({"messages", "conversations"} & {*columns} - {*self.columns}):
-                    remedy += f"; conversations are read with dataset.messages={talk[0]}"
-                words, tags = ([name for name in columns if name in names] for names in (_WORDS, _TAGS))
-                if words and tags and not {*words, *tags} & {*self.columns}:
-                    remedy += (
-                        f"; words with tags are read with dataset.words={words[0]} dataset.tags={tags[0]}"
-                    )
-                if len(columns) == 1 and (sign := re.search("[;|,:]", columns[0])):
-                    remedy = (
-                        f"if {sign[0]} stands between its columns, give 'dataset.delimiter=\"{sign[0]}\"'"
-                    )
                 raise DataError(
-                    f"{name} has no column {shown(column)}{suggest(column, columns)} (columns: {listed(columns)}); {remedy}"
+                    f"{name} has no column {shown(column)}{suggest(column, columns)} (columns: {listed(columns)}); {self._remedy(columns, nested)}"
                 )
             if columns.count(path[0]) > 1:
                 raise DataError(
