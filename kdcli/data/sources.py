@@ -259,7 +259,7 @@ def is_parallel(cfg: DatasetConfig, given: str) -> bool:
 
 def _parallel(cfg: DatasetConfig, path: Path) -> tuple[Path, Path] | None:
     """The files whose names are those of the columns of sources and targets, or end so: train.en and train.de for `train` (or for
-    one of the two), src-train.txt and tgt-train.txt, en.txt and de.txt for their folder."""
+    one of the two), src-train.txt and tgt-train.txt, en.txt and de.txt for their folder, or the only pair of a folder."""
     source, target = cfg.source, cfg.target
     if not source or not target or glob.has_magic(str(path)):
         return None
@@ -280,7 +280,17 @@ def _parallel(cfg: DatasetConfig, path: Path) -> tuple[Path, Path] | None:
         for stem in (".", "/", "/train.", "_", "-")
         for text in ("", ".txt")
     ]
+    if os.path.isdir(path):
+        own = _pairs_in(path, source, target)
+        pairs += own if len(own) == 1 else []
     return next(((one, other) for one, other in pairs if one and other), None)
+
+
+def _pairs_in(path: Path, source: str, target: str) -> list[tuple[Path | None, ...]]:
+    """The pairs of a folder, whatever their names begin with, as those of OPUS: Tatoeba.de-en.en and Tatoeba.de-en.de."""
+    bases = {re.sub(rf"\.{re.escape(source)}(\.(gz|zst|bz2|xz))?$", "", file.name) for file in path.iterdir()}
+    pairs = [tuple(_existing(f"{path / base}.{side}") for side in (source, target)) for base in sorted(bases)]
+    return [pair for pair in pairs if all(pair)]
 
 
 def _existing(name: str) -> Path | None:

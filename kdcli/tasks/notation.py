@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import warnings
 from collections import Counter
 from typing import Any
@@ -12,6 +13,8 @@ from kdcli.errors import shown
 
 LONGEST = 2**20
 """Characters of a text that is read as Python's notation: its syntax tree takes a hundred times the memory."""
+_STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+_INTEGERS = re.compile(r"\[\s*(-?\d+(?:\s+-?\d+)+)\s*\]")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -41,16 +44,23 @@ def decode_json(text: str) -> Any:
 
 
 def decode_python(text: str) -> Any:
-    """What a text in Python's notation holds.
+    """What a text in Python's notation, or in numpy's without commas (['O' 'B-PER'], [0 3]), holds.
 
     Raises:
         ValueError: it is none, or has more than `LONGEST` characters.
     """
     if len(text) > LONGEST:
         raise ValueError("it is too long")
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        strings = _STRING.findall(text)
+        if len(strings) > 1 and not _STRING.sub("", text)[1:-1].strip():
+            return [string[1:-1] for string in strings]
+        if integers := _INTEGERS.fullmatch(text):
+            return [int(each) for each in integers[1].split()]
     with warnings.catch_warnings(action="ignore"):  # of escapes in texts that are none of Python's
         try:
-            return ast.literal_eval(text.strip())
+            return ast.literal_eval(text)
         except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
             raise ValueError(f"it is not Python's notation ({error})") from None
 

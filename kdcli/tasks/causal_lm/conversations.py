@@ -38,6 +38,8 @@ WEIGHTS = ("weight", "train", "training", "loss")
 TEXT_PARTS = (None, "text", "input_text", "output_text")
 PAIR = 2
 _PLAIN = {"role", "content"}
+_ORDER = ("system", "user", "assistant", "tool")
+"""The roles of an object with a key for each, in the order of their turns."""
 _ARRAY = re.compile(r"\}\s+\{")
 """Between the items of an array as numpy writes it."""
 
@@ -397,18 +399,21 @@ def _listed(value: Any) -> list[Any]:
             value = [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
     if not isinstance(value, list):
         return []
-    return [turn if isinstance(turn, dict) and "role" in turn else _named(turn) for turn in value]
+    if all(isinstance(turn, dict) and "role" in turn for turn in value):  # most are
+        return value
+    return [each for turn in value for each in _named(turn)]
 
 
-def _named(turn: Any) -> Any:
-    """A turn `{"user": "…"}` with its role named; JSON of a turn decoded."""
+def _named(turn: Any) -> list[Any]:
+    """The turns of `{"user": "…", "assistant": "…"}` with their roles named; JSON of a turn decoded."""
     if isinstance(turn, str) and turn.lstrip().startswith("{"):
         turn = _decoded(turn)
-    if isinstance(turn, Mapping) and _keys(turn) is None and len(turn) == 1:
-        (role, content), *_ = turn.items()
-        if role.casefold() in ROLES:
-            return {"role": role, "content": content}
-    return turn
+    if not isinstance(turn, Mapping) or not turn or _keys(turn) is not None:
+        return [turn]
+    if not all(isinstance(role, str) and role.casefold() in ROLES for role in turn):
+        return [turn]
+    named = [{"role": role, "content": content} for role, content in turn.items() if content is not None]
+    return sorted(named, key=lambda each: _ORDER.index(ROLES[each["role"].casefold()]))
 
 
 def _decoded(value: Any) -> Any:

@@ -260,7 +260,7 @@ def _is_one(
 
 
 def require_common(sources: Mapping[str, set[str]], path: str) -> None:
-    """Refuse a validation or test split of whose labels train has none.
+    """Refuse a validation or test split of whose labels train has none, and warn of one that has others.
 
     Args:
         sources: the labels of each split.
@@ -271,6 +271,13 @@ def require_common(sources: Mapping[str, set[str]], path: str) -> None:
     train = sources["train"]
     for split, labels in sources.items():
         if not labels or labels & train:
+            if more := labels - train:
+                logger.warning(
+                    "%s: train has no row of the labels %s, which %s has; correct them, or add rows of them to train",
+                    path,
+                    listed(in_order(more), 200),
+                    split,
+                )
             continue
         remedy = "write them alike, or give the names of all classes with dataset.labels=[…]"
         if len(by_place(labels, in_order(train))) == len(labels):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,8 +20,6 @@ LISTS = "entities", "spans", "result", "annotations"
 CUTS = "spans begin or end inside of a word, which is then tagged entirely"
 SECOND = "texts have the labels of several annotators, of which the first ones are read"
 
-_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
-
 
 @dataclass(frozen=True)
 class Span:
@@ -37,13 +34,8 @@ def literal(value: Any) -> Any:
     """The list or mapping that a text is, as JSON, Python or numpy write one; any other value unchanged."""
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{", "("):
         return value
-    text = value.strip()
-    strings = _QUOTED.findall(text)
-    between = _QUOTED.sub("", text)
-    if text[0] + text[-1] == "[]" and len(strings) > 1 and not between[1:-1].strip():
-        return [string[1:-1] for string in strings]  # numpy's: ['O' 'B-PER']
     try:
-        decoded = decode_notation(text)
+        decoded = decode_notation(value.strip())
     except ValueError:
         return value
     return (

@@ -495,6 +495,10 @@ PARALLEL: dict[str, tuple[dict[str, str | bytes], str]] = {
         {"en-train_txt": SOURCES, "de-train_txt": TARGETS},
         "en-train.txt",
     ),
+    "two text files alone in a folder": (
+        {"A.de-en_en": SOURCES, "A.de-en_de": TARGETS, "LICENSE": "free\n"},
+        "",
+    ),
     "two text files of each split in a folder": (
         {
             f"{split}_{side}": "".join(text.splitlines(keepends=True)[part])

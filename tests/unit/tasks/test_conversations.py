@@ -48,6 +48,7 @@ SHAPES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     ),
     'a key for each role ({"user": "…"})': ([{"user": "q"}, {"assistant": "a"}], PLAIN),
     'speaker and text': ([{"speaker": "human", "text": "q"}, {"speaker": "bot", "text": "a"}], PLAIN),
+    'a key for each role in one object': ([{"assistant": "a", "system": None, "user": "q"}], PLAIN),
     'type and content (LangChain)': ([{"type": "human", "content": "q"}, {"type": "ai", "content": "a"}], PLAIN),
     'a list of texts': (["q", "a"], PLAIN),
     'content as parts of text': (

@@ -149,6 +149,13 @@ def test_what_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture, case: st
         assert IGNORE not in data[split]["label"][:]
 
 
+def test_a_label_that_train_lacks_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A class that nothing is learned of, in silence: all its test rows are wrong."""
+    test = write(tmp_path / "test.csv", ["good", "bad", "ugly"], ["one", "two", "three"])
+    read(write(tmp_path / "a.csv", ["good", "bad"]), test=str(test))
+    assert "train has no row of the labels ugly, which test has" in caplog.text
+
+
 def test_answers_of_prodigy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The label that an annotator rejected is learned as a gold label, or a column of other answers makes rows unreadable."""
     path = tmp_path / "a.jsonl"

@@ -29,6 +29,13 @@ def test_an_escape_that_python_does_not_know_is_silent() -> None:
     assert decode_notation("['\\d+']") == ["\\d+"]
 
 
+def test_arrays_of_numpy_are_lists() -> None:
+    """Python joins the strings of ['sport' 'art'] to sportart: a class that nobody has named."""
+    assert decode_notation("['sport'\n 'art']") == ["sport", "art"]
+    assert decode_notation("[0 3  4]") == literal("[0 3 4]") == [0, 3, 4]
+    assert read_label("['sport' 'art']", "row 1") == ("sport", "art")
+
+
 def test_a_long_text_is_not_parsed_as_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """A syntax tree takes a hundred times the memory of its text: a cell of 16 MB would take gigabytes."""
     monkeypatch.setattr(notation, "LONGEST", 10)
