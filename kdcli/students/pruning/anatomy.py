@@ -398,10 +398,10 @@ def carve(
                 indices = axis.indices(selected[axis.group], weight.shape[dim])
                 weight = weight.index_select(dim, indices.to(weight.device))
         weights[name] = weight
-    for name in original.keys() - used:
-        if anatomy.locate(name) is None:
+    for name in original:
+        if name not in used and anatomy.locate(name) is None:
             raise ConfigError(
-                f"a {type(model).__name__} of this size has no {name}: give another student.hidden_size"
+                f"{type(model).__name__} of this size has no {name}: give another student.hidden_size"
             )
     model.load_state_dict(weights)
     if model.can_generate():

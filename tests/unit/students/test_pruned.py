@@ -518,7 +518,7 @@ def test_nothing_is_said() -> None:
 
 def test_an_embedding_as_wide_as_the_hidden_states() -> None:
     """ELECTRA without its projection, because the widths happen to be the same."""
-    with pytest.raises(ConfigError, match=naming("student.hidden_size", "electra.embeddings_project.bias")):
+    with pytest.raises(ConfigError, match=naming("student.hidden_size", "electra.embeddings_project.weight")):
         prune(MODELS["electra-narrow"](embedding_size=12), hidden_size=12)
 
 
