@@ -24,8 +24,8 @@ MISSING = frozenset({
 """What pandas, R, spreadsheets and torch write for a label that is missing, apart from an empty cell."""
 UNCLEAR = frozenset({"None", "?", "undefined", "unlabeled", "unlabelled", "no label", "missing"})
 """What may be a class, and may be the name that a program gives to a missing value."""
-_SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
-_BETWEEN_LABELS = frozenset("|;,")
+_SEPARATORS = ("|", ";", ",", "#", "/", "+", "&", " ")
+_BETWEEN_LABELS = frozenset("|;,#")
 """The separators that stand between labels more often than in the name of one."""
 _WHOLE = re.compile(r"[+-]?\d+,0+")
 """An integer with a decimal comma."""

@@ -197,6 +197,7 @@ REFUSED = {
     "labels joined by a comma": Refused(["good", "bad", "good, bad"], "joined by ','"),
     "labels joined by ;": Refused(["a;b", "b;a", "a", "b;c"], "joined by ';'"),
     "numbers joined": Refused(["1,2", "1,2,3", "3"], "joined by ','"),
+    "labels joined by #": Refused(["good#film", "bad", "bad#song", "good"], "joined by '#'"),
     "labels joined by a space": Refused(["cs.CL", "cs.LG cs.CL", "stat.ML cs.LG", "cs.LG", "cs.CL cs.LG stat.ML"], "joined by ' '"),
     "labels joined by &": Refused(["joy", "fear", "joy & fear"], "joined by '&'"),
     "lists": Refused([["good", "film"], ["bad"]], r"60 of 120 rows have a list of labels \(such as \['good', 'film'\]\).*multi-label", suffix="jsonl"),
