@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 from pydantic import ValidationError
+from support.commands import naming, require_words
 from support.tiny import sentences, write_csv
 
 from kdcli.config.dataset import Dataset
@@ -119,8 +120,8 @@ def test_sizes_are_rows_or_shares(tmp_path: Path) -> None:
     data = read(path, test_size=0.25, validation_size=5)
     assert [len(data[split]) for split in SPLITS] == [40, 5, 15]
     assert len(read(path, validation_size=1)["validation"]) == 1
-    assert "60 rows for test leave none to train on" in refused(path, test_size=60)
-    with pytest.raises(ValidationError, match="whole number of rows"):
+    require_words(refused(path, test_size=60), "a.csv", "60 rows", "test", "none", "dataset.test_size")
+    with pytest.raises(ValidationError, match=naming("validation_size", "2.5", "whole number")):
         read(path, validation_size=2.5)
 
 
@@ -193,19 +194,18 @@ def test_integers_in_the_file_are_places_among_declared_names(tmp_path: Path) ->
     data = read(path, labels=["bad", "good"])
     assert all(["bad", "good"][row["label"]] == dict(ROWS)[row["text"]] for row in data["train"])
     assert read(path, labels=[1, 0])["train"]["label"] == [1 - label for label in data["train"]["label"]]
-    assert "the label '0' is not among 1, 2" in refused(path, labels=[1, 2])
+    require_words(refused(path, labels=[1, 2]), "row", "label '0'", "1, 2", "dataset.labels")
 
 
 def test_labels_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
     """One name twice shifts all that follow; YAML's bare `no` is a boolean."""
     path = write_csv(tmp_path / "a.csv", ROWS)
-    with pytest.raises(ValidationError, match="'bad' stands there twice"):
+    with pytest.raises(ValidationError, match=naming("labels:", "'bad'", "twice")):
         read(path, labels=["bad", "good", "bad"])
-    with pytest.raises(ValidationError, match="""in quotes of its own: '"False"'"""):
+    with pytest.raises(ValidationError, match=naming("""'"False"'""", "quotes")):
         read(path, labels=[False, "good"])
-    assert "the label 'good' is not among bad, goood; did you mean goood?" in refused(
-        path, labels=["bad", "goood"]
-    )
+    message = refused(path, labels=["bad", "goood"])
+    require_words(message, "row", "label 'good'", "bad, goood", "mean goood?", "dataset.labels")
 
 
 @pytest.mark.parametrize("more", [{}, {"limit": 1, "labelled": 1}])
@@ -213,8 +213,7 @@ def test_single_class(tmp_path: Path, more: dict[str, Any]) -> None:
     """A student that always says the one label there is scores 100 %."""
     rows = ROWS if more else [(text, "good") for text, _ in ROWS]
     message = refused(write_csv(tmp_path / "a.csv", rows), **more)
-    assert "all training rows have the label" in message
-    assert "at least two" in message
+    require_words(message, "a.csv", "all training rows", "at least two", "dataset.path", "dataset.label")
 
 
 # ---- text without labels -----------------------------------------------------------------------------
@@ -236,7 +235,7 @@ def test_unlabelled_rows_are_added_without_labels(tmp_path: Path, caplog: pytest
     )
     with caplog.at_level("INFO"):
         data = read(path, labelled=12, eval_limit=2, unlabelled=str(more))
-    assert f"{more}: 60 rows dropped (they are in train, validation or test)" in caplog.text
+    require_words(caplog.text, f"{more}:", "60 rows", "dropped", "train", "validation", "test")
     rows = data["train"].to_list()
     assert rows[:48] == plain["train"].to_list()
     assert {row["text"] for row in rows[48:]} == set(MORE)
@@ -301,15 +300,15 @@ def test_unlabelled_text_that_is_no_use(tmp_path: Path) -> None:
     """A run that says nothing of text that it did not take, or of a limit to nothing."""
     path = write_csv(tmp_path / "a.csv", ROWS)
     message = refused(path, unlabelled=str(path))
-    assert f"dataset.unlabelled = {path}: all its rows stand in train, validation or test as well" in message
-    assert "the data file nowhere.csv does not exist" in refused(path, unlabelled="nowhere.csv")
+    require_words(message, f"dataset.unlabelled = {path}", "all its rows", "train", "validation", "test")
+    require_words(refused(path, unlabelled="nowhere.csv"), "nowhere.csv", "not exist")
     other = write_csv(tmp_path / "b.csv", ROWS, header=("texts", "label"))
-    assert "b.csv has no column 'text'; did you mean texts?" in refused(path, unlabelled=str(other))
-    with pytest.raises(ValidationError, match="unlabelled_limit: there is nothing to limit"):
+    require_words(
+        refused(path, unlabelled=str(other)), "b.csv", "no column 'text'", "mean texts?", "dataset.text="
+    )
+    with pytest.raises(ValidationError, match=naming("unlabelled_limit:", "nothing", "unlabelled")):
         read(path, unlabelled_limit=3)
-    with pytest.raises(
-        ValidationError, match="unlabelled: all text is without labels in causal_lm; put it among"
-    ):
+    with pytest.raises(ValidationError, match=naming("unlabelled:", "without labels", "causal_lm")):
         read(path, label=None, unlabelled=str(path))
 
 
@@ -376,8 +375,7 @@ def test_integer_tags(tmp_path: Path) -> None:
         (*row["tokens"], *row["ner"]) for row in TAGGED
     )
     message = refused(path, **WORDS)
-    assert "the tags are integers (0, 1, 2, 3)" in message
-    assert "dataset.labels=[O,B-PER,I-PER,…]" in message
+    require_words(message, "a.jsonl", "integers", "0, 1, 2, 3", "dataset.labels=[O,B-PER,I-PER,…]")
 
 
 def test_words_that_differ_by_case_stay_in_one_split(tmp_path: Path) -> None:
@@ -421,47 +419,49 @@ def test_replace_leaves_a_word_out_with_its_tag(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "words"),
     [
-        ({"tokens": ["a", "b"], "ner": ["O"]}, "2 words and 1 tags; each word needs one"),
-        ({"tokens": ["\u200b", " "], "ner": ["O", "O"]}, "there are no words; remove the row"),
-        ({"tokens": ["a", None], "ner": ["O", "O"]}, "word 2 is None, not a string"),
-        ({"tokens": [], "ner": []}, "there are no words; remove the row"),
-        ({"tokens": 7, "ner": ["O", "O"]}, "the words are 7; expected a list"),
-        ({"tokens": ["a"], "ner": 0}, "the tags are 0; expected a list"),
-        ({"tokens": ["a"], "ner": [None]}, "word 1: the tag is missing; write O for a word in no entity"),
-        ({"tokens": ["a"], "ner": [["O"]]}, "the label is ['O']; expected a name or an integer"),
-        ({"tokens": ["a"], "ner": ["I-PRE"]}, "the label 'I-PRE' is not among B-LOC, B-PER, I-PER, O; did you mean I-PER?"),
+        ({"tokens": ["a", "b"], "ner": ["O"]}, ("2 words", "1 tags")),
+        ({"tokens": ["\u200b", " "], "ner": ["O", "O"]}, ("no words", "remove")),
+        ({"tokens": ["a", None], "ner": ["O", "O"]}, ("word 2", "None", "string")),
+        ({"tokens": [], "ner": []}, ("no words", "remove")),
+        ({"tokens": 7, "ner": ["O", "O"]}, ("the words", "7", "a list")),
+        ({"tokens": ["a"], "ner": 0}, ("the tags", "0", "a list")),
+        ({"tokens": ["a"], "ner": [None]}, ("word 1", "tag", "missing", "write O")),
+        ({"tokens": ["a"], "ner": [["O"]]}, ("label", "['O']", "a name", "an integer")),
+        ({"tokens": ["a"], "ner": ["I-PRE"]}, ("label 'I-PRE'", "B-LOC, B-PER, I-PER, O", "mean I-PER?", "dataset.labels")),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )  # fmt: skip
-def test_tagged_rows_that_are_refused(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+def test_tagged_rows_that_are_refused(tmp_path: Path, row: dict[str, Any], words: tuple[str, ...]) -> None:
     """Words and tags that are paired up to the shorter of the two; a row of nothing."""
     path = write_jsonl(tmp_path / "a.jsonl", [TAGGED[0], row, *TAGGED])
-    message = refused(path, **WORDS, labels=NAMES)
-    assert "a.jsonl, row 2" in message
-    assert said in message
+    require_words(refused(path, **WORDS, labels=NAMES), "a.jsonl", "row 2", *words)
 
 
 def test_tags_that_are_refused(tmp_path: Path) -> None:
     """A tagger of one tag; a file of lines with a word and no tag; columns that nobody named."""
     path = write_jsonl(tmp_path / "a.jsonl", [row | {"ner": ["O"] * len(row["ner"])} for row in TAGGED])
     message = refused(path, **WORDS)
-    assert "all training rows have the label 'O'" in message
-    assert "dataset.label" in message
+    require_words(message, "a.jsonl", "all training rows", "'O'", "dataset.label")
     path = tmp_path / "a.conll"
     path.write_text(conll(TAGGED) + "\nalone\n")
-    message = refused(path, format="conll")
-    assert f"line {path.read_text().count(chr(10))}: expected a word and its tag among 3 columns" in message
+    line = f"line {path.read_text().count(chr(10))}"
+    require_words(refused(path, format="conll"), "a.conll", line, "a word", "its tag", "3 columns", "'alone'")
     path.write_text("-DOCSTART- -X- O\n\n")
-    assert "a.conll has no rows" in refused(path, format="conll")
-    for keys, text in (
-        ({"words": "tokens"}, "words and tags: give both columns, or neither"),
-        ({"task": "token_classification"}, "name the columns of words and of their tags"),
+    require_words(refused(path, format="conll"), "a.conll", "no rows")
+    for keys, words in (
+        ({"words": "tokens"}, ("words and tags:", "both", "neither")),
+        (
+            {"task": "token_classification"},
+            ("token_classification:", "dataset.words=", "dataset.tags=", "dataset=conll"),
+        ),
     ):
-        with pytest.raises(ValidationError, match=text):
+        with pytest.raises(ValidationError, match=naming(*words)):
             read(path, format="jsonl", **keys)
-    with pytest.raises(ValidationError, match="conll is for token_classification, not for classification"):
+    with pytest.raises(
+        ValidationError, match=naming("format = conll", "token_classification", "not for classification")
+    ):
         read(path, format="conll", task="classification")
 
 
@@ -476,20 +476,20 @@ def test_text_pair(tmp_path: Path) -> None:
     pairs = {(row["text"], row["text_pair"]) for split in SPLITS for row in data[split]}
     assert pairs == {(row["a"], row["b"]) for row in rows}
     rows[5]["b"] = "  "
-    assert "row 6: the text is empty" in refused(
-        write_jsonl(tmp_path / "b.jsonl", rows), text="a", text_pair="b"
-    )
+    message = refused(write_jsonl(tmp_path / "b.jsonl", rows), text="a", text_pair="b")
+    require_words(message, "b.jsonl", "row 6", "the text", "empty")
 
 
 def test_empty_and_missing_texts(tmp_path: Path) -> None:
     """A row of nothing but [CLS] [SEP] has a label all the same, and teaches it."""
-    assert "a.csv, row 3: the text is empty" in refused(
-        write_csv(tmp_path / "a.csv", [*ROWS[:2], (" \t", "bad"), *ROWS[3:]])
-    )
+    message = refused(write_csv(tmp_path / "a.csv", [*ROWS[:2], (" \t", "bad"), *ROWS[3:]]))
+    require_words(message, "a.csv", "row 3", "the text", "empty")
     columns = {"text": [None, *(text for text, _ in ROWS[1:])], "label": [label for _, label in ROWS]}
-    assert "row 1: the text is None, not a string" in refused(write_parquet(tmp_path / "a.parquet", columns))
+    message = refused(write_parquet(tmp_path / "a.parquet", columns))
+    require_words(message, "a.parquet", "row 1", "the text", "None", "string")
     rows = [{"text": 5, "label": "bad"}, *({"text": text, "label": label} for text, label in ROWS)]
-    assert "row 1: the text is 5, not a string" in refused(write_jsonl(tmp_path / "a.jsonl", rows))
+    message = refused(write_jsonl(tmp_path / "a.jsonl", rows))
+    require_words(message, "a.jsonl", "row 1", "the text", "5", "string")
 
 
 def test_replace_cleans_before_rows_are_compared(tmp_path: Path) -> None:
@@ -500,7 +500,7 @@ def test_replace_cleans_before_rows_are_compared(tmp_path: Path) -> None:
     data = read(write_csv(tmp_path / "a.csv", rows), replace={r"<[^>]*>": " ", r"\s\d+$": ""})
     assert texts(data) == {text for text, _ in ROWS}
     for wrong in ({"(": ""}, {"a": r"\1"}):
-        with pytest.raises(ValidationError, match="is not a regular expression"):
+        with pytest.raises(ValidationError, match=naming("replace:", "regular expression")):
             read(tmp_path / "a.csv", replace=wrong)
 
 
@@ -510,9 +510,8 @@ def test_half_a_character(tmp_path: Path) -> None:
         {"text": "half \ud83d", "label": "bad"},
         *({"text": text, "label": label} for text, label in ROWS),
     ]
-    assert "row 1: the text 'half \\ud83d' holds half a character" in refused(
-        write_jsonl(tmp_path / "a.jsonl", rows)
-    )
+    message = refused(write_jsonl(tmp_path / "a.jsonl", rows))
+    require_words(message, "a.jsonl", "row 1", "the text", "'half \\ud83d'", "surrogate")
 
 
 # ---- files -------------------------------------------------------------------------------------------
@@ -533,14 +532,12 @@ def test_wrong_encodings(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [*ROWS, ("café", "good")])
     path.write_text(path.read_text(encoding="utf-8"), encoding="latin-1")
     message = refused(path, encoding="utf-8")
-    assert "a.csv, line 62 is not utf-8 text" in message
-    assert "dataset.encoding=" in message
-    assert "unknown encoding: utf-99" in refused(path, encoding="utf-99")
+    require_words(message, "a.csv", "line 62", "not utf-8", "dataset.encoding=")
+    require_words(refused(path, encoding="utf-99"), "unknown encoding", "utf-99")
     path.write_text(write_csv(tmp_path / "b.csv", ROWS).read_text(), encoding="utf-16-le")
-    assert "line 1 holds NUL" in refused(path, encoding="utf-8")
-    assert "dataset.encoding=utf-16" in refused(path, encoding="utf-8")
+    require_words(refused(path, encoding="utf-8"), "line 1", "NUL", "dataset.encoding=utf-16")
     path.write_bytes("text,label\ngood,café".encode()[:-1])
-    assert "line 2 is not utf-8 text" in refused(path, encoding="utf-8")
+    require_words(refused(path, encoding="utf-8"), "line 2", "not utf-8")
 
 
 def test_tsv_has_no_quotes(tmp_path: Path) -> None:
@@ -565,11 +562,10 @@ def test_other_delimiter_and_quote(tmp_path: Path) -> None:
     path.write_text("text;label\n" + "".join(f"'{text}; yes';{label}\n" for text, label in ROWS))
     assert texts(read(path, delimiter=";", quote="'")) == {f"{text}; yes" for text, _ in ROWS}
     assert texts(read(path)) == {f"{text}; yes" for text, _ in ROWS}
-    said = refused(path, delimiter=",")
-    assert "has no column 'text' (columns: text;label)" in said
-    assert """give 'dataset.delimiter=";"'""" in said
+    message = refused(path, delimiter=",")
+    require_words(message, "a.csv", "no column 'text'", "text;label", """'dataset.delimiter=";"'""")
     for key in ("delimiter", "quote"):
-        with pytest.raises(ValidationError, match="at most 1 character"):
+        with pytest.raises(ValidationError, match=rf"(?s)\b{key}\b.*at most 1"):
             read(path, **{key: "||"})
 
 
@@ -577,11 +573,8 @@ def test_other_delimiter_and_quote(tmp_path: Path) -> None:
 def test_a_file_of_another_format(tmp_path: Path, name: str) -> None:
     """A parquet file is said to be no UTF-8, and a jsonl file to lack columns."""
     write_csv(tmp_path / name, ROWS)
-    said = refused(tmp_path / name, format="csv")
-    assert (
-        f"{name} is {name[2:].lower()} by its name, and would be read as csv: give dataset.format=auto or dataset.format={name[2:].lower()}"
-        in said
-    )
+    message = refused(tmp_path / name, format="csv")
+    require_words(message, name, "csv", "dataset.format=auto", f"dataset.format={name[2:].lower()}")
 
 
 def test_labels_that_are_spelt_in_two_ways(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -592,25 +585,23 @@ def test_labels_that_are_spelt_in_two_ways(tmp_path: Path, caplog: pytest.LogCap
     ]
     path = write_csv(tmp_path / "a.csv", rows)
     assert len(read(path).labels) == len({label for _, label in rows}) == 3
-    assert "count as several ('Good' | 'good')" in caplog.text
+    require_words(caplog.text, "a.csv", "several", "'Good'", "'good'")
     caplog.clear()
     read(path, labels=sorted({label for _, label in rows}))
-    assert "count as several" not in caplog.text
+    assert not naming("'Good'").search(caplog.text)
 
 
 def test_missing_column_names_what_there_is(tmp_path: Path) -> None:
     """A KeyError does not say which of the file's columns was meant."""
     path = write_csv(tmp_path / "a.csv", ROWS, header=("texts", "sentiment"))
     message = refused(path)
-    assert "a.csv has no column 'text'; did you mean texts? (columns: texts, sentiment)" in message
-    assert "dataset.text=" in message
-    assert "no column 'label'" in refused(path, text="texts")
+    require_words(message, "a.csv", "no column 'text'", "mean texts?", "texts, sentiment", "dataset.text=")
+    require_words(refused(path, text="texts"), "a.csv", "no column 'label'", "dataset.label=")
     rows = [{"text": text, "label": label} for text, label in ROWS] + [{"text": "no label here"}]
-    assert "a.jsonl, line 61 has no column 'label'" in refused(write_jsonl(tmp_path / "a.jsonl", rows))
+    require_words(refused(write_jsonl(tmp_path / "a.jsonl", rows)), "a.jsonl", "line 61", "no column 'label'")
     columns = {"text": [text for text, _ in ROWS], "labels": [label for _, label in ROWS]}
-    assert "a.parquet has no column 'label'; did you mean labels?" in refused(
-        write_parquet(tmp_path / "a.parquet", columns)
-    )
+    message = refused(write_parquet(tmp_path / "a.parquet", columns))
+    require_words(message, "a.parquet", "no column 'label'", "mean labels?", "dataset.label=")
 
 
 def spoil(change: Callable[[str], str]) -> Callable[[Path], Path]:
@@ -623,31 +614,31 @@ def spoil(change: Callable[[str], str]) -> Callable[[Path], Path]:
 
 
 @pytest.mark.parametrize(
-    ("write", "said"),
+    ("write", "words"),
     [
         (
             spoil(lambda text: text.replace("\r\n", ",x\r\n", 6).replace(",x\r\n", "\r\n", 5)),
-            "line 6: 3 fields where the header has 2",
+            ("line 6:", "3 fields", "header", "2"),
         ),
-        (spoil(lambda text: text[:-6].rstrip(",")), "line 61: 1 fields where the header has 2"),
+        (spoil(lambda text: text[:-6].rstrip(",")), ("line 61:", "1 fields", "header", "2")),
         (
             spoil(lambda text: text.replace("\r\n", '\r\n"a b",bad\r\n"', 5)),
-            "lines 3 to 4: ',' expected after '\"'",
+            ("lines 3 to 4:", "','", "'\"'"),
         ),
         (
             spoil(lambda text: text + '"a text that stops'),
-            "line 62: 1 fields where the header has 2 (a truncated file",
+            ("line 62:", "1 fields", "header", "2", "truncated"),
         ),
-        (spoil(lambda text: text[:100] + "\0" + text[100:]), "holds NUL"),
-        (spoil(lambda text: ""), "is empty"),
-        (spoil(lambda text: "\ufeff"), "has no column 'text'"),
-        (spoil(lambda text: "text,label\n\n\n"), "a.csv has no rows"),
+        (spoil(lambda text: text[:100] + "\0" + text[100:]), ("line", "NUL")),
+        (spoil(lambda text: ""), ("is empty",)),
+        (spoil(lambda text: "\ufeff"), ("no column 'text'",)),
+        (spoil(lambda text: "text,label\n\n\n"), ("no rows",)),
     ],
     ids=["ragged", "cut", "stray quote", "open quote", "nul", "empty", "only a mark", "only a header"],
 )
-def test_spoiled_csv(tmp_path: Path, write: Callable[[Path], Path], said: str) -> None:
+def test_spoiled_csv(tmp_path: Path, write: Callable[[Path], Path], words: tuple[str, ...]) -> None:
     """Half a file trains half a student, without a word."""
-    assert said in refused(write(tmp_path))
+    require_words(refused(write(tmp_path)), "a.csv", *words)
 
 
 def test_spoiled_jsonl(tmp_path: Path) -> None:
@@ -655,12 +646,11 @@ def test_spoiled_jsonl(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text, "label": label} for text, label in ROWS])
     whole = path.read_text()
     path.write_text(whole[:-20])
-    assert "a.jsonl, line 60 is not JSON" in refused(path)
-    assert "is the file truncated?" in refused(path)
+    require_words(refused(path), "a.jsonl", "line 60", "not JSON", "truncated")
     path.write_text("\n" + whole + "[1, 2]\n")
-    assert "line 62: expected an object, got list" in refused(path)
+    require_words(refused(path), "a.jsonl", "line 62", "object", "list")
     path.write_text(whole + "[1, 2]\n")
-    assert "name its 2 items in their order with dataset.columns=" in refused(path)
+    require_words(refused(path), "a.jsonl", "2 items", "dataset.columns=")
 
 
 def test_spoiled_parquet(tmp_path: Path) -> None:
@@ -669,39 +659,35 @@ def test_spoiled_parquet(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", columns)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    assert "is not a complete parquet file" in refused(path)
+    require_words(refused(path), "a.parquet", "not a complete parquet")
     path.write_bytes(whole[:10] + bytes(200) + whole[210:])
-    assert "is not a complete parquet file" in refused(path)
+    require_words(refused(path), "a.parquet", "not a complete parquet")
     path.write_text("text,label\nx,y\n")
-    assert "is not a complete parquet file" in refused(path)
+    require_words(refused(path), "a.parquet", "not a complete parquet")
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_no_file(tmp_path: Path, kind: str) -> None:
     """A folder instead of a file, or a path relative to another directory than one thinks."""
     (tmp_path / "folder").mkdir()
-    assert "folder has no files of data" in refused(tmp_path / "folder", format=kind)
-    message = refused(tmp_path / "nowhere", format=kind)
-    assert str(tmp_path / "nowhere") in message
+    require_words(refused(tmp_path / "folder", format=kind), str(tmp_path / "folder"), "no files")
+    require_words(refused(tmp_path / "nowhere", format=kind), str(tmp_path / "nowhere"), "not exist")
 
 
 def test_split_file_that_is_missing_or_unlike(tmp_path: Path) -> None:
     """A validation file with other columns or labels is read as if it were the training file."""
     train = write_csv(tmp_path / "train.csv", ROWS)
-    assert "the data file nowhere.csv does not exist" in refused(train, validation="nowhere.csv")
+    require_words(refused(train, validation="nowhere.csv"), "nowhere.csv", "not exist")
     other = write_csv(tmp_path / "other.csv", ROWS, header=("text", "class"))
-    assert "other.csv has no column 'label'" in refused(train, test=str(other))
+    require_words(refused(train, test=str(other)), "other.csv", "no column 'label'")
     strange = write_csv(tmp_path / "strange.csv", [("a strange one", "neutral")])
-    assert "strange.csv, row 1: the label 'neutral' is not among bad, good" in refused(
-        train, test=str(strange), labels=["bad", "good"]
-    )
+    message = refused(train, test=str(strange), labels=["bad", "good"])
+    require_words(message, "strange.csv", "row 1", "label 'neutral'", "bad, good", "dataset.labels")
     same = write_csv(tmp_path / "same.csv", ROWS)
-    said = refused(train, test=str(same), validation=str(same))
-    assert "all rows of validation are in test as well" in said
-    assert "leave dataset.test= out" in said
-    said = refused(train, test=str(same))
-    assert "all rows of train are in validation or test as well" in said
-    assert "leave dataset.validation= and dataset.test= out" in said
+    message = refused(train, test=str(same), validation=str(same))
+    require_words(message, "all rows of validation", "test", "dataset.test=")
+    message = refused(train, test=str(same))
+    require_words(message, "all rows of train", "validation", "test", "dataset.validation=", "dataset.test=")
 
 
 def test_labels_that_only_later_splits_have(tmp_path: Path) -> None:
@@ -881,9 +867,9 @@ def test_a_prompt_with_more_rows_than_a_split(tmp_path: Path) -> None:
     data = read(write_jsonl(tmp_path / "a.jsonl", pairs(rows)), **COLUMNS, test_size=10, validation_size=10)
     assert [len(data[split]) for split in SPLITS] == [70, 10, 10]
     path = write_jsonl(tmp_path / "b.jsonl", pairs(rows[60:]))
-    message = refused(path, **COLUMNS)
-    assert "every prompt has more than the 3 rows for test" in message
-    assert "give a larger dataset.test_size, or dataset.test=" in message
+    require_words(
+        refused(path, **COLUMNS), "every prompt", "3 rows", "test", "dataset.test_size", "dataset.test="
+    )
 
 
 def test_conversations_that_no_user_begins_are_not_one_group(tmp_path: Path) -> None:
@@ -897,34 +883,34 @@ def test_conversations_that_no_user_begins_are_not_one_group(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("keys", "row", "said"),
+    ("keys", "row", "words"),
     [
-        (COLUMNS, {"prompt": "x", "completion": ""}, "the completion is empty; remove the row, or fill it"),
-        (COLUMNS, {"prompt": " \n", "completion": "y"}, "the prompt is empty; remove the row, or fill it"),
-        (COLUMNS, {"prompt": 5, "completion": "y"}, "the prompt is 5, not a string"),
-        (COLUMNS, {"prompt": "x", "completion": None}, "the completion is None, not a string"),
-        (COLUMNS, {"prompt": "x", "completion": "\ud83d"}, "the completion '\\ud83d' holds half a character"),
-        ({"label": None}, {"text": ""}, "the text is empty"),
-        (SAID, {"messages": None}, "the messages are None; expected a list of {"),
-        (SAID, {"messages": "hello"}, "the messages are 'hello'; expected a list of {"),
-        (SAID, {"messages": '{"role": 1}'}, "the messages are '{\"role\": 1}'; expected a list of {"),
-        (SAID, {"messages": ["hello"]}, "message 1 is 'hello'; expected a list of {"),
-        (SAID, {"messages": [{"who": "gpt", "value": "x"}]}, "message 1 is {'who': 'gpt', 'value': 'x'}"),
-        (SAID, {"messages": conversation("x", None)}, "the content of message 2 is None, not a string"),
-        (SAID, {"messages": conversation("x", " ")}, "the content of message 2 is empty"),
-        (SAID, {"messages": [{"role": 1, "content": "x"}]}, "the role of message 1 is 1, not a string"),
-        (SAID, {"messages": conversation("x")}, "no message has the role assistant (roles: user)"),
-        (SAID, {"messages": []}, "the messages are []; expected a list of {"),
+        (COLUMNS, {"prompt": "x", "completion": ""}, ("the completion", "empty", "remove", "fill")),
+        (COLUMNS, {"prompt": " \n", "completion": "y"}, ("the prompt", "empty", "remove", "fill")),
+        (COLUMNS, {"prompt": 5, "completion": "y"}, ("the prompt", "5", "string")),
+        (COLUMNS, {"prompt": "x", "completion": None}, ("the completion", "None", "string")),
+        (COLUMNS, {"prompt": "x", "completion": "\ud83d"}, ("the completion", "'\\ud83d'", "surrogate")),
+        ({"label": None}, {"text": ""}, ("the text", "empty")),
+        (SAID, {"messages": None}, ("the messages", "None", "a list of {")),
+        (SAID, {"messages": "hello"}, ("the messages", "'hello'", "a list of {")),
+        (SAID, {"messages": '{"role": 1}'}, ("the messages", "'{\"role\": 1}'", "a list of {")),
+        (SAID, {"messages": ["hello"]}, ("message 1", "'hello'", "a list of {")),
+        (SAID, {"messages": [{"who": "gpt", "value": "x"}]}, ("message 1", "{'who': 'gpt', 'value': 'x'}")),
+        (SAID, {"messages": conversation("x", None)}, ("content", "message 2", "None", "string")),
+        (SAID, {"messages": conversation("x", " ")}, ("content", "message 2", "empty")),
+        (SAID, {"messages": [{"role": 1, "content": "x"}]}, ("role of message 1", "is 1", "string")),
+        (SAID, {"messages": conversation("x")}, ("no message", "role assistant", "roles: user")),
+        (SAID, {"messages": []}, ("the messages", "[]", "a list of {")),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_causal_rows_that_are_refused(
-    tmp_path: Path, keys: dict[str, Any], row: dict[str, Any], said: str
+    tmp_path: Path, keys: dict[str, Any], row: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     """A row without an answer teaches silence; a traceback of the chat template, an hour later, names no row."""
     good = next(rows for form, rows in FORMS if form == keys)
     message = refused(write_jsonl(tmp_path / "a.jsonl", [good[0], row, *good]), **keys)
-    assert f"a.jsonl, row 2: {said}" in message
+    require_words(message, "a.jsonl", "row 2", *words)
 
 
 @pytest.mark.parametrize("keys", [COLUMNS, SAID, {"label": None}], ids=["pairs", "messages", "text"])
@@ -932,8 +918,8 @@ def test_missing_causal_column(tmp_path: Path, keys: dict[str, Any]) -> None:
     """Advice to name a label's column to somebody who has none."""
     path = write_csv(tmp_path / "a.csv", PAIRS, header=("prompts", "answer"))
     message = refused(path, **keys)
-    assert "(columns: prompts, answer)" in message
-    assert "dataset.prompt= and dataset.completion=, dataset.messages=, or dataset.text=" in message
+    remedies = ("dataset.prompt=", "dataset.completion=", "dataset.messages=", "dataset.text=")
+    require_words(message, "a.csv", "prompts, answer", *remedies)
     assert "dataset.label" not in message
 
 
@@ -962,9 +948,9 @@ def test_folders_of_text_and_of_conversations(tmp_path: Path) -> None:
     """Half of a corpus read, a README read as part of it, or a row's place given in the folder, not in a file."""
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(DataError, match="folder has no files \\*.txt"):
+    with pytest.raises(DataError, match=naming("folder", "no files", "*.txt")):
         read(folder, format="txt")
-    with pytest.raises(DataError, match="folder has no files \\*.yml, \\*.yaml"):
+    with pytest.raises(DataError, match=naming("folder", "no files", "*.yml", "*.yaml")):
         read(folder, format="conversations")
     (folder / "README.md").write_text("not this")
     for number in range(12):
@@ -978,28 +964,28 @@ def test_folders_of_text_and_of_conversations(tmp_path: Path) -> None:
     other.write_text("Document 3.\n")
     assert read(folder, format="txt", test=str(other))["test"]["text"] == ["Document 3."]
     (folder / "7.TXT").write_text("half \0")
-    assert "7.TXT, line 1 holds NUL" in refused(folder, format="txt")
+    require_words(refused(folder, format="txt"), "7.TXT", "line 1", "NUL")
     (folder / "7.TXT").write_text("\n\n")
-    assert "7.TXT has no rows" in refused(folder, format="txt")
+    require_words(refused(folder, format="txt"), "7.TXT", "no rows")
     (folder / "7.yaml").write_text("conversations:\n- - x\n  - ' '\n")
-    assert "7.yaml, row 1: the completion is empty" in refused(folder, format="conversations")
+    require_words(refused(folder, format="conversations"), "7.yaml", "row 1", "the completion", "empty")
 
 
 def test_no_text_at_all(tmp_path: Path) -> None:
     """A path that does not exist taken for a folder without files."""
     for kind in ("txt", "conversations"):
-        assert "nowhere does not exist" in refused(tmp_path / "nowhere", format=kind)
+        require_words(refused(tmp_path / "nowhere", format=kind), str(tmp_path / "nowhere"), "not exist")
     path = tmp_path / "a.txt"
     path.write_text("café", encoding="latin-1")
-    assert "a.txt, line 1 is not utf-8 text" in refused(path, encoding="utf-8")
+    require_words(refused(path, encoding="utf-8"), "a.txt", "line 1", "not utf-8")
 
 
 @pytest.mark.parametrize(
-    ("kind", "tasks"), [("txt", "causal_lm and masked_lm"), ("conversations", "causal_lm")]
+    ("kind", "tasks"), [("txt", ("causal_lm", "masked_lm")), ("conversations", ("causal_lm",))]
 )
-def test_formats_without_labels(tmp_path: Path, kind: str, tasks: str) -> None:
+def test_formats_without_labels(tmp_path: Path, kind: str, tasks: tuple[str, ...]) -> None:
     """A classifier of plain text: the message speaks of a missing column in a file that has none."""
-    with pytest.raises(ValidationError, match=f"format = {kind} is for {tasks}, not for classification"):
+    with pytest.raises(ValidationError, match=naming(f"format = {kind}", *tasks, "not for classification")):
         read(tmp_path / "a.txt", format=kind, task="classification")
 
 
@@ -1042,28 +1028,28 @@ def test_each_training_text_is_there_as_often_as_it_is_hidden(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "words"),
     [
         (
             {"mask_copies": 2},
-            "mask_copies: .* .masked_lm., not for classification; leave it out",
+            ("mask_copies:", "masked_lm", "not for classification", "leave it out"),
         ),
-        ({"mask_copies": 2, "label": None}, "mask_copies: .* .masked_lm., not for causal_lm"),
-        ({"mask_copies": 0, **MASKED}, "mask_copies"),
-        ({"labelled": 5, **MASKED}, "labelled: masked_lm has no labels to hide; use limit"),
-        ({"unlabelled": "b.csv", **MASKED}, "unlabelled: all text is without labels in masked_lm"),
+        ({"mask_copies": 2, "label": None}, ("mask_copies:", "masked_lm", "not for causal_lm")),
+        ({"mask_copies": 0, **MASKED}, ("mask_copies", "greater than")),
+        ({"labelled": 5, **MASKED}, ("labelled:", "masked_lm", "no labels", "limit")),
+        ({"unlabelled": "b.csv", **MASKED}, ("unlabelled:", "without labels", "masked_lm")),
         (
             {"text_pair": "b", **MASKED},
-            "text_pair: masked_lm reads plain text alone; name its column with dataset.text",
+            ("text_pair:", "masked_lm", "text alone", "dataset.text"),
         ),
-        ({**COLUMNS, **MASKED}, "prompt: masked_lm reads plain text alone"),
-        ({**SAID, **MASKED}, "messages: masked_lm reads plain text alone"),
-        ({"words": "w", "tags": "t", **MASKED}, "words: masked_lm reads plain text alone"),
+        ({**COLUMNS, **MASKED}, ("prompt:", "masked_lm", "text alone", "dataset.text")),
+        ({**SAID, **MASKED}, ("messages:", "masked_lm", "text alone", "dataset.text")),
+        ({"words": "w", "tags": "t", **MASKED}, ("words:", "masked_lm", "text alone", "dataset.text")),
     ],
 )
-def test_keys_that_mean_nothing_to_hidden_tokens(keys: dict[str, Any], said: str) -> None:
+def test_keys_that_mean_nothing_to_hidden_tokens(keys: dict[str, Any], words: tuple[str, ...]) -> None:
     """A key that is read nowhere: the user believes that half of the text, or a label, is used."""
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(ValidationError, match=naming(*words)):
         Dataset.model_validate({"path": "a.csv", **keys})
 
 
@@ -1071,9 +1057,12 @@ def test_missing_text_column(tmp_path: Path) -> None:
     """A message about prompts and conversations, of data that can have neither."""
     path = write_csv(tmp_path / "a.csv", ROWS, header=("texts", "label"))
     message = refused(path, **MASKED)
-    assert "no column 'text'; did you mean texts?" in message
-    assert message.endswith("name them with dataset.text=")
-    with pytest.raises(ValidationError, match="conversations is for causal_lm, not for masked_lm"):
+    require_words(message, "a.csv", "no column 'text'", "mean texts?", "dataset.text=")
+    assert not naming("dataset.prompt=").search(message)
+    assert not naming("dataset.messages=").search(message)
+    with pytest.raises(
+        ValidationError, match=naming("format = conversations", "causal_lm", "not for masked_lm")
+    ):
         read(tmp_path / "a.yml", **MASKED)
 
 
@@ -1110,26 +1099,25 @@ def test_conversations_become_pairs(tmp_path: Path) -> None:
     data = read(path, validation_size=1, test_size=1)
     assert ordered(everything(data)) == ordered(pairs(rows))
     path.write_text(TALK)
-    message = refused(path)
-    assert "a.yml, conversation 4: expected turns that are text, got {'Is it so': ''}; put quotes" in message
+    require_words(refused(path), "a.yml", "conversation 4", "text", "{'Is it so': ''}", "quotes")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "words"),
     [
-        ("conversations: [", "a.yml is not YAML (while parsing a flow node"),
-        ("conversations:\n- - a: b: c\n", "line 2, column 9"),
-        ("talks:\n- - a\n  - b\n", "a.yml: expected `conversations`, a list of lists of turns"),
-        ("- - a\n  - b\n", "a.yml: expected `conversations`, a list of lists of turns"),
-        ("conversations: hello", "a.yml: expected `conversations`, a list of lists of turns"),
-        ("conversations:\n- - a\n", "a.yml has no rows"),
+        ("conversations: [", ("not YAML", "flow node")),
+        ("conversations:\n- - a: b: c\n", ("not YAML", "line 2", "column 9")),
+        ("talks:\n- - a\n  - b\n", ("`conversations`", "a list of lists")),
+        ("- - a\n  - b\n", ("`conversations`", "a list of lists")),
+        ("conversations: hello", ("`conversations`", "a list of lists")),
+        ("conversations:\n- - a\n", ("no rows",)),
     ],
     ids=["cut", "colon", "other key", "list", "text", "no pair"],
 )
-def test_spoiled_conversations(tmp_path: Path, text: str, said: str) -> None:
+def test_spoiled_conversations(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
     """A file of another shape read as an empty one."""
     (tmp_path / "a.yml").write_text(text)
-    assert said in refused(tmp_path / "a.yml")
+    require_words(refused(tmp_path / "a.yml"), "a.yml", *words)
 
 
 @pytest.mark.real
@@ -1152,9 +1140,7 @@ def test_packaged_conversations() -> None:
 def test_fewer_rows_than_a_batch() -> None:
     """No step at all would be trained, and the untrained student saved."""
     require_batch(32, 32, "training rows", "trainer.batch_size")
-    with pytest.raises(
-        ConfigError, match=r"training rows: 31 rows are fewer than one batch \(trainer.batch_size = 32\)"
-    ):
+    with pytest.raises(ConfigError, match=naming("training rows:", "31 rows", "trainer.batch_size = 32")):
         require_batch(31, 32, "training rows", "trainer.batch_size")
 
 
@@ -1162,48 +1148,50 @@ def test_fewer_rows_than_a_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "words"),
     [
-        ('{"text": ' + "[" * 10**5 + "]" * 10**5 + ', "label": "good"}', "line 61 is not JSON"),
-        ('{"a": ' * 10**5 + "1" + "}" * 10**5, "line 61 is not JSON"),
-        ('{"text": "a b", "label": ' + "9" * 5000 + "}", "line 61 is not JSON"),
-        ('{"text": "a b", "label": 1e999}', "the label is inf"),
-        ('{"text": "a b", "label": Infinity}', "the label is inf"),
-        ('{"text": "a b", "label": 1e300}', "the label is 1e+300"),
-        (r'{"text": "a b", "label": "\ud800"}', "row 61: the label"),
-        (r'{"text": "a b", "label": "\u0000"}', "row 61: the label"),
-        (r'{"text": "a b", "label": "\u001b[2J"}', "row 61: the label"),
-        (r'{"text": "a b", "label": "a\nb"}', "row 61: the label"),
-        (r'{"text": "a b", "label": "\u202egood"}', "row 61: the label"),
-        ('{"text": "a b", "label": "' + "x" * 1001 + '"}', "is dataset.label the right column?"),
-        ('{"text": "a b", "label": "good", "label": "bad"}', "the key 'label' stands there twice"),
-        (r'{"text": "a \ud800", "label": "good"}', "half a character"),
-        ('{"text": ["a"], "label": "good"}', "the text is ['a']"),
+        ('{"text": ' + "[" * 10**5 + "]" * 10**5 + ', "label": "good"}', ("line 61", "not JSON")),
+        ('{"a": ' * 10**5 + "1" + "}" * 10**5, ("line 61", "not JSON")),
+        ('{"text": "a b", "label": ' + "9" * 5000 + "}", ("line 61", "not JSON")),
+        ('{"text": "a b", "label": 1e999}', ("row 61", "the label", "inf")),
+        ('{"text": "a b", "label": Infinity}', ("row 61", "the label", "inf")),
+        ('{"text": "a b", "label": 1e300}', ("row 61", "the label", "1e+300")),
+        (r'{"text": "a b", "label": "\ud800"}', ("row 61", "the label")),
+        (r'{"text": "a b", "label": "\u0000"}', ("row 61", "the label")),
+        (r'{"text": "a b", "label": "\u001b[2J"}', ("row 61", "the label")),
+        (r'{"text": "a b", "label": "a\nb"}', ("row 61", "the label")),
+        (r'{"text": "a b", "label": "\u202egood"}', ("row 61", "the label")),
+        ('{"text": "a b", "label": "' + "x" * 1001 + '"}', ("row 61", "dataset.label", "right column")),
+        ('{"text": "a b", "label": "good", "label": "bad"}', ("line 61", "key 'label'", "twice")),
+        (r'{"text": "a \ud800", "label": "good"}', ("row 61", "the text", "surrogate")),
+        ('{"text": ["a"], "label": "good"}', ("row 61", "the text", "['a']")),
     ],
 )
-def test_hostile_jsonl(tmp_path: Path, row: str, said: str) -> None:
+def test_hostile_jsonl(tmp_path: Path, row: str, words: tuple[str, ...]) -> None:
     """A traceback, a value that is taken in silence, or a label that breaks the files and tables it is written to."""
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text, "label": label} for text, label in ROWS])
     path.write_text(path.read_text() + row + "\n")
-    assert said in refused(path)
+    require_words(refused(path), "a.jsonl", *words)
 
 
 def test_names_of_labels_that_are_given_are_checked_as_well(tmp_path: Path) -> None:
     """dataset.labels puts an escape sequence into config.json and every table."""
     path = write_csv(tmp_path / "a.csv", ROWS)
-    assert "holds a control character" in refused(path, labels=["good", "bad", "\x1b[2J"])
+    require_words(
+        refused(path, labels=["good", "bad", "\x1b[2J"]), "a.csv", "label's name", "control character"
+    )
 
 
 def test_a_second_column_of_the_same_name(tmp_path: Path) -> None:
     """One of two label columns is taken in silence."""
     path = tmp_path / "a.csv"
     path.write_text("text,label,label\n" + "".join(f"{text},{label},other\n" for text, label in ROWS))
-    assert "a.csv has 2 columns 'label'" in refused(path)
+    require_words(refused(path), "a.csv", "2 columns 'label'")
     path.write_text("text,label,,\n" + "".join(f"{text},{label},,\n" for text, label in ROWS))
     assert len(read(path)["train"]) == 48
     table = pyarrow.table([["a b"], ["good"], ["bad"]], names=["text", "label", "label"])
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    assert "a.parquet has 2 columns 'label'" in refused(tmp_path / "a.parquet")
+    require_words(refused(tmp_path / "a.parquet"), "a.parquet", "2 columns 'label'")
 
 
 FORMATS = {"csv": ".csv", "jsonl": ".jsonl", "parquet": ".parquet", "txt": ".txt", "conversations": ".yml"}
@@ -1256,7 +1244,7 @@ def test_a_quote_that_does_not_close(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '"a b,good\n')
     assert '"a b' in texts(read(path))  # it is text, because no other field is quoted
     path.write_text(path.read_text() + "c d,bad\n" * (LONGEST_FIELD // 8 + 1))
-    assert "a stray quote?" in refused(path, quote='"')
+    require_words(refused(path, quote='"'), "a.csv", "stray quote")
 
 
 def test_a_small_parquet_file_that_holds_gigabytes(tmp_path: Path) -> None:
@@ -1265,7 +1253,7 @@ def test_a_small_parquet_file_that_holds_gigabytes(tmp_path: Path) -> None:
     label = pyarrow.array(["good"] * 10**4).dictionary_encode()
     path = write_parquet(tmp_path / "a.parquet", {"text": text, "label": label})
     assert path.stat().st_size < 10**6
-    assert "times what it has in bytes" in refused(path)
+    require_words(refused(path), "a.parquet", "times", "bytes")
 
 
 @pytest.mark.parametrize(
@@ -1329,25 +1317,30 @@ def test_deep_json_of_a_hub_data_set(on_the_hub: Path) -> None:
     assert len(load(Dataset(path="someone/words", format="hub"))["train"]) == 48
     deep = '{"text": ' + "[" * 10**5 + "]" * 10**5 + ', "label": "good"}\n'
     (on_the_hub / "data.jsonl").write_text(json.dumps(rows[0]) + "\n" + deep)
-    assert "nested too deeply" in refused(Path("someone/words"), format="hub")
+    require_words(refused(Path("someone/words"), format="hub"), "data.jsonl", "nested too deeply")
 
 
 @pytest.mark.parametrize(
-    ("card", "said"),
+    ("card", "words"),
     [
-        ("a: &a [x, x]\nconfigs: [*a]", "an alias"),
-        ("configs: " + "[" * 1500, "nested too deeply"),
-        ("configs:\n- config_name: default\n  data_files: /etc/passwd", "names files outside"),
+        ("a: &a [x, x]\nconfigs: [*a]", ("README.md", "alias")),
+        ("configs: " + "[" * 1500, ("README.md", "nested too deeply")),
+        ("configs:\n- config_name: default\n  data_files: /etc/passwd", ("outside", "/etc/passwd")),
         (
             "configs:\n- config_name: default\n  data_files: [{split: train, path: ../../*}]",
-            "names files outside",
+            ("outside", "../../*"),
         ),
-        ("configs:\n- config_name: default\n  data_files: https://localhost/a.csv", "names files outside"),
-        ("dataset_info:\n  features:\n  - name: text\n    dtype: nonsense", "cannot be read"),
-        ("configs: 5", "cannot be read"),
+        (
+            "configs:\n- config_name: default\n  data_files: https://localhost/a.csv",
+            ("outside", "https://localhost/a.csv"),
+        ),
+        ("dataset_info:\n  features:\n  - name: text\n    dtype: nonsense", ("cannot be read",)),
+        ("configs: 5", ("cannot be read",)),
     ],
 )
-def test_hostile_cards_of_hub_data_sets(on_the_hub: Path, tmp_path: Path, card: str, said: str) -> None:
+def test_hostile_cards_of_hub_data_sets(
+    on_the_hub: Path, tmp_path: Path, card: str, words: tuple[str, ...]
+) -> None:
     """A data set's card makes kdcli read other files of the user, ask a server, or expand aliases without end."""
     write_csv(on_the_hub / "data.csv", ROWS)
     (on_the_hub / "words.py").write_text(f"import os; os.mkdir({str(tmp_path / 'owned')!r})\n")
@@ -1355,5 +1348,5 @@ def test_hostile_cards_of_hub_data_sets(on_the_hub: Path, tmp_path: Path, card: 
         load(Dataset(path="someone/other", format="hub"))
     assert len(load(Dataset(path="someone/words", format="hub"))["train"]) == 48
     (on_the_hub / "README.md").write_text(f"---\n{card}\n---\n")
-    assert said in refused(Path("someone/words"), format="hub")
+    require_words(refused(Path("someone/words"), format="hub"), "someone/words", *words)
     assert not (tmp_path / "owned").exists()
