@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from support.commands import naming
 
 from kdcli.config.schema import Filter
 from kdcli.data.filters import filter_completions, own_function
@@ -48,12 +49,12 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     judge = own_function(Filter(function="mine.good"))
     assert filter_completions({"id": "1"}, ["1", "2"], Filter(), judge, Counter()) == ["1"]
     assert own_function(Filter()) is None
-    for wrong, told in (
-        ("mine.godo", "cannot be imported"),
-        ("nowhere.good", "nowhere"),
-        ("mine.NOTHING", "expected a function"),
+    for wrong, words in (
+        ("mine.godo", ("mine.godo", "imported")),
+        ("nowhere.good", ("nowhere.good", "imported")),
+        ("mine.NOTHING", ("mine.NOTHING", "a function")),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=naming("rollout.filter.function", *words)):
             own_function(Filter(function=wrong))
-    with pytest.raises(ValidationError, match="not a regular expression"):
+    with pytest.raises(ValidationError, match=naming("refusals:", "regular expression")):
         Filter(refusals=["("])
