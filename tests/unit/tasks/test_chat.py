@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 import pytest
-from support.commands import require_words
+from support.commands import naming, require_words
 from support.pages import table
 from support.tiny import CHAT, speller
 from transformers import PreTrainedTokenizerFast
@@ -185,28 +185,28 @@ def test_an_answer_without_the_thought_that_its_prompt_begins() -> None:
     assert render(FORGETS, THINKING).notes["unthinking"] == 0
 
 
-REFUSED: list[tuple[str, str, Talk, str | None, str]] = [
-    ("calls are not written", CHAT, CALLED, None, "does not write tool_calls"),
-    ("calls are not written", CHAT, CALLED[:2], None, "does not write tool_calls"),
-    ("reasoning_content is not written", CHAT, REASONING, None, "does not write reasoning_content; give dataset.thoughts=all, .* or dataset.thoughts=drop"),
-    ("tools are not written", CHAT, TWICE, '[{"type": "function", "function": {"name": "look"}}]', r"does not write the tools .*dataset.context=\[\]"),
-    ("another beginning than the generation prompt", CHAT.replace("{% if add_generation_prompt %}<|assistant|>{% endif %}", "<|user|>"), TWICE, None, "repair the template"),
-    ("an empty thought in the generation prompt, and thoughts in the data", FORGETS.replace("<think>\n{%", "<think>\n\n</think>\n\n{%"), THINKING, None, "dataset.thoughts=drop"),
-    ("marks of nothing", MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "{% generation %}{% endgeneration %}"), TWICE, None, "marks nothing of this conversation"),
-    ("a role that the template refuses", "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system') }}{% endif %}" + CHAT, [SYSTEM, *TWICE], None, "No system; remove the turns"),
+REFUSED: list[tuple[str, str, Talk, str | None, tuple[str, ...]]] = [
+    ("calls are not written", CHAT, CALLED, None, ("template", "not write tool_calls", "remove")),
+    ("calls are not written", CHAT, CALLED[:2], None, ("template", "not write tool_calls", "remove")),
+    ("reasoning_content is not written", CHAT, REASONING, None, ("not write reasoning_content", "dataset.thoughts=all", "dataset.thoughts=drop")),
+    ("tools are not written", CHAT, TWICE, '[{"type": "function", "function": {"name": "look"}}]', ("not write the tools", "dataset.context=[]")),
+    ("another beginning than the generation prompt", CHAT.replace("{% if add_generation_prompt %}<|assistant|>{% endif %}", "<|user|>"), TWICE, None, ("repair the template",)),
+    ("an empty thought in the generation prompt, and thoughts in the data", FORGETS.replace("<think>\n{%", "<think>\n\n</think>\n\n{%"), THINKING, None, ("dataset.thoughts=drop",)),
+    ("marks of nothing", MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "{% generation %}{% endgeneration %}"), TWICE, None, ("{% generation %}", "marks nothing", "chat_template.jinja")),
+    ("a role that the template refuses", "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system') }}{% endif %}" + CHAT, [SYSTEM, *TWICE], None, ("system, user", "No system", "remove the turns")),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "template", "turns", "tools", "message"), REFUSED)
+@pytest.mark.parametrize(("kind", "template", "turns", "tools", "words"), REFUSED)
 def test_what_a_template_leaves_out_is_refused(
-    kind: str, template: str, turns: Talk, tools: str | None, message: str
+    kind: str, template: str, turns: Talk, tools: str | None, words: tuple[str, ...]
 ) -> None:
     """A call, a thought or a tool is dropped in silence, and "I look." is learned without the look."""
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=naming(*words)):
         render(template, turns, tools=tools)
     row = table("conversations.md", "Chat templates")[kind]
     assert row.startswith("refused")
-    assert all(key in message for key in re.findall(r"dataset\.[a-z]+", row))
+    assert all(key in " ".join(words) for key in re.findall(r"dataset\.[a-z]+", row))
 
 
 def test_tools_are_written() -> None:
