@@ -355,7 +355,7 @@ def test_values_that_are_nested_deeply(key: str) -> None:
 )
 def test_hostile_texts(text: str) -> None:
     """A text that is nested too deeply, or that is code, ends the process or is run."""
-    with pytest.raises(DataError, match="expected a list of"):
+    with pytest.raises(DataError, match=naming("row 1", "messages", '{"role": …')):
         read_turns(text, "row 1")
 
 
@@ -415,7 +415,7 @@ def test_the_page_lists_these_shapes() -> None:
 @pytest.mark.parametrize("keys", [{"thoughts": "drop"}, {"context": ["tools"]}])
 def test_keys_of_conversations_need_turns(keys: dict[str, Any]) -> None:
     """A key that does nothing to plain text."""
-    with pytest.raises(ValueError, match=f"{next(iter(keys))}: plain text has no turns"):
+    with pytest.raises(ValueError, match=naming(next(iter(keys)), "plain text", "dataset.messages")):
         Dataset(path="text.txt", format="txt", **keys)
 
 
