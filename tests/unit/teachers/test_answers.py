@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import require_words
 
 from kdcli.errors import TeacherError
 from kdcli.teachers.remote.answers import UnparsableShare, described, without_thoughts
@@ -198,18 +199,18 @@ def test_refusals(message: dict[str, Any], finish: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (choice("", "length"), "the answer is empty (finish_reason=length)"),
-        (choice("", "length", reasoning="hm"), "cut inside its thoughts (finish_reason=length): hm"),
-        (choice("<think>hm", "length"), "cut inside its thoughts (finish_reason=length): <think>hm"),
-        (choice("<think>hm"), "thoughts that do not end (finish_reason=stop)"),
-        (choice("<think>hm</think>"), "thoughts and no answer (finish_reason=stop)"),
-        (choice("I would say", "length"), "I would say (cut, finish_reason=length)"),
-        (choice("I think so"), "I think so"),
+        (choice("", "length"), ("empty", "(finish_reason=length)")),
+        (choice("", "length", reasoning="hm"), ("inside its thoughts", "(finish_reason=length): hm")),
+        (choice("<think>hm", "length"), ("inside its thoughts", "(finish_reason=length): <think>hm")),
+        (choice("<think>hm"), ("thoughts", "not end", "(finish_reason=stop)")),
+        (choice("<think>hm</think>"), ("thoughts", "no answer", "(finish_reason=stop)")),
+        (choice("I would say", "length"), ("I would say", "(cut, finish_reason=length)")),
+        (choice("I think so"), ("I think so",)),
     ],
 )
-def test_why_there_is_no_label(answer: dict[str, Any], words: str) -> None:
+def test_why_there_is_no_label(answer: dict[str, Any], words: tuple[str, ...]) -> None:
     """`unanswered.jsonl` has an empty reason."""
-    assert words in described(answer)
+    require_words(described(answer), *words)
 
 
 def test_texts_about_tags_keep_them() -> None:
@@ -242,8 +243,7 @@ def test_the_share_that_stops_a_run(most: float, texts: int, unparsable: int, st
         message = error.message
     assert bool(message) == stops
     if stops:
-        assert "teacher.max_unparsable" in message
-        assert "look at teacher.prompt" in message
+        require_words(message, "teacher.max_unparsable", "look at teacher.prompt")
         assert len(message) < 1500
 
 
