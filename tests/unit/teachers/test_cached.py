@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.commands import naming
 from torch import Tensor
 
 from kdcli.files import digest
@@ -381,7 +382,7 @@ def test_other_temperatures_are_refused(tmp_path: Path) -> None:
     rows = table(1)
     stored = fetched(tmp_path, rows, Fake(speech()), k=4, temperature=2.0).signals(list(rows))
     assert isinstance(stored, TopKSignal)
-    with pytest.raises(ValueError, match="was stored for the temperature 2.0, not 3.0"):
+    with pytest.raises(ValueError, match=naming("stored", "temperature 2.0", "3.0")):
         stored.softened(3.0)
 
 
