@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.commands import ColdCache
+from support.commands import ColdCache, naming
 
 from kdcli.config.dataset import Dataset
 from kdcli.config.schema import Rollout
@@ -98,7 +98,7 @@ def test_letters() -> None:
     assert labels.lettered
     log_p, _ = labels.read([choice({"A": 0.5, " b": 0.25, "Both": 0.2})])
     assert shares(log_p) == [round(2 / 3, 3), round(1 / 3, 3)]
-    with pytest.raises(TeacherError, match="more than there are letters"):
+    with pytest.raises(TeacherError, match=naming("27 labels", "letters", "teacher.soft_labels=samples")):
         teacher([f"no {number}" for number in range(27)])
 
 
