@@ -195,6 +195,4 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """transformers asks for two packages, one of which is there, or says that it has no such tokenizer."""
     monkeypatch.setitem(sys.modules, "gguf", None)
     said = refused(write(tmp_path / "model.gguf"))
-    assert said.endswith(
-        "the package gguf is needed and is not installed; install it with: pip install 'kdcli[chat]'"
-    )
+    require_words(said, "model.gguf", "package gguf", "pip install 'kdcli[chat]'")
