@@ -31,14 +31,14 @@ class Case:
 
     Attributes:
         make: writes the checkpoint into an empty directory; it gets a tokenizer of thirty words.
-        refused: what the message says; empty: it is read.
+        refused: words of the message; empty: it is read.
         task: what it is read for.
         keys: the config keys that are set.
         reads: a checkpoint that computes the same, in a directory below the one of the case; empty: none.
     """
 
     make: Callable[[Path, Any], object]
-    refused: str = ""
+    refused: tuple[str, ...] = ()
     task: Callable[[], Task] = lambda: Classification(LABELS)
     keys: dict[str, Any] = field(default_factory=dict)
 
@@ -330,50 +330,62 @@ CASES: dict[str, Case] = {
         for kind in ("Gemma3", "Mistral3", "Qwen2VL", "Qwen2_5_VL", "Llava")
     },
     # ---- refused ----
-    "An adapter": Case(
-        adapter, r"is an adapter \(PEFT\) of .*base; teacher.merge_adapter=true merges it", CausalLM
-    ),
+    "An adapter": Case(adapter, ("an adapter (PEFT)", "base", "teacher.merge_adapter=true"), CausalLM),
     "An adapter beside a model": Case(
-        both, "holds an adapter .* and a whole model", CausalLM, {"merge_adapter": True}
-    ),
-    "An adapter of another model": Case(
-        of_another_model, "is an adapter of another model", CausalLM, {"merge_adapter": True}
-    ),
-    "An adapter whose base model is not there": Case(
-        lambda folder, tokenizer: adapter(folder, tokenizer, with_base=False),
-        "adapter_config.json",
+        both,
+        ("an adapter (adapter_config.json)", "whole model (model.safetensors)"),
         CausalLM,
         {"merge_adapter": True},
     ),
-    "Adapters saved in the model": Case(changed(language_model, unmerged), "merge_and_unload", CausalLM),
+    "An adapter of another model": Case(
+        of_another_model,
+        ("another model", "adapter_config.json (base_model_name_or_path)"),
+        CausalLM,
+        {"merge_adapter": True},
+    ),
+    "An adapter whose base model is not there": Case(
+        lambda folder, tokenizer: adapter(folder, tokenizer, with_base=False),
+        ("adapter_config.json",),
+        CausalLM,
+        {"merge_adapter": True},
+    ),
+    "Adapters saved in the model": Case(changed(language_model, unmerged), ("merge_and_unload",), CausalLM),
     "Prompt tuning": Case(
-        prompt_tuned, "PROMPT_TUNING adds tokens to each prompt", CausalLM, {"merge_adapter": True}
+        prompt_tuned, ("PROMPT_TUNING", "cannot be merged"), CausalLM, {"merge_adapter": True}
     ),
     "A prefix of some weights": Case(
         changed(
             classifier,
             lambda weights: {("net." if "bert" in key else "") + key: w for key, w in weights.items()},
         ),
-        "only the head may be new",
+        ("weights lack", "only the head"),
     ),
-    "A missing weight of the body": Case(changed(classifier, without(DENSE)), "only the head may be new"),
-    "Fewer layers in config.json": Case(configured(num_hidden_layers=2), "leaves out"),
-    "More layers in config.json": Case(configured(num_hidden_layers=6), "which would be random"),
+    "A missing weight of the body": Case(
+        changed(classifier, without(DENSE)), ("weights lack 1", f"'bert.{DENSE}'", "only the head")
+    ),
+    "Fewer layers in config.json": Case(
+        configured(num_hidden_layers=2), ("config.json leaves out", ".layer.2.")
+    ),
+    "More layers in config.json": Case(
+        configured(num_hidden_layers=6), ("weights lack", "config.json", "random")
+    ),
     "Embeddings of another size": Case(
-        configured(vocab_size=41), "word_embeddings.* only the head may be new"
+        configured(vocab_size=41), ("'bert.embeddings.word_embeddings.weight'", "only the head")
     ),
     "A weight of the body that is left over": Case(
         changed(classifier, lambda weights: weights | {"bert.embeddings.more.weight": torch.zeros(3)}),
-        "leaves out",
+        ("config.json leaves out", "'bert.embeddings.more.weight'"),
     ),
     "A config of another architecture": Case(
-        configured(model_type="electra", architectures=["ElectraForSequenceClassification"]), "."
+        configured(model_type="electra", architectures=["ElectraForSequenceClassification"]),
+        ("weights lack", "'electra.embeddings.LayerNorm.bias'", "config.json"),
     ),
     "A head of several labels a text": Case(
-        configured(problem_type="multi_label_classification"), "each label by itself"
+        configured(problem_type="multi_label_classification"),
+        ("multi_label_classification", "teacher.tune=true"),
     ),
     "A regression head": Case(
         lambda folder, tokenizer: classifier(folder, tokenizer, id2label={0: "score"}, label2id={"score": 0}),
-        "predicts a number",
+        ("a number", "regression", "teacher.tune=true"),
     ),
 }

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.checkpoints import CASES, Case
+from support.commands import naming
 from support.tiny import sentences
 
 from kdcli.config.types import CheckpointConfig
@@ -50,7 +51,7 @@ def test_a_checkpoint_is_read_or_refused(name: str, tokenizer, tmp_path: Path) -
     case = CASES[name]
     original = case.make(tmp_path, tokenizer)
     if case.refused:
-        with pytest.raises(KDError, match=case.refused):
+        with pytest.raises(KDError, match=naming(*case.refused)):
             opened(tmp_path, case)
         return
     task, model, own = opened(tmp_path, case)
