@@ -124,8 +124,8 @@ ENCODERS = (
     "bert", "bert-generation", "big_bird", "camembert", "cpmant", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert", "roberta",
     "roberta-prelayernorm", "roformer", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet",
 )  # fmt: skip
-REFUSED = dict.fromkeys(ENCODERS, "reads the tokens after a token")
-"""What is refused, and what the message says."""
+REFUSED = dict.fromkeys(ENCODERS, ("tokens after a token", "dataset.task=masked_lm"))
+"""What is refused, and words of the message."""
 NOT_BUILT = (
     "blt", "cohere_compass_text", "dbrx", "dots3_note", "dots3_note_text", "emu3", "gemma3n", "gemma3n_text", "gemma4_assistant", "git",
     "hunyuan_v1_dense", "hunyuan_v1_moe", "lfm2_moe", "longcat_flash", "ministral", "mllama", "musicgen", "musicgen_melody",

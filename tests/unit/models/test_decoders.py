@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.commands import naming
 from support.decoders import KINDS, NOT_BUILT, REFUSED, VOCABULARY, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -27,7 +28,7 @@ def compared(kind: str, folder: Path) -> None:
     tiny_model(kind).save_pretrained(folder)
     source, task = Checkpoint(folder, kind), CausalLM()
     if kind in REFUSED:
-        with pytest.raises(ModelError, match=REFUSED[kind]):
+        with pytest.raises(ModelError, match=naming(*REFUSED[kind])):
             load_model(source, task)
         return
     require_loadable(source, task)
