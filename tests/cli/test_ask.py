@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.commands import ColdCache
+from support.commands import ColdCache, require_words
 from support.endpoint import Host, Served, last, likely, refusing, said
 from support.tiny import (
     BAD,
@@ -114,7 +114,7 @@ def test_from_an_endpoint_to_a_student(ask: Any, served: Served, capsys: pytest.
     assert asked["agreement"]["accuracy"] > 0.9
     assert len(asked["answers"]) == 20
     assert sum(asked["answers"][0]["labels"].values()) == pytest.approx(1)
-    assert "200 queries to parrot" in err
+    require_words(err, "200 queries", "parrot")
     assert "cost" in out
     assert set(host.keys) == {f"Bearer {KEY}"}
     files = [path for path in [*run.rglob("*"), *run.parent.glob("cache/**/*")] if path.is_file()]
@@ -147,11 +147,9 @@ def test_dry_run(ask: Any, served: Served, tmp_path: Path, capsys: pytest.Captur
     status, run = ask(host, "dry_run=true", *prices)
     out = capsys.readouterr().out
     assert status == 0
-    assert re.fullmatch(
-        r"200 queries to parrot at 127.0.0.1:\d+: about [\d,]+ prompt tokens and at most 800 completion tokens; "
-        r"they cost about \d\.\d\d\n",
-        out,
-    )
+    require_words(out, "200 queries", "parrot", "prompt tokens", "at most 800")
+    assert re.search(r"cost about \d\.\d\d\n\Z", out)
+    assert out.count("\n") == 1
     assert host.bodies == []
     assert not run.exists()
 
@@ -246,7 +244,7 @@ def test_labels_in_thoughts_that_are_cut(
     assert ask(host, *options)[0] == 2
     error = capsys.readouterr().err
     assert len(host.bodies) <= 32
-    assert error.count("cut inside its thoughts (finish_reason=length)") in (1, 2, 3)
+    assert error.count("thoughts (finish_reason=length)") in (1, 2, 3)
     assert "++teacher.parameters.max_tokens=2048" in error
     status, run = ask(host, *options, "++teacher.parameters.max_tokens=2048", folder="again")
     assert status == 0
@@ -317,7 +315,7 @@ def test_labels_that_begin_alike(
     report = report_of(run)
     assert report["endpoint"]["asked_for"] == {"A": "very bad", "B": "very good"}
     assert report["models"]["teacher"]["score"] > 0.9
-    assert "begin alike" in caplog.text
+    require_words(caplog.text, "'very bad'", "'very good'", "A = very bad")
 
 
 def test_tokens_that_begin_alike(
@@ -339,7 +337,7 @@ def test_tokens_that_begin_alike(
     status, run = ask(host, f"dataset.path={alike}", "control=false")
     assert status == 0
     assert report_of(run)["endpoint"]["asked_for"] == {"A": "nasty", "B": "neat"}
-    assert "90% of parrot at" in caplog.text
+    require_words(caplog.text, "90%", "parrot", "A = nasty")
     assert len(host.bodies) == ROWS + 16
 
 
@@ -386,36 +384,39 @@ def test_a_prompt_of_ones_own(
     assert all(last(body).startswith("bad or good? Text:") for body in host.bodies)
     own.write_text("{{ answers }} {{ txt }}")
     assert ask(host, f"teacher.prompt={own}", folder="other")[0] == 2
-    assert "'txt' is undefined (known: answers, first" in capsys.readouterr().err
+    require_words(capsys.readouterr().err, str(own), "'txt'", "(known: answers, first")
 
 
 def test_no_better_than_chance(ask: Any, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     """A bad teacher is found after the validation rows, before the others are paid for."""
     host = served(lambda body: [likely({"good": 0.6, "bad": 0.4})])
     assert ask(host)[0] == 2
-    assert "not above the most frequent label's share" in capsys.readouterr().err
+    require_words(capsys.readouterr().err, "accuracy", "not above", "most frequent label", "teacher.prompt")
     assert len(host.bodies) == 32
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "words"),
     [
-        ("teacher.tune=true", "no checkpoint"),
-        ("teacher.cache=false", "every answer is paid for"),
-        ("rollout=student", "every token"),
-        ("loss=attention", "features"),
-        ("teacher.prices.prompt=1", "give both"),
-        ("teacher.budget.money=1", "prices"),
-        ("teacher.prompt=nowhere.jinja", "there is no such file"),
+        ("teacher.tune=true", ("teacher.tune", "no checkpoint")),
+        ("teacher.cache=false", ("teacher.cache", "ledger")),
+        ("rollout=student", ("rollout.source", "every token")),
+        ("loss=attention", ("features", "no checkpoint")),
+        ("teacher.prices.prompt=1", ("teacher.prices", "prompt and completion")),
+        (
+            "teacher.budget.money=1",
+            ("teacher.budget.money", "teacher.prices.prompt", "teacher.prices.completion"),
+        ),
+        ("teacher.prompt=nowhere.jinja", ("teacher.prompt = nowhere.jinja", "Jinja file")),
     ],
 )
 def test_what_it_cannot_do(
-    ask: Any, served: Served, capsys: pytest.CaptureFixture[str], wrong: str, told: str
+    ask: Any, served: Served, capsys: pytest.CaptureFixture[str], wrong: str, words: tuple[str, ...]
 ) -> None:
     """It is found after the answers were paid for."""
     host = served(opinion)
     assert ask(host, wrong)[0] == 2
-    assert told in capsys.readouterr().err
+    require_words(capsys.readouterr().err, *words)
     assert host.bodies == []
 
 
@@ -424,7 +425,7 @@ def test_budget(ask: Any, served: Served, capsys: pytest.CaptureFixture[str]) ->
     host = served(opinion)
     status, run = ask(host, "teacher.budget.requests=60")
     assert status == 1
-    assert "60" in capsys.readouterr().err
+    require_words(capsys.readouterr().err, "60 (requests", "teacher.budget")
     assert len(host.bodies) == 60
     status, run = ask(host, "teacher.budget.requests=150", folder="further")
     assert status == 0
@@ -529,8 +530,7 @@ def test_thoughts_of_a_chatbot(
     options = chat(student, tmp_path, "pairs")
     assert ask(host, *options)[0] == 2
     error = capsys.readouterr().err
-    assert "cut inside its thoughts" in error
-    assert "rollout.max_new_tokens=" in error
+    require_words(error, "thoughts (finish_reason=length)", "rollout.max_new_tokens=")
     options.append("teacher.max_unparsable=0.9")
     status, run = ask(host, *options)
     assert status == 0
@@ -550,8 +550,7 @@ def test_no_completion_is_left(
     host = served(lambda body: [said("so it", "length")])
     assert ask(host, *chat(student, tmp_path, "pairs"))[0] == 2
     error = capsys.readouterr().err
-    assert "44 truncated by rollout.max_new_tokens" in error
-    assert "raise rollout.max_new_tokens" in error
+    require_words(error, "44 truncated", "raise rollout.max_new_tokens", "dataset.max_length")
 
 
 @pytest.mark.parametrize("form", ["messages", "pairs"])
@@ -575,7 +574,7 @@ def test_answers_of_a_chatbot(ask: Any, served: Served, student: Path, tmp_path:
     assert (report["verdict"]["retention"], report["verdict"]["agreement"]) == (None, None)
     assert 0 < report["endpoint"]["agreement"]["rouge_l"] < 1
     assert report["endpoint"]["agreement"]["gold"] == 44
-    assert "the teacher's is not known" in report["verdict"]["text"]
+    require_words(report["verdict"]["text"], "teacher's", "not known")
     assert "parrot" in (run / "report.html").read_text()
 
 
@@ -685,18 +684,18 @@ def test_a_translator(ask: Any, served: Served, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "words"),
     [
-        ("loss.soft_label.weight=1", "loss.soft_label.weight=0"),
-        ("rollout=dataset", "rollout=teacher"),
-        ("rollout.keep_fraction=0.5", "how likely"),
-        ("rollout.answers=2", "sampling_temperature > 0"),
-        ("student=tiny", "student.path"),
-        ("rollout.filter.function=os.nothing", "cannot be imported"),
+        ("loss.soft_label.weight=1", ("loss.soft_label.weight=0",)),
+        ("rollout=dataset", ("rollout=teacher",)),
+        ("rollout.keep_fraction=0.5", ("rollout.keep_fraction", "how likely")),
+        ("rollout.answers=2", ("sampling_temperature > 0",)),
+        ("student=tiny", ("student.path",)),
+        ("rollout.filter.function=os.nothing", ("os.nothing", "cannot be imported")),
     ],
 )
 def test_what_is_wrong_with_answers(
-    ask: Any, served: Served, student: Path, tmp_path: Path, capsys: Any, wrong: str, told: str
+    ask: Any, served: Served, student: Path, tmp_path: Path, capsys: Any, wrong: str, words: tuple[str, ...]
 ) -> None:
     """It is found after the answers were paid for."""
     host = served(lambda body: [said("so")])
@@ -704,7 +703,7 @@ def test_what_is_wrong_with_answers(
     if wrong == "student=tiny":
         options = [option for option in options if not option.startswith("student")]
     assert ask(host, *options, wrong)[0] == 2
-    assert told in capsys.readouterr().err
+    require_words(capsys.readouterr().err, *words)
     assert host.bodies == []
 
 
