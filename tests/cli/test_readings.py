@@ -25,7 +25,9 @@ def tickets(tmp_path: Path) -> Path:
     return path
 
 
-def test_later_commands_read_as_the_run_did(distil: Distil, tickets: Path, tmp_path: Path) -> None:
+def test_later_commands_read_as_the_run_did(
+    distil: Distil, small: list[str], tickets: Path, tmp_path: Path
+) -> None:
     """A newer release guesses another encoding, and eval, export or the continued run see other texts without a word."""
     run = distil("run", f"dataset.path={tickets}", *QUICK)
     env = json.loads((run / "env.json").read_text())
@@ -36,13 +38,26 @@ def test_later_commands_read_as_the_run_did(distil: Distil, tickets: Path, tmp_p
     assert launch(*evaluate) == 0
     fingerprint = json.loads((tmp_path / "eval" / "eval.json").read_text())["dataset"]["fingerprint"]
     assert fingerprint == env["dataset"]["fingerprint"]
+    quick = ["measure.latency_runs=2", "measure.throughput_seconds=0.02", "measure.request_rates=[]"]
+    export = ["export", [f"run={run}", "hardware.precisions=[fp32]", *quick]]
+    assert launch(*export) == 0
+    right = json.dumps(env)
     reading["encoding"] = "cp1250"  # é is the same letter there; the record decides, and not a new guess
     reading["dialect"]["delimiter"] = ","
     (run / "env.json").write_text(json.dumps(env))
     assert launch("eval", [f"run={run}", "measure=null", f"hydra.run.dir={tmp_path / 'again'}"]) == 2
+    assert launch(*export) == 2
     reading["dialect"] = "damaged"
     (run / "env.json").write_text(json.dumps(env))
     assert launch("eval", [f"run={run}", "measure=null", f"hydra.run.dir={tmp_path / 'guessed'}"]) == 0
+    (run / "report.json").unlink()
+    continued = [*small, f"dataset.path={tickets}", "measure=null", *QUICK, f"hydra.run.dir={run}"]
+    wrong = json.loads(right)
+    wrong["dataset"]["reading"][0]["dialect"]["delimiter"] = ","
+    (run / "env.json").write_text(json.dumps(wrong))
+    assert launch("distill", continued) == 2
+    (run / "env.json").write_text(right)
+    assert launch("distill", continued) == 0
 
 
 def test_a_run_of_an_older_release_continues(
