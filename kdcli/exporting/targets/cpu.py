@@ -26,7 +26,7 @@ from kdcli.exporting.targets.base import (
 from kdcli.exporting.writers import causal_lm as language
 from kdcli.exporting.writers.causal_lm import TWO_GB
 from kdcli.exporting.writers.seq2seq import LOADERS, copy_files, write_ctranslate2, write_onnx
-from kdcli.exporting.writers.tracing import traceable
+from kdcli.exporting.writers.tracing import trace_onnx, traceable
 from kdcli.files import abandonable
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
 from kdcli.models.quantization import BLOCK
@@ -232,19 +232,11 @@ class Cpu(Target):
         """
         batch = sample_batch(model, names)
         with traceable(model):
-            graph, sample = _Logits(model, names).eval(), tuple(batch[name] for name in names)
+            graph, inputs = _Logits(model, names).eval(), {name: batch[name] for name in names}
             axes = {name: {0: "batch", 1: "sequence"} for name in names}
-            axes["logits"] = {0: "batch"} if graph(*sample).ndim == 2 else {0: "batch", 1: "sequence"}
-            torch.onnx.export(
-                graph,
-                sample,
-                str(path),
-                dynamo=False,
-                opset_version=self.opset,
-                input_names=names,
-                output_names=["logits"],
-                dynamic_axes=axes,
-            )
+            logits = graph(*inputs.values())
+            axes["logits"] = {0: "batch"} if logits.ndim == 2 else {0: "batch", 1: "sequence"}
+            trace_onnx(graph, inputs, ["logits"], axes, path, self.opset, fold=True)
 
 
 class _Logits(torch.nn.Module):

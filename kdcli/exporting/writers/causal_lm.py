@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from kdcli.exporting.writers.tracing import traceable
+from kdcli.exporting.writers.tracing import trace_onnx, traceable
 from kdcli.models.quantization import BLOCK
 from kdcli.models.vocabulary import TOKENIZER_FILES
 
@@ -49,17 +49,8 @@ def trace(model: PreTrainedModel, file: Path, opset: int) -> Any:
         inputs |= {KEEP: torch.tensor(1)}
         inputs |= {f"past_key_values.{part}": tensor for part, tensor in zip(parts, past, strict=True)}
         outputs = ["logits", *(f"present.{part}" for part in parts)]
-        torch.onnx.export(
-            graph,
-            tuple(inputs.values()),
-            str(file),
-            dynamo=False,
-            opset_version=opset,
-            do_constant_folding=False,
-            input_names=list(inputs),
-            output_names=outputs,
-            dynamic_axes={name: _axes(name) for name in (*inputs, *outputs) if name != KEEP},
-        )
+        axes = {name: _axes(name) for name in (*inputs, *outputs) if name != KEEP}
+        trace_onnx(graph, inputs, outputs, axes, file, opset)
     full = onnx.load(file)
     if not any(entry.name == "position_ids" for entry in full.graph.input):  # BLOOM reads the mask alone
         shape = list(_axes("position_ids").values())

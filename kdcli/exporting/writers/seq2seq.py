@@ -16,7 +16,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, Pre
 from transformers.modeling_outputs import BaseModelOutput
 
 from kdcli.errors import ExportError
-from kdcli.exporting.writers.tracing import traceable
+from kdcli.exporting.writers.tracing import trace_onnx, traceable
 from kdcli.files import read_json
 from kdcli.generation import start_of
 from kdcli.models.vocabulary import TOKENIZER_FILES, target_vocabulary
@@ -117,17 +117,8 @@ def write_onnx(model: PreTrainedModel, out: Path, opset: int, temporary: Path) -
             folder = temporary / name
             folder.mkdir()
             traced = folder / name
-            torch.onnx.export(
-                graph.eval(),
-                tuple(inputs.values()),
-                str(traced),
-                dynamo=False,
-                opset_version=opset,
-                do_constant_folding=False,
-                input_names=list(inputs),
-                output_names=list(outputs),
-                dynamic_axes={key: outputs.get(key) or _axes(key) for key in (*inputs, *outputs)},
-            )
+            axes = {key: outputs.get(key) or _axes(key) for key in (*inputs, *outputs)}
+            trace_onnx(graph, inputs, outputs, axes, traced, opset)
             full = onnx.load(traced)
             _share(full, weights, offsets)
             onnx.save_model(full, out / name)

@@ -286,16 +286,20 @@ NAMES = {
 # --- tables ---
 
 
+HUGE = {
+    "parameters": 671_241_732_096,
+    "bytes": 1_384_483_464_192,
+    "latency_ms": {"p50": 12_345.6, "p95": 20_000.0},
+    "throughput_per_s": 123_456.7,
+    "peak_memory_bytes": 999_999_999_999,
+}
+"""What a teacher of billions of parameters costs."""
+
+
 def test_final_table_fits_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
     """The table wraps into a jumble in a standard terminal once a teacher has billions of parameters."""
     report = fake_report()
-    report["models"]["teacher"] |= {
-        "parameters": 671_241_732_096,
-        "bytes": 1_384_483_464_192,
-        "latency_ms": {"p50": 12_345.6, "p95": 20_000.0},
-        "throughput_per_s": 123_456.7,
-        "peak_memory_bytes": 999_999_999_999,
-    }
+    report["models"]["teacher"] |= HUGE
     final_table(report)
     cost = ("17.5 MB", "0.88 ms", "1,140", "116 MB")
     *table, sentence = capsys.readouterr().out.splitlines()
@@ -498,13 +502,7 @@ def test_final_table_of_language_models_fits_eighty_columns(capsys: pytest.Captu
     """The table of a language model wraps, shows log-probabilities that nobody can read, or an interval turned
     round."""
     report = fake_lm_report(control=48_500.0)
-    report["models"]["teacher"] |= {
-        "parameters": 671_241_732_096,
-        "bytes": 1_384_483_464_192,
-        "latency_ms": {"p50": 12_345.6, "p95": 20_000.0},
-        "throughput_per_s": 123_456.7,
-        "peak_memory_bytes": 999_999_999_999,
-    }
+    report["models"]["teacher"] |= HUGE
     final_table(report)
     title, *table, sentence = capsys.readouterr().out.splitlines()
     assert title == "1,000 test examples, 23,456 reference tokens"
