@@ -50,11 +50,12 @@ def distill(cfg: Config, folder: Path, names: dict[str, str], chose_hardware: bo
                 _answered(part, teacher_data), stages, teacher_data[key], trainees.get(part.trainee)
             )
         run = _answered(run, teacher_data)
+        lengths = dict(trainees[STUDENT].lengths)
         if cfg.control:
-            train_control(run, stages, trainees[STUDENT].steps)
+            lengths["control"] = train_control(run, stages, lengths)
         if is_main:
             with stages.stage("evaluate", len(SPLITS)) as stage:
-                results = evaluate(run, teacher_data[OWN], stage)
+                results = evaluate(run, teacher_data[OWN], lengths, stage)
     if is_main:
         write_results(run, results)
         shutil.rmtree(run.folder / "stages", ignore_errors=True)

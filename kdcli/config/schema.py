@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from kdcli.config.dataset import READ_BY_ALL, Dataset
 from kdcli.config.tasks import packaged_specs, spec_of
+from kdcli.config.trainer import Trainer
 from kdcli.config.types import (
     BatchSize,
     BatchSizes,
@@ -32,7 +33,6 @@ from kdcli.config.types import (
     Epochs,
     Float,
     Fraction,
-    GradNorm,
     Int,
     LearningRate,
     Milliseconds,
@@ -44,55 +44,13 @@ from kdcli.config.types import (
     Section,
     Seed,
     Smoothing,
-    Steps,
     Threads,
     Tokens,
     VocabularySize,
     Weight,
-    WeightDecay,
 )
 from kdcli.errors import ConfigError, shown
 from kdcli.files import require_name
-
-
-class Trainer(Section):
-    """How one model is trained."""
-
-    epochs: Epochs = 4.0
-    """Passes over the training rows."""
-    max_steps: Steps | None = None
-    """Stop after so many optimizer steps, whatever `epochs` says."""
-    batch_size: BatchSize = 32
-    """Rows an optimizer step, over all processes and accumulated micro-batches."""
-    micro_batch_size: BatchSize | None = None
-    """Rows that a process holds in memory at once; null: batch_size / processes. It changes the memory use, not the result."""
-    learning_rate: LearningRate = 1e-3
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: Fraction = 0.1
-    """The share of the steps over which the learning rate rises linearly from 0."""
-    weight_decay: WeightDecay = 0.01
-    dropout: Fraction | None = None
-    """The probability of every dropout layer during training; null: the model's own config decides."""
-    freeze: list[str] = []
-    """Parameters whose name contains one of these strings are not trained."""
-    max_grad_norm: GradNorm = 1.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 means autocast: weights, optimizer state and losses stay fp32. auto: bf16 where the processor has fast bf16 instructions."""
-    keep: Literal["best", "last"] = "best"
-    """Which checkpoint becomes the result: the one with the best validation score, or the last one."""
-    eval_steps: Steps | None = None
-    """Optimizer steps between two validations, each with a checkpoint; null: one epoch."""
-    logging_steps: Steps = 20
-    report_to: list[str] = []
-    """Experiment trackers besides metrics.jsonl, by their names in transformers: tensorboard, wandb, mlflow …"""
-
-    @model_validator(mode="after")
-    def _divides(self) -> Trainer:
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size = {self.batch_size} is not a multiple of micro_batch_size = {self.micro_batch_size}"
-            )
-        return self
 
 
 class NewTranslator(Component):
@@ -118,7 +76,7 @@ class Teacher(CheckpointConfig):
     """Store its outputs under KDCLI_CACHE_DIR for all epochs and runs; false: compute them in every training step."""
     top_k: VocabularySize = 64
     """Language models: the number of most likely tokens that the cache stores at each position; the remaining mass is one bucket."""
-    trainer: Trainer = Trainer(epochs=2, learning_rate=1e-4, logging_steps=10)
+    trainer: Trainer = Trainer(learning_rate=1e-4, logging_steps=10)
     """How it is fine-tuned."""
     label_smoothing: Smoothing = 0.0
     """Smoothing of the gold labels while it is fine-tuned. (For student and control: loss.hard_label.label_smoothing.)"""

@@ -104,6 +104,20 @@ class StageTime(TypedDict):
     steps: int
 
 
+class TrainingResult(Part):
+    """How long a model was trained."""
+
+    steps: int
+    """Optimizer steps of all its phases."""
+    stopped: str
+    """converged: the validation curve no longer improved; bound: it still did at the most steps that were allowed; steps: their number
+    was fixed."""
+    best_step: int | None
+    """The step with the best validation score; null: there was no validation."""
+    flat: bool
+    """Whether more steps promised nothing."""
+
+
 class Verdict(Part):
     """The comparison of student, control and teacher on the test split. An unknown value is null."""
 
@@ -142,6 +156,8 @@ class Report(Result):
     loss: dict[str, dict[str, Any]]
     """The loss terms with their weights and arguments; with stages as stage/term."""
     stages: list[StageTime]
+    training: dict[str, TrainingResult] = {}
+    """Of the student, the control, and a teacher that this run tuned, by their names."""
     validation_score: dict[str, float | None]
     """The best score of each model on the validation split."""
     models: dict[str, ModelResult]

@@ -27,7 +27,7 @@ from kdcli.evaluation.results import Report
 from kdcli.files import write_text
 from kdcli.measure.spec import UNKNOWN
 from kdcli.models.checkpoint import Checkpoint
-from kdcli.pipeline.plan import STUDENT, Run, TeacherData
+from kdcli.pipeline.plan import QUANTIZED, STUDENT, Run, TeacherData
 from kdcli.pipeline.remote import endpoint_report
 from kdcli.pipeline.stages import read_stage_times
 from kdcli.pipeline.teacher import teacher_predictions
@@ -36,6 +36,7 @@ from kdcli.report.page import write_html
 from kdcli.report.tables import final_table
 from kdcli.report.verdict import verdict_text
 from kdcli.rundir import METRICS, REPORT, UNQUANTIZED, read_metrics
+from kdcli.training.length import Length, validations
 
 UNKNOWN_MODEL: dict[str, Any] = {
     "parameters": None, "bytes": None, "score": None, "scores": {}, **asdict(UNKNOWN),
@@ -43,11 +44,14 @@ UNKNOWN_MODEL: dict[str, Any] = {
 """The entry of a remote teacher, before it is scored."""
 
 
-def evaluate(run: Run, teacher_data: TeacherData, stage: console.ProgressStage) -> dict[str, Any]:
+def evaluate(
+    run: Run, teacher_data: TeacherData, lengths: Mapping[str, Length], stage: console.ProgressStage
+) -> dict[str, Any]:
     """Score all models on the test split, measure them, and compare them.
 
     Args:
         teacher_data: of the run's own teacher.
+        lengths: of the phases of student and control, by their names.
 
     Returns:
         The content of report.json without the sentence of its verdict.
@@ -68,7 +72,8 @@ def evaluate(run: Run, teacher_data: TeacherData, stage: console.ProgressStage) 
             save_predictions(path, evaluator.predictions[name])
         _measure(run, teacher_data, evaluator, checkpoints)
     _complete_teacher(run, teacher_data, evaluator.models)
-    return _results(run, teacher_data, evaluator, validation, samples, stage.name)
+    results = _results(run, teacher_data, evaluator, validation, samples, stage.name)
+    return results | {"training": _training(run, lengths)}
 
 
 def _checkpoints(run: Run, teacher_data: TeacherData) -> dict[str, Checkpoint]:
@@ -192,6 +197,28 @@ def _results(
         "assistants": {name: models[name] for name in assistants},
         "verdict": verdict(task, models, predictions, run.shared),
     }
+
+
+def _training(run: Run, lengths: Mapping[str, Length]) -> dict[str, dict[str, Any]]:
+    """How long the student, the control and a teacher that this run tuned were trained, by their names."""
+    phases = {STUDENT: [phase.name for phase in run.phases], "control": ["control"], "teacher": ["teacher"]}
+    lengths = {**lengths, "teacher": Length.of(run.cfg.teacher.trainer, len(run.data.gold))}
+    lines = read_metrics(run.folder / METRICS)
+    result = {}
+    for name, of_model in phases.items():
+        own = [line for line in lines if line["stage"] in of_model]
+        if not own:
+            continue
+        judged = next(phase for phase in reversed(of_model) if phase != QUANTIZED)
+        curve = validations((line for line in own if line["stage"] == judged), "eval/")
+        steps = {line["stage"]: line["step"] for line in own}
+        result[name] = {
+            "steps": sum(steps.values()),
+            "stopped": lengths[judged].stopped(curve),
+            "best_step": max(curve, key=lambda each: each.score).step if curve else None,
+            "flat": lengths[judged].is_flat(curve),
+        }
+    return result
 
 
 def _dataset(run: Run, teacher_data: TeacherData) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from kdcli.config.components import build
 from kdcli.config.schema import Distill as Config
 from kdcli.config.schema import Rollout, StageConfig
 from kdcli.config.schema import Student as StudentConfig
-from kdcli.config.schema import Trainer as TrainerConfig
+from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.data.dataset import Data, with_gold, without
 from kdcli.errors import ConfigError
 from kdcli.losses.base import Loss
@@ -32,6 +32,8 @@ STUDENT = "student"
 """The trainee that is not an assistant."""
 QUANTIZED = f"{STUDENT}/quantized"
 """The student's quantization-aware phase, if it has one."""
+FEATURE_EPOCHS = 4.0
+"""Passes over the rows of a phase whose losses read features alone, if the config gives no length."""
 OWN = ""
 """The teacher_key of the run's own teacher on the run's own data."""
 
@@ -94,10 +96,10 @@ def _phase(cfg: Config, name: str, stage: StageConfig, is_final: bool) -> Phase:
     terms = {term: given for term, given in (stage.loss or cfg.loss).items() if given.weight > 0}
     losses: dict[str, Loss] = {term: build(given, Loss) for term, given in terms.items()}
     trainer = stage.trainer
-    if losses and all(
-        loss.features for loss in losses.values()
-    ):  # the validation score says nothing about them
-        trainer = trainer.model_copy(update={"keep": "last"})
+    if losses and all(loss.features for loss in losses.values()):
+        # validation says nothing about them
+        length = {} if trainer.is_fixed else {"until": "steps", "epochs": trainer.epochs or FEATURE_EPOCHS}
+        trainer = trainer.model_copy(update={"keep": "last"} | length)
     is_assistant = stage.student is not None
     return Phase(
         name=name if is_assistant else f"{STUDENT}/{name}" if name else STUDENT,
@@ -121,6 +123,7 @@ def quantization_trainer(cfg: Config, trainer: TrainerConfig) -> TrainerConfig:
     """The trainer config of the quantization-aware phase that follows a phase with this one."""
     return trainer.model_copy(
         update={
+            "until": "steps",
             "epochs": cfg.student.quantization_epochs,
             "learning_rate": cfg.student.quantization_learning_rate,
         }
@@ -316,8 +319,3 @@ def _teacher_stages(part: Run) -> list[str]:
 def seed_name(phase: str) -> str:
     """The name by which a phase is seeded: student and control begin with the same random numbers."""
     return STUDENT + phase.removeprefix("control") if phase.startswith("control") else phase
-
-
-def eval_steps(cfg: TrainerConfig, rows: int) -> int:
-    """Optimizer steps between two validations: by default those of an epoch."""
-    return cfg.eval_steps or max(1, rows // cfg.batch_size)

@@ -35,7 +35,6 @@ from kdcli.pipeline.plan import (
     Phase,
     Run,
     TeacherData,
-    eval_steps,
     quantization_trainer,
     seed_name,
 )
@@ -46,9 +45,9 @@ from kdcli.rundir import METRICS, UNQUANTIZED
 from kdcli.tasks.rows import MANY
 from kdcli.teachers.aligned import AlignedTeacher
 from kdcli.teachers.base import Teacher
-from kdcli.training.batches import planned_steps
 from kdcli.training.distiller import Distiller
 from kdcli.training.job import TrainJob
+from kdcli.training.length import Length, eval_steps
 from kdcli.training.preflight import preflight
 from kdcli.training.trainer import train
 
@@ -62,11 +61,11 @@ class Trainee:
 
     Attributes:
         checkpoint: as it is after them.
-        steps: the optimizer steps of each phase, by its name.
+        lengths: of each phase, by its name.
     """
 
     checkpoint: Checkpoint
-    steps: Mapping[str, int]
+    lengths: Mapping[str, Length]
 
 
 def train_trainee(run: Run, stages: Stages, teacher_data: TeacherData, before: Trainee | None) -> Trainee:
@@ -80,23 +79,23 @@ def train_trainee(run: Run, stages: Stages, teacher_data: TeacherData, before: T
     _require_max_length(run, checkpoint)
     _require_same_tokens(run, teacher_data, checkpoint)
     _preflight_phases(run, teacher_data, checkpoint, outputs, untrained=before is None)
-    steps = dict(before.steps if before is not None else {})
+    lengths = dict(before.lengths if before is not None else {})
     for index, phase in enumerate(run.phases):
         rows = phase.select(teacher_data.rows)
-        steps[phase.name] = planned_steps(phase.trainer, len(rows))
+        lengths[phase.name] = Length.of(phase.trainer, len(rows))
         job = PhaseJob(
             phase,
             checkpoint,
             _output_folder(run, index),
             rows,
-            steps[phase.name],
+            lengths[phase.name],
             teacher_data.teacher,
             _training_teacher(phase, teacher_data, outputs),
             outputs.get("validation"),
         )
         _train(run, stages, job)
         checkpoint = Checkpoint(job.out, checkpoint.name, code=checkpoint.code)
-    return Trainee(checkpoint, steps)
+    return Trainee(checkpoint, lengths)
 
 
 def _output_folder(run: Run, index: int) -> Path:
@@ -231,30 +230,38 @@ def _training_teacher(
     return outputs.get("train") if phase.uses_teacher else None
 
 
-def train_control(run: Run, stages: Stages, student_steps: Mapping[str, int]) -> None:
-    """Train the same student on the gold labels alone: the same initialisation, seed and number of steps. Rows without a gold label are
-    dropped.
+def train_control(run: Run, stages: Stages, student_lengths: Mapping[str, Length]) -> Length:
+    """Train the same student on the gold labels alone: the same initialisation, seed and maximum of steps. Rows without a gold label are
+    dropped. Where a phase of the student follows its validation curve, the control follows its own.
 
     Args:
-        student_steps: the student's optimizer steps by phase. The control has a quantization-aware phase if the student has one.
+        student_lengths: of the student's phases, by their names. The control has a quantization-aware phase if the student has one.
+
+    Returns:
+        The length before that phase.
     """
     losses = run.phases[-1].losses.values()
     hard_label = next((loss for loss in losses if isinstance(loss, HardLabel)), HardLabel())
-    quantized_steps = student_steps.get(QUANTIZED, 0)
-    steps = sum(student_steps.values()) - quantized_steps
+    lengths = dict(student_lengths)
+    quantized = lengths.pop(QUANTIZED, None)
+    bound = sum(length.bound for length in lengths.values())
+    is_fixed = all(length.fixed for length in lengths.values())
+    cfg = run.cfg.trainer.model_copy(update={"until": "steps" if is_fixed else "converged"})
+    length = Length.of(cfg, len(run.data.gold), bound)
     out, before = run.folder / "control", run.folder / "stages" / "after" / "control"
     initial = Checkpoint(initial_folder(run, STUDENT), "the control", code=run.cfg.student.trust_remote_code)
-    phase = Phase("control", {"hard_label": hard_label}, {"hard_label": 1.0}, run.cfg.trainer)
+    phase = Phase("control", {"hard_label": hard_label}, {"hard_label": 1.0}, cfg)
     gold, teacher = run.data.gold, run.sources[0]
-    job = PhaseJob(phase, initial, before if quantized_steps else out, gold, steps, teacher)
+    job = PhaseJob(phase, initial, out if quantized is None else before, gold, length, teacher)
     _train(run, stages, job)
-    if quantized_steps:
+    if quantized is not None:
         trainer = quantization_trainer(run.cfg, run.cfg.trainer)
-        quantized = dataclasses.replace(
+        rounding = dataclasses.replace(
             phase, name="control/quantized", trainer=trainer, quantization=run.quantization
         )
         trained = Checkpoint(before, initial.name, code=initial.code)
-        _train(run, stages, PhaseJob(quantized, trained, out, gold, quantized_steps, teacher))
+        _train(run, stages, PhaseJob(rounding, trained, out, gold, quantized, teacher))
+    return length
 
 
 @dataclass(frozen=True)
@@ -265,7 +272,7 @@ class PhaseJob:
         checkpoint: the model before the phase.
         out: where it is saved after the phase.
         rows: the training rows.
-        steps: optimizer steps.
+        length: how many optimizer steps.
         teacher_checkpoint: the teacher's, whose config the losses read.
         teacher, validation_teacher: the teacher of the training and of the validation rows; None: no loss reads it.
     """
@@ -274,7 +281,7 @@ class PhaseJob:
     checkpoint: Checkpoint
     out: Path
     rows: datasets.Dataset
-    steps: int
+    length: Length
     teacher_checkpoint: Checkpoint
     teacher: Teacher | None = None
     validation_teacher: Teacher | None = None
@@ -287,7 +294,7 @@ def _train(run: Run, stages: Stages, job: PhaseJob) -> None:
         stages.skip(phase.name, "trained before")
         return
     on_policy = phase.uses_teacher and run.cfg.rollout.source == "student"
-    with stages.stage(phase.name, job.steps) as progress:
+    with stages.stage(phase.name, job.length.bound) as progress:
         distiller, tokenizer = _distiller(run, job.checkpoint, phase, job.teacher_checkpoint)
         seed = stage_seed(run.cfg.seed, seed_name(phase.name))
         seed_everything(seed)
@@ -301,7 +308,7 @@ def _train(run: Run, stages: Stages, job: PhaseJob) -> None:
                 train=run.split(tokenizer, job.rows),
                 validation=run.split(tokenizer, run.data["validation"]),
                 cfg=phase.trainer,
-                steps=job.steps,
+                length=job.length,
                 eval_steps=eval_steps(phase.trainer, len(job.rows)),
                 seed=seed,
                 progress=progress,

@@ -26,7 +26,7 @@ from kdcli.models.checkpoint import (
 )
 from kdcli.pipeline.cache import exclusive, is_saved, make_in_parts, progress_from, write_rows
 from kdcli.pipeline.keys import AugmentedCopies, TeacherOutputs, TunedTeacher, cache_path
-from kdcli.pipeline.plan import OWN, Run, TeacherData, eval_steps
+from kdcli.pipeline.plan import OWN, Run, TeacherData
 from kdcli.pipeline.remote import remote_teacher_data
 from kdcli.pipeline.rollouts import teacher_rollouts
 from kdcli.pipeline.stages import Stages
@@ -36,9 +36,9 @@ from kdcli.tasks.base import Predictions
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.cached import CachedTeacher
 from kdcli.teachers.ensemble import Ensemble
-from kdcli.training.batches import planned_steps
 from kdcli.training.distiller import Distiller
 from kdcli.training.job import TrainJob
+from kdcli.training.length import Length, eval_steps
 from kdcli.training.preflight import check_texts
 from kdcli.training.trainer import train
 
@@ -115,9 +115,9 @@ def tuned_teacher(run: Run, stages: Stages, member: int) -> Checkpoint:
 def _tune(run: Run, stages: Stages, member: int, folder: Path) -> None:
     cfg, gold, validation = run.cfg.teacher.trainer, run.data.gold, run.data["validation"]
     name, source = run.tuning_stage(member), run.sources[member]
-    steps = planned_steps(cfg, len(gold))
+    length = Length.of(cfg, len(gold))
     seed = stage_seed(run.cfg.seed, f"teacher {member + 1}" if member else "teacher")
-    with stages.stage(name, steps) as progress:
+    with stages.stage(name, length.bound) as progress:
         seed_everything(seed)
         model = with_new_head(source, run.task)
         tokenizer = load_tokenizer(source, model)
@@ -132,7 +132,7 @@ def _tune(run: Run, stages: Stages, member: int, folder: Path) -> None:
                 train=run.split(tokenizer, gold),
                 validation=run.split(tokenizer, validation),
                 cfg=cfg,
-                steps=steps,
+                length=length,
                 eval_steps=eval_steps(cfg, len(gold)),
                 seed=seed,
                 progress=progress,

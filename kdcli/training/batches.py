@@ -1,34 +1,17 @@
-"""Optimizer steps, micro-batches, and batches of rows of similar length."""
+"""Micro-batches, and batches of rows of similar length."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from kdcli.config.schema import Trainer as TrainerConfig
-from kdcli.config.types import MOST_STEPS
+from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.errors import ConfigError
 
 MEGABATCH = 50
 """Batches that are sorted by length together: a larger number pads less, a smaller one shuffles better."""
-
-
-def planned_steps(cfg: TrainerConfig, rows: int) -> int:
-    """The number of optimizer steps for a number of rows.
-
-    Raises:
-        ConfigError: there are more than `trainer.max_steps` may be.
-    """
-    steps = cfg.max_steps or max(1, math.ceil(cfg.epochs * (rows // cfg.batch_size)))
-    if steps > MOST_STEPS:
-        raise ConfigError(
-            f"trainer.epochs = {cfg.epochs:g}: over {rows} rows in batches of {cfg.batch_size} these are {steps} optimizer steps, and at "
-            f"most {MOST_STEPS} are possible; lower trainer.epochs, or give trainer.max_steps"
-        )
-    return steps
 
 
 class LengthBuckets(Sampler[int]):

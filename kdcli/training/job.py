@@ -10,16 +10,19 @@ from typing import Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.schema import Rollout
-from kdcli.config.schema import Trainer as TrainerConfig
+from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.tasks.base import Split
 from kdcli.teachers.base import Teacher
 from kdcli.training.distiller import Distiller
+from kdcli.training.length import Length
 
 
 class TrainProgress(Protocol):
     """Shows how far a stage is."""
 
-    def update(self, step: int, terms: dict[str, float], extra: str = "") -> None: ...
+    def update(
+        self, step: int, terms: dict[str, float], extra: str = "", total: int | None = None
+    ) -> None: ...
 
 
 @dataclass
@@ -31,7 +34,7 @@ class TrainJob:
         folder: holds the checkpoints during training.
         out: the Hugging Face directory of the trained model.
         distiller: the model with its losses.
-        steps: optimizer steps in total.
+        length: how many optimizer steps, and their learning rates.
         eval_steps: optimizer steps between two validations, each with a checkpoint.
         seed: of the data order and of dropout.
         max_length: tokens a row, at most.
@@ -50,7 +53,7 @@ class TrainJob:
     train: Split
     validation: Split
     cfg: TrainerConfig
-    steps: int
+    length: Length
     eval_steps: int
     seed: int
     progress: TrainProgress

@@ -24,6 +24,7 @@ from kdcli.model_files import require_unchanged
 from kdcli.rundir import rewrite_metrics
 from kdcli.tasks.base import Split
 from kdcli.training.job import TrainJob
+from kdcli.training.length import validations
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
@@ -74,6 +75,7 @@ class TrainState(TypedDict):
 
     global_step: int
     best_global_step: int | None
+    log_history: list[dict[str, Any]]
 
 
 def read_state(checkpoint: Path) -> TrainState:
@@ -90,6 +92,12 @@ def read_state(checkpoint: Path) -> TrainState:
     if checkpoint.name != f"{PREFIX_CHECKPOINT_DIR}-{state['global_step']}":
         raise ConfigError(f"{checkpoint} holds the state of step {state['global_step']}; it is not used")
     return state
+
+
+def is_complete(job: TrainJob, checkpoint: Path) -> bool:
+    """Whether a checkpoint is the one after the last step."""
+    state = read_json(checkpoint / STATE, TrainState, REMEDY)
+    return state["global_step"] >= job.length.total(validations(state["log_history"]))
 
 
 def rewind(job: TrainJob, checkpoint: Path | None) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -25,7 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kdcli import processes
 from kdcli.config.schema import Rollout
-from kdcli.config.schema import Trainer as TrainerConfig
+from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.errors import ConfigError, KDError
 from kdcli.files import flush, read_json, replaced
 from kdcli.generation import seed_of
@@ -35,12 +36,14 @@ from kdcli.models.vocabulary import save_tokenizer
 from kdcli.tasks.base import Predictions, Task
 from kdcli.training.batches import LengthBuckets, micro_batches
 from kdcli.training.job import TrainJob
+from kdcli.training.length import Validation, validations
 from kdcli.training.resume import (
     REMEDY,
     STATE,
     WEIGHTS,
     TrainState,
     checkpoint_folder,
+    is_complete,
     last_checkpoint,
     raw_rows,
     restoring,
@@ -82,7 +85,7 @@ def train(job: TrainJob) -> None:
         trainer = _Trainer(job, _arguments(job, world), interrupted)
         if trainer.is_world_process_zero():
             rewind(job, checkpoint)
-        if checkpoint == checkpoint_folder(job, job.steps):
+        if checkpoint is not None and is_complete(job, checkpoint):
             trainer.restore(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -105,12 +108,12 @@ def _arguments(job: TrainJob, world: int) -> TrainingArguments:
     micro, accumulate = micro_batches(cfg, world)
     arguments = TrainingArguments(
         output_dir=str(job.folder),
-        max_steps=job.steps,
+        max_steps=job.length.bound,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulate,
         learning_rate=cfg.learning_rate,
         lr_scheduler_type="constant_with_warmup" if cfg.schedule == "constant" else cfg.schedule,
-        warmup_steps=round(cfg.warmup * job.steps),
+        warmup_steps=job.length.warmup,
         weight_decay=cfg.weight_decay,
         max_grad_norm=cfg.max_grad_norm,
         bf16=fast_bf16(cfg.precision),
@@ -185,19 +188,24 @@ class _Flow(TrainerCallback):
 
     Args:
         show: called with the step.
+        total: returns the number of steps, as far as it is known.
         saved: called after each checkpoint.
         interrupted: whether a signal was received.
     """
 
     def __init__(
-        self, show: Callable[[int], None], saved: Callable[[], None], interrupted: Callable[[], bool]
+        self,
+        show: Callable[[int], None],
+        total: Callable[[], int],
+        saved: Callable[[], None],
+        interrupted: Callable[[], bool],
     ):
-        self.show, self.saved, self.interrupted = show, saved, interrupted
+        self.show, self.total, self.saved, self.interrupted = show, total, saved, interrupted
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.show(state.global_step)
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = control.should_save = True
+        if state.global_step >= self.total():
+            control.should_evaluate = control.should_save = control.should_training_stop = True
         control.should_save |= self.interrupted()
         control.should_log |= control.should_save
 
@@ -222,10 +230,37 @@ class _Trainer(HFTrainer):
             train_dataset=job.train.encoded,
             eval_dataset=job.validation.encoded,
             data_collator=self._collate,
-            callbacks=[_Flow(lambda step: job.progress.update(step, self.last), job.saved, interrupted)],
+            callbacks=[_Flow(self._show, self._total, job.saved, interrupted)],
         )
         self.remove_callback(PrinterCallback)
         self.sums = self.sums.to(self.args.device)
+
+    @property
+    def curve(self) -> list[Validation]:
+        """The validations so far."""
+        return validations(self.state.log_history)
+
+    def _show(self, step: int) -> None:
+        self.job.progress.update(step, self.last, total=self._total())
+
+    def _total(self) -> int:
+        return self.job.length.total(self.curve)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The stock schedule of a training of fixed length; else one that follows the validations."""
+        length = self.job.length
+        if length.fixed:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            optimizer = optimizer or self.optimizer
+            assert optimizer is not None
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: length.factor(step, self.curve)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _collate(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The model's inputs, and the labels."""
@@ -387,6 +422,8 @@ class _Trainer(HFTrainer):
         metrics = {"eval_score": self.task.scores(predictions)[self.task.metric]}
         metrics["eval_loss"] = sum(distiller.weights[name] * term for name, term in terms.items())
         metrics |= {f"eval_loss/{name}": term for name, term in terms.items()}
+        broadcast_object_list(shared := [metrics])  # all processes end at the same step
+        metrics = shared[0]
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -23,7 +23,7 @@ from support.commands import edit, naming, refusal, require_one_message, require
 from support.tiny import into_hub, sentences, write_csv
 
 from kdcli import rundir
-from kdcli.config.schema import Trainer
+from kdcli.config.trainer import Trainer
 from kdcli.errors import ConfigError
 from kdcli.launch.run import launch
 from kdcli.model_files import write_sums

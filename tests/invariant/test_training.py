@@ -135,12 +135,23 @@ def test_control_has_the_same_birth_and_steps_and_no_teacher(distil: Distil) -> 
     )
 
 
+CONVERGED = [
+    "trainer.until=converged",
+    "trainer.epochs=8",
+    "trainer.min_steps=30",
+    "trainer.patience=1",
+    "trainer.learning_rate=0.01",
+]
+"""A few validations until the learning rate falls."""
+
+
+@pytest.mark.parametrize("length", [["trainer.epochs=3"], CONVERGED], ids=["fixed", "converged"])
 @pytest.mark.parametrize("when", ["in the student", "in the control"])
 def test_killed_and_continued_is_uninterrupted(
-    distil: Distil, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+    distil: Distil, small: list[str], tmp_path: Path, when: str, length: list[str]
 ) -> None:
-    """A resume that loses the optimizer, the data's place or the random state ends with other weights."""
-    options = ["trainer.epochs=3", "trainer.eval_steps=10", "trainer.keep=last", "student.dropout=0.1"]
+    """A resume that loses the optimizer, the data's place, the random state or the validations so far ends with other weights."""
+    options = [*length, "trainer.eval_steps=10", "trainer.keep=last", "student.dropout=0.1"]
     whole = distil("whole", *options)
     killed = tmp_path / "killed"
     process = start(killed, [*small, *options, "measure=null"])
@@ -159,6 +170,13 @@ def test_killed_and_continued_is_uninterrupted(
         for run in (whole, killed)
     ]  # fmt: skip
     assert logs[0] == logs[1]
+    training = [json.loads((run / "report.json").read_text())["training"] for run in (whole, killed)]
+    assert training[0] == training[1]
+    if length is CONVERGED:
+        rates = [line["lr"] for line in logs[0] if line["stage"] == "student" and "lr" in line]
+        assert rates.count(0.01) > 1, "the learning rate is constant after its warm-up"
+        assert training[0]["student"]["stopped"] == "converged"
+        assert rates[-1] < 0.005
 
 
 def test_one_process_is_two_processes(distil: Distil, small: list[str], tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from kdcli.config.check import check, defaults
 from kdcli.config.components import build, locate
 from kdcli.config.dataset import Dataset
 from kdcli.config.paths import conf_dir, user_conf_dir
-from kdcli.config.schema import COMMANDS, Distill, Trainer
+from kdcli.config.schema import COMMANDS, Distill
+from kdcli.config.trainer import Trainer
 from kdcli.config.types import Component
 from kdcli.errors import ConfigError, suggest
 from kdcli.losses.base import Loss
@@ -45,7 +46,7 @@ def test_a_whole_config(tree: dict[str, Any]) -> None:
     """Defaults that are written twice, in the schema and in YAML, drift apart."""
     config = check(Distill, tree)
     assert config.trainer == Trainer()
-    assert config.teacher.trainer.epochs == 2
+    assert config.teacher.trainer.learning_rate == 1e-4
     assert config.loss["soft_label"].weight == 1.0
     assert config.loss["soft_label"].arguments == {"temperature": 2.0}
 

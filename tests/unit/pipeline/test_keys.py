@@ -45,7 +45,7 @@ IN_KEY: dict[str, set[type[Key]]] = {
     **{
         f"teacher.trainer.{name}": {TunedTeacher}
         for name in (
-            "epochs", "max_steps", "batch_size", "learning_rate", "schedule", "warmup", "weight_decay", "dropout", "freeze", "max_grad_norm",
+            "until", "epochs", "max_steps", "max_epochs", "min_steps", "patience", "decay", "batch_size", "learning_rate", "schedule", "warmup", "weight_decay", "dropout", "freeze", "max_grad_norm",
             "keep", "eval_steps",
         )
     },

@@ -1,0 +1,86 @@
+"""The schema of a training: every key with its type, range, default and meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kdcli.config.types import (
+    BatchSize,
+    Copies,
+    Epochs,
+    Float,
+    Fraction,
+    GradNorm,
+    LearningRate,
+    Section,
+    Steps,
+    WeightDecay,
+)
+
+
+class Trainer(Section):
+    """How one model is trained."""
+
+    until: Literal["converged", "steps"] | None = None
+    """converged: train until neither the validation loss nor the score has improved for `patience` validations, and then lower the learning
+    rate to 0 over the last `decay` of all steps. steps: train for `epochs` or `max_steps`. null: steps if one of these is given, else
+    converged."""
+    epochs: Epochs | None = None
+    """Passes over the training rows; with until=converged the most of them, in place of `max_epochs`."""
+    max_steps: Steps | None = None
+    """Stop after so many optimizer steps, whatever `epochs` says."""
+    max_epochs: Epochs = 30.0
+    """until=converged: the most passes over the training rows, if these are at least `min_steps`."""
+    min_steps: Steps = 500
+    """until=converged: the fewest optimizer steps."""
+    patience: Copies = 4
+    """until=converged: validations without an improvement until the learning rate begins to fall."""
+    decay: Annotated[Float, Field(ge=0, lt=1)] = 0.25
+    """until=converged: the share of the steps at their end over which the learning rate falls to 0."""
+    batch_size: BatchSize = 32
+    """Rows an optimizer step, over all processes and accumulated micro-batches."""
+    micro_batch_size: BatchSize | None = None
+    """Rows that a process holds in memory at once; null: batch_size / processes. It changes the memory use, not the result."""
+    learning_rate: LearningRate = 1e-3
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """until=steps: how the learning rate falls after its warm-up. (Until convergence it is constant, and then falls linearly.)"""
+    warmup: Fraction = 0.1
+    """The share of the steps (until=converged: of `min_steps`) over which the learning rate rises linearly from 0."""
+    weight_decay: WeightDecay = 0.01
+    dropout: Fraction | None = None
+    """The probability of every dropout layer during training; null: the model's own config decides."""
+    freeze: list[str] = []
+    """Parameters whose name contains one of these strings are not trained."""
+    max_grad_norm: GradNorm = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 means autocast: weights, optimizer state and losses stay fp32. auto: bf16 where the processor has fast bf16 instructions."""
+    keep: Literal["best", "last"] = "best"
+    """Which checkpoint becomes the result: the one with the best validation score, or the last one."""
+    eval_steps: Steps | None = None
+    """Optimizer steps between two validations, each with a checkpoint; null: one epoch, with until=converged between 50 and 250."""
+    logging_steps: Steps = 20
+    report_to: list[str] = []
+    """Experiment trackers besides metrics.jsonl, by their names in transformers: tensorboard, wandb, mlflow …"""
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the number of steps is fixed before training."""
+        if self.until is None:
+            return self.epochs is not None or self.max_steps is not None
+        return self.until == "steps"
+
+    @model_validator(mode="after")
+    def _has_length(self) -> Trainer:
+        if self.until == "steps" and self.epochs is None and self.max_steps is None:
+            raise ValueError("until = steps: for how many? give epochs or max_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _divides(self) -> Trainer:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size = {self.batch_size} is not a multiple of micro_batch_size = {self.micro_batch_size}"
+            )
+        return self
