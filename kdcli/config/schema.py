@@ -76,7 +76,7 @@ class Teacher(CheckpointConfig):
     """Store its outputs under KDCLI_CACHE_DIR for all epochs and runs; false: compute them in every training step."""
     top_k: VocabularySize = 64
     """Language models: the number of most likely tokens that the cache stores at each position; the remaining mass is one bucket."""
-    trainer: Trainer = Trainer(learning_rate=1e-4, logging_steps=10)
+    trainer: Trainer = Trainer(max_epochs=5, learning_rate=1e-4, logging_steps=10)
     """How it is fine-tuned."""
     label_smoothing: Smoothing = 0.0
     """Smoothing of the gold labels while it is fine-tuned. (For student and control: loss.hard_label.label_smoothing.)"""
@@ -112,6 +112,8 @@ class Student(CheckpointConfig):
     """A checkpoint, named as by `path`. A student without `path` takes its tokenizer and embeddings where the teacher has no weights
     (teacher=openai and other remote ones); the checkpoint itself teaches nothing."""
 
+    allow_same_size: bool = False
+    """Allow a student with as many parameters as its teacher, or more."""
     quantization: Literal["int8", "int4"] | None = None
     """Adds a final quantization-aware training stage for student and control: weights are rounded in the forward pass as `hardware=cpu`
     (for language models also `laptop`) rounds them in this precision, and the rounded weights are saved. null: weights are

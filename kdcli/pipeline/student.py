@@ -23,6 +23,7 @@ from kdcli.models.checkpoint import (
     load_config,
     load_model,
     load_tokenizer,
+    parameters,
     seed_everything,
     stage_seed,
     with_new_head,
@@ -40,7 +41,7 @@ from kdcli.pipeline.plan import (
 )
 from kdcli.pipeline.stages import Stages
 from kdcli.pipeline.teacher import teacher_predictions
-from kdcli.pipeline.validate import truncation
+from kdcli.pipeline.validate import require_smaller, truncation
 from kdcli.rundir import METRICS, UNQUANTIZED
 from kdcli.tasks.rows import MANY
 from kdcli.teachers.aligned import AlignedTeacher
@@ -117,6 +118,7 @@ def initialize_student(run: Run, teacher_data: TeacherData) -> Checkpoint:
     if run.state.is_main_process and not is_saved(folder):
         seed_everything(stage_seed(run.cfg.seed, "birth"))  # the name is part of the seed
         model, tokenizer = run.initializer.initialize(run.task, teacher_data.teacher, teacher_data.rows)
+        require_smaller(run, parameters(model))
         with replaced(folder) as temporary:
             model.save_pretrained(temporary)
             save_tokenizer(tokenizer, temporary)

@@ -15,6 +15,7 @@ from kdcli.config.components import build, locate
 from kdcli.config.schema import Distill as Config
 from kdcli.data.dataset import Data, require_batch
 from kdcli.errors import ConfigError, ModelError, TeacherError, listed
+from kdcli.evaluation.predict import size
 from kdcli.models.checkpoint import (
     Checkpoint,
     has_head,
@@ -185,6 +186,27 @@ def require_checkpoints(run: Run) -> None:
     _require_initialization(run)
 
 
+def require_smaller(run: Run, student: int | None) -> None:
+    """The student is smaller than its teacher, unless `student.allow_same_size` is set. An assistant may have any size.
+
+    Args:
+        student: its parameters; None: they are not known yet.
+
+    Raises:
+        ModelError
+    """
+    if student is None or run.remote is not None or run.trainee != STUDENT or run.cfg.student.allow_same_size:
+        return
+    if any(source.code for source in run.sources) or run.teacher_key != OWN:
+        return
+    teacher = sum(size(source, run.task)["parameters"] for source in run.sources)
+    if student >= teacher:
+        raise ModelError(
+            f"the student has {student:,} parameters and its teacher {teacher:,}: a student is smaller than its teacher; take a smaller "
+            "one (student=tiny, or fewer layers: student.num_hidden_layers=), or set student.allow_same_size=true"
+        )
+
+
 def _require_initialization(run: Run) -> None:
     """What the initialiser copies from the teacher, or from the student's checkpoint, exists there. An assistant's config is not known yet.
 
@@ -195,13 +217,15 @@ def _require_initialization(run: Run) -> None:
     assistants = {stage.teacher for stage in run.cfg.stages.values()}
     source = initializer.source or run.sources[0]
     from_assistant = initializer.source is None and run.teacher_key in assistants
-    if not initializer.inherits_teacher or source.code or from_assistant:
+    if source.code or from_assistant:
         return
     config = load_config(source)
     if run.task.supports_architecture(type(config)):
         with torch.device("meta"):
             model = run.task.create(run.task.configure(config))
-        initializer.require(run.task, model)
+        if initializer.inherits_teacher:
+            initializer.require(run.task, model)
+        require_smaller(run, initializer.parameters(run.task, run.sources[0], model))
 
 
 def _require_head(run: Run, source: Checkpoint) -> None:

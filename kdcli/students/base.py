@@ -42,6 +42,15 @@ class StudentInitializer(ABC):
             ConfigError, ModelError
         """
 
+    def parameters(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> int | None:
+        """The parameters of the student, before anything is trained; None: they depend on the data.
+
+        Args:
+            teacher: the checkpoint whose tokenizer the student takes.
+            model: the model whose weights it inherits, on the device "meta".
+        """
+        return None
+
     @abstractmethod
     def initialize(
         self, task: Task, teacher: Checkpoint, rows: datasets.Dataset

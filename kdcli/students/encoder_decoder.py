@@ -77,15 +77,22 @@ class EncoderDecoder(StudentInitializer):
         """Create a model over the teacher's tokenizer."""
         if self.source is not None:
             return from_checkpoint(self.source, task)
+        model = self._over_teacher(teacher)
+        return model, load_tokenizer(teacher, model)
+
+    def parameters(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> int | None:
+        """Those of a model of this size; of a checkpoint they are not counted."""
+        if self.source is not None:
+            return None
+        with torch.device("meta"):
+            return int(self._over_teacher(teacher).num_parameters())
+
+    def _over_teacher(self, teacher: Checkpoint) -> PreTrainedModel:
+        """The model over the vocabulary of the teacher."""
         config = load_config(teacher).get_text_config()
         positions = getattr(config, "max_position_embeddings", None) or POSITIONS
-        model = self.over(
-            load_tokenizer(teacher),
-            getattr(config, "decoder_start_token_id", None),
-            positions,
-            config.vocab_size,
-        )
-        return model, load_tokenizer(teacher, model)
+        start = getattr(config, "decoder_start_token_id", None)
+        return self.over(load_tokenizer(teacher), start, positions, config.vocab_size)
 
     def over(
         self,

@@ -94,12 +94,15 @@ class FromConfig(StudentInitializer):
         """The architecture of `model_type`, or that of the checkpoint."""
         return super().architecture() or CONFIG_MAPPING[self.model_type]
 
-    def initialize(
-        self, task: Task, teacher: Checkpoint, rows: datasets.Dataset
-    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Create a model over the teacher's tokenizer."""
+    def parameters(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> int | None:
+        """Those of a model of this size; of a checkpoint they are not counted."""
         if self.source is not None:
-            return from_checkpoint(self.source, task)
+            return None
+        with torch.device("meta"):
+            return int(self._create(task, teacher).num_parameters())
+
+    def _create(self, task: Task, teacher: Checkpoint) -> PreTrainedModel:
+        """The model with random weights."""
         tokenizer = load_tokenizer(teacher)
         special = {
             f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")
@@ -115,9 +118,17 @@ class FromConfig(StudentInitializer):
             self.model_type, vocab_size=count_ids(tokenizer.get_vocab()), **special, **self.shape
         )
         try:
-            model = task.create(task.configure(config))
+            return task.create(task.configure(config))
         except ValueError as error:
             raise ConfigError(f"student.model_type = {self.model_type} has no model for this task") from error
+
+    def initialize(
+        self, task: Task, teacher: Checkpoint, rows: datasets.Dataset
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Create a model over the teacher's tokenizer."""
+        if self.source is not None:
+            return from_checkpoint(self.source, task)
+        model = self._create(task, teacher)
         tokenizer = load_tokenizer(teacher, model)
         if self.embeddings == "teacher":
             _inherit_embeddings(

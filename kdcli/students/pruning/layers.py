@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datasets
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.types import Depth, LayerIndex
 from kdcli.errors import ConfigError
+from kdcli.models.checkpoint import Checkpoint
 from kdcli.students.pruning.anatomy import Anatomy, carve
 from kdcli.students.pruning.base import PruningInitializer
 from kdcli.tasks.base import Task
@@ -18,7 +20,8 @@ class Layers(PruningInitializer):
     https://arxiv.org/abs/1910.01108, section 2), or of the checkpoint of `student.path`.
 
     Args:
-        num_hidden_layers: the number of layers; for an encoder-decoder model, of each of the two.
+        num_hidden_layers: the number of layers; for an encoder-decoder model, of each of the two. null: as many as `layers` names, or else
+            half of the teacher's.
         layers: their indices; null: evenly spaced, with the first and the last layer.
         decoder_layers: the number of the decoder's layers in an encoder-decoder model, evenly spaced (a decoder runs once a
             token, so its layers determine the latency); null: as in the encoder.
@@ -26,15 +29,16 @@ class Layers(PruningInitializer):
 
     def __init__(
         self,
-        num_hidden_layers: Depth,
+        num_hidden_layers: Depth | None = None,
         layers: list[LayerIndex] | None = None,
         decoder_layers: Depth | None = None,
     ):
-        if layers is not None and len(layers) != num_hidden_layers:
+        if layers is not None and len(layers) != (num_hidden_layers or len(layers)):
             raise ConfigError(
                 f"student.layers names {len(layers)} layers, student.num_hidden_layers is {num_hidden_layers}"
             )
-        self.count, self.layers, self.decoder_layers = num_hidden_layers, layers, decoder_layers
+        self.count = len(layers) if layers else num_hidden_layers
+        self.layers, self.decoder_layers = layers, decoder_layers
 
     def cut(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, rows: datasets.Dataset
@@ -46,6 +50,12 @@ class Layers(PruningInitializer):
     def require(self, task: Task, model: PreTrainedModel) -> None:
         """Check that the model has these layers."""
         self._select(Anatomy(model))
+
+    def parameters(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> int | None:
+        """Those of the model with these layers."""
+        anatomy = Anatomy(model)
+        with torch.device("meta"):
+            return int(carve(anatomy, self._select(anatomy)).num_parameters())
 
     def _select(self, anatomy: Anatomy) -> list[list[int]]:
         """The indices of the selected layers of each stack."""
@@ -64,8 +74,9 @@ class Layers(PruningInitializer):
         return selected
 
 
-def _layer_indices(depth: int, count: int, layers: list[int] | None, argument: str) -> list[int]:
-    """The indices of `count` of `depth` layers."""
+def _layer_indices(depth: int, count: int | None, layers: list[int] | None, argument: str) -> list[int]:
+    """The indices of `count` of `depth` layers; None: of half of them."""
+    count = (depth + 1) // 2 if count is None else count
     if count > depth:
         raise ConfigError(f"student.{argument} = {count}: the teacher has {depth}")
     if bad := [layer for layer in layers or [] if not 0 <= layer < depth]:

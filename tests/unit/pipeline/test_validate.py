@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,9 @@ from accelerate import PartialState
 from support.commands import naming, require_words
 from unit.pipeline.conftest import MakeConfig, MakePart
 
-from kdcli.errors import ConfigError
+from kdcli.errors import ConfigError, ModelError
+from kdcli.evaluation.predict import size as checkpoint_size
+from kdcli.models.checkpoint import Checkpoint
 from kdcli.pipeline.plan import plan_phases
 from kdcli.pipeline.validate import (
     remote_teacher,
@@ -18,6 +22,7 @@ from kdcli.pipeline.validate import (
     require_control_rows,
     require_one_vocabulary,
     require_rows,
+    require_smaller,
     require_teacher_term,
     require_trainers,
     require_tuning_rows,
@@ -26,6 +31,7 @@ from kdcli.pipeline.validate import (
     storing_temperature,
     warn_of_unseen_labels,
 )
+from kdcli.students.pruning.layers import Layers
 
 KL = {"_target_": "kdcli.losses.forward_kl.ForwardKL"}
 HARD = {"_target_": "kdcli.losses.hard_label.HardLabel"}
@@ -157,6 +163,23 @@ def test_labels_that_cannot_be_learnt_are_named(
     with caplog.at_level(logging.WARNING):
         warn_of_unseen_labels(part.cfg, data)
     require_words(caplog.text, "test", "training", "good: 2")
+
+
+def test_a_student_is_smaller_than_its_teacher(make_part: MakePart, teacher: Path) -> None:
+    """Six layers of a teacher of six: as large, slower to make, and praised for what it keeps."""
+    part = make_part()
+    size = checkpoint_size(Checkpoint(teacher, "the teacher"), part.task)["parameters"]
+    require_smaller(part, size - 1)
+    require_smaller(part, None)
+    with pytest.raises(ModelError, match=naming(f"{size:,}", "student.allow_same_size=true")):
+        require_smaller(part, size)
+    whole = dataclasses.replace(part, initializer=Layers(2))
+    with pytest.raises(ModelError, match=naming("student.allow_same_size=true")):
+        require_checkpoints(whole)
+    require_checkpoints(dataclasses.replace(part, initializer=Layers()))
+    allowed = {"_target_": "kdcli.students.pretrained.Pretrained", "path": "s", "allow_same_size": True}
+    require_smaller(make_part(student=allowed), size)
+    require_smaller(make_part(sources=[teacher, teacher]), size)  # an ensemble of two
 
 
 def test_a_trained_checkpoint_passes(make_part: MakePart) -> None:

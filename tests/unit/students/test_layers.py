@@ -91,6 +91,19 @@ def test_a_shallow_decoder(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(says(student), says(without(model, [[3, 1], [0, 1, 2, 3]])))
 
 
+@pytest.mark.parametrize("name", ["bert", "t5", "llama", "marian"])
+def test_half_of_the_layers_is_the_default(name: str) -> None:
+    """A fixed number is all of a small teacher's layers: a student as large as its teacher."""
+    model = MODELS[name]()
+    student = cut(model)
+    depths = [len(model.get_submodule(stack)) for stack in stacks(model)]
+    assert [len(student.get_submodule(stack)) for stack in stacks(student)] == [(d + 1) // 2 for d in depths]
+    assert len(stacks(cut(model, layers=[0, 1, 3]))) == len(stacks(model))
+    with torch.device("meta"):
+        empty = MODELS[name]()
+    assert Layers().parameters(None, None, empty) == student.num_parameters() < model.num_parameters()
+
+
 def test_kinds_of_attention_go_with_their_layers() -> None:
     """A layer of full attention that only sees a window, or the other way round."""
     model = MODELS["gemma3"]()
