@@ -1,5 +1,6 @@
 """The figures on students of benchmarks/README.md: `python benchmarks/students.py table tweets`, `table clinc FOLDER`,
-`floor tweets`, `floor clinc FOLDER`, `trimmed`, `decoders`, `sparsity`, `rounded verses FILE`.
+`floor tweets`, `floor clinc FOLDER`, `trimmed`, `decoders`, `sparsity`, `rounded verses FILE`, `anyone CLINC AUSTEN VERSES`
+(`benchmarks/anyone.py`; `--only NAME …` takes some of its data sets).
 
 FOLDER holds CLINC150 as train.tsv, val.tsv and test.tsv with the columns text and label, FILE verses as `translation.py` takes them. Runs are kept under runs/bench/students and are not made
 again. Scores do not depend on what else the machine does, speeds do: leave it alone for `floor` and `sparsity`. `--seeds 1 2` takes those alone.
@@ -355,6 +356,41 @@ def rounded(file: str) -> None:
         )
 
 
+RECIPES: dict[str, list[str]] = {
+    "default": [],
+    "layers": ["student=layers"],
+    "two epochs": [
+        "teacher.trainer.epochs=1",
+        "trainer.epochs=2",
+        "student.calibrate=false",
+    ],  # the default until 2026-11
+}
+
+
+def anyone(sources: Sequence[str], only: Sequence[str], recipes: Sequence[str]) -> None:
+    """What the default command makes of data that it was not chosen on, beside an earlier recipe."""
+    from anyone import data_sets
+
+    sets = data_sets(RUNS / "anyone" / "data", sources)
+    print(
+        "| data | recipe | seed | steps | teacher | control | student | of the teacher | calibration error | verdict |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for (name, options), recipe, seed in itertools.product(sets.items(), recipes, SEEDS):
+        if only and name not in only:
+            continue
+        run = RUNS / "anyone" / f"{name}-{recipe.replace(' ', '-')}-{seed}"
+        report = distil(run, [*options, *RECIPES[recipe], f"seed={seed}", "measure=null"])
+        models, verdict = report["models"], report["verdict"]
+        scores = [f"{100 * models[model]['score']:.1f}" for model in ("teacher", "control", "student")]
+        error = models["student"].get("calibration", {}).get("ece")
+        print(
+            f"| {name} | {recipe} | {seed} | {report['training']['student']['steps']} | {' | '.join(scores)} | {verdict['retention']:.1%} | "
+            f"{'' if error is None else f'{error:.3f}'} | {verdict['outcome']} |",
+            flush=True,
+        )
+
+
 if __name__ == "__main__":
     every = {
         "table": table,
@@ -367,15 +403,21 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=every)
-    parser.add_argument("data", nargs="?", choices=["tweets", "clinc", "verses"], default="tweets")
-    parser.add_argument("folder", nargs="?", help="of CLINC150, or the file of verses")
+    parser.add_argument("what", choices=[*every, "anyone"])
+    parser.add_argument(
+        "data", nargs="*", help="tweets, clinc FOLDER or verses FILE; the three sources of anyone"
+    )
+    parser.add_argument("--only", nargs="+", default=[], help="data sets of anyone")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=[*RECIPES], help="recipes of anyone")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     chosen = parser.parse_args()
     SEEDS = chosen.seeds
-    if chosen.what in ("table", "floor"):
-        every[chosen.what](chosen.data, chosen.folder)
+    given, folder = ([*chosen.data, None, None] if chosen.data else ["tweets", None])[:2]
+    if chosen.what == "anyone":
+        anyone(chosen.data, chosen.only, chosen.recipes)
+    elif chosen.what in ("table", "floor"):
+        every[chosen.what](given, folder)
     elif chosen.what == "rounded":
-        rounded(chosen.folder or sys.exit("rounded verses: name the file"))
+        rounded(folder or sys.exit("rounded verses: name the file"))
     else:
         every[chosen.what]()
