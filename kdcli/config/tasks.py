@@ -52,6 +52,9 @@ class TaskSpec:
     """Its models generate text."""
     quantizable: ClassVar[bool] = False
     """Its students can be trained with quantized weights (student.quantization)."""
+    max_epochs: ClassVar[float] = 30.0
+    """The most passes over the training rows until convergence, where `trainer.max_epochs` is null. Models that generate text need fewer: each
+    row has many positions."""
     general: ClassVar[bool] = False
     """It trains a general student in a stage before the task of the run, and cannot be the task of a run."""
     selects_by_gold: ClassVar[bool] = True

@@ -31,8 +31,9 @@ class Trainer(Section):
     """Passes over the training rows; with until=converged the most of them, in place of `max_epochs`."""
     max_steps: Steps | None = None
     """Stop after so many optimizer steps, whatever `epochs` says."""
-    max_epochs: Epochs = 30.0
-    """until=converged: the most passes over the training rows, if these are at least `min_steps`."""
+    max_epochs: Epochs | None = None
+    """until=converged: the most passes over the training rows, if these are at least `min_steps`. null: 30 for classifiers, 10 for translators,
+    5 for language models."""
     min_steps: Steps = 500
     """until=converged: the fewest optimizer steps."""
     patience: Copies = 4

@@ -202,7 +202,10 @@ def _results(
 def _training(run: Run, lengths: Mapping[str, Length]) -> dict[str, dict[str, Any]]:
     """How long the student, the control and a teacher that this run tuned were trained, by their names."""
     phases = {STUDENT: [phase.name for phase in run.phases], "control": ["control"], "teacher": ["teacher"]}
-    lengths = {**lengths, "teacher": Length.of(run.cfg.teacher.trainer, len(run.data.gold))}
+    lengths = {
+        **lengths,
+        "teacher": Length.of(run.cfg.teacher.trainer, len(run.data.gold), run.cfg.dataset.spec),
+    }
     lines = read_metrics(run.folder / METRICS)
     result = {}
     for name, of_model in phases.items():

@@ -83,7 +83,7 @@ def train_trainee(run: Run, stages: Stages, teacher_data: TeacherData, before: T
     lengths = dict(before.lengths if before is not None else {})
     for index, phase in enumerate(run.phases):
         rows = phase.select(teacher_data.rows)
-        lengths[phase.name] = Length.of(phase.trainer, len(rows))
+        lengths[phase.name] = Length.of(phase.trainer, len(rows), run.cfg.dataset.spec)
         job = PhaseJob(
             phase,
             checkpoint,
@@ -249,7 +249,7 @@ def train_control(run: Run, stages: Stages, student_lengths: Mapping[str, Length
     bound = sum(length.bound for length in lengths.values())
     is_fixed = all(length.fixed for length in lengths.values())
     cfg = run.cfg.trainer.model_copy(update={"until": "steps" if is_fixed else "converged"})
-    length = Length.of(cfg, len(run.data.gold), bound)
+    length = Length.of(cfg, len(run.data.gold), run.cfg.dataset.spec, bound)
     out, before = run.folder / "control", run.folder / "stages" / "after" / "control"
     initial = Checkpoint(initial_folder(run, STUDENT), "the control", code=run.cfg.student.trust_remote_code)
     phase = Phase("control", {"hard_label": hard_label}, {"hard_label": 1.0}, cfg)

@@ -115,7 +115,7 @@ def tuned_teacher(run: Run, stages: Stages, member: int) -> Checkpoint:
 def _tune(run: Run, stages: Stages, member: int, folder: Path) -> None:
     cfg, gold, validation = run.cfg.teacher.trainer, run.data.gold, run.data["validation"]
     name, source = run.tuning_stage(member), run.sources[member]
-    length = Length.of(cfg, len(gold))
+    length = Length.of(cfg, len(gold), run.cfg.dataset.spec)
     seed = stage_seed(run.cfg.seed, f"teacher {member + 1}" if member else "teacher")
     with stages.stage(name, length.bound) as progress:
         seed_everything(seed)

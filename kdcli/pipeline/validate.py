@@ -124,7 +124,7 @@ def require_rows(run: Run, rows: datasets.Dataset) -> None:
         count = len(phase.select(rows))
         selected = "training rows" if phase.rows == "all" else f"{phase.rows} training rows"
         require_batch(count, phase.trainer.batch_size, selected, f"{prefix}trainer.batch_size")
-        planned_steps(phase.trainer, count)
+        planned_steps(phase.trainer, count, run.cfg.dataset.spec)
 
 
 def require_tuning_rows(run: Run) -> None:
@@ -136,7 +136,7 @@ def require_tuning_rows(run: Run) -> None:
     if any(map(run.tunes, run.sources)):
         trainer, count = run.cfg.teacher.trainer, len(run.data.gold)
         require_batch(count, trainer.batch_size, "labelled training rows", "teacher.trainer.batch_size")
-        planned_steps(trainer, count)
+        planned_steps(trainer, count, run.cfg.dataset.spec)
 
 
 def require_architecture(run: Run) -> None:

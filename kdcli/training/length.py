@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from kdcli.config.tasks import TaskSpec
 from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.config.types import MOST_STEPS
 from kdcli.errors import ConfigError
@@ -71,7 +72,7 @@ class Length:
     decay: float = 0.0
 
     @classmethod
-    def of(cls, cfg: TrainerConfig, rows: int, bound: int | None = None) -> Length:
+    def of(cls, cfg: TrainerConfig, rows: int, task: TaskSpec, bound: int | None = None) -> Length:
         """The length of a training on so many rows.
 
         Args:
@@ -80,7 +81,7 @@ class Length:
         Raises:
             ConfigError: there are more steps than are possible.
         """
-        bound = planned_steps(cfg, rows) if bound is None else bound
+        bound = planned_steps(cfg, rows, task) if bound is None else bound
         if cfg.is_fixed:
             return cls(bound, warmup=round(cfg.warmup * bound))
         min_steps = min(cfg.min_steps, bound)
@@ -148,7 +149,7 @@ class Length:
         return not (improved and better)
 
 
-def planned_steps(cfg: TrainerConfig, rows: int) -> int:
+def planned_steps(cfg: TrainerConfig, rows: int, task: TaskSpec) -> int:
     """The number of optimizer steps for a number of rows, or the most of them.
 
     Raises:
@@ -157,11 +158,12 @@ def planned_steps(cfg: TrainerConfig, rows: int) -> int:
     epoch = rows // cfg.batch_size
     if cfg.max_steps:
         return cfg.max_steps
-    steps = max(1, math.ceil((cfg.epochs or cfg.max_epochs) * epoch))
+    most = cfg.max_epochs or task.max_epochs
+    steps = max(1, math.ceil((cfg.epochs or most) * epoch))
     if cfg.epochs is None:
         steps = max(steps, cfg.min_steps)
     if steps > MOST_STEPS:
-        key, value = ("epochs", cfg.epochs) if cfg.epochs else ("max_epochs", cfg.max_epochs)
+        key, value = ("epochs", cfg.epochs) if cfg.epochs else ("max_epochs", most)
         raise ConfigError(
             f"trainer.{key} = {value:g}: over {rows} rows in batches of {cfg.batch_size} these are {steps} optimizer steps, and at "
             f"most {MOST_STEPS} are possible; lower trainer.{key}, or give trainer.max_steps"

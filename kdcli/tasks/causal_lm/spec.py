@@ -31,6 +31,7 @@ class CausalLMSpec(TaskSpec):
     }
     inference_order = 2
     writes = True
+    max_epochs = 5.0
     quantizable = True
     refuses_short = True
     new_students = "smollm2-30m or smollm2-60m"

@@ -20,6 +20,7 @@ class MaskedLMSpec(TaskSpec):
     only_here: ClassVar[dict[str, str]] = {"mask_copies": "it masks other tokens in each copy of a text"}
     formats: ClassVar[dict[str, FolderFormat]] = {"txt": FolderFormat((".txt",), ("text",))}
     general = True
+    max_epochs = 3.0
     refuses_short = True
 
     def check(self, cfg: Dataset) -> None:

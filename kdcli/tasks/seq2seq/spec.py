@@ -27,6 +27,7 @@ class Seq2SeqSpec(TaskSpec):
     }
     inference_order = 1
     writes = True
+    max_epochs = 10.0
     selects_by_gold = False
     from_scratch = True
     new_students = "translator-tiny or translator-small"

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from kdcli.config.tasks import spec_of
 from kdcli.config.trainer import Trainer
 from kdcli.errors import ConfigError
 from kdcli.training.length import Length, Validation, eval_steps, planned_steps, validations
@@ -106,14 +107,16 @@ def test_typed_lengths_are_fixed() -> None:
     assert Trainer(epochs=2).is_fixed
     assert Trainer(max_steps=7).is_fixed
     assert not Trainer(epochs=2, until="converged").is_fixed
-    assert planned_steps(Trainer(epochs=2), 320) == 20
-    assert planned_steps(Trainer(epochs=2, max_steps=7), 320) == 7
-    assert planned_steps(Trainer(until="converged", epochs=100), 320) == 1000
-    assert planned_steps(Trainer(), 32) == Trainer().min_steps
+    assert planned_steps(Trainer(epochs=2), 320, spec_of("classification")) == 20
+    assert planned_steps(Trainer(epochs=2, max_steps=7), 320, spec_of("classification")) == 7
+    assert planned_steps(Trainer(until="converged", epochs=100), 320, spec_of("classification")) == 1000
+    assert planned_steps(Trainer(), 32, spec_of("classification")) == Trainer().min_steps
+    assert planned_steps(Trainer(), 32_000, spec_of("causal_lm")) == 5000
+    assert planned_steps(Trainer(max_epochs=2), 32_000, spec_of("causal_lm")) == 2000
     with pytest.raises(ValueError, match="epochs or max_steps"):
         Trainer(until="steps")
     with pytest.raises(ConfigError, match=r"trainer\.max_epochs"):
-        planned_steps(Trainer(max_epochs=10**6), 10**6)
+        planned_steps(Trainer(max_epochs=10**6), 10**6, spec_of("classification"))
 
 
 def test_validations_are_neither_rare_nor_frequent() -> None:
