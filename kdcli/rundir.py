@@ -47,6 +47,9 @@ METRICS = "metrics.jsonl"
 """The training log, one line per logging step."""
 UNQUANTIZED = "unquantized"
 """The folder of the student before its quantization-aware stage, in a run that has such a stage."""
+UNTRAINED, TRIVIAL = "untrained", "trivial"
+"""The baselines of a report, which are not saved: the student's initialisation, and a model without a neural network."""
+BASELINES = (UNTRAINED, TRIVIAL)
 UNANSWERED = "unanswered.jsonl"
 """The rows that a remote teacher did not answer, with the reason; no model of the run is trained or scored on them."""
 HYDRA = Path(".hydra", "hydra.yaml")

@@ -348,6 +348,8 @@ TAKEN = (
     "quantized",
     "control",
     "evaluate",
+    "trivial",
+    "untrained",
 )
 """Names of other parts of a run, which a stage must not have."""
 
@@ -358,6 +360,10 @@ class Distill(Section):
     seed: Seed = 0
     control: bool = True
     """Also train the no-teacher baseline: the same student, with the gold labels alone, for comparison."""
+    trivial_baseline: bool = True
+    """Also score a model without a neural network on the test split, trained in seconds on the gold labels: logistic regression over TF-IDF
+    (classification), the most frequent tag of each word (token_classification), bigrams and the student before training (causal_lm), a
+    copy of the source (seq2seq)."""
     dry_run: bool = False
     """Only estimate the requests to a paid remote teacher (teacher=openai) and their cost. Nothing is sent, and no run directory is
     left."""

@@ -131,6 +131,8 @@ def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]
     """
     sources = {}
     for name, entry in read_report(run).models.items():
+        if entry.method is not None:  # a baseline, which is not saved
+            continue
         if entry.members:
             console.warn(f"the {name} of {run} is an ensemble, which eval does not run, and is left out")
             continue

@@ -77,6 +77,8 @@ class ModelResult(Part):
     """teacher: the directory of its checkpoint."""
     members: list[str] = []
     """teacher: the directories of an ensemble's checkpoints."""
+    method: str | None = None
+    """A baseline that is not saved: what it is. The latency and the throughput of `trivial` were measured in the process of the run."""
 
 
 class DatasetResult(Part):

@@ -24,18 +24,20 @@ from kdcli.evaluation.predict import (
     size,
 )
 from kdcli.evaluation.results import Report
+from kdcli.evaluation.trivial import score_trivial
 from kdcli.files import write_text
 from kdcli.measure.spec import UNKNOWN
-from kdcli.models.checkpoint import Checkpoint
+from kdcli.models.checkpoint import Checkpoint, load_tokenizer
 from kdcli.pipeline.plan import QUANTIZED, STUDENT, Run, TeacherData
 from kdcli.pipeline.remote import endpoint_report
 from kdcli.pipeline.stages import read_stage_times
+from kdcli.pipeline.student import initial_folder
 from kdcli.pipeline.teacher import teacher_predictions
 from kdcli.report.cards import model_card
 from kdcli.report.page import write_html
 from kdcli.report.tables import final_table
 from kdcli.report.verdict import verdict_text
-from kdcli.rundir import METRICS, REPORT, UNQUANTIZED, read_metrics
+from kdcli.rundir import BASELINES, METRICS, REPORT, UNQUANTIZED, UNTRAINED, read_metrics
 from kdcli.training.length import Length, validations
 
 UNKNOWN_MODEL: dict[str, Any] = {
@@ -68,8 +70,10 @@ def evaluate(
                 texts, score = _score_checkpoint(run, teacher_data, evaluator, name, source)
                 samples |= {name: texts} if texts else {}
                 validation |= {name: score} if score is not None else {}
-            path = run.folder / "predictions" / f"test.{name}.safetensors"
-            save_predictions(path, evaluator.predictions[name])
+        if run.cfg.trivial_baseline:
+            _score_baselines(run, evaluator)
+        for name, predictions in evaluator.predictions.items():
+            save_predictions(run.folder / "predictions" / f"test.{name}.safetensors", predictions)
         _measure(run, teacher_data, evaluator, checkpoints)
     _complete_teacher(run, teacher_data, evaluator.models)
     results = _results(run, teacher_data, evaluator, validation, samples, stage.name)
@@ -142,6 +146,16 @@ def _score_checkpoint(
     return samples, validation
 
 
+def _score_baselines(run: Run, evaluator: Evaluator) -> None:
+    """Score the models that took no training of a network: the trivial one of the task, and the student's initialisation."""
+    task, student = run.task, Checkpoint(run.folder / STUDENT, STUDENT)
+    if task.scores_untrained:
+        source = Checkpoint(initial_folder(run, STUDENT), UNTRAINED, code=run.cfg.student.trust_remote_code)
+        evaluator.predict(UNTRAINED, source, *open_checkpoint(source, task, run.max_length))
+        evaluator.models[UNTRAINED] |= {"method": "the student before training", **asdict(UNKNOWN)}
+    score_trivial(evaluator, load_tokenizer(student), run.data.gold, run.cfg.seed)
+
+
 def _measure(
     run: Run, teacher_data: TeacherData, evaluator: Evaluator, checkpoints: Mapping[str, Checkpoint]
 ) -> None:
@@ -175,7 +189,8 @@ def _results(
     samples: Mapping[str, Sequence[str]],
     current_stage: str,
 ) -> dict[str, Any]:
-    task, models, predictions = run.task, evaluator.models, evaluator.predictions
+    task, models = run.task, evaluator.models
+    predictions = {name: each for name, each in evaluator.predictions.items() if name not in BASELINES}
     assistants = [name for name, stage in run.cfg.stages.items() if stage.student]
     endpoint = {}
     if run.remote is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdcli.errors import printable
 from kdcli.numbers import format_count, format_number, format_share
-from kdcli.report.metrics import metric_of, present_models
+from kdcli.report.metrics import baseline_lines, baselines, metric_of, present_models
 from kdcli.report.tables import (
     UNRUN,
     export_cells,
@@ -34,7 +34,7 @@ def model_card(report: Report, extra: Mapping[str, Any]) -> str:
             None; `hub_dataset`, the hub id of the data set, or None; `chat`, whether it was trained on conversations.
     """
     card, metric = _presentation(report).card, metric_of(report)
-    models, dataset = present_models(report), report["dataset"]
+    models, dataset = present_models(report) | baselines(report), report["dataset"]
     details = [(name, cells) for _, name, cells in details_of(metric, models) if name]
     columns = [*model_columns(metric), *(name for name, _ in details)]
     rows = [row + [cells[i] for _, cells in details] for i, row in enumerate(model_rows(metric, models))]
@@ -59,7 +59,10 @@ def model_card(report: Report, extra: Mapping[str, Any]) -> str:
         labels=list(map(_markdown, report["labels"])),
         use=card.usage(report, bool(extra.get("chat")), sample),
         table=_table([columns, *rows]),
-        signatures=[f"- {name}: {_markdown(text)}" for name, text in signatures_of(report)],
+        signatures=[
+            *(f"- {_markdown(line)}" for line in baseline_lines(report)),
+            *(f"- {name}: {_markdown(text)}" for name, text in signatures_of(report)),
+        ],
         dropped={_markdown(why): count for why, count in (dataset.get("dropped") or {}).items()},
         losses=[
             f"{_markdown(term)} ("

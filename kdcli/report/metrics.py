@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdcli.numbers import format_number
-from kdcli.rundir import UNQUANTIZED
+from kdcli.rundir import BASELINES, UNQUANTIZED
 from kdcli.tasks import packaged_presentations, presentation_of
 from kdcli.tasks.presentation import Metric, Presentation, Report
 
@@ -19,10 +19,27 @@ def present_models(report: Report) -> dict[str, Mapping[str, Any]]:
 
 
 def compared_models(report: Report) -> dict[str, Mapping[str, Any]]:
-    """The models in reading order, with the assistants and the student before quantization after the teacher."""
+    """The models in reading order, with the assistants and the student before quantization after the teacher, and the baselines at the end."""
     teacher, *others = present_models(report).items()
     before = {name: entry for name, entry in report["models"].items() if name == UNQUANTIZED}
-    return dict([teacher, *report.get("assistants", {}).items(), *before.items(), *others])
+    return dict(
+        [teacher, *report.get("assistants", {}).items(), *before.items(), *others, *baselines(report).items()]
+    )
+
+
+def baselines(report: Report) -> dict[str, Mapping[str, Any]]:
+    """The baselines of the report that are not saved."""
+    return {name: report["models"][name] for name in BASELINES if report["models"].get(name)}
+
+
+def baseline_lines(report: Report) -> list[str]:
+    """A sentence on each baseline: what it is, and where its speed was measured."""
+    lines = []
+    for name, model in baselines(report).items():
+        timed = format_number(model.get("throughput_per_s")) is not None
+        where = "; its speed was measured in the process of the run, on one thread" if timed else ""
+        lines.append(f"{name}: {model.get('method')}{where}")
+    return lines
 
 
 def metric_of(result: Mapping[str, Any]) -> Metric:

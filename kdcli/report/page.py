@@ -20,7 +20,15 @@ from kdcli.numbers import (
     truncate_text,
 )
 from kdcli.report.cards import details_of, signatures_of
-from kdcli.report.metrics import MODELS, compared_models, format_p_value, metric_of, present_models
+from kdcli.report.metrics import (
+    MODELS,
+    baseline_lines,
+    baselines,
+    compared_models,
+    format_p_value,
+    metric_of,
+    present_models,
+)
 from kdcli.report.plots import calibration_plot, gain_plot, loss_curves, score_plot, validation_plot
 from kdcli.report.tables import model_rows
 from kdcli.report.verdict import verdict_text
@@ -165,7 +173,7 @@ def _page(
         "tiles": tiles,
         "figures": _figures(report),
         "bars": _bars(metric, models),
-        "scores": score_plot(metric, models),
+        "scores": score_plot(metric, models | baselines(report)),
         "gain": gain_plot(metric, verdict),
         "curves": list(loss_curves(metrics)),
         "validation": validation_plot(metric, metrics),
@@ -186,6 +194,7 @@ def _page(
         "stages": _stages(report.get("stages") or []),
         "environment": list(_flat(environment)),
         "models": list(models),
+        "baselines": baseline_lines(report),
         "compared": list(compared_models(report)),
         "generations": _generations(report.get("generations") or []),
         "translations": _translations(metric, report.get("translations") or {}),

@@ -149,7 +149,7 @@ def validation_plot(metric: Metric, metrics: Sequence[Mapping[str, Any]]) -> dic
 
 
 def score_plot(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> Markup | None:
-    """Test scores as points with their intervals, the student at the bottom as in the tables."""
+    """Test scores as points with their intervals, in the order of the tables."""
     points = [
         (name, score, *format_pair(model.get("scores", {}).get(f"{metric.key}_ci95")))
         for name, model in models.items()
@@ -162,17 +162,18 @@ def score_plot(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> Marku
         texts = metric.texts(*(score for _, score, _, _ in points))
         drawn = []
         for y, (name, score, low, high) in enumerate(points):
+            colour = HEX[name if name in MODELS else "muted"]
             drawn += [metric.figure(value) for value in (score, low, high) if value is not None]
             figure = metric.figure(score)
             if low is not None and high is not None:
                 ax.plot(
                     [metric.figure(low), metric.figure(high)],
                     [y, y],
-                    color=HEX[name],
+                    color=colour,
                     linewidth=3,
                     alpha=0.45,
                 )
-            ax.plot([figure], [y], color=HEX[name], marker="o", markersize=8)
+            ax.plot([figure], [y], color=colour, marker="o", markersize=8)
             ax.annotate(texts[y], (figure, y), (0, 9), textcoords="offset points", ha="center")
         ax.set_yticks(range(len(points)), [name for name, *_ in points])
         ax.set_ylim(len(points) - 0.5, -0.75)

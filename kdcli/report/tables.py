@@ -17,7 +17,7 @@ from kdcli.numbers import (
     format_share,
     format_times,
 )
-from kdcli.report.metrics import compared_models, metric_of
+from kdcli.report.metrics import baseline_lines, compared_models, metric_of
 from kdcli.report.verdict import verdict_text
 from kdcli.tasks.presentation import Metric, Report, finding
 
@@ -68,6 +68,8 @@ def final_table(report: Report) -> None:
     """Print teacher, control and student side by side, then the verdict, to stdout."""
     tokens = f", {report['test_tokens']:,} reference tokens" if report.get("test_tokens") else ""
     _table(f"{report['test_examples']:,} test examples{tokens}", metric_of(report), compared_models(report))
+    for line in baseline_lines(report):
+        console.say(line)
     console.say(verdict_text(report), style="bold")
     if endpoint := report.get("endpoint"):
         console.say(f"{endpoint['model']}: {_bill(endpoint)}")

@@ -25,6 +25,7 @@ from kdcli.signals import PARTS, AnySignal, HiddenSignal, Part, Signal, TopKSign
 from kdcli.tasks.encoded import Encoded, SplitCache
 from kdcli.tasks.presentation import Presentation
 from kdcli.tasks.rows import RowSchema
+from kdcli.tasks.trivial import TrivialModel
 
 ANY = 2**30
 """Tokens: more than any row has."""
@@ -114,6 +115,8 @@ class Task(ABC):
     """`prepare` cuts rows to what a tokenizer reads; `encode` refuses rows that another tokenizer cuts into too many tokens."""
     searches: ClassVar[bool] = False
     """Its models also generate by beam search, and several candidates for a row."""
+    scores_untrained: ClassVar[bool] = False
+    """The report also has the scores of the student's initialisation, before any training."""
     corpus: ClassVar[bool] = False
     """The metric is not a mean over rows, but a function of sums over rows (`sufficient_statistics`, `score_from_statistics`)."""
 
@@ -508,6 +511,14 @@ class Task(ABC):
             dropped: the number of rows that were dropped while it was loaded, by reason.
         """
         return {}
+
+    def trivial(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrivialModel | None:
+        """The model without a neural network with which the report compares the student, before it is trained; None: there is none.
+
+        Args:
+            tokenizer: the student's.
+        """
+        return None
 
     # ---- what the task gives to other parts ----------------------------------------------------------------
 

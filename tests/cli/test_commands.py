@@ -56,6 +56,11 @@ def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
         assert entry["peak_memory_bytes"] > 1e7
         assert sum(map(sum, entry["confusion"])) == 96
     assert report["models"]["student"]["score"] > 0.7
+    trivial = report["models"]["trivial"]
+    assert trivial["method"]
+    assert trivial.keys() > report["models"]["student"].keys()
+    assert sum(map(sum, trivial["confusion"])) == 96
+    assert trivial["latency_ms"]["p50"] > 0
     verdict = report["verdict"]
     beside = {name: entry["speedup"] for name, entry in report["models"].items()}
     assert verdict["speedup"] == beside.pop("student") > 0

@@ -43,9 +43,11 @@ from kdcli.tasks.causal_lm.conversations import shown_turn
 from kdcli.tasks.causal_lm.presentation import PRESENTATION
 from kdcli.tasks.causal_lm.rows import CausalLMRows
 from kdcli.tasks.causal_lm.spec import SPEC
+from kdcli.tasks.causal_lm.trivial import BigramModel
 from kdcli.tasks.encoded import Encoded, padded
 from kdcli.tasks.language_model import LanguageModel, before_head, contradiction, tokenize
 from kdcli.tasks.rows import IGNORE, log_level
+from kdcli.tasks.trivial import TrivialModel
 from kdcli.text_metrics import text_scores
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,7 @@ class CausalLM(LanguageModel):
     packs = False
     """Rows hold several documents; set by `prepare`."""
     writes = True
+    scores_untrained = True
 
     @classmethod
     def from_config(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
@@ -525,6 +528,10 @@ class CausalLM(LanguageModel):
             for index, row in enumerate(self.prompts_and_references(rows.select(range(count))))
         ]
         return {"test_tokens": len(predictions["student"].labels), "generations": generations}
+
+    def trivial(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrivialModel | None:
+        """Bigrams of the student's tokens."""
+        return BigramModel(len(tokenizer))
 
     def _conversations(self, rows: datasets.Dataset) -> list[list[dict[str, str]]] | None:
         """The turns of each row; None if rows are not conversations."""

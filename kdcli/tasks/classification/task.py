@@ -17,8 +17,10 @@ from kdcli.tasks.base import Predictions, Task
 from kdcli.tasks.classification.presentation import PRESENTATION
 from kdcli.tasks.classification.rows import ClassificationRows
 from kdcli.tasks.classification.spec import SPEC
+from kdcli.tasks.classification.trivial import TfidfClassifier
 from kdcli.tasks.encoded import Encoded, padded
 from kdcli.tasks.rows import RowSchema
+from kdcli.tasks.trivial import TrivialModel
 
 LARGEST_MATRIX = 1000
 """Classes of the largest confusion matrix: one of 100,000 classes would need 80 GB."""
@@ -155,6 +157,12 @@ class Classification(Task):
             confusion = np.bincount(labels * size + predicted, minlength=size**2).reshape(size, size)
             scores["confusion"] = confusion.tolist()
         return scores
+
+    def trivial(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrivialModel | None:
+        """Logistic regression over TF-IDF; the two texts of a pair are joined."""
+        return TfidfClassifier(
+            len(self.labels), lambda rows: [" ".join(texts) for texts in self.inputs(rows, tokenizer)], seed
+        )
 
     def per_example_scores(self, predictions: Predictions) -> np.ndarray:
         """1 where the label is right, else 0."""

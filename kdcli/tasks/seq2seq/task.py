@@ -27,6 +27,8 @@ from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.seq2seq.presentation import PRESENTATION
 from kdcli.tasks.seq2seq.rows import Seq2SeqRows
 from kdcli.tasks.seq2seq.spec import SPEC
+from kdcli.tasks.seq2seq.trivial import Copy
+from kdcli.tasks.trivial import TrivialModel
 
 logger = logging.getLogger(__name__)
 COPIED = 0.5
@@ -444,6 +446,10 @@ class Seq2Seq(LanguageModel):
         given = self.given(tokenizer)
         own = {"MAX_LENGTH": max(1, max_length - len(given)), "PREFIX": self.prefix, "GIVEN": given}
         return super().snippet_constants(tokenizer, max_length) | own
+
+    def trivial(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrivialModel | None:
+        """A copy of the source."""
+        return Copy()
 
     # ---- scores ------------------------------------------------------------------------------------------
 

@@ -24,6 +24,8 @@ from kdcli.tasks.token_classification.presentation import PRESENTATION
 from kdcli.tasks.token_classification.rows import TokenClassificationRows
 from kdcli.tasks.token_classification.scheme import entities, scheme_of
 from kdcli.tasks.token_classification.spec import SPEC
+from kdcli.tasks.token_classification.trivial import WordTags
+from kdcli.tasks.trivial import TrivialModel
 
 logger = logging.getLogger(__name__)
 UNTAGGED = -1
@@ -199,6 +201,10 @@ class TokenClassification(Classification):
     ) -> dict[str, Any]:
         """How entities are read from the tags."""
         return super().report_sections(rows, predictions, samples, cfg) | {"tags": self.scheme.as_json()}
+
+    def trivial(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrivialModel | None:
+        """The most frequent tag of each word."""
+        return WordTags(len(self.labels))
 
     def snippet_constants(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
         """The role and the entity type of each tag."""

@@ -309,6 +309,39 @@ def test_final_table_fits_eighty_columns(capsys: pytest.CaptureFixture[str]) -> 
     assert sentence == verdict_text(report)
 
 
+def with_baseline() -> dict[str, Any]:
+    """A report with a model without a neural network."""
+    report = fake_report()
+    entry = copy.deepcopy(report["models"]["student"]) | {
+        "method": "TF-IDF + <b>logistic</b> regression",
+        "parameters": 40_000,
+        "speedup": None,
+        "peak_memory_bytes": None,
+    }
+    report["models"] |= {"trivial": entry}
+    return report
+
+
+def test_a_baseline_stands_last_and_says_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row called trivial that nobody explains is read as an error; a method in the table would break its lines."""
+    report = with_baseline()
+    final_table(report)
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith(("teacher", "control", "student", "trivial "))]
+    assert [row.split()[0] for row in rows] == ["teacher", "control", "student", "trivial"]
+    assert max(map(len, rows)) <= 80
+    assert any(line.startswith("trivial: TF-IDF") and "in the process of the run" in line for line in lines)
+    write_html(tmp_path, report)
+    page = (tmp_path / "report.html").read_text()
+    assert "trivial: TF-IDF + &lt;b&gt;logistic" in page
+    assert "Confusion matrix of the trivial" not in page
+    card = model_card(report, NAMES)
+    assert "| trivial |" in card
+    assert "<b>" not in card
+
+
 def test_final_table_shows_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     """A remote teacher's nulls crash the end of a run that took hours, or are printed as 0."""
     final_table(fake_report(teacher=None, control=None))
