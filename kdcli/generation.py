@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from kdcli.config.schema import Measure
+from kdcli.config.measure import Measure
 from kdcli.errors import ConfigError, ModelError
 from kdcli.prompts import tokenize_prompts
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from kdcli.config.dataset import READ_BY_ALL, Dataset
+from kdcli.config.measure import Measure, require_length
 from kdcli.config.tasks import packaged_specs, spec_of
 from kdcli.config.trainer import Trainer
 from kdcli.config.types import (
@@ -36,11 +37,8 @@ from kdcli.config.types import (
     Int,
     LearningRate,
     Milliseconds,
-    Rate,
     Rows,
-    Runs,
     SamplingTemperature,
-    Seconds,
     Section,
     Seed,
     Smoothing,
@@ -189,45 +187,6 @@ class Hardware(Component):
     tolerance: Tolerance = Tolerance()
     tolerances: dict[str, Tolerance] = {}
     """Tolerances by file name, precision, or task and precision (causal_lm_int8), in place of `tolerance`."""
-
-
-class Measure(Section):
-    """How speed and memory are measured, each model in its own process."""
-
-    threads: Threads = 1
-    device: Literal["cpu", "cuda"] = "cpu"
-    """The device of torch models; a target chooses that of its files (hardware=cuda: the GPU if there is one)."""
-    batch_sizes: BatchSizes = [1, 8, 32]
-    """Rows per batch; the reported throughput is the best of them."""
-    sequence_length: Tokens | None = None
-    """Tokens per row that is timed: longer rows are truncated, shorter ones repeated up to it. null: each row keeps its own length, as
-    the raw texts of `request_rates` always do."""
-    latency_runs: Runs = 200
-    throughput_seconds: Seconds = 2.0
-    request_rates: list[Rate] = []
-    """Requests per second: raw texts arrive at random moments with these mean rates, and wait in a queue."""
-    load_seconds: Seconds = 3.0
-    """Seconds of load at each rate, or longer until 40 requests are answered."""
-    max_texts: Rows = 256
-    num_beams: Beams = 4
-    """seq2seq: the beam width of a second evaluation of the test split; 1: greedy decoding alone."""
-    new_tokens: Tokens = 32
-    """causal_lm: tokens that are generated for each prompt."""
-    generations: Rows = 32
-    """causal_lm: prompts of the test split whose completions are generated and scored; the report shows ten of them."""
-
-
-def require_length(measure: Measure | None, max_length: int) -> None:
-    """Refuse a `sequence_length` that no row of the data set can have.
-
-    Raises:
-        ValueError: it is larger than `max_length`.
-    """
-    if measure is not None and (measure.sequence_length or 0) > max_length:
-        raise ValueError(
-            f"sequence_length = {measure.sequence_length}: a row has at most dataset.max_length = {max_length} tokens; measure with "
-            "no more than that"
-        )
 
 
 class Filter(Section):
@@ -380,7 +339,7 @@ class Distill(Section):
     stages: dict[str, StageConfig] = {}
     """Training stages of the student, in their order; each continues from the weights of the one before. None: a single stage with `loss`
     and `trainer`. The control takes as many steps as all of the student's stages together, with `trainer`."""
-    measure: Measure | None = Measure()
+    measure: Measure | None = Measure(mode="quick")
     """null: speed and memory are not measured (the jobs of a sweep that run in parallel would disturb each other)."""
 
     @model_validator(mode="before")

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ import datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli import console
-from kdcli.config.schema import Measure
+from kdcli.config.measure import Measure
 from kdcli.data.reading import Reading
 from kdcli.errors import ConfigError
 from kdcli.evaluation.compare import score
 from kdcli.evaluation.predict import combine_members, examine, require_trained
 from kdcli.evaluation.results import ENVIRONMENT, read_report
 from kdcli.files import LARGEST_JSON, named_path
-from kdcli.measure.models import make_spec, measure_checkpoint
+from kdcli.measure.models import make_spec, measure_checkpoint, measure_pair
 from kdcli.measure.process import Process
+from kdcli.measure.spec import UNKNOWN, Measurement, prompt_length, spaced
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
 from kdcli.rundir import REPORT
 from kdcli.signals import AnySignal
@@ -50,6 +52,7 @@ class Evaluator:
         self.models: dict[str, dict[str, Any]] = {}
         self.predictions: dict[str, Predictions] = {}
         self.process: Process | None = None
+        self.timed_rows: list[int] | None = None
         self._processes = ExitStack()
 
     def __enter__(self) -> Evaluator:
@@ -86,6 +89,11 @@ class Evaluator:
         self.predictions[name] = predictions
         return predictions
 
+    @property
+    def is_quick(self) -> bool:
+        """Speed is measured with `measure.mode=quick`."""
+        return self.config is not None and self.config.mode == "quick"
+
     def measure(
         self, name: str, sources: Sequence[Checkpoint], keep_alive: bool = False, interleaved: bool = False
     ) -> None:
@@ -105,7 +113,7 @@ class Evaluator:
                 self.config,
                 source,
                 self.task,
-                self.task.inputs(self.rows, load_tokenizer(source)),
+                self._prompts(source),
                 self.max_length,
                 self.process if interleaved else None,
                 self._processes if keep_alive and len(sources) == 1 else None,
@@ -114,11 +122,43 @@ class Evaluator:
             entries.append(needs)
         self.models[name] = self.models.get(name, {}) | combine_members(entries)
 
+    def measure_both(self, name: str, source: Checkpoint, baseline: str, baseline_source: Checkpoint) -> None:
+        """Measure speed and memory of a model and of a baseline, interleaved, and add them to their entries. Each is timed once.
+
+        Raises:
+            ExportError: torch cannot load or run one of them.
+        """
+        self.keep_alive(baseline_source)
+        if self.config is None or self.process is None:
+            pair = asdict(UNKNOWN), asdict(UNKNOWN)
+        else:
+            prompts = self._prompts(source)
+            pair = measure_pair(self.config, source, self.task, prompts, self.max_length, self.process)
+        for key, needs in zip((name, baseline), pair, strict=True):
+            self.models[key] = self.models.get(key, {}) | needs
+
+    def copy_measurement(self, name: str, measured: str) -> None:
+        """Give a model the speed and memory of another one with the same architecture, which does the same work. `measured_as` names it."""
+        needs = {field.name: self.models[measured][field.name] for field in fields(Measurement)}
+        self.models[name] = self.models.get(name, {}) | needs | {"measured_as": measured}
+
+    def _prompts(self, source: Checkpoint) -> Sequence[Any]:
+        """The inputs whose speed is measured: all rows, or with `measure.mode=quick` rows of all lengths, the same ones for each model."""
+        prompts = self.task.inputs(self.rows, load_tokenizer(source))
+        if not self.is_quick or self.config is None:
+            return prompts
+        if self.timed_rows is None:
+            by_length = sorted(range(len(prompts)), key=lambda row: prompt_length(prompts[row]))
+            self.timed_rows = [
+                by_length[index] for index in spaced(len(prompts), self.config.settings["max_texts"])
+            ]
+        return [prompts[row] for row in self.timed_rows]
+
     def keep_alive(self, source: Checkpoint) -> None:
         """Load a checkpoint in a process of its own that is not measured itself, for artifacts that are measured interleaved with it."""
         if self.config is None:
             return
-        prompts = self.task.inputs(self.rows, load_tokenizer(source))
+        prompts = self._prompts(source)
         arguments = (self.config, "torch", source.path, source.path, self.task, prompts, self.max_length)
         self.process = self._processes.enter_context(Process(*make_spec(*arguments, source.code)))
 

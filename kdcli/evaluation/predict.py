@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.config.schema import Measure
+from kdcli.config.measure import Measure
 from kdcli.errors import ConfigError, ModelError
 from kdcli.files import replaced, write_jsonl
 from kdcli.model_files import SUMS, require_folder, require_unchanged
@@ -191,7 +191,16 @@ def combine_members(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
             },
             "throughput_per_s": 1 / sum(1 / speed for speed in speeds) if all(speeds) else None,
             **dict.fromkeys(("batch_size", "first_token_ms", "between_tokens_ms", "times_faster", "speedup")),
-            **dict.fromkeys(("cpu_share", "peak_memory_bytes", "import_memory_bytes", "load")),
+            **dict.fromkeys(
+                (
+                    "latency_runs",
+                    "latency_p50_ci95_ms",
+                    "cpu_share",
+                    "peak_memory_bytes",
+                    "import_memory_bytes",
+                    "load",
+                )
+            ),
             "load_seconds": sum(seconds)
             if all(seconds := [entry["load_seconds"] for entry in entries])
             else None,

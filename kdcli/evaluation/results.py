@@ -72,7 +72,13 @@ class ModelResult(Part):
     latency_ms: dict[str, float | None] = {}
     """Percentiles of one row at a time: p50, p95, p99."""
     throughput_per_s: float | None = None
+    latency_runs: int | None = None
+    """Rows that were timed for `latency_ms`, repetitions included."""
+    latency_p50_ci95_ms: Interval | None = None
+    """The 95 % interval of the median latency, from the medians of the rounds."""
     peak_memory_bytes: int | None = None
+    measured_as: str | None = None
+    """The model of the same architecture whose speed and memory these are; null: this model's own were measured."""
     path: str | None = None
     """teacher: the directory of its checkpoint."""
     members: list[str] = []
@@ -151,6 +157,8 @@ class Report(Result):
     test_examples: int
     smoke: bool
     seed: int
+    measure: dict[str, Any] | None = None
+    """How speed and memory were measured: the mode, and its settings; null: they were not measured."""
     labels: list[str]
     tags: dict[str, Any] = {}
     """token_classification: how entities are read: the form of the tags, their letters, those that mean no entity, and the entity types."""

@@ -9,12 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 import datasets
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kdcli.config.schema import Measure
+from kdcli.config.measure import Measure
 from kdcli.evaluation.models import Evaluator
-from kdcli.measure.spec import UNKNOWN, percentiles
+from kdcli.measure.spec import UNKNOWN, percentiles, spaced
 from kdcli.rundir import TRIVIAL
 from kdcli.tasks.base import Predictions
 from kdcli.tasks.trivial import TrivialModel
@@ -60,9 +59,7 @@ def _speed(model: TrivialModel, rows: datasets.Dataset, cfg: Measure | None) -> 
     inputs = model.inputs(rows)
     if cfg is None or not inputs:
         return asdict(UNKNOWN)
-    inputs = [
-        inputs[row] for row in np.linspace(0, len(inputs) - 1, min(cfg.max_texts, len(inputs))).astype(int)
-    ]
+    inputs = [inputs[row] for row in spaced(len(inputs), cfg.settings["max_texts"])]
     model.respond(inputs[:BATCH])
     seconds = [_seconds(model.respond, [each]) for each in inputs]
     batches = [inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH)]

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.config.schema import Measure
+from kdcli.config.measure import Measure
 from kdcli.errors import ConfigError, ExportError, ModelError
 from kdcli.exporting.runtimes import matching, runtimes
 from kdcli.files import hash_file, inner_path, size_of, with_weights

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from kdcli.config.check import check
 from kdcli.config.components import build
 from kdcli.config.dataset import Dataset
-from kdcli.config.schema import Export, Measure, require_length
+from kdcli.config.measure import Measure, require_length
+from kdcli.config.schema import Export
 from kdcli.data.dataset import load, without
 from kdcli.errors import ConfigError, DataError, ModelError
 from kdcli.evaluation.models import recorded_readings
@@ -124,8 +125,9 @@ def plan_export(cfg: Export, hardware: str) -> ExportPlan:
     )
     for source in [student] if quantization is None else [student, unrounded]:
         require_trained(source, run)
+    settings = cfg.measure.settings
     own = {
-        key: getattr(cfg.hardware, key) or getattr(cfg.measure, key)
+        key: getattr(cfg.hardware, key) or settings[key]
         for key in ("threads", "batch_sizes", "sequence_length")
     }
     measure = cfg.measure.model_copy(update=own | {"device": target.device})

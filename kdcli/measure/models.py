@@ -16,7 +16,7 @@ from kdcli.measure.runtime import CausalLMRuntime, Seq2SeqRuntime, runtime_class
 from kdcli.measure.spec import UNKNOWN, Measurement, MeasureSpec, Texts
 
 if TYPE_CHECKING:
-    from kdcli.config.schema import Measure
+    from kdcli.config.measure import Measure
     from kdcli.models.checkpoint import Checkpoint
     from kdcli.tasks.base import Task
 
@@ -134,6 +134,32 @@ def measure_checkpoint(
     return None if keep_alive is None else process, needs
 
 
+def measure_pair(
+    cfg: Measure,
+    source: Checkpoint,
+    task: Task,
+    prompts: Sequence[Any],
+    max_length: int,
+    baseline: Process,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measure a checkpoint in torch and a baseline that is loaded already, interleaved.
+
+    Args:
+        cfg, prompts: as for `measure_file`.
+
+    Returns:
+        The fields of `Measurement` of both.
+
+    Raises:
+        ExportError: torch cannot load or run one of them.
+    """
+    path = source.path
+    with Process(*make_spec(cfg, "torch", path, path, task, prompts, max_length, source.code)) as process:
+        own, of_baseline = process.measure_both(baseline)
+    warn_if_busy(source.name, own.cpu_share)
+    return asdict(own), asdict(of_baseline)
+
+
 def make_spec(
     cfg: Measure | None,
     runtime: str,
@@ -167,7 +193,7 @@ def make_spec(
         max_length,
         task.auto,
         add_special_tokens=not task.chat,
-        **(cfg.model_dump(exclude={"generations", "num_beams"}) if cfg else {}),
+        **(cfg.settings if cfg else {}),
         speed=cfg is not None,
         decoder_start=decoder_start,
         decoder_prefix=decoder_prefix,

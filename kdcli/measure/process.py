@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,20 @@ from kdcli import processes
 from kdcli.errors import ExportError
 from kdcli.measure.runtime import runtime_class, runtime_name
 from kdcli.measure.spec import (
+    MOST_ROUNDS,
     PASSES,
     PATIENCE,
+    ROUND_ROWS,
     ROUNDS,
     UNKNOWN,
     Measurement,
     MeasureSpec,
     Texts,
     arrivals,
+    interval_of_mean,
+    is_stable,
     percentiles,
+    spaced,
 )
 from kdcli.model_files import require_folder
 
@@ -55,7 +60,7 @@ class Process:
     def __init__(self, spec: MeasureSpec, prompts: Sequence[Any]):
         self.spec = spec
         self.runtime = runtime_class(spec.runtime, spec.auto)
-        self.prompts = [prompts[index] for index in _spaced(len(prompts), spec.max_texts)]
+        self.prompts = [prompts[index] for index in spaced(len(prompts), spec.max_texts)]
         self.batch_sizes = list(spec.batch_sizes)
 
     def __enter__(self) -> Process:
@@ -100,52 +105,80 @@ class Process:
         Args:
             baseline: another model, which is timed interleaved with this one, on the same rows.
         """
-        loaded = self._load()
+        return self._measure(baseline)[0]
+
+    def measure_both(self, baseline: Process) -> tuple[Measurement, Measurement]:
+        """Measure speed and memory of this model and of another one, interleaved, on the same rows."""
+        own, rounds, passes = self._measure(baseline)
+        return own, baseline._measurement(rounds, passes) if rounds else UNKNOWN
+
+    def _measure(
+        self, baseline: Process | None
+    ) -> tuple[Measurement, list[dict[str, Any]], list[dict[str, Any]]]:
+        """The measurement of this model, and the rounds and passes of the baseline."""
+        self._load()
         if not self.prompts:
-            return UNKNOWN
-        own, of_baseline = self._rounds(baseline)
-        milliseconds = [ms for each in own for ms in each["ms"]]
-        latency = percentiles(milliseconds)
+            return UNKNOWN, [], []
+        rounds, baseline_rounds = self._rounds(baseline)
+        passes, baseline_passes = rounds, baseline_rounds
+        if self.runtime.batched or self.runtime.streams:  # else the rounds timed complete generations
+            passes, baseline_passes = self._passes(baseline)
+        best = _best(passes)
         faster = [
             statistics.median(other["ms"]) / statistics.median(each["ms"])
-            for each, other in zip(own, of_baseline, strict=False)  # there are none without a baseline
+            for each, other in zip(rounds, baseline_rounds, strict=False)  # there are none without a baseline
         ]
-        cpu_share = sum(each["cpu"] for each in own) / sum(milliseconds) * 1000
-        if self.runtime.batched or self.runtime.streams:  # else the rounds timed complete generations
-            own, of_baseline = self._passes(baseline)
-        rates = np.median([each["rates"] for each in own], 0)
-        best = int(rates.argmax())
         speedups = [
-            each["rates"][best] / max(other["rates"]) for each, other in zip(own, of_baseline, strict=False)
+            each["rates"][best] / max(other["rates"])
+            for each, other in zip(passes, baseline_passes, strict=False)
         ]
+        own = replace(
+            self._measurement(rounds, passes),
+            times_faster=statistics.median(faster) if faster else None,
+            speedup=statistics.median(speedups) if speedups else None,
+        )
+        return own, baseline_rounds, baseline_passes
+
+    def _measurement(self, rounds: list[dict[str, Any]], passes: list[dict[str, Any]]) -> Measurement:
+        """What the rounds and the passes of this model say."""
+        loaded = self._load()
+        milliseconds = [ms for each in rounds for ms in each["ms"]]
+        latency = percentiles(milliseconds)
+        best = _best(passes)
         if self.runtime.batched:
             self.batch_sizes = [self.batch_sizes[best]]
-        gaps = [gap for each in own for gap in each.get("gaps", ())]
-        peak = self.call("memory")
+        gaps = [gap for each in passes for gap in each.get("gaps", ())]
         return Measurement(
             latency_ms=latency,
-            throughput_per_s=float(rates[best]),
+            latency_runs=len(milliseconds),
+            latency_p50_ci95_ms=interval_of_mean(_medians(rounds)),
+            throughput_per_s=float(np.median([each["rates"][best] for each in passes])),
             batch_size=self.batch_sizes[0] if self.runtime.batched else None,
             first_token_ms={name: latency[name] for name in ("p50", "p95")} if self.runtime.streams else None,
             between_tokens_ms=percentiles(gaps) if gaps else None,
-            times_faster=statistics.median(faster) if faster else None,
-            speedup=statistics.median(speedups) if speedups else None,
-            cpu_share=cpu_share,
-            peak_memory_bytes=peak,
+            cpu_share=sum(each["cpu"] for each in rounds) / sum(milliseconds) * 1000,
+            peak_memory_bytes=self.call("memory"),
             import_memory_bytes=loaded["import_memory"],
             load_seconds=loaded["seconds"],
         )
 
     def _rounds(self, baseline: Process | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The results of `round` of this model, and of the baseline. Rows are shuffled, so that those of all rounds are alike."""
-        indices = np.random.default_rng(0).permutation(len(self.prompts))
-        runs = np.resize(indices, self.spec.latency_runs)
+        random, spec = np.random.default_rng(0), self.spec
         own: list[dict[str, Any]] = []
         of_baseline: list[dict[str, Any]] = []
-        for part in np.array_split(runs, min(ROUNDS, len(runs))):
+        parts: list[np.ndarray]
+        if spec.adaptive:
+            parts = [random.permutation(spaced(len(self.prompts), ROUND_ROWS))] * MOST_ROUNDS
+        else:
+            runs = np.resize(random.permutation(len(self.prompts)), spec.latency_runs)
+            parts = np.array_split(runs, min(ROUNDS, len(runs)))
+        for part in parts:
             if baseline:
                 of_baseline.append(baseline.round(part.tolist()))
             own.append(self.round(part.tolist()))
+            if spec.adaptive and all(is_stable(_medians(each)) for each in (own, of_baseline) if each):
+                break
         return own, of_baseline
 
     def _passes(self, baseline: Process | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -157,12 +190,19 @@ class Process:
             if baseline:
                 of_baseline.append(baseline.throughput())
             own.append(self.throughput())
-            if len(own) == 1 and self.runtime.batched:
-                rates = own[0]["rates"]
-                near = [index for index, rate in enumerate(rates) if rate >= NEAR * max(rates)]
-                own[0]["rates"] = [rates[index] for index in near]
-                self.batch_sizes = [self.batch_sizes[index] for index in near]
+            if len(own) == 1:
+                self._leave_out_slow_batches(own[0])
+                if baseline:
+                    baseline._leave_out_slow_batches(of_baseline[0])
         return own, of_baseline
+
+    def _leave_out_slow_batches(self, first: dict[str, Any]) -> None:
+        """Leave the batch sizes out of further passes, and of the first one, that are far from the best."""
+        if self.runtime.batched:
+            rates = first["rates"]
+            near = [index for index, rate in enumerate(rates) if rate >= NEAR * max(rates)]
+            first["rates"] = [rates[index] for index in near]
+            self.batch_sizes = [self.batch_sizes[index] for index in near]
 
     def round(self, indices: Sequence[int]) -> dict[str, Any]:
         """Time rows at batch 1, as `Worker.latency` does."""
@@ -192,7 +232,7 @@ class Process:
             time that each text takes, and then tried.
         """
         self._load()
-        chosen = [texts[index] for index in _spaced(len(texts), self.spec.max_texts)]
+        chosen = [texts[index] for index in spaced(len(texts), self.spec.max_texts)]
         served = self.call("serve", texts=chosen)
         rates = [self.call("request", rate=rate) for rate in self.spec.request_rates]
         most = None
@@ -266,6 +306,11 @@ def _highest_rate(served: np.ndarray, limit: float, seconds: float) -> float | N
     return least
 
 
-def _spaced(count: int, most: int) -> list[int]:
-    """At most this many of `count` indices, evenly spaced."""
-    return [int(index) for index in np.linspace(0, count - 1, min(most, count))]
+def _best(passes: list[dict[str, Any]]) -> int:
+    """The index of the highest median rate."""
+    return int(np.median([each["rates"] for each in passes], 0).argmax())
+
+
+def _medians(rounds: list[dict[str, Any]]) -> list[float]:
+    """The median latency of each round, in milliseconds."""
+    return [statistics.median(each["ms"]) for each in rounds]

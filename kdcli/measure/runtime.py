@@ -41,6 +41,7 @@ class Runtime(ABC):
         runs_here: false: the files are only made here, and run on the device.
         batched: its throughput is measured in batches of rows.
         streams: it generates token by token, and a listener gets each one.
+        same_work: what it does for a row depends on the architecture of its model alone, and not on the weights.
         warm_up: rows that run before latency is timed.
         import_memory: bytes that a separate process of the runtime holds before it loads the model; None: there is no such process.
     """
@@ -54,6 +55,7 @@ class Runtime(ABC):
     runs_here: ClassVar[bool] = True
     batched: ClassVar[bool] = False
     streams: ClassVar[bool] = False
+    same_work: ClassVar[bool] = True
     warm_up: ClassVar[int] = WARM_UP
     import_memory: int | None = None
 
@@ -273,6 +275,7 @@ class Seq2SeqRuntime(Runtime):
 
     serves = ("AutoModelForSeq2SeqLM",)
     warm_up = WARM_UP_TEXTS
+    same_work = False  # other weights end a text sooner or later
     begin: list[int]
     ends: list[int]
     max_new_tokens: int

@@ -15,6 +15,12 @@ WARM_UP_TEXTS = 5
 """The same for translations, each of which takes many calls, and for raw texts."""
 ROUNDS = 5
 """Rounds in which two models are timed interleaved, so that other load of the machine affects both."""
+ROUND_ROWS = 32
+"""Rows of each round of an adaptive measurement, the same ones in each, so that the rounds differ by noise alone."""
+MOST_ROUNDS = 6
+"""Rounds after which an adaptive measurement ends, however unstable its median is."""
+STABLE = 0.03
+"""An adaptive measurement ends when the 95 % interval of the median latency reaches no further than this share from it."""
 RUNS = 40
 """The least number of rows whose latency is timed, however slow the model is."""
 PATIENCE = 10
@@ -30,6 +36,8 @@ class Measurement:
     Attributes:
         latency_ms: p50, p95 and p99 of single rows, unpadded, at batch 1. Of a causal language model it is the time to the first token, of
             an encoder-decoder the time of the whole greedy generation.
+        latency_runs: the number of rows that were timed, repetitions included.
+        latency_p50_ci95_ms: the 95 % interval of the mean of the rounds' medians, by Student's t; None: there was one round.
         throughput_per_s: rows per second, in batches of rows of similar length, from the median time of each batch, of the median pass. Of
             a causal language model it is the number of tokens per second at batch 1 after the first token, of the median generation; of
             an encoder-decoder the number of generated tokens per second.
@@ -49,6 +57,8 @@ class Measurement:
     """
 
     latency_ms: Mapping[str, float | None]
+    latency_runs: int | None = None
+    latency_p50_ci95_ms: list[float] | None = None
     throughput_per_s: float | None = None
     batch_size: int | None = None
     first_token_ms: dict[str, float] | None = None
@@ -67,6 +77,38 @@ UNKNOWN = Measurement({"p50": None, "p95": None, "p99": None})
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{share}": float(np.percentile(values, share)) for share in (50, 95, 99)}
+
+
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""The 97.5 % quantile of Student's t distribution with 1, 2, … degrees of freedom."""
+
+
+def interval_of_mean(values: Sequence[float]) -> list[float] | None:
+    """The 95 % interval of the mean of 2 to 10 values, by Student's t; None: there is one value."""
+    if len(values) < 2:
+        return None
+    half = T_975[len(values) - 2] * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    mean = float(np.mean(values))
+    return [mean - half, mean + half]
+
+
+def is_stable(medians: Sequence[float]) -> bool:
+    """Whether the median latencies of at least three rounds agree to within `STABLE`."""
+    bounds = interval_of_mean(medians) if len(medians) > 2 else None
+    return bounds is not None and bounds[1] - bounds[0] <= STABLE * (bounds[0] + bounds[1])
+
+
+def spaced(count: int, most: int) -> list[int]:
+    """At most this many of `count` indices, evenly spaced."""
+    return [int(index) for index in np.linspace(0, count - 1, min(most, count))]
+
+
+def prompt_length(prompt: Any) -> int:
+    """The length of an input whose speed is measured: token ids, a pair of a text and its token ids, or one or two texts."""
+    last = prompt[-1] if len(prompt) else 0
+    if isinstance(last, str):
+        return sum(map(len, prompt))
+    return len(prompt) if isinstance(last, int) else len(last)
 
 
 def arrivals(rate: float, seconds: float) -> np.ndarray:
@@ -94,6 +136,7 @@ class MeasureSpec:
         batch_sizes: rows in a batch; throughput is that of the best of them.
         sequence_length: tokens of each row that is timed: a longer row is truncated, a shorter one repeated; None: each row's own length.
         latency_runs: rows that run at batch 1; if there are fewer rows, some run again.
+        adaptive: in place of `latency_runs`, rounds of `ROUND_ROWS` rows run at batch 1 until their medians agree (`is_stable`).
         throughput_seconds: the approximate time of all throughput measurements, over complete passes.
         request_rates: requests per second, of raw texts (`Process.load`).
         load_seconds: the approximate time at each rate.
@@ -122,6 +165,7 @@ class MeasureSpec:
     batch_sizes: Sequence[int] = (1, 8, 32)
     sequence_length: int | None = None
     latency_runs: int = 200
+    adaptive: bool = False
     throughput_seconds: float = 2.0
     request_rates: Sequence[float] = ()
     load_seconds: float = 3.0

@@ -26,6 +26,7 @@ from kdcli.evaluation.predict import (
 from kdcli.evaluation.results import Report
 from kdcli.evaluation.trivial import score_trivial
 from kdcli.files import write_text
+from kdcli.measure.runtime import runtime_class
 from kdcli.measure.spec import UNKNOWN
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
 from kdcli.pipeline.plan import QUANTIZED, STUDENT, Run, TeacherData
@@ -159,13 +160,23 @@ def _score_baselines(run: Run, evaluator: Evaluator) -> None:
 def _measure(
     run: Run, teacher_data: TeacherData, evaluator: Evaluator, checkpoints: Mapping[str, Checkpoint]
 ) -> None:
-    """Measure speed and memory of the models, the student interleaved with a teacher that is a single model."""
+    """Measure speed and memory of the models, the student interleaved with a teacher that is a single model. With `measure.mode=quick`
+    each of the two is timed once, and models of the student's architecture get its figures."""
+    teachers = teacher_data.teachers if run.remote is None and "teacher" in checkpoints else []
+    quick = evaluator.is_quick
+    both = quick and len(teachers) == 1
+    same_work = runtime_class("torch", run.task.auto).same_work
+    alike = {"control", UNQUANTIZED} & checkpoints.keys() if quick and same_work else set()
     try:
+        if teachers and not both:
+            evaluator.measure("teacher", teachers, keep_alive=True)
         for name, source in checkpoints.items():
-            if name != "teacher":
+            if name == STUDENT and both:
+                evaluator.measure_both(name, source, "teacher", teachers[0])
+            elif name != "teacher" and name not in alike:
                 evaluator.measure(name, [source], interleaved=name == STUDENT)
-            elif run.remote is None:
-                evaluator.measure(name, teacher_data.teachers, keep_alive=True)
+        for name in sorted(alike):
+            evaluator.copy_measurement(name, STUDENT)
     except ExportError as error:  # the training is done and stays: the run failed, and can be continued
         raise KDError(error.message) from error
 
@@ -203,6 +214,9 @@ def _results(
         "test_examples": len(evaluator.rows),
         "smoke": run.cfg.smoke,
         "seed": run.cfg.seed,
+        "measure": None
+        if run.cfg.measure is None
+        else {"mode": run.cfg.measure.mode, **run.cfg.measure.settings},
         "labels": run.data.labels,
         "dataset": _dataset(run, teacher_data),
         "loss": _terms(run.cfg),

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.dataset import Dataset as DatasetConfig
-from kdcli.config.schema import Distill, Measure
+from kdcli.config.measure import Measure
+from kdcli.config.schema import Distill
 from kdcli.config.tasks import TaskSpec
 from kdcli.features import capture_features
 from kdcli.generation import Reply

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ from support.tiny import (
     wait_for,
 )
 
+from kdcli.evaluation.models import Evaluator
 from kdcli.files import hash_files
 from kdcli.launch.run import launch
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
-from kdcli.measure.models import measure_checkpoint
+from kdcli.measure.spec import UNKNOWN
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.rows import IGNORE
 from kdcli.teachers.local import LocalTeacher
@@ -326,7 +328,11 @@ def test_from_the_data_to_the_report(
     timed = form == "messages"
     if not timed:  # which takes its time, and is the same for all forms
         monkeypatch.setattr(
-            "kdcli.evaluation.models.measure_checkpoint", lambda _, *more: measure_checkpoint(None, *more)
+            Evaluator,
+            "measure_both",
+            lambda self, name, _, baseline, __: [
+                self.models[key].update(asdict(UNKNOWN)) for key in (name, baseline)
+            ],
         )
     more = ["measure.max_texts=4", "control=false"] if timed else []
     run = distil("run", form, "trainer.epochs=3", *more)

@@ -17,7 +17,8 @@ from support.tiny import decoder, exchanges, language_model_options, speaker, sp
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from kdcli.config.check import check
-from kdcli.config.schema import Distill, Measure
+from kdcli.config.measure import Measure
+from kdcli.config.schema import Distill
 from kdcli.data.dataset import load
 from kdcli.errors import ConfigError, KDError
 from kdcli.exporting.artifacts import Split, generate_reference

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.dataset import Dataset as DatasetConfig
-from kdcli.config.schema import Distill, Measure
+from kdcli.config.measure import Measure
+from kdcli.config.schema import Distill
 from kdcli.errors import ConfigError, DataError, listed
 from kdcli.files import digest
 from kdcli.generation import (

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.dataset import Dataset as DatasetConfig
-from kdcli.config.schema import Distill, Measure
+from kdcli.config.measure import Measure
+from kdcli.config.schema import Distill
 from kdcli.errors import ConfigError, DataError, listed, suggest
 from kdcli.files import digest
 from kdcli.generation import Reply, decoded, greedy_config, start_of, translate

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.dataset import Dataset as DatasetConfig
-from kdcli.config.schema import Measure
+from kdcli.config.measure import Measure
 from kdcli.errors import DataError, ModelError
 from kdcli.files import digest
 from kdcli.signals import Signal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from support.tiny import bert, sentences
 
-from kdcli.config.schema import Measure
+from kdcli.config.measure import Measure
 from kdcli.evaluation import models
 from kdcli.evaluation.models import Evaluator
 from kdcli.evaluation.predict import open_checkpoint
+from kdcli.measure.spec import UNKNOWN
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.tasks.classification.task import Classification
 
@@ -97,3 +98,24 @@ def test_speed_is_measured_interleaved_with_the_model_that_is_kept_alive(
     assert evaluator.models["teacher"] == {"score": 0.9} | NEEDS
     assert evaluator.models["ensemble"]["latency_ms"]["p50"] == 2.0
     assert evaluator.models["ensemble"]["throughput_per_s"] == 5.0
+
+
+def test_quick_timing_takes_the_same_rows_of_all_lengths(rows: datasets.Dataset, source: Checkpoint) -> None:
+    """Models that are compared on rows of different lengths; or the rows of a file whose first ones are short."""
+    with Evaluator(TASK, rows, LENGTH, Measure(mode="quick", max_texts=5)) as evaluator:
+        first, second = evaluator._prompts(source), evaluator._prompts(source)
+    lengths = [len(text) for (text,) in first]
+    every = sorted(len(text) for text in rows["text"])
+    assert first == second
+    assert lengths == sorted(lengths)
+    assert (len(lengths), lengths[0], lengths[-1]) == (5, every[0], every[-1])
+
+
+def test_figures_of_another_model_are_marked(rows: datasets.Dataset) -> None:
+    """A copy that passes for a measurement, or that takes the score along."""
+    with Evaluator(TASK, rows, LENGTH, Measure(mode="quick")) as evaluator:
+        evaluator.models = {"student": asdict(UNKNOWN) | NEEDS | {"score": 0.9}, "control": {"score": 0.5}}
+        evaluator.copy_measurement("control", "student")
+    control = evaluator.models["control"]
+    assert (control["score"], control["measured_as"]) == (0.5, "student")
+    assert control["latency_ms"] == NEEDS["latency_ms"]

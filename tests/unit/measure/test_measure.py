@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from support.commands import naming
 from support.tiny import bert, sentences
 
-from kdcli.config.schema import Measure
+from kdcli.config.measure import Measure
 from kdcli.errors import ExportError
 from kdcli.exporting.runtimes import onnx as onnx_runtime
 from kdcli.exporting.runtimes import torch as torch_runtime
@@ -415,6 +415,63 @@ def test_the_ratio_of_two_models_is_that_of_their_turns(spec: MeasureSpec) -> No
     assert (found.throughput_per_s, found.batch_size) == (30.0, 4), "the median of the better size"
     assert found.speedup == 3.0, "of 3, 3 and 2.5; the medians of each would be 30 / 10"
     assert mine.batch_sizes == [4]
+
+
+class Noisy(Process):
+    """A process whose rows take known times: `factors` of a millisecond, by round."""
+
+    def __init__(self, spec: MeasureSpec, factors: list[float]):
+        super().__init__(spec, TEXTS)
+        self._loaded = {"import_memory": 0, "seconds": 0.0}
+        self.factors, self.rounds = iter(factors), list[Sequence[int]]()
+
+    def round(self, indices: Sequence[int]) -> dict[str, Any]:
+        self.rounds.append(indices)
+        factor = next(self.factors)
+        ms = [factor * (1 + index) for index in indices]
+        return {"ms": ms, "cpu": sum(ms) / 1000, "rates": [1.0]}
+
+    def throughput(self) -> dict[str, Any]:
+        return {"rates": [float(size) for size in self.batch_sizes]}
+
+    def call(self, method: str, **arguments: Any) -> Any:
+        assert method == "memory"
+
+
+def test_an_adaptive_measurement_ends_when_the_median_is_stable(spec: MeasureSpec) -> None:
+    """A quiet machine that is timed as long as a busy one; a busy one whose first rounds are believed; or rounds of different
+    rows, whose medians differ whatever the machine does."""
+    spec = replace(spec, adaptive=True)
+    calm, wild = [1.0, 1.001, 0.999, 1.0, 1.0, 1.0], [1.0, 1.5, 0.8, 1.3, 0.9, 1.1]
+    quiet, busy = Noisy(spec, calm), Noisy(spec, wild)
+    found = quiet.measure()
+    assert len(quiet.rounds) == 3
+    assert found.latency_runs == 3 * 32
+    low, high = found.latency_p50_ci95_ms
+    assert low < found.latency_ms["p50"] < high < 1.03 * low
+    assert len({tuple(indices) for indices in quiet.rounds}) == 1
+    busy.measure()
+    assert len(busy.rounds) == 6
+    quiet, busy = Noisy(spec, calm), Noisy(spec, wild)
+    own, of_baseline = quiet.measure_both(busy)
+    assert len(quiet.rounds) == len(busy.rounds) == 6, "the ratio needs both"
+    assert (own.latency_runs, of_baseline.latency_runs) == (6 * 32, 6 * 32)
+    assert own.times_faster > 1
+    assert of_baseline.times_faster is None
+    assert (own.batch_size, of_baseline.batch_size) == (8, 8)
+
+
+def test_a_number_of_runs_is_kept_in_each_mode() -> None:
+    """A key that the user gave, and that the mode overrides; or a mode that changes nothing."""
+    quick, full = Measure(mode="quick").settings, Measure().settings
+    assert quick["adaptive"]
+    assert not full["adaptive"]
+    assert quick["max_texts"] < full["max_texts"] == 256
+    given = Measure(mode="quick", latency_runs=7, batch_sizes=[4], throughput_seconds=1.5, max_texts=9)
+    assert not given.settings["adaptive"]
+    assert {key: given.settings[key] for key in given.model_fields_set - {"mode"}} == {
+        "latency_runs": 7, "batch_sizes": [4], "throughput_seconds": 1.5, "max_texts": 9,
+    }  # fmt: skip
 
 
 def test_a_split_of_few_rows_is_run_anew(spec: MeasureSpec) -> None:

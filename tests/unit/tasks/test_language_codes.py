@@ -13,7 +13,7 @@ import transformers as of
 from support.tiny import pairs
 from support.translators import sentencepieces
 
-from kdcli.config.schema import Measure
+from kdcli.config.measure import Measure
 from kdcli.evaluation.predict import open_checkpoint
 from kdcli.measure.models import make_spec
 from kdcli.models.checkpoint import Checkpoint
