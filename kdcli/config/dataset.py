@@ -100,7 +100,8 @@ class Dataset(Section):
     rows by a hash of the text."""
     test: str | None = None
     validation_size: SplitSize = 0.1
-    """The number of rows that are split off for it, or below 1 their share."""
+    """The number of rows that are split off for it, or below 1 their share. With a share, rows that are added to the data move no other row to
+    another split; a number of rows is exact."""
     test_size: SplitSize = 0.1
     text: str = "text"
     """The column of texts."""

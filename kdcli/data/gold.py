@@ -1,4 +1,4 @@
-"""Gold labels of rows: of several annotators, of none, and of each class in every split."""
+"""Gold labels of rows: of several annotators, and of none."""
 
 from __future__ import annotations
 
@@ -58,27 +58,3 @@ def set_apart(
     if missing := sum(map(len, unlabelled.values())) - len(apart):
         dropped[UNLABELLED] += missing
     return labelled, apart
-
-
-def stratified(rows: Sequence[Row], count: int) -> tuple[list[Row], list[Row]]:
-    """The first `count` rows with the share of each label that it has among all, at least one row of each; and the others.
-
-    A label with a single row leaves it in the second part.
-    """
-    (largest, _), *others = Counter(row["label"] for row in rows).most_common()
-    wanted = {label: min(total - 1, max(1, round(total * count / len(rows)))) for label, total in others}
-    wanted[largest] = count - sum(wanted.values())
-    chosen: list[Row] = []
-    rest: list[Row] = []
-    for row in rows:
-        wanted[row["label"]] -= 1
-        (chosen if wanted[row["label"]] >= 0 else rest).append(row)
-    return chosen, rest
-
-
-def lacks_labels(chosen: Sequence[Row], rest: Sequence[Row]) -> bool:
-    """Whether one of two parts of rows has one label alone, and need not."""
-    if not chosen or not isinstance(chosen[0].get("label"), int):
-        return False
-    of_chosen, of_rest = ({row["label"] for row in part} for part in (chosen, rest))
-    return 1 < len(of_chosen | of_rest) <= len(chosen) and min(len(of_chosen), len(of_rest)) == 1

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
+import re
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from kdcli.data.gold import lacks_labels, merge_duplicates, stratified
+from kdcli.config.dataset import Dataset
+from kdcli.data.coverage import cover_classes
+from kdcli.data.gold import merge_duplicates
 from kdcli.data.raw_rows import UNREADABLE, BadRows
 from kdcli.errors import DataError
-from kdcli.tasks.rows import RawSplit, Row, RowSchema, log_level
+from kdcli.tasks.rows import IGNORE, RawSplit, Row, RowSchema, labels_of, log_level, row_hash
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
+_DIGITS = 13
+"""Hexadecimal digits of a hash that fit a float."""
+_HASH = re.compile(r"[0-9a-f]{16}")
 
 
 def clean_rows(schema: RowSchema, parts: list[RawSplit], dropped: Counter[str]) -> list[Row]:
@@ -99,37 +105,105 @@ def disjoint_splits(
     return rows
 
 
-def carve_splits(schema: RowSchema, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+def carve_splits(
+    schema: RowSchema, rows: dict[str, list[Row]], group_of: Callable[[Row], str] | None = None
+) -> dict[str, list[Row]]:
     """Take test and validation out of the training rows, if they have no source of their own.
 
-    Groups stay together, and are taken in their order as long as they fit. Where this leaves a split or the training rows with one label of
-    several, each label's rows are taken by its share.
+    A share takes the groups whose hash is in its part of the range, so that more rows move no group that is there: test has the lower end
+    of the range and validation the upper one. A number of rows takes the groups that are nearest to these ends. Each class has a group in
+    every split where it has enough groups (`cover_classes`).
+
+    Args:
+        group_of: the group of a row; None: that of the schema.
     """
     cfg = schema.cfg
-    total = len(rows["train"])
-    for split, size in (("test", cfg.test_size), ("validation", cfg.validation_size)):
-        if split in rows:
-            continue
-        count = int(size) if size >= 1 else max(1, round(size * total))
-        if count >= len(rows["train"]):
-            remedy = f"give a smaller dataset.{split}_size"
-            if total < 3:  # no size is small enough
-                remedy = "give dataset.validation= and dataset.test=, or more rows"
-                remedy += " (documents end at blank lines)" if cfg.format == "txt" else ""
-            raise DataError(
-                f"{cfg.path}: {count} rows for {split} leave none to train on ({len(rows['train'])} are there); {remedy}"
-            )
-        rest: list[Row] = []
-        rows[split] = []
-        for _, group in itertools.groupby(rows["train"], schema.group):
-            members = list(group)
-            (rows[split] if len(rows[split]) + len(members) <= count else rest).extend(members)
-        if not rows[split]:
+    sizes = {"test": cfg.test_size, "validation": cfg.validation_size}
+    carved = [split for split in sizes if split not in rows]
+    groups: dict[str, list[Row]] = {}
+    for row in rows["train"]:
+        groups.setdefault((group_of or schema.group)(row), []).append(row)
+    order = sorted(groups, key=lambda group: (position(group), group))
+    split_of = dict.fromkeys(order, "train")
+    left = len(rows["train"])
+    for place, split in enumerate(carved):
+        others = len(carved) - place  # train and the splits that follow have a group each
+        count = _expected(cfg, sizes[split], split, len(rows["train"]), left, others)
+        free = [group for group in order if split_of[group] == "train"]
+        if split == "validation":
+            free.reverse()
+        chosen = _nearest(free[: max(0, len(free) - others)], groups, count, sizes[split], split)
+        if not chosen:
             raise DataError(
                 f"{cfg.path}: rows with the same {schema.shared} stay in one split, and every {schema.shared} has more than the {count} "
                 f"rows for {split}; give a larger dataset.{split}_size, or dataset.{split}="
             )
-        if lacks_labels(rows[split], rest):
-            rows[split], rest = stratified(rows["train"], count)
-        rows["train"] = rest
+        split_of |= dict.fromkeys(chosen, split)
+        left -= sum(len(groups[group]) for group in chosen)
+    exact = {split for split in carved if sizes[split] >= 1}
+    classes = {group: _classes(members) for group, members in groups.items()}
+    cover_classes(split_of, classes, {group: len(groups[group]) for group in order}, carved, exact)
+    for split in ("train", *carved):
+        rows[split] = [row for group in order if split_of[group] == split for row in groups[group]]
     return rows
+
+
+def position(group: str) -> float:
+    """The place of a group in [0, 1), by its hash."""
+    if not _HASH.match(group):  # a task of the user has groups that are not hashes
+        group = row_hash([group])
+    return int(group[:_DIGITS], 16) / 16**_DIGITS
+
+
+def _expected(cfg: Dataset, size: float, split: str, total: int, left: int, others: int) -> int:
+    """The number of rows of a split, if the hash takes its share exactly.
+
+    Args:
+        total: the rows before any split is carved.
+        left: those that are not in another split.
+        others: the splits that the remaining rows are for.
+
+    Raises:
+        DataError: it leaves no row to train on.
+    """
+    count = int(size) if size >= 1 else max(1, round(size * total))
+    if count <= left - others:
+        return count
+    remedy = f"give a smaller dataset.{split}_size"
+    if total < 3:  # no size is small enough
+        remedy = "give dataset.validation= and dataset.test=, or more rows"
+        remedy += " (documents end at blank lines)" if cfg.format == "txt" else ""
+    raise DataError(
+        f"{cfg.path}: {count} rows for {split} leave none to train on ({left} are there); {remedy}"
+    )
+
+
+def _nearest(
+    free: Sequence[str], groups: Mapping[str, Sequence[Row]], count: int, size: float, split: str
+) -> list[str]:
+    """The groups of a split, from its end of the range. None has more rows than the split shall have.
+
+    Args:
+        free: the groups, from the end of the range.
+        count: the number of rows; those of a share are at least a third of it, and else what the hash decides.
+    """
+    chosen, total = [], 0
+    for group in free:
+        rows = len(groups[group])
+        if size >= 1:
+            if total + rows > count:
+                continue
+        elif rows > count:
+            continue
+        elif 3 * total >= count and not (
+            position(group) < size if split == "test" else position(group) >= 1 - size
+        ):
+            break
+        chosen.append(group)
+        total += rows
+    return chosen
+
+
+def _classes(rows: Iterable[Row]) -> frozenset[int]:
+    """The classes of the rows of a group; empty for language models."""
+    return frozenset(label for row in rows if "label" in row for label in labels_of(row["label"])) - {IGNORE}

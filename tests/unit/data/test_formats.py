@@ -365,7 +365,7 @@ def test_files_that_are_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("test", ["text\nsome text\n", "text,label\nsome text,-1\n"])
 def test_a_test_file_without_labels_is_not_used(tmp_path: Path, test: str) -> None:
     """The folder of a competition is refused for its test file, or a student is scored on no rows."""
-    data = read(files(train_csv=PLAIN, test_csv=test)(tmp_path))
+    data = read(files(train_csv=PLAIN, test_csv=test)(tmp_path), test_size=6)
     assert texts(data) == dict(ROWS)
     assert len(data["test"]) == 6
 
@@ -558,7 +558,7 @@ def test_parallel_files_that_do_not_belong_together(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=naming("dev.en", "dev.de", "dataset.source=", "dataset.target=")):
         read(folder / "dev", format="parallel", **LANGUAGES)
     (folder / "train.de").write_text(TARGETS.replace("eins", "eins\u2028\x85", 3))
-    assert len(read(folder / "train", **LANGUAGES)["train"]) == 48
+    assert len(read(folder / "train", **LANGUAGES, test_size=6, validation_size=6)["train"]) == 48
     (folder / "train.de").write_text("\n" + TARGETS.partition("\n")[2])
     with pytest.raises(DataError, match=naming("row 1", "the target", "empty")):
         read(folder / "train", **LANGUAGES)

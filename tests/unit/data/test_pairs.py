@@ -29,7 +29,7 @@ ASIDE = {"validation_size": 6, "test_size": 6}
 def read(path: Path, **more: Any) -> Data:
     kind = {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix, "csv")
     columns = {} if more.get("format") == "gettext" else {"source": "en", "target": "de"}
-    return load(Dataset.model_validate({"path": str(path), "format": kind, **columns, **more}))
+    return load(Dataset.model_validate({"path": str(path), "format": kind, **ASIDE, **columns, **more}))
 
 
 def refused(path: Path, **more: Any) -> str:
@@ -234,7 +234,7 @@ def test_files_without_a_header(tmp_path: Path) -> None:
     require_words(refused(path, **named), "a.tsv", "line 1", "header", "remove dataset.columns")
     labelled = tmp_path / "b.csv"
     labelled.write_text("".join(f"text {number},{number % 2}\n" for number in range(60)))
-    data = load(Dataset(path=str(labelled), columns=["text", "label"]))
+    data = load(Dataset(path=str(labelled), columns=["text", "label"], **ASIDE))
     assert len(data["train"]) == 48
 
 
