@@ -37,7 +37,10 @@ def write(path: Path, rows: Iterable[tuple[str, str]]) -> Path:
 def table(path: Path) -> Rows:
     """The rows of a file of CLINC150."""
     with path.open(encoding="utf-8", newline="") as stream:
-        return [(row["text"], row["label"]) for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)]
+        return [
+            (row["text"], row["label"])
+            for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+        ]
 
 
 def of_files(folder: Path, splits: dict[str, Rows]) -> list[str]:
