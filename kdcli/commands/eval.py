@@ -44,6 +44,7 @@ from kdcli.models.checkpoint import (
     model_labels,
     shared_token_count,
 )
+from kdcli.report.outcome import outcome
 from kdcli.report.tables import eval_table
 from kdcli.report.verdict import verdict_text
 from kdcli.rundir import unanswered
@@ -89,7 +90,10 @@ def evaluate(cfg: Config, folder: Path) -> int:
     }
     if run is not None and {"teacher", "student"} <= evaluator.models.keys():
         result["verdict"] = verdict(task, evaluator.models, evaluator.predictions, shared)
-        result["verdict"]["text"] = verdict_text(result | {"smoke": read_report(run).smoke})
+        recorded = read_report(run).as_json()
+        known = {key: recorded[key] for key in ("smoke", "training", "endpoint") if key in recorded}
+        result["verdict"] |= outcome(result | known, "dataset.test")
+        result["verdict"]["text"] = verdict_text(result | known)
     write_json(folder / "eval.json", result)
     if cfg.format == "json":
         console.say(json.dumps(result, indent=2, ensure_ascii=False))

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from kdcli.evaluation.statistics import (
+    Gain,
+    bootstrap_gain,
+    combined_gain,
+    mean_interval,
+    paired_gain,
+    seeds_gain,
+)
 from kdcli.tasks.base import Predictions, Task
 
 RESAMPLES = 10_000
@@ -14,58 +22,118 @@ BLOCK = 10_000_000
 """The number of counts that are in memory at once."""
 
 
-def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of (N,) values.
+def resampled(task: Task, *models: Predictions, seed: int = 0) -> np.ndarray:
+    """The metric of (M,) models on `RESAMPLES` resamples of the rows, (M, R), for a task whose metric is no mean over rows.
 
-    For the paired comparison of two models the values are the differences of their per_example_scores on the same
-    examples (Koehn 2004, https://aclanthology.org/W04-3250). A resample of N examples is determined by the count of each
-    distinct value, so the counts are drawn.
+    The resamples are the same for all models, so that differences are paired (Koehn 2004, https://aclanthology.org/W04-3250). A resample
+    of rows is determined by the count of each distinct row of sums, so the counts are drawn.
     """
-    distinct, counts = np.unique(values, return_counts=True)
-    draws = _resamples(counts / len(values), len(values), seed)
-    means = np.concatenate([drawn @ distinct for drawn in draws]) / len(values)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def resampled(task: Task, predictions: Predictions, seed: int = 0) -> np.ndarray:
-    """The metric on `RESAMPLES` resamples of the rows, for a task whose metric is no mean over rows. The resamples are the same for every
-    model, so that differences are paired (Koehn 2004)."""
-    sufficient_statistics = task.sufficient_statistics(predictions)
-    rows = len(sufficient_statistics)
-    sums = np.concatenate(
-        [drawn @ sufficient_statistics for drawn in _resamples(np.full(rows, 1 / rows), rows, seed)]
-    )
-    return np.asarray([task.score_from_statistics(each) for each in sums])
-
-
-def _resamples(shares: np.ndarray, rows: int, seed: int) -> Iterator[np.ndarray]:
-    """The counts of (K,) values among `rows` that are drawn: blocks of (n, K), `RESAMPLES` in all."""
+    statistics = np.stack([task.sufficient_statistics(each) for each in models], axis=1)
+    flat = statistics.reshape(len(statistics), -1)
+    distinct, counts = np.unique(flat, axis=0, return_counts=True)
     random = np.random.default_rng(seed)
-    block = max(1, BLOCK // len(shares))
+    block = max(1, BLOCK // len(distinct))
+    sums = []
     for done in range(0, RESAMPLES, block):
-        yield random.multinomial(rows, shares, size=min(block, RESAMPLES - done))
+        size = min(block, RESAMPLES - done)
+        sums.append(random.multinomial(len(flat), counts / len(flat), size=size) @ distinct)
+    drawn = np.concatenate(sums).reshape(RESAMPLES, len(models), -1)
+    return np.asarray(
+        [[task.score_from_statistics(each) for each in drawn[:, i]] for i in range(len(models))]
+    )
 
 
 def gain(task: Task, student: Predictions, control: Predictions) -> dict[str, Any]:
-    """The student's score less the control's, with its paired 95 % interval.
+    """The student's score less the control's, on the same rows.
 
-    If the metric is no mean over rows, also `gain_p`: the share of resamples in which the student is not better.
+    Returns:
+        `gain_over_control`, its 95 % interval `gain_ci95` and its p-value `gain_p`, which agree, and `smallest_gain`, the smallest gain
+        that these rows show in 80 % of samples; None: they show none.
     """
+    return _as_json(_paired(task, student, control))
+
+
+def gain_over_seeds(
+    task: Task, students: Sequence[Predictions], controls: Sequence[Predictions]
+) -> dict[str, Any]:
+    """The mean gain of students over the controls of the same seeds, with the interval over seeds and rows: that of further seeds and further
+    rows, not of these ones (`combined_gain`).
+
+    Args:
+        students, controls: their predictions on the same rows, in the order of the seeds.
+
+    Returns:
+        The keys of `gain`.
+    """
+    pairs = list(zip(students, controls, strict=True))
+    if len(pairs) == 1:
+        return gain(task, *pairs[0])
     if not task.corpus:
-        difference = task.per_example_scores(student) - task.per_example_scores(control)
-        return {"gain_over_control": float(difference.mean()), "gain_ci95": list(interval(difference))}
-    scores = [
-        task.score_from_statistics(task.sufficient_statistics(predictions).sum(0))
-        for predictions in (student, control)
-    ]
-    differences = resampled(task, student) - resampled(task, control)
-    low, high = np.percentile(differences, [2.5, 97.5])
+        differences = [
+            task.per_example_scores(student) - task.per_example_scores(control) for student, control in pairs
+        ]
+        return _as_json(seeds_gain(np.stack(differences)))
+    gains = np.asarray([_score(task, student) - _score(task, control) for student, control in pairs])
+    scores = resampled(task, *students, *controls)
+    draws = scores[: len(pairs)] - scores[len(pairs) :]
+    seeds, rows = len(pairs), len(students[0].counts)
+    residual = float((draws - draws.mean(0)).var(axis=1, ddof=1).mean()) / (seeds - 1)
+    return _as_json(
+        combined_gain(
+            float(gains.mean()),
+            float(gains.var(ddof=1)) / seeds,
+            float(draws.mean(0).var(ddof=1)),
+            residual,
+            seeds,
+            rows,
+        )
+    )
+
+
+def _paired(task: Task, first: Predictions, second: Predictions) -> Gain:
+    if not task.corpus:
+        return paired_gain(task.per_example_scores(first) - task.per_example_scores(second))
+    scores = resampled(task, first, second)
+    differences = scores[0] - scores[1]
+    return bootstrap_gain(_score(task, first) - _score(task, second), differences, len(first.counts))
+
+
+def _score(task: Task, predictions: Predictions) -> float:
+    """The headline metric alone."""
+    if task.corpus:
+        return task.score_from_statistics(task.sufficient_statistics(predictions).sum(0))
+    return float(task.per_example_scores(predictions).mean())
+
+
+def _as_json(gain: Gain) -> dict[str, Any]:
     return {
-        "gain_over_control": scores[0] - scores[1],
-        "gain_ci95": [float(low), float(high)],
-        "gain_p": float((1 + (differences <= 0).sum()) / (1 + RESAMPLES)),
+        "gain_over_control": gain.value,
+        "gain_ci95": None if gain.interval is None else list(gain.interval),
+        "gain_p": gain.p,
+        "smallest_gain": gain.smallest,
     }
+
+
+def compare_with_chance(task: Task, predictions: Mapping[str, Predictions]) -> dict[str, Any] | None:
+    """Student and control against chance on the same rows (`Task.chance_predictions`).
+
+    If accuracy does not show that both are better, and nearly all rows are of one class, macro F1 is compared.
+
+    Returns:
+        `metric`, the `score` of chance, and the 95 % intervals of what the `student` and the `control` score more; None: the task has
+        no such model.
+    """
+    baseline = task.chance_predictions(predictions["student"])
+    if baseline is None:
+        return None
+    names = [name for name in ("student", "control") if name in predictions]
+    result: dict[str, Any] = {}
+    for metric in filter(None, (task, task.balanced(baseline))):
+        margins = {name: _paired(metric, predictions[name], baseline).interval for name in names}
+        result = {"metric": metric.metric, "score": _score(metric, baseline), **margins}
+        if all(margin is not None and margin[0] > 0 for margin in margins.values()):
+            break
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in result.items()}
 
 
 def score(task: Task, predictions: Predictions) -> dict[str, Any]:
@@ -73,9 +141,9 @@ def score(task: Task, predictions: Predictions) -> dict[str, Any]:
     scores = task.scores(predictions)
     figures = {key: scores.pop(key) for key in ("confusion", "calibration") if key in scores}
     if task.corpus:
-        bounds: Sequence[float] = np.percentile(resampled(task, predictions), [2.5, 97.5]).tolist()
+        bounds: Sequence[float] = np.percentile(resampled(task, predictions)[0], [2.5, 97.5]).tolist()
     else:
-        bounds = interval(task.per_example_scores(predictions))
+        bounds = mean_interval(task.per_example_scores(predictions))
     scores[f"{task.metric}_ci95"] = list(bounds)
     return {"score": scores[task.metric], "scores": scores} | figures
 
@@ -101,6 +169,7 @@ def verdict(
     result: dict[str, Any] = {"gain_over_control": None, "gain_ci95": None}
     if control is not None:
         result = gain(task, predictions["student"], predictions["control"])
+    result["chance"] = compare_with_chance(task, predictions)
     result |= {"agreement": None, "kl_to_teacher": None}
     if shared:
         divergence = task.divergence(predictions["teacher"], predictions["student"])
@@ -111,7 +180,7 @@ def verdict(
                 task.divergence(predictions["teacher"], predictions["control"]) - divergence
             )
             result["kl_gain_over_control"] = float(gains.mean())
-            result["kl_gain_ci95"] = list(interval(gains))
+            result["kl_gain_ci95"] = list(mean_interval(gains))
     has_score = teacher["score"] is not None
     return {
         "retention": task.retention(student["score"], teacher["score"]) if has_score else None,

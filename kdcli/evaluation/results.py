@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from kdcli.errors import ConfigError
 from kdcli.files import read_json, write_json, write_text
 from kdcli.rundir import EXPORT, REPORT, saved_config
+from kdcli.tasks.presentation import Outcome
 
 logger = logging.getLogger(__name__)
 SCHEMA = 1
@@ -126,6 +127,35 @@ class TrainingResult(Part):
     """Whether more steps promised nothing."""
 
 
+class ChanceResult(Part):
+    """What student and control score more than chance."""
+
+    metric: str
+    """The metric: macro F1 if accuracy hardly tells models apart, else the headline metric."""
+    score: float
+    """That of the most frequent label, of no entity anywhere, of token frequencies, of copies of the source."""
+    student: Interval | None
+    """The 95 % interval of the student's score less that of chance; null: one row has none."""
+    control: Interval | None = None
+
+
+class MissingResult(Part):
+    """One thing that a judgement needs."""
+
+    reason: str
+    key: str | None
+    """The config key that mends it; null: none does."""
+
+
+class SeedResult(Part):
+    """Student and control of one seed."""
+
+    seed: int
+    student: float
+    control: float | None
+    gain: float | None
+
+
 class Verdict(Part):
     """The comparison of student, control and teacher on the test split. An unknown value is null."""
 
@@ -134,7 +164,17 @@ class Verdict(Part):
     gain_over_control: float | None
     gain_ci95: Interval | None
     gain_p: float | None = None
-    """The share of resamples in which the student is not better than the control; of metrics that are no mean over rows."""
+    """Two-sided, of the hypothesis that there is no gain; below 0.05 if and only if `gain_ci95` excludes 0."""
+    smallest_gain: float | None = None
+    """The smallest gain that rows like these show in 80 % of samples; null: they can show none."""
+    chance: ChanceResult | None = None
+    """Student and control against chance on the same rows."""
+    outcome: Outcome | None = None
+    """Whether the teacher helped; null: an earlier version wrote the report."""
+    missing: list[MissingResult] = []
+    """What a judgement needs; of `not_enough`."""
+    seeds: list[SeedResult] = []
+    """Of a run with several seeds: each one. `gain_over_control` is then the mean gain, and its interval is over seeds and rows."""
     agreement: float | None
     """The share of positions at which student and teacher predict the same."""
     kl_to_teacher: float | None

@@ -249,6 +249,7 @@ def _sweep_row(run: Path) -> dict[str, Any]:
         "retention": verdict.retention,
         "gain_over_control": verdict.gain_over_control,
         "gain_ci95": verdict.gain_ci95,
+        "outcome": verdict.outcome,
     }
 
 

@@ -35,6 +35,7 @@ from kdcli.pipeline.stages import read_stage_times
 from kdcli.pipeline.student import initial_folder
 from kdcli.pipeline.teacher import teacher_predictions
 from kdcli.report.cards import model_card
+from kdcli.report.outcome import outcome
 from kdcli.report.page import write_html
 from kdcli.report.tables import final_table
 from kdcli.report.verdict import verdict_text
@@ -279,8 +280,17 @@ def _terms(cfg: Config) -> dict[str, dict[str, Any]]:
     }
 
 
+def _test_rows_key(run: Run) -> str:
+    """The config key that gives more test rows."""
+    dataset = run.cfg.dataset
+    if dataset.eval_limit is not None and len(run.data["test"]) >= dataset.eval_limit:
+        return "dataset.eval_limit"
+    return "dataset.test" if dataset.test else "dataset.test_size"
+
+
 def write_results(run: Run, result: dict[str, Any]) -> None:
     """Write the model card, report.html and report.json, and print the table. report.json is written last: a run that has it is finished."""
+    result["verdict"] |= outcome(result, _test_rows_key(run))
     result["verdict"]["text"] = verdict_text(result)
     begun = run.initializer.source
     base = begun.name if begun and begun.commit else None

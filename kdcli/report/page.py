@@ -33,7 +33,7 @@ from kdcli.report.plots import calibration_plot, gain_plot, loss_curves, score_p
 from kdcli.report.tables import model_rows
 from kdcli.report.verdict import verdict_text
 from kdcli.rundir import read_metrics
-from kdcli.tasks.presentation import PERCENT, PLAIN, Metric, Report, finding, format_figure
+from kdcli.tasks.presentation import PERCENT, PLAIN, Metric, Report, format_figure, outcome_of
 
 _MAX_MATRIX = 12  # classes of a confusion matrix that can still be read
 _MAX_CLASSES = 200  # rows of the per-class table
@@ -169,7 +169,7 @@ def _page(
         "signatures": signatures_of(report),
         "dataset": dict(_dataset(report["dataset"])),
         "verdict": verdict_text(report),
-        "finding": "smoke" if report.get("smoke") else finding(verdict).replace(" ", "-"),
+        "finding": "smoke" if report.get("smoke") else outcome_of(verdict).replace("_", "-"),
         "tiles": tiles,
         "figures": _figures(report),
         "bars": _bars(metric, models),

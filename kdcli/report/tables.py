@@ -19,7 +19,7 @@ from kdcli.numbers import (
 )
 from kdcli.report.metrics import baseline_lines, compared_models, metric_of
 from kdcli.report.verdict import verdict_text
-from kdcli.tasks.presentation import Metric, Report, finding
+from kdcli.tasks.presentation import Metric, Report, outcome_of
 
 
 def model_columns(metric: Metric) -> list[str]:
@@ -310,7 +310,7 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
     A row has ``overrides`` (the words, one string) and either ``message`` (why the run failed) or ``metric``,
     ``score`` (on the test split), ``validation_score``, ``retention``, ``gain_over_control`` and
-    ``gain_ci95``, each of which may be None, and ``smoke``. The best is marked by validation score alone: the
+    ``gain_ci95``, each of which may be None, ``outcome`` and ``smoke``. The best is marked by validation score alone: the
     test score of a run that was picked by it would flatter that run.
     """
     words = [row["overrides"].split() for row in rows]
@@ -319,7 +319,7 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> None:
     metric = metric_of(next((row for row in rows if "metric" in row), {}))
     validation = [format_number(row.get("validation_score")) for row in rows]
     best = max((score for score in validation if score is not None), default=None)
-    outcomes = {"no evidence": "unclear", "unknown": "n/a"}
+    outcomes = {"no_evidence": "no evidence", "not_enough": "not enough"}
     cells = []
     for name, row, score in zip(_short(names), rows, validation, strict=True):
         if "message" in row:
@@ -327,7 +327,7 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> None:
             continue
         name = f"* {name}" if score is not None and score == best else name
         tested, retention = metric.format_score(row.get("score")), format_share(row.get("retention"))
-        outcome = "smoke" if row.get("smoke") else finding(row)
+        outcome = "smoke" if row.get("smoke") else outcome_of(row)
         cells.append(
             [
                 name,

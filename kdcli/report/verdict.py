@@ -2,16 +2,78 @@
 
 from __future__ import annotations
 
-from kdcli.numbers import format_number, format_pair, format_times
+from typing import NamedTuple
+
+from kdcli.numbers import format_bytes, format_number, format_pair, format_rate, format_times
 from kdcli.report.metrics import format_p_value, metric_of, present_models
-from kdcli.tasks.presentation import BASELINE, Report, finding
+from kdcli.report.outcome import (
+    Missing,
+    amount,
+    chance_of,
+    not_above_chance,
+    number_of_rows,
+    outcome,
+    under_tuned,
+)
+from kdcli.tasks.presentation import BASELINE, Report, outcome_of
+
+HEADS = {
+    "helped": "Distillation helped",
+    "no_evidence": "No evidence that the teacher helped",
+    "hurt": "The teacher hurt",
+    "not_enough": "Not enough to tell whether the teacher helped",
+}
+"""How the sentence on the gain begins, by `verdict.outcome`."""
+SAME = (0.95, 1.05)
+"""Between these ratios two models are about as large, or about as fast."""
 
 
 def verdict_text(report: Report) -> str:
-    """What the student retains, what it saves, and whether the teacher helped, in two short sentences."""
+    """What the student retains and saves, whether the teacher helped, and what a reader must know before the figures."""
     if report.get("smoke"):
         return "A smoke run: these figures mean nothing."
-    return f"{_retention_sentence(report)}{_savings_sentence(report)}{metric_of(report).remark(report)}. {_gain_sentence(report)}"
+    sentences = [
+        _no_saving_sentence(report),
+        f"{_retention_sentence(report)}.",
+        _gain_sentence(report),
+        _trivial_sentence(report),
+    ]
+    return " ".join(filter(None, sentences))
+
+
+class _Ratio(NamedTuple):
+    """How much smaller or faster the student is than its teacher, and what more, less and 1 are called."""
+
+    value: float | None
+    more: str
+    less: str
+    same: str
+
+    @property
+    def saves(self) -> bool:
+        return self.value is not None and self.value >= SAME[1]
+
+    def __str__(self) -> str:
+        value = self.value or 1.0
+        if SAME[0] < value < SAME[1]:
+            return self.same
+        return f"{format_times(max(value, 1 / value))} times {self.more if value > 1 else self.less}"
+
+
+def _ratios(report: Report) -> tuple[_Ratio, _Ratio]:
+    size, speed = (format_number(report["verdict"].get(key)) or None for key in ("compression", "speedup"))
+    return _Ratio(size, "smaller", "larger", "about as large"), _Ratio(
+        speed, "faster", "slower", "about as fast"
+    )
+
+
+def _no_saving_sentence(report: Report) -> str:
+    """What a student does not save: it stands before all else."""
+    missed = [ratio for ratio in _ratios(report) if ratio.value is not None and not ratio.saves]
+    if not missed:
+        return ""
+    names = " and no ".join(ratio.more for ratio in missed)
+    return f"The student is no {names} than its teacher ({', '.join(map(str, missed))})."
 
 
 def _retention_sentence(report: Report) -> str:
@@ -19,55 +81,100 @@ def _retention_sentence(report: Report) -> str:
     student, teacher = (format_number(models.get(name, {}).get("score")) for name in ("student", "teacher"))
     if student is None:
         return "The student has no score"
+    if "student" in not_above_chance(report):  # a share of the teacher's score would read as a success
+        return f"The student is not clearly better than {chance_of(report)}: its {metric.name} is {metric.format_score(student)}"
     if teacher is None:
-        return f"The student has {metric.name} {metric.format_score(student)} (the teacher's is not known)"
-    return metric.retention_sentence(student, teacher, format_number(report["verdict"].get("retention")))
+        text = f"The student has {metric.name} {metric.format_score(student)} (the teacher's is not known)"
+    else:
+        text = metric.retention_sentence(student, teacher, format_number(report["verdict"].get("retention")))
+    return f"{text}{_savings_clause(report)}{metric.remark(report)}"
 
 
-def _savings_sentence(report: Report) -> str:
+def _savings_clause(report: Report) -> str:
     """` and is 25 times smaller and 8.1 times faster`; or what is unknown."""
-    measured, unknown = [], []
-    for key, more, less, same in (
-        ("compression", "smaller", "larger", "about as large"),
-        ("speedup", "faster", "slower", "about as fast"),
-    ):
-        ratio = format_number(report["verdict"].get(key))
-        if not ratio:
-            unknown.append(more)
-        elif 0.95 < ratio < 1.05:
-            measured.append(same)
-        else:
-            measured.append(f"{format_times(max(ratio, 1 / ratio))} times {more if ratio > 1 else less}")
-    text = f"{metric_of(report).joint} {' and '.join(measured)}" if measured else ""
+    ratios = _ratios(report)
+    saved = [str(ratio) for ratio in ratios if ratio.saves]
+    unknown = [ratio.more for ratio in ratios if ratio.value is None]
+    text = f"{metric_of(report).joint} {' and '.join(saved)}" if saved else ""
     return text + (f"; how much {' and '.join(unknown)} it is cannot be known" if unknown else "")
 
 
 def _gain_sentence(report: Report) -> str:
+    """The outcome, with the gain, its interval and the number of seeds."""
+    verdict = report["verdict"]
+    judged = verdict if verdict.get("outcome") else outcome(report)  # of a report of an earlier version
+    head, gain = HEADS[judged["outcome"]], _gain_clause(report)
+    if judged["outcome"] == "not_enough":
+        reasons = "; ".join(str(Missing(**each)) for each in judged["missing"])
+        return f"{head}: {reasons}." + (f" Measured: {gain}." if gain else "")
+    shown = ""
+    smallest = format_number(verdict.get("smallest_gain"))
+    if judged["outcome"] == "no_evidence" and smallest is not None:
+        shown = (
+            f"; {number_of_rows(report)} test rows show a gain from {amount(metric_of(report), smallest)} on"
+        )
+    return f"{head}: {gain}{shown}."
+
+
+def _gain_clause(report: Report) -> str:
+    """The student against its control; "" if there is nothing to compare."""
     metric, verdict, models = metric_of(report), report["verdict"], present_models(report)
+    nearer = metric.divergence_clause(verdict)
+    gain = format_number(verdict.get("gain_over_control"))
     if "control" not in models:
-        return "No control was trained, so whether the teacher helped is not known."
-    gain, nearer = format_number(verdict.get("gain_over_control")), metric.divergence_clause(verdict)
+        return ""
     if gain is None:
-        return f"The gain over {BASELINE} is not known, nor whether the teacher helped{nearer}."
+        return f"the gain over {BASELINE} is not known{nearer}" if nearer else ""
     low, high = format_pair(verdict.get("gain_ci95"))
-    head, over = {
-        "helped": ("Distillation helped", "over"),
-        "hurt": ("The teacher HURT", "against"),
-    }.get(finding(verdict), ("No evidence that the teacher helped", "over"))
     shown = metric.differences(*(value for value in (gain, low, high) if value is not None))
+    known = len(shown) == 3
+    seeds = verdict.get("seeds") or []
+    certainty = ", ".join(
+        filter(
+            None,
+            [
+                f"95 % interval {shown[1]} to {shown[2]}" if known else "its interval is not known",
+                format_p_value(verdict.get("gain_p")),
+                f"over {len(seeds)} seeds" if seeds else "one seed",
+            ],
+        )
+    )
     student, teacher, control = (
         format_number(models[name].get("score")) for name in ("student", "teacher", "control")
     )
-    if low == high == gain == 0:
-        text = f"{head}: {BASELINE} does exactly as well"
+    if gain == 0:
+        text = f"{BASELINE} does exactly as well ({certainty})"
     else:
-        known = len(shown) == 3
-        certainty = f"95 % interval {shown[1]} to {shown[2]}" if known else "its interval is not known"
-        certainty = ", ".join(filter(None, [certainty, format_p_value(verdict.get("gain_p"))]))
-        text = f"{head}: {metric.gain_clause(student, control, shown[0], certainty, over)}"
+        over = "over" if gain > 0 or outcome_of(verdict) != "hurt" else "against"
+        text = metric.gain_clause(student, control, shown[0], certainty, over)
     text += nearer
-    if teacher is not None and control is not None and teacher <= control:
+    if teacher is not None and control is not None and (keys := under_tuned(report)) is not None:
         scores = " against ".join(metric.texts(teacher, control))
         rival = "the student without it" if nearer else "that student"
         text += f"; the teacher itself is no better than {rival} ({scores})"
-    return text + "."
+        text += f": tune it longer ({keys})" if keys else ""
+    return text
+
+
+def _trivial_sentence(report: Report) -> str:
+    """A model without a network whose score is within the student's interval, or above it."""
+    metric, models = metric_of(report), report["models"]
+    trivial, student = models.get("trivial") or {}, models["student"]
+    score, own = format_number(trivial.get("score")), format_number(student.get("score"))
+    if score is None or own is None:
+        return ""
+    low, _ = format_pair((student.get("scores") or {}).get(f"{metric.key}_ci95"))
+    if score < (own if low is None else low):
+        return ""
+    cost, other = (_cost(model, metric.rate) for model in (trivial, student))
+    return (
+        f"A model without a network does as well: {trivial.get('method', 'a trivial model')} has {metric.name} {metric.format_score(score)}"
+        f"{f' ({cost}; the student: {other})' if cost and other else ''}."
+    )
+
+
+def _cost(model: dict[str, object], rate: str) -> str:
+    """Size and speed, as far as they are known."""
+    size, speed = format_number(model.get("bytes")), format_number(model.get("throughput_per_s"))
+    parts = [format_bytes(size)] if size is not None else []
+    return ", ".join(parts + ([f"{format_rate(speed)} {rate}"] if speed is not None else []))

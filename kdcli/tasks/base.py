@@ -253,6 +253,15 @@ class Task(ABC):
     def chance(self, predictions: Predictions, classes: int) -> float:
         """The headline metric of the best prediction that does not look at the text."""
 
+    def chance_predictions(self, predictions: Predictions) -> Predictions | None:
+        """The best predictions for the same rows that do not depend on their texts (seq2seq: copies of the texts). A model that has learnt
+        something scores more. None: there are none."""
+        return None
+
+    def balanced(self, predictions: Predictions) -> Task | None:
+        """The task with a metric that counts all classes alike, if nearly all of these rows are of one class; else None."""
+        return None
+
     @torch.no_grad()
     def predict(
         self,

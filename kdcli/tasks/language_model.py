@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from kdcli.tasks.encoded import Encoded
 
 CLOSE = 1e-3
 """The largest difference between the logits of the head and those of the model (fp32), relative to their size."""
+ADDED = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""What a unigram model adds to the count of each token."""
 SURE, UNSURE = 1.5, 100.0
 """Perplexities below which a model nearly knows each next token of its references, and above which it does not know them."""
 UNLIKE, ALIKE = 25.0, 60.0
@@ -173,6 +176,23 @@ class LanguageModel(Task):
     def chance(self, predictions: Predictions, classes: int) -> float:
         """The uniform distribution."""
         return -float(np.log(classes))
+
+    def chance_predictions(self, predictions: Predictions) -> Predictions | None:
+        """A unigram model: the log-probability of a token by the counts of all other tokens of these rows. What is added to each count is the
+        value of `ADDED` that suits them best."""
+        labels = predictions.labels
+        tokens, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        if len(labels) < 2:
+            return None
+        classes = len(tokens) + 1  # all other tokens are one
+        others = counts[index] - 1
+        choices = [
+            np.log((others + added) / (len(labels) - 1 + added * classes)).astype(np.float32)
+            for added in ADDED
+        ]
+        best = max(choices, key=lambda log_prob: float(log_prob.mean(dtype=np.float64)))
+        top = np.full_like(predictions["top"], tokens[counts.argmax()])
+        return replace(predictions, arrays=predictions.arrays | {"log_prob": best, "top": top})
 
 
 def contradiction(log_prob: float, texts: Sequence[str], chrf: float | None = None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from kdcli.numbers import format_apart, format_number, format_pair, format_share
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 Report = Mapping[str, Any]
 """The content of report.json."""
-Finding = Literal["helped", "hurt", "no evidence", "unknown"]
+Outcome = Literal["helped", "no_evidence", "hurt", "not_enough"]
 Detail = tuple[str, str, Callable[[Mapping[str, Any]], str]]
 """A further score of a model: its name on the page, its name on the card ("": not there), and its text, made of the model's scores."""
 BASELINE = "the same student without a teacher"
@@ -43,6 +43,10 @@ class Metric:
     joint = " and is"
     """Joins what the student retains to what it saves."""
     details: tuple[Detail, ...] = ()
+    relevant = 0.02
+    """The difference of scores that matters where the teacher promises no larger one."""
+    chance = "a model that does not read the text"
+    """What `Task.chance_predictions` are the predictions of."""
     terminal_scores: tuple[tuple[str, str], ...] = ()
     """Scores that the terminal shows in place of the memory, in the metric's format: (column, key)."""
 
@@ -191,14 +195,20 @@ class Presentation:
     score_names: Mapping[str, str] = field(default_factory=dict)
 
 
-def finding(verdict: Mapping[str, Any]) -> Finding:
-    """Whether the teacher helped: only if the paired 95 % interval of the gain excludes 0."""
-    if format_number(verdict.get("gain_over_control")) is None:
-        return "unknown"
+def outcome_of(verdict: Mapping[str, Any]) -> Outcome:
+    """Whether the teacher helped. Of a report of an earlier version, which has no `outcome`, it is known by the interval of the gain alone."""
+    if verdict.get("outcome"):
+        return cast(Outcome, verdict["outcome"])
+    low, _ = format_pair(verdict.get("gain_ci95"))
+    return "not_enough" if low is None else outcome_by_interval(verdict)
+
+
+def outcome_by_interval(verdict: Mapping[str, Any]) -> Outcome:
+    """What the paired 95 % interval of the gain shows, if nothing else speaks against a judgement."""
     low, high = format_pair(verdict.get("gain_ci95"))
     if low is not None and low > 0:
         return "helped"
-    return "hurt" if high is not None and high < 0 else "no evidence"
+    return "hurt" if high is not None and high < 0 else "no_evidence"
 
 
 def format_figure(value: Any, digits: int = 2) -> str:

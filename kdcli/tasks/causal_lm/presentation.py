@@ -22,8 +22,8 @@ from kdcli.tasks.presentation import (
     Metric,
     Presentation,
     Report,
-    finding,
     format_figure,
+    outcome_of,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Perplexity(Metric):
     """The mean log-probability of a reference token, which people read as perplexity: its exp(-score)."""
 
     digits = 2
+    chance = "the frequencies of the tokens"
     better = "lower is better"
     note = (
         "Perplexity is exp of minus the mean log-probability of a reference token: 1 is certainty, lower is better. "
@@ -133,7 +134,9 @@ class Perplexity(Metric):
         low, high = format_pair(verdict.get("kl_gain_ci95"))
         nearer, further = low is not None and low > 0, high is not None and high < 0
         side = "nearer to" if nearer else "further from" if further else "not clearly nearer to"
-        joint = "and" if nearer == (finding(verdict) == "helped") else "but"
+        outcome, difference = outcome_of(verdict), format_number(verdict.get("gain_over_control"))
+        better = outcome == "helped" or (outcome == "not_enough" and (difference or 0.0) > 0)
+        joint = "and" if nearer == better else "but"
         return f", {joint} the student is {side} the teacher (KL {' against '.join(format_apart(own, own + gain))})"
 
     def tiles(self, report: Report) -> list[tuple[str, str, str]]:

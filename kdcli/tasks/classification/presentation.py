@@ -8,6 +8,7 @@ from kdcli.tasks.presentation import PERCENT, PLAIN, Card, Percentage, Presentat
 class Accuracy(Percentage):
     """Accuracy, with macro F1, log-loss and calibration error beside it."""
 
+    chance = "the most frequent label"
     details = (
         ("macro F1", "macro F1", lambda scores: PERCENT.format_score(scores.get("macro_f1"))),
         ("log-loss", "", lambda scores: PLAIN.format_score(scores.get("nll"))),

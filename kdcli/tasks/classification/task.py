@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import datasets
@@ -26,6 +27,8 @@ LARGEST_MATRIX = 1000
 """Classes of the largest confusion matrix: one of 100,000 classes would need 80 GB."""
 CHUNK = 1000
 """Rows handed to the tokenizer at once."""
+IMBALANCED = 0.8
+"""The share of the most frequent label above which accuracy hardly tells models apart."""
 BINS = 10
 """Bins of the calibration curve: ten equal steps of confidence (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
 
@@ -132,6 +135,17 @@ class Classification(Task):
         """The share of the most frequent label."""
         return float(np.bincount(predictions.labels).max() / len(predictions.labels))
 
+    def chance_predictions(self, predictions: Predictions) -> Predictions | None:
+        """The most frequent label everywhere."""
+        logits = np.zeros_like(predictions["logits"])
+        logits[:, np.bincount(predictions.labels).argmax()] = 1.0
+        return replace(predictions, arrays=predictions.arrays | {"logits": logits})
+
+    def balanced(self, predictions: Predictions) -> Task | None:
+        """Macro F1, if one class has more than `IMBALANCED` of the rows."""
+        imbalanced = self.metric == "accuracy" and self.chance(predictions, len(self.labels)) > IMBALANCED
+        return _Balanced(self.labels) if imbalanced else None
+
     def scores(self, predictions: Predictions) -> dict[str, Any]:
         """Accuracy, macro F1, negative log-likelihood, expected calibration error, and for at most `LARGEST_MATRIX` classes the confusion
         matrix."""
@@ -167,6 +181,26 @@ class Classification(Task):
     def per_example_scores(self, predictions: Predictions) -> np.ndarray:
         """1 where the label is right, else 0."""
         return (predictions["logits"].argmax(1) == predictions.labels).astype(np.float64)
+
+
+class _Balanced(Classification):
+    """Classification whose headline metric is macro F1: the mean of the F1 of the classes that are in the rows or are predicted."""
+
+    metric = "macro_f1"
+    corpus = True
+
+    def sufficient_statistics(self, predictions: Predictions) -> np.ndarray:
+        """For each row whether it is of a class, whether the class is predicted, and whether both hold: (rows, 3 C)."""
+        size = predictions["logits"].shape[1]
+        gold = np.eye(size)[predictions.labels]
+        predicted = np.eye(size)[predictions["logits"].argmax(1)]
+        return np.concatenate([gold, predicted, gold * predicted], axis=1)
+
+    def score_from_statistics(self, sums: np.ndarray) -> float:
+        """Macro F1, (3 C,) -> [0, 1]."""
+        gold, predicted, right = sums.reshape(3, -1)
+        present = gold + predicted > 0
+        return float((2 * right[present] / (gold + predicted)[present]).mean())
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ class Bleu(Metric):
     """sacrebleu's BLEU of greedy translations, 0 to 100; chrF and BLEU of beam search are told as it is."""
 
     digits = 1
+    relevant = 1.0
+    chance = "a copy of the source"
     note = (
         "BLEU and chrF are sacrebleu's, from 0 to 100, over the whole test split: of greedy translations, or of beam search "
         "where that is said. What the student keeps is its BLEU over the teacher's, greedy against greedy."

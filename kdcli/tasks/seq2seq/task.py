@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -533,6 +534,12 @@ class Seq2Seq(LanguageModel):
         right, total = sums[:4].round().astype(int).tolist(), sums[4:8].round().astype(int).tolist()
         length, reference = round(sums[8]), round(sums[9])
         return float(BLEU.compute_bleu(right, total, length, reference, smooth_method="exp").score)
+
+    def chance_predictions(self, predictions: Predictions) -> Predictions | None:
+        """Copies of the sources."""
+        if not predictions.texts:
+            return None
+        return replace(predictions, texts=[source for source, _ in predictions.pairs])
 
     def retention(self, student: float, teacher: float) -> float:
         """The ratio of BLEU scores."""

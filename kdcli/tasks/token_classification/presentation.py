@@ -35,6 +35,7 @@ class EntityF1(Percentage):
 
     item, gold, same_answer = "words", "gold tags", "same tag as the teacher"
     support = "test entities"
+    chance = "no entity anywhere"
     details = (
         ("precision", "precision", lambda scores: PERCENT.format_score(scores.get("precision"))),
         ("recall", "recall", lambda scores: PERCENT.format_score(scores.get("recall"))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import datasets
@@ -16,7 +17,7 @@ from kdcli.config.measure import Measure
 from kdcli.errors import DataError, ModelError
 from kdcli.files import digest
 from kdcli.signals import Signal
-from kdcli.tasks.base import Predictions
+from kdcli.tasks.base import Predictions, Task
 from kdcli.tasks.classification.task import CHUNK, Classification, log_softmax
 from kdcli.tasks.encoded import Encoded, padded
 from kdcli.tasks.rows import IGNORE
@@ -159,6 +160,18 @@ class TokenClassification(Classification):
     def chance(self, predictions: Predictions, classes: int) -> float:
         """0: a model that tags every word O finds no entity."""
         return 0.0
+
+    def chance_predictions(self, predictions: Predictions) -> Predictions | None:
+        """No entity anywhere; None if no tag means that."""
+        if not self.scheme.outside:
+            return None
+        logits = np.zeros_like(predictions["logits"])
+        logits[:, self.labels.index(self.scheme.outside[0])] = 1.0
+        return replace(predictions, arrays=predictions.arrays | {"logits": logits})
+
+    def balanced(self, predictions: Predictions) -> Task | None:
+        """None: F1 counts entities alone, however rare they are."""
+        return None
 
     def scores(self, predictions: Predictions) -> dict[str, Any]:
         """Micro F1, precision and recall of entities; the share of words with the right tag; the negative log-likelihood of a tag; the F1 of

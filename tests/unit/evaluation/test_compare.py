@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdcli.evaluation.compare import agreement, gain, interval, score, verdict
+from kdcli.evaluation.compare import agreement, compare_with_chance, gain, gain_over_seeds, score, verdict
 from kdcli.tasks.base import Predictions
 from kdcli.tasks.classification.task import Classification
 
@@ -26,26 +26,12 @@ def flipped(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 LABELS = np.random.default_rng(0).integers(0, 2, 2000)
 
 
-def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
-    """An interval of the values in place of their mean; or one that is half as wide."""
-    held = 0
-    for seed in range(200):
-        values = (np.random.default_rng(seed).random(400) < 0.3).astype(float)
-        low, high = interval(values)
-        held += low <= 0.3 <= high
-    assert 0.90 <= held / 200 <= 0.985
-
-
-def test_an_interval_of_equal_values_has_no_width() -> None:
-    """A model that is right on every row has no uncertainty that these rows could show."""
-    assert interval(np.ones(10)) == (1.0, 1.0)
-
-
 def test_a_gain_is_paired() -> None:
     """Two models with the same mistakes differ by nothing, however many they are."""
     predicted = flipped(LABELS, 0.3, 1)
     same = gain(TASK, predictions(LABELS, predicted), predictions(LABELS, predicted))
-    assert same == {"gain_over_control": 0.0, "gain_ci95": [0.0, 0.0]}
+    assert (same["gain_over_control"], same["gain_p"]) == (0.0, 1.0)
+    assert same["gain_ci95"] == pytest.approx([-0.0019, 0.0019], abs=1e-4)
     one_better = predicted.copy()
     one_better[np.flatnonzero(predicted != LABELS)[:60]] = LABELS[np.flatnonzero(predicted != LABELS)[:60]]
     better = gain(TASK, predictions(LABELS, one_better), predictions(LABELS, predicted))
@@ -79,3 +65,51 @@ def test_the_verdict_compares_what_it_says() -> None:
     assert result["kl_to_teacher"] > 0
     assert result["kl_gain_over_control"] > 0
     assert verdict(TASK, models, outputs, shared=False)["agreement"] is None
+
+
+def test_a_model_is_compared_with_chance_on_the_same_rows() -> None:
+    """A student that gives everything the same label counts as one that has learnt; or one that has learnt does not."""
+    labels = (np.random.default_rng(3).random(400) < 0.4).astype(int)
+    outputs = {
+        "student": predictions(labels, flipped(labels, 0.2, 1)),
+        "control": predictions(labels, np.zeros(400, int)),
+    }
+    chance = compare_with_chance(TASK, outputs)
+    assert chance is not None
+    assert (chance["metric"], chance["score"]) == ("accuracy", pytest.approx(1 - labels.mean()))
+    assert chance["student"][0] > 0.1
+    assert chance["control"][0] <= 0 <= chance["control"][1]
+
+
+def test_a_rare_class_that_is_found_is_better_than_chance() -> None:
+    """With 3 % of one class a good model has hardly more accuracy than one that never predicts the class, and passes for useless."""
+    labels = np.zeros(600, int)
+    labels[:18] = 1
+    found = labels.copy()
+    found[14:24] = 1 - found[14:24]
+    useless = np.zeros(600, int)
+    chance = compare_with_chance(
+        TASK, {"student": predictions(labels, found), "control": predictions(labels, found)}
+    )
+    assert chance is not None
+    assert chance["metric"] == "macro_f1"
+    assert chance["score"] == pytest.approx(TASK.scores(predictions(labels, useless))["macro_f1"])
+    assert chance["student"][0] > 0.1
+    same = compare_with_chance(
+        TASK, {"student": predictions(labels, useless), "control": predictions(labels, found)}
+    )
+    assert same is not None
+    assert same["student"][0] <= 0 < same["control"][0]
+
+
+def test_one_seed_is_a_gain_and_several_are_their_mean() -> None:
+    """The gain over seeds is that of the first seed, or of students against the controls of other seeds."""
+    students = [predictions(LABELS, flipped(LABELS, 0.2, seed)) for seed in (1, 2, 3)]
+    controls = [predictions(LABELS, flipped(LABELS, share, 9)) for share in (0.25, 0.3, 0.28)]
+    assert gain_over_seeds(TASK, students[:1], controls[:1]) == gain(TASK, students[0], controls[0])
+    over = gain_over_seeds(TASK, students, controls)
+    gains = [gain(TASK, *pair)["gain_over_control"] for pair in zip(students, controls, strict=True)]
+    assert over["gain_over_control"] == pytest.approx(np.mean(gains))
+    low, high = over["gain_ci95"]
+    assert low < over["gain_over_control"] < high
+    assert over["smallest_gain"] > 0

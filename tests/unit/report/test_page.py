@@ -414,7 +414,7 @@ def test_sweep_shows_failures_and_smoke(capsys: pytest.CaptureFixture[str]) -> N
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].endswith("smoke")
     assert lines[3].split() == ["weight=2", "n/a", "n/a", "n/a", "n/a", "failed"]
-    assert lines[4].split()[-2:] == ["n/a", "n/a"]
+    assert lines[4].split()[-3:] == ["n/a", "not", "enough"]
     assert lines[-1] == "loss.a.weight=2 failed: expected [x], got y"
 
 

@@ -16,7 +16,7 @@ from support.translators import CODES, lay_out
 
 from kdcli.config.schema import Rollout
 from kdcli.errors import ConfigError, DataError
-from kdcli.evaluation.compare import gain, resampled
+from kdcli.evaluation.compare import gain, gain_over_seeds, resampled
 from kdcli.generation import decoded, translate
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
@@ -370,11 +370,55 @@ def test_paired_bootstrap() -> None:
     assert found["gain_p"] < 0.01
     assert found["gain_ci95"][0] < found["gain_over_control"] < found["gain_ci95"][1]
     back = gain(task, said(worse, references), said(references, references))
-    assert back["gain_p"] > 0.99
+    assert back["gain_p"] < 0.01
+    assert back["gain_ci95"][1] < 0
     same = gain(task, said(worse, references), said(worse, references))
     assert same["gain_ci95"] == [0, 0]
     assert same["gain_p"] == 1
-    assert resampled(task, said(references, references)) == pytest.approx(100)
+    assert resampled(task, said(references, references))[0] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("most", [10, 300_000])
+def test_resamples_that_do_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """A hundred thousand rows whose interval needs gigabytes; or resamples that are drawn twice, or lost, from block to block."""
+    references = [target for _, target in pairs(40, longest=12)]
+    texts = [" ".join(text.split()[number % 3 :]) for number, text in enumerate(references)]
+    expected = resampled(Seq2Seq(), said(texts, references))
+    monkeypatch.setattr("kdcli.evaluation.compare.BLOCK", most)
+    np.testing.assert_array_equal(resampled(Seq2Seq(), said(texts, references)), expected)
+
+
+def test_seeds_of_a_metric_that_is_no_mean() -> None:
+    """The interval over seeds ignores the rows, or the seeds; a loss of one seed makes the gain uncertain."""
+    references = [target for _, target in pairs(80, longest=12)]
+
+    def cut(every: int, first: int) -> Predictions:
+        return said(
+            [
+                " ".join(text.split()[1:]) if number % every == first else text
+                for number, text in enumerate(references)
+            ],
+            references,
+        )
+
+    task, control = Seq2Seq(), cut(2, 0)
+    one, other, equal = cut(6, 0), cut(7, 0), cut(2, 1)
+    agreeing = gain_over_seeds(task, [one, other, cut(5, 1)], [control] * 3)
+    assert agreeing["gain_ci95"][0] > 0
+    assert agreeing["gain_p"] < 0.05
+    spread = gain_over_seeds(task, [one, equal, cut(1, 0)], [control] * 3)
+    assert spread["gain_ci95"][0] < 0 < spread["gain_ci95"][1]
+    assert spread["smallest_gain"] > agreeing["smallest_gain"]
+
+
+def test_a_translator_must_beat_copies() -> None:
+    """A model that copies its source is compared with nothing, where source and target share many words."""
+    predictions = Predictions(
+        {}, np.empty(0), np.ones(2), ["a b c d", "x"], [("a b c d e", "a b c d"), ("q", "x")]
+    )
+    baseline = Seq2Seq().chance_predictions(predictions)
+    assert baseline is not None
+    assert list(baseline.texts) == ["a b c d e", "q"]
 
 
 def test_copies_are_counted() -> None:

@@ -16,7 +16,7 @@ from support.tiny import BAD, FILLER, GOOD, bert, speller
 from transformers import BertForTokenClassification, CanineTokenizer
 
 from kdcli.errors import DataError, ModelError
-from kdcli.evaluation.compare import interval
+from kdcli.evaluation.statistics import mean_interval
 from kdcli.exporting.targets.cpu import Cpu
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
@@ -173,16 +173,17 @@ def test_the_interval_is_that_of_resampled_rows() -> None:
         strict=True,
     ):
         low, high = np.percentile(brute, [2.5, 97.5])
-        np.testing.assert_allclose(interval(values), (low, high), atol=0.03 * (high - low))
+        np.testing.assert_allclose(mean_interval(values), (low, high), atol=0.03 * (high - low))
 
 
-@pytest.mark.parametrize("most", [10, 700_000])
-def test_resamples_that_do_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """A hundred thousand rows whose interval needs gigabytes; or resamples that are drawn twice, or lost, from block to block."""
-    values = np.random.default_rng(3).normal(size=100)
-    whole = interval(values)
-    monkeypatch.setattr("kdcli.evaluation.compare.BLOCK", most)
-    assert interval(values) == pytest.approx(whole, abs=1e-12)
+def test_no_entity_is_what_a_tagger_must_beat() -> None:
+    """A tagger without a tag for "no entity" has no trivial model; with one, that finds nothing."""
+    outputs = wild(20, 1, 0.8)[0]
+    task = TokenClassification(WILD)
+    baseline = task.chance_predictions(outputs)
+    assert baseline is not None
+    assert task.scores(baseline)["f1"] == 0
+    assert task.balanced(outputs) is None
 
 
 # ---- words among tokens ------------------------------------------------------------------------------
