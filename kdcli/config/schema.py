@@ -112,6 +112,10 @@ class Student(CheckpointConfig):
 
     allow_same_size: bool = False
     """Allow a student with as many parameters as its teacher, or more."""
+    calibrate: bool = True
+    """After training, fit one temperature on the validation rows (temperature scaling), and divide the weights of the output layer by it, for
+    student and control: predictions stay the same, and probabilities become calibrated. (classification, token_classification)"""
+
     quantization: Literal["int8", "int4"] | None = None
     """Adds a final quantization-aware training stage for student and control: weights are rounded in the forward pass as `hardware=cpu`
     (for language models also `laptop`) rounds them in this precision, and the rounded weights are saved. null: weights are
@@ -387,6 +391,10 @@ class Distill(Section):
             if stage.student is not None and stage.student.quantization:
                 raise ValueError(
                     f"stages.{name}.student.quantization: an assistant is not exported; give student.quantization"
+                )
+            if stage.student is not None and "calibrate" in stage.student.model_fields_set:
+                raise ValueError(
+                    f"stages.{name}.student.calibrate: an assistant teaches with its own probabilities; give student.calibrate"
                 )
             if stage.student is not None and "init_from" in stage.student.model_fields_set:
                 raise ValueError(

@@ -84,6 +84,9 @@ class ModelResult(Part):
     """teacher: the directory of its checkpoint."""
     members: list[str] = []
     """teacher: the directories of an ensemble's checkpoints."""
+    calibration: dict[str, Any] = {}
+    """The expected calibration error on the test split (`ece`), the confidence and accuracy of each bin, and of a model that was calibrated the
+    fitted `temperature` and the error without it (`ece_before`)."""
     method: str | None = None
     """A baseline that is not saved: what it is. The latency and the throughput of `trivial` were measured in the process of the run."""
 

@@ -29,6 +29,7 @@ from kdcli.files import write_text
 from kdcli.measure.runtime import runtime_class
 from kdcli.measure.spec import UNKNOWN
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
+from kdcli.pipeline.calibration import add_calibration
 from kdcli.pipeline.plan import QUANTIZED, STUDENT, Run, TeacherData
 from kdcli.pipeline.remote import endpoint_report
 from kdcli.pipeline.stages import read_stage_times
@@ -72,6 +73,7 @@ def evaluate(
                 texts, score = _score_checkpoint(run, teacher_data, evaluator, name, source)
                 samples |= {name: texts} if texts else {}
                 validation |= {name: score} if score is not None else {}
+        add_calibration(run, evaluator)
         if run.cfg.trivial_baseline:
             _score_baselines(run, evaluator)
         for name, predictions in evaluator.predictions.items():

@@ -30,6 +30,7 @@ from kdcli.models.checkpoint import (
 )
 from kdcli.models.vocabulary import save_tokenizer
 from kdcli.pipeline.cache import is_saved
+from kdcli.pipeline.calibration import calibrate_trained
 from kdcli.pipeline.plan import (
     QUANTIZED,
     STUDENT,
@@ -93,6 +94,7 @@ def train_trainee(run: Run, stages: Stages, teacher_data: TeacherData, before: T
             teacher_data.teacher,
             _training_teacher(phase, teacher_data, outputs),
             outputs.get("validation"),
+            calibrated=phase.last and phase.trainee == STUDENT,
         )
         _train(run, stages, job)
         checkpoint = Checkpoint(job.out, checkpoint.name, code=checkpoint.code)
@@ -254,7 +256,15 @@ def train_control(run: Run, stages: Stages, student_lengths: Mapping[str, Length
     initial = Checkpoint(initial_folder(run, STUDENT), "the control", code=run.cfg.student.trust_remote_code)
     phase = Phase("control", {"hard_label": hard_label}, {"hard_label": 1.0}, cfg)
     gold, teacher = run.data.gold, run.sources[0]
-    job = PhaseJob(phase, initial, out if quantized is None else before, gold, length, teacher)
+    job = PhaseJob(
+        phase,
+        initial,
+        out if quantized is None else before,
+        gold,
+        length,
+        teacher,
+        calibrated=quantized is None,
+    )
     _train(run, stages, job)
     if quantized is not None:
         trainer = quantization_trainer(run.cfg, run.cfg.trainer)
@@ -262,7 +272,7 @@ def train_control(run: Run, stages: Stages, student_lengths: Mapping[str, Length
             phase, name="control/quantized", trainer=trainer, quantization=run.quantization
         )
         trained = Checkpoint(before, initial.name, code=initial.code)
-        _train(run, stages, PhaseJob(rounding, trained, out, gold, quantized, teacher))
+        _train(run, stages, PhaseJob(rounding, trained, out, gold, quantized, teacher, calibrated=True))
     return length
 
 
@@ -277,6 +287,7 @@ class PhaseJob:
         length: how many optimizer steps.
         teacher_checkpoint: the teacher's, whose config the losses read.
         teacher, validation_teacher: the teacher of the training and of the validation rows; None: no loss reads it.
+        calibrated: whether a temperature is fitted after it, if the task and the config allow it.
     """
 
     phase: Phase
@@ -287,6 +298,7 @@ class PhaseJob:
     teacher_checkpoint: Checkpoint
     teacher: Teacher | None = None
     validation_teacher: Teacher | None = None
+    calibrated: bool = False
 
 
 def _train(run: Run, stages: Stages, job: PhaseJob) -> None:
@@ -296,6 +308,7 @@ def _train(run: Run, stages: Stages, job: PhaseJob) -> None:
         stages.skip(phase.name, "trained before")
         return
     on_policy = phase.uses_teacher and run.cfg.rollout.source == "student"
+    calibrated = job.calibrated and run.cfg.student.calibrate and run.task.calibrates
     with stages.stage(phase.name, job.length.bound) as progress:
         distiller, tokenizer = _distiller(run, job.checkpoint, phase, job.teacher_checkpoint)
         seed = stage_seed(run.cfg.seed, seed_name(phase.name))
@@ -321,6 +334,9 @@ def _train(run: Run, stages: Stages, job: PhaseJob) -> None:
                 validation_teacher=job.validation_teacher if phase.uses_teacher else None,
                 metrics=run.folder / METRICS,
                 finish=(phase.quantization or run.initializer).merge_and_unload,
+                calibrate=functools.partial(calibrate_trained, run, tokenizer, job.out)
+                if calibrated
+                else lambda model: None,
             )
         )
         run.state.wait_for_everyone()

@@ -11,6 +11,8 @@ from kdcli.tasks import packaged_presentations, presentation_of
 from kdcli.tasks.presentation import Metric, Presentation, Report
 
 MODELS = ("teacher", "control", "student")
+MISCALIBRATED = 0.1
+"""The expected calibration error above which a report warns."""
 
 
 def present_models(report: Report) -> dict[str, Mapping[str, Any]]:
@@ -40,6 +42,23 @@ def baseline_lines(report: Report) -> list[str]:
         where = "; its speed was measured in the process of the run, on one thread" if timed else ""
         lines.append(f"{name}: {model.get('method')}{where}")
     return lines
+
+
+def calibration_lines(report: Report) -> list[str]:
+    """A warning if the probabilities of a classifier are further from its share of right answers than `MISCALIBRATED`."""
+    student = report["models"].get("student") or {}
+    error = format_number((student.get("scores") or {}).get("ece"))
+    if error is None or error <= MISCALIBRATED or not report.get("labels") or report.get("smoke"):
+        return []
+    fitted = "temperature" in (student.get("calibration") or {})
+    remedy = (
+        "More validation rows (dataset.validation_size) calibrate it better."
+        if fitted
+        else "It was not calibrated (student.calibrate, and enough validation rows: dataset.validation_size)."
+    )
+    return [
+        f"The student's calibration error is {error:.2f}: its probabilities are not shares of right answers. {remedy}"
+    ]
 
 
 def metric_of(result: Mapping[str, Any]) -> Metric:

@@ -24,6 +24,7 @@ from kdcli.report.metrics import (
     MODELS,
     baseline_lines,
     baselines,
+    calibration_lines,
     compared_models,
     format_p_value,
     metric_of,
@@ -178,10 +179,8 @@ def _page(
         "curves": list(loss_curves(metrics)),
         "validation": validation_plot(metric, metrics),
         "calibration": calibration_plot(models),
-        "ece": [
-            (f"{name}, ECE {PLAIN.format_score(m.get('scores', {}).get('ece'))}", name)
-            for name, m in models.items()
-        ],
+        "miscalibrated": calibration_lines(report),
+        "ece": [(f"{name}, ECE {_calibration_error(m)}", name) for name, m in models.items()],
         "matrices": [
             _matrix(name, report["labels"], model, models["student"]) for name, model in models.items()
         ][::-1],
@@ -201,6 +200,13 @@ def _page(
         "endpoint": list(_endpoint(report["endpoint"])) if "endpoint" in report else [],
         "answers": _answers(report["endpoint"]) if "endpoint" in report else [],
     }
+
+
+def _calibration_error(model: Mapping[str, Any]) -> str:
+    """The expected calibration error, and that before the temperature was fitted."""
+    error = PLAIN.format_score(model.get("scores", {}).get("ece"))
+    before = format_number((model.get("calibration") or {}).get("ece_before"))
+    return error if before is None else f"{error} ({PLAIN.format_score(before)} before calibration)"
 
 
 def _dataset(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

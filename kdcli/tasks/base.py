@@ -116,6 +116,8 @@ class Task(ABC):
     """`prepare` cuts rows to what a tokenizer reads; `encode` refuses rows that another tokenizer cuts into too many tokens."""
     searches: ClassVar[bool] = False
     """Its models also generate by beam search, and several candidates for a row."""
+    calibrates: ClassVar[bool] = False
+    """`reduce_outputs` returns `logits` over the labels, and the models have an output layer of their own, so that a temperature can be fitted."""
     scores_untrained: ClassVar[bool] = False
     """The report also has the scores of the student's initialisation, before any training."""
     corpus: ClassVar[bool] = False

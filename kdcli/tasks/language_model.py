@@ -18,6 +18,7 @@ from kdcli.errors import ModelError
 from kdcli.losses.base import log_probs
 from kdcli.signals import Head, HiddenSignal, Signal, TopKSignal
 from kdcli.tasks.base import Predictions, Task
+from kdcli.tasks.calibration import calibration
 from kdcli.tasks.encoded import Encoded
 
 CLOSE = 1e-3
@@ -126,7 +127,7 @@ class LanguageModel(Task):
     def reduce_outputs(
         self, outputs: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
     ) -> dict[str, Tensor]:
-        """The log-probability of the label, the most likely token, and (with a teacher) the divergence from it.
+        """The log-probability of the label, the most likely token and its probability, and (with a teacher) the divergence from it.
 
         For top-k outputs the mass of the rest is spread evenly over all other tokens.
         """
@@ -137,22 +138,31 @@ class LanguageModel(Task):
             )
             stored = torch.where(is_label, outputs.log_p, -torch.inf).amax(-1)
             best = outputs.indices.gather(-1, outputs.log_p.argmax(-1, keepdim=True))[:, 0]
-            return {"log_prob": torch.where(is_label.any(-1), stored, others), "top": best}
+            log_prob = torch.where(is_label.any(-1), stored, others)
+            return {"log_prob": log_prob, "top": best, "confidence": outputs.log_p.amax(-1).exp()}
         log_q = outputs.logits.float().log_softmax(-1)
-        reduced = {"log_prob": log_q.gather(-1, labels[:, None])[:, 0], "top": log_q.argmax(-1)}
+        confidence, top = log_q.max(-1)
+        reduced = {
+            "log_prob": log_q.gather(-1, labels[:, None])[:, 0],
+            "top": top,
+            "confidence": confidence.exp(),
+        }
         if teacher is not None:
             log_q, log_p = log_probs(outputs, teacher, 1.0)
             reduced["kl"] = (log_p.exp() * (log_p - log_q)).sum(-1)
         return reduced
 
     def scores(self, predictions: Predictions) -> dict[str, Any]:
-        """The mean log-probability, the perplexity, and the share of tokens that are the most likely ones."""
+        """The mean log-probability, the perplexity, the share of tokens that are the most likely ones, and the calibration of these."""
         mean = float(predictions["log_prob"].mean(dtype=np.float64))
-        scores = {
+        scores: dict[str, Any] = {
             "log_prob": mean,
             "perplexity": float(np.exp(-mean)),
             "token_accuracy": float((predictions["top"] == predictions.labels).mean()),
         }
+        if "confidence" in predictions.arrays:  # exported files do not return it
+            curve = calibration(predictions["confidence"], predictions["top"] == predictions.labels)
+            scores |= {"ece": curve["ece"], "calibration": curve}
         if "kl" in predictions.arrays:
             scores["kl_to_teacher"] = float(predictions["kl"].mean(dtype=np.float64))
         return scores

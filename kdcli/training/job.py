@@ -43,6 +43,7 @@ class TrainJob:
         metrics: the file to which each logging step appends a line.
         saved: called after each checkpoint.
         finish: called with the trained model before it is saved.
+        calibrate: called after that, also before it is saved.
     """
 
     name: str
@@ -64,3 +65,4 @@ class TrainJob:
     metrics: Path | None = None
     saved: Callable[[], None] = lambda: None
     finish: Callable[[PreTrainedModel], None] = lambda model: None
+    calibrate: Callable[[PreTrainedModel], None] = lambda model: None

@@ -94,6 +94,7 @@ def train(job: TrainJob) -> None:
     trainer.accelerator.wait_for_everyone()  # each process reads the best checkpoint before it is removed
     if trainer.is_world_process_zero():
         job.finish(job.distiller.student)
+        job.calibrate(job.distiller.student)
         job.distiller.task.prepare_for_saving(job.distiller.student, job.tokenizer, job.max_length)
         with replaced(job.out) as temporary:
             job.distiller.student.save_pretrained(temporary)

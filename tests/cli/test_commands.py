@@ -88,6 +88,30 @@ def test_the_report_names_the_mode_of_measuring(run: Path) -> None:
         assert "measured_as" not in models[name]
 
 
+def test_plain_transformers_has_the_reported_calibration(run: Path) -> None:
+    """A temperature that only kdcli knows leaves the deployed model as under-confident as it was trained."""
+    from transformers import AutoModelForSequenceClassification
+
+    from kdcli.tasks.calibration import calibration
+
+    texts, report = texts_of(run), json.loads((run / "report.json").read_text())
+    recorded = json.loads((run / "calibration.json").read_text())
+    assert set(recorded) == {"student", "control"}
+    for name in recorded:
+        entry = report["models"][name]
+        assert entry["calibration"]["temperature"] == recorded[name]["temperature"] != 1
+        assert entry["calibration"]["ece"] == entry["scores"]["ece"] != entry["calibration"]["ece_before"]
+        stored = load_file(run / "predictions" / f"test.{name}.safetensors")
+        model = AutoModelForSequenceClassification.from_pretrained(run / name)
+        inputs = AutoTokenizer.from_pretrained(run / name)(texts, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            confidence, predicted = model(**inputs).logits.softmax(-1).max(-1)
+        assert np.array_equal(predicted, stored["logits"].argmax(1))
+        curve = calibration(confidence.numpy(), predicted.numpy() == stored["labels"])
+        assert curve["ece"] == pytest.approx(entry["calibration"]["ece"], abs=1e-4)
+    assert "ece_before" not in report["models"]["teacher"]["calibration"]
+
+
 def test_every_term_is_logged_apart(run: Path) -> None:
     """A loss term that is numerically nothing (easydistill#34) is seen only where terms are logged apart."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -137,6 +161,7 @@ def test_eval_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     if split == "test":
         for name in shown["models"]:
             assert shown["models"][name]["score"] == report["models"][name]["score"]
+            assert shown["models"][name]["scores"]["ece"] == report["models"][name]["scores"]["ece"]
         assert shown["verdict"]["gain_ci95"] == report["verdict"]["gain_ci95"]
         assert shown["verdict"]["speedup"] is None
     else:

@@ -182,8 +182,10 @@ def test_eval_of_a_run(run: Path, tmp_path: Path, split: str) -> None:
     scored, report = json.loads((into / "eval.json").read_text()), read(run / "report.json")
     assert scored["examples"] == {"test": 80, "train": 200}[split]
     if split == "test":
-        for name, model in report["models"].items():
-            assert scored["models"][name]["score"] == pytest.approx(model["score"])
+        assert set(scored["models"]) == {"teacher", "control", "student"}
+        for name, model in scored["models"].items():
+            for key in ("f1", "ece"):
+                assert model["scores"][key] == pytest.approx(report["models"][name]["scores"][key])
         assert scored["verdict"]["gain_ci95"] == report["verdict"]["gain_ci95"]
 
 

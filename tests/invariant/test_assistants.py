@@ -73,7 +73,7 @@ def test_an_assistant_teaches_the_student(distil: Distil, small: list[str], tmp_
     assert config["hidden_size"] == 24
     assert weights(whole)["bert.embeddings.word_embeddings.weight"].shape[1] == 16
     assert report["assistants"]["assistant"]["parameters"] > report["models"]["student"]["parameters"]
-    assert set(report["models"]) == {"teacher", "control", "student"}
+    assert set(report["models"]) == {"teacher", "control", "student", "trivial"}
     assert not same_weights(whole, distil("plain", "trainer.eval_steps=10"))
     assert "assistant" in (whole / "report.html").read_text()
     process = start(tmp_path / "killed", [*small, *ASSISTANT, "trainer.eval_steps=10", "measure=null"])

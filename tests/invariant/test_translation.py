@@ -220,6 +220,8 @@ def test_from_the_data_to_the_report(
     assert (report["task"], report["metric"]) == ("seq2seq", "bleu")
     assert report["beams"] == 2
     assert report["signature"]["bleu"].startswith("nrefs:1|case:mixed")
+    copied = report["models"].pop("trivial")
+    assert (copied["method"], copied["scores"]["copied"]) == ("copy", 1)
     assert set(report["models"]) == {"teacher", "control", "student"}
     for name, model in report["models"].items():
         scores = model["scores"]
@@ -287,7 +289,7 @@ def test_translators_of_other_families(
             "trainer.max_steps=12", "trainer.eval_steps=12", "dataset.limit=96", "dataset.eval_limit=16", "dataset.max_length=32", *ALONE]  # fmt: skip
     assert launch("distill", [*own, *more, "hydra.run.dir=run"]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert set(report["models"]) == {"teacher", "student"}
+    assert set(report["models"]) == {"teacher", "student", "trivial"}
     assert report["models"]["student"]["scores"]["log_prob"] < 0
     student = tmp_path / "run" / "student"
     model, info = AutoModelForSeq2SeqLM.from_pretrained(student, output_loading_info=True)

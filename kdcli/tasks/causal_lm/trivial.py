@@ -51,11 +51,13 @@ class BigramModel(TrivialModel):
         self.nbytes = 12 * len(keys) + 4 * self.vocabulary
 
     def predict(self, rows: datasets.Dataset, encoded: Encoded) -> dict[str, np.ndarray]:
-        """The log-probability of each counted token, and the most probable token."""
+        """The log-probability of each counted token, and the most probable token with its probability."""
         before, token = _pairs(encoded)
         known = np.minimum(before, self.vocabulary - 1)
         log_prob = np.log(self._probability(known, np.minimum(token, self.vocabulary - 1)))
-        return {"log_prob": log_prob.astype(np.float32), "top": self._top[known]}
+        top = self._top[known]
+        confidence = self._probability(known, top).astype(np.float32)
+        return {"log_prob": log_prob.astype(np.float32), "top": top, "confidence": confidence}
 
     def _weight(self, before: np.ndarray) -> np.ndarray:
         """The weight of the lower order after each token; 1 after a token that has never been followed by another."""

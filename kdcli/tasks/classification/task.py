@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from kdcli.config.tasks import TaskSpec
 from kdcli.signals import Signal, TopKSignal
 from kdcli.tasks.base import Predictions, Task
+from kdcli.tasks.calibration import calibration
 from kdcli.tasks.classification.presentation import PRESENTATION
 from kdcli.tasks.classification.rows import ClassificationRows
 from kdcli.tasks.classification.spec import SPEC
@@ -29,8 +30,6 @@ CHUNK = 1000
 """Rows handed to the tokenizer at once."""
 IMBALANCED = 0.8
 """The share of the most frequent label above which accuracy hardly tells models apart."""
-BINS = 10
-"""Bins of the calibration curve: ten equal steps of confidence (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
 
 
 class Classification(Task):
@@ -44,6 +43,7 @@ class Classification(Task):
     head = ("ForSequenceClassification",)
     batch = 64
     auto = "AutoModelForSequenceClassification"
+    calibrates = True
 
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Set the number and the names of the labels."""
@@ -158,14 +158,14 @@ class Classification(Task):
             np.bincount(each, minlength=size) for each in (labels, predicted, labels[right])
         )
         f1 = 2 * hits / np.maximum(gold + counts, 1)
-        calibration = _calibration(np.exp(log_p.max(1)), right)
+        curve = calibration(np.exp(log_p.max(1)), right)
         scores = {
             "accuracy": float(right.mean()),
             "macro_f1": float(f1[gold + counts > 0].mean()),
             "nll": float(-log_p[np.arange(len(labels)), labels].mean()),
-            "ece": calibration.pop("ece"),
+            "ece": curve["ece"],
             "per_class_f1": dict(zip(self.labels, f1.tolist(), strict=True)),
-            "calibration": calibration,
+            "calibration": curve,
         }
         if size <= LARGEST_MATRIX:
             confusion = np.bincount(labels * size + predicted, minlength=size**2).reshape(size, size)
@@ -207,17 +207,3 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Logits (N, C) -> their log-probabilities, float64."""
     logits = logits.astype(np.float64)
     return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-
-
-def _calibration(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    count = np.bincount(bins, minlength=BINS)
-    safe = np.maximum(count, 1)
-    mean = np.bincount(bins, confidence, BINS) / safe
-    accuracy = np.bincount(bins, correct, BINS) / safe
-    return {
-        "ece": float((np.abs(mean - accuracy) * count).sum() / count.sum()),
-        "confidence": [float(m) if n else None for m, n in zip(mean, count, strict=True)],
-        "accuracy": [float(a) if n else None for a, n in zip(accuracy, count, strict=True)],
-        "count": count.tolist(),
-    }

@@ -45,6 +45,7 @@ class EntityF1(Percentage):
             lambda scores: PERCENT.format_score(scores.get("token_accuracy")),
         ),
         ("log-loss", "", lambda scores: PLAIN.format_score(scores.get("nll"))),
+        ("calibration error", "ECE", lambda scores: PLAIN.format_score(scores.get("ece"))),
     )
 
     def __init__(self, key: str) -> None:

@@ -18,6 +18,7 @@ from kdcli.errors import DataError, ModelError
 from kdcli.files import digest
 from kdcli.signals import Signal
 from kdcli.tasks.base import Predictions, Task
+from kdcli.tasks.calibration import calibration
 from kdcli.tasks.classification.task import CHUNK, Classification, log_softmax
 from kdcli.tasks.encoded import Encoded, padded
 from kdcli.tasks.rows import IGNORE
@@ -174,19 +175,23 @@ class TokenClassification(Classification):
         return None
 
     def scores(self, predictions: Predictions) -> dict[str, Any]:
-        """Micro F1, precision and recall of entities; the share of words with the right tag; the negative log-likelihood of a tag; the F1 of
+        """Micro F1, precision and recall of entities; the share of words with the right tag; the negative log-likelihood and the expected calibration error of a tag; the F1 of
         each type (None: there is no such entity, neither gold nor predicted) and its number of gold entities."""
         gold, predicted, right = self._entities(predictions)
         names = self.scheme.types
         each = [np.bincount(kinds[kinds >= 0], minlength=len(names)) for kinds in (gold, predicted, right)]
         totals = [int(count.sum()) for count in each]
         log_p = log_softmax(predictions["logits"])
+        right_tags = log_p.argmax(1) == predictions.labels
+        curve = calibration(np.exp(log_p.max(1)), right_tags)
         return {
             "f1": _f1(*totals),
             "precision": totals[2] / max(1, totals[1]),
             "recall": totals[2] / max(1, totals[0]),
-            "token_accuracy": float((log_p.argmax(1) == predictions.labels).mean()),
+            "token_accuracy": float(right_tags.mean()),
             "nll": float(-log_p[np.arange(len(log_p)), predictions.labels].mean()),
+            "ece": curve["ece"],
+            "calibration": curve,
             "per_type_f1": {
                 name: _f1(*counts) if counts[0] + counts[1] else None
                 for name, *counts in zip(names, *map(np.ndarray.tolist, each), strict=True)

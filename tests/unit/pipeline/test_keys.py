@@ -95,7 +95,8 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(
         (
             "student.path", "student.revision", "student.trust_remote_code", "student.merge_adapter", "student.quantization",
-            "student.quantization_epochs", "student.quantization_learning_rate", "trainer", "loss", "control", "hardware", "measure",
+            "student.quantization_epochs", "student.quantization_learning_rate", "student.calibrate", "trainer", "loss", "control", "hardware",
+            "measure",
         ),
         TRAINED,
     ),
@@ -116,6 +117,8 @@ ELSEWHERE: dict[str, str] = {
     "stages": "a stage's data set, student and teacher are those of its own part of the run",
     "smoke": "it changes what is refused",
     "dry_run": "nothing is computed",
+    "student.allow_same_size": "it decides whether a student is refused, not which one it is",
+    "trivial_baseline": "no other model is derived from it",
 }  # fmt: skip
 """Fields that change nothing in a key, and why."""
 GROUPS = {"trainer", "loss", "stages", "hardware", "measure"}

@@ -342,6 +342,33 @@ def test_a_baseline_stands_last_and_says_what_it_is(
     assert "<b>" not in card
 
 
+@pytest.mark.parametrize(
+    ("fitted", "remedies"),
+    [
+        ({"temperature": 0.4, "ece_before": 0.48}, ["dataset.validation_size"]),
+        ({}, ["student.calibrate", "dataset.validation_size"]),
+    ],
+)
+def test_probabilities_that_are_no_shares_are_warned_of(
+    fitted: dict[str, float], remedies: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Right answers at 31 % confidence are thrown away by whoever sets a threshold."""
+    report = fake_report()
+    student = report["models"]["student"]
+    student["scores"]["ece"] = 0.1
+    final_table(report)
+    assert "calibration error" not in capsys.readouterr().out
+    student["scores"]["ece"] = 0.28
+    student["calibration"] |= fitted
+    final_table(report)
+    line = capsys.readouterr().out.splitlines()[-1]
+    require_words(line, "0.28", *remedies)
+    write_html(tmp_path, report)
+    page = (tmp_path / "report.html").read_text()
+    assert "calibration error is 0.28" in page
+    assert ("0.480 before" in page) == bool(fitted)
+
+
 def test_final_table_shows_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     """A remote teacher's nulls crash the end of a run that took hours, or are printed as 0."""
     final_table(fake_report(teacher=None, control=None))
