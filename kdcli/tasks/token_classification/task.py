@@ -175,8 +175,9 @@ class TokenClassification(Classification):
         return None
 
     def scores(self, predictions: Predictions) -> dict[str, Any]:
-        """Micro F1, precision and recall of entities; the share of words with the right tag; the negative log-likelihood and the expected calibration error of a tag; the F1 of
-        each type (None: there is no such entity, neither gold nor predicted) and its number of gold entities."""
+        """Micro F1, precision and recall of entities; the share of words with the right tag; the negative log-likelihood and the expected
+        calibration error of a tag; the F1 of each type (None: there is no such entity, neither gold nor predicted) and its number of gold
+        entities."""
         gold, predicted, right = self._entities(predictions)
         names = self.scheme.types
         each = [np.bincount(kinds[kinds >= 0], minlength=len(names)) for kinds in (gold, predicted, right)]
