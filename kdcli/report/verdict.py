@@ -82,7 +82,11 @@ def _retention_sentence(report: Report) -> str:
     if student is None:
         return "The student has no score"
     if "student" in not_above_chance(report):  # a share of the teacher's score would read as a success
-        return f"The student is not clearly better than {chance_of(report)}: its {metric.name} is {metric.format_score(student)}"
+        other = "not known" if teacher is None else metric.format_score(teacher)
+        return (
+            f"The student is not clearly better than {chance_of(report)}: its {metric.name} is {metric.format_score(student)}, the teacher's "
+            f"{metric.name} {'is ' if teacher is None else ''}{other}"
+        )
     if teacher is None:
         text = f"The student has {metric.name} {metric.format_score(student)} (the teacher's is not known)"
     else:

@@ -28,6 +28,8 @@ LARGEST_MATRIX = 1000
 """Classes of the largest confusion matrix: one of 100,000 classes would need 80 GB."""
 CHUNK = 1000
 """Rows handed to the tokenizer at once."""
+SURE = 100.0
+"""The logit of a class whose probability is 1."""
 IMBALANCED = 0.8
 """The share of the most frequent label above which accuracy hardly tells models apart."""
 
@@ -138,7 +140,7 @@ class Classification(Task):
     def chance_predictions(self, predictions: Predictions) -> Predictions | None:
         """The most frequent label everywhere."""
         logits = np.zeros_like(predictions["logits"])
-        logits[:, np.bincount(predictions.labels).argmax()] = 1.0
+        logits[:, np.bincount(predictions.labels).argmax()] = SURE
         return replace(predictions, arrays=predictions.arrays | {"logits": logits})
 
     def balanced(self, predictions: Predictions) -> Task | None:

@@ -7,6 +7,7 @@ import pytest
 
 from kdcli.evaluation.compare import agreement, compare_with_chance, gain, gain_over_seeds, score, verdict
 from kdcli.tasks.base import Predictions
+from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
 
 TASK = Classification(["bad", "good"])
@@ -113,3 +114,19 @@ def test_one_seed_is_a_gain_and_several_are_their_mean() -> None:
     low, high = over["gain_ci95"]
     assert low < over["gain_over_control"] < high
     assert over["smallest_gain"] > 0
+
+
+def test_a_language_model_must_beat_the_frequencies_of_tokens() -> None:
+    """A student that gives each token its frequency, whatever stands before it, counts as one that has learnt the language."""
+    rng = np.random.default_rng(5)
+    frequencies = np.r_[np.full(5, 0.1), np.full(500, 0.001)]
+    labels = rng.choice(len(frequencies), 3000, p=frequencies)
+
+    def model(gain: float) -> Predictions:
+        log_prob = np.log(frequencies[labels]) + gain + rng.normal(0, 0.1, 3000)
+        return Predictions({"log_prob": log_prob.astype(np.float32), "top": labels}, labels, np.full(300, 10))
+
+    chance = compare_with_chance(CausalLM(), {"student": model(0.5), "control": model(-0.3)})
+    assert chance is not None
+    assert chance["score"] == pytest.approx(float(np.log(frequencies[labels]).mean()), abs=0.25)
+    assert chance["student"][0] > 0 > chance["control"][1]

@@ -183,7 +183,7 @@ def test_a_student_at_chance_keeps_nothing() -> None:
     )
     text = verdict_text(report)
     assert text.startswith(
-        "The student is not clearly better than a copy of the source (2.3): its BLEU is 0.1. Not enough to tell"
+        "The student is not clearly better than a copy of the source (2.3): its BLEU is 0.1, the teacher's BLEU 0.1. Not enough to tell"
     )
     for praise in ("keeps", "has the teacher's", "smaller", "faster"):
         assert praise not in text
