@@ -60,7 +60,7 @@ def remarks(config: Distill) -> list[str]:
     trainers = {"trainer": config.trainer, "teacher.trainer": config.teacher.trainer}
     trainers |= {f"stages.{name}.trainer": stage.trainer for name, stage in config.stages.items()}
     for key, trainer in trainers.items():
-        if trainer.learning_rate < 1e-10:
+        if trainer.learning_rate is not None and trainer.learning_rate < 1e-10:
             warnings.append(
                 f"{key}.learning_rate = {trainer.learning_rate:g}: such a small step does not change fp32 weights; nothing is learned"
             )

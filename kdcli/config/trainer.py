@@ -44,7 +44,8 @@ class Trainer(Section):
     """Rows an optimizer step, over all processes and accumulated micro-batches."""
     micro_batch_size: BatchSize | None = None
     """Rows that a process holds in memory at once; null: batch_size / processes. It changes the memory use, not the result."""
-    learning_rate: LearningRate = 1e-3
+    learning_rate: LearningRate | None = None
+    """null: what suits the student's initial weights: less for a model that was trained before than for random weights (of a teacher: 1e-4)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """until=steps: how the learning rate falls after its warm-up. (Until convergence it is constant, and then falls linearly.)"""
     warmup: Fraction = 0.1

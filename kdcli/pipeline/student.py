@@ -324,6 +324,7 @@ def _train(run: Run, stages: Stages, job: PhaseJob) -> None:
                 validation=run.split(tokenizer, run.data["validation"]),
                 cfg=phase.trainer,
                 length=job.length,
+                learning_rate=phase.trainer.learning_rate or run.initializer.learning_rate,
                 eval_steps=eval_steps(phase.trainer, len(job.rows)),
                 seed=seed,
                 progress=progress,

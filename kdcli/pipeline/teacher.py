@@ -42,6 +42,8 @@ from kdcli.training.length import Length, eval_steps
 from kdcli.training.preflight import check_texts
 from kdcli.training.trainer import train
 
+LEARNING_RATE = 1e-4
+"""Of a teacher that is tuned, where the config has none."""
 AUGMENTED = 1024
 """Rows whose copies are written to the disk at once."""
 
@@ -133,6 +135,7 @@ def _tune(run: Run, stages: Stages, member: int, folder: Path) -> None:
                 validation=run.split(tokenizer, validation),
                 cfg=cfg,
                 length=length,
+                learning_rate=cfg.learning_rate or LEARNING_RATE,
                 eval_steps=eval_steps(cfg, len(gold)),
                 seed=seed,
                 progress=progress,

@@ -191,6 +191,7 @@ def _page(
             for term, options in report["loss"].items()
         },
         "stages": _stages(report.get("stages") or []),
+        "training": [(name, _length(entry)) for name, entry in (report.get("training") or {}).items()],
         "environment": list(_flat(environment)),
         "models": list(models),
         "baselines": baseline_lines(report),
@@ -309,6 +310,20 @@ def _bars(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[dict[
         ]
         drawn.append({"title": title, "bars": bars})
     return drawn
+
+
+STOPPED = {
+    "converged": "until its validation curve was flat",
+    "bound": "the most that was allowed, and its validation curve still improved",
+    "steps": "as the config fixed them",
+}
+
+
+def _length(entry: Mapping[str, Any]) -> str:
+    """How long a model was trained, and where its best validation score was."""
+    best = entry.get("best_step")
+    text = f"{entry.get('steps') or 0:,} steps, {STOPPED.get(entry.get('stopped') or '', 'for a reason that is not known')}"
+    return text + (f"; best score at {best:,}" if best is not None else "")
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:

@@ -21,11 +21,13 @@ class StudentInitializer(ABC):
     Attributes:
         inherits_teacher: whether the initial model has weights of the teacher, and therefore similar outputs.
         trains_adapters: whether only the modules that `prepare_for_training` inserts are trained.
+        learning_rate: the one that suits its initial weights, where `trainer.learning_rate` is null.
         source: the checkpoint of `student.path`, set before `initialize`; None if there is no path.
     """
 
     inherits_teacher: bool = False
     trains_adapters: bool = False
+    learning_rate: float = 1e-4
     source: Checkpoint | None = None
 
     def architecture(self) -> type[PreTrainedConfig] | None:

@@ -33,10 +33,9 @@ class Composed(StudentInitializer):
         self.steps = [
             build(InitializerStep.model_validate(steps[name]), StudentInitializer) for name in initializers
         ]
-        self.inherits_teacher, self.trains_adapters = (
-            self.steps[0].inherits_teacher,
-            self.steps[0].trains_adapters,
-        )
+        first = self.steps[0]
+        self.inherits_teacher, self.trains_adapters = first.inherits_teacher, first.trains_adapters
+        self.learning_rate = first.learning_rate
         for name, step in zip(initializers[1:], self.steps[1:], strict=True):
             if not isinstance(step, PruningInitializer):
                 raise ConfigError(

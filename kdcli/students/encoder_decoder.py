@@ -43,6 +43,8 @@ class EncoderDecoder(StudentInitializer):
         dropout: of hidden states during training.
     """
 
+    learning_rate = 1e-3
+
     def __init__(
         self,
         hidden_size: Width,

@@ -25,6 +25,7 @@ class Lora(Pretrained):
     """
 
     trains_adapters = True
+    learning_rate = 3e-4
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class TrainJob:
         out: the Hugging Face directory of the trained model.
         distiller: the model with its losses.
         length: how many optimizer steps, and their learning rates.
+        learning_rate: after the warm-up.
         eval_steps: optimizer steps between two validations, each with a checkpoint.
         seed: of the data order and of dropout.
         max_length: tokens a row, at most.
@@ -55,6 +56,7 @@ class TrainJob:
     validation: Split
     cfg: TrainerConfig
     length: Length
+    learning_rate: float
     eval_steps: int
     seed: int
     progress: TrainProgress

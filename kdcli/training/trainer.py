@@ -112,7 +112,7 @@ def _arguments(job: TrainJob, world: int) -> TrainingArguments:
         max_steps=job.length.bound,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulate,
-        learning_rate=cfg.learning_rate,
+        learning_rate=job.learning_rate,
         lr_scheduler_type="constant_with_warmup" if cfg.schedule == "constant" else cfg.schedule,
         warmup_steps=job.length.warmup,
         weight_decay=cfg.weight_decay,

@@ -21,6 +21,7 @@ class PruningInitializer(StudentInitializer):
     """
 
     inherits_teacher = True
+    learning_rate = 2e-4
 
     def initialize(
         self, task: Task, teacher: Checkpoint, rows: datasets.Dataset
