@@ -48,11 +48,11 @@ class FromConfig(StudentInitializer):
             training rows). A small student cannot learn thirty thousand vectors from a few thousand rows; inherited
             embeddings of related words are already near each other. If the student is wider than the teacher, the
             remaining columns are random.
-        train_embeddings: whether the embeddings of words are trained. A few thousand rows change only those of their own words, and take
+        train_embeddings: whether the teacher's embeddings of words are trained; random ones always are. A few thousand rows change only those of their own words, and take
             them away from related words that occur in no row.
     """
 
-    learning_rate = 1e-3
+    learning_rate = 3e-4
 
     def __init__(
         self,
@@ -74,11 +74,8 @@ class FromConfig(StudentInitializer):
             raise ConfigError(
                 f"student.model_type = {model_type} is not known{suggest(model_type, CONFIG_MAPPING)}"
             )
-        if not train_embeddings and embeddings == "random":
-            raise ConfigError(
-                "student.train_embeddings = false: random embeddings must be trained; take student.embeddings=teacher"
-            )
-        self.model_type, self.embeddings, self.train_embeddings = model_type, embeddings, train_embeddings
+        self.model_type, self.embeddings = model_type, embeddings
+        self.train_embeddings = train_embeddings or embeddings == "random"
         self.shape: dict[str, Any] = {
             "hidden_size": hidden_size,
             "num_hidden_layers": num_hidden_layers,
