@@ -226,15 +226,21 @@ class ProgressStage:
         """The share of the steps that is done, 0 to 1; None if the number of steps is unknown."""
         return min(self.step / self.total, 1.0) if self.total else None
 
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the last step, at the speed since the first update; None before there is a speed."""
+        if not self.total or self._first is None or self.step <= self._first[0]:
+            return None
+        per_step = (monotonic() - self._first[1]) / (self.step - self._first[0])
+        return per_step * max(self.total - self.step, 0)
+
     def timing(self) -> tuple[str, str]:
-        """``45%`` and ``eta 1:05``, at the speed since the first update; empty strings before there is one."""
+        """``45%`` and ``eta 1:05``; empty strings before they are known."""
         if not self.total or self.fraction is None:
             return "", ""
-        share = f"{math.floor(100 * self.fraction)}%"
-        if self._first is None or self.step <= self._first[0]:
-            return share, ""
-        per_step = (monotonic() - self._first[1]) / (self.step - self._first[0])
-        return share, f"eta {duration(per_step * max(self.total - self.step, 0))}"
+        remaining = self.remaining
+        eta = "" if remaining is None else f"eta {duration(remaining)}"
+        return f"{math.floor(100 * self.fraction)}%", eta
 
     def figures(self) -> str:
         """``450/1000, score .731, soft_label 0.41, hard_label 0.9``; without the steps once the stage is done."""
@@ -259,6 +265,39 @@ class ProgressStages:
         self._quiet = quiet
         self._reported = (0.0, 0.0)  # plain lines: when the last one was printed, and at which fraction
         self._spinner = Spinner("dots", style="cyan")
+        self._expected: dict[str, float] = {}
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Set how long stages are expected to take, by their names, so that the remaining time of all of them can be shown."""
+        self._expected = dict(seconds)
+
+    def remaining(self, stage: ProgressStage) -> float | None:
+        """Seconds until the end of all stages: of the current one at its own speed, and of the later ones as they are expected to take,
+        multiplied by how much longer the earlier ones took than they were expected to. None: not known."""
+        later = [each for each in self._stages.values() if each.state == "waiting"]
+        own = stage.remaining
+        if own is None and stage.name in self._expected:
+            own = max(0.0, self._expected[stage.name] * self._pace() - stage.seconds)
+        if own is None or not all(each.name in self._expected for each in later):
+            return None
+        return own + self._pace() * sum(self._expected[each.name] for each in later)
+
+    def _pace(self) -> float:
+        """The seconds that the finished stages took, as a share of what they were expected to take, between a fifth and five times."""
+        done = [
+            each for each in self._stages.values() if each.state == "done" and self._expected.get(each.name)
+        ]
+        expected = sum(self._expected[each.name] for each in done)
+        taken = sum(each.earlier + each.seconds for each in done)
+        return min(5.0, max(0.2, taken / expected)) if expected else 1.0
+
+    def _timing(self, stage: ProgressStage) -> tuple[str, str]:
+        """``45%``, and ``eta 1:05, run 3:20``: of the stage, and of all stages where that is known and others follow."""
+        share, eta = stage.timing()
+        remaining = self.remaining(stage)
+        if remaining is None or not any(each.state == "waiting" for each in self._stages.values()):
+            return share, eta
+        return share, ", ".join(filter(None, [eta, f"run {duration(remaining)}"]))
 
     def __enter__(self) -> ProgressStages:
         if not self._quiet and _interactive(err):
@@ -303,7 +342,7 @@ class ProgressStages:
         since, advanced = now - self._reported[0], fraction - self._reported[1]
         if since >= min(max(10.0, stage.seconds / 10), 120.0) or (advanced >= 0.1 and since >= 1.0):
             self._reported = (now, fraction)
-            share, eta = stage.timing()
+            share, eta = self._timing(stage)
             self._line(stage, ", ".join(filter(None, [share, stage.figures(), eta])))
 
     def _line(self, stage: ProgressStage, message: str) -> None:
@@ -325,7 +364,7 @@ class ProgressStages:
         elif stage.state == "done":
             yield _one_line((tick, "green"), f" {name}  {took:<8}", (stage.figures(), "dim"))
         elif stage.state == "running":
-            share, eta = stage.timing()
+            share, eta = self._timing(stage)
             bar = ProgressBar(total=stage.total, completed=stage.step, width=24, pulse=not stage.total)
             line = Table.grid(padding=(0, 1))
             line.add_row(self._spinner, Text(name, style="bold"), bar, f"{share:>4}", took, Text(eta, "cyan"))

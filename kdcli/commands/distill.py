@@ -15,8 +15,8 @@ from kdcli.data.splits import SPLITS
 from kdcli.errors import ExitCode
 from kdcli.pipeline.build import plan_run
 from kdcli.pipeline.compare import evaluate, write_results
+from kdcli.pipeline.cost import plan_cost, report_cost
 from kdcli.pipeline.plan import OWN, STUDENT, Run, TeacherData, stage_names
-from kdcli.pipeline.remote import announce_cost
 from kdcli.pipeline.stages import Stages
 from kdcli.pipeline.student import Trainee, train_control, train_trainee
 from kdcli.pipeline.teacher import prepare_teacher_data
@@ -35,13 +35,15 @@ def distill(cfg: Config, folder: Path, names: dict[str, str], chose_hardware: bo
     parts = plan_run(cfg, folder, names, chose_hardware)
     run = parts[-1]
     is_main = run.state.is_main_process
-    if run.remote is not None and is_main:
-        announce_cost(run, run.remote)
+    plan = plan_cost(parts, cfg.dry_run) if is_main else None
+    if plan is not None:
+        report_cost(plan, cfg.dry_run)
     if cfg.dry_run:
         return ExitCode.DONE
     teacher_data: dict[str, TeacherData] = {}
     trainees: dict[str, Trainee] = {}
     with Stages(stage_names(parts), run.folder, is_main) as stages:
+        stages.expect({} if plan is None else plan.seconds)
         for part in parts:
             key = part.teacher_key
             if key not in teacher_data:

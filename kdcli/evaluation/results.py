@@ -206,6 +206,8 @@ class Report(Result):
     tags: dict[str, Any] = {}
     """token_classification: how entities are read: the form of the tags, their letters, those that mean no entity, and the entity types."""
     dataset: DatasetResult
+    suspicions: list[dict[str, Any]] = []
+    """What makes the results doubtful: `kind`, `text`, `key` (the config key that mends it, or null) and figures."""
     loss: dict[str, dict[str, Any]]
     """The loss terms with their weights and arguments; with stages as stage/term."""
     stages: list[StageTime]

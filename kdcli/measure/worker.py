@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.errors import ExportError, KDError
+from kdcli.measure.memory import peak_memory, restart_peak
 from kdcli.measure.runtime import (
     CausalLMRuntime,
     EncoderRuntime,
@@ -58,7 +59,7 @@ def main() -> None:
                 importlib.import_module(package)
             except ImportError as error:
                 raise ExportError(f"{error}: {install_hint(kind.packages, kind.extra)}") from None
-        before = _memory()
+        before = restart_peak()
         model = kind(spec)
         gc.freeze()
         gc.enable()
@@ -195,7 +196,7 @@ class Worker:
         """Peak memory of the process so far, less what it held before the model was loaded, or peak memory on a GPU, in bytes."""
         if (own := self.model.memory()) is not None:
             return int(own)
-        peak = _peak_memory()
+        peak = peak_memory()
         return None if peak is None or self.import_memory is None else max(0, peak - self.import_memory)
 
     def predict(self, rows: Any) -> None:
@@ -209,36 +210,6 @@ def _seconds(model: EncoderRuntime, batch: Encoded) -> float:
     began = time.perf_counter()
     model(batch)
     return time.perf_counter() - began
-
-
-def _memory() -> int | None:
-    """Memory of this process in bytes, from where its peak is counted anew if the system allows it; None if the system does not report it."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS") or _peak_memory()
-
-
-def _status(field: str) -> int | None:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-def _peak_memory() -> int | None:
-    """Peak memory of this process in bytes; None if the system does not report it.
-
-    On Linux it is VmHWM, because the value of getrusage begins at the parent's peak after fork and exec.
-    """
-    if (peak := _status("VmHWM")) is not None:
-        return peak
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":

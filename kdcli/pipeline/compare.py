@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from kdcli.evaluation.predict import (
     size,
 )
 from kdcli.evaluation.results import Report
+from kdcli.evaluation.suspicions import teacher_suspicions
 from kdcli.evaluation.trivial import score_trivial
 from kdcli.files import write_text
 from kdcli.measure.runtime import runtime_class
@@ -43,6 +45,9 @@ from kdcli.report.verdict import verdict_text
 from kdcli.rundir import BASELINES, METRICS, REPORT, UNQUANTIZED, UNTRAINED, read_metrics
 from kdcli.training.length import Length, validations
 
+logger = logging.getLogger(__name__)
+MEASURED = 3
+"""How many times longer a model is measured than run on the test split, for the progress."""
 UNKNOWN_MODEL: dict[str, Any] = {
     "parameters": None, "bytes": None, "score": None, "scores": {}, **asdict(UNKNOWN),
 }  # fmt: skip
@@ -65,8 +70,9 @@ def evaluate(
     validation = _validation_scores(run, checkpoints)
     samples: dict[str, Sequence[str]] = {}
     with Evaluator(run.task, run.data["test"], run.max_length, run.cfg.measure) as evaluator:
+        measured = 0 if run.cfg.measure is None else MEASURED * len(checkpoints)
         for done, (name, source) in enumerate(checkpoints.items()):
-            stage.update(done, extra=name, total=len(checkpoints))
+            stage.update(done, extra=name, total=len(checkpoints) + measured)
             if name == "teacher" and not run.task.writes:
                 validation[name] = _score_stored_outputs(run, teacher_data, evaluator)
             else:
@@ -78,10 +84,21 @@ def evaluate(
             _score_baselines(run, evaluator)
         for name, predictions in evaluator.predictions.items():
             save_predictions(run.folder / "predictions" / f"test.{name}.safetensors", predictions)
-        _measure(run, teacher_data, evaluator, checkpoints)
+        _measure(run, teacher_data, evaluator, checkpoints, stage)
     _complete_teacher(run, teacher_data, evaluator.models)
     results = _results(run, teacher_data, evaluator, validation, samples, stage.name)
-    return results | {"training": _training(run, lengths)}
+    found = [*results.get("suspicions", []), *_teacher_suspicions(run, teacher_data, evaluator)]
+    for suspicion in found[len(results.get("suspicions", [])) :]:
+        logger.warning("%s", suspicion["text"])
+    return results | {"training": _training(run, lengths), "suspicions": found}
+
+
+def _teacher_suspicions(run: Run, teacher_data: TeacherData, evaluator: Evaluator) -> list[dict[str, Any]]:
+    """Signs that a local teacher that was not tuned in this run has seen the test rows."""
+    if run.remote is not None or run.task.writes or any(map(run.tunes, run.sources)):
+        return []
+    validation, _ = teacher_predictions(run, teacher_data, "validation")
+    return teacher_suspicions(run.task, evaluator.predictions["teacher"], validation)
 
 
 def _checkpoints(run: Run, teacher_data: TeacherData) -> dict[str, Checkpoint]:
@@ -161,7 +178,11 @@ def _score_baselines(run: Run, evaluator: Evaluator) -> None:
 
 
 def _measure(
-    run: Run, teacher_data: TeacherData, evaluator: Evaluator, checkpoints: Mapping[str, Checkpoint]
+    run: Run,
+    teacher_data: TeacherData,
+    evaluator: Evaluator,
+    checkpoints: Mapping[str, Checkpoint],
+    stage: console.ProgressStage,
 ) -> None:
     """Measure speed and memory of the models, the student interleaved with a teacher that is a single model. With `measure.mode=quick`
     each of the two is timed once, and models of the student's architecture get its figures."""
@@ -173,7 +194,8 @@ def _measure(
     try:
         if teachers and not both:
             evaluator.measure("teacher", teachers, keep_alive=True)
-        for name, source in checkpoints.items():
+        for done, (name, source) in enumerate(checkpoints.items()):
+            stage.update(len(checkpoints) + MEASURED * done, extra=f"speed of {name}")
             if name == STUDENT and both:
                 evaluator.measure_both(name, source, "teacher", teachers[0])
             elif name != "teacher" and name not in alike:

@@ -13,7 +13,6 @@ from typing import Any
 import datasets
 import numpy as np
 
-from kdcli import console
 from kdcli.data.dataset import without
 from kdcli.data.filters import filter_completions, own_function
 from kdcli.data.splits import SPLITS
@@ -39,16 +38,12 @@ BILLED = 100
 """Answers between two writes of the bill."""
 
 
-def announce_cost(run: Run, remote: RemoteTeacher) -> None:
-    """Report the estimated cost of all queries before the first one is sent."""
+def estimated_requests(run: Run, remote: RemoteTeacher) -> str:
+    """A sentence on the number of all queries and their cost. Nothing is sent."""
     rollout, train = run.cfg.rollout, run.data["train"]
     splits = [train] if run.task.writes else [run.data[split] for split in SPLITS]
     expansion = itertools.islice(itertools.cycle(train), rollout.expand)
-    text = _estimate_text(remote.estimate(itertools.chain(*splits, expansion), rollout), remote.name)
-    if run.cfg.dry_run:
-        console.say(text)
-    else:
-        logger.info("%s", text)
+    return _estimate_text(remote.estimate(itertools.chain(*splits, expansion), rollout), remote.name)
 
 
 def _estimate_text(estimate: Estimate, name: str) -> str:

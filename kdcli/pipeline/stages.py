@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +51,10 @@ class Stages:
         with self._progress.stage(name, total) as stage:
             yield stage
         self.record(stage)
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Set how long stages are expected to take, by their names."""
+        self._progress.expect(seconds)
 
     def skip(self, name: str, reason: str) -> None:
         """Show that a stage is not needed."""

@@ -94,9 +94,10 @@ def remote_teacher(cfg: Config, phases: Sequence[Phase]) -> RemoteTeacher | None
         ConfigError
     """
     if not issubclass(locate(cfg.teacher.target), RemoteTeacher):
-        for given, key in ((cfg.dry_run, "dry_run"), (cfg.rollout.expand, "rollout.expand")):
-            if given:
-                raise ConfigError(f"{key}: only a remote teacher supports it (teacher=openai); leave it out")
+        if cfg.rollout.expand:
+            raise ConfigError(
+                "rollout.expand: only a remote teacher supports it (teacher=openai); leave it out"
+            )
         return None
     remote: RemoteTeacher = build(cfg.teacher, RemoteTeacher)
     remote.require_supported(

@@ -147,9 +147,9 @@ def test_dry_run(ask: Any, served: Served, tmp_path: Path, capsys: pytest.Captur
     status, run = ask(host, "dry_run=true", *prices)
     out = capsys.readouterr().out
     assert status == 0
+    require_words(out, "train", "student", "control", "evaluate")
     require_words(out, "200 queries", "parrot", "prompt tokens", "at most 800")
     assert re.search(r"cost about \d\.\d\d\n\Z", out)
-    assert out.count("\n") == 1
     assert host.bodies == []
     assert not run.exists()
 

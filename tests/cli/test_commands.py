@@ -112,6 +112,22 @@ def test_plain_transformers_has_the_reported_calibration(run: Path) -> None:
     assert "ece_before" not in report["models"]["teacher"]["calibration"]
 
 
+def test_dry_run_of_a_local_teacher(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the cost of an endpoint is shown; or a run directory is left, and the run that follows continues it."""
+    folder = tmp_path / "dry"
+    assert launch("distill", [*small, "dry_run=true", f"hydra.run.dir={folder}"]) == 0
+    assert not folder.exists()
+    out = capsys.readouterr().out
+    require_words(out, "440 train", "64 validation", "96 test", "memory", "disk")
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert re.match(r"student +440 +54 +[\d.:]+", lines["student"])
+    assert re.match(r"control +440 +54 +[\d.:]+", lines["control"])
+    assert "used as it is" in lines["teacher"]
+    assert max(map(len, lines.values())) <= 80
+
+
 def test_every_term_is_logged_apart(run: Path) -> None:
     """A loss term that is numerically nothing (easydistill#34) is seen only where terms are logged apart."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

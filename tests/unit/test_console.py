@@ -303,6 +303,32 @@ def test_plain_stages_are_sparse(
     assert 2 <= len(capsys.readouterr().err.splitlines()) <= most
 
 
+def test_the_remaining_time_of_a_run(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """An ETA of the first of four stages, which looks like that of the run; or later stages that are expected to be as quick as
+    they were thought to be, on a machine that has turned out slower."""
+    with console.ProgressStages(["teacher", "student", "control", "evaluate"]) as stages:
+        stages.expect({"teacher": 10.0, "student": 100.0, "control": 100.0, "evaluate": 20.0})
+        with stages.stage("teacher"):
+            clock.now += 20.0
+        with stages.stage("student", 100) as stage:
+            stage.update(0)
+            clock.now += 30.0
+            stage.update(10)
+        with stages.stage("control", 10):
+            pass
+        with stages.stage("evaluate", 10) as stage:
+            stage.update(0)
+            clock.now += 30.0
+            stage.update(5)
+    lines = capsys.readouterr().err.splitlines()
+    [student] = [line for line in lines if line.startswith("[2/4] student: 10%")]
+    assert student.endswith("eta 4:30, run 8:30"), (
+        "270 s, and twice 120 s: the first stage took twice its time"
+    )
+    [last] = [line for line in lines if line.startswith("[4/4] evaluate: 50%")]
+    assert last.endswith("eta 30 s")
+
+
 def test_eta_of_a_resumed_stage(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     """Steps that were done before the run was killed count as speed, and the time to go is far too short."""
     with console.ProgressStages(["student"]) as stages, stages.stage("student", total=1000) as stage:

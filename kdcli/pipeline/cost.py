@@ -1,0 +1,444 @@
+"""The cost of a run before it is paid: rows, optimizer steps, time, memory and disk of each phase."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import datasets
+import torch
+
+from kdcli import console
+from kdcli.config.trainer import Trainer as TrainerConfig
+from kdcli.data.splits import SPLITS
+from kdcli.errors import KDError
+from kdcli.measure.memory import peak_memory
+from kdcli.measure.spec import PASSES
+from kdcli.models.checkpoint import Checkpoint, load_config, load_ready, load_tokenizer, with_new_head
+from kdcli.numbers import format_bytes
+from kdcli.pipeline.keys import TeacherOutputs, TunedTeacher, cache_path
+from kdcli.pipeline.plan import OWN, STUDENT, Run
+from kdcli.pipeline.remote import estimated_requests
+from kdcli.pipeline.validate import storing_temperature
+from kdcli.teachers.cached import SHARD
+from kdcli.training.batches import micro_batches
+from kdcli.training.length import eval_steps, planned_steps
+from kdcli.training.probe import BATCHES, OPTIMIZER_BYTES, Probe, probe, undisturbed
+
+logger = logging.getLogger(__name__)
+PROBED_ROWS = 256
+"""Training rows from which the batches of a probe are taken."""
+LARGE, SMALL = 32, 8
+"""Rows of a probe's batch at most: in a dry run, and before training."""
+AFFORDABLE = 2.0
+"""Seconds that the probe of a model may take before training, by a cautious estimate."""
+FLOPS = 1.5e10
+"""Floating-point operations per second and thread of a slow processor, for the estimate of a probe's time."""
+WEIGHT, GRADIENT = 4, 4
+"""Bytes of a weight and of its gradient in fp32."""
+ACTIVATION = 68
+"""Bytes that a layer keeps for the backward pass per token and hidden unit in fp32 (Korthikanti et al. 2022, section 4.1: 34 in half
+precision), without attention matrices."""
+START = 5.0
+"""Seconds in which a process that measures a model starts and loads it."""
+
+
+@dataclass(frozen=True)
+class PhaseCost:
+    """What one phase of a run costs.
+
+    Attributes:
+        name: as in the progress.
+        rows: that it reads.
+        steps: optimizer steps; None: it trains nothing.
+        at_most: it may take fewer rows or steps.
+        seconds: None: not known before its first steps.
+        note: why it takes no time.
+    """
+
+    name: str
+    rows: int
+    steps: int | None = None
+    at_most: bool = False
+    seconds: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CostPlan:
+    """What a run costs.
+
+    Attributes:
+        splits: the rows of each split, and of the labelled training rows.
+        memory: the peak memory of the process in bytes, or of the GPU if there is one.
+        disk: bytes in the run directory and the cache, at most at the same time; None: a model's size is not known yet.
+        requests: the requests to a remote teacher and their cost; empty: there are none.
+    """
+
+    splits: Mapping[str, int]
+    phases: Sequence[PhaseCost]
+    memory: int | None = None
+    disk: int | None = None
+    requests: str = ""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The seconds of each phase whose time is known, by its name."""
+        return {phase.name: phase.seconds for phase in self.phases if phase.seconds is not None}
+
+    def lines(self) -> list[str]:
+        """The plan as text of at most 80 columns, names of phases and requests aside."""
+        counts = {name: f"{count:,}" for name, count in self.splits.items()}
+        head = "rows: {train} train ({labelled} labelled), {validation} validation, {test} test"
+        cells = [("phase", "rows", "steps", "time"), *map(_cells, self.phases)]
+        widths = [max(len(line[column]) for line in cells) for column in range(4)]
+        table = [
+            "  ".join(
+                [
+                    line[0].ljust(widths[0]),
+                    *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+                ]
+            )
+            for line in cells
+        ]
+        return [head.format(**counts), *table, *self._sums(), *([self.requests] if self.requests else [])]
+
+    def _sums(self) -> list[str]:
+        known = [phase.seconds for phase in self.phases if phase.seconds is not None]
+        unknown = len(self.phases) - len(known)
+        seconds = sum(known, 0.0)
+        total = "time known after the first steps"
+        if seconds:
+            total = (
+                f"up to {console.duration(seconds)}"
+                if any(p.at_most for p in self.phases)
+                else console.duration(seconds)
+            )
+            total += (
+                f" without {unknown} phase{'s' if unknown > 1 else ''} of unknown time" if unknown else ""
+            )
+        parts = []
+        if self.memory is not None:
+            kind = "GPU memory" if torch.cuda.is_available() else "memory"
+            parts.append(f"about {format_bytes(self.memory)} of {kind}")
+        if self.disk is not None:
+            parts.append(f"up to {format_bytes(self.disk)} of disk")
+        return [f"in all: {total}", *([", ".join(parts)] if parts else [])]
+
+
+def _cells(phase: PhaseCost) -> tuple[str, str, str, str]:
+    at_most = "up to " if phase.at_most else ""
+    steps = "" if phase.steps is None else f"{at_most}{phase.steps:,}"
+    seconds = "?" if phase.seconds is None else f"{at_most}{console.duration(phase.seconds)}"
+    return phase.name, f"{phase.rows:,}", steps, phase.note or seconds
+
+
+@dataclass
+class _Probes:
+    """The probes of the models of a run, each made once.
+
+    Attributes:
+        dry: probes may take their time.
+    """
+
+    dry: bool
+    of_teachers: dict[str, Probe | None] = field(default_factory=dict)
+    of_trainees: dict[str, Probe | None] = field(default_factory=dict)
+
+    def teacher(self, run: Run) -> Probe | None:
+        """What the teacher of a part costs; None: not known."""
+        if run.teacher_key not in self.of_teachers:
+            self.of_teachers[run.teacher_key] = self._teacher(run)
+        return self.of_teachers[run.teacher_key]
+
+    def student(self, run: Run) -> Probe | None:
+        """What the model of a part costs; None: not known."""
+        if run.trainee not in self.of_trainees:
+            self.of_trainees[run.trainee] = self._student(run)
+        return self.of_trainees[run.trainee]
+
+    def _teacher(self, run: Run) -> Probe | None:
+        source = run.sources[0]
+        if run.remote is not None or not self._is_affordable(run, source):
+            return None
+        tunes = run.tunes(source)
+        try:
+            with undisturbed():
+                model = with_new_head(source, run.task) if tunes else load_ready(source, run.task)
+            cfg, tokenizer = run.cfg.teacher.trainer, load_tokenizer(source, model)
+            rows = _few(run.data.gold if tunes else run.data["train"])
+            return probe(model, tokenizer, run.task, rows, run.max_length, cfg, self.batch(run, cfg), tunes)
+        except (KDError, OSError, RuntimeError, ValueError) as error:
+            logger.debug("the teacher is not probed: %s", error)
+            return None
+
+    def _student(self, run: Run) -> Probe | None:
+        own, cfg = run.initializer.source or run.sources[0], run.phases[0].trainer
+        if not self._is_affordable(run, own):
+            return None
+        try:
+            rows = _few(run.data["train"])
+            with undisturbed():
+                model, tokenizer = run.initializer.initialize(run.task, run.sources[0], rows)
+                run.initializer.prepare_for_training(model)
+            return probe(model, tokenizer, run.task, rows, run.max_length, cfg, self.batch(run, cfg), True)
+        except (KDError, OSError, RuntimeError, ValueError) as error:
+            logger.debug("the student is not probed: %s", error)
+            return None
+
+    def batch(self, run: Run, cfg: TrainerConfig) -> int:
+        """Rows of a batch of the probe."""
+        return min(micro_batches(cfg, run.state.num_processes)[0], LARGE if self.dry else SMALL)
+
+    def _is_affordable(self, run: Run, source: Checkpoint) -> bool:
+        """Whether a probe of a checkpoint, or of a smaller model, is quick enough. One that does not exist yet cannot be probed."""
+        if not source.path.is_dir() or source.code:
+            return False
+        if self.dry:
+            return True
+        weights = sum(file.stat().st_size for file in source.path.glob("*.safetensors")) / WEIGHT
+        lengths = run.encode(load_tokenizer(source), run.data["validation"]).lengths
+        tokens = SMALL * float(lengths.mean()) if len(lengths) else 0.0
+        passes = (BATCHES + 1) * 8  # 2 operations a weight and token forward, 6 in a training step
+        return passes * weights * tokens / (FLOPS * torch.get_num_threads()) + weights / 1e8 < AFFORDABLE
+
+
+def _few(rows: datasets.Dataset) -> datasets.Dataset:
+    """Rows for a probe."""
+    return rows.select(range(min(PROBED_ROWS, len(rows))))
+
+
+def plan_cost(parts: Sequence[Run], dry: bool) -> CostPlan:
+    """The cost of a run. Time and memory are measured on a few batches of each model, as far as that is quick, or in a dry run.
+
+    Args:
+        parts: the run's, in their order.
+        dry: it may take as long as it needs.
+    """
+    run, probes = parts[-1], _Probes(dry)
+    phases: list[PhaseCost] = []
+    prepared: set[str] = set()
+    for part in parts:
+        if part.teacher_key not in prepared:
+            phases += _teacher_phases(part, probes.teacher(part))
+        prepared.add(part.teacher_key)
+        phases += [_student_phase(part, index, probes) for index in range(len(part.phases))]
+    if run.cfg.control:
+        phases += _control_phases(parts, probes)
+    phases.append(PhaseCost("evaluate", len(run.data["test"]), seconds=_evaluation_seconds(run, probes)))
+    splits = {split: len(run.data[split]) for split in SPLITS} | {"labelled": len(run.data.gold)}
+    requests = "" if run.remote is None else estimated_requests(run, run.remote)
+    return CostPlan(splits, phases, _memory(run, probes), _disk(run, probes), requests)
+
+
+def report_cost(plan: CostPlan, dry: bool) -> None:
+    """Show the plan: as the result of a dry run, or in the log."""
+    for line in plan.lines():
+        if dry:
+            console.say(line)
+        else:
+            logger.info("%s", line)
+
+
+def _teacher_phases(run: Run, teacher: Probe | None) -> list[PhaseCost]:
+    """The phases that prepare the teacher's data."""
+    phases, rows, gold = [], len(run.data["train"]), len(run.data.gold)
+    is_remote = run.remote is not None and run.teacher_key == OWN
+    if augment := run.cfg.dataset.augment:
+        phases.append(PhaseCost(run.stage_name("augment"), gold * augment.copies, at_most=True))
+    for member, source in enumerate(() if is_remote else run.sources):
+        phases.append(_tuning(run, member, source, teacher))
+    if run.cfg.rollout.source == "teacher":
+        texts = (rows + run.cfg.rollout.expand) * run.cfg.rollout.answers
+        phases.append(PhaseCost(run.stage_name("rollouts"), texts))
+    if is_remote and run.task.writes:
+        return phases
+    name = run.stage_name("teacher outputs")
+    if not is_remote and not run.cfg.teacher.cache:
+        return [*phases, PhaseCost(name, 0, seconds=0.0, note="in every step")]
+    total = _student_rows(run) + sum(len(run.data[split]) for split in SPLITS[1:])
+    if not is_remote and _are_stored(run):
+        return [*phases, PhaseCost(name, total, seconds=0.0, note="stored before")]
+    seconds = (
+        None if teacher is None else len(run.sources) * total * teacher.forward / run.state.num_processes
+    )
+    return [*phases, PhaseCost(name, total, at_most=_may_be_fewer(run), seconds=seconds)]
+
+
+def _tuning(run: Run, member: int, source: Checkpoint, teacher: Probe | None) -> PhaseCost:
+    name, gold = run.tuning_stage(member), len(run.data.gold)
+    if run.teacher_key in run.cfg.stages and run.cfg.stages[run.teacher_key].student is not None:
+        return PhaseCost(name, 0, seconds=0.0, note="an assistant")
+    if not run.tunes(source):
+        return PhaseCost(name, 0, seconds=0.0, note="used as it is")
+    if cache_path(TunedTeacher.of(run, member)).is_dir():
+        return PhaseCost(name, gold, seconds=0.0, note="tuned before")
+    return _training(run, name, run.cfg.teacher.trainer, gold, teacher)
+
+
+def _are_stored(run: Run) -> bool:
+    """Whether the cache has the outputs of all splits; those of rows that are not written yet are not there."""
+    if _may_be_fewer(run) or run.cfg.rollout.source == "student" or any(map(run.tunes, run.sources)):
+        return False
+    stored = run.task.vocabulary or len(run.sources) > 1
+    temperature = storing_temperature(run) if stored else 1.0
+    for split in SPLITS if run.teacher_key == OWN else SPLITS[:2]:
+        folder = cache_path(TeacherOutputs.of(run, run.sources, run.data[split], temperature))
+        if len(list(folder.glob("*.safetensors"))) < math.ceil(len(run.data[split]) / SHARD):
+            return False
+    return True
+
+
+def _may_be_fewer(run: Run) -> bool:
+    """Whether the number of the student's training rows is known only once they are written."""
+    return run.cfg.dataset.augment is not None or run.cfg.rollout.source == "teacher"
+
+
+def _student_rows(run: Run) -> int:
+    """The training rows of a part's model, at most."""
+    rows = len(run.data["train"])
+    if run.cfg.dataset.augment is not None:
+        rows += len(run.data.gold) * run.cfg.dataset.augment.copies
+    if run.cfg.rollout.source == "teacher":
+        rows = math.ceil(
+            (rows + run.cfg.rollout.expand) * run.cfg.rollout.answers * run.cfg.rollout.keep_fraction
+        )
+    return rows
+
+
+def _student_phase(run: Run, index: int, probes: _Probes) -> PhaseCost:
+    phase, rows = run.phases[index], _student_rows(run)
+    if phase.rows != "all":
+        rows = len(phase.select(run.data["train"]))
+    online = phase.uses_features or not run.cfg.teacher.cache or run.cfg.rollout.source == "student"
+    teacher = probes.teacher(run) if online and phase.uses_teacher and run.remote is None else None
+    further = None if teacher is None else teacher.forward
+    return _training(run, phase.name, phase.trainer, rows, probes.student(run), further, _may_be_fewer(run))
+
+
+def _control_phases(parts: Sequence[Run], probes: _Probes) -> list[PhaseCost]:
+    """The control's: as many steps as all of the student's, at most."""
+    run, spec = parts[-1], parts[-1].cfg.dataset.spec
+    gold, student = len(run.data.gold), probes.student(parts[-1])
+    own = [part for part in parts if part.trainee == STUDENT]
+    trained = [(part, phase) for part in own for phase in part.phases]
+    steps = [
+        planned_steps(phase.trainer, len(phase.select(part.data["train"])), spec)
+        for part, phase in trained
+        if phase.quantization is None
+    ]
+    is_fixed = all(phase.trainer.is_fixed for _, phase in trained)
+    trainer = run.cfg.trainer.model_copy(
+        update={"max_steps": sum(steps), "until": "steps" if is_fixed else "converged"}
+    )
+    costs = [_training(run, "control", trainer, gold, student)]
+    if run.quantization is not None:
+        costs.append(_training(run, "control/quantized", run.phases[-1].trainer, gold, student))
+    return costs
+
+
+def _training(
+    run: Run,
+    name: str,
+    trainer: TrainerConfig,
+    rows: int,
+    model: Probe | None,
+    further: float | None = None,
+    fewer: bool = False,
+) -> PhaseCost:
+    """The training of a model.
+
+    Args:
+        further: seconds of a row that the teacher takes in each step.
+        fewer: the number of rows is an upper bound.
+    """
+    steps = planned_steps(trainer, rows, run.cfg.dataset.spec)
+    at_most = fewer or not trainer.is_fixed
+    if model is None or model.step is None:
+        return PhaseCost(name, rows, steps, at_most)
+    of_row = (model.step + (further or 0.0)) / run.state.num_processes
+    validations = math.ceil(steps / eval_steps(trainer, rows))
+    seconds = steps * trainer.batch_size * of_row
+    seconds += validations * len(run.data["validation"]) * model.forward / run.state.num_processes
+    return PhaseCost(name, rows, steps, at_most, seconds)
+
+
+def _evaluation_seconds(run: Run, probes: _Probes) -> float | None:
+    """Seconds of the evaluation; None: not known, also of models that write texts."""
+    teacher, student = probes.teacher(run), probes.student(run)
+    if student is None or run.task.writes or (teacher is None and run.remote is None):
+        return None
+    rows, models = len(run.data["test"]), 2 if run.cfg.control else 1
+    seconds = models * rows * student.forward
+    if (measure := run.cfg.measure) is None:
+        return seconds
+    settings, alone = measure.settings, models > 1 and measure.mode == "full"
+    timed = [student, *([student] if alone else []), *([teacher] * len(run.sources) if teacher else [])]
+    for model in timed:
+        texts = min(settings["max_texts"], rows)
+        passes = PASSES * len(settings["batch_sizes"]) * texts * model.forward
+        latency = settings["latency_runs"] * model.forward
+        seconds += START + latency + max(passes, settings["throughput_seconds"])
+    return seconds
+
+
+def _memory(run: Run, probes: _Probes) -> int | None:
+    """The peak memory while teacher and student are trained: as measured, with what the activations of a full batch take beyond those of
+    the probe; estimated where nothing was measured."""
+    roles = (
+        (probes.teacher(run), run.cfg.teacher.trainer, run.sources[0], any(map(run.tunes, run.sources))),
+        (probes.student(run), run.phases[-1].trainer, run.initializer.source or run.sources[0], True),
+    )
+    peaks = []
+    for model, trainer, source, trains in roles if run.remote is None else roles[1:]:
+        micro = micro_batches(trainer, run.state.num_processes)[0]
+        if model is not None and model.memory is not None:
+            missing = (micro - probes.batch(run, trainer)) if trains else 0
+            peaks.append(model.memory + _activations(source, missing * run.max_length))
+        elif (now := peak_memory()) is not None and (weights := _weights(source)):
+            states = WEIGHT + GRADIENT + OPTIMIZER_BYTES if trains else WEIGHT
+            peaks.append(now + weights * states + _activations(source, micro * run.max_length) * trains)
+    return max(peaks, default=None)
+
+
+def _activations(source: Checkpoint, tokens: int) -> int:
+    """Bytes of a checkpoint's activations in a training step; 0: its config does not tell its size."""
+    if not source.path.is_dir():
+        return 0
+    config = load_config(source).get_text_config()
+    layers, hidden = (getattr(config, name, None) or 0 for name in ("num_hidden_layers", "hidden_size"))
+    return max(0, tokens) * layers * hidden * ACTIVATION
+
+
+def _weights(source: Checkpoint) -> int:
+    """The number of weights of a checkpoint in fp32, by its files; 0: it does not exist yet."""
+    return sum(file.stat().st_size for file in source.path.glob("*.safetensors")) // WEIGHT
+
+
+def _disk(run: Run, probes: _Probes) -> int | None:
+    """Bytes at most at the same time: the tuned teacher, its outputs, two checkpoints with optimizer states, student and control; None: the
+    student's size is not known yet."""
+    if (student := probes.student(run)) is None:
+        return None
+    checkpoints = 2 * (WEIGHT + OPTIMIZER_BYTES)
+    of_teacher = (
+        0 if run.remote is not None else sum(_weights(each) for each in run.sources if run.tunes(each))
+    )
+    models = 1 + run.cfg.control + (run.quantization is not None)
+    kept = of_teacher * WEIGHT + _output_bytes(run) + models * student.parameters * WEIGHT
+    return kept + max(checkpoints * student.parameters, checkpoints * of_teacher)
+
+
+def _output_bytes(run: Run) -> int:
+    """Bytes of the teacher's stored outputs."""
+    if run.remote is not None or not run.cfg.teacher.cache:
+        return 0
+    tokenizer = load_tokenizer(run.sources[0])
+    train, *others = (len(run.task.targets(run.encode(tokenizer, run.data[split]))[0]) for split in SPLITS)
+    positions = math.ceil(train * _student_rows(run) / max(1, len(run.data["train"]))) + sum(others)
+    if not run.task.vocabulary:
+        return positions * len(run.task.labels) * WEIGHT
+    of_token = 3.5 if len(tokenizer) <= 2**16 else 4.0
+    return positions * math.ceil(of_token * run.cfg.teacher.top_k + 2)

@@ -1,0 +1,124 @@
+"""Measures on a few batches what a model costs: time and memory of a training step, and time of a forward pass."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdcli.config.trainer import Trainer as TrainerConfig
+from kdcli.losses.hard_label import HardLabel
+from kdcli.measure.memory import peak_memory, restart_peak
+from kdcli.models.checkpoint import fast_bf16, parameters
+from kdcli.tasks.base import Task
+from kdcli.training.distiller import Distiller
+from kdcli.training.trainer import SHORT
+
+BATCHES = 3
+"""Batches that are timed, of short, of middle and of long rows, after one that is not."""
+OPTIMIZER_BYTES = 8
+"""Bytes of AdamW's state for each trained weight in fp32."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a model costs.
+
+    Attributes:
+        parameters: its number of weights.
+        forward: seconds of a row without gradients.
+        step: seconds of a row in a training step; None: it is not trained.
+        memory: the peak memory of this process (on a GPU: on it) in bytes, while it was measured; None: the system does not report it.
+    """
+
+    parameters: int
+    forward: float
+    step: float | None = None
+    memory: int | None = None
+
+
+def probe(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    rows: datasets.Dataset,
+    max_length: int,
+    cfg: TrainerConfig,
+    batch: int,
+    trains: bool,
+) -> Probe:
+    """Run a few batches of real rows through a model. Random states are restored afterwards; the model is changed.
+
+    Args:
+        cfg: how it is trained.
+        batch: rows of a batch; a step of `cfg` may have more.
+        trains: also take training steps, with the loss of the gold labels.
+    """
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    encoded = task.encode(tokenizer, rows, max_length)
+    by_length = np.argsort(encoded.lengths, kind="stable")
+    starts = np.linspace(0, max(0, len(by_length) - batch), BATCHES).astype(int)
+    batches = [[encoded[int(row)] for row in by_length[start : start + batch]] for start in starts]
+    distiller = Distiller(model, task, {"hard_label": HardLabel()}, {"hard_label": 1.0}).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0) if trains else None
+    bf16 = fast_bf16(cfg.precision)
+
+    def run(features: list[dict[str, object]], with_gradients: bool) -> float:
+        """Seconds of a batch."""
+        began = time.perf_counter()
+        inputs = task.collate(features, tokenizer) | task.soft_gold(features)
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items() if name != "rows"}
+        plain = with_gradients and not cuda and inputs["input_ids"].shape[1] <= SHORT
+        distiller.train(with_gradients)
+        with (
+            torch.set_grad_enabled(with_gradients),
+            torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+            sdpa_kernel(SDPBackend.MATH) if plain else nullcontext(),
+        ):
+            loss = distiller(**inputs)["loss"]
+            if with_gradients and optimizer is not None:
+                loss.backward()
+        if with_gradients and optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    with undisturbed():
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        restart_peak()
+        seconds: dict[bool, float] = {}
+        for with_gradients in (False, True) if trains else (False,):
+            run(batches[-1], with_gradients)  # the largest, so that its allocations are not timed
+            seconds[with_gradients] = sum(run(each, with_gradients) for each in batches)
+        memory = torch.cuda.max_memory_allocated() if cuda else peak_memory()
+    count = sum(map(len, batches))
+    step = seconds[True] / count if trains else None
+    return Probe(parameters(model), seconds[False] / count, step, memory)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Restore the random states, and log nothing."""
+    states = random.getstate(), np.random.get_state()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        logging.disable(disabled)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
