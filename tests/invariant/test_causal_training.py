@@ -343,9 +343,14 @@ def test_from_the_data_to_the_report(
         assert report["test_examples"] == 16
     models = report["models"]
     names = {"teacher", "student"} if timed else {"teacher", "control", "student"}
-    assert set(models) == names
+    assert set(models) == names | {"untrained", "trivial"}
+    for name in ("untrained", "trivial"):
+        assert models[name]["method"]
+        assert -6 < models[name]["score"] < 0
+    assert models["untrained"]["score"] < models["student"]["score"]
     for name in names:
         scores = models[name]["scores"]
+        assert models[name]["calibration"]["ece"] == scores["ece"]
         assert -4 < scores["log_prob"] < 0
         low, high = scores["log_prob_ci95"]
         assert low < scores["log_prob"] < high
@@ -391,7 +396,7 @@ def test_from_the_data_to_the_report(
         assert launch("eval", into) == 0
         scored = json.loads(capsys.readouterr().out)
         assert scored["metric"] == "log_prob"
-        for name in models:
+        for name in names:
             expected = models[name]["score"] if split == "test" else report["validation_score"][name]
             known = split == "test" or name != "teacher"  # of its validation rows, the top k are
             assert scored["models"][name]["score"] == pytest.approx(expected, abs=1e-5 if known else 0.1)
