@@ -160,6 +160,9 @@ class Dataset(Section):
     duplicates: Literal["majority", "soft"] = "majority"
     """classification: the label of a text that several rows label differently. majority: that of most rows, or none where two have as many;
     soft: the loss on gold labels takes the share of the rows of each label, and scores take the majority."""
+    near_duplicates: Literal["warn", "group", "ignore"] = "warn"
+    """Texts of test that differ little from texts of train (70 % of their runs of five characters are common). warn: their share is told from
+    1 % on; group: near-duplicates stay in one split; at most 100,000 rows are compared."""
     encoding: str | None = None
     """null: UTF-8, UTF-16 or UTF-32 if the bytes are that, or else the most likely encoding of the text."""
     delimiter: Character | None = None
@@ -317,6 +320,6 @@ _BY_NAME = {
 """Formats that the end of a file's name tells before it is read, because tasks are inferred from them."""
 READ_BY_ALL = frozenset({
     "task", "format", "path", "name", "revision", "train", "validation", "test", "validation_size", "test_size", "encoding", "delimiter",
-    "quote", "escape", "columns", "field", "bad_rows", "replace", "limit", "eval_limit", "max_length",
+    "quote", "escape", "columns", "field", "bad_rows", "replace", "limit", "eval_limit", "max_length", "near_duplicates",
 })  # fmt: skip
 """The keys of a data set that every task reads; the others are declared by the tasks that read them (`TaskSpec.reads`)."""

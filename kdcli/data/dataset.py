@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import datasets
 
@@ -13,7 +14,15 @@ from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.data.gold import set_apart
 from kdcli.data.reading import Reading
 from kdcli.data.split_reader import SplitReader
-from kdcli.data.splits import SPLITS, carve_splits, clean_rows, disjoint_splits, filter_rows
+from kdcli.data.splits import (
+    SPLITS,
+    carve_splits,
+    clean_rows,
+    disjoint_splits,
+    filter_rows,
+    groups_of,
+    limited,
+)
 from kdcli.errors import ConfigError, DataError
 from kdcli.files import digest
 from kdcli.tasks import task_class
@@ -34,6 +43,7 @@ class Data:
         commit: the hub commit of the data; None for files.
         dropped: the number of rows that were dropped by reason; rows beyond `dataset.limit` are not among them.
         readings: how each file was read.
+        suspicions: what makes results on it doubtful: `kind`, `text`, `key` and figures.
     """
 
     splits: dict[str, datasets.Dataset]
@@ -42,6 +52,7 @@ class Data:
     commit: str | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
+    suspicions: list[dict[str, Any]] = field(default_factory=list)
 
     def __getitem__(self, split: str) -> datasets.Dataset:
         return self.splits[split]
@@ -100,8 +111,9 @@ def load(cfg: DatasetConfig, recorded: Sequence[Reading] = ()) -> Data:
     dropped: Counter[str] = Counter()
     rows = {split: clean_rows(schema, parts, dropped) for split, parts in sources.items()}
     rows["train"] = filter_rows(schema, rows["train"], dropped)
-    rows, unlabelled = set_apart(schema, disjoint_splits(schema, rows, dropped), dropped)
-    rows = carve_splits(schema, rows)
+    group_of = groups_of(schema, rows)
+    rows, unlabelled = set_apart(schema, disjoint_splits(schema, rows, dropped, group_of), dropped)
+    rows = carve_splits(schema, rows, dropped, group_of)
     for split in SPLITS:
         if not rows[split]:
             raise DataError(f"{cfg.path}: the {split} split has no rows; check the files, and dataset.limit")
@@ -119,12 +131,13 @@ def load(cfg: DatasetConfig, recorded: Sequence[Reading] = ()) -> Data:
         for row in rows["train"]
     ]
     if cfg.eval_limit:
-        rows |= {split: rows[split][: cfg.eval_limit] for split in ("validation", "test")}
+        rows |= {split: limited(rows[split], cfg.eval_limit) for split in ("validation", "test")}
     schema.require(rows["train"])
     labels = list(schema.labels)
     fingerprint = digest(labels, {split: rows[split] for split in SPLITS})
     splits = {split: datasets.Dataset.from_list(rows[split]) for split in SPLITS}
-    return Data(splits, labels, fingerprint, sources["train"][0].commit, dict(dropped), reader.readings)
+    commit = sources["train"][0].commit
+    return Data(splits, labels, fingerprint, commit, dict(dropped), reader.readings, schema.suspicions)
 
 
 def _unlabelled(

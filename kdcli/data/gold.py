@@ -6,11 +6,13 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from kdcli.tasks.rows import IGNORE, RawSplit, Row, RowSchema, log_level
+from kdcli.tasks.rows import IGNORE, RawSplit, Row, RowSchema
 
 logger = logging.getLogger(__name__)
 UNLABELLED = "without a gold label"
 """Why a row is dropped."""
+CONTESTED = 0.02
+"""The share of texts whose labels differ from which on it is a suspicion."""
 
 
 def merge_duplicates(
@@ -32,12 +34,16 @@ def merge_duplicates(
             part.dropped["duplicates" if same else "duplicates with another label"] += 1
         contested += any(label != labels[0] for label in labels)
         tied += bool(labels) and merged["label"] == IGNORE
-    if contested:
-        logger.log(
-            log_level(contested, len(rows)),
-            "%s: the labels of %d of %d texts differ between their rows: %s",
-            schema.cfg.path, contested, len(rows), schema.decision(tied),
-        )  # fmt: skip
+    if not contested:
+        return
+    text = f"{schema.cfg.path}: the labels of {contested} of {len(rows)} texts differ between their rows: {schema.decision(tied)}"
+    if contested < CONTESTED * len(rows):
+        logger.info("%s", text)
+        return
+    logger.warning("%s", text)
+    key = "dataset.duplicates" if "dataset.duplicates" in text else None
+    figures = {"share": contested / len(rows), "rows": contested}
+    schema.suspicions.append({"kind": "contradicting_labels", "text": text, "key": key, **figures})
 
 
 def set_apart(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from kdcli.config.dataset import Dataset
 from kdcli.data.coverage import cover_classes
 from kdcli.data.gold import merge_duplicates
+from kdcli.data.near_duplicates import ROWS, clusters, text_of
 from kdcli.data.raw_rows import UNREADABLE, BadRows
 from kdcli.errors import DataError
 from kdcli.tasks.rows import IGNORE, RawSplit, Row, RowSchema, labels_of, log_level, row_hash
@@ -78,15 +79,47 @@ def filter_rows(schema: RowSchema, train: list[Row], dropped: Counter[str]) -> l
     return kept
 
 
+def groups_of(schema: RowSchema, rows: Mapping[str, Sequence[Row]]) -> Callable[[Row], str]:
+    """The function that gives the group of a row: that of the schema, or with `dataset.near_duplicates=group` the first one of the groups of
+    its near-duplicates."""
+    if schema.cfg.near_duplicates != "group":
+        return schema.group
+    groups = {schema.group(row): row for part in rows.values() for row in part}
+    ordered = sorted(groups)[:ROWS]
+    if len(ordered) < len(groups):
+        logger.warning(
+            "%s: near-duplicates are searched in %d of %d rows", schema.cfg.path, len(ordered), len(groups)
+        )
+    first_of = clusters([text_of(groups[group]) for group in ordered])
+    cluster_of = {group: ordered[first] for group, first in zip(ordered, first_of, strict=True)}
+    joined = sum(group != first for group, first in cluster_of.items())
+    logger.info("%s: %d near-duplicates stay in the split of another row", schema.cfg.path, joined)
+
+    def group_of(row: Row) -> str:
+        group = schema.group(row)
+        return cluster_of.get(group, group)
+
+    return group_of
+
+
+def limited(rows: list[Row], limit: int) -> list[Row]:
+    """The first rows. If they have one class and the others have another one, the last of them is the first row of another class."""
+    if len(rows) <= limit or limit < 2 or not isinstance(rows[0].get("label"), int):
+        return rows[:limit]
+    label = rows[0]["label"]
+    other = next((at for at, row in enumerate(rows) if row["label"] != label), 0)
+    return rows[:limit] if other < limit else [*rows[: limit - 1], rows[other]]
+
+
 def disjoint_splits(
-    schema: RowSchema, rows: dict[str, list[Row]], dropped: Counter[str]
+    schema: RowSchema, rows: dict[str, list[Row]], dropped: Counter[str], group_of: Callable[[Row], str]
 ) -> dict[str, list[Row]]:
     """Remove rows of the groups in test from validation and train, and rows of the groups in validation from train."""
     taken: set[str] = set()
     for split in reversed(SPLITS):
         if split not in rows:
             continue
-        kept = [row for row in rows[split] if schema.group(row) not in taken]
+        kept = [row for row in rows[split] if group_of(row) not in taken]
         if len(kept) < len(rows[split]):
             logger.info(
                 "%d rows of %s are dropped: they are in a later split as well",
@@ -101,12 +134,12 @@ def disjoint_splits(
                 f"or leave dataset.{later.replace(' or ', '= and dataset.')}= out: a part of the training rows is then kept for it"
             )
         rows[split] = kept
-        taken |= {schema.group(row) for row in kept}
+        taken |= {group_of(row) for row in kept}
     return rows
 
 
 def carve_splits(
-    schema: RowSchema, rows: dict[str, list[Row]], group_of: Callable[[Row], str] | None = None
+    schema: RowSchema, rows: dict[str, list[Row]], dropped: Mapping[str, int], group_of: Callable[[Row], str]
 ) -> dict[str, list[Row]]:
     """Take test and validation out of the training rows, if they have no source of their own.
 
@@ -115,20 +148,21 @@ def carve_splits(
     every split where it has enough groups (`cover_classes`).
 
     Args:
-        group_of: the group of a row; None: that of the schema.
+        dropped: the numbers of dropped rows by reason, for messages.
+        group_of: the group of a row.
     """
     cfg = schema.cfg
     sizes = {"test": cfg.test_size, "validation": cfg.validation_size}
     carved = [split for split in sizes if split not in rows]
     groups: dict[str, list[Row]] = {}
     for row in rows["train"]:
-        groups.setdefault((group_of or schema.group)(row), []).append(row)
+        groups.setdefault(group_of(row), []).append(row)
     order = sorted(groups, key=lambda group: (position(group), group))
     split_of = dict.fromkeys(order, "train")
     left = len(rows["train"])
     for place, split in enumerate(carved):
         others = len(carved) - place  # train and the splits that follow have a group each
-        count = _expected(cfg, sizes[split], split, len(rows["train"]), left, others)
+        count = _expected(cfg, sizes[split], split, len(rows["train"]), left, others, dropped)
         free = [group for group in order if split_of[group] == "train"]
         if split == "validation":
             free.reverse()
@@ -155,13 +189,16 @@ def position(group: str) -> float:
     return int(group[:_DIGITS], 16) / 16**_DIGITS
 
 
-def _expected(cfg: Dataset, size: float, split: str, total: int, left: int, others: int) -> int:
+def _expected(
+    cfg: Dataset, size: float, split: str, total: int, left: int, others: int, dropped: Mapping[str, int]
+) -> int:
     """The number of rows of a split, if the hash takes its share exactly.
 
     Args:
         total: the rows before any split is carved.
         left: those that are not in another split.
         others: the splits that the remaining rows are for.
+        dropped: the numbers of dropped rows by reason.
 
     Raises:
         DataError: it leaves no row to train on.
@@ -173,6 +210,7 @@ def _expected(cfg: Dataset, size: float, split: str, total: int, left: int, othe
     if total < 3:  # no size is small enough
         remedy = "give dataset.validation= and dataset.test=, or more rows"
         remedy += " (documents end at blank lines)" if cfg.format == "txt" else ""
+        remedy += f"; {dropped['duplicates']} rows are duplicates" if dropped.get("duplicates") else ""
     raise DataError(
         f"{cfg.path}: {count} rows for {split} leave none to train on ({left} are there); {remedy}"
     )

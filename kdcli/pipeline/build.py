@@ -41,6 +41,7 @@ from kdcli.pipeline.plan import (
 )
 from kdcli.pipeline.sources import teacher_sources
 from kdcli.pipeline.validate import (
+    check_data,
     remote_teacher,
     require_architecture,
     require_checkpoints,
@@ -55,7 +56,6 @@ from kdcli.pipeline.validate import (
     shares_tokens,
     storing_temperature,
     warn_of_truncation,
-    warn_of_unseen_labels,
 )
 from kdcli.rundir import METRICS, rewrite_metrics
 from kdcli.students.base import StudentInitializer
@@ -83,7 +83,7 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
     remote = remote_teacher(cfg, phases)
     recorded = recorded_readings(folder)
     data = load(cfg.dataset, recorded)
-    warn_of_unseen_labels(cfg, data)
+    check_data(cfg, data)
     sources = teacher_sources(cfg, remote, data, state)
     names = names if remote is None else {**names, "teacher": remote.name}
     parts = _parts(cfg, folder, names, state, phases, data, sources, remote, recorded)

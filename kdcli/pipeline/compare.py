@@ -244,6 +244,7 @@ def _results(
         else {"mode": run.cfg.measure.mode, **run.cfg.measure.settings},
         "labels": run.data.labels,
         "dataset": _dataset(run, teacher_data),
+        "suspicions": run.data.suspicions,
         "loss": _terms(run.cfg),
         "stages": [time for time in read_stage_times(run.folder) if time["name"] != current_stage],
         "validation_score": validation,

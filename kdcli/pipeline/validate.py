@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from kdcli.config.components import build, locate
 from kdcli.config.schema import Distill as Config
 from kdcli.data.dataset import Data, require_batch
+from kdcli.data.suspicions import find_suspicions, require_several_classes
 from kdcli.errors import ConfigError, ModelError, TeacherError, listed
 from kdcli.evaluation.predict import size
 from kdcli.models.checkpoint import (
@@ -37,15 +38,18 @@ from kdcli.training.trainer import require_trackers
 logger = logging.getLogger(__name__)
 
 
-def warn_of_unseen_labels(cfg: Config, data: Data) -> None:
-    """Warn of labels of validation and test that no training row has."""
-    for split in () if cfg.smoke else ("validation", "test"):
-        if unseen := data.unseen_labels(split):
-            logger.warning(
-                "%s has labels that no training row has (%s), so they cannot be learnt from this data; are they misspelt, or too rare?",
-                split,
-                ", ".join(f"{label}: {count}" for label, count in unseen.most_common(5)),
-            )
+def check_data(cfg: Config, data: Data) -> None:
+    """Refuse data on which nothing can be judged, and add to its suspicions what makes its results doubtful. A rehearsal goes on.
+
+    Raises:
+        DataError
+    """
+    if cfg.smoke:
+        return
+    require_several_classes(cfg.dataset, data)
+    for suspicion in find_suspicions(cfg.dataset, data):
+        logger.warning("%s", suspicion["text"])
+        data.suspicions.append(suspicion)
 
 
 def require_trainers(cfg: Config, phases: Sequence[Phase], state: PartialState) -> None:
@@ -275,15 +279,21 @@ def truncation(run: Run, tokenizer: PreTrainedTokenizerBase, split: str) -> tupl
     else:
         remedy = "the teacher reads no more: shorten the texts, or take one that reads more (teacher.path=)"
     return cut / len(rows), (
-        f"{cut} of {len(rows)} rows of {split} are cut at dataset.max_length = {run.max_length} tokens, and the longest has {longest}; {remedy}"
+        f"{cut} of {len(rows)} rows of {split} ({cut / len(rows):.0%}) are cut at dataset.max_length = {run.max_length} tokens, and the longest has {longest}; {remedy}"
     )
 
 
 def warn_of_truncation(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Say how many training rows a classifier reads a part of."""
+    """Warn of training rows of which a classifier reads a part; many are a suspicion."""
     share, message = truncation(run, tokenizer, "train")
-    if share:
-        logger.log(logging.WARNING if share > MANY else logging.INFO, "%s", message)
+    if share > MANY:
+        logger.warning("%s", message)
+        figures = {"share": share, "rows": round(share * len(run.data["train"]))}
+        run.data.suspicions.append(
+            {"kind": "truncated_rows", "text": message, "key": "dataset.max_length", **figures}
+        )
+    elif share:
+        logger.info("%s", message)
 
 
 def shares_tokens(

@@ -61,6 +61,11 @@ def calibration_lines(report: Report) -> list[str]:
     ]
 
 
+def suspicion_lines(report: Report) -> list[str]:
+    """What makes the results doubtful, without the remedies."""
+    return [str(each.get("text")).split("; ")[0] for each in report.get("suspicions") or ()]
+
+
 def metric_of(result: Mapping[str, Any]) -> Metric:
     """The headline metric of a report, an evaluation or an export. A metric that no task presents is shown unformatted."""
     presentations: list[Presentation] = [*packaged_presentations()]

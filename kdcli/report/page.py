@@ -170,6 +170,7 @@ def _page(
         "signatures": signatures_of(report),
         "dataset": dict(_dataset(report["dataset"])),
         "verdict": verdict_text(report),
+        "suspicions": [str(each.get("text")) for each in report.get("suspicions") or ()],
         "finding": "smoke" if report.get("smoke") else outcome_of(verdict).replace("_", "-"),
         "tiles": tiles,
         "figures": _figures(report),

@@ -17,7 +17,13 @@ from kdcli.numbers import (
     format_share,
     format_times,
 )
-from kdcli.report.metrics import baseline_lines, calibration_lines, compared_models, metric_of
+from kdcli.report.metrics import (
+    baseline_lines,
+    calibration_lines,
+    compared_models,
+    metric_of,
+    suspicion_lines,
+)
 from kdcli.report.verdict import verdict_text
 from kdcli.tasks.presentation import Metric, Report, outcome_of
 
@@ -73,6 +79,8 @@ def final_table(report: Report) -> None:
     console.say(verdict_text(report), style="bold")
     for line in calibration_lines(report):
         console.say(line)
+    for line in suspicion_lines(report):
+        console.say(f"doubtful: {line}")
     if endpoint := report.get("endpoint"):
         console.say(f"{endpoint['model']}: {_bill(endpoint)}")
 

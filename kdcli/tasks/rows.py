@@ -64,6 +64,8 @@ class RowSchema(ABC):
 
     def __init__(self, cfg: DatasetConfig):
         self.cfg = cfg
+        self.suspicions: list[dict[str, Any]] = []
+        """What makes results on the rows doubtful."""
         self.decided: dict[str, Any] = {}
         """What was decided about the first file, for the other files of the data set."""
         self.replacements = [(re.compile(pattern), put) for pattern, put in cfg.replace.items()]

@@ -17,6 +17,7 @@ from kdcli.evaluation.predict import size as checkpoint_size
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.pipeline.plan import plan_phases
 from kdcli.pipeline.validate import (
+    check_data,
     remote_teacher,
     require_checkpoints,
     require_control_rows,
@@ -29,7 +30,6 @@ from kdcli.pipeline.validate import (
     require_writer,
     shares_tokens,
     storing_temperature,
-    warn_of_unseen_labels,
 )
 from kdcli.students.pruning.layers import Layers
 
@@ -158,8 +158,11 @@ def test_labels_that_cannot_be_learnt_are_named(
     data = part.data
     data.splits["test"] = make_part(labels=(1, 1, 0, 0)).data["test"]
     with caplog.at_level(logging.WARNING):
-        warn_of_unseen_labels(part.cfg, data)
+        check_data(part.cfg, data)
     require_words(caplog.text, "test", "training", "good: 2")
+    assert {"kind": "unseen_classes", "split": "test", "classes": {"good": 2}}.items() <= data.suspicions[
+        0
+    ].items()
 
 
 def test_a_student_is_smaller_than_its_teacher(make_part: MakePart, teacher: Path) -> None:
