@@ -47,8 +47,8 @@ from kdcli.models.checkpoint import (
 from kdcli.report.outcome import outcome
 from kdcli.report.tables import eval_table
 from kdcli.report.verdict import verdict_text
-from kdcli.rundir import unanswered
-from kdcli.tasks import task_of
+from kdcli.rundir import saved_config, unanswered
+from kdcli.tasks import task_class, task_of
 from kdcli.tasks.base import Task
 from kdcli.tasks.labels import matcher
 from kdcli.teachers.base import Teacher
@@ -64,7 +64,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
     data = _data(
         cfg, [Checkpoint(folder_of(artifact), artifact.name, code=code)] if artifact else [*sources.values()]
     )
-    task = task_of(cfg.dataset, data.labels)
+    task = task_of(cfg.dataset, data.labels, _metric(cfg, run))
     chosen = concatenate_datasets([data[split] for split in (SPLITS if cfg.split == "all" else [cfg.split])])
     # training rows beyond dataset.labelled have no label
     rows = with_gold(without(chosen, unanswered(run) if run else ()))
@@ -101,6 +101,12 @@ def evaluate(cfg: Config, folder: Path) -> int:
         eval_table(result)
         console.say(f"eval.json: {folder / 'eval.json'}")
     return ExitCode.DONE
+
+
+def _metric(cfg: Config, run: Path | None) -> str | None:
+    """The headline metric that a run was started with, if the rows are of a task that has it."""
+    metric = saved_config(run).get("metric") if run is not None else None
+    return metric if metric in task_class(cfg.dataset.kind).further_metrics else None
 
 
 def _evaluate_checkpoints(

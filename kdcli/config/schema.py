@@ -323,6 +323,9 @@ class Distill(Section):
     seed: Seed = 0
     control: bool = True
     """Also train the no-teacher baseline: the same student, with the gold labels alone, for comparison."""
+    metric: str | None = None
+    """The headline metric, which chooses the best checkpoint and decides the verdict. classification: accuracy or macro_f1 (the mean of the
+    classes' F1, for data where one class has most rows); null, and all other tasks: the metric of the task."""
     trivial_baseline: bool = True
     """Also score a model without a neural network on the test split, trained in seconds on the gold labels: logistic regression over TF-IDF
     (classification), the most frequent tag of each word (token_classification), bigrams and the student before training (causal_lm), a

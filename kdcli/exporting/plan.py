@@ -142,7 +142,7 @@ def plan_export(cfg: Export, hardware: str) -> ExportPlan:
         out=named_path(run, "export", hardware, what="hardware"),
         report=report,
         target=target,
-        task=task_of(dataset, data.labels),
+        task=task_of(dataset, data.labels, report.metric),
         family=dataset.spec.family,
         labels=data.labels,
         train=without(data["train"], dropped),

@@ -144,13 +144,14 @@ def _parts(
             loaded[source] = load(own.dataset, recorded)
         if trainee not in initializers:
             initializers[trainee] = build_initializer(own.student)
+        metric = cfg.metric if own.dataset.kind == cfg.dataset.kind else None
         part = Run(
             cfg=own,
             folder=folder,
             names=names,
             state=state,
             data=loaded[source],
-            task=task_of(own.dataset, loaded[source].labels),
+            task=task_of(own.dataset, loaded[source].labels, metric),
             sources=sources,
             initializer=initializers[trainee],
             phases=list(group),

@@ -114,6 +114,7 @@ class TunedTeacher(Key):
 
     Attributes:
         outside: the tags that mean no entity, which change the score that selects a checkpoint.
+        metric: of the scores that select a checkpoint.
         member: its index in an ensemble, which changes its seed.
     """
 
@@ -126,6 +127,7 @@ class TunedTeacher(Key):
     bf16: bool
     label_smoothing: float
     outside: list[str] | None
+    metric: str
     seed: int
     member: int
 
@@ -141,6 +143,7 @@ class TunedTeacher(Key):
             fast_bf16(cfg.trainer.precision),
             cfg.label_smoothing,
             run.cfg.dataset.outside,
+            run.task.metric,
             run.cfg.seed,
             member,
         )

@@ -8,11 +8,15 @@ from typing import Any
 from kdcli.numbers import format_number
 from kdcli.rundir import BASELINES, UNQUANTIZED
 from kdcli.tasks import packaged_presentations, presentation_of
-from kdcli.tasks.presentation import Metric, Presentation, Report
+from kdcli.tasks.presentation import PERCENT, Metric, Presentation, Report
 
 MODELS = ("teacher", "control", "student")
 MISCALIBRATED = 0.1
 """The expected calibration error above which a report warns."""
+
+
+IMBALANCED = 0.8
+"""The share of the most frequent class above which accuracy says little of the others."""
 
 
 def present_models(report: Report) -> dict[str, Mapping[str, Any]]:
@@ -41,7 +45,20 @@ def baseline_lines(report: Report) -> list[str]:
         timed = format_number(model.get("throughput_per_s")) is not None
         where = "; its speed was measured in the process of the run, on one thread" if timed else ""
         lines.append(f"{name}: {model.get('method')}{where}")
-    return lines
+    return lines + imbalance_lines(report)
+
+
+def imbalance_lines(report: Report) -> list[str]:
+    """Where one class has most of the test rows: its share, which is the accuracy of a model that always predicts it, and each model's
+    macro F1."""
+    majority = format_number(report["models"]["student"].get("scores", {}).get("majority"))
+    if majority is None or majority <= IMBALANCED:
+        return []
+    scores = {name: model.get("scores", {}) for name, model in present_models(report).items()}
+    f1 = ", ".join(f"{name} {PERCENT.format_score(own.get('macro_f1'))}" for name, own in scores.items())
+    return [
+        f"majority: the most frequent class has {PERCENT.format_score(majority)} of the test rows; macro F1: {f1}"
+    ]
 
 
 def calibration_lines(report: Report) -> list[str]:
@@ -72,7 +89,8 @@ def metric_of(result: Mapping[str, Any]) -> Metric:
     if (own := presentation_of(str(result.get("task")))) is not None:
         presentations.insert(0, own)
     key = result.get("metric", "score")
-    return next((each.metric for each in presentations if each.metric.key == key), None) or Metric(key)
+    metrics = [metric for each in presentations for metric in (each.metric, *each.further)]
+    return next((metric for metric in metrics if metric.key == key), None) or Metric(key)
 
 
 def format_p_value(value: Any) -> str:

@@ -36,13 +36,16 @@ def task_class(name: str) -> type[Task]:
     return next(value for value in own if issubclass(value, Task))
 
 
-def task_of(cfg: Dataset, labels: Sequence[str]) -> Task:
+def task_of(cfg: Dataset, labels: Sequence[str], metric: str | None = None) -> Task:
     """The task of a data set, for its labels.
 
+    Args:
+        metric: the headline metric; None: that of the task.
+
     Raises:
-        ConfigError: there is no such task.
+        ConfigError: there is no such task, or it has no such metric.
     """
-    return task_class(cfg.kind).from_config(cfg, labels)
+    return task_class(cfg.kind).from_config(cfg, labels).choose_metric(metric)
 
 
 def presentation_of(name: str) -> Presentation | None:

@@ -19,6 +19,7 @@ from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.config.measure import Measure
 from kdcli.config.schema import Distill
 from kdcli.config.tasks import TaskSpec
+from kdcli.errors import ConfigError, shown
 from kdcli.features import capture_features
 from kdcli.generation import Reply
 from kdcli.model_files import require_body
@@ -92,9 +93,11 @@ class Task(ABC):
     """How its rows are read and checked."""
     presentation: ClassVar[Presentation]
     """How its results are shown."""
-    metric: ClassVar[str]
+    metric: str
     """The headline metric: higher is better."""
-    chance_is: ClassVar[str]
+    further_metrics: ClassVar[tuple[str, ...]] = ()
+    """Other metrics that may be the headline metric (`choose_metric`)."""
+    chance_is: str
     """A description of `chance`, for messages."""
     head: ClassVar[tuple[str, ...]]
     """The endings of the class names of models with a head for this task (`architectures` in config.json)."""
@@ -120,7 +123,7 @@ class Task(ABC):
     """`reduce_outputs` returns `logits` over the labels, and the models have an output layer of their own, so that a temperature can be fitted."""
     scores_untrained: ClassVar[bool] = False
     """The report also has the scores of the student's initialisation, before any training."""
-    corpus: ClassVar[bool] = False
+    corpus: bool = False
     """The metric is not a mean over rows, but a function of sums over rows (`sufficient_statistics`, `score_from_statistics`)."""
 
     def __init__(self, labels: Sequence[str] = (), chat: bool = False):
@@ -132,6 +135,20 @@ class Task(ABC):
     def from_config(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
         """The task for a data set."""
         return cls(labels, chat=cfg.chat or bool(cfg.messages))
+
+    def choose_metric(self, metric: str | None) -> Self:
+        """This task with another headline metric; None: its own.
+
+        Raises:
+            ConfigError: it has no such metric.
+        """
+        if metric not in (None, self.metric, *self.further_metrics):
+            names = ", ".join((self.metric, *self.further_metrics))
+            raise ConfigError(
+                f"metric = {shown(metric)}: the headline metric of this task is one of: {names}; choose one of them, or leave metric out"
+            )
+        self.metric = metric or self.metric
+        return self
 
     def prompts_and_references(self, rows: datasets.Dataset) -> list[dict[str, str]]:
         """The `prompt` and the `reference` of each row, for a task that writes text."""

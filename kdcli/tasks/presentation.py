@@ -187,11 +187,13 @@ class Presentation:
     Attributes:
         metric: the headline metric.
         card: the task's part of the model card.
+        further: the other metrics that may be the headline metric.
         score_names: what scores with a signature (sacrebleu's) are called.
     """
 
     metric: Metric
     card: Card
+    further: tuple[Metric, ...] = ()
     score_names: Mapping[str, str] = field(default_factory=dict)
 
 

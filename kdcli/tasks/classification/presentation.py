@@ -16,8 +16,22 @@ class Accuracy(Percentage):
     )
 
 
+class MacroF1(Percentage):
+    """Macro F1, the mean over the classes, with accuracy, log-loss and calibration error beside it."""
+
+    details = (
+        ("accuracy", "accuracy", lambda scores: PERCENT.format_score(scores.get("accuracy"))),
+        *Accuracy.details[1:],
+    )
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.name = "macro F1"
+
+
 PRESENTATION = Presentation(
     metric=Accuracy("accuracy"),
+    further=(MacroF1("macro_f1"),),
     card=Card(
         tag="text-classification",
         metrics=("accuracy", "f1"),

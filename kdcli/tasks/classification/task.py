@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import datasets
 import numpy as np
@@ -35,9 +35,10 @@ IMBALANCED = 0.8
 
 
 class Classification(Task):
-    """Every row is one position; the headline metric is accuracy."""
+    """Every row is one position; the headline metric is accuracy, or macro F1 (`metric=macro_f1`)."""
 
     metric = "accuracy"
+    further_metrics = ("macro_f1",)
     chance_is = "the most frequent label's share"
     spec: ClassVar[TaskSpec] = SPEC
     row_schema: ClassVar[type[RowSchema]] = ClassificationRows
@@ -46,6 +47,13 @@ class Classification(Task):
     batch = 64
     auto = "AutoModelForSequenceClassification"
     calibrates = True
+
+    def choose_metric(self, metric: str | None) -> Self:
+        """With macro F1, which is no mean over rows, chance is the macro F1 of a model that always predicts one label."""
+        super().choose_metric(metric)
+        if self.metric == "macro_f1":
+            self.corpus, self.chance_is = True, "the macro F1 of the best single label"
+        return self
 
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Set the number and the names of the labels."""
@@ -134,8 +142,12 @@ class Classification(Task):
         return (np.exp(log_p) * (log_p - log_q)).sum(1)
 
     def chance(self, predictions: Predictions, classes: int) -> float:
-        """The share of the most frequent label."""
-        return float(np.bincount(predictions.labels).max() / len(predictions.labels))
+        """The share of the most frequent label, or the macro F1 of a model that always predicts it."""
+        counts = np.bincount(predictions.labels)
+        if self.metric == "macro_f1":
+            best = 2 * counts.max() / (counts.max() + len(predictions.labels))
+            return float(best / (counts > 0).sum())
+        return float(counts.max() / len(predictions.labels))
 
     def chance_predictions(self, predictions: Predictions) -> Predictions | None:
         """The most frequent label everywhere."""
@@ -146,11 +158,11 @@ class Classification(Task):
     def balanced(self, predictions: Predictions) -> Task | None:
         """Macro F1, if one class has more than `IMBALANCED` of the rows."""
         imbalanced = self.metric == "accuracy" and self.chance(predictions, len(self.labels)) > IMBALANCED
-        return _Balanced(self.labels) if imbalanced else None
+        return Classification(self.labels).choose_metric("macro_f1") if imbalanced else None
 
     def scores(self, predictions: Predictions) -> dict[str, Any]:
-        """Accuracy, macro F1, negative log-likelihood, expected calibration error, and for at most `LARGEST_MATRIX` classes the confusion
-        matrix."""
+        """Accuracy, macro F1, the share of the most frequent label (`majority`), negative log-likelihood, expected calibration error, and for
+        at most `LARGEST_MATRIX` classes the confusion matrix."""
         logits, labels = predictions["logits"], predictions.labels
         log_p = log_softmax(logits)
         predicted = logits.argmax(1)
@@ -164,6 +176,7 @@ class Classification(Task):
         scores = {
             "accuracy": float(right.mean()),
             "macro_f1": float(f1[gold + counts > 0].mean()),
+            "majority": float(gold.max() / len(labels)),
             "nll": float(-log_p[np.arange(len(labels)), labels].mean()),
             "ece": curve["ece"],
             "per_class_f1": dict(zip(self.labels, f1.tolist(), strict=True)),
@@ -184,25 +197,18 @@ class Classification(Task):
         """1 where the label is right, else 0."""
         return (predictions["logits"].argmax(1) == predictions.labels).astype(np.float64)
 
-
-class _Balanced(Classification):
-    """Classification whose headline metric is macro F1: the mean of the F1 of the classes that are in the rows or are predicted."""
-
-    metric = "macro_f1"
-    corpus = True
-
     def sufficient_statistics(self, predictions: Predictions) -> np.ndarray:
-        """For each row whether it is of a class, whether the class is predicted, and whether both hold: (rows, 3 C)."""
-        size = predictions["logits"].shape[1]
-        gold = np.eye(size)[predictions.labels]
-        predicted = np.eye(size)[predictions["logits"].argmax(1)]
-        return np.concatenate([gold, predicted, gold * predicted], axis=1)
+        """For macro F1: whether a row has a label, whether it is predicted, and whether both, for each label that occurs; float64 (rows, 3C)."""
+        predicted, labels = predictions["logits"].argmax(1), predictions.labels
+        names = np.union1d(predicted, labels)
+        own, other = labels[:, None] == names, predicted[:, None] == names
+        return np.concatenate([own, other, own & other], axis=1).astype(np.float64)
 
     def score_from_statistics(self, sums: np.ndarray) -> float:
-        """Macro F1, (3 C,) -> [0, 1]."""
-        gold, predicted, right = sums.reshape(3, -1)
-        present = gold + predicted > 0
-        return float((2 * right[present] / (gold + predicted)[present]).mean())
+        """Macro F1 over the labels that occur."""
+        gold, counts, hits = np.split(sums, 3)
+        occurs = gold + counts > 0
+        return float((2 * hits[occurs] / (gold + counts)[occurs]).mean())
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

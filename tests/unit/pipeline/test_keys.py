@@ -52,6 +52,7 @@ IN_KEY: dict[str, set[type[Key]]] = {
     "teacher.trainer.precision": ALL_OF_TEXT,
     "dataset.task": ALL_OF_TEXT,
     "dataset.outside": {TunedTeacher},
+    "metric": {TunedTeacher},
     "dataset.max_length": {*ALL_OF_TEXT, AugmentedCopies},
     "dataset.chat": ALL_OF_TEXT,
     "dataset.messages": ALL_OF_TEXT,
@@ -88,7 +89,7 @@ ELSEWHERE: dict[str, str] = {
             "dataset.eval_limit", "dataset.labelled", "dataset.unlabelled", "dataset.unlabelled_limit", "dataset.mask_copies",
             "dataset.clean.identical", "dataset.clean.max_ratio", "dataset.clean.ratio_from", "dataset.clean.script",
             "dataset.truncation", "dataset.context", "dataset.thoughts",
-            "dataset.truncation", "dataset.no_label", "dataset.as_classes", "dataset.duplicates", "dataset.bad_rows",
+            "dataset.truncation", "dataset.no_label", "dataset.as_classes", "dataset.duplicates", "dataset.near_duplicates", "dataset.bad_rows",
         ),
         ROWS,
     ),
@@ -124,6 +125,7 @@ ELSEWHERE: dict[str, str] = {
 GROUPS = {"trainer", "loss", "stages", "hardware", "measure"}
 """Fields that are listed without the fields in them."""
 OTHER: dict[str, Any] = {
+    "metric": "macro_f1",
     "dataset.task": "masked_lm",
     "dataset.messages": "messages",
     "dataset.augment.path": "elsewhere",
@@ -217,7 +219,7 @@ def keys(cfg: Distill, teacher: Path, folder: Path, kind: str) -> dict[type[Key]
     data = Data(dict.fromkeys(("train", "validation", "test"), rows), labels, "fingerprint")
     if kind == "causal_lm" and cfg.dataset.task == "classification":
         cfg = cfg.model_copy(update={"dataset": cfg.dataset.model_copy(update={"task": kind})})
-    task = task_of(cfg.dataset, labels)
+    task = task_of(cfg.dataset, labels, cfg.metric if cfg.dataset.kind == "classification" else None)
     if kind == "causal_lm":
         task.vocabulary = True
     sources = [Checkpoint(teacher, "teacher")]
