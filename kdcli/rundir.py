@@ -50,6 +50,8 @@ UNQUANTIZED = "unquantized"
 UNTRAINED, TRIVIAL = "untrained", "trivial"
 """The baselines of a report, which are not saved: the student's initialisation, and a model without a neural network."""
 BASELINES = (UNTRAINED, TRIVIAL)
+SEEDS = "seeds"
+"""The folder of the students and controls of further seeds: `SEEDS`/SEED/student."""
 UNANSWERED = "unanswered.jsonl"
 """The rows that a remote teacher did not answer, with the reason; no model of the run is trained or scored on them."""
 HYDRA = Path(".hydra", "hydra.yaml")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdcli.config.schema import Distill as Config
@@ -16,10 +16,11 @@ from kdcli.errors import ExitCode
 from kdcli.pipeline.build import plan_run
 from kdcli.pipeline.compare import evaluate, write_results
 from kdcli.pipeline.cost import plan_cost, report_cost
-from kdcli.pipeline.plan import OWN, STUDENT, Run, TeacherData, stage_names
+from kdcli.pipeline.plan import OWN, STUDENT, Run, TeacherData, parts_of_seed, stage_names
 from kdcli.pipeline.stages import Stages
 from kdcli.pipeline.student import Trainee, train_control, train_trainee
 from kdcli.pipeline.teacher import prepare_teacher_data
+from kdcli.training.length import Length
 
 
 def distill(cfg: Config, folder: Path, names: dict[str, str], chose_hardware: bool = True) -> int:
@@ -41,20 +42,11 @@ def distill(cfg: Config, folder: Path, names: dict[str, str], chose_hardware: bo
     if cfg.dry_run:
         return ExitCode.DONE
     teacher_data: dict[str, TeacherData] = {}
-    trainees: dict[str, Trainee] = {}
     with Stages(stage_names(parts), run.folder, is_main) as stages:
         stages.expect({} if plan is None else plan.seconds)
-        for part in parts:
-            key = part.teacher_key
-            if key not in teacher_data:
-                teacher_data[key] = prepare_teacher_data(_answered(part, teacher_data), stages)
-            trainees[part.trainee] = train_trainee(
-                _answered(part, teacher_data), stages, teacher_data[key], trainees.get(part.trainee)
-            )
+        for parts_of_one in [parts_of_seed(parts, seed) for seed in cfg.all_seeds]:
+            lengths = _train(parts_of_one, stages, teacher_data)
         run = _answered(run, teacher_data)
-        lengths = dict(trainees[STUDENT].lengths)
-        if cfg.control:
-            lengths["control"] = train_control(run, stages, lengths)
         if is_main:
             with stages.stage("evaluate", len(SPLITS)) as stage:
                 results = evaluate(run, teacher_data[OWN], lengths, stage)
@@ -63,6 +55,32 @@ def distill(cfg: Config, folder: Path, names: dict[str, str], chose_hardware: bo
         shutil.rmtree(run.folder / "stages", ignore_errors=True)
     run.state.wait_for_everyone()
     return ExitCode.DONE
+
+
+def _train(
+    parts: Sequence[Run], stages: Stages, teacher_data: dict[str, TeacherData]
+) -> Mapping[str, Length]:
+    """Train assistants, student and control under one seed.
+
+    Args:
+        parts: of the plan, with this seed.
+        teacher_data: by teacher_key. What is missing is prepared and added.
+
+    Returns:
+        The lengths of the phases of student and control, by their names; they are those of every seed.
+    """
+    trainees: dict[str, Trainee] = {}
+    for part in parts:
+        key = part.teacher_key
+        if key not in teacher_data:
+            teacher_data[key] = prepare_teacher_data(_answered(part, teacher_data), stages)
+        trainees[part.trainee] = train_trainee(
+            _answered(part, teacher_data), stages, teacher_data[key], trainees.get(part.trainee)
+        )
+    run, lengths = _answered(parts[-1], teacher_data), dict(trainees[STUDENT].lengths)
+    if run.cfg.control:
+        lengths["control"] = train_control(run, stages, lengths)
+    return lengths
 
 
 def _answered(part: Run, teacher_data: Mapping[str, TeacherData]) -> Run:

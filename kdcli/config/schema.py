@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from kdcli.config.dataset import READ_BY_ALL, Dataset
 from kdcli.config.measure import Measure, require_length
+from kdcli.config.seeds import Seeds, all_seeds, with_first_seed
 from kdcli.config.tasks import packaged_specs, spec_of
 from kdcli.config.trainer import Trainer
 from kdcli.config.types import (
@@ -321,6 +322,9 @@ class Distill(Section):
     """`kdcli distill`."""
 
     seed: Seed = 0
+    seeds: Seeds = None
+    """Student and control under several seeds: how many from `seed` on (3), or a list, whose first is `seed` ([0,5,9]). null: one. The teacher
+    has the first, `student/` and `control/` too; the others are in `seeds/SEED/`."""
     control: bool = True
     """Also train the no-teacher baseline: the same student, with the gold labels alone, for comparison."""
     metric: str | None = None
@@ -349,10 +353,16 @@ class Distill(Section):
     measure: Measure | None = Measure(mode="quick")
     """null: speed and memory are not measured (the jobs of a sweep that run in parallel would disturb each other)."""
 
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds of student and control, the run's own first."""
+        return all_seeds(self.seed, self.seeds)
+
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, tree: Any) -> Any:
-        """Fill a stage's trainer and data set from the run's."""
+        """Fill a stage's trainer and data set from the run's, and the seed from `seeds`."""
+        tree = with_first_seed(tree)
         stages = tree.get("stages") if isinstance(tree, Mapping) else None
         if not isinstance(stages, Mapping):
             return tree

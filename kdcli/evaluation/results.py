@@ -212,7 +212,7 @@ class Report(Result):
     """The loss terms with their weights and arguments; with stages as stage/term."""
     stages: list[StageTime]
     training: dict[str, TrainingResult] = {}
-    """Of the student, the control, and a teacher that this run tuned, by their names."""
+    """Of the student, the control, and a teacher that this run tuned, by their names; of a further seed: student@5."""
     validation_score: dict[str, float | None]
     """The best score of each model on the validation split."""
     models: dict[str, ModelResult]

@@ -172,6 +172,12 @@ def compose_config(command: str, name: str, overrides: list[str], written: Mappi
         require_name(str(composed.hydra.runtime.choices.hardware), "hardware")
     describe = functools.partial(_located, written)
     config = check_values(COMMANDS[command], config_tree(composed), describe)
+    if command == "distill" and isinstance(config.seeds, list):
+        typed = override_value(overrides, "seed")
+        if typed is not None and typed != str(config.seed):  # the schema cannot tell it from the default
+            raise ConfigError(
+                f"seed = {typed}: the first of seeds = {config.seeds} is the run's; leave seed out"
+            )
     if problems := [*map(describe, unread(config, written))]:
         raise ConfigError("\n  ".join(["the config is wrong:", *problems]))
     return composed

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +14,7 @@ import kdcli
 from kdcli import console
 from kdcli.config.schema import Distill as Config
 from kdcli.errors import ExportError, KDError
-from kdcli.evaluation.compare import verdict
+from kdcli.evaluation.compare import gain_over_seeds, verdict
 from kdcli.evaluation.models import Evaluator
 from kdcli.evaluation.predict import (
     combine_members,
@@ -32,7 +33,7 @@ from kdcli.measure.runtime import runtime_class
 from kdcli.measure.spec import UNKNOWN
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
 from kdcli.pipeline.calibration import add_calibration
-from kdcli.pipeline.plan import QUANTIZED, STUDENT, Run, TeacherData
+from kdcli.pipeline.plan import QUANTIZED, STUDENT, Run, TeacherData, with_seed
 from kdcli.pipeline.remote import endpoint_report
 from kdcli.pipeline.stages import read_stage_times
 from kdcli.pipeline.student import initial_folder
@@ -42,7 +43,7 @@ from kdcli.report.outcome import outcome
 from kdcli.report.page import write_html
 from kdcli.report.tables import final_table
 from kdcli.report.verdict import verdict_text
-from kdcli.rundir import BASELINES, METRICS, REPORT, UNQUANTIZED, UNTRAINED, read_metrics
+from kdcli.rundir import BASELINES, METRICS, REPORT, SEEDS, UNQUANTIZED, UNTRAINED, read_metrics
 from kdcli.training.length import Length, validations
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ def evaluate(
         _measure(run, teacher_data, evaluator, checkpoints, stage)
     _complete_teacher(run, teacher_data, evaluator.models)
     results = _results(run, teacher_data, evaluator, validation, samples, stage.name)
+    results["verdict"] |= _compare_seeds(run, [evaluator, *_score_seeds(run, teacher_data, stage)])
     found = [*results.get("suspicions", []), *_teacher_suspicions(run, teacher_data, evaluator)]
     for suspicion in found[len(results.get("suspicions", [])) :]:
         logger.warning("%s", suspicion["text"])
@@ -144,6 +146,9 @@ def _score_checkpoint(
 ) -> tuple[Sequence[str], float | None]:
     """Run a model on the test split, and score it.
 
+    Args:
+        evaluator: one that measures nothing generates no texts to show.
+
     Returns:
         The texts that it generates, and the teacher's score on the validation split (None: it is not the teacher).
     """
@@ -161,7 +166,7 @@ def _score_checkpoint(
     if name == "teacher":  # its stored outputs lack unlikely tokens
         _, own = examine(source, model, tokenizer, task, run.data["validation"], max_length)
         validation = float(task.scores(own)[task.metric])
-    samples = task.generate_samples(model, tokenizer, rows, max_length, run.cfg.measure)
+    samples = task.generate_samples(model, tokenizer, rows, max_length, evaluator.config)
     if samples:
         evaluator.models[name]["scores"] |= task.sample_scores(samples, predictions, rows)
     return samples, validation
@@ -204,6 +209,42 @@ def _measure(
             evaluator.copy_measurement(name, STUDENT)
     except ExportError as error:  # the training is done and stays: the run failed, and can be continued
         raise KDError(error.message) from error
+
+
+def _score_seeds(run: Run, teacher_data: TeacherData, stage: console.ProgressStage) -> Iterator[Evaluator]:
+    """Score student and control of each further seed on the test split, and save their predictions. They are not measured: they have the
+    shape of the first ones."""
+    code = teacher_data.teacher.code or run.cfg.student.trust_remote_code
+    for seed in run.cfg.all_seeds[1:]:
+        evaluator = Evaluator(run.task, run.data["test"], run.max_length, measure=None)
+        for name in ("control", STUDENT) if run.cfg.control else (STUDENT,):
+            full = with_seed(name, seed)
+            stage.update(stage.step, extra=full)
+            source = Checkpoint(run.folder / SEEDS / str(seed) / name, name, code=code)
+            _score_checkpoint(run, teacher_data, evaluator, name, source)
+            path = run.folder / "predictions" / f"test.{full}.safetensors"
+            save_predictions(path, evaluator.predictions[name])
+        yield evaluator
+
+
+def _compare_seeds(run: Run, evaluators: Iterable[Evaluator]) -> dict[str, Any]:
+    """The keys of the verdict on several seeds: the scores of each, and the gain over all with an interval over seeds and rows.
+
+    Args:
+        evaluators: one for each seed, in their order.
+    """
+    seeds: list[dict[str, Any]] = []
+    students, controls = [], []
+    for seed, evaluator in zip(run.cfg.all_seeds, evaluators, strict=True):
+        scores = {name: evaluator.models[name]["score"] for name in evaluator.models}
+        student, control = scores[STUDENT], scores.get("control")
+        gain = None if control is None else student - control
+        seeds.append({"seed": seed, "student": student, "control": control, "gain": gain})
+        students.append(evaluator.predictions[STUDENT])
+        controls += [evaluator.predictions["control"]] if control is not None else []
+    if len(seeds) < 2:
+        return {"seeds": []}
+    return {"seeds": seeds} | (gain_over_seeds(run.task, students, controls) if controls else {})
 
 
 def _complete_teacher(run: Run, teacher_data: TeacherData, models: dict[str, dict[str, Any]]) -> None:
@@ -255,7 +296,7 @@ def _results(
 
 
 def _training(run: Run, lengths: Mapping[str, Length]) -> dict[str, dict[str, Any]]:
-    """How long the student, the control and a teacher that this run tuned were trained, by their names."""
+    """How long the student, the control and a teacher that this run tuned were trained, by their names (of a further seed: student@5)."""
     phases = {STUDENT: [phase.name for phase in run.phases], "control": ["control"], "teacher": ["teacher"]}
     lengths = {
         **lengths,
@@ -263,14 +304,15 @@ def _training(run: Run, lengths: Mapping[str, Length]) -> dict[str, dict[str, An
     }
     lines = read_metrics(run.folder / METRICS)
     result = {}
-    for name, of_model in phases.items():
-        own = [line for line in lines if line["stage"] in of_model]
+    for seed, (name, of_model) in itertools.product((None, *run.cfg.all_seeds[1:]), phases.items()):
+        stages = [with_seed(phase, seed) for phase in of_model]
+        own = [line for line in lines if line["stage"] in stages]
         if not own:
             continue
         judged = next(phase for phase in reversed(of_model) if phase != QUANTIZED)
-        curve = validations((line for line in own if line["stage"] == judged), "eval/")
+        curve = validations((line for line in own if line["stage"] == with_seed(judged, seed)), "eval/")
         steps = {line["stage"]: line["step"] for line in own}
-        result[name] = {
+        result[with_seed(name, seed)] = {
             "steps": sum(steps.values()),
             "stopped": lengths[judged].stopped(curve),
             "best_step": max(curve, key=lambda each: each.score).step if curve else None,

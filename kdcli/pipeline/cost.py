@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import datasets
 import torch
@@ -19,7 +19,7 @@ from kdcli.measure.spec import PASSES
 from kdcli.models.checkpoint import Checkpoint, load_config, load_ready, load_tokenizer, with_new_head
 from kdcli.numbers import format_bytes
 from kdcli.pipeline.keys import TeacherOutputs, TunedTeacher, cache_path
-from kdcli.pipeline.plan import OWN, STUDENT, Run
+from kdcli.pipeline.plan import OWN, STUDENT, Run, with_seed
 from kdcli.pipeline.remote import estimated_requests
 from kdcli.pipeline.validate import storing_temperature
 from kdcli.teachers.cached import SHARD
@@ -220,13 +220,18 @@ def plan_cost(parts: Sequence[Run], dry: bool) -> CostPlan:
     run, probes = parts[-1], _Probes(dry)
     phases: list[PhaseCost] = []
     prepared: set[str] = set()
+    again: list[PhaseCost] = []
     for part in parts:
         if part.teacher_key not in prepared:
             phases += _teacher_phases(part, probes.teacher(part))
         prepared.add(part.teacher_key)
-        phases += [_student_phase(part, index, probes) for index in range(len(part.phases))]
-    if run.cfg.control:
-        phases += _control_phases(parts, probes)
+        trained = [_student_phase(part, index, probes) for index in range(len(part.phases))]
+        phases += trained
+        again += trained if part.trainee == STUDENT else []
+    control = _control_phases(parts, probes) if run.cfg.control else []
+    phases += control
+    for seed in run.cfg.all_seeds[1:]:
+        phases += [replace(phase, name=with_seed(phase.name, seed)) for phase in [*again, *control]]
     phases.append(PhaseCost("evaluate", len(run.data["test"]), seconds=_evaluation_seconds(run, probes)))
     splits = {split: len(run.data[split]) for split in SPLITS} | {"labelled": len(run.data.gold)}
     requests = "" if run.remote is None else estimated_requests(run, run.remote)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kdcli.config.schema import Distill as Config
 from kdcli.environment import environment
 from kdcli.errors import DataError
 from kdcli.evaluation.results import ENVIRONMENT, CheckpointRecord, DatasetRecord, Environment, read
 from kdcli.models.checkpoint import Checkpoint, fast_bf16, stage_seed
-from kdcli.pipeline.plan import Run
+from kdcli.pipeline.plan import Run, with_seed
 
 CHECKED = {
     "dataset": "dataset",
@@ -64,7 +65,7 @@ def _environment(parts: Sequence[Run]) -> Environment:
     return Environment.of(
         **environment(),
         processes=run.state.num_processes,
-        seeds={"run": cfg.seed} | {name: stage_seed(cfg.seed, name) for name in SEEDED},
+        seeds=_seeds(cfg),
         bf16=bf16,
         dataset={
             "path": cfg.dataset.path,
@@ -78,6 +79,15 @@ def _environment(parts: Sequence[Run]) -> Environment:
         others=list(map(_record, run.sources[1:])),
         stages={part.teacher_key: part.data.fingerprint for part in parts if part.cfg.dataset != cfg.dataset},
     )
+
+
+def _seeds(cfg: Config) -> dict[str, int]:
+    """The seeds of the run and of its stages; those of further seeds by their names, student@5."""
+    seeds = {"run": cfg.seed} | {name: stage_seed(cfg.seed, name) for name in SEEDED}
+    further = {
+        with_seed(name, seed): stage_seed(seed, name) for seed in cfg.all_seeds[1:] for name in SEEDED[1:]
+    }
+    return seeds | further
 
 
 def _record(source: Checkpoint) -> dict[str, Any]:

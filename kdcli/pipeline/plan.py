@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from kdcli.errors import ConfigError
 from kdcli.losses.base import Loss
 from kdcli.models.checkpoint import Checkpoint, find, has_head
 from kdcli.models.quantization import FakeQuantization
+from kdcli.rundir import SEEDS
 from kdcli.students.base import StudentInitializer
 from kdcli.tasks.base import Split, Task
 from kdcli.tasks.encoded import Encoded
@@ -148,6 +150,7 @@ class Run:
         shared: teacher and student mean the same class by the same index.
         classes: how many tokens teacher and student share, if the teacher has more than the student.
         remote: the teacher, if it is a remote one.
+        further_seed: the seed of the config, if it is not the run's first one.
     """
 
     cfg: Config
@@ -163,6 +166,7 @@ class Run:
     shared: bool = True
     classes: int | None = None
     remote: RemoteTeacher | None = None
+    further_seed: int | None = None
 
     @property
     def teacher_key(self) -> str:
@@ -175,9 +179,19 @@ class Run:
         return self.phases[0].trainee
 
     @property
+    def models_folder(self) -> Path:
+        """Where student and control are saved."""
+        return self.folder if self.further_seed is None else self.folder / SEEDS / str(self.further_seed)
+
+    @property
     def model_folder(self) -> Path:
         """Where the trained model is saved."""
-        return self.folder / STUDENT if self.trainee == STUDENT else self.folder / "assistants" / self.trainee
+        assistants = self.folder / "assistants"
+        return self.models_folder / STUDENT if self.trainee == STUDENT else assistants / self.trainee
+
+    def seeded_name(self, name: str) -> str:
+        """A phase or a model in the progress, in metrics.jsonl and in the names of files."""
+        return with_seed(name, self.further_seed)
 
     @property
     def quantization(self) -> FakeQuantization | None:
@@ -229,6 +243,35 @@ class Run:
             return self
         splits = {split: without(rows, ids) for split, rows in self.data.splits.items()}
         return dataclasses.replace(self, data=dataclasses.replace(self.data, splits=splits))
+
+
+def with_seed(name: str, seed: int | None) -> str:
+    """The name of a phase or a model of a further seed: student@5/first, control@5. No stage of a config has a name with @.
+
+    Args:
+        seed: None: the first one, whose name is that of the model.
+    """
+    if seed is None:
+        return name
+    model, slash, phase = name.partition("/")
+    return f"{model}@{seed}{slash}{phase}"
+
+
+def parts_of_seed(parts: Sequence[Run], seed: int) -> list[Run]:
+    """The parts of a run under one of its seeds. Under the first these are all; a further one trains the student again, with the outputs of
+    the same teachers and assistants."""
+    if seed == parts[-1].cfg.seed:
+        return list(parts)
+    return [
+        dataclasses.replace(
+            part,
+            cfg=part.cfg.model_copy(update={"seed": seed, "seeds": None}),
+            phases=copy.deepcopy(list(part.phases)),  # losses may have parameters, which are trained
+            further_seed=seed,
+        )
+        for part in parts
+        if part.trainee == STUDENT
+    ]
 
 
 @dataclass(frozen=True)
@@ -301,9 +344,12 @@ def stage_names(parts: Sequence[Run]) -> list[str]:
             planned += _teacher_stages(part)
         prepared.add(part.teacher_key)
         planned += [phase.name for phase in part.phases]
+    control: list[str] = []
     if parts[-1].cfg.control:
-        planned += ["control"] if parts[-1].quantization is None else ["control", "control/quantized"]
-    return [*planned, "evaluate"]
+        control = ["control"] if parts[-1].quantization is None else ["control", "control/quantized"]
+    again = [phase.name for part in parts for phase in part.phases if part.trainee == STUDENT] + control
+    further = [with_seed(name, seed) for seed in parts[-1].cfg.all_seeds[1:] for name in again]
+    return [*planned, *control, *further, "evaluate"]
 
 
 def _teacher_stages(part: Run) -> list[str]:

@@ -80,7 +80,8 @@ def train_trainee(run: Run, stages: Stages, teacher_data: TeacherData, before: T
     outputs = _student_outputs(run, teacher_data, checkpoint)
     _require_max_length(run, checkpoint)
     _require_same_tokens(run, teacher_data, checkpoint)
-    _preflight_phases(run, teacher_data, checkpoint, outputs, untrained=before is None)
+    if run.further_seed is None:  # no finding depends on the seed
+        _preflight_phases(run, teacher_data, checkpoint, outputs, untrained=before is None)
     lengths = dict(before.lengths if before is not None else {})
     for index, phase in enumerate(run.phases):
         rows = phase.select(teacher_data.rows)
@@ -105,13 +106,13 @@ def _output_folder(run: Run, index: int) -> Path:
     """Where the model is saved after a phase. The student before its quantization-aware phase is kept: it shows what the phase is worth."""
     phase, following = run.phases[index], run.phases[index + 1 : index + 2]
     if following and following[0].quantization:
-        return run.folder / UNQUANTIZED
-    return run.model_folder if phase.last else run.folder / "stages" / "after" / phase.name
+        return run.models_folder / UNQUANTIZED
+    return run.model_folder if phase.last else run.folder / "stages" / "after" / run.seeded_name(phase.name)
 
 
 def initial_folder(run: Run, trainee: str) -> Path:
     """Where an untrained model is saved."""
-    return run.folder / "stages" / "initialized" / trainee
+    return run.folder / "stages" / "initialized" / run.seeded_name(trainee)
 
 
 def initialize_student(run: Run, teacher_data: TeacherData) -> Checkpoint:
@@ -252,7 +253,8 @@ def train_control(run: Run, stages: Stages, student_lengths: Mapping[str, Length
     is_fixed = all(length.fixed for length in lengths.values())
     cfg = run.cfg.trainer.model_copy(update={"until": "steps" if is_fixed else "converged"})
     length = Length.of(cfg, len(run.data.gold), run.cfg.dataset.spec, bound)
-    out, before = run.folder / "control", run.folder / "stages" / "after" / "control"
+    out = run.models_folder / "control"
+    before = run.folder / "stages" / "after" / run.seeded_name("control")
     initial = Checkpoint(initial_folder(run, STUDENT), "the control", code=run.cfg.student.trust_remote_code)
     phase = Phase("control", {"hard_label": hard_label}, {"hard_label": 1.0}, cfg)
     gold, teacher = run.data.gold, run.sources[0]
@@ -303,20 +305,20 @@ class PhaseJob:
 
 def _train(run: Run, stages: Stages, job: PhaseJob) -> None:
     """Train a model in one phase, unless it was trained before."""
-    phase = job.phase
+    phase, name = job.phase, run.seeded_name(job.phase.name)
     if is_saved(job.out):
-        stages.skip(phase.name, "trained before")
+        stages.skip(name, "trained before")
         return
     on_policy = phase.uses_teacher and run.cfg.rollout.source == "student"
     calibrated = job.calibrated and run.cfg.student.calibrate and run.task.calibrates
-    with stages.stage(phase.name, job.length.bound) as progress:
+    with stages.stage(name, job.length.bound) as progress:
         distiller, tokenizer = _distiller(run, job.checkpoint, phase, job.teacher_checkpoint)
         seed = stage_seed(run.cfg.seed, seed_name(phase.name))
         seed_everything(seed)
         train(
             TrainJob(
-                name=phase.name,
-                folder=run.folder / "stages" / phase.name,
+                name=name,
+                folder=run.folder / "stages" / name,
                 out=job.out,
                 distiller=distiller,
                 tokenizer=tokenizer,

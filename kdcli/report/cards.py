@@ -19,6 +19,8 @@ from kdcli.report.tables import (
     model_columns,
     model_rows,
     probability_lines,
+    seed_columns,
+    seed_rows,
     stream_lines,
 )
 from kdcli.report.verdict import verdict_text
@@ -59,6 +61,8 @@ def model_card(report: Report, extra: Mapping[str, Any]) -> str:
         labels=list(map(_markdown, report["labels"])),
         use=card.usage(report, bool(extra.get("chat")), sample),
         table=_table([columns, *rows]),
+        seeds=[each["seed"] for each in report["verdict"].get("seeds") or []],
+        seed_table=_table([seed_columns(metric), *seed_rows(report)]),
         signatures=[
             *(f"- {_markdown(line)}" for line in baseline_lines(report)),
             *(f"- {name}: {_markdown(text)}" for name, text in signatures_of(report)),

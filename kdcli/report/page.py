@@ -31,7 +31,7 @@ from kdcli.report.metrics import (
     present_models,
 )
 from kdcli.report.plots import calibration_plot, gain_plot, loss_curves, score_plot, validation_plot
-from kdcli.report.tables import model_rows
+from kdcli.report.tables import model_rows, seed_columns, seed_rows
 from kdcli.report.verdict import verdict_text
 from kdcli.rundir import read_metrics
 from kdcli.tasks.presentation import PERCENT, PLAIN, Metric, Report, format_figure, outcome_of
@@ -175,9 +175,11 @@ def _page(
         "tiles": tiles,
         "figures": _figures(report),
         "bars": _bars(metric, models),
+        "seeds": [seed_columns(metric), *rows] if (rows := seed_rows(report)) else [],
         "scores": score_plot(metric, models | baselines(report)),
         "gain": gain_plot(metric, verdict),
-        "curves": list(loss_curves(metrics)),
+        # those of a further seed, student@5, are much the same
+        "curves": list(loss_curves([record for record in metrics if "@" not in record["stage"]])),
         "validation": validation_plot(metric, metrics),
         "calibration": calibration_plot(models),
         "miscalibrated": calibration_lines(report),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from kdcli import console
@@ -74,6 +75,9 @@ def final_table(report: Report) -> None:
     """Print teacher, control and student side by side, then the verdict, to stdout."""
     tokens = f", {report['test_tokens']:,} reference tokens" if report.get("test_tokens") else ""
     _table(f"{report['test_examples']:,} test examples{tokens}", metric_of(report), compared_models(report))
+    if rows := seed_rows(report):
+        metric = metric_of(report)
+        console.table(f"{metric.name} of {len(rows) - 1} seeds", seed_columns(metric), rows)
     for line in baseline_lines(report):
         console.say(line)
     console.say(verdict_text(report), style="bold")
@@ -83,6 +87,33 @@ def final_table(report: Report) -> None:
         console.say(f"doubtful: {line}")
     if endpoint := report.get("endpoint"):
         console.say(f"{endpoint['model']}: {_bill(endpoint)}")
+
+
+def seed_columns(metric: Metric) -> list[str]:
+    """The names of the columns of `seed_rows`."""
+    return ["seed", "student", "control", f"gain in {metric.unit} (95 %)"]
+
+
+def seed_rows(report: Report) -> list[list[str]]:
+    """One row for each seed of a run with several, cells as in `seed_columns`, and one of their means: its gain has the interval over seeds and
+    rows."""
+    metric, seeds = metric_of(report), report["verdict"].get("seeds") or []
+    if len(seeds) < 2:
+        return []
+    columns = [[format_number(each.get(key)) for each in seeds] for key in ("student", "control", "gain")]
+    gains = iter(metric.differences(*(gain for gain in columns[2] if gain is not None)))
+    rows = [
+        [
+            f"{each['seed']}",
+            *map(metric.format_score, scores[:2]),
+            "n/a" if scores[2] is None else next(gains),
+        ]
+        for each, scores in zip(seeds, zip(*columns, strict=True), strict=True)
+    ]
+    means = [
+        fmean(known) if (known := [x for x in column if x is not None]) else None for column in columns[:2]
+    ]
+    return [*rows, ["mean", *map(metric.format_score, means), _gain(metric, report["verdict"])]]
 
 
 def _bill(endpoint: Mapping[str, Any]) -> str:

@@ -7,7 +7,16 @@ import dataclasses
 import pytest
 from unit.pipeline.conftest import MakeConfig, MakePart
 
-from kdcli.pipeline.plan import OWN, QUANTIZED, STUDENT, TeacherData, plan_phases, seed_name, stage_names
+from kdcli.pipeline.plan import (
+    OWN,
+    QUANTIZED,
+    STUDENT,
+    TeacherData,
+    parts_of_seed,
+    plan_phases,
+    seed_name,
+    stage_names,
+)
 
 STUDENT_CONFIG = {"_target_": "kdcli.students.pretrained.Pretrained", "path": "student"}
 
@@ -84,6 +93,38 @@ def test_the_stages_of_a_run(make_part: MakePart) -> None:
     assert stage_names([run]) == ["teacher", "teacher outputs", "student", "control", "evaluate"]
     alone = make_part(control=False, dataset={"path": "reviews.csv", "augment": {}})
     assert stage_names([alone]) == ["augment", "teacher", "teacher outputs", "student", "evaluate"]
+
+
+def test_the_stages_of_further_seeds(make_part: MakePart) -> None:
+    """Two stages of one name are one line of the progress, and one of them writes over the checkpoints of the other."""
+    quantized = STUDENT_CONFIG | {"quantization": "int8"}
+    run = make_part(seeds=[4, 7], student=quantized, stages={"one": {}, "two": {}})
+    assert stage_names([run])[2:] == [
+        *("student/one", "student/two", "student/quantized", "control", "control/quantized"),
+        *("student@7/one", "student@7/two", "student@7/quantized", "control@7", "control@7/quantized"),
+        "evaluate",
+    ]
+    alone = make_part(seeds=2, control=False)
+    assert stage_names([alone])[2:] == ["student", "student@1", "evaluate"]
+
+
+def test_a_further_seed_changes_the_student_alone(make_part: MakePart) -> None:
+    """A loss whose projections were trained under the first seed; an assistant that is trained again; a model that is saved over another."""
+    hidden = {"_target_": "kdcli.losses.hidden_states.HiddenStates"}
+    run = make_part(seeds=[4, 7], loss={"hidden": hidden})
+    assistant = dataclasses.replace(
+        run, phases=[dataclasses.replace(run.phases[0], trainee="middle", name="middle")]
+    )
+    parts = [assistant, run]
+    assert parts_of_seed(parts, 4) == parts
+    [again] = parts_of_seed(parts, 7)
+    assert (again.cfg.seed, again.further_seed) == (7, 7)
+    assert again.phases[0].losses["hidden"] is not run.phases[0].losses["hidden"]
+    assert again.phases[0].name == run.phases[0].name
+    assert again.data is run.data
+    assert again.model_folder == run.folder / "seeds" / "7" / "student"
+    assert [again.seeded_name(name) for name in ("student/one", "control")] == ["student@7/one", "control@7"]
+    assert [run.seeded_name(name) for name in ("student/one", "control")] == ["student/one", "control"]
 
 
 def test_student_and_control_have_one_seed() -> None:
