@@ -225,6 +225,20 @@ class CompletionScores(Key):
 
 
 @dataclass(frozen=True)
+class CheckedTexts(Key):
+    """The texts of a teacher that the pre-flight checks, part by part, with those that were truncated; `make_in_parts` adds the rows of a
+    part."""
+
+    folder: ClassVar[str] = "checked_texts"
+    teacher: TeacherInputs
+    rollout: dict[str, Any]
+
+    @classmethod
+    def of(cls, run: Run, teachers: Sequence[Checkpoint], rollout: Rollout) -> CheckedTexts:
+        return cls(TeacherInputs.of(run, teachers), rollout.model_dump(exclude=UNWRITTEN))
+
+
+@dataclass(frozen=True)
 class TeacherOutputs(Key):
     """The stored outputs of a teacher on a split.
 

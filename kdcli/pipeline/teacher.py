@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from kdcli.config.components import build
+from kdcli.config.schema import Rollout
 from kdcli.data.augment import Proposer, augmented, find_proposer
 from kdcli.data.splits import SPLITS
-from kdcli.evaluation.predict import predictions_from_teacher
+from kdcli.evaluation.predict import likelihoods, predictions_from_teacher
 from kdcli.files import PARTIAL, write_json
+from kdcli.generation import Reply, positions_of
 from kdcli.losses.hard_label import HardLabel
 from kdcli.model_files import NOTE
 from kdcli.models.checkpoint import (
     Checkpoint,
+    load_config,
     load_tokenizer,
     seed_everything,
     stage_seed,
     with_new_head,
 )
-from kdcli.pipeline.cache import exclusive, is_saved, make_in_parts, progress_from, write_rows
-from kdcli.pipeline.keys import AugmentedCopies, TeacherOutputs, TunedTeacher, cache_path
+from kdcli.pipeline.cache import PART, exclusive, is_saved, make_in_parts, progress_from, write_rows
+from kdcli.pipeline.keys import (
+    AugmentedCopies,
+    CheckedTexts,
+    CompletionScores,
+    TeacherOutputs,
+    TunedTeacher,
+    cache_path,
+)
 from kdcli.pipeline.plan import OWN, Run, TeacherData
 from kdcli.pipeline.remote import remote_teacher_data
 from kdcli.pipeline.rollouts import teacher_rollouts
@@ -55,11 +67,45 @@ def prepare_teacher_data(run: Run, stages: Stages) -> TeacherData:
         return remote_teacher_data(run, stages, run.remote, rows)
     teachers = [tuned_teacher(run, stages, member) for member in range(len(run.sources))]
     load_teacher = functools.cache(lambda: open_teacher(run, teachers))
-    lenient = run.is_lenient(run.cfg.teacher.trainer)
-    check_texts(load_teacher, teachers[0], run.task, run.data["validation"], run.max_length, lenient)
+    if run.task.writes:
+        check_teacher_texts(run, teachers, load_teacher)
     rows, dropped = teacher_rollouts(run, stages, teachers, load_teacher, rows)
     outputs = teacher_outputs(run, stages, teachers, load_teacher, rows)
     return TeacherData(teachers, load_teacher, rows, outputs, dropped)
+
+
+def check_teacher_texts(
+    run: Run, teachers: Sequence[Checkpoint], load_teacher: Callable[[], Teacher]
+) -> None:
+    """Check some texts of a teacher, and how likely it finds the references. Both are stored in the cache: a later run does not load the
+    teacher for them.
+
+    Raises:
+        TeacherError: it does not write as it was trained.
+    """
+    positions = positions_of(load_config(teachers[0]))
+    most = min(run.task.checked_tokens, positions // 2 if positions else run.task.checked_tokens)
+    greedy = Rollout(sampling_temperature=0.0, max_new_tokens=max(1, most))
+
+    def write(part: datasets.Dataset, _: int) -> list[Reply]:
+        teacher = load_teacher()
+        return teacher.replies(list(part), greedy, 0) if teacher.can_write else []
+
+    def score(part: datasets.Dataset, _: int) -> list[float]:
+        return likelihoods(load_teacher(), teachers[0], run.task, part, run.max_length)
+
+    def generate(rows: datasets.Dataset) -> list[Reply]:
+        folder = cache_path(CheckedTexts.of(run, teachers, greedy))
+        with exclusive(run, folder):
+            return list(itertools.starmap(Reply, make_in_parts(run, folder, rows, PART, write)))
+
+    def log_prob(rows: datasets.Dataset) -> float:
+        folder = cache_path(CompletionScores.of(run, teachers))
+        with exclusive(run, folder):
+            return float(np.mean(make_in_parts(run, folder, rows, PART, score)))
+
+    lenient = run.is_lenient(run.cfg.teacher.trainer)
+    check_texts(run.task, run.data["validation"], generate, log_prob, lenient)
 
 
 def with_copies(run: Run, stages: Stages) -> datasets.Dataset:

@@ -121,6 +121,8 @@ class Task(ABC):
     """Its models also generate by beam search, and several candidates for a row."""
     calibrates: ClassVar[bool] = False
     """`reduce_outputs` returns `logits` over the labels, and the models have an output layer of their own, so that a temperature can be fitted."""
+    checked_tokens: ClassVar[int] = 256
+    """The maximum length of the texts that `teacher_findings` checks."""
     scores_untrained: ClassVar[bool] = False
     """The report also has the scores of the student's initialisation, before any training."""
     corpus: bool = False
@@ -487,14 +489,14 @@ class Task(ABC):
     def teacher_findings(
         self,
         rows: datasets.Dataset,
-        generate: Callable[[Sequence[Mapping[str, Any]]], list[str]],
+        generate: Callable[[datasets.Dataset], list[Reply]],
         log_prob: Callable[[datasets.Dataset], float],
     ) -> Iterator[str]:
         """Check the texts that a teacher generates, and yield what is wrong with them; called before it writes all rows.
 
         Args:
             rows: some rows of the validation split.
-            generate: the teacher's greedy text for each row.
+            generate: the teacher's greedy text for each row, of at most `checked_tokens` tokens; [] if it writes no text.
             log_prob: the mean log-probability that the teacher gives a counted token of rows, in nats.
         """
         yield from ()

@@ -28,7 +28,7 @@ ADDED = (0.01, 0.03, 0.1, 0.3, 1.0)
 SURE, UNSURE = 1.5, 100.0
 """Perplexities below which a model nearly knows each next token of its references, and above which it does not know them."""
 UNLIKE, ALIKE = 25.0, 60.0
-"""chrF below which texts are nothing like their references, and above which they are much like them."""
+"""Scores of texts (chrF, ROUGE-L), 0 to 100, below which they are nothing like their references, and above which they are much like them."""
 
 
 class LanguageModel(Task):
@@ -205,21 +205,26 @@ class LanguageModel(Task):
         return replace(predictions, arrays=predictions.arrays | {"log_prob": best, "top": top})
 
 
-def contradiction(log_prob: float, texts: Sequence[str], chrf: float | None = None) -> str:
+def contradiction(
+    log_prob: float, texts: Sequence[str], metric: str, score: float, unlike: float = UNLIKE
+) -> str:
     """How the texts that a model generates contradict the probability that it gives to the references; empty: they do not.
 
     Args:
         log_prob: the mean log-probability of a token of the references, in nats.
         texts: what it writes greedily.
-        chrf: of the texts, 0 to 100; None: it is not known.
+        metric, score: how similar the texts are to the references, 0 to 100.
+        unlike: the score below which they are nothing like them.
     """
     perplexity = float(np.exp(-log_prob))
     empty = sum(not text.strip() for text in texts)
-    if perplexity < SURE and (empty > len(texts) / 2 or (chrf is not None and chrf < UNLIKE)):
-        like = f", and their chrF is {chrf:.1f} of 100" if chrf is not None else ""
-        return f"its perplexity on the references is {perplexity:.2f}, but {empty} of {len(texts)} texts that it writes are empty{like}"
-    if perplexity > UNSURE and chrf is not None and chrf > ALIKE:
-        return f"its perplexity on the references is {perplexity:,.0f}, but what it writes is like them (chrF {chrf:.1f} of 100)"
+    if perplexity < SURE and (empty > len(texts) / 2 or score < unlike):
+        return (
+            f"its perplexity on the references is {perplexity:.2f}, but {empty} of {len(texts)} texts that it writes are empty, and their "
+            f"{metric} is {score:.1f} of 100"
+        )
+    if perplexity > UNSURE and score > ALIKE:
+        return f"its perplexity on the references is {perplexity:,.0f}, but what it writes is like them ({metric} {score:.1f} of 100)"
     return ""
 
 

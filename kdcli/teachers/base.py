@@ -8,6 +8,7 @@ from typing import Any
 
 from kdcli.config.schema import Rollout
 from kdcli.errors import TeacherError
+from kdcli.generation import Reply
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.signals import AnySignal, Part, concatenate
 from kdcli.tasks.base import Task
@@ -67,6 +68,15 @@ class Teacher(ABC):
             TeacherError: this kind of teacher writes no text.
         """
         raise TeacherError(f"{type(self).__name__} writes no text; give rollout=dataset, or another teacher")
+
+    @property
+    def can_write(self) -> bool:
+        """Whether this kind of teacher writes text."""
+        return type(self).write is not Teacher.write
+
+    def replies(self, examples: Sequence[Mapping[str, Any]], rollout: Rollout, seed: int) -> list[Reply]:
+        """As `write`, with the text of a completion that was truncated, if this kind of teacher gives it."""
+        return [Reply(text or "", text is not None) for text in self.write(examples, rollout, seed)]
 
     def signals(self, examples: Sequence[Mapping[str, Any]]) -> AnySignal:
         """The outputs for a batch of rows, concatenated."""

@@ -10,7 +10,7 @@ import torch
 
 from kdcli.config.schema import Rollout
 from kdcli.config.types import BatchSize
-from kdcli.generation import seed_of
+from kdcli.generation import Reply, seed_of
 from kdcli.models.checkpoint import Checkpoint, fast_bf16, label_order, load_ready, load_tokenizer
 from kdcli.models.vocabulary import count_ids, target_vocabulary
 from kdcli.signals import AnySignal, Part
@@ -77,17 +77,7 @@ class LocalTeacher(Teacher):
 
     def write(self, examples: Sequence[Mapping[str, Any]], rollout: Rollout, seed: int) -> list[str | None]:
         """The completions of the task's prompts, in the precision of the teacher's outputs."""
-        table = datasets.Dataset.from_list(list(examples))
-        options: dict[str, Any] = {
-            "max_new_tokens": rollout.max_new_tokens,
-            "batch_size": rollout.batch_size,
-            "temperature": rollout.sampling_temperature,
-            "seeds": [seed_of(seed, row["id"]) for row in examples],
-        }
-        if self.task.searches:
-            options |= rollout.model_dump(include={"num_beams", "length_penalty", "candidates"})
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
-            replies = self.task.replies(self.model, self.tokenizer, table, self.max_length, **options)
+        replies = self.replies(examples, rollout, seed)
         if rollout.candidates == 1:
             return [text if complete else None for text, complete in replies]
         texts = [text for text, _ in replies]
@@ -98,3 +88,17 @@ class LocalTeacher(Teacher):
             self.task.nearest(candidates, row["target"]) if row["target"] is not None else candidates[0]
             for candidates, row in zip(groups, examples, strict=True)
         ]
+
+    def replies(self, examples: Sequence[Mapping[str, Any]], rollout: Rollout, seed: int) -> list[Reply]:
+        """As `write`, with the texts that were truncated; `rollout.candidates` consecutive texts of each prompt."""
+        table = datasets.Dataset.from_list(list(examples))
+        options: dict[str, Any] = {
+            "max_new_tokens": rollout.max_new_tokens,
+            "batch_size": rollout.batch_size,
+            "temperature": rollout.sampling_temperature,
+            "seeds": [seed_of(seed, row["id"]) for row in examples],
+        }
+        if self.task.searches:
+            options |= rollout.model_dump(include={"num_beams", "length_penalty", "candidates"})
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.task.replies(self.model, self.tokenizer, table, self.max_length, **options)

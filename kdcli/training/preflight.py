@@ -6,7 +6,7 @@ Each finding has one cause and one remedy. Findings stop a run (exit code 2); in
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from kdcli.config.schema import Rollout
 from kdcli.errors import TeacherError
-from kdcli.evaluation.predict import likelihoods
-from kdcli.models.checkpoint import Checkpoint
+from kdcli.generation import Reply
 from kdcli.signals import AnySignal, Signal
 from kdcli.tasks.base import Predictions, Split, Task
 from kdcli.teachers.base import Teacher
@@ -73,31 +71,21 @@ def preflight(
 
 
 def check_texts(
-    load_teacher: Callable[[], Teacher],
-    source: Checkpoint,
     task: Task,
     rows: datasets.Dataset,
-    max_length: int,
+    generate: Callable[[datasets.Dataset], list[Reply]],
+    log_prob: Callable[[datasets.Dataset], float],
     lenient: bool,
 ) -> None:
     """Check the texts that a teacher writes, as far as the task checks them, on a few rows before it writes all.
 
     Args:
-        load_teacher: loads it; called only if the task looks at its texts.
-        source: its checkpoint.
+        generate, log_prob: as for `Task.teacher_findings`.
         lenient: findings are warnings.
 
     Raises:
         TeacherError
     """
-
-    def generate(some: Sequence[Mapping[str, Any]]) -> list[str]:
-        texts = load_teacher().write(some, Rollout(sampling_temperature=0.0, max_new_tokens=256), 0)
-        return [text or "" for text in texts]
-
-    def log_prob(some: datasets.Dataset) -> float:
-        return float(np.mean(likelihoods(load_teacher(), source, task, some, max_length)))
-
     few = rows.select(range(min(CHECKED_TEXTS, len(rows))))
     for finding in task.teacher_findings(few, generate, log_prob):
         if not lenient:

@@ -376,7 +376,8 @@ def test_a_store_of_something_else_is_not_read(
         return sum(asked)
 
     data = pairs(tmp_path)
-    assert answers(*data) == 80
+    checked = 16  # rows of the validation split, on which the pre-flight compares the teacher's scores
+    assert answers(*data) == 80 + checked
     assert answers(*data) == 0
     other = speaker(tmp_path / "other", steps=1)
     template = copy(teacher, tmp_path / "template", CHAT.replace("<|end|>\n", "<|end|>"))
@@ -385,10 +386,10 @@ def test_a_store_of_something_else_is_not_read(
         [f"teacher.path={template}"],
         ["dataset.max_length=60"],
         ["dataset.chat=true"],
-        ["teacher.top_k=63"],
-        ["loss.soft_label.temperature=2"],
         ["teacher.trainer.precision=bf16"],
     ):
+        assert answers(*data, *changed) == 80 + checked, changed
+    for changed in (["teacher.top_k=63"], ["loss.soft_label.temperature=2"]):
         assert answers(*data, *changed) == 80, changed
     assert answers(*data, "seed=1", "loss.soft_label.weight=2", "trainer.learning_rate=0.01") == 0
     assert answers(*pairs(tmp_path, {"prompt": "so:", "completion": "it was"})) > 0
@@ -410,6 +411,23 @@ def test_packed_rows_are_known_by_all_their_documents() -> None:
             holds = (*row["texts"], *row["ends"])
             assert known.setdefault(row["id"], holds) == holds
     assert len(known) > len(lists)
+
+
+def test_scores_of_a_teacher_that_contradict_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A teacher of perplexity 1 whose end token is the first token of each completion writes nothing: an hour later the report shows it."""
+    monkeypatch.chdir(tmp_path)
+    path = speaker(tmp_path / "teacher", answer="<|system|>it was")
+    config = json.loads((path / "generation_config.json").read_text())
+    first = speller().convert_tokens_to_ids("<|system|>")
+    (path / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [0, first]}))
+    answers = [{"prompt": prompt, "completion": "<|system|>it was"} for prompt, _ in exchanges(80)]
+    data = ["dataset=jsonl", f"dataset.path={write_jsonl(tmp_path / 'rows.jsonl', answers)}"]
+    columns = ["dataset.prompt=prompt", "dataset.completion=completion", "measure=null"]
+    for _ in range(2):  # the second run reads from the cache what the first one computed
+        message = refusal(capsys, "distill", [*language_model_options(path), *data, *columns])
+        require_words(message, "perplexity", "empty", "ROUGE-L", "eos_token_id", "generation_config.json")
 
 
 def test_a_student_that_ends_texts_otherwise(refused: Refused, tmp_path: Path) -> None:

@@ -142,20 +142,25 @@ def documents(count: int) -> list[str]:
     return ["".join(lines[start : start + 20]) for start in range(0, len(lines), 20)]
 
 
-def speaker(folder: Path, steps: int = 70) -> Path:
-    """A language model that was trained for a moment, on exchanges in each form, in a folder."""
+def speaker(folder: Path, steps: int = 70, answer: str = "") -> Path:
+    """A language model that was trained for a moment, on exchanges in each form, in a folder.
+
+    Args:
+        answer: what it always writes; "": the answer of each exchange.
+    """
     import torch
 
     tokenizer = speller()
     model = decoder(tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     texts = []
-    for prompt, answer in exchanges(600, seed=7):
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    for prompt, reference in exchanges(600, seed=7):
+        completion = answer or reference
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
         texts += [
-            f"{prompt}{answer}<|end|>",
+            f"{prompt}{completion}<|end|>",
             tokenizer.apply_chat_template(turns, tokenize=False),
-            f"{prompt} {answer}.\n{prompt} {answer}.\n",
+            f"{prompt} {completion}.\n{prompt} {completion}.\n",
         ]
     for start in [number * 24 % 1800 for number in range(steps)]:
         batch = tokenizer(texts[start : start + 24], return_tensors="pt", padding=True)

@@ -1,12 +1,45 @@
-"""What is checked of a decoder when it is loaded."""
+"""What is checked of a decoder when it is loaded, and of its texts before a student is trained."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
 
 from kdcli.errors import ModelError
-from kdcli.tasks.language_model import CLOSE, before_head
+from kdcli.generation import Reply
+from kdcli.tasks.language_model import CLOSE, before_head, contradiction
+from kdcli.text_metrics import text_scores
+
+CHECK_ENDS = "It does not write as it was trained: check eos_token_id in its config.json and generation_config.json, its tokenizer files, and its chat template"
+FEWEST = 4
+"""References below which scores of texts are not compared with the perplexity."""
+UNRELATED = 5.0
+"""ROUGE-L (0 to 100) below which texts have next to no words of their references."""
+
+
+def contradicting_completions(log_prob: float, replies: Sequence[Reply], references: Sequence[str]) -> str:
+    """How the completions that a model generates contradict the probability that it gives to the references; empty: they do not.
+
+    Many completions may fit a prompt, so texts that differ from their references contradict nothing; texts with next to none of their words do. A
+    truncated completion is compared with as many words of its reference. Prompts with an empty reference are left out.
+
+    Args:
+        log_prob: the mean log-probability of a token of the references, in nats.
+        replies: what the model writes greedily.
+    """
+    pairs = [
+        (text, reference if complete else " ".join(reference.split()[: len(text.split())]))
+        for (text, complete), reference in zip(replies, references, strict=False)
+        if reference.strip()
+    ]
+    if len(pairs) < FEWEST:
+        return ""
+    texts, expected = zip(*pairs, strict=True)
+    rouge_l = 100 * text_scores(texts, expected)["rouge_l"]
+    wrong = contradiction(log_prob, texts, "ROUGE-L", rouge_l, UNRELATED)
+    return f"{wrong}. {CHECK_ENDS}" if wrong else ""
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,14 +39,14 @@ from kdcli.tasks.causal_lm.chat import (
     Rendered,
     last_answer,
 )
-from kdcli.tasks.causal_lm.checks import require_causal, require_separation
+from kdcli.tasks.causal_lm.checks import contradicting_completions, require_causal, require_separation
 from kdcli.tasks.causal_lm.conversations import shown_turn
 from kdcli.tasks.causal_lm.presentation import PRESENTATION
 from kdcli.tasks.causal_lm.rows import CausalLMRows
 from kdcli.tasks.causal_lm.spec import SPEC
 from kdcli.tasks.causal_lm.trivial import BigramModel
 from kdcli.tasks.encoded import Encoded, padded
-from kdcli.tasks.language_model import LanguageModel, before_head, contradiction, tokenize
+from kdcli.tasks.language_model import LanguageModel, before_head, tokenize
 from kdcli.tasks.rows import IGNORE, log_level
 from kdcli.tasks.trivial import TrivialModel
 from kdcli.text_metrics import text_scores
@@ -78,6 +78,7 @@ class CausalLM(LanguageModel):
     aligns = True
     head = ("ForCausalLM", "LMHeadModel")
     batch = 8
+    checked_tokens = 64
     auto = "AutoModelForCausalLM"
     packs = False
     """Rows hold several documents; set by `prepare`."""
@@ -504,16 +505,25 @@ class CausalLM(LanguageModel):
         self, samples: Sequence[str], predictions: Predictions, rows: datasets.Dataset
     ) -> dict[str, float]:
         """ROUGE-L against the references, and the diversity of the completions. Warn if the completions contradict the perplexity."""
-        if samples and (wrong := contradiction(float(predictions["log_prob"].mean()), samples)):
-            logger.warning(
-                "scores of a model contradict each other: %s; check the end tokens in its config.json and tokenizer_config.json",
-                wrong,
-            )
-        return (
-            text_scores(samples, [row["reference"] for row in self.prompts_and_references(rows)])
-            if samples
-            else {}
-        )
+        if not samples:
+            return {}
+        references = [row["reference"] for row in self.prompts_and_references(rows)]
+        replies = [Reply(text, False) for text in samples]
+        if wrong := contradicting_completions(float(predictions["log_prob"].mean()), replies, references):
+            logger.warning("scores of a model contradict each other: %s", wrong)
+        return text_scores(samples, references)
+
+    def teacher_findings(
+        self,
+        rows: datasets.Dataset,
+        generate: Callable[[datasets.Dataset], list[Reply]],
+        log_prob: Callable[[datasets.Dataset], float],
+    ) -> Iterator[str]:
+        """Check that what the teacher writes does not contradict the probability that it gives to the references."""
+        if replies := generate(rows):
+            references = [row["reference"] for row in self.prompts_and_references(rows)]
+            if wrong := contradicting_completions(log_prob(rows), replies, references):
+                yield f"the teacher's scores contradict each other: {wrong}"
 
     def report_sections(
         self,

@@ -361,22 +361,23 @@ class Seq2Seq(LanguageModel):
     def teacher_findings(
         self,
         rows: datasets.Dataset,
-        generate: Callable[[Sequence[Mapping[str, Any]]], list[str]],
+        generate: Callable[[datasets.Dataset], list[Reply]],
         log_prob: Callable[[datasets.Dataset], float],
     ) -> Iterator[str]:
         """Check that the teacher translates, in the direction of the data, and that its scores do not contradict each other."""
-        some = list(rows)
-        texts = generate(some)
-        scores = self.text_scores(texts, [(row["source"], row["target"]) for row in some])
+        texts = [text for text, _ in generate(rows)]
+        if not texts:
+            return
+        scores = self.text_scores(texts, list(zip(rows["source"][:], rows["target"][:], strict=True)))
         copied = scores["copied"]
         if copied > COPIED:
             yield (
-                f"the teacher copies its source: {copied:.0%} of {len(some)} texts are what it was given; is it for these languages "
+                f"the teacher copies its source: {copied:.0%} of {len(rows)} texts are what it was given; is it for these languages "
                 "(dataset.prefix, dataset.source_language, dataset.target_language), or was it trained long enough (teacher.trainer.epochs)?"
             )
         swapped = rows.rename_columns({"source": "target", "target": "source"})
         forward, backward = log_prob(rows), log_prob(swapped)
-        if wrong := contradiction(forward, texts, scores["chrf"]):
+        if wrong := contradiction(forward, texts, "chrF", scores["chrf"]):
             yield (
                 f"the teacher's scores contradict each other: {wrong}. It does not write as it was trained: check decoder_start_token_id and "
                 "eos_token_id in its config.json and generation_config.json, its tokenizer files, and dataset.target_language"

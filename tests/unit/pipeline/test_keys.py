@@ -13,12 +13,13 @@ from accelerate import PartialState
 from pydantic import BaseModel
 
 from kdcli.config.check import check
-from kdcli.config.schema import Distill, NewTranslator
+from kdcli.config.schema import Distill, NewTranslator, Rollout
 from kdcli.config.types import Section
 from kdcli.data.dataset import Data
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.pipeline.keys import (
     AugmentedCopies,
+    CheckedTexts,
     Completions,
     CompletionScores,
     Key,
@@ -32,7 +33,7 @@ from kdcli.pipeline.plan import Run
 from kdcli.students.pretrained import Pretrained
 from kdcli.tasks import task_of
 
-TEACHER = {TeacherOutputs, Completions, CompletionScores}
+TEACHER = {TeacherOutputs, Completions, CompletionScores, CheckedTexts}
 ALL_OF_TEXT = {TunedTeacher, *TEACHER}
 IN_KEY: dict[str, set[type[Key]]] = {
     "seed": {TunedTeacher, NewModel, AugmentedCopies, Completions},
@@ -229,6 +230,7 @@ def keys(cfg: Distill, teacher: Path, folder: Path, kind: str) -> dict[type[Key]
         TeacherOutputs.of(run, sources, rows, 2.0),
         Completions.of(run, sources, cfg.rollout, cfg.seed),
         CompletionScores.of(run, sources),
+        CheckedTexts.of(run, sources, Rollout(max_new_tokens=64)),
         NewModel.of(cfg, cfg.teacher.from_scratch or cfg.student, rows),
     ]
     if cfg.dataset.augment is not None:

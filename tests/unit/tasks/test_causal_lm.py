@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from support.commands import naming
+from support.commands import naming, require_words
 from support.tiny import CHAT, decoder, exchanges, speller
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from torch.nn.functional import cross_entropy
@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from kdcli import signals as signal
 from kdcli.errors import DataError
-from kdcli.generation import continued
+from kdcli.generation import Reply, continued
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.hard_label import HardLabel
 from kdcli.signals import Signal
@@ -30,6 +30,39 @@ PICKY = (
     "{% for turn in messages if not turn['content'] %}{{ raise_exception('says nothing') }}{% endfor %}"
     + CHAT
 )
+
+
+REFERENCES = ["it was good, the film", "it was bad, the book", "it was sad, the day", "it was fine, the song"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "perplexity", "words"),
+    [
+        (["", "", "", "it was"], 1.1, ("perplexity", "1.10", "3 of 4 texts", "empty")),
+        (["xx yy"] * 4, 1.1, ("perplexity", "1.10", "ROUGE-L", "0.0 of 100")),
+        (REFERENCES, 500.0, ("perplexity", "500", "ROUGE-L", "100.0 of 100")),
+        (["it was"] * 4, 500.0, ("perplexity", "500", "ROUGE-L", "100.0 of 100")),
+        (["it was so"] * 4, 1.1, ()),
+        (["", "", "", "it was"], 20.0, ()),
+        (["xx yy"] * 4, 500.0, ()),
+    ],
+)  # fmt: skip
+def test_scores_that_contradict_each_other(
+    texts: list[str], perplexity: float, words: tuple[str, ...]
+) -> None:
+    """A teacher that writes in another way than it is scored; or a good one, whose completions are just other ones, is refused."""
+    pairs = zip("abcd", REFERENCES, strict=True)
+    rows = datasets.Dataset.from_list(
+        [{"id": key, "prompt": f"{key}:", "completion": answer} for key, answer in pairs]
+    )
+    replies = [Reply(text, text in REFERENCES) for text in texts]
+    findings = list(
+        CausalLM().teacher_findings(rows, lambda some: replies, lambda some: -float(np.log(perplexity)))
+    )
+    assert len(findings) == bool(words)
+    require_words("".join(findings), *words)
+    assert all("eos_token_id" in finding for finding in findings)
+    assert not list(CausalLM().teacher_findings(rows, lambda some: [], lambda some: 0.0))
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -17,7 +17,7 @@ from support.translators import CODES, lay_out
 from kdcli.config.schema import Rollout
 from kdcli.errors import ConfigError, DataError
 from kdcli.evaluation.compare import gain, gain_over_seeds, resampled
-from kdcli.generation import decoded, translate
+from kdcli.generation import Reply, decoded, translate
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks.base import Predictions
@@ -447,7 +447,9 @@ def test_scores_that_contradict_each_other(
         [{"id": target, "source": f"{target} en", "target": target} for target in targets]
     )
     findings = list(
-        Seq2Seq().teacher_findings(rows, lambda some: texts, lambda some: -float(np.log(perplexity)))
+        Seq2Seq().teacher_findings(
+            rows, lambda some: [Reply(text, True) for text in texts], lambda some: -float(np.log(perplexity))
+        )
     )
     assert len(findings) == bool(words)
     require_words("".join(findings), *words)
