@@ -46,7 +46,7 @@ def read_label(value: Any, where: str) -> Label:
     Raises:
         DataError: it is no label, or no file and no table can hold its name.
     """
-    if isinstance(value, str) and value.startswith(("[", "{")):
+    if isinstance(value, str) and value.startswith(("[", "{", "array(", "tensor(")):
         value = _parsed(value)
     if isinstance(value, dict):
         if value and all(isinstance(flag, int | float) and flag in (0, 1) for flag in value.values()):
@@ -80,12 +80,17 @@ def _chosen(values: list[Any]) -> list[Any]:
 
 
 def _parsed(text: str) -> Any:
-    """The list that a text writes down as JSON or as Python, or its mapping of choices; the text, if it is none."""
+    """The list or the array that a text writes down as JSON, Python or numpy, or its mapping of choices; the text, if it is none."""
     try:
         value = decode_notation(text.strip())
     except ValueError:
         return text
-    return value if isinstance(value, list) or (isinstance(value, dict) and "choices" in value) else text
+    is_number = isinstance(value, int | float) and not text.startswith(("[", "{"))
+    return (
+        value
+        if isinstance(value, list) or (isinstance(value, dict) and "choices" in value) or is_number
+        else text
+    )
 
 
 def label_name(value: Any, where: str) -> str | None:

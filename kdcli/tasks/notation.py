@@ -14,7 +14,12 @@ from kdcli.errors import shown
 LONGEST = 2**20
 """Characters of a text that is read as Python's notation: its syntax tree takes a hundred times the memory."""
 _STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
-_INTEGERS = re.compile(r"\[\s*(-?\d+(?:\s+-?\d+)+)\s*\]")
+_NUMBERS = re.compile(r"\[\s*([-+]?[\d.]\S*(?:\s+[-+]?[\d.]\S*)+)\s*\]")
+"""Numbers of numpy, without commas."""
+_ARRAY = re.compile(
+    r"(?:array|tensor)\((?P<value>.*?)\s*(?:,\s*(?:dtype|device|grad_fn|requires_grad)=.*)?\)", re.DOTALL
+)
+"""What numpy and torch print for an array that is an element of a list or of a table."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -44,7 +49,7 @@ def decode_json(text: str) -> Any:
 
 
 def decode_python(text: str) -> Any:
-    """What a text in Python's notation, or in numpy's without commas (['O' 'B-PER'], [0 3]), holds.
+    """What a text in Python's notation, or in numpy's or torch's (['O' 'B-PER'], [0 3], [0.1 0.9], tensor([0, 3])), holds.
 
     Raises:
         ValueError: it is none, or has more than `LONGEST` characters.
@@ -52,12 +57,14 @@ def decode_python(text: str) -> Any:
     if len(text) > LONGEST:
         raise ValueError("it is too long")
     text = text.strip()
+    if array := _ARRAY.fullmatch(text):
+        text = array["value"].strip()
     if text.startswith("[") and text.endswith("]"):
         strings = _STRING.findall(text)
         if len(strings) > 1 and not _STRING.sub("", text)[1:-1].strip():
             return [string[1:-1] for string in strings]
-        if integers := _INTEGERS.fullmatch(text):
-            return [int(each) for each in integers[1].split()]
+        if "," not in text and (numbers := _NUMBERS.fullmatch(text)):
+            return [int(each) if each.lstrip("+-").isdigit() else float(each) for each in numbers[1].split()]
     with warnings.catch_warnings(action="ignore"):  # of escapes in texts that are none of Python's
         try:
             return ast.literal_eval(text)

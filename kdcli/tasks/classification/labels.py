@@ -106,6 +106,13 @@ def single(labels: Mapping[Label, int], as_classes: bool, path: str) -> dict[Lab
     names_in = _places if _are_hot(lists) else lambda label: tuple(sorted(set(label)))
     names = {label: names_in(label) for label in lists}
     several = {label: rows for label, rows in lists.items() if len(names[label]) > 1}
+    scores = [label for label in several if _are_scores(label)]
+    if len(scores) > len(several) / 2 and not as_classes:
+        raise DataError(
+            f"{path}: {sum(several.values()):,} of {sum(labels.values()):,} rows have a list of numbers (such as {shown(list(scores[0]))}). This looks "
+            "like the scores of all classes, or an embedding, and kdcli reads one label a row; write the class with the highest score, or give "
+            "dataset.as_classes=true, which takes each combination as a class"
+        )
     if several and not as_classes:
         raise DataError(
             f"{path}: {sum(several.values()):,} of {sum(labels.values()):,} rows have a list of labels (such as {shown(list(next(iter(several))))}). "
@@ -120,6 +127,12 @@ def single(labels: Mapping[Label, int], as_classes: bool, path: str) -> dict[Lab
         else:
             name_of[label] = label.partition(",")[0] if are_whole and label is not None else label
     return name_of
+
+
+def _are_scores(label: Sequence[str]) -> bool:
+    """Whether all members of a list are numbers, and some are fractions."""
+    numbers = [number_of(name) for name in label]
+    return None not in numbers and any(number % 1 for number in numbers if number is not None)
 
 
 def _are_hot(lists: Iterable[tuple[str, ...]]) -> bool:

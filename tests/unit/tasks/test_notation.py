@@ -10,7 +10,18 @@ from kdcli.tasks.labels import read_label
 from kdcli.tasks.notation import decode_notation
 from kdcli.tasks.token_classification.spans import literal
 
-SIMILAR = ["{[1]: 2}", "{{}: 1}", "[" * 100_000, "['\\d',", "[a]", "[laughs] so good"]
+SIMILAR = [
+    "{[1]: 2}",
+    "{{}: 1}",
+    "[" * 100_000,
+    "['\\d',",
+    "[a]",
+    "[laughs] so good",
+    "[1.5 stars]",
+    "[1.2.3 4]",
+    "array(",
+    "tensor(f)",
+]
 """Texts that begin as a list or a mapping, and are none."""
 
 
@@ -33,6 +44,11 @@ def test_arrays_of_numpy_are_lists() -> None:
     """Python joins the strings of ['sport' 'art'] to sportart: a class that nobody has named."""
     assert decode_notation("['sport'\n 'art']") == ["sport", "art"]
     assert decode_notation("[0 3  4]") == literal("[0 3 4]") == [0, 3, 4]
+    assert decode_notation("[0.1 0.9\n 1.e-05 -1. 2]") == [0.1, 0.9, 1e-5, -1.0, 2]
+    assert decode_notation("tensor([0.1000, 0.9000], device='cuda:0')") == [0.1, 0.9]
+    assert decode_notation("array([0, 1], dtype=int8)") == decode_notation("tensor([0, 1])") == [0, 1]
+    assert read_label("tensor(1)", "row 1") == "1"
+    assert read_label("[0. 1.]", "row 1") == ("0", "1")
     assert read_label("['sport' 'art']", "row 1") == ("sport", "art")
 
 
