@@ -350,6 +350,11 @@ def _indices(schema: RowSchema, name: str, header: list[str]) -> list[int]:
     try:
         return [header.index(column) for (column,) in schema.column_paths(header, name)]
     except DataError as error:
+        if len(header) == 1 and set(schema.columns) <= set(header[0].split()):
+            raise DataError(
+                f"{error.message}; its header has these names with spaces between them, which also stand in texts; write tabs or commas with quotes "
+                "between the fields, or give dataset.delimiter=' ' if the texts are in quotes"
+            ) from None
         if schema.cfg.columns or len(header) > MOST_NAMED or not _looks_like_row(header):
             raise
         raise DataError(

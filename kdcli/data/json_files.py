@@ -188,6 +188,16 @@ def _under_a_key(schema: RowSchema, path: str, document: Mapping[str, Any]) -> A
         return next(iter(fields.values()))
     if document and all(isinstance(value, dict) for value in document.values()):
         return document
+    lists = {key: rows for key, rows in document.items() if _width(rows) >= len(schema.columns)}
+    if len(lists) == 1:
+        [(key, rows)] = lists.items()
+        if schema.cfg.columns:
+            return rows
+        names = [*schema.columns, *(f"column{number}" for number in range(len(schema.columns), _width(rows)))]
+        raise DataError(
+            f"{path}: its key {shown(key)} holds arrays of {_width(rows)} items; name these in their order, as in dataset.field={key} "
+            f"dataset.columns=[{','.join(names)}]"
+        )
     raise DataError(
         f"{path}: no key of the document holds an array of objects (keys: {listed(document)}); name it with dataset.field="
     )
@@ -201,6 +211,16 @@ def _arrays(value: Mapping[str, Any], above: str) -> Iterator[tuple[str, list[An
             yield name, inner
         elif isinstance(inner, dict) and name.count(".") + 1 < DEEPEST_FIELD:
             yield from _arrays(inner, f"{name}.")
+
+
+def _width(rows: Any) -> int:
+    """The number of items of each row, if rows are arrays; 0: they are not. Tools for annotation write null for a row that was skipped."""
+    sizes = {
+        len(row) if isinstance(row, list) else 0
+        for row in (rows if isinstance(rows, list) else [])
+        if row is not None
+    }
+    return sizes.pop() if len(sizes) == 1 else 0
 
 
 def _with_header(schema: RowSchema, rows: list[Any]) -> list[Any]:

@@ -27,6 +27,7 @@ SAMPLE_LINES = 2**18
 LARGEST_SAMPLE = 2**26
 """Characters that are looked at when the first ones were not enough."""
 _PICKLE = "a pickle, which may run code when it is read; write the rows into a jsonl or parquet file"
+_PRINTED = "a printed table (of Markdown or of a database's shell); write its rows into a csv or jsonl file"
 _JSON = re.compile(r"""\{\s*("|\})|\[\s*[\[{]""")
 """The beginning of JSON with rows in it."""
 _OTHER = {
@@ -45,6 +46,16 @@ _OTHER = {
     b"<?xml": "XML; write the rows into a csv or jsonl file",
 }
 """The beginnings of files that hold no rows which kdcli reads, and what they are."""
+_TEXTS = {
+    re.compile(
+        r"#FORMAT=WebAnno"
+    ): "a TSV of WebAnno or INCEpTION; export the project as CoNLL 2002, and give that file with dataset=conll",
+    re.compile(
+        r"[^\n]*\n[ \t]*[|+]?[ \t]*:?-{2,}:?[ \t]*([|+][ \t]*:?-{2,}:?[ \t]*)*[|+][ \t:|+-]*(\n|$)"
+    ): _PRINTED,
+    re.compile(r"[ \t]*\+[-=]{2,}[-=+]*\+[ \t]*\n"): _PRINTED,
+}
+"""The beginnings of texts that hold no rows as they are, and what to do about them."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,11 @@ def decide(
         format_name = before.format if before and not cfg.forces_format else None
         format_name = format_name or (cfg.format if cfg.forces_format else _format(file, head))
     _require_format(cfg, file, format_name)
+    if format_name in ("csv", "conll"):
+        start = _start_of(head)
+        for pattern, what in _TEXTS.items():
+            if pattern.match(start):
+                raise DataError(f"{file.path} is {what}")
     if format_name in ("parquet", "arrow"):
         return Reading(name, size, format_name)
     guess = None
@@ -201,11 +217,16 @@ def _format(file: DataFile, head: bytes) -> str:
             raise DataError(f"{file.path} is {what}")
     if file.suffix in TABLE_SUFFIXES:
         return "parquet" if file.suffix == ".parquet" else "arrow"
-    if file.suffix in JSON_SUFFIXES:
+    text = _start_of(head)
+    if file.suffix in JSON_SUFFIXES and re.search(r"^\s*[\[{]", text, re.MULTILINE):
         return "jsonl" if file.suffix != ".json" else "json"
-    encoding = mark_of(head) or without_mark(head) or "utf-8"
-    text = head.decode(encoding, "ignore").lstrip("\ufeff \t\r\n\x1e")
     return "json" if _JSON.match(text) else "csv"
+
+
+def _start_of(head: bytes) -> str:
+    """The first characters of a text."""
+    encoding = mark_of(head) or without_mark(head) or "utf-8"
+    return head.decode(encoding, "ignore").lstrip("\ufeff \t\r\n\x1e").replace("\r\n", "\n")
 
 
 def _encoding(head: bytes) -> Guess:

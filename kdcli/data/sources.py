@@ -31,10 +31,10 @@ SUFFIXES_OF_DATA = (*JSON_SUFFIXES, *TABLE_SUFFIXES, *CSV_SUFFIXES)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SPLIT_NAMES = {
     "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "validation": ("validation", "valid", "dev", "val", "testa"),
+    "test": ("test", "testing", "eval", "evaluation", "testb"),
 }
-"""The names by which files and folders belong to a split: those of datasets."""
+"""The names by which files and folders belong to a split: those of datasets, and those of CoNLL-2003 (eng.testa, eng.testb)."""
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 """The name of a shard, which begins with that of its split."""
 _DESCRIPTIONS = (
@@ -45,6 +45,10 @@ _DESCRIPTIONS = (
     "package.json",
     "metadata.json",
 )
+_ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|citation|changelog)\b", re.IGNORECASE)
+"""The names of texts that describe a folder."""
+MOST_FILES = 100_000
+"""Files and folders below the folder of a data set: more of them are somebody's disk."""
 _SAVED = "state.json"
 _SAVED_SPLITS = "dataset_dict.json"
 
@@ -140,7 +144,13 @@ def local_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
     if (path / _SAVED).is_file():
         return {"train": _saved(path)}
     if folder := cfg.spec.formats.get(cfg.format):
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in folder.suffixes)
+        files = sorted(
+            file
+            for file in path.iterdir()
+            if (file.suffix.lower() in folder.suffixes or split_name(file.suffix))
+            and not _ABOUT.match(file.name)
+        )
+        _require_no_standoff(path, files)
         if not files:
             raise DataError(
                 f"the data folder {path} has no files *{', *'.join(folder.suffixes)}; correct dataset.path, or give another dataset.format"
@@ -151,11 +161,8 @@ def local_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
 
 def _of_folder(path: Path) -> dict[str, list[Path]]:
     """The files with data below a folder, by their splits."""
-    everything = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
-    ]
+    everything = _files_below(path)
+    _require_no_standoff(path, everything)
     files = [
         file
         for file in everything
@@ -175,6 +182,38 @@ def _of_folder(path: Path) -> dict[str, list[Path]]:
             f"the data folder {path} has files of several formats (*{', *'.join(kinds)}); choose some: dataset.path='{path}/*{kinds[0]}'"
         )
     return _by_split(path, files)
+
+
+def _files_below(path: Path) -> list[Path]:
+    """The files below a folder, in order, without those whose name, or that of a folder around them, begins with a dot or an underscore.
+
+    Raises:
+        DataError: there are more than `MOST_FILES`.
+    """
+    files: list[Path] = []
+    count = 0
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        count += len(folders) + len(names)
+        if count > MOST_FILES:
+            raise DataError(
+                f"the data folder {path} has more than {MOST_FILES:,} files and folders below it; name those of the data set, as in "
+                f"dataset.path='{path}/*.jsonl'"
+            )
+        files += [Path(folder, name) for name in names if not name.startswith((".", "_"))]
+    return sorted(file for file in files if file.is_file())
+
+
+def _require_no_standoff(path: Path, files: Iterable[Path]) -> None:
+    """Refuse a folder of brat: texts, whose spans and types stand in files *.ann beside them."""
+    names = {file.name for file in files}
+    if any(name.endswith(".ann") for name in names) or any(
+        (path / f"{name.removesuffix('.txt')}.ann").is_file() for name in names if name.endswith(".txt")
+    ):
+        raise DataError(
+            f"the data folder {path} holds annotations of brat (*.ann beside *.txt); write them as CoNLL (brat's tools/anntoconll.py), and give that "
+            "file with dataset=conll dataset.path="
+        )
 
 
 def _by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:

@@ -188,7 +188,12 @@ READ: dict[str, tuple[Write, dict[str, Any]]] = {
     "JSON, columns as lists": (file("a.json", FRAME.to_json(orient="columns")), {}),
     "JSON of pandas: columns, index, split, table": (frame("a.json", orient="split"), {}),
     "JSON, arrays, with dataset.columns": (frame("a.json", orient="values"), {"columns": ["text", "label"]}),
+    "JSON, arrays under a key, with dataset.columns": (
+        file("a.json", json.dumps({"classes": ["bad", "good"], "rows": [list(row) for row in ROWS]})),
+        {"columns": ["text", "label"]},
+    ),
     "JSON lines in a file of another name": (file("a.txt", LINES), {}),
+    "csv in a file .json": (file("a.json", PLAIN), {}),
     "parquet; the names of a class label are kept": (parquet, {}),
     "Arrow and feather files": (feather, {}),
     "a folder of shards": (shards, {}),
@@ -290,6 +295,10 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
         file("a.json", json.dumps({"one": OBJECTS, "two": OBJECTS})),
         ("a.json", "one", "two", "dataset.field=one"),
     ),
+    "JSON, arrays without names under a key": (
+        file("a.json", json.dumps({"classes": ["bad", "good"], "annotations": [list(row) for row in ROWS]})),
+        ("a.json", "annotations", "2 items", "dataset.field=annotations", "dataset.columns=[text,label]"),
+    ),
     "JSON, arrays without names": (frame("a.json", orient="values"), ("a.json", "dataset.columns=[…]")),
     "a folder with several formats": (
         files(a_csv=PLAIN, a_jsonl=LINES),
@@ -310,6 +319,26 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
         ("a.csv", "git lfs pull"),
     ),
     "a web page": (file("a.csv", "<!DOCTYPE html><html></html>"), ("a.csv", "download the file")),
+    "a table of Markdown": (
+        file("a.md", rows("| {text} | {label} |\n", "| text | label |\n|------|:-----:|\n")),
+        ("a.md", "printed table", "csv or jsonl"),
+    ),
+    "a table of a database's shell": (
+        file("a.txt", rows(" {text} | {label}\n", " text | label\n------+-------\n")),
+        ("a.txt", "printed table", "csv or jsonl"),
+    ),
+    "a header with spaces between its names": (
+        file("a.csv", rows("{label} {text}\n", "label text\n")),
+        ("a.csv", "label text", "tabs or commas", "dataset.delimiter="),
+    ),
+    "a folder of brat": (
+        files(a_txt="Peter\n", a_ann="T1\tPER 0 5\tPeter\n"),
+        ("brat", "*.ann", "anntoconll.py", "dataset=conll", "dataset.path="),
+    ),
+    "a TSV of WebAnno": (
+        file("a.tsv", "#FORMAT=WebAnno TSV 3.2\n\n\n#Text=Peter\n1-1\t0-5\tPeter\tPER\n"),
+        ("a.tsv", "WebAnno", "CoNLL 2002", "dataset=conll"),
+    ),
     "a parquet file with dataset.columns": (parquet, ("leave dataset.columns out",)),
 }
 

@@ -15,6 +15,7 @@ from support.pages import table
 from kdcli.config.dataset import Dataset
 from kdcli.data.dataset import load
 from kdcli.data.readers import read_file
+from kdcli.data.splits import SPLITS
 from kdcli.errors import DataError
 from kdcli.tasks.token_classification.rows import TokenClassificationRows
 
@@ -236,6 +237,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         {"words": "form", "tags": "ner"},
         ["header", "'form'", "dataset.columns="],
     ),
+    "a TSV of WebAnno or INCEpTION": (
+        "#FORMAT=WebAnno TSV 3.2\n\n\n#Text=EU rejects\n1-1\t0-2\tEU\tORG\n1-2\t3-10\trejects\t_\n",
+        {},
+        ["a.conll", "WebAnno", "CoNLL 2002", "dataset=conll"],
+    ),
     "sentences of plain text": (
         "EU rejects German call\nPeter Blackburn\nIn BRUSSELS #news\n",
         {},
@@ -327,6 +333,20 @@ def test_a_folder_has_splits(tmp_path: Path) -> None:
     assert {words[0][:2] for words in data["train"]["words"][:]} == {"EU"}
     assert {words[0][:2] for words in data["validation"]["words"][:]} == {"UN"}
     assert {words[0][:2] for words in data["test"]["words"][:]} == {"US"}
+
+
+def test_a_folder_of_conll_2003(tmp_path: Path) -> None:
+    """eng.train, eng.testa and eng.testb are no files of data, or the readme beside them is one."""
+    for split, word in (("train", "EU"), ("testa", "UN"), ("testb", "US")):
+        text = "".join(f"{word}{number} NNP B-NP B-ORG\ncalls VB O O\n\n" for number in range(4))
+        (tmp_path / f"eng.{split}").write_text(text)
+    (tmp_path / "README.txt").write_text("Sentences of Reuters.\n")
+    data = load(Dataset(path=str(tmp_path), format="conll"))
+    assert [{words[0][:2] for words in data[split]["words"][:]} for split in SPLITS] == [
+        {"EU"},
+        {"UN"},
+        {"US"},
+    ]
 
 
 def test_text_without_tags(tmp_path: Path) -> None:
