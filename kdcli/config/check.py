@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from kdcli.config.components import check_classes, describe_problem, is_mapping, section_of
+from kdcli.config.components import check_classes, describe_problems, is_mapping, section_of
 from kdcli.config.secrets import secrets_in
 from kdcli.config.types import Section
 from kdcli.errors import ConfigError
@@ -66,7 +66,7 @@ def check_values(
     try:
         config = schema.model_validate(tree)
     except ValidationError as error:
-        problems += [_describe(schema, tree, item) for item in error.errors()]
+        problems += describe_problems("", error, tree, lambda key: _keys_at(schema, key[:-1]), "a key")
     _refuse(problems, describe)
     return config
 
@@ -97,11 +97,6 @@ def missing_keys(tree: Any, path: str = "") -> Iterable[str]:
         yield path
 
 
-def _schema_at(schema: Any, path: str) -> type[BaseModel] | None:
-    """The model of the mapping at `path`; None: there is none."""
-    return section_of(_annotation_at(schema, [part for part in path.split(".") if part]))
-
-
 def _annotation_at(schema: Any, key: Sequence[str]) -> Any:
     """The annotation of a key in the schema; None: there is none."""
     for part in key:
@@ -120,11 +115,7 @@ def holds_mapping(schema: type[Section], key: Sequence[str]) -> bool:
     return section_of(annotation) is not None or is_mapping(annotation)
 
 
-def _keys(model: type[BaseModel] | None) -> list[str]:
+def _keys_at(schema: type[Section], key: Sequence[str]) -> list[str]:
+    """The keys of the mapping at a key of the schema."""
+    model = section_of(_annotation_at(schema, key))
     return [field.alias or name for name, field in model.model_fields.items()] if model else []
-
-
-def _describe(schema: type[Section], tree: Mapping[str, Any], item: Any) -> str:
-    loc = [str(part) for part in item["loc"]]
-    parent = _schema_at(schema, ".".join(loc[:-1]))
-    return describe_problem("", item, tree, _keys(parent), "a key")

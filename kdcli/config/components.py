@@ -9,7 +9,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,8 +99,7 @@ def check_component(
         signature.model_validate(arguments)
     except ValidationError as error:
         known = [*own, *signature.model_fields]
-        for item in error.errors():
-            yield describe_problem(path, item, arguments, known, f"an argument of {target}")
+        yield from describe_problems(path, error, arguments, lambda _: known, f"an argument of {target}")
     for key, value in node.items():
         annotation = own[key].annotation if key in own else hints.get(key)
         yield from check_classes(annotation, value, join_key(path, key))
@@ -283,15 +282,62 @@ def _built(annotation: Any, value: Any) -> Any:
     return value
 
 
-def describe_problem(path: str, item: Any, tree: Any, known: list[str], what: str) -> str:
-    loc = [str(part) for part in item["loc"]]
-    where = abbreviated(".".join(filter(None, [path, *loc]))) or "the config"
-    if item["type"] == "extra_forbidden":
-        return f"{where}: not {what}{suggest(loc[-1], known)} (known: {listed(sorted(known))})"
-    if item["type"] == "missing":
-        return f"{where}: a value is needed; give {where}=…"
-    value = item.get("input")
-    given = "" if isinstance(value, Mapping | BaseModel) else f" = {shown(value)}"
+def describe_problems(
+    path: str,
+    error: ValidationError,
+    tree: Any,
+    known: Callable[[Sequence[str]], list[str]],
+    what: str,
+) -> Iterator[str]:
+    """A line for each wrong value of a config.
+
+    pydantic reports an error for each alternative of a union, and puts its own name of the alternative into the path. Here a value has one line,
+    with all that is expected; of a list, or a mapping, that is nearly right the line of the wrong item.
+
+    Args:
+        path: of the tree in the config.
+        known: returns the keys that are allowed at a key.
+        what: what the keys are, for messages.
+    """
+    groups: dict[tuple[str, ...], list[Any]] = {}
+    for item in error.errors():
+        groups.setdefault(_keys_of(item, tree), []).append(item)
+    unions = {keys for keys, items in groups.items() if any(len(keys) < len(item["loc"]) for item in items)}
+    for keys, items in groups.items():
+        if keys in unions and any(other != keys and other[: len(keys)] == keys for other in groups):
+            continue
+        where = abbreviated(".".join(filter(None, [path, *keys]))) or "the config"
+        if items[0]["type"] == "extra_forbidden":
+            names = known(keys)
+            yield f"{where}: not {what}{suggest(keys[-1], names)} (known: {listed(sorted(names))})"
+        elif items[0]["type"] == "missing":
+            yield f"{where}: a value is needed; give {where}=…"
+        else:
+            value = items[0].get("input")
+            given = "" if isinstance(value, Mapping | BaseModel) else f" = {shown(value)}"
+            messages = list(dict.fromkeys(map(_expected, items)))
+            others = [message.removeprefix("expected ") for message in messages[1:]]
+            yield f"{where}{given}: {', or '.join([messages[0], *others])}"
+
+
+def _keys_of(item: Any, tree: Any) -> tuple[str, ...]:
+    """The path of a problem, without pydantic's names of the alternatives of a union."""
+    keys, node = [], tree
+    for place, part in enumerate(item["loc"]):
+        last = place == len(item["loc"]) - 1
+        if (isinstance(node, Mapping) and part in node) or (
+            isinstance(node, list | tuple) and isinstance(part, int) and part < len(node)
+        ):
+            node = node[part]
+        elif not (last and item["type"] == "missing"):
+            continue
+        keys.append(str(part))
+    return tuple(keys)
+
+
+def _expected(item: Any) -> str:
+    """What a value must be."""
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     message = re.sub(r"valid dictionary( or instance of \w+)?", "mapping of keys to values", message)
-    return f"{where}{given}: {message}"
+    message = message.replace("'str' instances are not allowed as a Sequence value", "expected a list")
+    return message.replace("an instance of Sequence", "a list").replace("a valid tuple", "a list")

@@ -170,6 +170,20 @@ def test_columns_that_do_not_go_together(
     require_words(line, "dataset", *words)
 
 
+def test_a_value_of_a_union_has_one_line(tree: dict[str, Any]) -> None:
+    """pydantic's own names of the alternatives in the path of a key, and a line for each of them."""
+    tree["loss"]["inside"] = {
+        "_target_": "kdcli.losses.hidden_states.HiddenStates",
+        "layer_mapping": "sideways",
+    }
+    [line] = refused(tree)
+    require_words(line, "loss.inside.layer_mapping = 'sideways'", "'uniform', 'last' or 'skip'", "a list")
+    assert "literal" not in line
+    tree["loss"]["inside"]["layer_mapping"] = [[1, "x"]]
+    [line] = refused(tree)
+    require_words(line, "loss.inside.layer_mapping.0.1 = 'x'", "integer")
+
+
 def test_missing_argument(tree: dict[str, Any]) -> None:
     """A TypeError of a constructor that the user has never seen."""
     tree["student"] |= {"_target_": "kdcli.students.from_config.FromConfig"}
