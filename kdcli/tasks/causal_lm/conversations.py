@@ -7,6 +7,7 @@ give every turn the keys of all others.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -184,17 +185,32 @@ def shown_turn(turn: Mapping[str, Any]) -> str:
 
 
 def endpoint_turns(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Stored turns as the chat API of OpenAI reads them: the arguments of a call are JSON, and a call has an id."""
-    sent = []
-    for turn, message in zip(turns, template_turns(turns), strict=True):
+    """Stored turns as the chat API of OpenAI reads them: the arguments of a call are JSON. A call has an id, its own or that of its result, and
+    else its number in the conversation; its result names this id."""
+    sent: list[dict[str, Any]] = []
+    messages = template_turns(turns)
+    waiting: list[str] = []
+    count = 0
+    for place, (turn, message) in enumerate(zip(turns, messages, strict=True)):
         own = {"role": turn["role"], "content": turn["content"]}
         own |= {key: message[key] for key in ("name", "tool_call_id") if key in message}
         if "tool_calls" in message:
+            results = itertools.takewhile(lambda each: each["role"] == "tool", messages[place + 1 :])
+            given = [result.get("tool_call_id") for result in results]
+            given += [None] * len(message["tool_calls"])
             own["tool_calls"] = [
-                {"id": f"call_{index}", "type": "function", **call}
-                | {"function": _with_json_arguments(call["function"])}
-                for index, call in enumerate(message["tool_calls"])
+                {"type": "function", **call}
+                | {
+                    "id": call.get("id") or result or f"call_{count + index}",
+                    "function": _with_json_arguments(call["function"]),
+                }
+                for index, (call, result) in enumerate(zip(message["tool_calls"], given, strict=False))
             ]
+            waiting = [call["id"] for call in own["tool_calls"]]
+            count += len(waiting)
+        elif turn["role"] == "tool" and waiting:
+            own.setdefault("tool_call_id", waiting[0])
+            waiting = waiting[1:]
         sent.append(own)
     return sent
 

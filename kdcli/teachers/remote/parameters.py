@@ -6,10 +6,14 @@ import logging
 import re
 import threading
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from kdcli.errors import TeacherError
+from typing_extensions import TypedDict
+
+from kdcli.errors import ConfigError, TeacherError
+from kdcli.files import read_json, write_json
 from kdcli.teachers.remote.client import Rejected
 
 logger = logging.getLogger(__name__)
@@ -73,19 +77,32 @@ class Change:
         return changed
 
 
+class _Recorded(TypedDict):
+    parameter: str
+    name: str | None
+    value: Any
+
+
 class Parameters:
-    """What one endpoint takes, as far as its rejections have shown. A change is kept once a request was answered with it.
+    """What one endpoint takes, as far as its rejections have shown. A change is kept once a request was answered with it, and recorded: a later
+    run does not send what was refused.
 
     Args:
         teacher: the name of the teacher, for messages.
         given: the parameters that the user chose, which are not left out.
+        path: the file of the recorded changes; None: they are not recorded.
     """
 
-    def __init__(self, teacher: str, given: Collection[str] = ()):
-        self.teacher, self._given = teacher, given
-        self._kept: list[Change] = []
+    def __init__(self, teacher: str, given: Collection[str] = (), path: Path | None = None):
+        self.teacher, self._given, self._path = teacher, given, path
+        self._kept = self._recorded()
         self._takes_format = False
         self._lock = threading.Lock()
+        for change in self._kept:
+            logger.info(
+                "%s did not take %s in an earlier run: %s (delete %s to send it again)",
+                teacher, change.parameter, change, path,
+            )  # fmt: skip
 
     def applied(self, body: dict[str, Any], changes: Sequence[Change] = ()) -> dict[str, Any]:
         """A request as the endpoint takes it.
@@ -136,7 +153,26 @@ class Parameters:
                 if change in self._kept or (change.parameter == "response_format" and self._takes_format):
                     continue
                 self._kept.append(change)
+                if self._path is not None:
+                    write_json(self._path, [*map(asdict, self._kept)])
             logger.warning("%s does not take %s as it was sent: %s", self.teacher, change.parameter, change)
+
+    def _recorded(self) -> list[Change]:
+        """The changes of earlier runs, without those that leave out what the user chose. A damaged record is named in a warning."""
+        if self._path is None or not self._path.exists():
+            return []
+        try:
+            recorded = read_json(self._path, list[_Recorded], "it is made again")
+        except ConfigError as error:
+            logger.warning("%s", error.message)
+            return []
+        changes = [Change(each["parameter"], each["name"], each["value"]) for each in recorded]
+        return [
+            change
+            for change in changes
+            if change.parameter in REFUSABLE
+            and (change.name or change.value is not None or change.parameter not in self._given)
+        ]
 
 
 def is_about_parameter(text: str) -> bool:

@@ -94,7 +94,9 @@ class ChatClient(Client):
         self._variable, self._key, self._timeout = key, _read_key(key), timeout
         self._responded = False
         super().__init__(base_url.rstrip("/"), model, ledger=ledger, **options)
-        self._parameters = Parameters(f"{model} at {parts.netloc}", given)
+        self._parameters = Parameters(
+            f"{model} at {parts.netloc}", given, self.ledger.path.with_suffix(".parameters.json")
+        )
         self._changes: dict[bytes, list[Change]] = {}
         self._client = openai.OpenAI(
             base_url=self.base_url,

@@ -383,10 +383,19 @@ def test_turns_for_an_endpoint() -> None:
     turns = read_turns([*CALLED[:2], {"role": "tool", "tool_call_id": "1", "content": "fine"}, {**PLAIN[1], "weight": 0}], "row 1")  # fmt: skip
     sent = endpoint_turns(turns)
     assert sent[1]["tool_calls"] == [
-        {"id": "call_0", "type": "function", "function": {"name": "look", "arguments": '{"of": "song"}'}}
+        {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"of": "song"}'}}
     ]
     assert sent[2]["tool_call_id"] == "1"
     assert sent[3] == PLAIN[1]
+
+
+def test_calls_of_several_turns_for_an_endpoint() -> None:
+    """Calls of two turns have one id, or a result names none: the endpoint refuses the conversation, or takes one result for the other."""
+    sent = endpoint_turns(read_turns([*CALLED, *CALLED], "row 1"))
+    ids = [call["id"] for turn in sent for call in turn.get("tool_calls", ())]
+    assert ids == ["call_0", "call_1"]
+    assert [turn["tool_call_id"] for turn in sent if turn["role"] == "tool"] == ids
+    assert [turn["content"] for turn in sent] == [turn["content"] for turn in [*CALLED, *CALLED]]
 
 
 def test_rows_that_are_arrays_of_turns(tmp_path: Path) -> None:

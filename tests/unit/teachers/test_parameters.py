@@ -112,9 +112,34 @@ def test_a_refused_parameter(
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1
     assert ("response_format" if case == "unnamed" else case) in told[0]
-    # a later process finds the answers under the requests as they were meant
-    assert [answer.choices[0]["text"] for _, answer in ready(host).query(bodies)] == answers
+    # a later process finds the answers under the requests as they were meant, and sends no other request with what was refused
+    later = ready(host)
+    assert [answer.choices[0]["text"] for _, answer in later.query(bodies)] == answers
     assert len(host.bodies) == 21
+    [(_, answer)] = later.query(
+        [{key: value for key, value in question("new", **parameters).items() if value is not None}]
+    )
+    assert answer.choices[0]["text"] == "new"
+    assert len(host.bodies) == 22
+
+
+@pytest.mark.parametrize("record", [b"", b"[1]", b'[{"parameter": "messages", "name": null, "value": null}]'])
+def test_a_damaged_record_of_refusals(served: Served, ready: Ready, tmp_path: Path, record: bytes) -> None:
+    """A record that a full disk cut, or somebody wrote, ends the run, or takes the prompt out of each request."""
+    host = served(refusing(lambda body: "seed" in body, {"message": "unknown parameter seed"}, echo))
+    path = ready(host).ledger.path.with_suffix(".parameters.json")
+    path.write_bytes(record)
+    [(_, answer)] = ready(host).query([question("new", seed=1)])
+    assert answer.choices[0]["text"] == "new"
+    assert json.loads(path.read_bytes()) == [{"parameter": "seed", "name": None, "value": None}]
+
+
+def test_a_recorded_refusal_of_what_the_user_chose(served: Served, ready: Ready) -> None:
+    """A parameter that the user chooses is left out in silence, because an earlier run did without it."""
+    host = served(refusing(lambda body: "seed" in body, {"message": "unknown parameter seed"}, echo))
+    assert list(ready(host).query([question("one", seed=1)]))
+    with pytest.raises(TeacherError, match="seed"):
+        list(ready(host, given=["seed"]).query([question("two", seed=1)]))
 
 
 @pytest.mark.parametrize("case", STOPPED)
