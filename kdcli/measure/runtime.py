@@ -125,6 +125,7 @@ class EncoderRuntime(Runtime):
 
     Attributes:
         pad_values: the inputs by name, and the value that pads each.
+        pads_left: rows end with the class token (XLNet's), and are padded on the left.
         batched_predictions: predictions are made in batches, not row by row. Dynamic int8 takes the range of its activations from
             the whole batch, so that the logits of a row would depend on the other rows and on the padding; on a CPU a batch
             saves no time.
@@ -134,6 +135,7 @@ class EncoderRuntime(Runtime):
     batched = True
     tokenizer: Any
     pad_values: dict[str, int]
+    pads_left: bool = False
     batched_predictions: ClassVar[bool] = False
 
     def __init__(self, spec: MeasureSpec, names: Sequence[str]):
@@ -164,6 +166,16 @@ class EncoderRuntime(Runtime):
             for row in rows
         ]
 
+    def batch(self, rows: Sequence[Encoded]) -> Encoded:
+        """Rows, padded to the longest, (B, L)."""
+        shape = len(rows), max(len(row["input_ids"]) for row in rows)
+        batch = {name: np.full(shape, fill, np.int64) for name, fill in self.pad_values.items()}
+        for name, array in batch.items():
+            for line, row in zip(array, rows, strict=True):
+                tokens = len(row[name])
+                line[slice(len(line) - tokens, None) if self.pads_left else slice(tokens)] = row[name]
+        return batch
+
     def padded(self, batch: Encoded, length: int, dtype: type = np.int64) -> Encoded:
         """The inputs in the model's own order, with rows padded on the right to this many tokens."""
         rows, tokens = batch["input_ids"].shape
@@ -173,14 +185,14 @@ class EncoderRuntime(Runtime):
         return out
 
     def single_rows(self, prompts: Texts, length: int | None) -> list[Encoded]:
-        return [collate(self.pad_values, [row]) for row in self.timed_rows(prompts, length)]
+        return [self.batch([row]) for row in self.timed_rows(prompts, length)]
 
     def timed_rows(self, prompts: Texts, length: int | None) -> list[Encoded]:
         """The inputs of each prompt, (L,), with the number of tokens that is timed."""
         return [{name: resized(array, length) for name, array in row.items()} for row in self.encode(prompts)]
 
     def respond(self, text: Sequence[str], spec: MeasureSpec) -> None:
-        self(collate(self.pad_values, self.encode([text])))
+        self(self.batch(self.encode([text])))
 
     def predict(self, rows: Any, prompts: Sequence[Any], spec: MeasureSpec) -> dict[str, np.ndarray]:
         if spec.auto == "AutoModelForTokenClassification":
@@ -210,7 +222,7 @@ class EncoderRuntime(Runtime):
         """Logits of all rows, float32 (N, C)."""
         out: np.ndarray | None = None
         for indices in batches(rows, size):
-            logits = self(collate(self.pad_values, [rows[index] for index in indices]))
+            logits = self(self.batch([rows[index] for index in indices]))
             if out is None:
                 out = np.empty((len(rows), logits.shape[1]), np.float32)
             out[indices] = logits
@@ -318,16 +330,6 @@ class Seq2SeqRuntime(Runtime):
 def resized(row: Any, length: int | None) -> Any:
     """The values of a row's tokens, (L,), truncated or repeated to this many tokens; None: as they are."""
     return row if length is None else np.resize(row, length)
-
-
-def collate(pad_values: dict[str, int], rows: Sequence[Encoded]) -> Encoded:
-    """A batch of rows, padded on the right to the longest."""
-    shape = len(rows), max(len(row["input_ids"]) for row in rows)
-    batch = {name: np.full(shape, fill, np.int64) for name, fill in pad_values.items()}
-    for name, array in batch.items():
-        for line, row in zip(array, rows, strict=True):
-            line[: len(row[name])] = row[name]
-    return batch
 
 
 def batches(rows: Sequence[Encoded], size: int) -> list[np.ndarray]:

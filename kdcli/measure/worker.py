@@ -22,7 +22,6 @@ from kdcli.measure.runtime import (
     EncoderRuntime,
     Runtime,
     batches,
-    collate,
     install_hint,
     runtime_class,
 )
@@ -119,8 +118,7 @@ class Worker:
         if size not in self.batches:
             rows = model.timed_rows(self.prompts, self.spec.sequence_length)
             self.batches[size] = [
-                collate(model.pad_values, [rows[index] for index in indices])
-                for indices in batches(rows, size)
+                model.batch([rows[index] for index in indices]) for indices in batches(rows, size)
             ]
             model(self.batches[size][-1])  # the largest batch, so that its allocations are not timed
         timed = self.batches[size]

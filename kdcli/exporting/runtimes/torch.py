@@ -32,6 +32,7 @@ class TorchEncoder(EncoderRuntime):
         self.pad_values = {
             name: fill.get(name, 0) for name in self.tokenizer.model_input_names if name in taken
         }
+        self.pads_left = self.tokenizer("x")["input_ids"][-1:] == [self.tokenizer.cls_token_id]
 
     def encode(self, texts: Texts) -> list[Encoded]:
         options = {

@@ -19,6 +19,8 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
+from kdcli.exporting.runtimes.torch import TorchEncoder
+from kdcli.measure.spec import MeasureSpec
 from kdcli.models.checkpoint import Checkpoint, load_ready, load_tokenizer
 from kdcli.students.from_config import FromConfig
 from kdcli.tasks.classification.task import Classification
@@ -80,6 +82,11 @@ def test_xlnet_is_padded_on_the_left(tokenizer: Any, tmp_path: Path) -> None:
     )
     own.save_pretrained(tmp_path)
     assert_rows_are_their_own(tmp_path)
+    texts = [[text] for text, _ in sentences(24)]
+    spec = MeasureSpec("torch", str(tmp_path), str(tmp_path), 16, batch_sizes=(8,))
+    runtime = TorchEncoder(spec)
+    alone = np.stack([runtime(runtime.batch([row]))[0] for row in runtime.encode(texts)])
+    np.testing.assert_allclose(runtime.predict(texts, [], spec)["logits"], alone, atol=1e-5)
     student = FromConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     model, _ = student.initialize(TASK, Checkpoint(tmp_path, "teacher"), datasets.Dataset.from_list([]))
     assert model.config.type_vocab_size == 3
