@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdcli import console
 from kdcli.config.measure import Measure
 from kdcli.data.reading import Reading
-from kdcli.errors import ConfigError
+from kdcli.errors import ConfigError, abbreviated
 from kdcli.evaluation.compare import score
 from kdcli.evaluation.predict import combine_members, examine, require_trained
 from kdcli.evaluation.results import ENVIRONMENT, read_report
-from kdcli.files import LARGEST_JSON, named_path
+from kdcli.files import named_path, read_json
 from kdcli.measure.models import make_spec, measure_checkpoint, measure_pair
 from kdcli.measure.process import Process
 from kdcli.measure.spec import UNKNOWN, Measurement, prompt_length, spaced
@@ -194,11 +192,21 @@ def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]
 
 
 def recorded_readings(run: Path) -> list[Reading]:
-    """How a run read its data files, by its env.json, so that a later guess cannot differ; empty if it does not say so."""
-    with contextlib.suppress(
-        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError
-    ):
-        if os.path.getsize(run / ENVIRONMENT) <= LARGEST_JSON:
-            record = json.loads((run / ENVIRONMENT).read_bytes())
-            return [Reading.of_record(each) for each in record["dataset"]["reading"]]
-    return []
+    """How a run read its data files, by its env.json, so that a later guess cannot differ; empty if it does not say so.
+
+    If env.json is damaged, it is found anew, with a warning.
+    """
+    path = run / ENVIRONMENT
+    if not os.path.lexists(path):
+        return []
+    try:
+        record = read_json(path, dict[str, Any], "restore it from a copy")
+        return [Reading.of_record(each) for each in record.get("dataset", {}).get("reading", [])]
+    except (ConfigError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        logger.warning(
+            "%s does not tell how the run read its data files (%s); it is found anew: compare the lines 'read …' with those of the run, or restore the "
+            "file from a copy",
+            path,
+            abbreviated(str(error).partition("\n")[0]),
+        )
+        return []

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from support.commands import require_words
 from support.tiny import bert, sentences
 
 from kdcli.config.measure import Measure
@@ -119,3 +120,26 @@ def test_figures_of_another_model_are_marked(rows: datasets.Dataset) -> None:
     control = evaluator.models["control"]
     assert (control["score"], control["measured_as"]) == (0.5, "student")
     assert control["latency_ms"] == NEEDS["latency_ms"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["", "[1]", '{"dataset": 1}', '{"dataset": {"reading": [{"file": 1}]}}', '{"dataset": {"reading": 7}}'],
+)
+def test_a_damaged_env_json_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, record: str) -> None:
+    """A run is scored on rows that are read in another way than it read them, in silence."""
+    assert models.recorded_readings(tmp_path) == []
+    assert not caplog.records
+    (tmp_path / "env.json").write_text(record)
+    assert models.recorded_readings(tmp_path) == []
+    [message] = [each.getMessage() for each in caplog.records]
+    require_words(message, str(tmp_path / "env.json"), "restore")
+
+
+def test_an_env_json_of_an_earlier_version_is_no_damage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning for each run of a release that did not record how it read files."""
+    (tmp_path / "env.json").write_text('{"dataset": {"path": "a.csv"}}')
+    assert models.recorded_readings(tmp_path) == []
+    assert not caplog.records
