@@ -28,6 +28,7 @@ from kdcli.generation import (
 from kdcli.prompts import append_nothing, appended
 from kdcli.signals import HiddenSignal
 from kdcli.tasks.base import Predictions
+from kdcli.tasks.causal_lm.alignment import NOWHERE, SPAN, counted_starts, token_starts
 from kdcli.tasks.causal_lm.chat import (
     COUNTED,
     KEY,
@@ -58,10 +59,6 @@ SHOWN = 10
 """Prompts that the report shows."""
 PROMPT = 100
 """Characters of plain text that are used as a prompt."""
-SPAN = 2**20
-"""An upper bound of the characters in a turn, or in a document of a packed row."""
-NOWHERE = -(2**30)
-"""The start of a token that begins at no character."""
 
 
 class CausalLM(LanguageModel):
@@ -218,7 +215,7 @@ class CausalLM(LanguageModel):
                 for turn, begin, end in spans:
                     within = real & (span[:, 1] > begin) & (span[:, 0] < end)
                     counted |= within
-                    begins[within] = _token_starts(span, begin)[within] + turn * SPAN
+                    begins[within] = token_starts(span, begin)[within] + turn * SPAN
                 if turns is None and complete and tokenizer.eos_token_id is not None:
                     row = np.append(row, np.int32(tokenizer.eos_token_id))
                     counted = np.append(counted, True)
@@ -280,7 +277,7 @@ class CausalLM(LanguageModel):
             for index, (text, end) in enumerate(zip(texts, ends, strict=True)):
                 piece = [*begin, *encodings["input_ids"][index]]
                 span = np.asarray(encodings["offset_mapping"][index], np.int64).reshape(-1, 2)
-                begins += [NOWHERE] * len(begin) + (_token_starts(span, 0) + index * SPAN).tolist()
+                begins += [NOWHERE] * len(begin) + (token_starts(span, 0) + index * SPAN).tolist()
                 if end and tokenizer.eos_token_id is not None:
                     piece.append(tokenizer.eos_token_id)
                     begins.append(len(text) + index * SPAN)
@@ -324,7 +321,7 @@ class CausalLM(LanguageModel):
         """Match tokens by the character at which they begin."""
         alignments = []
         for row in range(len(student)):
-            teacher_starts, student_starts = _counted_starts(teacher, row), _counted_starts(student, row)
+            teacher_starts, student_starts = counted_starts(teacher, row), counted_starts(student, row)
             _, of_teacher, of_student = np.intersect1d(teacher_starts, student_starts, return_indices=True)
             index, matched = np.zeros(len(student_starts), np.int64), np.zeros(len(student_starts), bool)
             index[of_student], matched[of_student] = of_teacher, student_starts[of_student] >= 0
@@ -566,23 +563,6 @@ class CausalLM(LanguageModel):
         """The input of the output layer at the picked positions, (N, H), and that layer."""
         without_cache = {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}
         return before_head(model, {**inputs, **without_cache}, pick)
-
-
-def _counted_starts(encoded: Encoded, row: int) -> np.ndarray:
-    """The characters at which the counted tokens of a row begin."""
-    item = encoded[row]
-    return item["starts"][1:][item["labels"][1:] != IGNORE]
-
-
-def _token_starts(span: np.ndarray, begin: int) -> np.ndarray:
-    """The start of each token, in characters from `begin`: the end of the token before it, because some tokenizers do not count the space
-    with which a token begins. Tokens that begin inside a character have the start `NOWHERE`.
-
-    Args:
-        span: the first character of each token and the one after its last, (L, 2).
-    """
-    before = np.concatenate([[0], np.maximum.accumulate(span[:-1, 1])])[: len(span)]
-    return np.where(span[:, 0] < before, NOWHERE, np.maximum(before - begin, 0))
 
 
 def _encoded(

@@ -142,7 +142,7 @@ class Seq2Seq(LanguageModel):
             for side, behind in zip(self._ids(tokenizer, rows), self._behind(tokenizer), strict=True)
         )
         flat = [np.asarray([token for ids in side for token in ids], np.int32) for side in (sources, targets)]
-        offsets, target_offsets = (np.cumsum([0, *_lengths(side)]) for side in (sources, targets))
+        offsets, target_offsets = (np.cumsum([0, *map(len, side)]) for side in (sources, targets))
         labels = flat[1].copy()
         for index in range(given):
             labels[target_offsets[:-1] + index] = IGNORE
@@ -578,10 +578,6 @@ def _has_older_targets(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _cut(ids: list[int], max_length: int, behind: int) -> list[int]:
     """At most so many tokens of a text, with the special tokens behind it."""
     return ids if len(ids) <= max_length else [*ids[: max_length - behind], *ids[len(ids) - behind :]]
-
-
-def _lengths(side: Sequence[Sequence[int]]) -> list[int]:
-    return [len(ids) for ids in side]
 
 
 def _plain(text: str) -> str:

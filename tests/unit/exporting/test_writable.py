@@ -16,7 +16,7 @@ from kdcli import console
 from kdcli.errors import ConfigError
 from kdcli.exporting.targets.apple import Apple
 from kdcli.exporting.targets.base import Target, require_fast_tokenizer, require_writable
-from kdcli.exporting.targets.cpu import Cpu
+from kdcli.exporting.targets.cpu import UNTRACED, UNTRACED_DECODERS, Cpu
 from kdcli.exporting.targets.cuda import Cuda
 from kdcli.exporting.targets.laptop import Laptop
 from kdcli.exporting.targets.mobile import Mobile
@@ -102,3 +102,8 @@ def test_a_default_device_is_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(console, "warn", warnings.append)
     require_writable(Cpu(), "cpu", DECODER, of.MambaConfig(), is_chosen=False)
     assert "MambaForCausalLM" in warnings[0]
+
+
+def test_listed_architectures_exist() -> None:
+    """A name that transformers has changed, or that was spelled wrongly, refuses nothing: the export fails after the training."""
+    assert {*UNTRACED, *UNTRACED_DECODERS} <= of.CONFIG_MAPPING.keys()
