@@ -52,8 +52,6 @@ class FromConfig(StudentInitializer):
             them away from related words that occur in no row.
     """
 
-    learning_rate = 3e-4
-
     def __init__(
         self,
         hidden_size: Width,
@@ -76,6 +74,7 @@ class FromConfig(StudentInitializer):
             )
         self.model_type, self.embeddings = model_type, embeddings
         self.train_embeddings = train_embeddings or embeddings == "random"
+        self.learning_rate = 1e-3 if self.train_embeddings else 3e-4
         self.shape: dict[str, Any] = {
             "hidden_size": hidden_size,
             "num_hidden_layers": num_hidden_layers,
