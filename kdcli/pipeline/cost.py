@@ -285,7 +285,9 @@ def _tuning(run: Run, member: int, source: Checkpoint, teacher: Probe | None) ->
 
 def _are_stored(run: Run) -> bool:
     """Whether the cache has the outputs of all splits; those of rows that are not written yet are not there."""
-    if _may_be_fewer(run) or run.cfg.rollout.source == "student" or any(map(run.tunes, run.sources)):
+    if _may_be_fewer(run) or run.cfg.rollout.source == "student":
+        return False
+    if any(not source.path.is_dir() or run.tunes(source) for source in run.sources):
         return False
     stored = run.task.vocabulary or len(run.sources) > 1
     temperature = storing_temperature(run) if stored else 1.0
@@ -393,7 +395,7 @@ def _memory(run: Run, probes: _Probes) -> int | None:
     """The peak memory while teacher and student are trained: as measured, with what the activations of a full batch take beyond those of
     the probe; estimated where nothing was measured."""
     roles = (
-        (probes.teacher(run), run.cfg.teacher.trainer, run.sources[0], any(map(run.tunes, run.sources))),
+        (probes.teacher(run), run.cfg.teacher.trainer, run.sources[0], bool(_tuned(run))),
         (probes.student(run), run.phases[-1].trainer, run.initializer.source or run.sources[0], True),
     )
     peaks = []
@@ -422,23 +424,26 @@ def _weights(source: Checkpoint) -> int:
     return sum(file.stat().st_size for file in source.path.glob("*.safetensors")) // WEIGHT
 
 
+def _tuned(run: Run) -> list[Checkpoint]:
+    """The checkpoints that are tuned before the student is trained. An assistant, which is made in the run, is not."""
+    return [source for source in run.sources if source.path.is_dir() and run.tunes(source)]
+
+
 def _disk(run: Run, probes: _Probes) -> int | None:
     """Bytes at most at the same time: the tuned teacher, its outputs, two checkpoints with optimizer states, student and control; None: the
     student's size is not known yet."""
     if (student := probes.student(run)) is None:
         return None
     checkpoints = 2 * (WEIGHT + OPTIMIZER_BYTES)
-    of_teacher = (
-        0 if run.remote is not None else sum(_weights(each) for each in run.sources if run.tunes(each))
-    )
-    models = 1 + run.cfg.control + (run.quantization is not None)
+    of_teacher = sum(map(_weights, _tuned(run)))
+    models = (1 + run.cfg.control + (run.quantization is not None)) * len(run.cfg.all_seeds)
     kept = of_teacher * WEIGHT + _output_bytes(run) + models * student.parameters * WEIGHT
     return kept + max(checkpoints * student.parameters, checkpoints * of_teacher)
 
 
 def _output_bytes(run: Run) -> int:
-    """Bytes of the teacher's stored outputs."""
-    if run.remote is not None or not run.cfg.teacher.cache:
+    """Bytes of the teacher's stored outputs; 0: none are stored, or the teacher is an assistant, which does not exist yet."""
+    if run.remote is not None or not run.cfg.teacher.cache or not run.sources[0].path.is_dir():
         return 0
     tokenizer = load_tokenizer(run.sources[0])
     train, *others = (len(run.task.targets(run.encode(tokenizer, run.data[split]))[0]) for split in SPLITS)
