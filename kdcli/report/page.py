@@ -317,7 +317,7 @@ def _bars(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[dict[
 
 STOPPED = {
     "converged": "until its validation curve was flat",
-    "bound": "the most that was allowed, and its validation curve still improved",
+    "bound": "the most that was allowed",
     "steps": "as the config fixed them",
 }
 
@@ -326,6 +326,8 @@ def _length(entry: Mapping[str, Any]) -> str:
     """How long a model was trained, and where its best validation score was."""
     best = entry.get("best_step")
     text = f"{entry.get('steps') or 0:,} steps, {STOPPED.get(entry.get('stopped') or '', 'for a reason that is not known')}"
+    if entry.get("flat") is False:
+        text += "; its validation curve still improved"
     return text + (f"; best score at {best:,}" if best is not None else "")
 
 

@@ -69,6 +69,8 @@ def options(body: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "teacher.trainer.epochs=6",
         "student.hidden_size=16",
         "student.num_hidden_layers=1",
+        "student.dropout=0",
+        "student.train_embeddings=true",
         "student.intermediate_size=32",
         "dataset=jsonl",
         f"dataset.path={path}",

