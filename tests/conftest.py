@@ -50,6 +50,10 @@ def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     return sendable((yield))
 
 
+NEW_LAYERS = ["student.dropout=0", "student.train_embeddings=true"]
+"""Overrides of students that are made from a config: those of a test are too small for embeddings that are not trained."""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The user's cache, one for the whole session: tuned teachers are shared as users share them."""
@@ -149,8 +153,7 @@ def small(teacher: Path, reviews: Path) -> list[str]:
         "student.hidden_size=16",
         "student.num_hidden_layers=1",
         "student.intermediate_size=32",
-        "student.dropout=0",
-        "student.train_embeddings=true",
+        *NEW_LAYERS,
         "dataset=csv",
         f"dataset.path={reviews}",
         "dataset.validation_size=64",
@@ -191,7 +194,12 @@ def kdcli(tmp_path: Path) -> Kdcli:
 def distil(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Runs `kdcli distill` in this process (quicker than the entry point) and returns the run directory."""
     monkeypatch.chdir(tmp_path)
-    return runner(tmp_path, lambda *overrides: [*small, "measure=null", *overrides])
+
+    def options(*overrides: str) -> list[str]:
+        other = any(override.startswith("student=") for override in overrides)
+        return [*(word for word in small if not (other and word in NEW_LAYERS)), "measure=null", *overrides]
+
+    return runner(tmp_path, options)
 
 
 @pytest.fixture

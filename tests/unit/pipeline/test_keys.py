@@ -118,6 +118,7 @@ ELSEWHERE: dict[str, str] = {
     ),
     "stages": "a stage's data set, student and teacher are those of its own part of the run",
     "smoke": "it changes what is refused",
+    "seeds": "the teacher and its outputs are those of the first seed",
     "dry_run": "nothing is computed",
     "student.allow_same_size": "it decides whether a student is refused, not which one it is",
     "trivial_baseline": "no other model is derived from it",

@@ -75,7 +75,13 @@ def test_a_run_with_adapters(
     else:
         base = body
         options = [option for option in small if not option.startswith("student")]
-    lora = ["student=lora", f"student.path={base}", "student.r=4", "trainer.learning_rate=0.01"]
+    lora = [
+        "student=lora",
+        f"student.path={base}",
+        "student.r=4",
+        "trainer.learning_rate=0.01",
+        "student.allow_same_size=true",
+    ]
     assert launch("distill", [*options, *lora, "measure=null", "hydra.run.dir=run"]) == 0
     one, other = load_file(base / "model.safetensors"), load_file("run/student/model.safetensors")
     assert not (Path("run/student/adapter_config.json")).exists()
