@@ -663,6 +663,7 @@ def test_remote_code_runs_when_the_config_says_so(
         "student=local",
         f"student.path={copy}",
         "student.trust_remote_code=true",
+        "student.allow_same_size=true",
     ]
     words = [word for word in small if not word.startswith(("student", "teacher.path"))]
     done = kdcli("distill", *words, *QUICK, *mine, "hydra.run.dir=mine", HF_HOME=str(tmp_path / "hf"))
