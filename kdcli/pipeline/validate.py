@@ -192,7 +192,8 @@ def require_checkpoints(run: Run) -> None:
 
 
 def require_smaller(run: Run, student: int | None) -> None:
-    """The student is smaller than its teacher, unless `student.allow_same_size` is set. An assistant may have any size.
+    """The student is smaller than its teacher, unless `student.allow_same_size` is set. An assistant may have any size, and in a smoke run, whose
+    teacher may be a stand-in, it is a warning.
 
     Args:
         student: its parameters; None: they are not known yet.
@@ -205,11 +206,15 @@ def require_smaller(run: Run, student: int | None) -> None:
     if any(source.code for source in run.sources) or run.teacher_key != OWN:
         return
     teacher = sum(size(source, run.task)["parameters"] for source in run.sources)
-    if student >= teacher:
-        raise ModelError(
-            f"the student has {student:,} parameters and its teacher {teacher:,}: a student is smaller than its teacher; take a smaller "
-            "one (student=tiny, or fewer layers: student.num_hidden_layers=), or set student.allow_same_size=true"
-        )
+    if student < teacher:
+        return
+    message = (
+        f"the student has {student:,} parameters and its teacher {teacher:,}: a student is smaller than its teacher; take a smaller "
+        "one (student=tiny, or fewer layers: student.num_hidden_layers=), or set student.allow_same_size=true"
+    )
+    if not run.cfg.smoke:
+        raise ModelError(message)
+    logger.warning("%s", message)
 
 
 def _require_initialization(run: Run) -> None:

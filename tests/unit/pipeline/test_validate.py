@@ -179,6 +179,7 @@ def test_a_student_is_smaller_than_its_teacher(make_part: MakePart, teacher: Pat
     require_checkpoints(dataclasses.replace(part, initializer=Layers()))
     allowed = {"_target_": "kdcli.students.pretrained.Pretrained", "path": "s", "allow_same_size": True}
     require_smaller(make_part(student=allowed), size)
+    require_smaller(make_part(smoke=True), size)  # a warning
     require_smaller(make_part(sources=[teacher, teacher]), size)  # an ensemble of two
 
 
