@@ -203,7 +203,7 @@ def test_eval_of_a_checkpoint_on_other_data(
     assert "model" in capsys.readouterr().out
     scored = json.loads((tmp_path / "eval" / "eval.json").read_text())
     assert scored["models"]["model"]["score"] > 0.75
-    assert scored["examples"] == 30
+    assert 20 <= scored["examples"] <= 40  # a share by the hash
 
 
 def test_eval_of_all_rows_of_a_file_with_some_of_the_labels(
