@@ -163,7 +163,8 @@ def test_all_runtimes_write_what_torch_writes(
             assert [write(ids) for ids in sources] == expected, runtime
         rounded = ctranslate2_runtime.CTranslate2Seq2Seq(spec("", files["int8"], given))
         share = reproduced_texts(tokenizer, expected, [rounded(ids) for ids in sources])["agreement"]
-        assert share > 0.5
+        # the tokens of random weights are near ties, which the int8 kernels of processors break differently; unrelated texts share 0.01
+        assert share > 0.1
     assert {file.name for file in out.iterdir()} == {"onnx", "ctranslate2"}
 
 
