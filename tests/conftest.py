@@ -50,8 +50,8 @@ def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     return sendable((yield))
 
 
-NEW_LAYERS = ["student.dropout=0", "student.train_embeddings=true"]
-"""Overrides of students that are made from a config: those of a test are too small for embeddings that are not trained."""
+NEW_LAYERS = ["student.dropout=0"]
+"""Overrides of students that are made from a config: those of a test have no units to spare."""
 
 
 @pytest.fixture(scope="session", autouse=True)

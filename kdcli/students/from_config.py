@@ -48,9 +48,9 @@ class FromConfig(StudentInitializer):
             training rows). A small student cannot learn thirty thousand vectors from a few thousand rows; inherited
             embeddings of related words are already near each other. If the student is wider than the teacher, the
             remaining columns are random.
-        train_embeddings: whether the teacher's embeddings of words are trained; random ones always are. A few thousand rows change only those of their own words, and take
-            them away from related words that occur in no row.
     """
+
+    learning_rate = 1e-3
 
     def __init__(
         self,
@@ -62,7 +62,6 @@ class FromConfig(StudentInitializer):
         num_key_value_heads: Width | None = None,
         dropout: Fraction = 0.1,
         embeddings: Literal["random", "teacher"] = "random",
-        train_embeddings: bool = True,
     ):
         if hidden_size % num_attention_heads:
             raise ConfigError(
@@ -73,8 +72,6 @@ class FromConfig(StudentInitializer):
                 f"student.model_type = {model_type} is not known{suggest(model_type, CONFIG_MAPPING)}"
             )
         self.model_type, self.embeddings = model_type, embeddings
-        self.train_embeddings = train_embeddings or embeddings == "random"
-        self.learning_rate = 1e-3 if self.train_embeddings else 3e-4
         self.shape: dict[str, Any] = {
             "hidden_size": hidden_size,
             "num_hidden_layers": num_hidden_layers,
@@ -140,11 +137,6 @@ class FromConfig(StudentInitializer):
                 model, load_model(teacher, task)[0], task.encode(tokenizer, rows, MOST_TOKENS)
             )
         return model, tokenizer
-
-    def prepare_for_training(self, model: PreTrainedModel) -> None:
-        """Exclude the embeddings of words from training, if they are not trained."""
-        if self.source is None and not self.train_embeddings:
-            model.get_input_embeddings().requires_grad_(False)
 
 
 @torch.no_grad()

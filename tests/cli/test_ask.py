@@ -69,7 +69,7 @@ def ask(
             f"hydra.run.dir={tmp_path / folder}",
         ]
         tiny = ["student.hidden_size=16", "student.num_hidden_layers=1", "student.intermediate_size=32"]
-        tiny += ["student.dropout=0", "student.train_embeddings=true"]
+        tiny += ["student.dropout=0"]
         if not any(option.startswith("student=") for option in overrides):
             options += tiny
         options += overrides

@@ -82,7 +82,6 @@ def options(
             "student.hidden_size=16",
             "student.num_hidden_layers=1",
             "student.dropout=0",
-            "student.train_embeddings=true",
             "student.intermediate_size=32",
             "dataset=csv",
             f"dataset.path={reviews}",

@@ -70,7 +70,6 @@ def options(body: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "student.hidden_size=16",
         "student.num_hidden_layers=1",
         "student.dropout=0",
-        "student.train_embeddings=true",
         "student.intermediate_size=32",
         "dataset=jsonl",
         f"dataset.path={path}",

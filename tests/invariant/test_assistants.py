@@ -25,7 +25,6 @@ ASSISTANT = [
     "stages.assistant.student.num_hidden_layers=2",
     "stages.assistant.student.intermediate_size=48",
     "stages.assistant.student.dropout=0",
-    "stages.assistant.student.train_embeddings=true",
     "+stages.answers.teacher=assistant",
 ]
 
