@@ -223,6 +223,7 @@ def language_model_options(teacher: Path) -> list[str]:
         "dataset.test_size=16",
         "trainer.precision=fp32",
         "trainer.batch_size=8",
+        "trainer.learning_rate=0.001",
         "trainer.epochs=2",
         "trainer.logging_steps=5",
         "measure.latency_runs=2",
