@@ -65,7 +65,7 @@ def probe(
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    encoded = task.encode(tokenizer, rows, max_length)
+    encoded = task.encode_split(tokenizer, rows, max_length)
     by_length = np.argsort(encoded.lengths, kind="stable")
     starts = np.linspace(0, max(0, len(by_length) - batch), BATCHES).astype(int)
     batches = [[encoded[int(row)] for row in by_length[start : start + batch]] for start in starts]

@@ -58,9 +58,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+LOOSE = ["hardware.tolerances.ctranslate2.score_drop=5"]
+"""A model of 64,000 weights in int8 loses more with the kernels of some processors than with those of others."""
+
+
 @pytest.fixture(scope="module")
 def exported(run: Path) -> Path:
-    assert launch("export", [f"run={run}", "hardware=cpu", *QUICK]) == 0
+    assert launch("export", [f"run={run}", "hardware=cpu", *LOOSE, *QUICK]) == 0
     return run / "export" / "cpu"
 
 
@@ -83,7 +87,7 @@ def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
         assert entry["bytes"] == sum(file.stat().st_size for file in weights) > 0
         assert 0 < entry["latency_ms"]["p50"] <= entry["latency_ms"]["p95"]
         assert entry["throughput_per_s"] > 0
-        assert 1e7 < entry["peak_memory_bytes"] < found["torch"]["peak_memory_bytes"]
+        assert 1e6 < entry["peak_memory_bytes"] < found["torch"]["peak_memory_bytes"]
         said = texts(exported / "predictions" / f"test.{name}.jsonl")
         assert [row["source"] for row in said] == [row["source"] for row in student]
         same = [one["text"] == other["text"] for one, other in zip(said, student, strict=True)]

@@ -176,5 +176,6 @@ def test_other_tokens_than_the_teachers_are_refused(distil: Distil, capsys, tmp_
     other = BertTokenizerFast(tokenizer_object=inner)
     bert(other, ["bad", "good"]).save_pretrained(tmp_path / "other")
     other.save_pretrained(tmp_path / "other")
-    distil("run", "loss=features", f"student.path={tmp_path / 'other'}", code=2)
+    same = "student.allow_same_size=true"
+    distil("run", "loss=features", same, f"student.path={tmp_path / 'other'}", code=2)
     require_words(require_one_message(capsys.readouterr().err), "training rows", "different tokens")
