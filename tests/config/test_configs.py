@@ -251,6 +251,7 @@ def test_student_from_a_checkpoint(
         *overrides,
         f"student.path={body}",
         "measure=null",
+        "student.allow_same_size=true",
         "control=false",
         "trainer.max_steps=1",
     ]
