@@ -36,7 +36,7 @@ class Trainer(Section):
     5 for language models."""
     min_steps: Steps = 500
     """until=converged: the fewest optimizer steps."""
-    patience: Copies = 4
+    patience: Copies = 3
     """until=converged: validations without an improvement until the learning rate begins to fall."""
     decay: Annotated[Float, Field(ge=0, lt=1)] = 0.25
     """until=converged: the share of the steps at their end over which the learning rate falls to 0."""
