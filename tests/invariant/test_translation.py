@@ -360,6 +360,7 @@ def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, cold_cache: ColdC
         "teacher.trainer.max_steps=12",
         "teacher.trainer.batch_size=16",
         "trainer.max_steps=6",
+        "student.allow_same_size=true",
         *ALONE,
     ]
     runs = []
@@ -543,7 +544,13 @@ def test_students_cut_out_of_a_translator(
 
     monkeypatch.chdir(tmp_path)
     others = [option for option in options if not option.startswith("student")]
-    more = [*ALONE, "trainer.max_steps=4", "trainer.learning_rate=1e-4", "hydra.run.dir=run"]
+    more = [
+        *ALONE,
+        "trainer.max_steps=4",
+        "trainer.learning_rate=1e-4",
+        "student.allow_same_size=true",
+        "hydra.run.dir=run",
+    ]
     assert launch("distill", [*others, *birth, *more]) == 0
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "student")
     assert model.config.decoder_layers == 1
