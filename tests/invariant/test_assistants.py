@@ -26,6 +26,7 @@ ASSISTANT = [
     "stages.assistant.student.intermediate_size=48",
     "stages.assistant.student.dropout=0",
     "+stages.answers.teacher=assistant",
+    "trainer.learning_rate=0.005",
 ]
 
 
