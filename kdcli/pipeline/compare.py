@@ -158,7 +158,7 @@ def _score_checkpoint(
     if name != "teacher" and run.shared:
         outputs = outputs_by_row(teacher_data.outputs["test"], rows)
     elif name == "teacher" and not run.shared:
-        student = Checkpoint(run.folder / STUDENT, STUDENT)
+        student = Checkpoint(run.folder / STUDENT, STUDENT, code=run.cfg.student.trust_remote_code)
         convert = functools.partial(
             in_student_tokens, task, student=student, rows=rows, max_length=max_length
         )
@@ -174,9 +174,10 @@ def _score_checkpoint(
 
 def _score_baselines(run: Run, evaluator: Evaluator) -> None:
     """Score the models that took no training of a network: the trivial one of the task, and the student's initialisation."""
-    task, student = run.task, Checkpoint(run.folder / STUDENT, STUDENT)
+    task, code = run.task, run.cfg.student.trust_remote_code
+    student = Checkpoint(run.folder / STUDENT, STUDENT, code=code)
     if task.scores_untrained:
-        source = Checkpoint(initial_folder(run, STUDENT), UNTRAINED, code=run.cfg.student.trust_remote_code)
+        source = Checkpoint(initial_folder(run, STUDENT), UNTRAINED, code=code)
         evaluator.predict(UNTRAINED, source, *open_checkpoint(source, task, run.max_length))
         evaluator.models[UNTRAINED] |= {"method": "the student before training", **asdict(UNKNOWN)}
     score_trivial(evaluator, load_tokenizer(student), run.data.gold, run.cfg.seed)
