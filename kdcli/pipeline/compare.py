@@ -89,10 +89,11 @@ def evaluate(
     _complete_teacher(run, teacher_data, evaluator.models)
     results = _results(run, teacher_data, evaluator, validation, samples, stage.name)
     results["verdict"] |= _compare_seeds(run, [evaluator, *_score_seeds(run, teacher_data, stage)])
-    found = [*results.get("suspicions", []), *_teacher_suspicions(run, teacher_data, evaluator)]
-    for suspicion in found[len(results.get("suspicions", [])) :]:
+    of_teacher = _teacher_suspicions(run, teacher_data, evaluator)
+    for suspicion in of_teacher:
         logger.warning("%s", suspicion["text"])
-    return results | {"training": _training(run, lengths), "suspicions": found}
+    suspicions = [*run.data.suspicions, *of_teacher]
+    return results | {"training": _training(run, lengths), "suspicions": suspicions}
 
 
 def _teacher_suspicions(run: Run, teacher_data: TeacherData, evaluator: Evaluator) -> list[dict[str, Any]]:
@@ -286,7 +287,6 @@ def _results(
         else {"mode": run.cfg.measure.mode, **run.cfg.measure.settings},
         "labels": run.data.labels,
         "dataset": _dataset(run, teacher_data),
-        "suspicions": run.data.suspicions,
         "loss": _terms(run.cfg),
         "stages": [time for time in read_stage_times(run.folder) if time["name"] != current_stage],
         "validation_score": validation,
@@ -316,7 +316,7 @@ def _training(run: Run, lengths: Mapping[str, Length]) -> dict[str, dict[str, An
         result[with_seed(name, seed)] = {
             "steps": sum(steps.values()),
             "stopped": lengths[judged].stopped(curve),
-            "best_step": max(curve, key=lambda each: each.score).step if curve else None,
+            "best_step": max(curve, key=lambda each: each.rank).step if curve else None,
             "flat": lengths[judged].is_flat(curve),
         }
     return result

@@ -28,6 +28,8 @@ LAST_PART = 0.25
 """A curve of fixed length is flat if it improves no more over this last part of its steps …"""
 REMAINING = 0.02
 """… than by this share of the loss."""
+TIE = 1e-7
+"""The weight of the loss in the choice of the best validation."""
 FEWEST = 4
 """Validations from which it is known whether a curve is flat."""
 Stopped = Literal["converged", "bound", "steps"]
@@ -39,6 +41,11 @@ class Validation(NamedTuple):
     step: int
     loss: float
     score: float
+
+    @property
+    def rank(self) -> float:
+        """What orders validations: the score, and of equal scores the lower loss."""
+        return self.score - TIE * self.loss
 
 
 def validations(lines: Iterable[Mapping[str, Any]], prefix: str = "eval_") -> list[Validation]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.trainer import Trainer as TrainerConfig
@@ -21,7 +20,7 @@ from kdcli.measure.memory import peak_memory, restart_peak
 from kdcli.models.checkpoint import fast_bf16, parameters
 from kdcli.tasks.base import Task
 from kdcli.training.distiller import Distiller
-from kdcli.training.trainer import SHORT
+from kdcli.training.trainer import training_attention
 
 BATCHES = 3
 """Batches that are timed, of short, of middle and of long rows, after one that is not."""
@@ -78,12 +77,11 @@ def probe(
         began = time.perf_counter()
         inputs = task.collate(features, tokenizer) | task.soft_gold(features)
         inputs = {name: tensor.to(device) for name, tensor in inputs.items() if name != "rows"}
-        plain = with_gradients and not cuda and inputs["input_ids"].shape[1] <= SHORT
         distiller.train(with_gradients)
         with (
             torch.set_grad_enabled(with_gradients),
             torch.autocast(device.type, torch.bfloat16, enabled=bf16),
-            sdpa_kernel(SDPBackend.MATH) if plain else nullcontext(),
+            training_attention(inputs["input_ids"]) if with_gradients else nullcontext(),
         ):
             loss = distiller(**inputs)["loss"]
             if with_gradients and optimizer is not None:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,15 @@ from kdcli.training.resume import (
     row_text,
 )
 
-TIE = 1e-7
-"""The weight of the loss in the choice of the best checkpoint: of two with the same score, the one with the lower loss is better."""
 SHORT = 128
 """Tokens a row up to which unfused attention trains faster on a CPU than fused attention, whose backward pass takes twice as long there
 (0.76 of a student's step, 0.7 of MiniLM's, without dropout)."""
+
+
+def training_attention(input_ids: torch.Tensor) -> AbstractContextManager[None]:
+    """The attention of a training step on these rows, (B, L): unfused for short rows on a CPU."""
+    short = not torch.cuda.is_available() and input_ids.shape[1] <= SHORT
+    return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()
 
 
 def require_trackers(cfg: TrainerConfig) -> None:
@@ -227,6 +231,8 @@ class _Trainer(HFTrainer):
         self.tokens, self.since = 0, time.perf_counter()
         self.lengths = job.train.encoded.lengths
         self.last: dict[str, float] = {}
+        self._curve: list[Validation] = []
+        self._lines_read = 0
         super().__init__(
             model=job.distiller,
             args=arguments,
@@ -240,8 +246,11 @@ class _Trainer(HFTrainer):
 
     @property
     def curve(self) -> list[Validation]:
-        """The validations so far."""
-        return validations(self.state.log_history)
+        """The validations so far. Each step needs them, and the log grows: it is read again only where it has grown."""
+        lines = self.state.log_history
+        if len(lines) != self._lines_read:
+            self._curve, self._lines_read = validations(lines), len(lines)
+        return self._curve
 
     def _show(self, step: int) -> None:
         self.job.progress.update(step, self.last, total=self._total())
@@ -344,8 +353,7 @@ class _Trainer(HFTrainer):
     ) -> torch.Tensor:
         """One forward and backward pass. A loss that is not finite stops the run before the optimizer step."""
         rows = inputs.pop("rows").repeat_interleave(self.task.counts(inputs["labels"]))
-        plain = not torch.cuda.is_available() and inputs["input_ids"].shape[1] <= SHORT
-        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        with training_attention(inputs["input_ids"]):
             loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             self._not_finite(rows)
@@ -428,7 +436,7 @@ class _Trainer(HFTrainer):
         broadcast_object_list(shared := [metrics])  # all processes end at the same step
         metrics = shared[0]
         self.log(dict(metrics))
-        metrics["eval_best"] = metrics["eval_score"] - TIE * metrics["eval_loss"]
+        metrics["eval_best"] = self.curve[-1].rank
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

@@ -101,6 +101,13 @@ def test_a_fixed_length_is_flat_only_if_its_curve_is() -> None:
     assert fixed.is_flat(overfitted)
 
 
+def test_of_equal_scores_the_lower_loss_is_the_best() -> None:
+    """The first of two equal scores is that of a learning rate that has not fallen."""
+    early, late, better = Validation(50, 0.3, 0.9), Validation(500, 0.2, 0.9), Validation(100, 9.0, 0.901)
+    assert max([early, late], key=lambda each: each.rank) is late
+    assert max([early, late, better], key=lambda each: each.rank) is better
+
+
 def test_typed_lengths_are_fixed() -> None:
     """`trainer.epochs=2` that trains for 30 is no override."""
     assert not Trainer().is_fixed
