@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -134,6 +135,30 @@ def compare_with_chance(task: Task, predictions: Mapping[str, Predictions]) -> d
         if all(margin is not None and margin[0] > 0 for margin in margins.values()):
             break
     return {key: list(value) if isinstance(value, tuple) else value for key, value in result.items()}
+
+
+def chance_over_seeds(
+    task: Task, students: Sequence[Predictions], controls: Sequence[Predictions]
+) -> dict[str, Any] | None:
+    """`compare_with_chance` of several seeds: of student and of control the interval of the seed with the lowest one. A mean over seeds that is
+    better than chance may be that of one seed.
+
+    Args:
+        students, controls: their predictions on the same rows, in the order of the seeds. There may be no controls.
+    """
+    pairs = [{"student": student} for student in students]
+    for pair, control in zip(pairs, controls, strict=False):
+        pair["control"] = control
+    compared = [each for each in (compare_with_chance(task, pair) for pair in pairs) if each is not None]
+    if not compared:
+        return None
+    metric = next((each for each in compared if each["metric"] != task.metric), compared[0])
+    alike = [each for each in compared if each["metric"] == metric["metric"]]
+    lowest = {
+        name: min((each[name] for each in alike), key=lambda interval: -math.inf if interval is None else interval[0])
+        for name in pairs[0]
+    }
+    return metric | lowest
 
 
 def score(task: Task, predictions: Predictions) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class Verdict(Part):
     smallest_gain: float | None = None
     """The smallest gain that rows like these show in 80 % of samples; null: they can show none."""
     chance: ChanceResult | None = None
-    """Student and control against chance on the same rows."""
+    """Student and control against chance on the same rows; of several seeds: each by its lowest interval."""
     outcome: Outcome | None = None
     """Whether the teacher helped; null: an earlier version wrote the report."""
     missing: list[MissingResult] = []

@@ -14,7 +14,7 @@ import kdcli
 from kdcli import console
 from kdcli.config.schema import Distill as Config
 from kdcli.errors import ExportError, KDError
-from kdcli.evaluation.compare import gain_over_seeds, verdict
+from kdcli.evaluation.compare import chance_over_seeds, gain_over_seeds, verdict
 from kdcli.evaluation.models import Evaluator
 from kdcli.evaluation.predict import (
     combine_members,
@@ -246,7 +246,8 @@ def _compare_seeds(run: Run, evaluators: Iterable[Evaluator]) -> dict[str, Any]:
         controls += [evaluator.predictions["control"]] if control is not None else []
     if len(seeds) < 2:
         return {"seeds": []}
-    return {"seeds": seeds} | (gain_over_seeds(run.task, students, controls) if controls else {})
+    over_seeds = gain_over_seeds(run.task, students, controls) if controls else {}
+    return {"seeds": seeds, "chance": chance_over_seeds(run.task, students, controls)} | over_seeds
 
 
 def _complete_teacher(run: Run, teacher_data: TeacherData, models: dict[str, dict[str, Any]]) -> None:

@@ -62,8 +62,10 @@ def _unknown_gain(report: Report) -> Iterator[Missing]:
 def _unfinished(report: Report) -> Iterator[Missing]:
     """Trainings that ended before their validation curve was flat."""
     by_key: dict[str, list[str]] = {}
-    for name in COMPARED:
-        if (key := continuing_key(report, name)) is not None and name in report["models"]:
+    for name in report.get("training") or {}:
+        model = name.partition("@")[0]  # of a further seed: student@5
+        key = continuing_key(report, name)
+        if key is not None and model in COMPARED and model in report["models"]:
             by_key.setdefault(key, []).append(name)
     for key, names in by_key.items():
         steps = ", ".join(f"{report['training'][name]['steps']:,} steps" for name in names)
@@ -148,7 +150,10 @@ def amount(metric: Metric, difference: float) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    return " and ".join(f"the {name}" for name in names)
+    """`the student, the control and the student of seed 5`."""
+    parts = (name.partition("@") for name in names)
+    *first, last = [f"the {model} of seed {seed}" if seed else f"the {model}" for model, _, seed in parts]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def under_tuned(report: Report) -> str | None:

@@ -75,6 +75,11 @@ def final_table(report: Report) -> None:
     """Print teacher, control and student side by side, then the verdict, to stdout."""
     tokens = f", {report['test_tokens']:,} reference tokens" if report.get("test_tokens") else ""
     _table(f"{report['test_examples']:,} test examples{tokens}", metric_of(report), compared_models(report))
+    for name, model in compared_models(report).items():
+        if measured := model.get("measured_as"):
+            console.say(
+                f"speed and memory of the {name} are those of the {measured}, which has the same architecture; measure.mode=full measures both"
+            )
     if rows := seed_rows(report):
         metric = metric_of(report)
         console.table(f"{metric.name} of {len(rows) - 1} seeds", seed_columns(metric), rows)

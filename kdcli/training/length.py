@@ -2,6 +2,7 @@
 
 Until convergence the learning rate is constant after its warm-up, and falls to 0 over the last steps (warmup-stable-decay, Hu et al. 2024,
 https://arxiv.org/abs/2404.06395, section 4): when it begins to fall need not be known in advance, so that the length can follow the curve.
+A training that has begun to overfit goes back to its best weights before the learning rate falls.
 Everything here is a function of the config and of the validations so far. A training that continues from a checkpoint therefore ends
 as one that was not interrupted.
 """
@@ -119,12 +120,24 @@ class Length:
                 return validation.step
         return None
 
+    def decays_from(self, curve: Sequence[Validation]) -> int | None:
+        """The step of whose weights the learning rate falls: that of the best validation, if both the loss and the score have become worse
+        since; else the last step before. None: the curve still improves."""
+        begin = self.stable_until(curve)
+        if begin is None:
+            return None
+        stable = [each for each in curve if each.step <= begin]
+        best = max(stable, key=lambda each: each.rank)
+        return best.step if best.loss < stable[-1].loss else begin
+
     def total(self, curve: Sequence[Validation]) -> int:
         """The number of optimizer steps, as far as it is known after these validations: at most `bound`."""
         begin = None if self.fixed else self.stable_until(curve)
-        if begin is None:
+        source = self.decays_from(curve)
+        if begin is None or source is None:
             return self.bound
-        return min(self.bound, max(begin + 1, math.ceil(begin / (1 - self.decay))))
+        stable = max(source, self.min_steps * (1 - self.decay))
+        return min(self.bound, begin + max(1, math.ceil(stable * self.decay / (1 - self.decay))))
 
     def factor(self, step: int, curve: Sequence[Validation]) -> float:
         """The learning rate of a step, counted from 0, as a share of `trainer.learning_rate`."""

@@ -483,6 +483,8 @@ class _Trainer(HFTrainer):
             KDError: the disk is full, which is an OSError in Python and a RuntimeError in torch.
         """
         job, step = self.job, self.state.global_step
+        if not job.length.fixed and job.length.stable_until(self.curve) == step:
+            self._go_back(job.length.decays_from(self.curve))
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # each process writes its own random state
@@ -498,6 +500,18 @@ class _Trainer(HFTrainer):
                 f"{self.job.name}, step {self.state.global_step}: the checkpoint could not be written to {self.args.output_dir} ({error}). Free "
                 "some space and start the same command on the same directory: it goes on from the checkpoint before"
             ) from error
+
+    def _go_back(self, step: int | None) -> None:
+        """Load the weights and the optimizer's state of an earlier checkpoint. The data order, the step and the learning rate go on."""
+        if step is None or step == self.state.global_step:
+            return
+        folder, schedule = str(checkpoint_folder(self.job, step)), self.lr_scheduler.state_dict()
+        with restoring(folder):
+            load_model(self.job.distiller, str(Path(folder) / WEIGHTS))
+        self._load_optimizer_and_scheduler(folder)
+        self.lr_scheduler.load_state_dict(schedule)
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
 
     def _remove_older(self, step: int) -> None:
         """Remove all checkpoints but that of a step, and the best one or else the newest before it."""

@@ -10,18 +10,22 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from support.commands import ColdCache, close_weights, same_weights, weights
-from support.tiny import start, wait_for
+from support.tiny import sentences, start, wait_for
 from transformers import GPT2Config, GPT2Model
 
 from kdcli.files import hash_files
 from kdcli.pipeline.plan import seed_name
 from kdcli.tasks.classification.task import Classification
 from kdcli.tasks.encoded import tokenizer_key
+from kdcli.training.resume import WEIGHTS, checkpoint_folder
+from kdcli.training.trainer import _Trainer
 
 Distil = Callable[..., Path]
 
@@ -177,6 +181,35 @@ def test_killed_and_continued_is_uninterrupted(
         assert rates.count(0.01) > 1, "the learning rate is constant after its warm-up"
         assert training[0]["student"]["stopped"] == "converged"
         assert rates[-1] < 0.005
+
+
+def test_an_overfitted_training_goes_back_to_its_best_weights(
+    distil: Distil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learning rate that falls from overfitted weights leaves the best checkpoint as it was at a high learning rate."""
+    random = Random(3)
+    rows = "".join(f"{text},{random.choice(('bad', 'good'))}\n" for text, _ in sentences(400, seed=11))
+    (tmp_path / "noise.csv").write_text("text,label\n" + rows, encoding="utf-8")
+    gone_back: list[tuple[int, int]] = []
+    go_back = _Trainer._go_back
+
+    def recorded(self: _Trainer, step: int | None) -> None:
+        go_back(self, step)
+        assert step is not None
+        best = load_file(checkpoint_folder(self.job, step) / WEIGHTS)
+        own = self.job.distiller.state_dict()
+        assert all(torch.equal(own[name], weight) for name, weight in best.items())
+        assert {group["lr"] for group in self.optimizer.param_groups} == {0.01}
+        gone_back.append((step, self.state.global_step))
+
+    monkeypatch.setattr(_Trainer, "_go_back", recorded)
+    run = distil("run", *CONVERGED, "trainer.eval_steps=10", "trainer.max_steps=400", "loss.soft_label.weight=1e-9",
+                 "control=false", f"dataset.path={tmp_path / 'noise.csv'}")  # fmt: skip
+    [(best, begin)] = gone_back
+    assert best < begin
+    training = json.loads((run / "report.json").read_text())["training"]["student"]
+    assert begin < training["steps"] < 400
+    assert training["stopped"] == "converged"
 
 
 def test_one_process_is_two_processes(distil: Distil, small: list[str], tmp_path: Path) -> None:

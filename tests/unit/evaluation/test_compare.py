@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdcli.evaluation.compare import agreement, compare_with_chance, gain, gain_over_seeds, score, verdict
+from kdcli.evaluation.compare import (
+    agreement,
+    chance_over_seeds,
+    compare_with_chance,
+    gain,
+    gain_over_seeds,
+    score,
+    verdict,
+)
 from kdcli.tasks.base import Predictions
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
@@ -114,6 +122,23 @@ def test_one_seed_is_a_gain_and_several_are_their_mean() -> None:
     low, high = over["gain_ci95"]
     assert low < over["gain_over_control"] < high
     assert over["smallest_gain"] > 0
+
+
+def test_the_worst_seed_is_compared_with_chance() -> None:
+    """One seed that learnt nothing is judged by the seeds that did."""
+    constant = predictions(LABELS, np.zeros(2000, int))
+    students = [predictions(LABELS, flipped(LABELS, 0.2, seed)) for seed in (1, 2)]
+    controls = [predictions(LABELS, flipped(LABELS, 0.3, 9)), constant]
+    chance = chance_over_seeds(TASK, students, controls)
+    pairs = [
+        compare_with_chance(TASK, {"student": student, "control": control})
+        for student, control in zip(students, controls, strict=True)
+    ]
+    assert chance is not None
+    assert all(pair is not None for pair in pairs)
+    assert chance["control"] == pairs[1]["control"]
+    assert chance["control"][0] <= 0 < chance["student"][0] == min(pair["student"][0] for pair in pairs)
+    assert "control" not in chance_over_seeds(TASK, students, [])
 
 
 def test_a_language_model_must_beat_the_frequencies_of_tokens() -> None:

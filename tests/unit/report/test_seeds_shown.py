@@ -114,3 +114,13 @@ def test_the_card_names_the_seeds() -> None:
     assert "| 8 | 91.2 % | 88.7 % | +2.5 |" in card
     assert "Seed 7 (of 7, 8, 9)." in card
     require_words(card, "3 seeds", "student of seed 7")
+
+
+def test_a_speed_that_was_not_measured_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """A control's speed that is the student's passes for a measurement of its own."""
+    report = fake_report()
+    report["models"]["control"]["measured_as"] = "student"
+    final_table(report)
+    require_words(capsys.readouterr().out, "control", "student", "same architecture", "measure.mode=full")
+    final_table(fake_report())
+    assert "measure.mode" not in capsys.readouterr().out

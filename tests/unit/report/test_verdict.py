@@ -116,6 +116,18 @@ CUT = "was not shown to have stopped improving when training ended (500 steps)"
             "the student and the control were not shown to have stopped improving when training ended (500 steps, 500 steps)",
             "trainer.until=converged",
         ),
+        (
+            fake_report(
+                training=training(student=("converged", True), control=("converged", True))
+                | {
+                    "student@5": {"steps": 300, "stopped": "bound", "best_step": 300, "flat": False},
+                    "control@5": {"steps": 300, "stopped": "bound", "best_step": 300, "flat": False},
+                    "teacher@5": {"steps": 300, "stopped": "bound", "best_step": 300, "flat": False},
+                }
+            ),
+            "the student of seed 5 and the control of seed 5 were not shown to have stopped improving when training ended (300 steps, 300 steps)",
+            "trainer.max_epochs",
+        ),
     ],
 )
 def test_what_is_missing_is_said_with_its_key(report: dict[str, Any], reason: str, key: str | None) -> None:

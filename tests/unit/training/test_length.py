@@ -58,6 +58,20 @@ def test_a_score_that_rises_keeps_an_overfitted_loss_in_training() -> None:
     assert LENGTH.stable_until(curve([1 + 0.1 * index for index in range(13)], [0.5] * 13)) is not None
 
 
+def test_an_overfitted_training_goes_back() -> None:
+    """A learning rate that falls from overfitted weights ends worse than the best validation, and one that falls for long ends late."""
+    overfitted = curve([1, 0.6, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1], [0.5, 0.7, 0.8, 0.79, 0.78, 0.77, 0.76, 0.75, 0.74])
+    begin = LENGTH.stable_until(overfitted)
+    assert begin is not None
+    assert LENGTH.decays_from(overfitted) == 150 < begin
+    assert LENGTH.total(overfitted) == begin + 50  # a quarter of all steps that lead to the weights
+    flat = LENGTH.stable_until(FLAT)
+    assert LENGTH.decays_from(FLAT) == flat, "a curve that is flat loses steps if it goes back"
+    better = curve([1, 0.6, 0.5, *[0.499] * 9], [0.5, 0.7, 0.8, *[0.79] * 9])
+    assert LENGTH.decays_from(better) == LENGTH.stable_until(better), "the loss is no worse"
+    assert LENGTH.decays_from(FALLING) is None
+
+
 def test_no_training_ends_before_its_fewest_steps() -> None:
     """A curve is flat during the warm-up too."""
     patient = Length(1000, fixed=False, min_steps=600, patience=1, decay=0.25)
