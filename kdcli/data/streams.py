@@ -30,6 +30,8 @@ BOMB = 200
 BOMB_FROM = 2**28
 TEXT_BOMB_FROM = 2**26
 """The same for compressed text, whose rows need many times its bytes in memory."""
+PADDING = 2**16
+"""The number of NULs in a compressed file after which it has ended."""
 HEAD = 2**16
 """Bytes at the beginning of a file that tell its format."""
 _MAGIC = {
@@ -142,14 +144,28 @@ def _member(path: Path, stack: contextlib.ExitStack) -> Any:
         raise DataError(f"{path} cannot be read ({error}); unpack it") from None
 
 
+class _Unpadded(io.FileIO):
+    """A compressed file that ends at its first block of NULs: no compressed text holds one, and gzip skips padding byte by byte, which takes
+    hours for the hole of a sparse file."""
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        count = super().readinto(buffer)
+        block = memoryview(buffer).cast("B")[: count or 0]
+        return 0 if len(block) >= NULS and not any(block[::NULS]) and not any(block) else count
+
+
+def _compressed(path: Path, stack: contextlib.ExitStack) -> io.BufferedReader:
+    return stack.enter_context(io.BufferedReader(stack.enter_context(_Unpadded(path)), PADDING))
+
+
 _DECOMPRESSORS: dict[str | None, Callable[[Path, contextlib.ExitStack], Any]] = {
     None: lambda path, stack: stack.enter_context(io.FileIO(path)),
-    "gz": lambda path, stack: stack.enter_context(gzip.GzipFile(path)),
-    "bz2": lambda path, stack: stack.enter_context(bz2.BZ2File(path)),
-    "xz": lambda path, stack: stack.enter_context(lzma.LZMAFile(path)),  # noqa: SIM115
+    "gz": lambda path, stack: stack.enter_context(gzip.GzipFile(fileobj=_compressed(path, stack))),
+    "bz2": lambda path, stack: stack.enter_context(bz2.BZ2File(_compressed(path, stack))),
+    "xz": lambda path, stack: stack.enter_context(lzma.LZMAFile(_compressed(path, stack))),  # noqa: SIM115
     "zst": lambda path, stack: stack.enter_context(
         zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(
-            stack.enter_context(io.FileIO(path)), read_across_frames=True
+            _compressed(path, stack), read_across_frames=True
         )
     ),
     "zip": _member,

@@ -155,7 +155,10 @@ def chance_over_seeds(
     metric = next((each for each in compared if each["metric"] != task.metric), compared[0])
     alike = [each for each in compared if each["metric"] == metric["metric"]]
     lowest = {
-        name: min((each[name] for each in alike), key=lambda interval: -math.inf if interval is None else interval[0])
+        name: min(
+            (each[name] for each in alike),
+            key=lambda interval: -math.inf if interval is None else interval[0],
+        )
         for name in pairs[0]
     }
     return metric | lowest

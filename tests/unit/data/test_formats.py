@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from kdcli.data.dataset import Data, load
 from kdcli.data.encodings import guessed, is_damaged_utf8
 from kdcli.data.reading import Reading
 from kdcli.data.splits import SPLITS
+from kdcli.data.streams import DataFile
 from kdcli.errors import DataError
 
 ROWS = sentences(60)
@@ -408,6 +410,28 @@ def test_the_page_lists_these_files() -> None:
     for name, (_, words) in REFUSED.items():
         for key in re.findall(r"dataset\.[a-z_]+", refused[name]):
             assert key in " ".join(words), name
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack", "pads"),
+    [
+        ("gz", gzip.compress, True),
+        ("bz2", bz2.compress, True),
+        ("xz", lzma.compress, False),
+        ("zst", zstandard.compress, False),
+    ],
+)
+def test_a_hole_behind_compressed_data_is_its_end(
+    tmp_path: Path, ending: str, pack: Callable[[bytes], bytes], pads: bool
+) -> None:
+    """A file of which only the beginning was written is a sparse one: gzip reads its zeros one by one, for hours."""
+    path = file(f"a.csv.{ending}", pack(PLAIN.encode()))(tmp_path)
+    os.truncate(path, 2**36)
+    if pads:
+        assert DataFile.of(path).head() == PLAIN.encode()
+        return
+    with pytest.raises(DataError, match=naming(f"a.csv.{ending}", "complete")):
+        DataFile.of(path).head()
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gz", "zst"])

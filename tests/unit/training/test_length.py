@@ -60,7 +60,9 @@ def test_a_score_that_rises_keeps_an_overfitted_loss_in_training() -> None:
 
 def test_an_overfitted_training_goes_back() -> None:
     """A learning rate that falls from overfitted weights ends worse than the best validation, and one that falls for long ends late."""
-    overfitted = curve([1, 0.6, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1], [0.5, 0.7, 0.8, 0.79, 0.78, 0.77, 0.76, 0.75, 0.74])
+    overfitted = curve(
+        [1, 0.6, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1], [0.5, 0.7, 0.8, 0.79, 0.78, 0.77, 0.76, 0.75, 0.74]
+    )
     begin = LENGTH.stable_until(overfitted)
     assert begin is not None
     assert LENGTH.decays_from(overfitted) == 150 < begin
