@@ -80,12 +80,13 @@ class Dataset(Section):
         "txt",
         "conversations",
         "conll",
+        "fasttext",
         "gettext",
         "parallel",
         "hub",
     ] = "auto"
     """auto: what the content and the name of the files tell (docs/formats.md); txt: plain text (causal_lm, masked_lm); conversations: YAML files with a list of `conversations`, each a list of turns; conll: a
-    word and its tag a line, a blank line between sentences (token_classification); gettext: .po and .mo catalogues (seq2seq); parallel: two text files, line by line (seq2seq).
+    word and its tag a line, a blank line between sentences (token_classification); fasttext: `__label__LABEL` before the text in each line, columns `text` and `label`; gettext: .po and .mo catalogues (seq2seq); parallel: two text files, line by line (seq2seq).
     """
     path: str
     """A file (`package:DISTRIBUTION/FILE` for one in an installed package), a pattern of files (`data/*.csv`), a folder with files or

@@ -28,6 +28,8 @@ KANA = 0.15
 _MARKS_OF_TEXT = "‘’‚“”„–—…€£§°·•«»‹›¿¡©®™\xa0"
 _LATIN = "äöüßàâáãåæçéèêëíìîïñóòôõøœúùûÿžš"
 _CENTRAL = "áâăäąćčçďđéęěíîľłńňóôőöřśšşťúůűüýźžżß"
+_FINAL = "ךםןףץ"
+"""The Hebrew letters that only end a word."""
 _CYRILLIC = re.compile("[\u0401-\u045f\u0490\u0491№]")
 
 
@@ -149,7 +151,7 @@ def guessed(sample: bytes) -> Guess | None:
 def _usual_share(text: str, encoding: str, is_usual: Callable[[str], bool]) -> float:
     """The share of the characters outside of ASCII that are usual.
 
-    What no text has is not: a capital after a small letter, a low quote or a sign within a word, letters of two scripts in one word, or a Latin word
+    What no text has is not: a capital after a small letter, a low quote or a sign within a word, a final letter before another one, letters of two scripts in one word, or a Latin word
     in which all letters have accents.
     """
     others = list(_OUTSIDE.finditer(text))
@@ -166,6 +168,7 @@ def _usual_share(text: str, encoding: str, is_usual: Callable[[str], bool]) -> f
             in_run = match.start() in long_runs
             strange = in_run if encoding in _LATIN_SCRIPT else bool(ascii_letters)
             strange |= character.isupper() and before.islower()
+            strange |= character in _FINAL and after.isalpha()
         else:
             within = before.isalpha() and after.isalpha() and character not in "’‘–—…·"
             strange = within or (character in "‚„" and before.isalpha())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -16,6 +17,10 @@ from kdcli.tasks.rows import RowSchema
 DEEPEST_FIELD = 3
 """The depth of keys to which rows are looked for in a document."""
 _NEXT = re.compile(r"[\s,\x1e]*")
+_LAST_COMMA = re.compile(r",\s*\]\s*\Z")
+"""A comma behind the last item of an array, which JSON does not have."""
+_PYTHON = re.compile(r"""\s*\[?\s*\{\s*'""")
+"""The beginning of dictionaries that Python printed."""
 
 
 def read(
@@ -75,7 +80,7 @@ def _rows(
         try:
             row = decode_json(line)
         except ValueError as error:
-            bad.add(f"{where} is not JSON: {error}")
+            bad.add(f"{where} is not JSON: {error}; {_remedy(line)}")
             continue
         yield where, _named(schema, row)
 
@@ -97,12 +102,18 @@ def _document(path: str, text: str, numbered: list[tuple[int, str]]) -> Any:
     try:
         return decode_json(text)
     except ValueError as error:
+        with contextlib.suppress(ValueError):
+            return decode_json(_LAST_COMMA.sub("]", text))
         rows = _sequence(text)
         if rows is None and (len(numbered) < 2 or not _is_complete(numbered[1][1])):
             raise DataError(
-                f"{path} is not JSON: {error}; correct it, or give another dataset.format"
+                f"{path} is not JSON: {error}; {_remedy(text)}, or give another dataset.format"
             ) from None
         return rows
+
+
+def _remedy(text: str) -> str:
+    return "Python printed it: write it with json.dumps" if _PYTHON.match(text) else "correct it"
 
 
 def _named(schema: RowSchema, row: Any) -> Any:

@@ -8,6 +8,7 @@ import io
 import itertools
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -246,6 +247,21 @@ def _read_txt(source: Source) -> Iterator[tuple[Any, ...]]:
         yield (document,)
 
 
+def _read_fasttext(source: Source) -> Iterator[tuple[Any, ...]]:
+    """Lines that begin with their labels: `__label__LABEL text`."""
+    paths = source.schema.column_paths(["text", "label"], source.path.name)
+    for number, line in enumerate(source.lines(), 1):
+        labels, text = re.fullmatch(r"((?:__label__\S*\s*)*)(.*)", line.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
+        if not labels and text:
+            source.bad.add(
+                f"{source.path}, line {number} does not begin with __label__; write the label before the text"
+            )
+            continue
+        row = {"text": text, "label": [label.removeprefix("__label__") for label in labels.split()]}
+        if text:
+            yield tuple([row[path[0]] for path in paths])
+
+
 class PlainLoader(yaml.BaseLoader):
     """YAML whose scalars stay strings as they are written (yes, 1.10). Aliases, which can multiply, and duplicate keys are errors."""
 
@@ -282,7 +298,9 @@ def _read_conversations(source: Source) -> Iterator[tuple[Any, ...]]:
         raise DataError(f"{source.path} is not YAML ({why}); correct it") from None
     conversations = tree.get("conversations") if isinstance(tree, dict) else None
     if not isinstance(conversations, list):
-        raise DataError(f"{source.path}: expected `conversations`, a list of lists of turns")
+        raise DataError(
+            f"{source.path}: expected `conversations`, a list of lists of turns; write other rows into a csv or jsonl file"
+        )
     later = 0
     for number, conversation in enumerate(conversations, 1):
         turns = [turn for turn in conversation if turn] if isinstance(conversation, list) else []
@@ -320,4 +338,5 @@ _READERS: dict[str, Callable[[Source], Iterator[tuple[Any, ...]]]] = {
     "txt": _read_txt,
     "conversations": _read_conversations,
     "conll": _read_conll,
+    "fasttext": _read_fasttext,
 }

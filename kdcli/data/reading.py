@@ -28,6 +28,10 @@ LARGEST_SAMPLE = 2**26
 """Characters that are looked at when the first ones were not enough."""
 _PICKLE = "a pickle, which may run code when it is read; write the rows into a jsonl or parquet file"
 _PRINTED = "a printed table (of Markdown or of a database's shell); write its rows into a csv or jsonl file"
+_XML = "XML; write the rows into a csv or jsonl file"
+_ARCHIVE = "an archive; unpack it, and give its file or folder as dataset.path"
+_TAR_SUFFIXES = (".tar", ".tgz")
+_FASTTEXT = re.compile(r"__label__\S")
 _JSON = re.compile(r"""\{\s*("|\})|\[\s*[\[{]""")
 """The beginning of JSON with rows in it."""
 _OTHER = {
@@ -43,7 +47,10 @@ _OTHER = {
     b"version https://git-lfs.github.com": "a pointer of Git LFS and not the file itself; fetch it with: git lfs pull",
     b"<!doctype html": "a web page; download the file itself",
     b"<html": "a web page; download the file itself",
-    b"<?xml": "XML; write the rows into a csv or jsonl file",
+    b"<?xml": _XML,
+    b"@relation": "an ARFF file of Weka; write the rows into a csv file",
+    b"Rar!": _ARCHIVE,
+    b"7z\xbc\xaf": _ARCHIVE,
 }
 """The beginnings of files that hold no rows which kdcli reads, and what they are."""
 _TEXTS = {
@@ -54,6 +61,7 @@ _TEXTS = {
         r"[^\n]*\n[ \t]*[|+]?[ \t]*:?-{2,}:?[ \t]*([|+][ \t]*:?-{2,}:?[ \t]*)*[|+][ \t:|+-]*(\n|$)"
     ): _PRINTED,
     re.compile(r"[ \t]*\+[-=]{2,}[-=+]*\+[ \t]*\n"): _PRINTED,
+    re.compile(r"<(\w+)>\s*<\w+[ >]"): _XML,
 }
 """The beginnings of texts that hold no rows as they are, and what to do about them."""
 
@@ -215,9 +223,13 @@ def _format(file: DataFile, head: bytes) -> str:
     for magic, what in _OTHER.items():
         if head.lstrip(b"\xef\xbb\xbf \r\n").lower().startswith(magic.lower()):
             raise DataError(f"{file.path} is {what}")
+    if file.suffix in _TAR_SUFFIXES:
+        raise DataError(f"{file.path} is {_ARCHIVE}")
     if file.suffix in TABLE_SUFFIXES:
         return "parquet" if file.suffix == ".parquet" else "arrow"
     text = _start_of(head)
+    if _FASTTEXT.match(text):
+        return "fasttext"
     if file.suffix in JSON_SUFFIXES and re.search(r"^\s*[\[{]", text, re.MULTILINE):
         return "jsonl" if file.suffix != ".json" else "json"
     return "json" if _JSON.match(text) else "csv"

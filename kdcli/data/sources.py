@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,25 @@ def local_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
                 f"the data folder {path} has no files *{', *'.join(folder.suffixes)}; correct dataset.path, or give another dataset.format"
             )
         return _by_split(path, files)
-    return _of_folder(path)
+    splits = _of_folder(path)
+    if cfg.label and not (cfg.prompt or cfg.messages or cfg.source or cfg.words):
+        _require_no_class_folders(path, [file for files in splits.values() for file in files])
+    return splits
+
+
+def _require_no_class_folders(path: Path, files: Sequence[Path]) -> None:
+    """Refuse a folder for each class with a text in each file."""
+    folders = {file.parent for file in files}
+    classes = sorted({folder.name for folder in folders if folder != path and not split_name(folder.name)})
+    if (
+        len(classes) > 1
+        and len(files) >= 2 * len(folders)
+        and all(file.parent.name in classes and data_suffix(file.name) in ("", ".txt") for file in files)
+    ):
+        raise DataError(
+            f"the data folder {path} has a folder for each class ({listed(classes)}) with a text in each file; write the texts and the names of their "
+            "folders as rows of a csv or jsonl file, and give that as dataset.path"
+        )
 
 
 def _of_folder(path: Path) -> dict[str, list[Path]]:

@@ -108,8 +108,12 @@ def declared(schema: RowSchema, path: Path, format_name: str) -> list[str] | Non
 
 
 def _plain(column: Any) -> Any:
-    """A column of a table, decoded from a dictionary, which would hide its size."""
-    return column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
+    """A column of a table, decoded from a dictionary, which would hide its size. Bytes that are UTF-8 are text, as Hive and Impala write it."""
+    column = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
+    if pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):
+        with contextlib.suppress(pyarrow.ArrowInvalid):
+            return column.cast(pyarrow.large_string())
+    return column
 
 
 def _require_rows(file: Any, path: Path) -> None:

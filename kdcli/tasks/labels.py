@@ -105,10 +105,11 @@ def label_name(value: Any, where: str) -> str | None:
     if isinstance(value, Decimal):
         value = f"{value:f}"
     if not isinstance(value, str | int | float) or (isinstance(value, float) and abs(value) > MOST_EXACT):
-        raise DataError(f"{where}: the label is {shown(value)}; expected a name or an integer")
+        inner = "; name the key that holds it, as in dataset.label=COLUMN.0.KEY" * isinstance(value, dict)
+        raise DataError(f"{where}: the label is {shown(value)}; expected a name or an integer{inner}")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    name = str(value).strip().strip(INVISIBLE).strip()
+    name = unicodedata.normalize("NFC", str(value).strip().strip(INVISIBLE).strip())
     if len(name) > LONGEST_LABEL or not name.isprintable():
         require_label_name(name, f"{where}: the label")
     return name or None
@@ -144,8 +145,10 @@ def canonical(name: str) -> str:
 
 
 def folded(name: str) -> str:
-    """A label without differences of case, white space and Unicode's composed characters, and of the format of a number."""
-    return canonical(" ".join(unicodedata.normalize("NFC", name).split()).casefold())
+    """A label without differences of case, white space, quotes around it and Unicode's composed characters, and of the format of a number."""
+    name = " ".join(unicodedata.normalize("NFC", name).split()).casefold()
+    quoted = re.fullmatch(r"""b?(['"])(.+)\1""", name)
+    return canonical(quoted[2] if quoted else name)
 
 
 def override(key: str, names: Sequence[str]) -> str:
@@ -180,7 +183,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:
-    """The names that differ in case, white space, hyphens and underscores alone."""
+    """The names that differ in case, white space, hyphens, underscores and quotes alone."""
     spellings: dict[str, list[str]] = {}
     for name in names:
         spellings.setdefault(_spaced(name), []).append(name)

@@ -19,9 +19,9 @@ FEW_ROWS = 3
 RARE = 0.1
 """The share of the training rows below which -1 beside 0 and 1 means that there is no label."""
 MISSING = frozenset({
-    "nan", "NaN", "NAN", "-nan", "<NA>", "NA", "N/A", "n/a", "#N/A", "null", "NULL", "-100",
+    "nan", "NaN", "NAN", "-nan", "<NA>", "NA", "N/A", "n/a", "#N/A", "null", "NULL", r"\N", "#NULL!", "-100",
 })  # fmt: skip
-"""What pandas, R, spreadsheets and torch write for a label that is missing, apart from an empty cell."""
+"""What pandas, R, spreadsheets, databases and torch write for a label that is missing, apart from an empty cell."""
 UNCLEAR = frozenset({"None", "?", "undefined", "unlabeled", "unlabelled", "no label", "missing"})
 """What may be a class, and may be the name that a program gives to a missing value."""
 _SEPARATORS = ("|", ";", ",", "#", "/", "+", "&", " ")

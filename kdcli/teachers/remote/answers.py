@@ -44,7 +44,7 @@ _CHANNEL = re.compile(
 _PLAIN_CHANNELS = re.compile(r"\s*analysis.*?assistant\s*final", re.DOTALL)
 """The same without its special tokens, which some hosts leave out of the text."""
 _SPECIAL = re.compile(
-    r"<\|[\w▁ -]{1,40}\|>|<｜[^｜<>]{1,40}｜>|</?s>|<(?:eos|bos|pad|end_of_turn|start_of_turn)>|\[/?INST\]"
+    r"<\|[\w▁ -]{1,40}\|>|<｜[^｜<>]{1,40}｜>|</?s>|<(?:eos|eot|bos|pad|end_of_turn|start_of_turn)>|\[/?INST\]"
 )
 
 
@@ -186,9 +186,10 @@ _NO_RESULT = re.compile(
 )
 """Heads of lines that are about the text, not about its label."""
 _SENTENCE = re.compile(
-    rf"""(?:\w+[,!]\s+)?(?:
-      (?:it|this|that|(?:this|the)\s+(?:{_TEXTS}))(?:\s+(?:is|was)|['’]s)
+    rf"""(?:(?:\w+|As\s+an\s+AI(?:\s+[\w-]+){{0,3}})[,!]\s+)?(?:I\s+(?:think|believe)\s+(?:that\s+)?)?(?:
+      (?:it|this|that|(?:this|the)\s+(?:{_TEXTS}))(?:\s+(?:is|was|would\s+be|should\s+be)|['’]s)(?:\s+(?:definitely|clearly|certainly|obviously))?
         (?:\s+(?:best\s+)?(?:labell?ed|classified|categori[sz]ed|tagged|rated|marked|considered)(?:\s+as)?)?
+    | (?:it|this|that|(?:this|the)\s+(?:{_TEXTS}))\s+(?:belongs\s+to|falls\s+(?:under|into))(?:\s+the\s+(?:{_NOUNS})(?:\s+of)?)?
     | (?:(?:the|my|its|this)\s+)?(?:[\w-]+\s+){{0,3}}?(?:{_NOUNS})(?:\s+(?:of|for|to)\s+(?:[\w-]+\s+){{0,4}}?[\w-]+)?\s+(?:is|would\s+be|should\s+be)
     | I(?:['’]d|['’]ll|\s+would|\s+will)?\s+(?:say|answer|choose|pick|select|go\s+with
         |(?:label|classify|categori[sz]e|mark|tag|rate)\s+(?:it|(?:this|the)(?:\s+\w+)?)\s+as)
@@ -210,7 +211,7 @@ _FIELD = re.compile(
 """A result in JSON that is cut, or that Python wrote."""
 _NEXT_TEXT = re.compile(r"\n\s*(?:Second )?Text:")
 """The next question of the packaged prompt, which some models go on with."""
-_MARKUP = re.compile(r"[*`]+|^\s*(?:#+|>|[-•]|\(?\d{1,2}[.)])\s+")
+_MARKUP = re.compile(r"[*`]+|^\s*(?:#+|>|[-•]|\(?(?:\d{1,2}|[A-Za-z])[.)])\s+")
 
 
 class Stated(NamedTuple):

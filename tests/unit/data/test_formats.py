@@ -13,6 +13,7 @@ import json
 import lzma
 import os
 import re
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ import datasets
 import pandas
 import pyarrow
 import pyarrow.feather
+import pyarrow.parquet
 import pytest
 import zstandard
 from support.commands import naming, require_words
@@ -97,6 +99,24 @@ def zipped(*names: str) -> bytes:
     return stream.getvalue()
 
 
+def tar() -> bytes:
+    """An archive with one file."""
+    with io.BytesIO() as stream:
+        with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+            entry = tarfile.TarInfo("a.csv")
+            entry.size = len(PLAIN)
+            archive.addfile(entry, io.BytesIO(PLAIN.encode()))
+        return stream.getvalue()
+
+
+def class_folders(folder: Path) -> Path:
+    for number, (text, label) in enumerate(ROWS):
+        path = folder / ("test" if number % 5 == 0 else "train") / label / f"{number}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
 def labelled(folder: Path) -> datasets.Dataset:
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
@@ -136,6 +156,16 @@ def feather(folder: Path) -> Path:
 
 def parquet(folder: Path) -> Path:
     labelled(folder).to_parquet(folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def parquet_bytes(folder: Path) -> Path:
+    """Columns without the mark of text, as Hive and Impala write them."""
+    columns = {
+        name: pyarrow.array([value.encode() for value in FRAME[name]], pyarrow.binary())
+        for name in FRAME.columns
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "a.parquet")
     return folder / "a.parquet"
 
 
@@ -179,6 +209,11 @@ READ: dict[str, tuple[Write, dict[str, Any]]] = {
     "UTF-16 (Excel's Unicode text)": (file("a.txt", rows("{text}\t{label}\n", "text\tlabel\n"), "utf-16"), {}),
     "UTF-16 without a byte order mark": (file("a.csv", PLAIN, "utf-16-le"), {}),
     "JSON, an object a line (.jsonl, .ndjson)": (file("a.ndjson", LINES), {}),
+    "JSON, an array with a comma behind its last item": (
+        file("a.json", f"[{''.join(f'{json.dumps(row)},' for row in OBJECTS)}]"),
+        {},
+    ),
+    "fastText (__label__good text)": (file("a.txt", rows("__label__{label} {text}\n", "")), {}),
     "JSON, one array": (file("a.json", json.dumps(OBJECTS, indent=1)), {}),
     "JSON, one array on one line": (file("a.jsonl", json.dumps(OBJECTS)), {}),
     "JSON, objects that follow each other": (file("a.json", "\n".join(json.dumps(row, indent=1) for row in OBJECTS)), {}),
@@ -197,6 +232,7 @@ READ: dict[str, tuple[Write, dict[str, Any]]] = {
     "JSON lines in a file of another name": (file("a.txt", LINES), {}),
     "csv in a file .json": (file("a.json", PLAIN), {}),
     "parquet; the names of a class label are kept": (parquet, {}),
+    "parquet, texts as bytes": (parquet_bytes, {}),
     "Arrow and feather files": (feather, {}),
     "a folder of shards": (shards, {}),
     "a pattern of files (data/*.csv)": (
@@ -315,6 +351,20 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
         file("a.xlsx", zipped("[Content_Types].xml", "xl/workbook.xml")),
         ("a.xlsx", "CSV (UTF-8)"),
     ),
+    "dictionaries of Python": (
+        file("a.jsonl", "".join(f"{row}\n" for row in OBJECTS)),
+        ("a.jsonl", "line 1", "json.dumps"),
+    ),
+    "a folder for each class, a text a file": (
+        class_folders,
+        ("a folder for each class", "bad, good", "csv or jsonl", "dataset.path"),
+    ),
+    "an archive (tar, 7z, rar)": (file("a.tar.gz", tar()), ("a.tar.gz", "unpack it", "dataset.path")),
+    "XML": (
+        file("a.xml", "<rows><row>" + rows("<text>{text}</text><label>{label}</label>", "")),
+        ("a.xml", "XML", "csv or jsonl"),
+    ),
+    "ARFF of Weka": (file("a.arff", "@RELATION films\n@DATA\n'a film',good\n"), ("a.arff", "ARFF", "csv")),
     "a pickle": (file("a.pkl", b"\x80\x04\x95" + bytes(90)), ("a.pkl", "jsonl", "parquet")),
     "a pointer of Git LFS": (
         file("a.csv", "version https://git-lfs.github.com/spec/v1\n"),
@@ -531,6 +581,7 @@ def test_quotes_at_the_end_of_a_file_with_tabs(tmp_path: Path) -> None:
         ("cp1250", "Zażółć gęślą jaźń, to był świetny film"),
         ("iso8859_2", "Příliš žluťoučký kůň úpěl ďábelské ódy"),
         ("cp1251", "Это был очень хороший фильм"),
+        ("cp1251", "хорошо и плохо"),
         ("koi8_r", "Это был очень хороший фильм"),
         ("cp866", "Это был очень хороший фильм"),
         ("cp1253", "Αυτή η ταινία ήταν πολύ καλή"),
