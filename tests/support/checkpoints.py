@@ -257,6 +257,16 @@ def multimodal(folder: Path, kind: str) -> Any:
             "patch_size": 14,
             "out_hidden_size": 32,
         }
+    if kind == "Qwen3_5":  # a linear attention beside the full one
+        text |= {
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        }
+        text["rope_parameters"] |= {"partial_rotary_factor": 0.75, "mrope_section": [1, 1, 1]}
+        vision |= {"hidden_size": 16, "intermediate_size": 24, "num_position_embeddings": 16}
     if kind == "Gemma3":
         text |= {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
     config = getattr(of, f"{kind}Config")(text_config=text, vision_config=vision)
@@ -327,7 +337,7 @@ CASES: dict[str, Case] = {
     ),
     **{
         f"Multimodal: {kind}": Case(lambda folder, _, kind=kind: multimodal(folder, kind), task=CausalLM)
-        for kind in ("Gemma3", "Mistral3", "Qwen2VL", "Qwen2_5_VL", "Llava")
+        for kind in ("Gemma3", "Mistral3", "Qwen2VL", "Qwen2_5_VL", "Qwen3_5", "Llava")
     },
     # ---- refused ----
     "An adapter": Case(adapter, ("an adapter (PEFT)", "base", "teacher.merge_adapter=true"), CausalLM),

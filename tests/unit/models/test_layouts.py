@@ -9,21 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.checkpoints import CASES, Case
+from support.checkpoints import CASES, Case, multimodal
 from support.commands import naming
 from support.tiny import sentences
 
 from kdcli.config.types import CheckpointConfig
 from kdcli.errors import KDError
 from kdcli.models.checkpoint import (
+    Checkpoint,
     find,
     load_config,
+    load_model,
     load_ready,
     load_tokenizer,
     require_loadable,
     with_new_head,
 )
 from kdcli.models.checkpoint import label_order as match_labels
+from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.tasks.classification.task import Classification
 
 PAGE = Path(__file__).parents[3] / "docs" / "checkpoints.md"
 
@@ -69,6 +73,32 @@ def test_a_checkpoint_is_read_or_refused(name: str, tokenizer, tmp_path: Path) -
     encoded = task.encode(own, datasets.Dataset.from_list(rows), 16)
     alone = [logits_of(task, model, own, encoded, size) for size in (1, 8)]
     np.testing.assert_allclose(*alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Qwen3_5", "Gemma3"])
+def test_only_the_head_of_a_multimodal_model_s_text_decoder_is_new(kind: str, tmp_path: Path) -> None:
+    """A student for labels that is initialised from it has random layers; or the text model cannot be saved and read again."""
+    (folder := tmp_path / "model").mkdir()
+    original = multimodal(folder, kind)
+    source = find(CheckpointConfig.model_validate({"_target_": "x", "path": str(folder)}), "teacher")
+    labelled = with_new_head(source, Classification(["bad", "good"]))
+    decoder = {
+        name.removeprefix("model.language_model."): weight
+        for name, weight in original.state_dict().items()
+        if name.startswith("model.language_model.")
+    }
+    body = labelled.base_model.state_dict()
+    assert body.keys() == decoder.keys()
+    for name, weight in body.items():
+        torch.testing.assert_close(weight, decoder[name])
+    text, new = load_model(source, CausalLM())
+    assert not new
+    text.save_pretrained(tmp_path / "student")
+    again, new = load_model(Checkpoint(tmp_path / "student", "student"), CausalLM())
+    assert not new
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, original(input_ids=ids).logits)
 
 
 def logits_of(task: Any, model: Any, tokenizer: Any, encoded: Any, size: int) -> np.ndarray:
