@@ -46,6 +46,9 @@ class Trainer(Section):
     """Rows that a process holds in memory at once; null: batch_size / processes. It changes the memory use, not the result."""
     learning_rate: LearningRate | None = None
     """null: what suits the student's initial weights: less for a model that was trained before than for random weights (of a teacher: 1e-4)."""
+    embedding_learning_rate: LearningRate | None = None
+    """Of the word embeddings; null: learning_rate, and a tenth of it for a classifier with new layers over the teacher's embeddings
+    (student=tiny, mini, small), which would forget them."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """until=steps: how the learning rate falls after its warm-up. (Until convergence it is constant, and then falls linearly.)"""
     warmup: Fraction = 0.1
@@ -53,6 +56,10 @@ class Trainer(Section):
     weight_decay: WeightDecay = 0.01
     dropout: Fraction | None = None
     """The probability of every dropout layer during training; null: the model's own config decides."""
+    token_dropout: Fraction | None = None
+    """The probability with which each token of a training text is replaced by the mask token (word dropout, Iyyer et al. 2015,
+    https://aclanthology.org/P15-1162); the teacher's outputs are those of the whole text. null: 0.15 for a classifier with new layers
+    (student=tiny, mini, small), else 0. (classification, token_classification)"""
     freeze: list[str] = []
     """Parameters whose name contains one of these strings are not trained."""
     max_grad_norm: GradNorm = 1.0

@@ -182,6 +182,8 @@ def _tune(run: Run, stages: Stages, member: int, folder: Path) -> None:
                 cfg=cfg,
                 length=length,
                 learning_rate=cfg.learning_rate or LEARNING_RATE,
+                embedding_learning_rate=cfg.embedding_learning_rate,
+                token_dropout=cfg.token_dropout or 0.0,
                 eval_steps=eval_steps(cfg, len(gold)),
                 seed=seed,
                 progress=progress,

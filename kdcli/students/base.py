@@ -22,12 +22,16 @@ class StudentInitializer(ABC):
         inherits_teacher: whether the initial model has weights of the teacher, and therefore similar outputs.
         trains_adapters: whether only the modules that `prepare_for_training` inserts are trained.
         learning_rate: the one that suits its initial weights, where `trainer.learning_rate` is null.
+        embedding_rate: that of the word embeddings as a share of it, where `trainer.embedding_learning_rate` is null (`Task.regularized`).
+        token_dropout: the one that suits it, where `trainer.token_dropout` is null (`Task.regularized`).
         source: the checkpoint of `student.path`, set before `initialize`; None if there is no path.
     """
 
     inherits_teacher: bool = False
     trains_adapters: bool = False
     learning_rate: float = 1e-4
+    embedding_rate: float = 1.0
+    token_dropout: float = 0.0
     source: Checkpoint | None = None
 
     def architecture(self) -> type[PreTrainedConfig] | None:

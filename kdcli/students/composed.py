@@ -35,7 +35,8 @@ class Composed(StudentInitializer):
         ]
         first = self.steps[0]
         self.inherits_teacher, self.trains_adapters = first.inherits_teacher, first.trains_adapters
-        self.learning_rate = first.learning_rate
+        self.learning_rate, self.embedding_rate = first.learning_rate, first.embedding_rate
+        self.token_dropout = first.token_dropout
         for name, step in zip(initializers[1:], self.steps[1:], strict=True):
             if not isinstance(step, PruningInitializer):
                 raise ConfigError(

@@ -51,6 +51,7 @@ class FromConfig(StudentInitializer):
     """
 
     learning_rate = 1e-3
+    token_dropout = 0.15
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class FromConfig(StudentInitializer):
                 f"student.model_type = {model_type} is not known{suggest(model_type, CONFIG_MAPPING)}"
             )
         self.model_type, self.embeddings = model_type, embeddings
+        self.embedding_rate = 0.1 if embeddings == "teacher" else 1.0
         self.shape: dict[str, Any] = {
             "hidden_size": hidden_size,
             "num_hidden_layers": num_hidden_layers,

@@ -121,6 +121,8 @@ class Task(ABC):
     """Its models also generate by beam search, and several candidates for a row."""
     calibrates: ClassVar[bool] = False
     """`reduce_outputs` returns `logits` over the labels, and the models have an output layer of their own, so that a temperature can be fitted."""
+    regularized: ClassVar[bool] = False
+    """By default, students with new layers are trained with token dropout and a lower learning rate of the embeddings: it was measured."""
     checked_tokens: ClassVar[int] = 256
     """The maximum length of the texts that `teacher_findings` checks."""
     scores_untrained: ClassVar[bool] = False

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase
 
 from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.errors import ConfigError
@@ -43,6 +47,37 @@ class LengthBuckets(Sampler[int]):
         order = np.concatenate([group[np.argsort(self.lengths[group], kind="stable")] for group in groups])
         batches = order.reshape(-1, self.batch_size)
         return iter(batches[random.permutation(len(batches))].ravel().tolist())
+
+
+def dropped_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that stands for a dropped one: the mask token, or else the unknown one; None: the tokenizer has neither."""
+    others = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    return next(
+        (
+            token
+            for token in (tokenizer.mask_token_id, tokenizer.unk_token_id)
+            if token is not None and token not in others
+        ),
+        None,
+    )
+
+
+def drop_tokens(
+    input_ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, probability: float, seeds: Sequence[int]
+) -> torch.Tensor:
+    """Token ids of which some are replaced by the mask token; special tokens never are.
+
+    Args:
+        input_ids: (B, L). With padding on the right, what is dropped of a row does not depend on the rows beside it.
+        seeds: one for each row, (B,).
+    """
+    token = dropped_token(tokenizer)
+    if token is None:
+        return input_ids
+    draws = np.stack([np.random.default_rng(seed).random(input_ids.shape[1]) for seed in seeds])
+    special = torch.tensor(tokenizer.all_special_ids, device=input_ids.device)
+    dropped = torch.from_numpy(draws < probability).to(input_ids.device) & ~torch.isin(input_ids, special)
+    return input_ids.masked_fill(dropped, token)
 
 
 def micro_batches(cfg: TrainerConfig, processes: int) -> tuple[int, int]:

@@ -36,6 +36,8 @@ class TrainJob:
         distiller: the model with its losses.
         length: how many optimizer steps, and their learning rates.
         learning_rate: after the warm-up.
+        embedding_learning_rate: that of the word embeddings; None: the same.
+        token_dropout: the probability with which a token of a training text is replaced by the mask token.
         eval_steps: optimizer steps between two validations, each with a checkpoint.
         seed: of the data order and of dropout.
         max_length: tokens a row, at most.
@@ -62,6 +64,8 @@ class TrainJob:
     progress: TrainProgress
     max_length: int
     teacher: Teacher | None = None
+    embedding_learning_rate: float | None = None
+    token_dropout: float = 0.0
     rollout: Rollout | None = None
     validation_teacher: Teacher | None = None
     metrics: Path | None = None

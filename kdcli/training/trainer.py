@@ -34,7 +34,7 @@ from kdcli.model_files import write_sums
 from kdcli.models.checkpoint import fast_bf16
 from kdcli.models.vocabulary import save_tokenizer
 from kdcli.tasks.base import Predictions, Task
-from kdcli.training.batches import LengthBuckets, micro_batches
+from kdcli.training.batches import LengthBuckets, drop_tokens, micro_batches
 from kdcli.training.job import TrainJob
 from kdcli.training.length import Validation, validations
 from kdcli.training.resume import (
@@ -274,6 +274,18 @@ class _Trainer(HFTrainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The stock optimizer; the word embeddings may have a learning rate of their own."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        rate = self.job.embedding_learning_rate
+        embeddings = self.job.distiller.student.get_input_embeddings().weight
+        for group in [] if rate is None else list(optimizer.param_groups):
+            if any(parameter is embeddings for parameter in group["params"]):
+                own = {key: value for key, value in group.items() if key != "params"}
+                group["params"] = [other for other in group["params"] if other is not embeddings]
+                optimizer.add_param_group(own | {"params": [embeddings], "lr": rate})
+        return optimizer
+
     def _collate(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The model's inputs, and the labels."""
         return self.task.collate(features, self.job.tokenizer) | self.task.soft_gold(features)
@@ -294,6 +306,14 @@ class _Trainer(HFTrainer):
             if self.job.teacher is not None:
                 batch["teacher"] = self.job.teacher.outputs_with_features(raw, self.job.distiller.parts).to(
                     device
+                )
+            if self.job.token_dropout:
+                seeds = [
+                    seed_of(self.job.seed, "tokens", int(row), self.state.global_step)
+                    for row in batch["rows"]
+                ]
+                batch["input_ids"] = drop_tokens(
+                    batch["input_ids"], self.job.tokenizer, self.job.token_dropout, seeds
                 )
             _, labels = self.task.positions(batch["labels"])
             counts += self.job.distiller.counts(labels, batch.get("gold"), batch.get("teacher"))

@@ -183,6 +183,21 @@ def test_killed_and_continued_is_uninterrupted(
         assert rates[-1] < 0.005
 
 
+def test_embeddings_have_their_own_learning_rate_and_tokens_are_dropped(distil: Distil) -> None:
+    """Options that nothing reads; or embeddings of the teacher that are overwritten by a few thousand rows."""
+    options = ("trainer.max_steps=5", "control=false", "trainer.token_dropout=0")
+    own = distil("own", *options)
+    name = "bert.embeddings.word_embeddings.weight"
+    tenth = distil("tenth", *options, "trainer.embedding_learning_rate=1e-4")
+    assert same_weights(own, tenth), "a tenth of the learning rate is the default"
+    still = distil("still", *options, "trainer.embedding_learning_rate=1e-12")
+    full = distil("full", *options, "trainer.embedding_learning_rate=0.001")
+    moved = [(weights(run)[name] - weights(still)[name]).norm() for run in (own, full)]
+    assert 0 < moved[0] < moved[1] / 5
+    assert not same_weights(own, distil("dropped", *options[:2], "trainer.token_dropout=0.5"))
+    assert not same_weights(own, distil("default", *options[:2]))
+
+
 def test_an_overfitted_training_goes_back_to_its_best_weights(
     distil: Distil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,12 +214,12 @@ def test_an_overfitted_training_goes_back_to_its_best_weights(
         best = load_file(checkpoint_folder(self.job, step) / WEIGHTS)
         own = self.job.distiller.state_dict()
         assert all(torch.equal(own[name], weight) for name, weight in best.items())
-        assert {group["lr"] for group in self.optimizer.param_groups} == {0.01}
+        assert {group["lr"] for group in self.optimizer.param_groups} == {0.01, 0.005}  # of the embeddings
         gone_back.append((step, self.state.global_step))
 
     monkeypatch.setattr(_Trainer, "_go_back", recorded)
-    run = distil("run", *CONVERGED, "trainer.eval_steps=10", "trainer.max_steps=400", "loss.soft_label.weight=1e-9",
-                 "control=false", f"dataset.path={tmp_path / 'noise.csv'}")  # fmt: skip
+    run = distil("run", *CONVERGED, "trainer.min_steps=200", "trainer.eval_steps=10", "trainer.max_steps=400", "loss.soft_label.weight=1e-9",
+                 "trainer.token_dropout=0", "trainer.embedding_learning_rate=0.005", "control=false", f"dataset.path={tmp_path / 'noise.csv'}")  # fmt: skip
     [(best, begin)] = gone_back
     assert best < begin
     training = json.loads((run / "report.json").read_text())["training"]["student"]

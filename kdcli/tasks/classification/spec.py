@@ -20,6 +20,7 @@ class ClassificationSpec(TaskSpec):
         "text", "text_pair", "label", "augment", "labels", "labelled", "unlabelled", "unlabelled_limit", "no_label", "as_classes",
         "duplicates",
     })  # fmt: skip
+    reads_of_run = frozenset({"trainer.token_dropout", "teacher.trainer.token_dropout"})
     only_here: ClassVar[dict[str, str]] = {"augment": "it replaces words of whole texts"}
     inference_order = 3
     script_arguments = '"A text." ["The text that belongs to it."]'

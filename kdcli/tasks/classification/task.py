@@ -47,6 +47,7 @@ class Classification(Task):
     batch = 64
     auto = "AutoModelForSequenceClassification"
     calibrates = True
+    regularized = True
 
     def choose_metric(self, metric: str | None) -> Self:
         """With macro F1, which is no mean over rows, chance is the macro F1 of a model that always predicts one label."""

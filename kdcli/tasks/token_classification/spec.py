@@ -18,6 +18,7 @@ class TokenClassificationSpec(TaskSpec):
     reads = frozenset(
         {"words", "tags", "sentence", "outside", "labels", "labelled", "unlabelled", "unlabelled_limit"}
     )
+    reads_of_run = frozenset({"trainer.token_dropout", "teacher.trainer.token_dropout"})
     only_here: ClassVar[Mapping[str, str]] = {
         "sentence": "it numbers the sentences of words with tags",
         "outside": "it names the tags of words in no entity",
