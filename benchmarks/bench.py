@@ -192,7 +192,15 @@ def seeds(runs: str = "runs/bench") -> None:
     """Three seeds on the whole training split, with 8,000 labels and with all. Runs that are there are kept."""
     for name, options in (
         ("labelled-8000", ["experiment=tweets"]),
-        ("labelled-all", ["dataset.limit=null", "dataset.labelled=null"]),
+        (
+            "labelled-all",
+            [
+                "dataset.limit=null",
+                "dataset.labelled=null",
+                "dataset.test_size=4000",
+                "dataset.validation_size=2000",
+            ],
+        ),
     ):
         rows = []
         for seed in range(3):

@@ -28,6 +28,8 @@ BIRTHS = {
     "from_config": [
         "student.initializers=[from_config,vocabulary]",
         "trainer.learning_rate=2e-3",
+        "trainer.embedding_learning_rate=2e-3",
+        "trainer.token_dropout=0",
     ],  # 2 layers x 128
     "layers": [
         "student.initializers=[layers,vocabulary]",
@@ -76,7 +78,13 @@ stages:
 def data(name: str, folder: str | None) -> tuple[list[str], int, int]:
     """A data set's options, how many of its rows are labelled, and the optimizer steps of each student."""
     if name == "tweets":
-        return ["teacher.trainer.epochs=2", "teacher.trainer.freeze=[word_embeddings]"], 8000, 900
+        sizes = [
+            "dataset.limit=12000",
+            "dataset.labelled=8000",
+            "dataset.test_size=4000",
+            "dataset.validation_size=2000",
+        ]
+        return [*sizes, "teacher.trainer.epochs=2", "teacher.trainer.freeze=[word_embeddings]"], 8000, 900
     if folder is None:
         sys.exit("clinc: name the folder of train.tsv, val.tsv and test.tsv")
     files = {"path": "train", "validation": "val", "test": "test"}
@@ -362,6 +370,10 @@ RECIPES: dict[str, list[str]] = {
     "two epochs": [
         "teacher.trainer.epochs=1",
         "trainer.epochs=2",
+        "trainer.learning_rate=1e-3",
+        "trainer.embedding_learning_rate=1e-3",
+        "trainer.token_dropout=0",
+        "student.dropout=0",
         "student.calibrate=false",
     ],  # the default until 2026-11
 }

@@ -48,7 +48,7 @@ class Trainer(Section):
     """null: what suits the student's initial weights: less for a model that was trained before than for random weights (of a teacher: 1e-4)."""
     embedding_learning_rate: LearningRate | None = None
     """Of the word embeddings; null: learning_rate, and a tenth of it for a classifier with new layers over the teacher's embeddings
-    (student=tiny, mini, small), which would forget them."""
+    (student=tiny, mini, small) that has no stages, which would forget them."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """until=steps: how the learning rate falls after its warm-up. (Until convergence it is constant, and then falls linearly.)"""
     warmup: Fraction = 0.1
@@ -59,7 +59,7 @@ class Trainer(Section):
     token_dropout: Fraction | None = None
     """The probability with which each token of a training text is replaced by the mask token (word dropout, Iyyer et al. 2015,
     https://aclanthology.org/P15-1162); the teacher's outputs are those of the whole text. null: 0.15 for a classifier with new layers
-    (student=tiny, mini, small), else 0. (classification, token_classification)"""
+    (student=tiny, mini, small) that has no stages, else 0. (classification, token_classification)"""
     freeze: list[str] = []
     """Parameters whose name contains one of these strings are not trained."""
     max_grad_norm: GradNorm = 1.0

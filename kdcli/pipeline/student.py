@@ -353,14 +353,20 @@ def _embedding_learning_rate(run: Run, phase: Phase, learning_rate: float) -> fl
     if phase.trainer.embedding_learning_rate is not None:
         return phase.trainer.embedding_learning_rate
     rate = run.initializer.embedding_rate
-    return rate * learning_rate if run.task.regularized and rate != 1 else None
+    return rate * learning_rate if _is_regularized(run) and rate != 1 else None
 
 
 def _token_dropout(run: Run, phase: Phase) -> float:
-    """Features are those of the same tokens, unless the config says otherwise."""
     if phase.trainer.token_dropout is not None:
         return phase.trainer.token_dropout
-    return run.initializer.token_dropout if run.task.regularized and not phase.uses_features else 0.0
+    return run.initializer.token_dropout if _is_regularized(run) else 0.0
+
+
+def _is_regularized(run: Run) -> bool:
+    """Whether student and control are regularized where the config does not say it. A student with stages has a recipe of its own, and
+    features are compared token by token."""
+    phases = [phase for phase in run.phases if phase.quantization is None]
+    return run.task.regularized and len(phases) == 1 and not phases[0].uses_features
 
 
 def _distiller(

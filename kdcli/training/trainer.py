@@ -525,12 +525,15 @@ class _Trainer(HFTrainer):
         """Load the weights and the optimizer's state of an earlier checkpoint. The data order, the step and the learning rate go on."""
         if step is None or step == self.state.global_step:
             return
-        folder, schedule = str(checkpoint_folder(self.job, step)), self.lr_scheduler.state_dict()
+        optimizer, scheduler = self.optimizer, self.lr_scheduler
+        assert optimizer is not None
+        assert scheduler is not None
+        folder, schedule = str(checkpoint_folder(self.job, step)), scheduler.state_dict()
         with restoring(folder):
             load_model(self.job.distiller, str(Path(folder) / WEIGHTS))
         self._load_optimizer_and_scheduler(folder)
-        self.lr_scheduler.load_state_dict(schedule)
-        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+        scheduler.load_state_dict(schedule)
+        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 
     def _remove_older(self, step: int) -> None:
