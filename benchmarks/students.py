@@ -28,7 +28,7 @@ BIRTHS = {
     "from_config": [
         "student.initializers=[from_config,vocabulary]",
         "trainer.learning_rate=2e-3",
-        "trainer.embedding_learning_rate=2e-3",
+        "trainer.embedding_learning_rate_factor=1",
         "trainer.token_dropout=0",
     ],  # 2 layers x 128
     "layers": [
@@ -371,7 +371,7 @@ RECIPES: dict[str, list[str]] = {
         "teacher.trainer.epochs=1",
         "trainer.epochs=2",
         "trainer.learning_rate=1e-3",
-        "trainer.embedding_learning_rate=1e-3",
+        "trainer.embedding_learning_rate_factor=1",
         "trainer.token_dropout=0",
         "student.dropout=0",
         "student.calibrate=false",

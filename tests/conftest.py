@@ -50,7 +50,7 @@ def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     return sendable((yield))
 
 
-NEW_LAYERS = ["student.dropout=0", "trainer.token_dropout=0", "trainer.embedding_learning_rate=0.001"]
+NEW_LAYERS = ["student.dropout=0", "trainer.token_dropout=0", "trainer.embedding_learning_rate_factor=1"]
 """Overrides of students that are made from a config: those of a test have no units to spare."""
 
 

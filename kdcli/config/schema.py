@@ -75,7 +75,7 @@ class Teacher(CheckpointConfig):
     """Store its outputs under KDCLI_CACHE_DIR for all epochs and runs; false: compute them in every training step."""
     top_k: VocabularySize = 64
     """Language models: the number of most likely tokens that the cache stores at each position; the remaining mass is one bucket."""
-    trainer: Trainer = Trainer(max_epochs=5, learning_rate=1e-4, logging_steps=10)
+    trainer: Trainer = Trainer(max_epochs=10, learning_rate=1e-4, logging_steps=10)
     """How it is fine-tuned."""
     label_smoothing: Smoothing = 0.0
     """Smoothing of the gold labels while it is fine-tuned. (For student and control: loss.hard_label.label_smoothing.)"""

@@ -46,8 +46,8 @@ class Trainer(Section):
     """Rows that a process holds in memory at once; null: batch_size / processes. It changes the memory use, not the result."""
     learning_rate: LearningRate | None = None
     """null: what suits the student's initial weights: less for a model that was trained before than for random weights (of a teacher: 1e-4)."""
-    embedding_learning_rate: LearningRate | None = None
-    """Of the word embeddings; null: learning_rate, and a tenth of it for a classifier with new layers over the teacher's embeddings
+    embedding_learning_rate_factor: Annotated[Float, Field(ge=0, le=10)] | None = None
+    """The learning rate of the word embeddings as a share of learning_rate; null: 1, and 0.1 for a classifier with new layers over the teacher's embeddings
     (student=tiny, mini, small) that has no stages, which would forget them."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """until=steps: how the learning rate falls after its warm-up. (Until convergence it is constant, and then falls linearly.)"""

@@ -1,9 +1,11 @@
-"""Augments text for the teacher: words of a text are replaced by others that a masked language model finds likely there.
+"""Augments text for the teacher: words of a text are replaced by others that a masked language model finds likely there, or whose word
+embeddings are the nearest.
 
 Jiao et al. 2020 (TinyBERT, https://arxiv.org/abs/1909.10351), Algorithm 1: the candidates of a word are the K most likely other words at its
 position while it is masked; in each of N_a copies of the text, a word is replaced with probability p_t by one of its candidates. For a
 word of several tokens the paper uses the nearest GloVe vectors; here such a word is masked by one mask token, as a word of a single
-token is. The authors' code also skips stop words and words with other letters than a-z; the paper does not say so, and kdcli does not.
+token is. Of a checkpoint without a masked-LM head the candidates are the words with the nearest word embeddings. The authors' code also skips
+stop words and words with other letters than a-z; the paper does not say so, and kdcli does not.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,14 +21,22 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from kdcli.config.dataset import Augment
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.config.schema import Teacher
 from kdcli.errors import ModelError
 from kdcli.generation import seed_of
-from kdcli.models.checkpoint import Checkpoint, find, has_head, load_model, load_tokenizer
+from kdcli.models.checkpoint import (
+    Checkpoint,
+    find,
+    has_head,
+    load_model,
+    load_tokenizer,
+    with_new_head,
+)
+from kdcli.tasks.base import Task
 from kdcli.tasks.classification.rows import ClassificationRows
 from kdcli.tasks.encoded import padded
 from kdcli.tasks.language_model import head_of
@@ -53,18 +64,22 @@ class Word:
     candidates: list[str] = field(default_factory=list)
 
 
+_Query = tuple[Word, list[int], int]
+"""A word, its token ids, and the index of its text."""
+
+
 def find_proposer(cfg: Augment, teacher: Teacher) -> Checkpoint:
     """The checkpoint that proposes words: the configured one, whose code is not run, or the teacher's before it is tuned.
 
     Raises:
-        ConfigError, ModelError: it does not exist, or has no masked-LM head.
+        ConfigError, ModelError: it does not exist, or has no masked-LM head, which the config asks for.
     """
     if cfg.path is None:
         source = find(teacher, "teacher")
     else:
         own = {"path": cfg.path, "revision": cfg.revision, "trust_remote_code": False}
         source = find(teacher.model_copy(update=own), "dataset.augment")
-    if not has_head(source, MaskedLM()):
+    if cfg.method == "masked_lm" and not has_head(source, MaskedLM()):
         raise ModelError(f"dataset.augment: {source.name} has no masked-LM head; {_REMEDY}")
     return source
 
@@ -122,38 +137,26 @@ def augmented(
     return datasets.Dataset.from_dict(table, features=rows.features)
 
 
-class Proposer:
-    """A masked language model, fp32, on the GPU if there is one.
+class Proposer(ABC):
+    """Finds words that may replace the words of a text.
 
     Args:
+        tokenizer: a fast one.
         max_length: the maximum number of tokens of a text.
-
-    Raises:
-        ModelError: the checkpoint has no masked-LM head, or its tokenizer no mask token.
-        ConfigError: the model cannot read `max_length` tokens.
     """
 
-    def __init__(self, source: Checkpoint, max_length: int):
-        self.task, self.max_length = MaskedLM(), max_length
-        try:
-            self.model, new = load_model(source, self.task)
-        except ModelError as error:
-            raise ModelError(f"dataset.augment: {error.message}. To propose words, {_REMEDY}") from error
-        if new:
-            raise ModelError(f"dataset.augment: {source.name} has no masked-LM head; {_REMEDY}")
-        self.tokenizer = load_tokenizer(source, self.model, max_length)
-        if self.tokenizer.mask_token_id is None or not self.tokenizer.is_fast:
-            raise ModelError(
-                f"dataset.augment: {source.name} needs a fast tokenizer (tokenizer.json) with a mask token; {_REMEDY}"
-            )
-        if torch.cuda.is_available():
-            torch.nn.Module.cuda(self.model)
-        self.words = whole_words(self.tokenizer)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.words = whole_words(tokenizer)
         self.spelt: dict[str, list[int]] = {}
         for token, word in self.words.items():
             self.spelt.setdefault(word.casefold(), []).append(token)
-        self.others = torch.ones(len(head_of(self.model).weight), dtype=torch.bool, device=self.model.device)
-        self.others[list(self.words)] = False
+
+    @abstractmethod
+    def _set_candidates(
+        self, queries: Sequence[_Query], encodings: BatchEncoding, candidates: int, batch_size: int
+    ) -> None:
+        """Set the candidates of words."""
 
     def propose(self, texts: Sequence[str], candidates: int, batch_size: int) -> list[list[Word]]:
         """The words of each text that have candidates, in their order.
@@ -162,24 +165,16 @@ class Proposer:
             candidates: the maximum number of candidates of a word.
             batch_size: words in a batch.
         """
-        keys = [key for key in self.tokenizer.model_input_names if key != "attention_mask"]
         encodings = self.tokenizer(
             list(texts), truncation=True, max_length=self.max_length, return_offsets_mapping=True
         )
         words_of: list[list[Word]] = []
-        queries: list[tuple[Word, list[int], dict[str, Any]]] = []
+        queries: list[_Query] = []
         for index, text in enumerate(texts):
             spans, ids = encodings["offset_mapping"][index], encodings["input_ids"][index]
             words_of.append(list(self._words(text, ids, spans, encodings.word_ids(index))))
-            for word in words_of[-1]:
-                first, end = word.tokens
-                columns = {key: encodings[key][index] for key in keys}
-                hidden = {key: [*flat[: first + 1], *flat[end:]] for key, flat in columns.items()}
-                hidden["input_ids"][first] = self.tokenizer.mask_token_id
-                queries.append((word, ids[first:end], hidden))
-        queries.sort(key=lambda query: len(query[2]["input_ids"]))
-        for start in range(0, len(queries), batch_size):
-            self._set_candidates(queries[start : start + batch_size], candidates)
+            queries += [(word, ids[slice(*word.tokens)], index) for word in words_of[-1]]
+        self._set_candidates(queries, encodings, candidates, batch_size)
         return [[word for word in words if word.candidates] for words in words_of]
 
     def _words(
@@ -201,11 +196,52 @@ class Proposer:
             ):
                 yield Word(start, end, (tokens[0], tokens[-1] + 1))
 
-    @torch.no_grad()
+
+class MaskedLMProposer(Proposer):
+    """A masked language model, fp32, on the GPU if there is one.
+
+    Raises:
+        ModelError: the checkpoint has no masked-LM head, or its tokenizer no mask token.
+        ConfigError: the model cannot read `max_length` tokens.
+    """
+
+    def __init__(self, source: Checkpoint, max_length: int):
+        self.task = MaskedLM()
+        try:
+            self.model, new = load_model(source, self.task)
+        except ModelError as error:
+            raise ModelError(f"dataset.augment: {error.message}. To propose words, {_REMEDY}") from error
+        if new:
+            raise ModelError(f"dataset.augment: {source.name} has no masked-LM head; {_REMEDY}")
+        tokenizer = load_tokenizer(source, self.model, max_length)
+        if tokenizer.mask_token_id is None or not tokenizer.is_fast:
+            raise ModelError(
+                f"dataset.augment: {source.name} needs a fast tokenizer (tokenizer.json) with a mask token; {_REMEDY}"
+            )
+        super().__init__(tokenizer, max_length)
+        if torch.cuda.is_available():
+            torch.nn.Module.cuda(self.model)
+        self.others = torch.ones(len(head_of(self.model).weight), dtype=torch.bool, device=self.model.device)
+        self.others[list(self.words)] = False
+
     def _set_candidates(
-        self, queries: Sequence[tuple[Word, list[int], dict[str, Any]]], candidates: int
+        self, queries: Sequence[_Query], encodings: BatchEncoding, candidates: int, batch_size: int
     ) -> None:
-        """Set the candidates of words.
+        keys = [key for key in self.tokenizer.model_input_names if key != "attention_mask"]
+        masked: list[tuple[Word, list[int], dict[str, Any]]] = []
+        for word, own, index in queries:
+            first, end = word.tokens
+            columns = {key: encodings[key][index] for key in keys}
+            hidden = {key: [*flat[: first + 1], *flat[end:]] for key, flat in columns.items()}
+            hidden["input_ids"][first] = self.tokenizer.mask_token_id
+            masked.append((word, own, hidden))
+        masked.sort(key=lambda query: len(query[2]["input_ids"]))
+        for start in range(0, len(masked), batch_size):
+            self._score(masked[start : start + batch_size], candidates)
+
+    @torch.no_grad()
+    def _score(self, queries: Sequence[tuple[Word, list[int], dict[str, Any]]], candidates: int) -> None:
+        """Set the candidates of a batch of words.
 
         Args:
             queries: words, their token ids, and the inputs in which they are masked.
@@ -222,6 +258,54 @@ class Proposer:
         allowed = (best.values > -torch.inf).tolist()
         for (word, _, _), tokens, mask in zip(queries, best.indices.tolist(), allowed, strict=True):
             word.candidates = [self.words[token] for token in sorted(itertools.compress(tokens, mask))]
+
+
+class EmbeddingProposer(Proposer):
+    """The word embeddings of a model, fp32: the candidates of a word are the words with the largest cosine, after the mean of all embeddings is
+    subtracted. A word of several tokens has none.
+
+    Args:
+        task: with whose head the checkpoint is loaded; it is not used.
+
+    Raises:
+        ModelError: the tokenizer is no fast one.
+    """
+
+    def __init__(self, source: Checkpoint, task: Task, max_length: int):
+        model = load_model(source, task)[0] if has_head(source, task) else with_new_head(source, task)
+        tokenizer = load_tokenizer(source, model, max_length)
+        if not tokenizer.is_fast:
+            raise ModelError(f"dataset.augment: {source.name} needs a fast tokenizer (tokenizer.json)")
+        super().__init__(tokenizer, max_length)
+        self.tokens = sorted(self.words)
+        vectors = torch.as_tensor(model.get_input_embeddings().weight).detach()[self.tokens].float()
+        self.vectors = torch.nn.functional.normalize(vectors - vectors.mean(0), dim=1)
+        self.row = {token: row for row, token in enumerate(self.tokens)}
+        self.nearest: dict[tuple[int, int], list[str]] = {}
+
+    def _set_candidates(
+        self, queries: Sequence[_Query], encodings: BatchEncoding, candidates: int, batch_size: int
+    ) -> None:
+        single = [(word, own[0]) for word, own, _ in queries if len(own) == 1 and own[0] in self.row]
+        new = sorted({token for _, token in single if (token, candidates) not in self.nearest})
+        for start in range(0, len(new), batch_size):
+            part = new[start : start + batch_size]
+            cosines = self.vectors[[self.row[token] for token in part]] @ self.vectors.T
+            for line, token in zip(cosines, part, strict=True):
+                same = self.spelt[self.words[token].casefold()]
+                line[[self.row[other] for other in same]] = -torch.inf
+                best = line.topk(min(candidates, max(0, len(line) - len(same)))).indices.tolist()
+                self.nearest[token, candidates] = [self.words[self.tokens[row]] for row in sorted(best)]
+        for word, token in single:
+            word.candidates = self.nearest[token, candidates]
+
+
+def proposer(source: Checkpoint, task: Task, cfg: DatasetConfig) -> Proposer:
+    """What proposes the words of a data set with `augment`."""
+    method = cfg.augment.method if cfg.augment is not None else None
+    if method == "masked_lm" or (method is None and has_head(source, MaskedLM())):
+        return MaskedLMProposer(source, cfg.max_length)
+    return EmbeddingProposer(source, task, cfg.max_length)
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

@@ -324,7 +324,7 @@ def build_initializer(cfg: StudentConfig) -> StudentInitializer:
             "take another student, or leave it out (export rounds as well)"
         )
     if cfg.path:
-        initializer.source = find(cfg, "student")
+        initializer.start_from(find(cfg, "student"))
     return initializer
 
 

@@ -315,7 +315,6 @@ def _train(run: Run, stages: Stages, job: PhaseJob) -> None:
         distiller, tokenizer = _distiller(run, job.checkpoint, phase, job.teacher_checkpoint)
         seed = stage_seed(run.cfg.seed, seed_name(phase.name))
         seed_everything(seed)
-        learning_rate = phase.trainer.learning_rate or run.initializer.learning_rate
         train(
             TrainJob(
                 name=name,
@@ -327,14 +326,14 @@ def _train(run: Run, stages: Stages, job: PhaseJob) -> None:
                 validation=run.split(tokenizer, run.data["validation"]),
                 cfg=phase.trainer,
                 length=job.length,
-                learning_rate=learning_rate,
+                learning_rate=phase.trainer.learning_rate or run.initializer.learning_rate,
                 eval_steps=eval_steps(phase.trainer, len(job.rows)),
                 seed=seed,
                 progress=progress,
                 max_length=run.max_length,
                 saved=functools.partial(stages.record, progress),
                 teacher=job.teacher,
-                embedding_learning_rate=_embedding_learning_rate(run, phase, learning_rate),
+                embedding_learning_rate_factor=_embedding_learning_rate_factor(run, phase),
                 token_dropout=_token_dropout(run, phase),
                 rollout=run.cfg.rollout if on_policy else None,
                 validation_teacher=job.validation_teacher if phase.uses_teacher else None,
@@ -348,12 +347,10 @@ def _train(run: Run, stages: Stages, job: PhaseJob) -> None:
         run.state.wait_for_everyone()
 
 
-def _embedding_learning_rate(run: Run, phase: Phase, learning_rate: float) -> float | None:
-    """That of the word embeddings; None: they have no other one."""
-    if phase.trainer.embedding_learning_rate is not None:
-        return phase.trainer.embedding_learning_rate
-    rate = run.initializer.embedding_rate
-    return rate * learning_rate if _is_regularized(run) and rate != 1 else None
+def _embedding_learning_rate_factor(run: Run, phase: Phase) -> float:
+    if phase.trainer.embedding_learning_rate_factor is not None:
+        return phase.trainer.embedding_learning_rate_factor
+    return run.initializer.embedding_learning_rate_factor if _is_regularized(run) else 1.0
 
 
 def _token_dropout(run: Run, phase: Phase) -> float:

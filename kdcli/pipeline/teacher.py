@@ -14,7 +14,7 @@ import numpy as np
 
 from kdcli.config.components import build
 from kdcli.config.schema import Rollout
-from kdcli.data.augment import Proposer, augmented, find_proposer
+from kdcli.data.augment import augmented, find_proposer, proposer
 from kdcli.data.splits import SPLITS
 from kdcli.evaluation.predict import likelihoods, predictions_from_teacher
 from kdcli.files import PARTIAL, write_json
@@ -118,12 +118,12 @@ def with_copies(run: Run, stages: Stages) -> datasets.Dataset:
     source = find_proposer(cfg.augment, run.cfg.teacher)
     key = AugmentedCopies.of(run, source, cfg.augment)
     folder, known = cache_path(key), set(key.known)
-    proposer = functools.cache(lambda: Proposer(source, cfg.max_length))
+    load_proposer = functools.cache(lambda: proposer(source, run.task, cfg))
     with stages.stage(run.stage_name("augment"), len(gold)) as progress, exclusive(run, folder):
 
         def make(part: datasets.Dataset, before: int) -> list[dict[str, Any]]:
             update = progress_from(progress, before)
-            return list(augmented(part, proposer(), cfg, run.cfg.seed, known, update))
+            return list(augmented(part, load_proposer(), cfg, run.cfg.seed, known, update))
 
         made = make_in_parts(run, folder, gold, AUGMENTED, make, progress_from(progress, 0))
     copies = {row["id"]: row for row in made}  # a later part may have made the same copy
@@ -182,7 +182,9 @@ def _tune(run: Run, stages: Stages, member: int, folder: Path) -> None:
                 cfg=cfg,
                 length=length,
                 learning_rate=cfg.learning_rate or LEARNING_RATE,
-                embedding_learning_rate=cfg.embedding_learning_rate,
+                embedding_learning_rate_factor=1.0
+                if cfg.embedding_learning_rate_factor is None
+                else cfg.embedding_learning_rate_factor,
                 token_dropout=cfg.token_dropout or 0.0,
                 eval_steps=eval_steps(cfg, len(gold)),
                 seed=seed,

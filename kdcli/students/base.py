@@ -12,6 +12,9 @@ from kdcli.config.renamed import attribute
 from kdcli.models.checkpoint import Checkpoint, load_config
 from kdcli.tasks.base import Task
 
+LEARNING_RATE = 1e-4
+"""Of a student whose weights were all trained before."""
+
 
 class StudentInitializer(ABC):
     """Creates the initial model of the student, which is also that of the control.
@@ -22,17 +25,21 @@ class StudentInitializer(ABC):
         inherits_teacher: whether the initial model has weights of the teacher, and therefore similar outputs.
         trains_adapters: whether only the modules that `prepare_for_training` inserts are trained.
         learning_rate: the one that suits its initial weights, where `trainer.learning_rate` is null.
-        embedding_rate: that of the word embeddings as a share of it, where `trainer.embedding_learning_rate` is null (`Task.regularized`).
+        embedding_learning_rate_factor: the one that suits it, where that of the trainer is null (`Task.regularized`).
         token_dropout: the one that suits it, where `trainer.token_dropout` is null (`Task.regularized`).
-        source: the checkpoint of `student.path`, set before `initialize`; None if there is no path.
+        source: the checkpoint of `student.path`, set by `start_from` before anything else is called; None if there is no path.
     """
 
     inherits_teacher: bool = False
     trains_adapters: bool = False
-    learning_rate: float = 1e-4
-    embedding_rate: float = 1.0
+    learning_rate: float = LEARNING_RATE
+    embedding_learning_rate_factor: float = 1.0
     token_dropout: float = 0.0
     source: Checkpoint | None = None
+
+    def start_from(self, source: Checkpoint) -> None:
+        """Take the checkpoint of `student.path`."""
+        self.source = source
 
     def architecture(self) -> type[PreTrainedConfig] | None:
         """The config class of the student's architecture; None if it is the teacher's."""

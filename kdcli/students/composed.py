@@ -33,10 +33,7 @@ class Composed(StudentInitializer):
         self.steps = [
             build(InitializerStep.model_validate(steps[name]), StudentInitializer) for name in initializers
         ]
-        first = self.steps[0]
-        self.inherits_teacher, self.trains_adapters = first.inherits_teacher, first.trains_adapters
-        self.learning_rate, self.embedding_rate = first.learning_rate, first.embedding_rate
-        self.token_dropout = first.token_dropout
+        self._train_as(self.steps[0])
         for name, step in zip(initializers[1:], self.steps[1:], strict=True):
             if not isinstance(step, PruningInitializer):
                 raise ConfigError(
@@ -44,9 +41,22 @@ class Composed(StudentInitializer):
                     "prune (layers, width, vocabulary)"
                 )
 
+    def _train_as(self, first: StudentInitializer) -> None:
+        self.inherits_teacher, self.trains_adapters = first.inherits_teacher, first.trains_adapters
+        self.learning_rate, self.embedding_learning_rate_factor = (
+            first.learning_rate,
+            first.embedding_learning_rate_factor,
+        )
+        self.token_dropout = first.token_dropout
+
+    def start_from(self, source: Checkpoint) -> None:
+        """Take a checkpoint for the first step."""
+        super().start_from(source)
+        self.steps[0].start_from(source)
+        self._train_as(self.steps[0])
+
     def architecture(self) -> type[PreTrainedConfig] | None:
         """The architecture of the first step, which the others do not change."""
-        self.steps[0].source = self.source
         return self.steps[0].architecture()
 
     def require(self, task: Task, model: PreTrainedModel) -> None:
@@ -60,7 +70,6 @@ class Composed(StudentInitializer):
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The result of the last step."""
         first, *prunings = self.steps
-        first.source = self.source
         model, tokenizer = first.initialize(task, teacher, rows)
         for pruning in prunings:
             model, tokenizer = pruning.cut(model, tokenizer, task, rows)

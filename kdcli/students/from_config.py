@@ -19,7 +19,7 @@ from kdcli.config.types import Depth, Fraction, Width
 from kdcli.errors import ConfigError, suggest
 from kdcli.models.checkpoint import Checkpoint, first_position, load_config, load_model, load_tokenizer
 from kdcli.models.vocabulary import count_ids, count_segments
-from kdcli.students.base import StudentInitializer
+from kdcli.students.base import LEARNING_RATE, StudentInitializer
 from kdcli.students.pretrained import from_checkpoint
 from kdcli.tasks.base import Task
 from kdcli.tasks.encoded import Encoded
@@ -73,7 +73,7 @@ class FromConfig(StudentInitializer):
                 f"student.model_type = {model_type} is not known{suggest(model_type, CONFIG_MAPPING)}"
             )
         self.model_type, self.embeddings = model_type, embeddings
-        self.embedding_rate = 0.1 if embeddings == "teacher" else 1.0
+        self.embedding_learning_rate_factor = 0.1 if embeddings == "teacher" else 1.0
         self.shape: dict[str, Any] = {
             "hidden_size": hidden_size,
             "num_hidden_layers": num_hidden_layers,
@@ -93,6 +93,11 @@ class FromConfig(StudentInitializer):
                 f"student.model_type = {model_type} has no {', '.join(lacking)}; take one like bert, roberta or llama"
             )
         self.shape |= {key: dropout for key in DROPOUT if key in keys}
+
+    def start_from(self, source: Checkpoint) -> None:
+        """Take a checkpoint, which is trained as other checkpoints are."""
+        super().start_from(source)
+        self.learning_rate, self.embedding_learning_rate_factor, self.token_dropout = LEARNING_RATE, 1.0, 0.0
 
     def architecture(self) -> type[PreTrainedConfig] | None:
         """The architecture of `model_type`, or that of the checkpoint."""

