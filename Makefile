@@ -59,6 +59,7 @@ same: setup ## Compare the results of HEAD with those of BASE=COMMIT, bit by bit
 bench: setup ## Print the figures of benchmarks/README.md (an hour and a half; leave the machine alone)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mobile,browser]'
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/streamed.py
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/trl trl==1.16.0
 	PYTHONPATH=$(VENV)/trl $(BIN)/python benchmarks/language.py
 

@@ -252,6 +252,13 @@ def _elements(path: Path, name: str, quantized: bool) -> int:
     return total
 
 
+def tensor_sizes(file: Any) -> Iterable[tuple[str, int]]:
+    """The dtype, by its name in the file, and the number of elements of each tensor of an opened safetensors file."""
+    for key in file.keys():  # noqa: SIM118  # it is not a mapping
+        part = file.get_slice(key)
+        yield part.get_dtype(), math.prod(part.get_shape())
+
+
 def require_finite(folder: Path, name: str) -> None:
     """Refuse weights that are not finite, or so large that results overflow. Stored attention masks may contain infinity.
 

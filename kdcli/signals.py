@@ -16,6 +16,8 @@ from torch.nn.functional import linear
 
 Part = Literal["hidden_states", "attentions", "relations"]
 """A kind of features that a loss can read."""
+LAYERS = ("hidden_states", "attentions", "queries", "keys", "values")
+"""The fields of `Features` with a tensor for each layer."""
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -41,11 +43,13 @@ class Features:
 
     def to(self, where: torch.device) -> Features:
         """The same on another device."""
-        layers = {
-            name: tuple(part.to(where) for part in getattr(self, name))
-            for name in ("hidden_states", "attentions", "queries", "keys", "values")
-        }
+        layers = {name: tuple(part.to(where) for part in getattr(self, name)) for name in LAYERS}
         return Features(self.tokens.to(where), self.pairs.to(where), **layers)
+
+    def float(self) -> Features:
+        """The same in fp32."""
+        layers = {name: tuple(part.float() for part in getattr(self, name)) for name in LAYERS}
+        return Features(self.tokens, self.pairs, **layers)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from kdcli.config.types import (
     CheckpointConfig,
     Component,
     Copies,
+    Dtype,
     Epochs,
     Float,
     Fraction,
@@ -42,6 +43,7 @@ from kdcli.config.types import (
     SamplingTemperature,
     Section,
     Seed,
+    Size,
     Smoothing,
     Threads,
     Tokens,
@@ -73,6 +75,17 @@ class Teacher(CheckpointConfig):
     """Fine-tune it on the gold labels first; null: only if it has no head for the task."""
     cache: bool = True
     """Store its outputs under KDCLI_CACHE_DIR for all epochs and runs; false: compute them in every training step."""
+    dtype: Dtype | Literal["auto"] = "auto"
+    """The precision of its loaded weights; its outputs, losses and scores are fp32. bf16 and fp16 halve their memory, and it computes in them.
+    auto: as the checkpoint stores them where this device has fast instructions for it and teacher.trainer.precision is not fp32; else fp32.
+    While it is fine-tuned its weights are fp32."""
+    placement: Literal["auto", "resident", "streamed"] = "auto"
+    """Where its weights are while its outputs are stored. resident: all in memory. streamed: one layer at a time is read, all rows go through
+    it, and their hidden states lie on disk (under KDCLI_CACHE_DIR) until the next layer; the stored outputs are the same bits. auto: streamed if the
+    weights do not fit into the memory that is free. The teacher's speed is not measured then, and it writes no texts."""
+    memory_bound: Size = 2e9
+    """placement=streamed: the memory that the pass may take beyond what the process has before, such as 2GB or 500MB. It must hold one layer,
+    the output head, and a batch of teacher.batch_size rows."""
     top_k: VocabularySize = 64
     """Language models: the number of most likely tokens that the cache stores at each position; the remaining mass is one bucket."""
     trainer: Trainer = Trainer(max_epochs=10, learning_rate=1e-4, logging_steps=10)
@@ -113,6 +126,9 @@ class Student(CheckpointConfig):
 
     allow_same_size: bool = False
     """Allow a student with as many parameters as its teacher, or more."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """The precision of its weights and optimizer state while it is trained, and in which it is saved. bf16 halves their memory; updates below
+    1/256 of a weight are lost, which costs quality, most with small learning rates."""
     calibrate: bool = True
     """After training, fit one temperature on the validation rows (temperature scaling), and divide the weights of the output layer by it, for
     student and control: predictions stay the same, and probabilities become calibrated. (classification, token_classification)"""

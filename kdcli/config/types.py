@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -40,6 +41,34 @@ def one_is_a_list(value: Any) -> Any:
 def backslash_t_is_tab(value: Any) -> Any:
     """Turn backslash-t into a tab, which is hard to type on a command line."""
     return "\t" if value == r"\t" else value
+
+
+UNITS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+"""The bytes of each unit, in upper case."""
+
+
+def with_unit(value: Any) -> Any:
+    """Turn a number with a unit into bytes: 2GB, 500 MB, 1.5GiB.
+
+    Raises:
+        ValueError: the unit is unknown.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*)\s*", value)
+    if match is None or (unit := match[2].upper() or "B") not in UNITS:
+        raise ValueError("expected bytes, such as 2GB, 500MB or 1.5GiB")
+    return float(match[1]) * UNITS[unit]
 
 
 Int = Annotated[int, BeforeValidator(refuse_boolean)]
@@ -96,6 +125,10 @@ Seconds = Annotated[Float, Field(gt=0, le=86_400)]
 Rate = Annotated[Float, Field(gt=0, le=1e6)]
 """Requests per second; one process cannot send as many as the bound."""
 Bytes = Annotated[Float, Field(gt=0, le=1e15)]
+Size = Annotated[Float, BeforeValidator(with_unit), Field(gt=0, le=1e15)]
+"""Bytes, also with a unit: 2GB, 500MB, 1.5GiB."""
+Dtype = Literal["fp32", "bf16", "fp16"]
+"""The precision of a model's weights."""
 Milliseconds = Annotated[Float, Field(gt=0, le=1e9)]
 Smoothing = Annotated[Float, Field(ge=0, lt=1)]
 SplitSize = Annotated[Float, Field(gt=0, le=1e10)]

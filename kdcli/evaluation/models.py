@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli import console
 from kdcli.config.measure import Measure
+from kdcli.config.types import Dtype
 from kdcli.data.reading import Reading
 from kdcli.errors import ConfigError, abbreviated
 from kdcli.evaluation.compare import score
@@ -158,7 +160,9 @@ class Evaluator:
             return
         prompts = self._prompts(source)
         arguments = (self.config, "torch", source.path, source.path, self.task, prompts, self.max_length)
-        self.process = self._processes.enter_context(Process(*make_spec(*arguments, source.code)))
+        self.process = self._processes.enter_context(
+            Process(*make_spec(*arguments, source.code, source.dtype))
+        )
 
 
 def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]:
@@ -167,7 +171,7 @@ def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]
     Raises:
         ModelError: one was changed since it was trained.
     """
-    sources = {}
+    sources, dtypes = {}, recorded_dtypes(run)
     for name, entry in read_report(run).models.items():
         if entry.method is not None:  # a baseline, which is not saved
             continue
@@ -184,11 +188,21 @@ def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]
         if path.is_dir():
             if elsewhere and not path.is_relative_to(run.absolute()):
                 logger.info("the teacher is read from %s, which %s names", path, run / REPORT)
-            sources[name] = Checkpoint(path.absolute(), name, code=trust_remote_code)
+            dtype = dtypes.get(name, "fp32") if name == "teacher" else "fp32"
+            sources[name] = Checkpoint(path.absolute(), name, code=trust_remote_code, dtype=dtype)
             require_trained(sources[name], run)
         else:
             console.warn(f"the {name} of {run} is no longer in {path} and is left out")
     return sources
+
+
+def recorded_dtypes(run: Path) -> dict[str, Dtype]:
+    """The dtype of the weights of each model, by a run's env.json; empty if it does not say so or is damaged."""
+    try:
+        record = read_json(run / ENVIRONMENT, dict[str, Any], "restore it from a copy")
+        return TypeAdapter(dict[str, Dtype]).validate_python(record.get("dtypes", {}))
+    except (ConfigError, OSError, ValidationError):
+        return {}
 
 
 def recorded_readings(run: Path) -> list[Reading]:

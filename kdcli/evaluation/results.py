@@ -14,6 +14,7 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from typing_extensions import TypedDict
 
+from kdcli.config.types import Dtype
 from kdcli.errors import ConfigError
 from kdcli.files import read_json, write_json, write_text
 from kdcli.rundir import EXPORT, REPORT, saved_config
@@ -252,6 +253,9 @@ class Environment(Result):
     processes: int
     seeds: dict[str, int]
     bf16: dict[str, bool]
+    """Whether teacher and student compute in bf16 by autocast."""
+    dtypes: dict[str, Dtype] = {}
+    """In which precision the weights of teacher and student are loaded."""
     dataset: DatasetRecord
     teacher: CheckpointRecord | dict[str, Any]
     """A local teacher's checkpoint; or what identifies a remote teacher."""

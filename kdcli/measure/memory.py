@@ -29,6 +29,21 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def free_memory() -> int | None:
+    """Memory in bytes that this process can still take, of the system and of its control group; None if the system does not report it."""
+    limits = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+        limits.append(int(available.split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # "max": there is no limit
+        group = Path("/sys/fs/cgroup")
+        most, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        limits.append(most - used + int(cached.get("inactive_file", 0)))
+    return min(limits, default=None)
+
+
 def _status(field: str) -> int | None:
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcli import console
+from kdcli.config.types import Dtype
 from kdcli.files import writing
 from kdcli.measure.process import Process
 from kdcli.measure.runtime import CausalLMRuntime, Seq2SeqRuntime, runtime_class
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from kdcli.models.checkpoint import Checkpoint
     from kdcli.tasks.base import Task
 
+TORCH_NAMES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""The names of dtypes in torch."""
 BUSY = 0.9
 """The least CPU share of a process that has the processor to itself."""
 
@@ -127,7 +130,9 @@ def measure_checkpoint(
         return None, asdict(UNKNOWN)
     path = source.path
     with contextlib.ExitStack() as own:
-        process = Process(*make_spec(cfg, "torch", path, path, task, prompts, max_length, source.code))
+        process = Process(
+            *make_spec(cfg, "torch", path, path, task, prompts, max_length, source.code, source.dtype)
+        )
         (own if keep_alive is None else keep_alive).enter_context(process)
         needs = asdict(process.measure(baseline))
     warn_if_busy(source.name, needs["cpu_share"])
@@ -154,7 +159,8 @@ def measure_pair(
         ExportError: torch cannot load or run one of them.
     """
     path = source.path
-    with Process(*make_spec(cfg, "torch", path, path, task, prompts, max_length, source.code)) as process:
+    spec = make_spec(cfg, "torch", path, path, task, prompts, max_length, source.code, source.dtype)
+    with Process(*spec) as process:
         own, of_baseline = process.measure_both(baseline)
     warn_if_busy(source.name, own.cpu_share)
     return asdict(own), asdict(of_baseline)
@@ -169,8 +175,13 @@ def make_spec(
     prompts: Sequence[Any],
     max_length: int,
     trust_remote_code: bool = False,
+    dtype: Dtype = "fp32",
 ) -> tuple[MeasureSpec, Sequence[Any]]:
-    """The spec and the prompts of a `Process`, from the arguments of `measure_file`."""
+    """The spec and the prompts of a `Process`, from the arguments of `measure_file`.
+
+    Args:
+        dtype: of the weights in torch.
+    """
     from kdcli.generation import require_room
     from kdcli.models.checkpoint import Checkpoint, load_config, load_tokenizer
 
@@ -198,6 +209,7 @@ def make_spec(
         decoder_start=decoder_start,
         decoder_prefix=decoder_prefix,
         trust_remote_code=trust_remote_code,
+        dtype=TORCH_NAMES[dtype],
     )
     return spec, prompts
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from kdcli.config.types import CheckpointConfig
+from kdcli.config.types import CheckpointConfig, Dtype
 from kdcli.errors import ConfigError, ModelError, TeacherError, shown
 from kdcli.files import hash_files, user_path
 from kdcli.generation import positions_of
@@ -23,6 +23,7 @@ from kdcli.hub import PACKAGE, locate_package, snapshot
 from kdcli.model_files import require_body, require_finite, require_folder
 from kdcli.models.adapters import CONFIG, base_of, is_adapter, merge, require_alone, unmerged
 from kdcli.models.converted import plain_names, text_model
+from kdcli.models.dtypes import TORCH, is_fast
 from kdcli.models.vocabulary import (
     TOKENIZER_FILES,
     count_ids,
@@ -63,12 +64,14 @@ class Checkpoint:
         name: the path or the hub id that the user gave.
         commit: the hub commit; None if it is not from the hub.
         code: whether its Python files may be run.
+        dtype: in which its weights are loaded.
     """
 
     path: Path
     name: str
     commit: str | None = None
     code: bool = False
+    dtype: Dtype = "fp32"
 
     @property
     def weights_hash(self) -> str:
@@ -264,7 +267,7 @@ def inspect_inputs(model: PreTrainedModel) -> set[str]:
 
 
 def load_model(source: Checkpoint, task: Task) -> tuple[PreTrainedModel, bool]:
-    """The model for a task in fp32 and eval mode, and whether it needs a new head.
+    """The model for a task in eval mode, with weights of the checkpoint's `dtype`, and whether it needs a new head.
 
     Raises:
         ModelError: the weights cannot be loaded (truncated, another architecture …).
@@ -273,8 +276,13 @@ def load_model(source: Checkpoint, task: Task) -> tuple[PreTrainedModel, bool]:
 
 
 def _load(source: Checkpoint, task: Task, **options: Any) -> tuple[PreTrainedModel, bool]:
+    options = {
+        "trust_remote_code": source.code,
+        "local_files_only": True,
+        "dtype": TORCH[source.dtype],
+    } | options
     try:
-        return task.load(source.path, trust_remote_code=source.code, local_files_only=True, **options)
+        return task.load(source.path, **options)
     except ModelError as error:  # they were loaded and cannot be used for the task
         raise ModelError(f"{source.name}: {error.message}") from None
     except Exception as error:  # safetensors, transformers and torch raise exceptions of their own
@@ -326,11 +334,34 @@ def load_complete(source: Checkpoint, task: Task) -> PreTrainedModel:
     """
     model, new = load_model(source, task)
     if new:
-        raise ModelError(
-            f"{source.name}: its weights lack a part of the model, which would be random; use a complete checkpoint "
-            f"(…{task.head[0]}), or tune it on this task first (teacher.tune=true)"
-        )
+        raise _incomplete(source, task)
     return model
+
+
+def require_complete(source: Checkpoint, task: Task) -> None:
+    """Refuse a checkpoint that lacks weights of the model, without reading the others.
+
+    Raises:
+        ModelError
+    """
+    try:
+        model, report = task.from_pretrained(source.path, local_files_only=True, device_map="meta")
+        require_body(model, report)
+    except ModelError as error:
+        raise ModelError(f"{source.name}: {error.message}") from None
+    except Exception as error:  # as when it is loaded
+        raise ModelError(
+            f"{source.name}: the weights in {source.path} cannot be loaded: {_first_line(error)}"
+        ) from error
+    if report["missing_keys"]:
+        raise _incomplete(source, task)
+
+
+def _incomplete(source: Checkpoint, task: Task) -> ModelError:
+    return ModelError(
+        f"{source.name}: its weights lack a part of the model, which would be random; use a complete checkpoint "
+        f"(…{task.head[0]}), or tune it on this task first (teacher.tune=true)"
+    )
 
 
 def load_ready(source: Checkpoint, task: Task) -> PreTrainedModel:
@@ -398,15 +429,17 @@ def fast_bf16(precision: str = "auto") -> bool:
     """
     if precision != "auto":
         return precision == "bf16"
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return is_fast("bf16")
 
 
 def stage_seed(seed: int, stage: str) -> int:
     """The seed of a stage, from the run's seed and the stage's name."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:4], "big")
+
+
+def trainable(source: Checkpoint) -> Checkpoint:
+    """The same checkpoint with weights in fp32, in which models are fine-tuned and students are cut."""
+    return replace(source, dtype="fp32")
 
 
 def seed_everything(seed: int) -> None:

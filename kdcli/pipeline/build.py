@@ -29,6 +29,7 @@ from kdcli.models.checkpoint import (
     shared_token_count,
 )
 from kdcli.pipeline.environment import record_environment
+from kdcli.pipeline.placement import is_streamed, require_streamable
 from kdcli.pipeline.plan import (
     OWN,
     STUDENT,
@@ -198,4 +199,7 @@ def _checked(part: Run) -> Run:
     else:
         find_proposer(cfg.dataset.augment, cfg.teacher)
     require_tuning_rows(part)
+    if is_streamed(part):
+        require_streamable(part)
+        part = dataclasses.replace(part, streamed=True)
     return part

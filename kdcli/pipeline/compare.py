@@ -74,7 +74,7 @@ def evaluate(
         measured = 0 if run.cfg.measure is None else MEASURED * len(checkpoints)
         for done, (name, source) in enumerate(checkpoints.items()):
             stage.update(done, extra=name, total=len(checkpoints) + measured)
-            if name == "teacher" and not run.task.writes:
+            if name == "teacher" and (run.streamed or not run.task.writes):
                 validation[name] = _score_stored_outputs(run, teacher_data, evaluator)
             else:
                 texts, score = _score_checkpoint(run, teacher_data, evaluator, name, source)
@@ -113,7 +113,11 @@ def _checkpoints(run: Run, teacher_data: TeacherData) -> dict[str, Checkpoint]:
     folders |= {name: run.folder / name for name in trained if (run.folder / name).is_dir()}
     folders |= {name: run.folder / "assistants" / name for name in assistants}
     code = teacher_data.teacher.code or trusted
-    return {name: Checkpoint(folder, name, code=code) for name, folder in folders.items()}
+    dtypes = {"teacher": teacher_data.teacher.dtype}
+    return {
+        name: Checkpoint(folder, name, code=code, dtype=dtypes.get(name, "fp32"))
+        for name, folder in folders.items()
+    }
 
 
 def _validation_scores(run: Run, names: Iterable[str]) -> dict[str, float | None]:
@@ -137,7 +141,11 @@ def _score_stored_outputs(run: Run, teacher_data: TeacherData, evaluator: Evalua
     entry: dict[str, Any] = {"parameters": None, "bytes": None}
     if run.remote is None:
         entry = combine_members([size(teacher, run.task) for teacher in teacher_data.teachers])
-    evaluator.score("teacher", entry, teacher_predictions(run, teacher_data, "test")[0])
+    of_test = teacher_predictions(run, teacher_data, "test")[0]
+    if run.remote is None and not run.shared:
+        student = Checkpoint(run.folder / STUDENT, STUDENT, code=run.cfg.student.trust_remote_code)
+        of_test = in_student_tokens(run.task, of_test, student, run.data["test"], run.max_length)
+    evaluator.score("teacher", entry | (asdict(UNKNOWN) if run.streamed else {}), of_test)
     predictions, _ = teacher_predictions(run, teacher_data, "validation")
     return float(run.task.scores(predictions)[run.task.metric])
 
@@ -193,7 +201,8 @@ def _measure(
 ) -> None:
     """Measure speed and memory of the models, the student interleaved with a teacher that is a single model. With `measure.mode=quick`
     each of the two is timed once, and models of the student's architecture get its figures."""
-    teachers = teacher_data.teachers if run.remote is None and "teacher" in checkpoints else []
+    here = run.remote is None and not run.streamed and "teacher" in checkpoints
+    teachers = teacher_data.teachers if here else []
     quick = evaluator.is_quick
     both = quick and len(teachers) == 1
     same_work = runtime_class("torch", run.task.auto).same_work

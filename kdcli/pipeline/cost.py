@@ -16,9 +16,18 @@ from kdcli.data.splits import SPLITS
 from kdcli.errors import KDError
 from kdcli.measure.memory import peak_memory
 from kdcli.measure.spec import PASSES
-from kdcli.models.checkpoint import Checkpoint, load_config, load_ready, load_tokenizer, with_new_head
+from kdcli.models.checkpoint import (
+    Checkpoint,
+    load_config,
+    load_ready,
+    load_tokenizer,
+    trainable,
+    with_new_head,
+)
+from kdcli.models.dtypes import TORCH, weight_count
 from kdcli.numbers import format_bytes
 from kdcli.pipeline.keys import TeacherOutputs, TunedTeacher, cache_path
+from kdcli.pipeline.placement import FLOPS, pass_seconds
 from kdcli.pipeline.plan import OWN, STUDENT, Run, with_seed
 from kdcli.pipeline.remote import estimated_requests
 from kdcli.pipeline.validate import storing_temperature
@@ -34,8 +43,6 @@ LARGE, SMALL = 32, 8
 """Rows of a probe's batch at most: in a dry run, and before training."""
 AFFORDABLE = 2.0
 """Seconds that the probe of a model may take before training, by a cautious estimate."""
-FLOPS = 1.5e10
-"""Floating-point operations per second and thread of a slow processor, for the estimate of a probe's time."""
 WEIGHT, GRADIENT = 4, 4
 """Bytes of a weight and of its gradient in fp32."""
 ACTIVATION = 68
@@ -161,12 +168,12 @@ class _Probes:
 
     def _teacher(self, run: Run) -> Probe | None:
         source = run.sources[0]
-        if run.remote is not None or not self._is_affordable(run, source):
+        if run.remote is not None or run.streamed or not self._is_affordable(run, source):
             return None
         tunes = run.tunes(source)
         try:
             with undisturbed():
-                model = with_new_head(source, run.task) if tunes else load_ready(source, run.task)
+                model = with_new_head(trainable(source), run.task) if tunes else load_ready(source, run.task)
             cfg, tokenizer = run.cfg.teacher.trainer, load_tokenizer(source, model)
             rows = _few(run.data.gold if tunes else run.data["train"])
             return probe(model, tokenizer, run.task, rows, run.max_length, cfg, self.batch(run, cfg), tunes)
@@ -182,6 +189,7 @@ class _Probes:
             rows = _few(run.data["train"])
             with undisturbed():
                 model, tokenizer = run.initializer.initialize(run.task, run.sources[0], rows)
+                torch.nn.Module.to(model, TORCH[run.cfg.student.dtype])
                 run.initializer.prepare_for_training(model)
             return probe(model, tokenizer, run.task, rows, run.max_length, cfg, self.batch(run, cfg), True)
         except (KDError, OSError, RuntimeError, ValueError) as error:
@@ -198,7 +206,7 @@ class _Probes:
             return False
         if self.dry:
             return True
-        weights = sum(file.stat().st_size for file in source.path.glob("*.safetensors")) / WEIGHT
+        weights = _weights(source)
         lengths = run.encode(load_tokenizer(source), run.data["validation"]).lengths
         tokens = SMALL * float(lengths.mean()) if len(lengths) else 0.0
         passes = (BATCHES + 1) * 8  # 2 operations a weight and token forward, 6 in a training step
@@ -269,7 +277,12 @@ def _teacher_phases(run: Run, teacher: Probe | None) -> list[PhaseCost]:
     seconds = (
         None if teacher is None else len(run.sources) * total * teacher.forward / run.state.num_processes
     )
-    return [*phases, PhaseCost(name, total, at_most=_may_be_fewer(run), seconds=seconds)]
+    if run.streamed:
+        source, splits = run.sources[0], run.data.splits.values()
+        tokenizer = load_tokenizer(source)
+        tokens = sum(int(run.encode(tokenizer, rows).lengths.sum()) for rows in splits)
+        seconds = pass_seconds(_weights(source), tokens, _weights(source) * WEIGHT)
+    return [*phases, PhaseCost(name, total, at_most=run.streamed or _may_be_fewer(run), seconds=seconds)]
 
 
 def _tuning(run: Run, member: int, source: Checkpoint, teacher: Probe | None) -> PhaseCost:
@@ -404,8 +417,10 @@ def _memory(run: Run, probes: _Probes) -> int | None:
         if model is not None and model.memory is not None:
             missing = (micro - probes.batch(run, trainer)) if trains else 0
             peaks.append(model.memory + _activations(source, missing * run.max_length))
+        elif run.streamed and not trains and (now := peak_memory()) is not None:
+            peaks.append(now + int(run.cfg.teacher.memory_bound))
         elif (now := peak_memory()) is not None and (weights := _weights(source)):
-            states = WEIGHT + GRADIENT + OPTIMIZER_BYTES if trains else WEIGHT
+            states = WEIGHT + GRADIENT + OPTIMIZER_BYTES if trains else TORCH[source.dtype].itemsize
             peaks.append(now + weights * states + _activations(source, micro * run.max_length) * trains)
     return max(peaks, default=None)
 
@@ -420,8 +435,8 @@ def _activations(source: Checkpoint, tokens: int) -> int:
 
 
 def _weights(source: Checkpoint) -> int:
-    """The number of weights of a checkpoint in fp32, by its files; 0: it does not exist yet."""
-    return sum(file.stat().st_size for file in source.path.glob("*.safetensors")) // WEIGHT
+    """The number of weights of a checkpoint, by its files; 0: it does not exist yet."""
+    return weight_count(source.path)
 
 
 def _tuned(run: Run) -> list[Checkpoint]:

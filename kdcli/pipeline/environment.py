@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdcli.config.schema import Distill as Config
+from kdcli.config.types import Dtype
 from kdcli.environment import environment
 from kdcli.errors import DataError
 from kdcli.evaluation.results import ENVIRONMENT, CheckpointRecord, DatasetRecord, Environment, read
@@ -67,6 +68,7 @@ def _environment(parts: Sequence[Run]) -> Environment:
         processes=run.state.num_processes,
         seeds=_seeds(cfg),
         bf16=bf16,
+        dtypes=_dtypes(run),
         dataset={
             "path": cfg.dataset.path,
             "commit": run.data.commit,
@@ -79,6 +81,15 @@ def _environment(parts: Sequence[Run]) -> Environment:
         others=list(map(_record, run.sources[1:])),
         stages={part.teacher_key: part.data.fingerprint for part in parts if part.cfg.dataset != cfg.dataset},
     )
+
+
+def _dtypes(run: Run) -> dict[str, Dtype]:
+    """The dtype of the weights of each model. A teacher that is tuned first is stored in fp32."""
+    own: dict[str, Dtype] = {"student": run.cfg.student.dtype}
+    if run.remote is not None:
+        return own
+    tuned = run.cfg.teacher.dtype == "auto" and run.tunes(run.sources[0])
+    return {"teacher": "fp32" if tuned else run.sources[0].dtype, **own}
 
 
 def _seeds(cfg: Config) -> dict[str, int]:

@@ -82,7 +82,8 @@ class TextFormat:
 
 @dataclass(frozen=True)
 class TeacherInputs:
-    """A teacher that is ready to be queried: its checkpoints, its class and arguments, its precision."""
+    """A teacher that is ready to be queried: its checkpoints, its class and arguments (with the dtypes of the checkpoints, unless all are
+    fp32), its precision."""
 
     checkpoints: list[CheckpointHashes]
     target: str
@@ -98,10 +99,12 @@ class TeacherInputs:
         teachers: the checkpoints, tuned if they are to be tuned.
         """
         cfg = run.cfg.teacher
+        dtypes = [source.dtype for source in teachers]
+        is_fp32 = all(dtype == "fp32" for dtype in dtypes)
         return cls(
             list(map(CheckpointHashes.of, teachers)),
             cfg.target,
-            cfg.arguments,
+            cfg.arguments if is_fp32 else cfg.arguments | {"dtype": dtypes},
             fast_bf16(cfg.trainer.precision),
             run.classes,
             TextFormat.of(run),
@@ -236,6 +239,18 @@ class CheckedTexts(Key):
     @classmethod
     def of(cls, run: Run, teachers: Sequence[Checkpoint], rollout: Rollout) -> CheckedTexts:
         return cls(TeacherInputs.of(run, teachers), rollout.model_dump(exclude=UNWRITTEN))
+
+
+@dataclass(frozen=True)
+class StreamedStates(Key):
+    """The hidden states of a teacher that is run layer by layer, while it is; each block of rows is named by its content."""
+
+    folder: ClassVar[str] = "streamed"
+    teacher: TeacherInputs
+
+    @classmethod
+    def of(cls, run: Run, teachers: Sequence[Checkpoint]) -> StreamedStates:
+        return cls(TeacherInputs.of(run, teachers))
 
 
 @dataclass(frozen=True)

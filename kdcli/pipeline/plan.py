@@ -150,6 +150,7 @@ class Run:
         shared: teacher and student mean the same class by the same index.
         classes: how many tokens teacher and student share, if the teacher has more than the student.
         remote: the teacher, if it is a remote one.
+        streamed: the teacher's outputs are computed layer by layer.
         further_seed: the seed of the config, if it is not the run's first one.
     """
 
@@ -166,6 +167,7 @@ class Run:
     shared: bool = True
     classes: int | None = None
     remote: RemoteTeacher | None = None
+    streamed: bool = False
     further_seed: int | None = None
 
     @property

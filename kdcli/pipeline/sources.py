@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from accelerate import PartialState
 
 from kdcli.config.components import build
@@ -14,6 +16,7 @@ from kdcli.files import replaced
 from kdcli.locks import Lock
 from kdcli.model_files import write_sums
 from kdcli.models.checkpoint import Checkpoint, find, has_head, seed_everything, stage_seed
+from kdcli.models.dtypes import chosen_dtype
 from kdcli.pipeline.cache import is_saved
 from kdcli.pipeline.keys import NewModel, cache_path
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
@@ -33,7 +36,18 @@ def teacher_sources(
         return [_remote_student_source(cfg, data, state)]
     if cfg.teacher.from_scratch is not None:
         return [_new_model(cfg, cfg.teacher.from_scratch, data, state)]
-    return [find(member, "teacher") for member in (cfg.teacher, *cfg.teacher.members)]
+    members = (cfg.teacher, *cfg.teacher.members)
+    return [with_dtype(cfg, find(member, "teacher")) for member in members]
+
+
+def with_dtype(cfg: Config, source: Checkpoint) -> Checkpoint:
+    """A checkpoint of the teacher with the dtype in which it computes its outputs.
+
+    Raises:
+        ConfigError: this device cannot compute in it.
+    """
+    given, precision = cfg.teacher.dtype, cfg.teacher.trainer.precision
+    return dataclasses.replace(source, dtype=chosen_dtype(given, source.path, precision, "teacher.dtype"))
 
 
 def _remote_student_source(cfg: Config, data: Data, state: PartialState) -> Checkpoint:

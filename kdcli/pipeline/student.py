@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.errors import DataError, ModelError
@@ -28,6 +29,7 @@ from kdcli.models.checkpoint import (
     stage_seed,
     with_new_head,
 )
+from kdcli.models.dtypes import TORCH
 from kdcli.models.vocabulary import save_tokenizer
 from kdcli.pipeline.cache import is_saved
 from kdcli.pipeline.calibration import calibrate_trained
@@ -98,7 +100,7 @@ def train_trainee(run: Run, stages: Stages, teacher_data: TeacherData, before: T
             calibrated=phase.last and phase.trainee == STUDENT,
         )
         _train(run, stages, job)
-        checkpoint = Checkpoint(job.out, checkpoint.name, code=checkpoint.code)
+        checkpoint = dataclasses.replace(checkpoint, path=job.out)
     return Trainee(checkpoint, lengths)
 
 
@@ -123,11 +125,13 @@ def initialize_student(run: Run, teacher_data: TeacherData) -> Checkpoint:
         model, tokenizer = run.initializer.initialize(run.task, teacher_data.teacher, teacher_data.rows)
         require_smaller(run, parameters(model))
         with replaced(folder) as temporary:
+            torch.nn.Module.to(model, TORCH[run.cfg.student.dtype])
             model.save_pretrained(temporary)
             save_tokenizer(tokenizer, temporary)
             write_sums(temporary)
     run.state.wait_for_everyone()
-    return Checkpoint(folder, f"the {run.trainee}", code=run.cfg.student.trust_remote_code)
+    cfg = run.cfg.student
+    return Checkpoint(folder, f"the {run.trainee}", code=cfg.trust_remote_code, dtype=cfg.dtype)
 
 
 def _student_outputs(run: Run, teacher_data: TeacherData, student: Checkpoint) -> Mapping[str, Teacher]:
@@ -255,7 +259,9 @@ def train_control(run: Run, stages: Stages, student_lengths: Mapping[str, Length
     length = Length.of(cfg, len(run.data.gold), run.cfg.dataset.spec, bound)
     out = run.models_folder / "control"
     before = run.folder / "stages" / "after" / run.seeded_name("control")
-    initial = Checkpoint(initial_folder(run, STUDENT), "the control", code=run.cfg.student.trust_remote_code)
+    own = run.cfg.student
+    folder = initial_folder(run, STUDENT)
+    initial = Checkpoint(folder, "the control", code=own.trust_remote_code, dtype=own.dtype)
     phase = Phase("control", {"hard_label": hard_label}, {"hard_label": 1.0}, cfg)
     gold, teacher = run.data.gold, run.sources[0]
     job = PhaseJob(
@@ -273,7 +279,7 @@ def train_control(run: Run, stages: Stages, student_lengths: Mapping[str, Length
         rounding = dataclasses.replace(
             phase, name="control/quantized", trainer=trainer, quantization=run.quantization
         )
-        trained = Checkpoint(before, initial.name, code=initial.code)
+        trained = dataclasses.replace(initial, path=before)
         _train(run, stages, PhaseJob(rounding, trained, out, gold, quantized, teacher, calibrated=True))
     return length
 

@@ -27,6 +27,7 @@ from kdcli.models.checkpoint import (
     load_tokenizer,
     seed_everything,
     stage_seed,
+    trainable,
     with_new_head,
 )
 from kdcli.pipeline.cache import PART, exclusive, is_saved, make_in_parts, progress_from, write_rows
@@ -38,9 +39,11 @@ from kdcli.pipeline.keys import (
     TunedTeacher,
     cache_path,
 )
+from kdcli.pipeline.placement import stream_outputs
 from kdcli.pipeline.plan import OWN, Run, TeacherData
 from kdcli.pipeline.remote import remote_teacher_data
 from kdcli.pipeline.rollouts import teacher_rollouts
+from kdcli.pipeline.sources import with_dtype
 from kdcli.pipeline.stages import Stages
 from kdcli.pipeline.validate import require_rows, storing_temperature
 from kdcli.rundir import METRICS
@@ -67,7 +70,7 @@ def prepare_teacher_data(run: Run, stages: Stages) -> TeacherData:
         return remote_teacher_data(run, stages, run.remote, rows)
     teachers = [tuned_teacher(run, stages, member) for member in range(len(run.sources))]
     load_teacher = functools.cache(lambda: open_teacher(run, teachers))
-    if run.task.writes:
+    if run.task.writes and not run.streamed:
         check_teacher_texts(run, teachers, load_teacher)
     rows, dropped = teacher_rollouts(run, stages, teachers, load_teacher, rows)
     outputs = teacher_outputs(run, stages, teachers, load_teacher, rows)
@@ -157,7 +160,7 @@ def tuned_teacher(run: Run, stages: Stages, member: int) -> Checkpoint:
         if run.state.is_main_process and not (folder / NOTE).exists():  # also after a kill between the two
             write_json(folder / NOTE, dataclasses.asdict(key))
         run.state.wait_for_everyone()
-    return Checkpoint(folder, source.name, source.commit, source.code)
+    return with_dtype(run.cfg, Checkpoint(folder, source.name, source.commit, source.code))
 
 
 def _tune(run: Run, stages: Stages, member: int, folder: Path) -> None:
@@ -167,7 +170,7 @@ def _tune(run: Run, stages: Stages, member: int, folder: Path) -> None:
     seed = stage_seed(run.cfg.seed, f"teacher {member + 1}" if member else "teacher")
     with stages.stage(name, length.bound) as progress:
         seed_everything(seed)
-        model = with_new_head(source, run.task)
+        model = with_new_head(trainable(source), run.task)
         tokenizer = load_tokenizer(source, model)
         loss = HardLabel(run.cfg.teacher.label_smoothing)
         train(
@@ -242,13 +245,23 @@ def teacher_outputs(
     temperature = storing_temperature(run) if stored else 1.0
     outputs: dict[str, Teacher] = {"train": load_teacher()} if on_policy else {}
     done = 0
-    with stages.stage(stage, sum(map(len, splits.values()))) as progress:
+    folders = {
+        split: cache_path(TeacherOutputs.of(run, teachers, rows, temperature))
+        for split, rows in splits.items()
+    }
+    stores = {split: CachedTeacher(folder, cfg.top_k, temperature) for split, folder in folders.items()}
+    total = sum(map(len, splits.values()))
+    with stages.stage(stage, total) as progress:
+        if run.streamed:
+            stream_outputs(
+                run, teachers[0], {split: (stores[split], splits[split]) for split in splits}, progress
+            )
+            progress.update(0, total=total)
         for split, rows in splits.items():
-            folder = cache_path(TeacherOutputs.of(run, teachers, rows, temperature))
-            outputs[split] = cached = CachedTeacher(folder, cfg.top_k, temperature)
-            with exclusive(run, folder):
-                cached.fetch(rows, load_teacher, progress_from(progress, done), run.state)
+            with exclusive(run, folders[split]):
+                stores[split].fetch(rows, load_teacher, progress_from(progress, done), run.state)
             done += len(rows)
+    outputs |= stores
     return outputs
 
 

@@ -23,6 +23,7 @@ class StudentInitializer(ABC):
 
     Attributes:
         inherits_teacher: whether the initial model has weights of the teacher, and therefore similar outputs.
+        reads_teacher: whether it loads the teacher's weights.
         trains_adapters: whether only the modules that `prepare_for_training` inserts are trained.
         learning_rate: the one that suits its initial weights, where `trainer.learning_rate` is null.
         embedding_learning_rate_factor: the one that suits it, where that of the trainer is null (`Task.regularized`).
@@ -31,6 +32,7 @@ class StudentInitializer(ABC):
     """
 
     inherits_teacher: bool = False
+    reads_teacher: bool = False
     trains_adapters: bool = False
     learning_rate: float = LEARNING_RATE
     embedding_learning_rate_factor: float = 1.0

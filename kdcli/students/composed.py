@@ -47,7 +47,7 @@ class Composed(StudentInitializer):
             first.learning_rate,
             first.embedding_learning_rate_factor,
         )
-        self.token_dropout = first.token_dropout
+        self.token_dropout, self.reads_teacher = first.token_dropout, first.reads_teacher
 
     def start_from(self, source: Checkpoint) -> None:
         """Take a checkpoint for the first step."""

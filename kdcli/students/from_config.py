@@ -17,7 +17,14 @@ from transformers import (
 
 from kdcli.config.types import Depth, Fraction, Width
 from kdcli.errors import ConfigError, suggest
-from kdcli.models.checkpoint import Checkpoint, first_position, load_config, load_model, load_tokenizer
+from kdcli.models.checkpoint import (
+    Checkpoint,
+    first_position,
+    load_config,
+    load_model,
+    load_tokenizer,
+    trainable,
+)
 from kdcli.models.vocabulary import count_ids, count_segments
 from kdcli.students.base import LEARNING_RATE, StudentInitializer
 from kdcli.students.pretrained import from_checkpoint
@@ -74,6 +81,7 @@ class FromConfig(StudentInitializer):
             )
         self.model_type, self.embeddings = model_type, embeddings
         self.embedding_learning_rate_factor = 0.1 if embeddings == "teacher" else 1.0
+        self.reads_teacher = embeddings == "teacher"
         self.shape: dict[str, Any] = {
             "hidden_size": hidden_size,
             "num_hidden_layers": num_hidden_layers,
@@ -141,7 +149,7 @@ class FromConfig(StudentInitializer):
         tokenizer = load_tokenizer(teacher, model)
         if self.embeddings == "teacher":
             _inherit_embeddings(
-                model, load_model(teacher, task)[0], task.encode(tokenizer, rows, MOST_TOKENS)
+                model, load_model(trainable(teacher), task)[0], task.encode(tokenizer, rows, MOST_TOKENS)
             )
         return model, tokenizer
 

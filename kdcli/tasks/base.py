@@ -76,6 +76,19 @@ class Split:
     encoded: Encoded
 
 
+def batch_rows(encoded: Encoded, batch_size: int) -> Iterator[np.ndarray]:
+    """The indices of the rows of each batch: batches are made of rows of similar length."""
+    by_length = np.argsort(encoded.lengths, kind="stable")
+    for start in range(0, len(by_length), batch_size):
+        yield by_length[start : start + batch_size]
+
+
+def device_of(model: PreTrainedModel) -> torch.device:
+    """The device of the weights of a model that are loaded."""
+    devices = (weight.device for weight in model.parameters())
+    return next((device for device in devices if device.type != "meta"), model.device)
+
+
 class Task(ABC):
     """What models are trained for. A subclass holds everything that the rest of kdcli knows about it.
 
@@ -179,13 +192,24 @@ class Task(ABC):
         """
         model, info = self.from_pretrained(path, **kwargs)
         require_body(model, info)
-        return model.eval(), bool(info["missing_keys"])
+        self.check_loaded(model.eval())
+        return model, bool(info["missing_keys"])
+
+    def check_loaded(self, model: PreTrainedModel) -> None:  # noqa: B027
+        """Check that the outputs of a loaded model can be used for the task.
+
+        Raises:
+            ModelError
+        """
 
     def from_pretrained(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """The checkpoint as a model for this task in fp32, and the report of transformers: which weights are missing, and which are left over."""
-        model, info = getattr(transformers, self.auto).from_pretrained(
-            path, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **kwargs
-        )
+        """The checkpoint as a model for this task, and the report of transformers: which weights are missing, and which are left over.
+
+        Args:
+            kwargs: of transformers; without a dtype the weights are fp32.
+        """
+        options = {"output_loading_info": True, "use_safetensors": True, "dtype": torch.float32} | kwargs
+        model, info = getattr(transformers, self.auto).from_pretrained(path, **options)
         return model, info
 
     @abstractmethod
@@ -355,9 +379,7 @@ class Task(ABC):
     ) -> Iterator[tuple[np.ndarray, Signal | HiddenSignal, list[Tensor]]]:
         """Run a model on all rows, and yield the indices of the rows of a batch, the outputs at their positions, and the labels of each row."""
         model.eval()
-        by_length = np.argsort(encoded.lengths, kind="stable")
-        for start in range(0, len(by_length), batch_size):
-            rows = by_length[start : start + batch_size]
+        for rows in batch_rows(encoded, batch_size):
             features = [encoded[int(row)] for row in rows]
             yield rows, *self.forward_rows(model, tokenizer, features, bf16, order)
 
@@ -379,11 +401,12 @@ class Task(ABC):
         """
         batch = self.collate(features, tokenizer)
         batch.pop("rows")
-        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        device = device_of(model)
+        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
         labels = inputs.pop("labels")
         pick, flat = self.positions(labels)
         with (
-            torch.autocast(model.device.type, torch.bfloat16, enabled=bf16),
+            torch.autocast(device.type, torch.bfloat16, enabled=bf16),
             capture_features(model, inputs, parts) as captured,
         ):
             outputs = replace(self.signal(model, inputs, pick), features=captured())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import datasets
@@ -23,6 +22,8 @@ from kdcli.tasks.encoded import Encoded
 
 CLOSE = 1e-3
 """The largest difference between the logits of the head and those of the model (fp32), relative to their size."""
+ROUNDED = 8
+"""The same for a model whose weights are bf16 or fp16, in units of the dtype's epsilon."""
 ADDED = (0.01, 0.03, 0.1, 0.3, 1.0)
 """What a unigram model adds to the count of each token."""
 SURE, UNSURE = 1.5, 100.0
@@ -58,24 +59,19 @@ class LanguageModel(Task):
         """Return the config unchanged: the classes are the vocabulary."""
         return config
 
-    def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
-        """A model with its output head.
+    @torch.no_grad()
+    def check_loaded(self, model: PreTrainedModel) -> None:
+        """Check the output head.
 
         Raises:
             ModelError: the logits of `signal` differ from those of the model: its architecture has other operations after the body.
         """
-        model, new = super().load(path, **kwargs)
-        self._check_head(model)
-        return model, new
-
-    @torch.no_grad()
-    def _check_head(self, model: PreTrainedModel) -> None:
         ids = torch.arange(4)[None] % model.config.get_text_config().vocab_size
         every = torch.zeros(4, dtype=torch.int64), torch.arange(4)
         own = self.own_logits(model, ids)
         from_head = self.signal(model, self.probe(ids), every).rows(slice(0, 4)).logits
         if own.shape != from_head.shape or not torch.allclose(
-            own, from_head, atol=CLOSE * float(own.abs().max().clamp(min=1))
+            own, from_head, atol=tolerance(model) * float(own.abs().max().clamp(min=1))
         ):
             raise unknown_head(model)
 
@@ -245,6 +241,12 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool
     return tokenizer(
         texts, add_special_tokens=special, return_offsets_mapping=True, return_attention_mask=False
     )
+
+
+def tolerance(model: PreTrainedModel) -> float:
+    """The largest relative difference between results of a model that are equal but for rounding."""
+    epsilon = torch.finfo(model.dtype).eps
+    return max(CLOSE, ROUNDED * epsilon)
 
 
 def before_head(

@@ -6,8 +6,9 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import torch
@@ -21,6 +22,7 @@ from kdcli.signals import FLOOR, AnySignal, HiddenSignal, Signal, TopKSignal, co
 from kdcli.teachers.base import Compress, Teacher, identity
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 SHARD = 1024
 """Rows in a shard, which is what a killed process loses at most."""
 FORMAT = "3"
@@ -32,6 +34,19 @@ GAPS = (KNEE * torch.expm1(torch.arange(CODES).double() / SCALE)).float()
 likeliest token: between 0 and its own), 0 to -`FLOOR`, in steps of 0.12 % of the gap and `KNEE`. Most gaps are a few hundredths. The
 error of a log-probability is 1e-4 on average (half precision: 1.4e-3) and at most 7e-4 above -1; that of a probability is at most 2.6e-4
 (half precision: 1.7e-4)."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The file of some consecutive rows."""
+
+    path: Path
+    rows: datasets.Dataset
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the rows."""
+        return list(self.rows["id"])
 
 
 class CachedTeacher(Teacher):
@@ -72,17 +87,33 @@ class CachedTeacher(Teacher):
             state: of the processes; None: there is one.
         """
         done = 0
-        for shards in shares(range(0, len(rows), SHARD), state):
-            for start in shards:
-                chunk = rows.select(range(start, min(start + SHARD, len(rows))))
-                ids = list(chunk["id"])
-                path = self.folder / f"{digest(ids)[:32]}.safetensors"
-                if not self._open(path, ids):
-                    self._write(path, ids, load_teacher().outputs(list(chunk), self._compress))
-                    if not self._open(path, ids):
-                        raise OSError(f"{path} was written and cannot be read: is the disk failing?")
-                done += len(chunk)
+        for shards in shares(self._shards(rows), state):
+            for shard in shards:
+                if not self._open(shard.path, shard.ids):
+                    self.store(shard, load_teacher().outputs(list(shard.rows), self.compress))
+                    if not self._open(shard.path, shard.ids):
+                        raise OSError(f"{shard.path} was written and cannot be read: is the disk failing?")
+                done += len(shard.rows)
                 progress(done)
+
+    def missing(self, rows: datasets.Dataset, state: PartialState | None = None) -> list[Shard]:
+        """The shards of this process's share that are not stored."""
+        index, count = (0, 1) if state is None else (state.process_index, state.num_processes)
+        own = self._shards(rows)[index::count]
+        reader = CachedTeacher(self.folder, self.k, self.temperature)
+        return [shard for shard in own if not reader._open(shard.path, shard.ids)]
+
+    def store(self, shard: Shard, rows: list[AnySignal]) -> None:
+        """Write the outputs of a shard's rows, which `compress` made smaller."""
+        self._write(shard.path, shard.ids, rows)
+
+    def _shards(self, rows: datasets.Dataset) -> list[Shard]:
+        chunks = [
+            rows.select(range(start, min(start + SHARD, len(rows)))) for start in range(0, len(rows), SHARD)
+        ]
+        return [
+            Shard(self.folder / f"{digest(list(chunk['id']))[:32]}.safetensors", chunk) for chunk in chunks
+        ]
 
     def outputs(
         self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
@@ -104,7 +135,8 @@ class CachedTeacher(Teacher):
             }
         )
 
-    def _compress(self, signal: AnySignal) -> AnySignal:
+    def compress(self, signal: AnySignal) -> AnySignal:
+        """The part of a signal that is stored."""
         stored = top_k(signal, self.k, self.temperature) if isinstance(signal, HiddenSignal) else signal
         return stored.to(torch.device("cpu"))
 
@@ -172,7 +204,7 @@ class CachedTeacher(Teacher):
         )
 
 
-def shares(parts: Sequence[int], state: PartialState | None) -> Iterator[Sequence[int]]:
+def shares(parts: Sequence[T], state: PartialState | None) -> Iterator[Sequence[T]]:
     """Yield this process's share of some work and, when all processes have finished theirs, the other shares, whose results exist then."""
     if state is None:
         yield parts

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
+from torch import Tensor
 
 from kdcli.config.schema import Rollout
 from kdcli.config.types import BatchSize
@@ -38,7 +41,8 @@ class LocalTeacher(Teacher):
         self.tokenizer = load_tokenizer(source, self.model)
         self.order = label_order(self.model.config, task.labels, source.name) if task.labels else None
         self.classes = len(task.labels) or count_ids(target_vocabulary(self.tokenizer))
-        self.task, self.max_length, self.bf16 = task, max_length, fast_bf16(precision)
+        self.task, self.max_length = task, max_length
+        self.bf16 = source.dtype == "fp32" and fast_bf16(precision)
 
     def truncate_vocabulary(self, classes: int) -> None:
         """Drop the logits of the other classes before the softmax, so that the remaining probabilities sum to 1."""
@@ -55,11 +59,7 @@ class LocalTeacher(Teacher):
         for indices, signal, labels in self.task.batches(
             self.model, self.tokenizer, encoded, self.batch_size, self.bf16, self.order
         ):
-            compressed = compress(signal.first(self.classes))
-            start = 0
-            for index, row_labels in zip(indices.tolist(), labels, strict=True):
-                by_row[index] = compressed.at(slice(start, start + len(row_labels)))
-                start += len(row_labels)
+            by_row |= split_rows(indices, compress(signal.first(self.classes)), labels)
         return [by_row[index] for index in range(len(table))]
 
     def outputs_with_features(
@@ -73,6 +73,8 @@ class LocalTeacher(Teacher):
         )
         features = [encoded[row] for row in range(len(encoded))]
         signal, _ = self.task.forward_rows(self.model, self.tokenizer, features, self.bf16, self.order, parts)
+        if signal.features is not None and self.model.dtype != torch.float32:
+            signal = replace(signal, features=signal.features.float())
         return signal.first(self.classes)
 
     def write(self, examples: Sequence[Mapping[str, Any]], rollout: Rollout, seed: int) -> list[str | None]:
@@ -107,3 +109,17 @@ class LocalTeacher(Teacher):
             options |= rollout.model_dump(include={"num_beams", "length_penalty", "candidates"})
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
             return self.task.replies(self.model, self.tokenizer, table, self.max_length, **options)
+
+
+def split_rows(rows: np.ndarray, signal: AnySignal, labels: Sequence[Tensor]) -> dict[int, AnySignal]:
+    """The outputs of each row of a batch, by its index.
+
+    Args:
+        signal: of all rows, concatenated.
+        labels: of each row.
+    """
+    by_row, start = {}, 0
+    for row, own in zip(rows.tolist(), labels, strict=True):
+        by_row[row] = signal.at(slice(start, start + len(own)))
+        start += len(own)
+    return by_row

@@ -8,7 +8,7 @@ import datasets
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.models.checkpoint import Checkpoint, label_order, load_complete, load_tokenizer
+from kdcli.models.checkpoint import Checkpoint, label_order, load_complete, load_tokenizer, trainable
 from kdcli.students.base import StudentInitializer
 from kdcli.students.pretrained import from_checkpoint
 from kdcli.tasks.base import Task
@@ -21,6 +21,7 @@ class PruningInitializer(StudentInitializer):
     """
 
     inherits_teacher = True
+    reads_teacher = True
     learning_rate = 2e-4
 
     def initialize(
@@ -30,7 +31,7 @@ class PruningInitializer(StudentInitializer):
         if self.source is not None:
             model, tokenizer = from_checkpoint(self.source, task)
         else:
-            model = load_complete(teacher, task)
+            model = load_complete(trainable(teacher), task)
             if task.labels:
                 in_order(model, label_order(model.config, task.labels, teacher.name))
                 task.configure(model.config)

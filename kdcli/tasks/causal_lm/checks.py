@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from kdcli.errors import ModelError
 from kdcli.generation import Reply
-from kdcli.tasks.language_model import CLOSE, before_head, contradiction
+from kdcli.tasks.language_model import before_head, contradiction, tolerance
 from kdcli.text_metrics import text_scores
 
 CHECK_ENDS = "It does not write as it was trained: check eos_token_id in its config.json and generation_config.json, its tokenizer files, and its chat template"
@@ -54,7 +54,7 @@ def require_causal(model: PreTrainedModel) -> None:
     changed = torch.cat([ids[:, :-1], (ids[:, -1:] + 1) % vocab_size], 1)
     earlier = torch.zeros(7, dtype=torch.int64), torch.arange(7)
     before, after = (before_head(model, {"input_ids": each}, earlier).hidden for each in (ids, changed))
-    if not torch.allclose(before, after, atol=CLOSE * float(before.abs().max().clamp(min=1))):
+    if not torch.allclose(before, after, atol=tolerance(model) * float(before.abs().max().clamp(min=1))):
         raise ModelError(
             f"{type(model).__name__} reads the tokens after a token when it predicts it, so its probabilities are none of a text that is "
             "generated; use a decoder (GPT-2, Llama, Qwen …), or dataset.task=masked_lm for an encoder"
@@ -76,7 +76,7 @@ def require_separation(model: PreTrainedModel) -> None:
     except TypeError:
         packed = None
     if packed is None or not torch.allclose(
-        packed, alone, atol=CLOSE * float(alone.abs().max().clamp(min=1))
+        packed, alone, atol=tolerance(model) * float(alone.abs().max().clamp(min=1))
     ):
         raise ModelError(
             f"{type(model).__name__} does not separate the documents of a row by position_ids, which "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import datasets
@@ -94,17 +93,16 @@ class CausalLM(LanguageModel):
         masked = architecture in AutoModelForMaskedLM._model_mapping
         return super().supports_architecture(architecture) and not masked
 
-    def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
-        """A decoder with its output head. For packed rows it must separate the documents of a row.
+    def check_loaded(self, model: PreTrainedModel) -> None:
+        """Check the output head, and that the model is a decoder. For packed rows it must separate the documents of a row.
 
         Raises:
             ModelError: it reads the token that it predicts.
         """
-        model, new = super().load(path, **kwargs)
+        super().check_loaded(model)
         require_causal(model)
         if self.packs:
             require_separation(model)
-        return model, new
 
     # ---- rows -> tokens ----------------------------------------------------------------------------------
 

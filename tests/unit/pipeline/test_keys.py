@@ -98,12 +98,16 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(
         (
             "student.path", "student.revision", "student.trust_remote_code", "student.merge_adapter", "student.quantization",
-            "student.quantization_epochs", "student.quantization_learning_rate", "student.calibrate", "trainer", "loss", "control", "hardware",
+            "student.quantization_epochs", "student.quantization_learning_rate", "student.calibrate", "student.dtype",
+            "trainer", "loss", "control", "hardware",
             "measure",
         ),
         TRAINED,
     ),
     "teacher.tune": "it decides whether a teacher is tuned, not how",
+    "teacher.dtype": "the dtype that it chooses is the checkpoint's, which is in the key unless it is fp32",
+    "teacher.placement": "streamed outputs are the same bits",
+    "teacher.memory_bound": "it decides what is refused",
     "teacher.cache": "it decides whether outputs are stored, not which",
     "teacher.trainer.micro_batch_size": "it changes memory, not the result",
     "teacher.trainer.logging_steps": "it changes what is logged",

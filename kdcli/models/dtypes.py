@@ -1,0 +1,96 @@
+"""In which precision the weights of a model are loaded: what a checkpoint stores, and what this device computes."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors import safe_open
+
+from kdcli.config.types import Dtype
+from kdcli.errors import ConfigError
+from kdcli.model_files import tensor_sizes
+
+logger = logging.getLogger(__name__)
+TORCH: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STORED: dict[str, Dtype] = {"F64": "fp32", "F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+"""The dtype of weights by its name in safetensors files. Others are quantized, and transformers decides."""
+FEATURES: dict[Dtype, tuple[str, ...]] = {
+    "fp32": (),
+    "bf16": ("amx_bf16", "avx512_bf16"),
+    "fp16": ("amx_fp16", "avx512_fp16"),
+}
+"""The features of a processor with fast instructions, any of which is enough."""
+
+
+def is_fast(dtype: Dtype) -> bool:
+    """Whether this device has instructions for a dtype.
+
+    The decision depends on the device's capabilities and on no timing, so that a rerun decides the same.
+    """
+    if dtype == "fp32":
+        return True
+    if torch.cuda.is_available():
+        return dtype == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(feature) for feature in FEATURES[dtype])
+
+
+def stored_dtype(folder: Path) -> Dtype:
+    """The dtype of most weights of a checkpoint, by the headers of its files; fp32 if they are quantized."""
+    counts: Counter[str] = Counter()
+    for kind, elements in _tensors(folder):
+        counts[kind] += elements
+    most = counts.most_common(1)
+    return STORED.get(most[0][0], "fp32") if most else "fp32"
+
+
+def weight_count(folder: Path) -> int:
+    """The number of stored weights of a checkpoint; 0: there are none yet."""
+    return sum(elements for _, elements in _tensors(folder))
+
+
+def chosen_dtype(given: Dtype | Literal["auto"], folder: Path, precision: str, key: str) -> Dtype:
+    """The dtype in which a model's weights are loaded for inference.
+
+    Args:
+        given: as in the config. auto: as the checkpoint stores them, if this device is fast at it and `precision` allows it; else fp32.
+        precision: of the computations, as `trainer.precision`: with fp32 auto is fp32.
+        key: of the config, for messages.
+
+    Raises:
+        ConfigError: this device cannot compute in it.
+    """
+    if given == "auto":
+        stored = stored_dtype(folder)
+        return stored if precision != "fp32" and is_fast(stored) else "fp32"
+    if not is_supported(given):
+        others = ", ".join(name for name in get_args(Dtype) if is_supported(name))
+        raise ConfigError(f"{key} = {given}: this device does not compute in it; give one of: {others}")
+    if not is_fast(given):
+        logger.warning(
+            "%s = %s: this device has no instructions for it, so that it halves the memory of the weights and is slower than fp32",
+            key, given,
+        )  # fmt: skip
+    return given
+
+
+def is_supported(dtype: Dtype) -> bool:
+    """Whether this device can multiply matrices of a dtype."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        part = torch.ones(2, 2, dtype=TORCH[dtype], device=device)
+        return bool((part @ part).sum() == 8)
+    except RuntimeError:
+        return False
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
+    """The dtype and the number of elements of each stored tensor."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            yield from tensor_sizes(file)

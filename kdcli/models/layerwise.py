@@ -1,0 +1,452 @@
+"""A model of which one layer at a time is in memory.
+
+The model's own forward pass runs for each layer: layers before it pass their input on, and it is stopped after the layer. Attention masks,
+positions and what else a layer is called with are those of the architecture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdcli.errors import KDError, ModelError
+from kdcli.models.checkpoint import Checkpoint, load_config
+from kdcli.models.dtypes import TORCH
+from kdcli.models.weights import StoredTensor, stored_tensors
+from kdcli.signals import CHUNK, HiddenSignal, Signal
+from kdcli.tasks.base import Task
+
+Part = int | Literal["embedding", "head", "rest"]
+"""A layer by its index, the input embedding, the output head of a language model, or all other weights."""
+Forward = Callable[..., Any]
+PROBED = 64
+"""Rows of the output head that are read to check it."""
+REMEDY = "use teacher.placement=resident on a machine with more memory, or a teacher of another architecture"
+
+
+class _StoppedError(Exception):
+    """The forward pass went as far as it should."""
+
+
+class Layerwise:
+    """A checkpoint whose weights are loaded in parts.
+
+    Args:
+        source: the checkpoint, complete for the task.
+        bf16: compute by autocast.
+        order: the index of each label among the model's own labels.
+
+    Raises:
+        ModelError: the model has no list of layers, or its weights are quantized.
+    """
+
+    def __init__(self, source: Checkpoint, task: Task, bf16: bool, order: Sequence[int] | None = None):
+        self.name, self.task, self.bf16, self.order = source.name, task, bf16, order
+        self.dtype = TORCH[source.dtype]
+        config = load_config(source)
+        if source.code or getattr(config, "quantization_config", None) is not None:
+            kind = "has code of its own" if source.code else "is quantized"
+            raise ModelError(f"{self.name} {kind}, and cannot be read layer by layer; {REMEDY}")
+        config.dtype, config.use_cache = self.dtype, False
+        with init_empty_weights(include_buffers=False):
+            self.model: PreTrainedModel = task.create(config)
+        self.model.eval().requires_grad_(False)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(self.device)
+        self.prefix, self.layers = find_layers(self.model, self.name)
+        self.embedding: nn.Module = self.model.get_input_embeddings()
+        self.head: nn.Module | None = self.model.get_output_embeddings()
+        self.tensors = self._parts(stored_tensors(source.path, self.name))
+        self.tuple_size: int | None = None
+        """The size of the tuple that a layer returns; None: it returns a tensor. Set by `check`."""
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.bytes_read = 0
+
+    # ---- weights ---------------------------------------------------------------------------------------
+
+    def _parts(self, stored: Mapping[str, StoredTensor]) -> dict[Part, dict[str, StoredTensor]]:
+        """The stored tensors of each part, under the names that the architecture has for them."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        mapping = get_model_conversion_mapping(self.model)
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        own, prefix = self.model.state_dict(), self.model.base_model_prefix
+        names = {module: name for name, module in self.model.named_modules(remove_duplicate=False)}
+        self._heads = {
+            "embedding": names[self.embedding],
+            "head": names.get(self.head) if self.head else None,
+        }
+        self.converted: set[Part] = set()
+        present: set[str] = set()
+        parts: dict[Part, dict[str, StoredTensor]] = {"rest": {}, "embedding": {}, "head": {}}
+        parts |= {index: {} for index in range(len(self.layers))}
+        for key, tensor in stored.items():
+            name, pattern = rename_source_key(key, renamings, converters, prefix, own)
+            if name not in own and key in own:
+                name, pattern = rename_source_key(key, [], [], base_model_prefix=prefix, meta_state_dict=own)
+            if name in own:
+                part = self._part_of(name)
+                parts[part][key] = tensor
+                present.add(name)
+                if pattern is not None:
+                    self.converted.add(part)
+        self.missing = own.keys() - present
+        self._tied = {part: f"{name}.weight" not in present for part, name in self._heads.items() if name}
+        return parts
+
+    def _part_of(self, name: str) -> Part:
+        if name.startswith(f"{self.prefix}."):
+            return int(name.removeprefix(f"{self.prefix}.").partition(".")[0])
+        if name.startswith(f"{self._heads['embedding']}."):
+            return "embedding"
+        return "head" if self._heads["head"] and name.startswith(f"{self._heads['head']}.") else "rest"
+
+    def nbytes(self, part: Part) -> int:
+        """The memory that a part takes while it is loaded: its weights in their dtype, and what is converted."""
+        total = 0
+        for tensor in self.tensors[self._source(part)].values():
+            size = tensor.nbytes // tensor.dtype.itemsize * self.dtype.itemsize
+            total += size * (2 if part in self.converted else 1)
+            total += 0 if tensor.dtype == self.dtype else tensor.nbytes
+        return total
+
+    def _source(self, part: Part) -> Part:
+        """The part whose stored tensors are a part's weights: of tied embeddings one is stored."""
+        if part == "head" and self._tied.get("head"):
+            return "embedding"
+        return "head" if part == "embedding" and self._tied["embedding"] else part
+
+    @property
+    def total_bytes(self) -> int:
+        """The bytes of all stored weights."""
+        return sum(tensor.nbytes for part in self.tensors.values() for tensor in part.values())
+
+    def load(self, part: Part) -> None:
+        """Read the weights of a part."""
+        self._read(part)
+        source = self._source(part)
+        if source != part:
+            self._read(source)
+            assert self.head is not None
+            of, to = (self.embedding, self.head) if part == "head" else (self.head, self.embedding)
+            to.weight = of.weight
+            if of is self.head:
+                return
+            _unload(self.embedding)
+        if part == "rest":
+            self.model.tie_weights(missing_keys=set(self.missing), recompute_mapping=False)
+
+    def _read(self, part: Part) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        tensors: dict[str, Any] = dict(self.tensors[part])
+        if not tensors:
+            return
+        mapping: Any = get_model_conversion_mapping(self.model)
+        options = LoadStateDictConfig(
+            dtype=self.dtype,
+            dtype_plan=self.model._get_dtype_plan(self.dtype),
+            weight_mapping=mapping,
+            device_map={"": str(self.device)},
+        )
+        convert_and_load_state_dict_in_model(model=self.model, state_dict=tensors, load_config=options)
+        self.model.requires_grad_(False)
+        self.bytes_read += sum(tensor.nbytes for tensor in self.tensors[part].values())
+
+    def unload(self, part: Part) -> None:
+        """Free the weights of a part."""
+        module = {"embedding": self.embedding, "head": self.head}.get(str(part))
+        _unload(self.layers[part] if isinstance(part, int) else module)
+
+    def work_bytes(self, rows: int, length: int) -> int:
+        """An upper estimate of the memory of a layer's forward pass beyond its weights: the outputs of all its linear maps, the hidden
+        states before and after it, and attention weights where they are computed whole."""
+        config = self.model.config.get_text_config()
+        hidden = self.hidden_size
+        layer = max(self.layers, key=lambda each: sum(weight.numel() for weight in each.parameters()))
+        experts = next(
+            (
+                count
+                for key in ("num_experts_per_tok", "moe_topk", "moe_k")
+                if (count := getattr(config, key, None))
+            ),
+            1,
+        )
+        width = 0
+        for module in layer.modules():
+            width += int(getattr(module, "out_features", getattr(module, "nf", 0)))  # nf: GPT-2's Conv1D
+            own = [weight.shape for weight in module.parameters(recurse=False) if weight.ndim == 3]
+            width += sum(experts * max(shape[1:]) for shape in own)
+        attention = 0
+        if self.model.config._attn_implementation == "eager":
+            attention = 3 * 4 * rows * (config.num_attention_heads or 1) * length**2
+        size = 4 if self.bf16 else self.dtype.itemsize
+        return rows * length * (width + 3 * hidden) * size + rows * length**2 * size + attention
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the hidden states."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    def peak_bytes(self, rows: int, length: int) -> dict[str, int]:
+        """The memory that each step of a pass takes: the embeddings, the largest layer, the head."""
+        rest, block = self.nbytes("rest"), rows * length * self.hidden_size * self.dtype.itemsize
+        largest = max(map(self.nbytes, range(len(self.layers))))
+        embedding = self.nbytes("embedding")
+        head = 0
+        if self.task.vocabulary:
+            classes = self.model.config.get_text_config().vocab_size
+            head = self.nbytes("head") + 3 * 4 * min(CHUNK, rows * length * classes)
+        return {
+            "the embeddings": rest + self.nbytes(0) + embedding + 3 * block,
+            "a layer": rest + largest + self.work_bytes(rows, length),
+            "the head": rest + head + 2 * block,
+        }
+
+    # ---- forward passes --------------------------------------------------------------------------------
+
+    def embed(self, features: Sequence[dict[str, Any]]) -> Tensor:
+        """The input of the first layer for a batch, (B, L, H). The embedding must be loaded."""
+        return self._captured(features, 0, {self.layers[0]: _first})
+
+    def layer(self, index: int, features: Sequence[dict[str, Any]], states: Tensor) -> Tensor:
+        """The output of a layer for its input, (B, L, H). The layer must be loaded."""
+        layer = self.layers[index]
+        own = layer.forward
+
+        def run(*args: Any, **kwargs: Any) -> Tensor:
+            args, kwargs = _with_first(args, kwargs, states.to(self.device))
+            return self._states(own(*args, **kwargs))
+
+        return self._captured(features, index, {layer: run, self.embedding: self._blank})
+
+    def _captured(
+        self, features: Sequence[dict[str, Any]], index: int, forwards: Mapping[nn.Module, Forward]
+    ) -> Tensor:
+        """What the forward function of a layer returns, after which the pass is stopped."""
+        captured: list[Tensor] = []
+
+        def stop(*args: Any, **kwargs: Any) -> None:
+            captured.append(forwards[self.layers[index]](*args, **kwargs))
+            raise _StoppedError
+
+        passed = dict.fromkeys(self.layers[:index], self._pass)
+        self._run(features, {**passed, **forwards, self.layers[index]: stop})
+        return captured[0]
+
+    def outputs(
+        self, features: Sequence[dict[str, Any]], states: Tensor
+    ) -> tuple[Signal | HiddenSignal, list[Tensor]]:
+        """The outputs for the output of the last layer, as `Task.forward_rows`. The head must be loaded."""
+        passed: dict[nn.Module, Forward] = dict.fromkeys(self.layers, self._pass)
+        passed[self.layers[-1]] = lambda *args, **kwargs: self._shaped(states.to(self.device))
+        result = self._run(features, {**passed, self.embedding: self._blank})
+        assert result is not None
+        return result
+
+    def _run(self, features: Sequence[dict[str, Any]], forwards: Mapping[nn.Module, Forward]) -> Any:
+        with _replaced(forwards), contextlib.suppress(_StoppedError):
+            return self.task.forward_rows(self.model, self.tokenizer, features, self.bf16, self.order)  # type: ignore[arg-type]
+
+    def _blank(self, ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.zeros(*ids.shape, self._width, dtype=self.dtype, device=self.device)
+
+    @property
+    def _width(self) -> int:
+        weight: Any = self.embedding.weight
+        return int(weight.shape[-1])
+
+    def _pass(self, *args: Any, **kwargs: Any) -> Any:
+        return self._shaped(_first(*args, **kwargs))
+
+    def _shaped(self, states: Tensor) -> Any:
+        return states if self.tuple_size is None else (states, *[None] * (self.tuple_size - 1))
+
+    def _states(self, output: Any) -> Tensor:
+        size = len(output) if isinstance(output, tuple) else None
+        if size != self.tuple_size:
+            raise self._refusal("its layers do not all return the same kind of output")
+        return output if size is None else output[0]
+
+    # ---- checks ----------------------------------------------------------------------------------------
+
+    def check(self, features: Sequence[dict[str, Any]]) -> None:
+        """Refuse an architecture that computes more than its layers one after the other. `rest` and the first layer must be loaded.
+
+        Args:
+            features: a few rows.
+
+        Raises:
+            ModelError
+        """
+        try:
+            first, second = (self._trace(features, seed) for seed in (0, 1))
+            if not all(_same(*pair) for pair in zip(first, second, strict=True)):
+                raise self._refusal("its layers are called with results of the embeddings or of other layers")
+            if self.task.vocabulary and self.head is not None:
+                self._check_head()
+        except KDError:
+            raise
+        except Exception as error:  # an architecture may raise anything if its layers do not compute
+            raise self._refusal(
+                f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            ) from error
+
+    def _trace(self, features: Sequence[dict[str, Any]], seed: int) -> list[Any]:
+        """What each layer is called with beside the hidden states, in a pass in which the first layer alone computes."""
+        own = self.layers[0].forward
+        calls: list[Any] = []
+        last: list[Any] = [None]
+
+        def record(index: int) -> Forward:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                states = _first(*args, **kwargs)
+                if index != len(calls) or (index and states is not last[0]):
+                    raise self._refusal("it computes between its layers, or runs them in another order")
+                calls.append(
+                    (args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"})
+                )
+                output = states
+                if index == 0:
+                    output = own(*args, **kwargs)
+                    self.tuple_size = len(output) if isinstance(output, tuple) else None
+                    output = self._states(output)
+                last[0] = output
+                if index == len(self.layers) - 1:
+                    raise _StoppedError
+                return self._shaped(output)
+
+            return forward
+
+        forwards = {layer: record(index) for index, layer in enumerate(self.layers)}
+        self._run(features, {**forwards, self.embedding: self._random(seed)})
+        if len(calls) != len(self.layers):
+            raise self._refusal("it does not run all of its layers")
+        return calls
+
+    def _random(self, seed: int) -> Forward:
+        """Embeddings that depend on the token alone."""
+
+        def forward(ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            rows = {}
+            for token in set(ids.flatten().tolist()):
+                generator = torch.Generator().manual_seed(1 + token + 2**32 * seed)
+                rows[token] = torch.randn(self._width, generator=generator)
+            table = torch.stack([rows[token] for token in ids.flatten().tolist()])
+            return table.reshape(*ids.shape, -1).to(self.device, self.dtype)
+
+        return forward
+
+    def _check_head(self) -> None:
+        """Run what the task checks of a loaded model, with the first layer and some rows of the head."""
+        assert self.head is not None
+        whole, bias = self.head.weight, getattr(self.head, "bias", None)
+        self.head.weight = nn.Parameter(self._head_rows(), requires_grad=False)
+        if bias is not None:
+            self.head.bias = nn.Parameter(
+                torch.zeros(PROBED, dtype=self.dtype, device=self.device), requires_grad=False
+            )
+        passed: dict[nn.Module, Forward] = dict.fromkeys(self.layers[1:], self._pass)
+        try:
+            with _replaced({**passed, self.embedding: self._random(0)}):
+                self.task.check_loaded(self.model)
+        finally:
+            self.head.weight = whole
+            if bias is not None:
+                self.head.bias = bias
+
+    def _head_rows(self) -> Tensor:
+        """The first rows of the output head."""
+        part = self._source("head")
+        tensor = max(self.tensors[part].values(), key=lambda each: each.nbytes)
+        rows = tensor.read(PROBED).to(self.device, self.dtype)
+        self.bytes_read += rows.numel() * tensor.dtype.itemsize
+        return rows
+
+    def _refusal(self, reason: str) -> ModelError:
+        return ModelError(
+            f"{self.name} ({type(self.model).__name__}) cannot be run layer by layer: {reason}; {REMEDY}"
+        )
+
+
+def find_layers(model: PreTrainedModel, name: str) -> tuple[str, nn.ModuleList]:
+    """The list of a model's layers, and its name in the model.
+
+    Raises:
+        ModelError: it has none, or several.
+    """
+    config = model.config.get_text_config()
+    kind = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"{name} ({kind}) is an encoder-decoder, and cannot be run layer by layer; {REMEDY}")
+    lists = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == getattr(config, "num_hidden_layers", None)
+    ]
+    outer = [
+        (path, module)
+        for path, module in lists
+        if not any(path.startswith(f"{other}.") for other, _ in lists)
+    ]
+    if len(outer) != 1 or len(set(map(id, outer[0][1]))) != len(outer[0][1]):
+        raise ModelError(
+            f"{name} ({kind}) has no list of its layers, and cannot be run layer by layer; {REMEDY}"
+        )
+    return outer[0]
+
+
+def _unload(module: nn.Module | None) -> None:
+    for part in () if module is None else module.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None and weight.device.type != "meta":
+                empty = torch.empty_like(weight, device="meta")
+                part._parameters[name] = nn.Parameter(empty, requires_grad=False)
+
+
+def _first(*args: Any, **kwargs: Any) -> Tensor:
+    """The hidden states among the arguments of a layer."""
+    states: Tensor = args[0] if args else kwargs["hidden_states"]
+    return states
+
+
+def _with_first(
+    args: tuple[Any, ...], kwargs: dict[str, Any], states: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a layer with other hidden states."""
+    return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether the arguments of two calls are equal. Objects of other kinds (caches) are not compared."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return type(one) is type(other)
+
+
+@contextlib.contextmanager
+def _replaced(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
+    """A context in which modules have other forward functions."""
+    for module, forward in forwards.items():
+        vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        for module in forwards:
+            vars(module).pop("forward", None)

@@ -1,0 +1,269 @@
+"""A teacher that does not fit into memory: all rows go through one layer, then through the next."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from torch import Tensor
+
+from kdcli.errors import ConfigError, StorageError
+from kdcli.files import digest
+from kdcli.models.checkpoint import (
+    Checkpoint,
+    fast_bf16,
+    label_order,
+    load_config,
+    load_tokenizer,
+    require_complete,
+)
+from kdcli.models.layerwise import Layerwise, Part
+from kdcli.models.spill import UNKNOWN, Spill
+from kdcli.models.vocabulary import count_ids, target_vocabulary
+from kdcli.numbers import format_bytes
+from kdcli.signals import AnySignal
+from kdcli.tasks.base import Task, batch_rows
+from kdcli.teachers.base import Compress, Teacher, identity
+from kdcli.teachers.local import split_rows
+
+logger = logging.getLogger(__name__)
+CHECKED_ROWS = 2
+"""Rows of the first block with which the architecture is checked."""
+Progress = Callable[[int, int, str], None]
+"""Called with the steps that are done, the number of all steps, and a note."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one batch.
+
+    Attributes:
+        name: a hash of the tokens.
+        rows: their indices in their group.
+        length: tokens of the longest row.
+    """
+
+    name: str
+    group: int
+    rows: np.ndarray
+    features: Sequence[dict[str, Any]]
+    length: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a pass takes.
+
+    Attributes:
+        weights: bytes of the weights that are read.
+        scratch: bytes of hidden states on disk, at most.
+        memory: bytes of each step of the pass, by its name.
+        tokens: with padding.
+        blocks: their number.
+    """
+
+    weights: int
+    scratch: int
+    memory: Mapping[str, int]
+    tokens: int
+    blocks: int
+
+
+class StreamedTeacher(Teacher):
+    """The outputs of `LocalTeacher`, bit by bit, from a checkpoint of which one layer at a time is in memory.
+
+    The rows are batched as `LocalTeacher` does. All batches go through a layer before the next one is read; between two layers their hidden
+    states lie on disk. A process that was killed continues with the block and the layer that it was at.
+
+    Args:
+        batch_size: rows in one forward pass.
+        folder: for the hidden states; it belongs to this process, teacher, task, maximum length and batch size. It is removed when all is done.
+        memory_bound: bytes that the pass may take beyond what the process has before.
+    """
+
+    def __init__(self, batch_size: int, folder: Path, memory_bound: float):
+        self.batch_size, self.folder, self.memory_bound = batch_size, folder, memory_bound
+
+    def open(self, source: Checkpoint, task: Task, max_length: int, precision: str) -> None:
+        """Build the model without its weights.
+
+        Raises:
+            ModelError, TeacherError: as for `LocalTeacher`; or the architecture cannot be run layer by layer.
+        """
+        require_complete(source, task)
+        order = label_order(load_config(source), task.labels, source.name) if task.labels else None
+        bf16 = source.dtype == "fp32" and fast_bf16(precision)
+        self.model = Layerwise(source, task, bf16, order)
+        self.tokenizer = load_tokenizer(source, self.model.model)
+        self.model.tokenizer = self.tokenizer
+        self.classes = len(task.labels) or count_ids(target_vocabulary(self.tokenizer))
+        self.task, self.max_length = task, max_length
+
+    def truncate_vocabulary(self, classes: int) -> None:
+        """As `LocalTeacher`."""
+        self.classes = min(self.classes, classes)
+
+    def outputs(
+        self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
+    ) -> list[AnySignal]:
+        """One pass for these rows alone."""
+        return next(iter(list(self.stream([examples], compress))))
+
+    def work(self, sizes: Sequence[tuple[int, int]]) -> Work:
+        """What a pass takes.
+
+        Args:
+            sizes: the rows of each block, and the tokens of its longest row.
+        """
+        model = self.model
+        width = model.hidden_size * (4 if model.bf16 else model.dtype.itemsize)
+        tokens = [rows * length for rows, length in sizes]
+        peaks = [model.peak_bytes(rows, length) for rows, length in set(sizes)]
+        memory = {step: max(peak[step] for peak in peaks) for step in peaks[0]} if peaks else {"": 0}
+        scratch = (sum(tokens) + max(tokens, default=0)) * width
+        return Work(model.total_bytes, scratch, memory, sum(tokens), len(sizes))
+
+    def require(self, work: Work) -> None:
+        """Refuse a pass that takes more memory than its bound, or more disk than there is.
+
+        Raises:
+            ConfigError
+        """
+        step, most = max(work.memory.items(), key=lambda each: each[1])
+        if most > self.memory_bound:
+            raise ConfigError(
+                f"teacher.memory_bound = {format_bytes(int(self.memory_bound))}: {step} takes up to {format_bytes(most)} with "
+                f"{self.batch_size} rows in a block; raise it to {format_bytes(most)}"
+                + (
+                    f", or lower teacher.batch_size = {self.batch_size} (another batch size makes other stored outputs)"
+                    if step == "a layer"
+                    else ""
+                )
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free + Spill(self.folder).nbytes
+        if free < work.scratch:
+            raise ConfigError(
+                f"teacher.placement=streamed needs {format_bytes(work.scratch)} of scratch space in {self.folder} for hidden states, and "
+                f"{format_bytes(free)} are free; free some, or set KDCLI_CACHE_DIR to a larger disk"
+            )
+
+    def remove_if_empty(self) -> None:
+        """Remove the folder of hidden states, if it holds none."""
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+            self.folder.parent.rmdir()
+
+    def stream(
+        self,
+        groups: Sequence[Sequence[Mapping[str, Any]]],
+        compress: Compress = identity,
+        progress: Progress = lambda done, total, note: None,
+        announce: Callable[[Work], None] = lambda work: None,
+    ) -> Iterator[list[AnySignal]]:
+        """The outputs for each row of each group. A group is batched by itself, as a call of `outputs` would.
+
+        Args:
+            announce: called with what the pass takes, before it begins.
+
+        Raises:
+            ConfigError: the pass takes more than its bounds.
+            ModelError: the architecture cannot be run layer by layer.
+            StorageError: hidden states on the disk are damaged.
+        """
+        blocks = self._blocks(groups)
+        work = self.work([(len(block.rows), block.length) for block in blocks])
+        self.require(work)
+        announce(work)
+        spill = Spill(self.folder)
+        steps = _Steps(progress, len(blocks) * (len(self.model.layers) + 2), self.model)
+        self._advance(blocks, spill, steps)
+        self.model.load("head")
+        for group, rows in enumerate(groups):
+            by_row: dict[int, AnySignal] = {}
+            for block in blocks:
+                if block.group == group:
+                    by_row |= self._outputs(block, spill, compress)
+                    steps.add("the head", 1)
+            yield [by_row[row] for row in range(len(rows))]
+        self.model.unload("head")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other processes have theirs
+            self.folder.parent.rmdir()
+
+    def _outputs(self, block: Block, spill: Spill, compress: Compress) -> dict[int, AnySignal]:
+        states = spill.read(block.name)
+        if states is None:
+            raise StorageError(
+                f"hidden states in {self.folder} are damaged: is the disk failing? Start the same command again: they are computed again"
+            )
+        signal, labels = self.model.outputs(block.features, states)
+        return split_rows(block.rows, compress(signal.first(self.classes)), labels)
+
+    def _advance(self, blocks: Sequence[Block], spill: Spill, steps: _Steps) -> None:
+        """Take all blocks through all layers; those that a killed process stored continue where they were."""
+        model, count = self.model, len(self.model.layers)
+        model.load("rest")
+        model.load(0)
+        if blocks:
+            model.check(blocks[0].features[:CHECKED_ROWS])
+        loaded: Part = 0
+        for block in blocks:
+            steps.add("", spill.depth(block.name) - UNKNOWN)
+        while (depth := min((spill.depth(block.name) for block in blocks), default=count)) < count:
+            part: Part = "embedding" if depth == UNKNOWN else depth
+            if part != loaded:
+                if part != "embedding":
+                    model.unload(loaded)
+                    loaded = part
+                model.load(part)
+            for block in blocks:
+                if spill.depth(block.name) != depth:
+                    continue
+                states = self._step(block, depth, spill)
+                if states is not None:
+                    spill.write(block.name, depth + 1, states)
+                    steps.add("embeddings" if depth == UNKNOWN else f"layer {depth + 1}/{count}", 1)
+            if part == "embedding":
+                model.unload(part)
+        model.unload(loaded)
+
+    def _step(self, block: Block, depth: int, spill: Spill) -> Tensor | None:
+        """The hidden states of a block after a further layer; None: those before it are damaged."""
+        if depth == UNKNOWN:
+            return self.model.embed(block.features)
+        states = spill.read(block.name)
+        return None if states is None else self.model.layer(depth, block.features, states)
+
+    def _blocks(self, groups: Sequence[Sequence[Mapping[str, Any]]]) -> list[Block]:
+        blocks = []
+        for group, examples in enumerate(groups):
+            table = datasets.Dataset.from_list(list(examples))
+            encoded = self.task.encode(self.tokenizer, table, self.max_length)
+            for rows in batch_rows(encoded, self.batch_size):
+                features = [encoded[int(row)] for row in rows]
+                tokens = [[np.asarray(value).tolist() for value in row.values()] for row in features]
+                name = digest([examples[int(row)]["id"] for row in rows], tokens)[:32]
+                blocks.append(Block(name, group, rows, features, int(encoded.lengths[rows].max())))
+        return blocks
+
+
+class _Steps:
+    """Counts blocks and layers."""
+
+    def __init__(self, progress: Progress, total: int, model: Layerwise):
+        self.progress, self.total, self.model, self.done = progress, total, model, 0
+
+    def add(self, name: str, count: int) -> None:
+        """Report further steps."""
+        self.done += count
+        read, all_bytes = format_bytes(self.model.bytes_read), format_bytes(self.model.total_bytes)
+        note = ", ".join(filter(None, [name, f"{read} of {all_bytes} of weights read"]))
+        self.progress(self.done, self.total, note)

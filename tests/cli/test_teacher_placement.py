@@ -1,0 +1,113 @@
+"""Where a teacher's weights are and in which precision, through the real command."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support.commands import ColdCache, read, refusal, require_words, runner, same_weights, weights
+from support.tiny import language_model_options, speaker, talk
+
+from kdcli.measure import memory
+from kdcli.pipeline import placement
+
+Distil = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return speaker(tmp_path_factory.mktemp("models") / "speaker", steps=40)
+
+
+@pytest.fixture
+def options(talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Overrides of a language model's run that measures nothing."""
+    monkeypatch.chdir(tmp_path)
+    data = talk(tmp_path, "pairs", 60)
+    return [*language_model_options(talker), *data, "measure=null", "control=false", "smoke=true"]
+
+
+def stored(cache: Path) -> dict[str, int]:
+    """The stored outputs, and when they were written."""
+    return {path.name: path.stat().st_mtime_ns for path in cache.glob("teacher_outputs/*/*.safetensors")}
+
+
+def test_a_streamed_run_is_the_resident_run_and_shares_its_store(
+    options: list[str], tmp_path: Path, cold_cache: ColdCache, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Other soft targets than those of the whole teacher, or a store that only a streamed run reads: the night would be paid twice."""
+    run = runner(tmp_path, lambda *more: [*options, *more])
+    cache = cold_cache("one")
+    streamed = run("streamed", "teacher.placement=streamed", "teacher.memory_bound=400MB")
+    require_words(capfd.readouterr().err, "layer by layer", "scratch space")
+    files = stored(cache)
+    assert files
+    assert not list(cache.glob("streamed/*partial*"))
+    run("after", "teacher.placement=resident")
+    assert stored(cache) == files
+    cold_cache("other")
+    resident = run("resident", "teacher.placement=resident")
+    assert same_weights(streamed, resident)
+    reports = [read(folder / "report.json") for folder in (streamed, resident)]
+    agreement = [report["verdict"]["kl_to_teacher"] for report in reports]
+    assert agreement[0] == agreement[1]
+    assert reports[0]["models"]["teacher"]["latency_ms"] == dict.fromkeys(("p50", "p95", "p99"))
+
+
+def test_auto_streams_a_teacher_that_does_not_fit_and_says_so(
+    distil: Distil, cold_cache: ColdCache, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The process would be killed without a message, or stream without being asked to."""
+    cold_cache()
+    monkeypatch.setattr(placement, "free_memory", lambda: 1000)
+    run = distil("auto", "teacher.memory_bound=400MB", "student.embeddings=random", "control=false")
+    require_words(capfd.readouterr().err, "does not fit", "teacher.placement=streamed", "1.0 kB")
+    assert read(run / "report.json")["models"]["teacher"]["score"] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["teacher.cache=false"], ["teacher.cache=true"]),
+        (["teacher.tune=true"], ["teacher.tune=false", "fine-tuned"]),
+        (["rollout=student"], ["rollout.source=student", "rollout=dataset"]),
+        (["teacher.memory_bound=1MB"], ["teacher.memory_bound", "1.0 MB", "raise it"]),
+        (["teacher.memory_bound=lots"], ["teacher.memory_bound", "2GB"]),
+    ],
+)
+def test_what_a_streamed_teacher_cannot_do_is_refused(
+    overrides: list[str], words: list[str], options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run would load the whole teacher in spite of the key, or fail after hours."""
+    message = refusal(capsys, "distill", [*options, "teacher.placement=streamed", *overrides])
+    require_words(message, *words)
+
+
+def test_a_student_that_is_cut_from_a_teacher_that_does_not_fit_is_refused(
+    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its initialisation would load the whole teacher after the pass."""
+    monkeypatch.setattr(placement, "free_memory", lambda: 1000)
+    message = refusal(capsys, "distill", [*options, "teacher.placement=streamed"])
+    require_words(message, "student.path", "student=tiny")
+
+
+def test_dtypes_are_those_of_the_config_and_recorded(
+    options: list[str], tmp_path: Path, cold_cache: ColdCache
+) -> None:
+    """A student that is trained in another precision than its config says; a run whose precision nobody can tell later."""
+    cold_cache()
+    run = runner(tmp_path, lambda *more: [*options, *more])
+    half = run("half", "teacher.dtype=bf16", "student.dtype=bf16")
+    assert read(half / "env.json")["dtypes"] == {"teacher": "bf16", "student": "bf16"}
+    assert {weight.dtype for weight in weights(half).values()} == {torch.bfloat16}
+    assert re.search('"log_prob": -[0-9.]+', (half / "report.json").read_text())
+
+
+def test_free_memory_is_less_than_all_memory() -> None:
+    """A wrong unit would stream every teacher, or none."""
+    free = memory.free_memory()
+    assert free is None or 2**20 < free < 2**50
