@@ -22,7 +22,7 @@ from typing import Any
 
 THREADS, LENGTH, TOP_K = 2, 256, 64
 SMALL_ROWS, SMALL_BATCH = 200, 4
-LARGE_BATCH = 64
+LARGE_ROWS, LARGE_BATCH = 64, 64
 VOCABULARY = 128_256
 
 
@@ -34,15 +34,14 @@ def smollm2(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = _child("find")["path"]
         weights = sum(file.stat().st_size for file in Path(source).glob("*.safetensors"))
+        rows = arguments.rows or SMALL_ROWS
         bound = arguments.bound or 0.6 * weights
         runs = {}
         for kind in ("resident", "streamed"):
-            runs[kind] = _child("store", kind, source, folder, SMALL_ROWS, SMALL_BATCH, bound, "fp32")
+            runs[kind] = _child("store", kind, source, folder, rows, SMALL_BATCH, bound, "fp32")
         same = runs["resident"]["checksums"] == runs["streamed"]["checksums"]
         ratio = runs["streamed"]["seconds"] / runs["resident"]["seconds"]
-        print(
-            f"streamed: SmolLM2-135M, {SMALL_ROWS} rows of {LENGTH} tokens: the same store: {same} (aim: True)"
-        )
+        print(f"streamed: SmolLM2-135M, {rows} rows of {LENGTH} tokens: the same store: {same} (aim: True)")
         print(f"streamed: time / that of the whole model: {ratio:.2f} (aim: at most 1.3)")
         for kind, run in runs.items():
             print(
@@ -54,6 +53,7 @@ def smollm2(arguments: argparse.Namespace) -> None:
 
 def large(arguments: argparse.Namespace) -> None:
     """A random Llama, larger than the bound."""
+    rows = arguments.rows or LARGE_ROWS
     with tempfile.TemporaryDirectory() as folder:
         made = _child("make", folder, arguments.hidden, arguments.layers)
         run = _child(
@@ -61,13 +61,13 @@ def large(arguments: argparse.Namespace) -> None:
             "streamed",
             made["path"],
             folder,
-            arguments.rows,
+            rows,
             LARGE_BATCH,
             arguments.bound or 2e9,
             "bf16",
         )
         print(
-            f"streamed: Llama of {made['parameters'] / 1e9:.2f} billion parameters, {made['bytes'] / 1e9:.2f} GB, {arguments.rows} rows of {LENGTH} "
+            f"streamed: Llama of {made['parameters'] / 1e9:.2f} billion parameters, {made['bytes'] / 1e9:.2f} GB, {rows} rows of {LENGTH} "
             f"tokens: {run['seconds']:.0f} s, {run['memory'] / 1e9:.2f} GB beyond the process before, {run['peak'] / 1e9:.2f} GB with it "
             "(aim: at most 2.0 GB)"
         )
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=["smollm2", "large", []])
     parser.add_argument("--hidden", type=int, default=3072)
     parser.add_argument("--layers", type=int, default=25)
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--bound", type=float, default=0.0)
     arguments = parser.parse_args()
     for part in arguments.parts or ["smollm2", "large"]:

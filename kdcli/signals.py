@@ -262,6 +262,8 @@ def _moved(matched: Tensor | None, where: torch.device) -> Tensor | None:
 
 CHUNK = 2**24
 """The number of logits that are in memory at once: 64 MB in fp32."""
+FINE = 2**21
+"""The number of logits that are normalised at once where memory is scarce."""
 FLOOR = -25.0
 """The logarithm of a mass of zero, so that 0 · log 0 is 0."""
 AnySignal = Signal | HiddenSignal | TopKSignal
@@ -275,17 +277,26 @@ def chunks(positions: int, classes: int) -> Iterator[slice]:
 
 
 def top_k(signal: Signal | HiddenSignal, k: int, temperature: float) -> TopKSignal:
-    """The k most likely classes of each position and the mass of the rest, from a few hundred rows of logits at a time."""
+    """The k most likely classes of each position and the mass of the rest, from a few hundred rows of logits at a time, of which a few are
+    normalised at once."""
     k = min(k, signal.classes)
+    size = max(16, FINE // signal.classes)
     parts = []
     for at in chunks(len(signal), signal.classes):
-        log_p = signal.rows(at).logits.float().log_softmax(-1)
-        top, indices = log_p.topk(k, dim=-1)
-        rest = log_p.mul_(1 / temperature).scatter_(-1, indices, -torch.inf)
-        total = torch.logaddexp(rest.logsumexp(-1), (top / temperature).logsumexp(-1))
-        parts.append((indices, top, (rest.logsumexp(-1) - total).clamp(min=FLOOR)))
+        logits = signal.rows(at).logits.float()
+        for start in range(0, max(1, len(logits)), size):
+            parts.append(_top_of(logits[start : start + size], k, temperature))
+        del logits  # before the next ones are computed
     indices, log_p, log_rest = (torch.cat(column) for column in zip(*parts, strict=True))
     return TopKSignal(indices, log_p, log_rest, temperature, signal.classes)
+
+
+def _top_of(logits: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    log_p = logits.log_softmax(-1)
+    top, indices = log_p.topk(k, dim=-1)
+    rest = log_p.mul_(1 / temperature).scatter_(-1, indices, -torch.inf)
+    total = torch.logaddexp(rest.logsumexp(-1), (top / temperature).logsumexp(-1))
+    return indices, top, (rest.logsumexp(-1) - total).clamp(min=FLOOR)
 
 
 def concatenate(signals: Sequence[AnySignal]) -> AnySignal:

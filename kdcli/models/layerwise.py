@@ -19,7 +19,7 @@ from kdcli.errors import KDError, ModelError
 from kdcli.models.checkpoint import Checkpoint, load_config
 from kdcli.models.dtypes import TORCH
 from kdcli.models.weights import StoredTensor, stored_tensors
-from kdcli.signals import CHUNK, HiddenSignal, Signal
+from kdcli.signals import CHUNK, FINE, HiddenSignal, Signal
 from kdcli.tasks.base import Task
 
 Part = int | Literal["embedding", "head", "rest"]
@@ -208,7 +208,9 @@ class Layerwise:
         head = 0
         if self.task.vocabulary:
             classes = self.model.config.get_text_config().vocab_size
-            head = self.nbytes("head") + 3 * 4 * min(CHUNK, rows * length * classes)
+            head = self.nbytes("head") + 4 * (
+                min(CHUNK, rows * length * classes) + 3 * max(FINE, 16 * classes)
+            )
         return {
             "the embeddings": rest + self.nbytes(0) + embedding + 3 * block,
             "a layer": rest + largest + self.work_bytes(rows, length),

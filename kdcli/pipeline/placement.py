@@ -47,7 +47,7 @@ def is_streamed(run: Run) -> bool:
     if run.remote is not None or placement == "resident" or is_assistant:
         return False
     needed = sum(weight_count(source.path) * TORCH[source.dtype].itemsize for source in run.sources)
-    free = free_memory()
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free_memory()
     fits = free is None or needed * MARGIN <= free
     if placement == "auto" and fits:
         return False

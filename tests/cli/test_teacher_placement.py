@@ -72,7 +72,7 @@ def test_auto_streams_a_teacher_that_does_not_fit_and_says_so(
     ("overrides", "words"),
     [
         (["teacher.cache=false"], ["teacher.cache=true"]),
-        (["teacher.tune=true"], ["teacher.tune=false", "fine-tuned"]),
+        (["teacher.tune=true", "teacher.trainer.batch_size=8"], ["teacher.tune=false", "fine-tuned"]),
         (["rollout=student"], ["rollout.source=student", "rollout=dataset"]),
         (["teacher.memory_bound=1MB"], ["teacher.memory_bound", "1.0 MB", "raise it"]),
         (["teacher.memory_bound=lots"], ["teacher.memory_bound", "2GB"]),

@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save_file
 from support.commands import naming
 from torch import Tensor
 
+from kdcli import signals
 from kdcli.files import digest
 from kdcli.losses.base import Divergence
 from kdcli.losses.forward_kl import ForwardKL
 from kdcli.losses.jsd import JSD
 from kdcli.losses.reverse_kl import ReverseKL
 from kdcli.losses.tvd import TVD
-from kdcli.signals import AnySignal, Head, HiddenSignal, Signal, TopKSignal, chunks
+from kdcli.signals import AnySignal, Head, HiddenSignal, Signal, TopKSignal, chunks, top_k
 from kdcli.teachers import cached
 from kdcli.teachers.base import Compress, Teacher, identity
 from kdcli.teachers.cached import CachedTeacher
@@ -410,3 +411,14 @@ def test_chunks_of_the_store_are_the_whole(tmp_path: Path, monkeypatch: pytest.M
     assert torch.equal(whole.indices, parts.indices)
     assert torch.allclose(whole.log_p, parts.log_p, atol=5e-3)
     assert torch.allclose(whole.log_rest, parts.log_rest, atol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [50, 3000])
+def test_the_top_k_of_a_few_positions_at_a_time_has_the_same_bits(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stored outputs would depend on how much memory there is for the head."""
+    signal = speech(classes, positions=70)(3)
+    whole = top_k(signal, 8, 2.0)
+    monkeypatch.setattr(signals, "FINE", 1)
+    assert same(top_k(signal, 8, 2.0), whole)
