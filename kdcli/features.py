@@ -29,7 +29,7 @@ CROSS = ("cross", "encoder_attn", "EncDecAttention")
 def capture_features(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], parts: frozenset[Part]
 ) -> Iterator[Callable[[], Features | None]]:
-    """A context in which a forward pass of the model captures its features; the yielded function returns them.
+    """A context in which a forward pass of the model captures its features; the yielded function returns them, of a model in bf16 or fp16 in fp32.
 
     Args:
         inputs: the inputs of the forward pass, (B, L), which mark the padding.
@@ -111,7 +111,8 @@ def _features(
     tokens, pairs = _mask(inputs)
     if any(getattr(module, "is_causal", False) for module in model.modules()):
         pairs = pairs.tril()
-    return Features(tokens, pairs, **captured)
+    features = Features(tokens, pairs, **captured)
+    return features if model.dtype == torch.float32 else features.float()
 
 
 def _mask(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

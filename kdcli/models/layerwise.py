@@ -354,7 +354,7 @@ class Layerwise:
     def _check_head(self) -> None:
         """Run what the task checks of a loaded model, with the first layer and some rows of the head."""
         assert self.head is not None
-        whole, bias = self.head.weight, getattr(self.head, "bias", None)
+        weight, bias = self.head.weight, getattr(self.head, "bias", None)
         self.head.weight = nn.Parameter(self._head_rows(), requires_grad=False)
         if bias is not None:
             self.head.bias = nn.Parameter(
@@ -365,7 +365,7 @@ class Layerwise:
             with _replaced({**passed, self.embedding: self._random(0)}):
                 self.task.check_loaded(self.model)
         finally:
-            self.head.weight = whole
+            self.head.weight = weight
             if bias is not None:
                 self.head.bias = bias
 

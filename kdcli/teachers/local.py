@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -73,8 +72,6 @@ class LocalTeacher(Teacher):
         )
         features = [encoded[row] for row in range(len(encoded))]
         signal, _ = self.task.forward_rows(self.model, self.tokenizer, features, self.bf16, self.order, parts)
-        if signal.features is not None and self.model.dtype != torch.float32:
-            signal = replace(signal, features=signal.features.float())
         return signal.first(self.classes)
 
     def write(self, examples: Sequence[Mapping[str, Any]], rollout: Rollout, seed: int) -> list[str | None]:

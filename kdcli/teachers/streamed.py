@@ -202,7 +202,7 @@ class StreamedTeacher(Teacher):
         states = spill.read(block.name)
         if states is None:
             raise StorageError(
-                f"hidden states in {self.folder} are damaged: is the disk failing? Start the same command again: they are computed again"
+                f"hidden states in {self.folder} are damaged: is the disk failing? They were removed; run the same command again, which computes them"
             )
         signal, labels = self.model.outputs(block.features, states)
         return split_rows(block.rows, compress(signal.first(self.classes)), labels)

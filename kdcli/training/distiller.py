@@ -100,10 +100,7 @@ class Distiller(nn.Module):
         has_features = teacher is not None and teacher.features is not None
         with capture_features(self.student, inputs, self.parts if has_features else frozenset()) as features:
             student = self.task.signal(self.student, inputs, pick)
-            captured = features()
-            if captured is not None and self.student.dtype != torch.float32:
-                captured = captured.float()
-            student = replace(student, features=captured)
+            student = replace(student, features=features())
         shared = teacher is not None and teacher.matched is None
         if teacher is not None and shared:  # drop the rows of the embeddings that have no token
             student = student.first(teacher.classes)

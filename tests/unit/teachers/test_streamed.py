@@ -118,7 +118,7 @@ SENTENCES = datasets.Dataset.from_list(
 
 def resident(source: Checkpoint, task: Task, batch_size: int = 4) -> LocalTeacher:
     teacher = LocalTeacher(batch_size)
-    teacher.open(source, task, 32, "auto")
+    teacher.open(source, task, 60, "auto")
     return teacher
 
 
@@ -126,7 +126,7 @@ def streamed(
     source: Checkpoint, task: Task, folder: Path, bound: float = 1e9, batch_size: int = 4
 ) -> StreamedTeacher:
     teacher = StreamedTeacher(batch_size, folder, bound)
-    teacher.open(source, task, 32, "auto")
+    teacher.open(source, task, 60, "auto")
     return teacher
 
 
@@ -185,7 +185,7 @@ def test_autocast_is_that_of_the_whole_model(tmp_path: Path) -> None:
     source, files = decoder(tmp_path / "model", "llama"), []
     for name in ("resident", "streamed"):
         teacher: Teacher = LocalTeacher(4) if name == "resident" else StreamedTeacher(4, tmp_path / "s", 1e9)
-        teacher.open(source, CausalLM(), 32, "bf16")
+        teacher.open(source, CausalLM(), 60, "bf16")
         files.append(fill(teacher, tmp_path / name, LANGUAGE))
     assert files[0] == files[1]
 
