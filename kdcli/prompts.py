@@ -20,6 +20,13 @@ def appended(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The ids of the special tokens that a tokenizer puts before a text, and behind it."""
+    ids, bare = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
+    end = len(ids) - appended(tokenizer)
+    return ids[: end - len(bare)], ids[end:]
+
+
 def tokenize_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], special: bool
 ) -> list[list[int]]:
@@ -40,10 +47,9 @@ def append_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
     from tokenizers import processors
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or not (behind := appended(tokenizer)):
+    before, behind = special_tokens(tokenizer)
+    if backend is None or not behind:
         return
-    ids, bare = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
-    before = ids[: len(ids) - behind - len(bare)]
     names = tokenizer.convert_ids_to_tokens(before)
     special = list(zip(names, before, strict=True))
     template: Any = processors.TemplateProcessing(

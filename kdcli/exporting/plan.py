@@ -21,9 +21,9 @@ from kdcli.errors import ConfigError, DataError, ModelError
 from kdcli.evaluation.models import recorded_readings
 from kdcli.evaluation.predict import require_trained
 from kdcli.evaluation.results import Report, read_report
-from kdcli.exporting.targets.base import Target, require_fast_tokenizer, require_task
+from kdcli.exporting.targets.base import Target, require_fast_tokenizer, require_task, require_writable
 from kdcli.files import named_path, user_path
-from kdcli.models.checkpoint import Checkpoint
+from kdcli.models.checkpoint import Checkpoint, load_config
 from kdcli.rundir import REPORT, UNQUANTIZED, saved_config, unanswered
 from kdcli.tasks import task_class, task_of
 from kdcli.tasks.base import Task
@@ -105,9 +105,10 @@ def plan_export(cfg: Export, hardware: str) -> ExportPlan:
     moved = cfg.dataset.model_dump(exclude_none=True)
     dataset, quantization = check(Dataset, saved["dataset"] | moved), saved["student"].get("quantization")
     target: Target = build(cfg.hardware, Target)
+    auto = task_class(dataset.kind).auto
     require_task(target, hardware, task_class(dataset.kind), dataset.kind)
     is_fast = (run / "student" / "tokenizer.json").is_file()
-    require_fast_tokenizer(target, hardware, task_class(dataset.kind).auto, is_fast, is_chosen=True)
+    require_fast_tokenizer(target, hardware, auto, is_fast, is_chosen=True)
     if target.shows and not (run / TEACHER_PREDICTIONS).is_file():
         raise ModelError(
             f"hardware={hardware} shows the teacher's predictions, and {run / TEACHER_PREDICTIONS} is gone; remove {run / REPORT}, and the same "
@@ -125,6 +126,7 @@ def plan_export(cfg: Export, hardware: str) -> ExportPlan:
     )
     for source in [student] if quantization is None else [student, unrounded]:
         require_trained(source, run)
+    require_writable(target, hardware, auto, load_config(student), is_chosen=True)
     settings = cfg.measure.settings
     own = {
         key: getattr(cfg.hardware, key) or settings[key]

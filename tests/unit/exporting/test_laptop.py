@@ -18,6 +18,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from safetensors.numpy import load_file
 from support.commands import naming
 from support.tiny import decoder, full_disk, speller
+from tokenizers import processors
 
 from kdcli.errors import ConfigError, ExportError, StorageError
 from kdcli.exporting.artifacts import counted_rows, reproduced_share
@@ -31,6 +32,7 @@ from kdcli.hub import locate_package
 from kdcli.measure.models import measure
 from kdcli.measure.spec import MeasureSpec
 from kdcli.models.gguf import DIGITS, convert
+from kdcli.prompts import tokenize_prompts
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
 from kdcli.tasks.encoded import Encoded
@@ -216,6 +218,87 @@ def test_a_full_disk_is_told(student: Path, tmp_path: Path) -> None:
     with full_disk(20_000), pytest.raises(StorageError, match=naming(str(tmp_path))):
         Laptop(ALL).export(student, tmp_path, model, [], 64)
     assert [path.name for path in tmp_path.iterdir()] in ([], ["model.f16.gguf"])
+
+
+START, END, OTHER = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+TURNS = "{% for turn in messages %}{{ '<repo_name>' + turn['content'] + '<|im_end|>' }}{% endfor %}{{ '<file_sep>' }}"
+"""A chat template that renders no start token."""
+SPECIAL = {
+    "start and end": (f"{START} $A {END}", None),
+    "a start that is not bos_token": (f"{OTHER} $A {END}", None),
+    "a start, conversations without it": (f"{START} $A {END}", TURNS),
+    "a start, conversations with it": (f"{START} $A {END}", f"{START}{TURNS}"),
+}
+
+
+def around(single: str, template: str | None) -> transformers.PreTrainedTokenizerBase:
+    """SmolLM2's tokenizer with other special tokens around a text."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(convert(locate_package(PACKAGED)))
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in single.split() if token != "$A"]
+    inner = processors.TemplateProcessing(single=single, pair=f"{single} $B", special_tokens=special)
+    steps = [processors.ByteLevel(trim_offsets=False), inner]
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence(steps)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def pieces(folder: Path) -> transformers.PreTrainedTokenizerBase:
+    """A tokenizer as Llama 2's, which adds both tokens (add_eos_token)."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"afilm,nd"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    transformers.LlamaTokenizer(vocab=vocabulary, merges=[], add_eos_token=True).save_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", [*SPECIAL, "add_eos_token of Llama 2"])
+def test_a_prompt_has_the_special_tokens_of_the_student_s(name: str, tmp_path: Path) -> None:
+    """llama.cpp continues an end token, two start tokens, or none where the student has one; a family that its converter knows is refused
+    for its special tokens."""
+    is_llama = name not in SPECIAL
+    tokenizer = pieces(tmp_path) if is_llama else around(*SPECIAL[name])
+    task, model = CausalLM(), decoder(tokenizer, hidden=64, seed=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 3  # so that a text depends on its prompt
+    model.generation_config.eos_token_id = None
+    turns = [{"role": "user", "content": "a film, and"}]
+    chat = bool(tokenizer.chat_template)
+    ids = (
+        tokenizer.apply_chat_template(turns)["input_ids"]
+        if chat
+        else tokenize_prompts(tokenizer, ["a film, and"], special=True)[0]
+    )
+    task.prepare_for_saving(model, tokenizer, 64)
+    (student := tmp_path / "student").mkdir()
+    model.save_pretrained(student)
+    tokenizer.save_pretrained(student)
+    (out := tmp_path / "out").mkdir()
+    files = Laptop(["f16"]).export(student, out, model, [{"input_ids": torch.tensor([ids])}], 64)
+    server = LlamaCausalLM(MeasureSpec("llama", str(files["f16"]), str(out), 64, task.auto)).server
+    options = {"max_tokens": 6, "temperature": 0, "ignore_eos": True, "verbose": True, "return_tokens": True}
+    request, write = (
+        ({"messages": turns}, server.handle_chat_completions)
+        if chat
+        else ({"prompt": "a film, and"}, server.handle_completions)
+    )
+    answer = write(options | request)
+    expected = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :]
+    assert answer["usage"]["prompt_tokens"] == len(ids)
+    assert answer["__verbose"]["tokens"] == expected.tolist()
+
+
+@pytest.mark.real
+def test_two_special_tokens_before_a_text_are_refused(tmp_path: Path) -> None:
+    """A file that begins prompts with one of them."""
+    tokenizer = around(f"{OTHER} {START} $A", None)
+    model = decoder(tokenizer, hidden=64)
+    (student := tmp_path / "student").mkdir()
+    model.save_pretrained(student)
+    tokenizer.save_pretrained(student)
+    (out := tmp_path / "out").mkdir()
+    with pytest.raises(ExportError, match=naming(OTHER, START, "one special token")):
+        Laptop(["f16"]).export(student, out, model, [], 64)
 
 
 def test_a_tokenizer_that_the_converter_does_not_know_is_told(tmp_path: Path) -> None:
