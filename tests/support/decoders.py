@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 KINDS = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -108,12 +113,22 @@ def _given(config: PreTrainedConfig, key: str) -> Any:
 
 def tiny_model(kind: str) -> PreTrainedModel:
     """A random model of the architecture, in eval mode, whose weights are large enough to tell tokens apart."""
+    return _random(AutoModelForCausalLM, tiny_config(kind))
+
+
+def tiny_classifier(kind: str) -> PreTrainedModel:
+    """A random classifier of texts of the architecture, likewise."""
     config = tiny_config(kind)
+    config.num_labels = 3
+    return _random(AutoModelForSequenceClassification, config)
+
+
+def _random(auto: Any, config: PreTrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
-        size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
-    assert size < LARGEST, f"{kind} has {size:,} weights"
+        size = sum(weight.numel() for weight in auto.from_config(config).parameters())
+    assert size < LARGEST, f"{config.model_type} has {size:,} weights"
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model: PreTrainedModel = auto.from_config(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.05 * torch.randn_like(weight)

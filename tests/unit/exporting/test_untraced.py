@@ -1,0 +1,118 @@
+"""The lists of architectures that a target refuses, held against the exporters themselves (make test-devices)."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as errors
+from support.decoders import tiny_classifier, tiny_model
+
+from kdcli.errors import ExportError
+from kdcli.exporting.targets.cpu import UNTRACED, UNTRACED_DECODERS, Cpu
+
+pytestmark = pytest.mark.devices
+FAILURES = (
+    ExportError,
+    *(
+        getattr(errors, name)
+        for name in ("Fail", "InvalidArgument", "InvalidGraph", "NotImplemented", "RuntimeException")
+    ),
+)
+"""What the exporter raises, and the runtime that cannot load or run its file."""
+CLOSE = 1e-3
+"""The largest difference of logits, relative to the largest one."""
+WRITTEN = (
+    "albert", "bart", "bert", "deberta-v2", "distilbert", "electra", "gpt2", "llama", "mobilebert", "modernbert", "mpnet", "qwen3", "roberta", "t5",
+    "xlm-roberta",
+)  # fmt: skip
+WRITTEN_DECODERS = (
+    "bloom", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "opt", "phi3", "qwen2", "qwen3",
+)  # fmt: skip
+
+
+def session(file: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+
+def difference(expected: list[torch.Tensor], logits: list[np.ndarray]) -> float:
+    """How far logits are from those of torch."""
+    truth = np.concatenate([each.numpy().ravel() for each in expected])
+    return float(
+        np.abs(np.concatenate([each.ravel() for each in logits]) - truth).max() / np.abs(truth).max()
+    )
+
+
+def classifier_difference(kind: str, folder: Path) -> float:
+    """That of an ONNX file of a classifier, for batches of other shapes than the traced one."""
+    model = tiny_classifier(kind)
+    names = {"input_ids": None, "attention_mask": None}
+    row = {name: torch.ones(1, 4, dtype=torch.long) for name in names}
+    file = Cpu(["fp32"], opset=18).export(folder, folder, model, [row], 40)["fp32"]
+    graph, expected, logits = session(file), [], []
+    for rows, length in (1, 8), (2, 9), (3, 17):
+        ids = torch.randint(5, 60, (rows, length), generator=torch.Generator().manual_seed(length))
+        if model.config.is_encoder_decoder:
+            ids[:, -1] = model.config.eos_token_id
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with torch.no_grad():
+            expected.append(model(**batch).logits)
+        used = {each.name for each in graph.get_inputs()}
+        inputs = {name: tensor.numpy() for name, tensor in batch.items() if name in used}
+        logits += graph.run(["logits"], inputs)
+    return difference(expected, logits)
+
+
+def decoder_difference(kind: str, folder: Path) -> float:
+    """That of an ONNX file of a language model, for a prompt and for the token after it."""
+    model = tiny_model(kind)
+    model.save_pretrained(folder / "student")
+    (folder / "out").mkdir()
+    graph = session(Cpu(["fp32"]).export(folder / "student", folder / "out", model, [], 40)["fp32"])
+    expected, logits = [], []
+    for rows, length in (1, 4), (2, 9):
+        ids = torch.randint(5, 60, (rows, length + 1), generator=torch.Generator().manual_seed(length))
+        with torch.no_grad():
+            whole = model(ids, use_cache=False).logits
+        past = {
+            each.name: np.zeros([rows, each.shape[1], 0, each.shape[3]], np.float32)
+            for each in graph.get_inputs()
+            if each.name.startswith("past")
+        }
+        for first, last in (0, length), (length, length + 1):
+            inputs = past | {
+                "input_ids": ids[:, first:last].numpy(),
+                "attention_mask": np.ones((rows, last), np.int64),
+                "position_ids": np.tile(np.arange(first, last), (rows, 1)),
+            }
+            used = {each.name for each in graph.get_inputs()}
+            outputs = graph.run(None, {name: value for name, value in inputs.items() if name in used})
+            named = dict(zip((each.name for each in graph.get_outputs()), outputs, strict=True))
+            past = {name: named[name.replace("past_key_values", "present")] for name in past}
+            expected.append(whole[:, first:last])
+            logits.append(named["logits"])
+    return difference(expected, logits)
+
+
+@pytest.mark.parametrize("kind", [*UNTRACED, *WRITTEN])
+def test_classifiers_that_onnx_cannot_hold_are_those_of_the_list(kind: str, tmp_path: Path) -> None:
+    """A student is refused that can be written, or is trained and then cannot."""
+    if kind in WRITTEN:
+        assert classifier_difference(kind, tmp_path) < CLOSE
+        return
+    with contextlib.suppress(*FAILURES):
+        assert classifier_difference(kind, tmp_path) > CLOSE, "it is written, and belongs on the list no more"
+
+
+@pytest.mark.parametrize("kind", [*UNTRACED_DECODERS, *WRITTEN_DECODERS])
+def test_decoders_that_onnx_cannot_hold_are_those_of_the_list(kind: str, tmp_path: Path) -> None:
+    """As above, with a key/value cache."""
+    if kind in WRITTEN_DECODERS:
+        assert decoder_difference(kind, tmp_path) < CLOSE
+        return
+    with contextlib.suppress(*FAILURES):
+        assert decoder_difference(kind, tmp_path) > CLOSE, "it is written, and belongs on the list no more"
