@@ -120,6 +120,8 @@ def tiny_classifier(kind: str) -> PreTrainedModel:
     """A random classifier of texts of the architecture, likewise."""
     config = tiny_config(kind)
     config.num_labels = 3
+    if config.is_encoder_decoder:
+        config.decoder_start_token_id = config.pad_token_id
     return _random(AutoModelForSequenceClassification, config)
 
 

@@ -117,16 +117,16 @@ def _convert(student: Path, file: Path, architecture: str, inputs: Sequence[Mapp
     )
     if done.returncode == 0 and file.is_file():
         return
-    if "pre-tokenizer was not recognized" in done.stderr:
+    last = next(
+        (line for line in reversed(done.stderr.splitlines()) if line.strip()), "it wrote nothing to stderr"
+    )
+    if "pre-tokenizer was not recognized" in last:
         raise ExportError(
             "llama.cpp does not know how the student's tokenizer cuts text into words, and a GGUF file would read other "
             "tokens than the student; use a teacher of a family that it knows (Llama, Qwen, SmolLM …)"
         )
     if re.search(r"Model \w+ is not supported", done.stderr):
         raise ExportError(f"llama.cpp does not know the architecture {architecture}; choose another hardware")
-    last = next(
-        (line for line in reversed(done.stderr.splitlines()) if line.strip()), "it wrote nothing to stderr"
-    )
     raise ExportError(f"{architecture} cannot be written as GGUF: {last.strip()}; choose another hardware")
 
 
