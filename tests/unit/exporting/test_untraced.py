@@ -11,10 +11,14 @@ import pytest
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from support.decoders import tiny_classifier, tiny_model
+from test_intel import student
+from test_mobile import far
 
 from kdcli.errors import ExportError
 from kdcli.exporting.targets.cpu import UNTRACED, UNTRACED_DECODERS, Cpu
+from kdcli.exporting.targets.mobile import UNWRITTEN, Mobile
 
+__all__ = ["student"]
 pytestmark = pytest.mark.devices
 FAILURES = (
     ExportError,
@@ -30,6 +34,8 @@ WRITTEN = (
     "albert", "bart", "bert", "deberta-v2", "distilbert", "electra", "gpt2", "llama", "mobilebert", "modernbert", "mpnet", "qwen3", "roberta", "t5",
     "xlm-roberta",
 )  # fmt: skip
+PHONES = ("bart", "deberta-v2", "llama", "modernbert")
+"""Classifiers of a phone, beside those of `test_mobile.py`, and one that is refused for its two parts."""
 WRITTEN_DECODERS = (
     "bloom", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "opt", "phi3", "qwen2", "qwen3",
 )  # fmt: skip
@@ -116,3 +122,29 @@ def test_decoders_that_onnx_cannot_hold_are_those_of_the_list(kind: str, tmp_pat
         return
     with contextlib.suppress(*FAILURES):
         assert decoder_difference(kind, tmp_path) > CLOSE, "it is written, and belongs on the list no more"
+
+
+@pytest.mark.parametrize("each", ["litert_int8", "executorch_fp32"])
+@pytest.mark.parametrize("kind", [*PHONES, *sorted({kind for kinds in UNWRITTEN.values() for kind in kinds})])
+def test_classifiers_that_a_phone_cannot_run_are_those_of_the_list(
+    kind: str, each: str, student: Path, tmp_path: Path
+) -> None:
+    """As above, with the converters of LiteRT and ExecuTorch."""
+    model, target = tiny_classifier(kind), Mobile([each])
+    model.save_pretrained(student)
+    rows = [
+        {name: torch.randint(5, 60, (1, length)) for name in ("input_ids", "attention_mask")}
+        for length in (2, 5, 16, 33)
+    ]
+    for row in rows:
+        row["attention_mask"] = torch.ones_like(row["input_ids"])
+        if model.config.is_encoder_decoder:
+            row["input_ids"][:, -1] = model.config.eos_token_id
+    if target.refusal(type(model), model.config):
+        with pytest.raises(
+            (ExportError, RuntimeError)
+        ):  # FNet is written for ExecuTorch, which has no kernel for it
+            far(model, target.export(student, tmp_path / "out", model, rows, 40)[each], rows)
+        return
+    file = target.export(student, tmp_path / "out", model, rows, 40)[each]
+    assert far(model, file, rows) < (1e-3 if each == "executorch_fp32" else 0.05)
