@@ -4,7 +4,7 @@
 model, and layer by layer. It prints whether the stores are the same, the ratio of the times, and the peaks of memory.
 
 `large` makes a Llama of 3 billion random parameters in bf16 (6 GB in several files, in a temporary folder) and stores the outputs for 64 rows of 256 tokens.
-`--hidden`, `--layers` and `--rows` make it smaller.
+`--hidden`, `--layers`, `--vocabulary` and `--rows` make it smaller.
 
 Each run is a process of its own. Memory is its peak (VmHWM) less what it has before the teacher is opened. Leave the machine alone meanwhile.
 """
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-THREADS, LENGTH, TOP_K = 2, 256, 64
+THREADS, LENGTH, PROMPT, TOP_K = 2, 256, 30, 64
 SMALL_ROWS, SMALL_BATCH = 200, 4
 LARGE_ROWS, LARGE_BATCH = 64, 64
 VOCABULARY = 128_256
@@ -55,7 +55,7 @@ def large(arguments: argparse.Namespace) -> None:
     """A random Llama, larger than the bound."""
     rows = arguments.rows or LARGE_ROWS
     with tempfile.TemporaryDirectory() as folder:
-        made = _child("make", folder, arguments.hidden, arguments.layers)
+        made = _child("make", folder, arguments.hidden, arguments.layers, arguments.vocabulary)
         run = _child(
             "store",
             "streamed",
@@ -97,7 +97,7 @@ def find() -> dict[str, Any]:
     }
 
 
-def make(folder: str, hidden: str, layers: str) -> dict[str, Any]:
+def make(folder: str, hidden: str, layers: str, vocabulary: str) -> dict[str, Any]:
     """Write a random Llama layer by layer, with a tokenizer of whole words, so that this process needs no more than a layer."""
     import torch
     from accelerate import init_empty_weights
@@ -105,10 +105,10 @@ def make(folder: str, hidden: str, layers: str) -> dict[str, Any]:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-    width, path = int(hidden), Path(folder) / "model"
+    width, size, path = int(hidden), int(vocabulary), Path(folder) / "model"
     path.mkdir()
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=8 * width // 3 // 128 * 128, num_hidden_layers=int(layers),
+        vocab_size=size, hidden_size=width, intermediate_size=8 * width // 3 // 128 * 128, num_hidden_layers=int(layers),
         num_attention_heads=max(1, width // 128), num_key_value_heads=max(1, width // 384), max_position_embeddings=2048, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=0, pad_token_id=0, dtype="bfloat16", architectures=["LlamaForCausalLM"],
     )  # fmt: skip
@@ -135,7 +135,7 @@ def make(folder: str, hidden: str, layers: str) -> dict[str, Any]:
     (path / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {"total_size": total}, "weight_map": index})
     )
-    inner = Tokenizer(models.WordLevel({f"w{n}": n for n in range(VOCABULARY)}, unk_token="w1"))
+    inner = Tokenizer(models.WordLevel({f"w{n}": n for n in range(size)}, unk_token="w1"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="w0", pad_token="w0", unk_token="w1"
@@ -162,12 +162,16 @@ def store(kind: str, path: str, folder: str, rows: str, batch: str, bound: str, 
     chosen = chosen_dtype("bf16" if dtype == "bf16" else "fp32", Path(path), "auto", "teacher.dtype")
     source, task = Checkpoint(Path(path), "teacher", dtype=chosen), CausalLM()
     tokenizer = load_tokenizer(source)
-    words = [f"w{2 + (7919 * n) % 120_000}" if len(tokenizer) > 10**5 else str(n) for n in range(4 * LENGTH)]
-    texts = [" ".join(words[row % 97 : row % 97 + LENGTH + row % 3]) for row in range(int(rows))]
+    is_random = "w2" in tokenizer.get_vocab()
+    words = [f"w{2 + (7919 * n) % (len(tokenizer) - 2)}" if is_random else str(n) for n in range(4 * LENGTH)]
     table = datasets.Dataset.from_list(
         [
-            {"id": str(row), "prompt": text[: len(text) // 3], "completion": text[len(text) // 3 :]}
-            for row, text in enumerate(texts)
+            {
+                "id": str(row),
+                "prompt": " ".join(words[row : row + PROMPT]),
+                "completion": " " + " ".join(words[row + PROMPT : row + LENGTH]),
+            }
+            for row in range(int(rows))
         ]
     )
     cached = CachedTeacher(Path(folder) / kind, TOP_K, 1.0)
@@ -198,6 +202,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=["smollm2", "large", []])
     parser.add_argument("--hidden", type=int, default=3072)
     parser.add_argument("--layers", type=int, default=25)
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--bound", type=float, default=0.0)
     arguments = parser.parse_args()
