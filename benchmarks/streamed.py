@@ -143,6 +143,19 @@ def make(folder: str, hidden: str, layers: str, vocabulary: str) -> dict[str, An
     return {"path": str(path), "parameters": total // 2, "bytes": total}
 
 
+def _import_all() -> None:
+    """Load the code that any model needs, which is no part of its memory."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=16, **sizes)).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model(input_ids=torch.arange(8)[None])
+
+
 def store(kind: str, path: str, folder: str, rows: str, batch: str, bound: str, dtype: str) -> dict[str, Any]:
     """Store the outputs of a teacher, and report the time and the memory that it took."""
     import datasets
@@ -175,6 +188,7 @@ def store(kind: str, path: str, folder: str, rows: str, batch: str, bound: str, 
         ]
     )
     cached = CachedTeacher(Path(folder) / kind, TOP_K, 1.0)
+    _import_all()
     before = restart_peak() or 0
     began = time.perf_counter()
     if kind == "resident":

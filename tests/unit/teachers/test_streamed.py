@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,13 @@ import transformers as of
 from safetensors import safe_open
 from support.commands import naming
 from support.decoders import VOCABULARY, tiny_model
-from support.tiny import speller
+from support.tiny import full_disk, speller
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from kdcli.config.types import Dtype
 from kdcli.errors import ConfigError, ModelError
+from kdcli.files import storage_error
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.models.spill import Spill
 from kdcli.tasks.base import Task
@@ -278,6 +281,16 @@ def test_damaged_states_are_computed_again(
     with caplog.at_level(logging.WARNING):
         streamed_files = fill(streamed(source, task, scratch), tmp_path / "streamed", LANGUAGE)
     assert streamed_files == fill(resident(source, task), tmp_path / "resident", LANGUAGE)
+
+
+def test_a_full_disk_ends_a_pass_that_continues_when_there_is_room(tmp_path: Path) -> None:
+    """Hidden states that fill the disk would end the run as a bug (exit code 1 with a traceback), or leave half a block that is read later."""
+    source, task = decoder(tmp_path / "model", "llama"), CausalLM()
+    expected = fill(resident(source, task), tmp_path / "resident", LANGUAGE)
+    with full_disk(4000), pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as raised:
+        fill(streamed(source, task, tmp_path / "scratch"), tmp_path / "streamed", LANGUAGE)
+    assert storage_error(raised.value) is not None
+    assert fill(streamed(source, task, tmp_path / "scratch"), tmp_path / "streamed", LANGUAGE) == expected
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------
