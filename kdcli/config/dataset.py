@@ -35,9 +35,9 @@ class Augment(Section):
     """Adds unlabelled text for the teacher: copies of the training texts in which words are replaced (Jiao et al. 2020,
     https://arxiv.org/abs/1909.10351, Algorithm 1)."""
 
-    method: Literal["masked_lm", "embeddings"] | None = None
-    """masked_lm: by words that a masked language model finds likely in their place. embeddings: by the words with the nearest word embeddings,
-    which takes no forward pass. null: masked_lm if the checkpoint has a masked-LM head, else embeddings."""
+    method: Literal["mlm", "embeddings"] | None = None
+    """mlm: by words that a masked language model finds likely in their place. embeddings: by the words with the nearest word embeddings,
+    which takes no forward pass. null: mlm if the checkpoint has a masked-LM head, else embeddings."""
     path: str | None = None
     """The checkpoint that proposes words, named like that of a teacher; null: the teacher's before it is tuned."""
     revision: str | None = None

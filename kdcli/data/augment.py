@@ -79,7 +79,7 @@ def find_proposer(cfg: Augment, teacher: Teacher) -> Checkpoint:
     else:
         own = {"path": cfg.path, "revision": cfg.revision, "trust_remote_code": False}
         source = find(teacher.model_copy(update=own), "dataset.augment")
-    if cfg.method == "masked_lm" and not has_head(source, MaskedLM()):
+    if cfg.method == "mlm" and not has_head(source, MaskedLM()):
         raise ModelError(f"dataset.augment: {source.name} has no masked-LM head; {_REMEDY}")
     return source
 
@@ -303,7 +303,7 @@ class EmbeddingProposer(Proposer):
 def proposer(source: Checkpoint, task: Task, cfg: DatasetConfig) -> Proposer:
     """What proposes the words of a data set with `augment`."""
     method = cfg.augment.method if cfg.augment is not None else None
-    if method == "masked_lm" or (method is None and has_head(source, MaskedLM())):
+    if method == "mlm" or (method is None and has_head(source, MaskedLM())):
         return MaskedLMProposer(source, cfg.max_length)
     return EmbeddingProposer(source, task, cfg.max_length)
 

@@ -303,6 +303,6 @@ def test_copies_with_the_words_that_are_near(distil: Distil) -> None:
 
 def test_augment_needs_a_masked_language_model(distil: Distil, capfd: pytest.CaptureFixture[str]) -> None:
     """A classifier's random head would propose random words."""
-    run = distil("run", "+dataset.augment.method=masked_lm", code=2)
+    run = distil("run", "+dataset.augment.method=mlm", code=2)
     require_words(require_one_message(capfd.readouterr().err), "dataset.augment", "masked-LM head")
     assert not (run / "student").exists()

