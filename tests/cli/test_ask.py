@@ -69,7 +69,7 @@ def ask(
             f"hydra.run.dir={tmp_path / folder}",
         ]
         tiny = ["student.hidden_size=16", "student.num_hidden_layers=1", "student.intermediate_size=32"]
-        tiny += ["student.dropout=0"]
+        tiny += ["student.dropout=0", "trainer.token_dropout=0", "trainer.embedding_learning_rate_factor=1"]
         if not any(option.startswith("student=") for option in overrides):
             options += tiny
         options += overrides

@@ -82,6 +82,8 @@ def options(
             "student.hidden_size=16",
             "student.num_hidden_layers=1",
             "student.dropout=0",
+            "trainer.token_dropout=0",
+            "trainer.embedding_learning_rate_factor=1",
             "student.intermediate_size=32",
             "dataset=csv",
             f"dataset.path={reviews}",
