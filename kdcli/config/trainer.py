@@ -53,6 +53,18 @@ class Trainer(Section):
     """until=steps: how the learning rate falls after its warm-up. (Until convergence it is constant, and then falls linearly.)"""
     warmup: Fraction = 0.1
     """The share of the steps (until=converged: of `min_steps`) over which the learning rate rises linearly from 0."""
+    optimizer: Literal[
+        "adamw_torch_fused",
+        "adamw_torch",
+        "adamw_torch_8bit",
+        "adamw_torch_4bit",
+        "adamw_8bit",
+        "paged_adamw_8bit",
+        "adafactor",
+        "sgd",
+    ] = "adamw_torch_fused"
+    """By its name in transformers. adamw_torch_8bit and adamw_torch_4bit (torchao), adamw_8bit and paged_adamw_8bit (bitsandbytes) keep the
+    optimizer state in a quarter of the memory or less; adafactor keeps next to none."""
     weight_decay: WeightDecay = 0.01
     dropout: Fraction | None = None
     """The probability of every dropout layer during training; null: the model's own config decides."""
@@ -63,6 +75,9 @@ class Trainer(Section):
     freeze: list[str] = []
     """Parameters whose name contains one of these strings are not trained."""
     max_grad_norm: GradNorm = 1.0
+    gradient_checkpointing: bool = False
+    """Compute activations a second time in the backward pass in place of keeping them: less memory for the same result, in about 1.3 times
+    the time."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 means autocast: weights, optimizer state and losses stay fp32. auto: bf16 where the processor has fast bf16 instructions."""
     keep: Literal["best", "last"] = "best"

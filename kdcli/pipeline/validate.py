@@ -33,7 +33,7 @@ from kdcli.tasks.rows import MANY
 from kdcli.teachers.remote.protocol import RemoteTeacher
 from kdcli.training.batches import micro_batches
 from kdcli.training.length import planned_steps
-from kdcli.training.trainer import require_trackers
+from kdcli.training.trainer import require_optimizer, require_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ def require_trainers(cfg: Config, phases: Sequence[Phase], state: PartialState) 
     for trainer in (cfg.trainer, cfg.teacher.trainer, *(phase.trainer for phase in phases)):
         micro_batches(trainer, state.num_processes)
         require_trackers(trainer)
+        require_optimizer(trainer)
 
 
 def require_teacher_term(cfg: Config, phases: Sequence[Phase]) -> None:

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 from transformers import Trainer as HFTrainer
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -75,6 +75,23 @@ def require_trackers(cfg: TrainerConfig) -> None:
         raise ConfigError(f"trainer.report_to = {cfg.report_to}: {error}") from None
 
 
+def require_optimizer(cfg: TrainerConfig) -> None:
+    """Refuse an optimizer whose package is missing.
+
+    Raises:
+        ConfigError
+    """
+    try:
+        arguments = TrainingArguments(
+            optim=cfg.optimizer, use_cpu=not torch.cuda.is_available(), report_to="none"
+        )
+        HFTrainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(
+            f"trainer.optimizer = {cfg.optimizer}: {error}. Install the package, or leave the key out"
+        ) from None
+
+
 def train(job: TrainJob) -> None:
     """Train a model until its directory exists, from the last complete checkpoint if there is one.
 
@@ -87,6 +104,8 @@ def train(job: TrainJob) -> None:
     _freeze(job)
     if job.cfg.dropout is not None:
         _set_dropout(job.distiller.student, job.cfg.dropout)
+    if job.cfg.gradient_checkpointing:
+        _checkpoint_gradients(job.distiller.student)
     with _trackers(job), processes.deferred(possible=world == 1) as interrupted:
         trainer = _Trainer(job, _arguments(job, world), interrupted)
         if trainer.is_world_process_zero():
@@ -99,6 +118,8 @@ def train(job: TrainJob) -> None:
             load_model(job.distiller, str(checkpoint_folder(job, best) / WEIGHTS))
     trainer.accelerator.wait_for_everyone()  # each process reads the best checkpoint before it is removed
     if trainer.is_world_process_zero():
+        if job.cfg.gradient_checkpointing:
+            job.distiller.student.gradient_checkpointing_disable()
         job.finish(job.distiller.student)
         job.calibrate(job.distiller.student)
         job.distiller.task.prepare_for_saving(job.distiller.student, job.tokenizer, job.max_length)
@@ -119,6 +140,7 @@ def _arguments(job: TrainJob, world: int) -> TrainingArguments:
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulate,
         learning_rate=job.learning_rate,
+        optim=cfg.optimizer,
         lr_scheduler_type="constant_with_warmup" if cfg.schedule == "constant" else cfg.schedule,
         warmup_steps=job.length.warmup,
         weight_decay=cfg.weight_decay,
@@ -147,6 +169,19 @@ def _arguments(job: TrainJob, world: int) -> TrainingArguments:
     # several GPUs are used by several processes, never by DataParallel
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
+
+
+def _checkpoint_gradients(model: PreTrainedModel) -> None:
+    """Let a model compute its activations again in the backward pass.
+
+    Raises:
+        ConfigError: its architecture cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"trainer.gradient_checkpointing = true: {type(model).__name__} cannot compute its activations again; leave the key out"
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _freeze(job: TrainJob) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -16,7 +17,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from support.commands import ColdCache, close_weights, same_weights, weights
+from support.commands import (
+    ColdCache,
+    close_weights,
+    require_one_message,
+    require_words,
+    same_weights,
+    weights,
+)
 from support.tiny import sentences, start, wait_for
 from transformers import GPT2Config, GPT2Model
 
@@ -203,6 +211,39 @@ def test_embeddings_have_their_own_learning_rate_and_tokens_are_dropped(distil: 
     default = distil("default", *options, "trainer.token_dropout=null")
     assert same_weights(default, distil("dropped", *options, "trainer.token_dropout=0.15"))
     assert not same_weights(own, default)
+
+
+def test_activations_that_are_computed_again_are_the_same(
+    distil: Distil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout that is drawn anew in the backward pass gives gradients of another model; or nothing is computed again."""
+    calls: list[object] = []
+    checkpoint = torch.utils.checkpoint.checkpoint
+
+    def counted(*args: object, **kwargs: object) -> object:
+        calls.append(args[0])
+        return checkpoint(*args, **kwargs)
+
+    options = ("trainer.max_steps=5", "control=false", "student.dropout=0.1")
+    kept = distil("kept", *options)
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", counted)
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", counted)
+    again = distil("again", *options, "trainer.gradient_checkpointing=true")
+    assert len(calls) == 5
+    assert same_weights(kept, again)
+    assert "gradient_checkpointing" not in (again / "student" / "config.json").read_text()
+
+
+def test_an_optimizer_by_its_name(distil: Distil, capfd: pytest.CaptureFixture[str]) -> None:
+    """A name that changes nothing; or a package that is missed when the teacher has been tuned."""
+    options = ("trainer.max_steps=5", "control=false")
+    usual = distil("usual", *options)
+    assert same_weights(usual, distil("named", *options, "trainer.optimizer=adamw_torch_fused"))
+    for name in ("adafactor", "sgd", "adamw_torch_8bit"):
+        assert not same_weights(usual, distil(name, *options, f"trainer.optimizer={name}"))
+    if find_spec("bitsandbytes") is None:
+        distil("missing", *options, "trainer.optimizer=adamw_8bit", code=2)
+        require_words(require_one_message(capfd.readouterr().err), "trainer.optimizer", "bitsandbytes")
 
 
 def test_an_overfitted_training_goes_back_to_its_best_weights(

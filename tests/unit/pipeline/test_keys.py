@@ -47,7 +47,7 @@ IN_KEY: dict[str, set[type[Key]]] = {
         f"teacher.trainer.{name}": {TunedTeacher}
         for name in (
             "until", "epochs", "max_steps", "max_epochs", "min_steps", "patience", "decay", "batch_size", "learning_rate", "schedule", "warmup", "weight_decay", "dropout", "freeze", "max_grad_norm",
-            "token_dropout", "embedding_learning_rate_factor",
+            "token_dropout", "embedding_learning_rate_factor", "optimizer",
             "keep", "eval_steps",
         )
     },
@@ -110,6 +110,7 @@ ELSEWHERE: dict[str, str] = {
     "teacher.memory_bound": "it decides what is refused",
     "teacher.cache": "it decides whether outputs are stored, not which",
     "teacher.trainer.micro_batch_size": "it changes memory, not the result",
+    "teacher.trainer.gradient_checkpointing": "it changes memory, not the result",
     "teacher.trainer.logging_steps": "it changes what is logged",
     "teacher.trainer.report_to": "it changes where it is logged",
     "dataset.augment.batch_size": "it changes memory, not the result",
