@@ -319,16 +319,25 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
+EPSILON = 1e-12
+"""How far a random number stays below 1, so that no rounding takes a token beyond the last possible one."""
+
+
 class _Sampled(LogitsProcessor):
-    """Adds Gumbel noise to logits / T, so that the largest one is a sample from the softmax (Maddison et al. 2014,
-    https://arxiv.org/abs/1411.0030). Each row has its own noise generator."""
+    """Leaves one token of each row, a sample from the softmax of logits / T: the first whose cumulative probability is above a uniform random
+    number. Each row has its own generator, of which a step takes one number, so that a sample does not depend on the rows of its batch, nor on
+    the device."""
 
     def __init__(self, temperature: float, seeds: Sequence[int]):
         self.temperature = temperature
         self.streams = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Any, scores: Any) -> Tensor:
-        noise = torch.stack(
-            [torch.empty(scores.shape[-1]).exponential_(generator=stream) for stream in self.streams]
+        numbers = torch.stack(
+            [torch.rand(1, generator=stream, dtype=torch.float64) for stream in self.streams]
         )
-        return scores.float() / self.temperature - noise.log().to(scores.device)
+        probabilities = (scores.float() / self.temperature).softmax(-1)
+        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+        below = numbers.to(scores.device) * cumulative[:, -1:] * (1 - EPSILON)
+        tokens = torch.searchsorted(cumulative, below, right=True)
+        return torch.full_like(probabilities, -torch.inf).scatter_(-1, tokens, 0.0)
