@@ -51,6 +51,7 @@ class TokenClassification(Classification):
     row_schema = TokenClassificationRows
     presentation = PRESENTATION
     fits_rows = True
+    regularized = False
     head = ("ForTokenClassification",)
     auto = "AutoModelForTokenClassification"
 
