@@ -31,9 +31,9 @@ from kdcli.pipeline.plan import OWN, STUDENT, Phase, Run
 from kdcli.tasks.labels import without_names
 from kdcli.tasks.rows import MANY
 from kdcli.teachers.remote.protocol import RemoteTeacher
+from kdcli.training.arguments import require_optimizer, require_trackers
 from kdcli.training.batches import micro_batches
 from kdcli.training.length import planned_steps
-from kdcli.training.trainer import require_optimizer, require_trackers
 
 logger = logging.getLogger(__name__)
 

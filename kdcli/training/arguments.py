@@ -1,0 +1,84 @@
+"""The arguments of the stock Trainer, and whether the packages that they name are installed."""
+
+from __future__ import annotations
+
+import torch
+from transformers import Trainer, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+from kdcli.config.trainer import Trainer as TrainerConfig
+from kdcli.errors import ConfigError
+from kdcli.models.checkpoint import fast_bf16
+from kdcli.training.batches import micro_batches
+from kdcli.training.job import TrainJob
+
+
+def require_trackers(cfg: TrainerConfig) -> None:
+    """Refuse trackers that transformers does not know, or whose packages are missing.
+
+    Raises:
+        ConfigError
+    """
+    try:
+        for tracker in get_reporting_integration_callbacks(cfg.report_to):
+            tracker()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"trainer.report_to = {cfg.report_to}: {error}") from None
+
+
+def require_optimizer(cfg: TrainerConfig) -> None:
+    """Refuse an optimizer whose package is missing.
+
+    Raises:
+        ConfigError
+    """
+    try:
+        arguments = TrainingArguments(
+            optim=cfg.optimizer, use_cpu=not torch.cuda.is_available(), report_to="none"
+        )
+        Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(
+            f"trainer.optimizer = {cfg.optimizer}: {error}. Install the package, or leave the key out"
+        ) from None
+
+
+def trainer_arguments(job: TrainJob, world: int) -> TrainingArguments:
+    """The arguments of the stock Trainer, for a number of processes."""
+    cfg, cuda = job.cfg, torch.cuda.is_available()
+    micro, accumulate = micro_batches(cfg, world)
+    arguments = TrainingArguments(
+        output_dir=str(job.folder),
+        max_steps=job.length.bound,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=job.learning_rate,
+        optim=cfg.optimizer,
+        lr_scheduler_type="constant_with_warmup" if cfg.schedule == "constant" else cfg.schedule,
+        warmup_steps=job.length.warmup,
+        weight_decay=cfg.weight_decay,
+        max_grad_norm=cfg.max_grad_norm,
+        bf16=fast_bf16(cfg.precision),
+        use_cpu=not cuda,
+        ddp_backend=None if cuda or world == 1 else "gloo",
+        seed=job.seed,
+        eval_strategy="steps",
+        eval_steps=job.eval_steps,
+        save_strategy="steps",
+        save_steps=job.eval_steps,
+        metric_for_best_model="best",
+        greater_is_better=True,
+        logging_steps=cfg.logging_steps,
+        logging_nan_inf_filter=False,
+        report_to=cfg.report_to or "none",
+        run_name=f"kdcli-{job.name}",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=cuda,
+        # losses of features alone leave the head without a gradient
+        ddp_find_unused_parameters=all(loss.features for loss in job.distiller.losses.values()),
+    )
+    # several GPUs are used by several processes, never by DataParallel
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
