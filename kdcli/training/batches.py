@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.errors import ConfigError
 
+logger = logging.getLogger(__name__)
 MEGABATCH = 50
 """Batches that are sorted by length together: a larger number pads less, a smaller one shuffles better."""
 
@@ -47,35 +49,38 @@ class LengthBuckets(Sampler[int]):
         return iter(batches[random.permutation(len(batches))].ravel().tolist())
 
 
-def dropped_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that stands for a dropped one: the mask token, or else the unknown one; None: the tokenizer has neither."""
-    others = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
-    return next(
-        (
-            token
-            for token in (tokenizer.mask_token_id, tokenizer.unk_token_id)
-            if token is not None and token not in others
-        ),
-        None,
-    )
-
-
-def drop_tokens(
-    input_ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, probability: float, seeds: Sequence[int]
-) -> torch.Tensor:
-    """Token ids of which some are replaced by the mask token; special tokens never are.
+class TokenDropout:
+    """Replaces tokens of training texts by the mask token, or by the unknown token where there is no mask token. Special tokens are kept.
 
     Args:
-        input_ids: (B, L). With padding on the right, what is dropped of a row does not depend on the rows beside it.
-        seeds: one for each row, (B,).
+        probability: with which a token is replaced.
     """
-    token = dropped_token(tokenizer)
-    if token is None:
-        return input_ids
-    draws = np.stack([np.random.default_rng(seed).random(input_ids.shape[1]) for seed in seeds])
-    special = torch.tensor(tokenizer.all_special_ids, device=input_ids.device)
-    dropped = torch.from_numpy(draws < probability).to(input_ids.device) & ~torch.isin(input_ids, special)
-    return input_ids.masked_fill(dropped, token)
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float):
+        self.probability = probability
+        self.special = torch.tensor(tokenizer.all_special_ids)
+        ends = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id, None}
+        candidates = (tokenizer.mask_token_id, tokenizer.unk_token_id)
+        self.token = next((token for token in candidates if token not in ends), None)
+        if probability and self.token is None:
+            logger.warning(
+                "trainer.token_dropout = %g: the tokenizer has neither a mask token nor an unknown token, so that no token is replaced",
+                probability,
+            )
+
+    def __call__(self, input_ids: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        """The token ids, some of them replaced.
+
+        Args:
+            input_ids: (B, L). With padding on the right, what is replaced in a row does not depend on the other rows.
+            seeds: one for each row, (B,).
+        """
+        if self.token is None:
+            return input_ids
+        draws = np.stack([np.random.default_rng(seed).random(input_ids.shape[1]) for seed in seeds])
+        replaced = torch.from_numpy(draws < self.probability).to(input_ids.device)
+        replaced &= ~torch.isin(input_ids, self.special.to(input_ids.device))
+        return input_ids.masked_fill(replaced, self.token)
 
 
 def micro_batches(cfg: TrainerConfig, processes: int) -> tuple[int, int]:

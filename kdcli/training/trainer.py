@@ -32,7 +32,7 @@ from kdcli.model_files import write_sums
 from kdcli.models.vocabulary import save_tokenizer
 from kdcli.tasks.base import Predictions, Task
 from kdcli.training.arguments import trainer_arguments
-from kdcli.training.batches import LengthBuckets, drop_tokens
+from kdcli.training.batches import LengthBuckets, TokenDropout
 from kdcli.training.job import TrainJob
 from kdcli.training.length import Validation, validations
 from kdcli.training.resume import (
@@ -192,6 +192,7 @@ class _Trainer(HFTrainer):
         self.sums = torch.zeros(len(job.distiller.names))
         self.tokens, self.since = 0, time.perf_counter()
         self.lengths = job.train.encoded.lengths
+        self.token_dropout = TokenDropout(job.tokenizer, job.token_dropout)
         self.last: dict[str, float] = {}
         self._curve: list[Validation] = []
         self._lines_read = 0
@@ -274,9 +275,7 @@ class _Trainer(HFTrainer):
                     seed_of(self.job.seed, "tokens", int(row), self.state.global_step)
                     for row in batch["rows"]
                 ]
-                batch["input_ids"] = drop_tokens(
-                    batch["input_ids"], self.job.tokenizer, self.job.token_dropout, seeds
-                )
+                batch["input_ids"] = self.token_dropout(batch["input_ids"], seeds)
             _, labels = self.task.positions(batch["labels"])
             counts += self.job.distiller.counts(labels, batch.get("gold"), batch.get("teacher"))
             self.tokens += int(self.lengths[batch["rows"].cpu().numpy()].sum())
