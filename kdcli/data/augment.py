@@ -265,7 +265,7 @@ class EmbeddingProposer(Proposer):
     subtracted. A word of several tokens has none.
 
     Args:
-        task: with whose head the checkpoint is loaded; it is not used.
+        task: decides with which head the checkpoint is loaded. The head is not used.
 
     Raises:
         ModelError: the tokenizer is no fast one.
@@ -275,7 +275,9 @@ class EmbeddingProposer(Proposer):
         model = load_model(source, task)[0] if has_head(source, task) else with_new_head(source, task)
         tokenizer = load_tokenizer(source, model, max_length)
         if not tokenizer.is_fast:
-            raise ModelError(f"dataset.augment: {source.name} needs a fast tokenizer (tokenizer.json)")
+            raise ModelError(
+                f"dataset.augment: {source.name} needs a fast tokenizer (tokenizer.json); name another checkpoint with dataset.augment.path"
+            )
         super().__init__(tokenizer, max_length)
         self.tokens = sorted(self.words)
         vectors = torch.as_tensor(model.get_input_embeddings().weight).detach()[self.tokens].float()
@@ -300,12 +302,11 @@ class EmbeddingProposer(Proposer):
             word.candidates = self.nearest[token, candidates]
 
 
-def proposer(source: Checkpoint, task: Task, cfg: DatasetConfig) -> Proposer:
-    """What proposes the words of a data set with `augment`."""
-    method = cfg.augment.method if cfg.augment is not None else None
-    if method == "mlm" or (method is None and has_head(source, MaskedLM())):
-        return MaskedLMProposer(source, cfg.max_length)
-    return EmbeddingProposer(source, task, cfg.max_length)
+def load_proposer(source: Checkpoint, task: Task, cfg: Augment, max_length: int) -> Proposer:
+    """The proposer that the config asks for, with the checkpoint of `find_proposer`."""
+    if cfg.method == "mlm" or (cfg.method is None and has_head(source, MaskedLM())):
+        return MaskedLMProposer(source, max_length)
+    return EmbeddingProposer(source, task, max_length)
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

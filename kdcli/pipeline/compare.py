@@ -113,9 +113,9 @@ def _checkpoints(run: Run, teacher_data: TeacherData) -> dict[str, Checkpoint]:
     folders |= {name: run.folder / name for name in trained if (run.folder / name).is_dir()}
     folders |= {name: run.folder / "assistants" / name for name in assistants}
     code = teacher_data.teacher.code or trusted
-    dtypes = {"teacher": teacher_data.teacher.dtype}
+    dtype = teacher_data.teacher.dtype
     return {
-        name: Checkpoint(folder, name, code=code, dtype=dtypes.get(name, "fp32"))
+        name: Checkpoint(folder, name, code=code, dtype=dtype if name == "teacher" else "fp32")
         for name, folder in folders.items()
     }
 

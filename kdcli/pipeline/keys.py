@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import datasets
 import torch
@@ -216,15 +216,21 @@ class Completions(Key):
 
 
 @dataclass(frozen=True)
-class CompletionScores(Key):
-    """How likely a teacher finds completions, part by part; `make_in_parts` adds the rows of a part."""
+class TeacherKey(Key):
+    """A key that the teacher and what it reads decide; the rows are added where results are stored part by part."""
 
-    folder: ClassVar[str] = "rollout_scores"
     teacher: TeacherInputs
 
     @classmethod
-    def of(cls, run: Run, teachers: Sequence[Checkpoint]) -> CompletionScores:
+    def of(cls, run: Run, teachers: Sequence[Checkpoint]) -> Self:
         return cls(TeacherInputs.of(run, teachers))
+
+
+@dataclass(frozen=True)
+class CompletionScores(TeacherKey):
+    """How likely a teacher finds completions, part by part; `make_in_parts` adds the rows of a part."""
+
+    folder: ClassVar[str] = "rollout_scores"
 
 
 @dataclass(frozen=True)
@@ -242,15 +248,10 @@ class CheckedTexts(Key):
 
 
 @dataclass(frozen=True)
-class StreamedStates(Key):
-    """The hidden states of a teacher that is run layer by layer, while it is; each block of rows is named by its content."""
+class StreamedStates(TeacherKey):
+    """The hidden states of a teacher during a streamed pass; each block of rows is named by its content."""
 
     folder: ClassVar[str] = "streamed"
-    teacher: TeacherInputs
-
-    @classmethod
-    def of(cls, run: Run, teachers: Sequence[Checkpoint]) -> StreamedStates:
-        return cls(TeacherInputs.of(run, teachers))
 
 
 @dataclass(frozen=True)

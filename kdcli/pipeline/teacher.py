@@ -14,7 +14,7 @@ import numpy as np
 
 from kdcli.config.components import build
 from kdcli.config.schema import Rollout
-from kdcli.data.augment import augmented, find_proposer, proposer
+from kdcli.data.augment import augmented, find_proposer, load_proposer
 from kdcli.data.splits import SPLITS
 from kdcli.evaluation.predict import likelihoods, predictions_from_teacher
 from kdcli.files import PARTIAL, write_json
@@ -112,21 +112,22 @@ def check_teacher_texts(
 
 
 def with_copies(run: Run, stages: Stages) -> datasets.Dataset:
-    """The training rows, and copies of those with a gold label in which a masked language model has replaced words.
+    """The training rows, and copies of those with a gold label in which words are replaced.
 
     The copies are stored in the cache part by part, and written into the run directory for people to read.
     """
     cfg, gold = run.cfg.dataset, run.data.gold
-    assert cfg.augment is not None
-    source = find_proposer(cfg.augment, run.cfg.teacher)
-    key = AugmentedCopies.of(run, source, cfg.augment)
+    augment = cfg.augment
+    assert augment is not None
+    source = find_proposer(augment, run.cfg.teacher)
+    key = AugmentedCopies.of(run, source, augment)
     folder, known = cache_path(key), set(key.known)
-    load_proposer = functools.cache(lambda: proposer(source, run.task, cfg))
+    proposer = functools.cache(lambda: load_proposer(source, run.task, augment, cfg.max_length))
     with stages.stage(run.stage_name("augment"), len(gold)) as progress, exclusive(run, folder):
 
         def make(part: datasets.Dataset, before: int) -> list[dict[str, Any]]:
             update = progress_from(progress, before)
-            return list(augmented(part, load_proposer(), cfg, run.cfg.seed, known, update))
+            return list(augmented(part, proposer(), cfg, run.cfg.seed, known, update))
 
         made = make_in_parts(run, folder, gold, AUGMENTED, make, progress_from(progress, 0))
     copies = {row["id"]: row for row in made}  # a later part may have made the same copy

@@ -20,7 +20,7 @@ from kdcli.data.augment import (
     MaskedLMProposer,
     augmented,
     find_proposer,
-    proposer,
+    load_proposer,
     whole_words,
 )
 from kdcli.data.dataset import load
@@ -366,12 +366,12 @@ def test_the_nearest_words_replace_a_word(source: Checkpoint) -> None:
 def test_a_checkpoint_with_a_masked_lm_head_is_asked(source: Checkpoint, tmp_path: Path) -> None:
     """The better method is left out where it is possible, or the typed one is not taken."""
     task = Classification(["bad", "good"])
-    assert isinstance(proposer(source, task, config()), MaskedLMProposer)
-    assert isinstance(proposer(source, task, config(method="embeddings")), EmbeddingProposer)
+    assert isinstance(load_proposer(source, task, Augment(), 32), MaskedLMProposer)
+    assert isinstance(load_proposer(source, task, Augment(method="embeddings"), 32), EmbeddingProposer)
     model = with_new_head(source, task)
     model.save_pretrained(tmp_path / "classifier")
     load_tokenizer(source).save_pretrained(tmp_path / "classifier")
     other = Checkpoint(tmp_path / "classifier", "classifier")
-    assert isinstance(proposer(other, task, config()), EmbeddingProposer)
+    assert isinstance(load_proposer(other, task, Augment(), 32), EmbeddingProposer)
     with pytest.raises(ModelError, match="masked-LM head"):
-        proposer(other, task, config(method="mlm"))
+        load_proposer(other, task, Augment(method="mlm"), 32)

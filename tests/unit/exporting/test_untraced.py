@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -104,24 +105,27 @@ def decoder_difference(kind: str, folder: Path) -> float:
     return difference(expected, logits)
 
 
+def require_as_listed(
+    is_written: bool, difference_of: Callable[[str, Path], float], kind: str, folder: Path
+) -> None:
+    """An architecture is written right, or not at all."""
+    if is_written:
+        assert difference_of(kind, folder) < CLOSE
+        return
+    with contextlib.suppress(*FAILURES):
+        assert difference_of(kind, folder) > CLOSE, "it is written, and belongs on the list no more"
+
+
 @pytest.mark.parametrize("kind", [*UNTRACED, *WRITTEN])
 def test_classifiers_that_onnx_cannot_hold_are_those_of_the_list(kind: str, tmp_path: Path) -> None:
     """A student is refused that can be written, or is trained and then cannot."""
-    if kind in WRITTEN:
-        assert classifier_difference(kind, tmp_path) < CLOSE
-        return
-    with contextlib.suppress(*FAILURES):
-        assert classifier_difference(kind, tmp_path) > CLOSE, "it is written, and belongs on the list no more"
+    require_as_listed(kind in WRITTEN, classifier_difference, kind, tmp_path)
 
 
 @pytest.mark.parametrize("kind", [*UNTRACED_DECODERS, *WRITTEN_DECODERS])
 def test_decoders_that_onnx_cannot_hold_are_those_of_the_list(kind: str, tmp_path: Path) -> None:
     """As above, with a key/value cache."""
-    if kind in WRITTEN_DECODERS:
-        assert decoder_difference(kind, tmp_path) < CLOSE
-        return
-    with contextlib.suppress(*FAILURES):
-        assert decoder_difference(kind, tmp_path) > CLOSE, "it is written, and belongs on the list no more"
+    require_as_listed(kind in WRITTEN_DECODERS, decoder_difference, kind, tmp_path)
 
 
 @pytest.mark.parametrize("each", ["litert_int8", "executorch_fp32"])
