@@ -21,7 +21,7 @@ from kdcli.config.check import check
 from kdcli.config.dataset import Dataset
 from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.schema import COMMANDS
-from kdcli.errors import ExitCode
+from kdcli.errors import ExitCode, KDError
 from kdcli.evaluation.results import is_finished
 from kdcli.files import clean_cache, remove_abandoned, user_path, workplace
 from kdcli.launch.compose import config_tree, display_name, make_importable, override_words
@@ -31,19 +31,28 @@ from kdcli.launch.replay import replayed_overrides
 UNRECORDED = "hydra.output_subdir=null"
 """Keeps Hydra from writing `.hydra/`, which it would do before the directory is locked, not atomically, and again for a continued run."""
 _status: dict[str, int] = {}
+_failures: list[KDError] = []
+"""Why the only job failed. (Those of a sweep are told one by one, and the other jobs run.)"""
 
 
 def run_hydra(name: str, argv: list[str]) -> int:
-    """Call `hydra.main` with a rebuilt argv; returns the highest exit code of the jobs that ran in this process."""
+    """Call `hydra.main` with a rebuilt argv; returns the highest exit code of the jobs that ran in this process.
+
+    Raises:
+        KDError: the only job failed.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions are raised here, and not printed by Hydra
     before, sys.argv = sys.argv, ["kdcli", *argv]
     task = {"distill": run_distill, "rerun": run_distill, "eval": run_eval, "export": run_export}[name]
     _status.clear()
+    _failures.clear()
     try:
         with hydra_errors("distill" if name == "rerun" else name, argv):
             hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name=name)(task)()
     finally:
         sys.argv = before
+    if _failures:
+        raise _failures[0]
     return max(_status.values(), default=ExitCode.DONE)
 
 
@@ -63,8 +72,9 @@ def run_export(cfg: DictConfig) -> None:
 
 
 def _job(command: str, cfg: DictConfig) -> None:
-    """Check the config, lock the run directory, run the command, and remove a new directory if the command was refused. A failure becomes a
-    message and an exit code; in a sweep it is also written into the job's directory, and the other jobs run.
+    """Check the config, lock the run directory, run the command, and remove a new directory if the command was refused. `run_hydra` raises a
+    failure afterwards, so that Hydra adds no message of its own; in a sweep it is told, written into the job's directory, and the other
+    jobs run.
 
     Raises:
         KeyboardInterrupt: the process received a signal.
@@ -102,10 +112,17 @@ def _job(command: str, cfg: DictConfig) -> None:
                 status = ExitCode.FAILED  # a trained model is kept, and REFUSED would mean that there is none
             if holds:
                 rundir.release(folder, remove=fresh and status == ExitCode.REFUSED)
-            _failed(folder, status, failure.message, own)
+            if sweep:
+                console.error(f"{folder.name}: {failure.message}")
+                _record_failure(folder, status, failure.message, own)
+            else:
+                failure.exit_code = ExitCode(status)
+                failure.__cause__ = error if failure is not error else error.__cause__
+                _failures.append(failure)
         except KeyboardInterrupt as error:
             status = processes.exit_code(error)
-            _failed(folder, status, f"{error or 'interrupted'}", own, say=False)
+            if sweep:
+                _record_failure(folder, status, f"{error or 'interrupted'}", own)
             raise
         finally:
             if holds:
@@ -126,16 +143,13 @@ def _record(folder: Path, cfg: DictConfig) -> None:
     rundir.record(folder, {f"{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()})
 
 
-def _failed(folder: Path, status: int, message: str, own: bool, say: bool = True) -> None:
-    """Print why a job failed; in a sweep, write it into the job's directory for the table.
+def _record_failure(folder: Path, status: int, message: str, own: bool) -> None:
+    """Write why a job of a sweep failed into its directory, for the table.
 
     Args:
         own: whether this process holds the directory and may write into it.
     """
-    sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
-    if say:
-        console.error(f"{folder.name}: {message}" if sweep else message)
-    if sweep and own:
+    if own:
         write_failure(folder, status, message, " ".join(override_words(HydraConfig.get().overrides.task)))
 
 

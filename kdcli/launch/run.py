@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kdcli import console, processes, rundir
 from kdcli.config import renamed
@@ -44,7 +46,41 @@ from kdcli.launch.job import UNRECORDED, run_hydra
 from kdcli.launch.sweep import sweep
 
 
-def launch(
+@dataclass(frozen=True)
+class Done:
+    """A command that did not fail.
+
+    Attributes:
+        status: its exit code.
+        folder: the directory of the run that it wrote or read; None: of a sweep, or of a config that was only shown.
+    """
+
+    status: int
+    folder: Path | None = None
+
+
+def launch(command: str, overrides: list[str], *options: Any, **named: Any) -> int:
+    """Run a command of the command line; returns its exit code. Every exception becomes one message.
+
+    Args:
+        options, named: as for `call`.
+    """
+    console.setup_logging()
+    with processes.watched():
+        try:
+            return call(command, overrides, *options, **named).status
+        except KeyboardInterrupt as error:
+            console.error(
+                f"{error or 'interrupted'}: the same command on the same directory continues from the last checkpoint"
+            )
+            return processes.exit_code(error)
+        except Exception as error:
+            failure = failure_of(error)
+            console.error(failure.message)
+            return failure.exit_code
+
+
+def call(
     command: str,
     overrides: list[str],
     multirun: bool = False,
@@ -54,9 +90,13 @@ def launch(
     info: str | None = None,
     rerun: Path | None = None,
     trust_run: bool = False,
-) -> int:
-    """Run a command; returns its exit code. Every exception becomes one message."""
-    console.setup_logging()
+) -> Done:
+    """Run a command.
+
+    Raises:
+        KDError: it was refused, or failed.
+        KeyboardInterrupt: a signal came; the child processes have ended.
+    """
     rundir.trust(trust_run)
     hide_nothing()
     renamed.reset_warnings()
@@ -64,16 +104,9 @@ def launch(
         before = processes.children()
         try:
             return _launch(command, overrides, multirun, config_dir, cfg, resolve, info, rerun)
-        except KeyboardInterrupt as error:
+        except KeyboardInterrupt:
             processes.end_children(before)
-            console.error(
-                f"{error or 'interrupted'}: the same command on the same directory continues from the last checkpoint"
-            )
-            return processes.exit_code(error)
-        except Exception as error:
-            failure = failure_of(error)
-            console.error(failure.message)
-            return failure.exit_code
+            raise
 
 
 def _launch(
@@ -85,7 +118,7 @@ def _launch(
     resolve: bool,
     info: str | None,
     rerun: Path | None,
-) -> int:
+) -> Done:
     for word in overrides:
         key, _, value = word.lstrip("+~").partition("=")
         # each value of a sweep is checked by itself; an interpolation is checked once it is resolved
@@ -115,9 +148,9 @@ def _launch(
         composed = compose_config(command, name, [word for word in overrides if not is_sweep(word)], written)
         require_components(command, composed, written)
         options = [f"--cfg={cfg}" if cfg else f"--info={info}", *(["--resolve"] if resolve else [])]
-        return run_hydra(name, [*options, *overrides])
+        return Done(run_hydra(name, [*options, *overrides]))
     if multirun:
-        return sweep(command, name, overrides, written)
+        return Done(sweep(command, name, overrides, written))
     composed = compose_config(command, name, overrides, written)
     folder = run_folder(composed)
     if command == "export":  # it writes into the run's directory, and does not change the run's .hydra
@@ -126,15 +159,16 @@ def _launch(
     elif int(os.environ.get("RANK", "0")) > 0:  # only the first process owns the run directory
         with workplace():
             unused = Path(tempfile.gettempdir(), "run")
-            return run_hydra(name, [*overrides, UNRECORDED, f"hydra.run.dir={quote_override(unused)}"])
+            status = run_hydra(name, [*overrides, UNRECORDED, f"hydra.run.dir={quote_override(unused)}"])
+            return Done(status)
     elif rundir.examine(folder, config_tree(composed), is_finished) == "finished":
         with workplace():
             clean_cache()
             rundir.tidy(folder)
         console.say(f"{folder} is finished; see {folder / 'report.html'}")
-        return ExitCode.DONE
+        return Done(ExitCode.DONE, folder)
     require_parts(command, composed, written)
     for remark in config_remarks(command, composed):
         console.warn(remark)
     rundir.make(folder)
-    return run_hydra(name, [*overrides, UNRECORDED, f"hydra.run.dir={quote_override(folder)}"])
+    return Done(run_hydra(name, [*overrides, UNRECORDED, f"hydra.run.dir={quote_override(folder)}"]), folder)
