@@ -108,6 +108,46 @@ MODELS: dict[str, Callable[..., PreTrainedModel]] = {
     "t5-labels": _made("T5ForSequenceClassification", "T5", T5),
     "t5-tokens": _made("T5ForTokenClassification", "T5", T5),
 }
+EXPERTS = DECODER | {"num_local_experts": 4, "num_experts_per_tok": 2, "experts_implementation": "eager"}
+NEWER: dict[str, Callable[..., PreTrainedModel]] = {
+    "camembert": _made("CamembertForSequenceClassification", "Camembert", ENCODER, FEW),
+    "modernbert": _made(
+        "ModernBertForSequenceClassification", "ModernBert", ENCODER, FEW, cls_token_id=1, sep_token_id=EOS
+    ),
+    "modernbert-masked": _made(
+        "ModernBertForMaskedLM", "ModernBert", ENCODER, FEW, cls_token_id=1, sep_token_id=EOS
+    ),
+    "deberta": _made(
+        "DebertaV2ForSequenceClassification",
+        "DebertaV2",
+        ENCODER,
+        FEW,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        conv_kernel_size=3,
+        norm_rel_ebd="layer_norm",
+        pooler_hidden_size=24,
+    ),
+    "deberta-narrow": _made(
+        "DebertaV2ForTokenClassification",
+        "DebertaV2",
+        ENCODER,
+        FEW,
+        relative_attention=True,
+        embedding_size=10,
+    ),
+    "mpnet": _made("MPNetForSequenceClassification", "MPNet", ENCODER, FEW),
+    "mpnet-masked": _made("MPNetForMaskedLM", "MPNet", ENCODER, FEW),
+    "gpt-neox": _made("GPTNeoXForCausalLM", "GPTNeoX", ENCODER),
+    "granite": _made("GraniteForCausalLM", "Granite", ENCODER | {"num_key_value_heads": 2}),
+    "olmo2": _made("Olmo2ForCausalLM", "Olmo2", ENCODER | {"num_key_value_heads": 2}),
+    "phi3": _made("Phi3ForCausalLM", "Phi3", ENCODER | {"num_key_value_heads": 2}),
+    "mixtral": _made("MixtralForCausalLM", "Mixtral", EXPERTS),
+    "qwen3-moe": _made("Qwen3MoeForCausalLM", "Qwen3Moe", EXPERTS, moe_intermediate_size=20),
+}
+"""Architectures that can be cut, and whose exports are not tested for each."""
+ALBERT = _made("AlbertForSequenceClassification", "Albert", ENCODER, FEW, embedding_size=10)
+"""A model whose layers share their weights."""
 UNCUT = {"bloom": _made("BloomForCausalLM", "Bloom", {"hidden_size": 24, "n_layer": 4, "n_head": 4})}
 """Architectures that cannot be cut, and can be exported."""
 

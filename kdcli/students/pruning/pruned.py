@@ -26,6 +26,8 @@ from kdcli.tasks.rows import IGNORE
 
 MOST_TOKENS = 2048
 """The maximum number of tokens of a calibration row."""
+EXPERTS_MULTIPLE = 8
+"""Widths of experts are multiples of it: 16 bytes in half precision, which `torch.nn.functional.grouped_mm` needs."""
 INNER = ("heads", "cross", "ffn", "pooled")
 """Units that are scored by the input of the projection after them."""
 Scores = dict[Group, Tensor]
@@ -44,7 +46,7 @@ class Pruned(PruningInitializer):
     The importance of a unit is one of
 
     - activation: the mean |activation| of a feed-forward unit, the mean norm of a head's output, the mean |output| of a hidden
-      channel over all norms, without padding; of a layer 1 - cos(input, output) (Men et al. 2024,
+      channel over all norms, the mean probability that the router gives an expert, all without padding; of a layer 1 - cos(input, output) (Men et al. 2024,
       https://arxiv.org/abs/2403.03853).
     - gradient: the sum of |w · ∂L/∂w| over its weights (Molchanov et al. 2019, https://arxiv.org/abs/1906.10771), with the
       cross-entropy L on gold labels or next tokens.
@@ -55,7 +57,8 @@ class Pruned(PruningInitializer):
         hidden_size: the channels of the hidden states.
         num_attention_heads: the query heads of a layer.
         num_key_value_heads: the key and value heads of a layer, if they are fewer; null: in their present ratio.
-        intermediate_size: the feed-forward units of a layer.
+        intermediate_size: the feed-forward units of a layer; of each expert in a mixture of experts.
+        num_experts: the experts of a layer, in a mixture of experts.
         importance: the score.
         calibration: the number of training rows that the scores are computed on.
     """
@@ -67,6 +70,7 @@ class Pruned(PruningInitializer):
         num_attention_heads: Width | None = None,
         num_key_value_heads: Width | None = None,
         intermediate_size: Width | None = None,
+        num_experts: Width | None = None,
         importance: Literal["activation", "gradient", "magnitude"] = "activation",
         calibration: Rows = 256,
     ):
@@ -76,6 +80,7 @@ class Pruned(PruningInitializer):
             "num_attention_heads": num_attention_heads,
             "num_key_value_heads": num_key_value_heads,
             "intermediate_size": intermediate_size,
+            "num_experts": num_experts,
         }
         if not any(self.requested.values()):
             raise ConfigError(
@@ -91,6 +96,9 @@ class Pruned(PruningInitializer):
         anatomy = Anatomy(model)
         sizes = self._sizes(anatomy)
         scores = self._scores(anatomy, tokenizer, task, rows)
+        if anatomy.family.first:
+            for stack in anatomy.stacks:
+                scores[Group("layer", stack.layers)][0] = torch.inf
         layers = [
             top_indices(scores[Group("layer", stack.layers)], sizes[stack.depth]).tolist()
             for stack in anatomy.stacks
@@ -118,6 +126,7 @@ class Pruned(PruningInitializer):
             "intermediate_size": {
                 stack.feed_forward: anatomy.units[Group("ffn", stack.layers, 0)] for stack in anatomy.stacks
             },
+            "num_experts": {name: getattr(config, name) for name in [family.experts] if name},
         }
         before = {name: size for sizes in present.values() for name, size in sizes.items()}
         sizes = dict(before)
@@ -135,6 +144,8 @@ class Pruned(PruningInitializer):
                 sizes[stack.heads] = self._heads_that_fill(sizes[family.hidden[0]], stack, anatomy)
         elif grouped:
             self._share_heads(before, sizes, anatomy.stacks[0].heads, grouped[0])
+        if family.experts:
+            self._check_experts(before, sizes, family.experts, config.num_experts_per_tok)
         if sizes == before:
             raise ConfigError(
                 f"nothing is pruned: the teacher has {_listed(before)} already; give a smaller value for at least one"
@@ -156,6 +167,26 @@ class Pruned(PruningInitializer):
                 f"and together as wide as its hidden states; {heads} heads need hidden_size = {heads * size}"
             )
         return heads
+
+    def _check_experts(
+        self, before: dict[str, int], sizes: dict[str, int], experts: str, per_token: int
+    ) -> None:
+        """Check that a token has enough experts, that their units can be scored, and that transformers can compute them."""
+        if sizes[experts] < per_token:
+            raise ConfigError(
+                f"student.num_experts = {sizes[experts]}: a token goes through {per_token} experts (num_experts_per_tok); give at least so many"
+            )
+        if self.requested["intermediate_size"] and self.importance == "activation":
+            raise ConfigError(
+                "student.intermediate_size: the activations of the units of an expert are not known, since experts are computed together; give "
+                "student.importance=gradient or magnitude, or student.num_experts"
+            )
+        for argument in ("hidden_size", "intermediate_size"):
+            size = self.requested[argument]
+            if size and size not in before.values() and size % EXPERTS_MULTIPLE:
+                raise ConfigError(
+                    f"student.{argument} = {size}: experts are computed together, which needs a multiple of {EXPERTS_MULTIPLE}"
+                )
 
     def _share_heads(self, before: dict[str, int], sizes: dict[str, int], heads: str, groups: str) -> None:
         """Set the number of heads or of their groups, if it follows from the other one."""
@@ -238,9 +269,9 @@ def by_weights(anatomy: Anatomy, values: Iterable[tuple[str, Tensor]]) -> Scores
     scores = _zeros(anatomy)
     for name, value in values:
         value = value.double()
-        for dim, axis in enumerate(anatomy.axes[name]):
-            if axis:
-                scores[axis.group] += axis.sums(value, dim).cpu()
+        for dim, parts in enumerate(anatomy.axes[name]):
+            for part in parts:
+                scores[part.group] += part.sums(value, dim).cpu()
         if (location := anatomy.locate(name)) and not anatomy.is_shared(name):
             scores[Group("layer", location[0].layers)][location[1]] += value.sum().cpu()
     return scores
@@ -285,8 +316,11 @@ def by_activation(anatomy: Anatomy, batches: Iterable[Batch], task: Task) -> Sco
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             values = measure(before, output[0] if isinstance(output, tuple) else output)
-            if values.dim() == 3:  # otherwise they are of one token a row
-                values = values[tokens[anatomy.side(name)]]
+            mask = tokens[anatomy.side(name)]
+            if values.dim() == 3:
+                values = values[mask]
+            elif len(values) == mask.numel():  # a router's; otherwise they are of one token a row
+                values = values[mask.flatten()]
             sums[group, name] = sums.get((group, name), 0) + values.double().sum(0).cpu()
             counts[group, name] += len(values)
 
@@ -322,15 +356,18 @@ def _scored_group(
             "layer", location[0].layers, location[1]
         ), lambda before, after: 1 - cosine_similarity(before.double(), after.double(), dim=-1)[..., None]
     axes = anatomy.axes.get(f"{name}.weight", ())
-    if len(axes) == 1 and axes[0] and axes[0].group == Group("hidden"):
-        return axes[0].group, lambda _, after: after.abs()
+    groups = [[part.group for part in parts] for parts in axes]
+    if groups == [[Group("hidden")]]:
+        return Group("hidden"), lambda _, after: after.abs()
+    if len(groups) == 2 and groups[0] and groups[0][0].kind == "experts":
+        return groups[0][0], lambda before, after: after.double().softmax(-1)
     if not isinstance(module, nn.Linear | Conv1D):
         return None
-    axis = axes[0 if isinstance(module, Conv1D) else 1]
-    if axis is None or axis.group.kind not in INNER:
+    parts = axes[0 if isinstance(module, Conv1D) else 1]
+    if not parts or parts[0].group.kind not in INNER:
         return None
-    width = module.weight.shape[0 if isinstance(module, Conv1D) else 1] // axis.units
-    return axis.group, lambda before, _: before.unflatten(-1, (-1, width)).norm(dim=-1)
+    width = parts[0].size // parts[0].units
+    return parts[0].group, lambda before, _: before.unflatten(-1, (-1, width)).norm(dim=-1)
 
 
 def select_units(anatomy: Anatomy, sizes: dict[str, int], scores: Scores) -> dict[Group, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.architectures import MODELS, says
+from support.architectures import MODELS, NEWER, says
 from support.commands import naming
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
@@ -53,14 +53,15 @@ def without(model: PreTrainedModel, chosen: list[list[int]]) -> PreTrainedModel:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *NEWER])
 def test_the_chosen_layers_one_after_the_other(name: str, tmp_path: Path) -> None:
     """A layer that is lost, or stands in another's place; a decoder left whole; a T5 without its position biases once its
     first layer is gone; a student that loads as another model than it was."""
-    model = MODELS[name]()
+    model = (MODELS | NEWER)[name]()
+    chosen = [0 if "modernbert" in name else 1, 3]
     said = says(model)
-    student = cut(model, 2, [1, 3])
-    expected = says(without(model, [[1, 3]] * len(stacks(model))))
+    student = cut(model, 2, chosen)
+    expected = says(without(model, [chosen] * len(stacks(model))))
     torch.testing.assert_close(says(student), expected)
     assert not torch.allclose(expected, said, atol=1e-3)
     assert torch.equal(says(model), said)
@@ -142,6 +143,12 @@ def test_layers_that_there_are_not(name: str, arguments: dict[str, object], word
     """An index error from within torch, or a student of another depth than the config says."""
     with pytest.raises(ConfigError, match=naming(*words)):
         cut(MODELS[name](), **arguments)
+
+
+def test_a_first_layer_of_its_own_stays_the_first() -> None:
+    """ModernBERT's first layer has no norm before its attention: in another place it would be another layer."""
+    with pytest.raises(ConfigError, match=naming("modernbert", "student.layers", "0")):
+        cut(NEWER["modernbert"](), 2, [1, 3])
 
 
 def test_an_architecture_that_is_not_known() -> None:
