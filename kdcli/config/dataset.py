@@ -17,6 +17,7 @@ from kdcli.config.types import (
     Copies,
     Float,
     Fraction,
+    Location,
     Name,
     Rows,
     Section,
@@ -38,9 +39,10 @@ class Augment(Section):
     method: Literal["mlm", "embeddings"] | None = None
     """mlm: by words that a masked language model finds likely in their place. embeddings: by the words with the nearest word embeddings,
     which takes no forward pass. null: mlm if the checkpoint has a masked-LM head, else embeddings."""
-    path: str | None = None
+    path: Location | None = None
     """The checkpoint that proposes words, named like that of a teacher; null: the teacher's before it is tuned."""
     revision: str | None = None
+    """Branch, tag or commit of a hub id in `path`."""
     copies: Copies = 20
     """The number of copies of each text; duplicates are dropped."""
     probability: Fraction = 0.4
@@ -91,22 +93,25 @@ class Dataset(Section):
     """auto: what the content and the name of the files tell (docs/formats.md); txt: plain text (causal_lm, masked_lm); conversations: YAML files with a list of `conversations`, each a list of turns; conll: a
     word and its tag a line, a blank line between sentences (token_classification); fasttext: `__label__LABEL` before the text in each line, columns `text` and `label`; gettext: .po and .mo catalogues (seq2seq); parallel: two text files, line by line (seq2seq).
     """
-    path: str
+    path: Location
     """A file (`package:DISTRIBUTION/FILE` for one in an installed package), a pattern of files (`data/*.csv`), a folder with files or
     splits, one that `save_to_disk` of datasets wrote, a repository of the hub on disk, or a Hugging Face hub id."""
     name: str | None = None
     """The configuration of a hub data set that has several."""
     revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
     train: str = "train"
     """hub, folders: the split to train on."""
-    validation: str | None = None
+    validation: Location | None = None
     """hub, folders: a split's name; files: another file; null: the split of that name in a local folder, or else split off the training
     rows by a hash of the text."""
-    test: str | None = None
+    test: Location | None = None
+    """The test split, named as by `validation`; null likewise."""
     validation_size: SplitSize = 0.1
     """The number of rows that are split off for it, or below 1 their share. With a share, rows that are added to the data move no other row to
     another split; a number of rows is exact."""
     test_size: SplitSize = 0.1
+    """The number of rows that are split off for the test, or below 1 their share, as by `validation_size`."""
     text: str = "text"
     """The column of texts."""
     text_pair: str | None = None
@@ -193,7 +198,7 @@ class Dataset(Section):
     """The maximum number of rows of validation and of test."""
     labelled: Rows | None = None
     """The maximum number of training rows that keep their label (seq2seq: their target); only the teacher labels the others."""
-    unlabelled: str | None = None
+    unlabelled: Location | None = None
     """Further text that only the teacher labels: a file (or a hub split) like the training one; its labels are not read."""
     unlabelled_limit: Rows | None = None
     """The maximum number of its rows."""

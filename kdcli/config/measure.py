@@ -23,6 +23,7 @@ class Measure(Section):
     student's figures. full (of `kdcli eval` and `kdcli export`): fixed numbers of runs. A key with a value of its own takes precedence over the
     mode."""
     threads: Threads = 1
+    """Threads of the process that is measured."""
     device: Literal["cpu", "cuda"] = "cpu"
     """The device of torch models; a target chooses that of its files (hardware=cuda: the GPU if there is one)."""
     batch_sizes: BatchSizes | None = None

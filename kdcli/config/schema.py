@@ -38,6 +38,7 @@ from kdcli.config.types import (
     Fraction,
     Int,
     LearningRate,
+    Location,
     Milliseconds,
     Rows,
     SamplingTemperature,
@@ -156,6 +157,7 @@ class Budget(Section):
     """Limits on what an artifact may cost on the device and on the quality that it must keep; null: no limit. A miss is exit code 3."""
 
     max_bytes: Bytes | None = None
+    """The size of its files in bytes."""
     max_latency_ms_p95: Milliseconds | None = None
     """The 95th percentile of the latency of one row at batch size 1."""
     max_memory_bytes: Bytes | None = None
@@ -338,6 +340,7 @@ class Distill(Section):
     """`kdcli distill`."""
 
     seed: Seed = 0
+    """The seed of all random numbers: initial weights, the order of the rows, dropout, sampled texts."""
     seeds: Seeds = None
     """Student and control under several seeds: how many from `seed` on (3), or a list, whose first is `seed` ([0,5,9]). null: one. The teacher
     has the first, `student/` and `control/` too; the others are in `seeds/SEED/`."""
@@ -360,6 +363,7 @@ class Distill(Section):
     dataset: Dataset
     rollout: Rollout = Rollout()
     loss: dict[str, Term] = Field(min_length=1)
+    """The terms of the loss by their names; the loss is their weighted sum."""
     hardware: Hardware
     trainer: Trainer = Trainer()
     """How student and control are trained."""
@@ -490,11 +494,11 @@ def _over(stage: Mapping[str, Any], run: Mapping[str, Any], key: str) -> Mapping
 class Eval(Section):
     """`kdcli eval`: score a run's models, a checkpoint, or an artifact."""
 
-    run: str | None = None
+    run: Location | None = None
     """A run directory of `kdcli distill`: its models are scored, on its data set unless another is named."""
-    model: str | None = None
+    model: Location | None = None
     """In place of a run: a checkpoint with a head for the task."""
-    artifact: str | None = None
+    artifact: Location | None = None
     """An exported file or model folder, or the folder of a device, which stands for its recommended file. The path is relative to the run
     directory or to the working directory."""
     split: Literal["train", "validation", "test", "all"] = "test"
@@ -523,16 +527,21 @@ class Eval(Section):
 class Place(Section):
     """The present paths of a run's data, where they differ from those that the run recorded (on another machine, or from another folder)."""
 
-    path: str | None = None
-    validation: str | None = None
-    test: str | None = None
-    unlabelled: str | None = None
+    path: Location | None = None
+    """The present path of `dataset.path`; null: the recorded one."""
+    validation: Location | None = None
+    """The present path of `dataset.validation`; null: the recorded one."""
+    test: Location | None = None
+    """The present path of `dataset.test`; null: the recorded one."""
+    unlabelled: Location | None = None
+    """The present path of `dataset.unlabelled`; null: the recorded one."""
 
 
 class Export(Section):
     """`kdcli export`: write a student's files for a device, and run and check them there."""
 
-    run: str
+    run: Location
+    """A run directory of `kdcli distill`, whose student is exported. The files are written into its folder export/."""
     dataset: Place = Place()
     hardware: Hardware
     trust_remote_code: bool = False

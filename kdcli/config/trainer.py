@@ -66,6 +66,7 @@ class Trainer(Section):
     """By its name in transformers. adamw_torch_8bit and adamw_torch_4bit (torchao), adamw_8bit and paged_adamw_8bit (bitsandbytes) keep the
     optimizer state in a quarter of the memory or less; adafactor keeps next to none."""
     weight_decay: WeightDecay = 0.01
+    """The factor of decoupled weight decay (AdamW); biases and the weights of normalisation layers do not decay."""
     dropout: Fraction | None = None
     """The probability of every dropout layer during training; null: the model's own config decides."""
     token_dropout: Fraction | None = None
@@ -75,6 +76,7 @@ class Trainer(Section):
     freeze: list[str] = []
     """Parameters whose name contains one of these strings are not trained."""
     max_grad_norm: GradNorm = 1.0
+    """The L2 norm of all gradients at which they are clipped; 0: they are not clipped."""
     gradient_checkpointing: bool = False
     """Compute activations a second time in the backward pass in place of keeping them: less memory for the same result, in about 1.3 times
     the time."""
@@ -85,6 +87,7 @@ class Trainer(Section):
     eval_steps: Steps | None = None
     """Optimizer steps between two validations, each with a checkpoint; null: one epoch, with until=converged between 50 and 250."""
     logging_steps: Steps = 20
+    """Optimizer steps between two lines of metrics.jsonl."""
     report_to: list[str] = []
     """Experiment trackers besides metrics.jsonl, by their names in transformers: tensorboard, wandb, mlflow …"""
 

@@ -133,6 +133,8 @@ Milliseconds = Annotated[Float, Field(gt=0, le=1e9)]
 Smoothing = Annotated[Float, Field(ge=0, lt=1)]
 SplitSize = Annotated[Float, Field(gt=0, le=1e10)]
 """The size of a split: below 1 a share, else a number of rows."""
+Location = str
+"""The path of a file or a folder, or what stands for one: a hub id, `package:DISTRIBUTION/PATH`."""
 Name = Annotated[str, BeforeValidator(numbers_are_names)]
 Character = Annotated[str, Field(min_length=1, max_length=1), BeforeValidator(backslash_t_is_tab)]
 
@@ -151,6 +153,7 @@ class Component(BaseModel):
     """The base class of `_target_`, as MODULE.NAME."""
 
     target: str = Field(alias="_target_")
+    """The class of the component, MODULE.CLASS; its arguments are keys beside this one."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -161,7 +164,7 @@ class Component(BaseModel):
 class CheckpointConfig(Component):
     """The origin of a model."""
 
-    path: str | None = None
+    path: Location | None = None
     """A local directory, a Hugging Face hub id, or `package:DISTRIBUTION/FOLDER` of an installed package."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""

@@ -281,7 +281,7 @@ def read_options(folders: Sequence[Path], chosen: Iterable[str]) -> list[Option]
         if file is None or len(path) > MOST_LEVELS:
             return
         if name not in options:
-            options[name] = _option(file, name)
+            options[name] = read_option(file, name)
         for entry, where in _entries(options[name].document, name):
             if not any(_file(folder, entry) for folder in folders) and _checked(entry):
                 raise ConfigError(f"{where}: there is no {entry}.yaml; name a file that is there")
@@ -307,7 +307,15 @@ def _checked(entry: str) -> bool:
     return not entry.startswith(("hydra/", "schema_")) and entry not in renamed.OPTIONS
 
 
-def _option(path: Path, name: str) -> Option:
+def read_option(path: Path, name: str) -> Option:
+    """Read one option of a group.
+
+    Args:
+        name: GROUP/NAME.
+
+    Raises:
+        ConfigError: the file or its header is wrong.
+    """
     document = read_yaml(path)
     if document.tree is not None and not isinstance(document.tree, dict):
         kind = type(document.tree).__name__
@@ -343,6 +351,7 @@ def _package(document: Document, name: str) -> str:
 
 
 ENTRY = re.compile(r"(?P<words>((optional|override)\s+)*)(?P<name>[^\s@]+)(@(?P<package>[^\s@]*))?")
+"""An entry of a defaults list, or its key."""
 
 
 def _entries(document: Document, name: str) -> Iterator[tuple[str, str]]:

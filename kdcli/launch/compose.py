@@ -23,6 +23,7 @@ from kdcli import rundir
 from kdcli.config import renamed
 from kdcli.config.check import check_components, check_values, defaults
 from kdcli.config.dataset import Dataset
+from kdcli.config.groups import config_groups
 from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.remarks import remarks, unread
 from kdcli.config.schema import COMMANDS, Distill
@@ -31,7 +32,6 @@ from kdcli.errors import ConfigError, hide
 from kdcli.files import require_name, user_path
 from kdcli.hub import PACKAGE
 from kdcli.launch.argv import is_sweep, override_value, quote_override
-from kdcli.launch.choices import config_groups
 from kdcli.launch.hydra_errors import VERSION_BASE, config_at_fault, hydra_errors, nearby_keys
 from kdcli.launch.replay import hardware_overrides, replayed_overrides
 

@@ -20,11 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdcli import rundir
 from kdcli.config.check import defaults
+from kdcli.config.groups import config_groups, no_such_option
 from kdcli.config.paths import conf_dir
 from kdcli.config.schema import COMMANDS, Distill
-from kdcli.errors import ConfigError, KDError, abbreviated, listed, suggest
+from kdcli.errors import ConfigError, KDError, abbreviated, suggest
 from kdcli.files import cache_folder, storage_error
-from kdcli.launch.choices import config_groups, group_options
 
 VERSION_BASE = "1.3"
 LONGEST_QUOTE = 500
@@ -123,9 +123,7 @@ def _no_such_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if not group:
         return str(error).splitlines()[0]
-    options = group_options(group)
-    there = f"; there are {listed(options)} (kdcli list {group})" if options else ""
-    return f"{group}={abbreviated(option)}: there is no such {group}{suggest(option, options)}{there}"
+    return no_such_option(group, option)
 
 
 def _short(command: str, overrides: list[str], error: Exception) -> str:

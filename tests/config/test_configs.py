@@ -19,9 +19,11 @@ from support.commands import naming, require_one_message, require_words
 
 from kdcli.config.check import check, defaults
 from kdcli.config.components import locate
+from kdcli.config.index import Key, keys, keys_below
 from kdcli.config.paths import conf_dir
 from kdcli.config.schema import COMMANDS
 from kdcli.launch.choices import list_groups
+from kdcli.launch.hydra_errors import config_leaves
 from kdcli.launch.run import launch
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
@@ -79,6 +81,23 @@ def test_every_option_composes_and_binds(compose: Compose, command: str, path: P
     for key, value in own.items():
         if not isinstance(value, dict) and key != "defaults" and value != "???":
             assert where[key] == value, f"{key} of {path} does not reach the run"
+    require_indexed(tree, keys(command, {group: option}), given={"model", "run"})
+
+
+def require_indexed(tree: dict[str, Any], known: list[Key], given: set[str]) -> None:
+    """Refuse an index that lacks a key of a composed config, or holds another default than Hydra composes.
+
+    Args:
+        given: the keys that were given in place of their defaults.
+    """
+    defaults = {key.name: key for key in known}
+    for name, value in config_leaves(tree):
+        if name in defaults:
+            key = defaults[name]
+            if name not in given and not key.required and not key.is_section and "${" not in str(key.default):
+                assert key.default == value, name
+        else:
+            assert keys_below(name, known) or any(name.startswith(f"{key}.") for key in defaults), name
 
 
 @pytest.mark.parametrize("option", [path for path in OPTIONS if path.parts[0] != "debug"], ids=str)

@@ -75,15 +75,20 @@ class Limits(Section):
     """The most that a run may request and pay; null: no limit."""
 
     requests: Count | None = None
+    """Requests, repeated ones among them."""
     tokens: Count | None = None
+    """Tokens of prompts and completions together."""
     money: Positive | None = None
+    """The cost by `prices`, in their currency."""
 
 
 class Money(Section):
     """The price of a million tokens in any currency; null: it is not known."""
 
     prompt: NonNegative | None = None
+    """Of a million tokens of prompts."""
     completion: NonNegative | None = None
+    """Of a million tokens of completions."""
 
 
 UNLIMITED, UNKNOWN = Limits(), Money()

@@ -1,0 +1,340 @@
+"""The index of all config keys: type, range, default, choices and meaning of each, and of the arguments of the chosen components.
+
+`kdcli keys`, completion, the answers to wrong options and the documentation read it. It comes from the sources of the schema and of the
+components' classes (`kdcli.config.declarations`) and from the YAML files (`kdcli.config.groups`), without importing torch or pydantic.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kdcli.config.declarations import (
+    REQUIRED,
+    Alternative,
+    Class,
+    Declaration,
+    arguments,
+    fields,
+    find_class,
+)
+from kdcli.config.groups import Choice, choose, config_groups
+
+SCHEMA = "kdcli.config.schema"
+COMMANDS = {"distill": f"{SCHEMA}.Distill", "eval": f"{SCHEMA}.Eval", "export": f"{SCHEMA}.Export"}
+"""The commands that have a config, each with the class of its schema."""
+PLACEHOLDERS = {"loss": "TERM"}
+"""What stands for a name that the user chooses in a mapping; NAME elsewhere."""
+EXACT = 10_000_000
+"""Powers of ten are written out below it."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a config.
+
+    Attributes:
+        name: with dots; a part in capitals (stages.NAME.rows) stands for a name that the user chooses.
+        commands: the commands that have it, with all that follows: a key whose default differs has an entry for each.
+        group: its first part, if it has several or is a section or a config group; else empty.
+        type: in words.
+        range: in words; empty: all values of the type.
+        default: plain data, as the schema and the chosen options set it; None if it is `required`.
+        required: it has no default.
+        choices: the values that are allowed, or some of them if `type` names further types.
+        meaning: what it does, on one line.
+        option: the option (loss=jsd) that sets its default, or whose class has it as an argument; empty: the schema alone.
+        target: the class that takes it as an argument; empty: it is a key of kdcli's schema.
+    """
+
+    name: str
+    commands: tuple[str, ...]
+    group: str
+    type: str
+    range: str
+    default: Any
+    required: bool
+    choices: tuple[str, ...]
+    meaning: str
+    option: str = ""
+    target: str = ""
+
+    @property
+    def is_section(self) -> bool:
+        """Whether it is a mapping, whose keys have entries of their own."""
+        return self.type.startswith("section")
+
+    @property
+    def values(self) -> list[str]:
+        """The values that completion offers."""
+        words = self.type.split(" or ")
+        known = ["true", "false"] if "boolean" in words else []
+        return [*known, *self.choices, *(["null"] if "null" in words else [])]
+
+    @property
+    def is_path(self) -> bool:
+        """Whether its value may be a path."""
+        return "path" in self.type.split(" or ")
+
+    def as_json(self) -> dict[str, Any]:
+        """All attributes as plain data."""
+        return asdict(self)
+
+
+OF_HYDRA = (
+    Key("hydra.run.dir", tuple(COMMANDS), "hydra", "path", "", "runs/COMMAND/DATE-TIME", False, (),
+        "The run directory. The same command on the same directory continues a run that was interrupted."),
+    Key("hydra.sweep.dir", tuple(COMMANDS), "hydra", "path", "", "runs/sweeps/DATE-TIME", False, (),
+        "The directory of a sweep (-m), with one run directory for each job."),
+    Key("hydra.sweep.subdir", tuple(COMMANDS), "hydra", "text", "", "${hydra:job.num}", False, (),
+        "The name of each job's run directory in the directory of a sweep."),
+    Key("hydra/launcher", tuple(COMMANDS), "hydra", "choice", "", "basic", False, ("basic", "joblib", "submitit_local", "submitit_slurm"),
+        "What starts the jobs of a sweep: one after the other (basic), side by side (joblib; pip install 'kdcli[sweep]'), or on a cluster."),
+)  # fmt: skip
+"""The keys of Hydra that a user may set."""
+
+
+def keys(command: str, options: Mapping[str, str | None] | None = None) -> list[Key]:
+    """The keys of a command, with the arguments of the chosen components, in the order of the schema.
+
+    Of a stage's `trainer`, `dataset`, `student` and `loss`, whose keys are those of the run, only the keys that the options set are there;
+    `keys_below` has all.
+
+    Args:
+        options: options of config groups that are chosen in place of the command's defaults (`loss: jsd`).
+
+    Raises:
+        ConfigError: there is no such option, or a file of the user's is wrong.
+    """
+    schema = find_class(COMMANDS[command])
+    assert schema is not None
+    walk = _Walk(command, choose(command, options or {}))
+    return [*walk.section(schema, "", walk.choice.values, {}), *OF_HYDRA]
+
+
+def all_keys(options: Mapping[str, str | None] | None = None) -> list[Key]:
+    """The keys of all commands. Keys that are equal in several commands are one, which names these commands.
+
+    Raises:
+        ConfigError: there is no such option, or a file of the user's is wrong.
+    """
+    merged: dict[tuple[Any, ...], Key] = {}
+    for command in COMMANDS:
+        for key in keys(command, options):
+            content = {name: value for name, value in asdict(key).items() if name != "commands"}
+            same = tuple(map(repr, content.values()))
+            before = merged[same].commands if same in merged else ()
+            merged[same] = Key(
+                commands=(*before, *(each for each in key.commands if each not in before)), **content
+            )
+    names = list(dict.fromkeys(key.name for key in merged.values()))
+    return sorted(merged.values(), key=lambda key: names.index(key.name))
+
+
+def keys_below(prefix: str, known: Sequence[Key]) -> list[Key]:
+    """The keys that a prefix matches: the key itself and those below it, or else those whose name begins with it.
+
+    A name that the user chooses (stages.general.rows, loss.my_term.weight) matches its placeholder, and below a stage the keys are those
+    of the run's own sections.
+    """
+    inner = re.fullmatch(r"(stages\.[^.]+)\.((?:trainer|dataset|student|loss)(?:\..*)?)", prefix)
+    if inner:
+        there = [key for key in keys_below(inner[2], known) if "distill" in key.commands]
+        renamed = [_renamed(key, f"{inner[1]}.{key.name}") for key in there]
+        own = [key for key in known if f"{key.name}.".startswith(f"{prefix}.")]
+        return list({key.name: key for key in [*renamed, *own]}.values())
+    parts = prefix.rstrip(".").split(".")
+    below = [
+        _renamed(key, ".".join([*parts, *names[len(parts) :]]))
+        for key in known
+        if _matches(names := key.name.split("."), parts)
+    ]
+    return below or [key for key in known if key.name.startswith(prefix)]
+
+
+def _matches(names: Sequence[str], parts: Sequence[str]) -> bool:
+    return len(names) >= len(parts) and all(
+        name == part or name.isupper() for name, part in zip(names, parts, strict=False)
+    )
+
+
+def _renamed(key: Key, name: str) -> Key:
+    return Key(**{**{each: getattr(key, each) for each in key.__dataclass_fields__}, "name": name})
+
+
+@functools.cache
+def last_parts() -> dict[str, list[str]]:
+    """The names of the default keys by their last part: epochs is trainer.epochs and teacher.trainer.epochs."""
+    found: dict[str, list[str]] = {}
+    for key in all_keys():
+        names = found.setdefault(key.name.rpartition(".")[2], [])
+        if not key.is_section and key.name not in names:
+            names.append(key.name)
+    return {part: sorted(names, key=lambda name: name.count(".")) for part, names in found.items() if names}
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Walks through a schema, and through the classes that the chosen options name.
+
+    Attributes:
+        choice: the values of the chosen options.
+    """
+
+    command: str
+    choice: Choice
+
+    def section(
+        self, cls: Class, path: str, values: Any, defaults: Any, component: bool = True
+    ) -> Iterator[Key]:
+        """The keys of a section.
+
+        Args:
+            values: those that the chosen options set there.
+            defaults: those with which the schema makes the section, where they differ from its class's.
+        """
+        own = fields(cls)
+        yield from self._declared(own, path, values, defaults, "")
+        target = values.get("_target_") if isinstance(values, dict) else None
+        if any(field.name == "_target_" for field in own) and (found := find_class(str(target))):
+            declared = [each for each in arguments(found) if each.name not in {field.name for field in own}]
+            yield from self._declared(declared, path, values, {}, found.path)
+
+    def _declared(
+        self, declared: Iterable[Declaration], path: str, values: Any, defaults: Any, target: str
+    ) -> Iterator[Key]:
+        inherited = set(_stage_sections()) if path.startswith("stages.") and path.count(".") == 1 else set()
+        for each in declared:
+            name = f"{path}.{each.name}".lstrip(".")
+            value = values.get(each.name, None) if isinstance(values, dict) else None
+            given = isinstance(values, dict) and each.name in values
+            default = (
+                defaults[each.name] if isinstance(defaults, dict) and each.name in defaults else each.default
+            )
+            yield self._key(each, name, value if given else default, target)
+            inner = self._below(each, name, value, default)
+            yield from (key for key in inner if key.option) if each.name in inherited else inner
+
+    def _below(self, declared: Declaration, name: str, value: Any, default: Any) -> Iterator[Key]:
+        """The keys below a declared key."""
+        for cls in (alternative.section for alternative in declared.allowed):
+            if cls is not None:
+                yield from self.section(cls, name, value, default)
+        for item in (item for alternative in declared.allowed for item in alternative.items):
+            if item.section is not None:
+                yield from self._named(item.section, name, value, PLACEHOLDERS.get(declared.name, "NAME"))
+
+    def _named(self, cls: Class, path: str, values: Any, placeholder: str) -> Iterator[Key]:
+        """The keys of the sections in a mapping: of each that the options have there if it has components, or else of a placeholder."""
+        declared = fields(cls)
+        several = any(
+            field.name == "_target_" or any(each.section for each in field.allowed) for field in declared
+        )
+        named = dict(values) if isinstance(values, dict) and values and several else {placeholder: {}}
+        for name, inner in named.items():
+            yield from self.section(cls, f"{path}.{name}", inner, {})
+
+    def _key(self, declared: Declaration, name: str, default: Any, target: str) -> Key:
+        sections = [each.section for each in declared.allowed if each.section is not None]
+        meaning = declared.meaning or (sections[0].description if sections else "")
+        shown = None if (sections and default is not None) or default == REQUIRED else default
+        words = [describe_type(each) for each in declared.allowed]
+        group = name.partition(".")[0] if "." in name or sections or name in config_groups() else ""
+        return Key(
+            name=name,
+            commands=(self.command,),
+            group=group,
+            type=" or ".join(dict.fromkeys(words)),
+            range=describe_range(declared.allowed),
+            default=shown,
+            required=default == REQUIRED and not sections,
+            choices=tuple(choice for each in declared.allowed for choice in _choices(each)),
+            meaning=meaning,
+            option=self.choice.origins.get(name, self._option_of(name) if target else ""),
+            target=target,
+        )
+
+    def _option_of(self, name: str) -> str:
+        """The option that names the class of a component's argument."""
+        path = name
+        while path := path.rpartition(".")[0]:
+            if f"{path}._target_" in self.choice.origins:
+                return self.choice.origins[f"{path}._target_"]
+        return ""
+
+
+@functools.cache
+def _stage_sections() -> list[str]:
+    """The sections that a stage inherits from the run."""
+    run, stage = (find_class(f"{SCHEMA}.{name}") for name in ("Distill", "StageConfig"))
+    assert run is not None
+    assert stage is not None
+    names = {field.name for field in fields(run)}
+    return [
+        field.name
+        for field in fields(stage)
+        if field.name in names and any(each.section or each.items for each in field.allowed)
+    ]
+
+
+def _choices(alternative: Alternative) -> tuple[str, ...]:
+    """The choices of a value, or of a list's items."""
+    return alternative.choices + tuple(choice for item in alternative.items for choice in _choices(item))
+
+
+def describe_type(alternative: Alternative) -> str:
+    """A type in words: integer, list of texts, mapping of names to numbers …"""
+    if alternative.kind == "mapping":
+        if any(item.section for item in alternative.items):
+            return "sections by name"
+        return f"mapping of names to {_plural(alternative.items)}"
+    if alternative.kind == "pair":
+        return f"pair of {_plural(alternative.items)}"
+    if alternative.kind == "list":
+        return f"list of {_plural(alternative.items)}"
+    if alternative.kind == "text" and dict(alternative.bounds).get("max_length") == 1:
+        return "character"
+    return alternative.kind
+
+
+def _plural(items: Sequence[Alternative]) -> str:
+    words = [describe_type(item) for item in items]
+    plural = {"anything": "any values", "bytes": "sizes"}
+    return " or ".join(
+        plural.get(word) or re.sub(r"^\w+", lambda match: f"{match[0]}s", word)
+        for word in dict.fromkeys(words)
+    )
+
+
+def describe_range(allowed: Sequence[Alternative]) -> str:
+    """The range of a value in words: `1 to 100`, `above 0, at most 1e6`; empty if there is none."""
+    return " or ".join(dict.fromkeys(filter(None, map(_range, allowed))))
+
+
+def _range(alternative: Alternative) -> str:
+    bounds = dict(alternative.bounds)
+    if alternative.kind == "integer" and "lt" in bounds:
+        bounds["le"] = bounds.pop("lt") - 1
+    items = describe_range(alternative.items)
+    parts = [f"each {items}"] if items else []
+    if bounds.get("min_length") and bounds.get("max_length") != 1:
+        parts.append(f"at least {bounds['min_length']} {'item' if bounds['min_length'] == 1 else 'items'}")
+    if "ge" in bounds and "le" in bounds and "gt" not in bounds and "lt" not in bounds:
+        return ", ".join([f"{_number(bounds['ge'])} to {_number(bounds['le'])}", *parts])
+    lower = {"ge": "at least", "gt": "above"}
+    upper = {"le": "at most", "lt": "below"}
+    ends = [
+        [f"{word} {_number(bounds[name])}" for name, word in words.items() if name in bounds]
+        for words in (lower, upper)
+    ]
+    return ", ".join([*(end[-1] for end in ends if end), *parts])
+
+
+def _number(value: float) -> str:
+    """A bound: powers of ten from 1e7 on as such, and all others with thousands separators."""
+    if abs(value) >= EXACT and (power := re.fullmatch(r"(-?1)\.0+e\+0*(\d+)", f"{value:e}")):
+        return f"{power[1]}e{power[2]}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"
