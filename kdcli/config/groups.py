@@ -49,11 +49,13 @@ def require_group(group: str) -> None:
         )
 
 
-def no_such_option(group: str, option: str) -> str:
-    """The message for an option that does not exist, with the nearest one."""
+def no_such_option(group: str, option: str) -> ConfigError:
+    """The error for an option that does not exist, with the nearest one."""
     options = group_options(group)
-    there = f"; there are {listed(options)} (kdcli list {group})" if options else ""
-    return f"{group}={abbreviated(option)}: there is no such {group}{suggest(option, options)}{there}"
+    there = f"; there are {listed(options)}" if options else ""
+    return ConfigError(
+        f"{group}={abbreviated(option)}: there is no such {group}{suggest(option, options)}{there}; choose one that kdcli list {group} shows"
+    )
 
 
 def describe_option(group: str, option: str) -> str:
@@ -117,7 +119,7 @@ def choose(command: str, options: Mapping[str, str | None]) -> Choice:
     for group, option in options.items():
         require_group(group)
         if option is not None and _file(group, option) is None:
-            raise ConfigError(no_such_option(group, option))
+            raise no_such_option(group, option)
     if folder := user_conf_dir():
         read_options([folder, conf_dir()], [f"{group}/{option}" for group, option in options.items()])
     primary = [entry for entry in _entries("", command) if entry.group]

@@ -98,7 +98,7 @@ def hydra_errors(command: str, overrides: list[str]) -> Iterator[None]:
             + shlex.quote(f'{key}="{value}"')
         ) from None
     except MissingConfigException as error:
-        raise ConfigError(_no_such_option(error)) from None
+        raise _no_such_option(error) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_short(command, overrides, error)) from None
 
@@ -119,10 +119,10 @@ def nearby_keys(command: str, overrides: list[str]) -> list[str]:
     return [*(key for key, _ in config_leaves(tree)), *groups]  # type: ignore[arg-type]
 
 
-def _no_such_option(error: MissingConfigException) -> str:
+def _no_such_option(error: MissingConfigException) -> ConfigError:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if not group:
-        return str(error).splitlines()[0]
+        return ConfigError(f"{str(error).splitlines()[0]}; correct the defaults list that names it")
     return no_such_option(group, option)
 
 
