@@ -19,8 +19,9 @@ from kdcli.data.dataset import with_gold
 from kdcli.errors import ConfigError
 from kdcli.models.checkpoint import max_input_tokens
 from kdcli.signals import HiddenSignal, chunks
-from kdcli.students.pruning.anatomy import Anatomy, Group, Stack, carve
+from kdcli.students.pruning.anatomy import Anatomy, Group, carve
 from kdcli.students.pruning.base import PruningInitializer
+from kdcli.students.pruning.families import Stack
 from kdcli.tasks.base import Task
 from kdcli.tasks.rows import IGNORE
 
