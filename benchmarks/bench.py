@@ -97,12 +97,12 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
         def _get_train_sampler(self, train_dataset: Any = None) -> LengthBuckets:
             return LengthBuckets(train_dataset.lengths, cfg.batch_size, 0)
 
-    def birth() -> tuple[Any, Any]:
+    def initialize() -> tuple[Any, Any]:
         seed_everything(0)
         return FromConfig(**{**shape, "embeddings": "random"}).initialize(task, source, data["train"])
 
-    def ours(folder: Path) -> float:
-        model, tokenizer = birth()
+    def distill(folder: Path) -> float:
+        model, tokenizer = initialize()
         split = Split(data["train"], task.encode(tokenizer, data["train"], 64))
         distiller = Distiller(
             model,
@@ -120,7 +120,7 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
         return clock.ticks[steps - 1] - clock.ticks[warm]
 
     def plain(folder: Path) -> float:
-        model, tokenizer = birth()
+        model, tokenizer = initialize()
         encoded = task.encode(tokenizer, data["train"], 64)
         encoded.labels[:] = 0
         clock = Clock()
@@ -143,16 +143,16 @@ def throughput(steps: int = 300, warm: int = 50, repeats: int = 5) -> None:
     pairs = []
     for repeat in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
-            one, two = (ours, plain) if repeat % 2 else (plain, ours)
+            one, two = (distill, plain) if repeat % 2 else (plain, distill)
             first, second = one(Path(folder) / "a"), two(Path(folder) / "b")
-            pairs.append((first, second) if one is ours else (second, first))
-    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+            pairs.append((first, second) if one is distill else (second, first))
+    kdcli_time, plain_time = (statistics.median(column) for column in zip(*pairs, strict=True))
     count = (steps - 1 - warm) * cfg.batch_size
-    print(f"throughput: kdcli {count / mine:.0f} rows/s, plain Trainer {count / theirs:.0f} rows/s")
+    print(f"throughput: kdcli {count / kdcli_time:.0f} rows/s, plain Trainer {count / plain_time:.0f} rows/s")
     print(
-        f"throughput: ratio {statistics.median(theirs / mine for mine, theirs in pairs):.3f} (at least 0.9)"
+        f"throughput: ratio {statistics.median(plain_time / kdcli_time for kdcli_time, plain_time in pairs):.3f} (at least 0.9)"
     )
-    _, tokenizer = birth()
+    _, tokenizer = initialize()
     lengths = task.encode(tokenizer, data["train"], 64).lengths
     order = list(LengthBuckets(lengths, cfg.batch_size, 0))
     batches = [
@@ -260,10 +260,10 @@ def exports(targets: Sequence[str] = ("cpu", "intel", "mobile", "browser", "cuda
                 print(f"exports: {target}: {name}: {entry['bytes'] / 1e6:.1f} MB, not run")
                 continue
             place = Path(teacher["path"])
-            asked = [make_spec(cfg, kind, path, home, task, texts, length)
+            specs = [make_spec(cfg, kind, path, home, task, texts, length)
                      for cfg, task, texts, length in [how]
                      for kind, path, home in (("torch", place, place), (runtime, file, folder_of(file)))]  # fmt: skip
-            with Process(*asked[0]) as large, Process(*asked[1]) as small:
+            with Process(*specs[0]) as large, Process(*specs[1]) as small:
                 ratio = small.measure(baseline=large).times_faster
             print(
                 f"exports: {target}: {name}: {entry['score']:.4f} ({entry['retention']:.4f} of the teacher's), "

@@ -1,4 +1,4 @@
-"""A headless Chromium without a network but this machine, told what to do over a pipe (its DevTools protocol)."""
+"""A headless Chromium without a network but this machine, controlled over a pipe (its DevTools protocol)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """`python -m http.server`, which says nothing."""
+    """`python -m http.server`, without log lines."""
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -46,7 +46,7 @@ class Page:
 
     def __init__(self, url: str, profile: Path, width: int = 1100, height: int = 860):
         self.url, self.profile, self.size = url, profile, (width, height)
-        self.said, self.number = b"", 0
+        self.received, self.number = b"", 0
 
     def __enter__(self) -> Page:
         program = chromium()
@@ -93,11 +93,11 @@ class Page:
         message = {"id": self.number, "method": method, "params": params} | self.session
         os.write(self.to, json.dumps(message).encode() + b"\0")
         while True:
-            while b"\0" not in self.said:
+            while b"\0" not in self.received:
                 found = os.read(self.back, 1 << 20)
                 assert found, "the browser ended"
-                self.said += found
-            one, _, self.said = self.said.partition(b"\0")
+                self.received += found
+            one, _, self.received = self.received.partition(b"\0")
             answer = json.loads(one)
             if answer.get("id") == self.number:
                 return answer["result"]
@@ -112,9 +112,9 @@ class Page:
         """Wait for the page's state."""
         ends = time.monotonic() + seconds
         while (found := self.ask("document.body?.dataset.state")) != state:
-            told = self.ask("document.getElementById('status')?.textContent")
-            assert found != "failed", told
-            assert time.monotonic() < ends, told
+            status = self.ask("document.getElementById('status')?.textContent")
+            assert found != "failed", status
+            assert time.monotonic() < ends, status
             time.sleep(0.1)
 
     def choose(self, dtype: str) -> None:

@@ -192,9 +192,9 @@ def loss_alone(dtype: str, length: str, vocabulary: str, loss: str) -> dict[str,
     labels = torch.randint(classes, (positions,))
 
     def run(count: int) -> None:
-        said = HiddenSignal(hidden[1][:count], Head(heads[1]))
+        outputs = HiddenSignal(hidden[1][:count], Head(heads[1]))
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
-            distiller(labels[:count], said)["loss"].backward()
+            distiller(labels[:count], outputs)["loss"].backward()
 
     given = 4 * size * (positions + classes) + (2 * size * classes if dtype == "bf16" else 0)
     run(8)  # what torch itself allocates when first used
@@ -268,11 +268,11 @@ def _rows(tokenizer: Any) -> Any:
 
     from kdcli.tasks.causal_lm.task import CausalLM
 
-    said = []
+    lines = []
     for path in sorted((Path(chatterbot_corpus.__file__).parent / "data" / "english").glob("*.yml")):
         for turns in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:
-            said += [str(turn) for turn in turns]
-    text = "\n".join(dict.fromkeys(said))  # most questions have several answers: each line once
+            lines += [str(turn) for turn in turns]
+    text = "\n".join(dict.fromkeys(lines))  # most questions have several answers: each line once
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     rows: list[dict[str, str]] = []
     start = 0
@@ -338,9 +338,9 @@ def _kdcli(name: str, bf16: bool, folder: Path, loss: str, tick: Callable[[], No
 
         def timed(examples: Any) -> Any:
             began = time.perf_counter()
-            said = signals(examples)
+            outputs = signals(examples)
             took.append(time.perf_counter() - began)
-            return said
+            return outputs
 
         teacher.signals = timed
     cfg = TrainerConfig(batch_size=BATCH, max_steps=STEPS, learning_rate=1e-4, precision="bf16" if bf16 else "fp32",
@@ -436,6 +436,6 @@ if __name__ == "__main__":
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("what", nargs="*", choices=[*every, []], help="default: all")
         parser.add_argument("--loss", choices=list(BETA), default="jsd")
-        asked = parser.parse_args()
-        for chosen in asked.what or list(every):
-            every[chosen](asked.loss)
+        options = parser.parse_args()
+        for chosen in options.what or list(every):
+            every[chosen](options.loss)

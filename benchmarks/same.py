@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests")]
 EXPECTED: dict[str, str] = {}
-"""Differences that are wanted, as they are printed (or how they begin), and why: of the change that is being checked alone."""
+"""The differences that the checked change intends: each as it is printed, or its beginning, with the reason."""
 QUICK = [
     "measure.latency_runs=2",
     "measure.throughput_seconds=0.02",
@@ -32,7 +32,7 @@ QUICK = [
     "measure.max_texts=4",
 ]
 WRITES = ["measure.generations=4", "measure.new_tokens=6"]
-"""For language models alone."""
+"""Further options for language models."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Case:
 
 
 def materials(folder: Path) -> dict[str, Case]:
-    """Makes small models and data in a folder, and the runs on them."""
+    """Make small models and data in a folder, and the cases that run on them."""
     import torch
     from support.endpoint import Host, last, likely
     from support.tiny import (
@@ -138,9 +138,9 @@ def materials(folder: Path) -> dict[str, Case]:
         "trainer.learning_rate=5e-3", "smoke=true",
     ]  # fmt: skip
 
-    def opinion(asked: dict[str, Any]) -> list[dict[str, Any]]:
-        found = set(last(asked).split("Text:")[-1].split())
-        good = len(found & set(GOOD)) >= len(found & set(BAD))
+    def opinion(request: dict[str, Any]) -> list[dict[str, Any]]:
+        words_of_text = set(last(request).split("Text:")[-1].split())
+        good = len(words_of_text & set(GOOD)) >= len(words_of_text & set(BAD))
         return [likely({"good": 0.7, "bad": 0.1, "hm": 0.15} if good else {"bad": 0.7, "good": 0.2})]
 
     endpoint = [
@@ -150,7 +150,7 @@ def materials(folder: Path) -> dict[str, Case]:
     ]
     endpoint += [
         "teacher=openai", f"teacher.base_url={Host(opinion).url}", "teacher.model=parrot", "teacher.api_key_env=SAME_KEY",
-        f"teacher.stand_in={body}", "dataset.limit=120",
+        f"student.init_from={body}", "dataset.limit=120",
     ]  # fmt: skip
     assistant = [
         "+student@stages.assistant.student=tiny", "stages.assistant.student.hidden_size=24",
@@ -185,13 +185,13 @@ def materials(folder: Path) -> dict[str, Case]:
         "layers, pruned and trimmed": Case(
             [
                 *unshaped,
-                "student=births",
-                "student.births=[layers,width,vocabulary]",
+                "student=composed",
+                "student.initializers=[layers,width,vocabulary]",
                 "student.steps.layers.num_hidden_layers=2",
                 "student.steps.width.intermediate_size=32",
             ]
         ),
-        "inner states": Case([*unshaped, "student=layers", "student.num_hidden_layers=2", "loss=inside"]),
+        "features": Case([*unshaped, "student=layers", "student.num_hidden_layers=2", "loss=features"]),
         "an assistant in stages": Case([*classifier, *assistant]),
         "an ensemble": Case([*classifier, f"teacher.others=[{other}]", "loss.soft_label.temperature=3"]),
         "augmented text": Case(
@@ -203,7 +203,7 @@ def materials(folder: Path) -> dict[str, Case]:
 
 
 def take(case: Case, name: str, checkout: Path, folder: Path) -> dict[str, Any]:
-    """Take a run through the commands of a checkout.
+    """Run a case through the commands of a checkout.
 
     Returns:
         What is compared, by where it stands in the run directory.
@@ -232,15 +232,15 @@ def take(case: Case, name: str, checkout: Path, folder: Path) -> dict[str, Any]:
             check=False,
         )
         if done.returncode not in (0, 3):
-            last = (
-                done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "nothing was said"
-            ).replace(str(folder), "")
+            last = (done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message").replace(
+                str(folder), ""
+            )
             return {f"{command[0]}: exit code {done.returncode}": last}
     return dict(figures(run))
 
 
 def figures(run: Path) -> Iterator[tuple[str, Any]]:
-    """What a run computed: scores and verdict, and a hash of each model's weights and of each file of predictions."""
+    """Yield what a run computed: scores and verdict, and a hash of each model's weights and of each file of predictions."""
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     for group in ("models", "assistants"):
         for name, model in report.get(group, {}).items():
@@ -257,7 +257,7 @@ def figures(run: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _hashed(file: Path) -> str:
-    """sha256 of a file's contents, of tensors by their names: the metadata beside them may differ."""
+    """Return the sha256 of a file's contents; of tensors by their names, because their metadata may differ."""
     if file.suffix != ".safetensors":
         return hashlib.sha256(file.read_bytes()).hexdigest()
     import torch
@@ -271,7 +271,7 @@ def _hashed(file: Path) -> str:
 
 
 def check_out(commit: str, folder: Path) -> Path:
-    """The files of a commit, in a folder."""
+    """Write the files of a commit into a folder."""
     folder.mkdir(parents=True)
     archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
     subprocess.run(["tar", "-x"], cwd=folder, input=archive, check=True)
@@ -279,7 +279,7 @@ def check_out(commit: str, folder: Path) -> Path:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each thing that is not the same."""
+    """Return a line for each difference."""
     keys = [*before, *(key for key in now if key not in before)]
     return [
         f"{key}: {before.get(key, 'absent')!s:.100} -> {now.get(key, 'absent')!s:.100}"

@@ -24,7 +24,7 @@ from typing import Any
 KDCLI = [sys.executable, "-m", "kdcli"]
 RUNS = Path("runs/bench/students")
 SEEDS: Sequence[int] = range(3)
-BIRTHS = {
+INITIALIZERS = {
     "from_config": [
         "student.initializers=[from_config,vocabulary]",
         "trainer.learning_rate=2e-3",
@@ -63,9 +63,9 @@ WRITER = [
     "trainer.learning_rate=2e-3",
 ]
 """A language model of 12 M parameters."""
-INSIDE = """
+FEATURES = """
 stages:
-  inside:
+  features:
     loss:
       hidden_states: {_target_: kdcli.losses.hidden_states.HiddenStates, weight: 1.0, layer_mapping: uniform}
       relations: {_target_: kdcli.losses.relations.Relations, weight: 1.0}
@@ -111,23 +111,30 @@ def distil(folder: Path, options: list[str]) -> dict[str, Any]:
 
 
 def table(name: str, folder: str | None) -> None:
-    """Births with and without losses on the inside, with and without text that only the teacher labels, and the control."""
+    """Compares initialisers with and without feature losses, with and without text that only the teacher labels, and the control."""
     options, labelled, steps = data(name, folder)
     more = RUNS / "conf" / "experiment"
     more.mkdir(parents=True, exist_ok=True)
-    inside_file = INSIDE.replace("FIRST", str(steps // 3)).replace("REST", str(steps - steps // 3))
-    (more / f"inside-{name}.yaml").write_text(f"# @package _global_\n{inside_file}")
+    features_file = FEATURES.replace("FIRST", str(steps // 3)).replace("REST", str(steps - steps // 3))
+    (more / f"features-{name}.yaml").write_text(f"# @package _global_\n{features_file}")
     reports: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for seed, birth, inside, unlabelled in itertools.product(SEEDS, BIRTHS, (False, True), (False, True)):
+    for seed, initializer, features, unlabelled in itertools.product(
+        SEEDS, INITIALIZERS, (False, True), (False, True)
+    ):
         rows = (
             [f"dataset.labelled={labelled}", "dataset.limit=null"]
             if unlabelled
             else [f"dataset.limit={labelled}", "dataset.labelled=null"]
         )
-        how = [f"experiment=inside-{name}"] if inside else [f"trainer.max_steps={steps}"]
-        control = str(not (inside or unlabelled)).lower()
+        recipe = [f"experiment=features-{name}"] if features else [f"trainer.max_steps={steps}"]
+        control = str(not (features or unlabelled)).lower()
         called = "-".join(
-            [birth, *(["inside"] if inside else []), *(["unlabelled"] if unlabelled else []), str(seed)]
+            [
+                initializer,
+                *(["features"] if features else []),
+                *(["unlabelled"] if unlabelled else []),
+                str(seed),
+            ]
         )
         report = distil(
             RUNS / name / called,
@@ -135,31 +142,38 @@ def table(name: str, folder: str | None) -> None:
                 f"--config-dir={more.parent}",
                 *options,
                 *rows,
-                *how,
-                *BIRTHS[birth],
+                *recipe,
+                *INITIALIZERS[initializer],
                 "student=composed",
-                "student.steps.vocabulary.min_count=1",  # rows are cut as the teacher cuts them: what is inside can be compared
+                "student.steps.vocabulary.min_count=1",  # rows have the tokens of the teacher, so that features can be compared
                 f"control={control}",
                 "measure=null",
                 f"seed={seed}",
             ],
         )
-        reports.setdefault((birth, inside, unlabelled), []).append(report)
+        reports.setdefault((initializer, features, unlabelled), []).append(report)
         print(called, {key: round(model["score"], 4) for key, model in report["models"].items()}, flush=True)
     teacher = [report["models"]["teacher"]["score"] for report in reports["layers", False, True]]
     print(f"\nteacher {100 * statistics.mean(teacher):.1f}")
     print(
-        "| birth | parameters | control | answers | + inside | + unlabelled | + both |\n|---|---|---|---|---|---|---|"
+        "| initialiser | parameters | control | answers | + features | + unlabelled | + both |\n|---|---|---|---|---|---|---|"
     )
-    for birth in BIRTHS:
-        plain = reports[birth, False, False]
+    for initializer in INITIALIZERS:
+        plain = reports[initializer, False, False]
         cells = [mean([report["models"]["control"]["score"] for report in plain])]
-        for inside, unlabelled in ((False, False), (True, False), (False, True), (True, True)):
+        for features, unlabelled in ((False, False), (True, False), (False, True), (True, True)):
             cells.append(
-                mean([each["models"]["student"]["score"] for each in reports[birth, inside, unlabelled]])
+                mean(
+                    [
+                        each["models"]["student"]["score"]
+                        for each in reports[initializer, features, unlabelled]
+                    ]
+                )
             )
-        size = statistics.mean(each["models"]["student"]["parameters"] for each in reports[birth, True, True])
-        print(f"| {birth} | {size / 1e6:.1f} M | {' | '.join(cells)} |")
+        size = statistics.mean(
+            each["models"]["student"]["parameters"] for each in reports[initializer, True, True]
+        )
+        print(f"| {initializer} | {size / 1e6:.1f} M | {' | '.join(cells)} |")
 
 
 def mean(scores: list[float]) -> str:
@@ -248,8 +262,10 @@ def trimmed_after(run: Path) -> tuple[float, float]:
     whole = open_checkpoint(Checkpoint(run / "student", "student"), task, dataset.max_length)
     scores = []
     for model, tokenizer in (whole, Vocabulary(min_count=2).cut(*whole, task, data["train"])):
-        said = task.predict(model.eval(), tokenizer, task.encode(tokenizer, data["test"], dataset.max_length))
-        scores.append(float(task.scores(said)["accuracy"]))
+        predictions = task.predict(
+            model.eval(), tokenizer, task.encode(tokenizer, data["test"], dataset.max_length)
+        )
+        scores.append(float(task.scores(predictions)["accuracy"]))
     return scores[0], scores[1]
 
 
@@ -355,11 +371,13 @@ def rounded(file: str) -> None:
         distil(run, [*options, f"seed={seed}"])
         command = ["export", f"run={run}", "hardware.precisions=[fp32,int4]", "measure.request_rates=[]"]
         subprocess.run([*KDCLI, *command], check=False, stdout=subprocess.DEVNULL)
-        told = json.loads((run / "export/cpu/export.json").read_text())["quantization"]
-        scores = {how: entry["score"] for how, entry in told["artifacts"]["model.int4.onnx"].items()}
+        quantization = json.loads((run / "export/cpu/export.json").read_text())["quantization"]
+        scores = {how: entry["score"] for how, entry in quantization["artifacts"]["model.int4.onnx"].items()}
         print(
-            f"rounded: seed {seed}: perplexity {math.exp(-told['score']):.2f} in fp32; of a token's probability the file in int4 keeps "
-            + ", ".join(f"{math.exp(score - told['score']):.1%} {how}" for how, score in scores.items()),
+            f"rounded: seed {seed}: perplexity {math.exp(-quantization['score']):.2f} in fp32; of a token's probability the file in int4 keeps "
+            + ", ".join(
+                f"{math.exp(score - quantization['score']):.1%} {how}" for how, score in scores.items()
+            ),
             flush=True,
         )
 

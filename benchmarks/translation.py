@@ -124,7 +124,7 @@ def beside(run: Path, name: str) -> int:
 
 
 def writing(run: Path) -> None:
-    """Sentences a second of the teacher's beam search: `rollouts.translate`, and `generate` in the data's order, in turns."""
+    """Sentences a second of the teacher's beam search: `kdcli.generation.translate`, and `generate` in the data's order, in turns."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 

@@ -38,14 +38,14 @@ def write(folder: Path, runtime: str, kind: str, values: Mapping[str, Any]) -> l
 
 
 def _files(name: str, kind: str) -> list[Path]:
-    """The files of a runtime, or of an imported module, for a task."""
+    """Return the files of a runtime, or of an imported module, for a task."""
     families = [kind, "encoder"] if spec_of(kind).script_arguments else [kind]
     return [file for family in families for file in sorted(HERE.glob(f"{name}_{family}.*"))]
 
 
 def _fill(file: Path, to: Path, kind: str, values: Mapping[str, Any]) -> None:
     """Write a file with its values, and the modules that it imports."""
-    text = file.read_text(encoding="utf-8").replace("ASKED", spec_of(kind).script_arguments)
+    text = file.read_text(encoding="utf-8").replace("ARGUMENTS", spec_of(kind).script_arguments)
     for name, value in values.items():
         python = file.suffix == ".py" and not isinstance(value, str)
         literal = repr(value) if python else json.dumps(value, ensure_ascii=False)

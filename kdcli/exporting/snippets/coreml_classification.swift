@@ -1,5 +1,5 @@
 // iOS 16 or macOS 13, in Package.swift: https://github.com/huggingface/swift-transformers (its product Tokenizers reads tokenizer.json)
-// kdcli made the model and ran neither it nor this code: compare what they say with predictions/ before you rely on them.
+// kdcli made the model, and ran neither it nor this code: compare its predictions with predictions/ before you rely on it.
 // The names of the labels are id2label in config.json.
 
 import CoreML
@@ -22,13 +22,13 @@ final class Classifier {
     func probabilities(_ text: String) throws -> [Double] {
         var ids = tokenizer.encode(text: text)
         if ids.count > MAX_LENGTH { ids = Array(ids.prefix(MAX_LENGTH - 1) + ids.suffix(1)) } // the last token ends the text
-        let known = ["input_ids": ids, "attention_mask": ids.map { _ in 1 }, "token_type_ids": ids.map { _ in 0 }]
+        let values = ["input_ids": ids, "attention_mask": ids.map { _ in 1 }, "token_type_ids": ids.map { _ in 0 }]
         var inputs: [String: MLMultiArray] = [:]
         for name in model.modelDescription.inputDescriptionsByName.keys {
-            inputs[name] = MLMultiArray(MLShapedArray(scalars: known[name]!.map { Int32($0) }, shape: [1, ids.count]))
+            inputs[name] = MLMultiArray(MLShapedArray(scalars: values[name]!.map { Int32($0) }, shape: [1, ids.count]))
         }
-        let said = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: inputs))
-        let array = said.featureValue(for: "logits")!.multiArrayValue!
+        let output = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: inputs))
+        let array = output.featureValue(for: "logits")!.multiArrayValue!
         let logits = (0..<array.count).map { array[$0].doubleValue }
         let powers = logits.map { exp($0 - logits.max()!) }
         return powers.map { $0 / powers.reduce(0, +) }

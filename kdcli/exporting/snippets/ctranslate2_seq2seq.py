@@ -3,10 +3,10 @@
 import sys
 
 import ctranslate2
-from student import GIVEN, HERE, MAX_LENGTH, SOURCE, TARGET, pieces, read, text
+from student import GIVEN, HERE, MAX_LENGTH, SOURCE, TARGET, decode, names, tokenize
 
 translator = ctranslate2.Translator(str(HERE))
-source, given = pieces(read(sys.argv[1]), SOURCE), pieces(GIVEN, TARGET)
-room = MAX_LENGTH + len(given)
-found = translator.translate_batch([source], target_prefix=[given], beam_size=1, max_decoding_length=room)
-print(text(found[0].hypotheses[0][len(given) :]))
+source, given = names(tokenize(sys.argv[1]), SOURCE), names(GIVEN, TARGET)
+options = {"beam_size": 1, "max_decoding_length": MAX_LENGTH + len(given)}
+(result,) = translator.translate_batch([source], target_prefix=[given], **options)
+print(decode(result.hypotheses[0][len(given) :]))

@@ -1,5 +1,5 @@
 // Android: org.pytorch:executorch-android, of the version of executorch in export.json
-// kdcli ran the model by ExecuTorch's Python build on a computer, and neither it nor this code on a phone.
+// kdcli ran the model with ExecuTorch's Python build on a computer, and neither it nor this code on a phone.
 // A text's ids are those of tokenizer.json, which ai.djl.android:tokenizer-native reads; from 2 to MAX_LENGTH of them count.
 // The names of the labels are id2label in config.json.
 

@@ -1,7 +1,7 @@
 // Android: org.pytorch:executorch-android, of the version of executorch in export.json
-// kdcli ran the model by ExecuTorch's Python build on a computer, and neither it nor this code on a phone.
+// kdcli ran the model with ExecuTorch's Python build on a computer, and neither it nor this code on a phone.
 // The ids are those of tokenizer.json of all words in one text, a space between two, which ai.djl.android:tokenizer-native reads; from 2 to MAX_LENGTH of them count.
-// A word's label is that of its first id, by the ids' places in that text; the names of the labels are id2label in config.json.
+// A word's label is that of its first id, by the positions of the ids in that text; the names of the labels are id2label in config.json.
 
 import java.io.File
 import org.pytorch.executorch.EValue

@@ -1,5 +1,5 @@
 // Android, in build.gradle.kts: implementation("com.google.ai.edge.litert:litert:1.4.2")
-// kdcli ran the model by LiteRT's Python build on a computer, and neither it nor this code on a phone.
+// kdcli ran the model with LiteRT's Python build on a computer, and neither it nor this code on a phone.
 // A text's ids are those of tokenizer.json, which ai.djl.android:tokenizer-native reads; at most MAX_LENGTH of them count.
 // The names of the labels are id2label in config.json.
 
@@ -17,10 +17,10 @@ class Classifier(folder: File) : AutoCloseable {
     /** The probability of each label. */
     fun probabilities(ids: IntArray, types: IntArray = IntArray(ids.size)): List<Float> {
         require(ids.size <= MAX_LENGTH)
-        val size = sizes.first { it >= ids.size } // the shortest signature that fits; what the row lacks is padded with 0
+        val size = sizes.first { it >= ids.size } // the shortest signature that fits; the rest of the row is padded with 0
         val name = "tokens_$size"
-        val known = mapOf("input_ids" to ids, "attention_mask" to IntArray(ids.size) { 1 }, "token_type_ids" to types)
-        val inputs = interpreter.getSignatureInputs(name).associateWith { arrayOf(known.getValue(it).copyOf(size)) }
+        val values = mapOf("input_ids" to ids, "attention_mask" to IntArray(ids.size) { 1 }, "token_type_ids" to types)
+        val inputs = interpreter.getSignatureInputs(name).associateWith { arrayOf(values.getValue(it).copyOf(size)) }
         val logits = arrayOf(FloatArray(interpreter.getOutputTensorFromSignature("logits", name).shape().last()))
         interpreter.runSignature(inputs, mapOf("logits" to logits), name)
         val powers = logits[0].map { exp(it - logits[0].max()) }

@@ -1,7 +1,7 @@
 // Android, in build.gradle.kts: implementation("com.google.ai.edge.litert:litert:1.4.2")
-// kdcli ran the model by LiteRT's Python build on a computer, and neither it nor this code on a phone.
+// kdcli ran the model with LiteRT's Python build on a computer, and neither it nor this code on a phone.
 // The ids are those of tokenizer.json of all words in one text, a space between two, which ai.djl.android:tokenizer-native reads; at most MAX_LENGTH of them count.
-// A word's label is that of its first id, by the ids' places in that text; the names of the labels are id2label in config.json.
+// A word's label is that of its first id, by the positions of the ids in that text; the names of the labels are id2label in config.json.
 
 import java.io.File
 import org.tensorflow.lite.Interpreter
@@ -16,10 +16,10 @@ class Tagger(folder: File) : AutoCloseable {
     /** The number of each id's label. */
     fun labels(ids: IntArray): List<Int> {
         require(ids.size <= MAX_LENGTH)
-        val size = sizes.first { it >= ids.size } // the shortest signature that fits; what the row lacks is padded with 0
-        val known = mapOf("input_ids" to ids, "attention_mask" to IntArray(ids.size) { 1 }, "token_type_ids" to IntArray(size))
+        val size = sizes.first { it >= ids.size } // the shortest signature that fits; the rest of the row is padded with 0
+        val values = mapOf("input_ids" to ids, "attention_mask" to IntArray(ids.size) { 1 }, "token_type_ids" to IntArray(size))
         val name = "tokens_$size"
-        val inputs = interpreter.getSignatureInputs(name).associateWith { arrayOf(known.getValue(it).copyOf(size)) }
+        val inputs = interpreter.getSignatureInputs(name).associateWith { arrayOf(values.getValue(it).copyOf(size)) }
         val labels = interpreter.getOutputTensorFromSignature("logits", name).shape().last()
         val logits = arrayOf(Array(size) { FloatArray(labels) })
         interpreter.runSignature(inputs, mapOf("logits" to logits), name)

@@ -11,7 +11,7 @@ CHAT = False
 options = xllamacpp.CommonParams()
 options.model.path, options.n_gpu_layers, options.verbosity = str(Path(__file__).parent / MODEL), 0, 1
 server = xllamacpp.Server(options)
-asked = {"messages": [{"role": "user", "content": sys.argv[1]}]} if CHAT else {"prompt": sys.argv[1]}
-write = server.handle_chat_completions if CHAT else server.handle_completions
-answer = write(asked | {"max_tokens": 64, "temperature": 0})["choices"][0]
-print(answer["message"]["content"] if CHAT else answer["text"])
+request = {"messages": [{"role": "user", "content": sys.argv[1]}]} if CHAT else {"prompt": sys.argv[1]}
+complete = server.handle_chat_completions if CHAT else server.handle_completions
+choice = complete(request | {"max_tokens": 64, "temperature": 0})["choices"][0]
+print(choice["message"]["content"] if CHAT else choice["text"])

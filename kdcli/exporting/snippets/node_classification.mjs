@@ -1,4 +1,4 @@
-// node run_node.mjs "A text." ["The text that belongs to it."]   (npm install --ignore-scripts @huggingface/transformers@4.3.1)
+// node run_node.mjs "A text." ["Its second text."]   (npm install --ignore-scripts @huggingface/transformers@4.3.1)
 import * as transformers from '@huggingface/transformers';
 import { classify } from './student.mjs';
 
@@ -8,5 +8,5 @@ const dtype = MODEL === 'model.onnx' ? 'fp32' : 'q8';
 transformers.env.allowRemoteModels = false;
 const tokenizer = await transformers.AutoTokenizer.from_pretrained(import.meta.dirname);
 const model = await transformers.AutoModelForSequenceClassification.from_pretrained(import.meta.dirname, { dtype });
-const answers = await classify(transformers, tokenizer, model, ...process.argv.slice(2));
-for (const { label, probability } of answers) console.log(probability.toFixed(4), label);
+const predictions = await classify(transformers, tokenizer, model, ...process.argv.slice(2));
+for (const { label, probability } of predictions) console.log(probability.toFixed(4), label);

@@ -3,10 +3,10 @@
 import sys
 
 import onnxruntime
-from greedy import HERE, read, text, write
+from greedy import HERE, decode, generate, tokenize
 
 MODEL = "model.onnx"
 
-onnxruntime.set_default_logger_severity(3)  # errors: each optional input is warned of
+onnxruntime.set_default_logger_severity(3)  # errors alone: it warns of each optional input
 session = onnxruntime.InferenceSession(HERE / MODEL)
-print(text(list(write(session, read(sys.argv[1]), most=64))))
+print(decode(list(generate(session, tokenize(sys.argv[1]), max_new_tokens=64))))

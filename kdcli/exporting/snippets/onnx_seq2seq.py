@@ -4,8 +4,8 @@ import sys
 
 import onnxruntime
 from greedy import translate
-from student import HERE, read, text
+from student import HERE, decode, tokenize
 
 names = ("encoder_model", "decoder_model", "decoder_with_past_model")
 encoder, first, later = (onnxruntime.InferenceSession(HERE / f"{name}.onnx") for name in names)
-print(text(list(translate(encoder, first, later, read(sys.argv[1])))))
+print(decode(list(translate(encoder, first, later, tokenize(sys.argv[1])))))

@@ -1,16 +1,17 @@
-"""What the student's numbers say of a text, or of a text and the one that belongs to it: beside each runtime's own lines."""
+"""Turns a text, or a text and its pair, into the student's inputs, and its logits into labels. Every runtime's script imports this."""
 
 import numpy as np
 from row import HERE, LABELS, Row
 
-__all__ = ["HERE", "Asked"]
+__all__ = ["HERE", "Example"]
 
 
-class Asked(Row):
-    """A text, or a text and the one that belongs to it."""
+class Example(Row):
+    """A text, or a text and its pair."""
 
-    def answers(self, logits: np.ndarray) -> list[tuple[float, str]]:
-        """The probability of each label, the likeliest first. `logits`: [labels]."""
+    def predictions(self, logits: np.ndarray) -> list[tuple[float, str]]:
+        """Return the probability of each label, the most likely first. `logits`: [labels]."""
         powers = np.exp(logits - logits.max())
-        shares = powers / powers.sum()
-        return [(round(float(shares[label]), 4), LABELS[str(label)]) for label in np.argsort(-shares)]
+        probabilities = powers / powers.sum()
+        order = np.argsort(-probabilities)
+        return [(round(float(probabilities[label]), 4), LABELS[str(label)]) for label in order]

@@ -1,12 +1,12 @@
-"""What the student is given, and the text of what it writes: beside each runtime's own lines.   (pip install transformers sentencepiece)"""
+"""Tokenizes the student's sources, and decodes its translations. Every runtime's script imports this.   (pip install transformers sentencepiece)"""
 
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
-MAX_LENGTH = 128  # tokens that it writes at most
-PREFIX = ""  # put before each source
-GIVEN: list[int] = []  # tokens that begin each text it writes: the language's
+MAX_LENGTH = 128  # the maximum number of generated tokens
+PREFIX = ""  # the text before each source
+GIVEN: list[int] = []  # the first tokens of each translation: the language code
 
 HERE = Path(__file__).parent
 TOKENIZER = AutoTokenizer.from_pretrained(HERE)
@@ -16,18 +16,18 @@ TARGET = SOURCE | getattr(
 )  # Marian's models may have one vocabulary for each side
 
 
-def read(source: str) -> list[int]:
-    """The source's tokens."""
+def tokenize(source: str) -> list[int]:
+    """Return the token ids of a source."""
     return TOKENIZER(PREFIX + source)["input_ids"]
 
 
-def pieces(tokens: list[int], vocabulary: dict[str, int]) -> list[str]:
-    """The tokens by name, as CTranslate2 takes them."""
-    names = {index: token for token, index in vocabulary.items()}
-    return [names[token] for token in tokens]
+def names(ids: list[int], vocabulary: dict[str, int]) -> list[str]:
+    """Return the names of tokens, which CTranslate2 takes in place of ids."""
+    by_id = {index: token for token, index in vocabulary.items()}
+    return [by_id[index] for index in ids]
 
 
-def text(written: list[int] | list[str]) -> str:
-    """The text of what was written, in numbers or in pieces."""
-    tokens = [TARGET[each] if isinstance(each, str) else each for each in written]
-    return TOKENIZER.decode(tokens, skip_special_tokens=True).strip()
+def decode(tokens: list[int] | list[str]) -> str:
+    """Return the text of generated tokens, given by ids or names."""
+    ids = [TARGET[token] if isinstance(token, str) else token for token in tokens]
+    return TOKENIZER.decode(ids, skip_special_tokens=True).strip()

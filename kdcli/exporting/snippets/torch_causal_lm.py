@@ -9,6 +9,6 @@ from transformers import pipeline
 CHAT = False
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
-write = pipeline("text-generation", str(Path(__file__).parent), device=device, dtype="auto")
-asked = [{"role": "user", "content": sys.argv[1]}] if CHAT else sys.argv[1]
-print(write(asked, max_new_tokens=64, do_sample=False, return_full_text=False)[0]["generated_text"])
+generate = pipeline("text-generation", str(Path(__file__).parent), device=device, dtype="auto")
+prompt = [{"role": "user", "content": sys.argv[1]}] if CHAT else sys.argv[1]
+print(generate(prompt, max_new_tokens=64, do_sample=False, return_full_text=False)[0]["generated_text"])

@@ -3,11 +3,11 @@
 import sys
 
 import torch
-from student import HERE, MAX_LENGTH, read, text
+from student import HERE, MAX_LENGTH, decode, tokenize
 from transformers import AutoModelForSeq2SeqLM
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 model = AutoModelForSeq2SeqLM.from_pretrained(HERE, dtype="auto").to(device)
-source = torch.tensor([read(sys.argv[1])], device=device)
-how = {"num_beams": 1, "do_sample": False, "max_new_tokens": MAX_LENGTH}
-print(text(model.generate(source, attention_mask=torch.ones_like(source), **how)[0].tolist()))
+source = torch.tensor([tokenize(sys.argv[1])], device=device)
+options = {"num_beams": 1, "do_sample": False, "max_new_tokens": MAX_LENGTH}
+print(decode(model.generate(source, attention_mask=torch.ones_like(source), **options)[0].tolist()))

@@ -1,4 +1,4 @@
-"""The declarations of text classification."""
+"""Declares text classification."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class ClassificationSpec(TaskSpec):
     reads_of_run = frozenset({"trainer.token_dropout", "teacher.trainer.token_dropout"})
     only_here: ClassVar[dict[str, str]] = {"augment": "it replaces words of whole texts"}
     inference_order = 3
-    script_arguments = '"A text." ["The text that belongs to it."]'
+    script_arguments = '"A text." ["Its second text."]'
     quantizable = True
 
     def implied_by(self, cfg: Dataset) -> bool:
-        """The columns of every other task are named; without them the rows are texts with labels."""
+        """Return whether there are columns of texts and labels; the columns of every other task are named."""
         return True
 
     def check(self, cfg: Dataset) -> None:
-        """Columns that differ, and one with labels."""
+        """Check that the columns differ, and that there is one with labels."""
         for first, second in itertools.combinations(("text", "text_pair", "label"), 2):
             column = getattr(cfg, first)
             if column and column == getattr(cfg, second):

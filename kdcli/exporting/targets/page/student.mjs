@@ -1,33 +1,33 @@
-// A student's answers. What it takes of @huggingface/transformers is handed in: a page has it from elsewhere than Node.
+// Runs the student. The caller passes @huggingface/transformers, which a page and Node load from different places.
 
-export const MOST = %MOST%; // tokens that the student reads, special ones among them
-export const DTYPE = '%DTYPE%'; // the smaller one of the files in onnx/
+export const MOST = %MOST%; // the maximum number of tokens that the student reads, with special tokens
+export const DTYPE = '%DTYPE%'; // the smaller of the files in onnx/
 
-// The inputs of a text, or of a text and its pair. The tokenizer's own truncation cuts special tokens off too, which the
-// student never was without: here only the texts' own tokens are cut, of the longer text first.
+// Returns the inputs of a text, or of a text and its pair. The tokenizer's own truncation also drops special tokens, which the
+// student always had in training: here only the tokens of the texts are dropped, those of the longer text first.
 export function encode(tokenizer, text, pair = null, most = MOST) {
-  const whole = tokenizer(text, { text_pair: pair, return_tensor: false });
-  const ids = whole.input_ids;
-  if (ids.length <= most) return whole;
+  const full = tokenizer(text, { text_pair: pair, return_tensor: false });
+  const ids = full.input_ids;
+  if (ids.length <= most) return full;
   const texts = pair === null ? [text] : [text, pair];
   const own = texts.map((each) => tokenizer(each, { add_special_tokens: false, return_tensor: false }).input_ids);
   const [one, other = 0] = own.map((tokens) => tokens.length);
-  const room = most - (ids.length - one - other);
-  const less = Math.min(one, other, Math.floor(room / 2));
-  const kept = one > other ? [room - less, less] : [less, room - less];
+  const total = most - (ids.length - one - other);
+  const less = Math.min(one, other, Math.floor(total / 2));
+  const lengths = one > other ? [total - less, less] : [less, total - less];
   const cut = new Set();
   let from = 0;
   own.forEach((tokens, which) => {
-    while (tokens.some((token, at) => ids[from + at] !== token)) if (++from > ids.length) throw Error('a text is cut otherwise alone');
+    while (tokens.some((token, at) => ids[from + at] !== token)) if (++from > ids.length) throw Error('a text is tokenized in another way alone than in the pair');
     const left = tokenizer.config.truncation_side === 'left';
-    const start = left ? from : from + kept[which];
-    for (let at = 0; at < tokens.length - kept[which]; at++) cut.add(start + at);
+    const start = left ? from : from + lengths[which];
+    for (let at = 0; at < tokens.length - lengths[which]; at++) cut.add(start + at);
     from += tokens.length;
   });
-  return Object.fromEntries(Object.entries(whole).map(([name, values]) => [name, values.filter((_, at) => !cut.has(at))]));
+  return Object.fromEntries(Object.entries(full).map(([name, values]) => [name, values.filter((_, at) => !cut.has(at))]));
 }
 
-// Labels and their probabilities, the likeliest first.
+// Returns labels and their probabilities, the most likely first.
 export async function classify({ Tensor }, tokenizer, model, text, pair = null) {
   const inputs = Object.entries(encode(tokenizer, text, pair)).map(([name, values]) => [
     name,
@@ -37,6 +37,6 @@ export async function classify({ Tensor }, tokenizer, model, text, pair = null) 
   const weights = logits.map((logit) => Math.exp(logit - Math.max(...logits)));
   const sum = weights.reduce((total, weight) => total + weight);
   return weights
-    .map((weight, number) => ({ label: model.config.id2label[number], probability: weight / sum }))
+    .map((weight, index) => ({ label: model.config.id2label[index], probability: weight / sum }))
     .sort((a, b) => b.probability - a.probability);
 }
