@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.commands import naming
+from support.exporting import hide_packages
 from test_intel import CONFIGS, SEGMENTS, create, inputs, student
 
 from kdcli.errors import ExportError
@@ -58,10 +58,7 @@ def test_packages_have_the_names_and_lengths_that_an_app_gives(
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback of an import says nothing of what to install."""
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "coremltools" else find(name, *more)
-    )
+    hide_packages(monkeypatch, "coremltools")
     with pytest.raises(ExportError, match=naming("coremltools", "pip install 'kdcli[apple]'")):
         Apple(ALL).export(tmp_path, tmp_path, create(CONFIGS["Bert"]), [inputs(1, 3, 0, True)], 64)
 

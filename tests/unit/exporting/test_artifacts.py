@@ -34,7 +34,7 @@ def test_a_file_that_is_not_the_exported_one_is_found_out(name: str, tmp_path: P
     require_unchanged(artifact, "cpu", hashes)
     for file in KINDS[name]:
         whole = (tmp_path / file).read_bytes()
-        for other, word in ((whole[:-1], "cut off"), (whole[::-1], "another"), (None, "gone")):
+        for other, word in ((whole[:-1], "truncated"), (whole[::-1], "another"), (None, "gone")):
             (tmp_path / file).unlink()
             if other is not None:
                 (tmp_path / file).write_bytes(other)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from support.commands import naming
+from support.exporting import ENCODER_SIZES
 from support.tiny import bert, sentences
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -21,19 +22,10 @@ from kdcli.exporting.targets import cpu
 from kdcli.exporting.targets.cpu import Cpu
 from kdcli.models.quantization import FakeQuantization
 
-SIZES = {
-    "vocab_size": 200,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 66,
-    "num_labels": 3,
-}
 CONFIGS = {
-    "Bert": transformers.BertConfig(**SIZES),
-    "Electra": transformers.ElectraConfig(**SIZES, embedding_size=16),
-    "Roberta": transformers.RobertaConfig(**SIZES, type_vocab_size=1, pad_token_id=1),
+    "Bert": transformers.BertConfig(**ENCODER_SIZES),
+    "Electra": transformers.ElectraConfig(**ENCODER_SIZES, embedding_size=16),
+    "Roberta": transformers.RobertaConfig(**ENCODER_SIZES, type_vocab_size=1, pad_token_id=1),
     "DistilBert": transformers.DistilBertConfig(
         vocab_size=200, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=66, num_labels=3
     ),

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
-import subprocess
-import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +10,7 @@ import pytest
 import torch
 import transformers
 from support.commands import naming
+from support.exporting import ENCODER_SIZES, hide_packages, run_worker
 from support.tiny import bert, full_disk, sentences
 
 from kdcli.errors import ExportError, StorageError
@@ -24,18 +20,9 @@ from kdcli.files import size_of
 from kdcli.measure.models import measure
 from kdcli.measure.spec import MeasureSpec
 
-SIZES = {
-    "vocab_size": 200,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 66,
-    "num_labels": 3,
-}
 CONFIGS = {
-    "Bert": transformers.BertConfig(**SIZES),
-    "Roberta": transformers.RobertaConfig(**SIZES, type_vocab_size=1, pad_token_id=1),
+    "Bert": transformers.BertConfig(**ENCODER_SIZES),
+    "Roberta": transformers.RobertaConfig(**ENCODER_SIZES, type_vocab_size=1, pad_token_id=1),
     "DistilBert": transformers.DistilBertConfig(
         vocab_size=200, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=66, num_labels=3
     ),
@@ -184,27 +171,7 @@ def test_its_process_imports_no_torch(tokenizer, student: Path, tmp_path: Path) 
     row = dict(tokenizer("a film", return_tensors="pt"))
     file = Intel(["fp16"]).export(student, tmp_path / "out", model, [row], 64)["fp16"]
     spec = MeasureSpec("openvino", str(file), str(file.parent), 64)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from kdcli.measure.worker import main; main(); print(*sys.modules, file=sys.stderr)",
-        ],
-        input="\n".join(
-            map(
-                json.dumps,
-                [
-                    {"spec": asdict(spec), "prompts": TEXTS},
-                    {"method": "throughput", "size": 1},
-                    {"method": "memory"},
-                ],
-            )
-        ),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = set(done.stderr.split())
+    _, loaded = run_worker(spec, TEXTS, {"method": "throughput", "size": 1}, {"method": "memory"})
     assert {"openvino", "tokenizers"} <= loaded
     assert not loaded & {"torch", "transformers", "datasets", "pydantic", "nncf"}
 
@@ -246,10 +213,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(student: Path, tmp_path: Pa
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback of an import says nothing of what to install."""
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "nncf" else find(name, *more)
-    )
+    hide_packages(monkeypatch, "nncf")
     with pytest.raises(ExportError, match=naming("nncf", "pip install 'kdcli[intel]'")):
         Intel(ALL).export(tmp_path, tmp_path, create(CONFIGS["Bert"]), [inputs(1, 3, 0, True)], 64)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import transformers
 from safetensors.numpy import load_file
 from support.architectures import MODELS, UNCUT, VOCABULARY
 from support.commands import naming
+from support.exporting import run_worker
 from support.tiny import exchanges, speaker, speller
 
 from kdcli.errors import ExportError
@@ -284,19 +282,11 @@ def test_fp32_has_standard_operators_of_the_opset_asked_for(
 def test_its_process_imports_no_torch(files: dict[str, Path], asked: Any, tmp_path: Path) -> None:
     """Torch alone takes more memory than a small student: the file's peak would be torch's."""
     prompts, rows = asked
-    told = [
-        {"spec": asdict(spec(files["int4"], predictions=str(tmp_path / "answers"))), "prompts": prompts},
-        {"method": "memory"},
-        {"method": "predict", "rows": rows},
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys; from kdcli.measure.worker import main; main(); print(*sys.modules, file=sys.stderr)"],
-        input="\n".join(map(json.dumps, told)), capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    loaded = set(done.stderr.split())
+    worker = spec(files["int4"], predictions=str(tmp_path / "answers"))
+    responses, loaded = run_worker(worker, prompts, {"method": "memory"}, {"method": "predict", "rows": rows})
     assert {"onnxruntime", "tokenizers"} <= loaded
     assert not loaded & {"torch", "transformers", "datasets", "pydantic", "onnx"}
-    began, peak, _ = map(json.loads, done.stdout.splitlines())
+    began, peak, _ = responses
     assert min(peak, began["import_memory"]) > 0
 
 

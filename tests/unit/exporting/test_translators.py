@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 from support.commands import naming
+from support.exporting import run_worker
 from support.tiny import pairs
 
 from kdcli.errors import ExportError
@@ -385,31 +383,12 @@ def test_its_process_imports_no_torch(
 ) -> None:
     """Torch alone takes more memory than a small translator: the artifact's peak would be torch's."""
     asked = spec(runtime, files[precision], predictions=str(tmp_path / "texts.safetensors"))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from kdcli.measure.worker import main; main(); print(*sys.modules, file=sys.stderr)",
-        ],
-        input="\n".join(
-            map(
-                json.dumps,
-                [
-                    {"spec": asdict(asked), "prompts": sources},
-                    {"method": "memory"},
-                    {"method": "predict", "rows": sources},
-                ],
-            )
-        ),
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+    responses, loaded = run_worker(
+        asked, sources, {"method": "memory"}, {"method": "predict", "rows": sources}
     )
-    loaded = set(done.stderr.split())
     assert {"onnx": "onnxruntime"}.get(runtime, runtime) in loaded
     assert not loaded & {"torch", "transformers", "datasets", "pydantic"}
-    began, peak, _ = map(json.loads, done.stdout.splitlines())
+    began, peak, _ = responses
     assert min(peak, began["import_memory"]) > 0
 
 

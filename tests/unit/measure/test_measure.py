@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -18,6 +16,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 from support.commands import naming
+from support.exporting import run_worker
 from support.tiny import bert, sentences
 
 from kdcli.config.measure import Measure
@@ -76,22 +75,11 @@ def expected(folder: Path, tokenizer, texts: list[list[str]]) -> np.ndarray:
 def test_the_process_of_an_onnx_file_imports_no_torch(spec: MeasureSpec, tmp_path: Path) -> None:
     """Torch alone takes more memory than a small student: the artifact's peak would be torch's."""
     spec = replace(spec, predictions=str(tmp_path / "logits.safetensors"))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from kdcli.measure.worker import main; main(); print(*sys.modules, file=sys.stderr)",
-        ],
-        input="\n".join(map(json.dumps, [{"spec": asdict(spec), "prompts": TEXTS}, *TOLD])),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = set(done.stderr.split())
+    responses, loaded = run_worker(spec, TEXTS, *TOLD)
     assert {"onnxruntime", "tokenizers"} <= loaded
     assert not loaded & {"torch", "transformers", "datasets", "pydantic"}
-    loaded, _, memory, _ = map(json.loads, done.stdout.splitlines())
-    assert min(memory, loaded["import_memory"]) > 0
+    began, _, memory, _ = responses
+    assert min(memory, began["import_memory"]) > 0
 
 
 def test_torch_and_onnx_give_the_logits_of_all_rows_in_their_order(
