@@ -1,1 +1,1 @@
-"""The commands: one run each, readable top to bottom like a recipe."""
+"""Implements the commands. Each is a recipe that reads from top to bottom."""

@@ -1,4 +1,4 @@
-"""`kdcli distill`: train a student with a teacher and without one, and compare them.
+"""Implements `kdcli distill`, which trains a student with a teacher and without one, and compares them.
 
 `distill` is the recipe. Each stage leaves files and is skipped if they exist, so that the same command continues a run that was killed.
 """
@@ -28,7 +28,7 @@ def distill(cfg: Config, folder: Path, names: dict[str, str], chose_hardware: bo
 
     Args:
         names: how the report calls teacher, student, data set and device.
-        chose_hardware: the device is not the default.
+        chose_hardware: whether the user chose the device.
 
     Returns:
         The exit code.
@@ -84,7 +84,7 @@ def _train(
 
 
 def _answered(part: Run, teacher_data: Mapping[str, TeacherData]) -> Run:
-    """A part without the rows that a remote teacher did not answer: no model is trained or scored on them."""
+    """Return a part without the rows that a remote teacher did not answer: no model is trained or scored on them."""
     return part.without_rows(
         frozenset(itertools.chain.from_iterable(data.unanswered for data in teacher_data.values()))
     )

@@ -1,4 +1,4 @@
-"""`kdcli eval`: scores a run's models, a checkpoint, or an artifact, on any split or data set."""
+"""Implements `kdcli eval`, which scores a run's models, a checkpoint, or an artifact, on any split or data set."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def evaluate(cfg: Config, folder: Path) -> int:
     if run is not None and {"teacher", "student"} <= evaluator.models.keys():
         result["verdict"] = verdict(task, evaluator.models, evaluator.predictions, shared)
         recorded = read_report(run).as_json()
-        known = {key: recorded[key] for key in ("smoke", "training", "endpoint") if key in recorded}
-        result["verdict"] |= outcome(result | known, "dataset.test")
-        result["verdict"]["text"] = verdict_text(result | known)
+        recorded_keys = {key: recorded[key] for key in ("smoke", "training", "endpoint") if key in recorded}
+        result["verdict"] |= outcome(result | recorded_keys, "dataset.test")
+        result["verdict"]["text"] = verdict_text(result | recorded_keys)
     write_json(folder / "eval.json", result)
     if cfg.format == "json":
         console.say(json.dumps(result, indent=2, ensure_ascii=False))
@@ -104,7 +104,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
 
 
 def _metric(cfg: Config, run: Path | None) -> str | None:
-    """The headline metric that a run was started with, if the rows are of a task that has it."""
+    """Return the headline metric that a run was started with, if the rows are of a task that has it."""
     metric = saved_config(run).get("metric") if run is not None else None
     return metric if metric in task_class(cfg.dataset.kind).further_metrics else None
 
@@ -162,7 +162,7 @@ def _evaluate_artifact(cfg: Config, artifact: Path, task: Task, rows: Dataset) -
 
 
 def _data(cfg: Config, models: Sequence[Checkpoint]) -> Data:
-    """The data set: without limits if all of it is asked for, and with the labels of the models if it has only some of them."""
+    """Return the data set: without limits with `split=all`, and with the labels of the models if it has only some of them."""
     unlimited = {"limit": None, "eval_limit": None, "labelled": None, "unlabelled": None}
     dataset = cfg.dataset.model_copy(update=unlimited if cfg.split == "all" else {})
     recorded = recorded_readings(user_path(cfg.run)) if cfg.run else []
@@ -175,13 +175,13 @@ def _data(cfg: Config, models: Sequence[Checkpoint]) -> Data:
 
 
 def _data_name(cfg: Config) -> str:
-    """The file that the rows come from, or the data set."""
+    """Return the file that the rows come from, or the data set."""
     given = {"validation": cfg.dataset.validation, "test": cfg.dataset.test}.get(cfg.split)
     return given if given and not is_hub(cfg.dataset) else cfg.dataset.path
 
 
 def _subjects(cfg: Config, run: Path | None) -> tuple[Path | None, dict[str, Checkpoint]]:
-    """The artifact, or the checkpoints by name.
+    """Return the artifact, or the checkpoints by name.
 
     Raises:
         ConfigError: nothing is named, or too much.
@@ -201,7 +201,7 @@ def _subjects(cfg: Config, run: Path | None) -> tuple[Path | None, dict[str, Che
 
 
 def _teacher(source: Checkpoint, student: PreTrainedTokenizerBase, task: Task, max_length: int) -> Teacher:
-    """A language model whose outputs are truncated to the student's vocabulary."""
+    """Return a language model whose outputs are truncated to the student's vocabulary."""
     teacher = LocalTeacher(task.batch)
     teacher.open(source, task, max_length, "fp32")
     if (count := shared_token_count(teacher.tokenizer, student)) is not None:

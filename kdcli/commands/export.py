@@ -1,4 +1,4 @@
-"""`kdcli export`: writes a student's files for a device, runs each of them on the test split, and checks them."""
+"""Implements `kdcli export`, which writes a student's files for a device, runs each of them on the test split, and checks them."""
 
 from __future__ import annotations
 
@@ -126,10 +126,10 @@ def _write_instructions(
 
 
 def _shown(plan: ExportPlan, split: Split) -> list[dict[str, Any]]:
-    """Rows of the test split as `Target.show` takes them, with the teacher's stored predictions."""
+    """Return rows of the test split as `Target.show` takes them, with the stored predictions of the teacher."""
     logits = load_file(plan.run / TEACHER_PREDICTIONS)["logits"].astype(np.float64)
     probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).tolist()
     return [
         {"texts": row, "label": plan.labels[label], "teacher": dict(zip(plan.labels, of_row, strict=True))}
-        for row, label, of_row in zip(split.texts, split.rows["label"], probabilities, strict=True)
+        for row, label, of_row in zip(split.texts, split.rows["label"][:], probabilities, strict=True)
     ]

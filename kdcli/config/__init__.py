@@ -1,4 +1,4 @@
-"""The config: its schema, how it is checked, and where its YAML files lie. Never imports torch."""
+"""Defines and checks the config, and finds its YAML files. Never imports torch."""
 
 from __future__ import annotations
 

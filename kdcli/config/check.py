@@ -15,7 +15,7 @@ from kdcli.errors import ConfigError
 
 
 def defaults(model: type[BaseModel]) -> dict[str, Any]:
-    """The defaults of a schema as plain data for Hydra; keys without a default are missing ("???") there."""
+    """Return the defaults of a schema as plain data for Hydra; keys without a default are missing ("???") there."""
     tree: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         key = field.alias or name
@@ -47,7 +47,7 @@ def check(
 def check_values(
     schema: type[Section], tree: Mapping[str, Any], describe: Callable[[str], str] = lambda problem: problem
 ) -> Any:
-    """The first part of `check`: keys, types and ranges. It imports none of the classes that the config names, most of which import torch.
+    """Run the first part of `check`: keys, types and ranges. It imports none of the classes that the config names, most of which import torch.
 
     Raises:
         ConfigError: it lists every problem, one per line.
@@ -74,7 +74,7 @@ def check_values(
 def check_components(
     schema: type[Section], tree: Mapping[str, Any], describe: Callable[[str], str] = lambda problem: problem
 ) -> None:
-    """The second part of `check`: each `_target_` names a class of the required kind that accepts its arguments.
+    """Run the second part of `check`: each `_target_` names a class of the required kind that accepts its arguments.
 
     Raises:
         ConfigError: it lists every problem, one per line.
@@ -89,7 +89,7 @@ def _refuse(problems: Sequence[str], describe: Callable[[str], str]) -> None:
 
 
 def missing_keys(tree: Any, path: str = "") -> Iterable[str]:
-    """The keys that need a value and have none ("???" in Hydra)."""
+    """Yield the keys that need a value and have none ("???" in Hydra)."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from missing_keys(value, f"{path}.{key}".lstrip("."))
@@ -98,7 +98,7 @@ def missing_keys(tree: Any, path: str = "") -> Iterable[str]:
 
 
 def _annotation_at(schema: Any, key: Sequence[str]) -> Any:
-    """The annotation of a key in the schema; None: there is none."""
+    """Return the annotation of a key in the schema; None: there is none."""
     for part in key:
         if is_mapping(schema):
             schema = typing.get_args(schema)[1]
@@ -110,12 +110,12 @@ def _annotation_at(schema: Any, key: Sequence[str]) -> Any:
 
 
 def holds_mapping(schema: type[Section], key: Sequence[str]) -> bool:
-    """Whether the schema has a mapping at a key."""
+    """Return whether the schema has a mapping at a key."""
     annotation = _annotation_at(schema, key)
     return section_of(annotation) is not None or is_mapping(annotation)
 
 
 def _keys_at(schema: type[Section], key: Sequence[str]) -> list[str]:
-    """The keys of the mapping at a key of the schema."""
+    """Return the keys of the mapping at a key of the schema."""
     model = section_of(_annotation_at(schema, key))
     return [field.alias or name for name, field in model.model_fields.items()] if model else []

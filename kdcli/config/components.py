@@ -21,7 +21,7 @@ from kdcli.errors import ConfigError, abbreviated, listed, shown, suggest
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model in an annotation such as `Model` or `Model | None`; None: there is none."""
+    """Return the pydantic model in an annotation such as `Model` or `Model | None`; None: there is none."""
     models = (
         each for each in union_members(annotation) if inspect.isclass(each) and issubclass(each, BaseModel)
     )
@@ -33,7 +33,7 @@ def is_mapping(annotation: Any) -> bool:
 
 
 def check_classes(annotation: Any, value: Any, path: str) -> Iterator[str]:
-    """Problems with the components in a value at any depth. A class is accepted only where the annotation expects one.
+    """Yield problems with the components in a value at any depth. A class is accepted only where the annotation expects one.
 
     Args:
         annotation: the annotation of the key or the constructor's parameter; None: it is unknown.
@@ -65,11 +65,11 @@ def check_classes(annotation: Any, value: Any, path: str) -> Iterator[str]:
 def check_component(
     model: type[Component], kinds: Sequence[type], node: Mapping[str, Any], path: str
 ) -> Iterator[str]:
-    """Problems with one component.
+    """Yield problems with one component.
 
     Args:
-        model: the schema of its own keys, whose `kind` is the required base class …
-        kinds: … unless other base classes are given, one of which it must have.
+        model: the schema of the keys that belong to kdcli. Its `kind` is the required base class, if `kinds` is None.
+        kinds: base classes, one of which the component must have; None: `kind` of the model.
     """
     target = node.get("_target_")
     if not isinstance(target, str) or target == "???":
@@ -98,8 +98,8 @@ def check_component(
     try:
         signature.model_validate(arguments)
     except ValidationError as error:
-        known = [*own, *signature.model_fields]
-        yield from describe_problems(path, error, arguments, lambda _: known, f"an argument of {target}")
+        parameters = [*own, *signature.model_fields]
+        yield from describe_problems(path, error, arguments, lambda _: parameters, f"an argument of {target}")
     for key, value in node.items():
         annotation = own[key].annotation if key in own else hints.get(key)
         yield from check_classes(annotation, value, join_key(path, key))
@@ -110,7 +110,7 @@ def join_key(path: str, key: Any) -> str:
 
 
 def union_members(annotation: Any) -> list[Any]:
-    """The alternatives of a union, or the annotation itself."""
+    """Return the alternatives of a union, or the annotation itself."""
     if typing.get_origin(annotation) is Annotated:
         return union_members(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
@@ -119,7 +119,7 @@ def union_members(annotation: Any) -> list[Any]:
 
 
 def classes_of(annotation: Any) -> list[type]:
-    """The classes of which an annotation expects an instance; `object` and abstract types such as Mapping do not count."""
+    """Return the classes of which an annotation expects an instance; `object` and abstract types such as Mapping do not count."""
     return [
         option
         for option in union_members(annotation)
@@ -130,7 +130,7 @@ def classes_of(annotation: Any) -> list[type]:
 
 
 def item_annotation(annotation: Any) -> Any:
-    """The annotation of a mapping's values or a list's items; None: it is unknown."""
+    """Return the annotation of a mapping's values or a list's items; None: it is unknown."""
     for option in union_members(annotation):
         if arguments := [each for each in typing.get_args(option) if each is not Ellipsis]:
             return arguments[-1]
@@ -138,7 +138,7 @@ def item_annotation(annotation: Any) -> Any:
 
 
 def is_checked_by_model(annotation: Any) -> bool:
-    """Whether pydantic validates values of this annotation with a model, also in a list or a mapping."""
+    """Return whether pydantic validates values of this annotation with a model, also in a list or a mapping."""
     return section_of(annotation) is not None or any(map(is_checked_by_model, typing.get_args(annotation)))
 
 
@@ -164,7 +164,7 @@ def require_kind(cls: type, kinds: Sequence[type]) -> None:
 
 
 def _describe_hook(name: str, cls: type) -> str:
-    """A method that a subclass must implement: its name, what it returns, and the first sentence of its description."""
+    """Describe a method that a subclass must implement: its name, what it returns, and the first sentence of its docstring."""
     member: Any = inspect.getattr_static(cls, name)
     function: Any = member.fget if isinstance(member, property) else member
     returns = getattr(function, "__annotations__", {}).get("return", "Any")
@@ -208,7 +208,7 @@ def locate(target: str) -> type:
 
 
 def constructor_hints(target: type) -> dict[str, Any]:
-    """The annotations of the constructor's parameters; empty if they cannot be evaluated."""
+    """Return the annotations of the constructor's parameters; empty if they cannot be evaluated."""
     try:
         return typing.get_type_hints(target.__init__, include_extras=True)  # type: ignore[misc]
     except (
@@ -220,7 +220,7 @@ def constructor_hints(target: type) -> dict[str, Any]:
 
 
 def arguments_model(target: type, components: Sequence[str] = ()) -> type[BaseModel]:
-    """A pydantic model of the constructor's parameters, which validates its arguments.
+    """Return a pydantic model of the constructor's parameters, which validates its arguments.
 
     Args:
         components: parameters whose values are mappings with a `_target_`, which are checked separately.
@@ -243,7 +243,7 @@ def arguments_model(target: type, components: Sequence[str] = ()) -> type[BaseMo
 
 
 def argument_defaults(target: type) -> dict[str, Any]:
-    """The default values of the constructor's arguments, as a config holds them."""
+    """Return the default values of the constructor's arguments, as a config holds them."""
     model = arguments_model(target)
     given = {name: field.default for name, field in model.model_fields.items() if not field.is_required()}
     return model.model_construct(**given).model_dump(include=set(given), warnings=False)
@@ -268,7 +268,7 @@ def build(component: Component, kind: type) -> Any:
 
 
 def _built(annotation: Any, value: Any) -> Any:
-    """A value in which the components that the annotation expects are built."""
+    """Return a value in which the components that the annotation expects are built."""
     if is_checked_by_model(annotation):
         return value
     if isinstance(value, Mapping):
@@ -286,17 +286,17 @@ def describe_problems(
     path: str,
     error: ValidationError,
     tree: Any,
-    known: Callable[[Sequence[str]], list[str]],
+    allowed_keys: Callable[[Sequence[str]], list[str]],
     what: str,
 ) -> Iterator[str]:
-    """A line for each wrong value of a config.
+    """Yield a line for each wrong value of a config.
 
     pydantic reports an error for each alternative of a union, and puts its own name of the alternative into the path. Here a value has one line,
     with all that is expected; of a list, or a mapping, that is nearly right the line of the wrong item.
 
     Args:
         path: of the tree in the config.
-        known: returns the keys that are allowed at a key.
+        allowed_keys: returns the keys that are allowed at a key.
         what: what the keys are, for messages.
     """
     groups: dict[tuple[str, ...], list[Any]] = {}
@@ -308,7 +308,7 @@ def describe_problems(
             continue
         where = abbreviated(".".join(filter(None, [path, *keys]))) or "the config"
         if items[0]["type"] == "extra_forbidden":
-            names = known(keys)
+            names = allowed_keys(keys)
             yield f"{where}: not {what}{suggest(keys[-1], names)} (known: {listed(sorted(names))})"
         elif items[0]["type"] == "missing":
             yield f"{where}: a value is needed; give {where}=…"
@@ -321,7 +321,7 @@ def describe_problems(
 
 
 def _keys_of(item: Any, tree: Any) -> tuple[str, ...]:
-    """The path of a problem, without pydantic's names of the alternatives of a union."""
+    """Return the path of a problem, without pydantic's names of the alternatives of a union."""
     keys, node = [], tree
     for place, part in enumerate(item["loc"]):
         last = place == len(item["loc"]) - 1
@@ -336,7 +336,7 @@ def _keys_of(item: Any, tree: Any) -> tuple[str, ...]:
 
 
 def _expected(item: Any) -> str:
-    """What a value must be."""
+    """Return what a value must be."""
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     message = re.sub(r"valid dictionary( or instance of \w+)?", "mapping of keys to values", message)
     message = message.replace("'str' instances are not allowed as a Sequence value", "expected a list")

@@ -1,4 +1,4 @@
-"""The schema of a data set: every key with its type, range, default and meaning."""
+"""Defines the schema of a data set: every key with its type, range, default and meaning."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Augment(Section):
 
 
 class Clean(Section):
-    """seq2seq: filters of the training pairs, applied before validation and test are split off. Validation and test data with a source of their
-    own are never filtered."""
+    """Filters the training pairs (seq2seq) before validation and test are split off. Validation and test data with a source of their own are never
+    filtered."""
 
     identical: bool = True
     """Drop pairs whose target is their source."""
@@ -69,7 +69,7 @@ class Clean(Section):
 
 
 class Dataset(Section):
-    """Rows of text with labels, completions or translations, and how they are split."""
+    """Describes rows of text with labels, completions or translations, and how they are split."""
 
     task: str | None = None
     """null: inferred from the columns named (text + label: classification; words + tags: token_classification; prompt +
@@ -170,8 +170,8 @@ class Dataset(Section):
     """classification: the label of a text that several rows label differently. majority: that of most rows, or none where two have as many;
     soft: the loss on gold labels takes the share of the rows of each label, and scores take the majority."""
     near_duplicates: Literal["warn", "group", "ignore"] = "warn"
-    """Texts of test that differ little from texts of train (70 % of their runs of five characters are common). warn: their share is told from
-    1 % on; group: near-duplicates stay in one split; at most 100,000 rows are compared."""
+    """Texts of test that differ little from texts of train (70 % of their runs of five characters are common). warn: a share of
+    1 % or more is a suspicion; group: near-duplicates stay in one split; at most 100,000 rows are compared."""
     encoding: str | None = None
     """null: UTF-8, UTF-16 or UTF-32 if the bytes are that, or else the most likely encoding of the text."""
     delimiter: Character | None = None
@@ -232,7 +232,7 @@ class Dataset(Section):
     @model_validator(mode="before")
     @classmethod
     def _format_of_name(cls, tree: Any) -> Any:
-        """Files of words, catalogues, conversations and plain text are known by their names."""
+        """Set the format of words, catalogues, conversations and plain text by the file name, if it is auto."""
         if (
             not isinstance(tree, dict)
             or tree.get("format", "auto") != "auto"
@@ -326,7 +326,7 @@ _BY_NAME = {
     **dict.fromkeys((".po", ".mo"), "gettext"),
     **dict.fromkeys((".yml", ".yaml"), "conversations"),
 }
-"""Formats that the end of a file's name tells before it is read, because tasks are inferred from them."""
+"""The formats that are recognized by the end of a file's name before it is read, because tasks are inferred from them."""
 READ_BY_ALL = frozenset({
     "task", "format", "path", "name", "revision", "train", "validation", "test", "validation_size", "test_size", "encoding", "delimiter",
     "quote", "escape", "columns", "field", "bad_rows", "replace", "limit", "eval_limit", "max_length", "near_duplicates",

@@ -62,11 +62,11 @@ class Class:
     @property
     def lineage(self) -> list[Class]:
         """The class and its base classes whose source is found, the nearest first."""
-        found = [self]
+        classes = [self]
         for base in self.node.bases:
             cls = self.module.find(base)
-            found += [each for each in cls.lineage if each not in found] if isinstance(cls, Class) else []
-        return found
+            classes += [each for each in cls.lineage if each not in classes] if isinstance(cls, Class) else []
+        return classes
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Alternative:
     section: Class | None = None
 
     def bounded(self, more: Mapping[str, Any]) -> Alternative:
-        """The same alternative with further bounds."""
+        """Return the same alternative with further bounds."""
         return replace(self, bounds=tuple({**dict(self.bounds), **more}.items())) if more else self
 
 
@@ -125,7 +125,7 @@ class Module:
                 self.names |= _assigned(node.targets[0], node.value)
 
     def find(self, node: ast.expr | str) -> Class | tuple[Module, ast.expr] | None:
-        """The class that a name stands for, or its value with the module in which it is assigned; None: its source is not found."""
+        """Return the class that a name stands for, or its value with the module in which it is assigned; None: its source is not found."""
         name = node.id if isinstance(node, ast.Name) else node
         if not isinstance(name, str):
             return None
@@ -137,9 +137,9 @@ class Module:
         return None
 
     def value(self, node: ast.expr) -> Any:
-        """A constant expression as plain data. An instance of a class is a mapping of the arguments that it is made with."""
-        if isinstance(node, ast.Name) and (found := self.find(node)) and not isinstance(found, Class):
-            return found[0].value(found[1])
+        """Return a constant expression as plain data. An instance of a class is a mapping of the arguments that it is made with."""
+        if isinstance(node, ast.Name) and (assigned := self.find(node)) and not isinstance(assigned, Class):
+            return assigned[0].value(assigned[1])
         if isinstance(node, ast.Call):
             return {each.arg: self.value(each.value) for each in node.keywords}
         if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
@@ -157,7 +157,7 @@ class Module:
         return node.value if isinstance(node, ast.Constant) else ast.unparse(node)
 
     def allowed(self, node: ast.expr | None) -> tuple[Alternative, ...]:
-        """The alternatives of an annotation."""
+        """Return the alternatives of an annotation."""
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node = ast.parse(node.value, mode="eval").body
         if isinstance(node, ast.BinOp):
@@ -173,10 +173,10 @@ class Module:
         )
         if name in KINDS:
             return (Alternative(KINDS[name]),)
-        found = self.find(name)
-        if isinstance(found, Class):
-            return (Alternative("section", section=found),)
-        allowed = found[0].allowed(found[1]) if found else (Alternative("anything"),)
+        declared = self.find(name)
+        if isinstance(declared, Class):
+            return (Alternative("section", section=declared),)
+        allowed = declared[0].allowed(declared[1]) if declared else (Alternative("anything"),)
         return tuple(replace(each, kind=ALIASES.get(name, each.kind)) for each in allowed)
 
     def _generic(self, name: str, argument: ast.expr) -> tuple[Alternative, ...]:
@@ -194,7 +194,7 @@ class Module:
         return (Alternative("anything"),)
 
     def _annotated(self, parts: Sequence[ast.expr]) -> tuple[Alternative, ...]:
-        """The alternatives of `Annotated[TYPE, Field(…), …]`."""
+        """Return the alternatives of `Annotated[TYPE, Field(…), …]`."""
         allowed = self.allowed(parts[0])
         for part in parts[1:]:
             call = part.func.id if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) else ""
@@ -207,13 +207,13 @@ class Module:
 
 
 def bounds_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The bounds among the arguments of pydantic's `Field`."""
+    """Return the bounds among the arguments of pydantic's `Field`."""
     names = ("ge", "gt", "le", "lt", "min_length", "max_length")
     return {name: arguments[name] for name in names if name in arguments}
 
 
 def _assigned(target: ast.expr, value: ast.expr) -> dict[str, ast.expr | ast.ClassDef]:
-    """The names of an assignment, each with its value."""
+    """Return the names of an assignment, each with its value."""
     if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
         pairs = zip(target.elts, value.elts, strict=True)
         return {name: each for left, right in pairs for name, each in _assigned(left, right).items()}
@@ -221,7 +221,7 @@ def _assigned(target: ast.expr, value: ast.expr) -> dict[str, ast.expr | ast.Cla
 
 
 def _merged(alternatives: Sequence[Alternative]) -> tuple[Alternative, ...]:
-    """The alternatives of a union, in which all choices are one, and null is the last."""
+    """Return the alternatives of a union, in which all choices are one, and null is the last."""
     choices = tuple(choice for each in alternatives for choice in each.choices)
     merged = [each for each in alternatives if not each.choices and each.kind != "null"]
     merged += [Alternative("choice", choices=choices)] if choices else []
@@ -231,7 +231,7 @@ def _merged(alternatives: Sequence[Alternative]) -> tuple[Alternative, ...]:
 
 @functools.cache
 def source(name: str) -> Module | None:
-    """The parsed source of a module, as an import would find it; None: there is none that can be parsed."""
+    """Return the parsed source of a module, as an import would find it; None: there is none that can be parsed."""
     inner = Path(*name.split("."))
     folders = [user_conf_dir(), *map(Path, sys.path)] if name.partition(".")[0] != "kdcli" else [ROOT]
     for folder in filter(None, folders):
@@ -245,18 +245,18 @@ def source(name: str) -> Module | None:
 
 
 def find_class(path: str) -> Class | None:
-    """The class MODULE.NAME; None: its source is not found."""
+    """Return the class MODULE.NAME; None: its source is not found."""
     module, _, name = path.rpartition(".")
-    found = (parsed := source(module)) and parsed.find(name) if module else None
-    return found if isinstance(found, Class) else None
+    declared = (parsed := source(module)) and parsed.find(name) if module else None
+    return declared if isinstance(declared, Class) else None
 
 
 def fields(cls: Class) -> list[Declaration]:
-    """The fields of a section, those of its base classes first."""
-    found: dict[str, Declaration] = {}
+    """Return the fields of a section, those of its base classes first."""
+    by_name: dict[str, Declaration] = {}
     for each in reversed(cls.lineage):
-        found |= {field.name: field for field in _own_fields(each)}
-    return list(found.values())
+        by_name |= {field.name: field for field in _own_fields(each)}
+    return list(by_name.values())
 
 
 def _own_fields(cls: Class) -> Iterator[Declaration]:
@@ -281,7 +281,7 @@ def _own_fields(cls: Class) -> Iterator[Declaration]:
 
 
 def arguments(cls: Class) -> list[Declaration]:
-    """The arguments of a class's constructor, which may be that of a base class."""
+    """Return the arguments of a class's constructor, which may be that of a base class."""
     for each in cls.lineage:
         for node in each.node.body:
             if isinstance(node, ast.FunctionDef) and node.name == "__init__":
@@ -305,7 +305,7 @@ def _arguments(cls: Class, owner: Class, given: ast.arguments) -> Iterator[Decla
 
 
 def described(docstring: str) -> dict[str, str]:
-    """The meaning of each argument in the section Args of a docstring."""
+    """Return the meaning of each argument in the section Args of a docstring."""
     meanings: dict[str, str] = {}
     names: list[str] = []
     block = cleandoc(docstring).partition("\nArgs:\n")[2]

@@ -1,4 +1,4 @@
-"""Config groups: their options, packaged and the user's own, and the values that a choice of options sets. It imports no Hydra."""
+"""Reads config groups: their options, packaged and the user's own, and the values that a choice of options sets. It imports no Hydra."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def require_group(group: str) -> None:
 
 
 def no_such_option(group: str, option: str) -> ConfigError:
-    """The error for an option that does not exist, with the nearest one."""
+    """Return the error for an option that does not exist, with the nearest one."""
     options = group_options(group)
     there = f"; there are {listed(options)}" if options else ""
     return ConfigError(
@@ -59,7 +59,7 @@ def no_such_option(group: str, option: str) -> ConfigError:
 
 
 def describe_option(group: str, option: str) -> str:
-    """The first comment of an option's file, which describes it."""
+    """Return the first comment of an option's file, which describes it."""
     path = _file(group, option)
     if path is None:
         return ""
@@ -72,7 +72,7 @@ def describe_option(group: str, option: str) -> str:
 
 
 def _file(group: str, option: str) -> Path | None:
-    """The YAML file of an option; of a group "" that of a command."""
+    """Return the YAML file of an option; of a group "" that of a command."""
     paths = (folder / group / f"{option}.yaml" for folder in config_folders())
     return next((path for path in paths if path.is_file()), None)
 
@@ -108,7 +108,7 @@ class Choice:
 
 
 def choose(command: str, options: Mapping[str, str | None]) -> Choice:
-    """The values that the YAML files of a command set, as Hydra composes them from its defaults list.
+    """Return the values that the YAML files of a command set, as Hydra composes them from its defaults list.
 
     Args:
         options: what the user chooses in place of the defaults, by group; None: nothing.
@@ -136,7 +136,7 @@ def choose(command: str, options: Mapping[str, str | None]) -> Choice:
 
 
 def _resolved(option: str | None, chosen: Mapping[str, str | None]) -> str | None:
-    """An option, also one that is named as the option of another group, such as `${dataset}`."""
+    """Return an option, also one that is named as the option of another group, such as `${dataset}`."""
     match = re.fullmatch(r"\$\{(\w+)\}", option or "")
     return chosen.get(match[1]) if match else option
 
@@ -171,7 +171,7 @@ class _Entry(NamedTuple):
 
 
 def _entries(group: str, option: str) -> Iterator[_Entry]:
-    """The entries of an option's defaults list, without those of schemas and of Hydra's own node."""
+    """Yield the entries of an option's defaults list, without those of schemas and of Hydra's own node."""
     path = _file(group, option)
     tree = _read(path, f"{group}/{option}").document.tree if path else None
     for entry in (tree or {}).get("defaults", []):
@@ -189,7 +189,7 @@ def _entries(group: str, option: str) -> Iterator[_Entry]:
 
 
 def _keys(path: Path, name: str) -> dict[str, Any]:
-    """The keys of a file, without its defaults list."""
+    """Return the keys of a file, without its defaults list."""
     return {key: value for key, value in (_read(path, name).document.tree or {}).items() if key != "defaults"}
 
 

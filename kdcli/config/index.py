@@ -1,4 +1,4 @@
-"""The index of all config keys: type, range, default, choices and meaning of each, and of the arguments of the chosen components.
+"""Indexes all config keys: type, range, default, choices and meaning of each, and of the arguments of the chosen components.
 
 `kdcli keys`, completion, the answers to wrong options and the documentation read it. It comes from the sources of the schema and of the
 components' classes (`kdcli.config.declarations`) and from the YAML files (`kdcli.config.groups`), without importing torch or pydantic.
@@ -80,7 +80,7 @@ class Key:
         return "path" in self.type.split(" or ")
 
     def as_json(self) -> dict[str, Any]:
-        """All attributes as plain data."""
+        """Return all attributes as plain data."""
         return asdict(self)
 
 
@@ -98,7 +98,7 @@ OF_HYDRA = (
 
 
 def keys(command: str, options: Mapping[str, str | None] | None = None) -> list[Key]:
-    """The keys of a command, with the arguments of the chosen components, in the order of the schema.
+    """Return the keys of a command, with the arguments of the chosen components, in the order of the schema.
 
     Of a stage's `trainer`, `dataset`, `student` and `loss`, whose keys are those of the run, only the keys that the options set are there;
     `keys_below` has all.
@@ -116,7 +116,7 @@ def keys(command: str, options: Mapping[str, str | None] | None = None) -> list[
 
 
 def all_keys(options: Mapping[str, str | None] | None = None) -> list[Key]:
-    """The keys of all commands. Keys that are equal in several commands are one, which names these commands.
+    """Return the keys of all commands. Keys that are equal in several commands are one, which names these commands.
 
     Raises:
         ConfigError: there is no such option, or a file of the user's is wrong.
@@ -135,7 +135,7 @@ def all_keys(options: Mapping[str, str | None] | None = None) -> list[Key]:
 
 
 def keys_below(prefix: str, known: Sequence[Key]) -> list[Key]:
-    """The keys that a prefix matches: the key itself and those below it, or else those whose name begins with it.
+    """Return the keys that a prefix matches: the key itself and those below it, or else those whose name begins with it.
 
     A name that the user chooses (stages.general.rows, loss.my_term.weight) matches its placeholder, and below a stage the keys are those
     of the run's own sections.
@@ -167,13 +167,15 @@ def _renamed(key: Key, name: str) -> Key:
 
 @functools.cache
 def last_parts() -> dict[str, list[str]]:
-    """The names of the default keys by their last part: epochs is trainer.epochs and teacher.trainer.epochs."""
-    found: dict[str, list[str]] = {}
+    """Return the names of the default keys by their last part: epochs is trainer.epochs and teacher.trainer.epochs."""
+    by_last_part: dict[str, list[str]] = {}
     for key in all_keys():
-        names = found.setdefault(key.name.rpartition(".")[2], [])
+        names = by_last_part.setdefault(key.name.rpartition(".")[2], [])
         if not key.is_section and key.name not in names:
             names.append(key.name)
-    return {part: sorted(names, key=lambda name: name.count(".")) for part, names in found.items() if names}
+    return {
+        part: sorted(names, key=lambda name: name.count(".")) for part, names in by_last_part.items() if names
+    }
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ class _Walk:
     def section(
         self, cls: Class, path: str, values: Any, defaults: Any, component: bool = True
     ) -> Iterator[Key]:
-        """The keys of a section.
+        """Yield the keys of a section.
 
         Args:
             values: those that the chosen options set there.
@@ -199,9 +201,11 @@ class _Walk:
         own = fields(cls)
         yield from self._declared(own, path, values, defaults, "")
         target = values.get("_target_") if isinstance(values, dict) else None
-        if any(field.name == "_target_" for field in own) and (found := find_class(str(target))):
-            declared = [each for each in arguments(found) if each.name not in {field.name for field in own}]
-            yield from self._declared(declared, path, values, {}, found.path)
+        if any(field.name == "_target_" for field in own) and (component := find_class(str(target))):
+            declared = [
+                each for each in arguments(component) if each.name not in {field.name for field in own}
+            ]
+            yield from self._declared(declared, path, values, {}, component.path)
 
     def _declared(
         self, declared: Iterable[Declaration], path: str, values: Any, defaults: Any, target: str
@@ -219,7 +223,7 @@ class _Walk:
             yield from (key for key in inner if key.option) if each.name in inherited else inner
 
     def _below(self, declared: Declaration, name: str, value: Any, default: Any) -> Iterator[Key]:
-        """The keys below a declared key."""
+        """Yield the keys below a declared key."""
         for cls in (alternative.section for alternative in declared.allowed):
             if cls is not None:
                 yield from self.section(cls, name, value, default)
@@ -228,7 +232,7 @@ class _Walk:
                 yield from self._named(item.section, name, value, PLACEHOLDERS.get(declared.name, "NAME"))
 
     def _named(self, cls: Class, path: str, values: Any, placeholder: str) -> Iterator[Key]:
-        """The keys of the sections in a mapping: of each that the options have there if it has components, or else of a placeholder."""
+        """Yield the keys of the sections in a mapping: of each that the options have there if it has components, or else of a placeholder."""
         declared = fields(cls)
         several = any(
             field.name == "_target_" or any(each.section for each in field.allowed) for field in declared
@@ -258,7 +262,7 @@ class _Walk:
         )
 
     def _option_of(self, name: str) -> str:
-        """The option that names the class of a component's argument."""
+        """Return the option that names the class of a component's argument."""
         path = name
         while path := path.rpartition(".")[0]:
             if f"{path}._target_" in self.choice.origins:
@@ -268,7 +272,7 @@ class _Walk:
 
 @functools.cache
 def _stage_sections() -> list[str]:
-    """The sections that a stage inherits from the run."""
+    """Return the sections that a stage inherits from the run."""
     run, stage = (find_class(f"{SCHEMA}.{name}") for name in ("Distill", "StageConfig"))
     assert run is not None
     assert stage is not None
@@ -281,12 +285,12 @@ def _stage_sections() -> list[str]:
 
 
 def _choices(alternative: Alternative) -> tuple[str, ...]:
-    """The choices of a value, or of a list's items."""
+    """Return the choices of a value, or of a list's items."""
     return alternative.choices + tuple(choice for item in alternative.items for choice in _choices(item))
 
 
 def describe_type(alternative: Alternative) -> str:
-    """A type in words: integer, list of texts, mapping of names to numbers …"""
+    """Return a type in words: integer, list of texts, mapping of names to numbers …"""
     if alternative.kind == "mapping":
         if any(item.section for item in alternative.items):
             return "sections by name"
@@ -310,7 +314,7 @@ def _plural(items: Sequence[Alternative]) -> str:
 
 
 def describe_range(allowed: Sequence[Alternative]) -> str:
-    """The range of a value in words: `1 to 100`, `above 0, at most 1e6`; empty if there is none."""
+    """Return the range of a value in words: `1 to 100`, `above 0, at most 1e6`; empty if there is none."""
     return " or ".join(dict.fromkeys(filter(None, map(_range, allowed))))
 
 
@@ -334,7 +338,7 @@ def _range(alternative: Alternative) -> str:
 
 
 def _number(value: float) -> str:
-    """A bound: powers of ten from 1e7 on as such, and all others with thousands separators."""
+    """Return a bound: powers of ten from 1e7 on as such, and all others with thousands separators."""
     if abs(value) >= EXACT and (power := re.fullmatch(r"(-?1)\.0+e\+0*(\d+)", f"{value:e}")):
         return f"{power[1]}e{power[2]}"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"

@@ -1,4 +1,4 @@
-"""The keys of `measure`: how speed and memory are measured."""
+"""Defines the keys of `measure`: how speed and memory are measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
 
 
 class Measure(Section):
-    """How speed and memory are measured, each model in its own process."""
+    """Describes how speed and memory are measured, each model in its own process."""
 
     mode: Literal["quick", "full"] = "full"
     """quick (the default of `kdcli distill`): latency is timed in rounds over the same rows until the 95 % interval of its median is within

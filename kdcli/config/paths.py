@@ -10,14 +10,14 @@ from kdcli.files import user_path
 
 
 def conf_dir() -> Path:
-    """The folder of the packaged YAML files: in the package of a wheel, next to the package in a checkout."""
+    """Return the folder of the packaged YAML files: in the package of a wheel, next to the package in a checkout."""
     package = Path(__file__).parent.parent
     packaged = package / "conf"
     return packaged if packaged.is_dir() else package.parent / "conf"
 
 
 def user_conf_dir() -> Path | None:
-    """The folder of the user's own YAML files, from KDCLI_CONFIG_DIR; None: there is none.
+    """Return the folder of the user's own YAML files, from KDCLI_CONFIG_DIR; None: there is none.
 
     Raises:
         ConfigError: it is not a folder, or a file in it has the name of a packaged file.

@@ -15,7 +15,7 @@ from kdcli.errors import shown
 
 
 def unread(config: Any, keys: Iterable[str]) -> Iterator[str]:
-    """Problems with keys that the user set to another value than their default, although the task does not read them.
+    """Yield problems with keys that the user set to another value than their default, although the task does not read them.
 
     Args:
         config: a checked config.
@@ -34,7 +34,7 @@ def unread(config: Any, keys: Iterable[str]) -> Iterator[str]:
 
 
 def _reads(spec: TaskSpec, key: str) -> bool:
-    """Whether a task declares that it reads a key of a run."""
+    """Return whether a task declares that it reads a key of a run."""
     part, _, rest = key.partition(".")
     if part == "dataset":
         return rest.partition(".")[0] in spec.reads
@@ -42,7 +42,7 @@ def _reads(spec: TaskSpec, key: str) -> bool:
 
 
 def value_at(config: Any, key: str) -> tuple[Any, Any]:
-    """The value at a key and its default, each None if there is none."""
+    """Return the value at a key and its default, each None if there is none."""
     value, default = config, None
     for part in key.split("."):
         if isinstance(value, BaseModel):
@@ -55,7 +55,7 @@ def value_at(config: Any, key: str) -> tuple[Any, Any]:
 
 
 def remarks(config: Distill) -> list[str]:
-    """Warnings about valid but useless values, with their effect."""
+    """Return warnings about valid but useless values, with their effect."""
     warnings = []
     trainers = {"trainer": config.trainer, "teacher.trainer": config.teacher.trainer}
     trainers |= {f"stages.{name}.trainer": stage.trainer for name, stage in config.stages.items()}

@@ -128,13 +128,13 @@ def _warn(old: str, new: str, remedy: str = "") -> None:
 
 
 def class_name(dotted: str) -> str:
-    """The current dotted path of a class."""
+    """Return the current dotted path of a class."""
     module, _, name = dotted.rpartition(".")
     return CLASSES.get(dotted) or (f"{MODULES[module][0]}.{name}" if module in MODULES else dotted)
 
 
 def option_name(group: str, name: str) -> str:
-    """The current name of a group's option."""
+    """Return the current name of a group's option."""
     return OPTIONS.get(f"{group}/{name}", f"{group}/{name}").partition("/")[2]
 
 
@@ -157,12 +157,12 @@ def _matches(pattern: str, key: str) -> bool:
 
 
 def _renamed(key: Key, path: Sequence[str]) -> list[str]:
-    """The new path of a key, with the names that `*` matched."""
+    """Return the new path of a key, with the names that `*` matched."""
     return [path[at] if part == "*" else part for at, part in enumerate((key.new or "").split("."))]
 
 
 def key_name(path: str) -> str:
-    """The current name of a config key; of a removed one the old name."""
+    """Return the current name of a config key; of a removed one the old name."""
     for key in KEYS:
         if key.new and _matches(key.old, path):
             return ".".join(_renamed(key, path.split(".")))
@@ -170,13 +170,13 @@ def key_name(path: str) -> str:
 
 
 def addable_override(word: str) -> str:
-    """An override in a form in which Hydra accepts an old key, which the config does not have."""
+    """Return an override in a form in which Hydra accepts an old key, which the config does not have."""
     key = word.lstrip("+").partition("=")[0]
     return f"++{word.lstrip('+')}" if any(_matches(each.old, key) for each in KEYS) else word
 
 
 def with_current_names(tree: Mapping[str, Any], quiet: bool = False) -> dict[str, Any]:
-    """A copy of a config with current names.
+    """Return a copy of a config with current names.
 
     Args:
         quiet: give no warnings, for a config that an older release recorded.
@@ -207,7 +207,7 @@ def with_current_names(tree: Mapping[str, Any], quiet: bool = False) -> dict[str
 
 
 def _with_current_classes(value: Any, quiet: bool) -> Any:
-    """A copy of plain data in which each `_target_` is a current class."""
+    """Return a copy of plain data in which each `_target_` is a current class."""
     if isinstance(value, list):
         return [_with_current_classes(each, quiet) for each in value]
     if not isinstance(value, Mapping):
@@ -249,7 +249,7 @@ def rename_members(cls: type) -> None:
 
 
 def attribute(module: str, name: str) -> Any:
-    """The current object for a name in an old module.
+    """Return the current object for a name in an old module.
 
     Raises:
         AttributeError: the old module had no such name.
@@ -266,7 +266,7 @@ def attribute(module: str, name: str) -> Any:
 
 
 def package_attributes(package: str) -> Callable[[str], Any]:
-    """A `__getattr__` for a package that was one module: it finds the classes and types of that module. Names of submodules, which are
+    """Return a `__getattr__` for a package that was one module: it finds the classes and types of that module. Names of submodules, which are
     lower-case, are not looked up."""
 
     def find(name: str) -> Any:
@@ -281,7 +281,7 @@ class _OldModules(MetaPathFinder, Loader):
     """Imports old modules as empty ones, whose attributes are looked up in the current modules."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """The module's specification, if it is one of `MODULES`."""
+        """Return the module's specification, if it is one of `MODULES`."""
         if name not in MODULES:
             return None
         return ModuleSpec(name, self, is_package=any(other.startswith(f"{name}.") for other in MODULES))

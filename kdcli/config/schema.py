@@ -1,4 +1,4 @@
-"""The schema of a run: every key, its type, range, default and meaning. Never imports torch.
+"""Defines the schema of a run: every key, its type, range, default and meaning. Never imports torch.
 
 Hydra composes the YAML files of `conf/` over the defaults that this schema holds (`defaults`), and the
 schema checks the result (`check`): first keys, types and ranges, all problems in one message and without torch,
@@ -177,7 +177,7 @@ class Budget(Section):
 
 
 class Tolerance(Section):
-    """How far an artifact may deviate from the torch student. A miss is exit code 3."""
+    """States how far an artifact may deviate from the torch student. A miss is exit code 3."""
 
     agreement: Fraction = 0.97
     """The least share of test rows with the same predicted label (causal_lm: of reference positions with the same most likely token;
@@ -213,7 +213,7 @@ class Hardware(Component):
 
 
 class Filter(Section):
-    """Which of the teacher's generated answers are dropped, besides empty ones. The report counts them by reason."""
+    """States which of the teacher's completions are dropped, besides empty ones. The report counts them by reason."""
 
     min_length: Annotated[Int, Field(ge=0, le=10**8)] = 0
     """The fewest characters of an answer."""
@@ -237,7 +237,7 @@ class Filter(Section):
 
 
 class Rollout(Section):
-    """Who generates the texts that the student learns from: the completions (causal_lm) or the targets (seq2seq)."""
+    """States who generates the texts that the student learns from: the completions (causal_lm) or the targets (seq2seq)."""
 
     source: Literal["dataset", "teacher", "student"] = "dataset"
     """dataset: nobody, its own texts are used; teacher: the teacher, once for each training prompt and before the student is trained
@@ -476,7 +476,7 @@ class Distill(Section):
 
 
 def _over(stage: Mapping[str, Any], run: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A stage whose mapping at `key` is completed from the run's; a trainer is added where the stage has none."""
+    """Return a stage whose mapping at `key` is completed from the run's; a trainer is added where the stage has none."""
     own, base = stage.get(key), run.get(key, {})
     if (
         (own is None and key != "trainer")
@@ -485,7 +485,7 @@ def _over(stage: Mapping[str, Any], run: Mapping[str, Any], key: str) -> Mapping
     ):
         return stage
     if own and key == "dataset" and isinstance(task := own.get("task"), str):
-        with contextlib.suppress(ConfigError):  # `Dataset` tells which tasks there are
+        with contextlib.suppress(ConfigError):  # `Dataset` reports an unknown task
             read = READ_BY_ALL | spec_of(task).reads
             base = {name: value for name, value in base.items() if name in read}
     return {**stage, key: {**base, **(own or {})}}

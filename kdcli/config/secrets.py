@@ -23,7 +23,7 @@ KEY_PREFIX = re.compile(
 
 
 def secret_in(key: str, value: Any) -> str | None:
-    """The reason why a value must not stand in a config, without the value; None: it may.
+    """Return the reason why a value must not stand in a config, without the value; None: it may.
 
     Args:
         key: the key of the value, such as `teacher.parameters.api_key`.
@@ -51,7 +51,7 @@ def secret_in(key: str, value: Any) -> str | None:
 
 
 def _random(word: str) -> bool:
-    """Whether a word looks randomly generated, and not like a part of a name."""
+    """Return whether a word looks randomly generated, and not like a part of a name."""
     return len(word) >= 28 or (
         len(word) >= 12 and bool(re.search(r"\d", word)) and bool(re.search("[A-Za-z]{2}", word))
     )

@@ -1,4 +1,4 @@
-"""The seeds of a run: one, several from `seed` on, or a list."""
+"""Reads the seeds of a run: one, several from `seed` on, or a list."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from kdcli.config.types import Int, Seed
 from kdcli.errors import shown
 
 MOST_SEEDS = 100
-"""The most seeds of a run."""
+"""The maximum number of seeds of a run."""
 END = 2**32
-"""Seeds are below it."""
+"""The exclusive upper bound of a seed."""
 
 
 def _is_seed(value: Any) -> bool:
@@ -49,7 +49,7 @@ Seeds = Annotated[
 
 
 def with_first_seed(tree: Any) -> Any:
-    """A run's config in which `seed` is the first one of the list `seeds`, if there is a list. The default of `seed` stands for none.
+    """Return a run's config in which `seed` is the first one of the list `seeds`, if there is a list. The default of `seed` stands for none.
 
     Raises:
         ValueError: `seed` is another one, or the last of several seeds is too large.
@@ -69,5 +69,5 @@ def with_first_seed(tree: Any) -> Any:
 
 
 def all_seeds(seed: int, seeds: int | list[int] | None) -> list[int]:
-    """Every seed of a run, its own first."""
+    """Return every seed of a run, its own first."""
     return seeds if isinstance(seeds, list) else [*range(seed, seed + (seeds or 1))]

@@ -1,4 +1,4 @@
-"""The declarations of tasks that the config reads: which keys a task reads, and what it refuses. A packaged task imports no torch here."""
+"""Finds the declarations of tasks: which keys a task reads, and what it refuses. Those of a packaged task import no torch."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TaskSpec:
     """Packaged students with random weights for it, for messages."""
 
     def implied_by(self, cfg: Any) -> bool:
-        """Whether the configured columns, or the format, imply this task."""
+        """Return whether the configured columns, or the format, imply this task."""
         return False
 
     def check(self, cfg: Any) -> None:
@@ -81,14 +81,14 @@ class TaskSpec:
 
 
 def known_tasks() -> list[str]:
-    """The names of the packaged tasks."""
+    """Return the names of the packaged tasks."""
     folder = importlib.import_module(TASKS).__path__
     return sorted(module.name for module in pkgutil.iter_modules(folder) if module.ispkg)
 
 
 @functools.cache
 def spec_of(task: str) -> TaskSpec:
-    """The declarations of a task, packaged (`seq2seq`) or the user's own (`my_tasks.ordinal.Ordinal`).
+    """Return the declarations of a task, packaged (`seq2seq`) or the user's own (`my_tasks.ordinal.Ordinal`).
 
     Raises:
         ConfigError: there is no such task.
@@ -104,32 +104,32 @@ def spec_of(task: str) -> TaskSpec:
 
 
 def _own_spec(task: str) -> TaskSpec:
-    """The declarations of a user's own task, after a check that its class has all hooks."""
-    found, base = locate(task), locate(BASE)
-    if base not in found.__mro__:
+    """Return the declarations of a user's own task, after a check that its class has all hooks."""
+    own_class, base = locate(task), locate(BASE)
+    if base not in own_class.__mro__:
         raise ConfigError(f"expected a subclass of {BASE}")
-    hooks: frozenset[str] = getattr(found, "__abstractmethods__", frozenset())
+    hooks: frozenset[str] = getattr(own_class, "__abstractmethods__", frozenset())
     lacks = [f"the method {name} ({inspect.getdoc(getattr(base, name))})" for name in sorted(hooks)]
     lacks += [
         f"the attribute {name}, {getattr(kind, '__name__', kind)}"
         for name, kind in base.__annotations__.items()
-        if getattr(found, name, None) is None
+        if getattr(own_class, name, None) is None
     ]
     if lacks:
         raise ConfigError(f"the class lacks {'; '.join(lacks)}; add them")
-    spec: TaskSpec = found.spec  # type: ignore[attr-defined]
+    spec: TaskSpec = own_class.spec  # type: ignore[attr-defined]
     if spec.family not in known_tasks():
         raise ConfigError(f"spec.family = {spec.family}: expected one of {', '.join(known_tasks())}")
     return spec
 
 
 def packaged_specs() -> Iterator[tuple[str, TaskSpec]]:
-    """The packaged tasks by name, with their declarations."""
+    """Return the packaged tasks by name, with their declarations."""
     return ((name, spec_of(name)) for name in known_tasks())
 
 
 def inferred_task(cfg: Any) -> str:
-    """The task that the configured columns imply."""
+    """Return the task that the configured columns imply."""
     candidates = [
         (spec.inference_order, name, spec)
         for name, spec in packaged_specs()

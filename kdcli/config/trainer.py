@@ -1,4 +1,4 @@
-"""The schema of a training: every key with its type, range, default and meaning."""
+"""Defines the schema of a training: every key with its type, range, default and meaning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdcli.config.types import (
 
 
 class Trainer(Section):
-    """How one model is trained."""
+    """Describes how one model is trained."""
 
     until: Literal["converged", "steps"] | None = None
     """converged: train until neither the validation loss nor the score has improved for `patience` validations, and then lower the learning

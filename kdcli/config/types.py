@@ -1,4 +1,4 @@
-"""Annotated types of config values. Every number has both bounds."""
+"""Defines annotated types of config values. Every number has both bounds."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def with_unit(value: Any) -> Any:
 
 Int = Annotated[int, BeforeValidator(refuse_boolean)]
 Float = Annotated[float, BeforeValidator(refuse_boolean), Field(allow_inf_nan=False)]
-# Every number has both bounds. An upper bound lies far above what is useful, and below what makes arithmetic overflow,
-# what no machine can allocate, and what does not end within years.
+# Every number has both bounds. An upper bound is far above any useful value, and below values that make arithmetic overflow,
+# that no machine can allocate, and that take years to compute.
 Count = Annotated[Int, Field(ge=1, le=10**9)]
 """A count of anything, also for arguments of a user's own classes."""
 Positive = Annotated[Float, Field(gt=0, le=1e12)]

@@ -62,7 +62,7 @@ class _Loader(yaml.SafeLoader):
             value = super().construct_object(node, deep=deep)
         except yaml.YAMLError:
             raise
-        except Exception as error:  # `!!int x` and the like: each constructor fails in its own way
+        except Exception as error:  # `!!int x` and the like: each constructor raises exceptions of its own
             raise _marked(f"not a value of this type ({abbreviated(str(error))})", node) from None
         if isinstance(value, int) and abs(value) >= 2**MOST_BITS:
             raise _marked(f"an integer of more than {MOST_BITS} bits", node)
@@ -99,7 +99,7 @@ class Document:
     """The position of each key; list items have their index as key."""
 
     def at(self, *key: str) -> str:
-        """The position of a key as `FILE, line 3, column 5`, or that of the nearest key that contains it."""
+        """Return the position of a key as `FILE, line 3, column 5`, or that of the nearest key that contains it."""
         while key and key not in self.positions:
             key = key[:-1]
         line, column = self.positions.get(key, (1, 1))
@@ -146,7 +146,7 @@ def _text(path: Path) -> str:
         ConfigError: there is none.
     """
     try:
-        if not path.is_file():  # a folder, or a pipe from which nothing comes
+        if not path.is_file():  # a folder, or a pipe, which may never deliver a byte
             raise ConfigError(f"{path} is not a regular file; a YAML file was expected")
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
@@ -242,11 +242,11 @@ class Option:
         return ((*before, *key) for key in self.document.positions if key and key[0] != "defaults")
 
     def at(self, key: Sequence[str]) -> str:
-        """The position of a config key in the file."""
+        """Return the position of a config key in the file."""
         return self.document.at(*self._inner(key))
 
     def value(self, key: Sequence[str]) -> Any:
-        """The file's value at a config key, also if it comes from an alias or a merge key; None: there is none."""
+        """Return the file's value at a config key, also if it comes from an alias or a merge key; None: there is none."""
         value = self.document.tree
         for part in self._inner(key):
             if isinstance(value, dict):
@@ -294,7 +294,7 @@ def read_options(folders: Sequence[Path], chosen: Iterable[str]) -> list[Option]
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """The path of an option in a folder, whatever its type; None: it does not exist."""
+    """Return the path of an option in a folder, whatever its type; None: it does not exist."""
     path = folder / (name if name.endswith(".yaml") else f"{name}.yaml")
     try:
         return path if path.exists() or path.is_symlink() else None
@@ -303,7 +303,7 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def _checked(entry: str) -> bool:
-    """Whether an entry of a defaults list must be a file; options of Hydra's own groups, schemas and old names have none."""
+    """Return whether an entry of a defaults list must be a file; options of Hydra's own groups, schemas and old names have none."""
     return not entry.startswith(("hydra/", "schema_")) and entry not in renamed.OPTIONS
 
 
@@ -327,7 +327,7 @@ def read_option(path: Path, name: str) -> Option:
 
 
 def _package(document: Document, name: str) -> str:
-    """The package of a file's keys: the one in its header, or that of its group.
+    """Return the package of a file's keys: the one in its header, or that of its group.
 
     Raises:
         ConfigError: the header is malformed, or on a line where Hydra does not read it.

@@ -1,1 +1,1 @@
-"""Predictions on a split, and what they show."""
+"""Computes and compares the predictions of models on a split."""

@@ -1,4 +1,4 @@
-"""Scores with confidence intervals, and the comparison of teacher, control and student."""
+"""Computes scores with confidence intervals, and compares teacher, control and student."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLOCK = 10_000_000
 
 
 def resampled(task: Task, *models: Predictions, seed: int = 0) -> np.ndarray:
-    """The metric of (M,) models on `RESAMPLES` resamples of the rows, (M, R), for a task whose metric is no mean over rows.
+    """Return the metric of (M,) models on `RESAMPLES` resamples of the rows, (M, R), for a task whose metric is no mean over rows.
 
     The resamples are the same for all models, so that differences are paired (Koehn 2004, https://aclanthology.org/W04-3250). A resample
     of rows is determined by the count of each distinct row of sums, so the counts are drawn.
@@ -45,7 +45,7 @@ def resampled(task: Task, *models: Predictions, seed: int = 0) -> np.ndarray:
 
 
 def gain(task: Task, student: Predictions, control: Predictions) -> dict[str, Any]:
-    """The student's score less the control's, on the same rows.
+    """Return the student's score less the control's, on the same rows.
 
     Returns:
         `gain_over_control`, its 95 % interval `gain_ci95` and its p-value `gain_p`, which agree, and `smallest_gain`, the smallest gain
@@ -57,8 +57,8 @@ def gain(task: Task, student: Predictions, control: Predictions) -> dict[str, An
 def gain_over_seeds(
     task: Task, students: Sequence[Predictions], controls: Sequence[Predictions]
 ) -> dict[str, Any]:
-    """The mean gain of students over the controls of the same seeds, with the interval over seeds and rows: that of further seeds and further
-    rows, not of these ones (`combined_gain`).
+    """Return the mean gain of students over the controls of the same seeds, with its interval over seeds and rows (`combined_gain`), which holds
+    for further seeds and rows, not for these alone.
 
     Args:
         students, controls: their predictions on the same rows, in the order of the seeds.
@@ -100,7 +100,7 @@ def _paired(task: Task, first: Predictions, second: Predictions) -> Gain:
 
 
 def _score(task: Task, predictions: Predictions) -> float:
-    """The headline metric alone."""
+    """Return the headline metric alone."""
     if task.corpus:
         return task.score_from_statistics(task.sufficient_statistics(predictions).sum(0))
     return float(task.per_example_scores(predictions).mean())
@@ -116,7 +116,7 @@ def _as_json(gain: Gain) -> dict[str, Any]:
 
 
 def compare_with_chance(task: Task, predictions: Mapping[str, Predictions]) -> dict[str, Any] | None:
-    """Student and control against chance on the same rows (`Task.chance_predictions`).
+    """Compare student and control with chance on the same rows (`Task.chance_predictions`).
 
     If accuracy does not show that both are better, and nearly all rows are of one class, macro F1 is compared.
 
@@ -165,7 +165,7 @@ def chance_over_seeds(
 
 
 def score(task: Task, predictions: Predictions) -> dict[str, Any]:
-    """The scores of one model for report.json: `score`, `scores` with an interval, and further figures of the task."""
+    """Return the scores of one model for report.json: `score`, `scores` with an interval, and further figures of the task."""
     scores = task.scores(predictions)
     figures = {key: scores.pop(key) for key in ("confusion", "calibration") if key in scores}
     if task.corpus:
@@ -177,14 +177,14 @@ def score(task: Task, predictions: Predictions) -> dict[str, Any]:
 
 
 def agreement(task: Task, first: Predictions, second: Predictions) -> float:
-    """The share of positions at which two models predict the same."""
+    """Return the share of positions at which two models predict the same."""
     return float(task.agreement(first, second).mean())
 
 
 def verdict(
     task: Task, models: dict[str, dict[str, Any]], predictions: dict[str, Predictions], shared: bool = True
 ) -> dict[str, Any]:
-    """The comparison of student, control and teacher on the same rows, without its sentence.
+    """Return the comparison of student, control and teacher on the same rows, without its sentence.
 
     `speedup` is the student's, measured interleaved with the teacher. For an ensemble, whose members are not loaded at the same time,
     it is the ratio of `throughput_per_s`.

@@ -143,7 +143,7 @@ class Evaluator:
         self.models[name] = self.models.get(name, {}) | needs | {"measured_as": measured}
 
     def _prompts(self, source: Checkpoint) -> Sequence[Any]:
-        """The inputs whose speed is measured: all rows, or with `measure.mode=quick` rows of all lengths, the same ones for each model."""
+        """Return the inputs whose speed is measured: all rows, or with `measure.mode=quick` rows of all lengths, the same ones for each model."""
         prompts = self.task.inputs(self.rows, load_tokenizer(source))
         if not self.is_quick or self.config is None:
             return prompts
@@ -166,7 +166,7 @@ class Evaluator:
 
 
 def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]:
-    """The checkpoints of a finished run, by name. A model that is not there any more, or is no single checkpoint, is left out with a warning.
+    """Return the checkpoints of a finished run, by name. A model that is not there any more, or is no single checkpoint, is left out with a warning.
 
     Raises:
         ModelError: one was changed since it was trained.
@@ -176,12 +176,10 @@ def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]
         if entry.method is not None:  # a baseline, which is not saved
             continue
         if entry.members:
-            console.warn(f"the {name} of {run} is an ensemble, which eval does not run, and is left out")
+            console.warn(f"the {name} of {run} is an ensemble, which eval does not run, and is skipped")
             continue
         if name == "teacher" and not entry.path:
-            console.warn(
-                f"the teacher of {run} is an API teacher, which eval does not query, and is left out"
-            )
+            console.warn(f"the teacher of {run} is an API teacher, which eval does not query, and is skipped")
             continue
         elsewhere = entry.path if name == "teacher" else None
         path = Path(elsewhere) if elsewhere else named_path(run, name, what=f"{run / REPORT}: models")
@@ -192,12 +190,12 @@ def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]
             sources[name] = Checkpoint(path.absolute(), name, code=trust_remote_code, dtype=dtype)
             require_trained(sources[name], run)
         else:
-            console.warn(f"the {name} of {run} is no longer in {path} and is left out")
+            console.warn(f"the {name} of {run} is no longer in {path} and is skipped")
     return sources
 
 
 def recorded_dtypes(run: Path) -> dict[str, Dtype]:
-    """The dtype of the weights of each model, by a run's env.json; empty if it does not say so or is damaged."""
+    """Return the dtype of the weights of each model, by a run's env.json; empty if it does not say so or is damaged."""
     try:
         record = read_json(run / ENVIRONMENT, dict[str, Any], "restore it from a copy")
         return TypeAdapter(dict[str, Dtype]).validate_python(record.get("dtypes", {}))
@@ -206,7 +204,7 @@ def recorded_dtypes(run: Path) -> dict[str, Dtype]:
 
 
 def recorded_readings(run: Path) -> list[Reading]:
-    """How a run read its data files, by its env.json, so that a later guess cannot differ; empty if it does not say so.
+    """Return how a run read its data files, by its env.json, so that a later guess cannot differ; empty if it does not say so.
 
     If env.json is damaged, it is found anew, with a warning.
     """
@@ -218,7 +216,7 @@ def recorded_readings(run: Path) -> list[Reading]:
         return [Reading.of_record(each) for each in record.get("dataset", {}).get("reading", [])]
     except (ConfigError, ValueError, TypeError, AttributeError, RecursionError) as error:
         logger.warning(
-            "%s does not tell how the run read its data files (%s); it is found anew: compare the lines 'read …' with those of the run, or restore the "
+            "%s does not record how the run read its data files (%s); kdcli detects it again: compare the lines 'read …' with those of the run, or restore the "
             "file from a copy",
             path,
             abbreviated(str(error).partition("\n")[0]),

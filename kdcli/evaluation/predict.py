@@ -75,7 +75,7 @@ def open_checkpoint(
 def prepared(
     task: Task, rows: datasets.Dataset, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int
 ) -> datasets.Dataset:
-    """The rows of a split that none of the models truncates, as `Task.prepare` returns them."""
+    """Return the rows of a split that none of the models truncates, as `Task.prepare` returns them."""
     prepared_for: list[dict[str, int]] = []
     for tokenizer in tokenizers:
         vocabulary = tokenizer.get_vocab()
@@ -94,7 +94,7 @@ def examine(
     max_length: int,
     teacher: Callable[[Sequence[int]], AnySignal] | None = None,
 ) -> tuple[dict[str, Any], Predictions]:
-    """The size of a checkpoint, and its predictions on a split, in fp32.
+    """Return the size of a checkpoint, and its predictions on a split, in fp32.
 
     Args:
         model, tokenizer: the loaded checkpoint.
@@ -109,7 +109,7 @@ def examine(
 def same_tokens(
     task: Task, teacher: Checkpoint, student: Checkpoint, rows: datasets.Dataset, max_length: int
 ) -> bool:
-    """Whether two models predict at the same positions, and have the same classes there."""
+    """Return whether two models predict at the same positions, and have the same classes there."""
     if not task.vocabulary:
         return True
     tokenizers = load_tokenizer(teacher), load_tokenizer(student)
@@ -124,21 +124,21 @@ def same_tokens(
 def in_student_tokens(
     task: Task, predictions: Predictions, student: Checkpoint, rows: datasets.Dataset, max_length: int
 ) -> Predictions:
-    """Predictions whose log-probabilities are rescaled to the number of the student's tokens in the same text, so that both models can be compared."""
+    """Return predictions whose log-probabilities are rescaled to the number of the student's tokens in the same text, so that both models can be compared."""
     tokens = len(task.targets(task.encode_split(load_tokenizer(student), rows, max_length))[0])
     log_prob = predictions["log_prob"] * (len(predictions.labels) / tokens)
     return replace(predictions, arrays=predictions.arrays | {"log_prob": log_prob})
 
 
 def outputs_by_row(teacher: Teacher, rows: datasets.Dataset) -> Callable[[Sequence[int]], AnySignal]:
-    """A function that returns the teacher outputs of rows by their indices."""
+    """Return a function that returns the teacher outputs of rows by their indices."""
     return lambda indices: teacher.signals([rows[int(index)] for index in indices])
 
 
 def predictions_from_teacher(
     teacher: Teacher, source: Checkpoint, task: Task, rows: datasets.Dataset, max_length: int
 ) -> tuple[Predictions, int]:
-    """The predictions of a teacher on rows, at its own positions, and its number of classes.
+    """Return the predictions of a teacher on rows, at its own positions, and its number of classes.
 
     Args:
         source: the teacher's checkpoint, whose tokenizer is used.
@@ -152,7 +152,7 @@ def predictions_from_teacher(
 def likelihoods(
     teacher: Teacher, source: Checkpoint, task: Task, rows: datasets.Dataset, max_length: int
 ) -> list[float]:
-    """The mean log-probability of the counted tokens of each row under a language model, in nats; arguments as for `predictions_from_teacher`."""
+    """Return the mean log-probability of the counted tokens of each row under a language model, in nats; arguments as for `predictions_from_teacher`."""
     predictions, _ = predictions_from_teacher(teacher, source, task, rows, max_length)
     row_of = np.repeat(np.arange(len(predictions.counts)), predictions.counts)
     sums = np.bincount(row_of, predictions["log_prob"].astype(np.float64), minlength=len(predictions.counts))
@@ -160,7 +160,7 @@ def likelihoods(
 
 
 def size(source: Checkpoint, task: Task, model: PreTrainedModel | None = None) -> dict[str, int]:
-    """The number of parameters, and the bytes of the weight files.
+    """Return the number of parameters, and the bytes of the weight files.
 
     Args:
         model: the loaded checkpoint; None: the parameters are counted from its config, which may leave an output matrix out.
@@ -173,7 +173,7 @@ def size(source: Checkpoint, task: Task, model: PreTrainedModel | None = None) -
 
 
 def combine_members(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Size and speed of an ensemble, whose members run one after the other on every row: sizes and times add up. The memory of all
+    """Return size and speed of an ensemble, whose members run one after the other on every row: sizes and times add up. The memory of all
     members together is not measured."""
     if len(entries) == 1:
         return entries[0]

@@ -1,4 +1,4 @@
-"""The typed contents of the files that the commands write: report.json, env.json and export.json. Never imports torch.
+"""Defines the typed contents of the files that the commands write: report.json, env.json and export.json. Never imports torch.
 
 Every file has a `schema`, the number of its format. `read` understands the formats up to `SCHEMA` and refuses others by name. `make schemas`
 writes the JSON schemas into docs/.
@@ -33,7 +33,7 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
     def as_json(self) -> dict[str, Any]:
-        """The keys that were given, as plain data."""
+        """Return the keys that were given, as plain data."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
@@ -45,7 +45,7 @@ class Result(Part):
 
     @classmethod
     def of(cls, **content: Any) -> Self:
-        """A result in the format of this version.
+        """Return a result in the format of this version.
 
         Raises:
             pydantic.ValidationError: a bug: the content is not of the format.
@@ -62,7 +62,7 @@ Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class ModelResult(Part):
-    """What one model costs and what it scores. An unknown value is null."""
+    """The cost and the scores of one model. An unknown value is null."""
 
     parameters: int | None = None
     bytes: int | None = None
@@ -118,7 +118,7 @@ class StageTime(TypedDict):
 
 
 class TrainingResult(Part):
-    """How long a model was trained."""
+    """The length of a model's training."""
 
     steps: int
     """Optimizer steps of all its phases."""
@@ -132,7 +132,7 @@ class TrainingResult(Part):
 
 
 class ChanceResult(Part):
-    """What student and control score more than chance."""
+    """The lead of student and control over chance."""
 
     metric: str
     """The metric: macro F1 if accuracy hardly tells models apart, else the headline metric."""
@@ -269,7 +269,7 @@ class Environment(Result):
 
 
 class Parity(Part):
-    """How far an artifact is from the torch student. The shares are those that the task has."""
+    """The difference between an artifact and the torch student. A task has some of the shares."""
 
     score_drop: float
     """The torch student's score less the artifact's."""
@@ -289,7 +289,7 @@ class Parity(Part):
 
 
 class ArtifactResult(ModelResult):
-    """What an exported file or folder costs on the device, and what it keeps of the student."""
+    """The cost of an exported file or folder on the device, and its quality relative to the student."""
 
     precision: str
     sha256: dict[str, str] = {}
@@ -345,7 +345,7 @@ RESULTS: dict[str, type[Result]] = {"report": Report, "env": Environment, "expor
 
 
 def read(path: Path, kind: type[R], remedy: str) -> R:
-    """A result file.
+    """Return a result file.
 
     Args:
         remedy: what the user can do about a damaged file.
@@ -365,7 +365,7 @@ def read(path: Path, kind: type[R], remedy: str) -> R:
 
 
 def read_report(run: Path) -> Report:
-    """The report of a finished run.
+    """Return the report of a finished run.
 
     Raises:
         ConfigError: the run is not finished, or its report is damaged or of a newer version.
@@ -379,7 +379,7 @@ def read_report(run: Path) -> Report:
 
 
 def read_export(folder: Path) -> ExportResult:
-    """The results in a folder that `kdcli export` wrote.
+    """Return the results in a folder that `kdcli export` wrote.
 
     Raises:
         ConfigError: they are damaged, or of a newer version.
@@ -388,7 +388,7 @@ def read_export(folder: Path) -> ExportResult:
 
 
 def is_finished(run: Path) -> bool:
-    """Whether a run has its report. A damaged report is named in a warning and does not count: the same command writes it again.
+    """Return whether a run has its report. A damaged report is named in a warning and does not count: the same command writes it again.
 
     Raises:
         ConfigError: a newer version of kdcli wrote the report.
@@ -410,7 +410,7 @@ def _report(run: Path) -> Report:
 
 
 def json_schema(name: str) -> str:
-    """The JSON schema of a result file, as text."""
+    """Return the JSON schema of a result file, as text."""
     schema = RESULTS[name].model_json_schema(by_alias=True)
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 

@@ -1,4 +1,4 @@
-"""Confidence intervals and tests of means and of paired differences, over rows and over seeds. Knows no task."""
+"""Computes confidence intervals and tests of means and of paired differences, over rows and over seeds, for any task."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
 LEVEL = 0.05
-"""Intervals hold the true value in 1 - LEVEL of all samples; a difference is one if p < LEVEL."""
+"""The level of tests and intervals: intervals hold the true value in 1 - LEVEL of all samples, and a difference is significant if p < LEVEL."""
 POWER = 0.8
 """The share of samples in which a gain of the size `Gain.smallest` is shown."""
 SIGN_FLIPS = 10_000
 MOST_FLIPPED = 500
-"""Rows that differ, above which the t test is exact enough, and signs are not flipped."""
+"""The number of differing rows above which the t test is exact enough, and signs are not flipped."""
 FEWEST_DISCORDANT = 5
-"""Rows that must differ, all in the same direction, for p < LEVEL (mid-p: 2 · 0.5^5 / 2 = 0.031)."""
+"""The least number of rows that must differ, all in the same direction, for p < LEVEL (mid-p: 2 · 0.5^5 / 2 = 0.031)."""
 ROUNDING = 1e-9
-"""Sums that differ by less, relative to their size, are equal."""
+"""The relative difference below which sums count as equal."""
 _Z = float(ndtri(1 - LEVEL / 2))
 
 
@@ -56,7 +56,7 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def paired_gain(differences: np.ndarray) -> Gain:
-    """The mean of (N,) differences of two models' scores of the same rows.
+    """Return the mean of (N,) differences of two models' scores of the same rows.
 
     Differences of 0/1 scores: Tango's score interval (Tango 1998, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B) and
     the mid-p McNemar test, which holds its level with few rows that differ (Fagerland et al. 2013, https://doi.org/10.1186/1471-2288-13-91).
@@ -78,7 +78,7 @@ def paired_gain(differences: np.ndarray) -> Gain:
 
 
 def bootstrap_gain(value: float, resampled: np.ndarray, rows: int) -> Gain:
-    """The difference of two scores that are no means over rows.
+    """Return the difference of two scores that are no means over rows.
 
     The percentile interval is expanded for few rows (Hesterberg 2015, section 4.3, https://doi.org/10.1080/00031305.2015.1089789).
 
@@ -99,7 +99,7 @@ def bootstrap_gain(value: float, resampled: np.ndarray, rows: int) -> Gain:
 
 
 def seeds_gain(differences: np.ndarray) -> Gain:
-    """The mean difference of two models that were trained under several seeds and scored on the same rows, over seeds and rows.
+    """Return the mean difference of two models that were trained under several seeds and scored on the same rows, over seeds and rows.
 
     Args:
         differences: of seed and row, (S, N), S > 1.
@@ -118,7 +118,7 @@ def seeds_gain(differences: np.ndarray) -> Gain:
 def combined_gain(
     value: float, between_seeds: float, between_rows: float, residual: float, seeds: int, rows: int
 ) -> Gain:
-    """A gain over seeds and rows, both of which are samples: the two-way random effects model of studies with several readers and cases, with
+    """Return a gain over seeds and rows, both of which are samples: the two-way random effects model of studies with several readers and cases, with
     its degrees of freedom (Hillis 2007, https://doi.org/10.1002/sim.2532).
 
     Args:
@@ -138,7 +138,7 @@ def combined_gain(
 
 
 def _t_gain(value: float, error: float, freedom: float, p: float = 0.0) -> Gain:
-    """A gain by Student's t; its p-value is at least `p`."""
+    """Return a gain by Student's t; its p-value is at least `p`."""
     if error <= 0:
         return _agreeing(value, (value, value), p if value else 1.0, None)
     reach = _t(1 - LEVEL / 2, freedom) * error
@@ -147,7 +147,7 @@ def _t_gain(value: float, error: float, freedom: float, p: float = 0.0) -> Gain:
 
 
 def _agreeing(value: float, interval: tuple[float, float], p: float, smallest: float | None) -> Gain:
-    """Interval and p-value that agree: the more cautious of the two counts."""
+    """Return an interval and a p-value that agree: the more cautious of the two counts."""
     low, high = interval
     if p >= LEVEL:
         low, high = min(low, 0.0), max(high, 0.0)
@@ -165,7 +165,7 @@ def _standard_error(values: np.ndarray) -> float:
 
 
 def _t(share: float, freedom: float) -> float:
-    """The quantile of Student's t distribution."""
+    """Return the quantile of Student's t distribution."""
     return float(stdtrit(freedom, share))
 
 
@@ -174,7 +174,7 @@ def _normal_tail(quantile: float) -> float:
 
 
 def _mcnemar(better: int, worse: int) -> float:
-    """The mid-p of the exact test of McNemar, two-sided."""
+    """Return the mid-p of the exact test of McNemar, two-sided."""
     discordant, fewer = better + worse, min(better, worse)
     if better == worse:
         return 1.0
@@ -184,7 +184,7 @@ def _mcnemar(better: int, worse: int) -> float:
 
 
 def _tango(better: int, worse: int, rows: int) -> tuple[float, float]:
-    """The difference of paired proportions that the score test does not reject, found by bisection."""
+    """Return the difference of paired proportions that the score test does not reject, found by bisection."""
     gain = (better - worse) / rows
 
     def rejected(difference: float) -> bool:
@@ -209,7 +209,7 @@ def _tango(better: int, worse: int, rows: int) -> tuple[float, float]:
 
 
 def _sign_flip(differences: np.ndarray) -> float:
-    """The share of assignments of signs whose mean is as far from 0 as that of the differences; 0: there are so many differences that the
+    """Return the share of assignments of signs whose mean is as far from 0 as that of the differences; 0: there are so many differences that the
     t test suffices. All assignments are taken if they are few, else `SIGN_FLIPS` random ones."""
     values = differences[differences != 0]
     if len(values) > MOST_FLIPPED:

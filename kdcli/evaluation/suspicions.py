@@ -1,4 +1,4 @@
-"""What makes the results of a teacher doubtful: scores of rows that it may have seen."""
+"""Reports what makes the results of a teacher doubtful: scores of rows that it may have seen."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from kdcli.tasks.base import Predictions, Task
 
 ENOUGH = 50
-"""Rows of a split from which a perfect score, or a difference between two splits, says something."""
+"""The least number of rows of a split whose perfect score, or whose difference from another split, is evidence."""
 DEVIATIONS = 3.0
-"""The difference of two splits in standard errors beyond which it is no chance."""
+"""The number of standard errors beyond which the difference of two splits is not chance."""
 CONSIDERABLE = 0.02
 """The least difference that counts."""
 REMEDY = "give rows that it has not seen (dataset.test=)"
 
 
 def teacher_suspicions(task: Task, test: Predictions, validation: Predictions | None) -> list[dict[str, Any]]:
-    """Signs that a teacher, which was not trained in this run, has been trained on the test rows.
+    """Return signs that a teacher, which was not trained in this run, has been trained on the test rows.
 
     Args:
         test, validation: its predictions on the splits; None: they are not known.

@@ -20,7 +20,7 @@ from kdcli.tasks.trivial import TrivialModel
 
 logger = logging.getLogger(__name__)
 BATCH = 32
-"""Rows in a batch whose throughput is measured."""
+"""The number of rows in a batch whose throughput is measured."""
 
 
 def score_trivial(
@@ -55,7 +55,7 @@ def score_trivial(
 
 
 def _speed(model: TrivialModel, rows: datasets.Dataset, cfg: Measure | None) -> dict[str, Any]:
-    """The fields of `Measurement`. Latency and throughput are measured in this process, on one thread; memory is not measured."""
+    """Return the fields of `Measurement`. Latency and throughput are measured in this process, on one thread; memory is not measured."""
     inputs = model.inputs(rows)
     if cfg is None or not inputs:
         return asdict(UNKNOWN)

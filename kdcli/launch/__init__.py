@@ -1,1 +1,1 @@
-"""From the command line to a job: Typer's arguments become Hydra's, and errors become messages."""
+"""Turns the command line into a job: Typer's arguments become Hydra's, and errors become messages."""

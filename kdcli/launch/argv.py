@@ -81,7 +81,7 @@ def _not_settable(key: str) -> str:
 
 
 def chosen_options(typed: Iterable[Override]) -> list[str]:
-    """The options that overrides choose, as GROUP/NAME. Overrides that set a key are included, and match no file."""
+    """Return the options that overrides choose, as GROUP/NAME. Overrides that set a key are included, and match no file."""
     chosen = []
     for word in typed:
         value = matches_glob(word) if isinstance(word._value, Glob) else word.value()
@@ -94,7 +94,7 @@ def chosen_options(typed: Iterable[Override]) -> list[str]:
 
 
 def own_options(command: str, typed: Iterable[Override]) -> list[Option]:
-    """The files of the user's folder that overrides choose, and those that their defaults lists include.
+    """Return the files of the user's folder that overrides choose, and those that their defaults lists include.
 
     Raises:
         ConfigError: a file is not a valid config, sets one of Hydra's own keys that is not in `OF_HYDRA`, or has a plain value where the
@@ -124,7 +124,7 @@ def own_options(command: str, typed: Iterable[Override]) -> list[Option]:
 
 
 def written_keys(typed: Iterable[Override], own: Iterable[Option]) -> dict[str, str]:
-    """The config keys that the user wrote, by their current names, each with its position in a file, or "" if it was typed.
+    """Return the config keys that the user wrote, by their current names, each with its position in a file, or "" if it was typed.
 
     Raises:
         ConfigError: a key is given under both its old and its new name.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def matches_glob(word: Override) -> list[str]:
-    """The options of a group, including the user's own, that match a glob pattern."""
+    """Return the options of a group, including the user's own, that match a glob pattern."""
     return list(word._value.filter(group_options(word.key_or_group)))  # type: ignore[union-attr]
 
 

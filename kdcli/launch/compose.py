@@ -47,7 +47,7 @@ LONGEST_FILE = 100
 
 
 def _of_environment(key: str, default: Any = UNSET) -> str | None:
-    """OmegaConf's resolver `oc.env`, extended so that messages hide its values."""
+    """Return OmegaConf's resolver `oc.env`, extended so that messages hide its values."""
     value: str | None = oc.env(key) if default is UNSET else oc.env(key, default)
     if key in os.environ:
         hide(os.environ[key], f"${{oc.env:{key}}}")
@@ -58,7 +58,7 @@ OmegaConf.register_new_resolver("oc.env", _of_environment, replace=True)
 
 
 def config_remarks(command: str, composed: DictConfig) -> list[str]:
-    """Warnings about valid but useless values of a composed config."""
+    """Return warnings about valid but useless values of a composed config."""
     return remarks(Distill.model_validate(config_tree(composed))) if command == "distill" else []
 
 
@@ -105,7 +105,7 @@ def _repeating(run: Path, overrides: list[str]) -> list[str]:
 
 
 def _with_hardware_of_run(overrides: list[str]) -> list[str]:
-    """Overrides of an export that choose the run's own device, unless they name another one."""
+    """Return overrides of an export that choose the run's own device, unless they name another one."""
     run = override_value(overrides, "run")
     if not run or override_value(overrides, "hardware") is not None:
         return overrides
@@ -113,7 +113,7 @@ def _with_hardware_of_run(overrides: list[str]) -> list[str]:
 
 
 def _with_dataset_of_run(overrides: list[str]) -> list[str]:
-    """Overrides of an evaluation that choose the run's own data set, unless they name another one."""
+    """Return overrides of an evaluation that choose the run's own data set, unless they name another one."""
     run = override_value(overrides, "run")
     assert run is not None
     if override_value(overrides, "dataset") is not None:
@@ -132,7 +132,7 @@ def _with_dataset_of_run(overrides: list[str]) -> list[str]:
 
 
 def _with_group_of_own_data(overrides: list[str]) -> list[str]:
-    """Overrides that name a file of the user's own, and no group, with the group of such files: the labels, the cleaning and the sizes of the
+    """Return overrides that name a file of the user's own, and no group, with the group of such files: the labels, the cleaning and the sizes of the
     packaged data set are not those of another file."""
     paths = [
         word.partition("=")[2] for word in overrides if word.lstrip("+").partition("=")[0] == "dataset.path"
@@ -148,7 +148,7 @@ def _with_group_of_own_data(overrides: list[str]) -> list[str]:
 
 
 def _with_stage_keys(name: str, overrides: list[str]) -> list[str]:
-    """Overrides in which keys of stages may be new: a stage holds only the keys that differ from the run's, so Hydra does not know the
+    """Return overrides in which keys of stages may be new: a stage holds only the keys that differ from the run's, so Hydra does not know the
     others. The schema refuses wrong ones."""
     if not any(word.startswith("stages.") for word in overrides):
         return overrides
@@ -196,7 +196,9 @@ def compose_config(command: str, name: str, overrides: list[str], written: Mappi
     config = check_values(COMMANDS[command], config_tree(composed), describe)
     if command == "distill" and isinstance(config.seeds, list):
         typed = override_value(overrides, "seed")
-        if typed is not None and typed != str(config.seed):  # the schema cannot tell it from the default
+        if typed is not None and typed != str(
+            config.seed
+        ):  # the schema cannot distinguish it from the default
             raise ConfigError(
                 f"seed = {typed}: the first of seeds = {config.seeds} is the run's; leave seed out"
             )
@@ -206,7 +208,7 @@ def compose_config(command: str, name: str, overrides: list[str], written: Mappi
 
 
 def _located(written: Mapping[str, str], problem: str) -> str:
-    """A problem with the position of the wrong value, unless it was typed."""
+    """Return a problem with the position of the wrong value, unless it was typed."""
     where = written.get(re.split(r" = |: ", problem, maxsplit=1)[0])
     return f"{problem} ({where})" if where else problem
 
@@ -241,7 +243,7 @@ def require_components(command: str, composed: DictConfig, written: Mapping[str,
 
 
 def _data_of(command: str, config: Any) -> Iterator[Mapping[str, Any]]:
-    """The data sets that a command reads."""
+    """Yield the data sets that a command reads."""
     if command == "export":
         recorded = rundir.saved_config(user_path(config.run))["dataset"]
         yield recorded | config.dataset.model_dump(exclude_none=True)
@@ -252,7 +254,7 @@ def _data_of(command: str, config: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def config_tree(composed: DictConfig) -> dict[str, Any]:
-    """The config as plain data under current names, resolved and without Hydra's node."""
+    """Return the config as plain data under current names, resolved and without Hydra's node."""
     with config_at_fault("the config cannot be resolved"):
         plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         try:
@@ -264,13 +266,13 @@ def config_tree(composed: DictConfig) -> dict[str, Any]:
 
 
 def run_folder(composed: DictConfig) -> Path:
-    """The absolute path of the run directory, `hydra.run.dir`."""
+    """Return the absolute path of the run directory, `hydra.run.dir`."""
     HydraConfig.instance().set_config(composed)
     return resolved_folder(composed, "hydra.run.dir")
 
 
 def resolved_folder(composed: DictConfig, key: str, within: Path = Path()) -> Path:
-    """The absolute path in one of Hydra's keys.
+    """Return the absolute path in one of Hydra's keys.
 
     Raises:
         ConfigError: it cannot be resolved, or the file system does not allow it.
@@ -291,12 +293,12 @@ def resolved_folder(composed: DictConfig, key: str, within: Path = Path()) -> Pa
 
 
 def override_words(recorded: Any) -> list[str]:
-    """The overrides that Hydra recorded, with interpolations unresolved."""
+    """Return the overrides that Hydra recorded, with interpolations unresolved."""
     return [str(word) for word in OmegaConf.to_container(recorded, resolve=False)]  # type: ignore[union-attr]
 
 
 def display_name(recorded: Any, config: Mapping[str, Any]) -> dict[str, str]:
-    """The display names of teacher, student, data set and device: the chosen option, or the path that was given.
+    """Return the display names of teacher, student, data set and device: the chosen option, or the path that was given.
 
     Args:
         recorded: Hydra's node of a run; of a repeated run, it holds the choices of the original.

@@ -32,7 +32,7 @@ LONGEST_QUOTE = 500
 
 
 def failure_of(error: BaseException, folder: Path | None = None) -> KDError:
-    """The error that the user is shown for an exception. The traceback of an unexpected one is written to a file.
+    """Return the error that the user is shown for an exception. The traceback of an unexpected one is written to a file.
 
     Args:
         folder: the run directory, if there is one.
@@ -90,7 +90,7 @@ def hydra_errors(command: str, overrides: list[str]) -> Iterator[None]:
     except OverrideParseException as error:
         key, _, value = str(error.override).partition("=")
         why = str(error).splitlines()[0]
-        if why.startswith("LexerNoViableAltException"):  # which repeats the word and says no more
+        if why.startswith("LexerNoViableAltException"):  # it only repeats the word
             why = "Hydra's grammar does not allow one of its characters"
         value = value.replace('"', '\\"')
         raise ConfigError(
@@ -104,7 +104,7 @@ def hydra_errors(command: str, overrides: list[str]) -> Iterator[None]:
 
 
 def nearby_keys(command: str, overrides: list[str]) -> list[str]:
-    """Every key of the config that these overrides' groups compose, and the groups."""
+    """Return every key of the config that these overrides' groups compose, and the groups."""
     groups = config_groups()
     choices = (*groups, "hydra.searchpath")  # the user's own folder has options, too
     chosen = [word for word in overrides if word.lstrip("+~").partition("=")[0] in choices]

@@ -29,7 +29,7 @@ from kdcli.launch.hydra_errors import VERSION_BASE, failure_of, hydra_errors
 from kdcli.launch.replay import replayed_overrides
 
 UNRECORDED = "hydra.output_subdir=null"
-"""Keeps Hydra from writing `.hydra/`, which it would do before the directory is locked, not atomically, and again for a continued run."""
+"""Overrides that keep Hydra from writing `.hydra/`: it would write before the directory is locked, not atomically, and again for a continued run."""
 _status: dict[str, int] = {}
 _failures: list[KDError] = []
 """Why the only job failed. (Those of a sweep are told one by one, and the other jobs run.)"""
@@ -57,17 +57,17 @@ def run_hydra(name: str, argv: list[str]) -> int:
 
 
 def run_distill(cfg: DictConfig) -> None:
-    """One job of `kdcli distill`."""
+    """Run one job of `kdcli distill`."""
     _job("distill", cfg)
 
 
 def run_eval(cfg: DictConfig) -> None:
-    """One job of `kdcli eval`."""
+    """Run one job of `kdcli eval`."""
     _job("eval", cfg)
 
 
 def run_export(cfg: DictConfig) -> None:
-    """One job of `kdcli export`."""
+    """Run one job of `kdcli export`."""
     _job("export", cfg)
 
 

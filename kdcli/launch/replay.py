@@ -25,7 +25,7 @@ NAMES_CODE = ("_target_", "function")
 def replayed_overrides(
     run: Path, schema: type[Section], overrides: list[str], part: str = ""
 ) -> dict[str, Any]:
-    """The config that a run recorded, or a section of it, for reuse.
+    """Return the config that a run recorded, or a section of it, for reuse.
 
     Raises:
         ConfigError: it could do harm and the run is not trusted, or it has unknown keys.
@@ -46,7 +46,7 @@ def replayed_overrides(
 
 
 def hardware_overrides(run: Path, overrides: list[str]) -> list[str]:
-    """The overrides that chose the device of a run, for reuse.
+    """Return the overrides that chose the device of a run, for reuse.
 
     Raises:
         ConfigError: they could do harm and the run is not trusted, or they are not overrides of `hardware`.
@@ -99,7 +99,7 @@ def _require_harmless(run: Path, tree: Any, overrides: list[str]) -> None:
 
 
 def _names(value: str, run: Path, typed: list[str]) -> bool:
-    """Whether this command line names a class or a function: in an override, or in a file of the user's own folder."""
+    """Return whether this command line names a class or a function: in an override, or in a file of the user's own folder."""
     name = re.compile(rf"(?<![\w.]){re.escape(value)}(?![\w.])")
     if any(name.search(word) for word in typed):
         return True

@@ -71,7 +71,7 @@ def _axes(overrides: list[str]) -> list[list[str]]:
 
 
 def _points(word: Override) -> int:
-    """The number of values of an override, computed without creating them.
+    """Return the number of values of an override, computed without creating them.
 
     Raises:
         ConfigError: it has none, or uncountably many.
@@ -166,7 +166,7 @@ def sweep(command: str, name: str, overrides: list[str], written: Mapping[str, s
 
 
 def _workers_died(error: BaseException | None) -> bool:
-    """Whether an exception says that a process of the launcher was killed."""
+    """Return whether an exception says that a process of the launcher was killed."""
     while error is not None:
         if isinstance(error, BrokenExecutor):
             return True
@@ -223,7 +223,7 @@ def _table(command: str, folder: Path) -> int:
 
 
 def _row(job: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """The table row of a job: its overrides with the result that `read` returns, or the reason why there is none."""
+    """Return the table row of a job: its overrides with the result that `read` returns, or the reason why there is none."""
     try:
         words = override_words(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException):

@@ -1,1 +1,1 @@
-"""The losses: one file each; a loss gives one value per position and never reduces."""
+"""Defines the losses, one file each. A loss gives one value per position and never reduces."""

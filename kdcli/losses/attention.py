@@ -1,4 +1,4 @@
-"""A loss on attention: the student imitates the attention of the teacher."""
+"""Defines a loss on attention: the student imitates the attention of the teacher."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Attention(FeatureLoss):
         self.of, self.distance = of, distance
 
     def between(self, student: Features, teacher: Features, pair: int) -> Tensor:
-        """(B, A, L, L), (B, A', L, L) -> (B, L)."""
+        """Compare attention (B, A, L, L) with (B, A', L, L); return (B, L)."""
         student_layer, teacher_layer = self.pairs[pair]
         q, p = student.attentions[student_layer - 1].float(), teacher.attentions[teacher_layer - 1].float()
         if q.shape[1] != p.shape[1]:

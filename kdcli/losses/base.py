@@ -1,4 +1,4 @@
-"""The base classes of losses, and the distributions that divergences compare."""
+"""Defines the base classes of losses, and the distributions that divergences compare."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Loss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
-        """The loss of each position, fp32.
+        """Return the loss of each position, fp32.
 
         Args:
             student: the student's outputs, (N, C), with its features if this loss reads them.
@@ -80,10 +80,10 @@ class Divergence(Loss):
 
     @abstractmethod
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """The divergence at each position, (N,), between the teacher's log p and the student's log q, (N, C) or (N, k + 1) each."""
+        """Return the divergence at each position, (N,), between the teacher's log p and the student's log q, (N, C) or (N, k + 1) each."""
 
     def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
-        """(N, C), (N, C) or (N, k) -> (N,)."""
+        """Compare outputs (N, C) with (N, C) or the top k (N, k); return (N,)."""
         log_q, log_p = log_probs(student, teacher, self.temperature)
         return self.between(log_p, log_q) * self.temperature**self.power
 
@@ -120,7 +120,7 @@ def mixture(share: float, log_a: Tensor, log_b: Tensor) -> Tensor:
 def log_probs(
     student: Signal, teacher: Signal | TopKSignal | None, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """log q of the student and log p of the teacher at the temperature, over the same classes.
+    """Return log q of the student and log p of the teacher at the temperature, over the same classes.
 
     Returns:
         (N, C) each for dense teacher outputs; (N, k + 1) for top-k ones, whose last column stands for all other classes.
@@ -138,7 +138,7 @@ def log_probs(
 
 
 def bucketed(logits: Tensor, indices: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / T) at the indices, and the logarithm of the mass of all other classes.
+    """Return log softmax(logits / T) at the indices, and the logarithm of the mass of all other classes.
 
     Args:
         logits: (N, C). indices: (N, k), distinct in each row.

@@ -1,4 +1,4 @@
-"""A loss on embeddings: the student imitates the token embeddings of the teacher."""
+"""Defines a loss on embeddings: the student imitates the token embeddings of the teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base class of losses on features, and the mapping between layers of student and teacher."""
+"""Defines the base class of losses on features, and the mapping between layers of student and teacher."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class FeatureLoss(Loss):
 
     @abstractmethod
     def between(self, student: Features, teacher: Features, pair: int) -> Tensor:
-        """The distance of the layers `self.pairs[pair]` at each token, (B, L); at padding any value."""
+        """Return the distance of the layers `self.pairs[pair]` at each token, (B, L); at padding any value."""
 
     def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
-        """-> (M,) for M tokens, or (B,)."""
+        """Return (M,) for M tokens, or (B,)."""
         if teacher is None or student.features is None or teacher.features is None:
             raise ValueError("this loss needs the features of both models")
         tokens = student.features.tokens
@@ -66,7 +66,7 @@ class FeatureLoss(Loss):
 def pairs(
     mapping: Rule | Sequence[tuple[LayerIndex, LayerIndex]], student: int, teacher: int, lowest: int
 ) -> list[tuple[int, int]]:
-    """The pairs of layers of a mapping.
+    """Return the pairs of layers of a mapping.
 
     Args:
         student, teacher: their numbers of layers.

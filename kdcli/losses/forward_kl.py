@@ -1,4 +1,4 @@
-"""Forward Kullback-Leibler divergence: the soft-label loss of Hinton, Vinyals and Dean (2015)."""
+"""Defines the forward Kullback-Leibler divergence, the soft-label loss of Hinton, Vinyals and Dean (2015)."""
 
 from __future__ import annotations
 

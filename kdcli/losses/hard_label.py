@@ -1,4 +1,4 @@
-"""Cross-entropy on the gold labels."""
+"""Defines the cross-entropy on the gold labels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class HardLabel(Loss):
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
-        """(N, C), -, (N,) or (N, C) -> (N,)."""
+        """Compare outputs (N, C) with labels (N,) or (N, C); return (N,)."""
         return cross_entropy(
             student.logits.float(),
             labels,

@@ -1,4 +1,4 @@
-"""A loss on hidden states: the student imitates those of the teacher."""
+"""Defines a loss on hidden states: the student imitates those of the teacher."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class HiddenStates(FeatureLoss):
         )
 
     def between(self, student: Features, teacher: Features, pair: int) -> Tensor:
-        """(B, L, H), (B, L, H') -> (B, L)."""
+        """Compare hidden states (B, L, H) with (B, L, H'); return (B, L)."""
         student_layer, teacher_layer = self.pairs[pair]
         projected = self.projections[pair](student.hidden_states[student_layer].float())
         target = teacher.hidden_states[teacher_layer].float()

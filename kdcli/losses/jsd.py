@@ -1,4 +1,4 @@
-"""Generalised Jensen-Shannon divergence: the loss of GKD (Agarwal et al. 2024)."""
+"""Defines the generalised Jensen-Shannon divergence, the loss of GKD (Agarwal et al. 2024)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class JSD(Divergence):
         self.beta = beta
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """The divergences of both from their mixture."""
+        """Return the divergences of both from their mixture."""
         return _Between.apply(log_p, log_q, self.beta)
 
 

@@ -1,4 +1,4 @@
-"""Relations between tokens: the losses of MiniLM and MiniLMv2."""
+"""Defines losses on the relations between tokens, those of MiniLM and MiniLMv2."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Relations(FeatureLoss):
             )
 
     def between(self, student: Features, teacher: Features, pair: int) -> Tensor:
-        """(B, L, H), (B, L, H') -> (B, L)."""
+        """Compare relations of (B, L, H) with those of (B, L, H'); return (B, L)."""
         student_layer, teacher_layer = self.pairs[pair]
         parts = []
         for name in self.of:
@@ -72,14 +72,14 @@ class Relations(FeatureLoss):
         return sum(parts[1:], parts[0])
 
     def _relation(self, x: Tensor, allowed: Tensor) -> Tensor:
-        """The log softmax of the products between tokens, (B, R, L, L)."""
+        """Return the log softmax of the products between tokens, (B, R, L, L)."""
         heads = x.float().unflatten(-1, (self.heads, -1)).transpose(1, 2)
         scores = heads @ heads.transpose(-1, -2) / math.sqrt(heads.shape[-1])
         return scores.masked_fill(~allowed[:, None], -1e30).log_softmax(-1)
 
 
 def _width(config: PreTrainedConfig, name: str) -> int:
-    """Columns of the queries, keys or values of all heads; several queries may share a head of keys and values."""
+    """Return columns of the queries, keys or values of all heads; several queries may share a head of keys and values."""
     heads = int(config.num_attention_heads)
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     groups = heads if name == "queries" else getattr(config, "num_key_value_heads", None) or heads

@@ -1,4 +1,4 @@
-"""Reverse Kullback-Leibler divergence: the loss of MiniLLM (Gu, Dong, Wei and Huang 2024)."""
+"""Defines the reverse Kullback-Leibler divergence, the loss of MiniLLM (Gu, Dong, Wei and Huang 2024)."""
 
 from __future__ import annotations
 

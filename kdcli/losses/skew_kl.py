@@ -1,4 +1,4 @@
-"""Skew Kullback-Leibler divergence: a loss of DistiLLM (Ko, Kim, Chen and Yun 2024)."""
+"""Defines the skew Kullback-Leibler divergence, a loss of DistiLLM (Ko, Kim, Chen and Yun 2024)."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class SkewKL(Skewed):
     """
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """The mixture is the student with some of the teacher."""
+        """Return KL(teacher ‖ mixture), where the mixture is the student with some of the teacher."""
         return self.from_mixture(log_p, log_q)

@@ -1,4 +1,4 @@
-"""Skew reverse Kullback-Leibler divergence: a loss of DistiLLM (Ko, Kim, Chen and Yun 2024)."""
+"""Defines the skew reverse Kullback-Leibler divergence, a loss of DistiLLM (Ko, Kim, Chen and Yun 2024)."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class SkewReverseKL(Skewed):
     """
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """The mixture is the teacher with some of the student."""
+        """Return KL(student ‖ mixture), where the mixture is the teacher with some of the student."""
         return self.from_mixture(log_q, log_p)

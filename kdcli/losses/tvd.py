@@ -1,4 +1,4 @@
-"""Total variation distance: a loss of f-DISTILL (Wen, Li, Du and Mou 2023)."""
+"""Defines the total variation distance, a loss of f-DISTILL (Wen, Li, Du and Mou 2023)."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ class TVD(Divergence):
     power = 1
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """Half the sum of the absolute differences."""
+        """Return half the sum of the absolute differences."""
         return (log_p.exp() - log_q.exp()).abs().sum(-1) / 2

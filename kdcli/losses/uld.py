@@ -1,4 +1,4 @@
-"""Universal logit distillation: between a teacher and a student that have different vocabularies."""
+"""Defines universal logit distillation, a loss between a teacher and a student with different vocabularies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ULD(Loss):
         self.temperature, self.top_k = temperature, top_k
 
     def forward(self, student: Signal, teacher: Signal | TopKSignal | None, labels: Tensor) -> Tensor:
-        """(N, C), (N, D) or (N, k) -> (N,)."""
+        """Compare outputs (N, C) with (N, D) or the top k (N, k); return (N,)."""
         if teacher is None:
             raise ValueError("this loss needs the teacher's outputs")
         if isinstance(teacher, TopKSignal):
@@ -47,7 +47,7 @@ class ULD(Loss):
 
 
 def _largest(outputs: Signal, temperature: float, k: int) -> Tensor:
-    """The k largest probabilities in descending order."""
+    """Return the k largest probabilities in descending order."""
     logits = outputs.logits.float() / temperature
     top = logits.topk(min(k, logits.shape[-1]), dim=-1).values
     return (top - logits.logsumexp(-1, keepdim=True)).exp()

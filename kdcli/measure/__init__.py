@@ -1,1 +1,1 @@
-"""Speed and memory of a model, each measured in a process of its own."""
+"""Measures speed and memory of models, each in a process of its own."""

@@ -1,4 +1,4 @@
-"""The memory of this process, as the system reports it. Imports nothing that takes memory itself."""
+"""Reads the memory of this process from the system. Imports nothing that takes memory itself."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def restart_peak() -> int | None:
-    """Memory of this process in bytes, from where its peak is counted anew if the system allows it; None if the system does not report it."""
+    """Reset the peak memory of this process, if the system allows it, and return its memory in bytes; None if the system does not report it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS") or peak_memory()
 
 
 def peak_memory() -> int | None:
-    """Peak memory of this process in bytes; None if the system does not report it.
+    """Return the peak memory of this process in bytes; None if the system does not report it.
 
     On Linux it is VmHWM, because the value of getrusage begins at the parent's peak after fork and exec.
     """
@@ -30,7 +30,7 @@ def peak_memory() -> int | None:
 
 
 def free_memory() -> int | None:
-    """Memory in bytes that this process can still take, of the system and of its control group; None if the system does not report it."""
+    """Return the bytes of memory that this process can still take, of the system and of its control group; None if the system does not report it."""
     limits = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

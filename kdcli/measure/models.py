@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TORCH_NAMES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """The names of dtypes in torch."""
 BUSY = 0.9
-"""The least CPU share of a process that has the processor to itself."""
+"""The least CPU share of a process that does not share the processor."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def make_spec(
     trust_remote_code: bool = False,
     dtype: Dtype = "fp32",
 ) -> tuple[MeasureSpec, Sequence[Any]]:
-    """The spec and the prompts of a `Process`, from the arguments of `measure_file`.
+    """Return the spec and the prompts of a `Process`, from the arguments of `measure_file`.
 
     Args:
         dtype: of the weights in torch.

@@ -1,4 +1,4 @@
-"""A model in a process of its own, which is measured there."""
+"""Measures a model in a process of its own."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from kdcli.measure.spec import (
 from kdcli.model_files import require_folder
 
 NEAR = 0.8
-"""A batch size that has less than this share of the best throughput in the first pass is not timed again."""
+"""The share of the best throughput below which a batch size is not timed again after the first pass."""
 TRIES = 8
-"""Request rates that are tried, each a fifth below the last, if the computed rate exceeds the latency limit."""
+"""The number of request rates that are tried, each a fifth below the last, if the computed rate exceeds the latency limit."""
 
 
 class Process:
@@ -93,7 +93,9 @@ class Process:
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # the exception that was raised matters
+        with contextlib.suppress(
+            OSError, subprocess.TimeoutExpired
+        ):  # the exception that was raised before is the one to report
             self._child.communicate(timeout=None if raised[0] is None else 0.1)
         self._child.kill()
         self._child.wait()
@@ -115,7 +117,7 @@ class Process:
     def _measure(
         self, baseline: Process | None
     ) -> tuple[Measurement, list[dict[str, Any]], list[dict[str, Any]]]:
-        """The measurement of this model, and the rounds and passes of the baseline."""
+        """Return the measurement of this model, and the rounds and passes of the baseline."""
         self._load()
         if not self.prompts:
             return UNKNOWN, [], []
@@ -140,7 +142,7 @@ class Process:
         return own, baseline_rounds, baseline_passes
 
     def _measurement(self, rounds: list[dict[str, Any]], passes: list[dict[str, Any]]) -> Measurement:
-        """What the rounds and the passes of this model say."""
+        """Return the measurement of this model, from its rounds and passes."""
         loaded = self._load()
         milliseconds = [ms for each in rounds for ms in each["ms"]]
         latency = percentiles(milliseconds)
@@ -163,7 +165,7 @@ class Process:
         )
 
     def _rounds(self, baseline: Process | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The results of `round` of this model, and of the baseline. Rows are shuffled, so that those of all rounds are alike."""
+        """Return the results of `round` of this model, and of the baseline. Rows are shuffled, so that those of all rounds are alike."""
         random, spec = np.random.default_rng(0), self.spec
         own: list[dict[str, Any]] = []
         of_baseline: list[dict[str, Any]] = []
@@ -182,7 +184,7 @@ class Process:
         return own, of_baseline
 
     def _passes(self, baseline: Process | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The results of `throughput` of this model, and of the baseline."""
+        """Return the results of `throughput` of this model, and of the baseline."""
         own: list[dict[str, Any]] = []
         of_baseline: list[dict[str, Any]] = []
         began = time.perf_counter()
@@ -197,7 +199,7 @@ class Process:
         return own, of_baseline
 
     def _leave_out_slow_batches(self, first: dict[str, Any]) -> None:
-        """Leave the batch sizes out of further passes, and of the first one, that are far from the best."""
+        """Drop the batch sizes that are far from the best from all passes."""
         if self.runtime.batched:
             rates = first["rates"]
             near = [index for index, rate in enumerate(rates) if rate >= NEAR * max(rates)]
@@ -257,7 +259,7 @@ class Process:
         return self._send({"method": method} | arguments)
 
     def _load(self) -> dict[str, Any]:
-        """The time and memory that loading takes; the model is loaded by the first call."""
+        """Return the time and memory that loading takes; the model is loaded by the first call."""
         if "_loaded" not in vars(self):
             self._loaded: dict[str, Any] = self._send({"spec": asdict(self.spec), "prompts": self.prompts})
         return self._loaded
@@ -282,7 +284,7 @@ class Process:
 
 
 def _highest_rate(served: np.ndarray, limit: float, seconds: float) -> float | None:
-    """The highest rate, in requests per second, at which 95 % of the requests are served within a limit; None: there is none.
+    """Return the highest rate, in requests per second, at which 95 % of the requests are served within a limit; None: there is none.
 
     Args:
         served: milliseconds that each request takes by itself.
@@ -307,10 +309,10 @@ def _highest_rate(served: np.ndarray, limit: float, seconds: float) -> float | N
 
 
 def _best(passes: list[dict[str, Any]]) -> int:
-    """The index of the highest median rate."""
+    """Return the index of the highest median rate."""
     return int(np.median([each["rates"] for each in passes], 0).argmax())
 
 
 def _medians(rounds: list[dict[str, Any]]) -> list[float]:
-    """The median latency of each round, in milliseconds."""
+    """Return the median latency of each round, in milliseconds."""
     return [statistics.median(each["ms"]) for each in rounds]

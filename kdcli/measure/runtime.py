@@ -1,4 +1,4 @@
-"""The interface of a runtime: what loads an exported file in the process of `kdcli.measure.worker`, and runs it.
+"""Defines the interface of a runtime, which loads an exported file in the process of `kdcli.measure.worker`, and runs it.
 
 The runtimes that kdcli has are the modules of `kdcli/exporting/runtimes`; a user's own are those in the folder `runtimes` of the config folder.
 A module has one class for each kind of model that its runtime runs. This module imports as little as possible, because the memory of the
@@ -64,14 +64,14 @@ class Runtime(ABC):
 
     @classmethod
     def match(cls, path: Path) -> int:
-        """The length of the pattern that a path matches, or of the marker that a folder holds; 0: the runtime does not run it."""
+        """Return the length of the pattern that a path matches, or of the marker that a folder holds; 0: the runtime does not run it."""
         if path.is_dir():
             return max((len(name) for name in cls.markers if (path / name).is_file()), default=0)
         return max((len(pattern) for pattern in cls.files if path.match(pattern)), default=0)
 
     @classmethod
     def config_folder(cls, path: Path) -> Path:
-        """The folder with the config and the tokenizer of a model."""
+        """Return the folder with the config and the tokenizer of a model."""
         return path if path.is_dir() else path.parent
 
     @classmethod  # noqa: B027
@@ -86,16 +86,16 @@ class Runtime(ABC):
         """
 
     def compute_seconds(self) -> float:
-        """CPU time of the runtime so far, in all threads, in seconds."""
+        """Return the CPU time of the runtime so far, in all threads, in seconds."""
         return time.process_time()
 
     def memory(self) -> int | None:
-        """Peak memory on a device or in a process of the runtime's own, in bytes; None: the model is in this process's memory."""
+        """Return peak memory on a device or in a process of the runtime's own, in bytes; None: the model is in this process's memory."""
         return None
 
     @abstractmethod
     def single_rows(self, prompts: Sequence[Any], length: int | None) -> list[Any]:
-        """The inputs of each prompt alone, as `__call__` takes them.
+        """Return the inputs of each prompt alone, as `__call__` takes them.
 
         Args:
             length: tokens of each row, truncated or repeated; None: its own.
@@ -110,11 +110,11 @@ class Runtime(ABC):
 
     @abstractmethod
     def respond(self, text: Sequence[str], spec: MeasureSpec) -> None:
-        """Do all that an application does between a raw text and the model's output."""
+        """Compute the model's output for a raw text, with all steps of an application."""
 
     @abstractmethod
     def predict(self, rows: Any, prompts: Sequence[Any], spec: MeasureSpec) -> dict[str, np.ndarray]:
-        """The outputs for all rows, as `MeasureSpec.predictions` describes them."""
+        """Return the outputs for all rows, as `MeasureSpec.predictions` describes them."""
 
 
 class EncoderRuntime(Runtime):
@@ -155,10 +155,10 @@ class EncoderRuntime(Runtime):
 
     @abstractmethod
     def __call__(self, inputs: Encoded) -> np.ndarray:
-        """Inputs (B, L) -> logits (B, C), of a token classifier (B, L, C)."""
+        """Map inputs (B, L) to logits (B, C), of a token classifier (B, L, C)."""
 
     def encode(self, texts: Texts) -> list[Encoded]:
-        """The inputs of each row, (L,), truncated to the most that it may have."""
+        """Return the inputs of each row, (L,), truncated to the most that it may have."""
         fields = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
         rows = self.tokenizer.encode_batch([row[0] if len(row) == 1 else tuple(row) for row in texts])
         return [
@@ -167,7 +167,7 @@ class EncoderRuntime(Runtime):
         ]
 
     def batch(self, rows: Sequence[Encoded]) -> Encoded:
-        """Rows, padded to the longest, (B, L)."""
+        """Return rows, padded to the longest, (B, L)."""
         shape = len(rows), max(len(row["input_ids"]) for row in rows)
         batch = {name: np.full(shape, fill, np.int64) for name, fill in self.pad_values.items()}
         for name, array in batch.items():
@@ -177,7 +177,7 @@ class EncoderRuntime(Runtime):
         return batch
 
     def padded(self, batch: Encoded, length: int, dtype: type = np.int64) -> Encoded:
-        """The inputs in the model's own order, with rows padded on the right to this many tokens."""
+        """Return the inputs in the model's own order, with rows padded on the right to this many tokens."""
         rows, tokens = batch["input_ids"].shape
         out: Encoded = {name: np.full((rows, length), fill, dtype) for name, fill in self.pad_values.items()}
         for name, array in out.items():
@@ -188,7 +188,7 @@ class EncoderRuntime(Runtime):
         return [self.batch([row]) for row in self.timed_rows(prompts, length)]
 
     def timed_rows(self, prompts: Texts, length: int | None) -> list[Encoded]:
-        """The inputs of each prompt, (L,), with the number of tokens that is timed."""
+        """Return the inputs of each prompt, (L,), with the number of tokens that is timed."""
         return [{name: resized(array, length) for name, array in row.items()} for row in self.encode(prompts)]
 
     def respond(self, text: Sequence[str], spec: MeasureSpec) -> None:
@@ -206,7 +206,7 @@ class EncoderRuntime(Runtime):
         }
 
     def token_logits(self, rows: Sequence[Counted]) -> np.ndarray:
-        """Logits at the counted tokens of each row, float32 (N, C), row by row."""
+        """Return logits at the counted tokens of each row, float32 (N, C), row by row."""
         logits = []
         for ids, positions in rows:
             row = np.asarray([ids], np.int64)
@@ -219,7 +219,7 @@ class EncoderRuntime(Runtime):
         return np.concatenate(logits)
 
     def _logits(self, rows: Sequence[Encoded], size: int) -> np.ndarray:
-        """Logits of all rows, float32 (N, C)."""
+        """Return logits of all rows, float32 (N, C)."""
         out: np.ndarray | None = None
         for indices in batches(rows, size):
             logits = self(self.batch([rows[index] for index in indices]))
@@ -237,7 +237,7 @@ class CausalLMRuntime(Runtime):
 
     @abstractmethod
     def encode(self, prompts: Any) -> list[Encoded]:
-        """The `input_ids` of each prompt, (L,), truncated to the most that it may have."""
+        """Return the `input_ids` of each prompt, (L,), truncated to the most that it may have."""
 
     @abstractmethod
     def generate(self, prompt: Encoded, count: int, listener: Callable[[int], object]) -> None:
@@ -253,7 +253,7 @@ class CausalLMRuntime(Runtime):
 
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
-        """The token ids of a text, by the tokenizer of the file."""
+        """Return the token ids of a text, by the tokenizer of the file."""
 
     def __call__(self, inputs: Encoded) -> np.ndarray:
         """Read a prompt and generate one token, (1,)."""
@@ -272,7 +272,7 @@ class CausalLMRuntime(Runtime):
         return self.score(rows) | {"same_tokens": self.same_tokens(prompts)}
 
     def same_tokens(self, prompts: Sequence[tuple[str, list[int]]]) -> np.ndarray:
-        """Whether the tokenizer of the file gives the token ids of each text, bool (N,)."""
+        """Return whether the tokenizer of the file gives the token ids of each text, bool (N,)."""
         return np.asarray([self.tokenize(text) == ids for text, ids in prompts], bool)
 
 
@@ -287,7 +287,7 @@ class Seq2SeqRuntime(Runtime):
 
     serves = ("AutoModelForSeq2SeqLM",)
     warm_up = WARM_UP_TEXTS
-    same_work = False  # other weights end a text sooner or later
+    same_work = False  # the weights decide when a text ends
     begin: list[int]
     ends: list[int]
     max_new_tokens: int
@@ -297,7 +297,7 @@ class Seq2SeqRuntime(Runtime):
         raise NotImplementedError
 
     def __call__(self, inputs: Sequence[int]) -> list[int]:
-        """The token ids of a source -> those of the generated text, its end among them."""
+        """Map the token ids of a source to those of the generated text, with its end token."""
         step, tokens, written = self.decoder(inputs), self.begin, []
         while True:
             tokens = [int(step(tokens).argmax())]
@@ -328,34 +328,34 @@ class Seq2SeqRuntime(Runtime):
 
 
 def resized(row: Any, length: int | None) -> Any:
-    """The values of a row's tokens, (L,), truncated or repeated to this many tokens; None: as they are."""
+    """Return the values of a row's tokens, (L,), truncated or repeated to this many tokens; None: as they are."""
     return row if length is None else np.resize(row, length)
 
 
 def batches(rows: Sequence[Encoded], size: int) -> list[np.ndarray]:
-    """Indices of rows of similar length, in batches of this size, short rows first."""
+    """Return indices of rows of similar length, in batches of this size, short rows first."""
     order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def as_list(tokens: int | list[int]) -> list[int]:
-    """Token ids, which a config may give as one number."""
+    """Return token ids, which a config may give as one number."""
     return tokens if isinstance(tokens, list) else [tokens]
 
 
 def max_new_tokens(spec: MeasureSpec) -> int:
-    """Tokens that a text may have after its decoder prefix."""
+    """Return tokens that a text may have after its decoder prefix."""
     return max(1, spec.max_length - len(spec.decoder_prefix))
 
 
 def install_hint(packages: Iterable[str], extra: str) -> str:
-    """How packages are installed: by an extra of kdcli, or, if there is none, by their own names."""
+    """Return how packages are installed: by an extra of kdcli, or, if there is none, by their own names."""
     names = f"'kdcli[{extra}]'" if extra else " ".join(dict.fromkeys(each.split(".")[0] for each in packages))
     return f"install it with: pip install {names}"
 
 
 def load_module(name: str) -> ModuleType:
-    """The module of a runtime.
+    """Return the module of a runtime.
 
     Args:
         name: of a module in `PACKAGE`, or the Python file of a user's own runtime.
@@ -386,7 +386,7 @@ def load_module(name: str) -> ModuleType:
 
 
 def runtime_classes(name: str, abstract: bool = False) -> list[type[Runtime]]:
-    """The runtimes that a module defines.
+    """Return the runtimes that a module defines.
 
     Args:
         name: as for `load_module`.
@@ -404,7 +404,7 @@ def runtime_classes(name: str, abstract: bool = False) -> list[type[Runtime]]:
 
 
 def runtime_class(name: str, auto: str) -> type[Runtime]:
-    """The runtime of a module that runs models of an auto class of transformers.
+    """Return the runtime of a module that runs models of an auto class of transformers.
 
     Raises:
         ConfigError: there is none.
@@ -416,9 +416,9 @@ def runtime_class(name: str, auto: str) -> type[Runtime]:
 
 
 def runtime_name(name: str) -> str:
-    """The name of a runtime for messages: that of its module, or of the user's file."""
+    """Return the name of a runtime for messages: that of its module, or of the user's file."""
     return Path(name).stem if name.endswith(".py") else name
 
 
 def _ignore(token: int) -> None:
-    """The listener of generations that nobody reads."""
+    """Ignore a token: the listener of generations that are not read."""

@@ -1,4 +1,4 @@
-"""What is measured of a model, and the fields of a measurement."""
+"""Defines what is measured of a model, and the fields of a measurement."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 
 WARM_UP = 10
-"""Rows that run before latency is timed, because first calls allocate and plan."""
+"""The number of rows that run before latency is timed, because first calls allocate and plan."""
 WARM_UP_TEXTS = 5
-"""The same for translations, each of which takes many calls, and for raw texts."""
+"""The number of warm-up rows for translations, each of which takes many calls, and for raw texts."""
 ROUNDS = 5
-"""Rounds in which two models are timed interleaved, so that other load of the machine affects both."""
+"""The number of rounds in which two models are timed interleaved, so that other load of the machine affects both."""
 ROUND_ROWS = 32
-"""Rows of each round of an adaptive measurement, the same ones in each, so that the rounds differ by noise alone."""
+"""The number of rows of each round of an adaptive measurement. All rounds have the same rows, so that they differ by noise alone."""
 MOST_ROUNDS = 6
-"""Rounds after which an adaptive measurement ends, however unstable its median is."""
+"""The maximum number of rounds of an adaptive measurement."""
 STABLE = 0.03
-"""An adaptive measurement ends when the 95 % interval of the median latency reaches no further than this share from it."""
+"""The share of the median latency within which its 95 % interval must be for an adaptive measurement to end."""
 RUNS = 40
 """The least number of rows whose latency is timed, however slow the model is."""
 PATIENCE = 10
-"""Timing stops after this many times `throughput_seconds`, once the least number of rows is timed."""
+"""The multiple of `throughput_seconds` after which timing stops, once the least number of rows is timed."""
 PASSES = 3
-"""Passes in which throughput is measured, each over all rows at least once; fewer if they take as long."""
+"""The number of passes in which throughput is measured, each over all rows at least once; there are fewer if passes take long."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def interval_of_mean(values: Sequence[float]) -> list[float] | None:
-    """The 95 % interval of the mean of 2 to 10 values, by Student's t; None: there is one value."""
+    """Return the 95 % interval of the mean of 2 to 10 values, by Student's t; None: there is one value."""
     if len(values) < 2:
         return None
     half = T_975[len(values) - 2] * float(np.std(values, ddof=1)) / math.sqrt(len(values))
@@ -93,18 +93,18 @@ def interval_of_mean(values: Sequence[float]) -> list[float] | None:
 
 
 def is_stable(medians: Sequence[float]) -> bool:
-    """Whether the median latencies of at least three rounds agree to within `STABLE`."""
+    """Return whether the median latencies of at least three rounds agree to within `STABLE`."""
     bounds = interval_of_mean(medians) if len(medians) > 2 else None
     return bounds is not None and bounds[1] - bounds[0] <= STABLE * (bounds[0] + bounds[1])
 
 
 def spaced(count: int, most: int) -> list[int]:
-    """At most this many of `count` indices, evenly spaced."""
+    """Return at most this many of `count` indices, evenly spaced."""
     return [int(index) for index in np.linspace(0, count - 1, min(most, count))]
 
 
 def prompt_length(prompt: Any) -> int:
-    """The length of an input whose speed is measured: token ids, a pair of a text and its token ids, or one or two texts."""
+    """Return the length of an input whose speed is measured: token ids, a pair of a text and its token ids, or one or two texts."""
     last = prompt[-1] if len(prompt) else 0
     if isinstance(last, str):
         return sum(map(len, prompt))
@@ -112,7 +112,7 @@ def prompt_length(prompt: Any) -> int:
 
 
 def arrivals(rate: float, seconds: float) -> np.ndarray:
-    """Arrival times of requests, in seconds, as a Poisson process. There are at least `RUNS` of them, if they arrive within
+    """Return arrival times of requests, in seconds, as a Poisson process. There are at least `RUNS` of them, if they arrive within
     `PATIENCE` times `seconds`."""
     count = max(round(rate * seconds), min(RUNS, math.ceil(rate * seconds * PATIENCE)))
     return np.random.default_rng(0).exponential(1 / rate, count).cumsum()
@@ -120,7 +120,7 @@ def arrivals(rate: float, seconds: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MeasureSpec:
-    """Which model a process loads, and how it is measured.
+    """Describes the model that a process loads, and how it is measured.
 
     Attributes:
         runtime: the name of a module of `kdcli.exporting.runtimes`, or the Python file of a user's own runtime.
@@ -136,12 +136,12 @@ class MeasureSpec:
         batch_sizes: rows in a batch; throughput is that of the best of them.
         sequence_length: tokens of each row that is timed: a longer row is truncated, a shorter one repeated; None: each row's own length.
         latency_runs: rows that run at batch 1; if there are fewer rows, some run again.
-        adaptive: in place of `latency_runs`, rounds of `ROUND_ROWS` rows run at batch 1 until their medians agree (`is_stable`).
+        adaptive: whether rounds of `ROUND_ROWS` rows run at batch 1 until their medians agree (`is_stable`), in place of `latency_runs` rows.
         throughput_seconds: the approximate time of all throughput measurements, over complete passes.
         request_rates: requests per second, of raw texts (`Process.load`).
         load_seconds: the approximate time at each rate.
         max_texts: speed is measured on at most this many rows, evenly spaced.
-        speed: false: nothing is timed.
+        speed: whether speed is measured.
         predictions: a safetensors file to write with the outputs for all rows, in their order. A sequence classifier writes `logits`,
             float32 (N, C), `input_ids`, int64, the tokens of all rows, and `lengths`, int64 (N,), their number in each row. A token
             classifier writes `logits` at its counted tokens. A causal language model writes, for its counted tokens, `log_prob`,

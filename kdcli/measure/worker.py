@@ -1,4 +1,4 @@
-"""The process that loads one model and measures it. It imports torch only for models in torch."""
+"""Loads one model in a process of its own, and measures it. It imports torch only for models in torch."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ from kdcli.measure.spec import (
 def main() -> None:
     """Load the model that the first line of stdin describes, and call the methods that the other lines name. Each line is answered by one
     line of JSON."""
-    answers = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answers alone
+    responses = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # stdout carries only the responses
         first = json.loads(sys.stdin.readline())
         spec = MeasureSpec(**first["spec"])
         began = time.perf_counter()
@@ -68,7 +68,7 @@ def main() -> None:
             "import_memory": before if model.import_memory is None else model.import_memory,
         }
         while True:
-            print(json.dumps(answer), file=answers, flush=True)
+            print(json.dumps(answer), file=responses, flush=True)
             line = sys.stdin.readline()
             if not line:
                 return
@@ -113,7 +113,7 @@ class Worker:
         return {"ms": [1000 * each for each in seconds], "cpu": cpu, "rates": [count / sum(seconds)]}
 
     def throughput(self, size: int) -> float:
-        """Rows per second, in one pass over batches of this many rows of similar length."""
+        """Measure rows per second, in one pass over batches of this many rows of similar length."""
         model: EncoderRuntime = self.model
         if size not in self.batches:
             rows = model.timed_rows(self.prompts, self.spec.sequence_length)
@@ -156,7 +156,7 @@ class Worker:
         return {"rates": [statistics.median(rates)], "gaps": gaps}
 
     def serve(self, texts: Texts) -> list[float]:
-        """Milliseconds of each raw text, one after the other, for `MeasureSpec.load_seconds`. The texts are stored for `request`."""
+        """Measure the milliseconds of each raw text, one after the other, for `MeasureSpec.load_seconds`. The texts are stored for `request`."""
         self.texts = texts
         self.model.start_serving(self.spec)
         for text in texts[:WARM_UP_TEXTS]:
@@ -191,7 +191,7 @@ class Worker:
         }
 
     def memory(self) -> int | None:
-        """Peak memory of the process so far, less what it held before the model was loaded, or peak memory on a GPU, in bytes."""
+        """Return peak memory of the process so far, less what it held before the model was loaded, or peak memory on a GPU, in bytes."""
         if (own := self.model.memory()) is not None:
             return int(own)
         peak = peak_memory()
