@@ -1,1 +1,1 @@
-"""Data sets: files and hub repositories become checked, fingerprinted splits."""
+"""Turns files and hub repositories into checked, fingerprinted splits."""

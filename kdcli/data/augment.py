@@ -43,7 +43,7 @@ from kdcli.tasks.language_model import head_of
 from kdcli.tasks.masked_lm.task import MaskedLM
 
 WINDOW = 64
-"""Rows whose words are masked together."""
+"""The number of rows whose words are masked together."""
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>")
 _REMEDY = "name a checkpoint with a masked-LM head (BERT, RoBERTa, DistilBERT …) with dataset.augment.path"
 
@@ -65,11 +65,11 @@ class Word:
 
 
 _Query = tuple[Word, list[int], int]
-"""A word, its token ids, and the index of its text."""
+"""A word with its token ids and the index of its text."""
 
 
 def find_proposer(cfg: Augment, teacher: Teacher) -> Checkpoint:
-    """The checkpoint that proposes words: the configured one, whose code is not run, or the teacher's before it is tuned.
+    """Return the checkpoint that proposes words: the configured one, whose code is not run, or the teacher's before it is tuned.
 
     Raises:
         ConfigError, ModelError: it does not exist, or has no masked-LM head, which the config asks for.
@@ -92,7 +92,7 @@ def augmented(
     known: Collection[str],
     progress: Callable[[int], None],
 ) -> datasets.Dataset:
-    """Copies of rows with other words, and without labels.
+    """Return copies of rows with other words, and without labels.
 
     The random choices for a row depend on the seed and its id alone. Both texts of a pair are changed independently (the authors' code
     changes one after the other). Words beyond `max_length` tokens and words in markup (<br />) stay unchanged.
@@ -141,7 +141,7 @@ class Proposer(ABC):
     """Finds words that may replace the words of a text.
 
     Args:
-        tokenizer: a fast one.
+        tokenizer: a fast tokenizer.
         max_length: the maximum number of tokens of a text.
     """
 
@@ -159,7 +159,7 @@ class Proposer(ABC):
         """Set the candidates of words."""
 
     def propose(self, texts: Sequence[str], candidates: int, batch_size: int) -> list[list[Word]]:
-        """The words of each text that have candidates, in their order.
+        """Return the words of each text that have candidates, in their order.
 
         Args:
             candidates: the maximum number of candidates of a word.
@@ -180,7 +180,7 @@ class Proposer(ABC):
     def _words(
         self, text: str, ids: list[int], spans: list[tuple[int, int]], words: list[int | None]
     ) -> Iterator[Word]:
-        """The words of the tokenizer, without the punctuation around them."""
+        """Yield the words of the tokenizer, without the punctuation around them."""
         special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
         markup = [match.span() for match in _MARKUP.finditer(text)]
         for word, group in itertools.groupby(range(len(ids)), words.__getitem__):
@@ -268,7 +268,7 @@ class EmbeddingProposer(Proposer):
         task: decides with which head the checkpoint is loaded. The head is not used.
 
     Raises:
-        ModelError: the tokenizer is no fast one.
+        ModelError: the tokenizer is not a fast one.
     """
 
     def __init__(self, source: Checkpoint, task: Task, max_length: int):
@@ -303,14 +303,14 @@ class EmbeddingProposer(Proposer):
 
 
 def load_proposer(source: Checkpoint, task: Task, cfg: Augment, max_length: int) -> Proposer:
-    """The proposer that the config asks for, with the checkpoint of `find_proposer`."""
+    """Return the proposer that the config asks for, with the checkpoint of `find_proposer`."""
     if cfg.method == "mlm" or (cfg.method is None and has_head(source, MaskedLM())):
         return MaskedLMProposer(source, max_length)
     return EmbeddingProposer(source, task, max_length)
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The tokens that are words by themselves, with their text.
+    """Return the tokens that are words by themselves, with their text.
 
     A token is a word if its text after a space is tokenized into this token alone, which excludes pieces inside a word (##ing), and if it has
     a letter or a digit.
@@ -331,7 +331,7 @@ def _spelling(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def _core(text: str, start: int, end: int) -> tuple[int, int]:
-    """The first character of a word and the one after its last, without punctuation, symbols and spaces around it, and with all combining marks
+    """Return the first character of a word and the one after its last, without punctuation, symbols and spaces around it, and with all combining marks
     of its letters, which some tokenizers skip."""
     while _category(text[end : end + 1]) == "M":
         end += 1
@@ -340,12 +340,12 @@ def _core(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _category(character: str) -> str:
-    """The Unicode category of a character: L(etter), M(ark), N(umber), P(unctuation), S(ymbol) …; empty for no character."""
+    """Return the Unicode category of a character: L(etter), M(ark), N(umber), P(unctuation), S(ymbol) …; empty for no character."""
     return unicodedata.category(character)[0] if character else ""
 
 
 def _replaced(text: str, words: Sequence[Word], probability: float, random: np.random.Generator) -> str:
-    """The text with some of its words replaced by candidates."""
+    """Return the text with some of its words replaced by candidates."""
     hit = random.random(len(words)) < probability
     drawn = random.integers(np.array([len(word.candidates) for word in words], np.int64))
     parts, last = [], 0

@@ -1,4 +1,4 @@
-"""Each class in every split: groups that change their split because one lacks a class."""
+"""Moves groups between splits, so that every split has each class."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 TRIED = 3
-"""Groups of a class that are tried for an exchange."""
+"""The number of groups of a class that are tried for an exchange."""
 
 
 def cover_classes(
@@ -17,11 +17,11 @@ def cover_classes(
     carved: Sequence[str],
     exact: Collection[str],
 ) -> None:
-    """Give each class a group in every split: its only one to train, the next one to test, and the third one to validation.
+    """Give each class a group in every split: the first group to train, the second to test, and the third to validation.
 
     A split that lacks a class takes the group of the class that is nearest to its end of the range of hashes: test the lowest, validation
-    the highest one. No group leaves a split whose last one of a class it is. No split shrinks to less than half of its rows, and none of
-    `carved` grows to more than twice of them, so that many rare classes leave rows to train and to test on; frequent classes come first.
+    the highest one. A split never loses its last group of a class. No split shrinks to less than half of its rows, and none of
+    `carved` grows to more than twice its rows, so that many rare classes leave rows to train and to test on. Frequent classes come first.
 
     Args:
         split_of: the split of each group, in the order of their hashes; is changed.
@@ -82,7 +82,7 @@ def cover_classes(
 
 
 def _from_end(groups: Sequence[str], split: str) -> Iterable[str]:
-    """The groups in the order in which a split takes them."""
+    """Return the groups in the order in which a split takes them."""
     if split == "train":
         middle = len(groups) // 2
         return [*groups[middle:], *reversed(groups[:middle])]
@@ -90,5 +90,5 @@ def _from_end(groups: Sequence[str], split: str) -> Iterable[str]:
 
 
 def _exchanged(groups: Sequence[str], origin: str, split: str) -> Iterator[str]:
-    """The groups of a split in the order in which it gives them to `origin`: those first that are nearest to it in the range."""
+    """Return the groups of a split in the order in which it gives them to `origin`: those first that are nearest to it in the range."""
     return iter(groups) if split == "validation" or origin == "test" else reversed(groups)

@@ -29,7 +29,7 @@ from kdcli.tasks import task_class
 from kdcli.tasks.rows import IGNORE, Row, labels_of, row_hash
 
 logger = logging.getLogger(__name__)
-datasets.disable_progress_bars()  # the run has its own
+datasets.disable_progress_bars()  # the run shows its own progress
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Data:
         labels: the label names in the order of the logits; empty for language models.
         fingerprint: sha256 over every row's split, id and label, and the label names.
         commit: the hub commit of the data; None for files.
-        dropped: the number of rows that were dropped by reason; rows beyond `dataset.limit` are not among them.
+        dropped: the number of dropped rows by reason, without rows beyond `dataset.limit`.
         readings: how each file was read.
-        suspicions: what makes results on it doubtful: `kind`, `text`, `key` and figures.
+        suspicions: reasons to doubt results on it: `kind`, `text`, `key` and figures.
     """
 
     splits: dict[str, datasets.Dataset]
@@ -63,7 +63,7 @@ class Data:
         return with_gold(self["train"])
 
     def unseen_labels(self, split: str) -> Counter[str]:
-        """The gold labels of a split that no training row has, with their numbers of rows."""
+        """Return the gold labels of a split that no training row has, with their numbers of rows."""
         if not self.labels:
             return Counter()
         seen = {IGNORE, *(label for row in self["train"]["label"][:] for label in labels_of(row))}
@@ -72,12 +72,12 @@ class Data:
 
 
 def without(rows: datasets.Dataset, ids: Collection[str]) -> datasets.Dataset:
-    """The rows whose id is not among these."""
+    """Return the rows whose id is not among these."""
     return rows.select([row for row, key in enumerate(rows["id"][:]) if key not in ids]) if ids else rows
 
 
 def with_gold(rows: datasets.Dataset, wanted: bool = True) -> datasets.Dataset:
-    """The rows of a split with a gold label, with one for any of their words, or with a target; for language models all rows.
+    """Return the rows of a split with a gold label, with one for any of their words, or with a target; for language models all rows.
 
     Args:
         wanted: false: the other rows.
@@ -96,7 +96,7 @@ def load(cfg: DatasetConfig, recorded: Sequence[Reading] = ()) -> Data:
     """Load the data set that the config describes.
 
     Args:
-        recorded: how an earlier command of the run read the files. They are read so again, where the config does not say otherwise.
+        recorded: how an earlier command of the run read the files. They are read in the same way, unless the config says otherwise.
 
     Raises:
         DataError: a file is missing or cannot be read, a column or a label is missing, a text or a split is empty, a label is unknown, the
@@ -143,22 +143,24 @@ def load(cfg: DatasetConfig, recorded: Sequence[Reading] = ()) -> Data:
 def _unlabelled(
     reader: SplitReader, name: str, rows: dict[str, list[Row]], dropped: Counter[str]
 ) -> list[Row]:
-    """The rows of a source without labels that are in no split."""
+    """Return the rows of a source without labels that are in no split."""
     schema = reader.schema.unlabelled()
     rows_read = clean_rows(schema, reader.read_unlabelled(schema, name), dropped)
     taken = {schema.group(row) for split in SPLITS for row in rows[split]}
-    kept = [row for row in rows_read if schema.group(row) not in taken]
-    if not kept:
+    disjoint = [row for row in rows_read if schema.group(row) not in taken]
+    if not disjoint:
         raise DataError(
             f"dataset.unlabelled = {name}: all its rows stand in train, validation or test as well; give other text, or leave "
             "it out"
         )
-    if len(kept) < len(rows_read):
+    if len(disjoint) < len(rows_read):
         logger.info(
-            "%s: %d rows dropped (they are in train, validation or test)", name, len(rows_read) - len(kept)
+            "%s: %d rows dropped (they are in train, validation or test)",
+            name,
+            len(rows_read) - len(disjoint),
         )
-        dropped["unlabelled, in train, validation or test as well"] += len(rows_read) - len(kept)
-    return kept[: schema.cfg.unlabelled_limit]
+        dropped["unlabelled, in train, validation or test as well"] += len(rows_read) - len(disjoint)
+    return disjoint[: schema.cfg.unlabelled_limit]
 
 
 def require_batch(rows: int, batch_size: int, what: str, key: str) -> None:

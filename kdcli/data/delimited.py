@@ -1,4 +1,4 @@
-"""Reads rows of delimited text (csv, tsv), and finds out how they are delimited and quoted."""
+"""Reads rows of delimited text (csv, tsv), and detects how they are delimited and quoted."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ logger = logging.getLogger(__name__)
 LONGEST_FIELD = 2**24
 """The maximum number of characters of a csv field: a longer one has an unclosed quote."""
 PREAMBLE = 20
-"""Rows above the header that are looked through for it."""
+"""The number of rows in which the header is searched."""
 SINGLE_COLUMN = "\x1f"
 """The delimiter of a file with one column: a control character that no text holds."""
 MOST_NAMED = 30
-"""Columns up to which a message proposes names for all."""
+"""The number of columns up to which a message proposes names for all."""
 DELIMITERS = (",", "\t", ";", "|", "\x01", "^", "~")
 _SEP = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _QUOTED = re.compile(r'"(?:[^"]|"")*"', re.DOTALL)
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 _SHORT, _LONG = "lack their last fields", "end with fields that have no name"
-_REPEATED = "repeat the header and are left out"
+_REPEATED = "repeat the header and are dropped"
 _ESCAPED = re.compile(r'\\(["\\])')
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How rows are delimited.
+    """Describes how rows are delimited.
 
     Attributes:
         quote: the character around fields; None: quotes are text.
         escape: the character before a quote within a quoted field, in place of doubling it; None: quotes are doubled.
-        spaces: spaces after a delimiter are no part of the field.
+        spaces: whether spaces after a delimiter are outside of the field.
         skip: the number of rows above the header.
         names: the names of the columns, which the header or dataset.columns gives.
-        row_names: rows begin with a field that the header does not name.
-        further: rows may end with fields that dataset.columns does not name.
+        row_names: whether rows begin with a field that the header does not name.
+        further: whether rows may end with fields that dataset.columns does not name.
     """
 
     delimiter: str
@@ -72,12 +72,12 @@ def require_signs(delimiter: str | None, quote: str | None, escape: str | None) 
 
 
 def decide(schema: RowSchema, suffix: str, sample: Sequence[str], cut: bool) -> Dialect:
-    """The dialect of a file: what the config says, and for the rest the one by which most rows have as many fields as the header.
+    """Return the dialect of a file: what the config says, and for the rest the one by which most rows have as many fields as the header.
 
     Args:
-        suffix: of the file's name.
-        sample: the first lines; of a file with tabs also later ones with quotes.
-        cut: there are further lines.
+        suffix: the suffix of the file's name.
+        sample: the first lines; of a file with tabs also later lines with quotes.
+        cut: whether there are further lines.
     """
     cfg = schema.cfg
     require_signs(cfg.delimiter, cfg.quote, cfg.escape)
@@ -105,7 +105,7 @@ def decide(schema: RowSchema, suffix: str, sample: Sequence[str], cut: bool) -> 
 
 
 def _dialects(cfg: Any, delimiter: str, lines: Sequence[str], cut: bool) -> Iterator[Dialect]:
-    """The dialects to try with a delimiter, the usual ones first."""
+    """Yield the dialects to try with a delimiter, the usual ones first."""
     if cfg.quote is not None:
         quotes: list[str | None] = [None if cfg.quote == "none" else cfg.quote]
     elif delimiter == SINGLE_COLUMN:
@@ -162,11 +162,11 @@ class Trial:
 
     @property
     def is_plain(self) -> bool:
-        """Nothing about the rows needs another dialect."""
+        """Whether no property of the rows needs another dialect."""
         return all(self.score[:3]) and self.consistent == 1 and not self.dialect.escape
 
     def settled(self) -> Dialect:
-        """The dialect with its header, and with fields that the header does not name."""
+        """Return the dialect with its header, and with fields that the header does not name."""
         width = len(self.names)
         longer = [row for row in self.body if len(row) == width + 1]
         row_names = (
@@ -183,7 +183,7 @@ class Trial:
 
 
 def _fit(row: list[str], width: int) -> float:
-    """How well a row fits a header: 1 if it has as many fields, less if it lacks the last ones, still less if it has more, and 0 if it is a
+    """Return how well a row fits a header: 1 if it has as many fields, less if it lacks the last ones, still less if it has more, and 0 if it is a
     single field."""
     if len(row) == width or (len(row) > width and not any(row[width:])):
         return 1.0
@@ -191,15 +191,15 @@ def _fit(row: list[str], width: int) -> float:
 
 
 def column_name(field: str) -> str:
-    """The name of a column: what the header holds, without white space, or the number sign that begins some headers."""
+    """Return the name of a column: what the header holds, without white space, or the number sign that begins some headers."""
     return field.strip().removeprefix("#").strip()
 
 
 def _parsed(lines: Iterable[str], dialect: Dialect, cut: bool) -> tuple[list[list[str]], bool]:
-    """The rows of lines without blank ones, and whether an error ended them.
+    """Return the rows of lines without blank ones, and whether an error ended them.
 
     Args:
-        cut: the lines may end within a quoted field.
+        cut: whether the lines may end within a quoted field.
     """
     rows: list[list[str]] = []
     try:
@@ -228,7 +228,7 @@ def _reader(lines: Iterable[str], dialect: Dialect) -> Any:
 
 
 def _has_spaces(rows: list[list[str]], dialect: Dialect) -> bool:
-    """Whether a space follows each delimiter: in the header, or before quotes."""
+    """Return whether a space follows each delimiter: in the header, or before quotes."""
     if not rows or dialect.delimiter in ("\t", SINGLE_COLUMN):
         return False
     header = rows[0][1:]
@@ -243,7 +243,7 @@ def _has_spaces(rows: list[list[str]], dialect: Dialect) -> bool:
 
 
 def _is_quoted_table(lines: Sequence[str], cut: bool) -> bool:
-    """Whether the quotes around fields between tabs are those of a writer of csv (pandas, Excel), and not text.
+    """Return whether the quotes around fields between tabs are those of a writer of csv (pandas, Excel), and not text.
 
     A writer quotes the fields that need it, or all of a column, and leaves no quote in a field without quotes around it.
     """
@@ -267,7 +267,7 @@ def _is_quoted_table(lines: Sequence[str], cut: bool) -> bool:
 
 
 def _has_quotes_as_text(lines: Sequence[str], delimiter: str) -> bool:
-    """Whether fields begin with quotes that belong to the text, as in `"Well" said, good`."""
+    """Return whether fields begin with quotes that belong to the text, as in `"Well" said, good`."""
     rows, _ = _parsed(lines, Dialect(delimiter, None), cut=False)
     begun = [field for row in rows for field in row if field.startswith('"')]
     return bool(begun) and not any(map(_QUOTED.fullmatch, begun))
@@ -276,10 +276,10 @@ def _has_quotes_as_text(lines: Sequence[str], delimiter: str) -> bool:
 def read(
     schema: RowSchema, path: str, name: str, lines: Iterable[str], dialect: Dialect, bad: BadRows
 ) -> Iterator[tuple[Any, ...]]:
-    """The values of the wanted columns of each row.
+    """Yield the values of the wanted columns of each row.
 
     Args:
-        path, name: of the file, for messages.
+        path, name: the file, for messages.
 
     Raises:
         DataError: a column is missing, or a row cannot be read and is not dropped.
@@ -325,13 +325,13 @@ def read(
 
 
 def _place(path: str, begin: int, reader: Any) -> str:
-    """The path, and the line or lines of the row that was read last."""
+    """Return the path, and the line or lines of the row that was read last."""
     lines = f"line {begin}" if begin >= reader.line_num else f"lines {begin} to {reader.line_num}"
     return f"{path}, {lines}"
 
 
 def _skip(path: str, reader: Any, rows: int) -> None:
-    """Read on behind rows, of which blank ones do not count."""
+    """Skip a number of rows; blank rows do not count."""
     try:
         while rows and (row := next(reader, None)) is not None:
             rows -= any(row)
@@ -342,7 +342,7 @@ def _skip(path: str, reader: Any, rows: int) -> None:
 
 
 def _indices(schema: RowSchema, name: str, header: list[str]) -> list[int]:
-    """The places of the wanted columns.
+    """Return the places of the wanted columns.
 
     Raises:
         DataError: one is missing.
@@ -364,14 +364,14 @@ def _indices(schema: RowSchema, name: str, header: list[str]) -> list[int]:
 
 
 def _looks_like_row(header: list[str]) -> bool:
-    """Whether a first line holds what no column is called: a number, a sentence, nothing at all, or the same twice."""
+    """Return whether a first line holds what no column is called: a number, a sentence, nothing at all, or the same twice."""
     return any(
         not name or _NUMBER.fullmatch(name) or len(name) > 40 or len(name.split()) > 4 for name in header
     ) or len(set(header)) < len(header)
 
 
 def _proposed(schema: RowSchema, row: list[str]) -> str:
-    """Names for the fields of a row: the longest ones are taken for the texts, and the first other one for the label."""
+    """Return names for the fields of a row: the longest ones are taken for the texts, and the first other one for the label."""
     texts = list(schema.columns)
     label = texts.pop() if "label" in schema.cfg.spec.reads and schema.has_gold else None
     names = [f"column{number}" for number in range(1, len(row) + 1)]

@@ -1,7 +1,7 @@
 """Guesses the encoding of a text file from its bytes.
 
-charset_normalizer was tried on sentences in the encodings below: it confuses Western with Central European code pages and Japanese with
-Korean ones. The guess here compares fewer encodings, by the characters that texts in their languages are made of.
+charset_normalizer was tested on sentences in the encodings below: it confuses Western with Central European code pages, and Japanese with
+Korean ones. This module compares fewer encodings, by the characters of texts in their languages.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""Byte order marks with the encodings that skip them. That of UTF-32 begins with that of UTF-16."""
+"""The byte order marks, with the encodings that skip them. The mark of UTF-32 begins with that of UTF-16."""
 SAMPLE = 2**16
-"""Bytes of lines outside of ASCII that are compared."""
+"""The number of bytes of lines outside of ASCII that are compared."""
 EXPECTED = 0.6
-"""The share of characters outside of ASCII that must be usual ones for a guess."""
+"""The least share of usual characters among those outside of ASCII, for a guess."""
 KANA = 0.15
 """The least share of kana in Japanese text: Chinese text and Western quotes decode to kanji as well."""
 _MARKS_OF_TEXT = "‘’‚“”„–—…€£§°·•«»‹›¿¡©®™\xa0"
@@ -38,7 +38,7 @@ class Guess:
     """An encoding, and a word of the file that shows it.
 
     Attributes:
-        certain: a byte order mark or the bytes themselves tell it; false: it is only likely.
+        certain: whether a byte order mark or the bytes themselves prove it; false: it is only likely.
     """
 
     encoding: str
@@ -55,7 +55,7 @@ def _between(first: str, last: str) -> Callable[[str], bool]:
 
 
 def _lead(encoding: str, first: int, last: int) -> Callable[[str], bool]:
-    """Characters of which the first byte in a double-byte encoding is in a range: its table begins with the common ones."""
+    """Return characters of which the first byte in a double-byte encoding is in a range: its table begins with the common ones."""
 
     def usual(character: str) -> bool:
         try:
@@ -101,12 +101,12 @@ _OUTSIDE = re.compile(r"(?=(?P<character>[^\x00-\x7f])(?P<after>.)?)(?<=(?P<befo
 
 
 def mark_of(head: bytes) -> str | None:
-    """The encoding that a byte order mark at the beginning of a file tells."""
+    """Return the encoding that a byte order mark at the beginning of a file tells."""
     return next((encoding for mark, encoding in MARKS.items() if head.startswith(mark)), None)
 
 
 def without_mark(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a byte order mark, by the places of the zero bytes of its ASCII characters."""
+    """Recognize UTF-16 or UTF-32 without a byte order mark, by the places of the zero bytes of its ASCII characters."""
     if len(head) < 8 or b"\0" not in head:
         return None
     quarters = [head[place : len(head) // 4 * 4 : 4].count(0) / (len(head) // 4) for place in range(4)]
@@ -123,7 +123,7 @@ def without_mark(head: bytes) -> str | None:
 
 
 def is_damaged_utf8(sample: bytes) -> bool:
-    """Whether text that does not decode is UTF-8 all the same: it has more characters of several bytes than wrong bytes, or only its last
+    """Return whether text that does not decode is UTF-8 all the same: it has more characters of several bytes than wrong bytes, or only its last
     character is cut off."""
     text = sample.decode("utf-8", "surrogateescape")
     wrong = len(re.findall("[\udc80-\udcff]", text))
@@ -136,7 +136,7 @@ def is_damaged_utf8(sample: bytes) -> bool:
 
 
 def guessed(sample: bytes) -> Guess | None:
-    """The most likely encoding of text that is not UTF-8; None: no encoding makes usual text of it."""
+    """Return the most likely encoding of text that is not UTF-8; None: no encoding makes usual text of it."""
     best, score = None, EXPECTED
     for encoding, is_usual in _CANDIDATES.items():
         try:
@@ -149,10 +149,10 @@ def guessed(sample: bytes) -> Guess | None:
 
 
 def _usual_share(text: str, encoding: str, is_usual: Callable[[str], bool]) -> float:
-    """The share of the characters outside of ASCII that are usual.
+    """Return the share of the characters outside of ASCII that are usual.
 
-    What no text has is not: a capital after a small letter, a low quote or a sign within a word, a final letter before another one, letters of two scripts in one word, or a Latin word
-    in which all letters have accents.
+    A character is unusual where no text has it: a capital after a small letter, a low quote or a sign within a word, a final letter before another letter, letters of two scripts in
+    one word, or a Latin word in which all letters have accents.
     """
     others = list(_OUTSIDE.finditer(text))
     if not others:
@@ -181,6 +181,6 @@ def _character(match: re.Match[str]) -> str:
 
 
 def _example(text: str) -> str:
-    """A short piece of text around the first character outside of ASCII."""
+    """Return a short piece of text around the first character outside of ASCII."""
     match = re.search(r"[^\s,;|\"]{0,15}[^\x00-\x7f][^\s,;|\"]{0,15}", text)
     return match[0] if match else ""

@@ -15,7 +15,7 @@ Judge = Callable[[Mapping[str, Any], str], Any]
 
 
 def own_function(cfg: Filter) -> Judge | None:
-    """The filter function of the user.
+    """Return the filter function of the user.
 
     Raises:
         ConfigError: there is no such function.
@@ -40,7 +40,7 @@ def own_function(cfg: Filter) -> Judge | None:
 def filter_completions(
     row: Mapping[str, Any], answers: Iterable[str], cfg: Filter, judge: Judge | None, dropped: Counter[str]
 ) -> list[str]:
-    """The completions of a row that the student learns from.
+    """Return the completions of a row that the student learns from.
 
     Args:
         judge: the filter function of the user.
@@ -51,7 +51,7 @@ def filter_completions(
     accepted = []
     for answer in answers:
         plain = " ".join(answer.split()).casefold()
-        if not plain:  # nothing can be learned from it
+        if not plain:  # an empty completion teaches nothing
             dropped["empty"] += 1
         elif len(answer) < cfg.min_length:
             dropped["too short"] += 1
@@ -60,7 +60,7 @@ def filter_completions(
         elif any(pattern.match(_typed(answer)) for pattern in refusals):
             dropped["a refusal"] += 1
         elif cfg.duplicates and plain in seen:
-            dropped["said before"] += 1
+            dropped["duplicate"] += 1
         elif judge is not None and not judge(row, answer):
             dropped["rollout.filter.function"] += 1
         else:
@@ -70,5 +70,5 @@ def filter_completions(
 
 
 def _typed(text: str) -> str:
-    """A text with ASCII apostrophes, because models write either kind."""
+    """Return a text with ASCII apostrophes, because models write either kind."""
     return text.replace("\u2019", "'")

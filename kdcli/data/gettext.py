@@ -1,4 +1,4 @@
-"""Translations of a program's messages: gettext catalogues (.po, .mo) of a package."""
+"""Reads translations of a program's messages: gettext catalogues (.po, .mo) of a package."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MAGIC = b"\xde\x12\x04\x95"
 def catalogued(
     path: Path, given: str, source_language: str | None, target_language: str
 ) -> list[tuple[str, list[tuple[str, str]], Counter[str]]]:
-    """The pairs of two locales in the catalogues of a folder.
+    """Return the pairs of two locales in the catalogues of a folder.
 
-    Without a source locale the source is the text in the code. So is English, if it is not translated.
+    Without a source locale, the source is the text in the code. The text in the code also stands for English, if there is no English catalogue.
 
     Args:
         given: the folder as the user wrote it.
@@ -99,7 +99,7 @@ def catalogued(
 
 
 def _catalogues(folder: Path) -> dict[str, dict[str, Path]]:
-    """The catalogues of each locale by their path without locale and suffix; a .mo file only if there is no .po file."""
+    """Return the catalogues of each locale by their path without locale and suffix; a .mo file only if there is no .po file."""
     files: dict[str, dict[str, Path]] = {}
     for suffix in (".mo", ".po"):
         for file in folder.glob(f"**/LC_MESSAGES/*{suffix}"):
@@ -109,7 +109,7 @@ def _catalogues(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def _locale(code: str, locales: list[str]) -> str | None:
-    """The locale that a code names: the code itself, or a locale of the same language and script (`de` for de_DE and deu_Latn), the shortest
+    """Return the locale that a code names: the code itself, or a locale of the same language and script (`de` for de_DE and deu_Latn), the shortest
     one if there are several."""
     plain = {name.replace("-", "_").casefold(): name for name in locales}
     if locale := plain.get(code.replace("-", "_").casefold()):
@@ -126,7 +126,7 @@ def _locale(code: str, locales: list[str]) -> str | None:
 
 
 def _tongue(code: str) -> tuple[str, str]:
-    """The language and the script of a code; empty strings if it is not a code."""
+    """Return the language and the script of a code; empty strings if it is not a code."""
     babel = _babel()
     try:
         language, territory, script = babel.parse_locale(code.replace("-", "_"))[:3]
@@ -153,7 +153,7 @@ def _babel() -> Any:
 
 
 Entry = tuple[str | None, str, int]
-"""The key of a text in a catalogue: its context, the text in the code (its singular), and 1 for the plural, else 0."""
+"""The key of a text in a catalogue: its context, the text in the code (its singular), and 1 for a plural or 0."""
 
 
 def _tuple(texts: Any) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ def _require_disjoint(raw: bytes) -> None:
 
 
 def _entries(path: Path, dropped: Counter[str]) -> dict[Entry, tuple[str, str]]:
-    """The texts of a catalogue and their translations, some of them empty.
+    """Return the texts of a catalogue and their translations, some of them empty.
 
     An entry with plural forms gives the translations for 1 and for many.
 

@@ -1,4 +1,4 @@
-"""Gold labels of rows: of several annotators, and of none."""
+"""Merges the gold labels of several annotators, and separates rows without a gold label."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from kdcli.tasks.rows import IGNORE, RawSplit, Row, RowSchema
 
 logger = logging.getLogger(__name__)
 UNLABELLED = "without a gold label"
-"""Why a row is dropped."""
+"""The reason for which a row is dropped."""
 CONTESTED = 0.02
-"""The share of texts whose labels differ from which on it is a suspicion."""
+"""The least share of texts with differing labels that is a suspicion."""
 
 
 def merge_duplicates(
     schema: RowSchema, rows: dict[str, Row], others: Mapping[str, Sequence[tuple[RawSplit, Row]]]
 ) -> None:
-    """Replace the first row of each text that occurs several times by one of all of them, and say of how many the labels differ.
+    """Replace the first row of each text that occurs several times by a row that merges all of them, and report how many have differing labels.
 
     Args:
         rows: the first row of each id.
-        others: the further rows of an id, each with the source that counts what is dropped of it.
+        others: the further rows of an id, each with the source that counts its dropped rows.
     """
     contested = tied = 0
     for row_id, further in others.items():
@@ -49,7 +49,7 @@ def merge_duplicates(
 def set_apart(
     schema: RowSchema, rows: dict[str, list[Row]], dropped: Counter[str]
 ) -> tuple[dict[str, list[Row]], list[Row]]:
-    """The splits without rows that have no gold label, and those of the training rows, which no split is carved of.
+    """Return the splits without rows that have no gold label, and those of the training rows, which no split is carved of.
 
     Args:
         dropped: counts the rows of validation and test without a gold label, and with `dataset.bad_rows=drop` those of train.

@@ -25,7 +25,7 @@ from kdcli.hub import snapshot
 from kdcli.tasks.rows import RawSplit, RowSchema, fold_white_space
 
 DEEPEST = 500
-"""The nesting depth of JSON up to which a file is not parsed."""
+"""The nesting depth of brackets from which a file is parsed as JSON to measure its depth."""
 LARGEST_CARD = 2**22
 """The number of characters of a data set card that are read."""
 
@@ -86,7 +86,7 @@ def _require_shallow(file: Path, name: str) -> None:
 
 
 def _strings(tree: Any) -> Iterator[str]:
-    """All strings of nested lists and mappings."""
+    """Yield all strings of nested lists and mappings."""
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, list | dict):
@@ -120,7 +120,7 @@ def read_hub(schema: RowSchema, split: str, folder: Path | None = None) -> RawSp
 
 
 def splits_of_repository(cfg: DatasetConfig, folder: Path) -> list[str]:
-    """The names of the splits of a repository on disk.
+    """Return the names of the splits of a repository on disk.
 
     Raises:
         DataError: its files cannot be read.
@@ -138,7 +138,7 @@ def _readable(folder: Path, name: str) -> Iterator[None]:
     for file in folder.rglob("*json*"):
         if file.is_file():
             _require_shallow(file, name)
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it also raises what it logs
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # its logged errors are also raised
     try:
         yield
     except Exception as error:  # from any library that reads the files

@@ -1,4 +1,4 @@
-"""Reads rows of JSON: an object a line, an array of objects, objects under a key, or columns."""
+"""Reads rows of JSON: one object per line, an array of objects, objects under a key, or columns."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from kdcli.tasks.notation import decode_json
 from kdcli.tasks.rows import RowSchema
 
 DEEPEST_FIELD = 3
-"""The depth of keys to which rows are looked for in a document."""
+"""The depth of keys to which a document is searched for rows."""
 _NEXT = re.compile(r"[\s,\x1e]*")
 _LAST_COMMA = re.compile(r",\s*\]\s*\Z")
-"""A comma behind the last item of an array, which JSON does not have."""
+"""A comma after the last item of an array, which JSON does not allow."""
 _PYTHON = re.compile(r"""\s*\[?\s*\{\s*'""")
 """The beginning of dictionaries that Python printed."""
 
@@ -26,7 +26,7 @@ _PYTHON = re.compile(r"""\s*\[?\s*\{\s*'""")
 def read(
     schema: RowSchema, path: str, name: str, lines: Iterable[str], bad: BadRows
 ) -> Iterator[tuple[Any, ...]]:
-    """The values of the wanted columns of each row.
+    """Yield the values of the wanted columns of each row.
 
     Args:
         path: of the file, for messages.
@@ -62,7 +62,7 @@ def read(
 def _rows(
     schema: RowSchema, path: str, name: str, lines: Iterator[str], bad: BadRows
 ) -> Iterator[tuple[str, Any]]:
-    """The rows, each with its place for messages. A file whose first line is complete has a row a line; another one is a document."""
+    """Yield the rows, each with its place for messages. A file whose first line is complete has a row a line; another one is a document."""
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     head = list(itertools.islice(numbered, 2))
     if not head:
@@ -86,7 +86,7 @@ def _rows(
 
 
 def _is_complete(line: str) -> bool:
-    """Whether a line is an object or an array by itself, or is not even the beginning of one."""
+    """Return whether a line is an object or an array by itself, or is not even the beginning of one."""
     try:
         return isinstance(decode_json(line), dict | list)
     except ValueError:
@@ -94,7 +94,7 @@ def _is_complete(line: str) -> bool:
 
 
 def _document(path: str, text: str, numbered: list[tuple[int, str]]) -> Any:
-    """The value of a whole file, or a list of the objects that follow each other in it; None: its lines are rows, and the first is damaged.
+    """Return the value of a whole file, or a list of the objects that follow each other in it; None: its lines are rows, and the first is damaged.
 
     Raises:
         DataError: it is not JSON.
@@ -117,7 +117,7 @@ def _remedy(text: str) -> str:
 
 
 def _named(schema: RowSchema, row: Any) -> Any:
-    """A row with the names of its columns, which dataset.columns gives to an array; an array of turns is a conversation."""
+    """Return a row with the names of its columns, which dataset.columns gives to an array; an array of turns is a conversation."""
     columns, messages = schema.cfg.columns, schema.cfg.messages
     if messages and isinstance(row, list) and row and all(isinstance(turn, dict) for turn in row):
         return {messages: row}
@@ -127,7 +127,7 @@ def _named(schema: RowSchema, row: Any) -> Any:
 
 
 def _sequence(text: str) -> list[Any] | None:
-    """Objects that follow each other with white space or commas between them; None: the text is something else."""
+    """Return objects that follow each other with white space or commas between them; None: the text is something else."""
     values, place = [], _NEXT.match(text).end()  # type: ignore[union-attr]
     decoder = json.JSONDecoder()
     while place < len(text):
@@ -144,7 +144,7 @@ def _sequence(text: str) -> list[Any] | None:
 
 
 def _records(schema: RowSchema, path: str, document: Any) -> list[Any]:
-    """The rows in a document."""
+    """Return the rows in a document."""
     field = schema.cfg.field
     if field is not None:
         document = value_at(document, field.split("."), f"{path}, dataset.field = {field}")
@@ -163,7 +163,7 @@ def _records(schema: RowSchema, path: str, document: Any) -> list[Any]:
 
 
 def _of_columns(schema: RowSchema, document: Mapping[str, Any]) -> list[Any] | None:
-    """The rows of an object that holds columns, as lists or with indices (pandas), or that is itself a row; None: it is none of these."""
+    """Return the rows of an object that holds columns, as lists or with indices (pandas), or that is itself a row; None: it is none of these."""
     names, data = document.get("columns"), document.get("data")
     if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
         return [dict(zip(map(str, names), row, strict=False)) for row in data]
@@ -183,7 +183,7 @@ def _has_columns(schema: RowSchema, row: Mapping[str, Any]) -> bool:
 
 
 def _under_a_key(schema: RowSchema, path: str, document: Mapping[str, Any]) -> Any:
-    """What holds the rows in a document: the one key with an array of objects that have the columns, or else of any objects; or the
+    """Return what holds the rows in a document: the one key with an array of objects that have the columns, or else of any objects; or the
     document itself if all of its values are objects.
 
     Raises:
@@ -215,7 +215,7 @@ def _under_a_key(schema: RowSchema, path: str, document: Mapping[str, Any]) -> A
 
 
 def _arrays(value: Mapping[str, Any], above: str) -> Iterator[tuple[str, list[Any]]]:
-    """The arrays of objects in a document, by their dotted keys."""
+    """Yield the arrays of objects in a document, by their dotted keys."""
     for key, inner in value.items():
         name = f"{above}{key}"
         if isinstance(inner, list) and inner and all(isinstance(each, dict) for each in inner):
@@ -225,7 +225,7 @@ def _arrays(value: Mapping[str, Any], above: str) -> Iterator[tuple[str, list[An
 
 
 def _width(rows: Any) -> int:
-    """The number of items of each row, if rows are arrays; 0: they are not. Tools for annotation write null for a row that was skipped."""
+    """Return the number of items of each row, if rows are arrays; 0: they are not. Tools for annotation write null for a row that was skipped."""
     sizes = {
         len(row) if isinstance(row, list) else 0
         for row in (rows if isinstance(rows, list) else [])
@@ -235,7 +235,7 @@ def _width(rows: Any) -> int:
 
 
 def _with_header(schema: RowSchema, rows: list[Any]) -> list[Any]:
-    """Rows; arrays below a first one that names the columns become objects."""
+    """Return the rows as objects, if they are arrays below a first array that names the columns; other rows are unchanged."""
     first = rows[0] if rows else None
     if (
         schema.cfg.columns

@@ -1,4 +1,4 @@
-"""Near-duplicates: texts that share most of their shingles, found by MinHash in time that grows with the number of rows.
+"""Finds near-duplicates, texts that share most of their shingles, by MinHash, in time that grows linearly with the number of rows.
 
 A shingle is a run of five characters of the text without case, punctuation and repeated white space. One permutation of all shingles is cut
 into bins, and the minimum of each bin is a part of a row's signature (Li, Owen and Zhang 2012, https://arxiv.org/abs/1208.1259). Rows that
@@ -14,22 +14,22 @@ from typing import Any
 import numpy as np
 
 ROWS = 100_000
-"""The most rows that are compared."""
+"""The maximum number of rows that are compared."""
 SIMILAR = 0.7
-"""The share of common shingles (Jaccard) from which on two texts are near-duplicates."""
+"""The least share of common shingles (Jaccard) of two near-duplicates."""
 _CHARACTERS = 512
 """The characters of a text that are compared."""
 _WIDTH = 5
 _BANDS, _IN_BAND = 11, 3
 _CANDIDATES = 8
-"""Rows of one band that a row is compared with."""
+"""The maximum number of rows of one band that a row is compared with."""
 _EMPTY = np.uint32(2**32 - 1)
 _CHUNK = 4096
 _NO_WORD = re.compile(r"[\W_]+")
 
 
 def text_of(row: Mapping[str, Any]) -> str:
-    """What a model reads of a row, without the answer: its texts, prompt, source, words, or the turns of the user."""
+    """Return what a model reads of a row, without the answer: its texts, prompt, source, words, or the turns of the user."""
     parts = [row[name] for name in ("text", "text_pair", "prompt", "source") if row.get(name)]
     parts += row.get("words") or []
     parts += [turn["content"] for turn in row.get("messages") or () if turn["role"] == "user"]
@@ -37,19 +37,19 @@ def text_of(row: Mapping[str, Any]) -> str:
 
 
 def near_duplicates(rows: Sequence[str], others: Sequence[str]) -> dict[int, int]:
-    """For each text that has a near-duplicate among other texts, its index and that of the other text."""
+    """Return, for each text that has a near-duplicate among other texts, its index and that of the other text."""
     rows, others = _normal(rows), _normal(others)
     first, second = _signatures(rows), _signatures(others)
-    found: dict[int, int] = {}
+    nearest: dict[int, int] = {}
     for one, other in _candidates(first, second):
         for at, to in zip(one.tolist(), other.tolist(), strict=True):
-            if at not in found and _similar(rows[at], others[to]):
-                found[at] = to
-    return found
+            if at not in nearest and _similar(rows[at], others[to]):
+                nearest[at] = to
+    return nearest
 
 
 def clusters(texts: Sequence[str]) -> list[int]:
-    """For each text the index of the first one of its cluster: texts that are joined by near-duplicates."""
+    """Return, for each text, the index of the first text of its cluster: texts that are joined by near-duplicates."""
     texts = _normal(texts)
     signatures = _signatures(texts)
     root = list(range(len(texts)))
@@ -83,7 +83,7 @@ def _similar(first: str, second: str) -> bool:
 
 
 def _signatures(texts: Sequence[str]) -> np.ndarray:
-    """The smallest hash of each bin of the shingles of each text, uint32 (N, bins)."""
+    """Return the smallest hash of each bin of the shingles of each text, uint32 (N, bins)."""
     bins = _BANDS * _IN_BAND
     signatures = np.full((len(texts), bins), _EMPTY, np.uint32)
     for start in range(0, len(texts), _CHUNK):
@@ -109,10 +109,10 @@ def _signatures(texts: Sequence[str]) -> np.ndarray:
 def _candidates(
     first: np.ndarray, second: np.ndarray, within: bool = False
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of rows that agree in a band and in half of all bins that one of them has.
+    """Yield pairs of rows that agree in a band and in half of all bins that one of them has.
 
     Args:
-        within: both are one array; each row is compared with those that stand after it.
+        within: whether both are one array; each row is then compared with the rows after it.
     """
     for band in range(_BANDS):
         at = slice(band * _IN_BAND, (band + 1) * _IN_BAND)
@@ -139,7 +139,7 @@ def _candidates(
 
 
 def _keys(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One number for the bins of a band of each row, uint64 (N,), and whether a bin has a value."""
+    """Return one number for the bins of a band of each row, uint64 (N,), and whether a bin has a value."""
     keys = np.zeros(len(values), np.uint64)
     for column in values.T:
         keys = (keys ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)

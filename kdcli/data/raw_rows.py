@@ -1,4 +1,4 @@
-"""Rows as files hold them: values at paths of keys, checked by the task's row schema, and rows that cannot be read."""
+"""Checks rows as files hold them: values at paths of keys, by the task's row schema; and counts rows that cannot be read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REMEDY = "; dataset.bad_rows=drop leaves such rows out"
 UNREADABLE = "cannot be read"
 """The reason for which rows are dropped, for counts."""
 EXAMPLES = 3
-"""Dropped rows that a message names."""
+"""The number of dropped rows that a message names."""
 
 
 class BadRows:
@@ -66,7 +66,7 @@ class BadRows:
 def check_rows(
     schema: RowSchema, name: str, table: Iterable[tuple[Any, ...]], bad: BadRows
 ) -> list[tuple[Any, ...]]:
-    """The checked values of rows."""
+    """Return the checked values of rows."""
     rows = []
     for number, values in enumerate(schema.assembled(table), 1):
         try:
@@ -79,7 +79,7 @@ def check_rows(
 def table_rows(
     table: dict[str, list[Any]], paths: list[list[str]], name: str, bad: BadRows, first: int = 1
 ) -> Iterator[tuple[Any, ...]]:
-    """The rows of a table as the values at the paths of its columns; `first` is the number of the first row, for messages."""
+    """Yield the rows of a table as the values at the paths of its columns; `first` is the number of the first row, for messages."""
     for number, values in enumerate(zip(*(table[path[0]] for path in paths), strict=True), first):
         where = f"{name}, row {number}"
         try:
@@ -89,7 +89,7 @@ def table_rows(
 
 
 def value_at(value: Any, path: list[str], where: str) -> Any:
-    """The value at the end of a path of keys; an index is the key of an item of a list, and another key of a list that of each of its mappings.
+    """Return the value at the end of a path of keys; an index is the key of an item of a list, and another key of a list that of each of its mappings.
 
     Raises:
         DataError: with a message that begins with `where`.

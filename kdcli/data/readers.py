@@ -33,10 +33,10 @@ DOCUMENT = 1000
 
 @dataclass(frozen=True)
 class Source:
-    """A file that is read, how, and what becomes of its bad rows.
+    """A file, how it is read, and how its bad rows are handled.
 
     Attributes:
-        errors: of undecodable bytes: strict, or surrogateescape if their lines are to be dropped.
+        errors: how undecodable bytes are handled: strict, or surrogateescape if their lines are dropped.
     """
 
     schema: RowSchema
@@ -51,7 +51,7 @@ class Source:
         return self.file.path
 
     def lines(self, newline: str = "") -> Iterator[str]:
-        """Its lines with their ends; those with bytes that cannot be decoded are bad rows."""
+        """Return the lines with their ends; those with bytes that cannot be decoded are bad rows."""
         decoded = lines(self.file, self.reading.encoding or "utf-8-sig", self.errors, newline)
         return decoded if self.errors == "strict" else self._without_undecodable(decoded)
 
@@ -156,7 +156,7 @@ def read_parallel(
 
 
 def _text_lines(source: Source) -> tuple[list[str], Reading]:
-    """All lines of a file, without their ends, which are no other characters than LF and CR LF."""
+    """Return all lines of a file, without their ends, which are no other characters than LF and CR LF."""
     while True:
         try:
             return [line.rstrip("\r\n") for line in source.lines("\n")], source.reading
@@ -168,7 +168,7 @@ def _text_lines(source: Source) -> tuple[list[str], Reading]:
 
 
 def _read(source: Source) -> tuple[Source, list[tuple[Any, ...]]]:
-    """The checked rows. If what was decided by the first bytes does not hold for all of the file, it is decided again by more of them.
+    """Return the checked rows. If what was decided by the first bytes does not hold for all of the file, it is decided again by more of them.
 
     Raises:
         UnicodeError: the file cannot be decoded, and lines are not dropped.
@@ -193,7 +193,7 @@ def _read(source: Source) -> tuple[Source, list[tuple[Any, ...]]]:
 
 
 def _in_other_encoding(source: Source) -> Source | None:
-    """The source with the encoding that its bytes look like, or without the lines that cannot be decoded; None: neither is possible."""
+    """Return the source with the encoding that its bytes look like, or without the lines that cannot be decoded; None: neither is possible."""
     reading, schema = source.reading, source.schema
     bad = BadRows(schema.cfg.bad_rows)
     if reading.guess and reading.guess.encoding == "utf-8-sig":
@@ -207,9 +207,9 @@ def _in_other_encoding(source: Source) -> Source | None:
 
 
 def _by_more(source: Source) -> Source | None:
-    """The source with another dialect, by all of the file; None: there is none."""
+    """Return the source with another dialect, by all of the file; None: there is none."""
     reading = source.reading
-    if reading.dialect is None or reading.whole:
+    if reading.dialect is None or reading.complete:
         return None
     more = with_dialect(source.schema, source.file, reading, LARGEST_SAMPLE)
     if more.dialect == reading.dialect:
@@ -234,7 +234,7 @@ def _read_table(source: Source) -> Iterator[tuple[Any, ...]]:
 
 
 def _read_txt(source: Source) -> Iterator[tuple[Any, ...]]:
-    """Documents: paragraphs in their order, as many as make at least `DOCUMENT` characters."""
+    """Yield documents: paragraphs in their order, as many as make at least `DOCUMENT` characters."""
     document = ""
     stripped = (line.rstrip("\r\n") for line in source.lines())
     for blank, paragraph in itertools.groupby(stripped, lambda line: not line.strip()):
@@ -248,7 +248,7 @@ def _read_txt(source: Source) -> Iterator[tuple[Any, ...]]:
 
 
 def _read_fasttext(source: Source) -> Iterator[tuple[Any, ...]]:
-    """Lines that begin with their labels: `__label__LABEL text`."""
+    """Yield lines that begin with their labels: `__label__LABEL text`."""
     paths = source.schema.column_paths(["text", "label"], source.path.name)
     for number, line in enumerate(source.lines(), 1):
         labels, text = re.fullmatch(r"((?:__label__\S*\s*)*)(.*)", line.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
@@ -266,7 +266,7 @@ class PlainLoader(yaml.BaseLoader):
     """YAML whose scalars stay strings as they are written (yes, 1.10). Aliases, which can multiply, and duplicate keys are errors."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Raises yaml.YAMLError at an alias."""
+        """Raise yaml.YAMLError at an alias."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.MarkedYAMLError(
@@ -275,7 +275,7 @@ class PlainLoader(yaml.BaseLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """Raises yaml.YAMLError at a duplicate key."""
+        """Raise yaml.YAMLError at a duplicate key."""
         mapping = super().construct_mapping(node, deep)
         if len(mapping) < len(node.value):
             keys = Counter(key.value for key, _ in node.value if isinstance(key.value, str))
@@ -287,7 +287,7 @@ class PlainLoader(yaml.BaseLoader):
 
 
 def _read_conversations(source: Source) -> Iterator[tuple[Any, ...]]:
-    """The first two turns of each conversation.
+    """Yield the first two turns of each conversation.
 
     Later turns continue the dialogue in some files, and are further answers to the first turn in others; the files do not say which.
     """
@@ -321,7 +321,7 @@ def _read_conll(source: Source) -> Iterator[tuple[Any, ...]]:
 
 
 def read_gettext(schema: RowSchema, path: Path, given: str) -> list[RawSplit]:
-    """The catalogues of two locales under a folder."""
+    """Return the catalogues of two locales under a folder."""
     catalogues = catalogued(path, given, schema.cfg.source_language, schema.cfg.target_language or "")
     return [
         RawSplit(name, check_rows(schema, name, table, BadRows(schema.cfg.bad_rows)), dropped=dropped)

@@ -23,9 +23,9 @@ from kdcli.errors import DataError, abbreviated
 from kdcli.tasks.rows import RowSchema
 
 SAMPLE_LINES = 2**18
-"""Characters of lines that tell how rows are delimited."""
+"""The number of characters of the lines that show how rows are delimited."""
 LARGEST_SAMPLE = 2**26
-"""Characters that are looked at when the first ones were not enough."""
+"""The maximum number of characters that are examined if the first ones are not enough."""
 _PICKLE = "a pickle, which may run code when it is read; write the rows into a jsonl or parquet file"
 _PRINTED = "a printed table (of Markdown or of a database's shell); write its rows into a csv or jsonl file"
 _XML = "XML; write the rows into a csv or jsonl file"
@@ -52,7 +52,7 @@ _OTHER = {
     b"Rar!": _ARCHIVE,
     b"7z\xbc\xaf": _ARCHIVE,
 }
-"""The beginnings of files that hold no rows which kdcli reads, and what they are."""
+"""The beginnings of files without rows that kdcli reads, with the kind of each file."""
 _TEXTS = {
     re.compile(
         r"#FORMAT=WebAnno"
@@ -63,19 +63,19 @@ _TEXTS = {
     re.compile(r"[ \t]*\+[-=]{2,}[-=+]*\+[ \t]*\n"): _PRINTED,
     re.compile(r"<(\w+)>\s*<\w+[ >]"): _XML,
 }
-"""The beginnings of texts that hold no rows as they are, and what to do about them."""
+"""The beginnings of texts whose rows kdcli does not read, with the remedy for each."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a file is read.
+    """Describes how a file is read.
 
     Attributes:
         file: its name.
         bytes: its size on disk. A recorded decision holds for a file of the same name and size.
         format: as dataset.format.
         guess: how the encoding was found; None: the config or a record gives it, or the format has none.
-        whole: the whole file was looked at, not its beginning alone.
+        complete: whether the complete file was examined, not its beginning alone.
     """
 
     file: str
@@ -85,10 +85,10 @@ class Reading:
     encoding: str | None = None
     dialect: Dialect | None = None
     guess: Guess | None = None
-    whole: bool = False
+    complete: bool = False
 
     def as_record(self) -> dict[str, Any]:
-        """What env.json keeps of it."""
+        """Return the part of it that env.json keeps."""
         dialect = dataclasses.asdict(self.dialect) if self.dialect else None
         record = {
             "file": self.file, "bytes": self.bytes, "format": self.format, "compression": self.compression,
@@ -98,7 +98,7 @@ class Reading:
 
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> Reading:
-        """Raises ValueError or ConfigError for a record that is damaged, or of another version."""
+        """Read a record. Raise ValueError or ConfigError for a record that is damaged, or of another version."""
         reading: Reading = TypeAdapter(cls).validate_python(record)
         if dialect := reading.dialect:
             delimited.require_signs(dialect.delimiter, dialect.quote, dialect.escape)
@@ -127,7 +127,7 @@ class Reading:
 def decide(
     schema: RowSchema, file: DataFile, recorded: Iterable[Reading], format_name: str | None = None
 ) -> Reading:
-    """How a file is read.
+    """Return how a file is read.
 
     Args:
         format_name: the format, if it is known.
@@ -161,12 +161,12 @@ def decide(
     if format_name != "csv":
         return reading
     if before and before.dialect and _allows(cfg, before.dialect):
-        return dataclasses.replace(reading, dialect=before.dialect, whole=True)
+        return dataclasses.replace(reading, dialect=before.dialect, complete=True)
     return with_dialect(schema, file, reading)
 
 
 def _allows(cfg: DatasetConfig, dialect: Dialect) -> bool:
-    """Whether a recorded dialect is what the config says."""
+    """Return whether a recorded dialect is what the config says."""
     given = [
         (cfg.delimiter, dialect.delimiter),
         (cfg.quote, dialect.quote or "none"),
@@ -177,7 +177,7 @@ def _allows(cfg: DatasetConfig, dialect: Dialect) -> bool:
 
 
 def with_dialect(schema: RowSchema, file: DataFile, reading: Reading, limit: int = SAMPLE_LINES) -> Reading:
-    """A reading with the dialect of the first `limit` characters; of tables between tabs also of later lines with quotes."""
+    """Return a reading with the dialect of the first `limit` characters; of tables between tabs also of later lines with quotes."""
     assert reading.encoding is not None
     sample: list[str] = []
     left, complete = limit, False
@@ -192,7 +192,7 @@ def with_dialect(schema: RowSchema, file: DataFile, reading: Reading, limit: int
             quoted = itertools.islice((line for line in stream if '"' in line), 1000)
             sample += quoted
     dialect = delimited.decide(schema, file.suffix, sample, not complete)
-    return dataclasses.replace(reading, dialect=dialect, whole=complete or limit == LARGEST_SAMPLE)
+    return dataclasses.replace(reading, dialect=dialect, complete=complete or limit == LARGEST_SAMPLE)
 
 
 def _require_format(cfg: DatasetConfig, file: DataFile, format_name: str) -> None:
@@ -211,7 +211,7 @@ def _require_format(cfg: DatasetConfig, file: DataFile, format_name: str) -> Non
 
 
 def _format(file: DataFile, head: bytes) -> str:
-    """The format by the first bytes, or else by the name.
+    """Return the format by the first bytes, or else by the name.
 
     Raises:
         DataError: kdcli does not read such files.
@@ -236,20 +236,20 @@ def _format(file: DataFile, head: bytes) -> str:
 
 
 def _start_of(head: bytes) -> str:
-    """The first characters of a text."""
+    """Return the first characters of a text."""
     encoding = mark_of(head) or without_mark(head) or "utf-8"
     return head.decode(encoding, "ignore").lstrip("\ufeff \t\r\n\x1e").replace("\r\n", "\n")
 
 
 def _encoding(head: bytes) -> Guess:
-    """The encoding by a byte order mark or by zero bytes; else UTF-8, and another one is looked for if that fails."""
+    """Return the encoding by a byte order mark or by zero bytes; else UTF-8, and another one is looked for if that fails."""
     if mark := mark_of(head):
         return Guess(mark)
     return Guess(without_mark(head) or "utf-8-sig")
 
 
 def other_encoding(file: DataFile, reading: Reading) -> Reading | None:
-    """The reading of a file that is not UTF-8, as it was thought to be; None: it is damaged UTF-8.
+    """Return the reading of a file that is not UTF-8, as it was thought to be; None: it is damaged UTF-8.
 
     Raises:
         DataError: no encoding is likely.
@@ -257,9 +257,9 @@ def other_encoding(file: DataFile, reading: Reading) -> Reading | None:
     sample, rest = bytearray(), b""
     with file.open() as stream:
         while len(sample) < SAMPLE and (block := stream.read1(HEAD)):
-            *whole, rest = (rest + block).split(b"\n")
+            *complete_lines, rest = (rest + block).split(b"\n")
             rest = rest[-SAMPLE:]  # of a line without end
-            sample += b"".join(line + b"\n" for line in whole if not line.isascii())
+            sample += b"".join(line + b"\n" for line in complete_lines if not line.isascii())
     text = bytes(sample[: 2 * SAMPLE] if rest.isascii() else sample[: 2 * SAMPLE] + rest)
     if is_damaged_utf8(text):
         return None

@@ -48,13 +48,13 @@ _DESCRIPTIONS = (
 _ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|citation|changelog)\b", re.IGNORECASE)
 """The names of texts that describe a folder."""
 MOST_FILES = 100_000
-"""Files and folders below the folder of a data set: more of them are somebody's disk."""
+"""The maximum number of files and folders below the folder of a data set: a folder with more is a whole disk, not a data set."""
 _SAVED = "state.json"
 _SAVED_SPLITS = "dataset_dict.json"
 
 
 def data_suffix(name: str) -> str:
-    """The suffix of a file's name, in small letters, without that of a compression."""
+    """Return the suffix of a file's name, in small letters, without that of a compression."""
     name = name.lower()
     for suffix in itertools.chain(*COMPRESSIONS.values()):
         name = name.removesuffix(suffix)
@@ -62,7 +62,7 @@ def data_suffix(name: str) -> str:
 
 
 def is_hub(cfg: DatasetConfig) -> bool:
-    """Whether a data set is fetched from the hub: by its format if its path is no local folder, or because its path is no local one and has
+    """Return whether a data set is fetched from the hub: by its format if its path is no local folder, or because its path is no local one and has
     the form of an id."""
     path = cfg.path
     if cfg.format == "hub":
@@ -96,7 +96,7 @@ def require_source(cfg: DatasetConfig, given: str) -> None:
 
 
 def is_local_repository(cfg: DatasetConfig, path: Path) -> bool:
-    """Whether a folder is a repository of the hub: by the data set's format, or because its card names the files of its parts, or their
+    """Return whether a folder is a repository of the hub: by the data set's format, or because its card names the files of its parts, or their
     columns."""
     if cfg.forces_format or _is_saved(path):
         return False
@@ -111,18 +111,18 @@ def is_local_repository(cfg: DatasetConfig, path: Path) -> bool:
 
 
 def _is_saved(path: Path) -> bool:
-    """Whether a folder was written by `save_to_disk` of datasets."""
+    """Return whether a folder was written by `save_to_disk` of datasets."""
     return any((path / name).is_file() for name in (_SAVED, _SAVED_SPLITS))
 
 
 def split_name(name: str) -> str | None:
-    """The split that a name means: train, validation or test; None: it means none."""
+    """Return the split that a name means: train, validation or test; None: it means none."""
     words = re.split(r"[-._ /\\]+|(?<=\D)(?=\d)", name.lower())
-    return next((split for split, known in SPLIT_NAMES.items() if set(known) & set(words)), None)
+    return next((split for split, names in SPLIT_NAMES.items() if set(names) & set(words)), None)
 
 
 def local_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
-    """The files that a path means, by their splits; a file alone is of the training split.
+    """Return the files that a path means, by their splits; a file alone is of the training split.
 
     Raises:
         DataError: the path does not exist, or there are no files in it.
@@ -178,7 +178,7 @@ def _require_no_class_folders(path: Path, files: Sequence[Path]) -> None:
 
 
 def _of_folder(path: Path) -> dict[str, list[Path]]:
-    """The files with data below a folder, by their splits."""
+    """Return the files with data below a folder, by their splits."""
     everything = _files_below(path)
     _require_no_standoff(path, everything)
     files = [
@@ -203,7 +203,7 @@ def _of_folder(path: Path) -> dict[str, list[Path]]:
 
 
 def _files_below(path: Path) -> list[Path]:
-    """The files below a folder, in order, without those whose name, or that of a folder around them, begins with a dot or an underscore.
+    """Return the files below a folder, in order, without those whose name, or that of a folder around them, begins with a dot or an underscore.
 
     Raises:
         DataError: there are more than `MOST_FILES`.
@@ -235,7 +235,7 @@ def _require_no_standoff(path: Path, files: Iterable[Path]) -> None:
 
 
 def _by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """Files below a folder by the splits that their names, or those of the folders around them, mean; all of train if none is of train."""
+    """Return files below a folder by the splits that their names, or those of the folders around them, mean; all of train if none is of train."""
     splits: dict[str, list[Path]] = {}
     for file in files:
         relative = file.relative_to(path)
@@ -247,13 +247,13 @@ def _by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:
 
 
 def _saved(path: Path) -> list[Path]:
-    """The Arrow files of a data set that `save_to_disk` of datasets wrote."""
+    """Return the Arrow files of a data set that `save_to_disk` of datasets wrote."""
     names = _names(path / _SAVED, lambda tree: [file["filename"] for file in tree["_data_files"]])
     return [path / name for name in names]
 
 
 def _names(path: Path, read: Callable[[Any], Iterable[Any]]) -> list[str]:
-    """Names of files or folders in a description, each of the folder that the description is in."""
+    """Return names of files or folders in a description, each of the folder that the description is in."""
     try:
         if os.path.getsize(path) > LARGEST_JSON:
             raise ValueError("it is too large")
@@ -274,7 +274,7 @@ def _names(path: Path, read: Callable[[Any], Iterable[Any]]) -> list[str]:
 
 
 def parallel_files(cfg: DatasetConfig, given: str, targets: bool = True) -> tuple[Path, Path]:
-    """The files of sources and of targets.
+    """Return the files of sources and of targets.
 
     Args:
         targets: there are files of targets; without them both paths are that of the sources.
@@ -296,7 +296,7 @@ def parallel_files(cfg: DatasetConfig, given: str, targets: bool = True) -> tupl
 
 
 def parallel_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
-    """The files of sources and of targets of each split of a folder: train.en and train.de, dev.en and dev.de."""
+    """Return the files of sources and of targets of each split of a folder: train.en and train.de, dev.en and dev.de."""
     path = user_path(given)
     if not os.path.isdir(path):
         return {}
@@ -308,14 +308,14 @@ def parallel_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
 
 
 def is_parallel(cfg: DatasetConfig, given: str) -> bool:
-    """Whether the data are two text files, line by line."""
+    """Return whether the data are two text files, line by line."""
     if cfg.format == "parallel":
         return True
     return cfg.format == "auto" and _parallel(cfg, user_path(given)) is not None
 
 
 def _parallel(cfg: DatasetConfig, path: Path) -> tuple[Path, Path] | None:
-    """The files whose names are those of the columns of sources and targets, or end so: train.en and train.de for `train` (or for
+    """Return the files whose names are those of the columns of sources and targets, or end so: train.en and train.de for `train` (or for
     one of the two), src-train.txt and tgt-train.txt, en.txt and de.txt for their folder, or the only pair of a folder."""
     source, target = cfg.source, cfg.target
     if not source or not target or glob.has_magic(str(path)):
@@ -344,7 +344,7 @@ def _parallel(cfg: DatasetConfig, path: Path) -> tuple[Path, Path] | None:
 
 
 def _pairs_in(path: Path, source: str, target: str) -> list[tuple[Path | None, ...]]:
-    """The pairs of a folder, whatever their names begin with, as those of OPUS: Tatoeba.de-en.en and Tatoeba.de-en.de."""
+    """Return the pairs of a folder, whatever their names begin with, as those of OPUS: Tatoeba.de-en.en and Tatoeba.de-en.de."""
     bases = {re.sub(rf"\.{re.escape(source)}(\.(gz|zst|bz2|xz))?$", "", file.name) for file in path.iterdir()}
     pairs = [tuple(_existing(f"{path / base}.{side}") for side in (source, target)) for base in sorted(bases)]
     return [pair for pair in pairs if all(pair)]

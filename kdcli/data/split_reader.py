@@ -1,4 +1,4 @@
-"""Reads the splits of a data set from wherever the config says, and tells in one line how."""
+"""Reads the splits of a data set from the sources in the config, and logs in one line how each is read."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SplitReader:
         self.readings: list[Reading] = []
 
     def read(self) -> RawSplits:
-        """The sources of the training rows, and of validation and test where they have some of their own: those that are named, or that
+        """Return the sources of the training rows, and of validation and test where they have some of their own: those that are named, or that
         the folder has."""
         cfg = self.schema.cfg
         sources = {"train": self._read(self.schema, cfg.path, cfg.train)}
@@ -59,7 +59,7 @@ class SplitReader:
         return sources
 
     def _read_published(self, split: str) -> list[RawSplit]:
-        """A split that nobody named; empty if it lacks the column of gold labels, as the test files of competitions do."""
+        """Return a split that nobody named; empty if it lacks the column of gold labels, as the test files of competitions do."""
         try:
             return self._read(self.schema, self.schema.cfg.path, split)
         except DataError as error:
@@ -68,11 +68,11 @@ class SplitReader:
             return []
 
     def read_unlabelled(self, schema: RowSchema, given: str) -> list[RawSplit]:
-        """A source of rows without gold labels."""
+        """Return a source of rows without gold labels."""
         return self._read_split("train", given, schema)
 
     def _read_split(self, split: str, given: str, schema: RowSchema | None = None) -> list[RawSplit]:
-        """A source that is named: a split of the data set, or a file or folder."""
+        """Return a source that is named: a split of the data set, or a file or folder."""
         schema, cfg = schema or self.schema, self.schema.cfg
         if is_hub(cfg):
             return self._read(schema, cfg.path, given)
@@ -95,7 +95,7 @@ class SplitReader:
         return local_splits(cfg, cfg.path)
 
     def _read(self, schema: RowSchema, given: str, split: str) -> list[RawSplit]:
-        """The parts of a split, one for each of its files, from wherever a path means."""
+        """Return the parts of a split, one for each of its files, from wherever a path means."""
         cfg = schema.cfg
         if is_hub(cfg):
             return [read_hub(schema, split)]
@@ -125,7 +125,7 @@ class SplitReader:
         return [part for part, _ in results]
 
     def _name_in_repository(self, path: Path, split: str) -> str:
-        """The name that a repository has for a split."""
+        """Return the name that a repository has for a split."""
         names = splits_of_repository(self.schema.cfg, path)
         return next((name for name in names if split in (name, split_name(name))), split)
 
@@ -143,7 +143,7 @@ class SplitReader:
 
 
 def _has_gold(part: RawSplit) -> bool:
-    """Whether any row of a source has a gold label or a target."""
+    """Return whether any row of a source has a gold label or a target."""
     return any(
         label is not None and str(label) not in NO_LABEL for row in part.rows for label in labels_of(row[-1])
     )

@@ -1,4 +1,4 @@
-"""From rows to splits: duplicates, cleaning, and rows carved out for validation and test."""
+"""Turns rows into splits: removes duplicates, cleans, and splits off validation and test."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def log_dropped(name: str, dropped: Counter[str]) -> None:
 
 def filter_rows(schema: RowSchema, train: list[Row], dropped: Counter[str]) -> list[Row]:
     """Filter the training rows by `dataset.clean`; warn if it drops many."""
-    kept, filtered = schema.filtered(train)
+    remaining, filtered = schema.filtered(train)
     log_dropped(schema.cfg.path, filtered)
     dropped += filtered
     reasons = ", ".join(f"{why}: {count}" for why, count in filtered.items())
     remedy = "turn it off with dataset.clean.identical=false, dataset.clean.max_ratio=null or dataset.clean.script=false"
-    if filtered and not kept:
+    if filtered and not remaining:
         raise DataError(
             f"{schema.cfg.path}: dataset.clean leaves none of the {len(train)} training rows ({reasons}); look at them, or {remedy}"
         )
@@ -76,11 +76,11 @@ def filter_rows(schema: RowSchema, train: list[Row], dropped: Counter[str]) -> l
             reasons,
             remedy,
         )
-    return kept
+    return remaining
 
 
 def groups_of(schema: RowSchema, rows: Mapping[str, Sequence[Row]]) -> Callable[[Row], str]:
-    """The function that gives the group of a row: that of the schema, or with `dataset.near_duplicates=group` the first one of the groups of
+    """Return the function that gives the group of a row: that of the schema, or with `dataset.near_duplicates=group` the first one of the groups of
     its near-duplicates."""
     if schema.cfg.near_duplicates != "group":
         return schema.group
@@ -103,7 +103,7 @@ def groups_of(schema: RowSchema, rows: Mapping[str, Sequence[Row]]) -> Callable[
 
 
 def limited(rows: list[Row], limit: int) -> list[Row]:
-    """The first rows. If they have one class and the others have another one, the last of them is the first row of another class."""
+    """Return the first rows. If they have one class and the others have another one, the last of them is the first row of another class."""
     if len(rows) <= limit or limit < 2 or not isinstance(rows[0].get("label"), int):
         return rows[:limit]
     label = rows[0]["label"]
@@ -119,22 +119,22 @@ def disjoint_splits(
     for split in reversed(SPLITS):
         if split not in rows:
             continue
-        kept = [row for row in rows[split] if group_of(row) not in taken]
-        if len(kept) < len(rows[split]):
+        remaining = [row for row in rows[split] if group_of(row) not in taken]
+        if len(remaining) < len(rows[split]):
             logger.info(
                 "%d rows of %s are dropped: they are in a later split as well",
-                len(rows[split]) - len(kept),
+                len(rows[split]) - len(remaining),
                 split,
             )
-            dropped["in a later split as well"] += len(rows[split]) - len(kept)
-        if not kept:
+            dropped["in a later split as well"] += len(rows[split]) - len(remaining)
+        if not remaining:
             later = " or ".join(SPLITS[SPLITS.index(split) + 1 :])
             raise DataError(
                 f"{schema.cfg.path}: all rows of {split} are in {later} as well, and no row may be in two splits; name other files, "
                 f"or leave dataset.{later.replace(' or ', '= and dataset.')}= out: a part of the training rows is then kept for it"
             )
-        rows[split] = kept
-        taken |= {group_of(row) for row in kept}
+        rows[split] = remaining
+        taken |= {group_of(row) for row in remaining}
     return rows
 
 
@@ -161,7 +161,7 @@ def carve_splits(
     split_of = dict.fromkeys(order, "train")
     left = len(rows["train"])
     for place, split in enumerate(carved):
-        others = len(carved) - place  # train and the splits that follow have a group each
+        others = len(carved) - place  # train and each split that follows keep one group
         count = _expected(cfg, sizes[split], split, len(rows["train"]), left, others, dropped)
         free = [group for group in order if split_of[group] == "train"]
         if split == "validation":
@@ -183,7 +183,7 @@ def carve_splits(
 
 
 def position(group: str) -> float:
-    """The place of a group in [0, 1), by its hash."""
+    """Return the place of a group in [0, 1), by its hash."""
     if not _HASH.match(group):  # a task of the user has groups that are not hashes
         group = row_hash([group])
     return int(group[:_DIGITS], 16) / 16**_DIGITS
@@ -192,7 +192,7 @@ def position(group: str) -> float:
 def _expected(
     cfg: Dataset, size: float, split: str, total: int, left: int, others: int, dropped: Mapping[str, int]
 ) -> int:
-    """The number of rows of a split, if the hash takes its share exactly.
+    """Return the number of rows of a split, if the hash takes its share exactly.
 
     Args:
         total: the rows before any split is carved.
@@ -207,7 +207,7 @@ def _expected(
     if count <= left - others:
         return count
     remedy = f"give a smaller dataset.{split}_size"
-    if total < 3:  # no size is small enough
+    if total < 3:  # any size is too large
         remedy = "give dataset.validation= and dataset.test=, or more rows"
         remedy += " (documents end at blank lines)" if cfg.format == "txt" else ""
         remedy += f"; {dropped['duplicates']} rows are duplicates" if dropped.get("duplicates") else ""
@@ -219,7 +219,7 @@ def _expected(
 def _nearest(
     free: Sequence[str], groups: Mapping[str, Sequence[Row]], count: int, size: float, split: str
 ) -> list[str]:
-    """The groups of a split, from its end of the range. None has more rows than the split shall have.
+    """Return the groups of a split, from its end of the range. None has more rows than the split shall have.
 
     Args:
         free: the groups, from the end of the range.
@@ -243,5 +243,5 @@ def _nearest(
 
 
 def _classes(rows: Iterable[Row]) -> frozenset[int]:
-    """The classes of the rows of a group; empty for language models."""
+    """Return the classes of the rows of a group; empty for language models."""
     return frozenset(label for row in rows if "label" in row for label in labels_of(row["label"])) - {IGNORE}

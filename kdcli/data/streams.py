@@ -1,4 +1,4 @@
-"""Opens data files, plain or compressed, within bounds: no hole of a sparse file and no bomb is read to its end."""
+"""Opens data files, plain or compressed, within bounds: holes of sparse files and decompression bombs are not read to their end."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ BOMB = 200
 """The largest ratio of what a file holds to its size, for contents of `BOMB_FROM` bytes and more."""
 BOMB_FROM = 2**28
 TEXT_BOMB_FROM = 2**26
-"""The same for compressed text, whose rows need many times its bytes in memory."""
+"""The size from which `BOMB` applies to compressed text, whose rows need many times its bytes in memory."""
 PADDING = 2**16
 """The number of NULs in a compressed file after which it has ended."""
 HEAD = 2**16
-"""Bytes at the beginning of a file that tell its format."""
+"""The number of bytes at the beginning of a file that identify its format."""
 _MAGIC = {
     b"\x1f\x8b\x08": "gz",
     b"BZh": "bz2",
@@ -43,7 +43,7 @@ _MAGIC = {
 }
 _BROKEN = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile, gzip.BadGzipFile)
 _JUNK = ("__MACOSX/", ".")
-"""The beginnings of the names of a zip archive's files that are no data."""
+"""The beginnings of the names of files in a zip archive that are not data."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class DataFile:
 
     @classmethod
     def of(cls, path: Path) -> DataFile:
-        """Look at the first bytes of a file.
+        """Read the first bytes of a file, and identify its compression.
 
         Raises:
             DataError: it is a zip archive that does not hold one file.
@@ -92,7 +92,7 @@ class DataFile:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[io.BufferedReader]:
-        """Its bytes, decompressed, up to the first hole.
+        """Open its bytes, decompressed, up to the first hole.
 
         Raises:
             DataError: it is damaged, or a bomb.
@@ -108,7 +108,7 @@ class DataFile:
             ) from None
 
     def head(self, size: int = HEAD) -> bytes:
-        """Its first bytes."""
+        """Read its first bytes."""
         with self.open() as stream:
             pieces, left = [], size
             while left > 0 and (piece := stream.read1(left)):
@@ -118,7 +118,7 @@ class DataFile:
 
 
 def _only_member(path: Path) -> str:
-    """The name of the file in a zip archive."""
+    """Return the name of the file in a zip archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [info.filename for info in archive.infolist() if not info.is_dir()]
@@ -181,7 +181,7 @@ class _Bounded(io.BufferedReader):
         self.offset, self.ended = 0, False
 
     def read1(self, size: int = -1, /) -> bytes:
-        """The bytes of the next block, with the first NULs.
+        """Return the bytes of the next block, with the first NULs.
 
         Raises:
             DataError: the file holds more bytes than one of its size may.
@@ -197,7 +197,7 @@ class _Bounded(io.BufferedReader):
 
 
 def bomb(path: Path) -> DataError:
-    """The refusal of a file that holds far more than its size."""
+    """Return the refusal of a file that holds far more than its size."""
     return DataError(
         f"{path} holds more than {BOMB:,} times what it has in bytes, which no text does; write its table anew"
     )
@@ -206,7 +206,7 @@ def bomb(path: Path) -> DataError:
 def lines(
     file: DataFile, encoding: str, errors: str = "strict", newline: str = ""
 ) -> Generator[str, None, None]:
-    """The lines of a text file, with their ends, and without a byte order mark.
+    """Yield the lines of a text file, with their ends, and without a byte order mark.
 
     Args:
         newline: as that of `open`; empty: CR, LF and CR LF end a line.

@@ -1,4 +1,4 @@
-"""Properties of a data set that make its results doubtful, in sentences with their figures."""
+"""Reports properties of a data set that make its results doubtful, in sentences with their figures."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from kdcli.errors import DataError, shown
 from kdcli.tasks.rows import IGNORE, labels_of
 
 NEAR = 0.01
-"""The share of test rows with a near-duplicate in train from which on it is told."""
+"""The least share of test rows with a near-duplicate in train that is reported."""
 NAMED = 5
-"""Classes that a sentence names."""
+"""The number of classes that a sentence names."""
 Suspicion = dict[str, Any]
 """`kind`, `text` and `key` (null: no key mends it), and figures."""
 
 
 def find_suspicions(cfg: DatasetConfig, data: Data) -> list[Suspicion]:
-    """What makes the results on a data set doubtful."""
-    found = [*_unseen_classes(data), *_missing_classes(data)]
+    """Return what makes the results on a data set doubtful."""
+    suspicions = [*_unseen_classes(data), *_missing_classes(data)]
     if cfg.near_duplicates == "warn":
-        found += _near_duplicates(data)
-    return found
+        suspicions += _near_duplicates(data)
+    return suspicions
 
 
 def require_several_classes(cfg: DatasetConfig, data: Data) -> None:
@@ -54,7 +54,7 @@ def require_several_classes(cfg: DatasetConfig, data: Data) -> None:
 
 
 def _classes(data: Data, split: str) -> Counter[str]:
-    """The number of rows with each class."""
+    """Return the number of rows with each class."""
     if not data.labels or "label" not in data[split].column_names:
         return Counter()
     rows = (set(labels_of(label)) - {IGNORE} for label in data[split]["label"][:])
@@ -62,12 +62,12 @@ def _classes(data: Data, split: str) -> Counter[str]:
 
 
 def _unseen_classes(data: Data) -> Iterator[Suspicion]:
-    """Classes of validation and test that no training row has."""
+    """Yield classes of validation and test that no training row has."""
     for split in ("validation", "test"):
         if unseen := data.unseen_labels(split):
             yield {
                 "kind": "unseen_classes",
-                "text": f"{split} has labels that no training row has ({_counted(unseen)}), so they cannot be learnt from this data; are they "
+                "text": f"{split} has labels that no training row has ({_counted(unseen)}), so they cannot be learned from this data; are they "
                 "misspelt, or too rare?",
                 "key": None,
                 "split": split,
@@ -76,11 +76,11 @@ def _unseen_classes(data: Data) -> Iterator[Suspicion]:
 
 
 def _missing_classes(data: Data) -> Iterator[Suspicion]:
-    """Classes of the training rows that validation or test lacks."""
+    """Yield classes of the training rows that validation or test lacks."""
     train = _classes(data, "train")
     for split, consequence in (
         ("validation", "the best checkpoint is chosen without them"),
-        ("test", "the scores say nothing of them"),
+        ("test", "the scores do not measure them"),
     ):
         own = _classes(data, split)
         if own and (missing := Counter({label: rows for label, rows in train.items() if label not in own})):
@@ -96,7 +96,7 @@ def _missing_classes(data: Data) -> Iterator[Suspicion]:
 
 
 def _near_duplicates(data: Data) -> Iterator[Suspicion]:
-    """The share of test rows that have a near-duplicate in train."""
+    """Yield the share of test rows that have a near-duplicate in train."""
     test = data["test"].select(range(min(len(data["test"]), ROWS // 5)))
     train = data["train"].select(range(min(len(data["train"]), ROWS - len(test))))
     texts = [[text_of(row) for row in rows] for rows in (test, train)]
@@ -109,7 +109,7 @@ def _near_duplicates(data: Data) -> Iterator[Suspicion]:
     yield {
         "kind": "near_duplicates",
         "text": f"{len(pairs):,} of {len(test):,} rows of test ({share:.1%}) have a near-duplicate in train{compared} ({shown(texts[0][at], 60)} and "
-        f"{shown(texts[1][to], 60)}), so that the scores count what was learnt by heart; dataset.near_duplicates=group keeps them in one split",
+        f"{shown(texts[1][to], 60)}), so the scores count memorized rows; dataset.near_duplicates=group keeps them in one split",
         "key": "dataset.near_duplicates",
         "share": share,
         "rows": len(pairs),

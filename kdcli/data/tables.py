@@ -19,7 +19,7 @@ from kdcli.errors import DataError, listed
 from kdcli.tasks.rows import RowSchema
 
 BATCH = 1000
-"""Rows of a table that are decoded at a time."""
+"""The number of rows of a table that are decoded at a time."""
 PARQUET = b"PAR1"
 ARROW_FILE = b"ARROW1"
 ARROW_STREAM = b"\xff\xff\xff\xff"
@@ -30,7 +30,7 @@ class Table:
     """An open file with a table.
 
     Attributes:
-        schema: of Arrow.
+        schema: its Arrow schema.
     """
 
     def __init__(self, path: Path, format_name: str, stack: contextlib.ExitStack):
@@ -71,7 +71,7 @@ class Table:
 
 
 def read(schema: RowSchema, path: Path, format_name: str, bad: BadRows) -> Iterator[tuple[Any, ...]]:
-    """The values of the wanted columns of each row; integers of a class label that the table declares become its name.
+    """Yield the values of the wanted columns of each row; integers of a class label that the table declares become its name.
 
     Raises:
         DataError: a column is missing, or the file is damaged or a bomb.
@@ -99,7 +99,7 @@ def read(schema: RowSchema, path: Path, format_name: str, bad: BadRows) -> Itera
 
 
 def declared(schema: RowSchema, path: Path, format_name: str) -> list[str] | None:
-    """The names of the labels that a table declares. Errors are left to `read`."""
+    """Return the names of the labels that a table declares. Errors are left to `read`."""
     with contextlib.suppress(*_ERRORS, DataError), contextlib.ExitStack() as stack:
         source = Table(path, format_name, stack)
         paths = schema.column_paths(source.schema.names, path.name, nested=True)
@@ -108,7 +108,7 @@ def declared(schema: RowSchema, path: Path, format_name: str) -> list[str] | Non
 
 
 def _plain(column: Any) -> Any:
-    """A column of a table, decoded from a dictionary, which would hide its size. Bytes that are UTF-8 are text, as Hive and Impala write it."""
+    """Return a column of a table, decoded from a dictionary, which would hide its size. Bytes that are UTF-8 are text, as Hive and Impala write it."""
     column = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
     if pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):
         with contextlib.suppress(pyarrow.ArrowInvalid):
@@ -125,7 +125,7 @@ def _require_rows(file: Any, path: Path) -> None:
 
 
 def declared_names(schema: pyarrow.Schema, path: list[str]) -> list[str] | None:
-    """The names of the classes that the metadata of datasets declares for a column, or for the items of its lists."""
+    """Return the names of the classes that the metadata of datasets declares for a column, or for the items of its lists."""
     if b"huggingface" not in (schema.metadata or {}):
         return None
     try:
@@ -138,14 +138,14 @@ def declared_names(schema: pyarrow.Schema, path: list[str]) -> list[str] | None:
 
 
 def class_names(feature: Any) -> list[str] | None:
-    """The names of a class label of datasets, or of a list of them."""
+    """Return the names of a class label of datasets, or of a list of them."""
     if isinstance(feature, datasets.List | datasets.LargeList):
         feature = feature.feature
     return feature.names if isinstance(feature, datasets.ClassLabel) else None
 
 
 def class_name(label: Any, names: list[str]) -> Any:
-    """The name of a class index, or those of a list; None for a missing one (-1).
+    """Return the name of a class index, or those of a list; None for a missing one (-1).
 
     Raises:
         DataError: there is no such class.

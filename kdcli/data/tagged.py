@@ -1,4 +1,4 @@
-"""Reads files with a word and its tag a line (CoNLL), whatever their separator and their columns."""
+"""Reads files with one word and its tag per line (CoNLL), with any separator and any columns."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from kdcli.tasks.token_classification.scheme import is_outside, scheme_of
 
 logger = logging.getLogger(__name__)
 SAME = 0.9
-"""The share of lines that a separator cuts into the same number of fields."""
+"""The least share of lines that a separator cuts into the same number of fields."""
 LONGEST_SENTENCE = 200
-"""Words of a file of one sentence, above which its sentences have no blank line between them."""
+"""The maximum number of words of a sentence. A file of one longer sentence has no blank lines between its sentences."""
 MOST_TAGS = 300
-"""Different values of a column, above which it holds no tags; UD has 17, the largest sets of entity types about 100."""
+"""The maximum number of different values in a column of tags; UD has 17, the largest sets of entity types about 100."""
 ID = re.compile(r"\d+")
 PART = re.compile(r"\d+[-.]\d+")
 """CoNLL-U: the number of a token that is written again as several words, and of a word that is not in the text."""
@@ -34,13 +34,13 @@ WORDS = "words", "word", "token", "tokens", "form", "text"
 TAGS = "tags", "tag", "ner_tag", "ner_tags", "ner", "nertag", "label", "labels", "entity", "bio", "iob", "ne"
 """The names of columns, in lower case."""
 LANGUAGE = re.compile(r"([a-z]{2,3}(-[a-z]+)?):(?=.)")
-"""What stands before each word in the files of WikiANN (en:Rick)."""
+"""The prefix of each word in the files of WikiANN (en:Rick)."""
 CHUNKS = frozenset(
     {"NP", "VP", "PP", "ADJP", "ADVP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP", "NC", "PC", "VC"}
 )
 """The types of chunks (CoNLL-2000), whose column is read as tags only if there is no other one."""
 DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
-"""A field with quotes that a csv writer put between quotes and doubled."""
+"""A field whose quotes a csv writer doubled and put between quotes."""
 BOUNDARY = "-DOCSTART-"
 UNIVERSAL = "[id,words,lemma,tags,xpos,feats,head,deprel,deps,misc]"
 """The columns of CoNLL-U, with the parts of speech as tags."""
@@ -61,13 +61,13 @@ Groups = list[list[Line]]
 
 @dataclass(frozen=True)
 class Layout:
-    """How lines are read.
+    """Describes how lines are read.
 
     Attributes:
         size: the number of fields that most lines have.
         word, tag, sentence: the indices of the columns; None: there is none.
         number: the index of the column that numbers the words, if there is one. The last columns may then be more in some sentences.
-        columns_are: what was decided about the columns, for a message.
+        columns_are: a description of the columns, for a message.
     """
 
     size: int
@@ -78,7 +78,7 @@ class Layout:
     columns_are: str
 
     def values(self, line: Line) -> tuple[str, str | None, str | None]:
-        """The word, the tag and the number of the sentence. Fields beyond `size` belong to the word, and a missing one is an empty word."""
+        """Return the word, the tag and the number of the sentence. Fields beyond `size` belong to the word, and a missing one is an empty word."""
         fields, more = line.fields, len(line.fields) - self.size
         if more > 0 and self.number is None:
             end = self.word + more + 1
@@ -92,10 +92,10 @@ class Layout:
 def tagged_sentences(
     schema: RowSchema, path: Path, lines: Iterable[str], bad: BadRows
 ) -> Iterator[tuple[Any, ...]]:
-    """Sentences: a line for each word, and a blank line between sentences. Lines that begin with # and are no words are comments.
+    """Yield sentences: a line for each word, and a blank line between sentences. Lines that begin with # and are no words are comments.
 
     Args:
-        bad: gets the sentences with a line that lacks a field.
+        bad: records the sentences with a line that lacks a field.
 
     Raises:
         DataError: a line lacks a field, no column is that of the words or of the tags, or sentences do not end.
@@ -122,7 +122,7 @@ def tagged_sentences(
     count = sum(map(len, groups)) - sum(map(len, words)) + len(comments)
     between = {"\t": "tabs", "\t+": "tabs", " ": "white space"}.get(separator, separator)
     more = "; the first line is a header" if header is not None else ""
-    more += f"; comment lines left out: {count}" if count else ""
+    more += f"; comment lines skipped: {count}" if count else ""
     logger.info("%s: %s between %d columns, %s%s", path.name, between, layout.size, layout.columns_are, more)
     sentences = _sentences(path, words, layout, tags, bad)
     if len(sentences) == 1 and len(sentences[0]) > LONGEST_SENTENCE:
@@ -135,7 +135,7 @@ def tagged_sentences(
 
 
 def _groups(lines: Iterable[str], needs_tags: bool) -> tuple[Groups, list[str]]:
-    """The lines between blank lines, and the comments that name columns (CoNLL-U Plus). Lines of nothing but separators are blank: a spreadsheet
+    """Return the lines between blank lines, and the comments that name columns (CoNLL-U Plus). Lines of nothing but separators are blank: a spreadsheet
     writes them."""
     texts = [line.rstrip("\r\n").removeprefix("\ufeff") for line in lines]
     first = next((text for text in texts if text.strip() and not text.startswith("#")), "")
@@ -207,13 +207,13 @@ def _cut(schema: RowSchema, path: Path, groups: Groups) -> str:
 
 
 def _joined(texts: Sequence[str]) -> list[str]:
-    """The sign that stands behind the first word of most lines, before a space (EU, B-ORG)."""
+    """Return the sign that stands behind the first word of most lines, before a space (EU, B-ORG)."""
     firsts = [text.split()[0] for text in texts if text.strip()]
     return [sign for sign in ",;:" if sum(first[1:].endswith(sign) for first in firsts) >= SAME * len(firsts)]
 
 
 def _cutter(way: str) -> Callable[[str], list[str]]:
-    """The function that cuts a line at a separator."""
+    """Return the function that cuts a line at a separator."""
 
     def by_space(text: str) -> list[str]:
         return re.split(r"[ \t]+", text.strip(" \t"))
@@ -233,7 +233,7 @@ def _cutter(way: str) -> Callable[[str], list[str]]:
 def _names(
     schema: RowSchema, path: Path, comments: Sequence[str], lines: Sequence[Line]
 ) -> tuple[list[str] | None, Line | None]:
-    """The names of the columns, if they have some: those configured, of a header or of a comment; and the line of the header.
+    """Return the names of the columns, if they have some: those configured, of a header or of a comment; and the line of the header.
 
     A first line whose value in a column is the only one that is no tag is a header with other names.
     """
@@ -268,7 +268,7 @@ def _names(
 
 
 def _layout(schema: RowSchema, path: Path, groups: Groups, names: list[str] | None) -> Layout:
-    """Which columns hold the words and the tags: those of the names, or those whose values look like it."""
+    """Return which columns hold the words and the tags: those of the names, or those whose values look like it."""
     lines = list(itertools.chain(*groups))
     needs_tags = len(schema.columns) > 1
     sizes = Counter(len(line.fields) for line in lines)
@@ -312,7 +312,7 @@ def _layout(schema: RowSchema, path: Path, groups: Groups, names: list[str] | No
 def _named_layout(
     schema: RowSchema, path: Path, names: list[str], needs_tags: bool, number: int | None
 ) -> Layout:
-    """The layout of columns with names: those that the config names, or those of the usual names."""
+    """Return the layout of columns with names: those that the config names, or those of the usual names."""
     cfg = schema.cfg
     word = _named(path, names, cfg.words, WORDS)
     tag = _named(path, names, cfg.tags, TAGS) if needs_tags else None
@@ -325,7 +325,7 @@ def _named_layout(
 
 
 def _named(path: Path, names: list[str], chosen: str | None, usual: Sequence[str]) -> int:
-    """The index of the column that the config names, or that is called as usual."""
+    """Return the index of the column that the config names, or that is called as usual."""
     key = usual[0]
     if chosen is not None and chosen not in names:
         raise DataError(
@@ -345,7 +345,7 @@ def _named(path: Path, names: list[str], chosen: str | None, usual: Sequence[str
 
 
 def _by_numbers(groups: Groups) -> Groups:
-    """Lines without blank lines between them, as sentences: where a column that numbers the words begins again, or that numbers the sentences
+    """Return lines without blank lines between them, as sentences: where a column that numbers the words begins again, or that numbers the sentences
     changes."""
     lines = groups[0]
     for place in range(min([3, *(len(line.fields) - 2 for line in lines)])):
@@ -365,7 +365,7 @@ def _by_numbers(groups: Groups) -> Groups:
 
 
 def _counts(groups: Groups, place: int) -> bool:
-    """Whether a column numbers the words of each sentence, from 0 or 1."""
+    """Return whether a column numbers the words of each sentence, from 0 or 1."""
     for group in groups:
         values = [line.fields[place] if len(line.fields) > place else "" for line in group]
         numbers = [value for value in values if not PART.fullmatch(value)]
@@ -378,13 +378,13 @@ def _counts(groups: Groups, place: int) -> bool:
 
 
 def _is_scheme(values: Iterable[str]) -> bool:
-    """Whether all values of a column are tags with letters, or mean no entity."""
+    """Return whether all values of a column are tags with letters, or mean no entity."""
     scheme = scheme_of(set(values))
     return bool(scheme.letters) and not scheme.bare
 
 
 def _is_number(values: Sequence[str]) -> bool:
-    """Whether a column numbers something, or is the same in all lines, and so is none of words."""
+    """Return whether a column numbers something, or is the same in all lines, and so is none of words."""
     return len(set(values)) == 1 or all(map(ID.fullmatch, values))
 
 
@@ -393,7 +393,7 @@ def _is_brackets(values: Sequence[str]) -> bool:
 
 
 def _plain(path: Path, columns: Sequence[Sequence[str]], start: int) -> int:
-    """The column of tags without letters: the last one that has several values; the first one if by its values it is that of the tags.
+    """Return the column of tags without letters: the last one that has several values; the first one if by its values it is that of the tags.
 
     Raises:
         DataError: none is.
@@ -422,7 +422,7 @@ def _plain(path: Path, columns: Sequence[Sequence[str]], start: int) -> int:
 
 
 def _is_word(line: Line, layout: Layout, tags: set[str | None]) -> bool:
-    """Whether a line is no comment: one that begins with # is a word if it has as many fields as most lines, and the tag of another line."""
+    """Return whether a line is no comment: one that begins with # is a word if it has as many fields as most lines, and the tag of another line."""
     if not line.text.startswith("#"):
         return True
     if layout.tag is None:
@@ -431,14 +431,14 @@ def _is_word(line: Line, layout: Layout, tags: set[str | None]) -> bool:
 
 
 def _is_tag(value: str | None, tags: set[str | None]) -> bool:
-    """Whether a value is one of the tags of other lines, or of their scheme."""
+    """Return whether a value is one of the tags of other lines, or of their scheme."""
     return value in tags or (value is not None and _is_scheme({str(tag) for tag in tags} | {value}))
 
 
 def _sentences(
     path: Path, groups: Groups, layout: Layout, tags: set[str | None], bad: BadRows
 ) -> list[list[tuple[str, str | None]]]:
-    """The words and tags of each sentence, without words that have no visible character.
+    """Return the words and tags of each sentence, without words that have no visible character.
 
     Args:
         tags: those of lines with as many fields as most.
@@ -468,7 +468,7 @@ def _sentences(
                 sentences[-1].append((word, tag))
     if blank:
         logger.warning(
-            "%s: %d words are white space or invisible characters, and are left out (line %s)",
+            "%s: %d words are white space or invisible characters, and are dropped (line %s)",
             path.name,
             len(blank),
             listed(map(str, blank), 60),
@@ -478,14 +478,14 @@ def _sentences(
     ]
     prefixes = {(LANGUAGE.match(word) or [""])[0] for sentence in sentences for word, _ in sentence}
     if len(prefixes) == 1 and (prefix := prefixes.pop()):
-        logger.info("%s: each word begins with %s, which is left out", path.name, prefix)
+        logger.info("%s: each word begins with %s, which is removed", path.name, prefix)
         sentences = [[(word.removeprefix(prefix), tag) for word, tag in sentence] for sentence in sentences]
     values = [str(tag) for sentence in sentences for _, tag in sentence]
     return [_opened(sentence) for sentence in sentences] if _is_brackets(values) else sentences
 
 
 def _opened(sentence: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
-    """A sentence whose brackets are made tags with B and I."""
+    """Return a sentence whose brackets (CoNLL-2012) are rewritten as tags with B and I."""
     tags: list[tuple[str, str | None]] = []
     kind = ""
     for word, bracket in sentence:

@@ -1,4 +1,4 @@
-"""Checkpoints of teachers and students: loading, conversion, quantization."""
+"""Loads, converts and quantizes the checkpoints of teachers and students."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters of PEFT (LoRA and others): merged into their base model, once on each machine."""
+"""Merges adapters of PEFT (LoRA and others) into their base model, once on each machine."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ CLASSIFIERS = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
 }
-"""By the `task_type` of an adapter: what loads its base model with a new head, whose weights the adapter holds."""
+"""The class that loads an adapter's base model with a new head, by the `task_type` of the adapter, which holds the head's weights."""
 HEADS = ("score.weight", "classifier.weight", "out_proj.weight", "logits_proj.weight")
-"""How the names of the last matrices of classifiers end."""
+"""The endings of the names of the last matrices of classifiers."""
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a directory holds an adapter of PEFT."""
+    """Return whether a directory holds an adapter of PEFT."""
     return (folder / CONFIG).is_file()
 
 
 def base_of(folder: Path, name: str) -> tuple[str, str | None]:
-    """The path or hub id of an adapter's base model, and its revision.
+    """Return the path or hub id of an adapter's base model, and its revision.
 
     Raises:
         ModelError: adapter_config.json names none.
@@ -47,7 +47,7 @@ def base_of(folder: Path, name: str) -> tuple[str, str | None]:
 
 
 def unmerged(folder: Path, key: str, name: str) -> ModelError:
-    """The error for an adapter that is not to be merged.
+    """Return the error for an adapter that is not to be merged.
 
     Args:
         key: the config key that merges it.
@@ -77,7 +77,7 @@ def require_alone(folder: Path, name: str) -> None:
 
 
 def merge(folder: Path, base: Path, name: str, code: bool) -> Path:
-    """The directory in the cache of the base model with the adapter's weights added, in fp32.
+    """Return the directory in the cache of the base model with the adapter's weights added, in fp32.
 
     Args:
         base: the directory of the base model.
@@ -85,7 +85,7 @@ def merge(folder: Path, base: Path, name: str, code: bool) -> Path:
 
     Raises:
         ConfigError: peft is not installed.
-        ModelError: the adapter is none that can be merged, or is that of another model.
+        ModelError: the adapter cannot be merged, or belongs to another model.
     """
     try:
         import peft
@@ -152,7 +152,7 @@ def _adapter_config(folder: Path, name: str) -> Any:
 
 
 def _load_base(base: Path, config: Any, weights: dict[str, Any], name: str, code: bool) -> Any:
-    """The base model in fp32, with as many labels and tokens as the adapter has."""
+    """Return the base model in fp32, with as many labels and tokens as the adapter has."""
     import torch
     import transformers
 

@@ -1,4 +1,4 @@
-"""Checkpoints: resolving their path, hashing them, loading them safely, and checking them against their tokenizer."""
+"""Resolves the paths of checkpoints, hashes them, loads them safely, and checks them against their tokenizer."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MERGE_KEYS = {
     "dataset.augment": "teacher.merge_adapter",
 }
 """The key that merges an adapter, where it is not `merge_adapter` of the section that names the checkpoint."""
-disable_progress_bar()  # the run has its own
+disable_progress_bar()  # the run shows its own progress
 SHIFTED = (
     "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer", "mpnet", "xmod", "esm",
     "data2vec-text", "ibert", "luke", "lilt", "markuplm", "layoutlmv3",
@@ -64,7 +64,7 @@ class Checkpoint:
         name: the path or the hub id that the user gave.
         commit: the hub commit; None if it is not from the hub.
         code: whether its Python files may be run.
-        dtype: in which its weights are loaded.
+        dtype: the precision in which its weights are loaded.
     """
 
     path: Path
@@ -85,7 +85,7 @@ class Checkpoint:
 
 
 def find(cfg: CheckpointConfig, what: str) -> Checkpoint:
-    """The checkpoint that a config names: a local directory, a package's folder, or a hub repository.
+    """Find the checkpoint that a config names: a local directory, a package's folder, or a hub repository.
 
     A GGUF file is converted into a directory, an adapter is merged into its base model, weights with foreign prefixes are renamed, and of a
     multimodal model the text decoder is taken.
@@ -95,7 +95,7 @@ def find(cfg: CheckpointConfig, what: str) -> Checkpoint:
 
     Raises:
         ConfigError: no path is given, or the package is not installed.
-        ModelError: it cannot be found, has no safetensors, is damaged, or is a GGUF file that cannot be converted.
+        ModelError: the checkpoint cannot be found, has no safetensors, is damaged, or is a GGUF file that cannot be converted.
     """
     folder, commit = _find(cfg, what)
     folder = text_model(folder, f"the {what} {cfg.path}")
@@ -103,7 +103,7 @@ def find(cfg: CheckpointConfig, what: str) -> Checkpoint:
 
 
 def _find(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
-    """A directory that transformers loads, checked, and the hub commit."""
+    """Return a directory that transformers loads, checked, and the hub commit."""
     path, commit = _locate(cfg, what)
     name = f"the {what} {cfg.path}"
     if path.suffix == ".gguf" and path.is_file():
@@ -135,7 +135,7 @@ def _find(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
 
 
 def _locate(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
-    """The directory or file of a checkpoint, and the hub commit."""
+    """Return the directory or file of a checkpoint, and the hub commit."""
     if not cfg.path:
         raise ModelError(f"{what}.path is not set: give a local directory or a Hugging Face hub id")
     if cfg.path.startswith(PACKAGE):
@@ -150,7 +150,7 @@ def _locate(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
 
 
 def _base_model(folder: Path, cfg: CheckpointConfig, what: str) -> Path:
-    """The directory of an adapter's base model."""
+    """Return the directory of an adapter's base model."""
     base, revision = base_of(folder, f"the {what} {cfg.path}")
     own = cfg.model_copy(update={"path": base, "revision": revision, "merge_adapter": False})
     try:
@@ -162,7 +162,7 @@ def _base_model(folder: Path, cfg: CheckpointConfig, what: str) -> Path:
 
 
 def load_config(source: Checkpoint) -> PreTrainedConfig:
-    """The model's config.
+    """Load the model's config.
 
     Raises:
         ModelError: it cannot be read, or its architecture is not in transformers.
@@ -178,7 +178,7 @@ def load_config(source: Checkpoint) -> PreTrainedConfig:
 def load_tokenizer(
     source: Checkpoint, model: PreTrainedModel | None = None, max_length: int = 0
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, checked against the model's config and files.
+    """Load the tokenizer of a checkpoint, checked against the model's config and files.
 
     Args:
         model: restricts the tokenizer's outputs to the arguments of this model's `forward`.
@@ -212,18 +212,18 @@ def load_tokenizer(
 
 
 def has_fast_tokenizer(source: Checkpoint) -> bool:
-    """Whether the tokenizer is one of the package tokenizers, which is saved as tokenizer.json."""
+    """Return whether the tokenizer is one of the package tokenizers, which is saved as tokenizer.json."""
     return (source.path / "tokenizer.json").is_file() or bool(load_tokenizer(source).is_fast)
 
 
 def max_input_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
-    """The maximum number of input tokens, by the tokenizer's limit and the number of the model's positions."""
+    """Return the maximum number of input tokens, by the tokenizer's limit and the number of the model's positions."""
     limits = tokenizer.model_max_length, (positions_of(config) or 0) - first_position(config)
     return min((limit for limit in limits if limit > 0), default=sys.maxsize)  # XLNet says -1: none
 
 
 def first_position(config: PreTrainedConfig) -> int:
-    """The position id of the first token: in RoBERTa and similar architectures the padding token's id + 1."""
+    """Return the position id of the first token: in RoBERTa and similar architectures the padding token's id + 1."""
     inner = config.get_text_config()
     return (inner.pad_token_id or 0) + 1 if inner.model_type in SHIFTED else 0
 
@@ -254,20 +254,20 @@ def same_vocabulary(
 
 
 def shared_token_count(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> int | None:
-    """The number of the student's tokens if the teacher has more (their common ids are those of `same_vocabulary`), else None."""
+    """Return the number of the student's tokens if the teacher has more (their common ids are those of `same_vocabulary`), else None."""
     teacher_size, student_size = (count_ids(target_vocabulary(tokenizer)) for tokenizer in (teacher, student))
     return student_size if student_size < teacher_size else None
 
 
 def inspect_inputs(model: PreTrainedModel) -> set[str]:
-    """The argument names of a model's `forward`."""
+    """Return the argument names of a model's `forward`."""
     import inspect
 
     return set(inspect.signature(model.forward).parameters)
 
 
 def load_model(source: Checkpoint, task: Task) -> tuple[PreTrainedModel, bool]:
-    """The model for a task in eval mode, with weights of the checkpoint's `dtype`, and whether it needs a new head.
+    """Load the model for a task in eval mode, with weights of the checkpoint's `dtype`; also return whether it needs a new head.
 
     Raises:
         ModelError: the weights cannot be loaded (truncated, another architecture …).
@@ -283,7 +283,7 @@ def _load(source: Checkpoint, task: Task, **options: Any) -> tuple[PreTrainedMod
     } | options
     try:
         return task.load(source.path, **options)
-    except ModelError as error:  # they were loaded and cannot be used for the task
+    except ModelError as error:  # the weights were loaded, and cannot be used for the task
         raise ModelError(f"{source.name}: {error.message}") from None
     except Exception as error:  # safetensors, transformers and torch raise exceptions of their own
         raise ModelError(
@@ -327,7 +327,7 @@ def require_loadable(source: Checkpoint, task: Task) -> None:
 
 
 def load_complete(source: Checkpoint, task: Task) -> PreTrainedModel:
-    """The model of a checkpoint that has all weights.
+    """Load a checkpoint that has all weights.
 
     Raises:
         ModelError: it cannot be loaded, or lacks weights, which would be random.
@@ -365,7 +365,7 @@ def _incomplete(source: Checkpoint, task: Task) -> ModelError:
 
 
 def load_ready(source: Checkpoint, task: Task) -> PreTrainedModel:
-    """A complete checkpoint in eval mode, on the GPU if there is one.
+    """Load a complete checkpoint in eval mode, on the GPU if there is one.
 
     Raises:
         ModelError: as `load_complete`.
@@ -377,7 +377,7 @@ def load_ready(source: Checkpoint, task: Task) -> PreTrainedModel:
 
 
 def with_new_head(source: Checkpoint, task: Task) -> PreTrainedModel:
-    """The checkpoint's base model with a new, randomly initialised head for the task's labels; a language model is not changed."""
+    """Return the checkpoint's base model with a new, randomly initialised head for the task's labels; a language model is not changed."""
     if not task.labels:
         return load_complete(source, task)
     config = task.configure(load_config(source))
@@ -392,12 +392,12 @@ def with_new_head(source: Checkpoint, task: Task) -> PreTrainedModel:
 
 
 def has_head(source: Checkpoint, task: Task) -> bool:
-    """Whether the checkpoint has a head for this task, by the architecture in its config.json."""
+    """Return whether the checkpoint has a head for this task, by the architecture in its config.json."""
     return any(name.endswith(task.head) for name in load_config(source).architectures or [])
 
 
 def label_order(config: PreTrainedConfig, labels: Sequence[str], name: str) -> list[int]:
-    """The indices of the data's labels in the model's labels, as `kdcli.tasks.labels.order_of` returns them.
+    """Return the indices of the data's labels in the model's labels, as `kdcli.tasks.labels.order_of` returns them.
 
     Raises:
         TeacherError: the model has another number of labels, or lacks one of the data's, or its outputs are no logits of one softmax.
@@ -413,17 +413,17 @@ def label_order(config: PreTrainedConfig, labels: Sequence[str], name: str) -> l
 
 
 def model_labels(config: PreTrainedConfig) -> list[str]:
-    """The labels of a model, in the order of its logits."""
+    """Return the labels of a model, in the order of its logits."""
     return [str(label) for _, label in sorted((config.id2label or {}).items())]
 
 
 def parameters(model: PreTrainedModel) -> int:
-    """The number of weights; shared ones count once."""
+    """Return the number of weights; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def fast_bf16(precision: str = "auto") -> bool:
-    """Whether to compute in bfloat16: as given, or (auto) if the processor supports it natively.
+    """Return whether to compute in bfloat16: as given, or (auto) if the processor supports it natively.
 
     The decision depends on the processor's capabilities and on no timing, so that a rerun decides the same.
     """
@@ -433,12 +433,12 @@ def fast_bf16(precision: str = "auto") -> bool:
 
 
 def stage_seed(seed: int, stage: str) -> int:
-    """The seed of a stage, from the run's seed and the stage's name."""
+    """Return the seed of a stage, from the run's seed and the stage's name."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:4], "big")
 
 
 def trainable(source: Checkpoint) -> Checkpoint:
-    """The same checkpoint with weights in fp32, in which models are fine-tuned and students are cut."""
+    """Return the same checkpoint with weights in fp32, in which models are fine-tuned and students are cut."""
     return replace(source, dtype="fp32")
 
 

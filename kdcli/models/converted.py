@@ -1,4 +1,4 @@
-"""Checkpoints in a layout that transformers does not read as a model of text: converted into plain directories, once on each machine."""
+"""Converts checkpoints in a layout that transformers does not read as a model of text into plain directories, once on each machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 WRAPPERS = re.compile(
     r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.|^module\."
 )
-"""What torch.compile, FSDP, DeepSpeed and DDP add to the names of weights."""
+"""The prefixes that torch.compile, FSDP, DeepSpeed and DDP add to the names of weights."""
 INDEX = "model.safetensors.index.json"
 SAME = {
     "qwen2_vl_text": "qwen2",
@@ -34,7 +34,7 @@ CLOSE = {"torch.float32": 1e-4, "torch.float16": 2e-2, "torch.bfloat16": 1e-1}
 
 
 def converted(write: Callable[[Path], None], what: str, *key: str) -> Path:
-    """The directory in the cache that `write` makes, once on this machine.
+    """Return the directory in the cache that `write` fills, once on this machine.
 
     Args:
         what: what is done, for the log.
@@ -51,7 +51,7 @@ def converted(write: Callable[[Path], None], what: str, *key: str) -> Path:
 
 
 def hash_model(folder: Path) -> str:
-    """The hash of all files of a model's directory that are read."""
+    """Return the hash of all files of a model's directory that are read."""
     return hash_files(path for path in sorted(folder.iterdir()) if path.suffix in {*TEXTS, ".safetensors"})
 
 
@@ -70,7 +70,7 @@ def copy_texts(folder: Path, out: Path, *without: str) -> None:
 
 
 def plain_names(folder: Path, name: str) -> Path:
-    """The directory itself, or a copy whose weights have the names of the plain model: without what torch.compile, FSDP or DDP add, and
+    """Return the directory itself, or a copy whose weights have the names of the plain model: without what torch.compile, FSDP or DDP add, and
     without a prefix that all of them share and that the model's class does not have.
 
     Raises:
@@ -104,7 +104,7 @@ def _names(file: Path) -> Iterator[str]:
 
 
 def _foreign_prefix(names: list[str], config: Mapping[str, Any]) -> str:
-    """The prefix that all names share and that is none of the model's own; empty if there is none."""
+    """Return the prefix that all names share and that is none of the model's own; empty if there is none."""
     import torch
     import transformers
 
@@ -119,7 +119,7 @@ def _foreign_prefix(names: list[str], config: Mapping[str, Any]) -> str:
     try:
         with torch.device("meta"):
             expected = set(model_class(transformers.AutoConfig.for_model(**config)).state_dict())
-    except Exception:  # the loader tells what is wrong with the config
+    except Exception:  # the loader reports what is wrong with the config
         return ""
     expected |= {key.removeprefix(own) for key in expected}
     prefixes, rest = [], names
@@ -155,7 +155,7 @@ def _rename(folder: Path, out: Path, new: Mapping[str, str]) -> None:
 
 
 def _class_of(config: Mapping[str, Any]) -> Any:
-    """The class of transformers that `architectures` of a config.json names; None if there is none."""
+    """Return the class of transformers that `architectures` of a config.json names; None if there is none."""
     import transformers
 
     names = config.get("architectures") or [""]
@@ -171,7 +171,7 @@ def _class_of(config: Mapping[str, Any]) -> Any:
 
 
 def text_model(folder: Path, name: str) -> Path:
-    """The directory itself, or that of the text decoder of a model that reads images or sound as well.
+    """Return the directory itself, or that of the text decoder of a model that reads images or sound as well.
 
     Raises:
         ModelError: it has no text decoder that transformers has a class for, or that computes the same for text alone.
@@ -237,7 +237,7 @@ def _write_text_model(folder: Path, out: Path, model_class: Any, name: str) -> N
 
 
 def _text_config(config: Any) -> Any:
-    """The config of the text model, as that of an architecture with a class for language modelling."""
+    """Return the config of the text model, as that of an architecture with a class for language modelling."""
     from transformers import AutoConfig
 
     if config.model_type not in SAME:

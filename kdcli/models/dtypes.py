@@ -1,4 +1,4 @@
-"""In which precision the weights of a model are loaded: what a checkpoint stores, and what this device computes."""
+"""Chooses the precision in which the weights of a model are loaded, by what a checkpoint stores and what this device computes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FEATURES: dict[Dtype, tuple[str, ...]] = {
 
 
 def is_fast(dtype: Dtype) -> bool:
-    """Whether this device has instructions for a dtype.
+    """Return whether this device has instructions for a dtype.
 
     The decision depends on the device's capabilities and on no timing, so that a rerun decides the same.
     """
@@ -41,7 +41,7 @@ def is_fast(dtype: Dtype) -> bool:
 
 
 def stored_dtype(folder: Path) -> Dtype:
-    """The dtype of most weights of a checkpoint, by the headers of its files; fp32 if they are quantized."""
+    """Return the dtype of most weights of a checkpoint, by the headers of its files; fp32 if they are quantized."""
     counts: Counter[str] = Counter()
     for kind, elements in _tensors(folder):
         counts[kind] += elements
@@ -50,17 +50,17 @@ def stored_dtype(folder: Path) -> Dtype:
 
 
 def weight_count(folder: Path) -> int:
-    """The number of stored weights of a checkpoint; 0: there are none yet."""
+    """Return the number of stored weights of a checkpoint; 0: there are none yet."""
     return sum(elements for _, elements in _tensors(folder))
 
 
 def chosen_dtype(given: Dtype | Literal["auto"], folder: Path, precision: str, key: str) -> Dtype:
-    """The dtype in which a model's weights are loaded for inference.
+    """Return the dtype in which a model's weights are loaded for inference.
 
     Args:
-        given: as in the config. auto: as the checkpoint stores them, if this device is fast at it and `precision` allows it; else fp32.
-        precision: of the computations, as `trainer.precision`: with fp32 auto is fp32.
-        key: of the config, for messages.
+        given: the dtype in the config. auto is the stored dtype if this device has fast instructions for it and `precision` allows it, else fp32.
+        precision: the precision of the computations, as `trainer.precision`. With fp32, auto is fp32.
+        key: the config key, for messages.
 
     Raises:
         ConfigError: this device cannot compute in it.
@@ -80,7 +80,7 @@ def chosen_dtype(given: Dtype | Literal["auto"], folder: Path, precision: str, k
 
 
 def is_supported(dtype: Dtype) -> bool:
-    """Whether this device can multiply matrices of a dtype."""
+    """Return whether this device can multiply matrices of a dtype."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         part = torch.ones(2, 2, dtype=TORCH[dtype], device=device)
@@ -90,7 +90,7 @@ def is_supported(dtype: Dtype) -> bool:
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
-    """The dtype and the number of elements of each stored tensor."""
+    """Yield the dtype and the number of elements of each stored tensor."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "np") as file:
             yield from tensor_sizes(file)

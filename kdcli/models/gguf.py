@@ -1,4 +1,4 @@
-"""Conversion of GGUF files into plain Hugging Face directories, once on each machine."""
+"""Converts GGUF files into plain Hugging Face directories, once on each machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIGITS = b"tokenizer.ggml.pre" + struct.pack("<IQ", 8, 6) + b"smollm"
 
 
 def convert(path: Path) -> Path:
-    """The directory in the cache with the contents of a GGUF file: weights in fp32, config, tokenizer with its chat template.
+    """Return the directory in the cache with the contents of a GGUF file: weights in fp32, config, tokenizer with its chat template.
 
     The first conversion takes about twenty seconds for 135 M weights.
 

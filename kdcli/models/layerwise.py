@@ -1,7 +1,7 @@
-"""A model of which one layer at a time is in memory.
+"""Runs a model while only one of its layers is in memory.
 
-The model's own forward pass runs for each layer: layers before it pass their input on, and it is stopped after the layer. Attention masks,
-positions and what else a layer is called with are those of the architecture.
+The model's own forward pass runs once for each layer: the layers before it return their input, and the pass stops after the layer. The
+architecture therefore computes the attention masks, the positions and the other arguments of the layer itself.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from kdcli.signals import CHUNK, FINE, HiddenSignal, Signal
 from kdcli.tasks.base import Task
 
 Part = int | Literal["embedding", "head", "rest"]
-"""A layer by its index, the input embedding, the output head of a language model, or all other weights."""
+"""A part of the weights: a layer (its index), the input embedding, the output head of a language model, or all the rest."""
 Forward = Callable[..., Any]
 PROBED = 64
-"""Rows of the output head that are read to check it."""
+"""The number of rows of the output head that are read to check it."""
 REMEDY = "use teacher.placement=resident on a machine with more memory, or a teacher of another architecture"
 
 
 class _StoppedError(Exception):
-    """The forward pass went as far as it should."""
+    """Stops a forward pass after the layer that is computed."""
 
 
 class Layerwise:
@@ -39,7 +39,7 @@ class Layerwise:
 
     Args:
         source: the checkpoint, complete for the task.
-        bf16: compute by autocast.
+        bf16: whether it computes in bf16 by autocast.
         order: the index of each label among the model's own labels.
 
     Raises:
@@ -73,7 +73,7 @@ class Layerwise:
     # ---- weights ---------------------------------------------------------------------------------------
 
     def _parts(self, stored: Mapping[str, StoredTensor]) -> dict[Part, dict[str, StoredTensor]]:
-        """The stored tensors of each part, under the names that the architecture has for them."""
+        """Return the stored tensors of each part, under the names that the architecture has for them."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -112,7 +112,7 @@ class Layerwise:
         return "head" if self._heads["head"] and name.startswith(f"{self._heads['head']}.") else "rest"
 
     def nbytes(self, part: Part) -> int:
-        """The memory that a part takes while it is loaded: its weights in their dtype, and what is converted."""
+        """Return the memory that a part takes while it is loaded: its weights in their dtype, and what is converted."""
         total = 0
         for tensor in self.tensors[self._source(part)].values():
             size = tensor.nbytes // tensor.dtype.itemsize * self.dtype.itemsize
@@ -121,7 +121,7 @@ class Layerwise:
         return total
 
     def _source(self, part: Part) -> Part:
-        """The part whose stored tensors are a part's weights: of tied embeddings one is stored."""
+        """Return the part whose stored tensors are a part's weights: of tied embeddings one is stored."""
         if part == "head" and self._tied.get("head"):
             return "embedding"
         return "head" if part == "embedding" and self._tied["embedding"] else part
@@ -171,7 +171,7 @@ class Layerwise:
         _unload(self.layers[part] if isinstance(part, int) else module)
 
     def work_bytes(self, rows: int, length: int) -> int:
-        """An upper estimate of the memory of a layer's forward pass beyond its weights: the outputs of all its linear maps, the hidden
+        """Return an upper estimate of the memory of a layer's forward pass beyond its weights: the outputs of all its linear maps, the hidden
         states before and after it, and attention weights where they are computed whole."""
         config = self.model.config.get_text_config()
         hidden = self.hidden_size
@@ -201,7 +201,7 @@ class Layerwise:
         return int(self.model.config.get_text_config().hidden_size)
 
     def peak_bytes(self, rows: int, length: int) -> dict[str, int]:
-        """The memory that each step of a pass takes: the embeddings, the largest layer, the head."""
+        """Return the memory that each step of a pass takes: the embeddings, the largest layer, the head."""
         rest, block = self.nbytes("rest"), rows * length * self.hidden_size * self.dtype.itemsize
         largest = max(map(self.nbytes, range(len(self.layers))))
         embedding = self.nbytes("embedding")
@@ -220,11 +220,11 @@ class Layerwise:
     # ---- forward passes --------------------------------------------------------------------------------
 
     def embed(self, features: Sequence[dict[str, Any]]) -> Tensor:
-        """The input of the first layer for a batch, (B, L, H). The embedding must be loaded."""
+        """Return the input of the first layer for a batch, (B, L, H). The embedding must be loaded."""
         return self._captured(features, 0, {self.layers[0]: _first})
 
     def layer(self, index: int, features: Sequence[dict[str, Any]], states: Tensor) -> Tensor:
-        """The output of a layer for its input, (B, L, H). The layer must be loaded."""
+        """Return the output of a layer for its input, (B, L, H). The layer must be loaded."""
         layer = self.layers[index]
         own = layer.forward
 
@@ -237,7 +237,7 @@ class Layerwise:
     def _captured(
         self, features: Sequence[dict[str, Any]], index: int, forwards: Mapping[nn.Module, Forward]
     ) -> Tensor:
-        """What the forward function of a layer returns, after which the pass is stopped."""
+        """Return what the forward function of a layer returns, after which the pass is stopped."""
         captured: list[Tensor] = []
 
         def stop(*args: Any, **kwargs: Any) -> None:
@@ -251,7 +251,7 @@ class Layerwise:
     def outputs(
         self, features: Sequence[dict[str, Any]], states: Tensor
     ) -> tuple[Signal | HiddenSignal, list[Tensor]]:
-        """The outputs for the output of the last layer, as `Task.forward_rows`. The head must be loaded."""
+        """Return the outputs for the output of the last layer, as `Task.forward_rows`. The head must be loaded."""
         passed: dict[nn.Module, Forward] = dict.fromkeys(self.layers, self._pass)
         passed[self.layers[-1]] = lambda *args, **kwargs: self._shaped(states.to(self.device))
         result = self._run(features, {**passed, self.embedding: self._blank})
@@ -285,7 +285,7 @@ class Layerwise:
     # ---- checks ----------------------------------------------------------------------------------------
 
     def check(self, features: Sequence[dict[str, Any]]) -> None:
-        """Refuse an architecture that computes more than its layers one after the other. `rest` and the first layer must be loaded.
+        """Refuse an architecture that does more than apply its layers one after the other. `rest` and the first layer must be loaded.
 
         Args:
             features: a few rows.
@@ -307,7 +307,7 @@ class Layerwise:
             ) from error
 
     def _trace(self, features: Sequence[dict[str, Any]], seed: int) -> list[Any]:
-        """What each layer is called with beside the hidden states, in a pass in which the first layer alone computes."""
+        """Return what each layer is called with beside the hidden states, in a pass in which the first layer alone computes."""
         own = self.layers[0].forward
         calls: list[Any] = []
         last: list[Any] = [None]
@@ -339,7 +339,7 @@ class Layerwise:
         return calls
 
     def _random(self, seed: int) -> Forward:
-        """Embeddings that depend on the token alone."""
+        """Return embeddings that depend on the token alone."""
 
         def forward(ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             rows = {}
@@ -370,7 +370,7 @@ class Layerwise:
                 self.head.bias = bias
 
     def _head_rows(self) -> Tensor:
-        """The first rows of the output head."""
+        """Return the first rows of the output head."""
         part = self._source("head")
         tensor = max(self.tensors[part].values(), key=lambda each: each.nbytes)
         rows = tensor.read(PROBED).to(self.device, self.dtype)
@@ -384,7 +384,7 @@ class Layerwise:
 
 
 def find_layers(model: PreTrainedModel, name: str) -> tuple[str, nn.ModuleList]:
-    """The list of a model's layers, and its name in the model.
+    """Return the list of a model's layers, and its name in the model.
 
     Raises:
         ModelError: it has none, or several.
@@ -419,7 +419,7 @@ def _unload(module: nn.Module | None) -> None:
 
 
 def _first(*args: Any, **kwargs: Any) -> Tensor:
-    """The hidden states among the arguments of a layer."""
+    """Return the hidden states among the arguments of a layer."""
     states: Tensor = args[0] if args else kwargs["hidden_states"]
     return states
 
@@ -427,12 +427,12 @@ def _first(*args: Any, **kwargs: Any) -> Tensor:
 def _with_first(
     args: tuple[Any, ...], kwargs: dict[str, Any], states: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a layer with other hidden states."""
+    """Return the arguments of a layer with other hidden states."""
     return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether the arguments of two calls are equal. Objects of other kinds (caches) are not compared."""
+    """Return whether the arguments of two calls are equal. Objects of other kinds (caches) are not compared."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return torch.equal(one, other)
     if isinstance(one, tuple | list) and isinstance(other, tuple | list):
@@ -444,7 +444,7 @@ def _same(one: Any, other: Any) -> bool:
 
 @contextlib.contextmanager
 def _replaced(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
-    """A context in which modules have other forward functions."""
+    """Replace the forward functions of modules until the block ends."""
     for module, forward in forwards.items():
         vars(module)["forward"] = forward
     try:

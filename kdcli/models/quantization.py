@@ -111,7 +111,7 @@ class Grid(nn.Module):
         return _StraightThrough.apply(values, self)
 
     def rounded(self, values: Tensor) -> Tensor:
-        """The nearest values of the grid."""
+        """Return the nearest values of the grid."""
         from torchao.quantization import (
             MappingType,
             choose_qparams_affine,

@@ -1,4 +1,4 @@
-"""Hidden states of blocks of rows on disk, between two layers of a model."""
+"""Stores the hidden states of blocks of rows on disk, between two layers of a model."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FINISHED = ".states"
 
 
 class Spill:
-    """One file for each block, BLOCK.DEPTH.states: its hidden states after DEPTH layers, 0 being the embeddings. The file of a block replaces
-    the one before it, so that a killed process loses one block of one layer.
+    """Keeps one file for each block, BLOCK.DEPTH.states: its hidden states after DEPTH layers, where depth 0 is the embeddings. The file of a
+    block replaces the one before it, so that a killed process loses one block of one layer.
 
     Args:
-        folder: of this process alone. It is created.
+        folder: where the files are. No other process uses it. It is created.
     """
 
     def __init__(self, folder: Path):
@@ -37,7 +37,7 @@ class Spill:
             self._depths[block] = max(int(depth), self.depth(block))
 
     def depth(self, block: str) -> int:
-        """After how many layers the states of a block are stored; `UNKNOWN`: none are."""
+        """Return the number of layers after which the states of a block are stored; `UNKNOWN`: none are stored."""
         return self._depths.get(block, UNKNOWN)
 
     @property
@@ -46,7 +46,7 @@ class Spill:
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
     def write(self, block: str, depth: int, states: Tensor) -> None:
-        """Store the states of a block after some layers, in their dtype, and remove the earlier ones."""
+        """Store the states of a block after `depth` layers, in their dtype, and remove the earlier ones."""
         data = states.detach().cpu().contiguous()
         view = _bytes(data)
         about = {"dtype": str(data.dtype), "shape": list(data.shape), "checksum": zlib.crc32(view)}
@@ -62,7 +62,7 @@ class Spill:
         self._depths[block] = depth
 
     def read(self, block: str) -> Tensor | None:
-        """The states of a block. None: the file is damaged; it is removed with a warning, and the block begins with the embeddings again."""
+        """Return the states of a block. None: the file was damaged; it is removed with a warning, and the block starts from the embeddings again."""
         path = self._path(block, self.depth(block))
         try:
             with path.open("rb", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""The vocabulary of a tokenizer: its ids, its files, its padding token, and whether a model's embeddings have rows for it."""
+"""Reads and checks the vocabulary of a tokenizer: its ids, its files, its padding token, and whether a model's embeddings have rows for it."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ TOKENIZER_FILES = (
     "source.spm", "target.spm", "target_vocab.json",
 )  # fmt: skip
 LISTED = 0.5
-"""The share of the lines of a vocab.txt that are tokens if it lists one token a line; BERTweet's lines are a token and its count."""
+"""The least share of the lines of a vocab.txt that are tokens, if it lists one token a line. (BERTweet writes a token and its count.)"""
 
 
 def target_vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The tokens that a model predicts, with their ids. Marian's models may have another vocabulary for targets than for sources."""
+    """Return the tokens that a model predicts, with their ids. Marian's models may have another vocabulary for targets than for sources."""
     if not getattr(tokenizer, "separate_vocabs", False):
         return tokenizer.get_vocab()
     return {**tokenizer.target_encoder, **tokenizer.added_tokens_encoder}
 
 
 def count_ids(vocabulary: dict[str, int]) -> int:
-    """The highest id + 1: the rows that embeddings need. Ids may have gaps."""
+    """Return the highest id + 1: the rows that embeddings need. Ids may have gaps."""
     return max(vocabulary.values()) + 1
 
 
 def count_segments(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The number of segment ids that a tokenizer gives to the tokens of a pair and to padding; 0: none. XLNet's class token has one of its own."""
+    """Return the number of segment ids that a tokenizer gives to the tokens of a pair and to padding; 0: none. XLNet's class token has one of its own."""
     if "token_type_ids" not in tokenizer.model_input_names:
         return 0
     return max(*tokenizer("a", "a")["token_type_ids"], tokenizer.pad_token_type_id) + 1
@@ -142,7 +142,7 @@ def share_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) ->
         tokenizer.pad_token = special[config.pad_token_id]
     last = tokenizer("a")["input_ids"][-1]
     if classifies and tokenizer.pad_token_id == last and (config.is_encoder_decoder or not is_named):
-        # the model reads the last token, or counts the end tokens of each row: it would look before them, or count the padding
+        # the model reads the last token before the padding, or counts the end tokens of each row: it would skip them, or count the padding
         tokenizer.pad_token = next(token for token_id, token in special.items() if token_id != last)
     config.pad_token_id = tokenizer.pad_token_id
 
@@ -153,7 +153,7 @@ def _is_decoder(config: PreTrainedConfig) -> bool:
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int | None, str]:
-    """The special tokens by their ids."""
+    """Return the special tokens by their ids."""
     added: dict[int | None, str] = {
         index: str(token) for index, token in tokenizer.added_tokens_decoder.items() if token.special
     }

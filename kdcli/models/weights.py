@@ -1,4 +1,4 @@
-"""Single tensors of safetensors files, read into memory of their own: a mapped file would count as memory of this process."""
+"""Reads single tensors of safetensors files into memory of their own: a mapped file would count as memory of this process."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ KINDS = {
 }  # fmt: skip
 """The dtypes of tensors by their names in safetensors files."""
 ALIGNMENT = 64
-"""Results of matrix products depend in their last bits on the alignment of a weight in memory, up to this many bytes. In a mapped file, where
-transformers leaves it, it is that of its offset in the file."""
+"""The alignment of a weight in memory changes the last bits of matrix products, up to this many bytes. transformers leaves a weight in the
+mapped file, where its alignment is that of its offset."""
 LENGTH = 8
-"""Bytes at the beginning of a file that hold the length of its header."""
+"""The number of bytes at the beginning of a file that hold the length of its header."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class StoredTensor:
         return self.read()[index]
 
     def read(self, rows: int | None = None) -> Tensor:
-        """The tensor, or its first rows, aligned as in the file.
+        """Return the tensor, or its first rows, aligned as in the file.
 
         Raises:
             OSError: the file cannot be read, or ends before the tensor does.
@@ -64,10 +64,10 @@ class StoredTensor:
 
 
 def read_into(file: Any, data: Tensor) -> None:
-    """Fill a tensor of bytes from a file that is not buffered.
+    """Fill a tensor of bytes from an unbuffered file.
 
     Raises:
-        OSError: the file ends before.
+        OSError: the file ends before the tensor is full.
     """
     array: Any = data.numpy()
     view, done = memoryview(array), 0
@@ -79,7 +79,7 @@ def read_into(file: Any, data: Tensor) -> None:
 
 
 def stored_tensors(folder: Path, name: str) -> dict[str, StoredTensor]:
-    """All tensors of a checkpoint's files, by their names there. Only the headers are read.
+    """Return all tensors of a checkpoint's files, by their names there. Only the headers are read.
 
     Args:
         name: of the checkpoint, for messages.

@@ -1,1 +1,1 @@
-"""Initialisation of students."""
+"""Initialises students."""

@@ -13,7 +13,7 @@ from kdcli.models.checkpoint import Checkpoint, load_config
 from kdcli.tasks.base import Task
 
 LEARNING_RATE = 1e-4
-"""Of a student whose weights were all trained before."""
+"""The learning rate of a student whose weights were all trained before."""
 
 
 class StudentInitializer(ABC):
@@ -25,9 +25,9 @@ class StudentInitializer(ABC):
         inherits_teacher: whether the initial model has weights of the teacher, and therefore similar outputs.
         reads_teacher: whether it loads the teacher's weights.
         trains_adapters: whether only the modules that `prepare_for_training` inserts are trained.
-        learning_rate: the one that suits its initial weights, where `trainer.learning_rate` is null.
-        embedding_learning_rate_factor: the one that suits it, where that of the trainer is null (`Task.regularized`).
-        token_dropout: the one that suits it, where `trainer.token_dropout` is null (`Task.regularized`).
+        learning_rate: the learning rate that suits its initial weights, if `trainer.learning_rate` is null.
+        embedding_learning_rate_factor: the factor that suits it, if that of the trainer is null (`Task.regularized`).
+        token_dropout: the probability that suits it, if `trainer.token_dropout` is null (`Task.regularized`).
         source: the checkpoint of `student.path`, set by `start_from` before anything else is called; None if there is no path.
     """
 
@@ -44,7 +44,7 @@ class StudentInitializer(ABC):
         self.source = source
 
     def architecture(self) -> type[PreTrainedConfig] | None:
-        """The config class of the student's architecture; None if it is the teacher's."""
+        """Return the config class of the student's architecture; None if it is the teacher's."""
         return None if self.source is None else type(load_config(self.source))
 
     def require(self, task: Task, model: PreTrainedModel) -> None:  # noqa: B027
@@ -58,7 +58,7 @@ class StudentInitializer(ABC):
         """
 
     def parameters(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> int | None:
-        """The parameters of the student, before anything is trained; None: they depend on the data.
+        """Return the parameters of the student, before anything is trained; None: they depend on the data.
 
         Args:
             teacher: the checkpoint whose tokenizer the student takes.
@@ -85,5 +85,5 @@ class StudentInitializer(ABC):
 
 
 def __getattr__(name: str) -> Any:
-    """The old name of `StudentInitializer`."""
+    """Return the old name of `StudentInitializer`."""
     return attribute(__name__, name)

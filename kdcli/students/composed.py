@@ -1,4 +1,4 @@
-"""A student that is initialised in several steps."""
+"""Initialises a student in several steps."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Composed(StudentInitializer):
         self._train_as(self.steps[0])
 
     def architecture(self) -> type[PreTrainedConfig] | None:
-        """The architecture of the first step, which the others do not change."""
+        """Return the architecture of the first step, which the others do not change."""
         return self.steps[0].architecture()
 
     def require(self, task: Task, model: PreTrainedModel) -> None:
@@ -68,7 +68,7 @@ class Composed(StudentInitializer):
     def initialize(
         self, task: Task, teacher: Checkpoint, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The result of the last step."""
+        """Return the result of the last step."""
         first, *prunings = self.steps
         model, tokenizer = first.initialize(task, teacher, rows)
         for pruning in prunings:
@@ -76,9 +76,9 @@ class Composed(StudentInitializer):
         return model, tokenizer
 
     def prepare_for_training(self, model: PreTrainedModel) -> None:
-        """As the first step."""
+        """Do what the first step does."""
         self.steps[0].prepare_for_training(model)
 
     def merge_and_unload(self, model: PreTrainedModel) -> None:
-        """As the first step."""
+        """Do what the first step does."""
         self.steps[0].merge_and_unload(model)

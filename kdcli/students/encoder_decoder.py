@@ -1,4 +1,4 @@
-"""A translator of a given size: an encoder and a decoder with random weights."""
+"""Initialises a translator of a given size: an encoder and a decoder with random weights."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class EncoderDecoder(StudentInitializer):
         }
 
     def architecture(self) -> type[PreTrainedConfig] | None:
-        """Marian's, or that of the checkpoint."""
+        """Return Marian's config class, or that of the checkpoint."""
         return super().architecture() or MarianConfig
 
     def initialize(
@@ -83,14 +83,14 @@ class EncoderDecoder(StudentInitializer):
         return model, load_tokenizer(teacher, model)
 
     def parameters(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> int | None:
-        """Those of a model of this size; of a checkpoint they are not counted."""
+        """Count the parameters of a model of this size; those of a checkpoint are not counted."""
         if self.source is not None:
             return None
         with torch.device("meta"):
             return int(self._over_teacher(teacher).num_parameters())
 
     def _over_teacher(self, teacher: Checkpoint) -> PreTrainedModel:
-        """The model over the vocabulary of the teacher."""
+        """Return the model over the vocabulary of the teacher."""
         config = load_config(teacher).get_text_config()
         positions = getattr(config, "max_position_embeddings", None) or POSITIONS
         start = getattr(config, "decoder_start_token_id", None)

@@ -1,4 +1,4 @@
-"""A student of a given size with random weights, optionally with embeddings from the teacher."""
+"""Initialises a student of a given size with random weights, optionally with embeddings from the teacher."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SPREAD = 0.05
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
 """The config names of the dropout of hidden states and of attention."""
 MOST_TOKENS = 512
-"""The tokens of a row whose frequency is counted."""
+"""The maximum number of tokens of a row whose frequency is counted."""
 
 
 class FromConfig(StudentInitializer):
@@ -108,18 +108,18 @@ class FromConfig(StudentInitializer):
         self.learning_rate, self.embedding_learning_rate_factor, self.token_dropout = LEARNING_RATE, 1.0, 0.0
 
     def architecture(self) -> type[PreTrainedConfig] | None:
-        """The architecture of `model_type`, or that of the checkpoint."""
+        """Return the architecture of `model_type`, or that of the checkpoint."""
         return super().architecture() or CONFIG_MAPPING[self.model_type]
 
     def parameters(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> int | None:
-        """Those of a model of this size; of a checkpoint they are not counted."""
+        """Count the parameters of a model of this size; those of a checkpoint are not counted."""
         if self.source is not None:
             return None
         with torch.device("meta"):
             return int(self._create(task, teacher).num_parameters())
 
     def _create(self, task: Task, teacher: Checkpoint) -> PreTrainedModel:
-        """The model with random weights."""
+        """Return the model with random weights."""
         tokenizer = load_tokenizer(teacher)
         special = {
             f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")
@@ -181,7 +181,7 @@ def _inherit_embeddings(student: PreTrainedModel, teacher: PreTrainedModel, rows
 
 
 def _positions(model: PreTrainedModel) -> torch.Tensor | None:
-    """The learned position embeddings, where an architecture has them."""
+    """Return the learned position embeddings, where an architecture has them."""
     return next(
         (weight for name, weight in model.named_parameters() if name.endswith("position_embeddings.weight")),
         None,

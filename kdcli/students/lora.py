@@ -1,4 +1,4 @@
-"""A student that is a checkpoint with low-rank adapters, which are trained and then merged."""
+"""Trains a student by low-rank adapters of a checkpoint, which are merged after training."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Lora(Pretrained):
 
 
 def _head(model: PreTrainedModel) -> list[Any]:
-    """The weights of a classifier's head, which is trained; a language model's head is pretrained and has none here."""
+    """Return the weights of a classifier's head, which is trained; a language model's head is pretrained and has none here."""
     if model.get_output_embeddings() is not None:
         return []
     return [

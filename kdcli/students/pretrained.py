@@ -1,4 +1,4 @@
-"""A student that starts from a checkpoint."""
+"""Initialises a student from a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A teacher whose tokenizer differs from the student's."""
+"""Maps the outputs of a teacher to the positions of a student that has another tokenizer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class AlignedTeacher(Teacher):
     def outputs(
         self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
     ) -> list[AnySignal]:
-        """The teacher's outputs at the student's counted positions."""
+        """Return the teacher's outputs at the student's counted positions."""
         table = datasets.Dataset.from_list([dict(example) for example in examples])
         teacher_rows, student_rows = (
             self.task.encode(tokenizer, table, self.max_length)

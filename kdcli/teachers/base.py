@@ -49,7 +49,7 @@ class Teacher(ABC):
     def outputs(
         self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
     ) -> list[AnySignal]:
-        """The teacher's outputs for each row (`id`, `text`, …) at its counted positions, in the order of the rows.
+        """Return the teacher's outputs for each row (`id`, `text`, …) at its counted positions, in the order of the rows.
 
         A classifier gives logits (1, C) in the order of the data's labels; a language model gives an output for each counted
         token.
@@ -59,10 +59,10 @@ class Teacher(ABC):
         """
 
     def write(self, examples: Sequence[Mapping[str, Any]], rollout: Rollout, seed: int) -> list[str | None]:
-        """The teacher's completion of each row's prompt; None if it was truncated at `rollout.max_new_tokens`.
+        """Return the teacher's completion of each row's prompt; None if it was truncated at `rollout.max_new_tokens`.
 
         Args:
-            seed: of sampling, together with a row's id.
+            seed: the seed of sampling, together with a row's id.
 
         Raises:
             TeacherError: this kind of teacher writes no text.
@@ -75,17 +75,17 @@ class Teacher(ABC):
         return type(self).write is not Teacher.write
 
     def replies(self, examples: Sequence[Mapping[str, Any]], rollout: Rollout, seed: int) -> list[Reply]:
-        """As `write`, with the text of a completion that was truncated, if this kind of teacher gives it."""
+        """Return the same as `write`, with the texts of truncated completions if this kind of teacher gives them."""
         return [Reply(text or "", text is not None) for text in self.write(examples, rollout, seed)]
 
     def signals(self, examples: Sequence[Mapping[str, Any]]) -> AnySignal:
-        """The outputs for a batch of rows, concatenated."""
+        """Return the outputs for a batch of rows, concatenated."""
         return concatenate(self.outputs(examples))
 
     def outputs_with_features(
         self, examples: Sequence[Mapping[str, Any]], parts: frozenset[Part]
     ) -> AnySignal:
-        """The outputs for a batch of rows, concatenated, with features of the teacher's layers.
+        """Return the outputs for a batch of rows, concatenated, with features of the teacher's layers.
 
         Args:
             parts: the features to capture; with none this is `signals`.

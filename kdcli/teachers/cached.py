@@ -1,4 +1,4 @@
-"""A teacher's outputs on disk, computed once and read in every epoch and in later runs."""
+"""Stores a teacher's outputs on disk. They are computed once, and read in every epoch and in later runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kdcli.teachers.base import Compress, Teacher, identity
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 SHARD = 1024
-"""Rows in a shard, which is what a killed process loses at most."""
+"""The number of rows in a shard. A killed process loses at most one shard."""
 FORMAT = "3"
 """The version of a shard's tensors."""
 KNEE, CODES = 0.2, 2**12
@@ -46,7 +46,7 @@ class Shard:
     @property
     def ids(self) -> list[str]:
         """The ids of the rows."""
-        return list(self.rows["id"])
+        return list(self.rows["id"][:])
 
 
 class CachedTeacher(Teacher):
@@ -54,7 +54,7 @@ class CachedTeacher(Teacher):
 
     All logits of a classifier are stored. Of a language model the k most likely tokens of each position are stored: their
     indices (16 bits; 20 above 65,536 tokens), their log-probabilities (12 bits, `GAPS`) and the mass of all others (half
-    precision). This takes 3.5 k + 2 bytes a position, 226 at k = 64 (4 k + 2 and 258 above 65,536 tokens).
+    precision). A position takes 3.5 k + 2 bytes, 226 at k = 64 (4 k + 2 and 258 above 65,536 tokens).
 
     The folder belongs to one teacher, tokenizer, template, maximum length, precision, k, temperature and list of rows
     (the caller's key). Its shards always consist of the same rows in the same batches, so a cold and a warm cache hold the
@@ -84,7 +84,7 @@ class CachedTeacher(Teacher):
         Args:
             load_teacher: returns the teacher; called only if a shard is missing.
             progress: called with the number of rows that are finished.
-            state: of the processes; None: there is one.
+            state: the processes of the run; None: there is one.
         """
         done = 0
         for shards in shares(self._shards(rows), state):
@@ -97,7 +97,7 @@ class CachedTeacher(Teacher):
                 progress(done)
 
     def missing(self, rows: datasets.Dataset, state: PartialState | None = None) -> list[Shard]:
-        """The shards of this process's share that are not stored."""
+        """Return the shards of this process's share that are not stored."""
         index, count = (0, 1) if state is None else (state.process_index, state.num_processes)
         own = self._shards(rows)[index::count]
         reader = CachedTeacher(self.folder, self.k, self.temperature)
@@ -118,7 +118,7 @@ class CachedTeacher(Teacher):
     def outputs(
         self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
     ) -> list[AnySignal]:
-        """The stored outputs of rows that were fetched."""
+        """Return the stored outputs of rows that were fetched."""
         signals = []
         for example in examples:
             shard, start, end = self.index[example["id"]]
@@ -126,7 +126,7 @@ class CachedTeacher(Teacher):
         return signals
 
     def signals(self, examples: Sequence[Mapping[str, Any]]) -> AnySignal:
-        """The stored outputs of a batch, whose parts are concatenated before they are unpacked."""
+        """Return the stored outputs of a batch, whose parts are concatenated before they are unpacked."""
         slices = [self.index[example["id"]] for example in examples]
         return self._signal(
             {
@@ -136,7 +136,7 @@ class CachedTeacher(Teacher):
         )
 
     def compress(self, signal: AnySignal) -> AnySignal:
-        """The part of a signal that is stored."""
+        """Return the part of a signal that is stored."""
         stored = top_k(signal, self.k, self.temperature) if isinstance(signal, HiddenSignal) else signal
         return stored.to(torch.device("cpu"))
 

@@ -1,4 +1,4 @@
-"""An ensemble of teachers."""
+"""Averages the outputs of several teachers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Ensemble(Teacher):
     def outputs(
         self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
     ) -> list[AnySignal]:
-        """The mean at each row's positions.
+        """Return the mean at each row's positions.
 
         Raises:
             TeacherError: the members count different positions of a row.
@@ -44,7 +44,7 @@ class Ensemble(Teacher):
     def outputs_with_features(
         self, examples: Sequence[Mapping[str, Any]], parts: frozenset[Part]
     ) -> AnySignal:
-        """The mean, with the features of the first member."""
+        """Return the mean, with the features of the first member."""
         if not parts:
             return self.signals(examples)
         first = self.members[0].outputs_with_features(examples, parts)

@@ -1,4 +1,4 @@
-"""A teacher that runs on this machine."""
+"""Runs a teacher on this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LocalTeacher(Teacher):
     """A checkpoint with a head for the task, in eval mode and without gradients.
 
     Args:
-        batch_size: rows in one forward pass.
+        batch_size: the number of rows in one forward pass.
     """
 
     def __init__(self, batch_size: BatchSize = 64):
@@ -50,7 +50,7 @@ class LocalTeacher(Teacher):
     def outputs(
         self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
     ) -> list[AnySignal]:
-        """The outputs in the teacher's own tokenization, without the classes beyond the tokenizer's last token, which pad the
+        """Return the outputs in the teacher's own tokenization, without the classes beyond the tokenizer's last token, which pad the
         embeddings."""
         table = datasets.Dataset.from_list(list(examples))
         encoded = self.task.encode(self.tokenizer, table, self.max_length)
@@ -64,7 +64,7 @@ class LocalTeacher(Teacher):
     def outputs_with_features(
         self, examples: Sequence[Mapping[str, Any]], parts: frozenset[Part]
     ) -> AnySignal:
-        """One forward pass over all rows in the given order, so that they are padded as the student's rows are."""
+        """Run one forward pass over all rows in the given order, so that they are padded as the student's rows are."""
         if not parts:
             return self.signals(examples)
         encoded = self.task.encode(
@@ -75,7 +75,7 @@ class LocalTeacher(Teacher):
         return signal.first(self.classes)
 
     def write(self, examples: Sequence[Mapping[str, Any]], rollout: Rollout, seed: int) -> list[str | None]:
-        """The completions of the task's prompts, in the precision of the teacher's outputs."""
+        """Return the completions of the task's prompts, in the precision of the teacher's outputs."""
         replies = self._generate(examples, rollout, seed)
         if rollout.candidates == 1:
             return [text if complete else None for text, complete in replies]
@@ -89,7 +89,7 @@ class LocalTeacher(Teacher):
         ]
 
     def replies(self, examples: Sequence[Mapping[str, Any]], rollout: Rollout, seed: int) -> list[Reply]:
-        """As `write`, with the texts that were truncated; `rollout.candidates` consecutive texts of each prompt."""
+        """Return the same as `write`, with the truncated texts; each prompt has `rollout.candidates` consecutive texts."""
         if type(self).write is not LocalTeacher.write:  # a subclass writes otherwise
             return super().replies(examples, rollout, seed)
         return self._generate(examples, rollout, seed)
@@ -109,7 +109,7 @@ class LocalTeacher(Teacher):
 
 
 def split_rows(rows: np.ndarray, signal: AnySignal, labels: Sequence[Tensor]) -> dict[int, AnySignal]:
-    """The outputs of each row of a batch, by its index.
+    """Return the outputs of each row of a batch, by its index.
 
     Args:
         signal: of all rows, concatenated.

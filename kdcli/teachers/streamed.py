@@ -1,4 +1,4 @@
-"""A teacher that does not fit into memory: all rows go through one layer, then through the next."""
+"""Computes the outputs of a teacher that does not fit into memory: all rows pass through one layer, then through the next."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from kdcli.teachers.local import split_rows
 
 logger = logging.getLogger(__name__)
 CHECKED_ROWS = 2
-"""Rows of the first block with which the architecture is checked."""
+"""The number of rows of the first block that check the architecture."""
 Progress = Callable[[int, int, str], None]
-"""Called with the steps that are done, the number of all steps, and a note."""
+"""A function that is called with the number of finished steps, the number of all steps, and a note."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Work:
-    """What a pass takes.
+    """The resources that a pass takes.
 
     Attributes:
-        weights: bytes of the weights that are read.
-        scratch: bytes of hidden states on disk, at most.
-        memory: bytes of each step of the pass, by its name.
-        tokens: with padding.
-        blocks: their number.
+        weights: the bytes of the weights that are read.
+        scratch: the maximum number of bytes of hidden states on disk.
+        memory: the bytes of each step of the pass, by its name.
+        tokens: the number of tokens, with padding.
+        blocks: the number of blocks.
     """
 
     weights: int
@@ -77,15 +77,15 @@ class Work:
 
 
 class StreamedTeacher(Teacher):
-    """The outputs of `LocalTeacher`, bit by bit, from a checkpoint of which one layer at a time is in memory.
+    """Gives the same bits as `LocalTeacher`, from a checkpoint of which one layer at a time is in memory.
 
-    The rows are batched as `LocalTeacher` does. All batches go through a layer before the next one is read; between two layers their hidden
-    states lie on disk. A process that was killed continues with the block and the layer that it was at.
+    The rows are batched as `LocalTeacher` does. All batches pass through a layer before the next one is read; between two layers their hidden
+    states are on disk. A process that was killed continues with the block and the layer that it was at.
 
     Args:
         batch_size: rows in one forward pass.
-        folder: for the hidden states; it belongs to this process, teacher, task, maximum length and batch size. It is removed when all is done.
-        memory_bound: bytes that the pass may take beyond what the process has before.
+        folder: for the hidden states; it belongs to this process, teacher, task, maximum length and batch size. It is removed at the end.
+        memory_bound: the bytes that the pass may take in addition to what the process holds before it.
     """
 
     def __init__(self, batch_size: int, folder: Path, memory_bound: float):
@@ -107,20 +107,20 @@ class StreamedTeacher(Teacher):
         self.task, self.max_length = task, max_length
 
     def truncate_vocabulary(self, classes: int) -> None:
-        """As `LocalTeacher`."""
+        """Drop the logits of the other classes, as `LocalTeacher` does."""
         self.classes = min(self.classes, classes)
 
     def outputs(
         self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
     ) -> list[AnySignal]:
-        """One pass for these rows alone."""
+        """Run one pass for these rows alone."""
         return next(iter(list(self.stream([examples], compress))))
 
     def work(self, sizes: Sequence[tuple[int, int]]) -> Work:
-        """What a pass takes.
+        """Estimate what a pass takes.
 
         Args:
-            sizes: the rows of each block, and the tokens of its longest row.
+            sizes: the number of rows of each block, and the number of tokens of its longest row.
         """
         model = self.model
         width = model.hidden_size * (4 if model.bf16 else model.dtype.itemsize)
@@ -168,10 +168,10 @@ class StreamedTeacher(Teacher):
         progress: Progress = lambda done, total, note: None,
         announce: Callable[[Work], None] = lambda work: None,
     ) -> Iterator[list[AnySignal]]:
-        """The outputs for each row of each group. A group is batched by itself, as a call of `outputs` would.
+        """Yield the outputs for each row of each group. Each group is batched alone, as one call of `outputs` batches it.
 
         Args:
-            announce: called with what the pass takes, before it begins.
+            announce: is called with what the pass takes, before it begins.
 
         Raises:
             ConfigError: the pass takes more than its bounds.
@@ -195,7 +195,7 @@ class StreamedTeacher(Teacher):
             yield [by_row[row] for row in range(len(rows))]
         self.model.unload("head")
         shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # other processes have theirs
+        with contextlib.suppress(OSError):  # other processes have folders there
             self.folder.parent.rmdir()
 
     def _outputs(self, block: Block, spill: Spill, compress: Compress) -> dict[int, AnySignal]:
@@ -208,7 +208,7 @@ class StreamedTeacher(Teacher):
         return split_rows(block.rows, compress(signal.first(self.classes)), labels)
 
     def _advance(self, blocks: Sequence[Block], spill: Spill, steps: _Steps) -> None:
-        """Take all blocks through all layers; those that a killed process stored continue where they were."""
+        """Run all blocks through all layers; blocks that a killed process stored continue at their layer."""
         model, count = self.model, len(self.model.layers)
         model.load("rest")
         model.load(0)
@@ -236,7 +236,7 @@ class StreamedTeacher(Teacher):
         model.unload(loaded)
 
     def _step(self, block: Block, depth: int, spill: Spill) -> Tensor | None:
-        """The hidden states of a block after a further layer; None: those before it are damaged."""
+        """Return the hidden states of a block after a further layer; None: those before it are damaged."""
         if depth == UNKNOWN:
             return self.model.embed(block.features)
         states = spill.read(block.name)

@@ -44,7 +44,7 @@ def require_optimizer(cfg: TrainerConfig) -> None:
 
 
 def trainer_arguments(job: TrainJob, world: int) -> TrainingArguments:
-    """The arguments of the stock Trainer, for a number of processes."""
+    """Return the arguments of the stock Trainer, for a number of processes."""
     cfg, cuda = job.cfg, torch.cuda.is_available()
     micro, accumulate = micro_batches(cfg, world)
     arguments = TrainingArguments(

@@ -69,7 +69,7 @@ class TokenDropout:
             )
 
     def __call__(self, input_ids: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        """The token ids, some of them replaced.
+        """Return the token ids, some of them replaced.
 
         Args:
             input_ids: (B, L). With padding on the right, what is replaced in a row does not depend on the other rows.
@@ -84,7 +84,7 @@ class TokenDropout:
 
 
 def micro_batches(cfg: TrainerConfig, processes: int) -> tuple[int, int]:
-    """The rows of a micro-batch, and the micro-batches that each process accumulates in a step.
+    """Return the rows of a micro-batch, and the micro-batches that each process accumulates in a step.
 
     Raises:
         ConfigError: batch_size cannot be divided evenly.

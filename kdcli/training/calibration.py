@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 
 
 class Fitted(TypedDict):
-    """What the calibration of a model has done. A temperature of 1 changes nothing."""
+    """The result of calibrating a model. A temperature of 1 changes nothing."""
 
     temperature: float
     skipped: str
@@ -34,7 +34,7 @@ class Fitted(TypedDict):
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature that minimizes the negative log-likelihood of the labels.
+    """Return the temperature that minimizes the negative log-likelihood of the labels.
 
     The label of each row has the probability 1 - 1/(N + 2), and the other classes share the rest, as Platt (1999, section 2.2) does for two
     classes: otherwise the best temperature of a model without an error on these rows would be 0.
@@ -106,7 +106,7 @@ def _skipped(reason: str) -> Fitted:
 
 
 def _output_layer(model: PreTrainedModel, classes: int) -> nn.Linear | None:
-    """The last linear layer with an output for each class."""
+    """Return the last linear layer with an output for each class."""
     layers = [
         module for module in model.modules() if type(module) is nn.Linear and module.out_features == classes
     ]
@@ -119,7 +119,7 @@ def _nll(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _is_scaled(before: Predictions, after: Predictions, temperature: float) -> bool:
-    """Whether the logits are divided by the temperature, and the predicted labels are the same."""
+    """Return whether the logits are divided by the temperature, and the predicted labels are the same."""
     expected, logits = before["logits"] / temperature, after["logits"]
     close = np.allclose(logits, expected, rtol=TOLERANCE, atol=TOLERANCE * float(np.abs(expected).max()))
     return close and np.array_equal(before["logits"].argmax(1), logits.argmax(1))

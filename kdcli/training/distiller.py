@@ -51,7 +51,7 @@ class Distiller(nn.Module):
     def masks(
         self, labels: Tensor, gold: Tensor | None = None, teacher: AnySignal | None = None
     ) -> list[Tensor]:
-        """Which of its values each term counts: bool, (N,) for labels (N,). A term that reads features counts all its values.
+        """Return which of its values each term counts: bool, (N,) for labels (N,). A term that reads features counts all its values.
 
         Args:
             gold: which positions have a gold label, bool (N,); None: those whose label is not -100.
@@ -73,7 +73,7 @@ class Distiller(nn.Module):
         return rows
 
     def counts(self, labels: Tensor, gold: Tensor | None = None, teacher: AnySignal | None = None) -> Tensor:
-        """The number of values that each term counts, (K,); arguments as for `masks`."""
+        """Return the number of values that each term counts, (K,); arguments as for `masks`."""
         return torch.stack([mask.sum() for mask in self.masks(labels, gold, teacher)])
 
     def forward(
@@ -85,7 +85,7 @@ class Distiller(nn.Module):
         votes: Tensor | None = None,
         **inputs: Any,
     ) -> dict[str, Any]:
-        """The weighted sum of all terms. Terms that read features are dropped if the teacher's outputs have none.
+        """Compute the weighted sum of all terms. Terms that read features are dropped if the teacher's outputs have none.
 
         Args:
             teacher: the teacher's outputs at the counted positions.
@@ -94,7 +94,7 @@ class Distiller(nn.Module):
             votes: the share of each label at the counted positions, (N, C), for losses with `soft_gold`.
 
         Returns:
-            loss: a scalar; terms: each term unweighted, (K,), detached; in eval mode also answers: what the task's metrics need of the outputs.
+            loss: a scalar; terms: each term unweighted, (K,), detached; in eval mode also predictions: what the task's metrics need of the outputs.
         """
         pick, labels = self.task.positions(labels)
         has_features = teacher is not None and teacher.features is not None
@@ -111,16 +111,16 @@ class Distiller(nn.Module):
         share = dict(zip(self.names, scale, strict=True))
         of_outputs = {name: loss for name, loss in self.losses.items() if not loss.features}
         values: dict[str, list[Tensor]] = {name: [] for name in self.names}
-        answers: list[dict[str, Tensor]] = []
+        reduced: list[dict[str, Tensor]] = []
 
         def teacher_outputs(at: slice) -> Signal | TopKSignal | None:
-            """The teacher's outputs at some of the positions."""
+            """Return the teacher's outputs at some of the positions."""
             outputs = teacher.rows(at) if teacher is not None else None
             assert not isinstance(outputs, HiddenSignal)
             return outputs
 
         def terms(outputs: Signal, of_teacher: Signal | TopKSignal | None, at: slice) -> Tensor:
-            """The weighted loss of some of the positions."""
+            """Return the weighted loss of some of the positions."""
             loss = outputs.logits.new_zeros(())
             for name, term in of_outputs.items():
                 target = votes if votes is not None and term.soft_gold else labels
@@ -128,7 +128,7 @@ class Distiller(nn.Module):
                 values[name].append(each.detach())
                 loss = loss + share[name] * torch.where(masks[name][at], each, 0).sum()
             if not self.training:
-                answers.append(self.task.reduce_outputs(outputs, labels[at], of_teacher if shared else None))
+                reduced.append(self.task.reduce_outputs(outputs, labels[at], of_teacher if shared else None))
             return loss
 
         loss = labels.new_zeros((), dtype=torch.float32)
@@ -152,8 +152,8 @@ class Distiller(nn.Module):
         ]
         result: dict[str, Any] = {"loss": loss, "terms": torch.stack(raw) / counts}
         if not self.training:
-            result["answers"] = {
-                key: torch.cat([answer[key] for answer in answers]).detach() for key in answers[0]
+            result["predictions"] = {
+                key: torch.cat([part[key] for part in reduced]).detach() for key in reduced[0]
             }
         return result
 
@@ -202,7 +202,7 @@ class _ByChunks(torch.autograd.Function):
         teacher_outputs, terms = functions
 
         def chunk(at: slice) -> Tensor:
-            """The loss of a chunk. Its logits are overwritten by their gradient, part by part."""
+            """Return the loss of a chunk. Its logits are overwritten by their gradient, part by part."""
             part = hidden[at].to(dtype)
             logits = linear(part, matrix, shift)
             of_teacher = teacher_outputs(at)

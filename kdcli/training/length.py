@@ -1,7 +1,7 @@
-"""How long a model is trained: for a fixed number of steps, or until its validation curve has stopped improving.
+"""Decides how long a model is trained: for a fixed number of steps, or until its validation curve stops improving.
 
 Until convergence the learning rate is constant after its warm-up, and falls to 0 over the last steps (warmup-stable-decay, Hu et al. 2024,
-https://arxiv.org/abs/2404.06395, section 4): when it begins to fall need not be known in advance, so that the length can follow the curve.
+https://arxiv.org/abs/2404.06395, section 4): the step at which it begins to fall need not be known in advance, so the length can follow the curve.
 A training that has begun to overfit goes back to its best weights before the learning rate falls.
 Everything here is a function of the config and of the validations so far. A training that continues from a checkpoint therefore ends
 as one that was not interrupted.
@@ -20,19 +20,19 @@ from kdcli.config.types import MOST_STEPS
 from kdcli.errors import ConfigError
 
 SMOOTHED = 3
-"""Validations of which the mean is compared: a single one depends on the last batches."""
+"""The number of validations whose mean is compared: a single one depends on the last batches."""
 LOSS_TOLERANCE, SCORE_TOLERANCE = 0.005, 0.001
-"""The least improvement that counts: of the loss, as a share of it; of the score, as a difference."""
+"""The least improvement that counts: of the loss as a share of it, of the score as a difference."""
 SHORTEST, LONGEST = 50, 250
 """The bounds of the steps between two validations, if an epoch is shorter or longer."""
 LAST_PART = 0.25
-"""A curve of fixed length is flat if it improves no more over this last part of its steps …"""
+"""The share of the steps of a fixed length at its end. The curve is flat if the loss improves there by less than `REMAINING`."""
 REMAINING = 0.02
-"""… than by this share of the loss."""
+"""The share of the loss below which an improvement over `LAST_PART` counts as flat."""
 TIE = 1e-7
 """The weight of the loss in the choice of the best validation."""
 FEWEST = 4
-"""Validations from which it is known whether a curve is flat."""
+"""The least number of validations that show whether a curve is flat."""
 Stopped = Literal["converged", "bound", "steps"]
 
 
@@ -50,10 +50,10 @@ class Validation(NamedTuple):
 
 
 def validations(lines: Iterable[Mapping[str, Any]], prefix: str = "eval_") -> list[Validation]:
-    """The validations among the lines of a log, in their order.
+    """Return the validations among the lines of a log, in their order.
 
     Args:
-        prefix: of the keys: `eval_` in the Trainer's log, `eval/` in metrics.jsonl.
+        prefix: the prefix of the keys: `eval_` in the Trainer's log, `eval/` in metrics.jsonl.
     """
     loss, score = f"{prefix}loss", f"{prefix}score"
     return [Validation(line["step"], line[loss], line[score]) for line in lines if score in line]
@@ -65,11 +65,11 @@ class Length:
 
     Attributes:
         bound: the most optimizer steps; with `fixed`, their number.
-        fixed: whether the training takes `bound` steps in any case.
-        min_steps: the fewest steps.
-        patience: validations without an improvement after which the learning rate begins to fall.
-        warmup: steps over which the learning rate rises from 0.
-        decay: the share of all steps over which it falls.
+        fixed: whether the training takes exactly `bound` steps.
+        min_steps: the least number of steps.
+        patience: the number of validations without an improvement after which the learning rate begins to fall.
+        warmup: the number of steps over which the learning rate rises from 0.
+        decay: the share of all steps over which the learning rate falls.
     """
 
     bound: int
@@ -81,10 +81,10 @@ class Length:
 
     @classmethod
     def of(cls, cfg: TrainerConfig, rows: int, task: TaskSpec, bound: int | None = None) -> Length:
-        """The length of a training on so many rows.
+        """Return the length of a training on so many rows.
 
         Args:
-            bound: in place of the one that the config and the rows give.
+            bound: replaces the bound that the config and the rows give.
 
         Raises:
             ConfigError: there are more steps than are possible.
@@ -101,7 +101,7 @@ class Length:
         return max(1, math.floor(self.bound * (1 - self.decay)))
 
     def stable_until(self, curve: Sequence[Validation]) -> int | None:
-        """The step at which the learning rate begins to fall; None: the curve still improves."""
+        """Return the step at which the learning rate begins to fall; None: the curve still improves."""
         best_loss, best_score, since = math.inf, -math.inf, 0
         for index, validation in enumerate(curve):
             window = curve[max(0, index + 1 - SMOOTHED) : index + 1]
@@ -121,8 +121,8 @@ class Length:
         return None
 
     def decays_from(self, curve: Sequence[Validation]) -> int | None:
-        """The step of whose weights the learning rate falls: that of the best validation, if both the loss and the score have become worse
-        since; else the last step before. None: the curve still improves."""
+        """Return the step whose weights the decay starts from: that of the best validation, if both the loss and the score have become worse since,
+        else the last step before. None: the curve still improves."""
         begin = self.stable_until(curve)
         if begin is None:
             return None
@@ -131,7 +131,7 @@ class Length:
         return best.step if best.loss < stable[-1].loss else begin
 
     def total(self, curve: Sequence[Validation]) -> int:
-        """The number of optimizer steps, as far as it is known after these validations: at most `bound`."""
+        """Return the number of optimizer steps, as far as it is known after these validations: at most `bound`."""
         begin = None if self.fixed else self.stable_until(curve)
         source = self.decays_from(curve)
         if begin is None or source is None:
@@ -140,7 +140,7 @@ class Length:
         return min(self.bound, begin + max(1, math.ceil(stable * self.decay / (1 - self.decay))))
 
     def factor(self, step: int, curve: Sequence[Validation]) -> float:
-        """The learning rate of a step, counted from 0, as a share of `trainer.learning_rate`."""
+        """Return the learning rate of a step, counted from 0, as a share of `trainer.learning_rate`."""
         if step < self.warmup:
             return step / self.warmup
         begin, end = self.stable_until(curve), self.total(curve)
@@ -148,14 +148,14 @@ class Length:
         return 1.0 if step < begin else max(0.0, (end - step) / max(1, end - begin))
 
     def stopped(self, curve: Sequence[Validation]) -> Stopped:
-        """Why the training ended."""
+        """Return why the training ended."""
         if self.fixed:
             return "steps"
         return "bound" if self.stable_until(curve) is None else "converged"
 
     def is_flat(self, curve: Sequence[Validation]) -> bool:
-        """Whether more steps promise nothing: the training converged, or its curve no longer improved, or the best validation came before
-        its last part. Of fewer than `FEWEST` validations this is not known, and they count as a curve that still improves."""
+        """Return whether more steps promise no improvement: the training converged, its curve no longer improved, or the best validation came before
+        its last part. With fewer than `FEWEST` validations this is unknown, and the curve counts as still improving."""
         if self.stopped(curve) == "converged":
             return True
         if len(curve) < FEWEST:
@@ -170,7 +170,7 @@ class Length:
 
 
 def planned_steps(cfg: TrainerConfig, rows: int, task: TaskSpec) -> int:
-    """The number of optimizer steps for a number of rows, or the most of them.
+    """Return the number of optimizer steps for a number of rows, or the maximum number.
 
     Raises:
         ConfigError: there are more than `trainer.max_steps` may be.
@@ -192,6 +192,6 @@ def planned_steps(cfg: TrainerConfig, rows: int, task: TaskSpec) -> int:
 
 
 def eval_steps(cfg: TrainerConfig, rows: int) -> int:
-    """Optimizer steps between two validations: by default those of an epoch; until convergence neither few nor many."""
+    """Return the optimizer steps between two validations: by default those of an epoch; until convergence neither few nor many."""
     epoch = max(1, rows // cfg.batch_size)
     return cfg.eval_steps or (epoch if cfg.is_fixed else min(max(epoch, SHORTEST), LONGEST))

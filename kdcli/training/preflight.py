@@ -102,7 +102,7 @@ def _check_teacher(
     bf16: bool,
     remedy: str,
 ) -> list[str]:
-    """The teacher beats chance on the validation split and, where they can be compared, the untrained student."""
+    """Return findings if the teacher does not beat chance on the validation split or, where they can be compared, the untrained student."""
     task: Task = distiller.task
     if worse := beats_chance(task, predictions, classes, remedy):
         return worse
@@ -119,7 +119,7 @@ def _check_teacher(
 
 
 def beats_chance(task: Task, predictions: Predictions, classes: int, remedy: str = "") -> list[str]:
-    """Findings about a teacher's predictions, without those of a student.
+    """Return findings about a teacher's predictions, without those of a student.
 
     Args:
         classes: the teacher's number of classes.
@@ -148,7 +148,7 @@ def beats_chance(task: Task, predictions: Predictions, classes: int, remedy: str
 
 
 def is_one_class(task: Task, predictions: Predictions, classes: int) -> bool:
-    """Whether a prediction that does not look at the text is right everywhere."""
+    """Return whether a prediction that does not look at the text is right everywhere."""
     return bool(task.labels) and task.chance(predictions, classes) >= 1
 
 
@@ -165,7 +165,7 @@ def _remedy(task: Task) -> str:
 def _check_losses(
     distiller: Distiller, tokenizer: PreTrainedTokenizerBase, teacher: Teacher | None, train: Split
 ) -> list[str]:
-    """Every term counts positions, is finite and is 0 for a perfect student; a warning names a term that is much smaller than another."""
+    """Check that every term counts positions, is finite and is 0 for a perfect student; warn of a term that is much smaller than another."""
     task = distiller.task
     few = task.batch
     gold = train.encoded.gold.nonzero()[0][: few // 2].tolist()
@@ -203,7 +203,7 @@ def _check_losses(
                 if same > ZERO:
                     findings.append(
                         f"the loss term {name} is {same:.4g} where student and teacher are the same: "
-                        "it is no divergence (a class of yours that is none says so with divergence = False)"
+                        "it is not a divergence (a class of your own that is none declares divergence = False)"
                     )
     largest = max(weighted.values(), default=0.0)
     for name, value in weighted.items():
@@ -216,7 +216,7 @@ def _check_losses(
 
 
 def _perfect(loss: torch.nn.Module, teacher: AnySignal, labels: Tensor) -> Any:
-    """The loss of a student with the teacher's outputs, at the first few positions."""
+    """Return the loss of a student with the teacher's outputs, at the first few positions."""
     few = slice(0, FEW)
     outputs = teacher.rows(few)
     if isinstance(outputs, Signal):

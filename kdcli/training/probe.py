@@ -30,7 +30,7 @@ OPTIMIZER_BYTES = 8
 
 @dataclass(frozen=True)
 class Probe:
-    """What a model costs.
+    """The time and memory that a model takes.
 
     Attributes:
         parameters: its number of weights.
@@ -73,7 +73,7 @@ def probe(
     bf16 = fast_bf16(cfg.precision)
 
     def run(features: list[dict[str, object]], with_gradients: bool) -> float:
-        """Seconds of a batch."""
+        """Return the seconds of a batch."""
         began = time.perf_counter()
         inputs = task.collate(features, tokenizer) | task.soft_gold(features)
         inputs = {name: tensor.to(device) for name, tensor in inputs.items() if name != "rows"}

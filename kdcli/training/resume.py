@@ -33,12 +33,12 @@ REMEDY = "remove it, and the same command goes on from the checkpoint before, or
 
 
 def checkpoint_folder(job: TrainJob, step: int) -> Path:
-    """The directory of the checkpoint after a step."""
+    """Return the directory of the checkpoint after a step."""
     return job.folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
 def last_checkpoint(job: TrainJob) -> Path | None:
-    """The newest checkpoint from which training can continue: it is complete, and so is the checkpoint with the best score, if that one is
+    """Return the newest checkpoint from which training can continue: it is complete, and so is the checkpoint with the best score, if that one is
     kept. Checkpoints that are damaged or newer are removed with a warning."""
     newest: list[Path | None] = [None]
     if PartialState().is_main_process:
@@ -79,7 +79,7 @@ class TrainState(TypedDict):
 
 
 def read_state(checkpoint: Path) -> TrainState:
-    """The state of a checkpoint.
+    """Return the state of a checkpoint.
 
     Raises:
         ConfigError, ModelError: the checkpoint is incomplete or damaged.
@@ -95,7 +95,7 @@ def read_state(checkpoint: Path) -> TrainState:
 
 
 def is_complete(job: TrainJob, checkpoint: Path) -> bool:
-    """Whether a checkpoint is the one after the last step."""
+    """Return whether a checkpoint is the one after the last step."""
     state = read_json(checkpoint / STATE, TrainState, REMEDY)
     return state["global_step"] >= job.length.total(validations(state["log_history"]))
 
@@ -109,12 +109,12 @@ def rewind(job: TrainJob, checkpoint: Path | None) -> None:
 
 
 def row_text(row: dict[str, Any]) -> str:
-    """The text of a row, for messages."""
+    """Return the text of a row, for messages."""
     return str(next(value for key, value in row.items() if key != "id"))
 
 
 def raw_rows(split: Split, rows: torch.Tensor) -> list[dict[str, Any]]:
-    """The rows of a batch before they were tokenized, which is what a teacher reads."""
+    """Return the rows of a batch before they were tokenized, which is what a teacher reads."""
     picked = split.rows[rows.tolist()]
     return [dict(zip(picked, values, strict=True)) for values in zip(*picked.values(), strict=True)]
 

@@ -55,7 +55,7 @@ SHORT = 128
 
 
 def training_attention(input_ids: torch.Tensor) -> AbstractContextManager[None]:
-    """The attention of a training step on these rows, (B, L): unfused for short rows on a CPU."""
+    """Return the attention of a training step on these rows, (B, L): unfused for short rows on a CPU."""
     short = not torch.cuda.is_available() and input_ids.shape[1] <= SHORT
     return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()
 
@@ -224,7 +224,7 @@ class _Trainer(HFTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The stock schedule of a training of fixed length; else one that follows the validations."""
+        """Return the stock schedule of a training of fixed length; else one that follows the validations."""
         length = self.job.length
         if length.fixed:
             return super().create_scheduler(num_training_steps, optimizer)
@@ -238,7 +238,7 @@ class _Trainer(HFTrainer):
         return self.lr_scheduler
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The stock optimizer; the word embeddings may have a learning rate of their own."""
+        """Return the stock optimizer; the word embeddings may have a learning rate of their own."""
         optimizer = super().create_optimizer(*args, **kwargs)
         factor = self.job.embedding_learning_rate_factor
         embeddings = self.job.distiller.student.get_input_embeddings().weight
@@ -250,7 +250,7 @@ class _Trainer(HFTrainer):
         return optimizer
 
     def _collate(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """The model's inputs, and the labels."""
+        """Return the model's inputs, and the labels."""
         return self.task.collate(features, self.job.tokenizer) | self.task.soft_gold(features)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthBuckets:
@@ -259,7 +259,7 @@ class _Trainer(HFTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The micro-batches of one step with the teacher's outputs, and how many positions each term counts, (K,)."""
+        """Return the micro-batches of one step with the teacher's outputs, and how many positions each term counts, (K,)."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         counts = torch.zeros(len(self.job.distiller.names), device=device)
         for batch in batches:
@@ -332,7 +332,7 @@ class _Trainer(HFTrainer):
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """One forward and backward pass. A loss that is not finite stops the run before the optimizer step."""
+        """Run one forward and backward pass. A loss that is not finite stops the run before the optimizer step."""
         rows = inputs.pop("rows").repeat_interleave(self.task.counts(inputs["labels"]))
         with training_attention(inputs["input_ids"]):
             loss = super().training_step(model, inputs, num_items_in_batch)
@@ -341,7 +341,7 @@ class _Trainer(HFTrainer):
         return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The stock loss; the terms are summed for the log."""
+        """Compute the stock loss; the terms are summed for the log."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         self.sums += outputs["terms"]
         return loss
@@ -374,7 +374,7 @@ class _Trainer(HFTrainer):
         distiller.eval()
         encoded = job.validation.encoded
         order = np.argsort(encoded.lengths, kind="stable")
-        answers: list[dict[str, torch.Tensor]] = []
+        parts: list[dict[str, torch.Tensor]] = []
         labels: list[torch.Tensor] = []
         positions: list[int] = []
         sums = torch.zeros(len(distiller.names), device=self.args.device)
@@ -393,7 +393,7 @@ class _Trainer(HFTrainer):
             count = distiller.counts(flat, teacher=teacher)
             with self.accelerator.autocast():
                 outputs = distiller(**inputs)
-            answers.append({key: value.cpu() for key, value in outputs["answers"].items()})
+            parts.append({key: value.cpu() for key, value in outputs["predictions"].items()})
             labels.append(flat.cpu())
             sums += outputs["terms"] * count
             counts += count
@@ -403,7 +403,7 @@ class _Trainer(HFTrainer):
             if count
         }
         predictions = Predictions(
-            {key: torch.cat([part[key] for part in answers]).numpy() for key in answers[0]},
+            {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]},
             torch.cat(labels).numpy(),
             np.asarray(positions),
         )

@@ -1,1 +1,1 @@
-"""Students that keep a part of their teacher's weights."""
+"""Initialises students with a part of their teacher's weights."""

@@ -1,4 +1,4 @@
-"""The structure of a model: which units each axis of each weight has, and a smaller model of some of them."""
+"""Describes the structure of a model, the units of each axis of each weight, and creates smaller models of some of them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Axis:
     size: int = 0
 
     def indices(self, selected: Tensor | None = None) -> Tensor:
-        """The indices of the selected units (k,) on the axis; None: of all."""
+        """Return the indices of the selected units (k,) on the axis; None: of all."""
         indices = torch.arange(self.start, self.start + self.size).view(self.parts, self.units, -1)
         return (indices if selected is None else indices[:, selected]).flatten()
 
@@ -92,16 +92,16 @@ class Anatomy:
         self.axes = {name: self._axes(name, weight) for name, weight in model.state_dict().items()}
 
     def depth(self, stack: Stack) -> int:
-        """The number of layers of a stack."""
+        """Return the number of layers of a stack."""
         return int(getattr(self.config, stack.depth))
 
     def head_size(self, stack: Stack) -> int:
-        """The width of a head."""
+        """Return the width of a head."""
         own = getattr(self.config, self.family.head_size or "", None)
         return int(own or self.units[Group("hidden")] // getattr(self.config, stack.heads))
 
     def size_name(self, group: Group) -> str | None:
-        """The config name of the number of a group's units; None if it cannot be chosen."""
+        """Return the config name of the number of a group's units; None if it cannot be chosen."""
         stack = next((stack for stack in self.stacks if stack.layers == group.stack), None)
         if stack is None:
             return self.family.hidden[0] if group.kind in ("hidden", "pooled") else None
@@ -110,7 +110,7 @@ class Anatomy:
         return stack.feed_forward if group.kind == "ffn" else stack.heads
 
     def locate(self, name: str) -> tuple[Stack, int, str] | None:
-        """The stack, the layer's index and the rest of a name (empty for the layer itself); None for a name outside the layers."""
+        """Return the stack, the layer's index and the rest of a name (empty for the layer itself); None for a name outside the layers."""
         name = name.removeprefix(self._prefix)
         for stack in self.stacks:
             if match := re.fullmatch(rf"{re.escape(stack.layers)}\.(\d+)\.?(.*)", name):
@@ -118,12 +118,12 @@ class Anatomy:
         return None
 
     def side(self, name: str) -> int:
-        """The index of the stack that a module belongs to: 1 in the decoder of an encoder-decoder model, else 0."""
+        """Return the index of the stack that a module belongs to: 1 in the decoder of an encoder-decoder model, else 0."""
         sides = [stack.layers.split(".")[0] for stack in self.stacks]
         return int(name.removeprefix(self._prefix).split(".")[0] == sides[-1]) if len(sides) > 1 else 0
 
     def is_shared(self, name: str) -> bool:
-        """Whether a weight of the first layer is used by all layers."""
+        """Return whether a weight of the first layer is used by all layers."""
         location = self.locate(name)
         shared = self.family.shared
         return bool(location and shared and re.fullmatch(shared, _module(location[2])))
@@ -148,7 +148,7 @@ class Anatomy:
         return tuple(axes)
 
     def _parts(self, role: str, location: tuple[Stack, int, str] | None, size: int) -> tuple[Axis, ...]:
-        """The parts of an axis of `size` with a role of `Family`."""
+        """Return the parts of an axis of `size` with a role of `Family`."""
         if role == "-":
             return ()
         if location is None and role == "heads":  # a bias that the heads of all layers share
@@ -257,5 +257,5 @@ def _like(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _module(name: str) -> str:
-    """The name of the module that a weight belongs to."""
+    """Return the name of the module that a weight belongs to."""
     return name.removesuffix(".weight").removesuffix(".bias")

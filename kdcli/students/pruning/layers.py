@@ -1,4 +1,4 @@
-"""A student with some of the teacher's layers."""
+"""Initialises a student with some of the teacher's layers."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Layers(PruningInitializer):
         self._select(Anatomy(model))
 
     def parameters(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> int | None:
-        """Those of the model with these layers."""
+        """Count the parameters of the model with these layers."""
         anatomy = Anatomy(model)
         with torch.device("meta"):
             return int(carve(anatomy, self._select(anatomy)).num_parameters())
 
     def _select(self, anatomy: Anatomy) -> list[list[int]]:
-        """The indices of the selected layers of each stack."""
+        """Return the indices of the selected layers of each stack."""
         first, *decoders = (anatomy.depth(stack) for stack in anatomy.stacks)
         selected = [_layer_indices(first, self.count, self.layers, "num_hidden_layers")]
         if self.decoder_layers is not None and not decoders:
@@ -75,7 +75,7 @@ class Layers(PruningInitializer):
 
 
 def _layer_indices(depth: int, count: int | None, layers: list[int] | None, argument: str) -> list[int]:
-    """The indices of `count` of `depth` layers; None: of half of them."""
+    """Return the indices of `count` of `depth` layers; None: of half of them."""
     count = (depth + 1) // 2 if count is None else count
     if count > depth:
         raise ConfigError(f"student.{argument} = {count}: the teacher has {depth}")

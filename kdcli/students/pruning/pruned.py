@@ -1,4 +1,4 @@
-"""Structured pruning of the teacher by importance."""
+"""Prunes the teacher by importance (structured pruning)."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Pruned(PruningInitializer):
         self._sizes(Anatomy(model))
 
     def _sizes(self, anatomy: Anatomy) -> dict[str, int]:
-        """The sizes of the smaller model by the names of its config.
+        """Return the sizes of the smaller model by the names of its config.
 
         Raises:
             ConfigError: the sizes are not possible, or are those of the model.
@@ -154,7 +154,7 @@ class Pruned(PruningInitializer):
         return sizes | ({family.head_size: anatomy.head_size(anatomy.stacks[0])} if family.head_size else {})
 
     def _heads_that_fill(self, hidden: int, stack: Stack, anatomy: Anatomy) -> int:
-        """The number of heads that together are as wide as the hidden size."""
+        """Return the number of heads that together are as wide as the hidden size."""
         size, most = anatomy.head_size(stack), anatomy.units[Group("hidden")]
         heads = self.requested["num_attention_heads"] or hidden // size
         if hidden % size:
@@ -208,7 +208,7 @@ class Pruned(PruningInitializer):
     def _scores(
         self, anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase, task: Task, rows: datasets.Dataset
     ) -> Scores:
-        """The importance of each unit, (units,) fp64, by group; the layers of a stack are a group, too."""
+        """Return the importance of each unit, (units,) fp64, by group; the layers of a stack are a group, too."""
         if self.importance == "magnitude":
             parameters = anatomy.model.named_parameters()
             return by_weights(anatomy, ((name, weight.detach().square()) for name, weight in parameters))
@@ -306,7 +306,7 @@ def by_gradient(anatomy: Anatomy, batches: Iterable[Batch], task: Task) -> Score
 
 @torch.no_grad()
 def by_activation(anatomy: Anatomy, batches: Iterable[Batch], task: Task) -> Scores:
-    """The mean magnitude of each unit's output over the tokens; of layers the mean change of the hidden states."""
+    """Return the mean magnitude of each unit's output over the tokens; of layers the mean change of the hidden states."""
     sums: dict[tuple[Group, str], Tensor] = {}
     counts: dict[tuple[Group, str], int] = defaultdict(int)
     tokens: tuple[Tensor, ...] = ()
@@ -350,7 +350,7 @@ def by_activation(anatomy: Anatomy, batches: Iterable[Batch], task: Task) -> Sco
 def _scored_group(
     anatomy: Anatomy, name: str, module: nn.Module
 ) -> tuple[Group, Callable[[Tensor, Tensor], Tensor]] | None:
-    """The group that a module's input or output scores, and the function (input, output) -> (B, L, units); None if it scores none."""
+    """Return the group that a module's input or output scores, and the function (input, output) -> (B, L, units); None if it scores none."""
     location = anatomy.locate(name)
     if location and not location[2]:
         return Group(
@@ -372,7 +372,7 @@ def _scored_group(
 
 
 def select_units(anatomy: Anatomy, sizes: dict[str, int], scores: Scores) -> dict[Group, Tensor]:
-    """The indices of the selected units, (k,), of each group that is pruned.
+    """Return the indices of the selected units, (k,), of each group that is pruned.
 
     Args:
         sizes: of the smaller model by the names of its config.
@@ -395,7 +395,7 @@ def select_units(anatomy: Anatomy, sizes: dict[str, int], scores: Scores) -> dic
 
 
 def top_indices(scores: Tensor, count: int) -> Tensor:
-    """The indices of the highest scores in ascending order; of equal scores the first ones."""
+    """Return the indices of the highest scores in ascending order; of equal scores the first ones."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 

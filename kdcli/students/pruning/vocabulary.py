@@ -1,4 +1,4 @@
-"""Vocabulary trimming: a student with the tokens of its data only."""
+"""Trims the vocabulary of a student to the tokens of its data."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Vocabulary(PruningInitializer):
     def _select(
         self, inner: Mapping[str, Any], vocabulary: Mapping[str, int], required: set[int], counts: np.ndarray
     ) -> list[int]:
-        """The ids of the selected tokens in ascending order.
+        """Return the ids of the selected tokens in ascending order.
 
         Args:
             inner: the tokenizer's model, as JSON.
@@ -123,7 +123,7 @@ def _merges(inner: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _with_parts(token: int, parts: Mapping[int, set[int]], selected: set[int]) -> set[int]:
-    """The token and, recursively, its parts, without those that are selected already."""
+    """Return the token and, recursively, its parts, without those that are selected already."""
     added, queue = set(), [token]
     while queue:
         if (part := queue.pop()) not in selected and part not in added:
@@ -133,7 +133,7 @@ def _with_parts(token: int, parts: Mapping[int, set[int]], selected: set[int]) -
 
 
 def _required(model: PreTrainedModel, state: Mapping[str, Any], vocabulary: Mapping[str, int]) -> set[int]:
-    """The ids of the tokens that are always kept."""
+    """Return the ids of the tokens that are always kept."""
     inner = state["model"]
     prefix, suffix = inner.get("continuing_subword_prefix") or "", inner.get("end_of_word_suffix") or ""
     named = {holder[key] for holder, key in _special_ids(state)}
@@ -160,7 +160,7 @@ def _required(model: PreTrainedModel, state: Mapping[str, Any], vocabulary: Mapp
 
 
 def _spelled(token: str, prefix: str, suffix: str) -> list[str]:
-    """The characters of a token, in the form in which each is a token itself."""
+    """Return the characters of a token, in the form in which each is a token itself."""
     forms = [prefix + letter for letter in token.removeprefix(prefix).removesuffix(suffix)]
     if forms and not token.startswith(prefix):
         forms[0] = forms[0].removeprefix(prefix)
@@ -224,13 +224,13 @@ def trim_embeddings(model: PreTrainedModel, token_ids: Sequence[int]) -> PreTrai
 
 
 def _configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:
-    """A model's config and, if it is another one, the config of its text model."""
+    """Return a model's config and, if it is another one, the config of its text model."""
     inner = config.get_text_config()
     return [config] if inner is config else [config, inner]
 
 
 def _token_ids(config: PreTrainedConfig) -> dict[str, Any]:
-    """The token ids in a config by key: an id, or a list of ids."""
+    """Return the token ids in a config by key: an id, or a list of ids."""
     return {
         name: value
         for name, value in vars(config).items()

@@ -1,4 +1,4 @@
-"""What a model wrote: its answer without its thoughts, and the parts of an answer that state a result."""
+"""Reads the completions of a model: the answer without its thoughts, and the parts of an answer that state a result."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from kdcli.errors import TeacherError, shown
 
 LEAST_TEXTS, SURE = 20, 200
-"""Texts before which no share of unparsable answers stops a run, and from which on the share itself is compared with the limit."""
+"""The number of texts below which no share of unparsable answers stops a run, and the number from which the share alone decides."""
 LONGEST, HEADS = 20_000, 3
-"""Characters of an answer above which it states no label, and heads such as `Label:` that may precede one."""
+"""The maximum length of an answer that states a label, in characters, and the maximum number of heads such as `Label:` before it."""
 EXAMPLES = 3
-"""Unparsable answers that a message shows."""
+"""The number of unparsable answers that a message shows."""
 CUT = ("length", "max_tokens", "model_length", "max_output_tokens")
 """The finish reasons of completions that reached the limit of their tokens."""
 _TAGS = "think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis|seed:think"
@@ -60,12 +60,12 @@ class Written(NamedTuple):
 
 
 def is_cut(choice: Mapping[str, Any]) -> bool:
-    """Whether a completion reached the limit of its tokens."""
+    """Return whether a completion reached the limit of its tokens."""
     return str(choice["finish_reason"]).casefold() in CUT
 
 
 def without_thoughts(choice: Mapping[str, Any]) -> Written:
-    """The answer in a completion (`Answer.choices`): its text without the thoughts before it."""
+    """Return the answer in a completion (`Answer.choices`): its text without the thoughts before it."""
     raw, cut = choice["text"], is_cut(choice)
     ended = f"finish_reason={choice['finish_reason']}"
     text = _after_thoughts(raw)
@@ -83,7 +83,7 @@ def without_thoughts(choice: Mapping[str, Any]) -> Written:
 
 
 def described(choice: Mapping[str, Any]) -> str:
-    """What a completion without a label is, in words or its own."""
+    """Describe a completion without a label, in words or by its own text."""
     written = without_thoughts(choice)
     if written.text is None:
         return written.problem
@@ -112,9 +112,9 @@ class UnparsableShare:
         """Count the answers to one text.
 
         Args:
-            unparsable: those that cannot be read, in words.
-            remedy: is called with whether most of them are cut before they begin.
-            cut: how many of them are.
+            unparsable: descriptions of the answers that cannot be read.
+            remedy: is called with whether most of them are truncated before they begin.
+            cut: how many of them are truncated before they begin.
 
         Raises:
             TeacherError: the share is too large.
@@ -136,7 +136,7 @@ class UnparsableShare:
 
 
 def _after_thoughts(text: str) -> str | None:
-    """The text behind the thoughts at its beginning; None: they do not end."""
+    """Return the text behind the thoughts at its beginning; None: they do not end."""
     if "<|channel|>" in text:
         messages = _CHANNEL.findall(text)
         final = [content for channel, content in messages if channel == "final"]
@@ -156,12 +156,12 @@ def _after_thoughts(text: str) -> str | None:
 
 
 def plain_text(text: str) -> str:
-    """A text in compatibility form, without the special tokens that some hosts leave in it."""
+    """Return a text in compatibility form, without the special tokens that some hosts leave in it."""
     return unicodedata.normalize("NFKC", _SPECIAL.sub(" ", text)).strip()
 
 
 def before_next_text(text: str) -> tuple[str, bool]:
-    """An answer without the further texts and labels that a model makes up, and whether there are any."""
+    """Return an answer without the further texts and labels that a model makes up, and whether there are any."""
     answer, *further = _NEXT_TEXT.split(text, maxsplit=1)
     return answer, bool(further)
 
@@ -215,7 +215,7 @@ _MARKUP = re.compile(r"[*`]+|^\s*(?:#+|>|[-•]|\(?(?:\d{1,2}|[A-Za-z])[.)])\s+"
 
 
 class Stated(NamedTuple):
-    """What a part of an answer states as the result."""
+    """The result that a part of an answer states."""
 
     value: str
     why: str = ""
@@ -223,7 +223,7 @@ class Stated(NamedTuple):
 
 
 def stated(text: str, cut: bool = False) -> Iterator[Stated]:
-    """The values that an answer states: in JSON, a code fence or tags; a line by itself (the first or the last one); `Label: x`; a sentence
+    """Yield the values that an answer states: in JSON, a code fence or tags; a line by itself (the first or the last one); `Label: x`; a sentence
     that says nothing but the label (`The label is x.`); or a value that an explanation follows (`x - because …`).
 
     A sentence with a negation, a refusal or a doubt before the value states none.
@@ -273,12 +273,12 @@ def _after_head(head: re.Match[str], heads: int = HEADS - 1) -> Iterator[Stated]
 
 
 def denies(text: str) -> bool:
-    """Whether a text has a word that makes a sentence about a label a denial, a refusal or a doubt."""
+    """Return whether a text has a word that makes a sentence about a label a denial, a refusal or a doubt."""
     return bool(_DOUBT.search(text))
 
 
 def _json_values(text: str) -> Iterator[str]:
-    """The results in the JSON that a text contains: those of keys such as `label`, or the only one."""
+    """Yield the results in the JSON that a text contains: those of keys such as `label`, or the only one."""
     text = text.strip()
     starts = [at for at in (text.find("{"), text.find("[")) if at >= 0]
     if not starts:

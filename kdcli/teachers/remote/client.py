@@ -1,4 +1,4 @@
-"""Clients of remote services: concurrent requests, retries, limits, and answers that are stored before they are used."""
+"""Sends requests to remote services: concurrently, with retries and limits. Answers are stored before they are used."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from kdcli.teachers.remote.limits import (
 )
 
 WINDOW = 32
-"""The requests that are in flight or wait to be yielded in order, for each of `concurrency`: a slow one delays no other."""
+"""The number of requests that are in flight or wait to be yielded in order, per unit of `concurrency`: a slow request delays no other."""
 PATIENCE = 600.0
 """The most seconds that a service may ask to wait (Retry-After)."""
 DOUBT = 3
-"""After so many rejections before the first answer, the requests themselves are wrong, and not single prompts."""
+"""The number of rejections before the first answer that show that all requests are wrong, and not single prompts."""
 UNREADABLE = 2
-"""How often a request is repeated whose response has another structure than the API specifies."""
+"""How many times a request is repeated whose response has another structure than the API specifies."""
 TEMPLATE = 64
-"""Tokens that a chat template may add to a prompt."""
+"""The number of tokens that a chat template may add to a prompt."""
 
 
 class Retry(Exception):  # noqa: N818
@@ -141,11 +141,11 @@ class Client(ABC):
         """
 
     def prompt_bytes(self, body: dict[str, Any]) -> int:
-        """The bytes of a request's text; no tokenizer makes more tokens of it."""
+        """Return the bytes of a request's text; no tokenizer makes more tokens of it."""
         return len(json.dumps(body, ensure_ascii=False).encode())
 
     def max_completion_tokens(self, body: dict[str, Any]) -> int | None:
-        """The most tokens that the answer to a request may have; None if there is no limit."""
+        """Return the most tokens that the answer to a request may have; None if there is no limit."""
         return 0
 
     def query(
@@ -174,7 +174,7 @@ class Client(ABC):
                 yield batch.next()
 
     def estimate(self, bodies: Iterable[dict[str, Any]]) -> Estimate:
-        """The expected cost of requests, of which none is sent."""
+        """Return the expected cost of requests, of which none is sent."""
         questions = in_ledger = prompt = completion = 0
         limited = True
         for body in bodies:
@@ -191,7 +191,7 @@ class Client(ABC):
         return Estimate(questions, in_ledger, prompt, completion if limited else None, cost)
 
     def key(self, body: dict[str, Any]) -> bytes:
-        """The hash of a request: the address, the model, the parameters and the prompt."""
+        """Return the hash of a request: the address, the model, the parameters and the prompt."""
         return bytes.fromhex(digest(self.base_url, self.model, body))
 
     def refuses_all(self, reason: str) -> TeacherError:
@@ -278,7 +278,7 @@ class Client(ABC):
                 )
             most = (self.prompt_bytes(body) + TEMPLATE, completion)
         with self._counting:
-            # the mean of the answers so far; before the first one, a guess
+            # the mean of the answers so far; before the first answer, a guess
             expected = (
                 (self.usage.prompt_tokens + self.usage.completion_tokens) / self._with_usage
                 if self._with_usage
@@ -433,7 +433,7 @@ def _finished(answer: Answer) -> Future[Answer]:
 
 
 def _problem(state: RetryCallState) -> Retry:
-    """The exception of the last attempt."""
+    """Return the exception of the last attempt."""
     problem = state.outcome.exception() if state.outcome else None
     assert isinstance(problem, Retry)
     return problem

@@ -1,4 +1,4 @@
-"""The labels of a classification task in a model's completions: written out, as a letter, or as log-probabilities."""
+"""Reads the labels of a classification task from a model's completions: written out, as a letter, or as log-probabilities."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from kdcli.teachers.remote.answers import (
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LEADING_LETTER = re.compile(r"[\W_]*(?:\w+:[\W_]*)?([A-Z])(?=[ \t]*(?:[^\w \t]|$))")
-"""A completion that is a letter, whatever its reasons: no word follows it, of which it would be the article."""
+"""Matches a completion that is a letter, with or without reasons. No word follows the letter, since `A` could be its article."""
 SHORT = 3
-"""Characters below which a token does not identify a label that it begins: a token `I` begins `I think` as well as `irony`."""
+"""The number of characters below which a token does not identify the label that it begins: a token `I` begins `I think` as well as `irony`."""
 LEAST = 1e-6
 """The probability of a label whose token the endpoint does not list."""
 SoftLabels = Literal["logprobs", "samples", "one_hot"]
@@ -108,7 +108,7 @@ class LabelReader:
         return (None if shares is None else np.log(shares / shares.sum()).astype(np.float32)), unparsable
 
     def token_shares(self, choice: Mapping[str, Any]) -> tuple[np.ndarray, float, float]:
-        """The probability of each label's first token, (C,), 0 if it is not listed; that of tokens that begin several labels; and the
+        """Return the probability of each label's first token, (C,), 0 if it is not listed; that of tokens that begin several labels; and the
         most that a token which is not listed can have.
 
         Raises:
@@ -150,7 +150,7 @@ class LabelReader:
         return np.where(counts > 0, 1 - self.smoothing, self.smoothing / (len(self._words) - 1))
 
     def label_of(self, choice: Mapping[str, Any]) -> int | None:
-        """The label that a completion is, behind its thoughts."""
+        """Return the label that a completion is, behind its thoughts."""
         written = without_thoughts(choice)
         if written.text is not None:
             return self.label_in(written.text, written.cut)
@@ -161,7 +161,7 @@ class LabelReader:
         return self.label_in(thoughts) if thoughts.startswith("{") else self._label_that_is(thoughts)
 
     def label_in(self, text: str, cut: bool = False) -> int | None:
-        """The label that a text is, or that it states (`stated`). A label's name in a sentence is not enough.
+        """Return the label that a text is, or that it states (`stated`). A label's name in a sentence is not enough.
 
         Args:
             cut: the text was truncated.
@@ -184,12 +184,12 @@ class LabelReader:
         return None if cut and begun > 1 and text.casefold().endswith(self._words[label]) else label
 
     def _label_that_is(self, text: str) -> int | None:
-        """The label that a text is, but for case, separators, quotation marks and other punctuation around it."""
+        """Return the label that a text is, but for case, separators, quotation marks and other punctuation around it."""
         word = normalise(text)
         return self._by_word.get(word, self._by_compact.get(_compact(word))) if word else None
 
     def _agrees(self, value: Stated, label: int) -> bool:
-        """Whether an explanation agrees with the label before it: it does not deny it, and names no other one."""
+        """Return whether an explanation agrees with the label before it: it does not deny it, and names no other one."""
         why = normalise(value.why)
         names = (word for other, word in enumerate(self._words) if other != label)
         return not denies(why) and not any(
@@ -202,13 +202,13 @@ class LabelReader:
 
 
 def _compact(word: str) -> str:
-    """A word without spaces, hyphens and other separators, except between digits; a whole number without decimals."""
+    """Return a word without spaces, hyphens and other separators, except between digits; a whole number without decimals."""
     word = re.sub(r"(?<!\d)[\W_]+|[\W_]+(?!\d)", "", word)
     return re.sub(r"^(\d+)\.0+$", r"\1", word)
 
 
 def _first_token(choice: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The first token behind the thoughts that is more than a space, a line break or punctuation."""
+    """Return the first token behind the thoughts that is more than a space, a line break or punctuation."""
     written, tokens = without_thoughts(choice), choice["logprobs"]
     start = choice["text"].rfind(written.text) if written.text else 0
     ends = itertools.accumulate(len(token["token"]) for token in tokens)
@@ -219,12 +219,12 @@ def _first_token(choice: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def normalise(text: str) -> str:
-    """A word in lower case and compatibility form, without the punctuation and the spaces around it."""
+    """Return a word in lower case and compatibility form, without the punctuation and the spaces around it."""
     return re.sub(r"^[\W_]+|(?<![\W_])[\W_]+$", "", unicodedata.normalize("NFKC", text)).casefold()
 
 
 def clash(labels: Sequence[str], full: bool) -> tuple[str, str] | None:
-    """Two labels that a completion cannot tell apart. By the first token these are labels of which one begins with the other, or that begin
+    """Return two labels that a completion cannot tell apart. By the first token these are labels of which one begins with the other, or that begin
     with the same word.
 
     Args:
@@ -240,7 +240,7 @@ def clash(labels: Sequence[str], full: bool) -> tuple[str, str] | None:
 
 
 def label_schema(labels: Sequence[str]) -> dict[str, Any]:
-    """The `response_format` of a JSON object with one of the labels."""
+    """Return the `response_format` of a JSON object with one of the labels."""
     schema = {
         "type": "object",
         "properties": {"label": {"type": "string", "enum": list(labels)}},

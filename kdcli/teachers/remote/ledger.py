@@ -1,4 +1,4 @@
-"""The ledger: every answer that was paid for, on disk, found by the hash of its request."""
+"""Keeps the ledger: every answer that was paid for, on disk, by the hash of its request."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS migrated (name TEXT PRIMARY KEY, bytes INTEGER NOT NU
 
 @dataclass(frozen=True)
 class Answer:
-    """What a service returned for one request. Only `answered` has something to learn from.
+    """The response of a service to one request. Students learn from answers with the status `answered` alone.
 
     Attributes:
         status: refused: a content filter, the model itself, or the service (for this one prompt, which is too long, say) gave no
@@ -96,7 +96,7 @@ class Ledger:
         self._migrate(path.with_suffix(".jsonl"))
 
     def get(self, key: bytes) -> Answer | None:
-        """The answer to a request; None if there is none, or a damaged one.
+        """Return the answer to a request; None if there is none, or a damaged one.
 
         Raises:
             ConfigError: the file is damaged.
@@ -272,13 +272,13 @@ class _Line(_Stored):
 
 
 def _parse(data: bytes) -> Answer:
-    """Raises ValueError if a stored answer is damaged."""
+    """Read a stored answer. Raise ValueError if it is damaged."""
     stored = parse_json(data, _Stored)
     return Answer(stored["status"], stored["choices"], stored["usage"], stored["reason"])
 
 
 def _parse_line(line: bytes) -> tuple[bytes, Answer]:
-    """The hash of the request and the answer in a line of an old ledger.
+    """Return the hash of the request and the answer in a line of an old ledger.
 
     Raises:
         ValueError: the line is damaged.

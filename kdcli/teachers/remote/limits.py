@@ -1,4 +1,4 @@
-"""Prices, budgets and the rate of requests."""
+"""Limits the requests to a service: prices, budgets and rates."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Budget:
 
 @dataclass
 class Usage:
-    """What this process has requested and paid.
+    """The requests of this process and their cost.
 
     Attributes:
-        requests: HTTP requests, with those that failed.
-        from_ledger: answers that were paid for before.
-        cost: from the token counts that the service reports; None if no prices are known. It does not include lost answers that the
+        requests: the number of HTTP requests, with those that failed.
+        from_ledger: the number of answers that were paid for before.
+        cost: the cost by the token counts that the service reports; None if no prices are known. It does not include lost answers that the
             service may have charged for.
-        refused, unparsable: of the answers that were yielded, from the ledger too.
+        refused, unparsable: the numbers of such answers among those that were yielded, from the ledger too.
     """
 
     requests: int = 0
@@ -72,11 +72,11 @@ class Estimate:
     """The expected cost of queries.
 
     Attributes:
-        questions: all queries.
-        in_ledger: those whose answers are in the ledger.
-        prompt_tokens: of the others: a quarter of their bytes.
-        completion_tokens: of the others, at most; None if the queries set no limit.
-        cost: None if it is not known.
+        questions: the number of all queries.
+        in_ledger: the number of queries whose answers are in the ledger.
+        prompt_tokens: the tokens of the other queries, estimated as a quarter of their bytes.
+        completion_tokens: the maximum number of tokens of the other answers; None if the queries set no limit.
+        cost: the expected cost; None if it is not known.
     """
 
     questions: int
@@ -92,7 +92,7 @@ class Stopped(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Charge:
-    """What a request in flight is counted as: its maximum of tokens and money, and the expected number of tokens."""
+    """The reservation of a request in flight: its maximum of tokens and money, and the expected number of tokens."""
 
     tokens: int
     money: float
@@ -100,7 +100,7 @@ class Charge:
 
 
 class Spending:
-    """What was spent and what is in flight; together they never exceed the budget."""
+    """Tracks what was spent and what is in flight. Their sum never exceeds the budget."""
 
     def __init__(self, budget: Budget):
         self._budget = budget
@@ -139,7 +139,7 @@ class Spending:
         self._spent = [spent + amount for spent, amount in zip(self._spent, amounts, strict=True)]
 
     def _exceeded(self, amounts: Sequence[float]) -> str:
-        """The part of the budget that a request would exceed, in words."""
+        """Return the part of the budget that a request would exceed, in words."""
         limits = (self._budget.requests, self._budget.tokens, self._budget.money)
         units = ("requests", "tokens", "money")
         for spent, amount, limit, unit in zip(self._spent, amounts, limits, units, strict=True):
@@ -182,7 +182,7 @@ class Backoff(wait_exponential):
 
 
 def retry_after(headers: Any) -> float | None:
-    """The seconds that a service asks to wait: a number, or a date."""
+    """Return the seconds that a service asks to wait: a number, or a date."""
     value = headers.get("retry-after")
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""A remote teacher behind an OpenAI-compatible endpoint."""
+"""Queries a remote teacher behind an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -52,23 +52,23 @@ from kdcli.teachers.remote.wire import ChatClient
 
 logger = logging.getLogger(__name__)
 FIRST_TOKENS = 4
-"""The length of a completion whose first token is a label's: some models begin with a space, a line break or a quotation mark."""
+"""The number of tokens that are requested to read the first token of a label: some models begin with a space, a line break or a quotation mark."""
 LABEL_TOKENS = 16
-"""Tokens that a written label may have in addition to its number of characters."""
+"""The number of tokens that a written label may have in addition to its number of characters."""
 JSON_TOKENS = 16
-"""Tokens that the JSON around a label may have."""
+"""The number of tokens that the JSON around a label may have."""
 THINKING_TOKENS = 2048
-"""Tokens that a message suggests for an answer with thoughts."""
+"""The number of tokens that a message suggests for an answer with thoughts."""
 THOUGHTS_OFF = (
     "or turn the model's thoughts off, as its host calls it (++teacher.parameters.reasoning_effort=none, "
     "++teacher.parameters.chat_template_kwargs.enable_thinking=false)"
 )
 SHOWN = 20
-"""Answers that the report shows."""
+"""The number of answers that the report shows."""
 PROBED = 16
-"""Rows on which it is tested whether the labels' first tokens tell the labels apart."""
+"""The number of rows that test whether the first tokens of the labels identify the labels."""
 UNCLEAR = 0.01
-"""They do not if more than this share of the probability is on tokens that begin several labels, or that are too short."""
+"""The share of the probability on tokens that begin several labels, or are too short, above which first tokens do not identify the labels."""
 
 
 class Limits(Section):
@@ -259,10 +259,10 @@ class OpenAITeacher(RemoteTeacher):
             self.unparsable.count(answers, list(map(described, unparsable)), self._remedy, cut)
 
     def _remedy(self, cut: bool) -> str:
-        """What a user can do about answers without a label.
+        """Return what a user can do about answers without a label.
 
         Args:
-            cut: they are truncated before they begin.
+            cut: whether the answers are truncated before they begin.
         """
         if cut:
             tokens = self.parameters.get(
@@ -288,7 +288,7 @@ class OpenAITeacher(RemoteTeacher):
     def outputs(
         self, examples: Sequence[Mapping[str, Any]], compress: Compress = identity
     ) -> list[AnySignal]:
-        """The log-probabilities of the labels of rows that were fetched."""
+        """Return the log-probabilities of the labels of rows that were fetched."""
         return [compress(Signal(torch.from_numpy(self.predictions[row["id"]])[None])) for row in examples]
 
     # ---- completions -------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ class OpenAITeacher(RemoteTeacher):
             yield row, complete, len(choices) - len(complete)
 
     def _text(self, choice: Mapping[str, Any]) -> str:
-        """The text of a completion, with its thoughts if the student learns them; empty if there is no answer."""
+        """Return the text of a completion, with its thoughts if the student learns them; empty if there is no answer."""
         text = without_thoughts(choice).text or ""
         if text and self.thoughts == "keep":
             thoughts = choice.get("reasoning")
@@ -328,7 +328,7 @@ class OpenAITeacher(RemoteTeacher):
     def expand(
         self, prompts: Sequence[str], known: Iterable[str], count: int, seed: int, progress: Progress
     ) -> list[str]:
-        """New prompts in the style of some that are drawn from the given ones (Wang et al. 2023, https://arxiv.org/abs/2212.10560, without its
+        """Return new prompts in the style of some that are drawn from the given ones (Wang et al. 2023, https://arxiv.org/abs/2212.10560, without its
         classifier); fewer than `count` if the model repeats itself."""
         taken = {normalise(text) for text in itertools.chain(prompts, known)}
         new: list[str] = []
@@ -353,7 +353,7 @@ class OpenAITeacher(RemoteTeacher):
     # ---- requests ----------------------------------------------------------------------------------------
 
     def label_requests(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The requests for a row's label."""
+        """Return the requests for a row's label."""
         body: dict[str, Any] = {"messages": self.prompter.messages(row)}
         if self.soft_labels == "logprobs":
             body |= {"max_tokens": FIRST_TOKENS, "temperature": 0, "logprobs": True}
@@ -371,7 +371,7 @@ class OpenAITeacher(RemoteTeacher):
         return next(filter(self._is_answered, requests), requests[0])
 
     def _is_answered(self, requests: Sequence[dict[str, Any]]) -> bool:
-        """Whether the ledger has a label for each of the requests."""
+        """Return whether the ledger has a label for each of the requests."""
         answers = [self.client.ledger.get(self.client.key(body)) for body in requests]
         return all(
             answer is not None and any(self.labels.label_of(choice) is not None for choice in answer.choices)
@@ -379,14 +379,14 @@ class OpenAITeacher(RemoteTeacher):
         )
 
     def completion_requests(self, row: Mapping[str, Any], rollout: Rollout) -> list[dict[str, Any]]:
-        """The requests for completions of a row's prompt."""
+        """Return the requests for completions of a row's prompt."""
         body = {"messages": self.prompter.messages(row), "max_tokens": rollout.max_new_tokens}
         if row.get("tools"):
             body["tools"] = json.loads(row["tools"])
         return self._split(body | {"temperature": rollout.sampling_temperature}, rollout.answers)
 
     def _split(self, body: dict[str, Any], count: int) -> list[dict[str, Any]]:
-        """The requests that together return `count` answers."""
+        """Return the requests that together return `count` answers."""
         starts = range(0, count, most := self.n_per_request or count)
         bodies = [
             body | ({"n": size} if size > 1 else {}) | ({"seed": index} if index else {})
@@ -466,14 +466,14 @@ class OpenAITeacher(RemoteTeacher):
     # ---- cost and report ---------------------------------------------------------------------------------
 
     def estimate(self, rows: Iterable[Mapping[str, Any]], rollout: Rollout) -> Estimate:
-        """The expected cost, if labels are requested by their names, and if new prompts are as long as those of the rows."""
+        """Return the expected cost, if labels are requested by their names, and if new prompts are as long as those of the rows."""
         bodies = (
             self.label_requests if self.task.labels else lambda row: self.completion_requests(row, rollout)
         )
         return self.client.estimate(body for row in rows for body in bodies(row))
 
     def describe(self) -> dict[str, Any]:
-        """The endpoint, the counts of answers and, of a classifier, how its labels were read."""
+        """Return the endpoint, the counts of answers and, of a classifier, how its labels were read."""
         described = super().describe() | {"parameters": self.parameters}
         if self.task.labels:
             missing = self.labels.missing
@@ -488,7 +488,7 @@ class OpenAITeacher(RemoteTeacher):
         return described
 
     def sampled_answers(self) -> list[dict[str, Any]]:
-        """Some answers: the question, what was written and, of a classifier, the probabilities of the labels."""
+        """Return some answers: the question, what was written and, of a classifier, the probabilities of the labels."""
         answers = []
         for _, row, texts in sorted(self._sampled, key=lambda sample: sample[0])[:SHOWN]:
             answer: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The parameters that an endpoint takes: those that it refuses are renamed, replaced or left out."""
+"""Adapts requests to the parameters that an endpoint takes: those that it refuses are renamed, replaced or removed."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class SingleAnswerError(TeacherError):
 
 @dataclass(frozen=True)
 class Change:
-    """A parameter that is left out of requests, or sent otherwise.
+    """A parameter that is removed from requests, or sent in another form.
 
     Attributes:
-        name: the new name of the parameter; None: it is left out, or keeps its name with the new value.
-        value: the new value; None: it is left out, or keeps its value under the new name.
+        name: the new name of the parameter; None: it is removed, or keeps its name with the new value.
+        value: the new value; None: the parameter is removed, or keeps its value under the new name.
     """
 
     parameter: str
@@ -66,7 +66,7 @@ class Change:
         return f"{self.value} is sent instead" if self.value is not None else "requests are sent without it"
 
     def applied(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A request with the change."""
+        """Return a request with the change."""
         if self.parameter not in body:
             return body
         changed = {key: value for key, value in body.items() if key != self.parameter}
@@ -84,38 +84,38 @@ class _Recorded(TypedDict):
 
 
 class Parameters:
-    """What one endpoint takes, as far as its rejections have shown. A change is kept once a request was answered with it, and recorded: a later
+    """Tracks which parameters one endpoint takes, as far as its rejections show. A change is kept once a request was answered with it, and recorded: a later
     run does not send what was refused.
 
     Args:
         teacher: the name of the teacher, for messages.
-        given: the parameters that the user chose, which are not left out.
+        given: the parameters that the user chose, which are never removed.
         path: the file of the recorded changes; None: they are not recorded.
     """
 
     def __init__(self, teacher: str, given: Collection[str] = (), path: Path | None = None):
         self.teacher, self._given, self._path = teacher, given, path
-        self._kept = self._recorded()
+        self._accepted = self._recorded()
         self._takes_format = False
         self._lock = threading.Lock()
-        for change in self._kept:
+        for change in self._accepted:
             logger.info(
                 "%s did not take %s in an earlier run: %s (delete %s to send it again)",
                 teacher, change.parameter, change, path,
             )  # fmt: skip
 
     def applied(self, body: dict[str, Any], changes: Sequence[Change] = ()) -> dict[str, Any]:
-        """A request as the endpoint takes it.
+        """Return a request as the endpoint takes it.
 
         Args:
             changes: further changes of this request.
         """
-        for change in [*self._kept, *changes]:
+        for change in [*self._accepted, *changes]:
             body = change.applied(body)
         return body
 
     def change_after(self, body: dict[str, Any], rejected: Rejected) -> Change | None:
-        """The change with which a rejected request may be accepted; None: there is none.
+        """Return the change with which a rejected request may be accepted; None: there is none.
 
         Args:
             body: the request as it was sent.
@@ -150,15 +150,15 @@ class Parameters:
         self._takes_format = self._takes_format or "response_format" in sent
         for change in changes:
             with self._lock:
-                if change in self._kept or (change.parameter == "response_format" and self._takes_format):
+                if change in self._accepted or (change.parameter == "response_format" and self._takes_format):
                     continue
-                self._kept.append(change)
+                self._accepted.append(change)
                 if self._path is not None:
-                    write_json(self._path, [*map(asdict, self._kept)])
+                    write_json(self._path, [*map(asdict, self._accepted)])
             logger.warning("%s does not take %s as it was sent: %s", self.teacher, change.parameter, change)
 
     def _recorded(self) -> list[Change]:
-        """The changes of earlier runs, without those that leave out what the user chose. A damaged record is named in a warning."""
+        """Return the changes of earlier runs, without those that leave out what the user chose. A damaged record is named in a warning."""
         if self._path is None or not self._path.exists():
             return []
         try:
@@ -176,13 +176,13 @@ class Parameters:
 
 
 def is_about_parameter(text: str) -> bool:
-    """Whether an error says that a parameter is not supported. Some servers report it as an internal error."""
+    """Return whether an error says that a parameter is not supported. Some servers report it as an internal error."""
     names = "|".join((*LIMITS, *OPTIONAL, "logprobs"))
     return bool(_UNKNOWN.search(text) and re.search(rf"(?<![a-z_])(?:{names})(?![a-z_])", text))
 
 
 def _named(body: dict[str, Any], rejected: Rejected) -> list[str]:
-    """The parameters of a request that a rejection names, the likeliest one first."""
+    """Return the parameters of a request that a rejection names, the likeliest one first."""
     text = rejected.text
     places = {
         name: match.start()

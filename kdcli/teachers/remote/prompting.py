@@ -1,4 +1,4 @@
-"""Prompts for a remote model: the question about a row, few-shot examples, and requests for new prompts."""
+"""Writes the prompts of a remote model: the question about a row, few-shot examples, and requests for new prompts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROMPTS = Path(__file__).parent / "prompts"
 SEED_PROMPTS, NEW_PROMPTS = 6, 8
 """The training prompts that a request for new prompts shows, and how many it asks for."""
 ROUNDS = 4
-"""The most requests for new prompts, in multiples of those that would suffice if no prompt came twice."""
+"""The maximum number of requests for new prompts, as a multiple of the number that suffices if no prompt is repeated."""
 
 
 class Prompter:
@@ -49,7 +49,7 @@ class Prompter:
         }
 
     def messages(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The conversation about a row; a row is no example of itself."""
+        """Return the conversation about a row; a row is no example of itself."""
         if "messages" in row:
             return endpoint_turns(row["messages"][: last_answer(row["messages"])])
         turns: list[dict[str, Any]] = []
@@ -80,7 +80,7 @@ class Prompter:
 
 
 def choose_examples(rows: Iterable[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """Few-shot examples: of each label in turn the first row by a hash of the text."""
+    """Choose few-shot examples: of each label in turn the first row by a hash of the text."""
     by_label: dict[Any, list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: digest(row["id"])):
         by_label.setdefault(row.get("label"), []).append(row)
@@ -94,7 +94,7 @@ def choose_examples(rows: Iterable[Mapping[str, Any]], count: int) -> list[Mappi
 
 
 def draw_seed_prompts(prompts: Sequence[str], count: int, seed: int) -> Iterator[list[str]]:
-    """The prompts that each request for new prompts shows, of as many requests as may be needed for `count` new ones."""
+    """Yield the prompts that each request for new prompts shows, of as many requests as may be needed for `count` new ones."""
     for index in range(ROUNDS * math.ceil(count / NEW_PROMPTS)):
         draw = np.random.default_rng(seed_of(seed, "expand", index))
         chosen = draw.choice(len(prompts), size=min(SEED_PROMPTS, len(prompts)), replace=False)
@@ -102,7 +102,7 @@ def draw_seed_prompts(prompts: Sequence[str], count: int, seed: int) -> Iterator
 
 
 def expansion_request(seeds: Sequence[str]) -> dict[str, Any]:
-    """The request for prompts like some given ones."""
+    """Return the request for prompts like some given ones."""
     text = Template(PROMPTS / "_expand.jinja").render({"seeds": seeds, "count": NEW_PROMPTS}).strip()
     return {
         "messages": [{"role": "user", "content": text}],
@@ -112,7 +112,7 @@ def expansion_request(seeds: Sequence[str]) -> dict[str, Any]:
 
 
 def listed_prompts(text: str) -> Iterator[str]:
-    """The prompts in a completion: its lines that begin with a hyphen."""
+    """Yield the prompts in a completion: its lines that begin with a hyphen."""
     for line in map(str.strip, text.splitlines()):
         if line.startswith("- "):
             yield " ".join(line.removeprefix("-").split())

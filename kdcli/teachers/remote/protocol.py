@@ -17,7 +17,7 @@ from kdcli.teachers.remote.client import Client
 from kdcli.teachers.remote.limits import Estimate, Usage
 
 Progress = Callable[[int, Usage], None]
-"""Is called with the number of rows that are finished and the usage so far."""
+"""A function that is called with the number of finished rows and the usage so far."""
 _NO_WEIGHTS = "a remote teacher has no checkpoint here"
 _LABELS_ONLY = "it returns labels and writes no text"
 
@@ -54,7 +54,7 @@ class RemoteTeacher(Teacher):
         "student rollouts": "it would be queried about every token that a student writes",
         "likelihoods": "it does not report how likely its completions are",
         "beam search": "it does not search; give rollout=teacher",
-        "candidates": "give rollout.answers: all are learnt",
+        "candidates": "give rollout.answers: all are learned",
         "outputs on given text": (
             "it reports nothing about tokens that it has not written; give rollout=teacher, and loss.soft_label.weight=0"
         ),
@@ -102,7 +102,7 @@ class RemoteTeacher(Teacher):
 
     @abstractmethod
     def estimate(self, rows: Iterable[Mapping[str, Any]], rollout: Rollout) -> Estimate:
-        """The cost of querying about rows; no request is sent."""
+        """Return the cost of querying about rows; no request is sent."""
 
     @abstractmethod
     def fetch(self, rows: Sequence[Mapping[str, Any]], progress: Progress) -> None:
@@ -126,7 +126,7 @@ class RemoteTeacher(Teacher):
     def expand(
         self, prompts: Sequence[str], known: Iterable[str], count: int, seed: int, progress: Progress
     ) -> list[str]:
-        """At most `count` new prompts in the style of some given ones.
+        """Return at most `count` new prompts in the style of some given ones.
 
         Args:
             known: prompts that must not be among them.
@@ -137,7 +137,7 @@ class RemoteTeacher(Teacher):
         raise TeacherError(f"{self.name} writes no text; use a teacher that does (teacher=openai)")
 
     def describe(self) -> dict[str, Any]:
-        """What the report shows, as JSON values."""
+        """Return what the report shows, as JSON values."""
         counts = Counter(row["status"] for row in self.unanswered.values())
         return {
             "base_url": self.client.base_url,
@@ -150,7 +150,7 @@ class RemoteTeacher(Teacher):
         }
 
     def sampled_answers(self) -> list[dict[str, Any]]:
-        """Some answers for the report, each with `question`, `answers` and, of a row with labels, `labels` and `gold`."""
+        """Return some answers for the report, each with `question`, `answers` and, of a row with labels, `labels` and `gold`."""
         return []
 
     def open(self, source: Checkpoint, task: Task, max_length: int, precision: str) -> None:
@@ -173,7 +173,7 @@ class RemoteTeacher(Teacher):
 
 
 def requirements(cfg: Distill, *, writes: bool, outputs: bool, features: bool) -> dict[str, str]:
-    """What a run needs from its teacher beyond labels for its rows, each with the config key that causes it."""
+    """Return what a run needs from its teacher beyond labels for its rows, each with the config key that causes it."""
     teacher, rollout = cfg.teacher, cfg.rollout
     given = {
         "checkpoint": (

@@ -1,4 +1,4 @@
-"""The OpenAI protocol: requests to an endpoint and its responses (completions, log-probabilities, errors)."""
+"""Implements the OpenAI protocol: requests to an endpoint and its responses (completions, log-probabilities, errors)."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ STOPPED = (
 REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 """The fields of a message with the model's thoughts."""
 LOWEST = -9999.0
-"""What endpoints write for a log-probability that is not finite."""
+"""The value that endpoints return for a log-probability that is not finite."""
 
 
 class ChatClient(Client):
     """Requests chat completions from an OpenAI-compatible endpoint. A request's body has `messages` and further parameters.
 
-    A parameter that the endpoint refuses is sent otherwise, or left out (`Parameters`). The answer belongs to the request as it was
-    meant: its hash does not depend on what the endpoint takes.
+    A parameter that the endpoint refuses is changed or removed (`Parameters`). The answer is stored under the hash of the original
+    request, which does not depend on what the endpoint takes.
 
     Args:
         base_url: up to and without /chat/completions.
         key: the name of the environment variable that holds the API key; None if the endpoint needs none.
         timeout: the seconds in which the complete response must arrive.
-        given: the parameters that the user chose; they are not left out.
+        given: the parameters that the user chose; they are never removed.
         options: of `Client`.
 
     Raises:
@@ -108,11 +108,11 @@ class ChatClient(Client):
         )
 
     def prompt_bytes(self, body: dict[str, Any]) -> int:
-        """The bytes of the messages."""
+        """Return the bytes of the messages."""
         return super().prompt_bytes(body["messages"])
 
     def max_completion_tokens(self, body: dict[str, Any]) -> int | None:
-        """The most tokens of all completions together."""
+        """Return the most tokens of all completions together."""
         most = body.get("max_completion_tokens", body.get("max_tokens"))
         return None if most is None else int(most) * int(body.get("n", 1))
 
@@ -153,7 +153,7 @@ class ChatClient(Client):
         return read_completion(response, self.scrub)
 
     def _receive(self, body: dict[str, Any]) -> Any:
-        """The JSON of the response; an `Answer` if a content filter stopped the prompt."""
+        """Return the JSON of the response; an `Answer` if a content filter stopped the prompt."""
         import openai
 
         deadline = time.monotonic() + self._timeout
@@ -195,7 +195,7 @@ class ChatClient(Client):
             ) from None
 
     def _from_status(self, error: openai.APIStatusError) -> Answer:
-        """What an HTTP error means for this request and for all."""
+        """Return what an HTTP error means for this request and for all."""
         status, body = error.status_code, error.body
         details = body if isinstance(body, dict) else {}
         message = self.scrub(str(details.get("message") or body or error.message))
@@ -218,7 +218,7 @@ class ChatClient(Client):
         raise TeacherError(f"{self.base_url} answers {status} ({message}): {remedy}") from None
 
     def scrub(self, text: str) -> str:
-        """One short line without the API key, which some endpoints repeat."""
+        """Return one short line without the API key, which some endpoints repeat."""
         if self._key:
             text = text.replace(self._key, "<key>")
         text = " ".join(text.split())
@@ -226,7 +226,7 @@ class ChatClient(Client):
 
 
 def _read_key(variable: str | None) -> str | None:
-    """The API key.
+    """Return the API key.
 
     Raises:
         ConfigError: the environment variable is not set.
@@ -243,25 +243,25 @@ def _read_key(variable: str | None) -> str | None:
 
 
 def is_transient(status: int) -> bool:
-    """Whether the same request may succeed later."""
+    """Return whether the same request may succeed later."""
     return status in (408, 409, 425, 429) or status >= 500
 
 
 def parameter_in(details: dict[str, Any]) -> str | None:
-    """The parameter that an error names, such as `response_format` of `response_format.type`."""
+    """Return the parameter that an error names, such as `response_format` of `response_format.type`."""
     parameter = details.get("param")
     return re.split(r"[.\[]", parameter)[0] if isinstance(parameter, str) else None
 
 
 def is_filtered(details: dict[str, Any]) -> bool:
-    """Whether an error says that a content filter stopped the prompt."""
+    """Return whether an error says that a content filter stopped the prompt."""
     inner = details.get("innererror")
     levels = [details, inner] if isinstance(inner, dict) else [details]
     return any(level.get(key) in FILTERED for level in levels for key in ("code", "type"))
 
 
 def read_completion(response: Any, scrub: Callable[[str], str]) -> Answer:
-    """The answer in a response's JSON.
+    """Return the answer in a response's JSON.
 
     Raises:
         Unreadable: it has another structure than the API specifies.
@@ -298,7 +298,7 @@ def read_completion(response: Any, scrub: Callable[[str], str]) -> Answer:
 
 
 def read_message(message: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The text of a message, its thoughts where the host returns them apart, and its refusal; each may be empty.
+    """Return the text of a message, its thoughts where the host returns them apart, and its refusal; each may be empty.
 
     Content is a string, a list of parts, or JSON that a proxy has parsed.
 
@@ -325,7 +325,7 @@ def read_message(message: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _joined(value: Any) -> str:
-    """The texts in a value of strings, lists and mappings."""
+    """Return the texts in a value of strings, lists and mappings."""
     if isinstance(value, Mapping):
         return "".join(
             _joined(inner) for key, inner in value.items() if key in (*REASONING, "text", "summary")
