@@ -136,6 +136,6 @@ def list_(
 
 
 def main() -> None:
-    """The entry point."""
+    """Run the command line."""
     gc.disable()  # until everything is imported, since nothing of that is garbage, and the collector takes a sixth of the time
     app()

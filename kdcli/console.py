@@ -1,8 +1,8 @@
 """The only module that prints: results to stdout (``out``), logs and progress to stderr (``err``).
 
 A terminal gets colour, a live progress display and word wrap. A pipe or a file gets plain lines that are
-never truncated, so that ``kdcli eval ... | grep`` and a CI log both stay readable. Which of the two it is, is
-decided at each print and not at import, because streams are redirected later (by pytest, by a launcher).
+never truncated, so that ``kdcli eval ... | grep`` and a CI log both stay readable. The choice is made
+at each print and not at import, because streams are redirected later (by pytest, by a launcher).
 User text, such as a label called ``[bold]``, is never read as markup, and control characters are printed as their codes, so that
 no text reaches the terminal as a command. Errors, warnings and log lines are bounded.
 """
@@ -46,7 +46,7 @@ _NOISY = (
     "torchao",
     "transformers",
 )
-_NOISY_ENV = {  # these libraries set their log level when they are imported, which is later
+_NOISY_ENV = {  # these libraries set their log level when they are imported, which happens later
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -65,7 +65,7 @@ _NUMBER = re.compile(r"[-+]?[\d.]|n/a$|$")
 
 
 def _interactive(console: Console) -> bool:
-    """Whether the output goes to a terminal that a person reads; ``FORCE_COLOR`` does not make a log file one."""
+    """Return whether the output goes to a terminal that a person reads; ``FORCE_COLOR`` does not make a log file one."""
     return console.is_terminal and console.is_interactive and console.file.isatty()
 
 
@@ -272,7 +272,7 @@ class ProgressStages:
         self._expected = dict(seconds)
 
     def remaining(self, stage: ProgressStage) -> float | None:
-        """Seconds until the end of all stages: of the current one at its own speed, and of the later ones as they are expected to take,
+        """Return seconds until the end of all stages: of the current one at its own speed, and of the later ones as they are expected to take,
         multiplied by how much longer the earlier ones took than they were expected to. None: not known."""
         later = [each for each in self._stages.values() if each.state == "waiting"]
         own = stage.remaining
@@ -283,7 +283,7 @@ class ProgressStages:
         return own + self._pace() * sum(self._expected[each.name] for each in later)
 
     def _pace(self) -> float:
-        """The seconds that the finished stages took, as a share of what they were expected to take, between a fifth and five times."""
+        """Return the seconds that the finished stages took, as a share of what they were expected to take, between a fifth and five times."""
         done = [
             each for each in self._stages.values() if each.state == "done" and self._expected.get(each.name)
         ]
@@ -354,7 +354,7 @@ class ProgressStages:
         return Group(*(line for stage in self._stages.values() for line in self._view(stage)))
 
     def _view(self, stage: ProgressStage) -> Iterator[RenderableType]:
-        """The lines of one stage, each truncated to the width of the terminal."""
+        """Yield the lines of one stage, each truncated to the width of the terminal."""
         tick, cross, dot = "✓✗·" if err.encoding.lower().startswith("utf") else "+x."
         name, took = stage.name.ljust(self._width), duration(stage.earlier + stage.seconds)
         if stage.state == "waiting":
@@ -376,5 +376,5 @@ class ProgressStages:
 
 
 def _one_line(*parts: Any) -> Text:
-    """A line of the live display, which is truncated and not wrapped, so that the display does not jump."""
+    """Return a line of the live display, which is truncated and not wrapped, so that the display does not jump."""
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")

@@ -1,4 +1,4 @@
-"""The environment of a result: versions, hardware, code."""
+"""Describes the environment of a result: versions, hardware, code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FLAGS = (
 
 
 def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
-    """Versions of packages, the machine (without its name) and its load, and the git commit of the working directory.
+    """Return versions of packages, the machine (without its name) and its load, and the git commit of the working directory.
 
     Args:
         packages: further packages, such as those that make and run exported files; those that are not installed are left out.
@@ -56,7 +56,7 @@ def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _version(package: str) -> tuple[str, str] | None:
-    """The name and the version of a package; None: it is not installed."""
+    """Return the name and the version of a package; None: it is not installed."""
     try:
         metadata = importlib.metadata.metadata(package)
         return str(metadata["Name"]), str(metadata["Version"])

@@ -1,4 +1,4 @@
-"""The errors that a user is told, with the exit code of each, and how a message is bounded and kept free of secrets.
+"""Defines the errors that a user sees, with the exit code of each. Messages are bounded and free of secrets.
 
 KDError                the job failed                                     FAILED (1)
 ├── ConfigError        the config or the command line is wrong            REFUSED (2)
@@ -64,7 +64,7 @@ _from_environment: dict[str, str] = {}
 
 
 def looks_secret(text: str) -> bool:
-    """Whether a text contains an API key, or an address with a password or key."""
+    """Return whether a text contains an API key, or an address with a password or key."""
     return bool(SECRET.search(text) or _IN_ADDRESS.search(text))
 
 
@@ -130,7 +130,7 @@ def abbreviated(text: str, limit: int = VALUE) -> str:
 
 
 def shown(value: Any, limit: int = VALUE) -> str:
-    """The abbreviated `repr` of a value for a message, with only the first items and levels of nested values."""
+    """Return the abbreviated `repr` of a value for a message, with only the first items and levels of nested values."""
     try:
         return abbreviated(repr(value) if isinstance(value, str) else _REPR.repr(value), limit)
     except (RecursionError, ValueError):  # nested too deeply; an integer of thousands of digits
@@ -157,7 +157,7 @@ def bounded(message: str) -> str:
 
 
 class ExitCode(IntEnum):
-    """What a command returns to the shell."""
+    """The exit codes of commands."""
 
     DONE = 0
     FAILED = 1

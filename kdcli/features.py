@@ -29,7 +29,7 @@ CROSS = ("cross", "encoder_attn", "EncDecAttention")
 def capture_features(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], parts: frozenset[Part]
 ) -> Iterator[Callable[[], Features | None]]:
-    """A context in which a forward pass of the model captures its features; the yielded function returns them, of a model in bf16 or fp16 in fp32.
+    """Capture the features of a forward pass in the block. The yielded function returns them; those of a model in bf16 or fp16 are returned in fp32.
 
     Args:
         inputs: the inputs of the forward pass, (B, L), which mark the padding.
@@ -75,7 +75,7 @@ def capture_features(
 
 
 def _projections(body: torch.nn.Module, outputs: dict[str, Any]) -> list[Any]:
-    """Hooks on all layers that compute queries, keys and values."""
+    """Return hooks on all layers that compute queries, keys and values."""
 
     def capture(made: tuple[str, ...]) -> Callable[[Any, Any, Tensor], None]:
         def hook(_: Any, __: Any, output: Tensor) -> None:
@@ -116,7 +116,7 @@ def _features(
 
 
 def _mask(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The tokens that are not padding, bool (B, L), and the pairs of tokens in the same text, bool (B, L, L).
+    """Return the tokens that are not padding, bool (B, L), and the pairs of tokens in the same text, bool (B, L, L).
 
     In packed rows a text begins where `position_ids` is 0; padding has position 0 at each token.
     """

@@ -1,4 +1,4 @@
-"""Atomic writes, hashes, checked JSON, safe paths and the user's cache folder."""
+"""Provides atomic writes, hashes, checked JSON, safe paths and the user's cache folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RETENTION_DAYS = 30
 
 
 def cache_dir(kind: str) -> Path:
-    """The folder KDCLI_CACHE_DIR/kind (by default in the user's cache folder), which is created if it is missing.
+    """Return the folder KDCLI_CACHE_DIR/kind (by default in the user's cache folder), which is created if it is missing.
 
     Raises:
         ConfigError: it cannot be created.
@@ -115,12 +115,12 @@ def require_inside(folder: Path, path: Path, what: str) -> Path:
 
 
 def user_path(given: str | Path) -> Path:
-    """The path that a user gave, with a leading `~` expanded, except that of an unknown user."""
+    """Return the path that a user gave, with a leading `~` expanded, except that of an unknown user."""
     return Path(os.path.expanduser(given))
 
 
 def cache_folder() -> Path:
-    """The folder of the cache."""
+    """Return the folder of the cache."""
     given = os.environ.get("KDCLI_CACHE_DIR")
     if given:
         return user_path(given).absolute()
@@ -128,7 +128,7 @@ def cache_folder() -> Path:
 
 
 def with_weights(path: Path) -> list[Path]:
-    """A model file and its file of external weights, if any: of a large ONNX file (.data) and of OpenVINO's .xml (.bin)."""
+    """Return a model file and its file of external weights, if any: of a large ONNX file (.data) and of OpenVINO's .xml (.bin)."""
     external = [
         path.with_name(f"{path.name}.data"),
         *([path.with_suffix(".bin")] if path.suffix == ".xml" else []),
@@ -137,25 +137,25 @@ def with_weights(path: Path) -> list[Path]:
 
 
 def size_of(path: Path) -> int:
-    """The bytes of a model file and its external weights."""
+    """Return the bytes of a model file and its external weights."""
     return sum(file.stat().st_size for file in with_weights(path))
 
 
 def hash_file(path: Path) -> str:
-    """The sha256 of a file's content, as hex."""
+    """Return the sha256 of a file's content, as hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest(*parts: Any) -> str:
-    """The sha256 of plain data (JSON types, and columns of a data set), as hex."""
+    """Return the sha256 of plain data (JSON types, and columns of a data set), as hex."""
     return hashlib.sha256(
         json.dumps(parts, sort_keys=True, ensure_ascii=False, default=list).encode()
     ).hexdigest()
 
 
 def hash_files(files: Iterable[Path]) -> str:
-    """The sha256 over the names and contents of files, in the order of their names."""
+    """Return the sha256 over the names and contents of files, in the order of their names."""
     total = hashlib.sha256()
     for file in sorted(files, key=lambda file: file.name):
         total.update(f"{file.name} {hash_file(file)}\n".encode())
@@ -176,7 +176,7 @@ PROBE = 1 << 18
 
 
 def storage_error(error: BaseException, *folders: Path) -> StorageError | None:
-    """The StorageError for an exception that a full or read-only file system caused: the exception or one of its causes says so, or
+    """Return the StorageError for an exception that a full or read-only file system caused: the exception or one of its causes says so, or
     one of the folders accepts no more data now. None: the exception has another cause.
 
     Args:
@@ -309,7 +309,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _refusal(error: BaseException) -> int | None:
-    """The error number in `REFUSED` that an exception stands for; None: it is another error."""
+    """Return the error number in `REFUSED` that an exception stands for; None: it is another error."""
     if (number := getattr(error, "errno", None)) in REFUSED:
         return int(number)
     text = str(error)
@@ -320,7 +320,7 @@ def _refusal(error: BaseException) -> int | None:
 
 
 def _refused(path: Path) -> int | None:
-    """The error number if the file system of a path accepts no more data; None: it does."""
+    """Return the error number if the file system of a path accepts no more data; None: it does."""
     try:
         with tempfile.TemporaryFile(dir=_nearest(path)) as stream:
             stream.write(bytes(PROBE))
@@ -332,12 +332,12 @@ def _refused(path: Path) -> int | None:
 
 
 def _nearest(path: Path) -> Path:
-    """The nearest existing folder that contains a path."""
+    """Return the nearest existing folder that contains a path."""
     return next(each for each in (path, *path.absolute().parents) if each.is_dir())
 
 
 def _free_space(path: Path) -> str:
-    """A note on the free space of the file system of a path, for a message."""
+    """Return a note on the free space of the file system of a path, for a message."""
     try:
         usage = shutil.disk_usage(_nearest(path))
     except OSError:
@@ -432,7 +432,7 @@ def replaced(path: Path, sync: bool = True) -> Iterator[Path]:
 
 
 def _temporary_parent(path: Path) -> Path:
-    """The folder for the temporary path of a file: its own folder, or for a file deep in the cache the folder of its kind, where
+    """Return the folder for the temporary path of a file: its own folder, or for a file deep in the cache the folder of its kind, where
     `clean_cache` finds abandoned ones without reading all folders."""
     base = cache_folder()
     inner = path.relative_to(base).parts if path.is_relative_to(base) else ()

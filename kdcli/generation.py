@@ -1,4 +1,4 @@
-"""Text generation in batches, greedily, by sampling or by beam search."""
+"""Generates text in batches, greedily, by sampling or by beam search."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kdcli.prompts import tokenize_prompts
 
 
 def positions_of(config: PreTrainedConfig) -> int | None:
-    """The number of positions of a model; None: it is not limited."""
+    """Return the number of positions of a model; None: it is not limited."""
     positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions if positions and positions > 0 else None  # XLNet says -1
 
@@ -34,7 +34,7 @@ def positions_of(config: PreTrainedConfig) -> int | None:
 def max_prompt_tokens(
     config: PreTrainedConfig, max_new_tokens: int, what: str = "max_new_tokens"
 ) -> int | None:
-    """The number of tokens of a prompt that leaves positions for a completion; None: it is not limited.
+    """Return the number of tokens of a prompt that leaves positions for a completion; None: it is not limited.
 
     Args:
         what: the config key of `max_new_tokens`, for messages.
@@ -52,7 +52,7 @@ def max_prompt_tokens(
 
 
 def require_room(cfg: Measure, config: PreTrainedConfig) -> int | None:
-    """Tokens of a prompt that leave a language model positions for `measure.new_tokens`; None: any number.
+    """Return the tokens of a prompt that leave a language model positions for `measure.new_tokens`; None: any number.
 
     Raises:
         ConfigError: there are none, or too few for prompts of `measure.sequence_length` tokens.
@@ -225,7 +225,7 @@ class _Beams(EncoderDecoderCache):
 
 
 def greedy_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """A greedy generation config for an encoder-decoder, with its start and end tokens; the padding token is suppressed."""
+    """Return a greedy generation config for an encoder-decoder, with its start and end tokens; the padding token is suppressed."""
     own: Any = model.generation_config
     ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
     pad = tokenizer.pad_token_id
@@ -245,7 +245,7 @@ def decoded(tokenizer: PreTrainedTokenizerBase, written: list[list[int]]) -> lis
 
 
 def start_of(model: PreTrainedModel) -> int:
-    """The start token of the decoder of an encoder-decoder.
+    """Return the start token of the decoder of an encoder-decoder.
 
     Raises:
         ModelError: the checkpoint does not define it.
@@ -263,7 +263,7 @@ def start_of(model: PreTrainedModel) -> int:
 def ends_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, more: Sequence[int] = ()
 ) -> list[int]:
-    """The end tokens of a language model: its own, those of its tokenizer, and further ones."""
+    """Return the end tokens of a language model: its own, those of its tokenizer, and further ones."""
     own: Any = model.generation_config
     return sorted({*_list(own.eos_token_id), *_list(tokenizer.eos_token_id), *more})
 
@@ -286,27 +286,27 @@ def reply(
         ends, options: as for `generate`.
     """
     ids = [row[-max_length:] for row in tokenize_prompts(tokenizer, prompts, special)]
-    answers = generate(model, tokenizer, ids, ends=ends, **options)
+    completions = generate(model, tokenizer, ids, ends=ends, **options)
     last = ends_of(model, tokenizer, ends)
-    texts = continued(tokenizer, ids, answers)
-    return [Reply(text, answer[-1] in last) for text, answer in zip(texts, answers, strict=True)]
+    texts = continued(tokenizer, ids, completions)
+    return [Reply(text, completion[-1] in last) for text, completion in zip(texts, completions, strict=True)]
 
 
 def continued(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], answers: list[list[int]]
+    tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], completions: list[list[int]]
 ) -> list[str]:
-    """The texts of completions, decoded after their prompts: decoded alone, those of Llama 2 lose their first space."""
+    """Return the texts of completions, decoded after their prompts: decoded alone, those of Llama 2 lose their first space."""
     before, joined, alone = (
         tokenizer.batch_decode(rows, skip_special_tokens=True)
         for rows in (
             prompts,
-            [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)],
-            answers,
+            [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)],
+            completions,
         )
     )
     return [
-        both[len(prompt) :] if both.startswith(prompt) else answer
-        for prompt, both, answer in zip(before, joined, alone, strict=True)
+        both[len(prompt) :] if both.startswith(prompt) else completion
+        for prompt, both, completion in zip(before, joined, alone, strict=True)
     ]
 
 
@@ -315,18 +315,18 @@ def _list(ends: int | list[int] | None) -> list[int]:
 
 
 def seed_of(*parts: object) -> int:
-    """A seed of 63 bits, computed from the parts alone."""
+    """Return a seed of 63 bits, computed from the parts alone."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 EPSILON = 1e-12
-"""How far a random number stays below 1, so that no rounding takes a token beyond the last possible one."""
+"""The distance by which a random number stays below 1, so that no rounding selects a token beyond the last possible one."""
 
 
 class _Sampled(LogitsProcessor):
-    """Leaves one token of each row, a sample from the softmax of logits / T: the first whose cumulative probability is above a uniform random
-    number. Each row has its own generator, of which a step takes one number, so that a sample does not depend on the rows of its batch, nor on
-    the device."""
+    """Samples one token of each row from the softmax of logits / T, and suppresses all others. The sample is the first token whose cumulative
+    probability is above a uniform random number. Each row has its own generator, from which a step takes one number, so that a sample depends
+    neither on the other rows of its batch nor on the device."""
 
     def __init__(self, temperature: float, seeds: Sequence[int]):
         self.temperature = temperature

@@ -75,7 +75,7 @@ def locate_package(path: str) -> Path:
 
 
 def data_path(given: str, what: str = "file") -> Path:
-    """The path of a data file or folder that a config names.
+    """Return the path of a data file or folder that a config names.
 
     Args:
         what: file or folder, for the message.
@@ -93,7 +93,7 @@ def data_path(given: str, what: str = "file") -> Path:
 
 
 def _extra_with(package: str) -> str | None:
-    """The extra of kdcli that installs a package."""
+    """Return the extra of kdcli that installs a package."""
     try:
         requires = importlib.metadata.requires("kdcli") or []
     except importlib.metadata.PackageNotFoundError:

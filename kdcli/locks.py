@@ -1,4 +1,4 @@
-"""Locks between processes, also on file systems that do not support them."""
+"""Provides locks between processes, also on file systems that do not support them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Lock:
 
 
 def supports_locks(folder: Path) -> bool:
-    """Whether processes can lock regions of the files in a folder, as SQLite does."""
+    """Return whether processes can lock regions of the files in a folder, as SQLite does."""
     if sys.platform == "win32":
         return True
     import fcntl
@@ -103,7 +103,7 @@ def supports_locks(folder: Path) -> bool:
 
 
 def is_network_file_system(folder: Path) -> bool:
-    """Whether a folder may be mounted by several machines, whose processes share no memory."""
+    """Return whether a folder may be mounted by several machines, whose processes share no memory."""
     import psutil
 
     folder = folder.resolve()
@@ -120,7 +120,7 @@ def is_network_file_system(folder: Path) -> bool:
 
 
 def _renewed(file: Path) -> int | None:
-    """The time at which a lease was last renewed; None if nobody holds it."""
+    """Return the time at which a lease was last renewed; None if nobody holds it."""
     try:
         return file.stat().st_mtime_ns
     except OSError:

@@ -230,7 +230,7 @@ def _require_index(index: Mapping[str, Any], folder: Path, name: str) -> None:
 
 
 def _elements(path: Path, name: str, quantized: bool) -> int:
-    """The number of elements in a file of weights, from its header.
+    """Return the number of elements in a file of weights, from its header.
 
     Raises:
         ModelError: the file is incomplete, or holds weights that are not floats.
@@ -253,7 +253,7 @@ def _elements(path: Path, name: str, quantized: bool) -> int:
 
 
 def tensor_sizes(file: Any) -> Iterable[tuple[str, int]]:
-    """The dtype, by its name in the file, and the number of elements of each tensor of an opened safetensors file."""
+    """Yield the dtype, by its name in the file, and the number of elements of each tensor of an opened safetensors file."""
     for key in file.keys():  # noqa: SIM118  # it is not a mapping
         part = file.get_slice(key)
         yield part.get_dtype(), math.prod(part.get_shape())
@@ -317,7 +317,7 @@ def _instead(left_over: list[str]) -> str:
 
 
 def _body(model: Any) -> tuple[str, ...]:
-    """How the names of the weights begin that are not the head's."""
+    """Return how the names of the weights begin that are not the head's."""
     base = model.base_model
     if base is not model:
         return tuple(f"{name}." for name, part in model.named_children() if part is base)
@@ -326,7 +326,7 @@ def _body(model: Any) -> tuple[str, ...]:
 
 
 def _belongs(key: str, model: Any, weights: Mapping[str, Any]) -> bool:
-    """Whether a weight that is left over is one of the body's: a layer, or a part of a layer, that the model lacks.
+    """Return whether a weight that is left over is one of the body's: a layer, or a part of a layer, that the model lacks.
 
     The name may have the prefix of the body or not, as in the checkpoint of a model with or without a head.
     """

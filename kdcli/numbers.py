@@ -1,4 +1,4 @@
-"""Numbers as people read them: units, significant digits, intervals."""
+"""Formats numbers for people: units, significant digits, intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MAX_TEXT = 4000  # characters of one text on the page
 
 
 def format_number(value: Any) -> float | None:
-    """The value if it is a finite number, else None."""
+    """Return the value if it is a finite number, else None."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
@@ -46,7 +46,7 @@ def format_rate(value: Any) -> str:
 
 
 def format_share(value: Any) -> str:
-    """A retention in percent, rounded down below 1: what was lost must not be rounded away."""
+    """Return a retention in percent, rounded down below 1: what was lost must not be rounded away."""
     number = format_number(value)
     if number is None:
         return "n/a"
@@ -57,7 +57,7 @@ def format_share(value: Any) -> str:
 
 
 def format_significant(value: float, digits: int) -> str:
-    """A figure of at least 1 as ``14.2``, ``1.23k``, ``45.6M``."""
+    """Return a figure of at least 1 as ``14.2``, ``1.23k``, ``45.6M``."""
     if not value < 999e12:
         return "over 999T"
     rounded = float(f"{value:.{digits - 1}e}")
@@ -69,7 +69,7 @@ def format_significant(value: float, digits: int) -> str:
 
 
 def format_apart(*values: float, digits: int = 2) -> list[str]:
-    """Figures to compare, with as many decimals as show what is not the same as not the same, and no 0 for more."""
+    """Format figures to compare, with enough decimals that different figures look different and none but 0 looks like 0."""
     for more in range(digits, digits + 4):
         rounded = [round(value, more) for value in values]
         if len(set(rounded)) == len(set(values)) and all(
@@ -89,6 +89,6 @@ def format_times(ratio: float) -> str:
 
 
 def truncate_text(value: Any) -> str:
-    """A text as it can be shown on the page."""
+    """Truncate a text to what the page shows."""
     plain = str(value or "").encode(errors="replace").decode().strip()
     return plain if len(plain) <= _MAX_TEXT else plain[:_MAX_TEXT].rstrip() + " …"

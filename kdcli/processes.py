@@ -1,4 +1,4 @@
-"""Signals that end this process, and child processes, of which none outlives it."""
+"""Handles signals that end this process, and child processes, none of which outlives it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def exit_code(error: KeyboardInterrupt) -> ExitCode:
-    """The exit code of the signal that interrupted this process."""
+    """Return the exit code of the signal that interrupted this process."""
     return error.exit_code if isinstance(error, Interrupted) else ExitCode.INTERRUPTED
 
 
@@ -139,7 +139,7 @@ def raise_if_interrupted() -> None:
 
 
 def bound(command: Sequence[str]) -> list[str]:
-    """A command for `subprocess` that the operating system kills as soon as this process ends in any way (on Linux)."""
+    """Return a command for `subprocess` that the operating system kills as soon as this process ends in any way (on Linux)."""
     if sys.platform != "linux":
         return list(command)
     return [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid()), *command]
@@ -165,7 +165,7 @@ def _descendants() -> list[Any]:
 
 
 def children() -> set[int]:
-    """The ids of all descendants of this process."""
+    """Return the ids of all descendants of this process."""
     return {child.pid for child in _descendants()}
 
 

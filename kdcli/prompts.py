@@ -1,4 +1,4 @@
-"""The tokens of prompts that are to be continued."""
+"""Tokenizes prompts that are to be continued."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def appended(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The number of special tokens that a tokenizer appends to a text, such as an end token."""
+    """Return the number of special tokens that a tokenizer appends to a text, such as an end token."""
     bare = tokenizer("x", add_special_tokens=False)["input_ids"]
     ids = tokenizer("x")["input_ids"]
     return next(
@@ -21,7 +21,7 @@ def appended(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The ids of the special tokens that a tokenizer puts before a text, and behind it."""
+    """Return the ids of the special tokens that a tokenizer puts before a text, and behind it."""
     ids, bare = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
     end = len(ids) - appended(tokenizer)
     return ids[: end - len(bare)], ids[end:]
@@ -30,7 +30,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
 def tokenize_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], special: bool
 ) -> list[list[int]]:
-    """The token ids of prompts that are to be continued: no special token stands behind them, also if the tokenizer appends one to a text.
+    """Return the token ids of prompts that are to be continued: no special token stands behind them, also if the tokenizer appends one to a text.
 
     Args:
         special: the tokenizer adds the special tokens before a text (a rendered chat has them already).

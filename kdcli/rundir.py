@@ -1,4 +1,4 @@
-"""The run directory: who made it, whether a command may continue it, and which process holds it; and the records in it."""
+"""Manages the run directory: who made it, whether a command may continue it, which process holds it, and the records in it."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ _made: dict[Path, list[Path]] = {}
 
 
 def has_report(run: Path) -> bool:
-    """Whether a run has its report, be it damaged or not."""
+    """Return whether a run has its report, be it damaged or not."""
     return (run / REPORT).is_file()
 
 
@@ -108,7 +108,7 @@ def examine(
     is_finished: Callable[[Path], bool] = has_report,
     held: bool = False,
 ) -> Literal["new", "continue", "finished"]:
-    """The state of a run directory for a command that wants to write to it. Nothing is changed.
+    """Return the state of a run directory for a command that wants to write to it. Nothing is changed.
 
     Args:
         is_finished: whether a run has a report that can be read.
@@ -150,7 +150,7 @@ def examine(
 
 
 def _is_result(path: Path) -> bool:
-    """Whether a path in a run directory is a result, and not one of the files that are written before any work."""
+    """Return whether a path in a run directory is a result, and not one of the files that are written before any work."""
     return path.name not in _INCIDENTAL and not (path.name.startswith(".") and path.name.endswith(TEMPORARY))
 
 
@@ -190,7 +190,7 @@ def make(run: Path) -> None:
 
 
 def saved_config(run: Path) -> dict[str, Any]:
-    """The composed config that a run was started with, with its interpolations resolved.
+    """Return the composed config that a run was started with, with its interpolations resolved.
 
     Raises:
         ConfigError: there is none, or it reads the environment, which a run must not do unless it is trusted.
@@ -239,7 +239,7 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def resolvers(text: Any) -> list[str]:
-    """The resolver calls in a value, such as `oc.env:HOME`: interpolations that are not the name of another key."""
+    """Return the resolver calls in a value, such as `oc.env:HOME`: interpolations that are not the name of another key."""
     calls: list[str] = []
     open_at: list[int] = []
     for match in re.finditer(r"\$\{|[}:]", text if isinstance(text, str) else ""):
@@ -253,7 +253,7 @@ def resolvers(text: Any) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    """The text of a YAML file that Hydra wrote. Large files are refused, and so are aliases, which can expand to gigabytes.
+    """Return the text of a YAML file that Hydra wrote. Large files are refused, and so are aliases, which can expand to gigabytes.
 
     Raises:
         ConfigError: the file is not such a file.
@@ -300,7 +300,7 @@ def _resolved(run: Path) -> dict[str, Any]:
 
 
 def recorded_choice(run: Path) -> tuple[dict[str, str], list[str]]:
-    """The choice of each config group and the overrides of the command line that a run was started with.
+    """Return the choice of each config group and the overrides of the command line that a run was started with.
 
     Raises:
         ConfigError: Hydra's record of it is damaged.
@@ -318,7 +318,7 @@ def recorded_choice(run: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def hardware_of(run: Path) -> list[str]:
-    """The overrides that chose the device of a run, with its budget; none if no device was recorded.
+    """Return the overrides that chose the device of a run, with its budget; none if no device was recorded.
 
     Raises:
         ConfigError: the record is damaged, or holds a name that cannot be a device.
@@ -333,7 +333,7 @@ def hardware_of(run: Path) -> list[str]:
 
 
 def _app(record: Path) -> str | None:
-    """The job name in Hydra's record, which tells who made a directory; None if there is no complete record."""
+    """Return the job name in Hydra's record, which tells who made a directory; None if there is no complete record."""
     try:
         name = yaml.safe_load(_text(record))["hydra"]["job"]["name"]
     except (ConfigError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError):
@@ -369,7 +369,7 @@ def _lock(run: Path) -> Lock:
 
 
 def _with_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded config with the default of each key, or argument of a class, that the release which recorded it did not have."""
+    """Return a recorded config with the default of each key, or argument of a class, that the release which recorded it did not have."""
 
     def filled(tree: Any, default: Any, current: Any) -> Any:
         if not isinstance(tree, Mapping) or not isinstance(default, Mapping | None):
@@ -391,7 +391,7 @@ def _with_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
 
 
 def _read_by_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded config in which the format and the encoding are found, where the release that recorded it had to be told both.
+    """Return a recorded config in which the format and the encoding are found, where the release that recorded it needed both from the user.
 
     Its groups said csv, jsonl, parquet and UTF-8; env.json tells whether the rows are still the same.
     """
@@ -480,13 +480,13 @@ def tidy(run: Path) -> None:
 
 
 def trained(run: Path) -> bool:
-    """Whether a run directory holds a trained model or a checkpoint."""
+    """Return whether a run directory holds a trained model or a checkpoint."""
     own = ("student", "control", "assistants", UNQUANTIZED, "stages/after")
     return any((run / name).is_dir() for name in own) or any((run / "stages").glob("**/checkpoint-*"))
 
 
 def unanswered(run: Path) -> set[str]:
-    """The ids of the rows that the run drops from all splits."""
+    """Return the ids of the rows that the run drops from all splits."""
     remedy = (
         f"it names the rows that must be dropped; restore it, or repeat the run: kdcli distill --rerun {run}"
     )
@@ -494,7 +494,7 @@ def unanswered(run: Path) -> set[str]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; damaged ones are dropped, with a warning."""
+    """Return the lines of metrics.jsonl; damaged ones are dropped, with a warning."""
     return [
         dict(line)
         for line in read_jsonl(path, Metrics)
@@ -510,7 +510,7 @@ def rewrite_metrics(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda 
 
 
 def read_error(job: Path) -> dict[str, Any]:
-    """Why a job of a sweep failed.
+    """Return why a job of a sweep failed.
 
     Raises:
         ConfigError: its error.json is damaged.

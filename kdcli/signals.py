@@ -1,4 +1,4 @@
-"""The outputs of a model at the counted positions of a batch: one type for teacher and student.
+"""Defines the outputs of a model at the counted positions of a batch: one type for teacher and student.
 
 N is the number of counted positions (rows of a classifier, tokens of a language model), C the number of
 classes (labels, or the vocabulary).
@@ -42,12 +42,12 @@ class Features:
     values: tuple[Tensor, ...] = ()
 
     def to(self, where: torch.device) -> Features:
-        """The same on another device."""
+        """Return the same on another device."""
         layers = {name: tuple(part.to(where) for part in getattr(self, name)) for name in LAYERS}
         return Features(self.tokens.to(where), self.pairs.to(where), **layers)
 
     def float(self) -> Features:
-        """The same in fp32."""
+        """Return the same in fp32."""
         layers = {name: tuple(part.float() for part in getattr(self, name)) for name in LAYERS}
         return Features(self.tokens, self.pairs, **layers)
 
@@ -80,19 +80,19 @@ class Signal:
         return self.logits.device
 
     def at(self, positions: slice | Tensor) -> Signal:
-        """The signal at some positions."""
+        """Return the signal at some positions."""
         return Signal(self.logits[positions], _select(self.matched, positions))
 
     def rows(self, positions: slice) -> Signal:
-        """The signal at some positions, in the form that losses read: unchanged."""
+        """Return the signal at some positions, in the form that losses read: unchanged."""
         return self.at(positions)
 
     def first(self, classes: int) -> Signal:
-        """The signal over at most the first `classes` classes."""
+        """Return the signal over at most the first `classes` classes."""
         return self if classes >= self.classes else replace(self, logits=self.logits[:, :classes])
 
     def to(self, where: torch.device) -> Signal:
-        """The same signal on another device."""
+        """Return the same signal on another device."""
         features = None if self.features is None else self.features.to(where)
         return Signal(self.logits.to(where), _moved(self.matched, where), features)
 
@@ -118,14 +118,14 @@ class Head:
         return self.shaped(linear(hidden.to(self.weight.dtype), self.weight, self.bias))
 
     def first(self, classes: int) -> Head:
-        """The head for at most the first `classes` classes."""
+        """Return the head for at most the first `classes` classes."""
         if classes >= len(self.weight):
             return self
         bias = None if self.bias is None else self.bias[:classes]
         return replace(self, weight=self.weight[:classes], bias=bias)
 
     def to(self, where: torch.device) -> Head:
-        """The same head on another device."""
+        """Return the same head on another device."""
         bias = None if self.bias is None else self.bias.to(where)
         return replace(self, weight=self.weight.to(where), bias=bias)
 
@@ -160,19 +160,19 @@ class HiddenSignal:
         return len(self.head.weight)
 
     def at(self, positions: slice | Tensor) -> HiddenSignal:
-        """The signal at some positions."""
+        """Return the signal at some positions."""
         return HiddenSignal(self.hidden[positions], self.head, _select(self.matched, positions))
 
     def rows(self, positions: slice) -> Signal:
-        """The signal at some positions, in the form that losses read: their logits."""
+        """Return the signal at some positions, in the form that losses read: their logits."""
         return Signal(self.head(self.hidden[positions]))
 
     def first(self, classes: int) -> HiddenSignal:
-        """The signal over at most the first `classes` classes."""
+        """Return the signal over at most the first `classes` classes."""
         return replace(self, head=self.head.first(classes))
 
     def to(self, where: torch.device) -> HiddenSignal:
-        """The same signal on another device, with its head."""
+        """Return the same signal on another device, with its head."""
         features = None if self.features is None else self.features.to(where)
         return HiddenSignal(self.hidden.to(where), self.head.to(where), _moved(self.matched, where), features)
 
@@ -209,7 +209,7 @@ class TopKSignal:
         return self.log_p.device
 
     def at(self, positions: slice | Tensor) -> TopKSignal:
-        """The signal at some positions."""
+        """Return the signal at some positions."""
         return replace(
             self,
             indices=self.indices[positions],
@@ -219,11 +219,11 @@ class TopKSignal:
         )
 
     def rows(self, positions: slice) -> TopKSignal:
-        """The signal at some positions, in the form that losses read: unchanged."""
+        """Return the signal at some positions, in the form that losses read: unchanged."""
         return self.at(positions)
 
     def to(self, where: torch.device) -> TopKSignal:
-        """The same signal on another device."""
+        """Return the same signal on another device."""
         return replace(
             self,
             indices=self.indices.to(where),
@@ -233,7 +233,7 @@ class TopKSignal:
         )
 
     def softened(self, temperature: float) -> Tensor:
-        """The log-probabilities of the k + 1 buckets at a temperature, (N, k + 1); the last bucket is the rest.
+        """Return the log-probabilities of the k + 1 buckets at a temperature, (N, k + 1); the last bucket is the rest.
 
         Raises:
             ValueError: the temperature is neither the stored one nor 1.
@@ -270,14 +270,14 @@ AnySignal = Signal | HiddenSignal | TopKSignal
 
 
 def chunks(positions: int, classes: int) -> Iterator[slice]:
-    """Slices of positions whose logits fit in memory; one empty slice if there are no positions."""
+    """Yield slices of positions whose logits fit in memory; one empty slice if there are no positions."""
     size = max(16, CHUNK // classes)
     for start in range(0, max(1, positions), size):
         yield slice(start, min(start + size, positions))
 
 
 def top_k(signal: Signal | HiddenSignal, k: int, temperature: float) -> TopKSignal:
-    """The k most likely classes of each position and the mass of the rest, from a few hundred rows of logits at a time, of which a few are
+    """Return the k most likely classes of each position and the mass of the rest, from a few hundred rows of logits at a time, of which a few are
     normalised at once."""
     k = min(k, signal.classes)
     size = max(16, FINE // signal.classes)

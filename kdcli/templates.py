@@ -1,4 +1,4 @@
-"""Jinja templates of the user in a sandbox: they access only their variables, and their work is limited."""
+"""Renders Jinja templates of the user in a sandbox: they access only their variables, and their work is limited."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Template:
             raise ConfigError(f"the prompt {path} cannot be read: {error}; correct it") from None
 
     def render(self, given: Mapping[str, Any]) -> str:
-        """The text with the values of the template's variables.
+        """Return the text with the values of the template's variables.
 
         Raises:
             ConfigError: it cannot be rendered with them, or exceeds a limit.

@@ -1,4 +1,4 @@
-"""Scores of generated texts."""
+"""Computes scores of generated texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """ROUGE-L against the references, and the diversity of the texts.
+    """Compute ROUGE-L against the references, and the diversity of the texts.
 
     Returns:
         rouge_l: mean F1 of the longest common subsequence of words (Lin 2004, https://aclanthology.org/W04-1013), without

@@ -1,1 +1,1 @@
-"""Export: targets write files, runtimes execute them, artifacts are compared with the student."""
+"""Exports students: targets write files, runtimes execute them, and the artifacts are compared with the student."""

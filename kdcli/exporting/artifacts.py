@@ -32,7 +32,7 @@ from kdcli.tasks.encoded import Encoded
 from kdcli.tasks.rows import IGNORE
 
 Run = Callable[..., dict[str, Any]]
-"""`measure_file` for one artifact: takes prompts and rows."""
+"""A function that calls `measure_file` for one artifact, given prompts and rows."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def run_artifact(
 
 
 def _run_encoder(split: Split, source: Checkpoint, run: Run) -> ArtifactRun:
-    """Logits of each row, or of the counted tokens of each row if labels are given for each token."""
+    """Return logits of each row, or of the counted tokens of each row if labels are given for each token."""
     task, encoded = split.task, split.encoded
     rows = None if encoded.labels is not None else list(counted_rows(encoded, first=0))
     outputs = run(split.texts, rows)
@@ -148,7 +148,7 @@ def _run_encoder(split: Split, source: Checkpoint, run: Run) -> ArtifactRun:
     predictions = task.predictions_from_outputs(signal, encoded)
     if rows is not None:
         own = _tokenize_words(
-            source.path, split.rows["words"], split.max_length, split.tokenizer.truncation_side
+            source.path, split.rows["words"][:], split.max_length, split.tokenizer.truncation_side
         )
         return ArtifactRun(outputs, predictions, _same_tokens(encoded, own))
     ends = outputs.pop("lengths").cumsum()[:-1]
@@ -156,7 +156,7 @@ def _run_encoder(split: Split, source: Checkpoint, run: Run) -> ArtifactRun:
 
 
 def _run_causal_lm(split: Split, run: Run, generated: Sequence[Counted]) -> ArtifactRun:
-    """The log-probability of each counted token, and the most likely tokens there and in the student's texts."""
+    """Return the log-probability of each counted token, and the most likely tokens there and in the student's texts."""
     labels, counts = split.task.targets(split.encoded)
     prompts = [[text, ids] for (text,), ids in zip(split.texts, split.prompt_ids, strict=True)]
     outputs = run(prompts, [*counted_rows(split.encoded, first=1), *generated])
@@ -164,12 +164,12 @@ def _run_causal_lm(split: Split, run: Run, generated: Sequence[Counted]) -> Arti
     shares = {"same_tokens": float(outputs.pop("same_tokens").mean())}
     if generated:
         shares["generated"] = reproduced_share(generated, top[len(labels) :])
-    answers = {"log_prob": log_prob[: len(labels)], "top": top[: len(labels)]}
-    return ArtifactRun(outputs, Predictions(answers, labels, counts), shares)
+    arrays = {"log_prob": log_prob[: len(labels)], "top": top[: len(labels)]}
+    return ArtifactRun(outputs, Predictions(arrays, labels, counts), shares)
 
 
 def _run_seq2seq(split: Split, source: Checkpoint, run: Run, generated: Sequence[Counted]) -> ArtifactRun:
-    """The greedily generated text of each row."""
+    """Return the greedily generated text of each row."""
     task: Any = split.task
     labels, counts = task.targets(split.encoded)
     outputs = run(split.texts)
@@ -186,7 +186,7 @@ def _run_seq2seq(split: Split, source: Checkpoint, run: Run, generated: Sequence
 
 
 def generate_reference(model: PreTrainedModel, split: Split, cfg: Measure) -> list[Counted]:
-    """The texts that the torch student generates greedily, with which those of artifacts are compared: of a causal language model the
+    """Return the texts that the torch student generates greedily, with which those of artifacts are compared: of a causal language model the
     continuations of the first prompts, after their prompts, of an encoder-decoder the texts of all rows; of a classifier none."""
     task: Any = split.task
     kind = runtime_class("torch", task.auto)
@@ -197,15 +197,15 @@ def generate_reference(model: PreTrainedModel, split: Split, cfg: Measure) -> li
         return []
     limit = max_prompt_tokens(model.config, cfg.new_tokens, "measure.new_tokens") or split.max_length
     prompts = [ids[: min(limit, split.max_length)] for ids in split.prompt_ids[: cfg.generations]]
-    answers = generate(model, split.tokenizer, prompts, max_new_tokens=cfg.new_tokens, batch_size=1)
+    completions = generate(model, split.tokenizer, prompts, max_new_tokens=cfg.new_tokens, batch_size=1)
     return [
-        (prompt + answer, list(range(len(prompt), len(prompt) + len(answer))))
-        for prompt, answer in zip(prompts, answers, strict=True)
+        (prompt + completion, list(range(len(prompt), len(prompt) + len(completion))))
+        for prompt, completion in zip(prompts, completions, strict=True)
     ]
 
 
 def runtime_for(path: Path, task: Task) -> tuple[str, type[Runtime]]:
-    """The runtime that runs an artifact of a task's model: the name of its module, and the class.
+    """Return the runtime that runs an artifact of a task's model: the name of its module, and the class.
 
     Raises:
         ConfigError: there is none.
@@ -234,18 +234,18 @@ def runtime_for(path: Path, task: Task) -> tuple[str, type[Runtime]]:
 
 
 def runs_here(path: Path) -> bool:
-    """Whether a runtime on this machine runs an artifact."""
+    """Return whether a runtime on this machine runs an artifact."""
     return any(each.runs_here for kinds in matching(path).values() for each in kinds)
 
 
 def folder_of(path: Path) -> Path:
-    """The folder with the config and the tokenizer of an artifact."""
+    """Return the folder with the config and the tokenizer of an artifact."""
     kind = _any_runtime(path)
     return kind.config_folder(path) if kind else path if path.is_dir() else path.parent
 
 
 def bytes_of(path: Path) -> int:
-    """The size of an artifact: of a folder that of its weight files."""
+    """Return the size of an artifact: of a folder that of its weight files."""
     if not path.is_dir():
         return size_of(path)
     kind = _any_runtime(path)
@@ -259,7 +259,7 @@ def _any_runtime(path: Path) -> type[Runtime] | None:
 
 
 def hashes_of(path: Path) -> dict[str, str]:
-    """sha256 of the files of an artifact, by their paths relative to its parent: of all files in a folder, else of the file and of the
+    """Return sha256 of the files of an artifact, by their paths relative to its parent: of all files in a folder, else of the file and of the
     weights beside it."""
     files = (
         sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else with_weights(path)
@@ -281,7 +281,9 @@ def require_unchanged(path: Path, hardware: str, hashes: Mapping[str, str]) -> N
         actual = hash_file(file) if file.is_file() else None
         if actual != expected:
             state = (
-                f"has {actual[:12]}…: it was cut off, or another was copied over it" if actual else "is gone"
+                f"has {actual[:12]}…: it was truncated, or another file was copied over it"
+                if actual
+                else "is gone"
             )
             raise ModelError(
                 f"{file} is not the file that was exported: export.json says sha256 {expected[:12]}…, and it {state}; export again: "
@@ -290,7 +292,7 @@ def require_unchanged(path: Path, hardware: str, hashes: Mapping[str, str]) -> N
 
 
 def counted_rows(encoded: Encoded, first: int) -> Iterator[Counted]:
-    """Rows as a runtime reads them. Documents that are packed into one row and do not see each other become rows of their own.
+    """Yield rows as a runtime reads them. Documents that are packed into one row and do not see each other become rows of their own.
 
     Args:
         first: the first position that can count: 1 if a token is predicted from those before it.
@@ -305,7 +307,7 @@ def counted_rows(encoded: Encoded, first: int) -> Iterator[Counted]:
 
 
 def reproduced_share(generated: Sequence[Counted], top: np.ndarray) -> float:
-    """The share of the generated tokens before the first one in each text that is not the most likely.
+    """Return the share of the generated tokens before the first one in each text that is not the most likely.
 
     Args:
         top: the most likely tokens at their positions.
@@ -336,13 +338,13 @@ def reproduced_texts(
 
 
 def _same_tokens(encoded: Encoded, own: Sequence[Sequence[int] | np.ndarray]) -> dict[str, float]:
-    """The share of the rows whose token ids by the artifact's own tokenizer are the student's."""
+    """Return the share of the rows whose token ids by the artifact's own tokenizer are the student's."""
     same = [np.array_equal(encoded[row]["input_ids"], ids) for row, ids in enumerate(own)]
     return {"same_tokens": float(np.mean(same))}
 
 
 def _tokenize_words(folder: Path, rows: Sequence[list[str]], max_length: int, side: str) -> list[list[int]]:
-    """The token ids of words by the tokenizer.json in a folder; the words of a row are one text to it, as they are to the student."""
+    """Return the token ids of words by the tokenizer.json in a folder; the words of a row are one text to it, as they are to the student."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length, direction=side)

@@ -15,7 +15,7 @@ from kdcli.rundir import EXPORT
 
 
 def find_artifact(name: str, run: Path | None) -> Path:
-    """The file or folder that a name means.
+    """Return the file or folder that a name means.
 
     Args:
         name: a path, relative to the working directory or to the run, a file of one of the run's exports, or the folder of an export, of
@@ -41,7 +41,7 @@ def find_artifact(name: str, run: Path | None) -> Path:
 
 
 def _recommended(path: Path) -> Path:
-    """Of a folder that `kdcli export` wrote, the file or folder that it recommends; else the path itself."""
+    """Return the file or folder that an export recommends, if the path is a folder that `kdcli export` wrote; else the path itself."""
     if not (path / EXPORT).is_file():
         return path
     result = read_export(path)

@@ -1,4 +1,4 @@
-"""The gates of an export: how far an artifact may be from the torch student, and what it may cost on the device."""
+"""Checks the gates of an export: how far an artifact may be from the torch student, and what it may cost on the device."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from kdcli.exporting.artifacts import ArtifactRun
 from kdcli.tasks.base import Predictions, Task
 
 LEAST = ("agreement", "generated", "same_tokens", "same_texts")
-"""Shares of `parity` that a tolerance bounds from below."""
+"""The shares of `parity` that a tolerance bounds from below."""
 
 
 def parity(
     task: Task, student: Predictions, student_score: float, run: ArtifactRun, score: float
 ) -> dict[str, float]:
-    """How far an artifact is from the torch student: `score_drop`, `agreement`, the largest difference of an output, and the shares of the
+    """Return how far an artifact is from the torch student: `score_drop`, `agreement`, the largest difference of an output, and the shares of the
     run."""
     result = {"score_drop": student_score - score}
-    answers = run.predictions.arrays
-    if answers:
+    outputs = run.predictions.arrays
+    if outputs:
         key = "logits" if task.labels else "log_prob"
         result["agreement"] = agreement(task, student, run.predictions)
-        result["max_abs_difference"] = float(np.abs(student[key] - answers[key]).max())
+        result["max_abs_difference"] = float(np.abs(student[key] - outputs[key]).max())
         if task.labels:
-            apart = _softmax(student[key]) - _softmax(answers[key])
+            apart = _softmax(student[key]) - _softmax(outputs[key])
             result["max_abs_difference_of_probabilities"] = float(np.abs(apart).max())
     return result | run.shares
 
 
 def tolerance_of(hardware: Hardware, name: str, precision: str, task: str) -> Tolerance:
-    """The tolerance of a file: that of its name, of its precision, of its precision for a task, or of the device."""
+    """Return the tolerance of a file: that of its name, of its precision, of its precision for a task, or of the device."""
     names = (name, precision, f"{task}_{precision}")
     own = (hardware.tolerances[each] for each in names if each in hardware.tolerances)
     return next(own, hardware.tolerance)
@@ -47,7 +47,7 @@ def within(tolerance: Tolerance, parity: Mapping[str, float]) -> bool:
 
 
 def check_budget(budget: Budget, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The limits that are set, each with the value of an artifact and whether it is met, and `met` for all of them. A value that is not known
+    """Return the limits that are set, each with the value of an artifact and whether it is met, and `met` for all of them. A value that is not known
     is None and misses its limit."""
     most = {
         "max_bytes": entry["bytes"],
@@ -68,7 +68,7 @@ def check_budget(budget: Budget, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (N, C), float64."""
+    """Return probabilities (N, C), float64."""
     logits = logits.astype(np.float64)
     probabilities: np.ndarray = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
     return probabilities

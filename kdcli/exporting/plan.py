@@ -1,4 +1,4 @@
-"""What an export makes, and from what: checked before anything is computed."""
+"""Plans an export and checks it, before anything is computed."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ class ExportPlan:
         return self.report.models["teacher"].score
 
     def retention(self, score: float) -> float | None:
-        """The share of the teacher's score that a score is; None: that is not known."""
+        """Return the share of the teacher's score that a score is; None: that is not known."""
         return None if self.teacher_score is None else self.task.retention(score, self.teacher_score)
 
     def sample_inputs(self, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Tensor]]:
-        """The student's inputs for rows of the training split, evenly spaced, (1, L) each."""
+        """Return the student's inputs for rows of the training split, evenly spaced, (1, L) each."""
         count = min(self.config.hardware.calibration_rows, len(self.train))
         rows = self.train.select(np.linspace(0, len(self.train) - 1, count).astype(int))
         encoded = self.task.encode(

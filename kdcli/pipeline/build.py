@@ -65,10 +65,10 @@ from kdcli.teachers.remote.protocol import RemoteTeacher
 
 
 def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware: bool = True) -> list[Run]:
-    """The plan of a run, checked; its environment is written to env.json.
+    """Return the plan of a run, checked; its environment is written to env.json.
 
     Args:
-        chose_hardware: the user chose the device, so that a student that cannot be written for it is refused.
+        chose_hardware: whether the user chose the device, so that a student that cannot be written for it is refused.
 
     Returns:
         The parts of the run in their order: consecutive phases of one trainee with one teacher_key. The last one trains the student on the
@@ -114,7 +114,7 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
 
 
 def _student_config(run: Run) -> PreTrainedConfig:
-    """A config of the student's architecture."""
+    """Return a config of the student's architecture."""
     architecture = run.initializer.architecture()
     if run.initializer.source is None and architecture is not None:
         return architecture()
@@ -132,7 +132,7 @@ def _parts(
     remote: RemoteTeacher | None,
     recorded: Sequence[Reading],
 ) -> list[Run]:
-    """The parts, each with its own data set and initialiser."""
+    """Return the parts, each with its own data set and initialiser."""
     loaded = {OWN: data}
     initializers: dict[str, StudentInitializer] = {}
     parts: list[Run] = []
@@ -164,7 +164,7 @@ def _parts(
 
 
 def _checked(part: Run) -> Run:
-    """A part with its data prepared, and with what its teacher and its student share. An assistant's part is checked with the run's teacher.
+    """Return a part with its data prepared, and with what its teacher and its student share. An assistant's part is checked with the run's teacher.
 
     Raises:
         ConfigError, DataError, ModelError, TeacherError

@@ -1,4 +1,4 @@
-"""Expensive intermediate results, stored part by part and shared between runs."""
+"""Stores expensive intermediate results part by part, and shares them between runs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from kdcli.teachers.cached import shares
 
 logger = logging.getLogger(__name__)
 PART_FORMAT = 4
-"""The format of the files that hold what is made from a part of the rows. It changes whenever they come to mean something else."""
+"""The version of the files that hold the result of a part of the rows. It is raised whenever their meaning changes."""
 PART = 512
-"""Prompts that a teacher answers between two writes to the disk."""
+"""The number of prompts that a teacher answers between two writes to the disk."""
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether a model was saved before. A damaged one is named in a warning and does not count: it is made again."""
+    """Return whether a model was saved before. A damaged one is named in a warning and does not count: it is made again."""
     if not folder.is_dir():
         return False
     try:
@@ -48,10 +48,10 @@ def make_in_parts(
     make: Callable[[datasets.Dataset, int], list[Any]],
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Any]:
-    """Make something from the rows, so many at a time, and store each part in a folder. Several processes share the work.
+    """Compute a result for each row, a part of the rows at a time, and store each part in a folder. Several processes share the work.
 
     Args:
-        folder: of the cache: its key holds all that decides the result but the rows, whose content names the part's file.
+        folder: the folder of the cache. Its key holds all that decides the result except the rows; a part's file is named by the content of its rows.
         make: called with a part of the rows, and how many rows this process has done before.
         progress: called with the number of rows that are done.
 
@@ -76,14 +76,14 @@ def make_in_parts(
 
 
 class Part(TypedDict):
-    """What was made from a part of the rows, with its `digest`: the file need not be on the disk before it is renamed."""
+    """The result of a part of the rows, with its `digest`, so that the file need not be synchronised before it is renamed."""
 
     sha256: str
     made: list[Any]
 
 
 def _stored_part(path: Path) -> list[Any] | None:
-    """What was made from a part before; None: nothing. A damaged part is named in a warning and does not count: it is made again."""
+    """Return what was made from a part before; None: nothing. A damaged part is named in a warning and does not count: it is made again."""
     try:
         return _read_part(path) if path.exists() else None
     except ConfigError as error:
@@ -92,7 +92,7 @@ def _stored_part(path: Path) -> list[Any] | None:
 
 
 def _read_part(path: Path) -> list[Any]:
-    """Raises ConfigError if the part is damaged."""
+    """Read a part. Raise ConfigError if it is damaged."""
     part = read_json(path, Part, "it is made again")
     if part["sha256"] != digest(part["made"]):
         raise ConfigError(f"{path} is damaged (its checksum is another); it is made again")
@@ -106,7 +106,7 @@ def write_rows(run: Run, stage: str, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def progress_from(stage: console.ProgressStage, before: int) -> Callable[[int], None]:
-    """A function that updates a stage, in which so many rows were done before, with the number of rows done since."""
+    """Return a function that updates a stage, in which so many rows were done before, with the number of rows done since."""
     return functools.partial(_update, stage, before)
 
 
@@ -116,7 +116,7 @@ def _update(stage: console.ProgressStage, before: int, done: int) -> None:
 
 @contextmanager
 def exclusive(run: Run, folder: Path) -> Iterator[None]:
-    """Hold a shared folder of the cache, so that runs that go on at the same time make its content once."""
+    """Lock a shared folder of the cache, so that simultaneous runs make its content once."""
     with Lock(folder.with_suffix(".lock")) if run.state.is_main_process else nullcontext():
         run.state.wait_for_everyone()
         yield

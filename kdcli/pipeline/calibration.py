@@ -1,4 +1,4 @@
-"""Calibrates trained models, and records in the run directory what was done to each."""
+"""Calibrates trained models, and records the temperature of each in the run directory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def calibrate_trained(
     """Fit a model's temperature, and record it before the model is saved, so that a run that is killed in between records it again.
 
     Args:
-        out: where the model is saved.
+        out: the folder in which the model is saved.
     """
     fitted = calibrate(run.task, model, tokenizer, run.encode(tokenizer, run.data["validation"]))
     name = out.relative_to(run.folder).as_posix()
@@ -35,7 +35,7 @@ def calibrate_trained(
 
 
 def read_calibrations(folder: Path) -> dict[str, Fitted]:
-    """What was done to each model of a run, by its folder; empty if nothing was done."""
+    """Return what was done to each model of a run, by its folder; empty if nothing was done."""
     return read_or_restart(folder / CALIBRATION, dict[str, Fitted], {})
 
 

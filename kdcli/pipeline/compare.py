@@ -1,4 +1,4 @@
-"""The comparison at the end of a run, and its report."""
+"""Compares the models at the end of a run, and writes the report."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from kdcli.training.length import Length, validations
 
 logger = logging.getLogger(__name__)
 MEASURED = 3
-"""How many times longer a model is measured than run on the test split, for the progress."""
+"""The time of measuring a model as a multiple of the time of running it on the test split, for the progress."""
 UNKNOWN_MODEL: dict[str, Any] = {
     "parameters": None, "bytes": None, "score": None, "scores": {}, **asdict(UNKNOWN),
 }  # fmt: skip
@@ -61,8 +61,8 @@ def evaluate(
     """Score all models on the test split, measure them, and compare them.
 
     Args:
-        teacher_data: of the run's own teacher.
-        lengths: of the phases of student and control, by their names.
+        teacher_data: the data of the run's own teacher.
+        lengths: the lengths of the phases of student and control, by their names.
 
     Returns:
         The content of report.json without the sentence of its verdict.
@@ -97,7 +97,7 @@ def evaluate(
 
 
 def _teacher_suspicions(run: Run, teacher_data: TeacherData, evaluator: Evaluator) -> list[dict[str, Any]]:
-    """Signs that a local teacher that was not tuned in this run has seen the test rows."""
+    """Return signs that a local teacher that was not tuned in this run has seen the test rows."""
     if run.remote is not None or run.task.writes or any(map(run.tunes, run.sources)):
         return []
     validation, _ = teacher_predictions(run, teacher_data, "validation")
@@ -105,7 +105,7 @@ def _teacher_suspicions(run: Run, teacher_data: TeacherData, evaluator: Evaluato
 
 
 def _checkpoints(run: Run, teacher_data: TeacherData) -> dict[str, Checkpoint]:
-    """The models that are compared, by name. A remote teacher that wrote texts is not among them."""
+    """Return the models that are compared, by name. A remote teacher that wrote texts is not among them."""
     assistants = {name: stage.student for name, stage in run.cfg.stages.items() if stage.student}
     trusted = any(student.trust_remote_code for student in (run.cfg.student, *assistants.values()))
     trained = (UNQUANTIZED, "control", STUDENT)
@@ -121,7 +121,7 @@ def _checkpoints(run: Run, teacher_data: TeacherData) -> dict[str, Checkpoint]:
 
 
 def _validation_scores(run: Run, names: Iterable[str]) -> dict[str, float | None]:
-    """The best validation score in metrics.jsonl of each model's last phase."""
+    """Return the best validation score in metrics.jsonl of each model's last phase."""
     phases = {STUDENT: run.phases[-1].name}
     if run.quantization is not None:
         phases |= {UNQUANTIZED: run.phases[-2].name, "control": "control/quantized"}
@@ -156,7 +156,7 @@ def _score_checkpoint(
     """Run a model on the test split, and score it.
 
     Args:
-        evaluator: one that measures nothing generates no texts to show.
+        evaluator: scores the model. One that measures nothing generates no texts to show.
 
     Returns:
         The texts that it generates, and the teacher's score on the validation split (None: it is not the teacher).
@@ -239,7 +239,7 @@ def _score_seeds(run: Run, teacher_data: TeacherData, stage: console.ProgressSta
 
 
 def _compare_seeds(run: Run, evaluators: Iterable[Evaluator]) -> dict[str, Any]:
-    """The keys of the verdict on several seeds: the scores of each, and the gain over all with an interval over seeds and rows.
+    """Return the keys of the verdict on several seeds: the scores of each, and the gain over all with an interval over seeds and rows.
 
     Args:
         evaluators: one for each seed, in their order.
@@ -260,7 +260,7 @@ def _compare_seeds(run: Run, evaluators: Iterable[Evaluator]) -> dict[str, Any]:
 
 
 def _complete_teacher(run: Run, teacher_data: TeacherData, models: dict[str, dict[str, Any]]) -> None:
-    """Add to the teacher's entry where its checkpoints are."""
+    """Add the paths of its checkpoints to the teacher's entry."""
     paths = [str(teacher.path) for teacher in teacher_data.teachers]
     if run.remote is not None:
         models["teacher"] = UNKNOWN_MODEL | models.get("teacher", {}) | {"path": None}
@@ -307,7 +307,7 @@ def _results(
 
 
 def _training(run: Run, lengths: Mapping[str, Length]) -> dict[str, dict[str, Any]]:
-    """How long the student, the control and a teacher that this run tuned were trained, by their names (of a further seed: student@5)."""
+    """Return how long the student, the control and a teacher that this run tuned were trained, by their names (of a further seed: student@5)."""
     phases = {STUDENT: [phase.name for phase in run.phases], "control": ["control"], "teacher": ["teacher"]}
     lengths = {
         **lengths,
@@ -333,7 +333,7 @@ def _training(run: Run, lengths: Mapping[str, Length]) -> dict[str, dict[str, An
 
 
 def _dataset(run: Run, teacher_data: TeacherData) -> dict[str, Any]:
-    """The data set in numbers."""
+    """Return the data set in numbers."""
     data = run.data
     return {
         "name": run.names["dataset"],
@@ -349,7 +349,7 @@ def _dataset(run: Run, teacher_data: TeacherData) -> dict[str, Any]:
 
 
 def _terms(cfg: Config) -> dict[str, dict[str, Any]]:
-    """The loss terms with their weights and arguments; with stages as stage/term."""
+    """Return the loss terms with their weights and arguments; with stages as stage/term."""
     sets = {f"{name}/": stage.loss or cfg.loss for name, stage in cfg.stages.items()} or {"": cfg.loss}
     return {
         f"{stage}{name}": {"weight": term.weight} | term.arguments
@@ -359,7 +359,7 @@ def _terms(cfg: Config) -> dict[str, dict[str, Any]]:
 
 
 def _test_rows_key(run: Run) -> str:
-    """The config key that gives more test rows."""
+    """Return the config key that gives more test rows."""
     dataset = run.cfg.dataset
     if dataset.eval_limit is not None and len(run.data["test"]) >= dataset.eval_limit:
         return "dataset.eval_limit"

@@ -1,4 +1,4 @@
-"""The cost of a run before it is paid: rows, optimizer steps, time, memory and disk of each phase."""
+"""Estimates the cost of a run before it starts: rows, optimizer steps, time, memory and disk of each phase."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ from kdcli.training.probe import BATCHES, OPTIMIZER_BYTES, Probe, probe, undistu
 
 logger = logging.getLogger(__name__)
 PROBED_ROWS = 256
-"""Training rows from which the batches of a probe are taken."""
+"""The number of training rows from which the batches of a probe are taken."""
 LARGE, SMALL = 32, 8
-"""Rows of a probe's batch at most: in a dry run, and before training."""
+"""The maximum number of rows in a probe's batch: in a dry run, and before training."""
 AFFORDABLE = 2.0
-"""Seconds that the probe of a model may take before training, by a cautious estimate."""
+"""The number of seconds that the probe of a model may take before training, by a cautious estimate."""
 WEIGHT, GRADIENT = 4, 4
-"""Bytes of a weight and of its gradient in fp32."""
+"""The bytes of a weight and of its gradient in fp32."""
 ACTIVATION = 68
-"""Bytes that a layer keeps for the backward pass per token and hidden unit in fp32 (Korthikanti et al. 2022, section 4.1: 34 in half
+"""The bytes that a layer keeps for the backward pass per token and hidden unit in fp32 (Korthikanti et al. 2022, section 4.1: 34 in half
 precision), without attention matrices."""
 START = 5.0
-"""Seconds in which a process that measures a model starts and loads it."""
+"""The seconds that a process takes to start and to load the model that it measures."""
 
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """What one phase of a run costs.
+    """The cost of one phase of a run.
 
     Attributes:
-        name: as in the progress.
-        rows: that it reads.
-        steps: optimizer steps; None: it trains nothing.
-        at_most: it may take fewer rows or steps.
-        seconds: None: not known before its first steps.
+        name: its name in the progress.
+        rows: the number of rows that it reads.
+        steps: the number of optimizer steps; None: it trains nothing.
+        at_most: whether it may take fewer rows or steps.
+        seconds: its time; None: it is not known before its first steps.
         note: why it takes no time.
     """
 
@@ -75,13 +75,13 @@ class PhaseCost:
 
 @dataclass(frozen=True)
 class CostPlan:
-    """What a run costs.
+    """The cost of a run.
 
     Attributes:
-        splits: the rows of each split, and of the labelled training rows.
+        splits: the number of rows of each split, and of the labelled training rows.
         memory: the peak memory of the process in bytes, or of the GPU if there is one.
-        disk: bytes in the run directory and the cache, at most at the same time; None: a model's size is not known yet.
-        requests: the requests to a remote teacher and their cost; empty: there are none.
+        disk: the maximum number of bytes in the run directory and the cache at one time; None: a model's size is not known yet.
+        requests: a sentence on the requests to a remote teacher and their cost; empty: there are none.
     """
 
     splits: Mapping[str, int]
@@ -96,7 +96,7 @@ class CostPlan:
         return {phase.name: phase.seconds for phase in self.phases if phase.seconds is not None}
 
     def lines(self) -> list[str]:
-        """The plan as text of at most 80 columns, names of phases and requests aside."""
+        """Return the plan as text of at most 80 columns, names of phases and requests aside."""
         counts = {name: f"{count:,}" for name, count in self.splits.items()}
         head = "rows: {train} train ({labelled} labelled), {validation} validation, {test} test"
         cells = [("phase", "rows", "steps", "time"), *map(_cells, self.phases)]
@@ -113,9 +113,9 @@ class CostPlan:
         return [head.format(**counts), *table, *self._sums(), *([self.requests] if self.requests else [])]
 
     def _sums(self) -> list[str]:
-        known = [phase.seconds for phase in self.phases if phase.seconds is not None]
-        unknown = len(self.phases) - len(known)
-        seconds = sum(known, 0.0)
+        known_seconds = [phase.seconds for phase in self.phases if phase.seconds is not None]
+        unknown = len(self.phases) - len(known_seconds)
+        seconds = sum(known_seconds, 0.0)
         total = "time known after the first steps"
         if seconds:
             total = (
@@ -147,7 +147,7 @@ class _Probes:
     """The probes of the models of a run, each made once.
 
     Attributes:
-        dry: probes may take their time.
+        dry: whether the probes may take long.
     """
 
     dry: bool
@@ -155,13 +155,13 @@ class _Probes:
     of_trainees: dict[str, Probe | None] = field(default_factory=dict)
 
     def teacher(self, run: Run) -> Probe | None:
-        """What the teacher of a part costs; None: not known."""
+        """Return what the teacher of a part costs; None: not known."""
         if run.teacher_key not in self.of_teachers:
             self.of_teachers[run.teacher_key] = self._teacher(run)
         return self.of_teachers[run.teacher_key]
 
     def student(self, run: Run) -> Probe | None:
-        """What the model of a part costs; None: not known."""
+        """Return what the model of a part costs; None: not known."""
         if run.trainee not in self.of_trainees:
             self.of_trainees[run.trainee] = self._student(run)
         return self.of_trainees[run.trainee]
@@ -197,11 +197,11 @@ class _Probes:
             return None
 
     def batch(self, run: Run, cfg: TrainerConfig) -> int:
-        """Rows of a batch of the probe."""
+        """Return the number of rows in a batch of the probe."""
         return min(micro_batches(cfg, run.state.num_processes)[0], LARGE if self.dry else SMALL)
 
     def _is_affordable(self, run: Run, source: Checkpoint) -> bool:
-        """Whether a probe of a checkpoint, or of a smaller model, is quick enough. One that does not exist yet cannot be probed."""
+        """Return whether a probe of a checkpoint, or of a smaller model, is quick enough. One that does not exist yet cannot be probed."""
         if not source.path.is_dir() or source.code:
             return False
         if self.dry:
@@ -209,21 +209,23 @@ class _Probes:
         weights = _weights(source)
         lengths = run.encode(load_tokenizer(source), run.data["validation"]).lengths
         tokens = SMALL * float(lengths.mean()) if len(lengths) else 0.0
-        passes = (BATCHES + 1) * 8  # 2 operations a weight and token forward, 6 in a training step
+        passes = (
+            BATCHES + 1
+        ) * 8  # 2 operations per weight and token in a forward pass, 6 in a training step
         return passes * weights * tokens / (FLOPS * torch.get_num_threads()) + weights / 1e8 < AFFORDABLE
 
 
 def _few(rows: datasets.Dataset) -> datasets.Dataset:
-    """Rows for a probe."""
+    """Return the rows of a probe."""
     return rows.select(range(min(PROBED_ROWS, len(rows))))
 
 
 def plan_cost(parts: Sequence[Run], dry: bool) -> CostPlan:
-    """The cost of a run. Time and memory are measured on a few batches of each model, as far as that is quick, or in a dry run.
+    """Return the cost of a run. Time and memory are measured on a few batches of each model, as far as that is quick, or in a dry run.
 
     Args:
         parts: the run's, in their order.
-        dry: it may take as long as it needs.
+        dry: whether it may take as long as it needs.
     """
     run, probes = parts[-1], _Probes(dry)
     phases: list[PhaseCost] = []
@@ -256,7 +258,7 @@ def report_cost(plan: CostPlan, dry: bool) -> None:
 
 
 def _teacher_phases(run: Run, teacher: Probe | None) -> list[PhaseCost]:
-    """The phases that prepare the teacher's data."""
+    """Estimate the phases that prepare the teacher's data."""
     phases, rows, gold = [], len(run.data["train"]), len(run.data.gold)
     is_remote = run.remote is not None and run.teacher_key == OWN
     if augment := run.cfg.dataset.augment:
@@ -297,7 +299,7 @@ def _tuning(run: Run, member: int, source: Checkpoint, teacher: Probe | None) ->
 
 
 def _are_stored(run: Run) -> bool:
-    """Whether the cache has the outputs of all splits; those of rows that are not written yet are not there."""
+    """Return whether the cache has the outputs of all splits; those of rows that are not written yet are not there."""
     if _may_be_fewer(run) or run.cfg.rollout.source == "student":
         return False
     if any(not source.path.is_dir() or run.tunes(source) for source in run.sources):
@@ -312,12 +314,12 @@ def _are_stored(run: Run) -> bool:
 
 
 def _may_be_fewer(run: Run) -> bool:
-    """Whether the number of the student's training rows is known only once they are written."""
+    """Return whether the number of the student's training rows is known only once they are written."""
     return run.cfg.dataset.augment is not None or run.cfg.rollout.source == "teacher"
 
 
 def _student_rows(run: Run) -> int:
-    """The training rows of a part's model, at most."""
+    """Return the training rows of a part's model, at most."""
     rows = len(run.data["train"])
     if run.cfg.dataset.augment is not None:
         rows += len(run.data.gold) * run.cfg.dataset.augment.copies
@@ -339,7 +341,7 @@ def _student_phase(run: Run, index: int, probes: _Probes) -> PhaseCost:
 
 
 def _control_phases(parts: Sequence[Run], probes: _Probes) -> list[PhaseCost]:
-    """The control's: as many steps as all of the student's, at most."""
+    """Return the phases of the control, which take at most as many steps as all phases of the student together."""
     run, spec = parts[-1], parts[-1].cfg.dataset.spec
     gold, student = len(run.data.gold), probes.student(parts[-1])
     own = [part for part in parts if part.trainee == STUDENT]
@@ -368,11 +370,11 @@ def _training(
     further: float | None = None,
     fewer: bool = False,
 ) -> PhaseCost:
-    """The training of a model.
+    """Estimate the training of a model.
 
     Args:
-        further: seconds of a row that the teacher takes in each step.
-        fewer: the number of rows is an upper bound.
+        further: the seconds that the teacher takes for a row in each step.
+        fewer: whether the number of rows is an upper bound.
     """
     steps = planned_steps(trainer, rows, run.cfg.dataset.spec)
     at_most = fewer or not trainer.is_fixed
@@ -386,7 +388,7 @@ def _training(
 
 
 def _evaluation_seconds(run: Run, probes: _Probes) -> float | None:
-    """Seconds of the evaluation; None: not known, also of models that write texts."""
+    """Estimate the seconds of the evaluation; None: they are not known. Models that write texts are never estimated."""
     teacher, student = probes.teacher(run), probes.student(run)
     if student is None or run.task.writes or (teacher is None and run.remote is None):
         return None
@@ -405,8 +407,8 @@ def _evaluation_seconds(run: Run, probes: _Probes) -> float | None:
 
 
 def _memory(run: Run, probes: _Probes) -> int | None:
-    """The peak memory while teacher and student are trained: as measured, with what the activations of a full batch take beyond those of
-    the probe; estimated where nothing was measured."""
+    """Estimate the peak memory while teacher and student are trained: the measured peak, plus the activations of a full batch beyond those of the
+    probe; a rough estimate where nothing was measured."""
     roles = (
         (probes.teacher(run), run.cfg.teacher.trainer, run.sources[0], bool(_tuned(run))),
         (probes.student(run), run.phases[-1].trainer, run.initializer.source or run.sources[0], True),
@@ -426,7 +428,7 @@ def _memory(run: Run, probes: _Probes) -> int | None:
 
 
 def _activations(source: Checkpoint, tokens: int) -> int:
-    """Bytes of a checkpoint's activations in a training step; 0: its config does not tell its size."""
+    """Estimate the bytes of a checkpoint's activations in a training step; 0: its config does not state its size."""
     if not source.path.is_dir():
         return 0
     config = load_config(source).get_text_config()
@@ -435,29 +437,29 @@ def _activations(source: Checkpoint, tokens: int) -> int:
 
 
 def _weights(source: Checkpoint) -> int:
-    """The number of weights of a checkpoint, by its files; 0: it does not exist yet."""
+    """Return the number of weights of a checkpoint, by its files; 0: it does not exist yet."""
     return weight_count(source.path)
 
 
 def _tuned(run: Run) -> list[Checkpoint]:
-    """The checkpoints that are tuned before the student is trained. An assistant, which is made in the run, is not."""
+    """Return the checkpoints that are tuned before the student is trained. An assistant, which is made in the run, is not."""
     return [source for source in run.sources if source.path.is_dir() and run.tunes(source)]
 
 
 def _disk(run: Run, probes: _Probes) -> int | None:
-    """Bytes at most at the same time: the tuned teacher, its outputs, two checkpoints with optimizer states, student and control; None: the
-    student's size is not known yet."""
+    """Estimate the maximum number of bytes on disk at one time: the tuned teacher, its outputs, two checkpoints with optimizer states, student and
+    control. None: the student's size is not known yet."""
     if (student := probes.student(run)) is None:
         return None
     checkpoints = 2 * (WEIGHT + OPTIMIZER_BYTES)
     of_teacher = sum(map(_weights, _tuned(run)))
     models = (1 + run.cfg.control + (run.quantization is not None)) * len(run.cfg.all_seeds)
-    kept = of_teacher * WEIGHT + _output_bytes(run) + models * student.parameters * WEIGHT
-    return kept + max(checkpoints * student.parameters, checkpoints * of_teacher)
+    results = of_teacher * WEIGHT + _output_bytes(run) + models * student.parameters * WEIGHT
+    return results + max(checkpoints * student.parameters, checkpoints * of_teacher)
 
 
 def _output_bytes(run: Run) -> int:
-    """Bytes of the teacher's stored outputs; 0: none are stored, or the teacher is an assistant, which does not exist yet."""
+    """Estimate the bytes of the teacher's stored outputs; 0: none are stored, or the teacher is an assistant, which does not exist yet."""
     if run.remote is not None or not run.cfg.teacher.cache or not run.sources[0].path.is_dir():
         return 0
     tokenizer = load_tokenizer(run.sources[0])

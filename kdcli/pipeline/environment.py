@@ -1,4 +1,4 @@
-"""env.json: what a run was made with, and the check that a continued run finds the same data and checkpoints."""
+"""Records in env.json what a run was made with, and checks that a continued run finds the same data and checkpoints."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def record_environment(parts: Sequence[Run]) -> None:
 
 
 def _identity(record: Any) -> Any:
-    """A record without how files were read, which releases describe differently; their content is in the fingerprint."""
+    """Return a record without how files were read, which releases describe differently; their content is in the fingerprint."""
     return record.model_copy(update={"reading": []}) if isinstance(record, DatasetRecord) else record
 
 
@@ -84,7 +84,7 @@ def _environment(parts: Sequence[Run]) -> Environment:
 
 
 def _dtypes(run: Run) -> dict[str, Dtype]:
-    """The dtype of the weights of each model. A teacher that is tuned first is stored in fp32."""
+    """Return the dtype of the weights of each model. A teacher that is tuned first is stored in fp32."""
     own: dict[str, Dtype] = {"student": run.cfg.student.dtype}
     if run.remote is not None:
         return own
@@ -93,7 +93,7 @@ def _dtypes(run: Run) -> dict[str, Dtype]:
 
 
 def _seeds(cfg: Config) -> dict[str, int]:
-    """The seeds of the run and of its stages; those of further seeds by their names, student@5."""
+    """Return the seeds of the run and of its stages; those of further seeds by their names, student@5."""
     seeds = {"run": cfg.seed} | {name: stage_seed(cfg.seed, name) for name in SEEDED}
     further = {
         with_seed(name, seed): stage_seed(seed, name) for seed in cfg.all_seeds[1:] for name in SEEDED[1:]

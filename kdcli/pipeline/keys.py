@@ -1,4 +1,4 @@
-"""The keys of everything that runs share through the cache folder.
+"""Makes the keys of everything that runs share through the cache folder.
 
 A key is made from all that decides the bits of a result, and from nothing else: a result that another config would change is never read
 for it, and one that the config leaves the same is never made again. `cache_path` makes every key; what goes into it is declared here, one
@@ -26,22 +26,22 @@ from kdcli.pipeline.plan import Run
 UNTRAINED = {"logging_steps", "report_to", "micro_batch_size", "gradient_checkpointing"}
 """Keys of a trainer that do not change what is trained."""
 UNWRITTEN = {"answers", "expand", "filter", "keep_fraction", "on_policy_fraction"}
-"""Keys of a rollout that do not change a completion: how many there are, and which of them are learnt from."""
+"""Keys of a rollout that do not change a completion: they set how many completions there are, and which of them the student learns."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """What decides the bits of a result.
+    """Everything that decides the bits of a result.
 
     Attributes:
-        folder: of the cache, where results of the kind lie.
+        folder: the folder of the cache with all results of this kind.
     """
 
     folder: ClassVar[str]
 
 
 def cache_path(key: Key) -> Path:
-    """The folder of the cache that holds the result of a key."""
+    """Return the folder of the cache that holds the result of a key."""
     return cache_dir(key.folder) / digest(type(key).__name__, torch.__version__, asdict(key))[:32]
 
 
@@ -59,7 +59,7 @@ class CheckpointHashes:
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How a task makes tokens, labels and prompts of a row.
+    """The settings by which a task makes tokens, labels and prompts of a row.
 
     Attributes:
         chat: how conversations are rendered: "turns", of which all count; false: there are none.
@@ -228,7 +228,7 @@ class TeacherKey(Key):
 
 @dataclass(frozen=True)
 class CompletionScores(TeacherKey):
-    """How likely a teacher finds completions, part by part; `make_in_parts` adds the rows of a part."""
+    """The log-probabilities that a teacher gives to completions, part by part; `make_in_parts` adds the rows of a part."""
 
     folder: ClassVar[str] = "rollout_scores"
 
@@ -284,7 +284,7 @@ class TeacherOutputs(Key):
 
 
 def content_hash(rows: datasets.Dataset, labels: bool = True) -> str:
-    """A digest of a split's rows. Ids alone are the same for texts that differ in case.
+    """Return a digest of a split's rows. Ids alone are the same for texts that differ in case.
 
     Args:
         labels: whether the labels are part of it.

@@ -1,4 +1,4 @@
-"""Where a teacher's weights are: whole in memory, or read layer by layer."""
+"""Decides whether a teacher's weights are all in memory, or are read layer by layer."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from kdcli.teachers.streamed import StreamedTeacher, Work
 
 logger = logging.getLogger(__name__)
 MARGIN = 1.1
-"""How much more memory than its weights a teacher takes, at least."""
+"""The least memory that a teacher takes, as a multiple of the bytes of its weights."""
 FLOPS = 1.5e10
-"""Floating-point operations per second and thread of a slow processor, for estimates of time."""
+"""The floating-point operations per second and thread of a slow processor, for estimates of time."""
 READING = 1e8
-"""Bytes per second of a slow disk."""
+"""The bytes per second of a slow disk."""
 
 
 def is_streamed(run: Run) -> bool:
-    """Whether the outputs of a part's teacher are computed layer by layer: by teacher.placement, or (auto) if its weights do not fit into
+    """Return whether the outputs of a part's teacher are computed layer by layer: by teacher.placement, or (auto) if its weights do not fit into
     the memory that is free.
 
     Raises:
@@ -71,7 +71,7 @@ def is_streamed(run: Run) -> bool:
 
 
 def _obstacle(run: Run) -> str:
-    """Why the run needs the whole teacher; empty: it does not."""
+    """Return why the run needs the whole teacher; empty: it does not."""
     cfg = run.cfg
     if locate(cfg.teacher.target) is not LocalTeacher:
         return f"teacher._target_ = {cfg.teacher.target} loads its models itself; use {LocalTeacher.__module__}.{LocalTeacher.__name__}"
@@ -89,10 +89,10 @@ def _obstacle(run: Run) -> str:
 
 
 def open_streamed(run: Run, source: Checkpoint) -> StreamedTeacher:
-    """The teacher of a part, without its weights.
+    """Return the teacher of a part, without its weights.
 
     Raises:
-        ModelError, TeacherError: it cannot be read layer by layer, or not be used for the task.
+        ModelError, TeacherError: it cannot be read layer by layer, or cannot be used for the task.
     """
     local: LocalTeacher = build(run.cfg.teacher, Teacher)
     folder = cache_path(StreamedStates.of(run, [source])).with_suffix(PARTIAL) / str(run.state.process_index)
@@ -168,10 +168,10 @@ def _announce(work: Work, rows: int, teacher: StreamedTeacher) -> None:
 
 
 def pass_seconds(weights: int, tokens: int, stored: int) -> float:
-    """A cautious estimate of the time of a forward pass: two operations a weight and token.
+    """Return a cautious estimate of the time of a forward pass: two operations a weight and token.
 
     Args:
-        weights: their number.
-        stored: bytes of the weights on disk.
+        weights: the number of weights.
+        stored: the bytes of the weights on disk.
     """
     return 2 * weights * tokens / (FLOPS * torch.get_num_threads()) + stored / READING

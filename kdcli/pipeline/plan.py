@@ -1,4 +1,4 @@
-"""The plan of a run: its parts and their phases. It is made once, before anything is trained, and does not change."""
+"""Describes the plan of a run: its parts and their phases. The plan is made once, before anything is trained, and does not change."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STUDENT = "student"
 QUANTIZED = f"{STUDENT}/quantized"
 """The student's quantization-aware phase, if it has one."""
 FEATURE_EPOCHS = 4.0
-"""Passes over the rows of a phase whose losses read features alone, if the config gives no length."""
+"""The number of epochs of a phase whose losses read features alone, if the config gives no length."""
 OWN = ""
 """The teacher_key of the run's own teacher on the run's own data."""
 
@@ -47,10 +47,10 @@ class Phase:
     Attributes:
         name: in the progress, metrics.jsonl and the report: student, student/<stage>, or an assistant's stage.
         rows: which of the training rows are used: all, labelled or unlabelled.
-        trainee: the model that is trained: the student, or an assistant by its name.
+        trainee: the model that is trained: the student, or the name of an assistant.
         teacher_key: which teacher on which data: `OWN`, or the name of the first stage that has the same.
-        last: no other phase of the trainee follows.
-        quantization: rounds the weights during the phase.
+        last: whether no other phase of the trainee follows.
+        quantization: rounds the weights during the phase; None: they are not rounded.
     """
 
     name: str
@@ -74,12 +74,12 @@ class Phase:
         return any(loss.features for loss in self.losses.values())
 
     def select(self, rows: datasets.Dataset) -> datasets.Dataset:
-        """The training rows of the phase."""
+        """Return the training rows of the phase."""
         return rows if self.rows == "all" else with_gold(rows, self.rows == "labelled")
 
 
 def plan_phases(cfg: Config) -> list[Phase]:
-    """All phases of a run in their order, but for the control's."""
+    """Return all phases of a run in their order, except those of the control."""
     stages = cfg.stages or {"": StageConfig(trainer=cfg.trainer)}
     phases = [_phase(cfg, name, stage, name == list(stages)[-1]) for name, stage in stages.items()]
     if cfg.student.quantization is not None:
@@ -99,7 +99,7 @@ def _phase(cfg: Config, name: str, stage: StageConfig, is_final: bool) -> Phase:
     losses: dict[str, Loss] = {term: build(given, Loss) for term, given in terms.items()}
     trainer = stage.trainer
     if losses and all(loss.features for loss in losses.values()):
-        # validation says nothing about them
+        # validation does not measure them
         length = {} if trainer.is_fixed else {"until": "steps", "epochs": trainer.epochs or FEATURE_EPOCHS}
         trainer = trainer.model_copy(update={"keep": "last"} | length)
     is_assistant = stage.student is not None
@@ -122,7 +122,7 @@ def _teacher_key(cfg: Config, name: str, stage: StageConfig) -> str:
 
 
 def quantization_trainer(cfg: Config, trainer: TrainerConfig) -> TrainerConfig:
-    """The trainer config of the quantization-aware phase that follows a phase with this one."""
+    """Return the trainer config of the quantization-aware phase that follows a phase with this one."""
     return trainer.model_copy(
         update={
             "until": "steps",
@@ -147,10 +147,10 @@ class Run:
             students are initialised.
         phases: the training of the one model.
         taught_phases: all phases, of any model, that use this teacher on this data set.
-        shared: teacher and student mean the same class by the same index.
-        classes: how many tokens teacher and student share, if the teacher has more than the student.
+        shared: whether an index means the same class for teacher and student.
+        classes: the number of tokens that teacher and student share, if the teacher has more than the student.
         remote: the teacher, if it is a remote one.
-        streamed: the teacher's outputs are computed layer by layer.
+        streamed: whether the teacher's outputs are computed layer by layer.
         further_seed: the seed of the config, if it is not the run's first one.
     """
 
@@ -192,7 +192,7 @@ class Run:
         return self.models_folder / STUDENT if self.trainee == STUDENT else assistants / self.trainee
 
     def seeded_name(self, name: str) -> str:
-        """A phase or a model in the progress, in metrics.jsonl and in the names of files."""
+        """Return a phase or a model in the progress, in metrics.jsonl and in the names of files."""
         return with_seed(name, self.further_seed)
 
     @property
@@ -211,15 +211,15 @@ class Run:
         return self.cfg.dataset.max_length
 
     def stage_name(self, stage: str) -> str:
-        """The name of a stage that prepares the teacher's data."""
+        """Return the name of a stage that prepares the teacher's data."""
         return f"{self.teacher_key}/{stage}" if self.teacher_key else stage
 
     def tuning_stage(self, member: int) -> str:
-        """The name of the stage that tunes a member of the ensemble, or the one teacher (0)."""
+        """Return the name of the stage that tunes a member of the ensemble, or the one teacher (0)."""
         return self.stage_name(f"teacher {member + 1}" if member else "teacher")
 
     def tunes(self, source: Checkpoint) -> bool:
-        """Whether a teacher's checkpoint is fine-tuned first. In a general stage before the task's it is used as it was pretrained."""
+        """Return whether a teacher's checkpoint is fine-tuned first. In a general stage before the task's it is used as it was pretrained."""
         if self.remote is not None or (self.task.vocabulary and not self.task.writes):
             return False
         if self.cfg.teacher.from_scratch is not None and self.teacher_key not in self.cfg.stages:
@@ -228,19 +228,19 @@ class Run:
         return tune if tune is not None else not has_head(source, self.task)
 
     def is_lenient(self, trainer: TrainerConfig) -> bool:
-        """Whether findings of the pre-flight are warnings: the run is a rehearsal."""
+        """Return whether findings of the pre-flight are warnings: the run is a rehearsal."""
         return self.cfg.smoke or trainer.max_steps is not None
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset) -> Encoded:
-        """Rows as tokens. The same rows are tokenized once."""
+        """Tokenize rows. The same rows are tokenized once."""
         return self.task.encode_split(tokenizer, rows, self.max_length)
 
     def split(self, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset) -> Split:
-        """Rows with their tokens."""
+        """Return rows together with their tokens."""
         return Split(rows, self.encode(tokenizer, rows))
 
     def without_rows(self, ids: Collection[str]) -> Run:
-        """The same part without some rows of its data, which the teacher did not answer."""
+        """Return the same part without some rows of its data, which the teacher did not answer."""
         if not ids:
             return self
         splits = {split: without(rows, ids) for split, rows in self.data.splits.items()}
@@ -248,7 +248,7 @@ class Run:
 
 
 def with_seed(name: str, seed: int | None) -> str:
-    """The name of a phase or a model of a further seed: student@5/first, control@5. No stage of a config has a name with @.
+    """Return the name of a phase or a model of a further seed: student@5/first, control@5. No stage of a config has a name with @.
 
     Args:
         seed: None: the first one, whose name is that of the model.
@@ -260,7 +260,7 @@ def with_seed(name: str, seed: int | None) -> str:
 
 
 def parts_of_seed(parts: Sequence[Run], seed: int) -> list[Run]:
-    """The parts of a run under one of its seeds. Under the first these are all; a further one trains the student again, with the outputs of
+    """Return the parts of a run under one of its seeds. Under the first these are all; a further one trains the student again, with the outputs of
     the same teachers and assistants."""
     if seed == parts[-1].cfg.seed:
         return list(parts)
@@ -278,14 +278,14 @@ def parts_of_seed(parts: Sequence[Run], seed: int) -> list[Run]:
 
 @dataclass(frozen=True)
 class TeacherData:
-    """What a phase of the teacher leaves for training.
+    """The results of the teacher's stages, which training reads.
 
     Attributes:
         teachers: the checkpoints, tuned: one, or an ensemble's.
-        load_teacher: loads the teacher, once.
+        load_teacher: loads the teacher at its first call.
         rows: the training rows.
         outputs: the teacher of each split: stored outputs, or the model itself.
-        dropped: how many of the teacher's completions are not among the rows, by reason.
+        dropped: the number of completions of the teacher that are not among the rows, by reason.
         unanswered: the ids of rows that a remote teacher did not answer. They are dropped from all splits.
     """
 
@@ -303,7 +303,7 @@ class TeacherData:
 
 
 def config_of_part(cfg: Config, teacher_key: str, trainee: str) -> Config:
-    """The run's config with the student and the data set of a part."""
+    """Return the run's config with the student and the data set of a part."""
     own: dict[str, Any] = {}
     if trainee != STUDENT:
         own["student"] = cfg.stages[trainee].student
@@ -314,7 +314,7 @@ def config_of_part(cfg: Config, teacher_key: str, trainee: str) -> Config:
 
 
 def build_initializer(cfg: StudentConfig) -> StudentInitializer:
-    """The student's initialiser, with the checkpoint of `student.path`.
+    """Return the student's initialiser, with the checkpoint of `student.path`.
 
     Raises:
         ConfigError, ModelError
@@ -331,14 +331,14 @@ def build_initializer(cfg: StudentConfig) -> StudentInitializer:
 
 
 def assistant_checkpoint(part: Run) -> Checkpoint:
-    """Where the assistant will be that teaches a part."""
+    """Return where the assistant will be that teaches a part."""
     stage = part.cfg.stages[part.teacher_key]
     code = part.sources[0].code or (stage.student is not None and stage.student.trust_remote_code)
     return Checkpoint(part.folder / "assistants" / part.teacher_key, part.teacher_key, code=code)
 
 
 def stage_names(parts: Sequence[Run]) -> list[str]:
-    """The stages of a run in their order."""
+    """Return the stages of a run in their order."""
     planned: list[str] = []
     prepared: set[str] = set()
     for part in parts:
@@ -365,5 +365,5 @@ def _teacher_stages(part: Run) -> list[str]:
 
 
 def seed_name(phase: str) -> str:
-    """The name by which a phase is seeded: student and control begin with the same random numbers."""
+    """Return the name by which a phase is seeded: student and control begin with the same random numbers."""
     return STUDENT + phase.removeprefix("control") if phase.startswith("control") else phase

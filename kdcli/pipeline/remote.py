@@ -1,4 +1,4 @@
-"""A run with a remote teacher: the cost estimate, the queries, the rollouts and the bill."""
+"""Runs the stages of a remote teacher: the cost estimate, the queries, the rollouts and the bill."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from kdcli.training.preflight import beats_chance
 
 logger = logging.getLogger(__name__)
 BILLED = 100
-"""Answers between two writes of the bill."""
+"""The number of answers between two writes of the bill."""
 
 
 def estimated_requests(run: Run, remote: RemoteTeacher) -> str:
-    """A sentence on the number of all queries and their cost. Nothing is sent."""
+    """Return a sentence on the number of all queries and their cost. Nothing is sent."""
     rollout, train = run.cfg.rollout, run.data["train"]
     splits = [train] if run.task.writes else [run.data[split] for split in SPLITS]
     expansion = itertools.islice(itertools.cycle(train), rollout.expand)
@@ -69,7 +69,7 @@ def _estimate_text(estimate: Estimate, name: str) -> str:
 def remote_teacher_data(
     run: Run, stages: Stages, remote: RemoteTeacher, rows: datasets.Dataset
 ) -> TeacherData:
-    """The outputs or the completions of a remote teacher. Rows without an answer are dropped, also from the comparison.
+    """Return the outputs or the completions of a remote teacher. Rows without an answer are dropped, also from the comparison.
 
     Each process reads all answers: the first one sends the queries, and the others find its answers in the ledger.
     """
@@ -138,7 +138,7 @@ def _require_better_than_chance(run: Run, remote: RemoteTeacher) -> None:
 def remote_rollouts(
     run: Run, stages: Stages, remote: RemoteTeacher, rows: datasets.Dataset
 ) -> tuple[datasets.Dataset, Mapping[str, int]]:
-    """The training prompts and the teacher's new prompts, each with those of its completions that pass the filter.
+    """Return the training prompts and the teacher's new prompts, each with those of its completions that pass the filter.
 
     Returns:
         The rows, and the number of completions that were dropped by reason.
@@ -206,8 +206,8 @@ def _billed(run: Run, remote: RemoteTeacher) -> Iterator[Callable[[], None]]:
         if run.state.is_main_process:
             used = asdict(remote.usage)
             keys = ("requests", "retries", "prompt_tokens", "completion_tokens", "cost")
-            known = {key: used[key] for key in keys if used[key] is not None}
-            write_json(path, {key: value + before.get(key, 0) for key, value in known.items()})
+            reported = {key: used[key] for key in keys if used[key] is not None}
+            write_json(path, {key: value + before.get(key, 0) for key, value in reported.items()})
 
     def count() -> None:
         if next(calls) % BILLED == 0:
@@ -220,7 +220,7 @@ def _billed(run: Run, remote: RemoteTeacher) -> Iterator[Callable[[], None]]:
 
 
 def endpoint_report(run: Run, remote: RemoteTeacher, teacher_data: TeacherData) -> dict[str, Any]:
-    """The report's section on a remote teacher."""
+    """Return the report's section on a remote teacher."""
     bill = read_or_restart(run.folder / "asked.json", dict[str, float], {})
     described = remote.describe()
     return described | {
@@ -238,7 +238,7 @@ def endpoint_report(run: Run, remote: RemoteTeacher, teacher_data: TeacherData) 
 
 
 def _agreement(run: Run, remote: RemoteTeacher) -> dict[str, Any]:
-    """How well the teacher's answers agree with the gold labels or the references of the training rows."""
+    """Return how well the teacher's answers agree with the gold labels or the references of the training rows."""
     gold = run.data.gold
     if run.task.labels:
         shown = {example["id"] for example in remote.examples}

@@ -1,4 +1,4 @@
-"""Completions that the teacher writes before the student is trained."""
+"""Lets the teacher write completions before the student is trained."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def teacher_rollouts(
     load_teacher: Callable[[], Teacher],
     rows: datasets.Dataset,
 ) -> tuple[datasets.Dataset, Mapping[str, int]]:
-    """The training rows: unchanged, or (rollout=teacher) their prompts with the teacher's completions.
+    """Return the training rows: unchanged, or (rollout=teacher) their prompts with the teacher's completions.
 
     The completions are stored in the cache part by part, and written into the run directory for people to read.
 
@@ -70,7 +70,7 @@ def _completions(
     load_teacher: Callable[[], Teacher],
     rows: datasets.Dataset,
 ) -> list[tuple[str | None, ...]]:
-    """The teacher's completions of each prompt, rollout.answers of them; None for one without an end."""
+    """Return the teacher's completions of each prompt, rollout.answers of them; None for one without an end."""
     cfg = run.cfg.rollout
     columns: list[list[str | None]] = []
     with stages.stage(run.stage_name("rollouts"), cfg.answers * len(rows)) as progress:
@@ -105,7 +105,7 @@ def _require_completions(run: Run, rows: datasets.Dataset, truncated: int, total
 
 
 def log_dropped(dropped: Mapping[str, int], total: int) -> None:
-    """Log how many completions were dropped, by reason. If a tenth or more had no end, it is a warning: only short ones are left."""
+    """Log how many completions were dropped, by reason. If a tenth or more had no end, it warns, because only short completions remain."""
     for reason, count in dropped.items():
         level = log_level(count, total) if reason == TRUNCATED else logging.INFO
         remedy = "; the student learns from short completions only: raise it" if level > logging.INFO else ""
@@ -119,7 +119,7 @@ def _likeliest(
     rows: datasets.Dataset,
     share: float,
 ) -> datasets.Dataset:
-    """The share of the rows, in their order, whose completions have the highest mean log-probability under the teacher itself."""
+    """Return the share of the rows, in their order, whose completions have the highest mean log-probability under the teacher itself."""
 
     def score(part: datasets.Dataset, _: int) -> list[float]:
         return likelihoods(load_teacher(), teachers[0], run.task, part, run.max_length)

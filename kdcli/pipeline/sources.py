@@ -1,4 +1,4 @@
-"""The checkpoints that a run starts with: the teacher's, or what takes their place where the teacher has none."""
+"""Finds the checkpoints that a run starts with: those of the teacher, or their replacement if the teacher has none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kdcli.teachers.remote.protocol import RemoteTeacher
 def teacher_sources(
     cfg: Config, remote: RemoteTeacher | None, data: Data, state: PartialState
 ) -> list[Checkpoint]:
-    """The teacher's checkpoints: one, or an ensemble's. With a remote teacher: the checkpoint from which its students are initialised.
+    """Return the teacher's checkpoints: one, or an ensemble's. With a remote teacher: the checkpoint from which its students are initialised.
 
     Raises:
         ConfigError, ModelError
@@ -41,7 +41,7 @@ def teacher_sources(
 
 
 def with_dtype(cfg: Config, source: Checkpoint) -> Checkpoint:
-    """A checkpoint of the teacher with the dtype in which it computes its outputs.
+    """Return a checkpoint of the teacher with the dtype in which it computes its outputs.
 
     Raises:
         ConfigError: this device cannot compute in it.
@@ -51,7 +51,7 @@ def with_dtype(cfg: Config, source: Checkpoint) -> Checkpoint:
 
 
 def _remote_student_source(cfg: Config, data: Data, state: PartialState) -> Checkpoint:
-    """The student's own checkpoint, or student.init_from, or for pairs a new model over a vocabulary that is learnt from them.
+    """Return the student's own checkpoint, or student.init_from, or for pairs a new model over a vocabulary that is learnt from them.
 
     Raises:
         ConfigError, ModelError: there is none.
@@ -73,7 +73,7 @@ def _remote_student_source(cfg: Config, data: Data, state: PartialState) -> Chec
 
 
 def _new_model(cfg: Config, component: Component, data: Data, state: PartialState) -> Checkpoint:
-    """A translation model of random weights over a vocabulary that is learnt from the training pairs.
+    """Return a translation model of random weights over a vocabulary that is learnt from the training pairs.
 
     Raises:
         ConfigError: the data are not pairs.

@@ -1,4 +1,4 @@
-"""The stages of a run: shown while they last, and timed over all processes that the run has had."""
+"""Shows the stages of a run, and times them over all processes that the run has had."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Stages:
     Args:
         names: of all stages, in their order.
         folder: the run directory.
-        is_main: this process shows the progress and writes the times.
+        is_main: whether this process shows the progress and writes the times.
     """
 
     def __init__(self, names: Sequence[str], folder: Path, is_main: bool):
@@ -45,7 +45,7 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[console.ProgressStage]:
-        """Show a stage of so many steps, and record its time."""
+        """Show a stage with a number of steps, and record its time."""
         times = {time["name"]: time["seconds"] for time in read_stage_times(self._folder)}
         self._earlier[name] = times.get(name, 0.0)
         with self._progress.stage(name, total) as stage:
@@ -61,8 +61,8 @@ class Stages:
         self._progress.skip(name, reason)
 
     def record(self, stage: console.ProgressStage) -> None:
-        """Write the steps of a stage, and its seconds in all processes that the run has had. What a killed process did after its last
-        record is done again, and counts once."""
+        """Write the steps of a stage, and its seconds in all processes that the run has had. Work of a killed process after its last record is
+        repeated, and counts once."""
         if not self._is_main:
             return
         seconds = round(self._earlier[stage.name] + stage.seconds, 3)
@@ -72,12 +72,12 @@ class Stages:
 
 
 def read_stage_times(folder: Path) -> list[StageTime]:
-    """The stages of a run in the order in which they were first recorded."""
+    """Return the stages of a run in the order in which they were first recorded."""
     return read_or_restart(folder / STAGE_TIMES, list[StageTime], [])
 
 
 def read_or_restart(path: Path, kind: type[T], empty: T) -> T:
-    """The content of a JSON file that the run only reports from. A damaged one is removed with a warning, and `empty` is returned."""
+    """Return the content of a JSON file that is used in reports alone. A damaged file is removed with a warning, and `empty` is returned."""
     if not path.exists():
         return empty
     try:

@@ -1,4 +1,4 @@
-"""The training of the student, its assistants and the control."""
+"""Trains the student, its assistants and the control."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ from kdcli.training.preflight import preflight
 from kdcli.training.trainer import train
 
 PREFLIGHT_ROWS = 1000
-"""Training rows from which the pre-flight takes its batch."""
+"""The number of training rows from which the pre-flight takes its batch."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Trainee:
     """A model that has been trained in some phases.
 
     Attributes:
-        checkpoint: as it is after them.
-        lengths: of each phase, by its name.
+        checkpoint: its checkpoint after the last of them.
+        lengths: the length of each phase, by its name.
     """
 
     checkpoint: Checkpoint
@@ -105,7 +105,7 @@ def train_trainee(run: Run, stages: Stages, teacher_data: TeacherData, before: T
 
 
 def _output_folder(run: Run, index: int) -> Path:
-    """Where the model is saved after a phase. The student before its quantization-aware phase is kept: it shows what the phase is worth."""
+    """Return where the model is saved after a phase. The student before its quantization-aware phase is kept: it shows what the phase is worth."""
     phase, following = run.phases[index], run.phases[index + 1 : index + 2]
     if following and following[0].quantization:
         return run.models_folder / UNQUANTIZED
@@ -113,12 +113,12 @@ def _output_folder(run: Run, index: int) -> Path:
 
 
 def initial_folder(run: Run, trainee: str) -> Path:
-    """Where an untrained model is saved."""
+    """Return where an untrained model is saved."""
     return run.folder / "stages" / "initialized" / run.seeded_name(trainee)
 
 
 def initialize_student(run: Run, teacher_data: TeacherData) -> Checkpoint:
-    """The untrained student, the same one for student and control, saved as a directory."""
+    """Return the untrained student, the same one for student and control, saved as a directory."""
     folder = initial_folder(run, run.trainee)
     if run.state.is_main_process and not is_saved(folder):
         seed_everything(stage_seed(run.cfg.seed, "birth"))  # the name is part of the seed
@@ -135,7 +135,7 @@ def initialize_student(run: Run, teacher_data: TeacherData) -> Checkpoint:
 
 
 def _student_outputs(run: Run, teacher_data: TeacherData, student: Checkpoint) -> Mapping[str, Teacher]:
-    """The teacher of each split at the student's positions. A translation model with another tokenizer has none: it learns from texts alone."""
+    """Return the teacher of each split at the student's positions. A translation model with another tokenizer has none: it learns from texts alone."""
     if not teacher_data.outputs or run.shared:
         return teacher_data.outputs
     if not run.task.aligns:
@@ -148,8 +148,8 @@ def _student_outputs(run: Run, teacher_data: TeacherData, student: Checkpoint) -
 
 
 def _require_max_length(run: Run, student: Checkpoint) -> None:
-    """The student's tokenizer cuts no row into more tokens than dataset.max_length: one with a trimmed vocabulary spells words, and the
-    teacher has outputs for each of them.
+    """Check that the student's tokenizer splits no row into more than dataset.max_length tokens. One with a trimmed vocabulary spells words,
+    and the teacher has outputs for each of them.
 
     Raises:
         DataError
@@ -170,7 +170,7 @@ def _require_max_length(run: Run, student: Checkpoint) -> None:
 
 
 def _require_same_tokens(run: Run, teacher_data: TeacherData, student: Checkpoint) -> None:
-    """Where a loss compares features token by token, teacher and student cut every row into the same tokens.
+    """Check that teacher and student split every row into the same tokens, if a loss compares features token by token.
 
     Raises:
         ModelError: they do not.
@@ -198,7 +198,7 @@ def _preflight_phases(
     outputs: Mapping[str, Teacher],
     untrained: bool,
 ) -> None:
-    """The pre-flight with the losses of each phase; the teacher itself is looked at once."""
+    """Run the pre-flight with the losses of each phase; the teacher itself is checked once."""
     comparable = untrained and run.shared and not run.initializer.inherits_teacher
     for phase in run.phases:
         predictions, classes, validation = None, 0, None
@@ -225,7 +225,7 @@ def _preflight_phases(
 
 
 def _remedy(run: Run, teacher_data: TeacherData) -> str:
-    """What improves a teacher that is not good enough; empty: it can be tuned."""
+    """Return what improves a teacher that is not good enough; empty: it can be tuned."""
     share, message = truncation(run, load_tokenizer(teacher_data.teacher), "validation")
     return message if share > MANY else ""
 
@@ -233,7 +233,7 @@ def _remedy(run: Run, teacher_data: TeacherData) -> str:
 def _training_teacher(
     phase: Phase, teacher_data: TeacherData, outputs: Mapping[str, Teacher]
 ) -> Teacher | None:
-    """The teacher of a phase's training rows: the model itself if a term reads features, which are not stored."""
+    """Return the teacher of a phase's training rows: the model itself if a term reads features, which are not stored."""
     if phase.uses_features:
         return teacher_data.load_teacher()
     return outputs.get("train") if phase.uses_teacher else None
@@ -286,16 +286,16 @@ def train_control(run: Run, stages: Stages, student_lengths: Mapping[str, Length
 
 @dataclass(frozen=True)
 class PhaseJob:
-    """The training of a model in one phase.
+    """The arguments of training a model in one phase.
 
     Attributes:
         checkpoint: the model before the phase.
-        out: where it is saved after the phase.
+        out: the folder in which it is saved after the phase.
         rows: the training rows.
-        length: how many optimizer steps.
+        length: the number of optimizer steps.
         teacher_checkpoint: the teacher's, whose config the losses read.
         teacher, validation_teacher: the teacher of the training and of the validation rows; None: no loss reads it.
-        calibrated: whether a temperature is fitted after it, if the task and the config allow it.
+        calibrated: whether a temperature is fitted after the phase, if the task and the config allow it.
     """
 
     phase: Phase
@@ -366,7 +366,7 @@ def _token_dropout(run: Run, phase: Phase) -> float:
 
 
 def _is_regularized(run: Run) -> bool:
-    """Whether student and control are regularized where the config does not say it. A student with stages has a recipe of its own, and
+    """Return whether student and control are regularized where the config does not say it. A student with stages has a recipe of its own, and
     features are compared token by token."""
     phases = [phase for phase in run.phases if phase.quantization is None]
     return run.task.regularized and len(phases) == 1 and not phases[0].uses_features
@@ -375,7 +375,7 @@ def _is_regularized(run: Run) -> bool:
 def _distiller(
     run: Run, student: Checkpoint, phase: Phase, teacher: Checkpoint
 ) -> tuple[Distiller, PreTrainedTokenizerBase]:
-    """The model of a checkpoint with the losses of a phase, and its tokenizer."""
+    """Return the model of a checkpoint with the losses of a phase, and its tokenizer."""
     # the name is part of the seed
     seed_everything(stage_seed(run.cfg.seed, f"{seed_name(phase.name)}: what is new"))
     # an earlier stage may have trained it on another task

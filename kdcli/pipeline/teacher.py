@@ -1,4 +1,4 @@
-"""The teacher's part of a run: augmentation, tuning, rollouts and teacher outputs."""
+"""Runs the teacher's stages: augmentation, tuning, rollouts and teacher outputs."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ from kdcli.training.preflight import check_texts
 from kdcli.training.trainer import train
 
 LEARNING_RATE = 1e-4
-"""Of a teacher that is tuned, where the config has none."""
+"""The learning rate of a teacher that is tuned, if the config has none."""
 AUGMENTED = 1024
-"""Rows whose copies are written to the disk at once."""
+"""The number of rows whose copies are written to the disk at once."""
 
 
 def prepare_teacher_data(run: Run, stages: Stages) -> TeacherData:
@@ -112,7 +112,7 @@ def check_teacher_texts(
 
 
 def with_copies(run: Run, stages: Stages) -> datasets.Dataset:
-    """The training rows, and copies of those with a gold label in which words are replaced.
+    """Return the training rows, and copies of those with a gold label in which words are replaced.
 
     The copies are stored in the cache part by part, and written into the run directory for people to read.
     """
@@ -142,7 +142,7 @@ def with_copies(run: Run, stages: Stages) -> datasets.Dataset:
 
 
 def tuned_teacher(run: Run, stages: Stages, member: int) -> Checkpoint:
-    """The teacher, or a member of an ensemble, with a head for the task: fine-tuned on the gold labels where it has none, and stored in the
+    """Return the teacher, or a member of an ensemble, with a head for the task: fine-tuned on the gold labels where it has none, and stored in the
     cache."""
     name, source = run.tuning_stage(member), run.sources[member]
     if run.teacher_key in run.cfg.stages and run.cfg.stages[run.teacher_key].student is not None:
@@ -201,7 +201,7 @@ def _tune(run: Run, stages: Stages, member: int, folder: Path) -> None:
 
 
 def open_teacher(run: Run, sources: Sequence[Checkpoint]) -> Teacher:
-    """The teacher, loaded: one model, or an ensemble."""
+    """Load the teacher: one model, or an ensemble."""
     members = []
     for source in sources:
         member: Teacher = build(run.cfg.teacher, Teacher)
@@ -219,7 +219,7 @@ def teacher_outputs(
     load_teacher: Callable[[], Teacher],
     train_rows: datasets.Dataset,
 ) -> dict[str, Teacher]:
-    """The teacher of each split: its stored outputs, which are computed here if the cache lacks them; or (teacher.cache=false) the model
+    """Return the teacher of each split: its stored outputs, which are computed here if the cache lacks them; or (teacher.cache=false) the model
     itself.
 
     On-policy completions are written during training, so their outputs cannot be stored: the model itself answers for the training rows.
@@ -267,6 +267,6 @@ def teacher_outputs(
 
 
 def teacher_predictions(run: Run, teacher_data: TeacherData, split: str) -> tuple[Predictions, int]:
-    """The teacher's predictions on a split, at its own positions, and its number of classes."""
+    """Return the teacher's predictions on a split, at its own positions, and its number of classes."""
     outputs, teacher = teacher_data.outputs[split], teacher_data.teacher
     return predictions_from_teacher(outputs, teacher, run.task, run.data[split], run.max_length)

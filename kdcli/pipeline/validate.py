@@ -1,4 +1,4 @@
-"""The checks of a run before anything is trained. Each refuses with what was expected, what came, and the key to change."""
+"""Checks a run before anything is trained. Each refusal states what was expected, what came, and the key to change."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_data(cfg: Config, data: Data) -> None:
-    """Refuse data on which nothing can be judged, and add to its suspicions what makes its results doubtful. A rehearsal goes on.
+    """Refuse data on which nothing can be judged, and add to its suspicions what makes its results doubtful. A smoke run continues.
 
     Raises:
         DataError
@@ -53,7 +53,7 @@ def check_data(cfg: Config, data: Data) -> None:
 
 
 def require_trainers(cfg: Config, phases: Sequence[Phase], state: PartialState) -> None:
-    """Every trainer's batches can be shared by the processes, and its trackers are installed.
+    """Check that the processes can share every trainer's batches, and that its trackers are installed.
 
     Raises:
         ConfigError
@@ -65,7 +65,7 @@ def require_trainers(cfg: Config, phases: Sequence[Phase], state: PartialState) 
 
 
 def require_teacher_term(cfg: Config, phases: Sequence[Phase]) -> None:
-    """The student learns something from the teacher.
+    """Check that the student learns something from the teacher.
 
     Raises:
         ConfigError
@@ -78,7 +78,7 @@ def require_teacher_term(cfg: Config, phases: Sequence[Phase]) -> None:
 
 
 def require_control_rows(run: Run) -> None:
-    """The control has a batch of labelled rows.
+    """Check that the control has a batch of labelled rows.
 
     Raises:
         ConfigError
@@ -93,7 +93,7 @@ def require_control_rows(run: Run) -> None:
 
 
 def remote_teacher(cfg: Config, phases: Sequence[Phase]) -> RemoteTeacher | None:
-    """The teacher if it is a remote one: it has its API key, and the run needs nothing that it cannot do.
+    """Return the teacher if it is a remote one, after a check that it has its API key and that the run needs nothing that it cannot do.
 
     Raises:
         ConfigError
@@ -115,7 +115,7 @@ def remote_teacher(cfg: Config, phases: Sequence[Phase]) -> RemoteTeacher | None
 
 
 def require_rows(run: Run, rows: datasets.Dataset) -> None:
-    """Every phase of a part has a loss, and rows for a batch.
+    """Check that every phase of a part has a loss, and rows for a batch.
 
     Args:
         rows: the training rows.
@@ -134,7 +134,7 @@ def require_rows(run: Run, rows: datasets.Dataset) -> None:
 
 
 def require_tuning_rows(run: Run) -> None:
-    """A teacher that is tuned has a batch of labelled rows.
+    """Check that a teacher that is tuned has a batch of labelled rows.
 
     Raises:
         ConfigError
@@ -146,7 +146,7 @@ def require_tuning_rows(run: Run) -> None:
 
 
 def require_architecture(run: Run) -> None:
-    """The student's architecture has a model for the task.
+    """Check that transformers has a model for the task with the student's architecture.
 
     Raises:
         ConfigError
@@ -164,7 +164,7 @@ def require_architecture(run: Run) -> None:
 
 
 def require_features(run: Run) -> None:
-    """Features can be captured from models of the task, if a loss term reads them.
+    """Check that features can be captured from models of the task, if a loss term reads them.
 
     Raises:
         ConfigError
@@ -179,7 +179,7 @@ def require_features(run: Run) -> None:
 
 
 def require_checkpoints(run: Run) -> None:
-    """The checkpoints of teacher and student can be loaded, the teacher has a head or gets one, and the initialiser finds what it copies.
+    """Check that the checkpoints of teacher and student can be loaded, the teacher has a head or gets one, and the initialiser finds what it copies.
 
     Raises:
         ConfigError, ModelError, TeacherError
@@ -193,8 +193,8 @@ def require_checkpoints(run: Run) -> None:
 
 
 def require_smaller(run: Run, student: int | None) -> None:
-    """The student is smaller than its teacher, unless `student.allow_same_size` is set. An assistant may have any size, and in a smoke run, whose
-    teacher may be a stand-in, it is a warning.
+    """Check that the student is smaller than its teacher, unless `student.allow_same_size` is set. An assistant may have any size. In a smoke run,
+    whose teacher may be a placeholder, a larger student is a warning.
 
     Args:
         student: its parameters; None: they are not known yet.
@@ -219,7 +219,7 @@ def require_smaller(run: Run, student: int | None) -> None:
 
 
 def _require_initialization(run: Run) -> None:
-    """What the initialiser copies from the teacher, or from the student's checkpoint, exists there. An assistant's config is not known yet.
+    """Check that the teacher, or the student's checkpoint, has what the initialiser copies. An assistant's config is not known yet.
 
     Raises:
         ConfigError, ModelError
@@ -240,7 +240,7 @@ def _require_initialization(run: Run) -> None:
 
 
 def _require_head(run: Run, source: Checkpoint) -> None:
-    """A teacher that is not tuned first has a head for the task, and its labels are those of the data.
+    """Check that a teacher that is not tuned first has a head for the task, with the labels of the data.
 
     Raises:
         TeacherError
@@ -270,7 +270,7 @@ def _require_head(run: Run, source: Checkpoint) -> None:
 
 
 def truncation(run: Run, tokenizer: PreTrainedTokenizerBase, split: str) -> tuple[float, str]:
-    """The share of a split's rows of which a classifier reads a part, and a sentence about them with the remedy."""
+    """Return the share of a split's rows that a classifier reads truncated, and a sentence about them with the remedy."""
     rows = run.data[split]
     full = np.flatnonzero(run.encode(tokenizer, rows).lengths >= run.max_length)
     if run.task.vocabulary or not len(full):
@@ -290,7 +290,7 @@ def truncation(run: Run, tokenizer: PreTrainedTokenizerBase, split: str) -> tupl
 
 
 def warn_of_truncation(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Warn of training rows of which a classifier reads a part; many are a suspicion."""
+    """Warn of training rows that a classifier reads truncated; many such rows are a suspicion."""
     share, message = truncation(run, tokenizer, "train")
     if share > MANY:
         logger.warning("%s", message)
@@ -305,7 +305,7 @@ def warn_of_truncation(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
 def shares_tokens(
     run: Run, teacher_tokenizer: PreTrainedTokenizerBase, student_tokenizer: PreTrainedTokenizerBase
 ) -> bool:
-    """Whether teacher and student count the same tokens. All rows are tokenized here, so that a row without a target is refused now.
+    """Return whether teacher and student count the same tokens. All rows are tokenized here, so that a row without a target is refused now.
 
     Args:
         teacher_tokenizer, student_tokenizer: one object if the student is initialised from the teacher.
@@ -340,7 +340,7 @@ def shares_tokens(
 
 
 def require_one_vocabulary(run: Run) -> None:
-    """What needs one vocabulary, or no vocabulary, is not asked of models with another one.
+    """Check that losses and rollouts that need a shared vocabulary, or no vocabulary, fit the models.
 
     Raises:
         ConfigError
@@ -357,7 +357,7 @@ def require_one_vocabulary(run: Run) -> None:
 
 
 def require_writer(run: Run) -> None:
-    """Models of the task write texts, which a rollout is made of.
+    """Check that models of the task write texts, if the run has rollouts.
 
     Raises:
         ConfigError
@@ -369,7 +369,7 @@ def require_writer(run: Run) -> None:
 
 
 def storing_temperature(run: Run) -> float:
-    """The temperature at which a teacher's top k, or the mean of an ensemble, is taken.
+    """Return the temperature at which a teacher's top k, or the mean of an ensemble, is taken.
 
     Raises:
         ConfigError: the terms have several. (Outputs at temperature 1 can also be computed from a stored top k.)

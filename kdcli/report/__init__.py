@@ -1,1 +1,1 @@
-"""What a run shows: tables, report.html, model cards."""
+"""Presents the results of a run: tables, report.html, model cards."""

@@ -1,4 +1,4 @@
-"""Model cards of students and of exported files."""
+"""Writes model cards of students and of exported files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from kdcli.tasks.presentation import Card, Metric, Presentation, Report
 
 
 def model_card(report: Report, extra: Mapping[str, Any]) -> str:
-    """README.md of the student's directory, with the front matter that the Hugging Face hub reads.
+    """Write the README.md of the student's directory, with the front matter that the Hugging Face hub reads.
 
     Args:
         extra: `teacher`, `student` and `dataset` (names), `kdcli_version`; `base_model`, the hub id that the student was initialised from, or
@@ -79,7 +79,7 @@ def model_card(report: Report, extra: Mapping[str, Any]) -> str:
 
 
 def export_card(result: Mapping[str, Any], report: Report, scripts: Sequence[tuple[Path, str]]) -> str:
-    """README.md of the folder that `kdcli export` makes: what its files are worth, where they were measured, how to run them.
+    """Write the README.md of the folder that `kdcli export` makes: what its files are worth, where they were measured, how to run them.
 
     Args:
         result: the content of export.json.
@@ -118,12 +118,12 @@ def export_card(result: Mapping[str, Any], report: Report, scripts: Sequence[tup
 
 
 def _front_matter(report: Report, extra: Mapping[str, Any], card: Card, metric: Metric) -> str:
-    """The metadata of a model card as YAML, without unknown entries such as the licence."""
+    """Return the metadata of a model card as YAML, without unknown entries such as the licence."""
     from huggingface_hub import EvalResult, ModelCardData
 
     score, hub = report["models"]["student"].get("score"), extra.get("hub_dataset")
     languages = [report["dataset"].get(f"{side}_language") for side in ("source", "target")]
-    known = format_number(score) is not None and not report.get("smoke")
+    is_scored = format_number(score) is not None and not report.get("smoke")
     result = EvalResult(
         task_type=card.tag,
         dataset_type=hub or "custom",
@@ -131,7 +131,7 @@ def _front_matter(report: Report, extra: Mapping[str, Any], card: Card, metric: 
         dataset_split="test",
         metric_type=card.metrics[0],
         metric_name=metric.name,
-        metric_value=metric.figure(score) if known else None,
+        metric_value=metric.figure(score) if is_scored else None,
     )
     return ModelCardData(
         library_name="transformers",
@@ -141,8 +141,8 @@ def _front_matter(report: Report, extra: Mapping[str, Any], card: Card, metric: 
         base_model=extra.get("base_model"),
         datasets=[hub] if hub else None,
         language=[code for code in languages if code and len(code) < 4] or None,
-        model_name=_one_line(extra["student"]) if known else None,
-        eval_results=[result] if known else None,
+        model_name=_one_line(extra["student"]) if is_scored else None,
+        eval_results=[result] if is_scored else None,
     ).to_yaml()
 
 
@@ -156,21 +156,21 @@ def _render(template: str, **values: Any) -> str:
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, the first line being its header."""
+    """Return a table in Markdown, the first line being its header."""
     header, *rows = lines
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *rows))
 
 
 def _presentation(result: Mapping[str, Any]) -> Presentation:
-    """How the results of the task are shown. A run that writes a card has imported its task."""
+    """Return how the results of the task are shown. A run that writes a card has imported its task."""
     presentation = presentation_of(result["task"])
     assert presentation is not None
     return presentation
 
 
 def signatures_of(report: Report) -> list[tuple[str, str]]:
-    """How translations were generated and scored: (name, signature of sacrebleu, or width of the beam search)."""
+    """Return how translations were generated and scored: (name, signature of sacrebleu, or width of the beam search)."""
     presentation = presentation_of(report["task"])
     names = presentation.score_names if presentation is not None else {}
     signatures = [(names.get(key, key), text) for key, text in (report.get("signature") or {}).items()]
@@ -179,22 +179,22 @@ def signatures_of(report: Report) -> list[tuple[str, str]]:
 
 
 def _one_line(value: Any) -> str:
-    """Untrusted text without line breaks and control characters."""
+    """Return untrusted text without line breaks and control characters."""
     return " ".join(printable(str(value)).split())
 
 
 def _markdown(value: Any) -> str:
-    """Untrusted text as one line of plain Markdown, without markup, HTML, table cells and control characters."""
+    """Return untrusted text as one line of plain Markdown, without markup, HTML, table cells and control characters."""
     return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", _one_line(value))
 
 
 def _code(value: Any) -> str:
-    """Untrusted text as one line of code in Markdown."""
+    """Return untrusted text as one line of code in Markdown."""
     return "`" + _one_line(value).replace("`", "'").replace("|", "¦") + "`"
 
 
 def details_of(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
-    """Further scores that at least one model has: (name on the page, name on the card, one cell for each model)."""
+    """Return further scores that at least one model has: (name on the page, name on the card, one cell for each model)."""
     details = [
         (name, on_card, [text(model.get("scores", {})) for model in models.values()])
         for name, on_card, text in metric.details

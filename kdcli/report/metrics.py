@@ -1,4 +1,4 @@
-"""The models of a report, and the metric by which they are compared."""
+"""Selects the models of a report, and the metric by which they are compared."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ IMBALANCED = 0.8
 
 
 def present_models(report: Report) -> dict[str, Mapping[str, Any]]:
-    """The models of the report in reading order; without the control where there was none."""
+    """Return the models of the report in reading order; without the control where there was none."""
     return {name: report["models"][name] for name in MODELS if report["models"].get(name)}
 
 
 def compared_models(report: Report) -> dict[str, Mapping[str, Any]]:
-    """The models in reading order, with the assistants and the student before quantization after the teacher, and the baselines at the end."""
+    """Return the models in reading order, with the assistants and the student before quantization after the teacher, and the baselines at the end."""
     teacher, *others = present_models(report).items()
     before = {name: entry for name, entry in report["models"].items() if name == UNQUANTIZED}
     return dict(
@@ -34,12 +34,12 @@ def compared_models(report: Report) -> dict[str, Mapping[str, Any]]:
 
 
 def baselines(report: Report) -> dict[str, Mapping[str, Any]]:
-    """The baselines of the report that are not saved."""
+    """Return the baselines of the report that are not saved."""
     return {name: report["models"][name] for name in BASELINES if report["models"].get(name)}
 
 
 def baseline_lines(report: Report) -> list[str]:
-    """A sentence on each baseline: what it is, and where its speed was measured."""
+    """Return a sentence on each baseline: what it is, and where its speed was measured."""
     lines = []
     for name, model in baselines(report).items():
         timed = format_number(model.get("throughput_per_s")) is not None
@@ -49,7 +49,7 @@ def baseline_lines(report: Report) -> list[str]:
 
 
 def imbalance_lines(report: Report) -> list[str]:
-    """Where one class has most of the test rows: its share, which is the accuracy of a model that always predicts it, and each model's
+    """Return where one class has most of the test rows: its share, which is the accuracy of a model that always predicts it, and each model's
     macro F1."""
     majority = format_number(report["models"]["student"].get("scores", {}).get("majority"))
     if majority is None or majority <= IMBALANCED:
@@ -62,7 +62,7 @@ def imbalance_lines(report: Report) -> list[str]:
 
 
 def calibration_lines(report: Report) -> list[str]:
-    """A warning if the probabilities of a classifier are further from its share of right answers than `MISCALIBRATED`."""
+    """Return a warning if the probabilities of a classifier are further from its share of right answers than `MISCALIBRATED`."""
     student = report["models"].get("student") or {}
     error = format_number((student.get("scores") or {}).get("ece"))
     if error is None or error <= MISCALIBRATED or not report.get("labels") or report.get("smoke"):
@@ -79,12 +79,12 @@ def calibration_lines(report: Report) -> list[str]:
 
 
 def suspicion_lines(report: Report) -> list[str]:
-    """What makes the results doubtful, without the remedies."""
+    """Return what makes the results doubtful, without the remedies."""
     return [str(each.get("text")).split("; ")[0] for each in report.get("suspicions") or ()]
 
 
 def metric_of(result: Mapping[str, Any]) -> Metric:
-    """The headline metric of a report, an evaluation or an export. A metric that no task presents is shown unformatted."""
+    """Return the headline metric of a report, an evaluation or an export. A metric that no task presents is shown unformatted."""
     presentations: list[Presentation] = [*packaged_presentations()]
     if (own := presentation_of(str(result.get("task")))) is not None:
         presentations.insert(0, own)

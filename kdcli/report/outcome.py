@@ -1,4 +1,4 @@
-"""The outcome of a run: whether the teacher helped, or what is missing for a judgement. A function of the numbers of report.json."""
+"""Decides the outcome of a run from the numbers of report.json: whether the teacher helped, or what is missing for a judgement."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from kdcli.tasks.presentation import Metric, Report, outcome_by_interval
 
 COMPARED = ("student", "control")
 STOPPED_BY = {"steps": "until=converged", "bound": "max_epochs"}
-"""The key of a trainer that lets its training go on, by what ended it."""
+"""The trainer key that lets a training continue, by the reason for which it ended."""
 LONGER = "min_steps"
-"""The key of a trainer that makes a training longer that ended by itself."""
+"""The trainer key that makes a training longer that ended by itself."""
 TEST_ROWS = "dataset.test_size"
 
 
@@ -31,8 +31,8 @@ def outcome(report: Report, test_key: str = TEST_ROWS) -> dict[str, Any]:
     """`outcome` and `missing` of the verdict.
 
     A teacher helped, hurt, or gave no evidence of either only if student and control were trained to the end, are clearly better than
-    chance, and if the test rows could show a gain that matters. Otherwise the outcome is `not_enough`. What is not known (keys that
-    an earlier version did not write) speaks against no judgement.
+    chance, and if the test rows could show a gain that matters. Otherwise the outcome is `not_enough`. Keys that an earlier version did
+    not write prevent no judgement.
 
     Args:
         test_key: the config key that gives more test rows.
@@ -60,7 +60,7 @@ def _unknown_gain(report: Report) -> Iterator[Missing]:
 
 
 def _unfinished(report: Report) -> Iterator[Missing]:
-    """Trainings that ended before their validation curve was flat."""
+    """Yield trainings that ended before their validation curve was flat."""
     by_key: dict[str, list[str]] = {}
     for name in report.get("training") or {}:
         model = name.partition("@")[0]  # of a further seed: student@5
@@ -76,7 +76,7 @@ def _unfinished(report: Report) -> Iterator[Missing]:
 
 
 def continuing_key(report: Report, name: str) -> str | None:
-    """The config key that lets a model's training go on; None: its validation curve was flat, or nothing is known of it."""
+    """Return the config key that lets a model's training go on; None: its validation curve was flat, or nothing is known of it."""
     training = (report.get("training") or {}).get(name) or {}
     stopped, flat = training.get("stopped"), training.get("flat")
     # a fixed number of steps whose curve nobody knows may be any number
@@ -85,7 +85,7 @@ def continuing_key(report: Report, name: str) -> str | None:
 
 
 def not_above_chance(report: Report) -> list[str]:
-    """The models that are not clearly better than chance, by the 95 % intervals."""
+    """Return the models that are not clearly better than chance, by the 95 % intervals."""
     chance = report["verdict"].get("chance") or {}
     names = []
     for name in COMPARED:
@@ -96,7 +96,7 @@ def not_above_chance(report: Report) -> list[str]:
 
 
 def chance_of(report: Report) -> str:
-    """What student and control must be better than, and its score."""
+    """Return the name of the prediction that student and control must beat, and its score."""
     metric, chance = metric_of(report), report["verdict"]["chance"]
     if chance["metric"] == metric.key:
         return f"{metric.chance} ({metric.format_score(chance['score'])})"
@@ -120,7 +120,7 @@ def _at_chance(report: Report, test_key: str) -> Iterator[Missing]:
 
 
 def _too_few_rows(report: Report, test_key: str) -> Iterator[Missing]:
-    """The test rows could not show a gain that matters: what the teacher is better than the control, but at least `Metric.relevant`."""
+    """Yield a finding if the test rows could not show a gain that matters: the lead of the teacher over the control, but at least `Metric.relevant`."""
     metric, models = metric_of(report), present_models(report)
     if "smallest_gain" not in report["verdict"]:
         return
@@ -140,12 +140,12 @@ def _too_few_rows(report: Report, test_key: str) -> Iterator[Missing]:
 
 
 def number_of_rows(report: Report) -> str:
-    """The number of test rows of a report, or of the rows of an evaluation."""
+    """Return the number of test rows of a report, or of the rows of an evaluation."""
     return f"{report.get('test_examples', report.get('examples', 0)):,}"
 
 
 def amount(metric: Metric, difference: float) -> str:
-    """A difference of scores without a sign, with its unit."""
+    """Return a difference of scores without a sign, with its unit."""
     return f"{metric.differences(abs(difference))[0].removeprefix('+')} {metric.unit}"
 
 
@@ -157,7 +157,7 @@ def _names(names: Sequence[str]) -> str:
 
 
 def under_tuned(report: Report) -> str | None:
-    """The keys that tune a teacher longer, if it is no better than the control; "" if it is behind an API; None: it is better, or this is not
+    """Return the keys that tune a teacher longer, if it is no better than the control; "" if it is behind an API; None: it is better, or this is not
     known."""
     models: Mapping[str, Mapping[str, Any]] = present_models(report)
     teacher, control = (format_number(models.get(name, {}).get("score")) for name in ("teacher", "control"))

@@ -1,4 +1,4 @@
-"""report.html: one self-contained file."""
+"""Writes report.html, one self-contained file."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from kdcli.report.verdict import verdict_text
 from kdcli.rundir import read_metrics
 from kdcli.tasks.presentation import PERCENT, PLAIN, Metric, Report, format_figure, outcome_of
 
-_MAX_MATRIX = 12  # classes of a confusion matrix that can still be read
+_MAX_MATRIX = 12  # the number of classes up to which a confusion matrix is readable
 _MAX_CLASSES = 200  # rows of the per-class table
 
 
 def _endpoint(endpoint: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """A remote teacher, as lines of the page."""
+    """Yield the lines of the page about a remote teacher."""
     yield "address", endpoint["base_url"]
     yield "model", endpoint["model"]
     yield from ((f"parameter {key}", str(value)) for key, value in endpoint["parameters"].items())
@@ -51,7 +51,7 @@ def _endpoint(endpoint: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "refused rows", f"{endpoint['refused']:,}"
     yield "unparsable rows", f"{endpoint['unparsable']:,}"
     yield from ((f"dropped: {why}", f"{count:,}") for why, count in endpoint["dropped"].items())
-    yield "rows learnt", f"{endpoint['learnt']:,}"
+    yield "rows learned", f"{endpoint['learnt']:,}"
     agreement = endpoint["agreement"]
     if agreement.get("accuracy") is not None:
         yield (
@@ -71,14 +71,14 @@ def _endpoint(endpoint: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "probability on no label's token", f"{100 * endpoint['missing_mass']:.1f} %"
         if endpoint["asked_for"]:
             yield (
-                "asked for",
+                "requested letters",
                 ", ".join(f"{letter} = {label}" for letter, label in endpoint["asked_for"].items()),
             )
     yield "examples shown", f"{endpoint['shots']:,}"
 
 
 def _answers(endpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Some answers of a remote teacher, with the labels that they give."""
+    """Return some answers of a remote teacher, with the labels that they give."""
     answers = []
     for answer in endpoint["answers"]:
         labels = sorted((answer.get("labels") or {}).items(), key=lambda item: -item[1])
@@ -109,7 +109,7 @@ def write_html(run_dir: Path, report: Report | None = None) -> None:
 
 
 def _html(run_dir: Path, report: Report) -> str:
-    """The page, which loads nothing from the network."""
+    """Return the page, which loads nothing from the network."""
     from jinja2 import Environment, StrictUndefined
 
     env_path = run_dir / "env.json"
@@ -124,7 +124,7 @@ def _html(run_dir: Path, report: Report) -> str:
 
 
 def _clean(value: Any) -> Any:
-    """The JSON value with NaN and infinities, which Python writes but nobody can draw, as None."""
+    """Return the JSON value with NaN and infinities, which Python writes but nobody can draw, as None."""
     if isinstance(value, dict):
         return {key: _clean(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -133,7 +133,7 @@ def _clean(value: Any) -> Any:
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The log's records, without the half line of a killed run; of what a resumed run repeats, the last."""
+    """Return the log's records, without the half line of a killed run; of what a resumed run repeats, the last."""
     records: dict[tuple[str, int, bool], dict[str, Any]] = {}
     for record in read_metrics(path):
         records[record["stage"], record["step"], "eval/score" in record] = record
@@ -207,14 +207,14 @@ def _page(
 
 
 def _calibration_error(model: Mapping[str, Any]) -> str:
-    """The expected calibration error, and that before the temperature was fitted."""
+    """Return the expected calibration error, and that before the temperature was fitted."""
     error = PLAIN.format_score(model.get("scores", {}).get("ece"))
     before = format_number((model.get("calibration") or {}).get("ece_before"))
     return error if before is None else f"{error} ({PLAIN.format_score(before)} before calibration)"
 
 
 def _dataset(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The data set as lines of the page, without unset keys; dropped rows have a line for each reason."""
+    """Yield the lines of the page about the data set, without unset keys; dropped rows have a line for each reason."""
     for key, value in dataset.items():
         if isinstance(value, Mapping):
             what = key.replace("_", " ")
@@ -225,20 +225,20 @@ def _dataset(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _texts(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The texts of a row: (reference or model, colour, text)."""
+    """Return the texts of a row: (reference or model, colour, text)."""
     colours = {"reference": "muted"} | {name: name for name in MODELS}
     return [(name, ink, truncate_text(row[name])) for name, ink in colours.items() if name in row]
 
 
 def _generations(generations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The completions of the models for some prompts."""
+    """Return the completions of the models for some prompts."""
     return [{"prompt": truncate_text(row.get("prompt")), "texts": _texts(row)} for row in generations]
 
 
 def _translations(
     metric: Metric, translations: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """The worst and the best translations of the student, with those of the other models."""
+    """Return the worst and the best translations of the student, with those of the other models."""
     return [
         {
             "title": f"The student's {len(chosen)} {name}",
@@ -262,7 +262,7 @@ def _ratio(value: Any, what: str) -> tuple[str, str]:
 
 
 def _figures(report: Report) -> list[tuple[str, list[str]]]:
-    """The table of the page, one line for each figure, so that it fits a phone: (name, one cell for each model)."""
+    """Return the table of the page, one line for each figure, so that it fits a phone: (name, one cell for each model)."""
     metric, models = metric_of(report), compared_models(report)
     names = [
         "",
@@ -286,7 +286,7 @@ def _figures(report: Report) -> list[tuple[str, list[str]]]:
 
 
 def _bars(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Bar charts of cost: each bar is (model, text, share of the longest in %)."""
+    """Return bar charts of cost: each bar is (model, text, share of the longest in %)."""
     charts: tuple[tuple[str, Callable[[Mapping[str, Any]], Any], Callable[[Any], str]], ...] = (
         ("Weights on disk", lambda m: m.get("bytes"), format_bytes),
         ("Parameters", lambda m: m.get("parameters"), format_count),
@@ -323,7 +323,7 @@ STOPPED = {
 
 
 def _length(entry: Mapping[str, Any]) -> str:
-    """How long a model was trained, and where its best validation score was."""
+    """Return how long a model was trained, and where its best validation score was."""
     best = entry.get("best_step")
     text = f"{entry.get('steps') or 0:,} steps, {STOPPED.get(entry.get('stopped') or '', 'for a reason that is not known')}"
     if entry.get("flat") is False:
@@ -332,7 +332,7 @@ def _length(entry: Mapping[str, Any]) -> str:
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
-    """Bars of the stages, their parts added up: (name, time and steps, share of the longest in %)."""
+    """Return bars of the stages, their parts added up: (name, time and steps, share of the longest in %)."""
     seconds: dict[str, float] = {}
     steps: dict[str, int] = {}
     for stage in stages:
@@ -354,7 +354,7 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]
 def _matrix(
     name: str, labels: Sequence[str], model: Mapping[str, Any], student: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """A confusion matrix to draw, rows = gold: the classes that the student confuses most, if there are many.
+    """Return a confusion matrix to draw, rows = gold: the classes that the student confuses most, if there are many.
 
     Cells are (count, share of the row, is it the diagonal, tooltip); `elsewhere` is the sum of the classes that are not shown.
     """
@@ -389,7 +389,7 @@ def _matrix(
 def _worst(
     labels: Sequence[str], confusion: Sequence[Sequence[int]], most: int = 8
 ) -> list[tuple[str, str, int, int]]:
-    """The most frequent confusions: (gold, predicted, how often, of how many gold rows)."""
+    """Return the most frequent confusions: (gold, predicted, how often, of how many gold rows)."""
     pairs = [
         (labels[i], labels[j], n, sum(row))
         for i, row in enumerate(confusion)
@@ -400,7 +400,7 @@ def _worst(
 
 
 def _classes(labels: Sequence[str], models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The F1 of each class, or of each entity type, for each model: the worst of the student first, those without test rows last."""
+    """Return the F1 of each class, or of each entity type, for each model: the worst of the student first, those without test rows last."""
     confusion, entities = (
         models["student"].get("confusion"),
         models["student"].get("scores", {}).get("entities"),
@@ -422,7 +422,7 @@ def _classes(labels: Sequence[str], models: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as (dotted name, text)."""
+    """Yield nested settings as (dotted name, text)."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))

@@ -1,4 +1,4 @@
-"""Plots of report.html, as SVG."""
+"""Draws the plots of report.html as SVG."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _svg(name: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5
     """Draw one plot (``size`` in inches at 72 px) as an SVG element for an HTML page.
 
     Its text stays text and takes the page's font; ``name`` salts its ids, which have to differ within a page.
-    The same figures give the same bytes. Neither pyplot nor the user's matplotlib settings take part.
+    The same figures give the same bytes. pyplot and the user's matplotlib settings are not used.
     """
     from markupsafe import Markup
     from matplotlib import style
@@ -36,7 +36,7 @@ def _svg(name: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5
     settings = {
         "svg.fonttype": "none",
         "svg.hashsalt": f"kdcli-{name}",
-        "text.parse_math": False,  # a label called $x$ is no formula
+        "text.parse_math": False,  # a label called $x$ is not a formula
         "font.size": 10,
         "text.color": HEX["ink"],
         "axes.labelcolor": HEX["muted"],
@@ -70,7 +70,7 @@ def _svg(name: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Points as x and y, averaged over equal groups of neighbours where there are more than can be seen."""
+    """Return points as x and y, averaged over equal groups of neighbours where there are more than can be seen."""
     width = math.ceil(len(points) / _MAX_POINTS) or 1
     groups = [points[i : i + width] for i in range(0, len(points), width)]
     return [group[-1][0] for group in groups], [sum(y for _, y in group) / len(group) for group in groups]
@@ -81,7 +81,7 @@ def _series(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
 
 
 def loss_curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One plot a stage with every loss term, raw, and the legend that the page sets beneath it."""
+    """Yield one plot a stage with every loss term, raw, and the legend that the page sets beneath it."""
     keys = dict.fromkeys(key for record in metrics for key in record)
     terms = list(
         dict.fromkeys(key.removeprefix("eval/")[5:] for key in keys if re.match(r"(eval/)?loss/", key))
@@ -118,12 +118,12 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]
 
 
 def _model(stage: str) -> str:
-    """The model that a stage trains: a phase of the student is called student/<phase>."""
+    """Return the model that a stage trains: a phase of the student is called student/<phase>."""
     return stage.partition("/")[0]
 
 
 def validation_plot(metric: Metric, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The validation scores of all models in one plot, the student against the control; the phases of a model are concatenated."""
+    """Plot the validation scores of all models, the student against the control; the phases of a model are concatenated."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for model in MODELS:
         before = 0
@@ -149,7 +149,7 @@ def validation_plot(metric: Metric, metrics: Sequence[Mapping[str, Any]]) -> dic
 
 
 def score_plot(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> Markup | None:
-    """Test scores as points with their intervals, in the order of the tables."""
+    """Plot test scores as points with their intervals, in the order of the tables."""
     points = [
         (name, score, *format_pair(model.get("scores", {}).get(f"{metric.key}_ci95")))
         for name, model in models.items()
@@ -185,7 +185,7 @@ def score_plot(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> Marku
 
 
 def gain_plot(metric: Metric, verdict: Mapping[str, Any]) -> Markup | None:
-    """The gain over the control with its interval, against 0."""
+    """Plot the gain over the control with its interval, against 0."""
     gain, (low, high) = format_number(verdict.get("gain_over_control")), format_pair(verdict.get("gain_ci95"))
     if gain is None or low is None or high is None:
         return None
@@ -208,7 +208,7 @@ def gain_plot(metric: Metric, verdict: Mapping[str, Any]) -> Markup | None:
 
 
 def calibration_plot(models: Mapping[str, Mapping[str, Any]]) -> Markup | None:
-    """Accuracy against confidence in bins; below the diagonal a model is overconfident."""
+    """Plot accuracy against confidence in bins; below the diagonal a model is overconfident."""
     lines = {}
     for name, model in models.items():
         bins = model.get("calibration") or {}

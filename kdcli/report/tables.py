@@ -1,4 +1,4 @@
-"""Tables of the terminal: models, artifacts, targets, sweeps."""
+"""Prints the tables of the terminal: models, artifacts, targets, sweeps."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from kdcli.tasks.presentation import Metric, Report, outcome_of
 
 
 def model_columns(metric: Metric) -> list[str]:
-    """The names of the columns of `model_rows`."""
+    """Return the names of the columns of `model_rows`."""
     return ["model", metric.name, "95 % interval", "params", "size", metric.latency, metric.rate, "memory"]
 
 
 def model_rows(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """One row a model, cells as in `model_columns`."""
+    """Return one row a model, cells as in `model_columns`."""
     return [
         [
             name,
@@ -95,12 +95,12 @@ def final_table(report: Report) -> None:
 
 
 def seed_columns(metric: Metric) -> list[str]:
-    """The names of the columns of `seed_rows`."""
+    """Return the names of the columns of `seed_rows`."""
     return ["seed", "student", "control", f"gain in {metric.unit} (95 %)"]
 
 
 def seed_rows(report: Report) -> list[list[str]]:
-    """One row for each seed of a run with several, cells as in `seed_columns`, and one of their means: its gain has the interval over seeds and
+    """Return one row for each seed of a run with several, cells as in `seed_columns`, and one of their means: its gain has the interval over seeds and
     rows."""
     metric, seeds = metric_of(report), report["verdict"].get("seeds") or []
     if len(seeds) < 2:
@@ -116,13 +116,14 @@ def seed_rows(report: Report) -> list[list[str]]:
         for each, scores in zip(seeds, zip(*columns, strict=True), strict=True)
     ]
     means = [
-        fmean(known) if (known := [x for x in column if x is not None]) else None for column in columns[:2]
+        fmean(present) if (present := [x for x in column if x is not None]) else None
+        for column in columns[:2]
     ]
     return [*rows, ["mean", *map(metric.format_score, means), _gain(metric, report["verdict"])]]
 
 
 def _bill(endpoint: Mapping[str, Any]) -> str:
-    """The number of answers of a remote teacher, and their cost."""
+    """Return the number of answers of a remote teacher, and their cost."""
     cost = "not known" if endpoint["cost"] is None else f"{endpoint['cost']:.2f}"
     before = f", {endpoint['from_ledger']:,} answered before" if endpoint["from_ledger"] else ""
     return (
@@ -134,7 +135,7 @@ def _bill(endpoint: Mapping[str, Any]) -> str:
 
 def eval_table(result: Mapping[str, Any]) -> None:
     """Print what ``kdcli eval`` found (eval.json), and the verdict if student and teacher were compared, or how much faster a file
-    is that took turns with the student."""
+    is that was measured interleaved with the student."""
     title = f"{result['examples']:,} rows of {result['dataset']['name']}, split {result['split']}"
     shown = metric_of(result)
     _table(title, shown, result["models"])
@@ -143,7 +144,9 @@ def eval_table(result: Mapping[str, Any]) -> None:
         return
     for name, model in result["models"].items():
         faster, speedup = (format_number(model.get(key)) for key in ("times_faster", "speedup"))
-        if faster and speedup and "parameters" not in model:  # a checkpoint took turns with the teacher
+        if (
+            faster and speedup and "parameters" not in model
+        ):  # a checkpoint was measured interleaved with the teacher
             sooner = "shorter" if faster > 1 else "longer"
             console.say(
                 f"{name}, interleaved with the student in torch: {shown.latency_of} {format_times(max(faster, 1 / faster))} times {sooner}, "
@@ -159,9 +162,9 @@ UNRUN = (
 def export_table(result: Mapping[str, Any]) -> None:
     """Print the artifacts of ``kdcli export`` (export.json) beside the torch student, and what they miss.
 
-    ``faster`` is how many times, of the same rows in turns; ``agrees`` the share of rows (of what writes text: tokens) with the
-    torch student's answer, ``texts`` that of texts written just as it does; ``checks`` says whether those, the score and the
-    budget are as they must be.
+    ``faster`` is the speed-up on the same rows, measured interleaved; ``agrees`` is the share of rows (of models that write text: tokens) with
+    the torch student's prediction; ``texts`` is the share of texts that are identical to the student's; ``checks`` says whether these, the score
+    and the budget are within their limits.
     """
     metric, best = metric_of(result), result["recommended"]
     texts = any("same_texts" in (entry["parity"] or {}) for entry in result["artifacts"].values())
@@ -214,7 +217,7 @@ def export_table(result: Mapping[str, Any]) -> None:
 
 
 def probability_lines(result: Mapping[str, Any]) -> list[str]:
-    """A sentence on each file of a classifier: the largest difference of a probability from the torch student's."""
+    """Return a sentence on each file of a classifier: the largest difference of a probability from the torch student's."""
     lines = []
     for name, entry in result["artifacts"].items():
         apart = (entry["parity"] or {}).get("max_abs_difference_of_probabilities")
@@ -225,7 +228,7 @@ def probability_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def stream_lines(result: Mapping[str, Any]) -> list[str]:
-    """A sentence on each generative model: the time to its first token, and between tokens."""
+    """Return a sentence on each generative model: the time to its first token, and between tokens."""
     lines = []
     for name, entry in {"torch student": result["torch"], **result["artifacts"]}.items():
         if entry.get("between_tokens_ms"):
@@ -238,7 +241,7 @@ def stream_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def load_lines(result: Mapping[str, Any]) -> list[str]:
-    """A sentence on each artifact that was measured with raw texts at stated rates."""
+    """Return a sentence on each artifact that was measured with raw texts at stated rates."""
     lines = []
     for name, entry in result["artifacts"].items():
         if load := entry.get("load"):
@@ -280,13 +283,13 @@ def _quantization_table(metric: Metric, compared: Mapping[str, Any]) -> None:
 
 
 def export_columns(metric: Metric, agrees: Sequence[str]) -> list[str]:
-    """The names of the columns of `export_cells`; where the time to the first token is not all of it, nothing is called faster by it."""
+    """Return the names of the columns of `export_cells`; where the time to the first token is not all of it, nothing is called faster by it."""
     faster = [] if metric.compact else ["faster"]
     return ["file", metric.name, "size", metric.latency, *faster, "memory", *agrees, "checks"]
 
 
 def export_cells(name: str, metric: Metric, entry: Mapping[str, Any], agrees: Sequence[str]) -> list[str]:
-    """A line of an export's table; that of the torch student has nothing to agree with."""
+    """Return a line of an export's table; that of the torch student has nothing to agree with."""
     speed, faster = entry.get("latency_ms") or {}, format_number(entry.get("times_faster"))
     cost = [format_bytes(entry.get("bytes")), format_milliseconds(speed.get("p50"))]
     if not metric.compact:
@@ -342,7 +345,7 @@ def targets_table(jobs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _budget_line(key: str, check: Mapping[str, Any]) -> str:
-    """A limit that is not met, and what there is of it."""
+    """Return a limit that is not met, and what there is of it."""
     show: Callable[[Any], str] = (
         format_bytes if "bytes" in key else format_milliseconds if "_ms_" in key else format_share
     )

@@ -1,4 +1,4 @@
-"""The verdict: a few sentences on the outcome of a run."""
+"""Writes the verdict: a few sentences on the outcome of a run."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ HEADS = {
     "hurt": "The teacher hurt",
     "not_enough": "Not enough to tell whether the teacher helped",
 }
-"""How the sentence on the gain begins, by `verdict.outcome`."""
+"""The beginning of the sentence on the gain, by `verdict.outcome`."""
 SAME = (0.95, 1.05)
-"""Between these ratios two models are about as large, or about as fast."""
+"""The ratios between which two models count as equally large, or equally fast."""
 
 
 def verdict_text(report: Report) -> str:
-    """What the student retains and saves, whether the teacher helped, and what a reader must know before the figures."""
+    """Return what the student retains and saves, whether the teacher helped, and what a reader must know before the figures."""
     if report.get("smoke"):
         return "A smoke run: these figures mean nothing."
     sentences = [
@@ -42,7 +42,7 @@ def verdict_text(report: Report) -> str:
 
 
 class _Ratio(NamedTuple):
-    """How much smaller or faster the student is than its teacher, and what more, less and 1 are called."""
+    """A ratio of the student and its teacher (size or speed), with the words for more, less and equal."""
 
     value: float | None
     more: str
@@ -68,7 +68,7 @@ def _ratios(report: Report) -> tuple[_Ratio, _Ratio]:
 
 
 def _no_saving_sentence(report: Report) -> str:
-    """What a student does not save: it stands before all else."""
+    """Return what a student does not save: it stands before all else."""
     missed = [ratio for ratio in _ratios(report) if ratio.value is not None and not ratio.saves]
     if not missed:
         return ""
@@ -104,7 +104,7 @@ def _savings_clause(report: Report) -> str:
 
 
 def _gain_sentence(report: Report) -> str:
-    """The outcome, with the gain, its interval and the number of seeds."""
+    """Return the outcome, with the gain, its interval and the number of seeds."""
     verdict = report["verdict"]
     judged = verdict if verdict.get("outcome") else outcome(report)  # of a report of an earlier version
     head, gain = HEADS[judged["outcome"]], _gain_clause(report)
@@ -121,7 +121,7 @@ def _gain_sentence(report: Report) -> str:
 
 
 def _gain_clause(report: Report) -> str:
-    """The student against its control; "" if there is nothing to compare."""
+    """Return the student against its control; "" if there is nothing to compare."""
     metric, verdict, models = metric_of(report), report["verdict"], present_models(report)
     nearer = metric.divergence_clause(verdict)
     gain = format_number(verdict.get("gain_over_control"))
@@ -131,13 +131,13 @@ def _gain_clause(report: Report) -> str:
         return f"the gain over {BASELINE} is not known{nearer}" if nearer else ""
     low, high = format_pair(verdict.get("gain_ci95"))
     shown = metric.differences(*(value for value in (gain, low, high) if value is not None))
-    known = len(shown) == 3
+    has_interval = len(shown) == 3
     seeds = verdict.get("seeds") or []
     certainty = ", ".join(
         filter(
             None,
             [
-                f"95 % interval {shown[1]} to {shown[2]}" if known else "its interval is not known",
+                f"95 % interval {shown[1]} to {shown[2]}" if has_interval else "its interval is not known",
                 format_p_value(verdict.get("gain_p")),
                 f"over {len(seeds)} seeds" if seeds else "one seed",
             ],
@@ -161,7 +161,7 @@ def _gain_clause(report: Report) -> str:
 
 
 def _trivial_sentence(report: Report) -> str:
-    """A model without a network whose score is within the student's interval, or above it."""
+    """Return a sentence on a model without a network whose score is within the student's interval, or above it."""
     metric, models = metric_of(report), report["models"]
     trivial, student = models.get("trivial") or {}, models["student"]
     score, own = format_number(trivial.get("score")), format_number(student.get("score"))
@@ -178,7 +178,7 @@ def _trivial_sentence(report: Report) -> str:
 
 
 def _cost(model: dict[str, object], rate: str) -> str:
-    """Size and speed, as far as they are known."""
+    """Return size and speed, as far as they are known."""
     size, speed = format_number(model.get("bytes")), format_number(model.get("throughput_per_s"))
     parts = [format_bytes(size)] if size is not None else []
     return ", ".join(parts + ([f"{format_rate(speed)} {rate}"] if speed is not None else []))

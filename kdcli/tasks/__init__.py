@@ -1,4 +1,4 @@
-"""The tasks, one folder each, and how they are found by name."""
+"""Finds tasks by name. Each has a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of a packaged task (`seq2seq`), which is the one of `kdcli/tasks/<name>/task.py`, or of the user's own (`MODULE.CLASS`).
+    """Return the class of a packaged task (`seq2seq`), which is the one of `kdcli/tasks/<name>/task.py`, or of the user's own (`MODULE.CLASS`).
 
     Raises:
         ConfigError: there is no such task.
@@ -37,7 +37,7 @@ def task_class(name: str) -> type[Task]:
 
 
 def task_of(cfg: Dataset, labels: Sequence[str], metric: str | None = None) -> Task:
-    """The task of a data set, for its labels.
+    """Return the task of a data set, for its labels.
 
     Args:
         metric: the headline metric; None: that of the task.
@@ -49,17 +49,17 @@ def task_of(cfg: Dataset, labels: Sequence[str], metric: str | None = None) -> T
 
 
 def presentation_of(name: str) -> Presentation | None:
-    """How the results of a task are shown; None: it is unknown. It imports no torch.
+    """Return how the results of a task are shown; None: it is unknown. It imports no torch.
 
     A name in a report never imports a user's code: a user's own task is known if the config has imported it in this process.
     """
     module, _, own = name.rpartition(".")
     if module:
-        found: Any = getattr(sys.modules.get(module), own, None)
+        own_class: Any = getattr(sys.modules.get(module), own, None)
         base = sys.modules.get(f"{__name__}.base")
-        if base is None or base.Task not in getattr(found, "__mro__", ()):
+        if base is None or base.Task not in getattr(own_class, "__mro__", ()):
             return None
-        own_presentation: Presentation = found.presentation
+        own_presentation: Presentation = own_class.presentation
         return own_presentation
     if name not in known_tasks():
         return None
@@ -68,5 +68,5 @@ def presentation_of(name: str) -> Presentation | None:
 
 
 def packaged_presentations() -> Iterator[Presentation]:
-    """How the results of the packaged tasks are shown."""
-    return (found for name in known_tasks() if (found := presentation_of(name)) is not None)
+    """Return how the results of the packaged tasks are shown."""
+    return (presentation for name in known_tasks() if (presentation := presentation_of(name)) is not None)

@@ -1,4 +1,4 @@
-"""The base class of tasks: preprocessing, collation, positions that count, scores, and what else differs between tasks."""
+"""Defines the base class of tasks: preprocessing, collation, counted positions, scores, and all else that differs between tasks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from kdcli.tasks.rows import RowSchema
 from kdcli.tasks.trivial import TrivialModel
 
 ANY = 2**30
-"""Tokens: more than any row has."""
+"""A number of tokens that no row exceeds."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Predictions:
         return self.arrays[name]
 
     def means(self, values: np.ndarray) -> np.ndarray:
-        """The share of each row in the mean of (N,) values over all positions, (rows,): the mean of the shares is that mean.
+        """Return the share of each row in the mean of (N,) values over all positions, (rows,): the mean of the shares is that mean.
 
         If rows have several positions, the mean is a ratio of two sums over rows; it is linearised (Cochran 1977, section 6.3), so
         that resampling rows gives the interval of the ratio.
@@ -77,20 +77,20 @@ class Split:
 
 
 def batch_rows(encoded: Encoded, batch_size: int) -> Iterator[np.ndarray]:
-    """The indices of the rows of each batch: batches are made of rows of similar length."""
+    """Yield the indices of the rows of each batch: batches are made of rows of similar length."""
     by_length = np.argsort(encoded.lengths, kind="stable")
     for start in range(0, len(by_length), batch_size):
         yield by_length[start : start + batch_size]
 
 
 def device_of(model: PreTrainedModel) -> torch.device:
-    """The device of the weights of a model that are loaded."""
+    """Return the device of the weights of a model that are loaded."""
     devices = (weight.device for weight in model.parameters())
     return next((device for device in devices if device.type != "meta"), model.device)
 
 
 class Task(ABC):
-    """What models are trained for. A subclass holds everything that the rest of kdcli knows about it.
+    """A kind of work that models are trained for. A subclass holds everything that the rest of kdcli knows about it.
 
     A packaged task is the one public class of `kdcli/tasks/<name>/task.py`. A user's own task is a subclass in the user's folder, named by
     `dataset.task=MODULE.CLASS`; it inherits most hooks from a packaged one.
@@ -103,11 +103,11 @@ class Task(ABC):
     spec: ClassVar[TaskSpec]
     """The declarations that the config reads."""
     row_schema: ClassVar[type[RowSchema]]
-    """How its rows are read and checked."""
+    """The schema that reads and checks its rows."""
     presentation: ClassVar[Presentation]
-    """How its results are shown."""
+    """The presentation of its results."""
     metric: str
-    """The headline metric: higher is better."""
+    """The name of the headline metric; higher is better."""
     further_metrics: ClassVar[tuple[str, ...]] = ()
     """Other metrics that may be the headline metric (`choose_metric`)."""
     chance_is: str
@@ -115,33 +115,33 @@ class Task(ABC):
     head: ClassVar[tuple[str, ...]]
     """The endings of the class names of models with a head for this task (`architectures` in config.json)."""
     batch: ClassVar[int]
-    """Rows that are scored at once."""
+    """The number of rows that are scored at once."""
     auto: ClassVar[str]
     """The class of transformers that loads a model of the task."""
     vocabulary: ClassVar[bool] = False
-    """The classes are the tokens of a vocabulary, which teacher and student must share. Signals hold hidden states, or the top k."""
+    """Whether the classes are the tokens of a vocabulary, which teacher and student must share. Signals then hold hidden states, or the top k."""
     writes: ClassVar[bool] = False
-    """Its models generate text: teacher or student may write the completions."""
+    """Whether its models generate text, so that teacher or student may write the completions."""
     metric_of_outputs: ClassVar[str] = ""
-    """The metric that needs no generated text, for quick checks; empty: the headline metric is such a one."""
+    """The metric that needs no generated text, for quick checks; empty: the headline metric needs none."""
     features: ClassVar[frozenset[Part]] = frozenset(PARTS)
     """The features that losses may read."""
     aligns: ClassVar[bool] = False
-    """Teacher and student may have different tokenizers: `aligned` finds the positions that they share."""
+    """Whether teacher and student may have different tokenizers, whose shared positions `aligned` finds."""
     fits_rows: ClassVar[bool] = False
-    """`prepare` cuts rows to what a tokenizer reads; `encode` refuses rows that another tokenizer cuts into too many tokens."""
+    """Whether `prepare` truncates rows for a tokenizer, and `encode` refuses rows that another tokenizer splits into too many tokens."""
     searches: ClassVar[bool] = False
-    """Its models also generate by beam search, and several candidates for a row."""
+    """Whether its models also generate by beam search, and several candidates for a row."""
     calibrates: ClassVar[bool] = False
-    """`reduce_outputs` returns `logits` over the labels, and the models have an output layer of their own, so that a temperature can be fitted."""
+    """Whether a temperature can be fitted: `reduce_outputs` returns `logits` over the labels, and the models have an output layer for them."""
     regularized: ClassVar[bool] = False
-    """By default, students with new layers are trained with token dropout and a lower learning rate of the embeddings: it was measured."""
+    """Whether students with new layers have token dropout and a lower learning rate of the embeddings by default, as measured on classifiers."""
     checked_tokens: ClassVar[int] = 256
     """The maximum length of the texts that `teacher_findings` checks."""
     scores_untrained: ClassVar[bool] = False
-    """The report also has the scores of the student's initialisation, before any training."""
+    """Whether the report also has the scores of the student's initialisation, before any training."""
     corpus: bool = False
-    """The metric is not a mean over rows, but a function of sums over rows (`sufficient_statistics`, `score_from_statistics`)."""
+    """Whether the metric is not a mean over rows, but a function of sums over rows (`sufficient_statistics`, `score_from_statistics`)."""
 
     def __init__(self, labels: Sequence[str] = (), chat: bool = False):
         self.labels = list(labels)
@@ -150,7 +150,7 @@ class Task(ABC):
 
     @classmethod
     def from_config(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
-        """The task for a data set."""
+        """Return the task for a data set."""
         return cls(labels, chat=cfg.chat or bool(cfg.messages))
 
     def choose_metric(self, metric: str | None) -> Self:
@@ -168,7 +168,7 @@ class Task(ABC):
         return self
 
     def prompts_and_references(self, rows: datasets.Dataset) -> list[dict[str, str]]:
-        """The `prompt` and the `reference` of each row, for a task that writes text."""
+        """Return the `prompt` and the `reference` of each row, for a task that writes text."""
         return []
 
     @abstractmethod
@@ -176,16 +176,16 @@ class Task(ABC):
         """Write the number and the names of the labels, or whatever the task needs, into a model's config."""
 
     def supports_architecture(self, architecture: type[PreTrainedConfig]) -> bool:
-        """Whether transformers has a model for this task with this architecture."""
+        """Return whether transformers has a model for this task with this architecture."""
         return architecture in getattr(transformers, self.auto)._model_mapping
 
     def create(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """A model with random weights."""
+        """Return a model with random weights."""
         model: PreTrainedModel = getattr(transformers, self.auto).from_config(config)
         return model
 
     def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
-        """The checkpoint as a model for this task, in eval mode, and whether its head is new (random).
+        """Load the checkpoint as a model for this task, in eval mode; also return whether its head is new (random).
 
         Raises:
             ModelError: its body is not that of its weights.
@@ -203,10 +203,10 @@ class Task(ABC):
         """
 
     def from_pretrained(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """The checkpoint as a model for this task, and the report of transformers: which weights are missing, and which are left over.
+        """Return the checkpoint as a model for this task, and the report of transformers: which weights are missing, and which are left over.
 
         Args:
-            kwargs: of transformers; without a dtype the weights are fp32.
+            kwargs: arguments of transformers; without a dtype the weights are fp32.
         """
         options = {"output_loading_info": True, "use_safetensors": True, "dtype": torch.float32} | kwargs
         model, info = getattr(transformers, self.auto).from_pretrained(path, **options)
@@ -223,7 +223,7 @@ class Task(ABC):
         return self._encoded.get(tokenizer, rows, max_length, self.encode)
 
     def lengths(self, tokenizer: PreTrainedTokenizerBase, rows: Any) -> np.ndarray:
-        """The number of tokens of each row before truncation, (N,); of a pair that of the longer side."""
+        """Return the number of tokens of each row before truncation, (N,); of a pair that of the longer side."""
         encoded = self.encode(tokenizer, rows, ANY)
         lengths = np.diff(encoded.offsets)
         return (
@@ -239,7 +239,7 @@ class Task(ABC):
         """Pad a batch to its longest row, and return the model's inputs and `labels`."""
 
     def soft_gold(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """What losses on gold labels take in place of `labels`: `votes`, the share of each label at the counted positions of a batch, fp32 (N, C);
+        """Return what losses on gold labels take in place of `labels`: `votes`, the share of each label at the counted positions of a batch, fp32 (N, C);
         empty: each position has one label."""
         return {}
 
@@ -270,43 +270,43 @@ class Task(ABC):
 
     @abstractmethod
     def scores(self, predictions: Predictions) -> dict[str, Any]:
-        """All metrics; `scores[self.metric]` is the headline metric."""
+        """Compute all metrics; `scores[self.metric]` is the headline metric."""
 
     @abstractmethod
     def per_example_scores(self, predictions: Predictions) -> np.ndarray:
-        """The share of each row in the headline metric, (rows,): the mean of the shares is the metric."""
+        """Return the share of each row in the headline metric, (rows,): the mean of the shares is the metric."""
 
     def sufficient_statistics(self, predictions: Predictions) -> np.ndarray:
-        """The terms that each row adds to the sums from which the metric is computed, (rows, K); if `corpus`."""
+        """Return the terms that each row adds to the sums from which the metric is computed, (rows, K); if `corpus`."""
         raise NotImplementedError
 
     def score_from_statistics(self, sums: np.ndarray) -> float:
-        """The metric, computed from the sums (K,)."""
+        """Return the metric, computed from the sums (K,)."""
         raise NotImplementedError
 
     @abstractmethod
     def agreement(self, first: Predictions, second: Predictions) -> np.ndarray:
-        """Where two models predict the same, bool (N,)."""
+        """Return where two models predict the same, bool (N,)."""
 
     @abstractmethod
     def divergence(self, teacher: Predictions, student: Predictions) -> np.ndarray:
         """KL(teacher ‖ student) in nats at temperature 1, (N,)."""
 
     def retention(self, student: float, teacher: float) -> float | None:
-        """The share of the teacher's score that a student retains: the ratio of their scores."""
+        """Return the share of the teacher's score that a student retains: the ratio of their scores."""
         return student / teacher if teacher else None
 
     @abstractmethod
     def chance(self, predictions: Predictions, classes: int) -> float:
-        """The headline metric of the best prediction that does not look at the text."""
+        """Return the headline metric of the best prediction that does not look at the text."""
 
     def chance_predictions(self, predictions: Predictions) -> Predictions | None:
-        """The best predictions for the same rows that do not depend on their texts (seq2seq: copies of the texts). A model that has learnt
+        """Return the best predictions for the same rows that do not depend on their texts (seq2seq: copies of the texts). A model that has learnt
         something scores more. None: there are none."""
         return None
 
     def balanced(self, predictions: Predictions) -> Task | None:
-        """The task with a metric that counts all classes alike, if nearly all of these rows are of one class; else None."""
+        """Return the task with a metric that counts all classes alike, if nearly all of these rows are of one class; else None."""
         return None
 
     @torch.no_grad()
@@ -393,7 +393,7 @@ class Task(ABC):
         order: Sequence[int] | None = None,
         parts: frozenset[Part] = frozenset(),
     ) -> tuple[Signal | HiddenSignal, list[Tensor]]:
-        """One forward pass: the outputs at the positions of the rows, and the labels of each row there.
+        """Run one forward pass: return the outputs at the positions of the rows, and the labels of each row there.
 
         Args:
             order: the index of each label among the model's own labels.
@@ -415,20 +415,20 @@ class Task(ABC):
         return outputs, list(flat.split(self.counts(labels).tolist()))
 
     def counts(self, labels: Tensor) -> Tensor:
-        """The number of positions of each row of a batch: one."""
+        """Return the number of positions of each row of a batch, which is 1 by default."""
         return torch.ones(len(labels), dtype=torch.int64, device=labels.device)
 
     @abstractmethod
     def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """The labels at all counted positions, (N,), and the number of positions of each row."""
+        """Return the labels at all counted positions, (N,), and the number of positions of each row."""
 
     @abstractmethod
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
-        """The input of a deployed model for each row: a text, or a text and its pair."""
+        """Return the input of a deployed model for each row: a text, or a text and its pair."""
 
     @torch.no_grad()
     def predictions_from_outputs(self, signal: AnySignal, encoded: Encoded) -> Predictions:
-        """The predictions that outputs at a split's positions amount to, as if their model had been run."""
+        """Return the predictions that outputs at a split's positions amount to, as if their model had been run."""
         labels, counts = self.targets(encoded)
         flat = torch.from_numpy(labels)
         reduced = []
@@ -446,7 +446,7 @@ class Task(ABC):
         max_length: int,
         **options: Any,
     ) -> list[str]:
-        """The text that a model generates for each row; as `replies`."""
+        """Return the text that a model generates for each row; as `replies`."""
         return [each.text for each in self.replies(model, tokenizer, rows, max_length, **options)]
 
     def replies(
@@ -457,7 +457,7 @@ class Task(ABC):
         max_length: int,
         **options: Any,
     ) -> list[Reply]:
-        """The text that a model generates for each row, and whether it is complete; for tasks whose models write.
+        """Return the text that a model generates for each row, and whether it is complete; for tasks whose models write.
 
         Args:
             max_length: the maximum number of tokens of a prompt.
@@ -466,11 +466,11 @@ class Task(ABC):
         raise NotImplementedError
 
     def nearest(self, candidates: Sequence[str], reference: str) -> str:
-        """The candidate that is most similar to a reference; for tasks whose models search."""
+        """Return the candidate that is most similar to a reference; for tasks whose models search."""
         raise NotImplementedError
 
     def with_completion(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
-        """The row with another completion; for tasks whose models write."""
+        """Return the row with another completion; for tasks whose models write."""
         raise NotImplementedError
 
     def require_same(self, rows: datasets.Dataset, teacher: Encoded, student: Encoded) -> None:
@@ -542,7 +542,7 @@ class Task(ABC):
     def sample_scores(
         self, samples: Sequence[str], predictions: Predictions, rows: datasets.Dataset
     ) -> dict[str, float]:
-        """The scores of `generate_samples`."""
+        """Return the scores of `generate_samples`."""
         return {}
 
     def report_sections(
@@ -552,7 +552,7 @@ class Task(ABC):
         samples: Mapping[str, Sequence[str]],
         cfg: Measure | None,
     ) -> dict[str, Any]:
-        """The keys of report.json that only this task has.
+        """Return the keys of report.json that only this task has.
 
         Args:
             rows: the test split.
@@ -561,7 +561,7 @@ class Task(ABC):
         return {}
 
     def dataset_summary(self, cfg: DatasetConfig, dropped: Mapping[str, int]) -> dict[str, Any]:
-        """What report.json says about the data set, beside its sizes.
+        """Return what report.json says about the data set, beside its sizes.
 
         Args:
             dropped: the number of rows that were dropped while it was loaded, by reason.
@@ -569,7 +569,7 @@ class Task(ABC):
         return {}
 
     def trivial(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrivialModel | None:
-        """The model without a neural network with which the report compares the student, before it is trained; None: there is none.
+        """Return the model without a neural network with which the report compares the student, before it is trained; None: there is none.
 
         Args:
             tokenizer: the student's.
@@ -579,19 +579,19 @@ class Task(ABC):
     # ---- what the task gives to other parts ----------------------------------------------------------------
 
     def snippet_constants(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
-        """The constants of the scripts that run an exported model without kdcli."""
+        """Return the constants of the scripts that run an exported model without kdcli."""
         return {"MAX_LENGTH": max_length, "CHAT": self.chat, "PREFIX": "", "GIVEN": []}
 
     def prompt(self, row: Mapping[str, Any]) -> str:
-        """The prompt of a row; for tasks whose models write."""
+        """Return the prompt of a row; for tasks whose models write."""
         raise NotImplementedError
 
     def with_prompt(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
-        """A row like this one with another prompt and no completion; for tasks whose models write."""
+        """Return a row like this one with another prompt and no completion; for tasks whose models write."""
         raise NotImplementedError
 
     def aligned(self, teacher: Encoded, student: Encoded) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Where two tokenizers begin a counted token at the same character; if `aligns`.
+        """Return where two tokenizers begin a counted token at the same character; if `aligns`.
 
         Returns:
             For each row the index of the teacher's token for each of the student's N counted tokens, (N,), and whether there is one,

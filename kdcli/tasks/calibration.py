@@ -1,4 +1,4 @@
-"""Calibration: whether a model is right as often as it is confident."""
+"""Measures calibration: whether a model is right as often as its confidence states."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BINS = 10
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
-    """The expected calibration error `ece`, and for each bin the mean `confidence` and the `accuracy` (None: it is empty), and the `count`.
+    """Return the expected calibration error `ece`, and for each bin the mean `confidence` and the `accuracy` (None: it is empty), and the `count`.
 
     Args:
         confidence: the probability of each predicted class, (N,).

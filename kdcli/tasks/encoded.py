@@ -1,4 +1,4 @@
-"""Tokenized rows: their layout in memory, a cache of them, and their padding to batches."""
+"""Stores tokenized rows in memory, caches them, and pads them to batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdcli.tasks.rows import IGNORE
 TARGETS = ("target", "labels")
 """Columns of the second sequence of a row, if it has two."""
 MOST_BYTES = 2**30
-"""How much memory the tokenized splits of a task may take."""
+"""The maximum number of bytes that the tokenized splits of a task may take."""
 
 
 class Encoded(TorchDataset[dict[str, Any]]):
@@ -32,7 +32,7 @@ class Encoded(TorchDataset[dict[str, Any]]):
         labels: one for each row, int64; None if there are labels in `columns`.
         target_offsets: the offsets of the columns `TARGETS`, if rows have a second sequence that is generated.
         pairs: the source and the target of each row as text, if generated texts are compared with them.
-        notes: what of the rows counts, and what is left out, by name.
+        notes: counts of what is learned from the rows and what is omitted, by name.
         votes: the labels that several annotators gave each row, if a loss takes their shares.
     """
 
@@ -87,7 +87,7 @@ class Encoded(TorchDataset[dict[str, Any]]):
         return sum(column.nbytes for column in self.columns.values()) + self.offsets.nbytes
 
     def counted(self) -> tuple[np.ndarray, np.ndarray]:
-        """The labels in `columns` that count, int64 (N,), and the number of them in each row."""
+        """Return the labels in `columns` that count, int64 (N,), and the number of them in each row."""
         labels = self.columns["labels"].astype(np.int64)
         counted = labels != IGNORE
         return labels[counted], np.add.reduceat(counted.astype(np.int64), self._offsets("labels")[:-1])
@@ -99,7 +99,7 @@ class Encoded(TorchDataset[dict[str, Any]]):
 def padded(
     features: Sequence[dict[str, Any]], keys: Iterable[str], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Tensor]:
-    """Columns of rows, padded to the longest row, (B, L), and the indices of the rows, `rows` (B,).
+    """Return columns of rows, padded to the longest row, (B, L), and the indices of the rows, `rows` (B,).
 
     The padding is on the right, or on the left of rows that end with the class token (XLNet's), which models read at the end.
     """
@@ -123,7 +123,7 @@ def padded(
 
 
 class SplitCache:
-    """Tokenized splits, by their rows, their tokenizer and the maximum length; the least recently used go beyond `MOST_BYTES`.
+    """Caches tokenized splits by their rows, their tokenizer and the maximum length. Beyond `MOST_BYTES` the least recently used are dropped.
 
     A run reads the same split for its checks, for each of its phases and for its evaluation, with tokenizers that are loaded anew from the
     teacher, the initialised student and the trained one, and give the same tokens.
@@ -139,7 +139,7 @@ class SplitCache:
         max_length: int,
         encode: Callable[[PreTrainedTokenizerBase, datasets.Dataset, int], Encoded],
     ) -> Encoded:
-        """The rows as `encode(tokenizer, rows, max_length)` returns them."""
+        """Return the rows as `encode(tokenizer, rows, max_length)` returns them."""
         key = rows._fingerprint, max_length, tokenizer_key(tokenizer)
         if key not in self._splits:
             # the entry holds the tokenizer too, so that no other one can get its id
@@ -153,7 +153,7 @@ class SplitCache:
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> Hashable:
-    """A value that two tokenizers share only if they cut every text into the same tokens. A tokenizer without a fast backend shares it
+    """Return a value that two tokenizers share only if they cut every text into the same tokens. A tokenizer without a fast backend shares it
     with no other."""
     settings = (
         type(tokenizer).__name__,

@@ -1,4 +1,4 @@
-"""Labels as people write them: the spellings of one label, labels among the names of others, and the order of the logits."""
+"""Reads labels as people write them: the spellings of one label, labels among the names of others, and the order of the logits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from kdcli.tasks.token_classification.spans import looks_like_span
 Label = str | tuple[str, ...] | None
 """A label as it was read: its spelling, those of a list, or None for an empty cell."""
 LONGEST_LABEL = 1000
-"""Characters of a label's name: a longer one is a text."""
+"""The maximum number of characters of a label's name: a longer value is a text."""
 MOST_EXACT = 2**53
-"""The integer up to which floats are exact: one beyond it is no number of a class."""
+"""The integer up to which floats are exact: a larger one is not the number of a class."""
 INVISIBLE = "\u200b\u2060\ufeff"
 """Characters without width that come with texts copied from pages and files."""
 INTEGER = re.compile(r"-?\d+")
@@ -39,7 +39,7 @@ LONGEST_OVERRIDE = 700
 
 
 def read_label(value: Any, where: str) -> Label:
-    """A value of the column of labels.
+    """Return a value of the column of labels.
 
     A list, the text of one ("['a', 'b']"), a mapping of names to 0 and 1, and the choices of Label Studio become the names that they hold.
 
@@ -65,7 +65,7 @@ def read_label(value: Any, where: str) -> Label:
 
 
 def _chosen(values: list[Any]) -> list[Any]:
-    """The choices in annotations of Label Studio; other values unchanged."""
+    """Return the choices in annotations of Label Studio; other values unchanged."""
     names: list[Any] = []
     for value in values:
         results = value.get("result") if isinstance(value, dict) else None
@@ -80,7 +80,7 @@ def _chosen(values: list[Any]) -> list[Any]:
 
 
 def _parsed(text: str) -> Any:
-    """The list or the array that a text writes down as JSON, Python or numpy, or its mapping of choices; the text, if it is none."""
+    """Return the list or the array that a text writes down as JSON, Python or numpy, or its mapping of choices; the text, if it is none."""
     try:
         value = decode_notation(text.strip())
     except ValueError:
@@ -94,7 +94,7 @@ def _parsed(text: str) -> Any:
 
 
 def label_name(value: Any, where: str) -> str | None:
-    """A label as a string: 1.0, which is what a column of integers with gaps becomes, is 1; None is a missing one."""
+    """Return a label as a string: 1.0, which is what a column of integers with gaps becomes, is 1; None is a missing one."""
     if value is None or value != value:  # NaN
         return None
     if isinstance(value, list | dict) and looks_like_span(value):
@@ -132,12 +132,12 @@ def require_label_name(name: str, what: str) -> None:
 
 
 def number_of(name: str) -> Decimal | None:
-    """The number that a label is; None: it is a name, as 007 is one."""
+    """Return the number that a label is; None: it is a name, as 007 is one."""
     return Decimal(name) if _NUMBER.fullmatch(name) else None
 
 
 def canonical(name: str) -> str:
-    """A number as it is written most briefly (1.0 and +1 are 1), and a name as it is."""
+    """Return a number as it is written most briefly (1.0 and +1 are 1), and a name as it is."""
     number = number_of(name)
     if number is None:
         return name
@@ -145,14 +145,14 @@ def canonical(name: str) -> str:
 
 
 def folded(name: str) -> str:
-    """A label without differences of case, white space, quotes around it and Unicode's composed characters, and of the format of a number."""
+    """Return a label without differences of case, white space, quotes around it and Unicode's composed characters, and of the format of a number."""
     name = " ".join(unicodedata.normalize("NFC", name).split()).casefold()
     quoted = re.fullmatch(r"""b?(['"])(.+)\1""", name)
     return canonical(quoted[2] if quoted else name)
 
 
 def override(key: str, names: Sequence[str]) -> str:
-    """A list of names as an override that can be pasted into a shell."""
+    """Return a list of names as an override that can be pasted into a shell."""
     if sum(map(len, names)) > LONGEST_OVERRIDE or any("${" in name for name in names):
         return f"{key}=[…]"
     plain = [bool(_PLAIN.fullmatch(name)) and name.casefold() not in _WORDS for name in names]
@@ -167,13 +167,13 @@ def override(key: str, names: Sequence[str]) -> str:
 
 
 def _spaced(name: str) -> str:
-    """A name with one blank for each hyphen, underscore or white space: not_spam is not-spam."""
+    """Return a name with one blank for each hyphen, underscore or white space: not_spam is not-spam."""
     name = folded(name)
     return name if number_of(name) is not None else re.sub(r"[\s_-]+", " ", name)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Labels in the order of the logits: numbers by their value, then names by their characters."""
+    """Return labels in the order of the logits: numbers by their value, then names by their characters."""
 
     def key(name: str) -> tuple[int, Decimal, str]:
         number = Decimal(name) if INTEGER.fullmatch(name) else number_of(name)
@@ -183,7 +183,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:
-    """The names that differ in case, white space, hyphens, underscores and quotes alone."""
+    """Return the names that differ in case, white space, hyphens, underscores and quotes alone."""
     spellings: dict[str, list[str]] = {}
     for name in names:
         spellings.setdefault(_spaced(name), []).append(name)
@@ -194,7 +194,7 @@ def alike(names: Iterable[str]) -> list[list[str]]:
 
 
 def matcher(names: Sequence[str]) -> Callable[[str], int | None]:
-    """A function that returns the index of a label among names: of the same name, of the same number, or of the one name that differs in case,
+    """Return a function that returns the index of a label among names: of the same name, of the same number, or of the one name that differs in case,
     white space, hyphens and underscores alone; None: there is none."""
     levels = [
         (spelling, unambiguous([spelling(name) for name in names]))
@@ -209,13 +209,13 @@ def matcher(names: Sequence[str]) -> Callable[[str], int | None]:
 
 
 def unambiguous(keys: Sequence[str]) -> dict[str, int]:
-    """The indices of the keys that occur once."""
+    """Return the indices of the keys that occur once."""
     counts = Counter(keys)
     return {key: index for index, key in enumerate(keys) if counts[key] == 1}
 
 
 def by_place(labels: Iterable[str], names: Sequence[str]) -> dict[str, int]:
-    """The index of each integer, or of false and true, that stands for a name.
+    """Return the index of each integer, or of false and true, that stands for a name.
 
     If there are as many integers as names, they stand for these in their order; otherwise they count from 0, or from 1 where the largest is
     the number of names and none is 0.
@@ -238,12 +238,12 @@ def by_place(labels: Iterable[str], names: Sequence[str]) -> dict[str, int]:
 
 
 def without_names(own: Sequence[str]) -> bool:
-    """Whether the labels of a model are the default names of transformers (LABEL_0 …), or the integers from 0."""
+    """Return whether the labels of a model are the default names of transformers (LABEL_0 …), or the integers from 0."""
     return all(re.fullmatch(rf"(?i:label_)?{index}", label) for index, label in enumerate(own))
 
 
 def order_of(own: Sequence[str], labels: Sequence[str], name: str) -> list[int]:
-    """The indices of the data's labels in a model's labels: `model_logits[:, order]` are in the data's order.
+    """Return the indices of the data's labels in a model's labels: `model_logits[:, order]` are in the data's order.
 
     Labels match as by `matcher`, and tags also by their role and type. A model whose labels have no names (LABEL_0 …) has the data's
     labels in the data's order.
@@ -279,7 +279,7 @@ def order_of(own: Sequence[str], labels: Sequence[str], name: str) -> list[int]:
 
 
 def _order_of_tags(own: Sequence[str], labels: Sequence[str]) -> list[int]:
-    """The order of tags that two schemes write in different ways (B-PER and PER_B, O and NONE); []: they are none, or other ones."""
+    """Return the order of tags that two schemes write in different ways (B-PER and PER_B, O and NONE); []: they are none, or other ones."""
     schemes = scheme_of(own), scheme_of(labels)
     parts, wanted = (list(scheme.parts.values()) for scheme in schemes)
     if (
@@ -292,7 +292,7 @@ def _order_of_tags(own: Sequence[str], labels: Sequence[str]) -> list[int]:
 
 
 def _remedy(own: Sequence[str], labels: Sequence[str]) -> str:
-    """What to do about labels of the data that are not those of a model."""
+    """Return what to do about labels of the data that are not those of a model."""
     anew = "let distill tune it on the data's labels (teacher.tune=true)"
     numbers = [int(canonical(label)) for label in labels if INTEGER.fullmatch(canonical(label))]
     names = [str(index) for index in range(len(own))] if numbers and without_names(own) else own

@@ -1,4 +1,4 @@
-"""What language models have in common: their classes are the tokens of a vocabulary."""
+"""Defines what language models have in common: their classes are the tokens of a vocabulary."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from kdcli.tasks.encoded import Encoded
 CLOSE = 1e-3
 """The largest difference between the logits of the head and those of the model (fp32), relative to their size."""
 ROUNDED = 8
-"""The same for a model whose weights are bf16 or fp16, in units of the dtype's epsilon."""
+"""The largest difference for a model whose weights are bf16 or fp16, in units of the dtype's epsilon."""
 ADDED = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""What a unigram model adds to the count of each token."""
+"""The constants that a unigram model may add to the count of each token."""
 SURE, UNSURE = 1.5, 100.0
-"""Perplexities below which a model nearly knows each next token of its references, and above which it does not know them."""
+"""The perplexity below which a model predicts nearly every token of its references, and the one above which it does not predict them."""
 UNLIKE, ALIKE = 25.0, 60.0
 """Scores of texts (chrF, ROUGE-L), 0 to 100, below which they are nothing like their references, and above which they are much like them."""
 
@@ -52,7 +52,7 @@ class LanguageModel(Task):
         return rows.select(np.flatnonzero(~overlong)) if overlong.any() else rows
 
     def dataset_summary(self, cfg: DatasetConfig, dropped: Mapping[str, int]) -> dict[str, Any]:
-        """The numbers of dropped rows by reason, with those dropped for their length."""
+        """Return the numbers of dropped rows by reason, with those dropped for their length."""
         return {"dropped": {**dropped, **({"too long": self.dropped} if self.dropped else {})}}
 
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
@@ -76,19 +76,19 @@ class LanguageModel(Task):
             raise unknown_head(model)
 
     def probe(self, ids: Tensor) -> dict[str, Tensor]:
-        """Inputs of `signal` for these tokens, (1, L)."""
+        """Return inputs of `signal` for these tokens, (1, L)."""
         return {"input_ids": ids}
 
     def own_logits(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
-        """The logits of the model itself for the inputs of `probe`, fp32 (L, C)."""
+        """Return the logits of the model itself for the inputs of `probe`, fp32 (L, C)."""
         return model(input_ids=ids).logits[0].float()
 
     def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """All counted tokens."""
+        """Return all counted tokens."""
         return encoded.counted()
 
     def compared(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that must be equal for two models to be compared, and the number of them in each row."""
+        """Return the tokens that must be equal for two models to be compared, and the number of them in each row."""
         return self.targets(encoded)
 
     def require_same(self, rows: datasets.Dataset, teacher: Encoded, student: Encoded) -> None:
@@ -123,7 +123,7 @@ class LanguageModel(Task):
     def reduce_outputs(
         self, outputs: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
     ) -> dict[str, Tensor]:
-        """The log-probability of the label, the most likely token and its probability, and (with a teacher) the divergence from it.
+        """Return the log-probability of the label, the most likely token and its probability, and (with a teacher) the divergence from it.
 
         For top-k outputs the mass of the rest is spread evenly over all other tokens.
         """
@@ -149,7 +149,7 @@ class LanguageModel(Task):
         return reduced
 
     def scores(self, predictions: Predictions) -> dict[str, Any]:
-        """The mean log-probability, the perplexity, the share of tokens that are the most likely ones, and the calibration of these."""
+        """Return the mean log-probability, the perplexity, the share of tokens that are the most likely ones, and the calibration of these."""
         mean = float(predictions["log_prob"].mean(dtype=np.float64))
         scores: dict[str, Any] = {
             "log_prob": mean,
@@ -164,27 +164,27 @@ class LanguageModel(Task):
         return scores
 
     def per_example_scores(self, predictions: Predictions) -> np.ndarray:
-        """The share of each row in the mean over all tokens."""
+        """Return the share of each row in the mean over all tokens."""
         return predictions.means(predictions["log_prob"].astype(np.float64))
 
     def agreement(self, first: Predictions, second: Predictions) -> np.ndarray:
-        """Where both have the same most likely token."""
+        """Return where both have the same most likely token."""
         return first["top"] == second["top"]
 
     def divergence(self, teacher: Predictions, student: Predictions) -> np.ndarray:
-        """The divergence that `reduce_outputs` computed."""
+        """Return the divergence that `reduce_outputs` computed."""
         return student["kl"].astype(np.float64)
 
     def retention(self, student: float, teacher: float) -> float:
-        """The ratio of the probabilities of a token (geometric means)."""
+        """Return the ratio of the probabilities of a token (geometric means)."""
         return float(np.exp(student - teacher))
 
     def chance(self, predictions: Predictions, classes: int) -> float:
-        """The uniform distribution."""
+        """Return the uniform distribution."""
         return -float(np.log(classes))
 
     def chance_predictions(self, predictions: Predictions) -> Predictions | None:
-        """A unigram model: the log-probability of a token by the counts of all other tokens of these rows. What is added to each count is the
+        """Return a unigram model: the log-probability of a token by the counts of all other tokens of these rows. What is added to each count is the
         value of `ADDED` that suits them best."""
         labels = predictions.labels
         tokens, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -204,7 +204,7 @@ class LanguageModel(Task):
 def contradiction(
     log_prob: float, texts: Sequence[str], metric: str, score: float, unlike: float = UNLIKE
 ) -> str:
-    """How the texts that a model generates contradict the probability that it gives to the references; empty: they do not.
+    """Return how the texts that a model generates contradict the probability that it gives to the references; empty: they do not.
 
     Args:
         log_prob: the mean log-probability of a token of the references, in nats.
@@ -225,7 +225,7 @@ def contradiction(
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> BatchEncoding:
-    """The tokens of texts, with their character offsets.
+    """Return the tokens of texts, with their character offsets.
 
     Args:
         special: add the special tokens that a model reads around a text.
@@ -244,7 +244,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool
 
 
 def tolerance(model: PreTrainedModel) -> float:
-    """The largest relative difference between results of a model that are equal but for rounding."""
+    """Return the largest relative difference between results of a model that are equal but for rounding."""
     epsilon = torch.finfo(model.dtype).eps
     return max(CLOSE, ROUNDED * epsilon)
 
@@ -277,7 +277,7 @@ def before_head(
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The output head of a language model.
+    """Return the output head of a language model.
 
     Raises:
         ModelError: it has none.
@@ -303,7 +303,7 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 def unknown_head(model: PreTrainedModel) -> ModelError:
-    """The error for a model whose logits are not those of its head on its hidden states."""
+    """Return the error for a model whose logits are not those of its head on its hidden states."""
     return ModelError(
         f"{type(model).__name__} computes its logits in a way that kdcli does not know (not the last hidden state "
         "through its output head); use a model of another architecture"

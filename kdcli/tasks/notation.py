@@ -1,4 +1,4 @@
-"""Values that a file or a table holds as text: in JSON, or in Python's own notation, in which pandas writes lists into csv."""
+"""Decodes values that a file or a table holds as text: in JSON, or in Python's own notation, in which pandas writes lists into csv."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from kdcli.errors import shown
 
 LONGEST = 2**20
-"""Characters of a text that is read as Python's notation: its syntax tree takes a hundred times the memory."""
+"""The maximum number of characters of a text that is read as Python's notation: its syntax tree takes a hundred times the memory."""
 _STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 _NUMBERS = re.compile(r"\[\s*([-+]?[\d.]\S*(?:\s+[-+]?[\d.]\S*)+)\s*\]")
 """Numbers of numpy, without commas."""
@@ -23,7 +23,7 @@ _ARRAY = re.compile(
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that stands there twice the first value would be lost."""
+    """Build a JSON object; a key that stands there twice is an error, since its first value would be lost."""
     row = dict(pairs)
     if len(row) < len(pairs):
         keys = Counter(key for key, _ in pairs)
@@ -35,7 +35,7 @@ _decode = json.JSONDecoder(object_pairs_hook=_unique).decode
 
 
 def decode_json(text: str) -> Any:
-    """What a text in JSON holds.
+    """Return what a text in JSON holds.
 
     Raises:
         ValueError: it is not JSON, is nested too deeply, holds a number of thousands of digits or a key twice.
@@ -49,7 +49,7 @@ def decode_json(text: str) -> Any:
 
 
 def decode_python(text: str) -> Any:
-    """What a text in Python's notation, or in numpy's or torch's (['O' 'B-PER'], [0 3], [0.1 0.9], tensor([0, 3])), holds.
+    """Return what a text in Python's notation, or in numpy's or torch's (['O' 'B-PER'], [0 3], [0.1 0.9], tensor([0, 3])), holds.
 
     Raises:
         ValueError: it is none, or has more than `LONGEST` characters.
@@ -73,7 +73,7 @@ def decode_python(text: str) -> Any:
 
 
 def decode_notation(text: str) -> Any:
-    """What a text in JSON or in Python's notation holds.
+    """Return what a text in JSON or in Python's notation holds.
 
     Raises:
         ValueError: it is none of both.

@@ -1,4 +1,4 @@
-"""How the results of a task are shown to people: its headline metric, and its part of a model card. Imports no torch."""
+"""Presents the results of a task to people: its headline metric, and its part of a model card. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BASELINE = "the same student without a teacher"
 
 
 class Metric:
-    """How a score is shown. In report.json a higher score is better, whatever figure people read.
+    """Formats a score. In report.json a higher score is better, whatever figure people read.
 
     This class shows scores as they are, with three decimals. A subclass changes what differs for its metric, sentences included.
 
@@ -59,41 +59,41 @@ class Metric:
         return f"the teacher's {self.name}"
 
     def figure(self, score: float) -> float:
-        """The number that people read in place of the score."""
+        """Return the number that people read in place of the score."""
         return score
 
     def texts(self, *scores: float) -> list[str]:
-        """Scores that are read side by side, formatted."""
+        """Format a figure in percent, with one decimal."""
         return [f"{score:.3f}" for score in scores]
 
     def interval(self, low: float, high: float) -> str:
-        """The interval of a score, formatted."""
+        """Format an interval in percent, without the sign."""
         return " to ".join(self.texts(low, high))
 
     def axis(self, axes: Axes, which: Literal["x", "y"], figures: Sequence[float]) -> None:
         """Set up the axis of a plot that shows these figures."""
 
     def format_score(self, value: Any) -> str:
-        """One score, or n/a."""
+        """Return one score, or n/a."""
         number = format_number(value)
         return "n/a" if number is None else self.texts(number)[0]
 
     def format_interval(self, bounds: Any, sign: bool = False) -> str:
-        """The interval of a score, or (with `sign`) of a difference of scores, or n/a."""
+        """Return the interval of a score, or (with `sign`) of a difference of scores, or n/a."""
         low, high = format_pair(bounds)
         if low is None or high is None:
             return "n/a"
         return " to ".join(self.differences(low, high)) if sign else self.interval(low, high)
 
     def differences(self, *values: float) -> list[str]:
-        """Signed differences of scores, with as many decimals as distinguish a difference from none."""
+        """Return signed differences of scores, with as many decimals as distinguish a difference from none."""
         scaled = [self.scale * value for value in values]
         choices = range(self.digits, self.digits + 3)
         digits = next((d for d in choices if all(round(v, d) for v in scaled if v)), self.digits + 2)
         return [f"{value + 0.0:+.{digits}f}" for value in scaled]
 
     def retention_sentence(self, student: float, teacher: float, retention: float | None) -> str:
-        """The student against its teacher: the beginning of the verdict."""
+        """Return the student against its teacher: the beginning of the verdict."""
         own, other = self.texts(student, teacher)
         if student > teacher:
             return f"The student beats the teacher in {self.name} ({own} against {other})"
@@ -106,19 +106,19 @@ class Metric:
     def gain_clause(
         self, student: float | None, control: float | None, gain: str, interval: str, over: str
     ) -> str:
-        """The student against its control, with the gain and the interval of the gain."""
+        """Return the student against its control, with the gain and the interval of the gain."""
         return f"{gain} {self.unit} {over} {BASELINE} ({interval})"
 
     def divergence_clause(self, verdict: Mapping[str, Any]) -> str:
-        """Whether the student is nearer to the teacher than the control is; "" where the metric says nothing about it."""
+        """Return whether the student is nearer to the teacher than the control is; "" where the metric says nothing about it."""
         return ""
 
     def remark(self, report: Report) -> str:
-        """A further clause of the verdict on the student; "" for none."""
+        """Return a further clause of the verdict on the student; "" for none."""
         return ""
 
     def tiles(self, report: Report) -> list[tuple[str, str, str]]:
-        """Further tiles of the page: name, figure, note."""
+        """Return further tiles of the page: name, figure, note."""
         return []
 
 
@@ -132,11 +132,11 @@ class Percentage(Metric):
         self.unit = "points"
 
     def texts(self, *scores: float) -> list[str]:
-        """In percent, with one decimal."""
+        """Return in percent, with one decimal."""
         return [f"{100 * score:.1f} %" for score in scores]
 
     def interval(self, low: float, high: float) -> str:
-        """In percent, without the sign."""
+        """Return in percent, without the sign."""
         return f"{100 * low:.1f} to {100 * high:.1f}"
 
     def axis(self, axes: Axes, which: Literal["x", "y"], figures: Sequence[float]) -> None:
@@ -176,13 +176,13 @@ class Card:
     use_of_chat: str = ""
 
     def usage(self, report: Report, chat: bool, sample: str) -> str:
-        """The Python code that runs the model of a report on a text, a literal of Python."""
+        """Return the Python code that runs the model of a report on a text, a literal of Python."""
         return self.use_of_chat if chat else self.use.replace("INPUT", sample)
 
 
 @dataclass(frozen=True)
 class Presentation:
-    """How the results of one task are shown.
+    """Describes how the results of one task are shown.
 
     Attributes:
         metric: the headline metric.
@@ -198,7 +198,7 @@ class Presentation:
 
 
 def outcome_of(verdict: Mapping[str, Any]) -> Outcome:
-    """Whether the teacher helped. Of a report of an earlier version, which has no `outcome`, it is known by the interval of the gain alone."""
+    """Return whether the teacher helped. Of a report of an earlier version, which has no `outcome`, it is known by the interval of the gain alone."""
     if verdict.get("outcome"):
         return cast(Outcome, verdict["outcome"])
     low, _ = format_pair(verdict.get("gain_ci95"))
@@ -206,7 +206,7 @@ def outcome_of(verdict: Mapping[str, Any]) -> Outcome:
 
 
 def outcome_by_interval(verdict: Mapping[str, Any]) -> Outcome:
-    """What the paired 95 % interval of the gain shows, if nothing else speaks against a judgement."""
+    """Return what the paired 95 % interval of the gain shows, if nothing else speaks against a judgement."""
     low, high = format_pair(verdict.get("gain_ci95"))
     if low is not None and low > 0:
         return "helped"
@@ -214,6 +214,6 @@ def outcome_by_interval(verdict: Mapping[str, Any]) -> Outcome:
 
 
 def format_figure(value: Any, digits: int = 2) -> str:
-    """A number with `digits` decimals, or more where it would be shown as 0; or n/a."""
+    """Return a number with `digits` decimals, or more where it would be shown as 0; or n/a."""
     number = format_number(value)
     return "n/a" if number is None else format_apart(number, digits=digits)[0]

@@ -1,4 +1,4 @@
-"""The row schema of a task: which columns a row has, when two rows are the same, and how rows are grouped."""
+"""Defines the row schema of a task: which columns a row has, when two rows are the same, and how rows are grouped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 IGNORE = -100
 """The label of a position that has no gold label (`ignore_index`)."""
 MANY = 0.1
-"""The share of the rows above which a warning tells that they are dropped or truncated."""
+"""The share of the rows above which dropping or truncating them is a warning."""
 _WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "tags", "ner", "spans", "entities")
 """The usual names of the columns of words with tags, for messages."""
 _HALF = re.compile(r"[\ud800-\udfff]")
@@ -65,13 +65,13 @@ class RowSchema(ABC):
     def __init__(self, cfg: DatasetConfig):
         self.cfg = cfg
         self.suspicions: list[dict[str, Any]] = []
-        """What makes results on the rows doubtful."""
+        """The reasons to doubt results on the rows."""
         self.decided: dict[str, Any] = {}
-        """What was decided about the first file, for the other files of the data set."""
+        """The decisions about the first file, which apply to the other files of the data set."""
         self.replacements = [(re.compile(pattern), put) for pattern, put in cfg.replace.items()]
 
     def unlabelled(self) -> Self:
-        """The same schema for rows without gold labels or targets, which only the teacher labels."""
+        """Return the same schema for rows without gold labels or targets, which only the teacher labels."""
         bare = copy.copy(self)
         bare.has_gold, bare.columns = False, self.columns[:-1]
         return bare
@@ -89,7 +89,7 @@ class RowSchema(ABC):
         """
 
     def assembled(self, table: Iterable[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
-        """The rows of a table, which are its own; a schema may join several to one."""
+        """Return the rows of a table, which are its own; a schema may join several to one."""
         return table
 
     def declare(self, sources: RawSplits) -> None:  # noqa: B027
@@ -100,24 +100,24 @@ class RowSchema(ABC):
         """Make a row with an id of its values; None if `dataset.replace` leaves nothing of a text."""
 
     def merged(self, rows: Sequence[Row]) -> Row:
-        """One row of rows with the same id: the first."""
+        """Return one row of rows with the same id: the first."""
         return rows[0]
 
     def decision(self, tied: int) -> str:
-        """What `merged` does with rows whose labels differ, for messages.
+        """Describe what `merged` does with rows whose labels differ, for messages.
 
         Args:
-            tied: of how many ids no label is that of most rows.
+            tied: the number of ids without a label of most rows.
         """
         return "the first row counts"
 
     def settled(self, row: Row) -> Row:
-        """A training row without a gold label, as it is trained on: unchanged."""
+        """Return a training row without a gold label as it is trained on: unchanged."""
         return row
 
     @abstractmethod
     def group(self, row: Row) -> str:
-        """A hash that is equal for rows which must be in the same split. Rows are shuffled by it."""
+        """Return a hash that is equal for rows which must be in the same split. Rows are shuffled by it."""
 
     def filtered(self, train: list[Row]) -> tuple[list[Row], Counter[str]]:
         """Filter the training rows by `dataset.clean`; also return the number of dropped rows by reason."""
@@ -127,13 +127,13 @@ class RowSchema(ABC):
         """Refuse training rows from which nothing can be learned."""
 
     def replaced(self, text: str) -> str:
-        """The text after `dataset.replace`."""
+        """Return the text after `dataset.replace`."""
         for pattern, put in self.replacements:
             text = pattern.sub(put, text)
         return text
 
     def _remedy(self, columns: list[str], nested: bool) -> str:
-        """What to do if a column is missing: name the columns, or those of another task that the source looks like."""
+        """Describe the remedy for a missing column: name the columns, or those of another task that the source looks like."""
         if len(columns) == 1 and (sign := re.search("[;|,:]", columns[0])):
             return f"if {sign[0]} stands between its columns, give 'dataset.delimiter=\"{sign[0]}\"'"
         remedy = f"name them with {self.keys}" + " (COLUMN.KEY for a value in a mapping)" * nested
@@ -145,7 +145,7 @@ class RowSchema(ABC):
         return remedy
 
     def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
-        """The path of keys to each column of the schema.
+        """Return the path of keys to each column of the schema.
 
         Args:
             columns: the columns that the source has.
@@ -176,15 +176,15 @@ class LabelledRows(RowSchema):
     def __init__(self, cfg: DatasetConfig):
         super().__init__(cfg)
         self.rejected = 0
-        """The rows that the annotator did not accept."""
+        """The number of rows that the annotator did not accept."""
 
     def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
-        """The paths to the columns, and before them that to Prodigy's answer, if there is one."""
+        """Return the paths to the columns, and before them that to Prodigy's answer, if there is one."""
         paths = super().column_paths(columns, name, nested)
         return [["answer"], *paths] if "answer" in columns and ["answer"] not in paths else paths
 
     def assembled(self, table: Iterable[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
-        """The rows that the annotator accepted."""
+        """Yield the rows that the annotator accepted."""
         width = len(self.columns)
         for row in table:
             if len(row) == width:
@@ -193,7 +193,7 @@ class LabelledRows(RowSchema):
                 yield row[-width:]
 
     def _accepts(self, more: Sequence[Any]) -> bool:
-        """Whether the annotator accepted a row, by the values before its own; the others are counted."""
+        """Return whether the annotator accepted a row, by the values before its own; the others are counted."""
         accepted = not any(value in ("reject", "ignore") for value in more)
         self.rejected += not accepted
         return accepted
@@ -202,7 +202,7 @@ class LabelledRows(RowSchema):
         """Warn of the rows that the annotator did not accept."""
         if self.rejected:
             logger.warning(
-                "%s: %d rows whose answer is reject or ignore are left out (Prodigy)",
+                "%s: %d rows whose answer is reject or ignore are dropped (Prodigy)",
                 self.cfg.path,
                 self.rejected,
             )
@@ -244,7 +244,7 @@ class LabelledRows(RowSchema):
             )
 
     def index_of(self, label: Any, where: str) -> int:
-        """The index of a label among the names; -100 if the rows have no gold labels.
+        """Return the index of a label among the names; -100 if the rows have no gold labels.
 
         Raises:
             DataError: it is missing, or is not among the names.
@@ -270,7 +270,7 @@ class LabelledRows(RowSchema):
 
 
 def log_level(affected: int, rows: int) -> int:
-    """The level at which to tell that some rows are dropped or truncated: a warning if they are more than `MANY`."""
+    """Return the level at which to tell that some rows are dropped or truncated: a warning if they are more than `MANY`."""
     return logging.WARNING if affected / max(1, rows) > MANY else logging.INFO
 
 
@@ -295,7 +295,7 @@ def require_list(value: Any, what: str, where: str) -> list[Any]:
 
 
 def labels_of(label: Any) -> list[Any]:
-    """The labels of a row: one, or one a word."""
+    """Return the labels of a row: one, or one a word."""
     return label if isinstance(label, list) else [label]
 
 

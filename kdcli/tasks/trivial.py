@@ -1,4 +1,4 @@
-"""The base class of models without a neural network, with which a report compares the student."""
+"""Defines the base class of models without a neural network, with which a report compares the student."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class TrivialModel(ABC):
 
     @abstractmethod
     def predict(self, rows: datasets.Dataset, encoded: Encoded) -> dict[str, np.ndarray]:
-        """The arrays of `Predictions` at the counted positions of rows; arguments as for `fit`."""
+        """Return the arrays of `Predictions` at the counted positions of rows; arguments as for `fit`."""
 
     def texts(self, rows: datasets.Dataset) -> list[str]:
-        """The text that it generates for each row; [] where the score needs none."""
+        """Return the text that it generates for each row; [] where the score needs none."""
         return []
 
     def inputs(self, rows: datasets.Dataset) -> list[Any]:
-        """The input of `respond` for each row; [] where its speed says nothing."""
+        """Return the input of `respond` for each row; [] where its speed says nothing."""
         return []
 
     def respond(self, inputs: Sequence[Any]) -> Any:
-        """The outputs for a batch of `inputs`. Its time is measured."""
+        """Return the outputs for a batch of `inputs`. Its time is measured."""
         raise NotImplementedError

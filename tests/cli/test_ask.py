@@ -611,7 +611,7 @@ def test_several_answers_filtered(
     assert status == 0
     assert {row["completion"] for row in rollouts_of(run)} == {"Yes, it was."}
     assert report_of(run)["endpoint"]["dropped"] == {
-        "said before": 44,
+        "duplicate": 44,
         "a refusal": 44,
         "too short": 44,
         "empty": 44,

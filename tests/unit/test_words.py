@@ -68,15 +68,18 @@ def test_no_name_and_no_text_is_of_the_old_dialect() -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    ["conf/**/*.yaml", "README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "kdcli/**/*.jinja"],
-)
+    [
+        "conf/**/*.yaml", "*.md", "docs/*.md", "benchmarks/*.*", "kdcli/**/*.jinja", "kdcli/exporting/snippets/*.*",
+        "kdcli/exporting/targets/page/*",
+    ],
+)  # fmt: skip
 def test_no_document_is_of_the_old_dialect(pattern: str) -> None:
-    """The README explains one vocabulary and the messages use another."""
+    """The README explains one vocabulary and the messages use another. (A table of renamed keys names the old ones.)"""
     wrong = [
         f"{path.relative_to(REPOSITORY)}, line {number}: {line.strip()[:80]}"
         for path in sorted(REPOSITORY.glob(pattern))
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if DIALECT.search(line)
+        if DIALECT.search(line) and not line.startswith("  | `")
     ]
     assert not wrong
 

@@ -1,4 +1,4 @@
-"""The runtimes, one module each. They are found in this folder, and in the folder `runtimes` of the user's config folder."""
+"""Finds the runtimes, one module each, in this folder and in the folder `runtimes` of the user's config folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def runtimes() -> dict[str, list[type[Runtime]]]:
-    """The runtimes of each module, by the name under which `MeasureSpec.runtime` refers to it.
+    """Return the runtimes of each module, by the name under which `MeasureSpec.runtime` refers to it.
 
     Raises:
         ConfigError: a module of the user's own cannot be imported, has the name of one of kdcli's, or has no runtime that can be used.
@@ -29,7 +29,7 @@ def runtimes() -> dict[str, list[type[Runtime]]]:
 
 
 def _own_runtimes(file: Path) -> list[type[Runtime]]:
-    """The runtimes of a module of the user's own, which are complete."""
+    """Return the complete runtimes of a module of the user."""
     from kdcli.config.components import require_kind
     from kdcli.errors import ConfigError
     from kdcli.measure.runtime import Runtime, runtime_classes
@@ -53,7 +53,7 @@ def _own_runtimes(file: Path) -> list[type[Runtime]]:
 
 
 def matching(path: Path) -> dict[str, list[type[Runtime]]]:
-    """The runtimes that run a file or folder. Those whose pattern is the longest come from one module; the others are left out.
+    """Return the runtimes that run a file or folder. Those whose pattern is the longest come from one module; the others are left out.
 
     Raises:
         ConfigError: two modules declare the same pattern.
@@ -78,5 +78,5 @@ def matching(path: Path) -> dict[str, list[type[Runtime]]]:
 
 
 def runtime_of(path: Path) -> str | None:
-    """The runtime of a file or folder, as `MeasureSpec.runtime`; None: there is none."""
+    """Return the runtime of a file or folder, as `MeasureSpec.runtime`; None: there is none."""
     return next(iter(matching(path)), None)

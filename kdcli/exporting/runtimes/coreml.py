@@ -1,4 +1,4 @@
-"""Core ML on Apple's devices. Its packages are made here and cannot run here."""
+"""Declares Core ML on Apple's devices. Its packages are made here and cannot run here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CTranslate2 on the CPU."""
+"""Runs models in CTranslate2 on the CPU."""
 
 from __future__ import annotations
 

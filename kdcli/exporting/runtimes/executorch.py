@@ -1,4 +1,4 @@
-"""ExecuTorch on the CPU, with XNNPACK, by its Python build. It needs torch for its tensors; torch computes nothing."""
+"""Runs models in ExecuTorch on the CPU, with XNNPACK, by its Python build. It needs torch for its tensors; torch computes nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from kdcli.measure.runtime import EncoderRuntime
 from kdcli.measure.spec import Encoded, MeasureSpec
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
-"""The inputs of a program have no names; they are the first of these, in this order."""
+"""The names of a program's inputs, which the program itself does not name. A program has the first of these, in this order."""
 LEAST = 2
-"""The least number of tokens of a row, because torch.export takes a length of 1 for a constant."""
+"""The least number of tokens of a row, because torch.export treats a length of 1 as a constant."""
 
 
 class ExecuTorchEncoder(EncoderRuntime):

@@ -1,4 +1,4 @@
-"""Programs of torch.export.
+"""Runs programs of torch.export.
 
 A program is more than weights: torch unpickles some members of the archive, evaluates expressions of its shapes, and generates Python from
 its names and guards. So each member, name and expression must be one of those that an export has.
@@ -104,7 +104,7 @@ class ExportedEncoder(EncoderRuntime):
         return logits
 
     def memory(self) -> int | None:
-        """Peak memory of the GPU, if there is one."""
+        """Return the peak memory of the GPU, if there is one."""
         import torch
 
         return torch.cuda.max_memory_allocated() if self.device == "cuda" else None

@@ -1,4 +1,4 @@
-"""LiteRT (TensorFlow Lite) on the CPU, with XNNPACK, by its Python build."""
+"""Runs models in LiteRT (TensorFlow Lite) on the CPU, with XNNPACK, by its Python build."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdcli.measure.spec import Encoded, MeasureSpec
 
 
 class LiteRTEncoder(EncoderRuntime):
-    """A file with one signature for each of several row lengths. The shortest that fits a row runs."""
+    """A file with one signature for each of several row lengths. A row runs in the shortest signature that fits it."""
 
     files = ("*.tflite",)
     packages, extra = ("ai_edge_litert.interpreter", "tokenizers"), "mobile"

@@ -1,4 +1,4 @@
-"""llama.cpp on the CPU."""
+"""Runs models in llama.cpp on the CPU."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LlamaCausalLM(CausalLMRuntime):
         return [{"input_ids": np.asarray(ids[: self.max_length], np.int64)} for _, ids in prompts]
 
     def generate(self, prompt: Encoded, count: int, listener: Callable[[int], object]) -> None:
-        """As in the base class. The server holds back the parts of a character until it is complete, and sends the last one alone."""
+        """Continue a prompt, as in the base class. The server holds back the parts of a character until it is complete, and sends the last one alone."""
 
         def receive(part: dict[str, Any]) -> None:  # exceptions raised here are lost
             refused.extend([part["error"]["message"]] if "error" in part else [])
@@ -88,11 +88,11 @@ class LlamaCausalLM(CausalLMRuntime):
             return ids
 
     def _score_token(self, before: list[int], token: int) -> tuple[float, int]:
-        """The log-probability of a token after others, and the most likely token there."""
+        """Return the log-probability of a token after others, and the most likely token there."""
         entry = self._force(before, token)
         if entry is not None:
             return entry["logprob"], entry["top_logprobs"][0]["id"]
-        # a part of a character, which the server holds back: another token is forced, and this one is among the likely ones
+        # the server holds back a part of a character: another token is forced, and this token is among the likely ones
         if self.printable is None:
             self.printable = next(other for other in range(token) if self._force(before, other))
         for count in (100, 10**6):
@@ -103,7 +103,7 @@ class LlamaCausalLM(CausalLMRuntime):
         raise ExportError(f"llama.cpp does not return the log-probability of token {token}")
 
     def _force(self, before: list[int], token: int, count: int = 1) -> dict[str, Any] | None:
-        """The log-probability of a token that the server is forced to generate, and of the `count` most likely ones; None for a part of a
+        """Return the log-probability of a token that the server is forced to generate, and of the `count` most likely ones; None for a part of a
         character."""
         answer = self._request(before, n_probs=count, logit_bias=[[token, self.bias]])
         logprobs = answer["choices"][0]["logprobs"]

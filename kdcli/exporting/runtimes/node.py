@@ -1,4 +1,4 @@
-"""transformers.js in Node. It runs the same code as a web page, with the native kernels of ONNX Runtime instead of WebAssembly."""
+"""Runs models in transformers.js in Node: the code of a web page, with the native kernels of ONNX Runtime instead of WebAssembly."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DTYPES = {"model.onnx": "fp32", "model_quantized.onnx": "q8"}
 
 
 def packages() -> Path:
-    """The folder of the cache whose node_modules holds `PACKAGES`; npm downloads them once.
+    """Return the folder of the cache whose node_modules holds `PACKAGES`; npm downloads them once.
 
     Raises:
         ExportError: Node or npm is not installed, or npm cannot download them.
@@ -59,7 +59,7 @@ def packages() -> Path:
 
 
 def node() -> str:
-    """The path of Node.
+    """Return the path of Node.
 
     Raises:
         ExportError: it is not installed.
@@ -71,7 +71,7 @@ def node() -> str:
 
 
 def _program(name: str) -> str | None:
-    """The path of a program: on the PATH, or beside Python, where the extra `browser` installs Node."""
+    """Return the path of a program: on the PATH, or beside Python, where the extra `browser` installs Node."""
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
@@ -87,7 +87,7 @@ class NodeEncoder(EncoderRuntime):
 
     @classmethod
     def match(cls, path: Path) -> int:
-        """As in the base class, but not for a file with its config in the same folder, which is named `onnx` for another reason."""
+        """Match as in the base class, except a file whose config is in the same folder: the folder is called `onnx` for another reason."""
         return 0 if (path.parent / "config.json").is_file() else super().match(path)
 
     @classmethod
@@ -118,11 +118,11 @@ class NodeEncoder(EncoderRuntime):
         return np.asarray(answer["logits"], np.float32).reshape(answer["shape"])
 
     def compute_seconds(self) -> float:
-        """CPU time of Node until its last answer, and of this process."""
+        """Return the CPU time of Node until its last answer, and of this process."""
         return self.seconds + time.process_time()
 
     def memory(self) -> int:
-        """Peak memory of Node."""
+        """Return the peak memory of Node."""
         return max(0, int(self._call("peak")) - self.import_memory)
 
     def encode(self, texts: Texts) -> list[Encoded]:

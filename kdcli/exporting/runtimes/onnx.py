@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""Runs models in ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class OnnxCausalLM(CausalLMRuntime):
             listener(int(ids[0, 0]))
 
     def score(self, rows: Sequence[Counted]) -> dict[str, np.ndarray]:
-        """Log-probabilities and most likely tokens. A row is read in two parts, up to the first counted token and from there, so that the cache
+        """Return log-probabilities and the most likely tokens. A row is read in two parts, up to the first counted token and from there, so that the cache
         is tested as well."""
         log_prob, top = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
         for ids, positions in rows:
@@ -81,7 +81,7 @@ class OnnxCausalLM(CausalLMRuntime):
         return ids
 
     def _read(self, ids: np.ndarray, past: Encoded, keep: int = 0) -> tuple[np.ndarray, Encoded]:
-        """Further tokens (1, T) -> logits (1, T, C), or of the last `keep` of them, and the cache after them."""
+        """Run further tokens (1, T); return logits (1, T, C), or of the last `keep` of them, and the cache after them."""
         before = next(iter(past.values())).shape[2]
         length = before + ids.shape[1]
         inputs = {

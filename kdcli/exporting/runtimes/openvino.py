@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU."""
+"""Runs models in OpenVINO on the CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kdcli.measure.runtime import EncoderRuntime
 from kdcli.measure.spec import Encoded, MeasureSpec
 
 LENGTHS = (16, 24, 32, 48, 64, 96, 128)
-"""Lengths that single rows are padded to. For longer rows a fixed shape saves little time."""
+"""The lengths that single rows are padded to. A fixed shape saves little time for longer rows."""
 
 
 class OpenVINOEncoder(EncoderRuntime):
@@ -27,7 +27,7 @@ class OpenVINOEncoder(EncoderRuntime):
             "INFERENCE_NUM_THREADS": spec.threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,  # else two interleaved processes are pinned to one core, and so is what else runs
+            "ENABLE_CPU_PINNING": False,  # otherwise two interleaved processes, and other load, are pinned to one core
         }
         core = openvino.Core()
         graph = core.read_model(spec.path)

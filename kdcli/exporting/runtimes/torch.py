@@ -1,4 +1,4 @@
-"""PyTorch, eagerly: a model directory in fp32, or as its weights are stored."""
+"""Runs a model directory in PyTorch, eagerly, in fp32 or in the dtype of its stored weights."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TorchCausalLM(CausalLMRuntime):
         self.device = spec.device
 
     def encode(self, prompts: Any) -> list[Encoded]:
-        """The inputs of texts, or of pairs of a text and its token ids."""
+        """Return the inputs of texts, or of pairs of a text and its token ids."""
         ids = [row[1][: self.max_length] if len(row) > 1 else self.tokenize(row[0]) for row in prompts]
         return [{"input_ids": np.asarray(row, np.int64)} for row in ids]
 
@@ -76,7 +76,7 @@ class TorchCausalLM(CausalLMRuntime):
         return tokenize_prompts(self.tokenizer, [text], self.add_special_tokens)[0][: self.max_length]
 
     def same_tokens(self, prompts: Sequence[tuple[str, list[int]]]) -> np.ndarray:
-        """As in the base class, up to `MeasureSpec.max_length` tokens."""
+        """Compare tokens as in the base class, up to `MeasureSpec.max_length` of them."""
         return np.asarray([self.tokenize(text) == ids[: self.max_length] for text, ids in prompts], bool)
 
     def score(self, rows: Sequence[Counted]) -> dict[str, np.ndarray]:

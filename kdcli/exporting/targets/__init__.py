@@ -1,1 +1,1 @@
-"""Where a student runs: one file per target runtime."""
+"""Writes the files of students for devices, one module per device."""

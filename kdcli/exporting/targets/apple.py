@@ -1,4 +1,4 @@
-"""Apple's phones, tablets and computers: Core ML packages of encoders. They are made here, and run on the device alone."""
+"""Writes Core ML packages of encoders for Apple's phones, tablets and computers. They are made here, and run on the device alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Apple(Target):
         self.precisions = precisions
 
     def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
-        """Encoder-decoders, in which the number of end tokens is not known."""
+        """Refuse encoder-decoders, in which the number of end tokens is not known."""
         return "torch.export does not write it; hardware=cpu does" if config.is_encoder_decoder else None
 
     def export(
@@ -77,7 +77,7 @@ class Apple(Target):
 
 
 def _converted(model: PreTrainedModel, names: list[str], max_length: int) -> Any:
-    """The program with weights and activations in fp16, of any length."""
+    """Return the program with weights and activations in fp16, of any length."""
     import coremltools
 
     row = {name: torch.ones(1, 5, dtype=torch.int32) for name in names}
@@ -116,7 +116,7 @@ class _Rows(torch.nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """(1, L) each -> (1, C), of a token classifier (1, L, C)."""
+        """Map inputs, (1, L) each, to logits (1, C), of a token classifier (1, L, C)."""
         segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids.long()}
         mask = (1.0 - attention_mask[:, None, None, :].float()) * FAR
         logits: Tensor = self.model(input_ids=input_ids.long(), attention_mask=mask, **segments).logits

@@ -1,4 +1,4 @@
-"""The interface of a target: what makes the files of a device."""
+"""Defines the interface of a target, which makes the files of a device."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from kdcli.tasks.base import Task
 CLASSIFIERS = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")
 GENERATORS = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 COPIED = ("config.json", *TOKENIZER_FILES)
-"""Files that an application needs beside the graph, to make the inputs and to name the outputs."""
+"""The files that an application needs beside the graph, to make the inputs and to name the outputs."""
 
 
 class Target(ABC):
@@ -46,7 +46,7 @@ class Target(ABC):
         extra: the extra of kdcli that installs them; empty: they are installed by their own names.
         caveat: what its measurements, and so its budget, do not show. It stands in export.json, the table and the model card.
         hint: what to type when the files are made; `{out}` stands for their folder.
-        shows: it presents predictions of the teacher (`show`).
+        shows: whether it presents predictions of the teacher (`show`).
         failed: the files that `export` could not make, and why.
     """
 
@@ -89,7 +89,7 @@ class Target(ABC):
         """
 
     def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
-        """Why models of an architecture cannot be written, as far as that is known before the export, and what to do; None: they can.
+        """Return why models of an architecture cannot be written, as far as that is known before the export, and what to do; None: they can.
 
         Args:
             model_class: the student's class in transformers.
@@ -99,11 +99,11 @@ class Target(ABC):
 
     @property
     def reads_text(self) -> bool:
-        """Its files of classifiers are run with the student's tokenizer.json, which tokenizers that are written in Python lack."""
+        """Whether its files of classifiers are run with the student's tokenizer.json, which tokenizers written in Python lack."""
         return True
 
     def precision_of(self, quantization: str) -> str:
-        """The precision of files whose weights are rounded as `student.quantization` rounds them in training."""
+        """Return the precision of files whose weights are rounded as `student.quantization` rounds them in training."""
         return quantization
 
     def show(self, out: Path, name: str, labels: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -161,7 +161,7 @@ def enable_truncation(folder: Path, max_length: int) -> None:
 
 
 def sample_batch(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Tensor]:
-    """Inputs to trace a classifier with, (2, 5): the second row is padded, and each row has one end token, whose output encoder-decoders
+    """Return inputs to trace a classifier with, (2, 5): the second row is padded, and each row has one end token, whose output encoder-decoders
     classify."""
     batch = {name: torch.zeros(2, 5, dtype=torch.long) for name in names}
     batch["attention_mask"] = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
@@ -247,7 +247,7 @@ def require_writable(
         hardware: the name of the device.
         auto: the class of transformers that loads the student.
         config: of the student's architecture.
-        is_chosen: the user chose the device; otherwise it is a default, and what it does not write is told.
+        is_chosen: whether the user chose the device; if it is the default, an unsupported architecture is logged and not refused.
 
     Raises:
         ConfigError
@@ -266,7 +266,7 @@ def require_fast_tokenizer(target: Target, hardware: str, auto: str, is_fast: bo
     """Refuse a classifier without a tokenizer.json, if the target's files are run with it.
 
     Args:
-        is_fast: the student's tokenizer has a tokenizer.json.
+        is_fast: whether the student's tokenizer has a tokenizer.json.
         hardware, auto, is_chosen: as for `require_writable`.
 
     Raises:
@@ -286,7 +286,7 @@ def require_fast_tokenizer(target: Target, hardware: str, auto: str, is_fast: bo
 
 
 def _packaged_targets() -> dict[str, type[Target]]:
-    """The targets of kdcli's own devices; a device that is another name of one is left out."""
+    """Return the targets of kdcli's own devices; a device that is another name of one is left out."""
     targets: dict[str, type[Target]] = {}
     for path in sorted((conf_dir() / "hardware").glob("*.yaml")):
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -296,5 +296,5 @@ def _packaged_targets() -> dict[str, type[Target]]:
 
 
 def required_modules() -> set[str]:
-    """The modules that kdcli's own targets need."""
+    """Return the modules that kdcli's own targets need."""
     return {name for target in _packaged_targets().values() for name in target.packages}

@@ -1,4 +1,4 @@
-"""A browser with transformers.js: a page that runs the student where it is read."""
+"""Writes a web page that runs the student in the reader's browser, with transformers.js."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Browser(Target):
         self.precisions, self.rows = precisions, rows
 
     def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
-        """As hardware=cpu."""
+        """Refuse what hardware=cpu refuses."""
         return Cpu([*self.precisions]).refusal(model_class, config)
 
     def export(

@@ -1,4 +1,4 @@
-"""A processor with ONNX Runtime: a server, a laptop, and outside Python (browser, node, C#, Java, mobile); or CTranslate2."""
+"""Writes files for processors: for ONNX Runtime (on servers and laptops, and outside Python: browser, node, C#, Java, mobile) or CTranslate2."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Cpu(Target):
         self.precisions, self.opset, self.per_channel = precisions, opset, per_channel
 
     def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
-        """Architectures that the exporter to ONNX, or CTranslate2, does not write."""
+        """Refuse architectures that the exporter to ONNX, or CTranslate2, does not write."""
         kind, writes = config.get_text_config().model_type, model_class.can_generate()
         if writes and config.is_encoder_decoder:
             needs_loader = "int8" in (self.precisions or ["int8"]) and kind not in LOADERS
@@ -216,7 +216,7 @@ class Cpu(Target):
 
     @contextlib.contextmanager
     def _exporting(self, model: PreTrainedModel, out: Path) -> Iterator[Path]:
-        """A temporary folder in `out` while the model is written as ONNX."""
+        """Yield a temporary folder in `out`, and turn errors of the exporter to ONNX into `ExportError`."""
         with (
             exporting(model, f"as ONNX (opset {self.opset})", out),
             abandonable("onnx", out) as temporary,
@@ -247,5 +247,5 @@ class _Logits(torch.nn.Module):
         self.model, self.names = model, names
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """(B, L) each -> (B, C), of a token classifier (B, L, C)."""
+        """Map inputs, (B, L) each, to logits (B, C), of a token classifier (B, L, C)."""
         return self.model(**dict(zip(self.names, inputs, strict=True))).logits

@@ -1,4 +1,4 @@
-"""Servers with a GPU: a checkpoint in bf16, and a program of torch.export."""
+"""Writes files for servers with a GPU: a checkpoint in bf16, and a program of torch.export."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Cuda(Target):
         return "cpu"
 
     def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
-        """Programs of encoder-decoders that classify, in which the number of end tokens is not known."""
+        """Refuse programs of encoder-decoders that classify, in which the number of end tokens is not known."""
         if (
             model_class.can_generate()
             or not config.is_encoder_decoder
@@ -109,7 +109,7 @@ class Cuda(Target):
 
 
 def _program(model: PreTrainedModel, names: list[str], max_length: int) -> Any:
-    """The logits of any batch, of any length."""
+    """Return the logits of any batch, of any length."""
     batch = sample_batch(model, names)
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=max_length)}
     shapes = dict.fromkeys(batch, free)
@@ -127,7 +127,7 @@ class _Logits(torch.nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """(B, L) each -> (B, C), of a token classifier (B, L, C)."""
+        """Map inputs, (B, L) each, to logits (B, C), of a token classifier (B, L, C)."""
         segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments).logits
         return logits.float()

@@ -1,4 +1,4 @@
-"""Intel processors (and others of x86 and ARM) with OpenVINO."""
+"""Writes files of OpenVINO for Intel processors (and others of x86 and ARM)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Intel(Target):
     """OpenVINO files, a graph (.xml) and its weights (.bin): `model.fp16.xml`, `model.int8_weights.xml`, `model.int8.xml`.
 
     Inputs are named as in transformers (input_ids, attention_mask, token_type_ids: int64, (batch, sequence), both axes
-    free), the output is `logits`. What is left in floats is stored in fp16, and computed in bf16 where the processor has
-    products for it, else in fp32: that is the runtime's choice, and answers can differ a little from machine to machine.
+    free), the output is `logits`. Values that remain floats are stored in fp16. The runtime computes them in bf16 where the
+    processor has products for it, else in fp32, so predictions can differ a little from machine to machine.
 
-    fp16: weights alone are stored shorter. int8_weights: those of matrix products and embeddings, symmetric, with a scale per
-    output channel; no data is needed. int8: post-training quantization by NNCF, which also fixes the ranges of
+    fp16: the weights are stored in half precision. int8_weights: the weights of matrix products and embeddings have 8 bits, symmetric, with a
+    scale per output channel; no data is needed. int8: post-training quantization by NNCF, which also fixes the ranges of
     activations on rows of the training split (`hardware.calibration_rows`). Unlike with the dynamic int8 of
-    `hardware=cpu`, the logits of a row then depend on that row alone. The head after the pooling stays in floats.
+    `hardware=cpu`, the logits of a row then depend on that row alone. The head after the pooling remains in floats.
 
     Args:
         precisions: which files to make.
@@ -69,7 +69,7 @@ class Intel(Target):
 
 
 def _converted(model: PreTrainedModel, names: list[str]) -> Any:
-    """The graph in fp32, by transformers' exporter, from a batch of two, or the batch's axis would be fixed."""
+    """Return the graph in fp32, by transformers' exporter, from a batch of two, or the batch's axis would be fixed."""
     from transformers.exporters.configs import OpenVINOConfig
     from transformers.exporters.exporter_openvino import OpenVINOExporter
 
@@ -99,7 +99,7 @@ def _quantized(graph: Any, precision: str, rows: list[dict[str, Any]]) -> Any:
 
 
 def _head(graph: Any) -> list[str]:
-    """The matrix products that a row goes through as one vector. They take little time and few bytes, and OpenVINO 2026.4
+    """Return the matrix products that a row goes through as one vector. They take little time and few bytes, and OpenVINO 2026.4
     computes them wrongly in int8 where the batch of one is fixed, they are narrow and their input is not negative
     (DistilBERT's, after its ReLU).
     """

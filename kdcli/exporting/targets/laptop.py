@@ -1,4 +1,4 @@
-"""A laptop or a desktop with llama.cpp and what is built on it (Ollama, LM Studio …): GGUF files of language models."""
+"""Writes GGUF files of language models for laptops and desktops: for llama.cpp and programs that use it (Ollama, LM Studio …)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from kdcli.exporting.targets.base import Target, exporting
 from kdcli.models.vocabulary import TOKENIZER_FILES
 
 FINE = ("token_embd.weight", "output.weight")
-"""Matrices that keep 8 bits in a file of 4 bits: each of their rows is one token, and every token's probability depends on them."""
+"""The matrices that keep 8 bits in a file of 4 bits: each of their rows is one token, and every token's probability depends on them."""
 REMADE = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture", "general.file_type",
           "general.quantization_version")  # fmt: skip
-"""Fields that the writer sets by itself, or that describe how the tensors are stored."""
+"""The fields that the writer sets by itself, or that describe how the tensors are stored."""
 
 
 class Laptop(Target):
@@ -57,7 +57,7 @@ class Laptop(Target):
         return {"int8": "q8_0", "int4": "q4_0"}[quantization]
 
     def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
-        """Architectures that llama.cpp's converter does not know."""
+        """Refuse architectures that llama.cpp's converter does not know."""
         architectures = _architectures()
         is_known = not architectures or model_class.__name__ in architectures
         return None if is_known else "llama.cpp does not know it; hardware=cpu or hardware=cuda may write it"
@@ -91,7 +91,7 @@ class Laptop(Target):
 
 
 def _architectures() -> set[str]:
-    """The classes that llama.cpp's converter lists; empty if it is not installed, or has no list. Its module is not imported, since that
+    """Return the classes that llama.cpp's converter lists; empty if it is not installed, or has no list. Its module is not imported, since that
     configures logging."""
     module = importlib.util.find_spec("conversion")
     if module is None or module.origin is None:

@@ -1,4 +1,4 @@
-"""A phone: LiteRT (Android, iOS) and ExecuTorch files of classifiers, run here by the Python builds of both."""
+"""Writes LiteRT (Android, iOS) and ExecuTorch files of classifiers for phones. The Python builds of both runtimes run them here."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ UNWRITTEN: dict[str, tuple[str, ...]] = {
 """The `model_type` of classifiers that a converter refuses, or whose file its runtime cannot load (litert-torch 0.10, ExecuTorch 1.5): their
 operations have no kernel, or depend on the values of a row or on its length."""
 SHORTEST = 16
-"""Tokens of the first signature of a LiteRT file; one of 8 tokens would hardly be faster."""
+"""The number of tokens of the first signature of a LiteRT file; a signature of 8 tokens would hardly be faster."""
 
 
 class Mobile(Target):
     """`model.int8.tflite`, for LiteRT; `model.fp32.pte` and `model.int8.pte`, for ExecuTorch with XNNPACK.
 
-    int8 is the same in both: weights in 8 bits with a scale per output channel, and activations quantized as they come, so no
-    calibration data is needed.
+    Both have the same int8: weights have 8 bits and a scale per output channel, and activations are quantized dynamically, so no calibration
+    data is needed.
 
-    LiteRT: its shapes are fixed, so the file has a signature `tokens_16`, `tokens_32` … for rows
-    padded to so many tokens, which share their weights: a short text takes the time of a short one. Inputs are named as in
+    Shapes of LiteRT are fixed, so its file has a signature `tokens_16`, `tokens_32` … for rows padded to that many tokens. The signatures
+    share their weights, and a short text runs at the speed of a short signature. Inputs are named as in
     transformers, int32 (1, tokens); the output is `logits`, (1, labels), of a token classifier (1, tokens, labels).
 
     ExecuTorch: `forward` takes input_ids, attention_mask, token_type_ids (if the student has them) in that order,
@@ -62,7 +62,7 @@ class Mobile(Target):
         self.formats = formats
 
     def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
-        """Encoder-decoders, in which the number of end tokens is not known, and architectures that the converters of the formats refuse."""
+        """Refuse encoder-decoders, in which the number of end tokens is not known, and architectures that the converters of the formats refuse."""
         if config.is_encoder_decoder:
             return "torch.export does not write it; hardware=cpu does"
         kind = config.get_text_config().model_type
@@ -114,6 +114,6 @@ class Mobile(Target):
 
 
 def lengths(most: int) -> list[int]:
-    """16, 32, 64 … below the most tokens that a row may have, and that."""
+    """Return 16, 32, 64 … below the maximum number of tokens of a row, and that maximum."""
     doubled = [SHORTEST << times for times in range(most.bit_length())]
     return [*(length for length in doubled if length < most), most]

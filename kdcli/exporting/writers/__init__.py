@@ -1,1 +1,1 @@
-"""Writers of file formats that several targets share."""
+"""Writes file formats that several targets share."""

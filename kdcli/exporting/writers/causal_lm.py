@@ -25,7 +25,7 @@ TWO_GB = 2**31 - 2**24
 
 
 def trace(model: PreTrainedModel, file: Path, opset: int) -> Any:
-    """The graph in fp32, with inputs and outputs as Optimum and transformers.js name them.
+    """Return the graph in fp32, with inputs and outputs as Optimum and transformers.js name them.
 
     - input_ids, position_ids (B, T), attention_mask (B, P + T), past_key_values.N.key, .value (B, heads, P, head size)
     - num_logits_to_keep (), optional: the number of last tokens whose logits are returned; 0: all
@@ -97,7 +97,7 @@ class _Decoder(torch.nn.Module):
     def forward(
         self, ids: Tensor, mask: Tensor, positions: Tensor, keep: Tensor, *past: Tensor
     ) -> tuple[Tensor, ...]:
-        """Ids and positions (B, T), mask (B, P + T), keep (), two tensors per layer -> logits, and two tensors per layer."""
+        """Map ids and positions (B, T), mask (B, P + T), keep () and two tensors per layer to logits and two tensors per layer."""
         cache = DynamicCache()
         for layer in range(len(past) // 2):
             cache.update(past[2 * layer], past[2 * layer + 1], layer)
@@ -114,7 +114,7 @@ class _Decoder(torch.nn.Module):
 
 
 def blockwise(full: Any, bits: int) -> Any:
-    """The graph with quantized constant matrices: each `BLOCK` weights of a row share a scale in fp32; in
+    """Return the graph with quantized constant matrices: each `BLOCK` weights of a row share a scale in fp32; in
     GGUF's q8_0 and q4_0 they share one in fp16.
 
     Products become MatMulNBits, whose activations are dynamically quantized to 8 bits by block (accuracy_level 4), and look-ups by
@@ -142,7 +142,7 @@ def blockwise(full: Any, bits: int) -> Any:
     nodes, stored = [], {}
 
     def store(name: str, matrix: np.ndarray, width: int) -> list[str]:
-        """The names of a matrix's quantized weights and scales."""
+        """Return the names of a matrix's quantized weights and scales."""
         names = [f"{name}.int{width}", f"{name}.int{width}.scales"]
         if names[0] not in stored:
             for key, part in zip(names, _blocks(matrix, width), strict=True):
@@ -192,12 +192,12 @@ def _own(kind: str, inputs: list[str], outputs: Any, **attributes: Any) -> Any:
 
 
 def _has_full_blocks(tensor: Any) -> bool:
-    """Whether a tensor is a matrix whose row length is a multiple of `BLOCK`."""
+    """Return whether a tensor is a matrix whose row length is a multiple of `BLOCK`."""
     return tensor is not None and len(tensor.dims) == 2 and tensor.dims[1] % BLOCK == 0
 
 
 def _blocks(matrix: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix (N, K) in the format of MatMulNBits: uint8 (N, blocks, BLOCK * bits / 8), with 4 bits the even one of two weights in a byte's
+    """Return a matrix (N, K) in the format of MatMulNBits: uint8 (N, blocks, BLOCK * bits / 8), with 4 bits the even one of two weights in a byte's
     low half, and float32 scales (N, blocks). The scale maps a block's largest weight to the end of the range, as that of q4_0
     does; the last block of a row is padded with 0."""
     half = 2 ** (bits - 1)

@@ -61,7 +61,7 @@ def _quantizer(sample: dict[str, Tensor]) -> Any:
             return model
 
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
-    rows = [sample]  # the ranges of activations are dynamic, so that the calibration rows do not matter
+    rows = [sample]  # the ranges of activations are dynamic, so the calibration rows have no effect
     return PT2EQuantizer(Matrices().set_operator_type(torch.ops.aten.linear.default, config), rows)
 
 
@@ -78,7 +78,7 @@ class _Rounded(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(…) -> (…, D)."""
+        """Map token ids (…) to embeddings (…, D)."""
         return embedding(ids, self.weight).to(self.scale.dtype) * embedding(ids, self.scale)
 
 

@@ -35,12 +35,12 @@ ALIGNED = 64
 
 
 def packages_folder() -> Path:
-    """The folder into which `packages` installs `PINS`."""
+    """Return the folder into which `packages` installs `PINS`."""
     return cache_dir("litert") / digest(PINS, sys.version_info[:2])[:32]
 
 
 def packages() -> Path:
-    """The folder of the cache with `PINS`, about 0.8 GB, which is filled by the first call.
+    """Return the folder of the cache with `PINS`, about 0.8 GB, which is filled by the first call.
 
     Raises:
         ExportError: pip could not install them; with the command to type.
@@ -137,7 +137,7 @@ def main(student: str, kind: str, names: list[str], lengths: list[int], out: str
 
 
 def shared(model: bytes) -> bytes:
-    """The same LiteRT file with equal weights stored once (the quantizer writes them for each signature), and without names of inner tensors.
+    """Return the same LiteRT file with equal weights stored once (the quantizer writes them for each signature), and without names of inner tensors.
 
     Weights are stored after the flatbuffer, whose buffers hold their offsets.
     """
@@ -147,7 +147,7 @@ def shared(model: bytes) -> bytes:
     tree: Any = schema.ModelT.InitFromPackedBuf(model, 0)
     for graph in tree.subgraphs:
         for index in set(range(len(graph.tensors))) - {*graph.inputs, *graph.outputs}:
-            graph.tensors[index].name = b""  # 80 KB a signature of a student of two layers
+            graph.tensors[index].name = b""  # the names take 80 KB per signature in a student of two layers
     weights = [
         (buffer, model[buffer.offset : buffer.offset + buffer.size]) for buffer in tree.buffers if buffer.size
     ]

@@ -60,7 +60,7 @@ def main(student: str, file: str, rows: list[list[int]]) -> None:
 
 
 def _with_other_special_tokens(tokenizer: Any) -> list[SimpleNamespace]:
-    """The tokenizer without special tokens, and with the start token alone, as the converter reads it: by `encode`."""
+    """Return the tokenizer without special tokens, and with the start token alone, as the converter reads it: by `encode`."""
     start = getattr(tokenizer, "bos_token_id", None)
 
     def encoder(before: list[int]) -> SimpleNamespace:

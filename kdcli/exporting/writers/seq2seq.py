@@ -69,7 +69,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def ends_of(model: PreTrainedModel) -> int | list[int]:
-    """The tokens that end a text.
+    """Return the tokens that end a text.
 
     Raises:
         ExportError: the checkpoint names none.
@@ -87,7 +87,7 @@ def ends_of(model: PreTrainedModel) -> int | list[int]:
 
 
 def suppress_tokens(model: PreTrainedModel) -> int | None:
-    """The padding token, which is never generated; None if it is one that ends a text."""
+    """Return the padding token, which is never generated; None if it is one that ends a text."""
     pad: int | None = model.config.pad_token_id
     ends = ends_of(model)
     return None if pad in (ends if isinstance(ends, list) else [ends]) else pad
@@ -128,7 +128,7 @@ def write_onnx(model: PreTrainedModel, out: Path, opset: int, temporary: Path) -
 def _graphs(
     model: PreTrainedModel,
 ) -> Iterator[tuple[str, tuple[torch.nn.Module, dict[str, Tensor], dict[str, dict[int, str]]]]]:
-    """The name of each graph, its module, a sample of its inputs, and its outputs with their dynamic axes."""
+    """Yield the name of each graph, its module, a sample of its inputs, and its outputs with their dynamic axes."""
     ids, mask = torch.ones(2, 5, dtype=torch.long), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     encoder, first, later = _Encoder(model), _Decoder(model), _Decoder(model)
     inputs = {"input_ids": ids, "attention_mask": mask}
@@ -168,7 +168,7 @@ class _Encoder(torch.nn.Module):
         self.encoder = model.get_encoder()
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, S) each -> (B, S, H)."""
+        """Map inputs, (B, S) each, to hidden states (B, S, H)."""
         return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
 
 
@@ -302,7 +302,7 @@ def write_ctranslate2(
 
 
 def tokens_by_id(vocabulary: Mapping[str, int], size: int) -> list[str]:
-    """The tokens by id; ids without a token get a name of their own."""
+    """Return the tokens by id; ids without a token get a name of their own."""
     tokens = [f"<unused {index}>" for index in range(size)]
     for token, index in vocabulary.items():
         if index < size:

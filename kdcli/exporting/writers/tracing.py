@@ -1,4 +1,4 @@
-"""The tracing exporter of torch, and what it needs of a model."""
+"""Exports models by torch's tracing exporter, after preparing them for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 @contextlib.contextmanager
 def traceable(model: PreTrainedModel) -> Iterator[None]:
-    """A context in which a model has operations that ONNX has as well: attention without the NaN checks that the fused one adds to each layer,
+    """Give a model operations that ONNX has as well, until the block ends: attention without the NaN checks that the fused one adds to each layer,
     and mixtures of experts as batched products, without a loop over the experts that the tokens of the sample were routed to."""
     attention = model.config._attn_implementation
     experts = getattr(model.config, "_experts_implementation", None)

@@ -1,1 +1,1 @@
-"""Language models that complete prompts and conversations."""
+"""Defines the task of language models that complete prompts and conversations."""

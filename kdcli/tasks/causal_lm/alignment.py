@@ -1,4 +1,4 @@
-"""Where tokens begin in a text, by which the tokens of two tokenizers are matched."""
+"""Finds where tokens begin in a text, by which the tokens of two tokenizers are matched."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ NOWHERE = -(2**30)
 
 
 def counted_starts(encoded: Encoded, row: int) -> np.ndarray:
-    """The characters at which the counted tokens of a row begin."""
+    """Return the characters at which the counted tokens of a row begin."""
     item = encoded[row]
     return item["starts"][1:][item["labels"][1:] != IGNORE]
 
 
 def token_starts(span: np.ndarray, begin: int) -> np.ndarray:
-    """The start of each token, in characters from `begin`: the end of the token before it, because some tokenizers do not count the space
+    """Return the start of each token, in characters from `begin`: the end of the token before it, because some tokenizers do not count the space
     with which a token begins. Tokens that begin inside a character have the start `NOWHERE`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Conversations as a tokenizer's chat template renders them, and which of their characters the student learns."""
+"""Renders conversations by a tokenizer's chat template, and finds the characters that the student learns."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from kdcli.tasks.causal_lm.conversations import (
 )
 
 DAY = datetime.date(2024, 7, 26)
-"""The date for chat templates that read today's (Llama 3 falls back on this one), so that rendered texts do not change from day to day."""
+"""The date that chat templates read as the current one, so that rendered texts do not change from day to day. (It is the default of Llama 3.)"""
 _TODAY = (
     "{% macro strftime_now(form) %}{{ form"
     + "".join(f"|replace('%{code}', '{DAY.strftime(f'%{code}')}')" for code in "aAbBdeFjmuyY")
     + f"|replace('%-d', '{DAY.day}')|replace('%-m', '{DAY.month}') }}}}{{% endmacro %}}{{{{ '' }}}}"
 )
 ANSWER = "⸨kdcli⸩"
-"""The answer of an assistant in a conversation of which only the template is examined."""
+"""The answer of the assistant in a conversation that examines the template alone."""
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """The tag with which a template marks what the assistant writes."""
 OPENED, CLOSED = re.compile(r"<think>\s*\Z"), re.compile(r"<think>\s*</think>\s*\Z")
@@ -42,10 +42,10 @@ TURNS, COUNTED, UNWEIGHTED = "turns", "counted turns", "turns of weight 0"
 ROLE, KEY = "role ", "key "
 """The beginnings of notes on turns of a role, and of keys of turns, that the template does not write."""
 NOTES = {
-    "kept": "thoughts are learned that the chat template leaves out of a conversation (dataset.thoughts=drop leaves them out)",
+    "kept": "thoughts are learned that the chat template omits (dataset.thoughts=drop drops them)",
     "unthinking": "answers have no thought, which the generation prompt of the chat template begins: an empty one is learned",
-    "thoughts": "thoughts of earlier turns are left out by the chat template (dataset.thoughts=all writes and learns them)",
-    "contents": "contents beside a call are left out by the chat template",
+    "thoughts": "the chat template omits thoughts of earlier turns (dataset.thoughts=all writes and learns them)",
+    "contents": "the chat template omits contents beside a call",
 }
 
 
@@ -53,8 +53,8 @@ class Rendered(NamedTuple):
     """A conversation as text.
 
     Attributes:
-        spans: what counts: the number of a turn among those of the assistant, and its first character and the one after its last.
-        notes: how many turns there are and count, and what the template leaves out.
+        spans: the counted characters: the index of a turn among those of the assistant, its first character, and the one after its last.
+        notes: the numbers of turns and of counted turns, and of what the template omits.
     """
 
     text: str
@@ -93,7 +93,7 @@ class Chat:
         try:
             repeated = self._apply([first, {"role": "user", "content": "y"}], None)
         except DataError:
-            return  # it insists on turns that alternate
+            return  # it requires turns that alternate
         if answered == repeated:
             raise DataError(
                 "the chat template renders a user's and an assistant's turn alike: the model could not distinguish the speakers; repair "
@@ -113,7 +113,7 @@ class Chat:
         return False
 
     def _source(self, tools: str | None = None) -> str:
-        """The template itself.
+        """Return the template itself.
 
         Raises:
             DataError: there are several, and none for conversations.
@@ -124,10 +124,10 @@ class Chat:
             raise DataError(f"the chat template cannot be used: {error}; name one of them default") from None
 
     def _marks(self, tools: str | None) -> bool:
-        """Whether the template marks what the assistant writes."""
+        """Return whether the template marks what the assistant writes."""
         return MARKS.search(self._source(tools)) is not None
 
-    # ---- what is known of the template -------------------------------------------------------------------------
+    # ---- properties of the template -------------------------------------------------------------------------
 
     @cached_property
     def closing(self) -> str:
@@ -167,7 +167,7 @@ class Chat:
         return self._apply(turns, None, **options)
 
     def _pieces(self, text: str) -> list[str]:
-        """A text as its added tokens, line breaks and what stands between them."""
+        """Return a text as its added tokens, line breaks and what stands between them."""
         added = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
         return [
             piece for piece in re.split(f"({'|'.join(map(re.escape, [*added, chr(10)]))})", text) if piece
@@ -176,7 +176,7 @@ class Chat:
     # ---- rendering ---------------------------------------------------------------------------------------------
 
     def prompt(self, turns: Turns, tools: str | None = None) -> str:
-        """The prompt for the last turn of the assistant.
+        """Return the prompt for the last turn of the assistant.
 
         Args:
             turns, tools: as `CausalLMRows` stores them.
@@ -186,7 +186,7 @@ class Chat:
     def render(
         self, turns: Turns, tools: str | None = None, ends: bool = True, generated: bool = False
     ) -> Rendered:
-        """A conversation up to the last turn of the assistant.
+        """Return a conversation up to the last turn of the assistant.
 
         An empty answer, which some templates refuse, is rendered as the closing text alone.
 
@@ -239,7 +239,7 @@ class Chat:
         return Rendered(text, counted, notes)
 
     def _write(self, turns: list[dict[str, Any]], tools: str | None, **options: Any) -> str:
-        """The rendered turns. Of those with `KEEP` the thought stands before the answer, whatever the template makes of it."""
+        """Return the rendered turns. Of those with `KEEP` the thought stands before the answer, whatever the template makes of it."""
         thinking = {index: turn for index, turn in enumerate(turns) if turn.get(KEEP)}
         marks = {index: f"{ANSWER}{index}." for index in thinking}
         bare = [
@@ -252,7 +252,7 @@ class Chat:
             before, mark, after = text.partition(marks[index])
             if not mark:
                 raise DataError(
-                    "the chat template leaves out the content of a turn with a thought; give dataset.thoughts=drop"
+                    "the chat template omits the content of a turn with a thought; give dataset.thoughts=drop"
                 )
             content = turn.get("content", "")
             answer = (split_thought(content) or ("", content))[1]
@@ -260,7 +260,7 @@ class Chat:
         return text
 
     def _apply(self, turns: list[dict[str, Any]], tools: str | None, **options: Any) -> str:
-        """The turns as transformers renders them, in the first form that the template reads."""
+        """Return the turns as transformers renders them, in the first form that the template reads."""
         given = {"tools": json.loads(tools)} if tools else {}
         *others, last = self._forms(turns)
         for form in others:
@@ -271,7 +271,7 @@ class Chat:
         return apply_template(self.tokenizer, last, **given, **options)
 
     def _forms(self, turns: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        """The forms of turns that templates may read: some refuse a turn without a content, some refuse objects as the arguments of calls."""
+        """Return the forms of turns that templates may read: some refuse a turn without a content, some refuse objects as the arguments of calls."""
         forms = [turns]
         if any("tool_calls" in turn for turn in turns):
             full = [{"content": "", **turn} for turn in turns]
@@ -325,7 +325,7 @@ class Chat:
                 notes[KEY + key] += sum(key in turn for turn in turns)
 
     def _after_prompt(self, prompt: str, text: str, turn: Mapping[str, Any], notes: Counter[str]) -> str:
-        """The text with its last turn after the generation prompt, which may begin a thought, or hold an empty one; empty: the text does not
+        """Return the text with its last turn after the generation prompt, which may begin a thought, or hold an empty one; empty: the text does not
         begin with the prompt.
 
         Raises:
@@ -352,7 +352,7 @@ class Chat:
         answers: Sequence[int],
         tools: str | None,
     ) -> Iterator[tuple[int, tuple[int, int]]]:
-        """The spans of the turns of the assistant before the last one, from the end of the generation prompt to that of the closing text.
+        """Yield the spans of the turns of the assistant before the last one, from the end of the generation prompt to that of the closing text.
 
         A turn that is rendered identically without what follows is found by that. Of others (Qwen3 and Phi-3 write the last turn in another
         way) the content is found by rendering the conversation with another one.
@@ -383,7 +383,7 @@ class Chat:
         begin: int | None = None,
         **options: Any,
     ) -> tuple[int | None, int | None]:
-        """The span of a turn whose content is written somewhere in the text; None, None if it is not."""
+        """Return the span of a turn whose content is written somewhere in the text; None, None if it is not."""
         before, after = self._around(turns, index, tools, **options)
         if before is None:
             return None, None
@@ -409,7 +409,7 @@ class Chat:
     def _around(
         self, turns: list[dict[str, Any]], index: int, tools: str | None, **options: Any
     ) -> tuple[str | None, str]:
-        """The text before and after the content of a turn; None if it is not written."""
+        """Return the text before and after the content of a turn; None if it is not written."""
         other = {key: value for key, value in turns[index].items() if key not in (THOUGHTS[0], KEEP)}
         other["content"] = ANSWER
         try:
@@ -422,7 +422,7 @@ class Chat:
     def _marked_spans(
         self, turns: list[dict[str, Any]], answers: Sequence[int], length: int, tools: str | None
     ) -> dict[int, tuple[int, int]]:
-        """The spans that the template marks, by the turns that hold them.
+        """Return the spans that the template marks, by the turns that hold them.
 
         Raises:
             DataError: it marks none.
@@ -456,7 +456,7 @@ class Chat:
 
 
 def last_answer(turns: Turns) -> int:
-    """The index of the last turn of the assistant."""
+    """Return the index of the last turn of the assistant."""
     return max(index for index, turn in enumerate(turns) if turn["role"] == "assistant")
 
 
@@ -489,18 +489,18 @@ def _another_beginning(prompt: str, text: str) -> DataError:
 
 
 def _thought(turn: Mapping[str, Any]) -> str:
-    """The thought of a turn, in a key or at the beginning of its content; empty: it has none."""
+    """Return the thought of a turn, in a key or at the beginning of its content; empty: it has none."""
     own = turn.get(THOUGHTS[0]) or (split_thought(turn.get("content", "")) or ("", ""))[0]
     return str(own).strip()
 
 
 def _unopened(prompt: str) -> str:
-    """A prompt without the thought that it begins, or that it holds at its end."""
+    """Return a prompt without the thought that it begins, or that it holds at its end."""
     return CLOSED.sub("", OPENED.sub("", prompt))
 
 
 def _shared(first: Sequence[str], second: Sequence[str]) -> int:
-    """The number of characters, or of pieces, with which both texts begin."""
+    """Return the number of characters, or of pieces, with which both texts begin."""
     shortest = min(len(first), len(second))
     return next((at for at in range(shortest) if first[at] != second[at]), shortest)
 
@@ -512,7 +512,7 @@ def _dated(template: str) -> str:
 def apply_template(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, Any]], **options: Any
 ) -> str:
-    """A conversation as the template renders it; on every day as on `DAY`.
+    """Return a conversation as the template renders it; on every day as on `DAY`.
 
     Args:
         turns: as a chat template reads them.
@@ -525,7 +525,7 @@ def apply_template(
         own: Any = tokenizer
         template = _dated(own.get_chat_template(tools=options.get("tools")))
         return str(own.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
-    except Exception as error:  # jinja2 raises what the template says
+    except Exception as error:  # jinja2 raises what the template raises
         roles = listed(turn["role"] for turn in turns) or "no turns"
         raise DataError(
             f"the chat template refuses a conversation of {roles}: {error}; remove the turns that it does not accept (of the system, "

@@ -1,4 +1,4 @@
-"""What is checked of a decoder when it is loaded, and of its texts before a student is trained."""
+"""Checks a decoder when it is loaded, and its texts before a student is trained."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from kdcli.text_metrics import text_scores
 
 CHECK_ENDS = "It does not write as it was trained: check eos_token_id in its config.json and generation_config.json, its tokenizer files, and its chat template"
 FEWEST = 4
-"""References below which scores of texts are not compared with the perplexity."""
+"""The number of references below which scores of texts are not compared with the perplexity."""
 UNRELATED = 5.0
-"""ROUGE-L (0 to 100) below which texts have next to no words of their references."""
+"""The ROUGE-L (0 to 100) below which texts share almost no words with their references."""
 
 
 def contradicting_completions(log_prob: float, replies: Sequence[Reply], references: Sequence[str]) -> str:
-    """How the completions that a model generates contradict the probability that it gives to the references; empty: they do not.
+    """Return how the completions that a model generates contradict the probability that it gives to the references; empty: they do not.
 
     Many completions may fit a prompt, so texts that differ from their references contradict nothing; texts with next to none of their words do. A
     truncated completion is compared with as many words of its reference. Prompts with an empty reference are left out.

@@ -1,4 +1,4 @@
-"""Conversations in the shapes in which people store them, read as turns of a role and a content.
+"""Reads conversations in the shapes in which people store them, as turns of a role and a content.
 
 A turn is `{"role", "content"}`. What else it has (tool calls, reasoning, a name, a weight …) is in `extra`, as JSON, because a table would
 give every turn the keys of all others.
@@ -42,11 +42,11 @@ _PLAIN = {"role", "content"}
 _ORDER = ("system", "user", "assistant", "tool")
 """The roles of an object with a key for each, in the order of their turns."""
 _ARRAY = re.compile(r"\}\s+\{")
-"""Between the items of an array as numpy writes it."""
+"""The text between the items of an array as numpy writes it."""
 
 
 def read_turns(value: Any, where: str, what: str = "the messages") -> list[dict[str, str]]:
-    """The turns of a conversation, in any of the shapes of docs/conversations.md.
+    """Return the turns of a conversation, in any of the shapes of docs/conversations.md.
 
     Args:
         value: lists and mappings, or their JSON.
@@ -67,7 +67,7 @@ def read_turns(value: Any, where: str, what: str = "the messages") -> list[dict[
 
 
 def is_conversation(value: Any) -> bool:
-    """Whether a value is turns, or their JSON, and not a text."""
+    """Return whether a value is turns, or their JSON, and not a text."""
     if isinstance(value, str) and value.lstrip()[:1] not in ("[", "{"):
         return False
     turns = _listed(value)
@@ -75,7 +75,7 @@ def is_conversation(value: Any) -> bool:
 
 
 def read_history(value: Any, where: str) -> list[dict[str, str]]:
-    """Earlier turns, as such or as pairs of a prompt and its answer (LLaMA-Factory, ms-swift)."""
+    """Return earlier turns, as such or as pairs of a prompt and its answer (LLaMA-Factory, ms-swift)."""
     if is_conversation(value):
         return read_turns(value, where, "the history")
     pairs = _decoded(value)
@@ -94,7 +94,7 @@ def read_history(value: Any, where: str) -> list[dict[str, str]]:
 
 
 def read_tools(value: Any, where: str) -> list[Any]:
-    """The tools that a conversation may use, as chat templates read them: JSON schemas of functions."""
+    """Return the tools that a conversation may use, as chat templates read them: JSON schemas of functions."""
     tools = _decoded(value)
     if isinstance(tools, Mapping):
         tools = [tools]
@@ -109,7 +109,7 @@ def read_tools(value: Any, where: str) -> list[Any]:
 
 
 def require_answer(turns: list[dict[str, str]], where: str) -> list[dict[str, str]]:
-    """The turns up to the last one that is learned: what follows it changes nothing.
+    """Return the turns up to the last one that is learned: what follows it changes nothing.
 
     Raises:
         DataError: none is learned.
@@ -130,26 +130,26 @@ def require_answer(turns: list[dict[str, str]], where: str) -> list[dict[str, st
 
 
 def is_learned(turn: Mapping[str, Any]) -> bool:
-    """Whether a turn of the assistant counts: it has not the weight 0."""
+    """Return whether a turn of the assistant counts: it has not the weight 0."""
     return bool(extra_of(turn).get("weight", 1))
 
 
 def extra_of(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stored turn has besides role and content."""
+    """Return what a stored turn has besides role and content."""
     stored = turn.get("extra")
     extra: dict[str, Any] = json.loads(stored) if stored else {}
     return extra
 
 
 def with_extra(turn: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, str]:
-    """A stored turn with other keys besides role and content."""
+    """Return a stored turn with other keys besides role and content."""
     bare = {key: turn[key] for key in ("role", "content")}
     stored = json.dumps(extra, ensure_ascii=False, default=str)  # tables also hold dates
     return bare | ({"extra": stored} if extra else {})
 
 
 def split_thought(content: str) -> tuple[str, str] | None:
-    """The thought in <think> tags with which a content begins, and the answer after it; None: there is none.
+    """Return the thought in <think> tags with which a content begins, and the answer after it; None: there is none.
 
     The opening tag may be missing: some templates write it into the generation prompt.
     """
@@ -160,14 +160,14 @@ def split_thought(content: str) -> tuple[str, str] | None:
 
 
 def without_thoughts(turn: Mapping[str, str]) -> dict[str, str]:
-    """A turn without its reasoning, in a key or at the beginning of its content."""
+    """Return a turn without its reasoning, in a key or at the beginning of its content."""
     extra = {key: value for key, value in extra_of(turn).items() if key != THOUGHTS[0]}
     thought = split_thought(turn["content"])
     return with_extra({**turn, "content": thought[1]} if thought else turn, extra)
 
 
 def template_turns(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Stored turns as a chat template reads them. A content that was null beside a call is left out, as transformers does."""
+    """Return stored turns as a chat template reads them. A content that was null beside a call is left out, as transformers does."""
     ready = []
     for turn in turns:
         extra = {key: value for key, value in extra_of(turn).items() if key != "weight"}
@@ -177,7 +177,7 @@ def template_turns(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def shown_turn(turn: Mapping[str, Any]) -> str:
-    """A stored turn as text for people: its content, and its calls as JSON."""
+    """Return a stored turn as text for people: its content, and its calls as JSON."""
     calls = [call["function"] for call in extra_of(turn).get("tool_calls", ())]
     return "\n".join(
         filter(None, [turn["content"], *(json.dumps(call, ensure_ascii=False) for call in calls)])
@@ -185,7 +185,7 @@ def shown_turn(turn: Mapping[str, Any]) -> str:
 
 
 def endpoint_turns(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Stored turns as the chat API of OpenAI reads them: the arguments of a call are JSON. A call has an id, its own or that of its result, and
+    """Return stored turns as the chat API of OpenAI reads them: the arguments of a call are JSON. A call has an id, its own or that of its result, and
     else its number in the conversation; its result names this id."""
     sent: list[dict[str, Any]] = []
     messages = template_turns(turns)
@@ -222,7 +222,7 @@ def _with_json_arguments(function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_text_arguments(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Turns for templates that read the arguments of a call as JSON."""
+    """Return turns for templates that read the arguments of a call as JSON."""
     ready = []
     for turn in turns:
         calls = [
@@ -234,7 +234,7 @@ def with_text_arguments(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, An
 
 
 def _turn(turn: Any, index: int, where: str) -> dict[str, str]:
-    """A turn as it is stored: its role and content under any of their names, and what else it has in `extra`.
+    """Return a turn as it is stored: its role and content under any of their names, and what else it has in `extra`.
 
     Args:
         index: the number of the turn, for messages.
@@ -281,12 +281,12 @@ def _turn(turn: Any, index: int, where: str) -> dict[str, str]:
 
 
 def _is_result(part: Any) -> bool:
-    """Whether a part of a turn of the user is the result of a tool, as Anthropic stores it."""
+    """Return whether a part of a turn of the user is the result of a tool, as Anthropic stores it."""
     return isinstance(part, Mapping) and part.get("type") == "tool_result"
 
 
 def _keys(turn: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The keys of the role and of the content of a turn."""
+    """Return the keys of the role and of the content of a turn."""
     role = next((key for key in ROLE_KEYS if key in turn), None)
     content = next((key for key in CONTENT_KEYS if key in turn), None)
     if role is None and isinstance(kind := turn.get("type"), str) and kind.casefold() in ROLES:  # LangChain
@@ -301,7 +301,7 @@ def _keys(turn: Mapping[str, Any]) -> tuple[str, str] | None:
 def _content(
     content: Any, what: str, where: str, role: str, more: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """The text of a content, and what its parts hold besides text."""
+    """Return the text of a content, and what its parts hold besides text."""
     if content is None:
         if role == "assistant" and any(key in more for key in CALLS):
             return "", {}
@@ -338,7 +338,7 @@ def _content(
 
 
 def _more(more: Mapping[str, Any], what: str, where: str) -> dict[str, Any]:
-    """The other keys of a turn under the names that chat templates read."""
+    """Return the other keys of a turn under the names that chat templates read."""
     extra = {
         key: _without_nulls(value, where)
         for key, value in more.items()
@@ -363,7 +363,7 @@ def _more(more: Mapping[str, Any], what: str, where: str) -> dict[str, Any]:
 
 
 def _calls(value: Any, what: str, where: str) -> list[dict[str, Any]]:
-    """Calls of functions: their arguments are an object."""
+    """Return calls of functions: their arguments are an object."""
     value = _decoded(value)
     calls = []
     for call in value if isinstance(value, list) else [value]:
@@ -384,7 +384,7 @@ def _calls(value: Any, what: str, where: str) -> list[dict[str, Any]]:
 
 
 def _without_nulls(value: Any, where: str) -> Any:
-    """A value without nulls in its mappings: a table has them for the keys of other rows.
+    """Return a value without nulls in its mappings: a table has them for the keys of other rows.
 
     Raises:
         DataError: it is nested too deeply.
@@ -404,7 +404,7 @@ def _without_nulls(value: Any, where: str) -> Any:
 
 
 def _listed(value: Any) -> list[Any]:
-    """The turns of a value; []: it holds none."""
+    """Return the turns of a value; []: it holds none."""
     value = _decoded(value)
     if isinstance(value, Mapping):
         held = next((value[key] for key in WRAPPERS if key in value), None)
@@ -421,7 +421,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _named(turn: Any) -> list[Any]:
-    """The turns of `{"user": "…", "assistant": "…"}` with their roles named; JSON of a turn decoded."""
+    """Return the turns of `{"user": "…", "assistant": "…"}` with their roles named; JSON of a turn decoded."""
     if isinstance(turn, str) and turn.lstrip().startswith("{"):
         turn = _decoded(turn)
     if not isinstance(turn, Mapping) or not turn or _keys(turn) is not None:
@@ -433,7 +433,7 @@ def _named(turn: Any) -> list[Any]:
 
 
 def _decoded(value: Any) -> Any:
-    """What a text in JSON holds, or in Python's own notation, in which pandas writes lists into csv; other values as they are."""
+    """Return what a text in JSON holds, or in Python's own notation, in which pandas writes lists into csv; other values as they are."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     with contextlib.suppress(ValueError):

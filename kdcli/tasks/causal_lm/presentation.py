@@ -1,4 +1,4 @@
-"""How the results of causal language modelling are shown."""
+"""Presents the results of causal language modelling."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Perplexity(Metric):
         self.name, self.unit = "perplexity", "nats a token"
 
     def figure(self, score: float) -> float:
-        return min(math.exp(min(-score, 99.0)), 1e15)  # worse than that nobody can tell apart
+        return min(math.exp(min(-score, 99.0)), 1e15)  # larger perplexities are indistinguishable
 
     def texts(self, *scores: float, most: int = 6) -> list[str]:
         figures = [self.figure(score) for score in scores]
@@ -173,8 +173,8 @@ of one prompt at a time on the machine of the run.""",
   about what the model writes on its own, so read some of that (the run's `report.html`).""",
         labelled="have a reference",
         use_of_chat="""from transformers import pipeline
-write = pipeline("text-generation", "path/to/this/directory")
-asked = [{"role": "user", "content": "A question like those it was trained on."}]
-print(write(asked, max_new_tokens=128, do_sample=False, return_full_text=False)[0]["generated_text"])""",
+generate = pipeline("text-generation", "path/to/this/directory")
+messages = [{"role": "user", "content": "A question like those it was trained on."}]
+print(generate(messages, max_new_tokens=128, do_sample=False, return_full_text=False)[0]["generated_text"])""",
     ),
 )

@@ -1,4 +1,4 @@
-"""Rows of causal language models: prompts, conversations and plain text."""
+"""Reads rows of causal language models: prompts, conversations and plain text."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Values(NamedTuple):
 
 
 class CausalLMRows(RowSchema):
-    """Columns prompt and completion, or messages, or text, and the columns `CONTEXT` of conversations. Rows are duplicates if all of their
+    """Reads columns prompt and completion, or messages, or text, and the columns `CONTEXT` of conversations. Rows are duplicates if all of their
     characters are equal.
 
     Prompts and completions that are lists of turns are one conversation, of which the turns of the completion count. Rows with the same
@@ -60,9 +60,9 @@ class CausalLMRows(RowSchema):
 
     keys = "dataset.prompt= and dataset.completion=, dataset.messages=, or dataset.text="
     conversational = False
-    """Some rows have turns or tools; set by `declare`."""
+    """Whether some rows have turns or tools; set by `declare`."""
     tools = False
-    """Some rows have tools; set by `declare`."""
+    """Whether some rows have tools; set by `declare`."""
 
     def __init__(self, cfg: DatasetConfig):
         super().__init__(cfg)
@@ -75,14 +75,14 @@ class CausalLMRows(RowSchema):
             self.columns = [getattr(cfg, field) for field in self.fields]
         self.plain = self.fields == ["prompt", "completion"] and cfg.thoughts != "drop"
         self.value_names: list[str] = list(self.fields)
-        """What the values of the rows are that are being read: the fields, and those of `CONTEXT` that the source has."""
+        """The names of the values of a row of the current source: the fields, and those of `CONTEXT` that the source has."""
         self.context: dict[str, None] = {}
         self.unread: dict[str, None] = {}
         self.ended = 0
-        """Conversations that go on after the last turn that is learned."""
+        """The number of conversations with turns after the last one that is learned."""
 
     def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
-        """As in the base class, with the columns of `CONTEXT` that the source has."""
+        """Return the paths of the base class, and those of the columns of `CONTEXT` that the source has."""
         paths = super().column_paths(columns, name, nested)
         self.value_names = list(self.fields)
         for column in columns if self.fields != ["text"] else ():
@@ -130,7 +130,7 @@ class CausalLMRows(RowSchema):
         return Values(texts, before, tools)
 
     def _with_input(self, given: Mapping[str, Any], where: str) -> Any:
-        """The prompt, with the text of the column `input` as its last paragraph."""
+        """Return the prompt, with the text of the column `input` as its last paragraph."""
         more = given.get("input")
         if more in (None, "") or not isinstance(given["prompt"], str):
             return given["prompt"]
@@ -142,7 +142,7 @@ class CausalLMRows(RowSchema):
         return f"{given['prompt'].rstrip()}\n\n{more.lstrip()}" if more.strip() else given["prompt"]
 
     def _read_context(self, given: Mapping[str, Any], where: str) -> tuple[list[dict[str, str]], str]:
-        """The turns before a conversation, and its tools as JSON."""
+        """Return the turns before a conversation, and its tools as JSON."""
         turns: list[dict[str, str]] = []
         tools: list[Any] = []
         for column, value in given.items():
@@ -164,7 +164,7 @@ class CausalLMRows(RowSchema):
         return turns, json.dumps(tools, ensure_ascii=False) if tools else ""
 
     def _answered(self, turns: list[dict[str, str]], where: str) -> list[dict[str, str]]:
-        """The turns up to the last one that is learned, with their reasoning as `dataset.thoughts` says."""
+        """Return the turns up to the last one that is learned, with their reasoning as `dataset.thoughts` says."""
         learned = require_answer(turns, where)
         self.ended += len(learned) < len(turns)
         return [self._thinking(turn, where) if turn["role"] == "assistant" else turn for turn in learned]
@@ -197,7 +197,7 @@ class CausalLMRows(RowSchema):
             )
 
     def row(self, values: tuple[Any, ...], where: str) -> Row | None:
-        """The id is a hash of all values."""
+        """Make a row whose id is a hash of all values."""
         texts, turns, tools = Values(*values)
         if self.conversational and texts:
             roles = ("user", "assistant")
@@ -227,7 +227,7 @@ class CausalLMRows(RowSchema):
         return text.strip()
 
     def group(self, row: Row) -> str:
-        """The prompt; a conversation without a turn of the user is a group of its own."""
+        """Return the prompt; a conversation without a turn of the user is a group of its own."""
         user_turns = [turn["content"] for turn in row.get("messages", ()) if turn["role"] == "user"]
         prompt = row.get("prompt") or row.get("text") or next(iter(user_turns), row["id"])
         return row_hash([fold_white_space(prompt).casefold()])
@@ -251,18 +251,18 @@ class CausalLMRows(RowSchema):
 
 
 def _are_texts(prompt: Any, completion: Any) -> bool:
-    """Whether a prompt and a completion are texts that are no turns in JSON."""
+    """Return whether a prompt and a completion are texts that are no turns in JSON."""
     return isinstance(completion, str) and isinstance(prompt, str) and prompt[:1] not in TURNS
 
 
 def _after(before: list[dict[str, str]], turns: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Turns after those of the other columns; a conversation with an instruction of its own keeps it."""
+    """Return turns after those of the other columns; a conversation with an instruction of its own keeps it."""
     own = turns[0]["role"] == "system"
     return [*(turn for turn in before if not own or turn["role"] != "system"), *turns]
 
 
 def _joined(prompt: Any, completion: Any, where: str) -> list[dict[str, str]]:
-    """A prompt and a completion, one of which is a list of turns, as one conversation. Answers in the prompt are not learned."""
+    """Return a prompt and a completion, one of which is a list of turns, as one conversation. Answers in the prompt are not learned."""
     given, answers = (
         read_turns(value, where, f"the {field}")
         if is_conversation(value)

@@ -1,4 +1,4 @@
-"""The declarations of causal language modelling."""
+"""Declares causal language modelling."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class CausalLMSpec(TaskSpec):
     new_students = "smollm2-30m or smollm2-60m"
 
     def implied_by(self, cfg: Dataset) -> bool:
-        """Columns of prompts or conversations, or text without labels."""
+        """Return whether there are columns of prompts or conversations, or of texts without labels."""
         return bool(cfg.prompt or cfg.messages) or cfg.format in self.formats or cfg.label is None
 
     def check(self, cfg: Dataset) -> None:
-        """One kind of rows, and no keys for labels."""
+        """Check that the data set has one kind of rows, and no keys for labels."""
         if cfg.prompt and cfg.messages:
             raise ValueError("prompt and messages: name the columns of one of them")
         require_text_alone("causal_lm", cfg)

@@ -53,11 +53,11 @@ from kdcli.text_metrics import text_scores
 
 logger = logging.getLogger(__name__)
 CHUNK = 1000
-"""Rows in a call of the tokenizer."""
+"""The number of rows in a call of the tokenizer."""
 SHOWN = 10
-"""Prompts that the report shows."""
+"""The number of prompts that the report shows."""
 PROMPT = 100
-"""Characters of plain text that are used as a prompt."""
+"""The number of characters of plain text that are used as a prompt."""
 
 
 class CausalLM(LanguageModel):
@@ -77,19 +77,19 @@ class CausalLM(LanguageModel):
     checked_tokens = 64
     auto = "AutoModelForCausalLM"
     packs = False
-    """Rows hold several documents; set by `prepare`."""
+    """Whether rows hold several documents; set by `prepare`."""
     writes = True
     scores_untrained = True
 
     @classmethod
     def from_config(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
-        """The task for a data set, with its rule for long rows."""
+        """Return the task for a data set, with its rule for long rows."""
         task = super().from_config(cfg, labels)
         task.truncation = cfg.truncation or "cut"
         return task
 
     def supports_architecture(self, architecture: type[PreTrainedConfig]) -> bool:
-        """Architectures that are also for masked LM (BERT, RoBERTa) are not supported: by default they attend to the token to predict."""
+        """Return whether transformers has a decoder of this architecture, which is none for masked LM (BERT, RoBERTa): those attend to the token to predict."""
         masked = architecture in AutoModelForMaskedLM._model_mapping
         return super().supports_architecture(architecture) and not masked
 
@@ -170,7 +170,7 @@ class CausalLM(LanguageModel):
         return short
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
-        """Token ids, and the labels: the ids at the positions that count.
+        """Return the token ids, and the labels: the ids at the positions that count.
 
         Rows with completions that a model wrote may have a column `ends`: whether the completion is complete. If it is not, its end token does
         not count, and the row may have no position that counts.
@@ -244,7 +244,7 @@ class CausalLM(LanguageModel):
         ends: Sequence[bool],
         generated: bool,
     ) -> list[Rendered]:
-        """The conversations as the chat template renders them.
+        """Return the conversations as the chat template renders them.
 
         Raises:
             DataError: with the row of which the template refuses the conversation.
@@ -292,7 +292,7 @@ class CausalLM(LanguageModel):
     def collate(
         self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, Tensor]:
-        """Right-padded inputs and labels (B, L), and `rows` (B,). Packed rows have position_ids in place of a mask."""
+        """Return right-padded inputs and labels (B, L), and `rows` (B,). Packed rows have position_ids in place of a mask."""
         mask = "position_ids" if "position_ids" in features[0] else "attention_mask"
         batch = padded(features, ("input_ids", "labels", mask), tokenizer)
         batch["labels"][:, 0] = IGNORE  # no token precedes it
@@ -301,16 +301,16 @@ class CausalLM(LanguageModel):
     # ---- models ------------------------------------------------------------------------------------------
 
     def positions(self, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """(B, L) -> the positions from which counted tokens are predicted, and those tokens, (N,)."""
+        """Select, of labels (B, L), the positions from which counted tokens are predicted, and those tokens, (N,)."""
         row, column = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
         return (row, column), labels[row, column + 1]
 
     def counts(self, labels: Tensor) -> Tensor:
-        """The number of counted tokens of each row."""
+        """Return the number of counted tokens of each row."""
         return (labels[:, 1:] != IGNORE).sum(1)
 
     def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """All counted tokens."""
+        """Return all counted tokens."""
         labels = encoded.columns["labels"].copy()
         labels[encoded.offsets[:-1]] = IGNORE  # no token precedes the first one of a row
         return super().targets(Encoded({"labels": labels}, encoded.offsets))
@@ -327,7 +327,7 @@ class CausalLM(LanguageModel):
         return alignments
 
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
-        """The prompts, rendered by the chat template if there is one; of plain text its beginning."""
+        """Return the prompts, rendered by the chat template if there is one; of plain text its beginning."""
         conversations = self._conversations(rows)
         if conversations is None:
             return [[row["prompt"]] for row in self.prompts_and_references(rows)]
@@ -337,7 +337,7 @@ class CausalLM(LanguageModel):
         ]
 
     def prompts_and_references(self, rows: datasets.Dataset) -> list[dict[str, str]]:
-        """The `prompt` and the `reference` of each row, as the report shows them."""
+        """Return the `prompt` and the `reference` of each row, as the report shows them."""
         if "texts" in rows.column_names:
             return [
                 {"prompt": texts[0][:PROMPT], "reference": texts[0][PROMPT : 5 * PROMPT]}
@@ -373,14 +373,14 @@ class CausalLM(LanguageModel):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> None:
         """Set the end tokens, so that plain `generate` stops where a completion ends, also at the end of a turn of the chat template. The tokenizer
-        appends no end token to a prompt any more."""
+        then appends no end token to a prompt."""
         append_nothing(tokenizer)
         own: Any = model.generation_config
         ends = ends_of(model, tokenizer, self._ends(tokenizer))
         own.eos_token_id = ends[0] if len(ends) == 1 else ends or None
 
     def _ends(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """The special token with which the chat template closes an assistant's turn, if rows are conversations."""
+        """Return the special token with which the chat template closes an assistant's turn, if rows are conversations."""
         if not self.chat:
             return []
         added = tokenizer.added_tokens_decoder
@@ -388,13 +388,13 @@ class CausalLM(LanguageModel):
         return [token for token in ids if token in added and added[token].special][:1]
 
     def prompt(self, row: Mapping[str, Any]) -> str:
-        """The user's first turn, or the prompt."""
+        """Return the user's first turn, or the prompt."""
         if "messages" in row:
             return next((turn["content"] for turn in row["messages"] if turn["role"] == "user"), "")
         return str(row["prompt"])
 
     def with_prompt(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
-        """A conversation that begins with another turn of the user, or another prompt."""
+        """Return a conversation that begins with another turn of the user, or another prompt."""
         turns = [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
         own = {"messages": turns} if "messages" in row else {"prompt": text, "completion": ""}
         return {**row, **own, "id": digest("expanded", text)[:32]}
@@ -440,7 +440,7 @@ class CausalLM(LanguageModel):
                 require_room(cfg.measure, config)
 
     def warn_of_truncation(self, encoded: Encoded, max_length: int) -> None:
-        """Tell how many turns and tokens count. Warn if completions are cut: their ends are not learned."""
+        """Log how many turns and tokens count. Warn if completions are truncated: their ends are not learned."""
         if encoded.notes:
             self._log_counted(encoded)
         if not self.packs and (full := int((np.diff(encoded.offsets) >= max_length).sum())):
@@ -452,7 +452,7 @@ class CausalLM(LanguageModel):
             )  # fmt: skip
 
     def _log_counted(self, encoded: Encoded) -> None:
-        """Tell how many turns and tokens count, and what the chat template leaves out."""
+        """Log how many turns and tokens count, and what the chat template omits."""
         notes, (_, counts) = encoded.notes, self.targets(encoded)
         turns, counted, unweighted = (notes.get(name, 0) for name in (TURNS, COUNTED, UNWEIGHTED))
         weights = f" ({unweighted:,} have the weight 0)" if unweighted else ""
@@ -472,7 +472,7 @@ class CausalLM(LanguageModel):
                 logger.warning("%d %s", count, NOTES[name])
             elif count and name.startswith(ROLE):
                 logger.warning(
-                    "%d turns of the role %s are left out by the chat template",
+                    "the chat template omits %d turns of the role %s",
                     count,
                     name.removeprefix(ROLE),
                 )
@@ -489,7 +489,7 @@ class CausalLM(LanguageModel):
         max_length: int,
         cfg: Measure | None,
     ) -> list[str]:
-        """Greedy completions of the first prompts, of at most `measure.new_tokens` tokens each."""
+        """Return greedy completions of the first prompts, of at most `measure.new_tokens` tokens each."""
         if cfg is None:
             return []
         some = rows.select(range(min(cfg.generations, len(rows))))
@@ -499,7 +499,7 @@ class CausalLM(LanguageModel):
     def sample_scores(
         self, samples: Sequence[str], predictions: Predictions, rows: datasets.Dataset
     ) -> dict[str, float]:
-        """ROUGE-L against the references, and the diversity of the completions. Warn if the completions contradict the perplexity."""
+        """Compute ROUGE-L against the references, and the diversity of the completions. Warn if the completions contradict the perplexity."""
         if not samples:
             return {}
         references = [row["reference"] for row in self.prompts_and_references(rows)]
@@ -527,7 +527,7 @@ class CausalLM(LanguageModel):
         samples: Mapping[str, Sequence[str]],
         cfg: Measure | None,
     ) -> dict[str, Any]:
-        """The number of counted tokens, and for some prompts the reference and the completion of each model."""
+        """Return the number of counted tokens, and for some prompts the reference and the completion of each model."""
         count = min([SHOWN, *map(len, samples.values())]) if samples else 0
         generations = [
             row | {name: texts[index] for name, texts in samples.items()}
@@ -536,11 +536,11 @@ class CausalLM(LanguageModel):
         return {"test_tokens": len(predictions["student"].labels), "generations": generations}
 
     def trivial(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrivialModel | None:
-        """Bigrams of the student's tokens."""
+        """Return a model of the bigrams of the student's tokens."""
         return BigramModel(len(tokenizer))
 
     def _conversations(self, rows: datasets.Dataset) -> list[list[dict[str, str]]] | None:
-        """The turns of each row; None if rows are not conversations."""
+        """Return the turns of each row; None if rows are not conversations."""
         if "messages" in rows.column_names:
             conversations: list[list[dict[str, str]]] = rows["messages"][:]
             return conversations
@@ -552,13 +552,13 @@ class CausalLM(LanguageModel):
         ]
 
     def _tools(self, rows: datasets.Dataset) -> list[str | None]:
-        """The tools of each conversation, as JSON."""
+        """Return the tools of each conversation, as JSON."""
         return rows["tools"][:] if "tools" in rows.column_names else [None] * len(rows)
 
     def signal(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: tuple[Tensor, Tensor]
     ) -> HiddenSignal:
-        """The input of the output layer at the picked positions, (N, H), and that layer."""
+        """Return the input of the output layer at the picked positions, (N, H), and that layer."""
         without_cache = {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}
         return before_head(model, {**inputs, **without_cache}, pick)
 
@@ -579,6 +579,6 @@ def _encoded(
 
 
 def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token with which this tokenizer begins a text; empty if there is none."""
+    """Return the token with which this tokenizer begins a text; empty if there is none."""
     ids: list[int] = tokenizer("", add_special_tokens=True)["input_ids"]
     return ids[: len(ids) - appended(tokenizer)][:1]

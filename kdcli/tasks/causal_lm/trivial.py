@@ -1,4 +1,4 @@
-"""A language model without a neural network: bigrams of the student's tokens."""
+"""Implements a language model without a neural network: bigrams of the student's tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.trivial import TrivialModel
 
 LARGEST = 2**31
-"""Tokens of a vocabulary are numbered below."""
+"""The exclusive upper bound of a token id."""
 
 
 class BigramModel(TrivialModel):
@@ -51,16 +51,16 @@ class BigramModel(TrivialModel):
         self.nbytes = 12 * len(keys) + 4 * self.vocabulary
 
     def predict(self, rows: datasets.Dataset, encoded: Encoded) -> dict[str, np.ndarray]:
-        """The log-probability of each counted token, and the most probable token with its probability."""
+        """Return the log-probability of each counted token, and the most probable token with its probability."""
         before, token = _pairs(encoded)
-        known = np.minimum(before, self.vocabulary - 1)
-        log_prob = np.log(self._probability(known, np.minimum(token, self.vocabulary - 1)))
-        top = self._top[known]
-        confidence = self._probability(known, top).astype(np.float32)
+        seen = np.minimum(before, self.vocabulary - 1)
+        log_prob = np.log(self._probability(seen, np.minimum(token, self.vocabulary - 1)))
+        top = self._top[seen]
+        confidence = self._probability(seen, top).astype(np.float32)
         return {"log_prob": log_prob.astype(np.float32), "top": top, "confidence": confidence}
 
     def _weight(self, before: np.ndarray) -> np.ndarray:
-        """The weight of the lower order after each token; 1 after a token that has never been followed by another."""
+        """Return the weight of the lower order after each token; 1 after a token that has never been followed by another."""
         totals = self._totals[before]
         return np.where(totals > 0, self._discount * self._followers[before] / np.maximum(totals, 1), 1.0)
 
@@ -73,7 +73,7 @@ class BigramModel(TrivialModel):
 
 
 def _pairs(encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-    """The token before each counted token, and the counted token, int64 (N,)."""
+    """Return the token before each counted token, and the counted token, int64 (N,)."""
     ids, labels = (encoded.columns[name].astype(np.int64) for name in ("input_ids", "labels"))
     counted = labels != IGNORE
     counted[encoded.offsets[:-1]] = False  # no token precedes the first one of a row

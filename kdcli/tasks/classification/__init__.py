@@ -1,1 +1,1 @@
-"""Text classification."""
+"""Defines the task of text classification."""

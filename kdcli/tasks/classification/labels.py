@@ -1,4 +1,4 @@
-"""The column of labels as a whole: which rows have no label, whether it holds classes, and the names of these."""
+"""Interprets the column of labels: which rows have no label, whether it holds classes, and their names."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from kdcli.tasks.labels import Label, by_place, canonical, folded, in_order, num
 
 logger = logging.getLogger(__name__)
 MANY_CLASSES = 20
-"""Labels up to which a column is taken for classes however few rows each has, and numbers for classes without a remark."""
+"""The number of different labels up to which a column holds classes, however few rows each has, and up to which numbers are classes without
+a remark."""
 FEW_ROWS = 3
-"""Rows per label, in the mean, below which a column of more than `MANY_CLASSES` labels holds no classes, if half of them occur once."""
+"""The mean number of rows per label below which a column of more than `MANY_CLASSES` labels holds no classes, if half of them occur once."""
 RARE = 0.1
 """The share of the training rows below which -1 beside 0 and 1 means that there is no label."""
 MISSING = frozenset({
     "nan", "NaN", "NAN", "-nan", "<NA>", "NA", "N/A", "n/a", "#N/A", "null", "NULL", r"\N", "#NULL!", "-100",
 })  # fmt: skip
-"""What pandas, R, spreadsheets, databases and torch write for a label that is missing, apart from an empty cell."""
+"""The texts that pandas, R, spreadsheets, databases and torch write for a missing label, besides an empty cell."""
 UNCLEAR = frozenset({"None", "?", "undefined", "unlabeled", "unlabelled", "no label", "missing"})
-"""What may be a class, and may be the name that a program gives to a missing value."""
+"""The texts that may be a class, or may be the name that a program gives to a missing value."""
 _SEPARATORS = ("|", ";", ",", "#", "/", "+", "&", " ")
 _BETWEEN_LABELS = frozenset("|;,#")
 """The separators that stand between labels more often than in the name of one."""
@@ -35,7 +36,7 @@ _DECIMAL_COMMA = re.compile(r"[+-]?\d+(?:,\d+)?")
 def no_labels(
     sources: Mapping[str, Counter[str]], given: Sequence[str], names: Sequence[str] | None, path: str
 ) -> set[str]:
-    """The spellings that mean that a row has no label.
+    """Return the spellings that mean that a row has no label.
 
     Args:
         sources: the rows of each label in train, validation and test.
@@ -61,7 +62,7 @@ def no_labels(
 def _is_scale(
     chosen: Iterable[str], train: Counter[str], rest: Iterable[str], names: Sequence[str] | None, path: str
 ) -> bool:
-    """Whether -1 or - is the lower end of a scale.
+    """Return whether -1 or - is the lower end of a scale.
 
     Args:
         chosen: the spellings of -1 and -.
@@ -92,7 +93,7 @@ def _is_scale(
 
 
 def single(labels: Mapping[Label, int], as_classes: bool, path: str) -> dict[Label, str | None]:
-    """Each label as one name. A list of one name is that name; a list of zeros and one 1 is the place of the 1; 1,0 among integers with a decimal
+    """Return each label as one name. A list of one name is that name; a list of zeros and one 1 is the place of the 1; 1,0 among integers with a decimal
     comma is 1.
 
     Args:
@@ -130,19 +131,19 @@ def single(labels: Mapping[Label, int], as_classes: bool, path: str) -> dict[Lab
 
 
 def _are_scores(label: Sequence[str]) -> bool:
-    """Whether all members of a list are numbers, and some are fractions."""
+    """Return whether all members of a list are numbers, and some are fractions."""
     numbers = [number_of(name) for name in label]
     return None not in numbers and any(number % 1 for number in numbers if number is not None)
 
 
 def _are_hot(lists: Iterable[tuple[str, ...]]) -> bool:
-    """Whether lists are zeros and ones, one for each class."""
+    """Return whether lists are zeros and ones, one for each class."""
     sizes = {len(label) for label in lists}
     return len(sizes) == 1 and min(sizes) > 1 and set().union(*lists) <= {"0", "1"}
 
 
 def _places(label: Sequence[str]) -> tuple[str, ...]:
-    """Where a list of zeros and ones has a one."""
+    """Return where a list of zeros and ones has a one."""
     return tuple(str(place) for place, flag in enumerate(label) if flag == "1")
 
 
@@ -171,7 +172,7 @@ def require_classes(labels: Counter[str], path: str, column: str) -> None:
 
 
 def _appearance(labels: Counter[str]) -> str | None:
-    """What a column looks like that holds no classes, and what to do about it; None: it looks like classes."""
+    """Return what a column looks like that holds no classes, and what to do about it; None: it looks like classes."""
     percent = all(label.endswith("%") for label in labels)
     numbers = {
         label: number
@@ -208,7 +209,7 @@ def _appearance(labels: Counter[str]) -> str | None:
 
 
 def _joined(labels: Counter[str], separator: str) -> list[str]:
-    """The labels that are several, joined by a separator; []: it is a part of names.
+    """Return the labels that are several, joined by a separator; []: the separator is a part of names.
 
     They are several if there are more labels than parts, or (for separators that names seldom have) if the parts are numbers, or half of them
     are a label by themselves or stand at several places, which the levels of a hierarchy and a town with its country do not. Words of names
@@ -234,7 +235,7 @@ def _joined(labels: Counter[str], separator: str) -> list[str]:
 
 
 def spelling_of(sources: Mapping[str, Counter[str]], path: str) -> dict[str, str]:
-    """The name of each spelling: numbers of one value are one label, and so are spellings of true and false, and spellings that differ in case
+    """Return the name of each spelling: numbers of one value are one label, and so are spellings of true and false, and spellings that differ in case
     or white space and that no source has both of.
 
     Args:
@@ -266,7 +267,7 @@ def spelling_of(sources: Mapping[str, Counter[str]], path: str) -> dict[str, str
 def _is_one(
     groups: Mapping[str, list[str]], spellings: list[str], sources: Mapping[str, Counter[str]]
 ) -> bool:
-    """Whether spellings that differ in case or white space are one label."""
+    """Return whether spellings that differ in case or white space are one label."""
     return groups.keys() <= {"true", "false"} or all(
         sum(each in counts for each in spellings) < 2 for counts in sources.values()
     )
@@ -303,7 +304,7 @@ def require_common(sources: Mapping[str, set[str]], path: str) -> None:
 
 
 def unknown_label(label: str, names: Sequence[str], where: str) -> DataError:
-    """The error for a label that is not among the names."""
+    """Return the error for a label that is not among the names."""
     return DataError(
         f"{where}: the label {shown(label)} is not among {listed(names)}{suggest(label, names)}; write it as one of them, add it to "
         "dataset.labels, or to dataset.no_label if it means that there is none"

@@ -1,4 +1,4 @@
-"""How the results of text classification are shown."""
+"""Presents the results of text classification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of text classification."""
+"""Reads rows of text classification."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class ClassificationRows(LabelledRows):
-    """Columns text, (text_pair) and label: an index into the label names, -100 where there is no gold label. With `dataset.duplicates=soft`
+    """Reads columns text, (text_pair) and label: an index into the label names, -100 where there is no gold label. With `dataset.duplicates=soft`
     also votes: the index of each row's label that was joined to this one, sorted.
 
     Rows whose texts differ only in case and white space are duplicates. White space is folded.
@@ -45,7 +45,7 @@ class ClassificationRows(LabelledRows):
         return *(require_text(value, "the text", where) for value in texts), label
 
     def _label(self, value: Any, where: str) -> Label:
-        """A label as it is written; each text is read once."""
+        """Return a label as it is written; each text is read once."""
         if not isinstance(value, str):
             return read_label(value, where)
         if value not in self.written:
@@ -78,7 +78,7 @@ class ClassificationRows(LabelledRows):
             split: Counter({label: rows for label, rows in counts.items() if label not in none})
             for split, counts in labels.items()
         }
-        names, index = self._given(names, none, gold) if names else self._found(gold)
+        names, index = self._given(names, none, gold) if names else self._names_in(gold)
         self.labels = names
         self.index = {}
         for label, name in name_of.items():
@@ -90,7 +90,7 @@ class ClassificationRows(LabelledRows):
     def _given(
         self, names: Sequence[str], none: set[str], labels: Mapping[str, Counter[str]]
     ) -> tuple[list[str], dict[str, int]]:
-        """The names that are given or declared, and the index of each label that is one of them, by its name or by its number."""
+        """Return the names that are given or declared, and the index of each label that is one of them, by its name or by its number."""
         names = [name for name in names if name not in none]
         for name in names:
             require_label_name(name, f"{self.cfg.path}: a label's name")
@@ -104,8 +104,8 @@ class ClassificationRows(LabelledRows):
             )  # fmt: skip
         return names, numbers | index
 
-    def _found(self, labels: Mapping[str, Counter[str]]) -> tuple[list[str], dict[str, int]]:
-        """The names of all labels in their order, and the index of each spelling."""
+    def _names_in(self, labels: Mapping[str, Counter[str]]) -> tuple[list[str], dict[str, int]]:
+        """Return the names of all labels in their order, and the index of each spelling."""
         cfg, path = self.cfg, self.cfg.path
         if not cfg.as_classes:
             require_classes(sum(labels.values(), Counter()), path, str(cfg.label))
@@ -118,7 +118,7 @@ class ClassificationRows(LabelledRows):
         return names, {label: names.index(name) for label, name in name_of.items()}
 
     def _tell_unlabelled(self, split: str, rows: int, labels: Counter[str], none: set[str]) -> None:
-        """Say how many rows of a split have no gold label.
+        """Log how many rows of a split have no gold label.
 
         Raises:
             DataError: none has one.
@@ -150,7 +150,7 @@ class ClassificationRows(LabelledRows):
         )  # fmt: skip
 
     def index_of(self, label: Any, where: str) -> int:
-        """The index of a label among the names; -100 if the row has no gold label.
+        """Return the index of a label among the names; -100 if the row has no gold label.
 
         Raises:
             DataError: it is not among the names.
@@ -162,7 +162,7 @@ class ClassificationRows(LabelledRows):
         return self.index[label]
 
     def row(self, values: tuple[Any, ...], where: str) -> Row | None:
-        """The id is a hash of the case-folded texts."""
+        """Make a row whose id is a hash of the case-folded texts."""
         *texts, label = values
         index = self.index_of(label, where)
         texts = [fold_white_space(self.replaced(text)) for text in texts]
@@ -177,14 +177,14 @@ class ClassificationRows(LabelledRows):
         row |= {"label": IGNORE, "votes": []} if self.soft else {"label": IGNORE}
 
     def merged(self, rows: Sequence[Row]) -> Row:
-        """The first row with the label of most rows; without one if two labels have as many."""
+        """Return the first row with the label of most rows; without a label if two labels have as many."""
         votes = sorted(row["label"] for row in rows if row["label"] != IGNORE)
         best = _most(votes)
         row = rows[0] | {"label": best[0] if len(best) == 1 else IGNORE}
         return row | {"votes": votes} if self.soft else row
 
     def decision(self, tied: int) -> str:
-        """The label of each is that of most rows."""
+        """State that the label of each is that of most rows."""
         if self.soft:
             return f"the loss on gold labels takes the share of each, and scores that of most rows ({tied} have none, and are in train alone)"
         return (
@@ -193,15 +193,15 @@ class ClassificationRows(LabelledRows):
         )
 
     def settled(self, row: Row) -> Row:
-        """With soft gold labels, a row whose votes are equal has the first of its labels."""
+        """Return the row; with soft gold labels, one whose votes are equal gets the first of its labels."""
         return row | {"label": _most(row["votes"])[0]} if row.get("votes") else row
 
     def group(self, row: Row) -> str:
-        """Each row is a group of its own."""
+        """Return the id: each row is a group of its own."""
         return row["id"]
 
 
 def _most(votes: Sequence[int]) -> list[int]:
-    """The labels that most votes are for, in their order."""
+    """Return the labels that most votes are for, in their order."""
     counts = Counter(votes)
     return sorted(label for label, count in counts.items() if count == max(counts.values()))

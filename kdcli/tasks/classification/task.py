@@ -1,4 +1,4 @@
-"""Text classification: one label a row, of one text or of a pair."""
+"""Defines text classification: one label per row, of one text or of a pair."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from kdcli.tasks.rows import RowSchema
 from kdcli.tasks.trivial import TrivialModel
 
 LARGEST_MATRIX = 1000
-"""Classes of the largest confusion matrix: one of 100,000 classes would need 80 GB."""
+"""The maximum number of classes of a confusion matrix: one of 100,000 classes would need 80 GB."""
 CHUNK = 1000
-"""Rows handed to the tokenizer at once."""
+"""The number of rows in a call of the tokenizer."""
 SURE = 100.0
 """The logit of a class whose probability is 1."""
 IMBALANCED = 0.8
-"""The share of the most frequent label above which accuracy hardly tells models apart."""
+"""The share of the most frequent label above which accuracy hardly distinguishes models."""
 
 
 class Classification(Task):
@@ -50,7 +50,7 @@ class Classification(Task):
     regularized = True
 
     def choose_metric(self, metric: str | None) -> Self:
-        """With macro F1, which is no mean over rows, chance is the macro F1 of a model that always predicts one label."""
+        """Return the task with another metric. With macro F1, which is no mean over rows, chance is the macro F1 of a model that always predicts one label."""
         super().choose_metric(metric)
         if self.metric == "macro_f1":
             self.corpus, self.chance_is = True, "the macro F1 of the best single label"
@@ -64,7 +64,7 @@ class Classification(Task):
         return config
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
-        """Token ids, segment ids if the tokenizer returns them, and one label for each row."""
+        """Return token ids, segment ids if the tokenizer returns them, and one label for each row."""
         pairs = "text_pair" in rows.column_names
         texts, seconds = rows["text"], rows["text_pair"] if pairs else None
         keys = [key for key in tokenizer.model_input_names if key != "attention_mask"]
@@ -91,13 +91,13 @@ class Classification(Task):
     def collate(
         self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, Tensor]:
-        """Right-padded inputs (B, L), `labels` (B,) and `rows` (B,)."""
+        """Return right-padded inputs (B, L), `labels` (B,) and `rows` (B,)."""
         batch = padded(features, tokenizer.model_input_names, tokenizer)
         batch["labels"] = torch.tensor([int(feature["label"]) for feature in features])
         return batch
 
     def soft_gold(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """The share of each label among the votes for a row; zeros for a row without one."""
+        """Return the share of each label among the votes for a row; zeros for a row without one."""
         if not features or "votes" not in features[0]:
             return {}
         votes = torch.zeros(len(features), len(self.labels))
@@ -109,41 +109,41 @@ class Classification(Task):
         return {"votes": votes}
 
     def positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """All rows: (B,) -> (B,), (B,)."""
+        """Select all rows: (B,) -> (B,), (B,)."""
         return torch.arange(len(labels), device=labels.device), labels
 
     def signal(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: Tensor) -> Signal:
-        """The logits of the rows, fp32."""
+        """Return the logits of the rows, fp32."""
         return Signal(model(**inputs).logits[pick].float())
 
     def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """One label for each row."""
+        """Return one label for each row."""
         assert encoded.labels is not None
         return encoded.labels, np.ones(len(encoded), np.int64)
 
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
-        """The text, or the text and its pair."""
+        """Return the text, or the text and its pair."""
         columns = ["text", "text_pair"] if "text_pair" in rows.column_names else ["text"]
         return [list(texts) for texts in zip(*(rows[name][:] for name in columns), strict=True)]
 
     def reduce_outputs(
         self, outputs: Signal | TopKSignal, labels: Tensor, teacher: Signal | TopKSignal | None
     ) -> dict[str, Tensor]:
-        """The logits."""
+        """Return the logits."""
         assert isinstance(outputs, Signal)
         return {"logits": outputs.logits.float()}
 
     def agreement(self, first: Predictions, second: Predictions) -> np.ndarray:
-        """Where both predict the same label."""
+        """Return where both predict the same label."""
         return first["logits"].argmax(1) == second["logits"].argmax(1)
 
     def divergence(self, teacher: Predictions, student: Predictions) -> np.ndarray:
-        """KL over the labels."""
+        """Return KL(teacher ‖ student) over the labels."""
         log_p, log_q = (log_softmax(predictions["logits"]) for predictions in (teacher, student))
         return (np.exp(log_p) * (log_p - log_q)).sum(1)
 
     def chance(self, predictions: Predictions, classes: int) -> float:
-        """The share of the most frequent label, or the macro F1 of a model that always predicts it."""
+        """Return the share of the most frequent label, or the macro F1 of a model that always predicts it."""
         counts = np.bincount(predictions.labels)
         if self.metric == "macro_f1":
             best = 2 * counts.max() / (counts.max() + len(predictions.labels))
@@ -151,18 +151,18 @@ class Classification(Task):
         return float(counts.max() / len(predictions.labels))
 
     def chance_predictions(self, predictions: Predictions) -> Predictions | None:
-        """The most frequent label everywhere."""
+        """Predict the most frequent label everywhere."""
         logits = np.zeros_like(predictions["logits"])
         logits[:, np.bincount(predictions.labels).argmax()] = SURE
         return replace(predictions, arrays=predictions.arrays | {"logits": logits})
 
     def balanced(self, predictions: Predictions) -> Task | None:
-        """Macro F1, if one class has more than `IMBALANCED` of the rows."""
+        """Return the task with macro F1, if one class has more than `IMBALANCED` of the rows."""
         imbalanced = self.metric == "accuracy" and self.chance(predictions, len(self.labels)) > IMBALANCED
         return Classification(self.labels).choose_metric("macro_f1") if imbalanced else None
 
     def scores(self, predictions: Predictions) -> dict[str, Any]:
-        """Accuracy, macro F1, the share of the most frequent label (`majority`), negative log-likelihood, expected calibration error, and for
+        """Compute accuracy, macro F1, the share of the most frequent label (`majority`), negative log-likelihood, expected calibration error, and for
         at most `LARGEST_MATRIX` classes the confusion matrix."""
         logits, labels = predictions["logits"], predictions.labels
         log_p = log_softmax(logits)
@@ -189,7 +189,7 @@ class Classification(Task):
         return scores
 
     def trivial(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrivialModel | None:
-        """Logistic regression over TF-IDF; the two texts of a pair are joined."""
+        """Return logistic regression over TF-IDF; the two texts of a pair are joined."""
         return TfidfClassifier(
             len(self.labels), lambda rows: [" ".join(texts) for texts in self.inputs(rows, tokenizer)], seed
         )
@@ -199,20 +199,20 @@ class Classification(Task):
         return (predictions["logits"].argmax(1) == predictions.labels).astype(np.float64)
 
     def sufficient_statistics(self, predictions: Predictions) -> np.ndarray:
-        """For macro F1: whether a row has a label, whether it is predicted, and whether both, for each label that occurs; float64 (rows, 3C)."""
+        """For macro F1: return whether a row has a label, whether it is predicted, and whether both, for each label that occurs; float64 (rows, 3C)."""
         predicted, labels = predictions["logits"].argmax(1), predictions.labels
         names = np.union1d(predicted, labels)
         own, other = labels[:, None] == names, predicted[:, None] == names
         return np.concatenate([own, other, own & other], axis=1).astype(np.float64)
 
     def score_from_statistics(self, sums: np.ndarray) -> float:
-        """Macro F1 over the labels that occur."""
+        """Return macro F1 over the labels that occur."""
         gold, counts, hits = np.split(sums, 3)
         occurs = gold + counts > 0
         return float((2 * hits[occurs] / (gold + counts)[occurs]).mean())
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Logits (N, C) -> their log-probabilities, float64."""
+    """Return the log-probabilities of logits (N, C), float64."""
     logits = logits.astype(np.float64)
     return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)

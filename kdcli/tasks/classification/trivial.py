@@ -1,4 +1,4 @@
-"""A text classifier without a neural network: TF-IDF features and logistic regression."""
+"""Implements a text classifier without a neural network: TF-IDF features and logistic regression."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from kdcli.tasks.encoded import Encoded
 from kdcli.tasks.trivial import TrivialModel
 
 MOST_ROWS = 50_000
-"""Training rows, at most: a random sample of more."""
+"""The maximum number of training rows: a larger set is sampled."""
 MOST_FEATURES = 20_000
-"""Features of each kind, at most: the most frequent ones."""
+"""The maximum number of features of each kind, of which the most frequent are kept."""
 MOST_CHARACTERS = 5_000_000
-"""Characters of the training rows up to which character n-grams are features too. Longer texts have enough words."""
+"""The number of characters of the training rows up to which character n-grams are features too. Longer texts have enough words."""
 LONGEST = 5_000
-"""Characters of a text that are read."""
+"""The maximum number of characters of a text that are read."""
 PRUNED_FROM = 1_000
-"""Training rows from which on a feature must occur in two rows."""
+"""The number of training rows from which a feature must occur in two rows."""
 WORK = 1.5e9
-"""Multiplications of all iterations of the solver, about: a few seconds."""
+"""The approximate number of multiplications of all iterations of the solver, which take a few seconds."""
 ITERATIONS = (10, 100)
-"""The fewest and the most iterations of the solver."""
+"""The minimum and the maximum number of iterations of the solver."""
 INVERSE_REGULARIZATION = 10.0
 """`C` of scikit-learn's LogisticRegression."""
 UNSEEN = -20.0
@@ -80,15 +80,15 @@ class TfidfClassifier(TrivialModel):
         self.nbytes = 4 * self.parameters + sum(len(term.encode()) + 1 for term in terms)
 
     def predict(self, rows: datasets.Dataset, encoded: Encoded) -> dict[str, np.ndarray]:
-        """The log-probabilities of the classes as `logits`, fp32."""
+        """Return the log-probabilities of the classes as `logits`, fp32."""
         return {"logits": self.respond(self.inputs(rows))}
 
     def inputs(self, rows: datasets.Dataset) -> list[str]:
-        """The beginning of each text."""
+        """Return the beginning of each text."""
         return [text[:LONGEST] for text in self.read(rows)]
 
     def respond(self, inputs: Sequence[str]) -> np.ndarray:
-        """The log-probabilities of the classes, fp32 (N, C)."""
+        """Return the log-probabilities of the classes, fp32 (N, C)."""
         logits = np.full((len(inputs), self.classes), UNSEEN, np.float32)
         if self._regression is None:
             logits[:, self._present] = 0
@@ -97,7 +97,7 @@ class TfidfClassifier(TrivialModel):
         return logits
 
     def _fit_features(self, texts: Sequence[str]) -> Any:
-        """The TF-IDF of the training texts, sparse (N, F); None: there is no term."""
+        """Return the TF-IDF of the training texts, sparse (N, F); None: there is no term."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         settings = {

@@ -1,1 +1,1 @@
-"""Masked language models, as general students before a task."""
+"""Defines masked language modelling, which trains general students before a task."""

@@ -1,4 +1,4 @@
-"""How the results of masked language modelling are shown."""
+"""Presents the results of masked language modelling."""
 
 from __future__ import annotations
 

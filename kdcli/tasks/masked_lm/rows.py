@@ -1,4 +1,4 @@
-"""Rows of masked language models."""
+"""Reads rows of masked language models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The declarations of masked language modelling."""
+"""Declares masked language modelling."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MaskedLMSpec(TaskSpec):
     refuses_short = True
 
     def check(self, cfg: Dataset) -> None:
-        """A column of text alone."""
+        """Check that the data set has a column of texts alone."""
         require_text_alone("masked_lm", cfg)
         others = [key for key in ("text_pair", "prompt", "messages", "words", "source") if getattr(cfg, key)]
         if others:

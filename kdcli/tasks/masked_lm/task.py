@@ -26,7 +26,7 @@ from kdcli.tasks.rows import IGNORE
 
 logger = logging.getLogger(__name__)
 CHUNK = 1000
-"""Rows in a call of the tokenizer."""
+"""The number of rows in a call of the tokenizer."""
 HIDDEN = 0.15
 """The share of the tokens of a row that is predicted (Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1)."""
 MASKED, REPLACED = 0.8, 0.1
@@ -48,7 +48,7 @@ class MaskedLM(LanguageModel):
     auto = "AutoModelForMaskedLM"
 
     def load(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
-        """An encoder with a masked-LM head.
+        """Return an encoder with a masked-LM head.
 
         Raises:
             ModelError: its architecture has none, or has other operations after its body.
@@ -101,7 +101,7 @@ class MaskedLM(LanguageModel):
         return datasets.Dataset.from_list(prepared)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
-        """Token ids, some of them masked; segment ids if the tokenizer returns them; and the labels: the masked tokens.
+        """Return token ids, some of them masked; segment ids if the tokenizer returns them; and the labels: the masked tokens.
 
         Raises:
             DataError: a row has no token to mask.
@@ -135,32 +135,32 @@ class MaskedLM(LanguageModel):
     def collate(
         self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, Tensor]:
-        """Right-padded inputs and `labels` (B, L), and `rows` (B,)."""
+        """Return right-padded inputs and `labels` (B, L), and `rows` (B,)."""
         return padded(features, (*tokenizer.model_input_names, "labels"), tokenizer)
 
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
-        """The text."""
+        """Return the text."""
         return [[text] for text in rows["text"][:]]
 
     # ---- models ------------------------------------------------------------------------------------------
 
     def positions(self, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """(B, L) -> the positions of the masked tokens, and these tokens, (N,)."""
+        """Select, of labels (B, L), the positions of the masked tokens, and these tokens, (N,)."""
         row, column = (labels != IGNORE).nonzero(as_tuple=True)
         return (row, column), labels[row, column]
 
     def counts(self, labels: Tensor) -> Tensor:
-        """The number of masked tokens of each row."""
+        """Return the number of masked tokens of each row."""
         return (labels != IGNORE).sum(1)
 
     def compared(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """All tokens that are read, since each of them affects the predictions."""
+        """Return all tokens that are read, since each of them affects the predictions."""
         return encoded.columns["input_ids"], encoded.lengths
 
     def signal(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: tuple[Tensor, Tensor]
     ) -> HiddenSignal:
-        """The input of the output layer at the picked positions, (N, H), and that layer."""
+        """Return the input of the output layer at the picked positions, (N, H), and that layer."""
         return before_head(model, inputs, pick)
 
 
@@ -224,7 +224,7 @@ def _cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], room: int) -> lis
 
 
 def _require_mask(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of the mask token.
+    """Return the id of the mask token.
 
     Raises:
         ModelError: there is none.

@@ -1,1 +1,1 @@
-"""Translation and summarisation by encoder-decoder models."""
+"""Defines translation and summarisation by encoder-decoder models."""

@@ -1,4 +1,4 @@
-"""How the results of translation, and of other sequence-to-sequence tasks, are shown."""
+"""Presents the results of translation and of other sequence-to-sequence tasks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from kdcli.tasks.presentation import PERCENT, Card, Metric, Presentation, Report
 
 
 class Bleu(Metric):
-    """sacrebleu's BLEU of greedy translations, 0 to 100; chrF and BLEU of beam search are told as it is."""
+    """sacrebleu's BLEU of greedy translations, 0 to 100. chrF and BLEU of beam search are shown in the same format."""
 
     digits = 1
     relevant = 1.0
     chance = "a copy of the source"
     note = (
         "BLEU and chrF are sacrebleu's, from 0 to 100, over the whole test split: of greedy translations, or of beam search "
-        "where that is said. What the student keeps is its BLEU over the teacher's, greedy against greedy."
+        "where it is marked. Retention is the student's BLEU over the teacher's, greedy against greedy."
     )
     compact = True
     latency, latency_of, rate, rates = "sentence", "time of a sentence", "tokens/s", "tokens per second"
@@ -45,7 +45,7 @@ class Bleu(Metric):
         return format_apart(*scores, digits=1)
 
     def of_beam(self, report: Report) -> tuple[float, float] | None:
-        """The student's greedy BLEU as a share of what the teacher reaches by beam search, and the latter."""
+        """Return the student's greedy BLEU as a share of what the teacher reaches by beam search, and the latter."""
         own, beam = (
             format_number(value)
             for value in (
@@ -56,17 +56,17 @@ class Bleu(Metric):
         return (own / beam, beam) if own is not None and beam else None
 
     def remark(self, report: Report) -> str:
-        found = self.of_beam(report)
-        if found is None:
+        retained = self.of_beam(report)
+        if retained is None:
             return ""
-        share, beam = found
+        share, beam = retained
         return f"; its greedy BLEU is {format_share(share)} of the teacher's by beam search ({self.texts(beam)[0]})"
 
     def tiles(self, report: Report) -> list[tuple[str, str, str]]:
-        found = self.of_beam(report)
-        if found is None:
+        retained = self.of_beam(report)
+        if retained is None:
             return []
-        share, beam = found
+        share, beam = retained
         return [
             (
                 "of beam search",

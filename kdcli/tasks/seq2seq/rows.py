@@ -1,4 +1,4 @@
-"""Rows of translation: pairs of a source and its target."""
+"""Reads rows of translation: pairs of a source and its target."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Seq2SeqRows(RowSchema):
-    """Columns source and target. White space is folded, and pairs are duplicates if all of their characters are equal.
+    """Reads columns source and target. White space is folded, and pairs are duplicates if all of their characters are equal.
 
     Rows with the same source, up to case, stay in one split.
     """
@@ -37,7 +37,7 @@ class Seq2SeqRows(RowSchema):
         )
 
     def row(self, values: tuple[Any, ...], where: str) -> Row | None:
-        """The id is a hash of both texts."""
+        """Make a row whose id is a hash of both texts."""
         pair = [fold_white_space(self.replaced(text)) for text in values]
         return {"id": row_hash(pair), **dict(itertools.zip_longest(SIDES, pair))} if all(pair) else None
 
@@ -46,7 +46,7 @@ class Seq2SeqRows(RowSchema):
         row |= {"id": row_hash([row["id"], "hidden"]), "target": None}
 
     def group(self, row: Row) -> str:
-        """A hash of the case-folded source."""
+        """Return a hash of the case-folded source."""
         return row_hash([row["source"].casefold()])
 
     def filtered(self, train: list[Row]) -> tuple[list[Row], Counter[str]]:

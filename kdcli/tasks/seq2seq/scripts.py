@@ -1,4 +1,4 @@
-"""The scripts of texts and of languages."""
+"""Determines the scripts of texts and of languages."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 SIDES = ("source", "target")
 """The columns of a pair."""
 OWN = 0.2
-"""The share of the letters of a column from which on a script belongs to it: Japanese has two, and Serbian in some texts."""
+"""The least share of the letters of a column for a script to belong to it. Japanese has two scripts, and so has Serbian in some texts."""
 ENOUGH = 5000
-"""Rows from which the scripts of a column are determined."""
+"""The number of rows from which the scripts of a column are determined."""
 SEVERAL = frozenset(
     ["bal", "bs", "ff", "ha", "kaa", "kok", "ks", "kxv", "mni", "pa", "sat", "sd", "shi", "sr", "uz", "vai"]
 )
-"""Languages that are written in several scripts: they name the script in their code, or are not judged."""
+"""Languages that are written in several scripts: their code names the script, or the script is not checked."""
 _SCRIPTS = {
     "Latn": "Latin", "Cyrl": "Cyrillic", "Grek": "Greek", "Arab": "Arabic", "Hebr": "Hebrew", "Deva": "Devanagari", "Hans": "Han",
     "Hant": "Han", "Hani": "Han", "Jpan": "Kana", "Kore": "Hangul", "Hang": "Hangul", "Beng": "Bengali", "Gujr": "Gujarati",
@@ -33,7 +33,7 @@ _MARKUP = re.compile(r"%(\([^)]*\))?[a-z]|\{[^}]*\}|<[^>]*>")
 
 
 def script_of(code: str) -> str | None:
-    """The script of a language code (ru, ru_RU, rus_Cyrl, sr-Latn); None if it is unknown."""
+    """Return the script of a language code (ru, ru_RU, rus_Cyrl, sr-Latn); None if it is unknown."""
     language, *rest = re.split(r"[_-]", code)
     named = [_SCRIPTS[part.capitalize()] for part in rest if part.capitalize() in _SCRIPTS]
     return named[0] if named else _likely_script(language.lower())
@@ -41,7 +41,7 @@ def script_of(code: str) -> str | None:
 
 @functools.cache
 def _likely_script(language: str) -> str | None:
-    """The script of a language by the likely subtags of Unicode's CLDR (https://www.unicode.org/reports/tr35/#Likely_Subtags)."""
+    """Return the script of a language by the likely subtags of Unicode's CLDR (https://www.unicode.org/reports/tr35/#Likely_Subtags)."""
     from babel.core import get_global
 
     language = get_global("language_aliases").get(language, language).partition("_")[0]
@@ -53,14 +53,14 @@ def _likely_script(language: str) -> str | None:
 
 @functools.cache
 def _script(letter: str) -> str:
-    """A letter's script, by its name in Unicode: Latin, Cyrillic, Han, Kana …"""
+    """Return a letter's script, by its name in Unicode: Latin, Cyrillic, Han, Kana …"""
     first = re.split("[ -]", unicodedata.name(unicodedata.normalize("NFKC", letter)[0], ""))[0]
     grouped = {"CJK": "Han", "IDEOGRAPHIC": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
     return grouped.get(first, first.capitalize())
 
 
 def _letters(text: str, other: str = "") -> str:
-    """The letters of one side of a pair, without markup and without the words that the other side has as well, because names belong to no
+    """Return the letters of one side of a pair, without markup and without the words that the other side has as well, because names belong to no
     language."""
     words, others = (_WORD.findall(_MARKUP.sub(" ", side).casefold()) for side in (text, other))
     shared = set(others)
@@ -68,7 +68,7 @@ def _letters(text: str, other: str = "") -> str:
 
 
 def _scripts(letters: Mapping[str, int]) -> Counter[str]:
-    """The number of letters of each script."""
+    """Return the number of letters of each script."""
     scripts: Counter[str] = Counter()
     for letter, count in letters.items():
         scripts[_script(letter)] += count
@@ -91,13 +91,13 @@ class Side:
         self.name = name
         self.other = SIDES[1 - SIDES.index(name)]
         letters: Counter[str] = Counter()
-        for row in rows[:ENOUGH]:  # they are shuffled
+        for row in rows[:ENOUGH]:  # the rows are shuffled
             letters.update(_letters(row[name], row[self.other]))
         scripts = _scripts(letters)
         self.own = [script for script, count in scripts.most_common() if count >= OWN * scripts.total()]
 
     def strange(self, row: dict[str, Any]) -> bool:
-        """Whether all letters of a row are in other scripts, or most of those that its other side does not have."""
+        """Return whether all letters of a row are in other scripts, or most of those that its other side does not have."""
         text = row[self.name]
         if not self.own or all(
             not character.isalpha() or _script(character) in self.own for character in set(text)

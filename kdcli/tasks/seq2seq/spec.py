@@ -1,4 +1,4 @@
-"""The declarations of sequence-to-sequence tasks."""
+"""Declares sequence-to-sequence tasks."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Seq2SeqSpec(TaskSpec):
     new_students = "translator-tiny or translator-small"
 
     def implied_by(self, cfg: Dataset) -> bool:
-        """A column of sources, gettext catalogues, or parallel files."""
+        """Return whether there is a column of sources, gettext catalogues, or parallel files."""
         return bool(cfg.source) or cfg.format in self.formats
 
     def check(self, cfg: Dataset) -> None:
-        """Columns of pairs, or two locales of catalogues."""
+        """Check that the data set has columns of pairs, or two locales of catalogues."""
         if cfg.format == "gettext":
             if cfg.source:
                 raise ValueError("source and target: catalogues have no columns; leave them out")

@@ -1,4 +1,4 @@
-"""Translation, and whatever else makes one text of another, by a model with an encoder and a decoder."""
+"""Defines translation, and other tasks that turn one text into another, by a model with an encoder and a decoder."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ COPIED = 0.5
 EXTREMES = 20
 """The numbers of worst and of best translations in the report."""
 CHUNK = 1000
-"""Rows in a call of the tokenizer."""
+"""The number of rows in a call of the tokenizer."""
 _CODE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4})?")
 _TARGET = re.compile(r">>[^<>]*<<")
-"""The first token of a source, by which multilingual Marian models are told the target language."""
+"""The first token of a source, which names the target language to multilingual Marian models."""
 
 
 class Seq2Seq(LanguageModel):
@@ -81,7 +81,7 @@ class Seq2Seq(LanguageModel):
 
     @classmethod
     def from_config(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
-        """The task for a data set, with its languages and its prefix."""
+        """Return the task for a data set, with its languages and its prefix."""
         _require_sacrebleu()
         languages = cfg.source_language, cfg.target_language
         return cls(languages, cfg.prefix, "drop" if cfg.truncation == "drop" else "refuse")
@@ -89,7 +89,7 @@ class Seq2Seq(LanguageModel):
     # ---- rows -> tokens ----------------------------------------------------------------------------------
 
     def from_pretrained(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """As in the base class. The decoder of mBART-25 and PLBart begins with the code of the target language, whatever its config says."""
+        """Load a checkpoint as in the base class. The decoder of mBART-25 and PLBart begins with the code of the target language, whatever its config says."""
         model, info = super().from_pretrained(path, **kwargs)
         if self.languages[1] is not None and _begins_with_last(model):
             code = self.start(AutoTokenizer.from_pretrained(path, local_files_only=True))
@@ -99,16 +99,16 @@ class Seq2Seq(LanguageModel):
         return model, info
 
     def given(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """The first tokens of a target that are given, not predicted: a language code, or the first token of BART."""
+        """Return the first tokens of a target that are given, not predicted: a language code, or the first token of BART."""
         before, code = self._target_tokens(tokenizer)
         return before if code is None or not _has_older_targets(tokenizer) else [*before, code]
 
     def start(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        """The language code that is the decoder's first input in place of the model's start token (mBART-25, PLBart); None: there is none."""
+        """Return the language code that is the decoder's first input in place of the model's start token (mBART-25, PLBart); None: there is none."""
         return None if _has_older_targets(tokenizer) else self._target_tokens(tokenizer)[1]
 
     def _target_tokens(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int | None]:
-        """The special tokens that the tokenizer writes before a target, and the language code that it writes behind its end token."""
+        """Return the special tokens that the tokenizer writes before a target, and the language code that it writes behind its end token."""
         self._set_languages(tokenizer)
         empty = list(tokenizer(text_target="")["input_ids"])
         if len(empty) > 1 and empty[-2] == tokenizer.eos_token_id != empty[-1]:
@@ -134,7 +134,7 @@ class Seq2Seq(LanguageModel):
         return self.without_overlong(rows, long)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
-        """Source ids (`input_ids`), target ids (`target`), and the target ids at the positions that count (`labels`). A target begins with the
+        """Return source ids (`input_ids`), target ids (`target`), and the target ids at the positions that count (`labels`). A target begins with the
         given tokens and ends with the end token, also where the tokenizer writes a language code behind that."""
         given = len(self.given(tokenizer))
         sources, targets = (
@@ -160,7 +160,7 @@ class Seq2Seq(LanguageModel):
         )
 
     def _ids(self, tokenizer: PreTrainedTokenizerBase, rows: Any) -> tuple[list[list[int]], list[list[int]]]:
-        """The token ids of all sources and of all targets."""
+        """Return the token ids of all sources and of all targets."""
         self._set_languages(tokenizer)
         sources: list[list[int]] = []
         targets: list[list[int]] = []
@@ -176,7 +176,7 @@ class Seq2Seq(LanguageModel):
         return sources, targets
 
     def _behind(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-        """The special tokens behind a source, and behind a target."""
+        """Return the special tokens behind a source, and behind a target."""
         self._set_languages(tokenizer)
         empty = list(tokenizer("")["input_ids"])
         end = empty.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in empty else len(empty)
@@ -211,24 +211,24 @@ class Seq2Seq(LanguageModel):
     def collate(
         self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, Tensor]:
-        """Right-padded sources (B, S) with their mask, targets and labels (B, T), and `rows` (B,)."""
+        """Return right-padded sources (B, S) with their mask, targets and labels (B, T), and `rows` (B,)."""
         return padded(features, ("input_ids", "attention_mask", "target", "labels"), tokenizer)
 
     # ---- models ------------------------------------------------------------------------------------------
 
     def positions(self, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """(B, T) -> the decoder positions from which counted tokens are predicted, and those tokens, (N,)."""
+        """Select, of labels (B, T), the decoder positions from which counted tokens are predicted, and those tokens, (N,)."""
         row, column = (labels != IGNORE).nonzero(as_tuple=True)
         return (row, column), labels[row, column]
 
     def counts(self, labels: Tensor) -> Tensor:
-        """The number of counted tokens of each row."""
+        """Return the number of counted tokens of each row."""
         return (labels != IGNORE).sum(1)
 
     def signal(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: tuple[Tensor, Tensor]
     ) -> HiddenSignal:
-        """The last hidden states of the decoder at the picked positions, (N, H), and the head. The decoder reads its start token and the target,
+        """Return the last hidden states of the decoder at the picked positions, (N, H), and the head. The decoder reads its start token and the target,
         shifted by one position; the padding of a target follows all counted tokens, which do not attend to it."""
         target = inputs["target"]
         start = torch.full_like(target[:, :1], start_of(model))
@@ -245,20 +245,20 @@ class Seq2Seq(LanguageModel):
         return HiddenSignal(hidden[pick], head_of(model))
 
     def probe(self, ids: Tensor) -> dict[str, Tensor]:
-        """The same tokens as source and target."""
+        """Return the same tokens as source and target."""
         return {"input_ids": ids, "target": ids}
 
     def own_logits(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
-        """(1, L) -> (L, C)."""
+        """Return the logits (L, C) of tokens (1, L)."""
         start = torch.full_like(ids[:, :1], start_of(model))
         return model(input_ids=ids, decoder_input_ids=torch.cat([start, ids[:, :-1]], 1)).logits[0].float()
 
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
-        """The sources with the prefix."""
+        """Return the sources with the prefix."""
         return [[self.prefix + text] for text in rows["source"][:]]
 
     def prompts_and_references(self, rows: datasets.Dataset) -> list[dict[str, str]]:
-        """The source of each row as `prompt`, and its target as `reference`."""
+        """Return the source of each row as `prompt`, and its target as `reference`."""
         pairs = zip(rows["source"][:], rows["target"][:], strict=True)
         return [{"prompt": source, "reference": target} for source, target in pairs]
 
@@ -270,7 +270,7 @@ class Seq2Seq(LanguageModel):
         max_length: int,
         **options: Any,
     ) -> list[Reply]:
-        """The translation of each row; with `candidates`, that many consecutive translations of each row."""
+        """Return the translation of each row; with `candidates`, that many consecutive translations of each row."""
         sources, _ = self._ids(tokenizer, rows)
         cut = [_cut(ids, max_length, len(self._behind(tokenizer)[0])) for ids in sources]
         texts = decoded(tokenizer, self._tokens(model, tokenizer, cut, max_length, **options))
@@ -279,7 +279,7 @@ class Seq2Seq(LanguageModel):
     def greedy(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Encoded, max_length: int
     ) -> list[list[int]]:
-        """The tokens of a greedy translation of each source, without the given ones."""
+        """Return the tokens of a greedy translation of each source, without the given ones."""
         sources = [part.tolist() for part in np.split(encoded.columns["input_ids"], encoded.offsets[1:-1])]
         return self._tokens(model, tokenizer, sources, max_length)
 
@@ -321,7 +321,7 @@ class Seq2Seq(LanguageModel):
         model.generation_config = own
 
     def with_texts(self, predictions: Predictions, texts: Sequence[str], encoded: Encoded) -> Predictions:
-        """The predictions with the text that the model generated for each row."""
+        """Return the predictions with the text that the model generated for each row."""
         return Predictions(
             predictions.arrays, predictions.labels, predictions.counts, list(texts), encoded.pairs
         )
@@ -331,11 +331,11 @@ class Seq2Seq(LanguageModel):
         return {**row, "target": text, "id": digest(row["id"], text)[:32]}
 
     def prompt(self, row: Mapping[str, Any]) -> str:
-        """The source."""
+        """Return the source."""
         return str(row["source"])
 
     def with_prompt(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
-        """Another source, without a target."""
+        """Return another source, without a target."""
         return {**row, "source": text, "target": None, "id": digest("expanded", text)[:32]}
 
     # ---- run and report ------------------------------------------------------------------------------------
@@ -398,7 +398,7 @@ class Seq2Seq(LanguageModel):
         max_length: int,
         cfg: Measure | None,
     ) -> list[str]:
-        """Translations of all rows by a beam search of `measure.num_beams`; none for a width of 1."""
+        """Return translations of all rows by a beam search of `measure.num_beams`; none for a width of 1."""
         if cfg is None or cfg.num_beams < 2:
             return []
         return self.write(model, tokenizer, rows, max_length, num_beams=cfg.num_beams)
@@ -406,7 +406,7 @@ class Seq2Seq(LanguageModel):
     def sample_scores(
         self, samples: Sequence[str], predictions: Predictions, rows: datasets.Dataset
     ) -> dict[str, float]:
-        """BLEU and chrF of the beam search."""
+        """Compute BLEU and chrF of the beam search."""
         if not samples:
             return {}
         scores = self.text_scores(samples, predictions.pairs)
@@ -419,7 +419,7 @@ class Seq2Seq(LanguageModel):
         samples: Mapping[str, Sequence[str]],
         cfg: Measure | None,
     ) -> dict[str, Any]:
-        """How BLEU is computed, the width of the beam search, and the student's worst and best translations."""
+        """Return how BLEU is computed, the width of the beam search, and the student's worst and best translations."""
         return {
             "signature": self.signatures(),
             "beams": cfg.num_beams if cfg is not None else 1,
@@ -427,7 +427,7 @@ class Seq2Seq(LanguageModel):
         }
 
     def _extremes(self, predictions: Mapping[str, Predictions]) -> dict[str, list[dict[str, Any]]]:
-        """The texts in which the student is furthest from the references and nearest to them, by chrF, with the other models' texts."""
+        """Return the texts in which the student is furthest from the references and nearest to them, by chrF, with the other models' texts."""
         scores = self.each(predictions["student"])
         order = np.argsort(scores, kind="stable")
 
@@ -451,13 +451,13 @@ class Seq2Seq(LanguageModel):
         return super().snippet_constants(tokenizer, max_length) | own
 
     def trivial(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrivialModel | None:
-        """A copy of the source."""
+        """Return a copy of the source."""
         return Copy()
 
     # ---- scores ------------------------------------------------------------------------------------------
 
     def scores(self, predictions: Predictions) -> dict[str, Any]:
-        """BLEU and chrF of the generated texts, the ratio of their length to that of the references, and the share of copied sources; and the
+        """Return BLEU and chrF of the generated texts, the ratio of their length to that of the references, and the share of copied sources; and the
         scores of `LanguageModel` on the tokens of the references."""
         scores = super().scores(predictions) if "log_prob" in predictions.arrays else {}
         return (
@@ -465,7 +465,7 @@ class Seq2Seq(LanguageModel):
         )
 
     def text_scores(self, texts: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-        """sacrebleu's corpus BLEU and chrF (both 0 to 100), `length_ratio`, and `copied` in [0, 1]."""
+        """Return sacrebleu's corpus BLEU and chrF (both 0 to 100), `length_ratio`, and `copied` in [0, 1]."""
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
 
@@ -483,7 +483,7 @@ class Seq2Seq(LanguageModel):
         }
 
     def signatures(self) -> dict[str, str]:
-        """The signatures of sacrebleu, which say how BLEU and chrF are computed."""
+        """Return the signatures of sacrebleu, which say how BLEU and chrF are computed."""
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
 
@@ -494,7 +494,7 @@ class Seq2Seq(LanguageModel):
         return signatures
 
     def each(self, predictions: Predictions) -> np.ndarray:
-        """The chrF of each text, 0 to 100, (rows,)."""
+        """Return the chrF of each text, 0 to 100, (rows,)."""
         from sacrebleu.metrics.chrf import CHRF
 
         metric = CHRF()
@@ -506,18 +506,18 @@ class Seq2Seq(LanguageModel):
         )
 
     def nearest(self, candidates: Sequence[str], reference: str) -> str:
-        """The candidate whose smoothed sentence BLEU against the reference is highest; the first of equals."""
+        """Return the candidate whose smoothed sentence BLEU against the reference is highest; the first of equals."""
         from sacrebleu.metrics.bleu import BLEU
 
         metric = BLEU(effective_order=True)
         return max(candidates, key=lambda text: metric.sentence_score(text, [reference]).score)
 
     def per_example_scores(self, predictions: Predictions) -> np.ndarray:
-        """Not defined: BLEU is not a mean over rows; use `sufficient_statistics`."""
+        """Raise an error: BLEU is not a mean over rows; use `sufficient_statistics`."""
         raise NotImplementedError
 
     def sufficient_statistics(self, predictions: Predictions) -> np.ndarray:
-        """For each text the numbers of right n-grams and of all n-grams, n = 1 … 4, its length and that of the reference, (rows, 10). BLEU is a
+        """Return, for each text, the numbers of right n-grams and of all n-grams, n = 1 … 4, its length and that of the reference, (rows, 10). BLEU is a
         function of their sums."""
         from sacrebleu.metrics.bleu import BLEU
 
@@ -529,7 +529,7 @@ class Seq2Seq(LanguageModel):
         return np.asarray(statistics, np.float64)
 
     def score_from_statistics(self, sums: np.ndarray) -> float:
-        """Corpus BLEU, (10,) -> 0 to 100."""
+        """Compute corpus BLEU, (10,) -> 0 to 100."""
         from sacrebleu.metrics.bleu import BLEU
 
         right, total = sums[:4].round().astype(int).tolist(), sums[4:8].round().astype(int).tolist()
@@ -537,13 +537,13 @@ class Seq2Seq(LanguageModel):
         return float(BLEU.compute_bleu(right, total, length, reference, smooth_method="exp").score)
 
     def chance_predictions(self, predictions: Predictions) -> Predictions | None:
-        """Copies of the sources."""
+        """Return copies of the sources."""
         if not predictions.texts:
             return None
         return replace(predictions, texts=[source for source, _ in predictions.pairs])
 
     def retention(self, student: float, teacher: float) -> float:
-        """The ratio of BLEU scores."""
+        """Return the ratio of BLEU scores."""
         return student / teacher if teacher else 0.0
 
 
@@ -555,15 +555,15 @@ def _require_token(tokenizer: PreTrainedTokenizerBase, code: str) -> None:
     """
     if tokenizer.unk_token_id not in tokenizer(code, add_special_tokens=False)["input_ids"]:
         return
-    known = sorted(token for token in tokenizer.get_vocab() if _TARGET.fullmatch(token))
-    remedy = f"its codes: {listed(known)}" if known else "it knows no such codes; leave the prefix out"
+    codes = sorted(token for token in tokenizer.get_vocab() if _TARGET.fullmatch(token))
+    remedy = f"its codes: {listed(codes)}" if codes else "it knows no such codes; leave the prefix out"
     raise ConfigError(
-        f"dataset.prefix begins with {code}: the model does not know it{suggest(code, known)}; {remedy}"
+        f"dataset.prefix begins with {code}: the model does not know it{suggest(code, codes)}; {remedy}"
     )
 
 
 def _begins_with_last(model: PreTrainedModel) -> bool:
-    """Whether the decoder's first input is the last token of the labels, which is the code of their language."""
+    """Return whether the decoder's first input is the last token of the labels, which is the code of their language."""
     shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     marks = {model.config.pad_token_id, getattr(model.config, "decoder_start_token_id", None)}
     first, last, *_ = (token for token in range(4) if token not in marks)
@@ -571,12 +571,12 @@ def _begins_with_last(model: PreTrainedModel) -> bool:
 
 
 def _has_older_targets(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer is an NLLB's of transformers before 4.28: it writes the language code behind a text, and the model reads it before."""
+    """Return whether the tokenizer is an NLLB's of transformers before 4.28: it writes the language code behind a text, and the model reads it before."""
     return bool(getattr(tokenizer, "legacy_behaviour", False))
 
 
 def _cut(ids: list[int], max_length: int, behind: int) -> list[int]:
-    """At most so many tokens of a text, with the special tokens behind it."""
+    """Return at most so many tokens of a text, with the special tokens behind it."""
     return ids if len(ids) <= max_length else [*ids[: max_length - behind], *ids[len(ids) - behind :]]
 
 

@@ -1,4 +1,4 @@
-"""A translator that copies its source."""
+"""Implements a translator that copies its source."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Copy(TrivialModel):
     method = "copy"
 
     def fit(self, rows: datasets.Dataset, encoded: Encoded) -> None:
-        """Nothing is learned."""
+        """Do nothing: there is nothing to learn."""
 
     def predict(self, rows: datasets.Dataset, encoded: Encoded) -> dict[str, np.ndarray]:
-        """Nothing: a copy has no probabilities."""
+        """Return nothing: a copy has no probabilities."""
         return {}
 
     def texts(self, rows: datasets.Dataset) -> list[str]:
-        """The sources."""
+        """Return the sources."""
         return list(rows["source"][:])

@@ -1,1 +1,1 @@
-"""Tagging of words."""
+"""Defines the tagging of words."""

@@ -1,4 +1,4 @@
-"""How the results of token classification are shown."""
+"""Presents the results of token classification."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Tagger(TokenClassificationPipeline):
 
 tag = pipeline("token-classification", model="path/to/this/directory", pipeline_class=Tagger, aggregation_strategy="first")
 print(tag("A text with names in it ."))'''
-"""Code for tags that the pipelines of transformers do not group."""
+"""The code for tags that the pipelines of transformers do not group."""
 
 
 class EntityF1(Percentage):
@@ -53,7 +53,7 @@ class EntityF1(Percentage):
         self.name = "entity F1"
 
     def interval(self, low: float, high: float) -> str:
-        """Within [0, 1]: a linearised interval can reach beyond."""
+        """Format an interval within [0, 1], which a linearised interval can leave."""
         return super().interval(max(low, 0.0), min(high, 1.0))
 
 
@@ -61,7 +61,7 @@ class TaggerCard(Card):
     """A model card whose code groups words by the scheme of the tags."""
 
     def usage(self, report: Report, chat: bool, sample: str) -> str:
-        """The code of a pipeline, with its own grouping where transformers' would be another one."""
+        """Return the code of a pipeline, with its own grouping where transformers' would be another one."""
         tags = report.get("tags") or {}
         scheme = scheme_of(report["labels"], tags.get("outside", ()))
         return self.use if scheme.standard else GROUPS.format(parts=dict(scheme.parts))

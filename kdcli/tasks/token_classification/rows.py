@@ -1,4 +1,4 @@
-"""Rows of token classification."""
+"""Reads rows of token classification."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ SENTENCE = re.compile(r"sent(ence)?(id|idx|index|number|num|no|nr)?|sid", re.IGN
 """The name, without signs, of a column that numbers the sentences of a table with a word a row."""
 ONE_WORD = 0.9
 """The share of rows of one word above which a table has a word a row."""
-BLANKS = "words that are white space or invisible characters are left out"
+BLANKS = "words that are white space or invisible characters are dropped"
 
 
 def is_blank(word: str) -> bool:
-    """Whether a word has no visible character: white space, zero-width or control characters."""
+    """Return whether a word has no visible character: white space, zero-width or control characters."""
     return not any(char.isprintable() and not char.isspace() for char in word)
 
 
 class TokenClassificationRows(LabelledRows):
-    """Columns words and label: for each word the index of its tag, -100 for a word without a gold tag.
+    """Reads columns words and label: for each word the index of its tag, -100 for a word without a gold tag.
 
     Rows are duplicates if all characters of their words are equal; rows that differ in case alone stay in one split. Words of
     which `dataset.replace` leaves nothing are dropped with their tags.
@@ -66,7 +66,7 @@ class TokenClassificationRows(LabelledRows):
         self.spans = 0
 
     def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
-        """The paths to words and tags, and before them those to the number of the sentence and to Prodigy's answer, if there is one."""
+        """Return the paths to words and tags, and before them those to the number of the sentence and to Prodigy's answer, if there is one."""
         paths = super().column_paths(columns, name, nested)
         chosen = self.cfg.sentence
         if chosen is not None and chosen not in columns:
@@ -79,7 +79,7 @@ class TokenClassificationRows(LabelledRows):
         return [*([column] for column in ([chosen] if chosen else numbers[:1])), *paths]
 
     def assembled(self, table: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-        """The rows of a table; if it has a word a row, those of its sentences.
+        """Yield the rows of a table; if it has a word a row, those of its sentences.
 
         Raises:
             DataError: nothing tells where its sentences end, or their words do not follow each other.
@@ -149,7 +149,7 @@ class TokenClassificationRows(LabelledRows):
         return [word for word, _ in checked], [tag for _, tag in checked]
 
     def _tag(self, value: Any, where: str) -> str | None:
-        """The tag of a word; None: it is not known."""
+        """Return the tag of a word; None: it is not known."""
         tag = label_name(value, where)
         if isinstance(value, str) and tag is None:
             self.untagged = self.untagged or where
@@ -161,7 +161,7 @@ class TokenClassificationRows(LabelledRows):
         return None if tag == str(IGNORE) else tag
 
     def _words_and_tags(self, words: Any, tags: Any, where: str) -> tuple[list[Any], list[Any]]:
-        """The words and tags of any of the forms that tables and labelling tools write them in."""
+        """Return the words and tags of any of the forms that tables and labelling tools write them in."""
         tokens = tokens_of(words) if isinstance(words, list) and words else None
         if tokens is not None:
             words, places = tokens
@@ -200,7 +200,7 @@ class TokenClassificationRows(LabelledRows):
         )
 
     def declare(self, sources: RawSplits) -> None:
-        """Find the scheme of the tags, and say what was decided.
+        """Find the scheme of the tags, and log it.
 
         Raises:
             DataError: the tags are integers without names, which entities are read from, or several may mean no entity.
@@ -253,7 +253,7 @@ class TokenClassificationRows(LabelledRows):
             )
 
     def _tell(self, scheme: Scheme, counts: Counter[str | None]) -> None:
-        """Say how entities are read from the tags."""
+        """Log how entities are read from the tags."""
         path, types = self.cfg.path, listed(scheme.types)
         outside = " and ".join(scheme.outside)
         if len(scheme.bare) > 1 and not outside:
@@ -294,7 +294,7 @@ class TokenClassificationRows(LabelledRows):
         )
 
     def row(self, values: tuple[Any, ...], where: str) -> Row | None:
-        """The id is a hash of the words."""
+        """Make a row whose id is a hash of the words."""
         words, tags = values
         indices = [IGNORE if tag is None else self.index_of(tag, where) for tag in tags]
         replaced = [fold_white_space(self.replaced(word)) for word in words]
@@ -303,12 +303,12 @@ class TokenClassificationRows(LabelledRows):
         return {"id": row_hash(words), "words": words, "label": label} if words else None
 
     def group(self, row: Row) -> str:
-        """A hash of the case-folded words."""
+        """Return a hash of the case-folded words."""
         return row_hash([word.casefold() for word in row["words"]])
 
 
 def _is_word(row: tuple[Any, ...]) -> bool:
-    """Whether a row of a table has a single word (and its tag), or is empty."""
+    """Return whether a row of a table has a single word (and its tag), or is empty."""
     texts = [str(value) for value in row if value is None or isinstance(value, str | int | float)]
     return len(texts) == len(row) and all(len(text.split()) < 2 and literal(text) is text for text in texts)
 
@@ -318,7 +318,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _split(tags: str, words: list[Any]) -> list[str]:
-    """The tags of a text of tags: between spaces, or between commas."""
+    """Return the tags of a text of tags: between spaces, or between commas."""
     size = len(words)
     spaced, commas = tags.split(), [tag.strip() for tag in tags.split(",")]
     joined = len(spaced) != size or all(tag.endswith(",") for tag in spaced[:-1])
@@ -326,7 +326,7 @@ def _split(tags: str, words: list[Any]) -> list[str]:
 
 
 def _runs(rows: Iterable[tuple[Any, ...]], width: int) -> Iterator[list[tuple[Any, ...]]]:
-    """The last `width` values of the rows of each sentence: a new one begins behind an empty row, and where the number, the first value,
+    """Yield the last `width` values of the rows of each sentence: a new one begins behind an empty row, and where the number, the first value,
     changes; an empty number continues it."""
     run: list[tuple[Any, ...]] = []
     last: Any = None

@@ -1,4 +1,4 @@
-"""The scheme of tags: which tags begin, continue and end an entity of which type, and which mean that a word is in none."""
+"""Finds the scheme of tags: which tags begin, continue and end an entity of which type, and which mean that a word is in none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 ROLES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
-"""What the letters of IOB1, IOB2, IOE, BIOES, BILOU, BMES and BMEWO mean: B begins an entity, I continues it, E ends it, and S is one of a single word."""
+"""The roles of the letters of IOB1, IOB2, IOE, BIOES, BILOU, BMES and BMEWO mean: B begins an entity, I continues it, E ends it, and S is one of a single word."""
 OUTSIDE = (
     "o", "0", "out", "outside", "none", "null", "nil", "na", "n/a", "nan", "-", "_", "noentity", "nonentity", "notentity", "notag",
     "untagged", "empty", "background", "bg", "other", "others",
@@ -30,7 +30,7 @@ _FORMS = {
 
 @dataclass(frozen=True)
 class Scheme:
-    """How entities are read from tags.
+    """Describes how entities are read from tags.
 
     Attributes:
         form: where the letter stands in a tag (`prefixes`, `suffixes`, `joined prefixes` such as BPER, or `letters` without types); `types`: the tags have no letters, and
@@ -66,7 +66,7 @@ class Scheme:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For report.json."""
+        """Return the scheme as report.json holds it."""
         return {
             "form": self.form,
             "letters": list(self.letters),
@@ -121,7 +121,7 @@ def scheme_of(tags: Iterable[str], outside: Iterable[str] = ()) -> Scheme:
 
 
 def _evidence(matched: Mapping[str, re.Match[str]]) -> tuple[bool, int, int]:
-    """How well a form fits: letters that begin or continue, tags that match, and few types for them."""
+    """Return how well a form fits: letters that begin or continue, tags that match, and few types for them."""
     letters = {match["letter"].upper() for match in matched.values()}
     return bool(letters & {"B", "I"}), len(matched), -len({match["type"] for match in matched.values()})
 
@@ -129,7 +129,7 @@ def _evidence(matched: Mapping[str, re.Match[str]]) -> tuple[bool, int, int]:
 def _is_scheme(
     matched: Mapping[str, re.Match[str]], outside: Sequence[str], bare: Sequence[str], sure: bool
 ) -> bool:
-    """Whether tags that match a form have letters.
+    """Return whether tags that match a form have letters.
 
     Args:
         sure: a sign stands between letter and type. If none does, each type needs several letters.
@@ -145,28 +145,28 @@ def _is_scheme(
 
 
 def _key(tag: str) -> str:
-    """A tag as it is compared with `OUTSIDE`."""
+    """Return a tag as it is compared with `OUTSIDE`."""
     return re.sub(r"[-_\s]", "", tag).casefold() or tag
 
 
 def looks_prefixed(tag: str) -> bool:
-    """Whether a tag begins with B or I and a sign, as tags of most schemes do."""
+    """Return whether a tag begins with B or I and a sign, as tags of most schemes do."""
     match = _FORMS["prefixes"].fullmatch(tag)
     return match is not None and match["letter"] in "BI"
 
 
 def is_outside(tag: str) -> bool:
-    """Whether a tag by its name means no entity."""
+    """Return whether a tag by its name means no entity."""
     return _key(tag) in OUTSIDE
 
 
 def _outside(tags: Sequence[str]) -> list[str]:
-    """The tags that by their names mean no entity, the most usual name first."""
+    """Return the tags that by their names mean no entity, the most usual name first."""
     return sorted(filter(is_outside, tags), key=lambda tag: (tag != "O", OUTSIDE.index(_key(tag))))
 
 
 def entities(scheme: Scheme, tags: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The spans in rows of tags, by the rules of CoNLL's `conlleval`.
+    """Return the spans in rows of tags, by the rules of CoNLL's `conlleval`.
 
     A span begins at B and S, after O, after E and S, and where the type changes; it ends before the next one and before O.
 

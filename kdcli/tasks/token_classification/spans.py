@@ -1,4 +1,4 @@
-"""Texts with spans of characters (doccano, Label Studio, Prodigy, spaCy) as words with tags, and lists that a table holds as text."""
+"""Converts texts with spans of characters (doccano, Label Studio, Prodigy, spaCy) to words with tags, and reads lists that a table holds as text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Span:
 
 
 def literal(value: Any) -> Any:
-    """The list or mapping that a text is, as JSON, Python or numpy write one; any other value unchanged."""
+    """Return the list or mapping that a text is, as JSON, Python or numpy write one; any other value unchanged."""
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{", "("):
         return value
     try:
@@ -48,7 +48,7 @@ def literal(value: Any) -> Any:
 
 
 def holds_spans(tags: Any) -> bool:
-    """Whether a value has spans, not one tag a word."""
+    """Return whether a value has spans, not one tag a word."""
     if isinstance(tags, dict):
         return True
     return (
@@ -59,7 +59,7 @@ def holds_spans(tags: Any) -> bool:
 
 
 def looks_like_span(value: Any) -> bool:
-    """Whether a value is a span of characters, or holds some, as labelling tools write them."""
+    """Return whether a value is a span of characters, or holds some, as labelling tools write them."""
     if isinstance(value, dict):
         return _first(value, START) is not None or bool(value.keys() & {"points", *LISTS})
     return _has_places(value)
@@ -70,7 +70,7 @@ def _has_places(tag: Any) -> bool:
 
 
 def words_of(text: str) -> list[tuple[int, int]]:
-    """Where the words of a text start and end: runs of letters, digits, marks and _, and each other character by itself. Characters of scripts
+    """Return where the words of a text start and end: runs of letters, digits, marks and _, and each other character by itself. Characters of scripts
     without spaces between words (Chinese, Japanese) are words of their own."""
     words: list[tuple[int, int]] = []
     running = False
@@ -91,7 +91,7 @@ def words_of(text: str) -> list[tuple[int, int]]:
 
 
 def tokens_of(words: Sequence[Any]) -> tuple[list[str], list[tuple[int, int]]] | None:
-    """The words of a list of {text, start, end}, and where they start and end; None: it is none."""
+    """Return the words of a list of {text, start, end}, and where they start and end; None: it is none."""
     tokens = [
         (word["text"], (start, end))
         for word in words
@@ -108,13 +108,13 @@ def tokens_of(words: Sequence[Any]) -> tuple[list[str], list[tuple[int, int]]] |
 def tagged(
     places: Sequence[tuple[int, int]], text: str, spans: Any, where: str, notes: Counter[str]
 ) -> list[str]:
-    """The tag of each word: B-TYPE and I-TYPE of the words that a span touches, else O.
+    """Return the tag of each word: B-TYPE and I-TYPE of the words that a span touches, else O.
 
     Args:
         places: where the words start and end in the text.
         text: the text, or "" if only its words are known.
         spans: as a labelling tool exports them.
-        notes: counts what was decided.
+        notes: counts the decisions, by their description.
 
     Raises:
         DataError: a span cannot be read, or two overlap.
@@ -142,7 +142,7 @@ def tagged(
 
 
 def _skip(text: str, span: Span) -> int:
-    """The first character of a span that is no white space."""
+    """Return the first character of a span that is no white space."""
     inner = text[span.start : span.end]
     return span.start + len(inner) - len(inner.lstrip())
 
@@ -152,7 +152,7 @@ def _shown(span: Span) -> str:
 
 
 def _spans(spans: Any, text: str, where: str, notes: Counter[str]) -> Iterator[Span]:
-    """The spans of an export, flat."""
+    """Yield the spans of an export, flat."""
     while isinstance(spans, dict):
         lists = [value for key, value in spans.items() if key in LISTS and isinstance(value, list | dict)]
         if len(lists) != 1:
@@ -175,7 +175,7 @@ def _spans(spans: Any, text: str, where: str, notes: Counter[str]) -> Iterator[S
 
 
 def _span(value: Any, text: str, where: str) -> Span:
-    """A span from [start, end, type] in any order, or from a mapping.
+    """Return a span from [start, end, type] in any order, or from a mapping.
 
     Raises:
         DataError: it is none, or does not lie in the text.
@@ -211,7 +211,7 @@ def _span(value: Any, text: str, where: str) -> Span:
 
 
 def _placed(start: int, end: int, quoted: str, text: str, where: str) -> tuple[int, int]:
-    """Where a span lies that quotes its text: its end may be inclusive, or its places may count UTF-16 units, as JavaScript does."""
+    """Return where a span lies that quotes its text: its end may be inclusive, or its places may count UTF-16 units, as JavaScript does."""
     units = text.encode("utf-16-le", "surrogatepass")
     before, upto = (len(units[: 2 * place].decode("utf-16-le", "ignore")) for place in (start, end))
     for first, last in ((start, end), (start, end + 1), (before, upto)):

@@ -1,4 +1,4 @@
-"""The declarations of token classification."""
+"""Declares token classification."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class TokenClassificationSpec(TaskSpec):
     quantizable = True
 
     def implied_by(self, cfg: Dataset) -> bool:
-        """A column of tags, or a CoNLL file."""
+        """Return whether there is a column of tags, or a CoNLL file."""
         return bool(cfg.tags) or cfg.format == "conll"
 
     def check(self, cfg: Dataset) -> None:
-        """Columns of words and tags, unless the format has them."""
+        """Check that the data set has columns of words and tags, unless the format has them."""
         if not cfg.tags and cfg.format != "conll":
             raise ValueError(
                 "token_classification: name the columns of words and of their tags with dataset.words= and dataset.tags=; for texts with spans of "

@@ -1,4 +1,4 @@
-"""Token classification: one tag for each word; entities (people, organisations …) are spans of tags."""
+"""Defines token classification: one tag for each word; entities (people, organisations …) are spans of tags."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TokenClassification(Classification):
 
     @classmethod
     def from_config(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
-        """The task for a data set."""
+        """Return the task for a data set."""
         return cls(labels, outside=cfg.outside or ())
 
     # ---- rows -> tokens ----------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ class TokenClassification(Classification):
         return datasets.Dataset.from_list(prepared)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
-        """Token ids, segment ids if the tokenizer returns them, and the labels, each at the first token of its word.
+        """Return token ids, segment ids if the tokenizer returns them, and the labels, each at the first token of its word.
 
         Raises:
             DataError: a word has no token: the rows were prepared with another tokenizer, or for more tokens, and teacher and student would not
@@ -129,32 +129,32 @@ class TokenClassification(Classification):
     def collate(
         self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, Tensor]:
-        """Right-padded inputs and `labels` (B, L), and `rows` (B,)."""
+        """Return right-padded inputs and `labels` (B, L), and `rows` (B,)."""
         return padded(features, (*tokenizer.model_input_names, "labels"), tokenizer)
 
     def inputs(self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
-        """The words of each row, separated by spaces."""
+        """Return the words of each row, separated by spaces."""
         return [[" ".join(words)] for words in rows["words"][:]]
 
     # ---- models ------------------------------------------------------------------------------------------
 
     def positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L) -> which of the B · L tokens are the first of a word, and its tag, (N,); -100 for a word without a gold tag."""
+        """Select, of labels (B, L), the first token of each word and its tag, (N,); -100 for a word without a gold tag."""
         pick = (labels.flatten() != IGNORE).nonzero()[:, 0]
         tags = labels.flatten()[pick]
         return pick, tags.where(tags != UNTAGGED, IGNORE)
 
     def counts(self, labels: Tensor) -> Tensor:
-        """The words of each row."""
+        """Return the words of each row."""
         return (labels != IGNORE).sum(1)
 
     def targets(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """One label for each word."""
+        """Return one label for each word."""
         tags, counts = encoded.counted()
         return np.where(tags == UNTAGGED, IGNORE, tags), counts
 
     def signal(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], pick: Tensor) -> Signal:
-        """The logits of the words, fp32."""
+        """Return the logits of the words, fp32."""
         return Signal(model(**inputs).logits.flatten(0, 1)[pick].float())
 
     # ---- scores ------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ class TokenClassification(Classification):
         return 0.0
 
     def chance_predictions(self, predictions: Predictions) -> Predictions | None:
-        """No entity anywhere; None if no tag means that."""
+        """Predict no entity anywhere; None if no tag means that."""
         if not self.scheme.outside:
             return None
         logits = np.zeros_like(predictions["logits"])
@@ -176,7 +176,7 @@ class TokenClassification(Classification):
         return None
 
     def scores(self, predictions: Predictions) -> dict[str, Any]:
-        """Micro F1, precision and recall of entities; the share of words with the right tag; the negative log-likelihood and the expected
+        """Return micro F1, precision and recall of entities; the share of words with the right tag; the negative log-likelihood and the expected
         calibration error of a tag; the F1 of each type (None: there is no such entity, neither gold nor predicted) and its number of gold
         entities."""
         gold, predicted, right = self._entities(predictions)
@@ -202,7 +202,7 @@ class TokenClassification(Classification):
         }
 
     def per_example_scores(self, predictions: Predictions) -> np.ndarray:
-        """The share of each row in the F1 of all rows, which is a ratio of two sums over rows; it is linearised (Cochran 1977, section 6.3)."""
+        """Return the share of each row in the F1 of all rows, which is a ratio of two sums over rows; it is linearised (Cochran 1977, section 6.3)."""
         rows = np.repeat(np.arange(len(predictions.counts)), predictions.counts)
         gold, predicted, right = (
             np.bincount(rows[kinds >= 0], minlength=len(predictions.counts))
@@ -219,19 +219,19 @@ class TokenClassification(Classification):
         samples: Mapping[str, Sequence[str]],
         cfg: Measure | None,
     ) -> dict[str, Any]:
-        """How entities are read from the tags."""
+        """Return how entities are read from the tags."""
         return super().report_sections(rows, predictions, samples, cfg) | {"tags": self.scheme.as_json()}
 
     def trivial(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrivialModel | None:
-        """The most frequent tag of each word."""
+        """Return the most frequent tag of each word."""
         return WordTags(len(self.labels))
 
     def snippet_constants(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
-        """The role and the entity type of each tag."""
+        """Return the role and the entity type of each tag."""
         return super().snippet_constants(tokenizer, max_length) | {"PARTS": dict(self.scheme.parts)}
 
     def _entities(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The gold entities, the predicted ones, and those predicted ones that are right: the index of the type at each word that begins one, -1
+        """Return the gold entities, the predicted ones, and those predicted ones that are right: the index of the type at each word that begins one, -1
         elsewhere; (N,) each."""
         gold, last = entities(self.scheme, predictions.labels, predictions.counts)
         predicted, end = entities(self.scheme, predictions["logits"].argmax(1), predictions.counts)
@@ -245,7 +245,7 @@ def _f1(gold: int, predicted: int, right: int) -> float:
 def _tokenized(
     tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int
 ) -> Iterator[tuple[dict[str, list[int]], np.ndarray]]:
-    """The inputs of each row, and the index of the first token of each of its words; -1 for a word without tokens.
+    """Yield the inputs of each row, and the index of the first token of each of its words; -1 for a word without tokens.
 
     The words are tokenized as one text, separated by spaces, and matched to tokens by character offsets, which is how a pipeline sees
     them. (Byte-level tokenizers that add no space would join words that are given one by one.)
@@ -271,7 +271,7 @@ def _tokenized(
 
 
 def _first(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The index of the first token of each word, (words,), by the character offsets of the tokens in the joined text; -1: it has none.
+    """Return the index of the first token of each word, (words,), by the character offsets of the tokens in the joined text; -1: it has none.
 
     A token belongs to the word in which it ends; some tokens begin with the space before the word.
     """

@@ -1,4 +1,4 @@
-"""A tagger without a neural network: the most frequent tag of each word."""
+"""Implements a tagger without a neural network: the most frequent tag of each word."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class WordTags(TrivialModel):
         self.nbytes = 8 * self.parameters + sum(len(word.encode()) + 1 for word in self._counts)
 
     def predict(self, rows: datasets.Dataset, encoded: Encoded) -> dict[str, np.ndarray]:
-        """The log-probabilities of the tags as `logits`, fp32."""
+        """Return the log-probabilities of the tags as `logits`, fp32."""
         return {"logits": self.respond(self.inputs(rows))}
 
     def inputs(self, rows: datasets.Dataset) -> list[list[str]]:
-        """The words of each row."""
+        """Return the words of each row."""
         return list(rows["words"][:])
 
     def respond(self, inputs: Sequence[Sequence[str]]) -> np.ndarray:
-        """The log-probabilities of the tags of all words, fp32 (N, C). The frequencies of all words count as one further occurrence of each, which
+        """Return the log-probabilities of the tags of all words, fp32 (N, C). The frequencies of all words count as one further occurrence of each, which
         changes no most frequent tag."""
         words = [word for row in inputs for word in row]
         shares = np.tile(self._prior, (len(words), 1))

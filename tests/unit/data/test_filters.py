@@ -32,7 +32,7 @@ def test_each_reason_is_counted() -> None:
     found = filter_completions({}, answers, cfg, lambda row, answer: judge.get(answer, True), dropped)
     assert found == ["So it is."]
     assert dropped == {
-        "said before": 1, "too short": 1, "too long": 1, "a refusal": 3, "rollout.filter.function": 1
+        "duplicate": 1, "too short": 1, "too long": 1, "a refusal": 3, "rollout.filter.function": 1
     }  # fmt: skip
     assert filter_completions({}, ["a", "A"], Filter(duplicates=False), None, dropped) == ["a", "A"]
     assert filter_completions({}, ["", " \n"], Filter(), None, dropped) == []

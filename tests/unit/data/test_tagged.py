@@ -295,7 +295,7 @@ def test_what_was_decided_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         "column 3",
         "dataset.columns=",
     )
-    require_words(blank, "1 words", "left out", "line 5")
+    require_words(blank, "1 words", "dropped", "line 5")
 
 
 def test_sentences_that_cannot_be_read_are_dropped(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_answers_of_prodigy(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     kept = {row["text"]: row["label"] for row in rows if row["answer"] not in ("reject", "ignore")}
     assert labels_of(read(path)) == kept
-    require_words(caplog.text, f"{len(TEXTS) // 2} rows", "answer", "reject or ignore", "left out")
+    require_words(caplog.text, f"{len(TEXTS) // 2} rows", "answer", "reject or ignore", "dropped")
 
 
 @dataclass

@@ -58,7 +58,7 @@ def test_padding_changes_nothing(tokenizer, distiller: Distiller) -> None:
     """Padding that leaks into the attention or the loss makes a row's loss depend on its neighbours' length."""
     short = distiller(**batch(tokenizer, [1, 0, 1, 1]), teacher=TEACHER)
     long = distiller(**batch(tokenizer, [1, 0, 1, 1], padding=9), teacher=TEACHER)
-    assert torch.allclose(short["answers"]["logits"], long["answers"]["logits"], atol=1e-5)
+    assert torch.allclose(short["predictions"]["logits"], long["predictions"]["logits"], atol=1e-5)
     assert torch.allclose(short["loss"], long["loss"], atol=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_votes_replace_the_labels_of_losses_on_gold_alone(tokenizer, distiller: 
     assert torch.allclose(soft["votes"], torch.tensor([[1 / 3, 2 / 3], [1, 0], [0, 0], [0, 1]]))
     plain = distiller(**inputs, teacher=TEACHER)
     out = distiller(**inputs, **soft, teacher=TEACHER)
-    log_q = out["answers"]["logits"].log_softmax(-1)
+    log_q = out["predictions"]["logits"].log_softmax(-1)
     expected = -(soft["votes"] * log_q).sum(1).sum() / 3
     assert torch.allclose(out["terms"], torch.stack([plain["terms"][0], expected]))
     assert distiller.task.soft_gold([{"label": 1}]) == {}
