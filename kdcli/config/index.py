@@ -201,11 +201,11 @@ class _Walk:
         own = fields(cls)
         yield from self._declared(own, path, values, defaults, "")
         target = values.get("_target_") if isinstance(values, dict) else None
-        if any(field.name == "_target_" for field in own) and (component := find_class(str(target))):
+        if any(field.name == "_target_" for field in own) and (component_class := find_class(str(target))):
             declared = [
-                each for each in arguments(component) if each.name not in {field.name for field in own}
+                each for each in arguments(component_class) if each.name not in {field.name for field in own}
             ]
-            yield from self._declared(declared, path, values, {}, component.path)
+            yield from self._declared(declared, path, values, {}, component_class.path)
 
     def _declared(
         self, declared: Iterable[Declaration], path: str, values: Any, defaults: Any, target: str
