@@ -189,9 +189,7 @@ class _Walk:
     command: str
     choice: Choice
 
-    def section(
-        self, cls: Class, path: str, values: Any, defaults: Any, component: bool = True
-    ) -> Iterator[Key]:
+    def section(self, cls: Class, path: str, values: Any, defaults: Any) -> Iterator[Key]:
         """Yield the keys of a section.
 
         Args:
