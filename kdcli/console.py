@@ -161,6 +161,17 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         say("  ".join(cells).rstrip())
 
 
+def entry(term: str, lines: Sequence[str]) -> None:
+    """Print a term to stdout with indented lines below it, which are wrapped to the width of a terminal, and verbatim in a pipe."""
+    say(term, "bold")
+    for line in lines:
+        width = out.width if _interactive(out) else len(line) + 5
+        indented = textwrap.fill(
+            printable(line), width, initial_indent="    ", subsequent_indent="    ", break_long_words=False
+        )
+        say(indented)
+
+
 def duration(seconds: float) -> str:
     """``0.8 s``, ``12 s``, ``1:05`` (minutes), ``2:03:04`` (hours)."""
     if seconds < 9.95:

@@ -22,6 +22,7 @@ from kdcli.config.declarations import (
     find_class,
 )
 from kdcli.config.groups import Choice, choose, config_groups
+from kdcli.errors import ConfigError, abbreviated, suggest
 
 SCHEMA = "kdcli.config.schema"
 COMMANDS = {"distill": f"{SCHEMA}.Distill", "eval": f"{SCHEMA}.Eval", "export": f"{SCHEMA}.Export"}
@@ -165,17 +166,21 @@ def _renamed(key: Key, name: str) -> Key:
     return Key(**{**{each: getattr(key, each) for each in key.__dataclass_fields__}, "name": name})
 
 
-@functools.cache
-def last_parts() -> dict[str, list[str]]:
-    """Return the names of the default keys by their last part: epochs is trainer.epochs and teacher.trainer.epochs."""
-    by_last_part: dict[str, list[str]] = {}
-    for key in all_keys():
-        names = by_last_part.setdefault(key.name.rpartition(".")[2], [])
-        if not key.is_section and key.name not in names:
-            names.append(key.name)
-    return {
-        part: sorted(names, key=lambda name: name.count(".")) for part, names in by_last_part.items() if names
-    }
+def keys_named(name: str, command: str) -> list[str]:
+    """The keys of a command whose last part is a name, the shortest first: epochs is trainer.epochs and teacher.trainer.epochs. A config group
+    is a key, too.
+    """
+    known = {key.name for key in keys(command) if not key.is_section or key.name in config_groups()}
+    named = [key for key in known if name in (key, key.rpartition(".")[2])]
+    return sorted(named, key=lambda key: (key.count("."), key))
+
+
+def no_such_key(prefix: str, known: Sequence[Key]) -> ConfigError:
+    """The error for a name that is no key and begins none, with the nearest one."""
+    names = list(dict.fromkeys(key.name for key in known))
+    return ConfigError(
+        f"{abbreviated(prefix)}: there is no such key{suggest(prefix, names)}; choose one that kdcli keys lists"
+    )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from kdcli.config.check import defaults
 from kdcli.config.components import arguments_model, locate, section_of, union_members
 from kdcli.config.declarations import REQUIRED, Alternative, Declaration, arguments, fields, find_class
 from kdcli.config.groups import config_groups, group_options
-from kdcli.config.index import COMMANDS, Key, all_keys, keys, keys_below, last_parts
+from kdcli.config.index import COMMANDS, Key, all_keys, keys, keys_below, keys_named
 from kdcli.config.paths import conf_dir
 from kdcli.config.schema import COMMANDS as SCHEMAS
 from kdcli.errors import ConfigError
@@ -175,7 +175,9 @@ def test_keys_of_several_commands() -> None:
     modes = {key.commands: key.default for key in all_keys() if key.name == "measure.mode"}
     assert modes == {("distill",): "quick", ("eval", "export"): "full"}
     assert {key.commands for key in all_keys() if key.name == "run"} == {("eval",), ("export",)}
-    assert last_parts()["epochs"] == ["trainer.epochs", "teacher.trainer.epochs"]
+    assert keys_named("epochs", "distill") == ["trainer.epochs", "teacher.trainer.epochs"]
+    assert keys_named("student", "distill") == ["student"]
+    assert keys_named("epochs", "eval") == []
     assert set(COMMANDS) == set(SCHEMAS)
 
 

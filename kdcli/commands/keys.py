@@ -1,0 +1,95 @@
+"""`kdcli keys`: what each config key is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from kdcli import console
+from kdcli.config.index import Key, all_keys, keys_below, no_such_key
+from kdcli.errors import ConfigError, abbreviated
+
+VALUE, SENTENCE = 40, 160
+"""The most characters of a default and of a meaning in the list of all keys."""
+
+
+def show_keys(words: Sequence[str], as_json: bool) -> None:
+    """Print the keys that a prefix names, with the arguments of the chosen components.
+
+    Args:
+        words: at most one prefix, and options as GROUP=OPTION.
+
+    Raises:
+        ConfigError: there is no such key or option.
+    """
+    options = dict(word.split("=", 1) for word in words if "=" in word)
+    prefixes = [word for word in words if "=" not in word]
+    if len(prefixes) > 1:
+        raise ConfigError(
+            f"{abbreviated(' '.join(prefixes))}: expected one key or the beginning of one; give one at a time"
+        )
+    known = all_keys({group: None if option == "null" else option for group, option in options.items()})
+    prefix = prefixes[0] if prefixes else ""
+    chosen = _chosen(prefix, known) if prefix else known
+    if as_json:
+        console.say(json.dumps([key.as_json() for key in chosen], ensure_ascii=False, indent=2))
+    elif prefix:
+        for key in chosen:
+            console.entry(_heading(key), _details(key))
+    else:
+        rows = [[key.name, _short(_value(key)), _short(_first_sentence(key), SENTENCE)] for key in chosen]
+        console.table("", ["key", "default", "meaning"], rows)
+
+
+def _chosen(prefix: str, known: Sequence[Key]) -> list[Key]:
+    """The keys that a prefix matches, or else those whose last part it is.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = keys_below(prefix, known)
+    found = found or [key for key in known if key.name.rpartition(".")[2] == prefix]
+    if not found:
+        raise no_such_key(prefix, known)
+    return found
+
+
+def _value(key: Key) -> str:
+    """The default as it is written on a command line."""
+    if key.required:
+        return "(required)"
+    return "" if key.is_section and key.default is not None else written(key.default, key.is_section)
+
+
+def written(value: Any, section: bool = False) -> str:
+    """A value as YAML and the command line write it."""
+    if value is None:
+        return "" if section else "null"
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+
+
+def _heading(key: Key) -> str:
+    if key.is_section:
+        return key.name
+    return f"{key.name}  (required)" if key.required else f"{key.name} = {_value(key)}"
+
+
+def _details(key: Key) -> list[str]:
+    """The lines below a key: its type and range, its choices, where its default comes from, and its meaning."""
+    facts = [", ".join(filter(None, [key.type, key.range]))]
+    if key.choices:
+        facts.append(f"choices: {', '.join(key.choices)}")
+    if key.option:
+        facts.append(f"set by {key.option}")
+    if "distill" not in key.commands:
+        facts.append(f"of kdcli {', '.join(key.commands)}")
+    return ["; ".join(facts), key.meaning]
+
+
+def _short(text: str, limit: int = VALUE) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _first_sentence(key: Key) -> str:
+    return key.meaning.partition(". ")[0].rstrip(".")
