@@ -1,17 +1,38 @@
-"""`python -m kdcli` is the same as `kdcli`."""
+"""The entry point of `kdcli`, and of `python -m kdcli`."""
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    import os
-    import sys
+import os
+import sys
+from typing import Any
 
+
+def main() -> None:
+    """Run the command line. What completes a line of a shell is answered without the modules that the commands need."""
+    if sys.argv[1:2] == ["completion"] and sys.argv[3:4] == ["--line"] and len(sys.argv) == 5:
+        from kdcli.launch.completion import SCRIPTS, complete
+
+        if sys.argv[2] in SCRIPTS:
+            sys.exit(complete(sys.argv[2], sys.argv[4], _command_tree))
+    from kdcli.cli import main as run
+
+    run()
+
+
+def _command_tree() -> Any:
+    """The command of the whole program."""
+    from typer.main import get_command
+
+    from kdcli.cli import app
+
+    return get_command(app)
+
+
+if __name__ == "__main__":
     # -m puts the working directory before everything: a numpy.py that lies there would be imported
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if sys.path[0] in ("", os.getcwd()):
         del sys.path[0]
         if root not in sys.path:
             sys.path.append(root)
-    from kdcli.cli import main
-
     main()

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kdcli import __version__
+from kdcli.launch.commandline import App
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    context_settings=CONTEXT,
-    pretty_exceptions_enable=False,
-)
+app = App(context_settings=CONTEXT)
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Config groups and keys, such as student=tiny trainer.epochs=2."
+        metavar="[KEY=VALUE]...",
+        help="Config groups and keys, such as student=tiny trainer.epochs=2.",
     ),
 ]
 Multirun = Annotated[
@@ -53,10 +53,18 @@ def top(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
-    """Knowledge distillation: trains a small student with a large teacher, and shows whether the teacher helped."""
+    """Knowledge distillation: trains a small student with a large teacher, and shows whether the teacher helped.
+
+    kdcli distill
+    kdcli distill teacher=bert-base student=tiny dataset=csv dataset.path=reviews.csv
+
+    Config keys and groups are given as KEY=VALUE: `kdcli keys` and `kdcli list` show them.
+    """
     if version:
         typer.echo(f"kdcli {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
@@ -72,7 +80,11 @@ def distill(
 ) -> None:
     """Train a student with a teacher, train the no-teacher baseline (control), and compare all three.
 
+    kdcli distill
     kdcli distill teacher=bert-base student=tiny dataset=csv dataset.path=reviews.csv
+
+    Exit codes: 0 done; 1 the job failed; 2 the config, the command line or the data is wrong, found before training; 130 interrupted;
+    143 terminated.
     """
     from kdcli.launch.run import launch
 
@@ -94,6 +106,8 @@ def evaluate(
     """Score a run's models (run=), a checkpoint (model=) or an exported file (artifact=).
 
     kdcli eval run=runs/distill/2026-… split=validation
+
+    Exit codes: 0 done; 1 the job failed; 2 the config, the command line or the data is wrong.
     """
     from kdcli.launch.run import launch
 
@@ -116,6 +130,9 @@ def export(
 
     kdcli export run=runs/distill/2026-… hardware=cpu
     kdcli export run=runs/distill/2026-… hardware=cpu,intel -m
+
+    Exit codes: 0 done; 1 the job failed; 2 the config or the command line is wrong; 3 a file misses its budget or tolerance, or could not be
+    made or run.
     """
     from kdcli.launch.run import launch
 
@@ -126,13 +143,100 @@ def export(
 
 @app.command("list")
 def list_(
-    group: Annotated[str | None, typer.Argument(help="teacher, student, dataset, loss, hardware …")] = None,
+    group: Annotated[
+        str | None,
+        typer.Argument(
+            help="A config group, such as teacher, student, dataset, loss or hardware.",
+        ),
+    ] = None,
     config_dir: ConfigDir = None,
 ) -> None:
-    """List the options of each config group, including those in your own folder."""
+    """List the options of each config group and what they are, including those in your own folder.
+
+    kdcli list
+    kdcli list student
+
+    Exit codes: 0 done; 2 there is no such group.
+    """
     from kdcli.launch.choices import list_groups
 
     raise typer.Exit(list_groups(group, config_dir))
+
+
+@app.command()
+def keys(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PREFIX] [GROUP=OPTION]...",
+            help="A key or the beginning of keys; options whose keys are wanted, such as loss=jsd.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Show config keys: type, range, default, choices and meaning of each, and of the arguments of the chosen components.
+
+    kdcli keys
+    kdcli keys trainer
+    kdcli keys loss.soft_label loss=jsd
+    kdcli keys teacher teacher=openai --json
+
+    Exit codes: 0 done; 2 there is no such key or option.
+    """
+    from kdcli.commands.keys import show_keys
+
+    raise typer.Exit(_guarded(partial(show_keys, words or [], as_json, config_dir)))
+
+
+@app.command()
+def completion(
+    context: typer.Context,
+    shell: Annotated[str, typer.Argument(metavar="bash|zsh|fish")],
+    line: Annotated[
+        str | None, typer.Option(hidden=True, help="Print what may stand at the end of it.")
+    ] = None,
+) -> None:
+    """Print a script by which a shell completes commands, options, config groups, keys, values and paths.
+
+    eval "$(kdcli completion bash)"
+    kdcli completion zsh > ~/.zfunc/_kdcli
+    kdcli completion fish > ~/.config/fish/completions/kdcli.fish
+
+    The line for bash is for ~/.bashrc. For zsh, ~/.zshrc needs `fpath+=~/.zfunc` before `compinit`.
+
+    Exit codes: 0 done; 2 another shell was named.
+    """
+    from kdcli.launch.completion import complete
+
+    raise typer.Exit(_guarded(partial(complete, shell, line, lambda: context.find_root().command)))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show what kdcli finds on this machine: versions, extras, devices, precisions, memory, the cache, disk and the hub.
+
+    kdcli doctor
+    kdcli doctor --json
+
+    Exit codes: 0 done, whatever is missing.
+    """
+    from kdcli.commands.doctor import examine
+
+    raise typer.Exit(_guarded(partial(examine, as_json)))
+
+
+def _guarded(command: Callable[[], int]) -> int:
+    """The exit code of a command that is not run through Hydra; an error becomes its message."""
+    from kdcli import console
+    from kdcli.errors import KDError
+
+    console.setup_logging()
+    try:
+        return command()
+    except KDError as error:
+        console.error(error.message)
+        return error.exit_code
 
 
 def main() -> None:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from kdcli import console
 from kdcli.config.index import Key, all_keys, keys_below, no_such_key
-from kdcli.errors import ConfigError, abbreviated
+from kdcli.errors import ConfigError, ExitCode, abbreviated
 
 VALUE, SENTENCE = 40, 160
 """The most characters of a default and of a meaning in the list of all keys."""
 
 
-def show_keys(words: Sequence[str], as_json: bool) -> None:
-    """Print the keys that a prefix names, with the arguments of the chosen components.
+def show_keys(words: Sequence[str], as_json: bool, config_dir: Path | None = None) -> int:
+    """Print the keys that a prefix names, with the arguments of the chosen components; returns the exit code.
 
     Args:
         words: at most one prefix, and options as GROUP=OPTION.
+        config_dir: the folder of the user's own options.
 
     Raises:
         ConfigError: there is no such key or option.
     """
+    if config_dir is not None:
+        os.environ["KDCLI_CONFIG_DIR"] = str(config_dir)
     options = dict(word.split("=", 1) for word in words if "=" in word)
     prefixes = [word for word in words if "=" not in word]
     if len(prefixes) > 1:
@@ -40,6 +45,7 @@ def show_keys(words: Sequence[str], as_json: bool) -> None:
     else:
         rows = [[key.name, _short(_value(key)), _short(_first_sentence(key), SENTENCE)] for key in chosen]
         console.table("", ["key", "default", "meaning"], rows)
+    return ExitCode.DONE
 
 
 def _chosen(prefix: str, known: Sequence[Key]) -> list[Key]:

@@ -163,7 +163,7 @@ class Module:
         if isinstance(node, ast.BinOp):
             return _merged([*self.allowed(node.left), *self.allowed(node.right)])
         if isinstance(node, ast.Subscript):
-            return self._generic(ast.unparse(node.value), node.slice)
+            return self._generic(_name(node.value), node.slice)
         name = (
             str(node.value)
             if isinstance(node, ast.Constant)
@@ -201,9 +201,17 @@ class Module:
             if call == "Field":
                 bounds = bounds_of(self.value(part))
                 allowed = tuple(each.bounded(bounds) for each in allowed)
-            elif call == "BeforeValidator" and ast.unparse(part).endswith("(one_is_a_list)"):
+            elif (
+                call == "BeforeValidator"
+                and isinstance(part, ast.Call)
+                and _name(part.args[0]) == "one_is_a_list"
+            ):
                 allowed = (Alternative("text"), *allowed)
         return allowed
+
+
+def _name(node: ast.expr) -> str:
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def bounds_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,6 +259,7 @@ def find_class(path: str) -> Class | None:
     return declared if isinstance(declared, Class) else None
 
 
+@functools.cache
 def fields(cls: Class) -> list[Declaration]:
     """Return the fields of a section, those of its base classes first."""
     by_name: dict[str, Declaration] = {}
@@ -264,12 +273,12 @@ def _own_fields(cls: Class) -> Iterator[Declaration]:
     for node, after in zip(body, [*body[1:], None], strict=True):
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
-        if "ClassVar" in ast.unparse(node.annotation):
+        if isinstance(node.annotation, ast.Subscript) and _name(node.annotation.value) == "ClassVar":
             continue
         allowed, default, name = cls.module.allowed(node.annotation), REQUIRED, node.target.id
         if node.value is not None:
             default = cls.module.value(node.value)
-        if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "Field":
+        if isinstance(node.value, ast.Call) and _name(node.value.func) == "Field":
             arguments: dict[str, Any] = default  # type: ignore[assignment]
             allowed = tuple(
                 each if each.kind == "null" else each.bounded(bounds_of(arguments)) for each in allowed

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdcli.config.paths import conf_dir, user_conf_dir
-from kdcli.config.yaml_files import ENTRY, Option, read_option, read_options
+from kdcli.config.yaml_files import ENTRY, Option, read_option, read_options, read_packaged
 from kdcli.errors import ConfigError, abbreviated, listed, suggest
 
 SELF = "_self_"
@@ -54,7 +54,7 @@ def no_such_option(group: str, option: str) -> ConfigError:
     options = group_options(group)
     there = f"; there are {listed(options)}" if options else ""
     return ConfigError(
-        f"{group}={abbreviated(option)}: there is no such {group}{suggest(option, options)}{there}; choose one that kdcli list {group} shows"
+        f"{group}={abbreviated(option)}: there is no such {group}{suggest(option, options)}{there} (look at kdcli list {group})"
     )
 
 
@@ -199,4 +199,4 @@ def _read(path: Path, name: str) -> Option:
 
 @functools.cache
 def _read_once(path: Path, name: str, changed: int) -> Option:
-    return read_option(path, name)
+    return read_packaged(path, name) if path.is_relative_to(conf_dir()) else read_option(path, name)

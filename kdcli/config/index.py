@@ -40,7 +40,7 @@ class Key:
     Attributes:
         name: with dots; a part in capitals (stages.NAME.rows) stands for a name that the user chooses.
         commands: the commands that have it, with all that follows: a key whose default differs has an entry for each.
-        group: its first part, if it has several or is a section or a config group; else empty.
+        group: its first part, if it has several or is a section; else empty.
         type: in words.
         range: in words; empty: all values of the type.
         default: plain data, as the schema and the chosen options set it; None if it is `required`.
@@ -167,19 +167,20 @@ def _renamed(key: Key, name: str) -> Key:
 
 
 def keys_named(name: str, command: str) -> list[str]:
-    """The keys of a command whose last part is a name, the shortest first: epochs is trainer.epochs and teacher.trainer.epochs. A config group
+    """The keys of a command whose last part is a name, the likeliest first: epochs is trainer.epochs and teacher.trainer.epochs. A config group
     is a key, too.
     """
-    known = {key.name for key in keys(command) if not key.is_section or key.name in config_groups()}
+    groups = config_groups()
+    known = {key.name for key in keys(command) if not key.is_section or key.name in groups}
     named = [key for key in known if name in (key, key.rpartition(".")[2])]
-    return sorted(named, key=lambda key: (key.count("."), key))
+    return sorted(named, key=lambda key: (key.count("."), not key.startswith("trainer."), key))
 
 
 def no_such_key(prefix: str, known: Sequence[Key]) -> ConfigError:
     """The error for a name that is no key and begins none, with the nearest one."""
     names = list(dict.fromkeys(key.name for key in known))
     return ConfigError(
-        f"{abbreviated(prefix)}: there is no such key{suggest(prefix, names)}; choose one that kdcli keys lists"
+        f"{abbreviated(prefix)}: there is no such key{suggest(prefix, names)} (look it up with kdcli keys)"
     )
 
 
@@ -249,7 +250,7 @@ class _Walk:
         meaning = declared.meaning or (sections[0].description if sections else "")
         shown = None if (sections and default is not None) or default == REQUIRED else default
         words = [describe_type(each) for each in declared.allowed]
-        group = name.partition(".")[0] if "." in name or sections or name in config_groups() else ""
+        group = name.partition(".")[0] if "." in name or sections else ""
         return Key(
             name=name,
             commands=(self.command,),

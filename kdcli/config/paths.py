@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from kdcli.errors import ConfigError
-from kdcli.files import user_path
 
 
 def conf_dir() -> Path:
@@ -25,7 +24,7 @@ def user_conf_dir() -> Path | None:
     given = os.environ.get("KDCLI_CONFIG_DIR")
     if not given:
         return None
-    folder = user_path(given).absolute()
+    folder = Path(os.path.expanduser(given)).absolute()
     if not folder.is_dir():
         raise ConfigError(f"the config folder {given} does not exist (--config-dir or KDCLI_CONFIG_DIR)")
     for packaged in sorted(conf_dir().rglob("*.yaml")):

@@ -326,6 +326,14 @@ def read_option(path: Path, name: str) -> Option:
     return Option(document, _package(document, name))
 
 
+def read_packaged(path: Path, name: str) -> Option:
+    """Read a packaged option, which is known to be well-formed, several times as fast as `read_option`; without the positions of its keys."""
+    text = path.read_text(encoding="utf-8")
+    tree = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    document = Document(path, text, tree, {})
+    return Option(document, _package(document, name))
+
+
 def _package(document: Document, name: str) -> str:
     """Return the package of a file's keys: the one in its header, or that of its group.
 

@@ -5,47 +5,64 @@ It imports nothing heavy, so that `kdcli --help` is fast.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from kdcli.errors import ExitCode, abbreviated, suggest
 
-DESCRIPTIONS = {
-    ExitCode.DONE: "done",
-    ExitCode.FAILED: "the job failed after it began; the same command continues it where it can",
-    ExitCode.REFUSED: "the command line, the config or the data is wrong; nothing was changed",
-    ExitCode.MISSED: "an exported file misses its budget or tolerance, or could not be made or run",
-    ExitCode.INTERRUPTED: "interrupted (143: terminated)",
+PANELS = {
+    "Begin": ("init", "check"),
+    "Train and measure": ("distill", "eval", "compare"),
+    "Use a student": ("predict", "chat", "export"),
+    "Look up": ("list", "keys", "doctor", "cache", "completion"),
 }
-"""What each exit code means."""
-CODES = (ExitCode.DONE, ExitCode.REFUSED)
-"""The exit codes of a command that only shows something."""
-CODES_OF_JOBS = (ExitCode.DONE, ExitCode.FAILED, ExitCode.REFUSED, ExitCode.INTERRUPTED)
-"""The exit codes of a command that trains or runs models."""
-EXIT_CODES = {
-    **dict.fromkeys(("distill", "eval", "predict", "chat"), CODES_OF_JOBS),
-    "export": tuple(DESCRIPTIONS),
-    "doctor": (ExitCode.DONE,),
-}
-"""The exit codes of commands whose codes are not `CODES`."""
-EXAMPLE = ("kdcli ", "eval ", "  ")
+"""The groups in which the help shows the commands."""
+EXAMPLE = ("kdcli ", "echo ", "cat ", "eval ", "source ", "  ")
 """How the lines of an example in a docstring begin."""
+CODES = "Exit codes: "
+"""How the paragraph of a docstring begins that lists what each exit code means, separated by semicolons."""
 
 
-def split_help(text: str) -> tuple[list[str], list[str]]:
-    """The paragraphs of a command's docstring, each on one line, and the lines of its examples, which are paragraphs of commands."""
-    paragraphs: list[str] = []
-    examples: list[str] = []
-    for part in text.strip().split("\n\n"):
-        lines = part.splitlines()
-        if all(line.startswith(EXAMPLE) for line in lines):
-            examples += lines
+class Help(NamedTuple):
+    """The parts of a command's docstring."""
+
+    paragraphs: list[str]
+    examples: list[str]
+    codes: list[tuple[str, str]]
+    """Exit codes, each with its meaning."""
+
+
+def split_help(text: str) -> Help:
+    """The paragraphs of a docstring, each on one line; the lines of its examples, which are paragraphs of commands; and its exit codes."""
+    parts = Help([], [], [])
+    for part in text.replace("\b\n", "").strip().split("\n\n"):
+        lines, line = part.splitlines(), " ".join(part.split())
+        if all(each.startswith(EXAMPLE) for each in lines):
+            parts.examples.extend(lines)
+        elif line.startswith(CODES):
+            meanings = re.split(r"[;,] (?=\d)", line.removeprefix(CODES).rstrip("."))
+            parts.codes.extend(
+                (code, meaning) for code, _, meaning in (each.partition(" ") for each in meanings)
+            )
         else:
-            paragraphs.append(" ".join(part.split()))
-    return paragraphs, examples
+            parts.paragraphs.append(line)
+    return parts
+
+
+def write_help(parts: Help, formatter: Any) -> None:
+    """Write the paragraphs of a docstring, and its examples as they are."""
+    for paragraph in parts.paragraphs:
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(paragraph)
+    if parts.examples:
+        with formatter.section("Examples"):
+            for line in parts.examples:
+                formatter.write(f"{' ' * formatter.current_indent}{line}\n")
 
 
 class Command(TyperCommand):
@@ -53,21 +70,14 @@ class Command(TyperCommand):
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """Write the paragraphs of the docstring, and its examples as they are."""
-        paragraphs, examples = split_help(self.help or "")
-        for paragraph in paragraphs:
-            formatter.write_paragraph()
-            with formatter.indentation():
-                formatter.write_text(paragraph)
-        if examples:
-            with formatter.section("Examples"):
-                for line in examples:
-                    formatter.write(f"{' ' * formatter.current_indent}{line}\n")
+        write_help(split_help(self.help or ""), formatter)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the exit codes."""
-        with formatter.section("Exit codes"):
-            codes = EXIT_CODES.get(self.name or "", CODES)
-            formatter.write_dl([(str(int(code)), DESCRIPTIONS[code]) for code in codes])
+        """Write the exit codes of the docstring or of the epilog."""
+        codes = [*split_help(self.help or "").codes, *split_help(self.epilog or "").codes]
+        if codes:
+            with formatter.section("Exit codes"):
+                formatter.write_dl(codes)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the options; one that does not exist ends the command with exit code 2."""
@@ -85,16 +95,22 @@ class Command(TyperCommand):
 class Commands(TyperGroup):
     """The commands, which the help shows in groups and in whole sentences."""
 
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """Write the paragraphs of the docstring, and its examples as they are."""
+        write_help(split_help(self.help or ""), formatter)
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write each group of commands (`rich_help_panel`) with the first paragraph of each docstring."""
+        """Write each group of commands, with the first paragraph of each docstring."""
+        titles = {name: title for title, names in PANELS.items() for name in names}
+        names = sorted(
+            self.list_commands(ctx), key=lambda name: [*titles].index(name) if name in titles else -1
+        )
         groups: dict[str, list[tuple[str, str]]] = {}
-        for name in self.list_commands(ctx):
-            command: Any = self.get_command(ctx, name)
-            if command is None or command.hidden:
-                continue
-            paragraphs, _ = split_help(command.help or "")
-            title = command.rich_help_panel if isinstance(command.rich_help_panel, str) else "Commands"
-            groups.setdefault(title, []).append((name, paragraphs[0] if paragraphs else ""))
+        for name in names:
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                paragraphs = split_help(command.help or "").paragraphs
+                groups.setdefault(titles.get(name, "Commands"), []).append((name, (paragraphs or [""])[0]))
         for title, rows in groups.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
@@ -110,6 +126,23 @@ class Commands(TyperGroup):
         ):
             raise _refused(wrong_command(name, args, self.list_commands(ctx)))
         return super().resolve_command(ctx, args)
+
+
+class App(typer.Typer):
+    """A program whose commands and groups of commands have these manners."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            cls=Commands,
+            add_completion=False,
+            rich_markup_mode=None,
+            pretty_exceptions_enable=False,
+            **options,
+        )
+
+    def command(self, *names: Any, **options: Any) -> Any:
+        """Add a command."""
+        return super().command(*names, **{"cls": Command, **options})
 
 
 def _refused(message: str) -> typer.Exit:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kdcli.config.groups import config_groups, describe_option, group_options
-from kdcli.config.index import Key, all_keys, keys, keys_below
-from kdcli.errors import KDError
+from kdcli.config.index import COMMANDS, Key, all_keys, keys, keys_below
+from kdcli.errors import ConfigError, ExitCode, KDError, abbreviated
 
 Candidates = list[tuple[str, str]]
 """Words, each with a description."""
@@ -84,15 +84,26 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 """The script of each shell."""
 
 
-def answer(shell: str, root: Any, line: str) -> list[str]:
-    """The lines that a shell's script reads.
+def complete(shell: str, line: str | None, root: Callable[[], Any]) -> int:
+    """Print the script of a shell, or what completes a line; returns the exit code.
 
     Args:
-        root: the command of the whole program.
-        line: the command line up to the cursor.
+        line: the command line up to the cursor; None: the script is wanted.
+        root: makes the command of the whole program, which is not needed for config keys.
+
+    Raises:
+        ConfigError: the shell is another one.
     """
+    if shell not in SCRIPTS:
+        raise ConfigError(f"{abbreviated(shell)}: expected one of {', '.join(SCRIPTS)}")
+    print(SCRIPTS[shell].strip() if line is None else "\n".join(answer(shell, line, root)))
+    return ExitCode.DONE
+
+
+def answer(shell: str, line: str, root: Callable[[], Any]) -> list[str]:
+    """The lines that a shell's script reads."""
     try:
-        items = candidates(root, line)
+        items = candidates(line, root)
     except KDError:  # the command itself reports it
         items = []
     if not items or any(description == FILES for _, description in items):
@@ -103,13 +114,60 @@ def answer(shell: str, root: Any, line: str) -> list[str]:
     return [mode, *described]
 
 
-def candidates(root: Any, line: str) -> Candidates:
-    """The words that may stand at the end of a command line."""
-    from typer._completion_classes import BashComplete  # its public subclasses read variables of shells
+def candidates(line: str, root: Callable[[], Any]) -> Candidates:
+    """The words that may stand at the end of a command line.
 
-    words = _split(line)
-    items = BashComplete(root, {}, "kdcli", "").get_completions(words[1:-1], words[-1])
-    return [(item.value, FILES if item.type in ("file", "dir") else item.help or "") for item in items]
+    Typer's own completion is not used: it parses the line first, which imports pydantic, and it takes = for the end of an option.
+    """
+    _, *words, incomplete = _split(line)
+    if words and words[0] in COMMANDS and not incomplete.startswith("-") and not words[-1].startswith("-"):
+        typed = [word for word in words[1:] if not word.startswith("-")]
+        return override_candidates(words[0], typed, incomplete)
+    command, typed, pending = root(), [], None
+    for word in words:
+        commands = getattr(command, "commands", {})
+        if pending is not None:
+            pending = None
+        elif word in commands:
+            command, typed = commands[word], []
+        elif word.startswith("-"):
+            pending = next((each for each in command.params if word in each.opts and not each.is_flag), None)
+        else:
+            typed.append(word)
+    if pending is not None:
+        return _of_parameter(command.name, pending, typed, incomplete)
+    if incomplete.startswith("-"):
+        shown = [each for each in command.params if each.param_type_name == "option" and not each.hidden]
+        found = [(name, each.help or "") for each in shown for name in each.opts]
+    elif hasattr(command, "commands"):
+        shown = [each for each in command.commands.values() if not each.hidden]
+        found = [(each.name, (each.help or "").partition("\n\n")[0]) for each in shown]
+    else:
+        arguments = [each for each in command.params if each.param_type_name == "argument"]
+        at = min(len(typed), len(arguments) - 1)
+        if at < 0 or (at < len(typed) and arguments[at].nargs == 1):
+            return [(incomplete, NOTHING)]
+        return _of_parameter(command.name, arguments[at], typed, incomplete)
+    return [(word, text) for word, text in found if word.startswith(incomplete)] or [(incomplete, NOTHING)]
+
+
+VALUES = {
+    "cfg": ("job", "hydra", "all"),
+    "info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+    "shell": tuple(SCRIPTS),
+}
+"""The values of options and arguments that have few, by their names."""
+
+
+def _of_parameter(command: str, parameter: Any, typed: Sequence[str], incomplete: str) -> Candidates:
+    """The values of an option or argument; a path, unless its name tells more."""
+    name = parameter.name
+    if name == "overrides":
+        return override_candidates("distill" if command not in COMMANDS else command, typed, incomplete)
+    if name == "words":
+        return key_candidates(typed, incomplete)
+    known = tuple(config_groups()) if name == "group" else VALUES.get(name, ())
+    return [(value, "") for value in known if value.startswith(incomplete)] or [(incomplete, FILES)]
 
 
 def _split(line: str) -> list[str]:
@@ -133,24 +191,18 @@ def override_candidates(command: str, typed: Sequence[str], incomplete: str) -> 
     before = sign[0] if sign else ""
     name, equals, value = incomplete[len(before) :].partition("=")
     found = _values(name, value, known) if equals else _names(name, known)
-    return [(f"{before}{word}", text) for word, text in found]
+    return [(f"{before}{word}", text) for word, text in found if word.startswith(incomplete[len(before) :])]
 
 
 def key_candidates(typed: Sequence[str], incomplete: str) -> Candidates:
     """The keys and options that `kdcli keys` takes."""
     name, equals, value = incomplete.partition("=")
-    known = all_keys(_options(typed))
     if equals:
-        return _options_of(name, value)
-    return [
-        (word.rstrip("=") if word.rstrip("=") not in config_groups() else word, text)
-        for word, text in _names(name, known)
-    ]
-
-
-def group_candidates() -> Candidates:
-    """The config groups."""
-    return [(group, "") for group in config_groups()]
+        found = _options_of(name, value)
+        return [(word, text) for word, text in found if word.startswith(incomplete)]
+    groups = config_groups()
+    names = ((word.rstrip("="), word, text) for word, text in _names(name, all_keys(_options(typed))))
+    return [(word if bare in groups else bare, text) for bare, word, text in names]
 
 
 def _options(typed: Iterable[str]) -> dict[str, str | None]:
@@ -211,4 +263,3 @@ def _options_of(group: str, value: str) -> Candidates:
 def _short(text: str) -> str:
     """The first sentence, in one line."""
     return text.partition(". ")[0].replace("\n", " ").replace("\t", " ")[:100]
-

@@ -12,11 +12,11 @@ import pytest
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "pandas", "sklearn", "numpy", "huggingface_hub"}
 CODE = """
 import sys, time
-from kdcli.cli import app
+from kdcli.__main__ import main
 sys.argv = ["kdcli", *sys.argv[1:]]
 code = 0
 try:
-    app()
+    main()
 except SystemExit as end:
     code = end.code
 print(code, time.process_time(), *{name.partition(".")[0] for name in sys.modules}, sep="\\n")
@@ -78,9 +78,36 @@ def test_list_is_light(words: list[str], tmp_path: Path) -> None:
     assert seconds < LONGEST
 
 
+@pytest.mark.parametrize(
+    "words", [[], ["loss.soft_label", "loss=jsd"], ["teacher", "teacher=openai", "--json"]], ids=str
+)
+def test_keys_are_light(words: list[str], tmp_path: Path) -> None:
+    """The arguments of a loss are read from its source: importing it takes the seconds of torch."""
+    code, seconds, loaded, err = run(tmp_path, "keys", *words)
+    assert code == 0, err
+    assert not loaded & (HEAVY | {"hydra", "omegaconf"})
+    assert seconds < LONGEST
+
+
+@pytest.mark.parametrize("line", ["kdcli distill loss=jsd loss.soft_label.b", "kdcli keys tr", "kdcli dis"])
+def test_completion_is_light(line: str, tmp_path: Path) -> None:
+    """A key that is pressed is answered after half a second, in which pydantic and rich are loaded."""
+    code, seconds, loaded, err = run(tmp_path, "completion", "bash", "--line", line)
+    assert code == 0, err
+    assert not loaded & (HEAVY | {"hydra", "omegaconf", "pydantic", "rich"})
+    assert seconds < LONGEST / 2
+
+
 def test_help_is_light(tmp_path: Path) -> None:
     """The help of each command, too."""
-    for words in (["--help"], ["distill", "--help"], ["eval", "--help"], ["export", "--help"], ["--version"]):
+    for words in (
+        [],
+        ["--help"],
+        ["distill", "--help"],
+        ["doctor", "--help"],
+        ["--version"],
+        ["completion", "bash"],
+    ):
         code, seconds, loaded, err = run(tmp_path, *words)
         assert code == 0, err
         assert not loaded & (HEAVY | {"hydra", "omegaconf"})

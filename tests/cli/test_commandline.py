@@ -1,0 +1,119 @@
+"""The manners of the command line: help that is read to the end, and answers to what is misspelt."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support.commands import require_words
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from kdcli.cli import app
+from kdcli.launch.commandline import PANELS, split_help
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    """The exit code, stdout and stderr of a command line."""
+    done = CliRunner().invoke(app, [*words])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    """A first look at kdcli ends with an error, or with sentences that are cut off."""
+    code, out, _ = run()
+    assert code == 0
+    assert out == run("--help")[1]
+    assert "..." not in out.partition("Options:")[2]
+    for title in ("Train and measure:", "Look up:", "Examples:"):
+        assert title in out
+    assert "  kdcli distill teacher=bert-base student=tiny dataset=csv dataset.path=reviews.csv\n" in out
+
+
+def commands(command: Any) -> dict[str, Any]:
+    inner = getattr(command, "commands", {})
+    return {name: each for name, each in inner.items() if not each.hidden}
+
+
+def test_every_command_has_examples_and_exit_codes() -> None:
+    """A command whose help tells no example and no exit code cannot be scripted without reading the code."""
+    titles = [name for names in PANELS.values() for name in names]
+    for name, command in commands(get_command(app)).items():
+        assert name in titles
+        for each in commands(command).values() or [command]:
+            parts = split_help(each.help or "")
+            codes = parts.codes or split_help(each.epilog or "").codes
+            assert parts.examples, each.name
+            assert all(number.isdigit() and meaning for number, meaning in codes), each.name
+            assert codes, each.name
+            assert parts.paragraphs[0].endswith("."), each.name
+    code, out, _ = run("export", "--help")
+    assert code == 0
+    assert "\nExit codes:\n  0  done\n" in out.replace("   done", "  done")
+    assert "hardware=cpu,intel -m\n" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "answers"),
+    [
+        (["distill", "--epochs", "3"], ["trainer.epochs=3", "teacher.trainer.epochs=3"]),
+        (["distill", "student=tiny", "--epochs=3"], ["trainer.epochs=3"]),
+        (["distill", "--epoch", "3"], ["trainer.epochs=3"]),
+        (["distill", "--learning-rate", "1e-3"], ["trainer.learning_rate=1e-3"]),
+        (["distill", "--trainer.patience", "2"], ["trainer.patience=2"]),
+        (["distill", "--student", "mini"], ["student=mini"]),
+        (["distill", "--dry-run"], ["dry_run=true"]),
+        (["eval", "--split", "validation"], ["split=validation"]),
+        (["export", "--max-bytes", "1e6"], ["hardware.budget.max_bytes=1e6"]),
+        (["distill", "--confg-dir", "x"], ["--config-dir"]),
+        (["list", "--config-dri", "x"], ["--config-dir"]),
+        (["distil"], ["distill"]),
+        (["distil", "student=tiny"], ["distill"]),
+        (["student=tiny"], ["kdcli distill student=tiny"]),
+        (["keys", "tranier"], ["trainer"]),
+        (["keys", "loss=jds"], ["jsd", "kdcli list loss"]),
+        (["keys", "trainer", "teacher"], ["trainer teacher"]),
+        (["list", "studnet"], ["student"]),
+        (["completion", "ksh"], ["bash", "zsh", "fish"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_is_misspelt_is_answered(words: list[str], answers: list[str]) -> None:
+    """`--epochs 3`, which every other tool has, is refused without the key that is meant."""
+    code, out, err = run(*words)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    require_words(err, *answers)
+
+
+def test_keys_are_shown() -> None:
+    """A key is found, and neither its range nor its meaning."""
+    code, out, _ = run("keys", "loss.soft_label", "loss=jsd")
+    assert code == 0
+    require_words(out, "loss.soft_label.beta = 0.5", "above 0, below 1", "loss=jsd", "mixture")
+    assert "loss.hard_label" not in out
+    every = run("keys")[1].splitlines()
+    assert len(every) > 150
+    assert next(line for line in every if line.startswith("trainer.batch_size ")).split()[1] == "32"
+    assert "teacher.trainer.epochs" in run("keys", "epochs")[1]
+    found = json.loads(run("keys", "trainer.schedule", "--json")[1])
+    assert [each["choices"] for each in found] == [["linear", "cosine", "constant"]]
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking at a broken machine fails on what is broken, or waits for a network that is not there."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    code, out, _ = run("doctor", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["versions"]["kdcli"]
+    assert found["extras"]["cpu"] == []
+    assert "fp32" in found["fast_dtypes"]
+    assert (found["hub"]["reachable"], bool(found["hub"]["reason"])) == (False, True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, _ = run("doctor")
+    assert code == 0
+    require_words(out, "HF_HUB_OFFLINE", "KDCLI_CACHE_DIR", "fp32")
