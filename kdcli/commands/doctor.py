@@ -37,7 +37,7 @@ OFFLINE = ("1", "ON", "YES", "TRUE")
 
 def examine(as_json: bool) -> int:
     """Print what is found; returns the exit code, which is always 0."""
-    found = {
+    findings = {
         "versions": versions(),
         "extras": extras(),
         **machine(),
@@ -45,14 +45,14 @@ def examine(as_json: bool) -> int:
         "hub": hub(),
     }
     if as_json:
-        console.say(json.dumps(found, ensure_ascii=False, indent=2))
+        console.say(json.dumps(findings, ensure_ascii=False, indent=2))
     else:
-        console.table("", ["what", "found"], _rows(found))
+        console.table("", ["what", "found"], _rows(findings))
     return ExitCode.DONE
 
 
 def version_of(package: str) -> str | None:
-    """The version of a package; None: it is not installed."""
+    """Return the version of a package; None: it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -60,7 +60,7 @@ def version_of(package: str) -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of kdcli, Python and the main packages."""
+    """Return the versions of kdcli, Python and the main packages."""
     return {
         "kdcli": kdcli.__version__,
         "python": platform.python_version(),
@@ -69,7 +69,7 @@ def versions() -> dict[str, str | None]:
 
 
 def extras() -> dict[str, list[str]]:
-    """The extras of kdcli, each with its packages that are not installed."""
+    """Return the extras of kdcli, each with its packages that are not installed."""
     required: dict[str, list[str]] = {}
     try:
         requirements = importlib.metadata.requires("kdcli") or []
@@ -96,7 +96,7 @@ def extras() -> dict[str, list[str]]:
 def machine() -> dict[str, Any]:
     """Devices, fast precisions, threads and memory. Only this imports torch."""
     memory = psutil.virtual_memory()
-    found: dict[str, Any] = {
+    findings: dict[str, Any] = {
         "platform": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "memory": {"bytes": memory.total, "free_bytes": memory.available},
@@ -106,9 +106,9 @@ def machine() -> dict[str, Any]:
 
         from kdcli.models.dtypes import is_fast
     except Exception as error:  # a broken installation fails in any way
-        return found | {"torch_error": f"{type(error).__name__}: {error}"}
+        return findings | {"torch_error": f"{type(error).__name__}: {error}"}
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return found | {
+    return findings | {
         "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
         "threads": torch.get_num_threads(),
         "gpus": [{"name": gpu.name, "bytes": gpu.total_memory} for gpu in gpus],
@@ -117,7 +117,7 @@ def machine() -> dict[str, Any]:
 
 
 def cache() -> dict[str, Any]:
-    """The folder of the cache, its size, and the free disk there."""
+    """Return the folder of the cache, its size, and the free disk there."""
     folder = cache_folder()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return {"folder": str(folder), "bytes": _size(folder), "free_bytes": shutil.disk_usage(there).free}
@@ -135,17 +135,17 @@ def _size(folder: Path) -> int:
 
 
 def hub() -> dict[str, Any]:
-    """Whether the Hugging Face hub can be reached, within `PATIENCE` seconds; it is not asked if HF_HUB_OFFLINE is set."""
+    """Return whether the Hugging Face hub can be reached, within `PATIENCE` seconds; it is not asked if HF_HUB_OFFLINE is set."""
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    found: dict[str, Any] = {"address": address, "token": bool(os.environ.get("HF_TOKEN"))}
+    findings: dict[str, Any] = {"address": address, "token": bool(os.environ.get("HF_TOKEN"))}
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in OFFLINE:
-        return found | {"reachable": False, "reason": "HF_HUB_OFFLINE is set"}
+        return findings | {"reachable": False, "reason": "HF_HUB_OFFLINE is set"}
     result: dict[str, Any] = {"reachable": False, "reason": f"no answer in {PATIENCE:g} s"}
     # name resolution has no time-out of its own
     thread = threading.Thread(target=_request, args=(address, result), daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    return found | dict(result)
+    return findings | dict(result)
 
 
 def _request(address: str, result: dict[str, Any]) -> None:
@@ -164,24 +164,24 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
 
 
-def _rows(found: dict[str, Any]) -> list[list[str]]:
-    """What is found, for people."""
-    rows = [[name, version or "not installed"] for name, version in found["versions"].items()]
-    for extra, missing in found["extras"].items():
+def _rows(findings: dict[str, Any]) -> list[list[str]]:
+    """Return what is found, for people."""
+    rows = [[name, version or "not installed"] for name, version in findings["versions"].items()]
+    for extra, missing in findings["extras"].items():
         text = f"lacks {', '.join(missing)}: pip install 'kdcli[{extra}]'" if missing else "installed"
         rows.append([f"extra {extra}", text])
-    memory, stored, hub = found["memory"], found["cache"], found["hub"]
-    rows.append(["platform", f"{found['platform']}, {found['cores']} cores"])
+    memory, stored, hub = findings["memory"], findings["cache"], findings["hub"]
+    rows.append(["platform", f"{findings['platform']}, {findings['cores']} cores"])
     rows.append(
         ["memory", f"{_gigabytes(memory['bytes'])}, of which {_gigabytes(memory['free_bytes'])} are free"]
     )
-    if "torch_error" in found:
-        rows.append(["devices", f"torch cannot be imported ({found['torch_error']}); install it again"])
+    if "torch_error" in findings:
+        rows.append(["devices", f"torch cannot be imported ({findings['torch_error']}); install it again"])
     else:
-        gpus = [f"{gpu['name']} ({_gigabytes(gpu['bytes'])})" for gpu in found["gpus"]]
-        rows.append(["processor", f"{found['processor']}, {found['threads']} threads"])
+        gpus = [f"{gpu['name']} ({_gigabytes(gpu['bytes'])})" for gpu in findings["gpus"]]
+        rows.append(["processor", f"{findings['processor']}, {findings['threads']} threads"])
         rows.append(["GPUs", ", ".join(gpus) or "none; models are trained on the processor"])
-        rows.append(["fast precisions", ", ".join(found["fast_dtypes"])])
+        rows.append(["fast precisions", ", ".join(findings["fast_dtypes"])])
     rows.append(
         ["cache", f"{stored['folder']}, {_gigabytes(stored['bytes'])} (another folder: KDCLI_CACHE_DIR)"]
     )

@@ -49,27 +49,27 @@ def show_keys(words: Sequence[str], as_json: bool, config_dir: Path | None = Non
 
 
 def _chosen(prefix: str, known: Sequence[Key]) -> list[Key]:
-    """The keys that a prefix matches, or else those whose last part it is.
+    """Return the keys that a prefix matches, or else those whose last part it is.
 
     Raises:
         ConfigError: there is none.
     """
-    found = keys_below(prefix, known)
-    found = found or [key for key in known if key.name.rpartition(".")[2] == prefix]
-    if not found:
+    matching = keys_below(prefix, known)
+    matching = matching or [key for key in known if key.name.rpartition(".")[2] == prefix]
+    if not matching:
         raise no_such_key(prefix, known)
-    return found
+    return matching
 
 
 def _value(key: Key) -> str:
-    """The default as it is written on a command line."""
+    """Return the default as it is written on a command line."""
     if key.required:
         return "(required)"
     return "" if key.is_section and key.default is not None else written(key.default, key.is_section)
 
 
 def written(value: Any, section: bool = False) -> str:
-    """A value as YAML and the command line write it."""
+    """Return a value as YAML and the command line write it."""
     if value is None:
         return "" if section else "null"
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
@@ -82,7 +82,7 @@ def _heading(key: Key) -> str:
 
 
 def _details(key: Key) -> list[str]:
-    """The lines below a key: its type and range, its choices, where its default comes from, and its meaning."""
+    """Return the lines below a key: its type and range, its choices, where its default comes from, and its meaning."""
     facts = [", ".join(filter(None, [key.type, key.range]))]
     if key.choices:
         facts.append(f"choices: {', '.join(key.choices)}")

@@ -167,7 +167,7 @@ def _renamed(key: Key, name: str) -> Key:
 
 
 def keys_named(name: str, command: str) -> list[str]:
-    """The keys of a command whose last part is a name, the likeliest first: epochs is trainer.epochs and teacher.trainer.epochs. A config group
+    """Return the keys of a command whose last part is a name, the likeliest first: epochs is trainer.epochs and teacher.trainer.epochs. A config group
     is a key, too.
     """
     groups = config_groups()
@@ -177,7 +177,7 @@ def keys_named(name: str, command: str) -> list[str]:
 
 
 def no_such_key(prefix: str, known: Sequence[Key]) -> ConfigError:
-    """The error for a name that is no key and begins none, with the nearest one."""
+    """Return the error for a name that is no key and begins none, with the nearest one."""
     names = list(dict.fromkeys(key.name for key in known))
     return ConfigError(
         f"{abbreviated(prefix)}: there is no such key{suggest(prefix, names)} (look it up with kdcli keys)"

@@ -37,7 +37,7 @@ class Help(NamedTuple):
 
 
 def split_help(text: str) -> Help:
-    """The paragraphs of a docstring, each on one line; the lines of its examples, which are paragraphs of commands; and its exit codes."""
+    """Return the paragraphs of a docstring, each on one line; the lines of its examples, which are paragraphs of commands; and its exit codes."""
     parts = Help([], [], [])
     for part in text.replace("\b\n", "").strip().split("\n\n"):
         lines, line = part.splitlines(), " ".join(part.split())
@@ -153,7 +153,7 @@ def _refused(message: str) -> typer.Exit:
 
 
 def wrong_command(name: str, words: Sequence[str], known: Sequence[str]) -> str:
-    """The message for a command that does not exist."""
+    """Return the message for a command that does not exist."""
     if "=" in name:
         line = abbreviated(" ".join(words))
         return (
@@ -163,7 +163,7 @@ def wrong_command(name: str, words: Sequence[str], known: Sequence[str]) -> str:
 
 
 def wrong_option(command: str, option: str, words: Sequence[str], known: Sequence[str]) -> str:
-    """The message for an option that does not exist: the config keys that it is the last part of, or the nearest option.
+    """Return the message for an option that does not exist: the config keys that it is the last part of, or the nearest option.
 
     Args:
         words: the words of the command line after the command.
@@ -192,7 +192,7 @@ def wrong_option(command: str, option: str, words: Sequence[str], known: Sequenc
 
 
 def _value_of(option: str, words: Sequence[str]) -> str:
-    """The value that stands after an option, in the same word or in the next."""
+    """Return the value that stands after an option, in the same word or in the next."""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if word == option:
             return (

@@ -101,7 +101,7 @@ def complete(shell: str, line: str | None, root: Callable[[], Any]) -> int:
 
 
 def answer(shell: str, line: str, root: Callable[[], Any]) -> list[str]:
-    """The lines that a shell's script reads."""
+    """Return the lines that a shell's script reads."""
     try:
         items = candidates(line, root)
     except KDError:  # the command itself reports it
@@ -115,7 +115,7 @@ def answer(shell: str, line: str, root: Callable[[], Any]) -> list[str]:
 
 
 def candidates(line: str, root: Callable[[], Any]) -> Candidates:
-    """The words that may stand at the end of a command line.
+    """Return the words that may stand at the end of a command line.
 
     Typer's own completion is not used: it parses the line first, which imports pydantic, and it takes = for the end of an option.
     """
@@ -138,17 +138,17 @@ def candidates(line: str, root: Callable[[], Any]) -> Candidates:
         return _of_parameter(command.name, pending, typed, incomplete)
     if incomplete.startswith("-"):
         shown = [each for each in command.params if each.param_type_name == "option" and not each.hidden]
-        found = [(name, each.help or "") for each in shown for name in each.opts]
+        items = [(name, each.help or "") for each in shown for name in each.opts]
     elif hasattr(command, "commands"):
         shown = [each for each in command.commands.values() if not each.hidden]
-        found = [(each.name, (each.help or "").partition("\n\n")[0]) for each in shown]
+        items = [(each.name, (each.help or "").partition("\n\n")[0]) for each in shown]
     else:
         arguments = [each for each in command.params if each.param_type_name == "argument"]
         at = min(len(typed), len(arguments) - 1)
         if at < 0 or (at < len(typed) and arguments[at].nargs == 1):
             return [(incomplete, NOTHING)]
         return _of_parameter(command.name, arguments[at], typed, incomplete)
-    return [(word, text) for word, text in found if word.startswith(incomplete)] or [(incomplete, NOTHING)]
+    return [(word, text) for word, text in items if word.startswith(incomplete)] or [(incomplete, NOTHING)]
 
 
 VALUES = {
@@ -160,7 +160,7 @@ VALUES = {
 
 
 def _of_parameter(command: str, parameter: Any, typed: Sequence[str], incomplete: str) -> Candidates:
-    """The values of an option or argument; a path, unless its name tells more."""
+    """Return the values of an option or argument; a path, unless its name tells more."""
     name = parameter.name
     if name == "overrides":
         return override_candidates("distill" if command not in COMMANDS else command, typed, incomplete)
@@ -171,7 +171,7 @@ def _of_parameter(command: str, parameter: Any, typed: Sequence[str], incomplete
 
 
 def _split(line: str) -> list[str]:
-    """The words of a line, the last of which is not complete and may be empty."""
+    """Return the words of a line, the last of which is not complete and may be empty."""
     try:
         words = shlex.split(line)
     except ValueError:  # a quote is open
@@ -180,7 +180,7 @@ def _split(line: str) -> list[str]:
 
 
 def override_candidates(command: str, typed: Sequence[str], incomplete: str) -> Candidates:
-    """The config groups and keys that begin with a word, or after = the options and values.
+    """Return the config groups and keys that begin with a word, or after = the options and values.
 
     Args:
         command: distill, eval or export.
@@ -190,36 +190,36 @@ def override_candidates(command: str, typed: Sequence[str], incomplete: str) -> 
     sign = re.match(r"[+~]*", incomplete)
     before = sign[0] if sign else ""
     name, equals, value = incomplete[len(before) :].partition("=")
-    found = _values(name, value, known) if equals else _names(name, known)
-    return [(f"{before}{word}", text) for word, text in found if word.startswith(incomplete[len(before) :])]
+    items = _values(name, value, known) if equals else _names(name, known)
+    return [(f"{before}{word}", text) for word, text in items if word.startswith(incomplete[len(before) :])]
 
 
 def key_candidates(typed: Sequence[str], incomplete: str) -> Candidates:
-    """The keys and options that `kdcli keys` takes."""
+    """Return the keys and options that `kdcli keys` takes."""
     name, equals, value = incomplete.partition("=")
     if equals:
-        found = _options_of(name, value)
-        return [(word, text) for word, text in found if word.startswith(incomplete)]
+        items = _options_of(name, value)
+        return [(word, text) for word, text in items if word.startswith(incomplete)]
     groups = config_groups()
     names = ((word.rstrip("="), word, text) for word, text in _names(name, all_keys(_options(typed))))
     return [(word if bare in groups else bare, text) for bare, word, text in names]
 
 
 def _options(typed: Iterable[str]) -> dict[str, str | None]:
-    """The options of config groups among overrides, without those that do not exist."""
+    """Return the options of config groups among overrides, without those that do not exist."""
     pairs = [word.split("=", 1) for word in typed if "=" in word]
     groups = config_groups()
     return {group: option for group, option in pairs if group in groups and option in group_options(group)}
 
 
 def _names(incomplete: str, known: Sequence[Key]) -> Candidates:
-    """The keys and groups that begin with a text, up to their next dot."""
+    """Return the keys and groups that begin with a text, up to their next dot."""
     below = keys_below(incomplete.rpartition(".")[0], known) if "." in incomplete else known
     groups = {key.name for key in known if "." not in key.name} & set(config_groups())
     groups |= (
         {"experiment", "debug"} & set(config_groups()) if any(key.name == "seed" for key in known) else set()
     )
-    found = {
+    items = {
         f"{group}=": f"option of the config group {group}"
         for group in sorted(groups)
         if group.startswith(incomplete)
@@ -234,16 +234,16 @@ def _names(incomplete: str, known: Sequence[Key]) -> Candidates:
             continue
         inner, dot, _ = name[len(incomplete) :].partition(".")
         if dot:
-            found.setdefault(f"{incomplete}{inner}.", "")
+            items.setdefault(f"{incomplete}{inner}.", "")
         elif key.is_section:
-            found[f"{name}."] = key.meaning
+            items[f"{name}."] = key.meaning
         else:
-            found[f"{name}="] = key.meaning
-    return list(found.items())
+            items[f"{name}="] = key.meaning
+    return list(items.items())
 
 
 def _values(name: str, value: str, known: Sequence[Key]) -> Candidates:
-    """The options of a group or the values of a key; of a list, or a sweep, those of its last item."""
+    """Return the options of a group or the values of a key; of a list, or a sweep, those of its last item."""
     if name in config_groups():
         return _options_of(name, value)
     key = next((key for key in keys_below(name, known) if key.name == name), None)
@@ -261,5 +261,5 @@ def _options_of(group: str, value: str) -> Candidates:
 
 
 def _short(text: str) -> str:
-    """The first sentence, in one line."""
+    """Return the first sentence, in one line."""
     return text.partition(". ")[0].replace("\n", " ").replace("\t", " ")[:100]
