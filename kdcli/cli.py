@@ -46,6 +46,12 @@ TrustRun = Annotated[
         help="Allow a recorded run to name classes and code to run here, and to read environment variables.",
     ),
 ]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Allow Python files in the model's folder to run.")
+]
+MergeAdapter = Annotated[
+    bool, typer.Option("--merge-adapter", help="Merge an adapter of PEFT into its base model.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -138,6 +144,115 @@ def export(
 
     raise typer.Exit(
         launch("export", overrides or [], multirun, config_dir, cfg, resolve, info, trust_run=trust_run)
+    )
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_ARTIFACT",
+            help="A run directory, an exported file or folder, or a model directory.",
+        ),
+    ],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TEXT... | FILE [KEY=VALUE]... | -]",
+            help="Texts; a csv, jsonl, parquet or txt file (text=COLUMN names its column); or - for the lines of stdin.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the answers into a new .jsonl or .csv file.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Let --out replace a file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each input.")] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="The most tokens of a generated text.")
+    ] = None,
+    config_dir: ConfigDir = None,
+    trust_run: TrustRun = False,
+    trust_remote_code: TrustCode = False,
+    merge_adapter: MergeAdapter = False,
+) -> None:
+    """Predict labels, entities, completions or translations for texts, a file, or the lines of stdin.
+
+    A run predicts with its student; an exported file is executed by its own runtime.
+
+    kdcli predict runs/distill/2026-… "A text." "Another text."
+    kdcli predict runs/distill/2026-…/export/cpu reviews.csv text=review --out labels.csv
+    cat reviews.txt | kdcli predict runs/distill/2026-… - --json
+
+    Exit codes: 0 done; 1 failed; 2 the model, an input or the command line is wrong; 130 interrupted.
+    """
+    from kdcli.launch.inference import predict as launch
+
+    raise typer.Exit(
+        launch(
+            model,
+            inputs or [],
+            out,
+            overwrite,
+            as_json,
+            max_new_tokens,
+            config_dir=config_dir,
+            trust_run=trust_run,
+            trust_remote_code=trust_remote_code,
+            merge_adapter=merge_adapter,
+        )
+    )
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_ARTIFACT",
+            help="A run of a language model, an exported file or folder, or a model directory.",
+        ),
+    ],
+    teacher: Annotated[
+        bool, typer.Option("--teacher", help="Show the answer of the run's teacher as well.")
+    ] = False,
+    system: Annotated[
+        str, typer.Option(metavar="TEXT", help="The instruction before the conversation.")
+    ] = "",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="The most tokens of an answer.")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Sample from softmax(logits / temperature); 0: greedy.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="The seed of the first answer.")] = 0,
+    config_dir: ConfigDir = None,
+    trust_run: TrustRun = False,
+    trust_remote_code: TrustCode = False,
+    merge_adapter: MergeAdapter = False,
+) -> None:
+    """Talk to a language model; /reset forgets the conversation, /exit or Ctrl-D ends it.
+
+    kdcli chat runs/distill/2026-… --teacher
+    echo "Hello." | kdcli chat runs/distill/2026-…/export/laptop
+
+    Exit codes: 0 done; 1 failed; 2 the model or the command line is wrong; 130 interrupted.
+    """
+    from kdcli.launch.inference import chat as launch
+
+    raise typer.Exit(
+        launch(
+            model,
+            teacher,
+            system,
+            max_new_tokens,
+            temperature,
+            seed,
+            config_dir=config_dir,
+            trust_run=trust_run,
+            trust_remote_code=trust_remote_code,
+            merge_adapter=merge_adapter,
+        )
     )
 
 

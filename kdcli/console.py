@@ -69,8 +69,29 @@ def _interactive(console: Console) -> bool:
     return console.is_terminal and console.is_interactive and console.file.isatty()
 
 
+_silent = False
+"""Nothing is printed; set by `silenced`."""
+
+
+@contextmanager
+def silenced(wanted: bool = True) -> Iterator[None]:
+    """Print nothing until the block ends. Log records still reach the root logger.
+
+    Args:
+        wanted: if False, everything is printed as usual.
+    """
+    global _silent
+    before, _silent = _silent, wanted or _silent
+    try:
+        yield
+    finally:
+        _silent = before
+
+
 def _print(console: Console, message: str, head: str = "", head_style: str = "", style: str = "") -> None:
     """Print ``head message``; in a terminal wrapped between words, so that a long path can still be copied."""
+    if _silent:
+        return
     text = printable(f"{head} {message}" if head else message)
     encoding = getattr(console.file, "encoding", None) or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)
@@ -87,6 +108,13 @@ def _print(console: Console, message: str, head: str = "", head_style: str = "",
 def say(message: str, style: str = "") -> None:
     """Print a result to stdout, wrapped at words in a terminal and verbatim in a pipe."""
     _print(out, message, style=style)
+
+
+def write(part: str) -> None:
+    """Print a part of a result to stdout as it is, without a line break, at once."""
+    text = printable(part)
+    encoding = getattr(out.file, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), end="", file=out.file, flush=True)
 
 
 def error(message: str) -> None:
@@ -139,6 +167,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     ``rows`` hold as many cells as there are ``columns``. In a terminal cells wrap to its width; in a pipe the
     same text is aligned with spaces, one line a row whatever its length. Line breaks and control characters are written as codes.
     """
+    if _silent:
+        return
     rows = [[printable(cell).replace("\n", "\\n") for cell in row] for row in rows]
     right = [all(_NUMBER.match(row[i]) for row in rows) for i in range(len(columns))]
     if _interactive(out):
@@ -260,6 +290,27 @@ class ProgressStage:
         return ", ".join(filter(None, ["" if self.state == "done" else steps, self.extra, *terms]))
 
 
+_observers: list[Callable[[ProgressStage], object]] = []
+
+
+@contextmanager
+def observed(callback: Callable[[ProgressStage], object] | None) -> Iterator[None]:
+    """Call a function with each stage that begins, advances, ends or is skipped, until the block ends; None: there is no function."""
+    if callback is None:
+        yield
+        return
+    _observers.append(callback)
+    try:
+        yield
+    finally:
+        _observers.remove(callback)
+
+
+def _observe(stage: ProgressStage) -> None:
+    for callback in _observers:
+        callback(stage)
+
+
 class ProgressStages:
     """The progress of a run that goes through named stages, on stderr.
 
@@ -311,7 +362,7 @@ class ProgressStages:
         return share, ", ".join(filter(None, [eta, f"run {duration(remaining)}"]))
 
     def __enter__(self) -> ProgressStages:
-        if not self._quiet and _interactive(err):
+        if not self._quiet and not _silent and _interactive(err):
             self._live = Live(self, console=err, refresh_per_second=8, redirect_stdout=_interactive(out))
             self._live.start()
         return self
@@ -330,6 +381,7 @@ class ProgressStages:
         stage.begin(total)
         self._reported = (monotonic(), 0.0)
         self._line(stage, f"start, {total} steps" if total else "start")
+        _observe(stage)
         state: State = "failed"
         try:
             yield stage
@@ -341,14 +393,17 @@ class ProgressStages:
             stage.end(state)
             took = f"{state} {'in' if state == 'done' else 'after'} {duration(stage.seconds)}"
             self._line(stage, ", ".join(filter(None, [took, stage.figures()])))
+            _observe(stage)
 
     def skip(self, name: str, reason: str) -> None:
         """Mark a stage as not needed, for example because its result is cached."""
         stage = self._stages[name]
         stage.state, stage.extra = "skipped", reason
         self._line(stage, reason)
+        _observe(stage)
 
     def _updated(self, stage: ProgressStage) -> None:
+        _observe(stage)
         now, fraction = monotonic(), stage.fraction or 0.0
         since, advanced = now - self._reported[0], fraction - self._reported[1]
         if since >= min(max(10.0, stage.seconds / 10), 120.0) or (advanced >= 0.1 and since >= 1.0):

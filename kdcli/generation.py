@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from kdcli.config.measure import Measure
 from kdcli.errors import ConfigError, ModelError
@@ -85,6 +86,7 @@ def generate(
     temperature: float = 0.0,
     seeds: Sequence[int] = (),
     ends: Sequence[int] = (),
+    listener: Callable[[int], object] | None = None,
 ) -> list[list[int]]:
     """Generate after each prompt with a decoder. The returned tokens include the end token, if there is one.
 
@@ -98,6 +100,7 @@ def generate(
         temperature: 0: greedy; otherwise tokens are sampled from softmax(logits / temperature).
         seeds: one for each prompt, if tokens are sampled; a completion depends on its own seed alone.
         ends: further end tokens, beside those of the model and the tokenizer.
+        listener: of a single prompt: called with each token as soon as it is known.
 
     Raises:
         ConfigError: the model has no positions for so many new tokens.
@@ -130,6 +133,7 @@ def generate(
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
                     logits_processor=LogitsProcessorList(drawn),
+                    streamer=None if listener is None else _Streamer(listener),
                 )
             for index, row in zip(indices, tokens[:, longest:].tolist(), strict=True):
                 last = next((at for at, token in enumerate(row) if token in ends), len(row))
@@ -264,7 +268,16 @@ def ends_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, more: Sequence[int] = ()
 ) -> list[int]:
     """Return the end tokens of a language model: its own, those of its tokenizer, and further ones."""
-    own: Any = model.generation_config
+    return ends_of_config(model.generation_config, tokenizer, more)
+
+
+def ends_of_config(
+    config: PreTrainedConfig | GenerationConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+    more: Sequence[int] = (),
+) -> list[int]:
+    """Return `ends_of` a model that is known by its config alone."""
+    own: Any = config
     return sorted({*_list(own.eos_token_id), *_list(tokenizer.eos_token_id), *more})
 
 
@@ -317,6 +330,23 @@ def _list(ends: int | list[int] | None) -> list[int]:
 def seed_of(*parts: object) -> int:
     """Return a seed of 63 bits, computed from the parts alone."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+class _Streamer(BaseStreamer):
+    """Hands each generated token of a single prompt to a listener."""
+
+    def __init__(self, listener: Callable[[int], object]):
+        self.listener = listener
+        self.is_prompt = True
+
+    def put(self, value: Tensor) -> None:
+        """The tokens of the prompt come first."""
+        for token in value.flatten().tolist() if not self.is_prompt else ():
+            self.listener(token)
+        self.is_prompt = False
+
+    def end(self) -> None:
+        """Nothing was held back."""
 
 
 EPSILON = 1e-12

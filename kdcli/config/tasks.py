@@ -72,6 +72,14 @@ class TaskSpec:
         """Return whether the configured columns, or the format, imply this task."""
         return False
 
+    def usual_keys(self, tokenizer: Any) -> dict[str, Any]:
+        """The keys of a data set with the usual columns of the task, for a model that no run describes.
+
+        Args:
+            tokenizer: the model's.
+        """
+        return {}
+
     def check(self, cfg: Any) -> None:
         """Refuse a data set that this task cannot read.
 

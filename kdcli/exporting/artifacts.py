@@ -129,10 +129,10 @@ def run_artifact(
         return _run_seq2seq(split, source, run, generated)
     if issubclass(kind, CausalLMRuntime):
         return _run_causal_lm(split, run, generated)
-    return _run_encoder(split, source, run)
+    return run_encoder(split, source, run)
 
 
-def _run_encoder(split: Split, source: Checkpoint, run: Run) -> ArtifactRun:
+def run_encoder(split: Split, source: Checkpoint, run: Run) -> ArtifactRun:
     """Return logits of each row, or of the counted tokens of each row if labels are given for each token."""
     task, encoded = split.task, split.encoded
     rows = None if encoded.labels is not None else list(counted_rows(encoded, first=0))

@@ -52,7 +52,7 @@ class Done:
 
     Attributes:
         status: its exit code.
-        folder: the directory of the run that it wrote or read; None: of a sweep, or of a config that was only shown.
+        folder: the directory that it wrote or read: that of the run, or of an export; None: of a sweep, or of a config that was only shown.
     """
 
     status: int
@@ -171,4 +171,8 @@ def _launch(
     for remark in config_remarks(command, composed):
         console.warn(remark)
     rundir.make(folder)
-    return Done(run_hydra(name, [*overrides, UNRECORDED, f"hydra.run.dir={quote_override(folder)}"]), folder)
+    status = run_hydra(name, [*overrides, UNRECORDED, f"hydra.run.dir={quote_override(folder)}"])
+    exported = command == "export"
+    return Done(
+        status, folder / "export" / str(composed.hydra.runtime.choices.hardware) if exported else folder
+    )

@@ -247,6 +247,43 @@ class CausalLMRuntime(Runtime):
             listener: called with each token as soon as it is known, so that it can be timed or shown.
         """
 
+    def reader(self) -> Callable[[list[int]], np.ndarray]:
+        """A function that reads further token ids of a text, and returns the logits after them, (C,).
+
+        Raises:
+            ConfigError: the runtime has none.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} has no `reader`, by which kdcli predict and kdcli chat generate; add the method"
+        )
+
+    def complete(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        ends: Sequence[int],
+        temperature: float = 0.0,
+        seed: int = 0,
+        listener: Callable[[int], object] | None = None,
+    ) -> list[int]:
+        """Continue a prompt up to an end token, which is included.
+
+        Args:
+            ends: the end tokens.
+            temperature, seed: 0: greedy; otherwise tokens are sampled from softmax(logits / temperature).
+            listener: called with each token as soon as it is known.
+        """
+        read, random = self.reader(), np.random.default_rng(seed)
+        tokens, written = list(prompt), list[int]()
+        while len(written) < max_new_tokens and (not written or written[-1] not in ends):
+            logits = np.asarray(read(tokens), np.float64)
+            if temperature:  # the largest of logits with Gumbel noise is a sample of their softmax
+                logits = logits / temperature + random.gumbel(size=len(logits))
+            tokens = [int(logits.argmax())]
+            written += tokens
+            (listener or _ignore)(tokens[0])
+        return written
+
     @abstractmethod
     def score(self, rows: Sequence[Counted]) -> dict[str, np.ndarray]:
         """`log_prob` of the counted tokens given those before them, float32 (N,), and `top`, the most likely tokens, int64 (N,)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
 import shutil
@@ -22,7 +23,9 @@ from support.commands import naming, require_one_message, require_words
 from support.tiny import bert, full_disk, run_snippet, sentences, texts_of, write_csv
 from transformers import AutoTokenizer
 
+from kdcli.exporting.runtimes.onnx import OnnxEncoder
 from kdcli.files import hash_files
+from kdcli.launch.inference import chat, load, predict
 from kdcli.launch.run import launch
 
 Kdcli = Callable[..., subprocess.CompletedProcess[str]]
@@ -306,6 +309,85 @@ def test_what_runs_the_file_without_kdcli_says_what_was_measured(run: Path, expo
     expected = np.exp(said[3] - said[3].max()) / np.exp(said[3] - said[3].max()).sum()
     assert label == report["labels"][int(said[3].argmax())]
     assert float(probability) == pytest.approx(expected.max(), abs=1e-3)
+
+
+def test_predict_gives_the_labels_that_were_scored(
+    run: Path,
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Other labels than those of the report, of an exported file or of a plain directory; a file of rows that is read with another column."""
+    texts = texts_of(run)[:5]
+    scored = load_file(run / "predictions" / "test.student.safetensors")["logits"][:5]
+    expected = torch.tensor(scored).softmax(1)
+    labels = json.loads((run / "report.json").read_text())["labels"]
+    for path in (run, exported / "model.onnx", exported, run / "student"):
+        for answer, row in zip(load(str(path)).predict(texts), expected, strict=True):
+            tolerance = 0.1 if path == exported else 1e-4  # int8
+            assert answer["probabilities"] == pytest.approx(
+                dict(zip(labels, row.tolist(), strict=True)), abs=tolerance
+            )
+            assert answer["label"] == next(iter(answer["probabilities"]))
+            assert answer["probability"] == max(answer["probabilities"].values())
+    file = write_csv(tmp_path / "rows.csv", [(text, "") for text in texts], header=("review", "other"))
+    out = tmp_path / "labels.jsonl"
+    assert predict(str(run), [str(file), "text=review"], out=out) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows == load(str(run)).predict(texts)
+    capsys.readouterr()
+    assert predict(str(run), [str(file), "text=review"], out=out) == 2
+    require_words(capsys.readouterr().err, str(out), "--overwrite")
+    assert predict(str(run), [str(file), "text=review"], out=tmp_path / "labels.csv") == 0
+    lines = (tmp_path / "labels.csv").read_text().splitlines()
+    assert lines[:2] == [
+        "text,label,probability",
+        f"{texts[0]},{rows[0]['label']},{rows[0]['probability']:.4f}",
+    ]
+    (tmp_path / "rows.txt").write_text("\n\n".join(texts))
+    capsys.readouterr()
+    assert predict(str(run), [str(tmp_path / "rows.txt")], as_json=True) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{texts[0]}\n\n{texts[1]}\n"))
+    assert predict(str(run), ["-"]) == 0
+    told = [f"{row['label']}\t{row['probability']:.4f}" for row in rows]
+    assert capsys.readouterr().out.splitlines() == [told[0], "", told[1]]
+
+
+def test_predict_and_chat_refuse_what_is_no_student(
+    run: Path,
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Predictions of the model that never saw the teacher, or of one between two steps of its training; a traceback in place of the extra that
+    is missing."""
+    training, unfinished = tmp_path / "training", tmp_path / "unfinished"
+    shutil.copytree(run / "student", training)
+    (training / "trainer_state.json").write_text("{}")
+    shutil.copytree(run / ".hydra", unfinished / ".hydra")
+    monkeypatch.setattr(OnnxEncoder, "packages", ("no_such_runtime",))
+    (tmp_path / "notes.txt").write_text("x")
+    text = "A text."
+    for model, words, named in [
+        (run / "control", [text], ["control", str(run)]),
+        (training, [text], ["training", "trainer_state.json"]),
+        (unfinished, [text], [f"kdcli distill hydra.run.dir={unfinished}"]),
+        (exported / "model.onnx", [text], ["pip install", "kdcli[cpu]", "no_such_runtime"]),
+        (tmp_path / "notes.txt", [text], ["notes.txt", "run"]),
+        (tmp_path / "nowhere", [text], ["nowhere"]),
+        (run, [], ["text", "file", "-"]),
+        (run, ["rows.csv"], ["rows.csv"]),
+        (run, [str(tmp_path / "notes.txt"), "txt=review"], ["txt=review", "text="]),
+        (run, [" "], ["empty"]),
+    ]:
+        capsys.readouterr()
+        assert predict(str(model), words) == 2, model
+        require_words(require_one_message(capsys.readouterr().err), *named)
+    assert chat(str(run)) == 2
+    require_words(capsys.readouterr().err, f"kdcli predict {run}")
 
 
 def test_the_card_of_the_files_shows_what_they_are_worth(exported: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from support.commands import require_one_message, require_words
 from support.tiny import language_model_options, run_snippet, speaker, talk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from kdcli.launch.inference import chat, load
 from kdcli.launch.run import launch
 
 QUICK = [
@@ -109,6 +112,30 @@ def test_what_runs_the_file_without_kdcli_writes_as_the_student_does(run: Path, 
         expected = greedy(run / "student", text).strip()
         assert "\n".join(run_snippet(whole, text)) == expected
     assert result(exported)["artifacts"]["model.onnx"]["load"]["rates"][0]["latency_ms"]["p50"] > 0
+
+
+def test_predict_and_chat_write_as_the_student_does(
+    run: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prompts without the template of the conversation, texts without their first letters, or a cache that is read wrongly."""
+    expected = greedy(run / "student", "which film")
+    for path in (run, exported / "model.onnx"):
+        turns = [{"role": "user", "content": "which film"}]
+        first, second = load(str(path)).predict(["which film", turns], max_new_tokens=64)
+        assert (first["prompt"], first["completion"]) == ("which film", expected)
+        assert (second["messages"], second["completion"]) == (turns, expected)
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("which film\n\n/reset\nwhich film\n/exit\nnever read\n"))
+    assert chat(str(run), max_new_tokens=64) == 0
+    assert capsys.readouterr().out == f"{expected.strip()}\n" * 2
+    monkeypatch.setattr(sys, "stdin", io.StringIO("which film\n"))
+    assert chat(str(exported), max_new_tokens=8, temperature=1.0, seed=3, system="Be brief.") == 0
+    once = capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("which film\n" * 2))
+    assert chat(str(run), teacher=True, max_new_tokens=8) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert once
+    assert [line.split(":")[0] for line in lines if ": " in line] == ["student", "teacher"] * 2
 
 
 def test_the_card_asks_as_the_student_was_taught(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from support.laptop import run_for_gguf
 from support.tiny import run_snippet
 
 from kdcli.exporting.runtimes.llama import LlamaCausalLM
+from kdcli.launch.inference import chat, load
 from kdcli.launch.run import launch
 from kdcli.measure.spec import MeasureSpec
 
@@ -85,6 +88,26 @@ def test_what_runs_the_file_without_kdcli_writes_what_was_measured(run: Path, ex
     told: list[int] = []
     writer.generate({"input_ids": np.asarray([prompt])}, 64, told.append)
     assert lines == tokenizer.decode(told).strip().splitlines()
+
+
+@pytest.mark.real
+def test_predict_and_chat_with_a_gguf_file(
+    run: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """llama.cpp continues another prompt than the student, draws tokens, or is given fewer positions than a conversation has."""
+    file = str(exported / "model.f16.gguf")
+    (student,), (answer,) = (load(path).predict(["What is a film?"], 16) for path in (str(run), file))
+    assert answer == student
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is a film?\n"))
+    assert chat(file, max_new_tokens=16) == 0
+    assert capsys.readouterr().out.strip() == answer["completion"].strip()
+    sampled = set()
+    for seed in (0, 0, 1):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("What is a film?\n"))
+        assert chat(file, max_new_tokens=16, temperature=2.0, seed=seed) == 0
+        sampled.add(capsys.readouterr().out)
+    assert len(sampled) == 2, "a seed gives one text"
 
 
 @pytest.mark.real

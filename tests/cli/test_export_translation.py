@@ -14,6 +14,7 @@ from support.tiny import pairs, run_snippet, translator, write_pairs
 
 from kdcli.exporting.targets import cpu
 from kdcli.exporting.writers import seq2seq as translation
+from kdcli.launch.inference import load
 from kdcli.launch.run import launch
 
 QUICK = [
@@ -107,6 +108,16 @@ def test_what_runs_the_folder_without_kdcli_writes_what_was_measured(name: str, 
     for row in said[:2]:
         assert run_snippet(exported / name / f"run_{name}.py", row["source"]) == [row["text"]]
     assert result(exported)["artifacts"][name]["load"]["rates"][0]["latency_ms"]["p50"] > 0
+
+
+def test_predict_translates_as_was_measured(run: Path, exported: Path) -> None:
+    """A translation by the student, or by a folder in its own runtime, that is none of those that were scored."""
+    for path, file in [(run, run / "predictions" / "test.student.jsonl")] + [
+        (exported / name, exported / "predictions" / f"test.{name}.jsonl") for name in NAMES
+    ]:
+        rows = texts(file)[:3]
+        answers = load(str(path)).predict([row["source"] for row in rows])
+        assert answers == [{"source": row["source"], "target": row["text"]} for row in rows]
 
 
 def test_a_checkpoint_for_servers(run: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from kdcli.exporting.artifacts import _tokenize_words, folder_of
 from kdcli.exporting.runtimes import runtime_of
 from kdcli.exporting.targets.cuda import Cuda
 from kdcli.exporting.targets.intel import Intel
+from kdcli.launch.inference import load as load_model
+from kdcli.launch.inference import predict
 from kdcli.launch.run import launch
 from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.token_classification.task import TokenClassification
@@ -221,10 +225,40 @@ def test_export_to_onnx(run: Path, tmp_path: Path) -> None:
     assert "\nPARTS = {'B-bad': ('B', 'bad')," in (run / "export" / "cpu" / "student.py").read_text()
     name = {"MODEL": "model.onnx"}
     (script,) = snippets.write(run / "export" / "cpu", "onnx", "token_classification", name)
-    assert run_snippet(script, *words) == expected
+    assert run_snippet(script, " ".join(words)) == expected
+    bare = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert (bare.returncode, bare.stdout) == (1, "")
+    assert bare.stderr.startswith('usage: python run_onnx.py "A sentence."')
     into = tmp_path / "eval"
     assert launch("eval", [f"run={run}", "artifact=model.onnx", "measure=null", f"hydra.run.dir={into}"]) == 0
     assert json.loads((into / "eval.json").read_text())["models"]["model.onnx"]["score"] == whole["score"]
+
+
+def test_predict_finds_entities_and_where_they_stand(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Offsets beside the entity, entities of single pieces, or other ones than the tags of the student say."""
+    words, expected, _ = said_by(run / "student")
+    assert predict(str(run), [" ".join(words)], as_json=True) == 0
+    (answer,) = map(json.loads, capsys.readouterr().out.splitlines())
+    groups: list[tuple[str, list[str]]] = []
+    last = "O"
+    for tag, word in (line.split() for line in expected):
+        if tag[0] == "B" or (tag[0] == "I" and tag[2:] != last[2:]):
+            groups.append((tag[2:], [word]))
+        elif tag[0] == "I":
+            groups[-1][1].append(word)
+        last = tag
+    entities = answer["entities"]
+    assert [(each["type"], each["text"]) for each in entities] == [
+        (kind, " ".join(of)) for kind, of in groups
+    ]
+    for each in entities:
+        assert answer["text"][each["start"] : each["end"]] == each["text"]
+        assert 0 < each["probability"] <= 1
+    predictor = load_model(str(run))
+    assert predictor.predict([words])[0]["entities"] == entities, "a list of words is the same text"
+    sentence = f"  {words[0]},   {' '.join(words[1:])}"
+    for each in predictor.predict([sentence, ",", "word " * 400])[0]["entities"]:
+        assert sentence[each["start"] : each["end"]] == each["text"]
 
 
 @pytest.fixture

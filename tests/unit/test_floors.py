@@ -23,10 +23,10 @@ FLOORS = {
     ),
     "knows where rows, teacher outputs and initial weights come from": "data students teachers",
     "knows how a model is trained, scored, timed, exported and shown": (
-        "measure evaluation training exporting report"
+        "measure evaluation training exporting report inference"
     ),
     "knows the order of a run's phases": "pipeline",
-    "knows the command line": "commands launch cli __main__",
+    "knows the command line": "commands launch api cli __main__",
 }
 """What each floor may know, and its parts: a part imports from those before it alone, on its own floor or below."""
 PARTS = [part for floor in FLOORS.values() for part in floor.split()]
@@ -147,10 +147,11 @@ def test_each_snippet_is_of_a_runtime_and_a_task() -> None:
 
 
 def test_what_runs_an_artifact_has_ten_lines() -> None:
-    """An application's author reads them before anything else."""
+    """An application's author reads them before anything else, and starts them without an argument to see what they take."""
     runtimes = {path.stem for path in (ROOT / "exporting/runtimes").glob("*.py")}
     for path in (ROOT / "exporting/snippets").glob("*_*.*"):
         if path.suffix in (".py", ".mjs") and path.stem.partition("_")[0] in runtimes:
             code = [line.strip() for line in path.read_text().splitlines() if line.strip()]
             lines = [line for line in code if not line.startswith(("import ", "from ", '"""', "#", "//"))]
             assert len(lines) <= 10, path.name
+            assert any("usage: " in line and "argv" in line for line in lines), path.name

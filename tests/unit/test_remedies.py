@@ -53,7 +53,7 @@ EXCUSED = {
     "exporting/runtimes/llama.py: LlamaCausalLM._force": _LLAMA,
     "exporting/runtimes/llama.py: LlamaCausalLM._request": _LLAMA,
     "exporting/runtimes/llama.py: LlamaCausalLM._score_token": _LLAMA,
-    "exporting/runtimes/llama.py: LlamaCausalLM.generate": _LLAMA,
+    "exporting/runtimes/llama.py: LlamaCausalLM._stream": _LLAMA,
     "exporting/targets/base.py: require_writable": "Target.refusal says what to choose",
     "exporting/targets/mobile.py: Mobile.export": _LISTS,
     "launch/argv.py: own_options": "_not_settable says which keys are",

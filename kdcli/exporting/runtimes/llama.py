@@ -52,6 +52,41 @@ class LlamaCausalLM(CausalLMRuntime):
 
     def generate(self, prompt: Encoded, count: int, listener: Callable[[int], object]) -> None:
         """Continue a prompt, as in the base class. The server holds back the parts of a character until it is complete, and sends the last one alone."""
+        ids = prompt["input_ids"][0].tolist()
+        self._stream(
+            GREEDY | {"prompt": ids, "n_predict": count, "ignore_eos": True, "cache_prompt": False}, listener
+        )
+
+    def complete(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        ends: Sequence[int],
+        temperature: float = 0.0,
+        seed: int = 0,
+        listener: Callable[[int], object] | None = None,
+    ) -> list[int]:
+        """Continue a prompt, as in the base class. The server does not send the end token that it stops at."""
+        written: list[int] = []
+
+        def receive(token: int) -> None:
+            if not written or written[-1] not in ends:
+                written.append(token)
+                if listener is not None:
+                    listener(token)
+
+        sampled = {"samplers": ["temperature"], "temperature": temperature, "seed": seed % 2**32}
+        request = {
+            "prompt": list(prompt),
+            "n_predict": max_new_tokens,
+            **(sampled if temperature else GREEDY),
+        }
+        self._stream(request, receive)
+        stopped = len(written) < max_new_tokens and (not written or written[-1] not in ends)
+        return [*written, *(list(ends)[:1] if stopped else [])]
+
+    def _stream(self, request: dict[str, Any], listener: Callable[[int], object]) -> None:
+        """Generate, and hand over each token."""
 
         def receive(part: dict[str, Any]) -> None:  # exceptions raised here are lost
             refused.extend([part["error"]["message"]] if "error" in part else [])
@@ -59,10 +94,8 @@ class LlamaCausalLM(CausalLMRuntime):
                 listener(token)
 
         refused: list[str] = []
-        options = {"stream": True, "verbose": True, "return_tokens": True, "cache_prompt": False}
-        ids = prompt["input_ids"][0].tolist()
-        request = GREEDY | options | {"prompt": ids, "n_predict": count, "ignore_eos": True}
-        self.server.handle_completions(request, receive)
+        options = {"stream": True, "verbose": True, "return_tokens": True}
+        self.server.handle_completions(request | options, receive)
         if refused:
             raise ExportError(f"llama.cpp refused a request: {refused[0]}")
 

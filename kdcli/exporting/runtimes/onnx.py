@@ -57,6 +57,16 @@ class OnnxCausalLM(CausalLMRuntime):
             ids = logits.argmax(-1)
             listener(int(ids[0, 0]))
 
+    def reader(self) -> Callable[[list[int]], np.ndarray]:
+        past = self.empty
+
+        def read(tokens: list[int]) -> np.ndarray:
+            nonlocal past
+            logits, past = self._read(np.asarray([tokens], np.int64), past, keep=1)
+            return logits[0, -1]
+
+        return read
+
     def score(self, rows: Sequence[Counted]) -> dict[str, np.ndarray]:
         """Return log-probabilities and the most likely tokens. A row is read in two parts, up to the first counted token and from there, so that the cache
         is tested as well."""

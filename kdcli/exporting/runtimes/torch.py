@@ -103,6 +103,22 @@ class TorchCausalLM(CausalLMRuntime):
                 ids, past = out.logits[:, -1:].argmax(-1), out.past_key_values
                 listener(int(ids))
 
+    def reader(self) -> Callable[[list[int]], np.ndarray]:
+        import torch
+
+        past: Any = None
+
+        def read(tokens: list[int]) -> np.ndarray:
+            nonlocal past
+            ids = torch.tensor([tokens], device=self.device)
+            with torch.inference_mode():
+                out = self.model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+            past = out.past_key_values
+            logits: np.ndarray = out.logits[0, -1].float().cpu().numpy()
+            return logits
+
+        return read
+
     def memory(self) -> int | None:
         return _gpu_memory(self.device)
 

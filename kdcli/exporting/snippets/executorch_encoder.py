@@ -6,6 +6,8 @@ import torch
 from executorch.runtime import Runtime
 from student import HERE, Example
 
+len(sys.argv) > 1 or sys.exit(f"usage: {__doc__}")
+
 MODEL = "model.pte"
 
 example = Example(*sys.argv[1:])

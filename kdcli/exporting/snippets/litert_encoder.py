@@ -5,6 +5,8 @@ import sys
 from ai_edge_litert.interpreter import Interpreter
 from student import HERE, Example
 
+len(sys.argv) > 1 or sys.exit(f"usage: {__doc__}")
+
 MODEL = "model.int8.tflite"
 
 example = Example(*sys.argv[1:])

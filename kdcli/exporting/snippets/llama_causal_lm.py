@@ -5,6 +5,8 @@ from pathlib import Path
 
 import xllamacpp
 
+len(sys.argv) > 1 or sys.exit(f"usage: {__doc__}")
+
 MODEL = "model.q8_0.gguf"
 CHAT = False
 

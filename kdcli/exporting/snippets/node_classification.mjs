@@ -2,6 +2,8 @@
 import * as transformers from '@huggingface/transformers';
 import { classify } from './student.mjs';
 
+process.argv.length > 2 || process.exit(console.error('usage: node run_node.mjs "A text." ["The text that belongs to it."]') ?? 2);
+
 const MODEL = 'model_quantized.onnx';
 
 const dtype = MODEL === 'model.onnx' ? 'fp32' : 'q8';

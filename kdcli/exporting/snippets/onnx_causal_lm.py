@@ -5,6 +5,8 @@ import sys
 import onnxruntime
 from greedy import HERE, decode, generate, tokenize
 
+len(sys.argv) > 1 or sys.exit(f"usage: {__doc__}")
+
 MODEL = "model.onnx"
 
 onnxruntime.set_default_logger_severity(3)  # errors alone: it warns of each optional input

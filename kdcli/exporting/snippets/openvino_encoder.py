@@ -5,6 +5,8 @@ import sys
 import openvino
 from student import HERE, Example
 
+len(sys.argv) > 1 or sys.exit(f"usage: {__doc__}")
+
 MODEL = "model.fp16.xml"
 
 example = Example(*sys.argv[1:])

@@ -1,5 +1,7 @@
 """Turns words into the student's inputs, and its logits into tags. Every runtime's script imports this."""
 
+import re
+
 import numpy as np
 from row import HERE, LABELS, Row
 
@@ -9,11 +11,11 @@ PARTS = {}  # for each tag: its role, B, I, E, S (begins, continues, ends or is 
 
 
 class Example(Row):
-    """Words, which are one text for the student."""
+    """Words, or a sentence, whose words and punctuation marks are taken apart; all words are one text to the student."""
 
     def __init__(self, *words: str):
-        self.words = words
-        super().__init__(" ".join(words))
+        self.words = words if len(words) > 1 else re.findall(r"\w+|[^\w\s]", words[0])
+        super().__init__(" ".join(self.words))
 
     def predictions(self, logits: np.ndarray) -> list[tuple[str, str]]:
         """Return the tag and the text of each word that was not truncated. The first token of a word decides. `logits`: [tokens, tags]."""

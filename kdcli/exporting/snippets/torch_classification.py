@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from transformers import pipeline
 
+len(sys.argv) > 1 or sys.exit(f"usage: {__doc__}")
+
 MAX_LENGTH = 128
 
 device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,6 +6,8 @@ import torch
 from student import HERE, MAX_LENGTH, decode, tokenize
 from transformers import AutoModelForSeq2SeqLM
 
+len(sys.argv) > 1 or sys.exit(f"usage: {__doc__}")
+
 device = "cuda" if torch.cuda.is_available() else "cpu"
 model = AutoModelForSeq2SeqLM.from_pretrained(HERE, dtype="auto").to(device)
 source = torch.tensor([tokenize(sys.argv[1])], device=device)

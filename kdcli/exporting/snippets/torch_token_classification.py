@@ -1,10 +1,12 @@
-"""python run_torch.py One word after the other   (pip install torch transformers)"""
+"""python run_torch.py "A sentence."   (pip install torch transformers)"""
 
 import sys
 
 import torch
 from student import HERE, Example
 from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+len(sys.argv) > 1 or sys.exit(f"usage: {__doc__}")
 
 example, device = Example(*sys.argv[1:]), "cuda" if torch.cuda.is_available() else "cpu"
 model = AutoModelForTokenClassification.from_pretrained(HERE, dtype="auto").to(device)

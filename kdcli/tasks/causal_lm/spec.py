@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdcli.config.tasks import FolderFormat, TaskSpec
 
@@ -39,6 +39,10 @@ class CausalLMSpec(TaskSpec):
     def implied_by(self, cfg: Dataset) -> bool:
         """Return whether there are columns of prompts or conversations, or of texts without labels."""
         return bool(cfg.prompt or cfg.messages) or cfg.format in self.formats or cfg.label is None
+
+    def usual_keys(self, tokenizer: Any) -> dict[str, Any]:
+        """A prompt and a completion, which are turns if the tokenizer has a chat template."""
+        return {"prompt": "prompt", "completion": "completion", "chat": bool(tokenizer.chat_template)}
 
     def check(self, cfg: Dataset) -> None:
         """Check that the data set has one kind of rows, and no keys for labels."""

@@ -364,7 +364,7 @@ class CausalLM(LanguageModel):
     ) -> list[Reply]:
         """Generate after the prompt of each row, to the end of the text or of the turn."""
         prompts = [prompt for (prompt,) in self.inputs(rows, tokenizer)]
-        ends = self._ends(tokenizer)
+        ends = self.end_tokens(tokenizer)
         return reply(
             model, tokenizer, prompts, special=not self.chat, max_length=max_length, ends=ends, **options
         )
@@ -376,10 +376,10 @@ class CausalLM(LanguageModel):
         then appends no end token to a prompt."""
         append_nothing(tokenizer)
         own: Any = model.generation_config
-        ends = ends_of(model, tokenizer, self._ends(tokenizer))
+        ends = ends_of(model, tokenizer, self.end_tokens(tokenizer))
         own.eos_token_id = ends[0] if len(ends) == 1 else ends or None
 
-    def _ends(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the special token with which the chat template closes an assistant's turn, if rows are conversations."""
         if not self.chat:
             return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdcli.config.tasks import FolderFormat, TaskSpec
 
@@ -35,6 +35,14 @@ class Seq2SeqSpec(TaskSpec):
     def implied_by(self, cfg: Dataset) -> bool:
         """Return whether there is a column of sources, gettext catalogues, or parallel files."""
         return bool(cfg.source) or cfg.format in self.formats
+
+    def usual_keys(self, tokenizer: Any) -> dict[str, Any]:
+        """A source and a target, in the languages with which the tokenizer was saved."""
+        languages = {
+            "source_language": getattr(tokenizer, "src_lang", None),
+            "target_language": getattr(tokenizer, "tgt_lang", None),
+        }
+        return {"source": "source", "target": "target", **languages}
 
     def check(self, cfg: Dataset) -> None:
         """Check that the data set has columns of pairs, or two locales of catalogues."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdcli.config.tasks import FolderFormat, TaskSpec
 
@@ -42,12 +42,16 @@ class TokenClassificationSpec(TaskSpec):
         )
     }
     inference_order = 0
-    script_arguments = "One word after the other"
+    script_arguments = '"A sentence."'
     quantizable = True
 
     def implied_by(self, cfg: Dataset) -> bool:
         """Return whether there is a column of tags, or a CoNLL file."""
         return bool(cfg.tags) or cfg.format == "conll"
+
+    def usual_keys(self, tokenizer: Any) -> dict[str, Any]:
+        """Words and tags."""
+        return {"words": "text", "tags": "tags"}
 
     def check(self, cfg: Dataset) -> None:
         """Check that the data set has columns of words and tags, unless the format has them."""

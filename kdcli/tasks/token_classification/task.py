@@ -75,7 +75,7 @@ class TokenClassification(Classification):
         Raises:
             DataError: a row has no other words.
         """
-        readable = [np.flatnonzero(first >= 0) for _, first in _tokenized(tokenizer, rows, max_length)]
+        readable = readable_words(tokenizer, rows, max_length)
         lengths = [len(words) for words in rows["words"][:]]
         dropped = sum(lengths) - sum(map(len, readable))
         if not dropped:
@@ -240,6 +240,11 @@ class TokenClassification(Classification):
 
 def _f1(gold: int, predicted: int, right: int) -> float:
     return float(2 * right / max(1, gold + predicted))
+
+
+def readable_words(tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> list[np.ndarray]:
+    """The indices of the words of each row that a model reads: not those beyond `max_length` tokens, nor those without a token."""
+    return [np.flatnonzero(first >= 0) for _, first in _tokenized(tokenizer, rows, max_length)]
 
 
 def _tokenized(

@@ -1,0 +1,137 @@
+"""`kdcli predict`: what a model predicts for texts, for the rows of a file, or for the lines of stdin."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from kdcli import console
+from kdcli.data.sources import SUFFIXES_OF_DATA, data_suffix
+from kdcli.errors import DataError, ExitCode
+from kdcli.files import replaced, user_path
+from kdcli.inference.inputs import from_file, from_line, from_words
+from kdcli.inference.paths import CSV_SUFFIXES
+from kdcli.inference.predictor import CHUNK, Predictor, csv_lines, json_line
+from kdcli.tasks.inference import Answer, Values
+
+SHOWN = 60
+"""Characters of an input that a table shows."""
+
+
+def predict(
+    predictor: Predictor,
+    words: Sequence[str],
+    out: Path | None = None,
+    as_json: bool = False,
+    max_new_tokens: int | None = None,
+) -> int:
+    """Predict, and print the answers or write them into a file.
+
+    Args:
+        words: texts; or a file, and KEY=VALUE that say how it is read; or `-`, for the lines of stdin.
+        out: the file; None: stdout.
+        as_json: print lines of JSON.
+    """
+    if list(words) == ["-"] and out is None:
+        return _stream(predictor, sys.stdin, as_json, max_new_tokens)
+    inputs, from_data = _inputs(predictor, words)
+    if out is not None:
+        _write(predictor, inputs, out, max_new_tokens)
+        console.say(f"{len(inputs):,} rows: {out}")
+        return ExitCode.DONE
+    answers = [answer for chunk in predictor.chunks(inputs, max_new_tokens) for answer in chunk]
+    if as_json or (from_data and not sys.stdout.isatty()):
+        for answer in answers:
+            console.say(json_line(answer))
+    else:
+        _show(predictor, answers)
+    return ExitCode.DONE
+
+
+def _inputs(predictor: Predictor, words: Sequence[str]) -> tuple[list[Values], bool]:
+    """Return the inputs that words name, and whether they come from a file or from stdin."""
+    first = words[0]
+    if first == "-":
+        lines = [line.rstrip("\r\n") for line in sys.stdin]
+        return [from_line(line, predictor.inference) for line in lines if line.strip()], True
+    if _is_file(first):
+        return from_file(first, words[1:], predictor.inference), True
+    if data_suffix(first) in SUFFIXES_OF_DATA and not any(map(str.isspace, first)):
+        raise DataError(
+            f"the data file {first} does not exist (looked for {user_path(first).absolute()}); correct the path"
+        )
+    return from_words(words, predictor.inference), False
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return os.path.isfile(user_path(word))
+    except (OSError, ValueError):  # a text that is too long for a path
+        return False
+
+
+def _write(predictor: Predictor, inputs: Sequence[Values], out: Path, max_new_tokens: int | None) -> None:
+    """Write the answers into a file, which replaces an older one when all are there."""
+    with (
+        replaced(out) as temporary,
+        console.ProgressStages(["predict"]) as stages,
+        stages.stage("predict", len(inputs)) as stage,
+        temporary.open("w", encoding="utf-8") as stream,
+    ):
+        for text, done in _texts(predictor, inputs, out, max_new_tokens):
+            stream.write(text)
+            stage.update(done)
+
+
+def _texts(
+    predictor: Predictor, inputs: Sequence[Values], out: Path, max_new_tokens: int | None
+) -> Iterator[tuple[str, int]]:
+    """Return the text of each chunk of answers, and the number of inputs that are done."""
+    for number, answers in enumerate(predictor.chunks(inputs, max_new_tokens)):
+        done = number * CHUNK + len(answers)
+        if out.suffix.lower() in CSV_SUFFIXES:
+            yield csv_lines(predictor, answers, header=not number), done
+        else:
+            yield "".join(f"{json_line(answer)}\n" for answer in answers), done
+
+
+def _stream(predictor: Predictor, stream: IO[str], as_json: bool, max_new_tokens: int | None) -> int:
+    """Answer each line as soon as it is read, by one line; an empty line by an empty one."""
+    inference = predictor.inference
+    for line in stream:
+        text = line.rstrip("\r\n")
+        if not text.strip():
+            console.say("{}" if as_json else "")
+            continue
+        (answer,) = inference.answers([from_line(text, inference)], predictor.model, max_new_tokens)
+        if as_json:
+            console.say(json_line(answer))
+        else:
+            cells = inference.cells(answer).values()
+            console.say("\t".join(" ".join(cell.split()) for cell in cells))
+    return ExitCode.DONE
+
+
+def _show(predictor: Predictor, answers: Sequence[Answer]) -> None:
+    """Print answers for people: of a single one all that is known, of several a row each."""
+    inference = predictor.inference
+    if len(answers) == 1:
+        columns, rows = inference.details(answers[0])
+        if columns:
+            console.table("", columns, rows)
+        else:
+            console.say("\n".join(row[0] for row in rows))
+        return
+    rows = []
+    for answer in answers:
+        texts = [value for key, value in answer.items() if key in predictor.fields and isinstance(value, str)]
+        rows.append([*(_short(text) for text in texts), *inference.cells(answer).values()])
+    console.table("", [*predictor.fields, *inference.cells(answers[0])], rows)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
