@@ -21,7 +21,7 @@ from kdcli.config.declarations import (
     fields,
     find_class,
 )
-from kdcli.config.groups import Choice, choose, config_groups
+from kdcli.config.groups import Choice, choose, config_groups, group_options
 from kdcli.errors import ConfigError, abbreviated, suggest
 
 SCHEMA = "kdcli.config.schema"
@@ -29,6 +29,12 @@ COMMANDS = {"distill": f"{SCHEMA}.Distill", "eval": f"{SCHEMA}.Eval", "export": 
 """The commands that have a config, each with the class of its schema."""
 PLACEHOLDERS = {"loss": "TERM"}
 """What stands for a name that the user chooses in a mapping; NAME elsewhere."""
+ABOUT = {
+    "debug": "Rehearsals of a run.",
+    "experiment": "Published recipes: each chooses options of other groups and sets keys of them.",
+    "recipe": "What is chosen along with the data set of the same name.",
+}
+"""The config groups that set keys of others."""
 EXACT = 10_000_000
 """Powers of ten are written out below it."""
 
@@ -70,10 +76,10 @@ class Key:
 
     @property
     def values(self) -> list[str]:
-        """The values that completion offers."""
+        """The values that completion offers; of a key with free values none, and not null alone."""
         words = self.type.split(" or ")
-        known = ["true", "false"] if "boolean" in words else []
-        return [*known, *self.choices, *(["null"] if "null" in words else [])]
+        known = [*(["true", "false"] if "boolean" in words else []), *self.choices]
+        return [*known, "null"] if known and "null" in words else known
 
     @property
     def is_path(self) -> bool:
@@ -176,8 +182,30 @@ def keys_named(name: str, command: str) -> list[str]:
     return sorted(named, key=lambda key: (key.count("."), not key.startswith("trainer."), key))
 
 
+def describe_group(group: str) -> str:
+    """Return what a config group is, in sentences."""
+    known = (key for command in COMMANDS for key in keys(command) if key.name == group)
+    return ABOUT.get(group) or next(
+        (f"{key.meaning} Its keys: kdcli keys {group} {group}=NAME." for key in known), ""
+    )
+
+
 def no_such_key(prefix: str, known: Sequence[Key]) -> ConfigError:
-    """Return the error for a name that is no key and begins none, with the nearest one."""
+    """Return the error for a name that is no key and begins none, with the options that have it, or the nearest key."""
+    group = prefix.partition(".")[0]
+    if prefix in config_groups():
+        return ConfigError(
+            f"{prefix} is a config group, and its options set keys of others; look at kdcli list {prefix}"
+        )
+    having = [
+        f"{group}={option}"
+        for option in (group_options(group) if "." in prefix and group in config_groups() else ())
+        if any(key.name == prefix for key in keys("distill", {group: option}))
+    ]
+    if having:
+        return ConfigError(
+            f"{abbreviated(prefix)} is a key of {', '.join(having)}; name one of them: kdcli keys {abbreviated(prefix)} {having[0]}"
+        )
     names = list(dict.fromkeys(key.name for key in known))
     return ConfigError(
         f"{abbreviated(prefix)}: there is no such key{suggest(prefix, names)} (look it up with kdcli keys)"

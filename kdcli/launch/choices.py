@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kdcli import console
 from kdcli.config.groups import config_groups, describe_option, group_options, require_group
+from kdcli.config.index import describe_group
 from kdcli.errors import ExitCode, KDError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def matches_glob(word: Override) -> list[str]:
 
 
 def list_groups(group: str | None, config_dir: Path | None) -> int:
-    """Print the options of one group or of all groups, with the first comment of each file."""
+    """Print the options of one group or of all groups, with the first comment of each file, and what the group is."""
     if config_dir is not None:
         os.environ["KDCLI_CONFIG_DIR"] = str(config_dir)
     try:
@@ -34,5 +35,6 @@ def list_groups(group: str | None, config_dir: Path | None) -> int:
     except KDError as error:
         console.error(error.message)
         return error.exit_code
-    console.table("", [*(["group"] if group is None else []), "name", "what it is"], rows)
+    title = f"{group}: {describe_group(group)}" if group else ""
+    console.table(title, [*(["group"] if group is None else []), "name", "what it is"], rows)
     return ExitCode.DONE

@@ -62,7 +62,11 @@ _kdcli() {
         compadd -l -d displays -- "${values[@]}"
     fi
 }
-compdef _kdcli kdcli
+if [[ ${funcstack[1]} == _kdcli ]]; then  # it was read as a function of fpath
+    _kdcli "$@"
+else
+    compdef _kdcli kdcli
+fi
 """
 FISH = r"""function __kdcli_complete
     set -l words (commandline -opc)

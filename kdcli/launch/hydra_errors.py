@@ -135,7 +135,7 @@ def _short(command: str, overrides: list[str], error: Exception) -> str:
     unknown = [key for key in keys if key not in valid]
     if any(key in text or key.rpartition(".")[2] in text for key in unknown):
         lines = [f"{key}: there is no such key{suggest(key, valid)}" for key in unknown]
-        return "\n  ".join(lines) + f" (kdcli {command} --cfg job shows all)"
+        return "\n  ".join(lines) + " (kdcli keys shows all)"
     return text.removesuffix(
         "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
     ).strip()

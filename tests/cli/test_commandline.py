@@ -72,6 +72,8 @@ def test_every_command_has_examples_and_exit_codes() -> None:
         (["distil", "student=tiny"], ["distill"]),
         (["student=tiny"], ["kdcli distill student=tiny"]),
         (["keys", "tranier"], ["trainer"]),
+        (["keys", "student.layers"], ["student=layers"]),
+        (["keys", "experiment"], ["kdcli list experiment"]),
         (["keys", "loss=jds"], ["jsd", "kdcli list loss"]),
         (["keys", "trainer", "teacher"], ["trainer teacher"]),
         (["list", "studnet"], ["student"]),

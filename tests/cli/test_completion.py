@@ -26,7 +26,7 @@ LINES = {
     "kdcli distill stages.general.trainer.ma": [
         f"stages.general.trainer.max_{name}=" for name in ("steps", "epochs", "grad_norm")
     ],
-    "kdcli distill trainer.weight_decay=": [],
+    "kdcli distill trainer.epochs=": [],
     "kdcli eval split=v": ["split=validation"],
     "kdcli export run=ru": ["run=runs"],
     "kdcli distill dataset.path=my": ["dataset.path=my rows.csv"],

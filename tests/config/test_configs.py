@@ -154,7 +154,9 @@ def test_list_names_every_option_with_a_description(
     assert {(group, name) for group, name, _ in rows} == {(path.parts[0], path.stem) for path in OPTIONS}
     assert all(len(about.strip()) > 10 and not about.startswith(("@", "#")) for _, _, about in rows)
     assert list_groups("student", None) == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    title, _, *lines = capsys.readouterr().out.splitlines()
+    assert title.startswith("student: The small model.")
+    names = [line.split()[0] for line in lines]
     assert names == sorted(path.stem for path in OPTIONS if path.parts[0] == "student")
 
 
