@@ -15,13 +15,15 @@ from kdcli.launch.commandline import App
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 app = App(context_settings=CONTEXT)
-
-
+_KEYS = "config groups and keys, such as student=tiny trainer.epochs=2."
 Overrides = Annotated[
     list[str] | None,
+    typer.Argument(metavar="[FILE.yaml] [KEY=VALUE]...", help=f"A YAML file with keys first; {_KEYS}"),
+]
+OverridesOfRun = Annotated[
+    list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Config groups and keys, such as student=tiny trainer.epochs=2.",
+        metavar="[RUN] [KEY=VALUE]...", help="A run directory first; keys, such as split=validation."
     ),
 ]
 Multirun = Annotated[
@@ -37,6 +39,10 @@ Info = Annotated[
     typer.Option(
         metavar="[all|config|defaults|defaults-tree|plugins|searchpath]", help="Print how Hydra composes it."
     ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="The run directory (hydra.run.dir=); with -m that of the sweep."),
 ]
 Rerun = Annotated[Path | None, typer.Option(metavar="RUN", help="Repeat a run with its recorded config.")]
 TrustRun = Annotated[
@@ -83,11 +89,16 @@ def distill(
     info: Info = None,
     rerun: Rerun = None,
     trust_run: TrustRun = False,
+    out: Out = None,
 ) -> None:
     """Train a student with a teacher, train the no-teacher baseline (control), and compare all three.
 
     kdcli distill
     kdcli distill teacher=bert-base student=tiny dataset=csv dataset.path=reviews.csv
+    kdcli distill kdcli.yaml trainer.epochs=3 --out runs/tickets
+
+    The first word may be a YAML file with the same keys (kdcli init writes one); typed keys replace those of the file, and relative paths are
+    relative to the working directory. The same command on the same directory continues a run that was stopped.
 
     Exit codes: 0 done; 1 the job failed; 2 the config, the command line or the data is wrong, found before training; 130 interrupted;
     143 terminated.
@@ -95,36 +106,112 @@ def distill(
     from kdcli.launch.run import launch
 
     raise typer.Exit(
-        launch("distill", overrides or [], multirun, config_dir, cfg, resolve, info, rerun, trust_run)
+        launch("distill", overrides or [], multirun, config_dir, cfg, resolve, info, rerun, trust_run, out)
     )
+
+
+@app.command()
+def check(
+    overrides: Overrides = None,
+    multirun: Multirun = False,
+    config_dir: ConfigDir = None,
+    rerun: Rerun = None,
+    trust_run: TrustRun = False,
+    out: Out = None,
+    no_load: Annotated[
+        bool,
+        typer.Option("--no-load", help="Load no model and no torch: no time, memory, disk and truncation."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Report what `kdcli distill` with the same words would do: rows, labels, models, steps, time, memory, disk, and queries with their cost.
+
+    kdcli check kdcli.yaml
+    kdcli check teacher=openai dataset=csv dataset.path=tickets.csv --no-load
+
+    Nothing is trained, sent or written, and no API key is needed. It stops at what would stop the run.
+
+    Exit codes: 0 the run can start; 2 the config, the command line or the data is wrong; 1 anything else.
+    """
+    from kdcli.launch.check import CheckOptions
+    from kdcli.launch.run import launch
+
+    options = CheckOptions(with_models=not no_load, as_json=as_json)
+    raise typer.Exit(
+        launch(
+            "distill",
+            overrides or [],
+            multirun,
+            config_dir,
+            rerun=rerun,
+            trust_run=trust_run,
+            out=out,
+            check=options,
+        )
+    )
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(metavar="FILE", help="A data file, or a folder of files.")],
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[dataset.KEY=VALUE]...",
+            help="What the file does not show, such as dataset.label=category.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="CONFIG", help="The file to write.")] = Path("kdcli.yaml"),
+    no_schema: Annotated[
+        bool,
+        typer.Option("--no-schema", help="Write no kdcli.schema.json, by which editors complete the config."),
+    ] = False,
+) -> None:
+    """Look at a data file, and write a commented config for it: kdcli.yaml.
+
+    kdcli init tickets.csv
+    kdcli check kdcli.yaml
+    kdcli distill kdcli.yaml
+
+    It finds encoding, delimiter, header, columns, labels and the task, and proposes teacher, student and device. Nothing is overwritten.
+
+    Exit codes: 0 written; 2 the config exists, the file cannot be read, or it fits no task, or several; 1 anything else.
+    """
+    from kdcli.commands.init import init as command
+
+    raise typer.Exit(_guarded(lambda: command(data, keys or [], out, not no_schema)))
 
 
 @app.command("eval")
 def evaluate(
-    overrides: Overrides = None,
+    overrides: OverridesOfRun = None,
     multirun: Multirun = False,
     config_dir: ConfigDir = None,
     cfg: Cfg = None,
     resolve: Resolve = False,
     info: Info = None,
     trust_run: TrustRun = False,
+    out: Out = None,
 ) -> None:
-    """Score a run's models (run=), a checkpoint (model=) or an exported file (artifact=).
+    """Score a run's models (RUN), a checkpoint (model=) or an exported file (artifact=).
 
-    kdcli eval run=runs/distill/2026-… split=validation
+    kdcli eval runs/distill/2026-… split=validation
+    kdcli eval model=FOLDER dataset=csv dataset.path=tickets.csv split=all
 
     Exit codes: 0 done; 1 the job failed; 2 the config, the command line or the data is wrong.
     """
     from kdcli.launch.run import launch
 
     raise typer.Exit(
-        launch("eval", overrides or [], multirun, config_dir, cfg, resolve, info, trust_run=trust_run)
+        launch(
+            "eval", overrides or [], multirun, config_dir, cfg, resolve, info, trust_run=trust_run, out=out
+        )
     )
 
 
 @app.command()
 def export(
-    overrides: Overrides = None,
+    overrides: OverridesOfRun = None,
     multirun: Multirun = False,
     config_dir: ConfigDir = None,
     cfg: Cfg = None,
@@ -134,8 +221,8 @@ def export(
 ) -> None:
     """Export a run's student for a device, and run and measure the files there.
 
-    kdcli export run=runs/distill/2026-… hardware=cpu
-    kdcli export run=runs/distill/2026-… hardware=cpu,intel -m
+    kdcli export runs/distill/2026-… hardware=cpu
+    kdcli export runs/distill/2026-… hardware=cpu,intel -m
 
     Exit codes: 0 done; 1 the job failed; 2 the config or the command line is wrong; 3 a file misses its budget or tolerance, or could not be
     made or run.
@@ -342,7 +429,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 def _guarded(command: Callable[[], int]) -> int:
-    """The exit code of a command that is not run through Hydra; an error becomes its message."""
+    """Return the exit code of a command that is not run through Hydra; an error becomes its message."""
     from kdcli import console
     from kdcli.errors import KDError
 

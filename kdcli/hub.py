@@ -92,6 +92,21 @@ def data_path(given: str, what: str = "file") -> Path:
     return path
 
 
+def origin_of(given: str, kind: Literal["model", "dataset"]) -> str:
+    """Return where what a path names comes from, in words. Nothing is fetched."""
+    if given.startswith(PACKAGE):
+        return "an installed package"
+    path = user_path(given)
+    if os.path.lexists(path):
+        return "a local folder" if path.is_dir() else "a local file"
+    from huggingface_hub import constants
+
+    stored = Path(constants.HF_HUB_CACHE, f"{kind}s--{given.replace('/', '--')}", "snapshots")
+    return (
+        f"the hub, {'already in the local cache' if stored.is_dir() else 'fetched when it is first needed'}"
+    )
+
+
 def _extra_with(package: str) -> str | None:
     """Return the extra of kdcli that installs a package."""
     try:

@@ -329,7 +329,7 @@ def hardware_of(run: Path) -> list[str]:
     if "hardware" not in choices:
         return []
     name = require_name(choices["hardware"], f"{run / HYDRA}: the choice of hardware")
-    return [f"hardware={name}", *(word for word in words if word.startswith("hardware."))]
+    return [f"hardware={name}", *(word for word in words if word.lstrip("+").startswith("hardware."))]
 
 
 def _app(record: Path) -> str | None:

@@ -6,21 +6,26 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kdcli import console
+from kdcli.commands.check import check
 from kdcli.config.schema import Distill as Config
 from kdcli.data.splits import SPLITS
 from kdcli.errors import ExitCode
 from kdcli.pipeline.build import plan_run
 from kdcli.pipeline.compare import evaluate, write_results
-from kdcli.pipeline.cost import plan_cost, report_cost
+from kdcli.pipeline.cost import plan_cost
 from kdcli.pipeline.plan import OWN, STUDENT, Run, TeacherData, parts_of_seed, stage_names
 from kdcli.pipeline.stages import Stages
 from kdcli.pipeline.student import Trainee, train_control, train_trainee
 from kdcli.pipeline.teacher import prepare_teacher_data
 from kdcli.training.length import Length
+
+logger = logging.getLogger(__name__)
 
 
 def distill(cfg: Config, folder: Path, names: dict[str, str], chose_hardware: bool = True) -> int:
@@ -33,14 +38,17 @@ def distill(cfg: Config, folder: Path, names: dict[str, str], chose_hardware: bo
     Returns:
         The exit code.
     """
+    if cfg.dry_run:  # of a job of a sweep; of a single run, no run directory is made
+        result = check(cfg, folder, names, chose_hardware)
+        for line in result.lines() if result is not None else ():
+            console.say(line)
+        return ExitCode.DONE
     parts = plan_run(cfg, folder, names, chose_hardware)
     run = parts[-1]
     is_main = run.state.is_main_process
-    plan = plan_cost(parts, cfg.dry_run) if is_main else None
-    if plan is not None:
-        report_cost(plan, cfg.dry_run)
-    if cfg.dry_run:
-        return ExitCode.DONE
+    plan = plan_cost(parts, False) if is_main else None
+    for line in plan.lines() if plan is not None else ():
+        logger.info("%s", line)
     teacher_data: dict[str, TeacherData] = {}
     with Stages(stage_names(parts), run.folder, is_main) as stages:
         stages.expect({} if plan is None else plan.seconds)

@@ -97,7 +97,7 @@ def missing_keys(tree: Any, path: str = "") -> Iterable[str]:
         yield path
 
 
-def _annotation_at(schema: Any, key: Sequence[str]) -> Any:
+def annotation_at(schema: Any, key: Sequence[str]) -> Any:
     """Return the annotation of a key in the schema; None: there is none."""
     for part in key:
         if is_mapping(schema):
@@ -111,11 +111,11 @@ def _annotation_at(schema: Any, key: Sequence[str]) -> Any:
 
 def holds_mapping(schema: type[Section], key: Sequence[str]) -> bool:
     """Return whether the schema has a mapping at a key."""
-    annotation = _annotation_at(schema, key)
+    annotation = annotation_at(schema, key)
     return section_of(annotation) is not None or is_mapping(annotation)
 
 
 def _keys_at(schema: type[Section], key: Sequence[str]) -> list[str]:
     """Return the keys of the mapping at a key of the schema."""
-    model = section_of(_annotation_at(schema, key))
+    model = section_of(annotation_at(schema, key))
     return [field.alias or name for name, field in model.model_fields.items()] if model else []

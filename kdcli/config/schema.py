@@ -354,7 +354,7 @@ class Distill(Section):
     (classification), the most frequent tag of each word (token_classification), bigrams and the student before training (causal_lm), a
     copy of the source (seq2seq)."""
     dry_run: bool = False
-    """Only show what the run costs: rows, optimizer steps, time (measured on a few batches), memory, disk, and the requests to a remote
+    """Only show what the run costs, as `kdcli check` does: rows, optimizer steps, time (measured on a few batches), memory, disk, and the requests to a remote
     teacher. Nothing is trained or sent, and no run directory is left."""
     smoke: bool = False
     """A rehearsal: findings of the pre-flight checks are warnings, and the report says that its figures mean nothing."""

@@ -71,3 +71,15 @@ def with_first_seed(tree: Any) -> Any:
 def all_seeds(seed: int, seeds: int | list[int] | None) -> list[int]:
     """Return every seed of a run, its own first."""
     return seeds if isinstance(seeds, list) else [*range(seed, seed + (seeds or 1))]
+
+
+def with_seed(name: str, seed: int | None) -> str:
+    """Return the name of a phase or a model of a further seed: student@5/first, control@5. No stage of a config has a name with @.
+
+    Args:
+        seed: None: the first one, whose name is that of the model.
+    """
+    if seed is None:
+        return name
+    model, slash, phase = name.partition("/")
+    return f"{model}@{seed}{slash}{phase}"

@@ -6,7 +6,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,6 +65,8 @@ class TaskSpec:
     """A model with random weights over a learned vocabulary can be its teacher, or its student."""
     script_arguments: ClassVar[str] = ""
     """The arguments of the scripts that run its exported classifiers without kdcli; empty: its models generate text."""
+    longest_proposed: ClassVar[int] = 512
+    """The most tokens of a row that `kdcli init` proposes: what its proposed teacher reads."""
     new_students: ClassVar[str] = ""
     """Packaged students with random weights for it, for messages."""
 
@@ -79,6 +81,25 @@ class TaskSpec:
             tokenizer: the model's.
         """
         return {}
+
+    def fits(self, columns: Sequence[Any], given: Mapping[str, Any]) -> Iterator[Any]:
+        """Yield the ways in which the task could read a file (`kdcli.tasks.columns.Fit`), for `kdcli init`.
+
+        Args:
+            columns: of the file (`kdcli.tasks.columns.Column`).
+            given: the keys of the data set that the user gave.
+        """
+        yield from ()
+
+    def proposed_data(self, keys: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the lines that `kdcli init` adds to the data set of a new config."""
+        yield from ()
+
+    def proposed_models(self, keys: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the lines of a new config that choose teacher, student and device."""
+        yield "teacher: minilm  # kdcli list teacher; your own: teacher.path: FOLDER_OR_HUB_ID"
+        yield "student: tiny  # kdcli list student; mini and small are larger"
+        yield "hardware: cpu  # ONNX; kdcli list hardware"
 
     def check(self, cfg: Any) -> None:
         """Refuse a data set that this task cannot read.

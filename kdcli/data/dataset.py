@@ -25,7 +25,7 @@ from kdcli.data.splits import (
 )
 from kdcli.errors import ConfigError, DataError
 from kdcli.files import digest
-from kdcli.tasks import task_class
+from kdcli.tasks import row_schema_of
 from kdcli.tasks.rows import IGNORE, Row, labels_of, row_hash
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def load(cfg: DatasetConfig, recorded: Sequence[Reading] = ()) -> Data:
             catalogue of a language.
         ConfigError: there is no such task.
     """
-    schema = task_class(cfg.kind).row_schema(cfg)
+    schema = row_schema_of(cfg)
     reader = SplitReader(schema, recorded)
     sources = reader.read()
     schema.declare(sources)

@@ -355,7 +355,7 @@ def _indices(schema: RowSchema, name: str, header: list[str]) -> list[int]:
                 f"{error.message}; its header has these names with spaces between them, which also stand in texts; write tabs or commas with quotes "
                 "between the fields, or give dataset.delimiter=' ' if the texts are in quotes"
             ) from None
-        if schema.cfg.columns or len(header) > MOST_NAMED or not _looks_like_row(header):
+        if schema.cfg.columns or len(header) > MOST_NAMED or not looks_like_row(header):
             raise
         raise DataError(
             f"{error.message}; its first line looks like a row: if the file has no header, name its {len(header)} columns in their order, "
@@ -363,7 +363,7 @@ def _indices(schema: RowSchema, name: str, header: list[str]) -> list[int]:
         ) from None
 
 
-def _looks_like_row(header: list[str]) -> bool:
+def looks_like_row(header: list[str]) -> bool:
     """Return whether a first line holds what no column is called: a number, a sentence, nothing at all, or the same twice."""
     return any(
         not name or _NUMBER.fullmatch(name) or len(name) > 40 or len(name.split()) > 4 for name in header

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from kdcli.data import delimited, json_files, tables
+from kdcli.data import delimited, json_files
 from kdcli.data.gettext import catalogued
 from kdcli.data.raw_rows import UNREADABLE, BadRows, check_rows
 from kdcli.data.reading import LARGEST_SAMPLE, Reading, decide, other_encoding, with_dialect
@@ -37,6 +37,7 @@ class Source:
 
     Attributes:
         errors: how undecodable bytes are handled: strict, or surrogateescape if their lines are dropped.
+        most: the number of rows that are read at most; None: all.
     """
 
     schema: RowSchema
@@ -44,6 +45,7 @@ class Source:
     reading: Reading
     bad: BadRows
     errors: str = "strict"
+    most: int | None = None
 
     @property
     def path(self) -> Path:
@@ -64,21 +66,23 @@ class Source:
 
 
 def read_file(
-    schema: RowSchema, path: Path, given: str, recorded: Iterable[Reading] = ()
+    schema: RowSchema, path: Path, given: str, recorded: Iterable[Reading] = (), most: int | None = None
 ) -> tuple[RawSplit, Reading]:
     """Read a file.
 
     Args:
         given: the path as the config has it, for messages.
         recorded: how an earlier command of the run read its files.
+        most: the number of rows to read at most; None: all.
 
     Raises:
         DataError: it is no file, is damaged, or lacks a column.
     """
-    _require_file(path, given)
+    require_data_file(path, given)
     with _refusing(path, schema.cfg.encoding):
         file = DataFile.of(path)
-        source = Source(schema, file, decide(schema, file, recorded), BadRows(schema.cfg.bad_rows))
+        bad = BadRows(schema.cfg.bad_rows)
+        source = Source(schema, file, decide(schema, file, recorded), bad, most=most)
         source, rows = _read(source)
     source.bad.warn(path.name, len(rows))
     if not rows:
@@ -86,11 +90,18 @@ def read_file(
     dropped = Counter({UNREADABLE: source.bad.count})
     names = None
     if source.reading.format in ("parquet", "arrow") and schema.has_gold:
+        from kdcli.data import tables
+
         names = tables.declared(schema, path, source.reading.format)
     return RawSplit(path.name, rows, names, dropped=+dropped), source.reading
 
 
-def _require_file(path: Path, given: str) -> None:
+def require_data_file(path: Path, given: str) -> None:
+    """Refuse what is no regular file with content.
+
+    Raises:
+        DataError
+    """
     if not os.path.isfile(path):  # nor a pipe, a socket or a device
         what = "is no file" if os.path.lexists(path) else "does not exist"
         raise DataError(
@@ -135,7 +146,7 @@ def read_parallel(
     """
     texts, readings, bad = [], [], BadRows(schema.cfg.bad_rows)
     for path in [source, target] if schema.has_gold else [source]:
-        _require_file(path, str(path))
+        require_data_file(path, str(path))
         with _refusing(path, schema.cfg.encoding):
             file = DataFile.of(path)
             lines_read, reading = _text_lines(
@@ -175,9 +186,8 @@ def _read(source: Source) -> tuple[Source, list[tuple[Any, ...]]]:
     """
     while True:
         try:
-            rows = check_rows(
-                source.schema, source.path.name, _READERS[source.reading.format](source), source.bad
-            )
+            table = itertools.islice(_READERS[source.reading.format](source), source.most)
+            rows = check_rows(source.schema, source.path.name, table, source.bad)
             again = _by_more(source) if source.bad.count else None
         except UnicodeError:
             again = _in_other_encoding(source)
@@ -230,6 +240,8 @@ def _read_json(source: Source) -> Iterator[tuple[Any, ...]]:
 
 
 def _read_table(source: Source) -> Iterator[tuple[Any, ...]]:
+    from kdcli.data import tables  # pyarrow takes a moment
+
     return tables.read(source.schema, source.path, source.reading.format, source.bad)
 
 

@@ -17,8 +17,7 @@ from kdcli.data import delimited
 from kdcli.data.delimited import Dialect
 from kdcli.data.encodings import SAMPLE, Guess, guessed, is_damaged_utf8, mark_of, without_mark
 from kdcli.data.sources import JSON_SUFFIXES, TABLE_SUFFIXES
-from kdcli.data.streams import HEAD, DataFile, line_of_error, lines
-from kdcli.data.tables import ARROW_FILE, ARROW_STREAM, PARQUET
+from kdcli.data.streams import ARROW_FILE, ARROW_STREAM, HEAD, PARQUET, DataFile, line_of_error, lines
 from kdcli.errors import DataError, abbreviated
 from kdcli.tasks.rows import RowSchema
 

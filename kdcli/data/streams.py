@@ -32,6 +32,9 @@ TEXT_BOMB_FROM = 2**26
 """The size from which `BOMB` applies to compressed text, whose rows need many times its bytes in memory."""
 PADDING = 2**16
 """The number of NULs in a compressed file after which it has ended."""
+PARQUET = b"PAR1"
+ARROW_FILE = b"ARROW1"
+ARROW_STREAM = b"\xff\xff\xff\xff"
 HEAD = 2**16
 """The number of bytes at the beginning of a file that identify its format."""
 _MAGIC = {

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.config.schema import Distill as Config
 from kdcli.data.dataset import Data
 from kdcli.data.near_duplicates import ROWS, near_duplicates, text_of
 from kdcli.errors import DataError, shown
 from kdcli.tasks.rows import IGNORE, labels_of
 
+logger = logging.getLogger(__name__)
 NEAR = 0.01
 """The least share of test rows with a near-duplicate in train that is reported."""
 NAMED = 5
 """The number of classes that a sentence names."""
 Suspicion = dict[str, Any]
 """`kind`, `text` and `key` (null: no key mends it), and figures."""
+
+
+def check_data(cfg: Config, data: Data) -> None:
+    """Refuse data on which nothing can be judged, and add to its suspicions what makes its results doubtful. A smoke run continues.
+
+    Raises:
+        DataError
+    """
+    if cfg.smoke:
+        return
+    require_several_classes(cfg.dataset, data)
+    for suspicion in find_suspicions(cfg.dataset, data):
+        logger.warning("%s", suspicion["text"])
+        data.suspicions.append(suspicion)
 
 
 def find_suspicions(cfg: DatasetConfig, data: Data) -> list[Suspicion]:
@@ -34,10 +51,10 @@ def require_several_classes(cfg: DatasetConfig, data: Data) -> None:
     Raises:
         DataError
     """
-    counts = _classes(data, "validation")
+    counts = class_counts(data, "validation")
     if (
         len(counts) != 1
-        or len(_classes(data, "train")) < 2
+        or len(class_counts(data, "train")) < 2
         or isinstance(data["validation"][0]["label"], list)
     ):
         return
@@ -53,8 +70,8 @@ def require_several_classes(cfg: DatasetConfig, data: Data) -> None:
     )
 
 
-def _classes(data: Data, split: str) -> Counter[str]:
-    """Return the number of rows with each class."""
+def class_counts(data: Data, split: str) -> Counter[str]:
+    """Return the number of rows of a split with each class, or with a word of each tag; empty for language models."""
     if not data.labels or "label" not in data[split].column_names:
         return Counter()
     rows = (set(labels_of(label)) - {IGNORE} for label in data[split]["label"][:])
@@ -77,12 +94,12 @@ def _unseen_classes(data: Data) -> Iterator[Suspicion]:
 
 def _missing_classes(data: Data) -> Iterator[Suspicion]:
     """Yield classes of the training rows that validation or test lacks."""
-    train = _classes(data, "train")
+    train = class_counts(data, "train")
     for split, consequence in (
         ("validation", "the best checkpoint is chosen without them"),
         ("test", "the scores do not measure them"),
     ):
-        own = _classes(data, split)
+        own = class_counts(data, split)
         if own and (missing := Counter({label: rows for label, rows in train.items() if label not in own})):
             rows = "row" if set(missing.values()) == {1} else "rows"
             yield {

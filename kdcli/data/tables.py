@@ -8,21 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
 from kdcli.data.raw_rows import BadRows, table_rows
-from kdcli.data.streams import BOMB, BOMB_FROM, bomb
+from kdcli.data.streams import ARROW_FILE, BOMB, BOMB_FROM, bomb
 from kdcli.errors import DataError, listed
 from kdcli.tasks.rows import RowSchema
 
 BATCH = 1000
 """The number of rows of a table that are decoded at a time."""
-PARQUET = b"PAR1"
-ARROW_FILE = b"ARROW1"
-ARROW_STREAM = b"\xff\xff\xff\xff"
 _ERRORS = (pyarrow.ArrowException, OSError, ValueError, OverflowError, NotImplementedError, MemoryError)
 
 
@@ -128,6 +124,8 @@ def declared_names(schema: pyarrow.Schema, path: list[str]) -> list[str] | None:
     """Return the names of the classes that the metadata of datasets declares for a column, or for the items of its lists."""
     if b"huggingface" not in (schema.metadata or {}):
         return None
+    import datasets
+
     try:
         feature: Any = datasets.Features.from_arrow_schema(schema)
         for key in path:
@@ -139,6 +137,8 @@ def declared_names(schema: pyarrow.Schema, path: list[str]) -> list[str] | None:
 
 def class_names(feature: Any) -> list[str] | None:
     """Return the names of a class label of datasets, or of a list of them."""
+    import datasets
+
     if isinstance(feature, datasets.List | datasets.LargeList):
         feature = feature.feature
     return feature.names if isinstance(feature, datasets.ClassLabel) else None

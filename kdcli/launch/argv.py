@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -123,13 +123,18 @@ def own_options(command: str, typed: Iterable[Override]) -> list[Option]:
     return options
 
 
-def written_keys(typed: Iterable[Override], own: Iterable[Option]) -> dict[str, str]:
+def written_keys(
+    typed: Iterable[Override], own: Iterable[Option], named: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return the config keys that the user wrote, by their current names, each with its position in a file, or "" if it was typed.
+
+    Args:
+        named: the keys of the file that the command line names, with their positions.
 
     Raises:
         ConfigError: a key is given under both its old and its new name.
     """
-    written = {".".join(key): option.at(key) for option in own for key in option.keys}
+    written = {".".join(key): option.at(key) for option in own for key in option.keys} | dict(named or {})
     for word in typed:
         value = word.value()
         if "." in word.key_or_group:  # a name without a dot is a group
@@ -149,8 +154,10 @@ def override_value(overrides: Iterable[str], key: str) -> str | None:
     return values[-1].strip("'\"") if values else None
 
 
-def quote_override(path: Path | str) -> str:
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def quote_override(value: Path | str) -> str:
+    """Return a text in quotes of Hydra's grammar, in which a backslash stands for itself except before a quote."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), str(value))
+    return f"'{escaped}'"
 
 
 def is_sweep(word: str) -> bool:

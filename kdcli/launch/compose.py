@@ -222,12 +222,21 @@ def require_parts(command: str, composed: DictConfig, written: Mapping[str, str]
     Raises:
         ConfigError, DataError
     """
+    require_data(command, composed)
+    require_components(command, composed, written)
+
+
+def require_data(command: str, composed: DictConfig) -> None:
+    """Refuse missing data files.
+
+    Raises:
+        ConfigError, DataError
+    """
     tree = config_tree(composed)
     for data in _data_of(command, COMMANDS[command].model_validate(tree)):
         for key in ("path", "validation", "test", "unlabelled"):
             if data.get(key):
                 require_source(Dataset.model_construct(**data), data[key])
-    require_components(command, composed, written)
 
 
 def require_components(command: str, composed: DictConfig, written: Mapping[str, str]) -> None:
@@ -306,7 +315,7 @@ def display_name(recorded: Any, config: Mapping[str, Any]) -> dict[str, str]:
     chosen, overrides = recorded.runtime.choices, override_words(recorded.overrides.task)
     names = {}
     for group in ("teacher", "student", "dataset", "hardware"):
-        given = any(word.startswith(f"{group}.path=") for word in overrides)
+        given = any(word.lstrip("+").startswith(f"{group}.path=") for word in overrides)
         section = config.get(group)
         path = section.get("path") if isinstance(section, Mapping) else None
         names[group] = str(

@@ -168,7 +168,7 @@ def _command(command: str, config: Any, folder: Path) -> int:
 
         _imported()
         words = override_words(HydraConfig.get().overrides.task)
-        chose_hardware = any(word.startswith(("hardware=", "hardware.")) for word in words)
+        chose_hardware = any(word.lstrip("+").startswith(("hardware=", "hardware.")) for word in words)
         names = display_name(HydraConfig.get(), config.model_dump())
         return distill(config, folder, names, chose_hardware)
     if command == "eval":

@@ -7,6 +7,7 @@ A config is composed with Hydra's public API and checked before `hydra.main` may
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,8 @@ from typing import Any
 
 from kdcli import console, processes, rundir
 from kdcli.config import renamed
-from kdcli.config.schema import COMMANDS
 from kdcli.config.secrets import secret_in
-from kdcli.errors import ConfigError, ExitCode, hide_nothing, shown, suggest
+from kdcli.errors import ConfigError, ExitCode, hide_nothing, shown
 from kdcli.evaluation.results import is_finished, read_report
 from kdcli.files import clean_cache, user_path, workplace
 from kdcli.launch.argv import (
@@ -31,6 +31,7 @@ from kdcli.launch.argv import (
     require_known_hydra_keys,
     written_keys,
 )
+from kdcli.launch.check import CheckOptions, run_check
 from kdcli.launch.compose import (
     compose_config,
     config_remarks,
@@ -41,9 +42,13 @@ from kdcli.launch.compose import (
     require_parts,
     run_folder,
 )
+from kdcli.launch.first_word import named_file, with_folder, with_run_directory
 from kdcli.launch.hydra_errors import failure_of
 from kdcli.launch.job import UNRECORDED, run_hydra
 from kdcli.launch.sweep import sweep
+
+NEXT = {"distill": "kdcli export {}", "export": "kdcli predict {} 'A text.'"}
+"""The command that usually follows another one, with the directory that was written."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,10 @@ def launch(command: str, overrides: list[str], *options: Any, **named: Any) -> i
     console.setup_logging()
     with processes.watched():
         try:
-            return call(command, overrides, *options, **named).status
+            done = call(command, overrides, *options, **named)
+            if command in NEXT and done.status == ExitCode.DONE and done.folder is not None:
+                console.say(f"next: {NEXT[command].format(shlex.quote(str(done.folder)))}")
+            return done.status
         except KeyboardInterrupt as error:
             console.error(
                 f"{error or 'interrupted'}: the same command on the same directory continues from the last checkpoint"
@@ -90,8 +98,15 @@ def call(
     info: str | None = None,
     rerun: Path | None = None,
     trust_run: bool = False,
+    out: Path | None = None,
+    check: CheckOptions | None = None,
 ) -> Done:
     """Run a command.
+
+    Args:
+        overrides: the words of the command line; the first one may be a file with keys, or the run directory of eval and export.
+        out: the run directory, or that of a sweep; None: the one of the config.
+        check: only report what the run would do and cost; the command is distill.
 
     Raises:
         KDError: it was refused, or failed.
@@ -103,7 +118,7 @@ def call(
     with processes.watched():
         before = processes.children()
         try:
-            return _launch(command, overrides, multirun, config_dir, cfg, resolve, info, rerun)
+            return _launch(command, overrides, multirun, config_dir, cfg, resolve, info, rerun, out, check)
         except KeyboardInterrupt:
             processes.end_children(before)
             raise
@@ -118,31 +133,37 @@ def _launch(
     resolve: bool,
     info: str | None,
     rerun: Path | None,
+    out: Path | None,
+    check: CheckOptions | None,
 ) -> Done:
+    words = list(overrides)
+    if config_dir is not None:
+        os.environ["KDCLI_CONFIG_DIR"] = str(config_dir)
+    file, overrides = named_file(command, overrides, rerun)
+    overrides = with_run_directory(command, overrides)
     for word in overrides:
         key, _, value = word.lstrip("+~").partition("=")
         # each value of a sweep is checked by itself; an interpolation is checked once it is resolved
         for each in value.split(",") if "${" not in value else ():
             if problem := secret_in(key.replace("/", "."), each.strip("'\"[] ")):
                 raise ConfigError(problem)
-    if wrong := [word for word in overrides if "=" not in word and not word.startswith("~")]:
-        raise ConfigError(
-            f"{shown(wrong[0])} is not KEY=VALUE{suggest(wrong[0], COMMANDS)} (kdcli {command} --help)"
-        )
+    if check is not None and check.as_json and multirun:
+        raise ConfigError("--json describes one run, and -m means several; leave one of them out")
     if resolve and not cfg:
         raise ConfigError("--resolve goes with --cfg job")
     for option, chosen, allowed in (("--cfg", cfg, CFG), ("--info", info, INFO)):
         if chosen is not None and chosen not in allowed:
             raise ConfigError(f"{option} {shown(chosen)}: expected one of {', '.join(allowed)}")
     overrides = [renamed.addable_override(expand_home(word)) for word in overrides]
+    overrides = with_folder(overrides, out, multirun)
     typed = parse_overrides(overrides)
-    renamed.warn_of_options(chosen_options(typed))
-    require_choices(typed)
-    require_known_hydra_keys(typed)
-    if config_dir is not None:
-        os.environ["KDCLI_CONFIG_DIR"] = str(config_dir)
-    own = own_options(command, typed)
-    written = written_keys(typed, own)
+    overrides = [*file.overrides(overrides), *overrides]
+    parsed = parse_overrides(overrides)
+    renamed.warn_of_options(chosen_options(parsed))
+    require_choices(parsed)
+    require_known_hydra_keys(parsed)
+    own = own_options(command, parsed)
+    written = written_keys(typed, own, file.positions)
     name, overrides = register_defaults(command, overrides, rerun)
     if cfg or info:
         composed = compose_config(command, name, [word for word in overrides if not is_sweep(word)], written)
@@ -150,8 +171,12 @@ def _launch(
         options = [f"--cfg={cfg}" if cfg else f"--info={info}", *(["--resolve"] if resolve else [])]
         return Done(run_hydra(name, [*options, *overrides]))
     if multirun:
-        return Done(sweep(command, name, overrides, written))
+        return Done(sweep(command, name, overrides, written, check))
     composed = compose_config(command, name, overrides, written)
+    if command == "distill" and (check is not None or composed.dry_run):
+        start = command_line(words, rerun, out, config_dir)
+        run_check(composed, written, check or CheckOptions(), start)
+        return Done(ExitCode.DONE)
     folder = run_folder(composed)
     if command == "export":  # it writes into the run's directory, and does not change the run's .hydra
         folder = user_path(str(composed.run)).absolute()
@@ -176,3 +201,12 @@ def _launch(
     return Done(
         status, folder / "export" / str(composed.hydra.runtime.choices.hardware) if exported else folder
     )
+
+
+def command_line(
+    words: list[str], rerun: Path | None, out: Path | None, config_dir: Path | None
+) -> list[str]:
+    """Return the command line of the run that a check describes."""
+    options = {"--rerun": rerun, "--out": out, "--config-dir": config_dir}
+    given = [text for name, path in options.items() if path is not None for text in (name, str(path))]
+    return ["kdcli", "distill", *(word for word in words if not word.startswith("dry_run=")), *given]

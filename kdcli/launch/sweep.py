@@ -23,6 +23,7 @@ from kdcli import console, processes, rundir
 from kdcli.errors import ConfigError, ExitCode, abbreviated
 from kdcli.evaluation.results import is_finished, read_export, read_report
 from kdcli.launch.argv import parse_overrides, quote_override
+from kdcli.launch.check import CheckOptions, run_check
 from kdcli.launch.choices import matches_glob
 from kdcli.launch.compose import (
     compose_config,
@@ -108,9 +109,21 @@ def _require_sweeper(composed: DictConfig) -> None:
         )
 
 
-def sweep(command: str, name: str, overrides: list[str], written: Mapping[str, str]) -> int:
-    """Check all jobs, let Hydra run them, and print a table of their results; returns the highest exit code."""
+def sweep(
+    command: str,
+    name: str,
+    overrides: list[str],
+    written: Mapping[str, str],
+    check: CheckOptions | None = None,
+) -> int:
+    """Check all jobs, let Hydra run them, and print a table of their results; returns the highest exit code.
+
+    Args:
+        check: only say what each job would do and cost.
+    """
     axes = _axes(overrides)
+    if check is not None:
+        return _check_jobs(command, name, axes, written, check)
     points: dict[Path, list[str]] = {}
     remarked: dict[str, None] = {}
     for number, job in enumerate(itertools.islice(itertools.product(*axes), MOST_JOBS)):
@@ -163,6 +176,17 @@ def sweep(command: str, name: str, overrides: list[str], written: Mapping[str, s
     if interrupted:
         raise interrupted
     return status
+
+
+def _check_jobs(
+    command: str, name: str, axes: list[list[str]], written: Mapping[str, str], options: CheckOptions
+) -> int:
+    """Report what each job would do and cost; returns the highest exit code."""
+    for job in itertools.islice(itertools.product(*axes), MOST_JOBS):
+        composed = compose_config(command, name, list(job), written)
+        console.say(" ".join(word for axis, word in zip(axes, job, strict=True) if len(axis) > 1) + ":")
+        run_check(composed, written, options)
+    return ExitCode.DONE
 
 
 def _workers_died(error: BaseException | None) -> bool:

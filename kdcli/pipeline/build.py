@@ -18,6 +18,7 @@ from kdcli.data.augment import find_proposer
 from kdcli.data.dataset import Data, load
 from kdcli.data.filters import own_function
 from kdcli.data.reading import Reading
+from kdcli.data.suspicions import check_data
 from kdcli.evaluation.models import recorded_readings
 from kdcli.evaluation.predict import prepared, require_device
 from kdcli.exporting.targets.base import Target, require_fast_tokenizer, require_task, require_writable
@@ -42,7 +43,6 @@ from kdcli.pipeline.plan import (
 )
 from kdcli.pipeline.sources import teacher_sources
 from kdcli.pipeline.validate import (
-    check_data,
     remote_teacher,
     require_architecture,
     require_checkpoints,
@@ -65,7 +65,7 @@ from kdcli.teachers.remote.protocol import RemoteTeacher
 
 
 def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware: bool = True) -> list[Run]:
-    """Return the plan of a run, checked; its environment is written to env.json.
+    """Return the plan of a run, checked; its environment is written to env.json, unless nothing is to be written (dry_run).
 
     Args:
         chose_hardware: whether the user chose the device, so that a student that cannot be written for it is refused.
@@ -100,7 +100,7 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
     if remote is not None:
         own_function(cfg.rollout.filter)
         remote.begin(run.task, cfg.dataset, run.data.gold)
-    if state.is_main_process:
+    if state.is_main_process and not cfg.dry_run:
         record_environment(parts)
         rewrite_metrics(folder / METRICS)
     state.wait_for_everyone()

@@ -13,6 +13,7 @@ from typing import Any
 import kdcli
 from kdcli import console
 from kdcli.config.schema import Distill as Config
+from kdcli.config.seeds import with_seed
 from kdcli.errors import ExportError, KDError
 from kdcli.evaluation.compare import chance_over_seeds, gain_over_seeds, verdict
 from kdcli.evaluation.models import Evaluator
@@ -33,7 +34,7 @@ from kdcli.measure.runtime import runtime_class
 from kdcli.measure.spec import UNKNOWN
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
 from kdcli.pipeline.calibration import add_calibration
-from kdcli.pipeline.plan import QUANTIZED, STUDENT, Run, TeacherData, with_seed
+from kdcli.pipeline.plan import QUANTIZED, STUDENT, Run, TeacherData
 from kdcli.pipeline.remote import endpoint_report
 from kdcli.pipeline.stages import read_stage_times
 from kdcli.pipeline.student import initial_folder

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import datasets
 import torch
 
-from kdcli import console
+from kdcli.config.seeds import with_seed
 from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.data.splits import SPLITS
 from kdcli.errors import KDError
@@ -25,11 +25,11 @@ from kdcli.models.checkpoint import (
     with_new_head,
 )
 from kdcli.models.dtypes import TORCH, weight_count
-from kdcli.numbers import format_bytes
+from kdcli.pipeline.cost_plan import CostPlan, PhaseCost
 from kdcli.pipeline.keys import TeacherOutputs, TunedTeacher, cache_path
 from kdcli.pipeline.placement import FLOPS, pass_seconds
-from kdcli.pipeline.plan import OWN, STUDENT, Run, with_seed
-from kdcli.pipeline.remote import estimated_requests
+from kdcli.pipeline.plan import OWN, STUDENT, Run
+from kdcli.pipeline.remote import estimated_queries
 from kdcli.pipeline.validate import storing_temperature
 from kdcli.teachers.cached import SHARD
 from kdcli.training.batches import micro_batches
@@ -50,96 +50,6 @@ ACTIVATION = 68
 precision), without attention matrices."""
 START = 5.0
 """The seconds that a process takes to start and to load the model that it measures."""
-
-
-@dataclass(frozen=True)
-class PhaseCost:
-    """The cost of one phase of a run.
-
-    Attributes:
-        name: its name in the progress.
-        rows: the number of rows that it reads.
-        steps: the number of optimizer steps; None: it trains nothing.
-        at_most: whether it may take fewer rows or steps.
-        seconds: its time; None: it is not known before its first steps.
-        note: why it takes no time.
-    """
-
-    name: str
-    rows: int
-    steps: int | None = None
-    at_most: bool = False
-    seconds: float | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class CostPlan:
-    """The cost of a run.
-
-    Attributes:
-        splits: the number of rows of each split, and of the labelled training rows.
-        memory: the peak memory of the process in bytes, or of the GPU if there is one.
-        disk: the maximum number of bytes in the run directory and the cache at one time; None: a model's size is not known yet.
-        requests: a sentence on the requests to a remote teacher and their cost; empty: there are none.
-    """
-
-    splits: Mapping[str, int]
-    phases: Sequence[PhaseCost]
-    memory: int | None = None
-    disk: int | None = None
-    requests: str = ""
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """The seconds of each phase whose time is known, by its name."""
-        return {phase.name: phase.seconds for phase in self.phases if phase.seconds is not None}
-
-    def lines(self) -> list[str]:
-        """Return the plan as text of at most 80 columns, names of phases and requests aside."""
-        counts = {name: f"{count:,}" for name, count in self.splits.items()}
-        head = "rows: {train} train ({labelled} labelled), {validation} validation, {test} test"
-        cells = [("phase", "rows", "steps", "time"), *map(_cells, self.phases)]
-        widths = [max(len(line[column]) for line in cells) for column in range(4)]
-        table = [
-            "  ".join(
-                [
-                    line[0].ljust(widths[0]),
-                    *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-                ]
-            )
-            for line in cells
-        ]
-        return [head.format(**counts), *table, *self._sums(), *([self.requests] if self.requests else [])]
-
-    def _sums(self) -> list[str]:
-        known_seconds = [phase.seconds for phase in self.phases if phase.seconds is not None]
-        unknown = len(self.phases) - len(known_seconds)
-        seconds = sum(known_seconds, 0.0)
-        total = "time known after the first steps"
-        if seconds:
-            total = (
-                f"up to {console.duration(seconds)}"
-                if any(p.at_most for p in self.phases)
-                else console.duration(seconds)
-            )
-            total += (
-                f" without {unknown} phase{'s' if unknown > 1 else ''} of unknown time" if unknown else ""
-            )
-        parts = []
-        if self.memory is not None:
-            kind = "GPU memory" if torch.cuda.is_available() else "memory"
-            parts.append(f"about {format_bytes(self.memory)} of {kind}")
-        if self.disk is not None:
-            parts.append(f"up to {format_bytes(self.disk)} of disk")
-        return [f"in all: {total}", *([", ".join(parts)] if parts else [])]
-
-
-def _cells(phase: PhaseCost) -> tuple[str, str, str, str]:
-    at_most = "up to " if phase.at_most else ""
-    steps = "" if phase.steps is None else f"{at_most}{phase.steps:,}"
-    seconds = "?" if phase.seconds is None else f"{at_most}{console.duration(phase.seconds)}"
-    return phase.name, f"{phase.rows:,}", steps, phase.note or seconds
 
 
 @dataclass
@@ -244,17 +154,11 @@ def plan_cost(parts: Sequence[Run], dry: bool) -> CostPlan:
         phases += [replace(phase, name=with_seed(phase.name, seed)) for phase in [*again, *control]]
     phases.append(PhaseCost("evaluate", len(run.data["test"]), seconds=_evaluation_seconds(run, probes)))
     splits = {split: len(run.data[split]) for split in SPLITS} | {"labelled": len(run.data.gold)}
-    requests = "" if run.remote is None else estimated_requests(run, run.remote)
-    return CostPlan(splits, phases, _memory(run, probes), _disk(run, probes), requests)
-
-
-def report_cost(plan: CostPlan, dry: bool) -> None:
-    """Show the plan: as the result of a dry run, or in the log."""
-    for line in plan.lines():
-        if dry:
-            console.say(line)
-        else:
-            logger.info("%s", line)
+    endpoint, queries = (
+        ("", {}) if run.remote is None else (run.remote.name, estimated_queries(run, run.remote))
+    )
+    on_gpu = torch.cuda.is_available()
+    return CostPlan(splits, phases, _memory(run, probes), _disk(run, probes), on_gpu, endpoint, queries)
 
 
 def _teacher_phases(run: Run, teacher: Probe | None) -> list[PhaseCost]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdcli.config.schema import Distill as Config
+from kdcli.config.seeds import with_seed
 from kdcli.config.types import Dtype
 from kdcli.environment import environment
 from kdcli.errors import DataError
 from kdcli.evaluation.results import ENVIRONMENT, CheckpointRecord, DatasetRecord, Environment, read
 from kdcli.models.checkpoint import Checkpoint, fast_bf16, stage_seed
-from kdcli.pipeline.plan import Run, with_seed
+from kdcli.pipeline.plan import Run
 
 CHECKED = {
     "dataset": "dataset",

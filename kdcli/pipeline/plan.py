@@ -17,6 +17,7 @@ from kdcli.config.components import build
 from kdcli.config.schema import Distill as Config
 from kdcli.config.schema import Rollout, StageConfig
 from kdcli.config.schema import Student as StudentConfig
+from kdcli.config.seeds import with_seed
 from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.data.dataset import Data, with_gold, without
 from kdcli.errors import ConfigError
@@ -245,18 +246,6 @@ class Run:
             return self
         splits = {split: without(rows, ids) for split, rows in self.data.splits.items()}
         return dataclasses.replace(self, data=dataclasses.replace(self.data, splits=splits))
-
-
-def with_seed(name: str, seed: int | None) -> str:
-    """Return the name of a phase or a model of a further seed: student@5/first, control@5. No stage of a config has a name with @.
-
-    Args:
-        seed: None: the first one, whose name is that of the model.
-    """
-    if seed is None:
-        return name
-    model, slash, phase = name.partition("/")
-    return f"{model}@{seed}{slash}{phase}"
 
 
 def parts_of_seed(parts: Sequence[Run], seed: int) -> list[Run]:

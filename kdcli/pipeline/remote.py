@@ -38,32 +38,15 @@ BILLED = 100
 """The number of answers between two writes of the bill."""
 
 
-def estimated_requests(run: Run, remote: RemoteTeacher) -> str:
-    """Return a sentence on the number of all queries and their cost. Nothing is sent."""
+def estimated_queries(run: Run, remote: RemoteTeacher) -> dict[str, Estimate]:
+    """Return the queries of a run and their cost, by their subject: a split, or new prompts. Nothing is sent."""
     rollout, train = run.cfg.rollout, run.data["train"]
-    splits = [train] if run.task.writes else [run.data[split] for split in SPLITS]
-    expansion = itertools.islice(itertools.cycle(train), rollout.expand)
-    return _estimate_text(remote.estimate(itertools.chain(*splits, expansion), rollout), remote.name)
-
-
-def _estimate_text(estimate: Estimate, name: str) -> str:
-    before = f", of which {estimate.in_ledger:,} are answered in the ledger" if estimate.in_ledger else ""
-    queries = f"{estimate.questions:,} queries to {name}{before}"
-    if (
-        estimate.completion_tokens == 0 and estimate.cost is None
-    ):  # it writes nothing, and tokens have no price
-        return queries
-    written = (
-        "any number of" if estimate.completion_tokens is None else f"at most {estimate.completion_tokens:,}"
-    )
-    cost = "their cost is not known (teacher.prices.prompt and .completion, of a million tokens)"
-    if estimate.cost is not None:
-        cost = (
-            f"they cost about {estimate.cost:.2f}" if estimate.cost >= 0.005 else "they cost less than 0.01"
-        )
-    return (
-        f"{queries}: about {estimate.prompt_tokens:,} prompt tokens and {written} completion tokens; {cost}"
-    )
+    tables: dict[str, Iterable[Mapping[str, Any]]] = {
+        split: run.data[split] for split in (SPLITS[:1] if run.task.writes else SPLITS)
+    }
+    if rollout.expand:
+        tables["new prompts"] = itertools.islice(itertools.cycle(train), rollout.expand)
+    return {name: remote.estimate(rows, rollout) for name, rows in tables.items()}
 
 
 def remote_teacher_data(

@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdcli.config.components import build, locate
 from kdcli.config.schema import Distill as Config
-from kdcli.data.dataset import Data, require_batch
-from kdcli.data.suspicions import find_suspicions, require_several_classes
+from kdcli.data.dataset import require_batch
 from kdcli.errors import ConfigError, ModelError, TeacherError, listed
 from kdcli.evaluation.predict import size
 from kdcli.models.checkpoint import (
@@ -36,20 +35,6 @@ from kdcli.training.batches import micro_batches
 from kdcli.training.length import planned_steps
 
 logger = logging.getLogger(__name__)
-
-
-def check_data(cfg: Config, data: Data) -> None:
-    """Refuse data on which nothing can be judged, and add to its suspicions what makes its results doubtful. A smoke run continues.
-
-    Raises:
-        DataError
-    """
-    if cfg.smoke:
-        return
-    require_several_classes(cfg.dataset, data)
-    for suspicion in find_suspicions(cfg.dataset, data):
-        logger.warning("%s", suspicion["text"])
-        data.suspicions.append(suspicion)
 
 
 def require_trainers(cfg: Config, phases: Sequence[Phase], state: PartialState) -> None:
@@ -93,7 +78,7 @@ def require_control_rows(run: Run) -> None:
 
 
 def remote_teacher(cfg: Config, phases: Sequence[Phase]) -> RemoteTeacher | None:
-    """Return the teacher if it is a remote one, after a check that it has its API key and that the run needs nothing that it cannot do.
+    """Return the teacher if it is a remote one, after a check that it has its API key, unless nothing is sent, and that the run needs nothing that it cannot do.
 
     Raises:
         ConfigError
@@ -105,6 +90,8 @@ def remote_teacher(cfg: Config, phases: Sequence[Phase]) -> RemoteTeacher | None
             )
         return None
     remote: RemoteTeacher = build(cfg.teacher, RemoteTeacher)
+    if not cfg.dry_run:
+        remote.client.require_ready()
     remote.require_supported(
         cfg,
         writes=cfg.dataset.spec.writes,

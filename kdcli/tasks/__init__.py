@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kdcli.config.components import locate
@@ -14,6 +15,7 @@ from kdcli.config.tasks import known_tasks, spec_of
 if TYPE_CHECKING:
     from kdcli.tasks.base import Task
     from kdcli.tasks.presentation import Presentation
+    from kdcli.tasks.rows import RowSchema
 
 
 def task_class(name: str) -> type[Task]:
@@ -27,13 +29,34 @@ def task_class(name: str) -> type[Task]:
     spec_of(name)
     if "." in name:
         return locate(name)
-    module = importlib.import_module(f"{__name__}.{name}.task")
+    task: type[Task] = _own_class(importlib.import_module(f"{__name__}.{name}.task"), Task)
+    return task
+
+
+def row_schema_of(cfg: Dataset) -> RowSchema:
+    """Return the schema of a data set's rows. That of a packaged task, which is the one of `kdcli/tasks/<name>/rows.py`, imports no torch.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    from kdcli.tasks.rows import RowSchema
+
+    if "." in cfg.kind:
+        return task_class(cfg.kind).row_schema(cfg)
+    spec_of(cfg.kind)
+    module = importlib.import_module(f"{__name__}.{cfg.kind}.rows")
+    schema: type[RowSchema] = _own_class(module, RowSchema)
+    return schema(cfg)
+
+
+def _own_class(module: ModuleType, base: type) -> Any:
+    """Return the first class of a module that inherits from another one."""
     own = [
         value
         for value in vars(module).values()
         if isinstance(value, type) and value.__module__ == module.__name__
     ]
-    return next(value for value in own if issubclass(value, Task))
+    return next(value for value in own if issubclass(value, base))
 
 
 def task_of(cfg: Dataset, labels: Sequence[str], metric: str | None = None) -> Task:

@@ -70,6 +70,11 @@ class RowSchema(ABC):
         """The decisions about the first file, which apply to the other files of the data set."""
         self.replacements = [(re.compile(pattern), put) for pattern, put in cfg.replace.items()]
 
+    @property
+    def columns_read(self) -> set[str]:
+        """The columns that are read of the source that was read last."""
+        return {column.partition(".")[0] for column in self.columns}
+
     def unlabelled(self) -> Self:
         """Return the same schema for rows without gold labels or targets, which only the teacher labels."""
         bare = copy.copy(self)

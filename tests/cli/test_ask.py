@@ -141,16 +141,22 @@ def test_no_key(
     assert not run.exists()
 
 
-def test_dry_run(ask: Any, served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The cost is told beforehand, from a folder of one's own as well, and nothing is asked or left behind."""
+def test_dry_run(
+    ask: Any, served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cost is told beforehand, by split and without a key, and nothing is asked or left behind: 200 queries about 120 training rows are not
+    explained by their number."""
     host = served(opinion)
     prices = ["teacher.prices.prompt=100", "teacher.prices.completion=1000"]
+    monkeypatch.delenv("TEST_KEY")
     status, run = ask(host, "dry_run=true", *prices)
     out = capsys.readouterr().out
     assert status == 0
     require_words(out, "train", "student", "control", "evaluate")
     require_words(out, "200 queries", "parrot", "prompt tokens", "at most 800")
-    assert re.search(r"cost about \d\.\d\d\n\Z", out)
+    assert re.search(r"cost about \d\.\d\d\n", out)
+    assert re.search(r"train 120 \(about \d\.\d\d\), validation 32 \(.*\), test 48 \(", out)
+    require_words(out, "dataset.eval_limit", "TEST_KEY", "not set", "next: kdcli distill")
     assert host.bodies == []
     assert not run.exists()
 

@@ -101,6 +101,28 @@ def test_completion_is_light(line: str, tmp_path: Path) -> None:
     assert seconds < LONGEST / 2
 
 
+def test_check_without_models_is_light(tmp_path: Path) -> None:
+    """`kdcli check --no-load` where torch is not installed, or not wanted: rows, steps and queries need none of it."""
+    rows = "".join(f"text {number} of {number % 2},{number % 2}\n" for number in range(200))
+    (tmp_path / "rows.csv").write_text(f"text,label\n{rows}")
+    words = ["dataset=csv", "dataset.path=rows.csv", "dataset.limit=60", "trainer.epochs=1", "teacher=openai"]
+    code, seconds, loaded, err = run(tmp_path, "check", *words, "--no-load", "--out", "run")
+    assert code == 0, err
+    assert not loaded & {"torch", "transformers", "accelerate"}
+    assert seconds < LONGEST + 2  # the library of data sets takes one
+    assert not (tmp_path / "run").exists()
+
+
+def test_init_is_light(tmp_path: Path) -> None:
+    """The first command that a new user types reads a file, and needs neither a model nor the library of data sets."""
+    (tmp_path / "rows.csv").write_text("text,label\n" + "a good one,yes\na bad one,no\n" * 20)
+    code, seconds, loaded, err = run(tmp_path, "init", "rows.csv")
+    assert code == 0, err
+    assert not loaded & (HEAVY | {"hydra", "pyarrow"})
+    assert seconds < LONGEST
+    assert (tmp_path / "kdcli.yaml").is_file()
+
+
 def test_help_is_light(tmp_path: Path) -> None:
     """The help of each command, too."""
     for words in (
@@ -109,6 +131,8 @@ def test_help_is_light(tmp_path: Path) -> None:
         ["distill", "--help"],
         ["predict", "--help"],
         ["chat", "--help"],
+        ["check", "--help"],
+        ["init", "--help"],
         ["doctor", "--help"],
         ["--version"],
         ["completion", "bash"],

@@ -59,6 +59,7 @@ EXCUSED = {
     "launch/argv.py: own_options": "_not_settable says which keys are",
     "launch/argv.py: require_known_hydra_keys": "_not_settable says which keys are",
     "launch/compose.py: compose_config": _LISTS,
+    "launch/config_file.py: read_config_file": _LISTS,
     "launch/hydra_errors.py: hydra_errors": "_no_such_option and _short suggest the nearest keys and options",
     "launch/run.py: _launch": "secret_in says how the value is to be given",
     "models/gguf.py: convert.write": "_explain says what to fetch",

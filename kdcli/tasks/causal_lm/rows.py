@@ -93,6 +93,11 @@ class CausalLMRows(RowSchema):
                 self.unread[column] = None
         return paths
 
+    @property
+    def columns_read(self) -> set[str]:
+        """As in the base class, with the columns of `CONTEXT` that the source has."""
+        return super().columns_read | {*self.value_names} - {*self.fields}
+
     def _belongs(self, column: str) -> bool:
         kind = CONTEXT.get(column)
         if kind is None or (self.fields == ["messages"] and kind in ("history", "input")):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdcli.config.tasks import FolderFormat, TaskSpec
 
 if TYPE_CHECKING:
     from kdcli.config.dataset import Dataset
+    from kdcli.tasks.columns import Column, Fit
+COLUMNS = (
+    ("prompt", "completion"), ("prompt", "response"), ("prompt", "answer"), ("prompt", "output"), ("prompt", "chosen"),
+    ("instruction", "output"), ("instruction", "response"), ("instruction", "completion"), ("question", "answer"),
+    ("question", "response"), ("input", "output"),
+)  # fmt: skip
+"""The usual names of the columns of prompts and completions."""
 
 
 class CausalLMSpec(TaskSpec):
@@ -32,6 +40,7 @@ class CausalLMSpec(TaskSpec):
     inference_order = 2
     writes = True
     max_epochs = 5.0
+    longest_proposed = 2048
     quantizable = True
     refuses_short = True
     new_students = "smollm2-30m or smollm2-60m"
@@ -43,6 +52,42 @@ class CausalLMSpec(TaskSpec):
     def usual_keys(self, tokenizer: Any) -> dict[str, Any]:
         """A prompt and a completion, which are turns if the tokenizer has a chat template."""
         return {"prompt": "prompt", "completion": "completion", "chat": bool(tokenizer.chat_template)}
+
+    def fits(self, columns: Sequence[Column], given: Mapping[str, Any]) -> Iterator[Fit]:
+        """Yield conversations, prompts with completions, or one or two columns of texts."""
+        from kdcli.tasks.columns import POSSIBLE, Fit, texts_alone, usual_pair
+
+        def are_turns(prompt: Column, completion: Column) -> bool:
+            texts = prompt.is_text and completion.is_text and not completion.looks_like_labels
+            return texts or prompt.is_turns or completion.is_turns
+
+        pair = usual_pair(columns, COLUMNS, are_turns)
+        if pair is not None:
+            yield Fit({"prompt": pair[0], "completion": pair[1]})
+        for column in columns:
+            if column.is_turns and column.name not in (*(pair or ()), "chosen", "rejected"):
+                yield Fit({"messages": column.name})
+        texts = texts_alone(columns)
+        if len(texts) == 1 and not any(column.is_turns for column in columns):
+            yield Fit({"text": texts[0], "label": None}, POSSIBLE)
+        elif len(texts) == 2:
+            yield Fit({"prompt": texts[0], "completion": texts[1]}, POSSIBLE)
+
+    def proposed_data(self, keys: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the line that makes turns of a chat of prompts and completions."""
+        if "prompt" in keys and "chat" not in keys:
+            yield "chat: true  # prompt and completion are turns of the user and the assistant"
+
+    def proposed_models(self, keys: Mapping[str, Any]) -> Iterator[str]:
+        """Yield a small chat model, and some of its layers."""
+        yield "teacher: smollm2-135m  # kdcli list teacher; your own: teacher.path: FOLDER_OR_HUB_ID"
+        if "label" not in keys:
+            yield "teacher.tune: true  # on the answers first"
+        yield "student: layers  # some of the teacher's layers"
+        yield "student.num_hidden_layers: 6"
+        yield "loss: forward_kl"
+        yield "trainer: {batch_size: 8, learning_rate: 1.0e-3}"
+        yield "hardware: laptop  # GGUF files for llama.cpp; kdcli list hardware"
 
     def check(self, cfg: Dataset) -> None:
         """Check that the data set has one kind of rows, and no keys for labels."""

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdcli.config.tasks import TaskSpec
 from kdcli.errors import shown
 
 if TYPE_CHECKING:
     from kdcli.config.dataset import Dataset
+    from kdcli.tasks.columns import Column, Fit
+TEXTS = (
+    "text", "sentence", "body", "content", "message", "review", "comment", "tweet", "utterance", "query", "question", "description", "title",
+)  # fmt: skip
+LABELS = (
+    "label", "labels", "class", "category", "sentiment", "intent", "topic", "rating", "stars", "polarity", "emotion", "target", "y",
+)  # fmt: skip
+"""The usual names of columns, the most usual first."""
+SHORT = 20
+"""Characters of a label, in the mean, in a column that is called so and may hold something else."""
 
 
 class ClassificationSpec(TaskSpec):
@@ -29,6 +40,30 @@ class ClassificationSpec(TaskSpec):
     def implied_by(self, cfg: Dataset) -> bool:
         """Return whether there are columns of texts and labels; the columns of every other task are named."""
         return True
+
+    def fits(self, columns: Sequence[Column], given: Mapping[str, Any]) -> Iterator[Fit]:
+        """Yield a column of texts with one of labels: the one that is given or is called so, or else each that looks like labels."""
+        from kdcli.tasks.columns import LIKELY, NAMED, Fit
+
+        labels = [column for column in columns if column.name == given.get("label")]
+        named = [column for name in LABELS for column in columns if column.name.lower() == name]
+        short = [
+            column
+            for column in named
+            if column.length <= SHORT and column.name.lower() not in ("target", "y")
+        ]
+        labels = labels or [column for column in named if column.looks_like_labels or column in short][:1]
+        sureness = NAMED if labels else LIKELY
+        for label in labels or [column for column in columns if column.looks_like_labels]:
+            if label.is_spans or label.is_turns:
+                continue
+            texts = [column for column in columns if column.is_text and column is not label]
+            texts = [column for column in texts if not column.looks_like_labels] or texts
+            chosen = [column for column in texts if column.name == given.get("text")]
+            usual = [column for name in TEXTS for column in texts if column.name.lower() == name]
+            longest = sorted(texts, key=lambda column: -column.length)
+            for text in [*chosen, *usual, *longest][:1]:
+                yield Fit({"text": text.name, "label": label.name}, sureness)
 
     def check(self, cfg: Dataset) -> None:
         """Check that the columns differ, and that there is one with labels."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kdcli.config.paths import conf_dir
 from kdcli.config.tasks import FolderFormat, TaskSpec
 
 if TYPE_CHECKING:
     from kdcli.config.dataset import Dataset
+    from kdcli.tasks.columns import Column, Fit
+COLUMNS = (
+    ("source", "target"), ("src", "tgt"), ("src", "trg"), ("source_text", "target_text"), ("input_text", "target_text"),
+    ("article", "summary"), ("article", "highlights"), ("document", "summary"), ("dialogue", "summary"), ("text", "summary"),
+)  # fmt: skip
+"""The usual names of the columns of sources and targets."""
 _PAIRS = ("source", "target", "source_language", "target_language", "prefix", "clean")
 
 
@@ -43,6 +51,55 @@ class Seq2SeqSpec(TaskSpec):
             "target_language": getattr(tokenizer, "tgt_lang", None),
         }
         return {"source": "source", "target": "target", **languages}
+
+    def fits(self, columns: Sequence[Column], given: Mapping[str, Any]) -> Iterator[Fit]:
+        """Yield columns that are called source and target or so, or by two languages; a mapping of two languages; two columns of texts."""
+        from kdcli.tasks.columns import LANGUAGE, POSSIBLE, Fit, texts_alone, usual_pair
+
+        def are_texts(source: Column, target: Column) -> bool:
+            return source.is_text and target.is_text and not target.looks_like_labels
+
+        if pair := usual_pair(columns, COLUMNS, are_texts):
+            yield Fit({"source": pair[0], "target": pair[1]})
+        languages = [column.name for column in columns if LANGUAGE.fullmatch(column.name) and column.is_text]
+        if len(languages) == 2 and "id" not in languages:
+            yield Fit({"source": languages[0], "target": languages[1]})
+        for column in columns:
+            mappings = [value for value in column.values if isinstance(value, dict)]
+            names = list(dict.fromkeys(key for value in mappings[:100] for key in value))
+            if (
+                len(mappings) == len(column.values)
+                and len(names) == 2
+                and all(map(LANGUAGE.fullmatch, names))
+            ):
+                yield Fit({"source": f"{column.name}.{names[0]}", "target": f"{column.name}.{names[1]}"})
+        if len(texts := texts_alone(columns)) == 2:
+            yield Fit({"source": texts[0], "target": texts[1]}, POSSIBLE)
+
+    def proposed_data(self, keys: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the line by which pairs of too many tokens are dropped."""
+        yield "truncation: drop  # pairs of more tokens are dropped, not cut"
+
+    def proposed_models(self, keys: Mapping[str, Any]) -> Iterator[str]:
+        """Yield a packaged teacher of the pair of languages, one that summarises, or a new one."""
+        names = [str(keys.get(side, "")).rpartition(".")[2].lower()[:2] for side in ("source", "target")]
+        teacher = f"opus-mt-{'-'.join(names)}"
+        if (conf_dir() / "teacher" / f"{teacher}.yaml").is_file():
+            yield f"teacher: {teacher}  # from the Hugging Face hub; kdcli list teacher"
+            yield "student: layers  # some of the teacher's layers"
+            yield "student.num_hidden_layers: 6"
+            yield "student.decoder_layers: 1"
+        elif "summary" in str(keys.get("target")) or "highlights" in str(keys.get("target")):
+            yield "teacher: bart-large-cnn  # from the Hugging Face hub; kdcli list teacher"
+            yield "student: layers  # some of the teacher's layers"
+            yield "student.num_hidden_layers: 6"
+            yield "student.decoder_layers: 3"
+            yield "dataset.clean.max_ratio: null  # summaries are shorter than their articles"
+        else:
+            yield "teacher: transformer  # a new model, trained on the pairs first; others: kdcli list teacher"
+            yield "student: translator-tiny"
+        yield "rollout: beam  # the student learns what the teacher makes of the training sources"
+        yield "hardware: cpu  # kdcli list hardware"
 
     def check(self, cfg: Dataset) -> None:
         """Check that the data set has columns of pairs, or two locales of catalogues."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 ROLES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
 """The roles of the letters of IOB1, IOB2, IOE, BIOES, BILOU, BMES and BMEWO mean: B begins an entity, I continues it, E ends it, and S is one of a single word."""
@@ -178,6 +179,8 @@ def entities(scheme: Scheme, tags: np.ndarray, counts: np.ndarray) -> tuple[np.n
     Returns:
         For each word that begins a span the index of its type among the sorted types, and the index of its last word; -1 elsewhere.
     """
+    import numpy as np
+
     types = scheme.types
     parts = [*scheme.parts.values(), ("O", "")]
     of = np.where(tags < 0, len(parts) - 1, tags)

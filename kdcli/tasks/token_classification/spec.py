@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdcli.config.tasks import FolderFormat, TaskSpec
 
 if TYPE_CHECKING:
     from kdcli.config.dataset import Dataset
+    from kdcli.tasks.columns import Column, Fit
+WORD = ("word", "token")
+"""The usual names of the column of words of a table with a word a row."""
+COLUMNS = (
+    ("tokens", "ner_tags"), ("tokens", "tags"), ("tokens", "ner"), ("tokens", "labels"), ("words", "ner_tags"), ("words", "tags"),
+    ("words", "ner"), ("words", "labels"), ("word", "tag"), ("token", "tag"), ("text", "entities"), ("text", "spans"), ("text", "label"),
+)  # fmt: skip
+"""The usual names of the columns of words and tags."""
 
 
 class TokenClassificationSpec(TaskSpec):
@@ -52,6 +60,16 @@ class TokenClassificationSpec(TaskSpec):
     def usual_keys(self, tokenizer: Any) -> dict[str, Any]:
         """Words and tags."""
         return {"words": "text", "tags": "tags"}
+
+    def fits(self, columns: Sequence[Column], given: Mapping[str, Any]) -> Iterator[Fit]:
+        """Yield lists of words with lists of tags, texts with spans, or a word a row."""
+        from kdcli.tasks.columns import Fit, usual_pair
+
+        def are_tags(words: Column, tags: Column) -> bool:
+            return (words.is_list and tags.is_list) or tags.is_spans or words.name.lower() in WORD
+
+        if pair := usual_pair(columns, COLUMNS, are_tags):
+            yield Fit({"words": pair[0], "tags": pair[1]})
 
     def check(self, cfg: Dataset) -> None:
         """Check that the data set has columns of words and tags, unless the format has them."""

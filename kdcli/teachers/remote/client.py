@@ -129,6 +129,13 @@ class Client(ABC):
         self._with_usage = 0
         self._not_before = 0.0
 
+    def require_ready(self) -> None:  # noqa: B027
+        """Refuse to begin without what requests need, such as an API key. It is called before the first request, and not for an estimate.
+
+        Raises:
+            ConfigError
+        """
+
     @abstractmethod
     def send(self, body: dict[str, Any]) -> Answer:
         """Send one request once.

@@ -60,7 +60,7 @@ class ChatClient(Client):
         options: of `Client`.
 
     Raises:
-        ConfigError: the API key or the package openai is missing, the address is wrong, or as `Client`.
+        ConfigError: the package openai is missing, the address is wrong, or as `Client`.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class ChatClient(Client):
             raise ConfigError(
                 f"teacher.base_url ends in the path of requests, which is added to it; give {base_url}"
             )
-        self._variable, self._key, self._timeout = key, _read_key(key), timeout
+        self._variable, self._key, self._timeout = key, os.environ.get(key or "", "").strip(), timeout
         self._responded = False
         super().__init__(base_url.rstrip("/"), model, ledger=ledger, **options)
         self._parameters = Parameters(
@@ -106,6 +106,18 @@ class ChatClient(Client):
             # one connection for each request: a response that is sent twice cannot be taken for the next one
             default_headers={"Connection": "close"},
         )
+
+    def require_ready(self) -> None:
+        """Refuse to begin without the API key.
+
+        Raises:
+            ConfigError: the environment variable is not set.
+        """
+        if self._variable is not None and not self._key:
+            raise ConfigError(
+                f"teacher.api_key_env = {self._variable}: this environment variable is not set; set it to the key, name another one, or give null for an "
+                "endpoint without keys"
+            )
 
     def prompt_bytes(self, body: dict[str, Any]) -> int:
         """Return the bytes of the messages."""
@@ -223,23 +235,6 @@ class ChatClient(Client):
             text = text.replace(self._key, "<key>")
         text = " ".join(text.split())
         return text if len(text) <= 300 else f"{text[:300]}…"
-
-
-def _read_key(variable: str | None) -> str | None:
-    """Return the API key.
-
-    Raises:
-        ConfigError: the environment variable is not set.
-    """
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ConfigError(
-            f"teacher.api_key_env = {variable}: this environment variable is not set; set it to the key, name another one, or give null for an "
-            "endpoint without keys"
-        )
-    return key
 
 
 def is_transient(status: int) -> bool:

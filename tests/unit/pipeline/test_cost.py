@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from unit.pipeline.conftest import MakePart
 
-from kdcli.pipeline.cost import CostPlan, PhaseCost, plan_cost
+from kdcli.pipeline.cost import plan_cost
+from kdcli.pipeline.cost_plan import CostPlan, PhaseCost
 from kdcli.students.from_config import FromConfig
 
 TRAINER = {"batch_size": 2, "precision": "fp32"}

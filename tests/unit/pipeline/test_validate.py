@@ -12,12 +12,12 @@ from accelerate import PartialState
 from support.commands import naming, require_words
 from unit.pipeline.conftest import MakeConfig, MakePart
 
+from kdcli.data.suspicions import check_data
 from kdcli.errors import ConfigError, ModelError
 from kdcli.evaluation.predict import size as checkpoint_size
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.pipeline.plan import plan_phases
 from kdcli.pipeline.validate import (
-    check_data,
     remote_teacher,
     require_checkpoints,
     require_control_rows,

@@ -1,0 +1,299 @@
+"""Looks at a data file: how it is read, which columns it has, and which tasks they fit."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdcli.config.check import check_values
+from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.config.tasks import packaged_specs
+from kdcli.data.delimited import looks_like_row
+from kdcli.data.readers import read_file, read_parallel, require_data_file
+from kdcli.data.reading import Reading
+from kdcli.data.sources import SUFFIXES_OF_DATA, data_suffix, local_splits, parallel_files
+from kdcli.data.streams import HEAD
+from kdcli.errors import DataError, listed
+from kdcli.files import user_path
+from kdcli.hub import data_path
+from kdcli.tasks import row_schema_of
+from kdcli.tasks.columns import Column, Fit
+from kdcli.tasks.rows import RawSplit, Row, RowSchema, labels_of, row_hash
+
+SAMPLE = 20_000
+"""Rows of a file that are looked at."""
+CHOSEN_BY = ("task", "text", "label", "words", "tags", "prompt", "completion", "messages", "source", "target")
+"""The keys of `dataset` that choose a task, or a column of it."""
+TABLES = ("auto", "csv", "json", "jsonl", "parquet", "arrow")
+"""The formats with columns that are not known before a file is read."""
+_ENDING = re.compile(r"\.[a-z]{2,3}")
+
+
+class AllColumns(RowSchema):
+    """Rows with all columns of a file as they are, without a task: a row is one mapping."""
+
+    keys = "dataset.columns="
+
+    def __init__(self, cfg: DatasetConfig):
+        super().__init__(cfg)
+        self.columns: list[str] = []
+
+    def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
+        """Return the paths to all columns that have a name; of equal names the first."""
+        self.names = [column for column in dict.fromkeys(columns) if column]
+        return [[column] for column in self.names]
+
+    def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+        """Return the row as a mapping. A reader looks up the columns of a row right before its values."""
+        return (dict(zip(self.names, values, strict=True)),)
+
+    def row(self, values: tuple[Any, ...], where: str) -> Row | None:
+        """Return the mapping with an id."""
+        return {"id": row_hash(list(values)), **values[0]}
+
+    def group(self, row: Row) -> str:
+        """Return each row alone."""
+        return str(row["id"])
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file holds.
+
+    Attributes:
+        keys: of `dataset` that it needs, with their values; `path` is the first.
+        reading: how it is read.
+        unread: the names of columns that are not read.
+        rows: that were looked at.
+        is_whole: these are all.
+        labels: the rows of each label among them; empty for language models.
+        length: the characters of a row that 95 % of the rows do not exceed.
+        problem: why rows are dropped (bad_rows); empty: none is.
+    """
+
+    task: str
+    keys: Mapping[str, Any]
+    reading: Reading
+    unread: Sequence[str]
+    rows: int
+    is_whole: bool
+    labels: Mapping[str, int] = field(default_factory=dict)
+    length: int = 0
+    problem: str = ""
+
+
+def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
+    """Look at a file, or at the first file of a folder's training split.
+
+    Args:
+        given: the path as it is written into a config.
+        keys: keys of `dataset` that the user gave, without `path`.
+
+    Raises:
+        DataError: it cannot be read, no task fits it, or several do.
+        ConfigError: a given key is wrong.
+    """
+    path = user_path(given)
+    if (pair := _parallel(path)) is not None and not keys:
+        return _verified(path, {"path": str(path.with_suffix("")), "format": "parallel"} | pair, [], None)
+    data_path(given)
+    if path.is_dir():
+        path = local_splits(_config({"path": given, **keys}), given)["train"][0]
+    require_data_file(path, given)
+    base = {"path": given, **_of_name(given, path, keys), **keys}
+    if base.get("format", "auto") not in TABLES:
+        return _verified(path, base, [], None)
+    columns, reading, named = _read_columns(path, given, keys)
+    if reading is None:
+        return _verified(path, base | {"format": "txt", "label": None}, [], None)
+    chosen = _chosen(given, columns, keys)
+    return _verified(path, {**base, **named, **chosen}, [column.name for column in columns], reading)
+
+
+def _parallel(path: Path) -> dict[str, str] | None:
+    """Return the languages of two text files whose names differ in them alone, as train.en and train.de; None: it is none of two."""
+    if not path.is_file() or not _ENDING.fullmatch(path.suffix) or path.suffix in SUFFIXES_OF_DATA:
+        return None
+    others = [
+        other
+        for other in path.parent.glob(f"{path.stem}.*")
+        if other != path and _ENDING.fullmatch(other.suffix) and other.suffix not in SUFFIXES_OF_DATA
+    ]
+    return {"source": path.suffix[1:], "target": others[0].suffix[1:]} if len(others) == 1 else None
+
+
+def _of_name(given: str, path: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the format of a file by its name or its first lines, before its columns are looked at.
+
+    Raises:
+        DataError: it is a catalogue of gettext, of which a folder is read.
+    """
+    if path.suffix.lower() in (".po", ".mo"):
+        raise DataError(
+            f"{given} is a catalogue of translations; name the folder of all locales: kdcli distill dataset=gettext dataset.path=FOLDER "
+            "dataset.target_language=de"
+        )
+    cfg = _config({"path": str(path), **keys})
+    if cfg.format != "auto":
+        return {"format": cfg.format}
+    with path.open("rb") as stream:
+        head = stream.read(HEAD)
+    if head.startswith(b"__label__"):
+        return {"format": "fasttext"}
+    return {"format": "conll"} if _is_conll(head.decode("utf-8", "ignore")) else {}
+
+
+def _is_conll(text: str) -> bool:
+    """Return whether lines of words with tags stand between blank lines."""
+    lines = text.splitlines()[:-1]
+    filled = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+    blank = sum(not line.strip() for line in lines)
+    widths = {len(words) for words in filled}
+    if not filled or not blank or len(widths) != 1 or min(widths) < 2:
+        return False
+    tags = {words[-1] for words in filled}
+    return any(re.fullmatch(r"O|[BIESLUM][-_].+", tag) for tag in tags)
+
+
+def _read_columns(
+    path: Path, given: str, keys: Mapping[str, Any]
+) -> tuple[list[Column], Reading | None, dict[str, Any]]:
+    """Return the columns of a table, how it is read, and keys of `dataset` that it needs. No reading: it is a text without columns."""
+    reads = {key: value for key, value in keys.items() if key not in CHOSEN_BY}
+    is_text = data_suffix(path.name) in ("", ".txt", ".text")
+    reads = {"bad_rows": "error" if is_text else "drop", **reads}
+    try:
+        split, reading = read_file(AllColumns(_config({"path": given, **reads})), path, given, most=SAMPLE)
+    except DataError:
+        if not is_text:
+            raise
+        return [], None, {}
+    rows = [values[0] for values in split.rows]
+    names = list(dict.fromkeys(name for row in rows[:1000] for name in row))
+    is_tabbed = reading.dialect is not None and reading.dialect.delimiter == "\t"
+    if is_text and (len(names) == 1 or (looks_like_row(names) and not is_tabbed)):
+        return [], None, {}
+    if reading.format in ("json", "jsonl") and "field" not in keys:
+        for name in (name for name in names if all(_holds_rows(row.get(name)) for row in rows)):
+            with contextlib.suppress(DataError):
+                columns, inner, _ = _read_columns(path, given, {**keys, "field": name})
+                if name not in [column.name for column in columns]:
+                    return columns, inner, {"field": name}
+    named: dict[str, Any] = {}
+    if reading.format == "csv" and "columns" not in keys and looks_like_row(names):
+        named["columns"] = [f"column{number}" for number in range(1, len(names) + 1)]
+        rows = [
+            dict(zip(named["columns"], values, strict=True))
+            for values in [names, *(row.values() for row in rows)]
+        ]
+        names = named["columns"]
+    present = {name: [row[name] for row in rows if row.get(name) not in (None, "")] for name in names}
+    return [Column(name, values) for name, values in present.items()], reading, named
+
+
+def _holds_rows(value: Any) -> bool:
+    """Return whether a value is rows, or one of them where a document of rows was taken for one of columns."""
+    return isinstance(value, dict) or (
+        isinstance(value, list) and any(isinstance(row, dict) for row in value)
+    )
+
+
+def fitting(columns: Sequence[Column], given: Mapping[str, Any]) -> list[tuple[str, Fit]]:
+    """Return the surest ways in which a task could read columns, each with the task. With keys that the user gave others do not fit."""
+    ways = [(name, fit) for name, spec in packaged_specs() for fit in spec.fits(columns, given)]
+    agreeing = [
+        (name, fit)
+        for name, fit in ways
+        if given.get("task", name) == name
+        and all(fit.keys.get(key) == given[key] for key in CHOSEN_BY[1:] if key in given)
+    ]
+    most = max((fit.sureness for _, fit in agreeing), default=0)
+    sure = {(name, *fit.keys.values()): (name, fit) for name, fit in agreeing if fit.sureness == most}
+    return list(sure.values())
+
+
+def _chosen(given: str, columns: Sequence[Column], keys: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the keys of the one way in which a task could read the columns.
+
+    Raises:
+        DataError: there is none, or there are several.
+    """
+    fits = fitting(columns, keys)
+    if len(fits) == 1:
+        return fits[0][1].keys
+    if not fits and {*keys} & {*CHOSEN_BY[1:]}:
+        return {}  # the given ones choose the task
+    names = listed(column.name for column in columns)
+    if not fits:
+        raise DataError(
+            f"{given}: it cannot be told which task its columns are for ({names}); name them: dataset.text= and dataset.label= for classes of texts, "
+            "dataset.words= and dataset.tags= for tagged words, dataset.messages=, or dataset.prompt= and dataset.completion=, for a language model, "
+            "dataset.source= and dataset.target= for translation"
+        )
+    words = [" ".join(f"dataset.{key}={value}" for key, value in fit.keys.items()) for _, fit in fits]
+    ways = " or ".join(f"{name} ({own})" for (name, _), own in zip(fits, words, strict=True))
+    raise DataError(f"{given} fits {ways}; choose by a key, as in: kdcli init {given} {words[0]}")
+
+
+def _config(tree: dict[str, Any]) -> DatasetConfig:
+    config: DatasetConfig = check_values(DatasetConfig, tree, lambda problem: f"dataset.{problem}")
+    return config
+
+
+def _verified(
+    path: Path, keys: Mapping[str, Any], columns: Sequence[str], reading: Reading | None
+) -> Inspection:
+    """Return the file, read by the task's own row schema.
+
+    Raises:
+        DataError: it holds nothing that the task can learn.
+    """
+    given, problem = str(keys["path"]), ""
+    try:
+        schema, split, reading = _read(path, keys)
+    except DataError as error:
+        if "bad_rows=drop" not in error.message or "bad_rows" in keys:
+            raise
+        problem, keys = error.message, {**keys, "bad_rows": "drop"}
+        schema, split, reading = _read(path, keys)
+    schema.declare({"train": [split]})
+    rows = [row for row in (schema.row(values, given) for values in split.rows) if row is not None]
+    if not rows:
+        raise DataError(f"{given} has no rows with a text; give another file")
+    labels: dict[str, int] = {}
+    if schema.labels:
+        counted = Counter(label for row in rows for label in labels_of(row["label"]))
+        labels = {name: counted[index] for index, name in enumerate(schema.labels)}
+    unread = [column for column in columns if column not in schema.columns_read]
+    lengths = sorted(sum(map(len, _texts(row))) for row in rows)
+    return Inspection(
+        schema.cfg.kind, keys, reading, unread, len(split.rows), len(split.rows) < SAMPLE, labels,
+        lengths[int(0.95 * (len(lengths) - 1))], problem,
+    )  # fmt: skip
+
+
+def _read(path: Path, keys: Mapping[str, Any]) -> tuple[RowSchema, RawSplit, Reading]:
+    """Return the first rows of a file with the schema that read them."""
+    given, cfg = str(keys["path"]), _config(dict(keys))
+    schema = row_schema_of(cfg)
+    if cfg.format == "parallel":
+        split, readings = read_parallel(schema, *parallel_files(cfg, given))
+        return schema, split, readings[0]
+    split, reading = read_file(schema, path, given, most=SAMPLE)
+    return schema, split, reading
+
+
+def _texts(row: Row) -> Iterator[str]:
+    """Yield what a model reads and writes of a row."""
+    for name, value in row.items():
+        if name == "words":
+            yield " ".join(value)
+        elif name == "messages":
+            yield from (turn["content"] for turn in value)
+        elif isinstance(value, str) and name != "id":
+            yield value

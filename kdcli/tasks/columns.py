@@ -1,0 +1,118 @@
+"""The columns of a data file whose task is not known yet, and the tasks that they fit."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdcli.tasks.causal_lm.conversations import is_conversation
+from kdcli.tasks.notation import decode_notation
+from kdcli.tasks.token_classification.spans import holds_spans
+
+MOST_CLASSES, SHARE = 200, 0.2
+"""A column looks like labels if it has at most so many different values, and they are at most this share of the rows."""
+LONGEST_LABEL = 60
+"""Characters of a label, in the mean."""
+LOOKED_AT = 100
+"""Values of which the kind is determined."""
+NAMED, LIKELY, POSSIBLE = 2, 1, 0
+"""How sure a fit is: the names or the values of the columns are those of the task; they look so; nothing speaks against it."""
+LANGUAGE = re.compile(r"[a-z]{2,3}([_-][A-Za-z]{2,4})?")
+
+
+def _parsed(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] == "[":
+        try:
+            return decode_notation(value)
+        except ValueError:
+            return value
+    return value
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the rows that were looked at.
+
+    Attributes:
+        values: those that are there.
+    """
+
+    name: str
+    values: Sequence[Any]
+
+    @property
+    def distinct(self) -> int:
+        """The number of different values."""
+        return len({repr(value) for value in self.values})
+
+    @property
+    def length(self) -> float:
+        """The characters of a value, in the mean."""
+        return statistics.fmean(len(str(value)) for value in self.values) if self.values else 0.0
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the values are lists, also as texts of JSON or Python."""
+        return bool(self.values) and all(
+            isinstance(_parsed(value), list) for value in self.values[:LOOKED_AT]
+        )
+
+    @property
+    def is_text(self) -> bool:
+        """Whether all values are texts, and no written lists."""
+        return bool(self.values) and all(isinstance(value, str) for value in self.values) and not self.is_list
+
+    @property
+    def is_turns(self) -> bool:
+        """Whether the values are turns of conversations."""
+        return bool(self.values) and all(map(is_conversation, self.values[:LOOKED_AT]))
+
+    @property
+    def is_spans(self) -> bool:
+        """Whether the values are spans of characters; a row may have none."""
+        parsed = [_parsed(value) for value in self.values[:LOOKED_AT]]
+        return any(map(holds_spans, parsed)) and all(value == [] or holds_spans(value) for value in parsed)
+
+    @property
+    def looks_like_labels(self) -> bool:
+        """Whether few different short values repeat."""
+        few = 2 <= self.distinct <= min(MOST_CLASSES, max(2, SHARE * len(self.values)))
+        return few and self.length <= LONGEST_LABEL and not self.is_list and not self.is_turns
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A way in which a task reads columns.
+
+    Attributes:
+        keys: of `dataset`, with the names of the columns.
+        sureness: NAMED, LIKELY or POSSIBLE.
+    """
+
+    keys: Mapping[str, str | None]
+    sureness: int = NAMED
+
+
+def usual_pair(
+    columns: Iterable[Column], pairs: Iterable[tuple[str, str]], fits: Callable[[Column, Column], bool]
+) -> tuple[str, str] | None:
+    """Return the first two columns with names that usually belong to each other, whatever their case.
+
+    Args:
+        fits: whether the values of two columns are such as the task reads.
+    """
+    by_name = {column.name.lower(): column for column in columns}
+    for first, second in pairs:
+        if first in by_name and second in by_name and fits(by_name[first], by_name[second]):
+            return by_name[first].name, by_name[second].name
+    return None
+
+
+def texts_alone(columns: Sequence[Column]) -> list[str]:
+    """Return the columns of texts, if none looks like labels and none holds lists."""
+    if any(column.looks_like_labels or column.is_list for column in columns):
+        return []
+    return [column.name for column in columns if column.is_text]

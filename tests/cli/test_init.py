@@ -1,0 +1,176 @@
+"""`kdcli init`: from a data file to a config with which a run begins."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+from support.commands import require_words
+from typer.testing import CliRunner, Result
+
+from kdcli.cli import app
+from kdcli.launch.check import CheckOptions
+from kdcli.launch.run import launch
+
+Init = Callable[..., Result]
+WORDS = ["red", "green", "blue", "cat", "dog", "sun", "moon", "rain"]
+ROWS = 120
+
+
+@pytest.fixture
+def init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Init:
+    """Types `kdcli init` with some words in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(app, ["init", *words])
+
+
+def sentence(random_words: random.Random, length: int = 6) -> str:
+    return " ".join(random_words.choice(WORDS) for _ in range(length))
+
+
+def write(folder: Path, name: str) -> None:
+    """One of the files of the tests."""
+    drawn = random.Random(1)
+    texts = [f"{sentence(drawn)} {number}" for number in range(2 * ROWS)]
+    pairs = list(zip(texts[::2], texts[1::2], strict=True))
+    content = {
+        "tickets.csv": "id;body;category\n" + "".join(f"{n};{text}, ok;{'ab'[n % 2]}\n" for n, text in enumerate(texts)),
+        "latin.csv": "text,label\n" + "".join(f"schöne Grüße {text},{'ab'[n % 2]}\n" for n, text in enumerate(texts)),
+        "bare.csv": "".join(f"{n % 2},the long text of a row: {text}\n" for n, text in enumerate(texts)),
+        "wrapped.json": json.dumps({"data": [{"text": text, "label": n % 3} for n, text in enumerate(texts)]}),
+        "chat.jsonl": "".join(
+            json.dumps({"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": other}]}) + "\n"
+            for one, other in pairs
+        ),
+        "alpaca.jsonl": "".join(
+            json.dumps({"instruction": one, "input": "", "output": other}) + "\n" for one, other in pairs
+        ),
+        "pairs.tsv": "en\tde\n" + "".join(f"{one}\t{other}\n" for one, other in pairs),
+        "words.conll": "".join("\n".join(f"{word} {'O' if word.isdecimal() else 'B-X'}" for word in text.split()) + "\n\n" for text in texts),
+        "plain.txt": "\n\n".join(f"{text}, and more. " * 40 for text in texts),
+        "corpus.en": "".join(f"{one}\n" for one, _ in pairs),
+        "corpus.de": "".join(f"{other}\n" for _, other in pairs),
+        "kto.jsonl": "".join(json.dumps({"prompt": one, "completion": other, "label": bool(n % 2)}) + "\n" for n, (one, other) in enumerate(pairs)),
+        "two.csv": "alpha,beta\n" + "".join(f"{one},{other}\n" for one, other in pairs),
+        "scores.csv": "text,label\n" + "".join(f"{text},0.{n:03}\n" for n, text in enumerate(texts)),
+        "empty.csv": "",
+        "short.csv": "text,label\n" + "".join(f"{text},{'ab'[n % 2]}\n" for n, text in enumerate(texts)) + "x,y,z,w\n",
+    }  # fmt: skip
+    if name == "words.parquet":
+        table = {"tokens": [text.split() for text in texts], "ner_tags": [["B-X"] * 6 + ["O"] for _ in texts]}
+        pyarrow.parquet.write_table(pyarrow.table(table), folder / name)
+    elif name == "binary.csv":
+        (folder / name).write_bytes(bytes(range(256)) * 40)
+    else:
+        (folder / name).write_text(content[name], encoding="cp1252" if name == "latin.csv" else "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "task"),
+    [
+        ("tickets.csv", {"text": "body", "label": "category"}, "classification"),
+        ("latin.csv", {"text": "text", "label": "label", "encoding": "cp1252"}, "classification"),
+        (
+            "bare.csv",
+            {"columns": ["column1", "column2"], "text": "column2", "label": "column1"},
+            "classification",
+        ),
+        ("wrapped.json", {"field": "data", "label": "label"}, "classification"),
+        ("short.csv", {"bad_rows": "drop"}, "classification"),
+        ("chat.jsonl", {"messages": "messages"}, "causal_lm"),
+        ("alpaca.jsonl", {"prompt": "instruction", "completion": "output", "chat": True}, "causal_lm"),
+        ("plain.txt", {"format": "txt", "label": None}, "causal_lm"),
+        ("pairs.tsv", {"source": "en", "target": "de", "truncation": "drop"}, "seq2seq"),
+        ("corpus.en", {"path": "corpus", "source": "en", "target": "de", "format": "parallel"}, "seq2seq"),
+        ("words.conll", {"format": "conll"}, "token_classification"),
+        ("words.parquet", {"words": "tokens", "tags": "ner_tags"}, "token_classification"),
+    ],
+)
+def test_a_config_for_a_file(
+    name: str, keys: dict[str, object], task: str, init: Init, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new user whose file is read otherwise than it was written, or whose config is refused by the next command."""
+    write(Path(), name)
+    if name == "corpus.en":
+        write(Path(), "corpus.de")
+    done = init(name)
+    assert done.exit_code == 0, done.output
+    require_words(done.output, task, "next: kdcli check kdcli.yaml")
+    text = Path("kdcli.yaml").read_text()
+    assert text.startswith("# yaml-language-server: $schema=kdcli.schema.json\n")
+    assert max(map(len, text.splitlines())) < 200
+    dataset = yaml.safe_load(text)["dataset"]
+    assert {key: dataset[key] for key in keys} == keys
+    assert launch("distill", ["kdcli.yaml"], check=CheckOptions(with_models=False, as_json=True)) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"]["train"] > 40
+    assert found["warnings"] == [] or "near-duplicate" in found["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "named"),
+    [
+        ("binary.csv", [], ["binary.csv"]),
+        ("empty.csv", [], ["empty.csv", "empty"]),
+        ("nowhere.csv", [], ["nowhere.csv", "does not exist"]),
+        ("folder", [], ["folder", "no files of data"]),
+        ("kto.jsonl", [], ["classification", "causal_lm", "dataset.label=label", "dataset.prompt=prompt"]),
+        ("two.csv", [], ["seq2seq", "causal_lm", "dataset.source=alpha", "dataset.completion=beta"]),
+        ("scores.csv", [], ["scores.csv", "regression", "dataset.as_classes=true"]),
+        ("tickets.csv", ["dataset.labl=category"], ["dataset.labl", "label"]),
+        ("tickets.csv", ["trainer.epochs=3"], ["trainer.epochs=3", "dataset.KEY=VALUE"]),
+        ("tickets.csv", ["--out", "nowhere/kdcli.yaml"], ["nowhere", "--out"]),
+        ("tickets.csv", ["--out", "there.yaml"], ["there.yaml", "--out"]),
+    ],
+)
+def test_what_is_refused(name: str, words: list[str], named: list[str], init: Init) -> None:
+    """A config that is guessed, or written over a user's own."""
+    Path("folder").mkdir()
+    Path("there.yaml").write_text("mine")
+    if name not in ("folder", "nowhere.csv"):
+        write(Path(), name)
+    done = init(name, *words)
+    assert done.exit_code == 2, done.output
+    require_words(done.output, *named)
+    assert not Path("kdcli.yaml").exists()
+    assert Path("there.yaml").read_text() == "mine"
+
+
+def test_keys_choose_where_a_file_fits_several_tasks(init: Init) -> None:
+    """The key that the refusal asks for must be one that is then taken."""
+    write(Path(), "kto.jsonl")
+    for words, task in (
+        (["dataset.prompt=prompt", "dataset.completion=completion"], "causal_lm"),
+        (["dataset.task=classification"], "classification"),
+        (["dataset.text=prompt", "dataset.label=label"], "classification"),
+    ):
+        done = init("kto.jsonl", *words, "--out", f"{task}{len(words)}.yaml", "--no-schema")
+        assert done.exit_code == 0, done.output
+        require_words(done.output, task)
+        assert "yaml-language-server" not in Path(f"{task}{len(words)}.yaml").read_text()
+    assert yaml.safe_load(Path("classification2.yaml").read_text())["dataset"]["text"] == "prompt"
+
+
+def test_the_schema_for_editors(init: Init) -> None:
+    """An editor that marks right keys as wrong, or knows no options of a group; a schema of the user's that is written over."""
+    write(Path(), "tickets.csv")
+    assert init("tickets.csv").exit_code == 0
+    schema = json.loads(Path("kdcli.schema.json").read_text())
+    properties = schema["properties"]
+    assert {"tiny", "layers"} <= set(properties["student"]["anyOf"][0]["enum"])
+    assert schema["$defs"]["Trainer"]["properties"]["epochs"]
+    assert properties["trainer.epochs"] == schema["$defs"]["Trainer"]["properties"]["epochs"]
+    assert "Passes over the training rows" in properties["trainer.epochs"]["description"]
+    assert "required" not in schema["$defs"]["Teacher"]
+    assert not schema["additionalProperties"]
+    used = [key for key in yaml.safe_load(Path("kdcli.yaml").read_text()) if key not in properties]
+    assert not used
+    Path("kdcli.schema.json").write_text("mine")
+    assert init("tickets.csv", "--out", "other.yaml").exit_code == 0
+    assert Path("kdcli.schema.json").read_text() == "mine"
