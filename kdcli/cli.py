@@ -352,17 +352,19 @@ def list_(
         ),
     ] = None,
     config_dir: ConfigDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the options of each config group and what they are, including those in your own folder.
 
     kdcli list
     kdcli list student
+    kdcli list teacher --json
 
     Exit codes: 0 done; 2 there is no such group.
     """
     from kdcli.launch.choices import list_groups
 
-    raise typer.Exit(list_groups(group, config_dir))
+    raise typer.Exit(list_groups(group, config_dir, as_json))
 
 
 @app.command()

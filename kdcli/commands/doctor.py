@@ -98,7 +98,7 @@ def machine() -> dict[str, Any]:
     memory = psutil.virtual_memory()
     findings: dict[str, Any] = {
         "platform": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": {"bytes": memory.total, "free_bytes": memory.available},
     }
     try:
@@ -119,8 +119,12 @@ def machine() -> dict[str, Any]:
 def cache() -> dict[str, Any]:
     """Return the folder of the cache, its size, and the free disk there."""
     folder = cache_folder()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return {"folder": str(folder), "bytes": _size(folder), "free_bytes": shutil.disk_usage(there).free}
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(there).free
+    except OSError as error:  # the folder cannot be read
+        return {"folder": str(folder), "bytes": 0, "free_bytes": None, "problem": str(error)}
+    return {"folder": str(folder), "bytes": _size(folder), "free_bytes": free}
 
 
 def _size(folder: Path) -> int:
@@ -185,7 +189,8 @@ def _rows(findings: dict[str, Any]) -> list[list[str]]:
     rows.append(
         ["cache", f"{stored['folder']}, {_gigabytes(stored['bytes'])} (another folder: KDCLI_CACHE_DIR)"]
     )
-    rows.append(["free disk there", _gigabytes(stored["free_bytes"])])
+    free = stored["free_bytes"]
+    rows.append(["free disk there", stored["problem"] if free is None else _gigabytes(free)])
     offline = f"not reachable ({hub['reason']}); models and data come from local folders and the local cache"
     rows.append(["hub", f"{hub['address']} is {'reachable' if hub['reachable'] else offline}"])
     rows.append(["HF_TOKEN", "set" if hub["token"] else "not set; gated and private repositories need it"])

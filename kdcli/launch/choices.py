@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ def matches_glob(word: Override) -> list[str]:
     return list(word._value.filter(group_options(word.key_or_group)))  # type: ignore[union-attr]
 
 
-def list_groups(group: str | None, config_dir: Path | None) -> int:
+def list_groups(group: str | None, config_dir: Path | None, as_json: bool = False) -> int:
     """Print the options of one group or of all groups, with the first comment of each file, and what the group is."""
     if config_dir is not None:
         os.environ["KDCLI_CONFIG_DIR"] = str(config_dir)
@@ -35,6 +36,11 @@ def list_groups(group: str | None, config_dir: Path | None) -> int:
     except KDError as error:
         console.error(error.message)
         return error.exit_code
+    if as_json:
+        names = ("group", "name", "description")
+        listed = [dict(zip(names, row if group is None else [group, *row], strict=True)) for row in rows]
+        console.say(json.dumps(listed, ensure_ascii=False, indent=2))
+        return ExitCode.DONE
     title = f"{group}: {describe_group(group)}" if group else ""
     console.table(title, [*(["group"] if group is None else []), "name", "what it is"], rows)
     return ExitCode.DONE

@@ -68,6 +68,11 @@ def write_help(parts: Help, formatter: Any) -> None:
 class Command(TyperCommand):
     """A command whose help has examples and exit codes, and that answers a wrong option with the key that is meant."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the words of the usage; the name of an argument that has brackets of its own gets no others."""
+        pieces = super().collect_usage_pieces(ctx)
+        return [re.sub(r"^\[(\[.*)\](\.\.\.)?$", r"\1", piece) for piece in pieces]
+
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """Write the paragraphs of the docstring, and its examples as they are."""
         write_help(split_help(self.help or ""), formatter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -50,6 +51,7 @@ def test_every_command_has_examples_and_exit_codes() -> None:
             assert parts.paragraphs[0].endswith("."), each.name
     code, out, _ = run("export", "--help")
     assert code == 0
+    assert "[[" not in out
     assert "\nExit codes:\n  0  done\n" in out.replace("   done", "  done")
     assert "hardware=cpu,intel -m\n" in out
 
@@ -104,6 +106,13 @@ def test_keys_are_shown() -> None:
     assert [each["choices"] for each in found] == [["linear", "cosine", "constant"]]
 
 
+def test_list_for_scripts() -> None:
+    """A script that reads the table takes a description for a column."""
+    students = json.loads(run("list", "student", "--json")[1])
+    assert {"group": "student", "name": "distil"}.items() <= students[1].items()
+    assert {each["group"] for each in json.loads(run("list", "--json")[1])} >= {"teacher", "loss", "debug"}
+
+
 def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking at a broken machine fails on what is broken, or waits for a network that is not there."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -116,6 +125,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "fp32" in found["fast_dtypes"]
     assert (found["hub"]["reachable"], bool(found["hub"]["reason"])) == (False, True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setitem(sys.modules, "torch", None)  # it cannot be imported
     code, out, _ = run("doctor")
     assert code == 0
-    require_words(out, "HF_HUB_OFFLINE", "KDCLI_CACHE_DIR", "fp32")
+    require_words(out, "HF_HUB_OFFLINE", "KDCLI_CACHE_DIR", "torch cannot be imported")
