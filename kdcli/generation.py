@@ -91,8 +91,8 @@ def generate(
     """Generate after each prompt with a decoder. The returned tokens include the end token, if there is one.
 
     Prompts are padded on the left, and the padding is masked, so that a completion does not depend on the other prompts of its batch.
-    Prompts of similar length share a batch. A prompt that leaves no positions for its completion loses its beginning. Of the generation
-    config of the checkpoint only the end tokens are used: penalties and the like would change the distribution.
+    Prompts of similar length share a batch. A prompt that leaves no positions for its completion loses its beginning. Only the end tokens
+    of the checkpoint's generation config are used: penalties and similar settings would change the distribution.
 
     Args:
         max_new_tokens: the maximum length of a completion.
@@ -162,8 +162,8 @@ def translate(
     """Generate for each source with an encoder-decoder. The returned tokens include the end token, but neither the start token nor the given
     tokens.
 
-    Sources of similar length share a batch, and their padding is masked. Of the generation config of the checkpoint only the start and
-    the end tokens are used; the padding token is never generated.
+    Sources of similar length share a batch, and their padding is masked. Only the start and the end tokens of the checkpoint's
+    generation config are used; the padding token is never generated.
 
     Args:
         given: tokens that follow the start token in each text (a language code).

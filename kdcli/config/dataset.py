@@ -207,9 +207,9 @@ class Dataset(Section):
     max_length: Tokens = 128
     """The maximum number of tokens of a row; see `truncation` for longer rows."""
     truncation: Literal["cut", "refuse", "drop"] | None = None
-    """Of conversations, of prompts with their completions (causal_lm) and of pairs (seq2seq), in all splits: a row of more than `max_length`
-    tokens is cut at its end (except pairs, which are never cut), refused, or dropped; a cut row without a token that counts is refused.
-    null: pairs are refused, and others cut. Other texts are always cut."""
+    """What happens to a row of more than `max_length` tokens, in all splits, if it is a conversation, a prompt with its completion (causal_lm) or a
+    pair (seq2seq). It is cut at its end (pairs are never cut), refused, or dropped; a cut row without a token that counts is refused. null: pairs
+    are refused, and others are cut. Other texts are always cut."""
     mask_copies: Copies = 1
     """masked_lm: the number of copies of each training text, each with other masked tokens (Liu et al. 2019, https://arxiv.org/abs/1907.11692,
     section 4.1: static masking)."""

@@ -4,7 +4,7 @@ embeddings are the nearest.
 Jiao et al. 2020 (TinyBERT, https://arxiv.org/abs/1909.10351), Algorithm 1: the candidates of a word are the K most likely other words at its
 position while it is masked; in each of N_a copies of the text, a word is replaced with probability p_t by one of its candidates. For a
 word of several tokens the paper uses the nearest GloVe vectors; here such a word is masked by one mask token, as a word of a single
-token is. Of a checkpoint without a masked-LM head the candidates are the words with the nearest word embeddings. The authors' code also skips
+token is. If the checkpoint has no masked-LM head, the candidates are the words with the nearest word embeddings. The authors' code also skips
 stop words and words with other letters than a-z; the paper does not say so, and kdcli does not.
 """
 

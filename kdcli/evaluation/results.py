@@ -66,7 +66,7 @@ class ModelResult(Part):
 
     parameters: int | None = None
     bytes: int | None = None
-    """Of the weight files."""
+    """The bytes of the weight files."""
     score: float | None = None
     """The task's headline metric on the test split; higher is better."""
     scores: dict[str, Any] = {}
@@ -137,7 +137,7 @@ class ChanceResult(Part):
     metric: str
     """The metric: macro F1 if accuracy hardly tells models apart, else the headline metric."""
     score: float
-    """That of the most frequent label, of no entity anywhere, of token frequencies, of copies of the source."""
+    """The score of the most frequent label, of no entity anywhere, of token frequencies, or of copies of the source."""
     student: Interval | None
     """The 95 % interval of the student's score less that of chance; null: one row has none."""
     control: Interval | None = None
@@ -176,9 +176,9 @@ class Verdict(Part):
     outcome: Outcome | None = None
     """Whether the teacher helped; null: an earlier version wrote the report."""
     missing: list[MissingResult] = []
-    """What a judgement needs; of `not_enough`."""
+    """What a judgement needs, if the outcome is `not_enough`."""
     seeds: list[SeedResult] = []
-    """Of a run with several seeds: each one. `gain_over_control` is then the mean gain, and its interval is over seeds and rows."""
+    """The results of each seed of a run with several seeds. `gain_over_control` is then the mean gain, and its interval is over seeds and rows."""
     agreement: float | None
     """The share of positions at which student and teacher predict the same."""
     kl_to_teacher: float | None
@@ -213,7 +213,7 @@ class Report(Result):
     """The loss terms with their weights and arguments; with stages as stage/term."""
     stages: list[StageTime]
     training: dict[str, TrainingResult] = {}
-    """Of the student, the control, and a teacher that this run tuned, by their names; of a further seed: student@5."""
+    """The training of the student, the control, and a teacher that this run tuned, by their names; a further seed has student@5."""
     validation_score: dict[str, float | None]
     """The best score of each model on the validation split."""
     models: dict[str, ModelResult]
@@ -328,11 +328,11 @@ class ExportResult(Result):
     failed: dict[str, str] = {}
     """The files that could not be made or run, and why."""
     quantization: dict[str, Any] = {}
-    """Of a student whose weights were rounded in training: the same files rounded after training."""
+    """The same files rounded after training, if the student's weights were rounded in training."""
     recommended: str | None
     """The smallest artifact within tolerance and budget."""
     exit_code: int | None = None
-    """Of one job of a sweep."""
+    """The exit code of one job of a sweep."""
 
 
 class NewerVersionError(ConfigError):

@@ -34,11 +34,11 @@ class Measurement:
     """Speed and memory of one model. A field that was not measured is None.
 
     Attributes:
-        latency_ms: p50, p95 and p99 of single rows, unpadded, at batch 1. Of a causal language model it is the time to the first token, of
-            an encoder-decoder the time of the whole greedy generation.
+        latency_ms: p50, p95 and p99 of single rows, unpadded, at batch 1: for a causal language model the time to the first token, for an
+            encoder-decoder the time of the complete greedy generation.
         latency_runs: the number of rows that were timed, repetitions included.
         latency_p50_ci95_ms: the 95 % interval of the mean of the rounds' medians, by Student's t; None: there was one round.
-        throughput_per_s: rows per second, in batches of rows of similar length, from the median time of each batch, of the median pass. Of
+        throughput_per_s: rows per second, in batches of rows of similar length, from the median time of each batch, of the median pass. For
             a causal language model it is the number of tokens per second at batch 1 after the first token, of the median generation; of
             an encoder-decoder the number of generated tokens per second.
         batch_size: the one of `MeasureSpec.batch_sizes` that has this throughput; None for models that generate text.

@@ -144,8 +144,8 @@ class Run:
         names: how the report calls teacher, student, data set and device.
         state: the processes of the run.
         data: the splits, prepared for the tokenizers of teacher and student.
-        sources: the teacher's checkpoints before they are tuned: one, or an ensemble's. Of a remote teacher: the checkpoint from which its
-            students are initialised.
+        sources: the teacher's checkpoints before they are tuned: one, or an ensemble's. For a remote teacher it is the checkpoint from which
+            its students are initialised.
         phases: the training of the one model.
         taught_phases: all phases, of any model, that use this teacher on this data set.
         shared: whether an index means the same class for teacher and student.

@@ -184,8 +184,8 @@ class LanguageModel(Task):
         return -float(np.log(classes))
 
     def chance_predictions(self, predictions: Predictions) -> Predictions | None:
-        """Return a unigram model: the log-probability of a token by the counts of all other tokens of these rows. What is added to each count is the
-        value of `ADDED` that suits them best."""
+        """Return a unigram model: the log-probability of a token by the counts of all other tokens of these rows. The value of
+        `ADDED` that fits them best is added to each count."""
         labels = predictions.labels
         tokens, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
         if len(labels) < 2:

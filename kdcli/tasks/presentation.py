@@ -198,7 +198,7 @@ class Presentation:
 
 
 def outcome_of(verdict: Mapping[str, Any]) -> Outcome:
-    """Return whether the teacher helped. Of a report of an earlier version, which has no `outcome`, it is known by the interval of the gain alone."""
+    """Return whether the teacher helped. A report of an earlier version has no `outcome`; the interval of the gain decides then."""
     if verdict.get("outcome"):
         return cast(Outcome, verdict["outcome"])
     low, _ = format_pair(verdict.get("gain_ci95"))

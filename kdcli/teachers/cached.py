@@ -52,7 +52,7 @@ class Shard:
 class CachedTeacher(Teacher):
     """Looks up outputs by the row's id, which is a hash of its content.
 
-    All logits of a classifier are stored. Of a language model the k most likely tokens of each position are stored: their
+    All logits of a classifier are stored. For a language model the k most likely tokens of each position are stored: their
     indices (16 bits; 20 above 65,536 tokens), their log-probabilities (12 bits, `GAPS`) and the mass of all others (half
     precision). A position takes 3.5 k + 2 bytes, 226 at k = 64 (4 k + 2 and 258 above 65,536 tokens).
 

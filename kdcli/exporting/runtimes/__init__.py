@@ -53,7 +53,7 @@ def _own_runtimes(file: Path) -> list[type[Runtime]]:
 
 
 def matching(path: Path) -> dict[str, list[type[Runtime]]]:
-    """Return the runtimes that run a file or folder. Those whose pattern is the longest come from one module; the others are left out.
+    """Return the runtimes that run a file or folder. If several modules match, those of the module with the longest pattern are returned.
 
     Raises:
         ConfigError: two modules declare the same pattern.

@@ -56,7 +56,7 @@ class TorchEncoder(EncoderRuntime):
 
 
 class TorchCausalLM(CausalLMRuntime):
-    """A causal language model. Of a prompt only the last token's logits are computed."""
+    """A causal language model. It computes the logits of the last token of a prompt alone."""
 
     markers, weights, packages = MARKERS, WEIGHTS, PACKAGES
 

@@ -30,14 +30,14 @@ LIBRARY = {
 
 
 class Browser(Target):
-    """The layout of transformers.js: `onnx/model.onnx` (fp32), `onnx/model_quantized.onnx` (int8), config, tokenizer.
+    """Writes the layout of transformers.js: `onnx/model.onnx` (fp32), `onnx/model_quantized.onnx` (int8), config, tokenizer.
 
     `pipeline('text-classification', FOLDER, {dtype: 'q8'})` of @huggingface/transformers loads it. The files are those of
-    `hardware=cpu`. Beside them lie `student.mjs`, which truncates long texts as in training (the pipeline
+    `hardware=cpu`. The same folder has `student.mjs`, which truncates long texts as in training (the pipeline
     drops the last special token), and `index.html`, a page with all that it needs (`web/`),
     for any server of static files.
 
-    The files run here by transformers.js in Node, which has ONNX Runtime's native build: predictions and tokens are those of a browser;
+    Here the files are run by transformers.js in Node, which has ONNX Runtime's native build: predictions and tokens are those of a browser;
     WebAssembly is slower.
 
     Args:

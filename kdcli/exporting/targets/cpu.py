@@ -114,7 +114,7 @@ class Cpu(Target):
     ) -> dict[str, Path]:
         """Write the files of all precisions.
 
-        Of the inputs only the names are used, so that neither shapes nor values of them become constants of the graph. The model is not changed.
+        Only the names of the inputs are used, so that neither their shapes nor their values become constants of the graph. The model is not changed.
 
         Raises:
             ConfigError: int4 of an encoder-decoder.

@@ -31,15 +31,14 @@ REMADE = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.archite
 
 
 class Laptop(Target):
-    """GGUF files: `model.f16.gguf`, `model.q8_0.gguf` and `model.q4_0.gguf`, written by llama.cpp's own converter and quantized from its result.
+    """Writes GGUF files: `model.f16.gguf`, `model.q8_0.gguf` and `model.q4_0.gguf`, written by llama.cpp's own converter and quantized from its result.
 
     Each file is complete: weights, tokenizer, chat template. A start token is added to a prompt if the training rows begin with it, and no end
-    token stands behind a prompt. Beside them lie the tokenizer files of transformers,
-    which `kdcli eval artifact=…` needs.
+    token follows a prompt. The folder also has the tokenizer files of transformers, which `kdcli eval artifact=…` needs.
 
     q8_0 and q4_0 store the matrices that f16 has in 16 bits as blocks of 32 weights with one scale each, 8.5 and 4.5
-    bits a weight; in q4_0 the embeddings and the head keep q8_0, as llama.cpp's quantizer keeps them finer, too. What
-    the converter leaves in fp32 (norms, biases) stays so, and a matrix whose rows are no multiple of 32 stays in f16.
+    bits a weight; in q4_0 the embeddings and the head keep q8_0, since llama.cpp's quantizer also gives them more bits.
+    Tensors that the converter leaves in fp32 (norms, biases) remain in fp32, and a matrix whose row length is no multiple of 32 remains in f16.
     The K-quants (q4_k_m …) need rows that are multiples of 256, which small students seldom have (SmolLM2-135M: 576),
     and a quantizer that the runtime's package does not offer.
 

@@ -85,7 +85,7 @@ class Mobile(Target):
         inputs: Sequence[Mapping[str, Tensor]],
         max_length: int,
     ) -> dict[str, Path]:
-        """Write the files of all formats. Of the inputs only the names are used; the model is not changed.
+        """Write the files of all formats. Only the names of the inputs are used; the model is not changed.
 
         Raises:
             ExportError: a package is missing, or no file could be made.

@@ -239,7 +239,7 @@ class Chat:
         return Rendered(text, counted, notes)
 
     def _write(self, turns: list[dict[str, Any]], tools: str | None, **options: Any) -> str:
-        """Return the rendered turns. Of those with `KEEP` the thought stands before the answer, whatever the template makes of it."""
+        """Return the rendered turns. A turn with `KEEP` has its thought before its answer, even if the template omits it."""
         thinking = {index: turn for index, turn in enumerate(turns) if turn.get(KEEP)}
         marks = {index: f"{ANSWER}{index}." for index in thinking}
         bare = [
@@ -354,8 +354,8 @@ class Chat:
     ) -> Iterator[tuple[int, tuple[int, int]]]:
         """Yield the spans of the turns of the assistant before the last one, from the end of the generation prompt to that of the closing text.
 
-        A turn that is rendered identically without what follows is found by that. Of others (Qwen3 and Phi-3 write the last turn in another
-        way) the content is found by rendering the conversation with another one.
+        A turn that is rendered identically without the turns after it is found in this way. For other turns (Qwen3 and Phi-3 write the last turn
+        in another way) the conversation is rendered with another content.
 
         Args:
             text: the rendered turns.

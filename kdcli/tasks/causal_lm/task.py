@@ -110,7 +110,7 @@ class CausalLM(LanguageModel):
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> datasets.Dataset:
         """Pack plain text into rows of at most `max_length` tokens: long documents are cut, short ones share a row. Rows that were packed
-        with another tokenizer are cut further if they are longer with this one. Of conversations and completions, those that are too
+        with another tokenizer are cut further if they are longer with this one. Conversations and completions that are too
         long are dropped or refused, unless `truncation` is cut.
 
         Raises:

@@ -86,9 +86,9 @@ class Money(Section):
     """The price of a million tokens in any currency; null: it is not known."""
 
     prompt: NonNegative | None = None
-    """Of a million tokens of prompts."""
+    """The price of a million tokens of prompts."""
     completion: NonNegative | None = None
-    """Of a million tokens of completions."""
+    """The price of a million tokens of completions."""
 
 
 UNLIMITED, UNKNOWN = Limits(), Money()
