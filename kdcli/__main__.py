@@ -1,4 +1,4 @@
-"""The entry point of `kdcli`, and of `python -m kdcli`."""
+"""Provides the entry point of `kdcli`, and of `python -m kdcli`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Run the command line. What completes a line of a shell is answered without the modules that the commands need."""
+    """Run the command line. A request to complete a line is answered without the modules that the commands need."""
     if sys.argv[1:2] == ["completion"] and sys.argv[3:4] == ["--line"] and len(sys.argv) == 5:
         from kdcli.launch.completion import SCRIPTS, complete
 
@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def _command_tree() -> Any:
-    """The command of the whole program."""
+    """Return the command of the whole program."""
     from typer.main import get_command
 
     from kdcli.cli import app

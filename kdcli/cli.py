@@ -431,7 +431,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 def _guarded(command: Callable[[], int]) -> int:
-    """Return the exit code of a command that is not run through Hydra; an error becomes its message."""
+    """Run a command without Hydra, and return its exit code; an error becomes its message."""
     from kdcli import console
     from kdcli.errors import KDError
 

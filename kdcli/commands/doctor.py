@@ -1,4 +1,4 @@
-"""`kdcli doctor`: what kdcli finds on this machine."""
+"""Implements `kdcli doctor`, which shows what kdcli finds on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = (
 )  # fmt: skip
 """The packages whose versions are shown."""
 PATIENCE = 3.0
-"""Seconds to wait for the hub."""
+"""The number of seconds to wait for the hub."""
 DEVELOPMENT = ("dev",)
 """Extras that a user does not need."""
 OFFLINE = ("1", "ON", "YES", "TRUE")
@@ -94,7 +94,7 @@ def extras() -> dict[str, list[str]]:
 
 
 def machine() -> dict[str, Any]:
-    """Devices, fast precisions, threads and memory. Only this imports torch."""
+    """Describe devices, fast precisions, threads and memory. Only this function imports torch."""
     memory = psutil.virtual_memory()
     findings: dict[str, Any] = {
         "platform": f"{platform.system()} {platform.machine()}",
@@ -139,7 +139,7 @@ def _size(folder: Path) -> int:
 
 
 def hub() -> dict[str, Any]:
-    """Return whether the Hugging Face hub can be reached, within `PATIENCE` seconds; it is not asked if HF_HUB_OFFLINE is set."""
+    """Return whether the Hugging Face hub can be reached, within `PATIENCE` seconds; no request is sent if HF_HUB_OFFLINE is set."""
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     findings: dict[str, Any] = {"address": address, "token": bool(os.environ.get("HF_TOKEN"))}
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in OFFLINE:

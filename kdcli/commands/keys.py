@@ -1,4 +1,4 @@
-"""`kdcli keys`: what each config key is."""
+"""Implements `kdcli keys`, which describes each config key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdcli.config.index import Key, all_keys, keys_below, no_such_key
 from kdcli.errors import ConfigError, ExitCode, abbreviated
 
 VALUE, SENTENCE = 40, 160
-"""The most characters of a default and of a meaning in the list of all keys."""
+"""The maximum number of characters of a default and of a meaning in the list of all keys."""
 
 
 def show_keys(words: Sequence[str], as_json: bool, config_dir: Path | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The manners of the command line: whole sentences, examples and exit codes in the help, and answers to what is misspelt.
+"""Extends Typer: whole sentences, examples and exit codes in the help, and suggestions for misspelt words.
 
 It imports nothing heavy, so that `kdcli --help` is fast.
 """
@@ -22,9 +22,9 @@ PANELS = {
 }
 """The groups in which the help shows the commands."""
 EXAMPLE = ("kdcli ", "echo ", "cat ", "eval ", "source ", "  ")
-"""How the lines of an example in a docstring begin."""
+"""The beginning of the lines of an example in a docstring."""
 CODES = "Exit codes: "
-"""How the paragraph of a docstring begins that lists what each exit code means, separated by semicolons."""
+"""The beginning of the paragraph of a docstring that lists the meanings of the exit codes, separated by semicolons."""
 
 
 class Help(NamedTuple):
@@ -66,7 +66,7 @@ def write_help(parts: Help, formatter: Any) -> None:
 
 
 class Command(TyperCommand):
-    """A command whose help has examples and exit codes, and that answers a wrong option with the key that is meant."""
+    """A command whose help has examples and exit codes, and that suggests the intended key for a wrong option."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the words of the usage; the name of an argument that has brackets of its own gets no others."""
@@ -98,7 +98,7 @@ class Command(TyperCommand):
 
 
 class Commands(TyperGroup):
-    """The commands, which the help shows in groups and in whole sentences."""
+    """A group of commands, which the help shows by topic and in whole sentences."""
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """Write the paragraphs of the docstring, and its examples as they are."""
@@ -134,7 +134,7 @@ class Commands(TyperGroup):
 
 
 class App(typer.Typer):
-    """A program whose commands and groups of commands have these manners."""
+    """A Typer program with `Command` and `Commands`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(

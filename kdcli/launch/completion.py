@@ -1,6 +1,6 @@
-"""Completion of the command line in bash, zsh and fish: of commands, options, config groups, keys, values and paths.
+"""Completes the command line in bash, zsh and fish: commands, options, config groups, keys, values and paths.
 
-The script of a shell calls `kdcli completion SHELL --line LINE` for each completion. The answer's first line tells what follows: `words`; `open`,
+The script of a shell calls `kdcli completion SHELL --line LINE` for each completion. The first line of its output states what follows: `words`; `open`,
 for words that are not complete yet (`trainer.`, `seed=`); or `files`, where the shell completes paths by itself.
 """
 
@@ -20,7 +20,7 @@ Candidates = list[tuple[str, str]]
 FILES = "files"
 """The description that stands for a path, which the shell completes."""
 NOTHING = "nothing"
-"""The description that stands for a value of which nothing is known."""
+"""The description that stands for a value without known candidates."""
 BASH = r"""
 _kdcli_complete() {
     local line=${COMP_LINE:0:COMP_POINT} current=${COMP_WORDS[COMP_CWORD]} mode="" typed prefix word
@@ -160,7 +160,7 @@ VALUES = {
     "info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
     "shell": tuple(SCRIPTS),
 }
-"""The values of options and arguments that have few, by their names."""
+"""The values of options and arguments with few values, by their names."""
 
 
 def _of_parameter(command: str, parameter: Any, typed: Sequence[str], incomplete: str) -> Candidates:
