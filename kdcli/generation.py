@@ -99,7 +99,7 @@ def generate(
         batch_size: prompts in a batch.
         temperature: 0: greedy; otherwise tokens are sampled from softmax(logits / temperature).
         seeds: one for each prompt, if tokens are sampled; a completion depends on its own seed alone.
-        ends: further end tokens, beside those of the model and the tokenizer.
+        ends: end tokens in addition to those of the model and the tokenizer.
         listener: of a single prompt: called with each token as soon as it is known.
 
     Raises:

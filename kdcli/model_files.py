@@ -40,7 +40,7 @@ NUMBERED = re.compile(r"^(.*?\.?)(\d+)\.(.+)$")
 BUFFERS = re.compile(
     r"(^|[._])(position_ids|token_type_ids|inv_freq|masked_bias|cached|mask|relative_position_index|num_batches_tracked|version|weights)$"
 )
-"""The names of what older checkpoints hold beside the weights, and newer models compute."""
+"""The names of tensors that older checkpoints hold in addition to the weights, and that newer models compute."""
 POOLER = re.compile(r"(^|\.)pooler\.")
 LARGEST_WEIGHT = 1e9
 ATTENTION = re.compile(r"(attn|experts)_implementation")

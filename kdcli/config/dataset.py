@@ -74,7 +74,7 @@ class Dataset(Section):
     task: str | None = None
     """null: inferred from the columns named (text + label: classification; words + tags: token_classification; prompt +
     completion, messages, or text with label=null: causal_lm; source + target: seq2seq). masked_lm is never inferred. A class of your own:
-    MODULE.CLASS, looked for in --config-dir and beside it."""
+    MODULE.CLASS, searched in --config-dir and in the working directory."""
     format: Literal[
         "auto",
         "csv",
@@ -161,7 +161,7 @@ class Dataset(Section):
     number among them, from 0 or from 1."""
     no_label: Annotated[list[Name], BeforeValidator(one_is_a_list)] = NO_LABEL
     """classification: the labels that mean that a row has none, as an empty cell does. The default is not applied where -1 or - is a class: among
-    other negative numbers, beside +1, in equal measure with 0 and 1, or where a single class would be left. Training rows without a label
+    other negative numbers, together with +1, as often as 0 and 1, or where a single class would be left. Training rows without a label
     are text that only the teacher labels; those of validation and test are dropped."""
     as_classes: bool = False
     """classification: take every different value of the column of labels as a class, also where they look like scores, several labels a row,

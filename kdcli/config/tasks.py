@@ -39,7 +39,7 @@ class TaskSpec:
     family: ClassVar[str]
     """The packaged task whose kind of model it has: targets, runtimes, scripts and prompts that serve that one serve this one."""
     reads: ClassVar[frozenset[str]] = frozenset()
-    """The keys of the data set that it reads, beside those that every task reads."""
+    """The keys of the data set that it reads, in addition to those that every task reads."""
     reads_of_run: ClassVar[frozenset[str]] = frozenset()
     """The dotted keys outside of the data set that it reads, but not every task; the name of a mapping stands for all of its keys."""
     only_here: ClassVar[Mapping[str, str]] = {}
@@ -60,7 +60,7 @@ class TaskSpec:
     selects_by_gold: ClassVar[bool] = True
     """A stage can train on the labelled or on the unlabelled rows alone."""
     refuses_short: ClassVar[bool] = False
-    """Its preprocessing refuses a `max_length` that leaves no room beside special tokens."""
+    """Its preprocessing refuses a `max_length` that leaves no room for other than special tokens."""
     from_scratch: ClassVar[bool] = False
     """A model with random weights over a learned vocabulary can be its teacher, or its student."""
     script_arguments: ClassVar[str] = ""

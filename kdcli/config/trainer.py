@@ -30,7 +30,7 @@ class Trainer(Section):
     epochs: Epochs | None = None
     """Passes over the training rows; with until=converged the most of them, in place of `max_epochs`."""
     max_steps: Steps | None = None
-    """Stop after so many optimizer steps, whatever `epochs` says."""
+    """Stop after this number of optimizer steps, for any value of `epochs`."""
     max_epochs: Epochs | None = None
     """until=converged: the most passes over the training rows, if these are at least `min_steps`. null: 30 for classifiers, 10 for translators,
     5 for language models."""

@@ -153,7 +153,7 @@ class Component(BaseModel):
     """The base class of `_target_`, as MODULE.NAME."""
 
     target: str = Field(alias="_target_")
-    """The class of the component, MODULE.CLASS; its arguments are keys beside this one."""
+    """The class of the component, MODULE.CLASS; its arguments are the other keys of the same mapping."""
 
     @property
     def arguments(self) -> dict[str, Any]:

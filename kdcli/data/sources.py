@@ -223,7 +223,7 @@ def _files_below(path: Path) -> list[Path]:
 
 
 def _require_no_standoff(path: Path, files: Iterable[Path]) -> None:
-    """Refuse a folder of brat: texts, whose spans and types stand in files *.ann beside them."""
+    """Refuse a folder of brat: texts, whose spans and types are in files *.ann of the same name."""
     names = {file.name for file in files}
     if any(name.endswith(".ann") for name in names) or any(
         (path / f"{name.removesuffix('.txt')}.ann").is_file() for name in names if name.endswith(".txt")

@@ -206,7 +206,7 @@ def recorded_dtypes(run: Path) -> dict[str, Dtype]:
 def recorded_readings(run: Path) -> list[Reading]:
     """Return how a run read its data files, by its env.json, so that a later guess cannot differ; empty if it does not say so.
 
-    If env.json is damaged, it is found anew, with a warning.
+    If env.json is damaged, it is detected again, with a warning.
     """
     path = run / ENVIRONMENT
     if not os.path.lexists(path):

@@ -323,7 +323,7 @@ class ExportResult(Result):
     sequence_length: int | None = None
     """Tokens of each row that is timed; null: each row has its own length."""
     torch: ModelResult
-    """The student in torch, as it was measured beside the artifacts."""
+    """The student in torch, as it was measured together with the artifacts."""
     artifacts: dict[str, ArtifactResult]
     failed: dict[str, str] = {}
     """The files that could not be made or run, and why."""

@@ -96,11 +96,11 @@ def run_artifact(
 
     Args:
         cfg: how speed and memory are measured; None: they are not measured.
-        path: the file, with what its runtime needs beside it, or the folder.
+        path: the file, in a folder with what its runtime needs, or the folder.
         generated: the texts of the torch student, as `generate_reference` returns them.
         baseline: the torch student, which is measured interleaved with it.
         limit: milliseconds, as `Requests.limit`.
-        trust_remote_code: Python files beside it may run.
+        trust_remote_code: whether Python files in its folder may run.
 
     Raises:
         ConfigError: no runtime runs such a file for the task.
@@ -260,7 +260,7 @@ def _any_runtime(path: Path) -> type[Runtime] | None:
 
 def hashes_of(path: Path) -> dict[str, str]:
     """Return sha256 of the files of an artifact, by their paths relative to its parent: of all files in a folder, else of the file and of the
-    weights beside it."""
+    external weights."""
     files = (
         sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else with_weights(path)
     )

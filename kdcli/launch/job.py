@@ -32,7 +32,7 @@ UNRECORDED = "hydra.output_subdir=null"
 """Overrides that keep Hydra from writing `.hydra/`: it would write before the directory is locked, not atomically, and again for a continued run."""
 _status: dict[str, int] = {}
 _failures: list[KDError] = []
-"""Why the only job failed. (Those of a sweep are told one by one, and the other jobs run.)"""
+"""The failure of the only job. (Failures of a sweep are printed one by one, and the other jobs run.)"""
 
 
 def run_hydra(name: str, argv: list[str]) -> int:
@@ -73,7 +73,7 @@ def run_export(cfg: DictConfig) -> None:
 
 def _job(command: str, cfg: DictConfig) -> None:
     """Check the config, lock the run directory, run the command, and remove a new directory if the command was refused. `run_hydra` raises a
-    failure afterwards, so that Hydra adds no message of its own; in a sweep it is told, written into the job's directory, and the other
+    failure afterwards, so that Hydra adds no message of its own; in a sweep it is printed, written into the job's directory, and the other
     jobs run.
 
     Raises:

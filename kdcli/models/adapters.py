@@ -59,7 +59,7 @@ def unmerged(folder: Path, key: str, name: str) -> ModelError:
 
 
 def require_alone(folder: Path, name: str) -> None:
-    """Refuse a directory that holds a whole model beside an adapter.
+    """Refuse a directory that holds a complete model and an adapter.
 
     Raises:
         ModelError

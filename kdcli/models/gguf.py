@@ -70,7 +70,9 @@ def _write(path: Path, folder: Path) -> None:
         tempfile.TemporaryDirectory() as link_folder,
         contextlib.redirect_stderr(io.StringIO()),
     ):  # a progress bar
-        (Path(link_folder) / "model.gguf").symlink_to(path)  # transformers would also read files beside it
+        (Path(link_folder) / "model.gguf").symlink_to(
+            path
+        )  # transformers would also read other files of its folder
         tokenizer = AutoTokenizer.from_pretrained(link_folder, gguf_file="model.gguf")
         loaded = AutoModelForCausalLM.from_pretrained(
             link_folder, gguf_file="model.gguf", dtype=float32, output_loading_info=True

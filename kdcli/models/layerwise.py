@@ -307,7 +307,7 @@ class Layerwise:
             ) from error
 
     def _trace(self, features: Sequence[dict[str, Any]], seed: int) -> list[Any]:
-        """Return what each layer is called with beside the hidden states, in a pass in which the first layer alone computes."""
+        """Return the arguments of each layer besides the hidden states, from a pass in which the first layer alone computes."""
         own = self.layers[0].forward
         calls: list[Any] = []
         last: list[Any] = [None]

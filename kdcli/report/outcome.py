@@ -76,7 +76,7 @@ def _unfinished(report: Report) -> Iterator[Missing]:
 
 
 def continuing_key(report: Report, name: str) -> str | None:
-    """Return the config key that lets a model's training go on; None: its validation curve was flat, or nothing is known of it."""
+    """Return the config key that lets a model's training continue; None: its validation curve was flat, or is unknown."""
     training = (report.get("training") or {}).get(name) or {}
     stopped, flat = training.get("stopped"), training.get("flat")
     # a fixed number of steps whose curve nobody knows may be any number

@@ -52,7 +52,7 @@ def model_rows(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> list[
 
 
 def _table(title: str, metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print models side by side. A compact metric joins the score and its interval in one column, and shows further scores beside it."""
+    """Print models side by side. A compact metric joins the score and its interval in one column, and shows further scores in other columns."""
     columns, rows = model_columns(metric), model_rows(metric, models)
     if metric.compact:
         columns[1:3] = [f"{columns[1]} (95 %)"]
@@ -160,7 +160,7 @@ UNRUN = (
 
 
 def export_table(result: Mapping[str, Any]) -> None:
-    """Print the artifacts of ``kdcli export`` (export.json) beside the torch student, and what they miss.
+    """Print the artifacts of ``kdcli export`` (export.json) and the torch student in one table, and the limits that they miss.
 
     ``faster`` is the speed-up on the same rows, measured interleaved; ``agrees`` is the share of rows (of models that write text: tokens) with
     the torch student's prediction; ``texts`` is the share of texts that are identical to the student's; ``checks`` says whether these, the score
@@ -263,7 +263,7 @@ def load_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _quantization_table(metric: Metric, compared: Mapping[str, Any]) -> None:
-    """Print what quantization-aware training gains: the files beside those of the student before that stage."""
+    """Print what quantization-aware training gains: the files next to those of the student before that stage."""
     before, precision = metric.format_score(compared["score"]), compared["precision"]
     console.table(
         f"trained in {precision}, against rounded after training; kept: of {before}, the student's in fp32 before that stage",

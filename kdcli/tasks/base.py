@@ -173,7 +173,7 @@ class Task(ABC):
 
     @abstractmethod
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        """Write the number and the names of the labels, or whatever the task needs, into a model's config."""
+        """Write the number and the names of the labels, or other settings of the task, into a model's config."""
 
     def supports_architecture(self, architecture: type[PreTrainedConfig]) -> bool:
         """Return whether transformers has a model for this task with this architecture."""
@@ -536,7 +536,7 @@ class Task(ABC):
         max_length: int,
         cfg: Measure | None,
     ) -> list[str]:
-        """Generate further texts for test rows, beside those of `Predictions`; [] for tasks that score none."""
+        """Generate texts for test rows in addition to those of `Predictions`; [] for tasks that score none."""
         return []
 
     def sample_scores(
@@ -561,7 +561,7 @@ class Task(ABC):
         return {}
 
     def dataset_summary(self, cfg: DatasetConfig, dropped: Mapping[str, int]) -> dict[str, Any]:
-        """Return what report.json says about the data set, beside its sizes.
+        """Return what report.json holds about the data set besides its sizes.
 
         Args:
             dropped: the number of rows that were dropped while it was loaded, by reason.

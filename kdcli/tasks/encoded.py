@@ -125,7 +125,7 @@ def padded(
 class SplitCache:
     """Caches tokenized splits by their rows, their tokenizer and the maximum length. Beyond `MOST_BYTES` the least recently used are dropped.
 
-    A run reads the same split for its checks, for each of its phases and for its evaluation, with tokenizers that are loaded anew from the
+    A run reads the same split for its checks, for each of its phases and for its evaluation, with tokenizers that are loaded again from the
     teacher, the initialised student and the trained one, and give the same tokens.
     """
 
@@ -165,6 +165,6 @@ def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> Hashable:
     if not tokenizer.is_fast:
         return *settings, id(tokenizer)
     backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # each call sets truncation and padding anew
+    backend.no_truncation()  # each call sets truncation and padding again
     backend.no_padding()
     return *settings, hashlib.sha256(backend.to_str().encode()).hexdigest()

@@ -19,7 +19,7 @@ BASELINE = "the same student without a teacher"
 
 
 class Metric:
-    """Formats a score. In report.json a higher score is better, whatever figure people read.
+    """Formats a score. In report.json a higher score is better, for any figure that people read.
 
     This class shows scores as they are, with three decimals. A subclass changes what differs for its metric, sentences included.
 

@@ -483,7 +483,7 @@ class _Trainer(HFTrainer):
             ) from error
 
     def _go_back(self, step: int | None) -> None:
-        """Load the weights and the optimizer's state of an earlier checkpoint. The data order, the step and the learning rate go on."""
+        """Load the weights and the optimizer's state of an earlier checkpoint. The data order, the step and the learning rate continue."""
         if step is None or step == self.state.global_step:
             return
         optimizer, scheduler = self.optimizer, self.lr_scheduler

@@ -115,7 +115,7 @@ class LlamaCausalLM(CausalLMRuntime):
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
-        direct = urllib.request.ProxyHandler({})  # this machine, whatever the proxy
+        direct = urllib.request.ProxyHandler({})  # this machine is reached without the proxy
         with urllib.request.build_opener(direct).open(request) as answer:
             ids: list[int] = json.load(answer)["tokens"]
             return ids

@@ -1,5 +1,5 @@
 """Scripts of at most ten lines that run an artifact without kdcli, for each runtime, and the modules that they import. An export writes them
-beside the artifact.
+into the folder of the artifact.
 
 `onnx_causal_lm.py` becomes `run_onnx.py`, and so on; files named `encoder` are for all tasks that have logits and generate nothing; files of
 other languages (.mjs, .kt, .swift) are treated alike. The modules that a script imports, `from student import …`, are written for each task:

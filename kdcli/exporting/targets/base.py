@@ -33,7 +33,7 @@ from kdcli.tasks.base import Task
 CLASSIFIERS = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")
 GENERATORS = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 COPIED = ("config.json", *TOKENIZER_FILES)
-"""The files that an application needs beside the graph, to make the inputs and to name the outputs."""
+"""The files that an application needs in addition to the graph, to make the inputs and to name the outputs."""
 
 
 class Target(ABC):
@@ -72,7 +72,7 @@ class Target(ABC):
         inputs: Sequence[Mapping[str, Tensor]],
         max_length: int,
     ) -> dict[str, Path]:
-        """Write the artifacts, and beside them whatever their runtime needs (tokenizer, labels).
+        """Write the artifacts, and the other files that their runtime needs (tokenizer, labels).
 
         Args:
             student: the student's directory.
@@ -134,7 +134,7 @@ class Target(ABC):
 
 
 def copy_tokenizer(student: Path, out: Path, max_length: int) -> None:
-    """Copy the files that an application needs beside the model, with a tokenizer that truncates by itself."""
+    """Copy the other files that an application needs, with a tokenizer that truncates by itself."""
     for path in (
         *(student / name for name in COPIED),
         *student.glob("*.py"),
@@ -174,7 +174,7 @@ def sample_batch(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Tens
 
 @contextlib.contextmanager
 def exporting(model: PreTrainedModel, what: str, out: Path) -> Iterator[None]:
-    """Turn whatever an exporter raises into an ExportError with its first line.
+    """Turn any exception of an exporter into an ExportError with its first line.
 
     Args:
         what: what the model is written as, for the message.

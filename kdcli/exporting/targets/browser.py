@@ -26,7 +26,7 @@ LIBRARY = {
     "@huggingface/transformers/dist": ["transformers.min.js"],
     "onnxruntime-web/dist": ["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"],
 }
-"""The files of node_modules that the page loads. They are copied beside the page, so that it needs no network."""
+"""The files of node_modules that the page loads. They are copied into the folder of the page, so that it needs no network."""
 
 
 class Browser(Target):

@@ -56,7 +56,7 @@ class Cpu(Target):
 
     Inputs are named as in transformers (input_ids, attention_mask, token_type_ids: int64, (batch, sequence), both
     axes free), the output is `logits` (batch, labels), of a token classifier (batch, sequence, labels). Only standard
-    ONNX operators are used, but in int4. Weights lie inside the file below 2 GB, in one file beside it above.
+    ONNX operators are used, except in int4. Weights are inside the file below 2 GB, and in a second file above.
 
     int8: the weights of matrix products with a scale per output channel, and the embeddings, which are most of a
     small student; activations are quantized dynamically, so no calibration data is needed. Matrices use 7 of

@@ -213,7 +213,7 @@ def _blocks(matrix: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def save(graph: Any, file: Path) -> None:
-    """Write a graph. Above 2 GB its weights are moved from the graph to one file beside it."""
+    """Write a graph. Above 2 GB its weights are moved from the graph to a second file."""
     import onnx
 
     size = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
@@ -221,7 +221,7 @@ def save(graph: Any, file: Path) -> None:
 
 
 def copy_files(student: Path, out: Path) -> None:
-    """Copy the files that an application needs beside the graph."""
+    """Copy the other files that an application needs."""
     for name in COPIED:
         if (student / name).is_file():
             shutil.copyfile(student / name, out / name)

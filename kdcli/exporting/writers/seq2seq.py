@@ -44,7 +44,7 @@ model that was trained with tied embeddings. For a tokenizer without a begin-of-
 
 
 def copy_files(student: Path, out: Path, model: PreTrainedModel) -> None:
-    """Write the files that a runtime needs beside the weights: config, tokenizer, and the tokens that a text begins and ends with.
+    """Write the files that a runtime needs in addition to the weights: config, tokenizer, and the tokens that a text begins and ends with.
 
     The keys of an existing config.json (CTranslate2's) are added to the student's; each reader uses its own keys alone.
     """

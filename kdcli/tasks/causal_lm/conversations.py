@@ -33,7 +33,7 @@ WRAPPERS = ("messages", "conversations", "conversation", "turns", "dialogue", "d
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Keys of a turn that hold reasoning. The first one is what chat templates read."""
 KEEP = "keep_thought"
-"""The key of a stored turn whose thought is written whatever the template makes of it."""
+"""The key of a stored turn whose thought is written even if the template omits it."""
 WEIGHTS = ("weight", "train", "training", "loss")
 """Keys of a turn that say whether it is learned."""
 TEXT_PARTS = (None, "text", "input_text", "output_text")
@@ -167,7 +167,7 @@ def without_thoughts(turn: Mapping[str, str]) -> dict[str, str]:
 
 
 def template_turns(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return stored turns as a chat template reads them. A content that was null beside a call is left out, as transformers does."""
+    """Return stored turns as a chat template reads them. A null content of a turn with a call is dropped, as in transformers."""
     ready = []
     for turn in turns:
         extra = {key: value for key, value in extra_of(turn).items() if key != "weight"}
@@ -415,7 +415,7 @@ def _listed(value: Any) -> list[Any]:
             value = [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
     if not isinstance(value, list):
         return []
-    if all(isinstance(turn, dict) and "role" in turn for turn in value):  # most are
+    if all(isinstance(turn, dict) and "role" in turn for turn in value):  # most values are
         return value
     return [each for turn in value for each in _named(turn)]
 

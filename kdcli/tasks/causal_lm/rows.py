@@ -26,9 +26,9 @@ from kdcli.tasks.rows import RawSplits, Row, RowSchema, fold_white_space, requir
 
 logger = logging.getLogger(__name__)
 CONTEXT = {"tools": "tools", "functions": "tools", "system": "system", "system_prompt": "system", "history": "history", "input": "input"}  # fmt: skip
-"""The columns that belong to a conversation beside its turns, by the name that `dataset.context` has for them."""
+"""The columns that belong to a conversation besides its turns, by the name that `dataset.context` has for them."""
 INSTRUCTION = "instruction"
-"""The column of prompts beside which a column `input` is a part of the prompt (Alpaca)."""
+"""The name of the column of prompts with which a column `input` is a part of the prompt (Alpaca)."""
 TURNS = "[{ \t\n"
 """The first characters of texts that may be turns in JSON."""
 UNREAD = {

@@ -18,7 +18,7 @@ a remark."""
 FEW_ROWS = 3
 """The mean number of rows per label below which a column of more than `MANY_CLASSES` labels holds no classes, if half of them occur once."""
 RARE = 0.1
-"""The share of the training rows below which -1 beside 0 and 1 means that there is no label."""
+"""The share of the training rows below which -1 among 0 and 1 means that there is no label."""
 MISSING = frozenset({
     "nan", "NaN", "NAN", "-nan", "<NA>", "NA", "N/A", "n/a", "#N/A", "null", "NULL", r"\N", "#NULL!", "-100",
 })  # fmt: skip

@@ -6,7 +6,7 @@ from kdcli.tasks.presentation import PERCENT, PLAIN, Card, Percentage, Presentat
 
 
 class Accuracy(Percentage):
-    """Accuracy, with macro F1, log-loss and calibration error beside it."""
+    """Accuracy, shown with macro F1, log-loss and calibration error."""
 
     chance = "the most frequent label"
     details = (
@@ -17,7 +17,7 @@ class Accuracy(Percentage):
 
 
 class MacroF1(Percentage):
-    """Macro F1, the mean over the classes, with accuracy, log-loss and calibration error beside it."""
+    """Macro F1, the mean over the classes, shown with accuracy, log-loss and calibration error."""
 
     details = (
         ("accuracy", "accuracy", lambda scores: PERCENT.format_score(scores.get("accuracy"))),

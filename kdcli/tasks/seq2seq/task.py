@@ -89,7 +89,7 @@ class Seq2Seq(LanguageModel):
     # ---- rows -> tokens ----------------------------------------------------------------------------------
 
     def from_pretrained(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """Load a checkpoint as in the base class. The decoder of mBART-25 and PLBart begins with the code of the target language, whatever its config says."""
+        """Load a checkpoint as in the base class. The decoder of mBART-25 and PLBart begins with the code of the target language, even if its config names another token."""
         model, info = super().from_pretrained(path, **kwargs)
         if self.languages[1] is not None and _begins_with_last(model):
             code = self.start(AutoTokenizer.from_pretrained(path, local_files_only=True))

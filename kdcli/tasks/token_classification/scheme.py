@@ -38,7 +38,7 @@ class Scheme:
             each is the type of an entity.
         letters: those that the tags have (B, I …).
         parts: the role (B, I, E, S, or O for no entity) and the entity type of each tag.
-        bare: tags without a letter among tags with letters, beside those for no entity: each counts as a type.
+        bare: tags without a letter among tags with letters, except those for no entity: each counts as a type.
     """
 
     form: str

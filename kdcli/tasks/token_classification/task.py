@@ -38,7 +38,7 @@ class TokenClassification(Classification):
     """Every word counts, at its first token; the headline metric is the F1 of entities.
 
     An entity is right if its type and its first and last word are (Tjong Kim Sang and De Meulder 2003,
-    https://aclanthology.org/W03-0419), whatever the scheme of the tags (`scheme_of`).
+    https://aclanthology.org/W03-0419), for any scheme of the tags (`scheme_of`).
 
     Args:
         labels: the names of the tags, in the order of the logits.
