@@ -1,4 +1,4 @@
-"""`kdcli chat`: a conversation with a language model, token by token, with its teacher's answers beside it if they are wanted."""
+"""Implements `kdcli chat`, a conversation with a language model, token by token, on request with the answers of its teacher as well."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from kdcli.tasks.inference import Model
 
 logger = logging.getLogger(__name__)
 HALF = "\ufffd"
-"""Stands in a decoded text for a character of which some bytes are still missing."""
+"""The character that replaces an incomplete character in a decoded text."""
 RESET, EXIT = "/reset", ("/exit", "/quit")
 Turn = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are generated.
+    """The settings by which answers are generated.
 
     Attributes:
         max_new_tokens: the maximum length of an answer; None: that of the model.
         temperature: 0: greedy; otherwise tokens are sampled from softmax(logits / temperature).
-        seed: of the first answer; each further one has the next.
+        seed: the seed of the first answer; each further answer has the next seed.
     """
 
     max_new_tokens: int | None = None
@@ -45,9 +45,9 @@ class Conversation:
     A model that was not trained on conversations continues each text by itself.
 
     Attributes:
-        models: by the name before an answer: the one that is talked to, and others that answer beside it.
+        models: the model of the conversation, and others that also answer, by the name before an answer.
         system: the instruction before the first turn; empty: none.
-        turns: those so far.
+        turns: the turns so far.
     """
 
     predictor: Predictor
@@ -127,7 +127,7 @@ class Text:
 
     Args:
         prompt: the token ids before them.
-        strip: white space at its beginning is left out.
+        strip: whether white space at its beginning is removed.
 
     Attributes:
         shown: the text so far.
@@ -139,7 +139,7 @@ class Text:
         self.shown = ""
 
     def add(self, token: int) -> str:
-        """Add a token; returns what the text has become longer by, in whole characters."""
+        """Add a token; return the new complete characters of the text."""
         self.tokens.append(token)
         return self._further(self._text().rstrip(HALF))
 
@@ -162,7 +162,7 @@ def chat(predictor: Predictor, teacher: Model | None, system: str, sampling: Sam
     """Talk until the input ends, or until /exit.
 
     Args:
-        teacher: answers beside the model; None: no other model does.
+        teacher: also answers; None: the model answers alone.
     """
     models = {"student" if predictor.subject.run else "model": predictor.model}
     if teacher is not None:

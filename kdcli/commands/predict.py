@@ -1,4 +1,4 @@
-"""`kdcli predict`: what a model predicts for texts, for the rows of a file, or for the lines of stdin."""
+"""Implements `kdcli predict`, which predicts for texts, for the rows of a file, or for the lines of stdin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdcli.inference.predictor import CHUNK, Predictor, csv_lines, json_line
 from kdcli.tasks.inference import Answer, Values
 
 SHOWN = 60
-"""Characters of an input that a table shows."""
+"""The maximum number of characters of an input that a table shows."""
 
 
 def predict(
@@ -28,12 +28,12 @@ def predict(
     as_json: bool = False,
     max_new_tokens: int | None = None,
 ) -> int:
-    """Predict, and print the answers or write them into a file.
+    """Predict, and print the predictions or write them into a file.
 
     Args:
         words: texts; or a file, and KEY=VALUE that say how it is read; or `-`, for the lines of stdin.
         out: the file; None: stdout.
-        as_json: print lines of JSON.
+        as_json: whether lines of JSON are printed.
     """
     if list(words) == ["-"] and out is None:
         return _stream(predictor, sys.stdin, as_json, max_new_tokens)
@@ -99,7 +99,7 @@ def _texts(
 
 
 def _stream(predictor: Predictor, stream: IO[str], as_json: bool, max_new_tokens: int | None) -> int:
-    """Answer each line as soon as it is read, by one line; an empty line by an empty one."""
+    """Predict for each line as soon as it is read, and print one line; an empty line gives an empty one."""
     inference = predictor.inference
     for line in stream:
         text = line.rstrip("\r\n")
@@ -116,7 +116,7 @@ def _stream(predictor: Predictor, stream: IO[str], as_json: bool, max_new_tokens
 
 
 def _show(predictor: Predictor, answers: Sequence[Answer]) -> None:
-    """Print answers for people: of a single one all that is known, of several a row each."""
+    """Print predictions for people: all details of a single one, or a row for each of several."""
     inference = predictor.inference
     if len(answers) == 1:
         columns, rows = inference.details(answers[0])

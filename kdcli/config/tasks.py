@@ -75,7 +75,7 @@ class TaskSpec:
         return False
 
     def usual_keys(self, tokenizer: Any) -> dict[str, Any]:
-        """The keys of a data set with the usual columns of the task, for a model that no run describes.
+        """Return the keys of a data set with the usual columns of the task, for a model that no run describes.
 
         Args:
             tokenizer: the model's.

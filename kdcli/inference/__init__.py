@@ -1,1 +1,1 @@
-"""What a model predicts for inputs that a user gives: which model a path means, how it is run, and how inputs are read and answers written."""
+"""Predicts for inputs of a user: finds the model that a path means, runs it, reads inputs and writes predictions."""

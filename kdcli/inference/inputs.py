@@ -1,4 +1,4 @@
-"""The inputs that a user gives: words of a command line, or a data file, which the readers of data sets read."""
+"""Reads the inputs of a user: words of a command line, or a data file, by the readers of data sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdcli.tasks.inference import Inference, InputRows, Values
 
 logger = logging.getLogger(__name__)
 COLUMNS = ("text", "text_pair")
-"""The keys that name the columns of the inputs, whatever the task calls them."""
+"""The keys that name the columns of the inputs for every task."""
 READING = ("format", "encoding", "delimiter", "quote", "escape", "columns", "field", "bad_rows")
 """The keys of a data set that say how a file is read. Those of a run are for its own files."""
 _FIELDS: dict[str, Any] = {

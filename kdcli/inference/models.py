@@ -1,4 +1,4 @@
-"""A model that is loaded once and predicts for any number of inputs: a checkpoint in torch, or an exported file in its own runtime."""
+"""Loads a model once, which predicts for any number of inputs: a checkpoint in torch, or an exported file in its own runtime."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class RuntimeModel(Model):
     """An exported file or folder in its own runtime, in this process.
 
     Args:
-        path: the file, with what its runtime needs beside it, or the folder.
-        code: Python files beside it may run.
+        path: the file, in a folder with what its runtime needs, or the folder.
+        code: whether Python files in its folder may run.
 
     Raises:
         ConfigError: no runtime here runs it, or its packages are not installed.

@@ -1,4 +1,4 @@
-"""What a path means that is to predict: the checks that need neither torch nor a model."""
+"""Checks the path of a model that is to predict, as far as this needs neither torch nor a model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from kdcli.evaluation.results import read_report
 from kdcli.files import user_path
 
 DEEPEST = 6
-"""How far above a file its run is looked for."""
+"""The number of folders above a file in which its run is searched."""
 TRAINING_FILES = ("trainer_state.json", "optimizer.pt", "optimizer.bin", "scheduler.pt")
-"""Files that the Trainer writes beside a model whose training goes on."""
+"""The files that the Trainer writes into the folder of a model while it is trained."""
 JSON_SUFFIXES, CSV_SUFFIXES = (".jsonl", ".ndjson"), (".csv",)
 """The suffixes of files into which answers are written."""
 

@@ -1,4 +1,4 @@
-"""Predicts for any number of inputs, and writes the answers."""
+"""Predicts for any number of inputs, and writes the predictions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdcli.inference.subject import Loaded, Subject
 from kdcli.tasks.inference import Answer, Values
 
 CHUNK = 1000
-"""Inputs that are predicted at once."""
+"""The number of inputs that are predicted at once."""
 
 
 class Predictor:

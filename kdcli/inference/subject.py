@@ -1,4 +1,4 @@
-"""Which model a path means: the student of a run, an exported file, or a model directory."""
+"""Finds and loads the model that a path means: the student of a run, an exported file, or a model directory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from kdcli.tasks.base import Task
 from kdcli.tasks.inference import Inference, Model, inference_of
 
 LONGEST = 512
-"""Tokens of an input of a model that no run describes, if it can read so many."""
+"""The maximum number of tokens of an input of a model that no run describes."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Subject:
         name: what the user gave.
         path: a model directory, or the file or folder of an export.
         run: the run that it belongs to; None: there is none.
-        exported: its own runtime runs it; otherwise torch does.
-        code: its Python files may run.
+        exported: whether its own runtime runs it; otherwise torch does.
+        code: whether its Python files may run.
     """
 
     name: str

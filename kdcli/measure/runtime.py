@@ -248,7 +248,7 @@ class CausalLMRuntime(Runtime):
         """
 
     def reader(self) -> Callable[[list[int]], np.ndarray]:
-        """A function that reads further token ids of a text, and returns the logits after them, (C,).
+        """Return a function that reads further token ids of a text, and returns the logits after them, (C,).
 
         Raises:
             ConfigError: the runtime has none.

@@ -1,4 +1,4 @@
-"""What the models of a task predict for inputs without gold labels, in the form in which people and files read it."""
+"""Defines how the models of a task predict for inputs without gold labels, in the form in which people and files read it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from kdcli.tasks.rows import Row, RowSchema, require_text
 
 logger = logging.getLogger(__name__)
 LONGEST_CONTEXT = 4096
-"""The most tokens of a prompt and its completion together, whatever the model could read."""
+"""The maximum number of tokens of a prompt and its completion together."""
 Values = tuple[Any, ...]
 """The values of an input, in the order of `Inference.fields`: a text, or a text and its pair; a list of words; the turns of a conversation."""
 Answer = dict[str, Any]
-"""The input by its fields, and what is predicted for it, as plain data."""
+"""The input by its fields, and its prediction, as plain data."""
 
 
 class Model(ABC):
@@ -68,15 +68,15 @@ class Model(ABC):
 
 
 class Inference(ABC):
-    """How inputs become rows of a task, and predictions answers. There is one subclass for each packaged task that can be the task of a run.
+    """Turns inputs into rows of a task, and predictions into plain data. There is one subclass for each packaged task that can be the task of a run.
 
     Args:
         task: with the labels of the model.
         cfg: the data set of the run, whose keys name the columns and the replacements in texts.
 
     Attributes:
-        writes: the answers are generated texts.
-        chats: the model continues texts, so that one can talk to it.
+        writes: whether the predictions are generated texts.
+        chats: whether the model continues texts, so that it can hold a conversation.
     """
 
     writes: ClassVar[bool] = False
@@ -126,7 +126,7 @@ class Inference(ABC):
 
 
 def warn_of_long(lengths: Sequence[int], most: int) -> None:
-    """Warn that inputs are cut.
+    """Warn that inputs are truncated.
 
     Args:
         lengths: the tokens of each.

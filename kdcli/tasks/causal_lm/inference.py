@@ -1,4 +1,4 @@
-"""Completions of prompts and conversations."""
+"""Completes prompts and conversations."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from kdcli.tasks.inference import Answer, Inference, Model, Values
 from kdcli.tasks.rows import require_text
 
 NEW_TOKENS = 256
-"""The most tokens of a completion, if nothing else is asked for."""
+"""The maximum number of tokens of a completion by default."""
 
 
 class CausalLMInference(Inference):
     """A prompt, or a conversation -> `completion`, generated greedily, and `complete`: whether it ended by itself.
 
-    Of a conversation that ends with an answer, the answer is generated anew. To a model of conversations a prompt is the user's first turn.
+    If a conversation ends with an answer, the answer is generated again. For a model of conversations a prompt is the first turn of the user.
     """
 
     writes = chats = True

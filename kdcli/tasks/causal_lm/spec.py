@@ -50,7 +50,7 @@ class CausalLMSpec(TaskSpec):
         return bool(cfg.prompt or cfg.messages) or cfg.format in self.formats or cfg.label is None
 
     def usual_keys(self, tokenizer: Any) -> dict[str, Any]:
-        """A prompt and a completion, which are turns if the tokenizer has a chat template."""
+        """Return the keys of prompts and completions, which are turns if the tokenizer has a chat template."""
         return {"prompt": "prompt", "completion": "completion", "chat": bool(tokenizer.chat_template)}
 
     def fits(self, columns: Sequence[Column], given: Mapping[str, Any]) -> Iterator[Fit]:

@@ -1,4 +1,4 @@
-"""Labels of texts without gold labels, with the probabilities of all labels."""
+"""Predicts the labels of texts without gold labels, with the probabilities of all labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ClassificationInference(Inference):
     def answers(
         self, inputs: Sequence[Values], model: Model, max_new_tokens: int | None = None
     ) -> list[Answer]:
-        """One forward pass over all texts, which are cleaned as the run's were. A text of which nothing is left has no label."""
+        """Run one forward pass over all texts, which are cleaned as those of the run were."""
         schema, answers = self.schema, [self.echo(values) for values in inputs]
         made = [schema.row(schema.check(values, "the input"), "the input") for values in inputs]
         if not (rows := [row for row in made if row is not None]):

@@ -1,4 +1,4 @@
-"""Targets of sources without references."""
+"""Generates targets of sources without references."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Seq2SeqSpec(TaskSpec):
         return bool(cfg.source) or cfg.format in self.formats
 
     def usual_keys(self, tokenizer: Any) -> dict[str, Any]:
-        """A source and a target, in the languages with which the tokenizer was saved."""
+        """Return the keys of sources and targets, in the languages with which the tokenizer was saved."""
         languages = {
             "source_language": getattr(tokenizer, "src_lang", None),
             "target_language": getattr(tokenizer, "tgt_lang", None),

@@ -1,4 +1,4 @@
-"""Entities in texts without gold tags."""
+"""Predicts entities in texts without gold tags."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TokenClassificationInference(Inference):
     def answers(
         self, inputs: Sequence[Values], model: Model, max_new_tokens: int | None = None
     ) -> list[Answer]:
-        """One forward pass over all texts. Words beyond `max_length` tokens are in no entity."""
+        """Run one forward pass over all texts. Words beyond `max_length` tokens are in no entity."""
         split = [self._words(text) for (text,) in inputs]
         rows = _rows(split)
         read = readable_words(model.tokenizer, rows, model.max_length) if split else []

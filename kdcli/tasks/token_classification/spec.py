@@ -58,7 +58,7 @@ class TokenClassificationSpec(TaskSpec):
         return bool(cfg.tags) or cfg.format == "conll"
 
     def usual_keys(self, tokenizer: Any) -> dict[str, Any]:
-        """Words and tags."""
+        """Return the keys of words and tags."""
         return {"words": "text", "tags": "tags"}
 
     def fits(self, columns: Sequence[Column], given: Mapping[str, Any]) -> Iterator[Fit]:

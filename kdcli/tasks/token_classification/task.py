@@ -243,7 +243,7 @@ def _f1(gold: int, predicted: int, right: int) -> float:
 
 
 def readable_words(tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> list[np.ndarray]:
-    """The indices of the words of each row that a model reads: not those beyond `max_length` tokens, nor those without a token."""
+    """Return the indices of the words of each row that a model reads: not those beyond `max_length` tokens, nor those without a token."""
     return [np.flatnonzero(first >= 0) for _, first in _tokenized(tokenizer, rows, max_length)]
 
 
