@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
+from kdcli.evaluation.row_scores import RowScores
 from kdcli.evaluation.statistics import (
     Gain,
     bootstrap_gain,
@@ -16,6 +18,7 @@ from kdcli.evaluation.statistics import (
     paired_gain,
     seeds_gain,
 )
+from kdcli.files import digest
 from kdcli.tasks.base import Predictions, Task
 
 RESAMPLES = 10_000
@@ -174,6 +177,38 @@ def score(task: Task, predictions: Predictions) -> dict[str, Any]:
         bounds = mean_interval(task.per_example_scores(predictions))
     scores[f"{task.metric}_ci95"] = list(bounds)
     return {"score": scores[task.metric], "scores": scores} | figures
+
+
+def row_scores(task: Task, rows: Dataset, predictions: Mapping[str, Predictions], student: str) -> RowScores:
+    """Return the share of each test row in the headline metric, for several models.
+
+    A metric that is no mean over rows has the jackknife's pseudo-values (Tukey 1958; Efron 1982, chapter 3,
+    https://doi.org/10.1137/1.9781611970319), shifted so that their mean is the metric.
+
+    Args:
+        rows: the test split, as the models were scored on it.
+        student: the model whose targets are recorded; those of a teacher may be other tokens.
+    """
+    own = predictions[student]
+    targets = [own.counts.tolist(), own.labels.tolist(), list(own.pairs)]
+    return RowScores(
+        task.metric,
+        digest(rows["id"][:] if "id" in rows.column_names else [*map(repr, rows)]),
+        digest(targets),
+        {name: _shares(task, each) for name, each in predictions.items()},
+    )
+
+
+def _shares(task: Task, predictions: Predictions) -> np.ndarray:
+    if not task.corpus:
+        return np.ascontiguousarray(task.per_example_scores(predictions), np.float64)
+    statistics = task.sufficient_statistics(predictions)
+    total, count = statistics.sum(0), len(statistics)
+    score = task.score_from_statistics(total)
+    if count < 2:
+        return np.full(count, score)
+    without = np.asarray([task.score_from_statistics(total - own) for own in statistics])
+    return score + (count - 1) * (without.mean() - without)
 
 
 def agreement(task: Task, first: Predictions, second: Predictions) -> float:

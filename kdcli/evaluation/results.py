@@ -371,11 +371,20 @@ def read_report(run: Path) -> Report:
         ConfigError: the run is not finished, or its report is damaged or of a newer version.
     """
     saved_config(run)
+    return finished_report(run)
+
+
+def finished_report(run: Path) -> Report:
+    """Return the report of a finished run, whatever its config holds.
+
+    Raises:
+        ConfigError: the run is not finished, or its report is damaged or of a newer version.
+    """
     if not (run / REPORT).is_file():
         raise ConfigError(
             f"{run} is not finished (no {REPORT}); continue it with: kdcli distill hydra.run.dir={run} …"
         )
-    return _report(run)
+    return read(run / REPORT, Report, "the same kdcli distill writes it again")
 
 
 def read_export(folder: Path) -> ExportResult:
@@ -396,17 +405,13 @@ def is_finished(run: Path) -> bool:
     if not (run / REPORT).is_file():
         return False
     try:
-        _report(run)
+        finished_report(run)
     except NewerVersionError:
         raise
     except ConfigError as error:
         logger.warning("%s", error.message)
         return False
     return True
-
-
-def _report(run: Path) -> Report:
-    return read(run / REPORT, Report, "the same kdcli distill writes it again")
 
 
 def json_schema(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdcli import console
 from kdcli.errors import ExportError
-from kdcli.evaluation.compare import score
+from kdcli.evaluation.compare import row_scores, score
 from kdcli.evaluation.models import Evaluator
 from kdcli.evaluation.predict import open_checkpoint, save_predictions
 from kdcli.exporting.artifacts import Split, bytes_of, hashes_of, run_artifact, runs_here
@@ -72,7 +72,7 @@ def verify(
     """Run all files of an export.
 
     Args:
-        folder: the folder of the files, which gets their predictions.
+        folder: the folder of the files, which gets their predictions and the scores of each row.
         files: by precision.
         evaluator: has the torch student's entry and predictions, and its process.
         generated: the texts of the torch student, as `generate_reference` returns them.
@@ -92,6 +92,7 @@ def verify(
         except ExportError as error:
             verified.failed[path.name] = str(error)
             console.error(str(error))
+    row_scores(plan.task, evaluator.rows, evaluator.predictions, STUDENT).write(folder)
     if not verified.artifacts:
         raise ExportError(
             f"no file of hardware={plan.hardware} could be run, and nothing was kept; choose another hardware"
@@ -130,6 +131,7 @@ def _verify_file(
         )
     require_name(path.name, f"a file that hardware={plan.hardware} wrote")
     save_predictions(folder / "predictions" / f"test.{path.name}.safetensors", run.predictions)
+    evaluator.predictions[path.name] = run.predictions
     entry = {**made, **score(plan.task, run.predictions), **run.needs}
     apart = parity(plan.task, evaluator.predictions[STUDENT], student["score"], run, entry["score"])
     tolerance = tolerance_of(hardware, path.name, precision, plan.family)

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdcli import console, processes, rundir
-from kdcli.errors import ConfigError, ExitCode, abbreviated
+from kdcli.errors import ConfigError, ExitCode, KDError, abbreviated
 from kdcli.evaluation.results import is_finished, read_export, read_report
 from kdcli.launch.argv import parse_overrides, quote_override
 from kdcli.launch.check import CheckOptions, run_check
@@ -35,6 +35,7 @@ from kdcli.launch.compose import (
 )
 from kdcli.launch.hydra_errors import config_at_fault, failure_of
 from kdcli.launch.job import UNRECORDED, run_hydra, write_failure
+from kdcli.report.comparison import compare, jobs_of
 
 MOST_JOBS = 256
 """The most jobs of a sweep that are checked before the first one starts."""
@@ -230,8 +231,7 @@ def _one_by_one(command: str, folder: Path, points: Mapping[Path, Sequence[str]]
 
 def _table(command: str, folder: Path) -> int:
     """Print the points of a sweep as a table; returns the highest exit code."""
-    parents = {each.parent for name in (".hydra", rundir.ERROR) for each in folder.glob(f"**/{name}")}
-    jobs = sorted(parents, key=lambda job: (len(str(job)), job))
+    jobs = jobs_of(folder)
     if command == "eval":
         return max([ExitCode.DONE, *(_row(job, _eval_row)["exit_code"] for job in jobs)])
     from kdcli.report.tables import sweep_table, targets_table
@@ -243,7 +243,20 @@ def _table(command: str, folder: Path) -> int:
         rows = [_row(run, _sweep_row) | {"run": str(run.relative_to(folder))} for run in jobs]
         sweep_table(rows)
         console.say(f"runs in {folder}")
+        _page(folder)
     return max([ExitCode.DONE, *(row["exit_code"] for row in rows)])
+
+
+def _page(folder: Path) -> None:
+    """Write compare.html of a sweep. A run that cannot be read leaves the sweep without a page, and is named."""
+    from kdcli.report.compare_page import PAGE, write_comparison
+
+    try:
+        write_comparison(folder / PAGE, compare([folder]), folder.name)
+    except KDError as error:
+        console.warn(f"{PAGE} is not written: {error.message}")
+        return
+    console.say(f"comparison: {folder / PAGE}")
 
 
 def _row(job: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from kdcli import console
 from kdcli.config.schema import Distill as Config
 from kdcli.config.seeds import with_seed
 from kdcli.errors import ExportError, KDError
-from kdcli.evaluation.compare import chance_over_seeds, gain_over_seeds, verdict
+from kdcli.evaluation.compare import chance_over_seeds, gain_over_seeds, row_scores, verdict
 from kdcli.evaluation.models import Evaluator
 from kdcli.evaluation.predict import (
     combine_members,
@@ -86,6 +86,7 @@ def evaluate(
             _score_baselines(run, evaluator)
         for name, predictions in evaluator.predictions.items():
             save_predictions(run.folder / "predictions" / f"test.{name}.safetensors", predictions)
+        row_scores(run.task, evaluator.rows, evaluator.predictions, STUDENT).write(run.folder)
         _measure(run, teacher_data, evaluator, checkpoints, stage)
     _complete_teacher(run, teacher_data, evaluator.models)
     results = _results(run, teacher_data, evaluator, validation, samples, stage.name)
@@ -379,4 +380,5 @@ def write_results(run: Run, result: dict[str, Any]) -> None:
     write_html(run.folder, result)
     Report.of(**result).write(run.folder / REPORT)
     final_table(result)
-    console.say(f"report: {run.folder / 'report.html'}   student: {run.folder / 'student'}")
+    console.say(f"report:  {run.folder / 'report.html'}")
+    console.say(f"student: {run.folder / 'student'}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,13 @@ from kdcli.report.metrics import (
     present_models,
 )
 from kdcli.report.plots import calibration_plot, gain_plot, loss_curves, score_plot, validation_plot
+from kdcli.report.sections import facts, failures, next_steps, precision_and_recall
 from kdcli.report.tables import model_rows, seed_columns, seed_rows
 from kdcli.report.verdict import verdict_text
 from kdcli.rundir import read_metrics
 from kdcli.tasks.presentation import PERCENT, PLAIN, Metric, Report, format_figure, outcome_of
 
+TEMPLATES = Path(__file__).parent / "templates"
 _MAX_MATRIX = 12  # the number of classes up to which a confusion matrix is readable
 _MAX_CLASSES = 200  # rows of the per-class table
 
@@ -110,17 +114,30 @@ def write_html(run_dir: Path, report: Report | None = None) -> None:
 
 def _html(run_dir: Path, report: Report) -> str:
     """Return the page, which loads nothing from the network."""
-    from jinja2 import Environment, StrictUndefined
-
     env_path = run_dir / "env.json"
     remedy = "remove it, and the page is written without it"
     environment = _clean(read_json(env_path, dict, remedy)) if env_path.exists() else {}
-    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = jinja.from_string(
-        (Path(__file__).parent / "templates" / "report.html.jinja").read_text(encoding="utf-8")
-    )
     metrics = _read_metrics(run_dir / "metrics.jsonl")
-    return template.render(_page(report, metrics, environment, run_dir.name))
+    page = _page(report, metrics, environment, run_dir)
+    if page["failures"]:
+        script = (TEMPLATES / "search.js").read_text(encoding="utf-8")
+        page["script"] = script
+        page["script_hash"] = b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return render("report.html.jinja", page)
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """Return a page from one of the templates of this package, which share their style."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    jinja = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FileSystemLoader(TEMPLATES),
+    )
+    return jinja.get_template(template).render(values)
 
 
 def _clean(value: Any) -> Any:
@@ -141,11 +158,11 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _page(
-    report: Report, metrics: list[dict[str, Any]], environment: Mapping[str, Any], run: str
+    report: Report, metrics: list[dict[str, Any]], environment: Mapping[str, Any], run: Path
 ) -> dict[str, Any]:
     """Everything the template shows, as text, numbers and finished SVGs."""
     metric, models, verdict = metric_of(report), present_models(report), report["verdict"]
-    classes = _classes(report["labels"], models)
+    classes = _classes(report, models)
     retention, gain = format_share(verdict.get("retention")), format_number(verdict.get("gain_over_control"))
     gained = "n/a" if gain is None else metric.differences(gain)[0]
     certainty = f"95 %: {metric.format_interval(verdict.get('gain_ci95'), sign=True)}"
@@ -164,7 +181,12 @@ def _page(
         *metric.tiles(report),
     ]
     return {
-        "run": run,
+        "run": run.name,
+        "facts": list(facts(run, report, metrics)),
+        "failures": failures(report),
+        "next_steps": list(next_steps(run, report)),
+        "script": "",
+        "script_hash": "",
         "report": report,
         "shown": metric,
         "signatures": signatures_of(report),
@@ -232,7 +254,14 @@ def _texts(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _generations(generations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the completions of the models for some prompts."""
-    return [{"prompt": truncate_text(row.get("prompt")), "texts": _texts(row)} for row in generations]
+    return [
+        {
+            "prompt": truncate_text(row.get("prompt")),
+            "turns": [(str(turn["role"]), truncate_text(turn["text"])) for turn in row.get("turns") or ()],
+            "texts": _texts(row),
+        }
+        for row in generations
+    ]
 
 
 def _translations(
@@ -399,8 +428,9 @@ def _worst(
     return sorted(pairs, key=lambda pair: -pair[2])[:most]
 
 
-def _classes(labels: Sequence[str], models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _classes(report: Report, models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the F1 of each class, or of each entity type, for each model: the worst of the student first, those without test rows last."""
+    labels = report["labels"]
     confusion, entities = (
         models["student"].get("confusion"),
         models["student"].get("scores", {}).get("entities"),
@@ -415,7 +445,15 @@ def _classes(labels: Sequence[str], models: Mapping[str, Mapping[str, Any]]) -> 
             for name, model in models.items()
         }
         if any(score is not None for score in scores.values()) or support is not None:
-            cells = [(name, PERCENT.format_score(f1), 100 * (f1 or 0)) for name, f1 in scores.items()]
+            cells = [
+                (
+                    name,
+                    PERCENT.format_score(f1),
+                    100 * (f1 or 0),
+                    *map(PERCENT.format_score, precision_and_recall(report, label, name)),
+                )
+                for name, f1 in scores.items()
+            ]
             rows.append({"label": label, "support": support, "cells": cells, "f1": scores["student"]})
     rows.sort(key=lambda row: (row["support"] == 0, row["f1"] if row["f1"] is not None else 2.0))
     return rows

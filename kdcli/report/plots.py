@@ -17,19 +17,23 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
 _MAX_POINTS = 300  # of a curve; more cannot be seen, and would make the page heavy
-INKS = ("ink", "muted", "grid", *MODELS, *(f"term{i}" for i in range(6)))
+TERMS = 20
+"""Colours of loss terms; further ones begin again."""
+INKS = ("ink", "muted", "grid", *MODELS, *(f"term{i}" for i in range(TERMS)))
 HEX = {
     name: f"#0000{i:02x}" for i, name in enumerate(INKS, 1)
 }  # stand-ins, replaced by CSS variables in the SVG
 
 
-def _svg(name: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5.2, 2.7)) -> Markup:
-    """Draw one plot (``size`` in inches at 72 px) as an SVG element for an HTML page.
+def _svg(
+    name: str, label: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5.2, 2.7)
+) -> Markup:
+    """Draw one plot (``size`` in inches at 72 px) as an SVG element for an HTML page; `label` says what it shows to those who cannot see it.
 
     Its text stays text and takes the page's font; ``name`` salts its ids, which have to differ within a page.
     The same figures give the same bytes. pyplot and the user's matplotlib settings are not used.
     """
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -37,7 +41,7 @@ def _svg(name: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5
         "svg.fonttype": "none",
         "svg.hashsalt": f"kdcli-{name}",
         "text.parse_math": False,  # a label called $x$ is not a formula
-        "font.size": 10,
+        "font.size": 11,
         "text.color": HEX["ink"],
         "axes.labelcolor": HEX["muted"],
         "axes.edgecolor": HEX["grid"],
@@ -65,6 +69,7 @@ def _svg(name: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"| xmlns(:xlink)?="[^"]*"', "", text)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 role="img"', text, count=1)
+    text = text.replace("<svg", f'<svg aria-label="{escape(label)}"', 1)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     return Markup(re.sub(r"#0000([0-9a-f]{2})\b", lambda m: f"var(--{INKS[int(m[1], 16) - 1]})", text))
 
@@ -74,6 +79,13 @@ def _thin(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[floa
     width = math.ceil(len(points) / _MAX_POINTS) or 1
     groups = [points[i : i + width] for i in range(0, len(points), width)]
     return [group[-1][0] for group in groups], [sum(y for _, y in group) / len(group) for group in groups]
+
+
+def _step_axis(axes: Axes) -> None:
+    """Label the x axis of a training curve, with whole steps alone."""
+    axes.set_xlabel("step")
+    locator: Any = axes.xaxis.get_major_locator()
+    locator.set_params(integer=True)
 
 
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -96,7 +108,7 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]
         for i, term in enumerate(terms):
             train, held_out = _series(records, f"loss/{term}"), _series(records, f"eval/loss/{term}")
             if train or held_out:
-                lines.append((term, f"term{i % 6}", train, held_out))
+                lines.append((term, f"term{i % TERMS}", train, held_out))
         if not lines:
             continue
         values = [y for _, _, train, held_out in lines for _, y in (*train, *held_out)]
@@ -111,10 +123,14 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]
                 ax.set_yscale("log")
                 ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
                 ax.yaxis.set_minor_formatter(lambda value, _: "")
-            ax.set_xlabel("step")
+            _step_axis(ax)
 
         legend = [(term, colour) for term, colour, _, _ in lines]
-        yield {"stage": stage, "svg": _svg(f"curve-{stage.replace('/', '-')}", draw), "legend": legend}
+        yield {
+            "stage": stage,
+            "svg": _svg(f"curve-{stage.replace('/', '-')}", f"Loss terms of the {stage} by step", draw),
+            "legend": legend,
+        }
 
 
 def _model(stage: str) -> str:
@@ -143,9 +159,10 @@ def validation_plot(metric: Metric, metrics: Sequence[Mapping[str, Any]]) -> dic
             ax.plot(xs, figures, color=HEX[stage], marker="o" if len(xs) < 40 else "", markersize=4)
             drawn.extend(figures)
         metric.axis(ax, "y", drawn)
-        ax.set_xlabel("step")
+        _step_axis(ax)
 
-    return {"svg": _svg("validation", draw), "legend": [(stage, stage) for stage in lines]}
+    label = f"Validation {metric.name} of {', '.join(lines)} by step"
+    return {"svg": _svg("validation", label, draw), "legend": [(stage, stage) for stage in lines]}
 
 
 def score_plot(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> Markup | None:
@@ -181,7 +198,9 @@ def score_plot(metric: Metric, models: Mapping[str, Mapping[str, Any]]) -> Marku
         ax.grid(visible=False, axis="y")
         metric.axis(ax, "x", drawn)
 
-    return _svg("scores", draw, (5.2, 2.1))
+    texts = metric.texts(*(score for _, score, _, _ in points))
+    shown = (f"{name} {text}" for (name, *_), text in zip(points, texts, strict=True))
+    return _svg("scores", f"Test {metric.name}: {', '.join(shown)}", draw, (5.2, 2.1))
 
 
 def gain_plot(metric: Metric, verdict: Mapping[str, Any]) -> Markup | None:
@@ -204,7 +223,9 @@ def gain_plot(metric: Metric, verdict: Mapping[str, Any]) -> Markup | None:
         ax.grid(visible=False, axis="y")
         ax.set_xlabel(f"{metric.unit} over the control")
 
-    return _svg("gain", draw, (5.2, 2.1))
+    shown = metric.differences(gain, low, high)
+    label = f"Gain over the control: {shown[0]} {metric.unit}, 95 % interval {shown[1]} to {shown[2]}"
+    return _svg("gain", label, draw, (5.2, 2.1))
 
 
 def calibration_plot(models: Mapping[str, Mapping[str, Any]]) -> Markup | None:
@@ -231,4 +252,5 @@ def calibration_plot(models: Mapping[str, Mapping[str, Any]]) -> Markup | None:
         ax.set_xlabel("confidence")
         ax.set_ylabel("accuracy")
 
-    return _svg("calibration", draw, (5.2, 3.4))
+    label = f"Accuracy by confidence of {', '.join(lines)}"
+    return _svg("calibration", label, draw, (5.2, 3.4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
@@ -399,6 +400,69 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> None:
     for full, row in zip(names, rows, strict=True):
         if "message" in row:
             console.say(f"{full} failed: {row['message']}")
+
+
+SHOWN_KEYS = 12
+"""Keys of a run that the terminal shows; the page and --json have all."""
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> None:
+    """Print what `kdcli.report.comparison.compare` returns: a line for each run, the keys that differ, and the notes."""
+    runs = comparison["runs"]
+    rows = [[f"{number}", *_comparison_cells(run)] for number, run in enumerate(runs, 1)]
+    columns = ["", "run", "score (95 %)", "against the first (95 %)", "size", "p50"]
+    console.table(f"{len(runs)} runs and files" if len(runs) > 1 else "", columns, rows)
+    keys = [
+        [
+            f"{number}",
+            " ".join(f"{key}={config_value(value)}" for key, value in [*run["keys"].items()][:SHOWN_KEYS]),
+        ]
+        for number, run in enumerate(runs, 1)
+    ]
+    if comparison["keys"]:
+        more = len(comparison["keys"]) - SHOWN_KEYS
+        title = "keys that differ" + (
+            f" (the first {SHOWN_KEYS}; --json has {more} more)" if more > 0 else ""
+        )
+        console.table(title, ["", "values"], keys)
+    for line in comparison["notes"]:
+        console.say(f"note: {line}")
+    for run in runs:
+        if "message" in run:
+            console.say(f"{run['name']} has no results: {run['message']}")
+
+
+def config_value(value: Any) -> str:
+    """Return the value of a key as a command line has it: null, true, [1, 2]."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _comparison_cells(run: Mapping[str, Any]) -> list[str]:
+    """Return the name of a run with its score, its difference, its size and its latency."""
+    if "message" in run:
+        return [run["name"], "n/a", "n/a", "n/a", "n/a"]
+    metric = metric_of(run)
+    score = metric.format_score(run["score"])
+    interval = metric.format_interval(run["ci95"])
+    latency = format_milliseconds((run["latency_ms"] or {}).get("p50"))
+    return [
+        run["name"],
+        f"{metric.name} {score}" + ("" if interval == "n/a" else f" ({interval})"),
+        difference_text(metric, run),
+        format_bytes(run["bytes"]),
+        latency,
+    ]
+
+
+def difference_text(metric: Metric, run: Mapping[str, Any]) -> str:
+    """`+1.2 [-0.3, +2.7]`: a score less that of the first run, with its interval; marked where the interval is not paired."""
+    difference, (low, high) = format_number(run["difference"]), format_pair(run["difference_ci95"])
+    if difference is None:
+        return ""
+    if low is None or high is None:
+        return metric.differences(difference)[0]
+    shown = "{} [{}, {}]".format(*metric.differences(difference, low, high))
+    return shown if run["paired"] else f"{shown} not paired"
 
 
 def _short(names: Sequence[str]) -> list[str]:

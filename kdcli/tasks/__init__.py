@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from kdcli.config.components import locate
-from kdcli.config.dataset import Dataset
 from kdcli.config.tasks import known_tasks, spec_of
 
 if TYPE_CHECKING:
+    from kdcli.config.dataset import Dataset
     from kdcli.tasks.base import Task
     from kdcli.tasks.presentation import Presentation
     from kdcli.tasks.rows import RowSchema
@@ -24,6 +23,7 @@ def task_class(name: str) -> type[Task]:
     Raises:
         ConfigError: there is no such task.
     """
+    from kdcli.config.components import locate
     from kdcli.tasks.base import Task
 
     spec_of(name)

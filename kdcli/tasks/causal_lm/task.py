@@ -529,10 +529,14 @@ class CausalLM(LanguageModel):
     ) -> dict[str, Any]:
         """Return the number of counted tokens, and for some prompts the reference and the completion of each model."""
         count = min([SHOWN, *map(len, samples.values())]) if samples else 0
-        generations = [
+        chosen = rows.select(range(count))
+        generations: list[dict[str, Any]] = [
             row | {name: texts[index] for name, texts in samples.items()}
-            for index, row in enumerate(self.prompts_and_references(rows.select(range(count))))
+            for index, row in enumerate(self.prompts_and_references(chosen))
         ]
+        for row, turns in zip(generations, self._conversations(chosen) or (), strict=False):
+            prompt = turns[: last_answer(turns)]
+            row["turns"] = [{"role": turn["role"], "text": shown_turn(turn)} for turn in prompt]
         return {"test_tokens": len(predictions["student"].labels), "generations": generations}
 
     def trivial(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrivialModel | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from kdcli.config.measure import Measure
 from kdcli.config.tasks import TaskSpec
 from kdcli.signals import Signal, TopKSignal
 from kdcli.tasks.base import Predictions, Task
@@ -21,6 +22,7 @@ from kdcli.tasks.classification.rows import ClassificationRows
 from kdcli.tasks.classification.spec import SPEC
 from kdcli.tasks.classification.trivial import TfidfClassifier
 from kdcli.tasks.encoded import Encoded, padded
+from kdcli.tasks.mistakes import COMPARED, Answers, mistakes
 from kdcli.tasks.rows import RowSchema
 from kdcli.tasks.trivial import TrivialModel
 
@@ -187,6 +189,41 @@ class Classification(Task):
             confusion = np.bincount(labels * size + predicted, minlength=size**2).reshape(size, size)
             scores["confusion"] = confusion.tolist()
         return scores
+
+    def report_sections(
+        self,
+        rows: datasets.Dataset,
+        predictions: Mapping[str, Predictions],
+        samples: Mapping[str, Sequence[str]],
+        cfg: Measure | None,
+    ) -> dict[str, Any]:
+        """The rows that show where the student fails."""
+        sections = super().report_sections(rows, predictions, samples, cfg)
+        return sections | {"mistakes": self.mistakes(rows, predictions)}
+
+    def mistakes(self, rows: datasets.Dataset, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+        """As `kdcli.tasks.mistakes` returns them; empty for rows without texts."""
+        if "text" not in rows.column_names:
+            return {}
+        own = {name: predictions[name] for name in COMPARED if name in predictions}
+        log_p = {name: log_softmax(each["logits"]) for name, each in own.items()}
+        labels = predictions["student"].labels
+        texts = rows["text"]
+        pairs = rows["text_pair"] if "text_pair" in rows.column_names else None
+
+        def answers(log_p: np.ndarray) -> Answers:
+            predicted = log_p.argmax(1)
+            return Answers(lambda row: self.labels[predicted[row]], np.exp(log_p.max(1)), predicted == labels)
+
+        apart = np.zeros(len(labels))
+        if "teacher" in log_p:
+            apart = np.abs(np.exp(log_p["teacher"]) - np.exp(log_p["student"])).sum(1) / 2
+        return mistakes(
+            lambda row: texts[row] if pairs is None else f"{texts[row]}\n{pairs[row]}",
+            lambda row: self.labels[labels[row]],
+            {name: answers(each) for name, each in log_p.items()},
+            apart,
+        )
 
     def trivial(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrivialModel | None:
         """Return logistic regression over TF-IDF; the two texts of a pair are joined."""

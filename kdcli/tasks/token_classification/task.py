@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ from kdcli.tasks.base import Predictions, Task
 from kdcli.tasks.calibration import calibration
 from kdcli.tasks.classification.task import CHUNK, Classification, log_softmax
 from kdcli.tasks.encoded import Encoded, padded
+from kdcli.tasks.mistakes import COMPARED, Answers, mistakes
 from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.token_classification.presentation import PRESENTATION
 from kdcli.tasks.token_classification.rows import TokenClassificationRows
@@ -194,6 +195,14 @@ class TokenClassification(Classification):
             "nll": float(-log_p[np.arange(len(log_p)), predictions.labels].mean()),
             "ece": curve["ece"],
             "calibration": curve,
+            "per_type_precision": {
+                name: right / predicted if predicted else None
+                for name, _, predicted, right in zip(names, *map(np.ndarray.tolist, each), strict=True)
+            },
+            "per_type_recall": {
+                name: right / gold if gold else None
+                for name, gold, _, right in zip(names, *map(np.ndarray.tolist, each), strict=True)
+            },
             "per_type_f1": {
                 name: _f1(*counts) if counts[0] + counts[1] else None
                 for name, *counts in zip(names, *map(np.ndarray.tolist, each), strict=True)
@@ -221,6 +230,38 @@ class TokenClassification(Classification):
     ) -> dict[str, Any]:
         """Return how entities are read from the tags."""
         return super().report_sections(rows, predictions, samples, cfg) | {"tags": self.scheme.as_json()}
+
+    def mistakes(self, rows: datasets.Dataset, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+        """Sentences are right if all their entities are; the confidence is that of the least certain tag."""
+        own = {name: predictions[name] for name in COMPARED if name in predictions}
+        counts, words = predictions["student"].counts, rows["words"]
+        ends = np.cumsum(counts)
+
+        def entities_of(tags: np.ndarray) -> Callable[[int], str]:
+            starts, lasts = entities(self.scheme, tags, counts)
+
+            def named(row: int) -> str:
+                first = ends[row] - counts[row]
+                at = first + np.flatnonzero(starts[first : ends[row]] >= 0)
+                spans = [
+                    f"{self.scheme.types[starts[i]]}: {' '.join(words[row][i - first : lasts[i] - first + 1])}"
+                    for i in at
+                ]
+                return "; ".join(spans) or "no entity"
+
+            return named
+
+        gold = entities_of(predictions["student"].labels)
+        answers, log_p = {}, {name: log_softmax(each["logits"]) for name, each in own.items()}
+        for name, each in log_p.items():
+            named = entities_of(each.argmax(1))
+            right = np.asarray([named(row) == gold(row) for row in range(len(counts))])
+            answers[name] = Answers(named, np.exp(np.minimum.reduceat(each.max(1), ends - counts)), right)
+        apart = np.zeros(len(counts))
+        if "teacher" in log_p:
+            distance = np.abs(np.exp(log_p["teacher"]) - np.exp(log_p["student"])).sum(1) / 2
+            apart = np.maximum.reduceat(distance, ends - counts)
+        return mistakes(lambda row: " ".join(words[row]), gold, answers, apart)
 
     def trivial(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrivialModel | None:
         """Return the most frequent tag of each word."""

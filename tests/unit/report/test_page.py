@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import json
 import math
 import os
@@ -671,7 +673,7 @@ def test_export_table_tells_how_answers_come(capsys: pytest.CaptureFixture[str])
 class Page(HTMLParser):
     """What a browser would see in a report: its elements, its text, and everything it would fetch or run."""
 
-    VOID = frozenset({"meta", "br", "path", "use", "circle", "rect"})
+    VOID = frozenset({"meta", "br", "path", "use", "circle", "rect", "input"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -799,6 +801,65 @@ def test_page_escapes_text_from_outside(tmp_path: Path) -> None:
     assert seen.handlers == []
     assert seen.text.count(evil) > 8
     assert "$x_1^2$" in seen.text
+
+
+def failing(**texts: str) -> dict[str, Any]:
+    """A report with rows on which the student fails; `texts` replaces values of each row."""
+    row = {
+        "text": "Late again",
+        "gold": "Sports",
+        "teacher": ["Sports", 0.9],
+        "control": ["World", 0.5],
+        "student": ["World", 0.8],
+    }
+    groups = {
+        name: {"total": 70, "rows": [row | texts] * 2} for name in ("teacher_right", "both_wrong", "differ")
+    }
+    missing = {"reason": "the student was not trained to the end", "key": "trainer.until=converged"}
+    report = fake_report(mistakes=groups)
+    report["verdict"] |= {"outcome": "not_enough", "missing": [missing]}
+    return report
+
+
+def test_page_shows_where_the_student_fails_and_what_to_try(tmp_path: Path) -> None:
+    """A score says that a student fails, and not where; or the search does not run because the page forbids its script."""
+    run = fake_run(tmp_path / "run", failing(), fake_metrics())
+    (run / ".hydra").mkdir()
+    (run / ".hydra" / "overrides.yaml").write_text("- student=tiny\n- dataset.path=my rows.csv\n")
+    (run / "student").mkdir()
+    (run / "student" / "config.json").write_text(
+        '{"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 128}'
+    )
+    page = page_of(run)
+    seen = Page(page)
+    text = " ".join(seen.text.split())
+    for part in (
+        *("kdcli distill student=tiny 'dataset.path=my rows.csv'", "bert, 2 layers, hidden size 128"),
+        *("1,875 steps, 3 epochs, learning rate up to 0.0003", "70 test rows, 2 of them", "Late again"),
+        *("World 80.0 %", "Sports 90.0 %, right", "trainer.until=converged", "kdcli compare", "P 9", "R 9"),
+    ):
+        assert part in text, part
+    [script] = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+    assert seen.open == seen.handlers == []
+    assert page.count("<svg") == len(re.findall(r'<svg aria-label="[^"]+"', page))
+
+
+def test_page_escapes_rows_of_a_data_set(tmp_path: Path) -> None:
+    """A row of the test split that holds a <script> runs beside the page's own."""
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    seen = Page(page_of(fake_run(tmp_path / "run", failing(text=evil, gold=evil), [])))
+    assert seen.tags.count("script") == 1
+    assert seen.handlers == []
+    assert seen.text.count(evil) == 12
+
+
+def test_colours_of_twenty_terms_differ(page: str) -> None:
+    """Two loss terms have the same colour."""
+    for theme in re.findall(r":root \{(.*?)\}", page, flags=re.DOTALL):
+        colours = re.findall(r"--term\d+: (#\w+)", theme)
+        assert len(colours) == len(set(colours)) == 20
 
 
 def test_page_of_language_models_holds_what_was_found(tmp_path: Path) -> None:
