@@ -57,7 +57,6 @@ _NOISY_ENV = {  # these libraries set their log level when they are imported, wh
 _LEVEL_STYLES = {
     "DEBUG": "dim",
     "INFO": "cyan",
-    "WARNING": "yellow",
     "ERROR": "bold red",
     "CRITICAL": "bold red",
 }
@@ -66,6 +65,8 @@ _NUMBER = re.compile(r"[-+]?[\d.]|n/a$|$")
 
 def _interactive(console: Console) -> bool:
     """Return whether the output goes to a terminal that a person reads; ``FORCE_COLOR`` does not make a log file one."""
+    if os.environ.get("CI", "").lower() not in ("", "0", "false", "no"):
+        return False
     return console.is_terminal and console.is_interactive and console.file.isatty()
 
 
@@ -128,10 +129,13 @@ def warn(message: str) -> None:
 
 
 class _LogHandler(logging.Handler):
-    """``LEVEL message`` on stderr; above the live display, if there is one."""
+    """``INFO message`` on stderr, and ``warning: message`` as `warn` prints it; above the live display, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
+            if record.levelno == logging.WARNING:
+                warn(self.format(record))
+                return
             level = record.levelname
             _print(err, bounded(self.format(record)), level, _LEVEL_STYLES.get(level, ""))
         except Exception:
@@ -220,10 +224,14 @@ class ProgressStage:
     """One line of a run's progress. ``ProgressStages.stage`` makes, starts and ends it.
 
     A stage may have several parts (the splits of a data set, for example); ``seconds`` is the time of the last one.
+
+    Attributes:
+        label: what the stage does, for the terminal.
+        unit: what its steps are: rows, completions …
     """
 
-    def __init__(self, name: str, notify: Callable[[ProgressStage], None]) -> None:
-        self.name = name
+    def __init__(self, name: str, notify: Callable[[ProgressStage], None], label: str = "") -> None:
+        self.name, self.label, self.unit = name, label or name, ""
         self.state: State = "waiting"
         self.earlier = 0.0  # seconds of the parts before this one
         self._notify = notify
@@ -286,6 +294,7 @@ class ProgressStage:
     def figures(self) -> str:
         """``450/1000, score .731, soft_label 0.41, hard_label 0.9``; without the steps once the stage is done."""
         steps = f"{self.step}/{self.total}" if self.total else str(self.step or "")
+        steps += f" {self.unit}" if steps and self.unit else ""
         terms = [f"{name} {value:.4g}" for name, value in self.terms.items()]
         return ", ".join(filter(None, ["" if self.state == "done" else steps, self.extra, *terms]))
 
@@ -320,9 +329,12 @@ class ProgressStages:
     Ctrl-C included, is shown on its stage's line and raised again, after the terminal is restored.
     """
 
-    def __init__(self, names: Sequence[str], *, quiet: bool = False) -> None:
-        self._stages = {name: ProgressStage(name, self._updated) for name in names}
-        self._width = max(map(len, names), default=0)
+    def __init__(
+        self, names: Sequence[str], *, quiet: bool = False, labels: Mapping[str, str] | None = None
+    ) -> None:
+        given = labels or {}
+        self._stages = {name: ProgressStage(name, self._updated, given.get(name, "")) for name in names}
+        self._width = max((len(stage.label) for stage in self._stages.values()), default=0)
         self._live: Live | None = None
         self._quiet = quiet
         self._reported = (0.0, 0.0)  # plain lines: when the last one was printed, and at which fraction
@@ -375,12 +387,13 @@ class ProgressStages:
             self._live = None
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[ProgressStage]:
-        """Run one stage, of ``total`` steps if their number is known. Raises KeyError for a name that was not announced."""
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[ProgressStage]:
+        """Run one stage, of ``total`` steps (or what `unit` names) if their number is known. Raises KeyError for a name that was not announced."""
         stage = self._stages[name]
+        stage.unit = unit
         stage.begin(total)
         self._reported = (monotonic(), 0.0)
-        self._line(stage, f"start, {total} steps" if total else "start")
+        self._line(stage, f"start, {total} {unit or 'steps'}" if total else "start")
         _observe(stage)
         state: State = "failed"
         try:
@@ -414,7 +427,7 @@ class ProgressStages:
     def _line(self, stage: ProgressStage, message: str) -> None:
         if self._live is None and not self._quiet:
             number = list(self._stages).index(stage.name) + 1
-            _print(err, f"[{number}/{len(self._stages)}] {stage.name}: {message}")
+            _print(err, f"[{number}/{len(self._stages)}] {stage.label}: {message}")
 
     def __rich__(self) -> RenderableType:
         return Group(*(line for stage in self._stages.values() for line in self._view(stage)))
@@ -422,7 +435,7 @@ class ProgressStages:
     def _view(self, stage: ProgressStage) -> Iterator[RenderableType]:
         """Yield the lines of one stage, each truncated to the width of the terminal."""
         tick, cross, dot = "✓✗·" if err.encoding.lower().startswith("utf") else "+x."
-        name, took = stage.name.ljust(self._width), duration(stage.earlier + stage.seconds)
+        name, took = stage.label.ljust(self._width), duration(stage.earlier + stage.seconds)
         if stage.state == "waiting":
             yield _one_line((f"{dot} {name}", "dim"))
         elif stage.state == "skipped":

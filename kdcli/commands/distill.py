@@ -14,7 +14,6 @@ from pathlib import Path
 from kdcli import console
 from kdcli.commands.check import check
 from kdcli.config.schema import Distill as Config
-from kdcli.data.splits import SPLITS
 from kdcli.errors import ExitCode
 from kdcli.pipeline.build import plan_run
 from kdcli.pipeline.compare import evaluate, write_results
@@ -56,7 +55,7 @@ def distill(cfg: Config, folder: Path, names: dict[str, str], chose_hardware: bo
             lengths = _train(parts_of_one, stages, teacher_data)
         run = _answered(run, teacher_data)
         if is_main:
-            with stages.stage("evaluate", len(SPLITS)) as stage:
+            with stages.stage("evaluate", unit="models and measurements") as stage:
                 results = evaluate(run, teacher_data[OWN], lengths, stage)
     if is_main:
         write_results(run, results)

@@ -73,7 +73,7 @@ def _completions(
     """Return the teacher's completions of each prompt, rollout.answers of them; None for one without an end."""
     cfg = run.cfg.rollout
     columns: list[list[str | None]] = []
-    with stages.stage(run.stage_name("rollouts"), cfg.answers * len(rows)) as progress:
+    with stages.stage(run.stage_name("rollouts"), cfg.answers * len(rows), "completions") as progress:
         for index in range(cfg.answers):
             seed = seed_of(run.cfg.seed, index) if index else run.cfg.seed
             folder = cache_path(Completions.of(run, teachers, cfg, seed))

@@ -20,6 +20,25 @@ STAGE_TIMES = "stages.json"
 T = TypeVar("T")
 
 
+DOES = {
+    "teacher": "tune teacher",
+    "augment": "augment texts",
+    "rollouts": "write completions",
+    "teacher outputs": "teacher outputs",
+}
+"""What the stages that prepare a teacher's data do."""
+TRAINED = "student", "control"
+"""How the names of the stages that train begin."""
+
+
+def described(name: str) -> str:
+    """Return what a stage does, for the terminal: `tune teacher` of the stage `teacher`, `tune teacher (first)` of `first/teacher`."""
+    part, _, last = name.rpartition("/")
+    if last in DOES and not part.startswith(TRAINED):
+        return DOES[last] + (f" ({part})" if part else "")
+    return f"train {name}" if name.startswith(TRAINED) else name
+
+
 class Stages:
     """The progress of a run, and its times in `STAGE_TIMES`.
 
@@ -30,7 +49,9 @@ class Stages:
     """
 
     def __init__(self, names: Sequence[str], folder: Path, is_main: bool):
-        self._progress = console.ProgressStages(names, quiet=not is_main)
+        self._progress = console.ProgressStages(
+            names, quiet=not is_main, labels={name: described(name) for name in names}
+        )
         self._folder, self._is_main = folder, is_main
         self._earlier: dict[str, float] = {}
 
@@ -44,11 +65,11 @@ class Stages:
         self._progress.__exit__(kind, error, trace)
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[console.ProgressStage]:
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[console.ProgressStage]:
         """Show a stage with a number of steps, and record its time."""
         times = {time["name"]: time["seconds"] for time in read_stage_times(self._folder)}
         self._earlier[name] = times.get(name, 0.0)
-        with self._progress.stage(name, total) as stage:
+        with self._progress.stage(name, total, unit) as stage:
             yield stage
         self.record(stage)
 

@@ -317,7 +317,7 @@ def _train(run: Run, stages: Stages, job: PhaseJob) -> None:
         return
     on_policy = phase.uses_teacher and run.cfg.rollout.source == "student"
     calibrated = job.calibrated and run.cfg.student.calibrate and run.task.calibrates
-    with stages.stage(name, job.length.bound) as progress:
+    with stages.stage(name, job.length.bound, "steps") as progress:
         distiller, tokenizer = _distiller(run, job.checkpoint, phase, job.teacher_checkpoint)
         seed = stage_seed(run.cfg.seed, seed_name(phase.name))
         seed_everything(seed)

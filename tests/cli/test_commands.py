@@ -173,7 +173,7 @@ def test_results_go_to_stdout_and_logs_to_stderr(small: list[str], kdcli: Kdcli)
     done = kdcli("distill", *small, "trainer.max_steps=3", "measure=null", "control=false")
     assert done.returncode == 0, done.stderr
     assert "student" in done.stdout
-    assert "[3/4] student" in done.stderr
+    assert "[3/4] train student" in done.stderr
     assert "[3/4]" not in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
     assert "Loading weights" not in done.stderr

@@ -180,7 +180,7 @@ def test_a_teacher_that_comes_to_no_end(distil: Distil, capsys: pytest.CaptureFi
     run = distil("some", "pairs", "rollout=teacher", *WHOLE, "rollout.max_new_tokens=7")
     (count,) = json.loads((run / "report.json").read_text())["dataset"]["answers_left_out"].values()
     assert 9 <= count < 80
-    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("WARNING ")]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     require_words("\n".join(warnings), "rollouts", f"{count} of 88 completions", "rollout.max_new_tokens")
 
 

@@ -39,7 +39,7 @@ def runner(
 
 def require_one_message(err: str) -> str:
     """The error on stderr after the log and the progress: one message, bounded, without a traceback."""
-    lines = [line for line in err.splitlines() if not re.match(r"INFO |WARNING |\[\d+/\d+\] ", line)]
+    lines = [line for line in err.splitlines() if not re.match(r"INFO |warning: |\[\d+/\d+\] ", line)]
     message = "\n".join(lines)
     assert message.startswith("error: "), err
     assert message.count("\nerror: ") == 0, err

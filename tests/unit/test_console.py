@@ -16,6 +16,7 @@ from rich.console import Console
 
 from kdcli import console
 from kdcli.errors import KDError, listed, shown
+from kdcli.pipeline.stages import described
 
 LONG = "/home/someone/a/folder/that/is/nested/deeply/enough/to/be/longer/than/a/line/of/eighty/columns.json"
 
@@ -187,7 +188,7 @@ def test_logs_go_to_stderr_once(logs: logging.Logger, capsys: pytest.CaptureFixt
     logging.getLogger("kdcli.trainer").debug("detail")
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"WARNING a [bold]label[/bold] in {LONG}\n"
+    assert captured.err == f"warning: a [bold]label[/bold] in {LONG}\n"
 
 
 def test_verbose_shows_details(logs: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
@@ -410,6 +411,39 @@ console.say("result")
 """
 
 
+@pytest.mark.parametrize(
+    ("ci", "plain"), [("1", True), ("true", True), ("", False), ("0", False), ("false", False)]
+)
+def test_ci_is_no_terminal(ci: str, plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CI service that has a terminal fills its log with the frames of a live display."""
+    monkeypatch.setenv("CI", ci)
+    terminal = Console(force_terminal=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    monkeypatch.setattr(terminal.file, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert console._interactive(terminal) is not plain
+
+
+def test_stages_are_named_by_what_they_do_and_in_what(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """897 steps of a stage that takes rows; or a stage called teacher, which may be tuned, or queried."""
+    names = ["first/teacher", "teacher outputs", "student/last", "evaluate"]
+    assert [described(name) for name in names] == [
+        "tune teacher (first)", "teacher outputs", "train student/last", "evaluate",
+    ]  # fmt: skip
+    labels = {"teacher": described("teacher")}
+    with (
+        console.ProgressStages(["teacher"], labels=labels) as stages,
+        stages.stage("teacher", 4, "rows") as stage,
+    ):
+        clock.now += 20
+        stage.update(2)
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "[1/1] tune teacher: start, 4 rows",
+        "[1/1] tune teacher: 50%, 2/4 rows",
+    ]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 @pytest.mark.parametrize("stop", [False, True])
 def test_stages_leave_the_terminal_sane(stop: bool) -> None:
@@ -419,7 +453,9 @@ def test_stages_leave_the_terminal_sane(stop: bool) -> None:
 
     main, other = pty.openpty()
     termios.tcsetwinsize(other, (24, 80))
-    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("CI", "COLUMNS", "NO_COLOR")
+    }
     environment |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", "TTY_COMPATIBLE": "1"}
     command = [sys.executable, "-c", IN_A_TERMINAL, *(["stop"] if stop else [])]
     process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, env=environment)
@@ -442,7 +478,7 @@ def test_stages_leave_the_terminal_sane(stop: bool) -> None:
     ]
     assert max(map(len, lines)) <= 80
     joined = "\n".join(lines)
-    for part in ("✓ teacher  cached", "50%", "50/100, score .731", "WARNING a warning", "· control"):
+    for part in ("✓ teacher  cached", "50%", "50/100, score .731", "warning: a warning", "· control"):
         assert part in joined
-    assert ("✗ student  interrupted after" if stop else "✓ student  0.3 s") in joined
+    assert re.search("✗ student  interrupted after" if stop else r"✓ student  \d\.\d s", joined)
     assert ("result" in joined) is not stop
