@@ -343,6 +343,99 @@ def chat(
     )
 
 
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUNS...", help="Run directories, directories of sweeps, folders of exported files."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write an HTML page.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file of --out if it exists.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
+) -> None:
+    """Compare runs with the first one: scores with paired intervals, sizes, latencies, and the keys that differ.
+
+    kdcli compare runs/distill/2026-… runs/distill/2026-… --out compare.html
+
+    Exit codes: 0 done; 2 a path is no run, sweep or export, or the file of --out exists.
+    """
+    from kdcli.commands.compare import compare as command
+
+    raise typer.Exit(_guarded(partial(command, runs, out, overwrite, as_json)))
+
+
+cache_app = App(
+    no_args_is_help=True,
+    context_settings=CONTEXT,
+    help="Show, check and clear what runs share through the cache.",
+)
+app.add_typer(cache_app, name="cache")
+CacheTeacher = Annotated[
+    str | None, typer.Option("--teacher", metavar="NAME", help="Only of teachers whose name contains this.")
+]
+CacheKind = Annotated[
+    str | None,
+    typer.Option("--kind", metavar="KIND", help="Only of a kind, such as answers or teacher_outputs."),
+]
+CacheAge = Annotated[
+    str | None,
+    typer.Option("--older-than", metavar="30d", help="Only what no run has used for so long: 30d, 12h, 90m."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")]
+
+
+@cache_app.command("ls")
+def cache_ls(
+    teacher: CacheTeacher = None, kind: CacheKind = None, older_than: CacheAge = None, as_json: AsJson = False
+) -> None:
+    """List what is stored: of which teacher, for which data, how large, and when it was last used.
+
+    kdcli cache ls --kind answers
+
+    Exit codes: 0 done; 2 a wrong option.
+    """
+    from kdcli.commands import cache
+
+    raise typer.Exit(_guarded(lambda: cache.ls(cache.choose(teacher, kind, older_than), as_json)))
+
+
+@cache_app.command("clear")
+def cache_clear(
+    teacher: CacheTeacher = None,
+    kind: CacheKind = None,
+    older_than: CacheAge = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete what is stored: all of it, or what the options choose. It is made again when a run needs it; answers of an endpoint are paid for again.
+
+    kdcli cache clear --teacher gpt-4o --older-than 30d
+
+    Exit codes: 0 done, or nothing is to be deleted; 2 a run uses an entry, a wrong option, or nobody can be asked and --yes is missing.
+    """
+    from kdcli.commands import cache
+
+    raise typer.Exit(_guarded(lambda: cache.clear(cache.choose(teacher, kind, older_than), yes)))
+
+
+@cache_app.command("verify")
+def cache_verify(
+    teacher: CacheTeacher = None, kind: CacheKind = None, older_than: CacheAge = None, as_json: AsJson = False
+) -> None:
+    """Read all entries, and compare them with their checksums.
+
+    kdcli cache verify --kind teacher_outputs
+
+    Exit codes: 0 all are as they were written; 1 one is damaged; 2 a wrong option.
+    """
+    from kdcli.commands import cache
+
+    raise typer.Exit(_guarded(lambda: cache.verify(cache.choose(teacher, kind, older_than), as_json)))
+
+
 @app.command("list")
 def list_(
     group: Annotated[

@@ -56,6 +56,17 @@ def format_share(value: Any) -> str:
     return f"{math.floor(10 * percent + 1e-6) / 10 if percent < 100 else percent:,.1f} %"
 
 
+def format_age(seconds: float) -> str:
+    """``3 days``, ``2 hours``, ``under a minute``; a time that goes back to 1970 is not known."""
+    if seconds > 40 * 365 * 86400:
+        return "its age is not known"
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count:,} {unit}{'s' if count > 1 else ''} old"
+    return "under a minute old"
+
+
 def format_significant(value: float, digits: int) -> str:
     """Return a figure of at least 1 as ``14.2``, ``1.23k``, ``45.6M``."""
     if not value < 999e12:

@@ -76,6 +76,9 @@ class Teacher(CheckpointConfig):
     """Fine-tune it on the gold labels first; null: only if it has no head for the task."""
     cache: bool = True
     """Store its outputs under KDCLI_CACHE_DIR for all epochs and runs; false: compute them in every training step."""
+    fresh: bool = False
+    """Forget the answers, completions and outputs of the teacher that were stored before this run began, and compute them again, once. An
+    endpoint is queried, and paid for, again. A tuned teacher is not tuned again."""
     dtype: Dtype | Literal["auto"] = "auto"
     """The precision of its loaded weights; its outputs, losses and scores are fp32. bf16 and fp16 halve their memory, and it computes in them.
     auto: as the checkpoint stores them where this device has fast instructions for it and teacher.trainer.precision is not fp32; else fp32.

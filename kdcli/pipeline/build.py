@@ -99,6 +99,7 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
     require_control_rows(run)
     if remote is not None:
         own_function(cfg.rollout.filter)
+        remote.client.ledger.since = run.fresh_since
         remote.begin(run.task, cfg.dataset, run.data.gold)
     if state.is_main_process and not cfg.dry_run:
         record_environment(parts)

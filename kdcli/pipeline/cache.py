@@ -13,6 +13,7 @@ import datasets
 from typing_extensions import TypedDict
 
 from kdcli import console
+from kdcli.cache_notes import note_use
 from kdcli.errors import ConfigError, ModelError
 from kdcli.files import digest, read_json, write_json, write_jsonl
 from kdcli.locks import Lock
@@ -64,7 +65,7 @@ def make_in_parts(
         for start in starts:
             part = rows.select(range(start, min(start + size, len(rows))))
             path = folder / f"{digest(PART_FORMAT, content_hash(part))[:32]}.json"
-            stored = _stored_part(path)
+            stored = _stored_part(path, run.fresh_since)
             if stored is None:
                 made = make(part, done)
                 write_json(path, Part(sha256=digest(made), made=made), sync=False)
@@ -82,10 +83,11 @@ class Part(TypedDict):
     made: list[Any]
 
 
-def _stored_part(path: Path) -> list[Any] | None:
+def _stored_part(path: Path, since: float | None) -> list[Any] | None:
     """Return what was made from a part before; None: nothing. A damaged part is named in a warning and does not count: it is made again."""
     try:
-        return _read_part(path) if path.exists() else None
+        is_stored = path.exists() and (since is None or path.stat().st_mtime >= since)
+        return _read_part(path) if is_stored else None
     except ConfigError as error:
         logger.warning("%s", error.message)
         return None
@@ -118,5 +120,7 @@ def _update(stage: console.ProgressStage, before: int, done: int) -> None:
 def exclusive(run: Run, folder: Path) -> Iterator[None]:
     """Lock a shared folder of the cache, so that simultaneous runs make its content once."""
     with Lock(folder.with_suffix(".lock")) if run.state.is_main_process else nullcontext():
+        if run.state.is_main_process:
+            note_use(folder, run.names["teacher"], run.names["dataset"], run.folder)
         run.state.wait_for_everyone()
         yield

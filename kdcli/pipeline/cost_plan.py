@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kdcli import console
-from kdcli.numbers import format_bytes
+from kdcli.numbers import format_age, format_bytes
 from kdcli.teachers.remote.limits import Estimate
 
 
@@ -147,11 +148,17 @@ def sum_estimates(estimates: Iterable[Estimate]) -> Estimate:
         sum(estimate.prompt_tokens for estimate in each),
         None if None in completion else sum(filter(None, completion)),
         None if None in costs else sum(filter(None, costs)),
+        min((estimate.oldest for estimate in each if estimate.in_ledger), default=0.0),
     )
 
 
 def _estimate_text(estimate: Estimate, name: str) -> str:
-    before = f", of which {estimate.in_ledger:,} are answered in the ledger" if estimate.in_ledger else ""
+    before = ""
+    if estimate.in_ledger:
+        before = (
+            f", of which {estimate.in_ledger:,} are answered in the ledger (the oldest answer: {format_age(time.time() - estimate.oldest)}; "
+            "teacher.fresh=true queries again, and kdcli cache clear --kind answers drops all answers)"
+        )
     queries = f"{estimate.questions:,} queries to {name}{before}"
     if (
         estimate.completion_tokens == 0 and estimate.cost is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from kdcli.errors import ConfigError
 from kdcli.losses.base import Loss
 from kdcli.models.checkpoint import Checkpoint, find, has_head
 from kdcli.models.quantization import FakeQuantization
-from kdcli.rundir import SEEDS
+from kdcli.rundir import HYDRA, SEEDS
 from kdcli.students.base import StudentInitializer
 from kdcli.tasks.base import Split, Task
 from kdcli.tasks.encoded import Encoded
@@ -210,6 +211,15 @@ class Run:
     def max_length(self) -> int:
         """Tokens a row, at most."""
         return self.cfg.dataset.max_length
+
+    @property
+    def fresh_since(self) -> float | None:
+        """The time before which answers and outputs of the teacher were stored that do not count (teacher.fresh), in seconds since the epoch: when
+        the run began, also for a run that is continued. None: all count."""
+        if not self.cfg.teacher.fresh:
+            return None
+        record = self.folder / HYDRA.parent / "config.yaml"
+        return record.stat().st_mtime if record.is_file() else time.time()
 
     def stage_name(self, stage: str) -> str:
         """Return the name of a stage that prepares the teacher's data."""

@@ -20,7 +20,7 @@ from kdcli.errors import TeacherError, listed
 from kdcli.evaluation.predict import predictions_from_teacher
 from kdcli.files import write_json, write_jsonl
 from kdcli.models.checkpoint import load_tokenizer
-from kdcli.pipeline.cache import write_rows
+from kdcli.pipeline.cache import exclusive, write_rows
 from kdcli.pipeline.plan import Run, TeacherData
 from kdcli.pipeline.rollouts import TRUNCATED, log_dropped
 from kdcli.pipeline.stages import Stages, read_or_restart
@@ -61,13 +61,15 @@ def remote_teacher_data(
     def load_teacher() -> Teacher:
         return remote
 
+    with exclusive(run, remote.client.ledger.path.with_suffix("")):
+        pass  # the ledger is now known to be used by this run
     if run.task.writes:
         completed, dropped = remote_rollouts(run, stages, remote, rows)
         return TeacherData([source], load_teacher, completed, {}, dropped)
     queried = {"validation": run.data["validation"], "train": rows, "test": run.data["test"]}
     done = 0
     with (
-        stages.stage(run.stage_name("teacher outputs"), sum(map(len, queried.values()))) as progress,
+        stages.stage(run.stage_name("teacher outputs"), sum(map(len, queried.values())), "rows") as progress,
         run.state.main_process_first(),
         _billed(run, remote) as bill,
     ):
@@ -130,7 +132,7 @@ def remote_rollouts(
     judge = own_function(rollout.filter)
     completed: list[dict[str, Any]] = []
     with (
-        stages.stage(run.stage_name("rollouts"), rollout.expand + len(rows)) as progress,
+        stages.stage(run.stage_name("rollouts"), rollout.expand + len(rows), "prompts") as progress,
         run.state.main_process_first(),
         _billed(run, remote) as bill,
     ):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from kdcli.models.checkpoint import (
     trainable,
     with_new_head,
 )
+from kdcli.numbers import format_age
 from kdcli.pipeline.cache import PART, exclusive, is_saved, make_in_parts, progress_from, write_rows
 from kdcli.pipeline.keys import (
     AugmentedCopies,
@@ -57,6 +60,7 @@ from kdcli.training.length import Length, eval_steps
 from kdcli.training.preflight import check_texts
 from kdcli.training.trainer import train
 
+logger = logging.getLogger(__name__)
 LEARNING_RATE = 1e-4
 """The learning rate of a teacher that is tuned, if the config has none."""
 AUGMENTED = 1024
@@ -123,7 +127,7 @@ def with_copies(run: Run, stages: Stages) -> datasets.Dataset:
     key = AugmentedCopies.of(run, source, augment)
     folder, known = cache_path(key), set(key.known)
     proposer = functools.cache(lambda: load_proposer(source, run.task, augment, cfg.max_length))
-    with stages.stage(run.stage_name("augment"), len(gold)) as progress, exclusive(run, folder):
+    with stages.stage(run.stage_name("augment"), len(gold), "rows") as progress, exclusive(run, folder):
 
         def make(part: datasets.Dataset, before: int) -> list[dict[str, Any]]:
             update = progress_from(progress, before)
@@ -169,7 +173,7 @@ def _tune(run: Run, stages: Stages, member: int, folder: Path) -> None:
     name, source = run.tuning_stage(member), run.sources[member]
     length = Length.of(cfg, len(gold), run.cfg.dataset.spec)
     seed = stage_seed(run.cfg.seed, f"teacher {member + 1}" if member else "teacher")
-    with stages.stage(name, length.bound) as progress:
+    with stages.stage(name, length.bound, "steps") as progress:
         seed_everything(seed)
         model = with_new_head(trainable(source), run.task)
         tokenizer = load_tokenizer(source, model)
@@ -250,9 +254,12 @@ def teacher_outputs(
         split: cache_path(TeacherOutputs.of(run, teachers, rows, temperature))
         for split, rows in splits.items()
     }
-    stores = {split: CachedTeacher(folder, cfg.top_k, temperature) for split, folder in folders.items()}
+    stores = {
+        split: CachedTeacher(folder, cfg.top_k, temperature, run.fresh_since)
+        for split, folder in folders.items()
+    }
     total = sum(map(len, splits.values()))
-    with stages.stage(stage, total) as progress:
+    with stages.stage(stage, total, "rows") as progress:
         if run.streamed:
             stream_outputs(
                 run, teachers[0], {split: (stores[split], splits[split]) for split in splits}, progress
@@ -262,6 +269,13 @@ def teacher_outputs(
             with exclusive(run, folders[split]):
                 stores[split].fetch(rows, load_teacher, progress_from(progress, done), run.state)
             done += len(rows)
+    reused = sum(store.reused for store in stores.values())
+    if reused and run.state.is_main_process:
+        age = format_age(time.time() - min(store.oldest for store in stores.values()))
+        logger.info(
+            "%s: the outputs of %d of %d rows were stored before (the oldest: %s); teacher.fresh=true computes them again",
+            stage, reused, total, age,
+        )  # fmt: skip
     outputs |= stores
     return outputs
 

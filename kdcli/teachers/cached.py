@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor
 from kdcli.files import digest, replaced
 from kdcli.signals import FLOOR, AnySignal, HiddenSignal, Signal, TopKSignal, concatenate, top_k
 from kdcli.teachers.base import Compress, Teacher, identity
+from kdcli.teachers.shards import CHECKSUM, checksum
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -64,10 +64,18 @@ class CachedTeacher(Teacher):
     Args:
         k: the number of tokens that are stored for each position.
         temperature: the temperature of the losses that read them.
+        since: shards that are older than this do not count, in seconds since the epoch; None: all count.
+
+    Attributes:
+        reused: how many rows had stored outputs.
+        oldest: when the oldest of them was stored, in seconds since the epoch.
     """
 
-    def __init__(self, folder: Path, k: int = 64, temperature: float = 1.0):
-        self.folder, self.k, self.temperature = folder, k, temperature
+    def __init__(
+        self, folder: Path, k: int = 64, temperature: float = 1.0, since: float | None = None
+    ) -> None:
+        self.folder, self.k, self.temperature, self.since = folder, k, temperature, since
+        self.reused, self.oldest = 0, math.inf
         self.index: dict[str, tuple[int, int, int]] = {}
         self.shards: list[dict[str, Tensor]] = []
         self.about: dict[str, str] = {}
@@ -89,7 +97,10 @@ class CachedTeacher(Teacher):
         done = 0
         for shards in shares(self._shards(rows), state):
             for shard in shards:
-                if not self._open(shard.path, shard.ids):
+                if self._open(shard.path, shard.ids):
+                    self.reused += len(shard.rows)
+                    self.oldest = min(self.oldest, shard.path.stat().st_mtime)
+                else:
                     self.store(shard, load_teacher().outputs(list(shard.rows), self.compress))
                     if not self._open(shard.path, shard.ids):
                         raise OSError(f"{shard.path} was written and cannot be read: is the disk failing?")
@@ -100,7 +111,7 @@ class CachedTeacher(Teacher):
         """Return the shards of this process's share that are not stored."""
         index, count = (0, 1) if state is None else (state.process_index, state.num_processes)
         own = self._shards(rows)[index::count]
-        reader = CachedTeacher(self.folder, self.k, self.temperature)
+        reader = CachedTeacher(self.folder, self.k, self.temperature, self.since)
         return [shard for shard in own if not reader._open(shard.path, shard.ids)]
 
     def store(self, shard: Shard, rows: list[AnySignal]) -> None:
@@ -159,18 +170,18 @@ class CachedTeacher(Teacher):
             assert isinstance(signal, Signal)
             tensors["logits"] = signal.logits
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        about["checksum"] = _checksum(tensors, about)
+        about[CHECKSUM] = _checksum(tensors, about)
         with replaced(path, sync=False) as temporary:
             save_file(tensors, temporary, metadata=about)
 
     def _open(self, path: Path, ids: list[str]) -> bool:
-        if not path.is_file():
+        if not path.is_file() or (self.since is not None and path.stat().st_mtime < self.since):
             return False
         try:
             with safe_open(path, "pt") as file:
                 about = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if about.pop("checksum") != _checksum(tensors, about):
+            if about.pop(CHECKSUM) != _checksum(tensors, about):
                 raise ValueError("its checksum does not match")
             if about.get("format") != FORMAT:
                 raise ValueError("its format is that of another version")
@@ -243,10 +254,15 @@ def _unpack(packed: Tensor, k: int) -> Tensor:
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    checksum = hashlib.sha256(digest(about).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        checksum.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if tensor.numel():
-            checksum.update(tensor.view(torch.uint8).numpy().data)
-    return checksum.hexdigest()
+    return checksum(
+        (
+            (
+                name,
+                tuple(each.shape),
+                str(each.dtype),
+                each.view(torch.uint8).numpy().data if each.numel() else b"",
+            )
+            for name, each in tensors.items()
+        ),
+        about,
+    )

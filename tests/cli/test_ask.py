@@ -31,6 +31,7 @@ from support.tiny import (
     write_pairs,
 )
 
+from kdcli.cache_notes import entries
 from kdcli.hub import locate_package
 from kdcli.launch.run import launch
 
@@ -124,8 +125,17 @@ def test_from_an_endpoint_to_a_student(ask: Any, served: Served, capsys: pytest.
     before = len(host.bodies)
     status, again = ask(host, *learning[:2], folder="again")
     assert (status, len(host.bodies)) == (0, before)
+    require_words(
+        capsys.readouterr().err, "200 are answered", "old", "teacher.fresh=true", "kdcli cache clear"
+    )
     assert report_of(again)["endpoint"]["from_ledger"] == before
     assert report_of(again)["models"]["student"]["scores"] == report["models"]["student"]["scores"]
+    status, _ = ask(host, "trainer.max_steps=2", "teacher.fresh=true", folder="fresh")
+    assert (status, len(host.bodies)) == (0, 2 * before)
+    [entry] = [each for each in entries() if each.kind == "answers"]
+    assert entry.note is not None
+    assert "parrot" in entry.note["teacher"]
+    assert entry.note["runs"] == [str(folder) for folder in (run, again, run.parent / "fresh")]
 
 
 def test_no_key(
@@ -137,7 +147,7 @@ def test_no_key(
     assert status == 2
     err = capsys.readouterr().err
     assert "TEST_KEY" in err
-    assert len(err.strip().splitlines()) == 1
+    assert len([line for line in err.splitlines() if "error:" in line]) == 1
     assert not run.exists()
 
 

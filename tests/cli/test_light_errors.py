@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.runs import make_run
 
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "pandas", "sklearn", "numpy", "huggingface_hub"}
 CODE = """
@@ -58,6 +59,7 @@ def run(cwd: Path, *words: str) -> tuple[int, float, set[str], str]:
         (["predict", "./nowhere", "A text."], "nowhere"),
         (["predict", "here.csv", "A text.", "--out", "here.csv"], "--out"),
         (["chat", "./nowhere"], "nowhere"),
+        (["compare", "nowhere"], "nowhere"),
         (["eval", "model=here", "dataset=csv", "dataset.path=nowhere.csv"], "nowhere.csv"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -121,6 +123,16 @@ def test_init_is_light(tmp_path: Path) -> None:
     assert not loaded & (HEAVY | {"hydra", "pyarrow"})
     assert seconds < LONGEST
     assert (tmp_path / "kdcli.yaml").is_file()
+
+
+def test_compare_is_light(tmp_path: Path) -> None:
+    """A comparison of runs that are finished waits for torch."""
+    for seed in range(10):
+        make_run(tmp_path / f"{seed}", [1, 0, 1, 1] * 50 + [seed % 2], keys={"seed": seed})
+    code, seconds, loaded, err = run(tmp_path, "compare", *map(str, range(10)))
+    assert code == 0, err
+    assert not loaded & (HEAVY - {"numpy"})
+    assert seconds < LONGEST
 
 
 def test_help_is_light(tmp_path: Path) -> None:

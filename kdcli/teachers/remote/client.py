@@ -183,11 +183,13 @@ class Client(ABC):
     def estimate(self, bodies: Iterable[dict[str, Any]]) -> Estimate:
         """Return the expected cost of requests, of which none is sent."""
         questions = in_ledger = prompt = completion = 0
-        limited = True
+        limited, oldest = True, time.time()
         for body in bodies:
             questions += 1
-            if self.ledger.get(self.key(body)) is not None:
+            key = self.key(body)
+            if self.ledger.get(key) is not None:
                 in_ledger += 1
+                oldest = min(oldest, self.ledger.made(key) or 0.0)
                 continue
             prompt += self.prompt_bytes(body) // 4
             if (most := self.max_completion_tokens(body)) is None:
@@ -195,7 +197,7 @@ class Client(ABC):
             else:
                 completion += most
         cost = self._prices.of(prompt, completion) if self._prices and limited else None
-        return Estimate(questions, in_ledger, prompt, completion if limited else None, cost)
+        return Estimate(questions, in_ledger, prompt, completion if limited else None, cost, oldest)
 
     def key(self, body: dict[str, Any]) -> bytes:
         """Return the hash of a request: the address, the model, the parameters and the prompt."""

@@ -7,6 +7,7 @@ import json
 import logging
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ from kdcli.files import parse_json
 from kdcli.locks import Lock, is_network_file_system, supports_locks
 
 logger = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 """The version of the tables (`PRAGMA user_version`)."""
 PATIENCE = 60.0
 """Seconds that a process waits for another one to finish its transaction."""
@@ -37,10 +38,11 @@ _RETRYING = Retrying(
     reraise=True,
 )
 """SQLite does not wait by itself while several processes create one file."""
-_TABLES = """
-CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS migrated (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL);
-"""
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL, made REAL)",
+    "CREATE TABLE IF NOT EXISTS migrated (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL)",
+)
+"""`made` is the time of an answer in seconds since the epoch; null: an earlier version stored it."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,20 @@ class Ledger:
     Args:
         path: the file, which is created if it is missing.
 
+    Attributes:
+        since: answers that are older than this do not count, and are replaced, in seconds since the epoch; None: all count.
+
     Raises:
         ConfigError: it cannot be created or read.
     """
 
     def __init__(self, path: Path):
         self.path = path
+        self.since: float | None = None
         self._writing = threading.Lock()
         self._queueing = threading.Lock()
         self._queue: list[tuple[bytes, str]] = []
-        self._damaged: set[bytes] = set()
+        self._replaced: set[bytes] = set()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._locks = supports_locks(path.parent)
@@ -96,23 +102,52 @@ class Ledger:
         self._migrate(path.with_suffix(".jsonl"))
 
     def get(self, key: bytes) -> Answer | None:
-        """Return the answer to a request; None if there is none, or a damaged one.
+        """Return the answer to a request; None if there is none, a damaged one, or one that is too old (`since`).
 
         Raises:
             ConfigError: the file is damaged.
         """
         try:
-            row = self._reader.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+            row = self._reader.execute("SELECT answer, made FROM answers WHERE key = ?", (key,)).fetchone()
         except sqlite3.DatabaseError as error:
             raise self._unusable(error) from None
         if row is None:
+            return None
+        if self.since is not None and (row[1] or 0.0) < self.since:
+            self._replaced.add(key)
             return None
         try:
             return _parse(row[0])
         except ValueError:
             logger.warning("%s: a damaged answer is not used, and its request is sent again", self.path)
-            self._damaged.add(key)
+            self._replaced.add(key)
             return None
+
+    def made(self, key: bytes) -> float | None:
+        """Return when an answer was stored, in seconds since the epoch; None: there is none, or an earlier version stored it."""
+        row = self._reader.execute("SELECT made FROM answers WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def check(self) -> tuple[int, int]:
+        """Return the number of answers, and that of damaged ones.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        count = damaged = 0
+        try:
+            (verdict,) = self._reader.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != b"ok":
+                raise sqlite3.DatabaseError(verdict.decode(errors="replace"))
+            for (answer,) in self._reader.execute("SELECT answer FROM answers"):
+                count += 1
+                try:
+                    _parse(answer)
+                except ValueError:
+                    damaged += 1
+        except sqlite3.DatabaseError as error:
+            raise self._unusable(error) from None
+        return count, damaged
 
     def append(self, key: bytes, answer: Answer) -> None:
         """Store an answer; returns once it is on the disk. One commit serves all threads that wait for it.
@@ -174,7 +209,20 @@ class Ledger:
                 f"the ledger {self.path} was written by a newer version of kdcli; update kdcli, or set KDCLI_CACHE_DIR"
             )
         if version < VERSION:
-            self._writer.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                (version,) = self._writer.execute(
+                    "PRAGMA user_version"
+                ).fetchone()  # another process may have been first
+                if version == 1:
+                    self._writer.execute("ALTER TABLE answers ADD COLUMN made REAL")
+                for table in _TABLES:
+                    self._writer.execute(table)
+                self._writer.execute(f"PRAGMA user_version = {VERSION}")
+                self._writer.execute("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
 
     def _commit(self, rows: Sequence[tuple[bytes, str]]) -> None:
         """Write rows in one transaction."""
@@ -183,8 +231,11 @@ class Ledger:
         self._writer.execute("BEGIN IMMEDIATE")
         try:
             for key, answer in rows:
-                conflict = "REPLACE" if key in self._damaged else "IGNORE"
-                self._writer.execute(f"INSERT OR {conflict} INTO answers VALUES (?, ?)", (key, answer))
+                conflict = "REPLACE" if key in self._replaced else "IGNORE"
+                self._writer.execute(
+                    f"INSERT OR {conflict} INTO answers (key, answer, made) VALUES (?, ?, ?)",
+                    (key, answer, time.time()),
+                )
             self._writer.execute("COMMIT")
         except BaseException:
             self._roll_back()
@@ -222,6 +273,7 @@ class Ledger:
         """
         copied = damaged = 0
         end = start
+        insert = "INSERT OR IGNORE INTO answers (key, answer) VALUES (?, ?)"
         with old.open("rb") as lines:
             lines.seek(start)
             for line in iter(lines.readline, b""):
@@ -234,7 +286,7 @@ class Ledger:
                     damaged += 1
                     continue
                 row = key, json.dumps(asdict(answer))
-                copied += self._writer.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", row).rowcount
+                copied += self._writer.execute(insert, row).rowcount
         if damaged:
             logger.warning(
                 "%s: %d damaged lines are not used, and their requests are sent again", old, damaged

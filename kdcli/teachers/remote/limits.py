@@ -77,6 +77,7 @@ class Estimate:
         prompt_tokens: the tokens of the other queries, estimated as a quarter of their bytes.
         completion_tokens: the maximum number of tokens of the other answers; None if the queries set no limit.
         cost: the expected cost; None if it is not known.
+        oldest: when the oldest of the answers in the ledger was stored, in seconds since the epoch; 0: that is not known.
     """
 
     questions: int
@@ -84,6 +85,7 @@ class Estimate:
     prompt_tokens: int
     completion_tokens: int | None
     cost: float | None
+    oldest: float = 0.0
 
 
 class Stopped(Exception):  # noqa: N818

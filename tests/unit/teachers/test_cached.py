@@ -28,6 +28,7 @@ from kdcli.signals import AnySignal, Head, HiddenSignal, Signal, TopKSignal, chu
 from kdcli.teachers import cached
 from kdcli.teachers.base import Compress, Teacher, identity
 from kdcli.teachers.cached import CachedTeacher
+from kdcli.teachers.shards import is_unchanged
 
 WIDTH = 3
 ROWS = 12
@@ -201,6 +202,24 @@ def test_nobody_is_asked_twice(tmp_path: Path) -> None:
         raise AssertionError
 
     CachedTeacher(tmp_path).fetch(rows, ask, lambda done: None)
+
+
+def test_outputs_from_before_a_run_do_not_count_if_they_are_to_be_fresh(tmp_path: Path) -> None:
+    """teacher.fresh=true reads what it promises to forget; or computes it again whenever the run is continued."""
+    rows = table(*range(ROWS))
+    store = fetched(tmp_path, rows, Fake(speech()))
+    assert (store.reused, store.oldest) == (0, math.inf)
+    [path] = tmp_path.iterdir()
+    stored = path.stat().st_mtime
+    assert CachedTeacher(tmp_path, since=stored + 1).missing(rows)
+    assert not CachedTeacher(tmp_path, since=stored - 1).missing(rows)
+    again = fetched(tmp_path, rows, Fake(speech()))
+    assert (again.reused, again.oldest) == (len(rows), stored)
+    assert is_unchanged(path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert not is_unchanged(path)
 
 
 @pytest.mark.usefixtures("small_shards")

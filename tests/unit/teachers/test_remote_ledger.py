@@ -116,6 +116,34 @@ def test_a_damaged_file(tmp_path: Path, spoil: bytes | None) -> None:
     assert path.read_bytes() == before
 
 
+def test_answers_that_are_too_old_are_replaced(tmp_path: Path) -> None:
+    """A repaired server's old answers come back for ever; or the new ones are not stored, and paid for each time."""
+    path = tmp_path / "ledger.sqlite"
+    fill(path, 2)
+    ledger = Ledger(path)
+    assert ledger.made(key_of(0)) == pytest.approx(time.time(), abs=60)
+    assert ledger.made(key_of(9)) is None
+    ledger.since = time.time() + 100
+    assert texts(ledger, 2) == [None, None]
+    ledger.append(key_of(0), written("new"))
+    assert texts(Ledger(path), 2) == ["new", "1"]
+    assert ledger.check() == (2, 0)
+
+
+def test_a_ledger_without_times_is_read(tmp_path: Path) -> None:
+    """Answers of an earlier version, whose table has no times, are lost or end the run."""
+    path = tmp_path / "ledger.sqlite"
+    fill(path, 1)
+    connection = sqlite3.connect(path)
+    connection.executescript("ALTER TABLE answers DROP COLUMN made; PRAGMA user_version = 1")
+    connection.close()
+    ledger = Ledger(path)
+    assert texts(ledger, 1) == ["0"]
+    assert ledger.made(key_of(0)) is None
+    ledger.append(key_of(1), written("1"))
+    assert ledger.made(key_of(1)) is not None
+
+
 def test_a_newer_version(tmp_path: Path) -> None:
     """A file of another structure is written to."""
     path = tmp_path / "ledger.sqlite"
