@@ -147,11 +147,13 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+as_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=list).encode
+"""Plain data as a text that is equal for equal data."""
+
+
 def digest(*parts: Any) -> str:
     """Return the sha256 of plain data (JSON types, and columns of a data set), as hex."""
-    return hashlib.sha256(
-        json.dumps(parts, sort_keys=True, ensure_ascii=False, default=list).encode()
-    ).hexdigest()
+    return hashlib.sha256(as_json(parts).encode()).hexdigest()
 
 
 def hash_files(files: Iterable[Path]) -> str:

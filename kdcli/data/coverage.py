@@ -38,11 +38,11 @@ def cover_classes(
         for label in classes[group]:
             groups_of.setdefault(label, []).append(group)
     needed = {label: splits[: len(groups)] for label, groups in groups_of.items()}
-    counts = {split: Counter[int]() for split in splits}
-    totals = Counter[str]()
-    for group, split in split_of.items():
-        counts[split].update(classes[group])
-        totals[split] += rows[group]
+    counts = {
+        split: Counter(itertools.chain.from_iterable(map(classes.__getitem__, own)))
+        for split, own in members.items()
+    }
+    totals = Counter({split: sum(map(rows.__getitem__, own)) for split, own in members.items()})
     fewest = {split: totals[split] / 2 for split in splits}
     most = {split: 2 * totals[split] for split in carved} | {"train": totals.total()}
 

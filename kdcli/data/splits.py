@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from operator import itemgetter
 
 from kdcli.config.dataset import Dataset
 from kdcli.data.coverage import cover_classes
@@ -13,7 +14,7 @@ from kdcli.data.gold import merge_duplicates
 from kdcli.data.near_duplicates import ROWS, clusters, text_of
 from kdcli.data.raw_rows import UNREADABLE, BadRows
 from kdcli.errors import DataError
-from kdcli.tasks.rows import IGNORE, RawSplit, Row, RowSchema, labels_of, log_level, row_hash
+from kdcli.tasks.rows import IGNORE, RawSplit, Row, RowSchema, log_level, row_hash
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
@@ -49,7 +50,8 @@ def clean_rows(schema: RowSchema, parts: list[RawSplit], dropped: Counter[str]) 
     for part in parts:
         log_dropped(part.name, part.dropped)
         dropped += part.dropped
-    return sorted(rows.values(), key=lambda row: (schema.group(row), row["id"]))
+    by_id = sorted(rows.values(), key=itemgetter("id"))
+    return sorted(by_id, key=schema.group)
 
 
 def log_dropped(name: str, dropped: Counter[str]) -> None:
@@ -119,7 +121,7 @@ def disjoint_splits(
     for split in reversed(SPLITS):
         if split not in rows:
             continue
-        remaining = [row for row in rows[split] if group_of(row) not in taken]
+        remaining = [row for row in rows[split] if group_of(row) not in taken] if taken else rows[split]
         if len(remaining) < len(rows[split]):
             logger.info(
                 "%d rows of %s are dropped: they are in a later split as well",
@@ -134,7 +136,8 @@ def disjoint_splits(
                 f"or leave dataset.{later.replace(' or ', '= and dataset.')}= out: a part of the training rows is then kept for it"
             )
         rows[split] = remaining
-        taken |= {group_of(row) for row in remaining}
+        if split != "train":
+            taken |= {group_of(row) for row in remaining}
     return rows
 
 
@@ -154,32 +157,44 @@ def carve_splits(
     cfg = schema.cfg
     sizes = {"test": cfg.test_size, "validation": cfg.validation_size}
     carved = [split for split in sizes if split not in rows]
-    groups: dict[str, list[Row]] = {}
-    for row in rows["train"]:
-        groups.setdefault(group_of(row), []).append(row)
-    order = sorted(groups, key=lambda group: (position(group), group))
+    train = rows["train"]
+    group_at = list(map(group_of, train))
+    counts = Counter(group_at)
+    order = in_order(counts)
     split_of = dict.fromkeys(order, "train")
-    left = len(rows["train"])
+    left = len(train)
     for place, split in enumerate(carved):
         others = len(carved) - place  # train and each split that follows keep one group
-        count = _expected(cfg, sizes[split], split, len(rows["train"]), left, others, dropped)
-        free = [group for group in order if split_of[group] == "train"]
+        count = _expected(cfg, sizes[split], split, len(train), left, others, dropped)
+        free = [group for group, own in split_of.items() if own == "train"]
         if split == "validation":
             free.reverse()
-        chosen = _nearest(free[: max(0, len(free) - others)], groups, count, sizes[split], split)
+        chosen = _nearest(free[: max(0, len(free) - others)], counts, count, sizes[split], split)
         if not chosen:
             raise DataError(
                 f"{cfg.path}: rows with the same {schema.shared} stay in one split, and every {schema.shared} has more than the {count} "
                 f"rows for {split}; give a larger dataset.{split}_size, or dataset.{split}="
             )
         split_of |= dict.fromkeys(chosen, split)
-        left -= sum(len(groups[group]) for group in chosen)
+        left -= sum(counts[group] for group in chosen)
     exact = {split for split in carved if sizes[split] >= 1}
-    classes = {group: _classes(members) for group, members in groups.items()}
-    cover_classes(split_of, classes, {group: len(groups[group]) for group in order}, carved, exact)
-    for split in ("train", *carved):
-        rows[split] = [row for group in order if split_of[group] == split for row in groups[group]]
+    cover_classes(split_of, _classes(train, group_at), counts, carved, exact)
+    ordered = [group for group in order for _ in range(counts[group])]
+    if group_at != ordered:  # groups that are no hashes, or that are joined
+        rank = {group: place for place, group in enumerate(order)}
+        places = sorted(range(len(train)), key=lambda place: rank[group_at[place]])
+        train, group_at = [train[place] for place in places], ordered
+    rows |= {split: [] for split in ("train", *carved)}
+    for row, group in zip(train, group_at, strict=True):
+        rows[split_of[group]].append(row)
     return rows
+
+
+def in_order(groups: Collection[str]) -> list[str]:
+    """Return groups in the order of their positions, and those of one position in the order of their characters."""
+    if all(map(_HASH.match, groups)):  # the positions of hashes are ordered as their characters are
+        return sorted(groups)
+    return sorted(groups, key=lambda group: (position(group), group))
 
 
 def position(group: str) -> float:
@@ -217,17 +232,18 @@ def _expected(
 
 
 def _nearest(
-    free: Sequence[str], groups: Mapping[str, Sequence[Row]], count: int, size: float, split: str
+    free: Sequence[str], counts: Mapping[str, int], count: int, size: float, split: str
 ) -> list[str]:
     """Return the groups of a split, from its end of the range. None has more rows than the split shall have.
 
     Args:
         free: the groups, from the end of the range.
+        counts: the rows of each group.
         count: the number of rows; those of a share are at least a third of it, and else what the hash decides.
     """
     chosen, total = [], 0
     for group in free:
-        rows = len(groups[group])
+        rows = counts[group]
         if size >= 1:
             if total + rows > count:
                 continue
@@ -242,6 +258,18 @@ def _nearest(
     return chosen
 
 
-def _classes(rows: Iterable[Row]) -> frozenset[int]:
-    """Return the classes of the rows of a group; empty for language models."""
-    return frozenset(label for row in rows if "label" in row for label in labels_of(row["label"])) - {IGNORE}
+def _classes(rows: Iterable[Row], group_at: Iterable[str]) -> dict[str, frozenset[int]]:
+    """Return the classes of the rows of each group; empty for language models.
+
+    Equal sets are one object, because the garbage collector takes long for 100,000 of them.
+    """
+    single: dict[int, frozenset[int]] = {IGNORE: frozenset()}
+    classes: dict[str, frozenset[int]] = {}
+    for row, group in zip(rows, group_at, strict=True):
+        label = row.get("label", IGNORE)
+        if not isinstance(label, list):
+            own = single.get(label) or single.setdefault(label, frozenset((label,)))
+        else:
+            own = frozenset(label) - {IGNORE}
+        classes[group] = classes[group] | own if group in classes else own
+    return classes

@@ -168,8 +168,10 @@ class ClassificationRows(LabelledRows):
         texts = [fold_white_space(self.replaced(text)) for text in texts]
         if not all(texts):
             return None
-        columns = zip(("text", "text_pair"), texts, strict=False)
-        row = {"id": row_hash([text.casefold() for text in texts]), **dict(columns), "label": index}
+        row: Row = {"id": row_hash([text.casefold() for text in texts]), "text": texts[0]}
+        if len(texts) > 1:
+            row["text_pair"] = texts[1]
+        row["label"] = index
         return row | {"votes": [index] * (index != IGNORE)} if self.soft else row
 
     def hide(self, row: Row) -> None:
