@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,10 @@ class Source:
     """A file, how it is read, and how its bad rows are handled.
 
     Attributes:
+        schema: the schema of the columns that the file itself holds.
         errors: how undecodable bytes are handled: strict, or surrogateescape if their lines are dropped.
         most: the number of rows that are read at most; None: all.
+        more: the values that the names of the folders around the file add to each row.
     """
 
     schema: RowSchema
@@ -46,6 +48,7 @@ class Source:
     bad: BadRows
     errors: str = "strict"
     most: int | None = None
+    more: tuple[Any, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -66,7 +69,12 @@ class Source:
 
 
 def read_file(
-    schema: RowSchema, path: Path, given: str, recorded: Iterable[Reading] = (), most: int | None = None
+    schema: RowSchema,
+    path: Path,
+    given: str,
+    recorded: Iterable[Reading] = (),
+    most: int | None = None,
+    folders: Mapping[str, str | None] | None = None,
 ) -> tuple[RawSplit, Reading]:
     """Read a file.
 
@@ -74,22 +82,27 @@ def read_file(
         given: the path as the config has it, for messages.
         recorded: how an earlier command of the run read its files.
         most: the number of rows to read at most; None: all.
+        folders: the values of columns that the names of the folders around it give (label=good/part-0.csv).
 
     Raises:
         DataError: it is no file, is damaged, or lacks a column.
     """
     require_data_file(path, given)
+    own, label = schema, schema.cfg.label
+    more: tuple[Any, ...] = ()
+    if folders and label and label in folders and schema.has_gold:
+        own, more = schema.unlabelled(), (folders[label],)
     with _refusing(path, schema.cfg.encoding):
         file = DataFile.of(path)
         bad = BadRows(schema.cfg.bad_rows)
-        source = Source(schema, file, decide(schema, file, recorded), bad, most=most)
-        source, rows = _read(source)
+        source = Source(own, file, decide(own, file, recorded), bad, most=most, more=more)
+        source, rows = _read(schema, source)
     source.bad.warn(path.name, len(rows))
     if not rows:
         raise DataError(f"{path} has no rows; give another file as dataset.path or dataset.unlabelled")
     dropped = Counter({UNREADABLE: source.bad.count})
     names = None
-    if source.reading.format in ("parquet", "arrow") and schema.has_gold:
+    if source.reading.format in ("parquet", "arrow") and own.has_gold:
         from kdcli.data import tables
 
         names = tables.declared(schema, path, source.reading.format)
@@ -178,16 +191,20 @@ def _text_lines(source: Source) -> tuple[list[str], Reading]:
             source = again
 
 
-def _read(source: Source) -> tuple[Source, list[tuple[Any, ...]]]:
-    """Return the checked rows. If what was decided by the first bytes does not hold for all of the file, it is decided again by more of them.
+def _read(schema: RowSchema, source: Source) -> tuple[Source, list[tuple[Any, ...]]]:
+    """Return the rows, checked by their schema. If what was decided by the first bytes does not hold for all of the file, it is decided again by more of them.
 
     Raises:
         UnicodeError: the file cannot be decoded, and lines are not dropped.
     """
     while True:
         try:
-            table = itertools.islice(_READERS[source.reading.format](source), source.most)
-            rows = check_rows(source.schema, source.path.name, table, source.bad)
+            table: Iterable[tuple[Any, ...]] = itertools.islice(
+                _READERS[source.reading.format](source), source.most
+            )
+            if source.more:
+                table = ((*values, *source.more) for values in table)
+            rows = check_rows(schema, source.path.name, table, source.bad)
             again = _by_more(source) if source.bad.count else None
         except UnicodeError:
             again = _in_other_encoding(source)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.errors import DataError, abbreviated, listed
@@ -49,6 +50,7 @@ _ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|citation|changelog)\b", 
 """The names of texts that describe a folder."""
 MOST_FILES = 100_000
 """The maximum number of files and folders below the folder of a data set: a folder with more is a whole disk, not a data set."""
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _SAVED = "state.json"
 _SAVED_SPLITS = "dataset_dict.json"
 
@@ -115,6 +117,18 @@ def _is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in (_SAVED, _SAVED_SPLITS))
 
 
+def columns_of_folders(given: str, file: Path) -> dict[str, str | None]:
+    """Return the columns that the folders between a path and a file name, as Hive and Spark write them: `label=good/part-0.parquet` has the
+    value `good` in the column `label`. None is a missing value."""
+    path = user_path(given)
+    if glob.has_magic(given) and not os.path.lexists(path):
+        path = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    if not file.is_relative_to(path):
+        return {}
+    named = (part.partition("=") for part in file.relative_to(path).parts[:-1] if "=" in part)
+    return {name: None if value == _NO_VALUE else unquote(value) for name, _, value in named}
+
+
 def split_name(name: str) -> str | None:
     """Return the split that a name means: train, validation or test; None: it means none."""
     words = re.split(r"[-._ /\\]+|(?<=\D)(?=\d)", name.lower())
@@ -169,12 +183,18 @@ def _require_no_class_folders(path: Path, files: Sequence[Path]) -> None:
     if (
         len(classes) > 1
         and len(files) >= 2 * len(folders)
-        and all(file.parent.name in classes and data_suffix(file.name) in ("", ".txt") for file in files)
+        and all(file.parent.name in classes and _is_text(file) for file in files)
     ):
         raise DataError(
             f"the data folder {path} has a folder for each class ({listed(classes)}) with a text in each file; write the texts and the names of their "
             "folders as rows of a csv or jsonl file, and give that as dataset.path"
         )
+
+
+def _is_text(file: Path) -> bool:
+    """Return whether a file holds a text, by its name. (Files without a suffix in folders such as `label=good` are Spark's parts of a table.)"""
+    suffix = data_suffix(file.name)
+    return suffix == ".txt" or (not suffix and "=" not in file.parent.name)
 
 
 def _of_folder(path: Path) -> dict[str, list[Path]]:
@@ -241,9 +261,15 @@ def _by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:
         relative = file.relative_to(path)
         shard = _SHARD.match(relative.name)
         own = shard[1] if shard else "train"
-        name = split_name(relative.name) or split_name(str(relative.parent)) or own
+        name = split_name(relative.name) or split_name(_plain_folders(relative)) or own
         splits.setdefault(name, []).append(file)
     return splits if "train" in splits else {"train": files}
+
+
+def _plain_folders(file: Path) -> str:
+    """Return the folders around a file without those that name the value of a column, apart from `split=test`."""
+    folders = (re.sub("^split=", "", part, flags=re.IGNORECASE) for part in file.parts[:-1])
+    return "/".join(part for part in folders if "=" not in part)
 
 
 def _saved(path: Path) -> list[Path]:

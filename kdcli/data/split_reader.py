@@ -14,6 +14,7 @@ from kdcli.data.hub import read_hub, splits_of_repository
 from kdcli.data.readers import read_file, read_gettext, read_parallel
 from kdcli.data.reading import Reading
 from kdcli.data.sources import (
+    columns_of_folders,
     is_hub,
     is_local_repository,
     is_parallel,
@@ -117,12 +118,32 @@ class SplitReader:
                 f"{given} has no split {split} (splits: {listed(files)}); name them with dataset.train=, dataset.validation= and dataset.test="
             )
         chosen = files.get(split) or files["train"]
-        results = [
-            read_file(schema, file, given if len(chosen) == 1 else str(file), self.recorded)
-            for file in chosen
-        ]
+        results = [self._read_file(schema, given, file, len(chosen) == 1) for file in chosen]
+        if schema.has_gold and any(cfg.label in columns_of_folders(given, file) for file in chosen):
+            logger.info("%s: the column %r is that of the names of its folders", given, cfg.label)
         self._tell(f"{given} ({split})" if len(files) > 1 else given, [reading for _, reading in results])
         return [part for part, _ in results]
+
+    def _read_file(self, schema: RowSchema, given: str, file: Path, alone: bool) -> tuple[RawSplit, Reading]:
+        """A file of a path, with the label that the names of the folders between them give.
+
+        Args:
+            alone: it is the only one.
+        """
+        folders, label = columns_of_folders(given, file), schema.cfg.label
+        try:
+            return read_file(schema, file, given if alone else str(file), self.recorded, folders=folders)
+        except DataError as error:
+            if label is None or f"no column {shown(label)}" not in error.message:
+                raise
+            remedy = ""
+            if folders:
+                remedy = (
+                    f"the names of its folders give {listed(folders)}: dataset.label={next(iter(folders))}"
+                )
+            elif not alone and file.parent != user_path(given) and not split_name(file.parent.name):
+                remedy = f"if the names of the folders are the labels, rename each, as {file.parent.name} to {label}={file.parent.name}"
+            raise DataError(f"{error.message}; {remedy}" if remedy else error.message) from None
 
     def _name_in_repository(self, path: Path, split: str) -> str:
         """Return the name that a repository has for a split."""

@@ -175,6 +175,22 @@ def shards(folder: Path) -> Path:
     return folder
 
 
+def hive(folder: Path) -> Path:
+    """What `write.partitionBy("label").parquet(…)` of Spark leaves."""
+    for label, own in FRAME.groupby("label"):
+        for number in range(2):
+            path = folder / f"label={label}" / f"part-{number}.snappy.parquet"
+            path.parent.mkdir(exist_ok=True)
+            own[["text"]][number::2].to_parquet(path)
+    (folder / "_SUCCESS").touch()
+    return folder
+
+
+def texts_of(label: str, start: int = 0, step: int = 1) -> str:
+    """The lines of the texts with a label."""
+    return "\n".join([text for text, own in ROWS if own == label][start::step]) + "\n"
+
+
 READ: dict[str, tuple[Write, dict[str, Any]]] = {
     "commas, with a header": (file("a.csv", PLAIN), {}),
     "semicolons (Excel)": (frame("a.csv", sep=";", index=False), {}),
@@ -249,6 +265,14 @@ READ: dict[str, tuple[Write, dict[str, Any]]] = {
     ),
     "part-00000 of Spark": (
         lambda folder: files(**{"part-00000-a_csv": part(0, 30), "part-00001-a_csv": part(30, 60)})(folder),
+        {},
+    ),
+    "folders that name the label, label=good/part-0.parquet (Hive, Spark)": (hive, {}),
+    "folders that name the label and the split, split=test/label=good/a.csv": (
+        files(**{
+            f"split={split}__label={label}__a_csv": "text\n" + texts_of(label, start, 2)
+            for start, split in enumerate(("train", "test")) for label in ("bad", "good")
+        }),
         {},
     ),
     "save_to_disk, a data set": (saved, {}),
@@ -358,6 +382,19 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
     "a folder for each class, a text a file": (
         class_folders,
         ("a folder for each class", "bad, good", "csv or jsonl", "dataset.path"),
+    ),
+    "a folder for each class, with tables": (
+        files(bad__a_csv="text\n" + texts_of("bad"), good__a_csv="text\n" + texts_of("good")),
+        ("a.csv", "'label'", "rename", "label=bad", "dataset.label="),
+    ),
+    "folders that name another column (class=good)": (
+        files(
+            **{
+                "class=bad__a_csv": "text\n" + texts_of("bad"),
+                "class=good__a_csv": "text\n" + texts_of("good"),
+            }
+        ),
+        ("a.csv", "'label'", "dataset.label=class"),
     ),
     "an archive (tar, 7z, rar)": (file("a.tar.gz", tar()), ("a.tar.gz", "unpack it", "dataset.path")),
     "XML": (
