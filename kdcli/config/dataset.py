@@ -263,7 +263,9 @@ class Dataset(Section):
             if bool(column) != bool(other):
                 raise ValueError(f"{first} and {second}: give both columns, or neither")
             if column and column == other:
-                raise ValueError(f"{first} and {second}: both are the column {shown(column)}; name two")
+                raise ValueError(
+                    f"{first} and {second}: both are the column {shown(column)}; name two (COLUMN.0 and COLUMN.1, if it holds pairs)"
+                )
         if self.chat and not self.prompt and self.format != "conversations":
             raise ValueError(
                 "chat: it makes turns of a prompt and a completion; name dataset.prompt and dataset.completion"

@@ -89,12 +89,21 @@ def table_rows(
 
 
 def value_at(value: Any, path: list[str], where: str) -> Any:
-    """Return the value at the end of a path of keys; an index is the key of an item of a list, and another key of a list that of each of its mappings.
+    """Return the value at the end of a path of keys; an index is the key of an item of a list, or of each item of a list of lists, and
+    another key of a list that of each of its mappings.
 
     Raises:
         DataError: with a message that begins with `where`.
     """
     for key in path:
+        if (
+            isinstance(value, list)
+            and value
+            and key.isdecimal()
+            and all(isinstance(item, list) for item in value)
+        ):
+            value = [value_at(item, [key], where) for item in value]  # pairs of a word and its tag
+            continue
         if isinstance(value, list) and key.isdecimal():
             if int(key) >= len(value):
                 raise DataError(f"{where}: expected a list with an item {key}, got {shown(value)}")

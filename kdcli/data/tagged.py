@@ -26,6 +26,8 @@ LONGEST_SENTENCE = 200
 MOST_TAGS = 300
 """The maximum number of different values in a column of tags; UD has 17, the largest sets of entity types about 100."""
 ID = re.compile(r"\d+")
+NUMBERED = re.compile(r"\d$")
+"""The end of a value that numbers a word and occurs once in a file."""
 PART = re.compile(r"\d+[-.]\d+")
 """CoNLL-U: the number of a token that is written again as several words, and of a word that is not in the text."""
 BRACKETS = re.compile(r"(\((?P<opens>[\w-]+))?\*?(?P<closes>\))?")
@@ -68,6 +70,7 @@ class Layout:
         word, tag, sentence: the indices of the columns; None: there is none.
         number: the index of the column that numbers the words, if there is one. The last columns may then be more in some sentences.
         columns_are: a description of the columns, for a message.
+        kind: the index of the column of the entity types, if that of the tags has letters alone.
     """
 
     size: int
@@ -76,6 +79,7 @@ class Layout:
     sentence: int | None
     number: int | None
     columns_are: str
+    kind: int | None = None
 
     def values(self, line: Line) -> tuple[str, str | None, str | None]:
         """Return the word, the tag and the number of the sentence. Fields beyond `size` belong to the word, and a missing one is an empty word."""
@@ -86,6 +90,8 @@ class Layout:
         elif more < 0:
             fields = [*fields[: self.word], "", *fields[self.word :]]
         tag, sentence = (None if index is None else fields[index] for index in (self.tag, self.sentence))
+        if self.kind is not None and tag is not None and not is_outside(tag):
+            tag = f"{tag}-{fields[self.kind]}"
         return fields[self.word], tag, sentence
 
 
@@ -304,9 +310,26 @@ def _layout(schema: RowSchema, path: Path, groups: Groups, names: list[str] | No
         word = max(others, key=lambda place: len(set(columns[place])))
     if rest := [str(place + 1) for place in schemes if place != tag]:
         columns_are += f" (column {' and '.join(rest)} could be tags as well: choose with dataset.columns=)"
-    columns_are = f"words of column {word + 1}, tags of column {tag + 1}{columns_are}"
-    schema.decided["layout"] = layout = Layout(size, word, tag, None, number, columns_are)
+    kind = _types(columns, tag, word)
+    types = f" and {kind + 1}" if kind is not None else ""
+    columns_are = f"words of column {word + 1}, tags of column {tag + 1}{types}{columns_are}"
+    schema.decided["layout"] = layout = Layout(size, word, tag, None, number, columns_are, kind)
     return layout
+
+
+def _types(columns: Sequence[Sequence[str]], tag: int, word: int) -> int | None:
+    """Return the column of the entity types beside one of letters alone (spaCy's ent_iob_ and ent_type_): it has one value outside of entities, and
+    others within them."""
+    if scheme_of(set(columns[tag])).form != "letters":
+        return None
+    for place, values in enumerate(columns):
+        pairs = {(is_outside(letter), value) for letter, value in zip(columns[tag], values, strict=True)}
+        none = {value for outside, value in pairs if outside}
+        kinds = {value for outside, value in pairs if not outside}
+        is_plain = scheme_of(set(values)).form == "types"  # and no predicted letters
+        if place not in (tag, word) and is_plain and len(none) == 1 and kinds and not none & kinds:
+            return place
+    return None
 
 
 def _named_layout(
@@ -384,8 +407,10 @@ def _is_scheme(values: Iterable[str]) -> bool:
 
 
 def _is_number(values: Sequence[str]) -> bool:
-    """Return whether a column numbers something, or is the same in all lines, and so is none of words."""
-    return len(set(values)) == 1 or all(map(ID.fullmatch, values))
+    """Return whether a column numbers something (7, 2.7, doc1-7), or is the same in all lines, and so is none of words."""
+    different = set(values)
+    ids = len(different) == len(values) and all(map(NUMBERED.search, values))
+    return ids or len(different) == 1 or all(map(ID.fullmatch, values))
 
 
 def _is_brackets(values: Sequence[str]) -> bool:

@@ -270,6 +270,13 @@ class TokenClassificationRows(LabelledRows):
                 ", ".join(scheme.letters),
                 ",".join([*scheme.outside, *scheme.bare]),
             )
+        if scheme.joined:
+            logger.warning(
+                "%s: the types %s look like several tags of a word, and each combination counts as a type; write one tag a word if they are nested or "
+                "joined",
+                path,
+                listed(scheme.joined),
+            )
         if scheme.form == "types" and (prefixed := list(filter(looks_prefixed, self.labels))):
             logger.warning(
                 "%s: all tags count as entity types, because some look like tags with a prefix (%s) and others do not (%s); if these mean no entity, give "

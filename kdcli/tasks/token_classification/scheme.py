@@ -21,12 +21,31 @@ UNTYPED = "entity"
 """The type of entities whose tags have none (B, I, O)."""
 _SEPARATOR = "[-‐‑–—_.:/|~ ]"
 _LETTERS = "".join(ROLES) + "".join(ROLES).lower()
+_SPELLED = {
+    **dict.fromkeys(("begin", "beginning", "start"), "B"),
+    **dict.fromkeys(("inside", "in", "intermediate", "middle", "cont", "continue", "continuation"), "I"),
+    **dict.fromkeys(("end", "last"), "E"),
+    **dict.fromkeys(("single", "singleton", "unit", "unique"), "S"),
+}
+"""Letters that are spelled out (begin_PER, PER-cont)."""
+_WRAPPED = re.compile(r"<([^<>]+)>|\[([^\[\]]+)\]|\"([^\"]+)\"|'([^']+)'")
 _FORMS = {
     "prefixes": re.compile(rf"(?P<letter>[{_LETTERS}]){_SEPARATOR}(?P<type>.*)"),
     "suffixes": re.compile(rf"(?P<type>.*){_SEPARATOR}(?P<letter>[{_LETTERS}])"),
     "letters": re.compile(rf"(?P<letter>[{_LETTERS}])(?P<type>)"),
     "joined prefixes": re.compile(rf"(?P<letter>[{''.join(ROLES)}])(?P<type>[A-Z].+)"),
 }
+
+
+_WORDS = "|".join(sorted(_SPELLED, key=len, reverse=True))
+_SPELLED_FORMS = [
+    re.compile(form, re.IGNORECASE)
+    for form in (
+        rf"(?P<letter>{_WORDS})(?:{_SEPARATOR}(?P<type>.*))?",
+        rf"(?P<type>.*){_SEPARATOR}(?P<letter>{_WORDS})",
+    )
+]
+_JOINED = re.compile(rf"[|,;+&#/]\s*[{_LETTERS}]{_SEPARATOR}\S")
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,11 @@ class Scheme:
     def outside(self) -> list[str]:
         """The tags of words that are in no entity."""
         return [tag for tag, (role, _) in self.parts.items() if role == "O"]
+
+    @property
+    def joined(self) -> list[str]:
+        """The types that hold another tag (PER of B-PER|B-ORG)."""
+        return [name for name in self.types if self.letters and _JOINED.search(name)]
 
     @property
     def standard(self) -> bool:
@@ -87,6 +111,11 @@ def scheme_of(tags: Iterable[str], outside: Iterable[str] = ()) -> Scheme:
     """
     tags = list(tags)
     named = set(outside)
+    if short := _shortened(tags):
+        scheme = scheme_of(short.values(), (short[tag] for tag in named if tag in short))
+        parts = {tag: scheme.parts[each] for tag, each in short.items()}
+        left = tuple(tag for tag, each in short.items() if each in scheme.bare)
+        return Scheme(scheme.form, scheme.letters, parts, left)
     matches = {
         form: {tag: match for tag in tags if tag not in named and (match := pattern.fullmatch(tag))}
         for form, pattern in _FORMS.items()
@@ -117,8 +146,32 @@ def scheme_of(tags: Iterable[str], outside: Iterable[str] = ()) -> Scheme:
     letters = dict.fromkeys(
         letter for letter in ROLES for match in matched.values() if match["letter"].upper() == letter
     )
-    left = tuple(tag for tag in bare if tag not in named) if matched else ()
-    return Scheme(form, tuple(letters), parts, left)
+    return Scheme(
+        form, tuple(letters), parts, tuple(tag for tag in bare if tag not in named) if matched else ()
+    )
+
+
+def _shortened(tags: Sequence[str]) -> dict[str, str]:
+    """Return the tags without the brackets or quotes around all of them, and with letters in place of words; {}: they have neither, or are no longer
+    different then.
+
+    A type has to begin and to continue by these words: start_time and end_time are types.
+    """
+    wrapped = [_WRAPPED.fullmatch(tag) for tag in tags]
+    if tags and all(wrapped):
+        short = {match[0]: match[match.lastindex or 0] for match in wrapped if match}
+        return short if len(set(short.values())) == len(tags) else {}
+    for pattern in _SPELLED_FORMS:
+        matches = {tag: match for tag in tags if (match := pattern.fullmatch(tag))}
+        parts = {tag: (_SPELLED[match["letter"].casefold()], match["type"]) for tag, match in matches.items()}
+        letters: dict[str, set[str]] = {}
+        for letter, name in parts.values():
+            letters.setdefault(name, set()).add(letter)
+        others = [tag for tag in tags if tag not in parts]
+        if any(each >= {"B", "I"} for each in letters.values()) and all(map(is_outside, others)):
+            short = {tag: "-".join(filter(None, parts[tag])) if tag in parts else tag for tag in tags}
+            return short if len(set(short.values())) == len(tags) else {}
+    return {}
 
 
 def _evidence(matched: Mapping[str, re.Match[str]]) -> tuple[bool, int, int]:

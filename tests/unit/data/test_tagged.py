@@ -101,6 +101,18 @@ READ: dict[str, tuple[str | bytes, dict[str, Any], Sentences]] = {
         [*SENTENCES[:2], [("In", "O"), ("NEW YORK", "B-LOC"), ("#news", "O")]],
     ),
     "numbers of words first": (lines("{i}\t{word}\t{tag}"), {}, SENTENCES),
+    "numbers of sentences and words first (2.7, d1-s2-w7)": (
+        "\n".join(
+            lines(f"d1-s{n}-w{{i}}\t{{word}}\t{{tag}}", sentences=[each]) for n, each in enumerate(SENTENCES)
+        ),
+        {},
+        SENTENCES,
+    ),
+    "letters and types in two columns (spaCy: B PER)": (
+        lines("{word}\t{tag}").replace("\tO", "\tO\t_").replace("\tB-", "\tB\t").replace("\tI-", "\tI\t"),
+        {},
+        SENTENCES,
+    ),
     "comments (# id …, # text = …)": (
         "# id 0\tdomain=en\n" + lines("{word} _ _ {tag}", "\n# text = a b\n"),
         {},
@@ -296,6 +308,13 @@ def test_what_was_decided_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         "dataset.columns=",
     )
     require_words(blank, "1 words", "dropped", "line 5")
+
+
+def test_predicted_letters_are_no_types(tmp_path: Path) -> None:
+    """Letters that a model predicted are taken for the types of the gold ones (B-B)."""
+    tags = tag_map(lambda tag: tag[0])
+    text = lines("{word}\t{tag}\t{tag}", sentences=tags)
+    assert read(tmp_path / "a.conll", text) == tags
 
 
 def test_sentences_that_cannot_be_read_are_dropped(tmp_path: Path) -> None:

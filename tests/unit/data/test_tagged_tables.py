@@ -79,6 +79,9 @@ READ_TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
         [{"tokens": [{"form": word, "ner": tag} for word, tag in sentence]} for sentence in SENTENCES],
         {"words": "tokens.form", "tags": "tokens.ner"},
     ),
+    "lists of pairs of a word and its tag": (
+        [{"data": sentence} for sentence in SENTENCES], {"words": "data.0", "tags": "data.1"}
+    ),
     "-100 as a tag": ([{"words": [*w, "x"], "tags": [*t, -100]} for w, t in zip(WORDS, TAGS, strict=True)], {}),
     "words that are empty, white space or invisible": (
         [{"words": ["", *w, "\u200b", " "], "tags": ["O", *t, "O", "O"]} for w, t in zip(WORDS, TAGS, strict=True)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from kdcli.tasks.token_classification.scheme import scheme_of
 from kdcli.tasks.token_classification.task import TokenClassification
 
 TYPES = ("PER", "GENE-X")
-STYLES: dict[str, tuple[str, str, str]] = {
+STYLES: dict[str, tuple[Sequence[str], str, str]] = {
     # letters, a tag, the tag of no entity
     "IOB2": ("BI", "{letter}-{type}", "O"),
     "IOB1": ("BI", "{letter}-{type}", "O"),
@@ -42,14 +43,16 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "suffixes with underscores": ("BI", "{type}_{letter}", "O"),
     "points, colons, strokes": ("BI", "{letter}:{type}", "O"),
     "nothing between letter and type": ("BIES", "{letter}{type}", "O"),
+    "letters spelled out": (("begin", "inside", "end"), "{letter}_{type}", "O"),
+    "brackets around all tags": ("BI", "<{letter}-{type}>", "<O>"),
     "lower case": ("bi", "{letter}-{type}", "o"),
     "NONE, OUT, 0, _ and the like for O": ("BIES", "{letter}-{type}", "NONE"),
     "any other single tag without a prefix for O": ("BI", "{letter}-{type}", "Rest"),
 }
-STANDARD = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
+STANDARD = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S", "BEGIN": "B", "INSIDE": "I", "END": "E"}  # fmt: skip
 
 
-def tags_of(letters: str, form: str, outside: str) -> dict[str, str]:
+def tags_of(letters: Sequence[str], form: str, outside: str) -> dict[str, str]:
     """All tags of a style, and what seqeval calls them."""
     tags = {
         form.format(letter=letter, type=kind): f"{STANDARD[letter.upper()]}-{kind}"
@@ -106,6 +109,10 @@ def test_scores_are_those_of_seqeval(name: str) -> None:
         ("B-S I-S E-S S-S O", (), ["S"], ["O"]),
         ("S-B S-I O", (), ["S"], ["O"]),
         ("B-VIT-B I-VIT-B O", (), ["VIT-B"], ["O"]),
+        ("BEGIN IN LAST UNIT OUT", (), ["entity"], ["OUT"]),
+        ("PER-start PER-cont LOC-start O", (), ["LOC", "PER"], ["O"]),
+        ("begin_date end_date inside O", (), ["begin_date", "end_date", "inside"], ["O"]),
+        ("[PER] [O]", (), ["PER"], ["[O]"]),
         ("I-PER I-LOC O", (), ["LOC", "PER"], ["O"]),
         ("B-PER O", (), ["PER"], ["O"]),
     ],
@@ -151,6 +158,8 @@ def test_what_is_no_scheme_is_said(caplog: pytest.LogCaptureFixture) -> None:
     require_words(caplog.text, "NOUN, VERB", "dataset.outside=NOUN")
     declared([["B-PER", "I-PER", "O", "PRE"]])
     require_words(caplog.text, "PRE", "(B, I)", "'dataset.outside=[O,PRE]'")
+    declared([["B-PER|B-ORG", "I-PER", "O"]])
+    require_words(caplog.text, "PER|B-ORG", "several tags")
     caplog.clear()
     declared([["B-PER", "B-LOC", "O", "PRE"]])
     require_words(caplog.text, "(B-LOC, B-PER)", "(PRE)", "'dataset.outside=[O,PRE]'")
