@@ -27,20 +27,41 @@ ROLES = {
 """The roles of chat templates, by the names that data sets have for them, in lower case. Other roles are handed on as they are."""
 CALLS = ("function_call", "tool_call", "tool_calls")
 """Roles of turns whose content is a call, in JSON: it is the assistant's."""
-ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text", "message", "parts")
+EXCHANGE = {
+    **dict.fromkeys(("prompt", "instruction", "question", "query", "input"), "user"),
+    **dict.fromkeys(("completion", "response", "answer", "reply", "output"), "assistant"),
+}
+"""The keys of an object that holds a prompt and its answer."""
+RARE_ROLE_KEYS = ("sender", "author")
+"""Keys of roles that also stand in other JSON than conversations."""
+ROLE_KEYS, CONTENT_KEYS = (
+    ("role", "from", "speaker", *RARE_ROLE_KEYS),
+    ("content", "value", "text", "message", "parts"),
+)
 WRAPPERS = ("messages", "conversations", "conversation", "turns", "dialogue", "dialog")
 """Keys of an object that holds the turns."""
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts", "thought")
 """Keys of a turn that hold reasoning. The first one is what chat templates read."""
 KEEP = "keep_thought"
 """The key of a stored turn whose thought is written even if the template omits it."""
-WEIGHTS = ("weight", "train", "training", "loss")
-"""Keys of a turn that say whether it is learned."""
+THINKERS = ("reasoning", "thinking", "thoughts", "thought", "analysis")
+"""Roles of turns, and channels of gpt-oss, that are the reasoning of the answer that follows."""
+MASKS = ("masked",)
+WEIGHTS = ("weight", "train", "training", "trainable", "learnable", "loss", "loss_mask", *MASKS)
+"""Keys of a turn that say whether it is learned; those of `MASKS` whether it is not."""
 TEXT_PARTS = (None, "text", "input_text", "output_text")
 PAIR = 2
 _PLAIN = {"role", "content"}
 _ORDER = ("system", "user", "assistant", "tool")
 """The roles of an object with a key for each, in the order of their turns."""
+_NAME = r"(human|user|assistant|system|gpt|model|chatbot|bot|ai)[ \t]*:[ \t]*"
+_SPEAKERS = [re.compile(rf"(?:\A|{between})\s*{_NAME}", re.IGNORECASE) for between in (r"\n[ \t]*\n", r"\n")]
+"""The beginnings of turns in a transcript: with a blank line between them, or with none."""
+_RENDERED = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|user\|>|\[INST\]")
+_PARTS = re.compile(
+    r"""\s*\[\s*\{\s*['"]type['"]\s*:\s*['"](?:text|input_text|output_text|thinking|tool_use|tool_result|image|image_url)['"]"""
+)
+"""The beginning of parts that are written as JSON."""
 _ARRAY = re.compile(r"\}\s+\{")
 """The text between the items of an array as numpy writes it."""
 
@@ -55,15 +76,76 @@ def read_turns(value: Any, where: str, what: str = "the messages") -> list[dict[
     Raises:
         DataError: with a message that begins with `where`.
     """
-    turns = _listed(value)
+    turns = _listed(value) or _transcript(value)
     if not turns:
-        raise DataError(f"{where}: {what} {_are(what)} {shown(value)}; expected {EXPECTED}, or that as JSON")
-    if all(isinstance(turn, str) for turn in turns) and len(turns) > 1:
-        turns = [
-            {"role": ("user", "assistant")[index % 2], "content": turn} for index, turn in enumerate(turns)
-        ]
-    read = [_turn(turn, index, where) for index, turn in enumerate(turns, 1)]
+        remedy = ", or that as JSON"
+        if isinstance(value, str) and _RENDERED.search(value):
+            remedy += "; a chat that a template has rendered is read as plain text with dataset.text="
+        raise DataError(f"{where}: {what} {_are(what)} {shown(value)}; expected {EXPECTED}{remedy}")
+    if len(turns) == 1 and isinstance(turns[0], list) and all(isinstance(each, Mapping) for each in turns[0]):
+        turns = _listed(turns[0]) or turns
+    if isinstance(turns[0], Mapping):
+        turns = [each for turn in turns for each in _named(turn, ROLES | EXCHANGE)]
+    else:
+        turns = _of_texts(turns)
+    read = _with_reasoning([_turn(turn, index, where) for index, turn in enumerate(turns, 1)])
     return [turn for turn in read if turn["content"] or turn["role"] != "system"]
+
+
+def _transcript(text: Any) -> list[dict[str, str]]:
+    """Return the turns of a text in which each begins with a name and a colon (Human: … Assistant: …); []: it is none."""
+    for pattern in _SPEAKERS:
+        before, *pieces = pattern.split(text) if isinstance(text, str) else [""]
+        if not before.strip() and len(pieces) > 2:
+            pairs = zip(pieces[::2], pieces[1::2], strict=True)
+            return [{"role": role, "content": content.strip()} for role, content in pairs]
+    return []
+
+
+def _of_texts(turns: list[Any]) -> list[Any]:
+    """Return the turns of texts with a name before each, or else of the user and of the assistant in alternation, and of pairs: a role and a
+    content, or a prompt and its answer. Other turns are unchanged."""
+    if all(
+        isinstance(turn, list) and len(turn) == PAIR and all(isinstance(text, str) for text in turn)
+        for turn in turns
+    ):
+        if all(role.casefold() in ROLES for role, _ in turns):
+            return [{"role": role, "content": content} for role, content in turns]
+        turns = list(itertools.chain(*turns))
+    if len(turns) < PAIR or not all(isinstance(turn, str) for turn in turns):
+        return turns
+    named = [_SPEAKERS[0].match(turn) for turn in turns]
+    if all(named):
+        return [{"role": match[1], "content": match.string[match.end() :]} for match in named if match]
+    return [{"role": ("user", "assistant")[index % 2], "content": turn} for index, turn in enumerate(turns)]
+
+
+def _with_reasoning(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return turns with the thoughts before an answer, which are turns of their own (a role such as thought, the channel analysis), as its reasoning."""
+    if not any("channel" in turn.get("extra", "") or turn["role"].casefold() in THINKERS for turn in turns):
+        return turns
+    read: list[dict[str, str]] = []
+    thoughts: list[dict[str, str]] = []
+    for turn in turns:
+        if _is_reasoning(turn):
+            thoughts.append(turn)
+            continue
+        if turn["role"] == "assistant":
+            extra = extra_of(turn)
+            if extra.get("channel") == "final":
+                del extra["channel"]
+            if texts := [*(each["content"] for each in thoughts), *filter(None, [extra.get(THOUGHTS[0])])]:
+                extra[THOUGHTS[0]] = "\n".join(texts)
+            turn = with_extra(turn, extra)
+        else:
+            read += thoughts
+        thoughts = []
+        read.append(turn)
+    return read + thoughts
+
+
+def _is_reasoning(turn: Mapping[str, str]) -> bool:
+    return turn["role"].casefold() in THINKERS or extra_of(turn).get("channel") in THINKERS
 
 
 def is_conversation(value: Any) -> bool:
@@ -71,7 +153,10 @@ def is_conversation(value: Any) -> bool:
     if isinstance(value, str) and value.lstrip()[:1] not in ("[", "{"):
         return False
     turns = _listed(value)
-    return bool(turns) and all(isinstance(turn, Mapping) and _keys(turn) is not None for turn in turns)
+    return bool(turns) and all(
+        isinstance(turn, Mapping) and (keys := _keys(turn)) is not None and keys[0] not in RARE_ROLE_KEYS
+        for turn in turns
+    )
 
 
 def read_history(value: Any, where: str) -> list[dict[str, str]]:
@@ -245,7 +330,7 @@ def _turn(turn: Any, index: int, where: str) -> dict[str, str]:
     what = f"message {index}"
     if isinstance(turn, dict) and turn.keys() == _PLAIN and turn["role"] in ROLES:  # most turns are such
         plain = turn["content"]
-        if isinstance(plain, str) and plain and not plain.isspace():
+        if isinstance(plain, str) and plain and not plain.isspace() and not _PARTS.match(plain):
             return {
                 "role": ROLES[turn["role"]],
                 "content": require_text(plain, f"the content of {what}", where),
@@ -306,6 +391,8 @@ def _content(
         if role == "assistant" and any(key in more for key in CALLS):
             return "", {}
         content = require_text(content, what, where)
+    if isinstance(content, str) and _PARTS.match(content):
+        content = _decoded(content)
     if isinstance(content, str):
         if content.strip():
             require_text(content, what, where)
@@ -357,7 +444,7 @@ def _more(more: Mapping[str, Any], what: str, where: str) -> dict[str, Any]:
             raise DataError(
                 f"{where}: the {key} of {what} is {shown(more[key])}; expected 1, or 0 for a message that is not learned"
             )
-        if not weight:
+        if bool(weight) == (key in MASKS):
             extra["weight"] = 0
     return extra
 
@@ -420,16 +507,22 @@ def _listed(value: Any) -> list[Any]:
     return [each for turn in value for each in _named(turn)]
 
 
-def _named(turn: Any) -> list[Any]:
-    """Return the turns of `{"user": "…", "assistant": "…"}` with their roles named; JSON of a turn decoded."""
+def _named(turn: Any, roles: Mapping[str, str] = ROLES) -> list[Any]:
+    """Return the turns of `{"user": "…", "assistant": "…"}` with their roles named; JSON of a turn decoded.
+
+    Args:
+        roles: the role that each key means. Two keys of one role that is no role of a template, such as instruction and input, are no turns.
+    """
     if isinstance(turn, str) and turn.lstrip().startswith("{"):
         turn = _decoded(turn)
     if not isinstance(turn, Mapping) or not turn or _keys(turn) is not None:
         return [turn]
-    if not all(isinstance(role, str) and role.casefold() in ROLES for role in turn):
+    named = [roles.get(role.casefold()) if isinstance(role, str) else None for role in turn]
+    if None in named or (len(set(named)) < len(named) and roles is not ROLES):
         return [turn]
-    named = [{"role": role, "content": content} for role, content in turn.items() if content is not None]
-    return sorted(named, key=lambda each: _ORDER.index(ROLES[each["role"].casefold()]))
+    pairs = zip(named, turn.values(), strict=True)
+    turns = [{"role": role, "content": content} for role, content in pairs if content is not None]
+    return sorted(turns, key=lambda each: _ORDER.index(str(each["role"])))
 
 
 def _decoded(value: Any) -> Any:

@@ -139,6 +139,29 @@ SHAPES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     'turns after the last answer': ([*PLAIN, {"role": "user", "content": "thanks"}], PLAIN),
     'a column of roles and one of contents': ({"role": ["user", "assistant"], "content": ["q", "a"]}, PLAIN),
     'an object that holds the turns': ({"messages": PLAIN}, PLAIN),
+    'pairs of a role and a content': ([["user", "q"], ["assistant", "a"]], PLAIN),
+    'pairs of a prompt and its answer': ([["q", "a"], ["r", "b"]], [*PLAIN, {"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}]),
+    'a prompt and its answer in an object': ([{"prompt": "q", "response": "a"}], PLAIN),
+    'a list in a list': ([PLAIN], PLAIN),
+    'a transcript (Human: … Assistant: …)': ("\n\nHuman: q\n\nAssistant: a", PLAIN),
+    'texts that begin with a name': (["User: q", "Assistant: a"], PLAIN),
+    'sender or author and text': ([{"sender": "user", "text": "q"}, {"author": "bot", "text": "a"}], PLAIN),
+    'parts as JSON in a text': (
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": json.dumps([{"type": "text", "text": "a"}])}],
+        PLAIN,
+    ),
+    'masked: true (torchtune), loss_mask: 0, trainable: false': (
+        [PLAIN[0], {**PLAIN[1], "masked": True}, PLAIN[0], {**PLAIN[1], "loss_mask": 0}, PLAIN[0], {**PLAIN[1], "masked": False}],
+        [PLAIN[0], {**PLAIN[1], "weight": 0}, PLAIN[0], {**PLAIN[1], "weight": 0}, *PLAIN],
+    ),
+    'a turn of thoughts before its answer': (
+        [PLAIN[0], {"role": "thought", "content": "t"}, PLAIN[1]],
+        [PLAIN[0], {**PLAIN[1], "reasoning_content": "t"}],
+    ),
+    'channels (gpt-oss)': (
+        [PLAIN[0], *({"role": "assistant", "channel": each, "content": text} for each, text in (("analysis", "t"), ("analysis", "u"), ("final", "a")))],
+        [PLAIN[0], {**PLAIN[1], "reasoning_content": "t\nu"}],
+    ),
     'JSON in a text': (json.dumps(PLAIN), PLAIN),
     'a list of JSON texts': ([json.dumps(turn) for turn in PLAIN], PLAIN),
     "Python's notation (pandas)": (str(PLAIN), PLAIN),
@@ -180,8 +203,18 @@ def test_conversations_in_csv(form: Any, tmp_path: Path) -> None:
     assert turns[1:] == PLAIN[1:]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['[{"question": "r", "answer": "b"}]', '[{"author": "r", "text": "b"}]', "Human: r\n\nAssistant: b"],
+)
+def test_completions_that_only_look_like_turns(text: str, tmp_path: Path) -> None:
+    """An answer in JSON, or about a conversation, becomes turns of its own."""
+    assert pairs(tmp_path, {"prompt": "q", "completion": text})["completion"] == text
+
+
 REFUSED: dict[str, tuple[Any, list[str]]] = {
     'a text': ("hello", ["row 1", "the messages", "'hello'", '{"role": …']),
+    'a chat that a template has rendered': ("<|im_start|>user\nq<|im_end|>", ["row 1", "dataset.text="]),
     'a turn without a role': ([{"content": "q"}], ["row 1", "message 1", '{"role": …']),
     'no turn of the assistant': (PLAIN[:1], ["row 1", "assistant", "roles: user"]),
     'a picture or a sound': (
