@@ -6,6 +6,7 @@ import asyncio
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from support.tiny import (
     write_csv,
     write_pairs,
 )
+from tokenizers import processors
+from transformers import AutoTokenizer
 
 from kdcli.cache_notes import entries
 from kdcli.hub import locate_package
@@ -116,6 +119,8 @@ def test_from_an_endpoint_to_a_student(ask: Any, served: Served, capsys: pytest.
     assert asked["agreement"]["accuracy"] > 0.9
     assert len(asked["answers"]) == 20
     assert sum(asked["answers"][0]["labels"].values()) == pytest.approx(1)
+    assert all([turn["role"] for turn in body["messages"]] == ["user"] for body in host.bodies)
+    assert not re.search(r"\[CLS\]|\[SEP\]|<s>|</s>|<\|", str([body["messages"] for body in host.bodies]))
     require_words(err, "200 queries", "parrot")
     assert "cost" in out
     assert set(host.keys) == {f"Bearer {KEY}"}
@@ -570,14 +575,35 @@ def test_no_completion_is_left(
     require_words(error, "44 truncated", "raise rollout.max_new_tokens", "dataset.max_length")
 
 
+def with_end_token(student: Path, folder: Path) -> Path:
+    """The student with a tokenizer that appends its end token to every text."""
+    shutil.copytree(student, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    end = processors.TemplateProcessing(
+        single="$A <|end|>", pair="$A $B <|end|>", special_tokens=[("<|end|>", tokenizer.eos_token_id)]
+    )
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([processors.ByteLevel(), end])
+    tokenizer.save_pretrained(folder)
+    assert tokenizer("so")["input_ids"][-1] == tokenizer.eos_token_id
+    return folder
+
+
 @pytest.mark.parametrize("form", ["messages", "pairs"])
 def test_answers_of_a_chatbot(ask: Any, served: Served, student: Path, tmp_path: Path, form: str) -> None:
-    """What the student learns is not what the teacher wrote; or cannot be read and used as a data set."""
+    """What the student learns is not what the teacher wrote; or cannot be read and used as a data set. A server that renders the chat itself
+    is sent a rendered prompt, or one with the end token of the student's tokenizer behind it."""
     host = served(lambda body: [said(f"so: {last(body)[:9]}")])
-    status, run = ask(host, *chat(student, tmp_path, form))
+    status, run = ask(host, *chat(with_end_token(student, tmp_path / "student"), tmp_path, form))
     assert status == 0
     report, rows = report_of(run), rollouts_of(run)
     assert len(host.bodies) == len(rows) == 60 - 16
+    prompts = [
+        row["messages"][:-1] if form == "messages" else [{"role": "user", "content": row["prompt"].strip()}]
+        for row in rows
+    ]
+    assert sorted(map(str, prompts)) == sorted(str(body["messages"]) for body in host.bodies)
+    assert {key for body in host.bodies for key in body} == {"model", "messages", "max_tokens", "temperature"}
+    assert "<|" not in str(host.bodies)
     if form == "messages":
         assert {len(row["messages"]) % 2 for row in rows} == {0}
         assert all(
