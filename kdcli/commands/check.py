@@ -1,4 +1,4 @@
-"""`kdcli check`, which `dry_run=true` is too: everything that can be said of a run before it trains, and nothing is written or sent."""
+"""Implements `kdcli check` and `dry_run=true`, which report all that is known of a run before it trains. Nothing is written or sent."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from kdcli.pipeline.cost_plan import CostPlan
 from kdcli.pipeline.outline import ENDPOINT, is_remote, outline
 
 MOST_LABELS = 12
-"""Labels that are shown with their rows."""
+"""The maximum number of labels that are shown with their rows."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Something that a run loads.
+    """A checkpoint or data set that a run loads.
 
     Attributes:
         role: data, teacher, student …
-        path: as the config has it; empty for a model with random weights.
+        path: its path in the config; empty for a model with random weights.
         origin: where it comes from.
     """
 
@@ -42,7 +42,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Check:
-    """What is known of a run before it trains.
+    """All that is known of a run before it trains.
 
     Attributes:
         loads: what is loaded, and from where.
@@ -97,7 +97,7 @@ def check(
     Args:
         folder: the run directory; it need not exist, and nothing is written into it.
         names: how the report calls teacher, student, data set and device.
-        chose_hardware: the device is not the default.
+        chose_hardware: whether the user chose the device.
         with_models: load the models, measure time and memory on a few batches, and count truncated rows. Without, no torch is imported.
 
     Returns:

@@ -1,4 +1,4 @@
-"""`kdcli init`: looks at a data file, and writes a commented config for it."""
+"""Implements `kdcli init`, which examines a data file and writes a commented config for it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from kdcli.files import user_path, write_text
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 """The values of dataset.max_length that are proposed."""
 CHARACTERS, MARGIN = 3, 32
-"""Characters of a token, cautiously, and tokens beside those of the texts."""
+"""A cautious number of characters per token, and the number of tokens besides those of the texts."""
 MOST_LABELS = 20
-"""Labels that are shown with their rows."""
+"""The maximum number of labels that are shown with their rows."""
 
 
 def init(given: str, words: list[str], out: Path, with_schema: bool = True) -> int:
-    """Look at a data file and write a config for it, and a JSON schema beside it.
+    """Return examine a data file, and write a config for it and a JSON schema into one folder.
 
     Args:
         given: the path of the file, as it is written into the config.

@@ -1,4 +1,4 @@
-"""The JSON schema of a config file of `kdcli distill`, by which editors complete and check it."""
+"""Makes the JSON schema of a config file of `kdcli distill`, by which editors complete and check it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at a data file: how it is read, which columns it has, and which tasks they fit."""
+"""Examines a data file: how it is read, which columns it has, and which tasks they fit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kdcli.tasks.columns import Column, Fit
 from kdcli.tasks.rows import RawSplit, Row, RowSchema, labels_of, row_hash
 
 SAMPLE = 20_000
-"""Rows of a file that are looked at."""
+"""The maximum number of rows of a file that are examined."""
 CHOSEN_BY = ("task", "text", "label", "words", "tags", "prompt", "completion", "messages", "source", "target")
 """The keys of `dataset` that choose a task, or a column of it."""
 TABLES = ("auto", "csv", "json", "jsonl", "parquet", "arrow")
@@ -66,11 +66,11 @@ class Inspection:
     """What a file holds.
 
     Attributes:
-        keys: of `dataset` that it needs, with their values; `path` is the first.
+        keys: the keys of `dataset` that it needs, with their values; `path` is the first.
         reading: how it is read.
         unread: the names of columns that are not read.
-        rows: that were looked at.
-        is_whole: these are all.
+        rows: the rows that were examined.
+        is_whole: whether these are all rows.
         labels: the rows of each label among them; empty for language models.
         length: the characters of a row that 95 % of the rows do not exceed.
         problem: why rows are dropped (bad_rows); empty: none is.
@@ -88,7 +88,7 @@ class Inspection:
 
 
 def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
-    """Look at a file, or at the first file of a folder's training split.
+    """Return examine a file, or the first file of a folder's training split.
 
     Args:
         given: the path as it is written into a config.

@@ -35,8 +35,8 @@ class CheckOptions:
     """The options of `kdcli check`.
 
     Attributes:
-        with_models: load the models, and measure time and memory.
-        as_json: print JSON.
+        with_models: whether the models are loaded, and time and memory are measured.
+        as_json: whether JSON is printed.
     """
 
     with_models: bool = True

@@ -28,7 +28,7 @@ PATHS = ("dataset.path", "dataset.validation", "dataset.test", "dataset.unlabell
 """The keys whose values may be relative paths."""
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _SPECIAL = re.compile(r"([\\()\[\]{}:=, \t])")
-"""Characters of a mapping's key that Hydra's grammar wants a backslash before."""
+"""The characters of a mapping's key that Hydra's grammar requires to be escaped."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ConfigFile:
     positions: Mapping[str, str]
 
     def overrides(self, typed: Sequence[str]) -> list[str]:
-        """Return the overrides of the file but those whose key is typed as well: the typed ones count."""
+        """Return the overrides of the file, without those whose key is typed as well: typed overrides take precedence."""
         keys = {_key(word) for word in typed}
         return [word for word, _ in self.words if _key(word) not in keys]
 

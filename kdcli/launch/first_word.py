@@ -1,4 +1,4 @@
-"""What a command line gives without a key: the file of keys, the run directory of eval and export, and `--out`."""
+"""Reads the words of a command line without a key: the file of keys, the run directory of eval and export, and `--out`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def named_file(command: str, words: Sequence[str], rerun: Path | None = None) ->
     """Return the file of keys that the first word names, and the other words.
 
     Raises:
-        ConfigError: the file is wrong, or stands beside `--rerun`.
+        ConfigError: the file is wrong, or is given together with `--rerun`.
     """
     first, *others = words or [""]
     if not words or _is_override(first) or not first.lower().endswith(SUFFIXES) or user_path(first).is_dir():

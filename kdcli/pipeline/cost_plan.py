@@ -1,4 +1,4 @@
-"""What a run costs, as a table for people and as JSON. It imports no torch."""
+"""Shows what a run costs, as a table for people and as JSON. It imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run does, as far as it is known from the config and the data alone: no model is loaded, and no torch is imported."""
+"""Outlines what a run does, as far as the config and the data show it: no model is loaded, and no torch is imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdcli.teachers.remote.limits import Estimate
 from kdcli.training.length import planned_steps
 
 ENDPOINT = "base_url"
-"""The argument by which a teacher behind an endpoint is known without its class."""
+"""The argument by which a teacher behind an endpoint is recognized without its class."""
 
 
 def is_remote(cfg: Config) -> bool:

@@ -1,4 +1,4 @@
-"""The columns of a data file whose task is not known yet, and the tasks that they fit."""
+"""Finds the tasks that the columns of a data file fit."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kdcli.tasks.notation import decode_notation
 from kdcli.tasks.token_classification.spans import holds_spans
 
 MOST_CLASSES, SHARE = 200, 0.2
-"""A column looks like labels if it has at most so many different values, and they are at most this share of the rows."""
+"""The maximum number of different values of a column that looks like labels, and their maximum share of the rows."""
 LONGEST_LABEL = 60
-"""Characters of a label, in the mean."""
+"""The maximum mean number of characters of a label."""
 LOOKED_AT = 100
-"""Values of which the kind is determined."""
+"""The number of values from which the kind of a column is determined."""
 NAMED, LIKELY, POSSIBLE = 2, 1, 0
 """How sure a fit is: the names or the values of the columns are those of the task; they look so; nothing speaks against it."""
 LANGUAGE = re.compile(r"[a-z]{2,3}([_-][A-Za-z]{2,4})?")
@@ -34,7 +34,7 @@ def _parsed(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the rows that were looked at.
+    """A column of the rows that were examined.
 
     Attributes:
         values: those that are there.
@@ -50,7 +50,7 @@ class Column:
 
     @property
     def length(self) -> float:
-        """The characters of a value, in the mean."""
+        """The mean number of characters of a value."""
         return statistics.fmean(len(str(value)) for value in self.values) if self.values else 0.0
 
     @property
