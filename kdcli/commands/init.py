@@ -25,7 +25,7 @@ MOST_LABELS = 20
 
 
 def init(given: str, words: list[str], out: Path, with_schema: bool = True) -> int:
-    """Return examine a data file, and write a config for it and a JSON schema into one folder.
+    """Examine a data file, and write a config for it and a JSON schema into one folder.
 
     Args:
         given: the path of the file, as it is written into the config.

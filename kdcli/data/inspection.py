@@ -88,7 +88,7 @@ class Inspection:
 
 
 def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
-    """Return examine a file, or the first file of a folder's training split.
+    """Examine a file, or the first file of a folder's training split.
 
     Args:
         given: the path as it is written into a config.
