@@ -1,14 +1,17 @@
 """Completes the command line in bash, zsh and fish: commands, options, config groups, keys, values and paths.
 
 The script of a shell calls `kdcli completion SHELL --line LINE` for each completion. The first line of its output states what follows: `words`; `open`,
-for words that are not complete yet (`trainer.`, `seed=`); or `files`, where the shell completes paths by itself.
+for words that are not complete yet (`trainer.`, `seed=`, `runs/`); or `files`, where the shell completes paths by itself.
 """
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from kdcli.config.groups import config_groups, describe_option, group_options
@@ -113,7 +116,7 @@ def answer(shell: str, line: str, root: Callable[[], Any]) -> list[str]:
     if not items or any(description == FILES for _, description in items):
         return [FILES]
     items = [item for item in items if item[1] != NOTHING]
-    mode = "open" if items and all(word.endswith((".", "=")) for word, _ in items) else "words"
+    mode = "open" if items and all(word.endswith((".", "=", "/")) for word, _ in items) else "words"
     described = [word if shell == "bash" or not text else f"{word}\t{_short(text)}" for word, text in items]
     return [mode, *described]
 
@@ -195,7 +198,22 @@ def override_candidates(command: str, typed: Sequence[str], incomplete: str) -> 
     before = sign[0] if sign else ""
     name, equals, value = incomplete[len(before) :].partition("=")
     items = _values(name, value, known) if equals else _names(name, known)
+    items += _paths(incomplete) if not typed and not equals else []
     return [(f"{before}{word}", text) for word, text in items if word.startswith(incomplete[len(before) :])]
+
+
+def _paths(incomplete: str) -> Candidates:
+    """Return the folders and the YAML files that begin with a text: the first word may be a run or a config."""
+    folder, name = os.path.split(incomplete)
+    try:
+        entries = sorted(Path(folder or ".").glob(f"{glob.escape(name)}*")) if incomplete else []
+        return [
+            (f"{entry}/" if entry.is_dir() else str(entry), "")
+            for entry in entries
+            if entry.is_dir() or entry.suffix in (".yaml", ".yml")
+        ]
+    except (OSError, ValueError):  # a name that no file can have
+        return []
 
 
 def key_candidates(typed: Sequence[str], incomplete: str) -> Candidates:
@@ -219,24 +237,19 @@ def _options(typed: Iterable[str]) -> dict[str, str | None]:
 def _names(incomplete: str, known: Sequence[Key]) -> Candidates:
     """Return the keys and groups that begin with a text, up to their next dot."""
     below = keys_below(incomplete.rpartition(".")[0], known) if "." in incomplete else known
-    groups = {key.name for key in known if "." not in key.name} & set(config_groups())
-    groups |= (
-        {"experiment", "debug"} & set(config_groups()) if any(key.name == "seed" for key in known) else set()
-    )
+    names = {key.name for key in known}
+    names |= {"experiment", "debug"} if "trainer" in names else set()  # groups that set keys of others
+    groups = names & set(config_groups())
     items = {
         f"{group}=": f"option of the config group {group}"
         for group in sorted(groups)
         if group.startswith(incomplete)
     }
     for key in below:
-        name = key.name
-        if (
-            not name.startswith(incomplete)
-            or "NAME" in name[len(incomplete) :]
-            or "TERM" in name[len(incomplete) :]
-        ):
-            continue
-        inner, dot, _ = name[len(incomplete) :].partition(".")
+        name, rest = key.name, key.name[len(incomplete) :]
+        if not name.startswith(incomplete) or any(part.isupper() for part in rest.split(".")):
+            continue  # a part in capitals stands for a name of the user
+        inner, dot, _ = rest.partition(".")
         if dot:
             items.setdefault(f"{incomplete}{inner}.", "")
         elif key.is_section:
@@ -254,9 +267,8 @@ def _values(name: str, value: str, known: Sequence[Key]) -> Candidates:
     if key is None or key.is_path:
         return [(f"{name}={value}", FILES)]
     before = re.sub(r"[^\[,]*$", "", value)
-    return [(f"{name}={before}{each}", key.meaning) for each in key.values] or [
-        (f"{name}={value}", key.meaning)
-    ]
+    known_values = [(f"{name}={before}{each}", key.meaning) for each in key.values]
+    return known_values or [(f"{name}={value}", NOTHING)]
 
 
 def _options_of(group: str, value: str) -> Candidates:

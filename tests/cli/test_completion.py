@@ -29,12 +29,15 @@ LINES = {
     "kdcli distill trainer.epochs=": [],
     "kdcli eval split=v": ["split=validation"],
     "kdcli export run=ru": ["run=runs"],
+    "kdcli export ru": ["run=", "runs/"],
+    "kdcli distill mine": ["mine.yaml"],
+    "kdcli export runs/on": ["runs/one/"],
     "kdcli distill dataset.path=my": ["dataset.path=my rows.csv"],
     "kdcli keys loss=js": ["loss=jsd"],
     "kdcli list ha": ["hardware"],
     "kdcli distill --config-dir ru": ["runs"],
 }
-"""What may stand at the end of a line, in a folder with `runs/` and `my rows.csv`."""
+"""What may stand at the end of a line, in a folder with `runs/`, `mine.yaml` and `my rows.csv`."""
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a command `kdcli` in `bin/`, and with files."""
     folder = tmp_path_factory.mktemp("completion")
     (folder / "bin").mkdir()
-    (folder / "runs").mkdir()
+    (folder / "runs" / "one").mkdir(parents=True)
     (folder / "my rows.csv").touch()
+    (folder / "mine.yaml").touch()
     command = folder / "bin" / "kdcli"
     root = Path(kdcli.__file__).parents[1]
     command.write_text(f'#!/bin/sh\nPYTHONPATH="{root}" exec "{sys.executable}" -m kdcli "$@"\n')
