@@ -94,7 +94,9 @@ class Command(TyperCommand):
                 raise
             option = str(getattr(error, "option_name", ""))
             known = [name for param in self.params for name in param.opts]
-            raise _refused(wrong_option(self.name or "", option, given, known)) from None
+            name, takes_keys = self.name or "", any(param.name == "overrides" for param in self.params)
+            config = (name if name in ("eval", "export") else "distill") if takes_keys else None
+            raise _refused(wrong_option(name, config, option, given, known)) from None
 
 
 class Commands(TyperGroup):
@@ -167,24 +169,27 @@ def wrong_command(name: str, words: Sequence[str], known: Sequence[str]) -> str:
     return f"there is no command {abbreviated(name)}{suggest(name, known)} (known: {', '.join(known)}; try kdcli --help)"
 
 
-def wrong_option(command: str, option: str, words: Sequence[str], known: Sequence[str]) -> str:
+def wrong_option(
+    command: str, config: str | None, option: str, words: Sequence[str], known: Sequence[str]
+) -> str:
     """Return the message for an option that does not exist: the config keys that it is the last part of, or the nearest option.
 
     Args:
+        config: the command whose config keys the command takes; None: it takes none.
         words: the words of the command line after the command.
         known: the options of the command.
     """
-    from kdcli.config.index import COMMANDS, keys, keys_named
+    from kdcli.config.index import keys, keys_named
 
     shown = abbreviated(option)
-    if command not in COMMANDS:
+    if config is None:
         return f"there is no option {shown}{suggest(option, known)} (try kdcli {command} --help)"
     name = option.lstrip("-").replace("-", "_")
-    candidates = keys_named(name, command)
+    candidates = keys_named(name, config)
     if not candidates and not suggest(option, known):
-        parts = {key.name.rpartition(".")[2] for key in keys(command) if not key.is_section}
+        parts = {key.name.rpartition(".")[2] for key in keys(config) if not key.is_section}
         nearest = suggest(name, parts).removeprefix("; did you mean ").rstrip("?")
-        candidates = keys_named(nearest, command) if nearest else []
+        candidates = keys_named(nearest, config) if nearest else []
     if not candidates:
         return (
             f"there is no option {shown}{suggest(option, known)} (try kdcli {command} --help; config keys are given as KEY=VALUE, and kdcli keys "
