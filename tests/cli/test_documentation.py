@@ -1,0 +1,123 @@
+"""The README and the documentation: the commands that they show, the parts that they let users copy, and the site."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.commands import read
+from support.documentation import PAGES, REPOSITORY, Shown, shown_commands
+from typer.testing import CliRunner
+
+from kdcli.cli import app
+from kdcli.config import index
+from kdcli.launch.run import launch
+
+EXTENDING = REPOSITORY / "docs" / "extending.md"
+FILE = re.compile(r"^```(?:python|yaml)\n# ([\w/]+\.(?:py|yaml))\n(.*?)^```", re.MULTILINE | re.DOTALL)
+README_LINES = 150
+COMPOSED = {"distill", "eval", "export", "check"}
+"""The commands with a config."""
+
+
+def write_parts(folder: Path) -> set[str]:
+    """Writes the files that the pages let users copy into a folder; returns their names."""
+    names = set()
+    for page in PAGES:
+        for name, text in FILE.findall(page.read_text(encoding="utf-8")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+            names.add(name)
+    return names
+
+
+def test_a_student_and_losses_of_ones_own(small: list[str], tmp_path: Path) -> None:
+    """An example that does not run as it stands is the first that a user of the extension points meets."""
+    folder = tmp_path / "own"
+    assert {"my_parts/first.py", "my_parts/similarity.py", "student/first.yaml", "loss/hellinger.yaml"} <= write_parts(folder)  # fmt: skip
+    run = tmp_path / "run"
+    options = [
+        *(option for option in small if not option.startswith("student.")), "student=first", "student.num_hidden_layers=1",
+        "loss=hellinger", "+loss.similarity._target_=my_parts.similarity.Similarity",
+        "+loss.similarity.layer_mapping=uniform", "control=false", "trainer.max_steps=4", "measure=null",
+        f"hydra.run.dir={run}",
+    ]  # fmt: skip
+    assert launch("distill", options, config_dir=folder) == 0
+    assert {"soft_label", "similarity"} <= set(read(run / "report.json")["loss"])
+
+
+def unique(commands: list[Shown]) -> list[Shown]:
+    """Each command once, at the first page that shows it."""
+    return list({command.words: command for command in commands}.values())
+
+
+def test_each_command_that_is_shown_composes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page shows a key, an option or a choice that does not exist, or no longer exists."""
+    monkeypatch.chdir(tmp_path)
+    write_parts(tmp_path)
+    (tmp_path / "my").mkdir()
+    (tmp_path / "experiment").rename(tmp_path / "my" / "experiment")
+    (tmp_path / "kdcli.yaml").write_text("dataset: csv\n")
+    wrong = []
+    for command in unique(shown_commands()):
+        name, *words = command.words
+        line = [name, *words, "--cfg", "job"] if name in COMPOSED else [name, "--help"]
+        done = CliRunner().invoke(app, line)
+        if done.exit_code:
+            wrong.append(f"{command}\n{done.output[-300:]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_each_key_that_is_named_exists() -> None:
+    """A page explains `trainer.epoch`, and a reader types it."""
+    known = {key.name for key in index.all_keys()}
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    options = {key.name for group in ("student", "teacher", "loss", "hardware") for option in index_options(group) for key in index.all_keys({group: option})}  # fmt: skip
+    wrong = []
+    for page in PAGES:
+        for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", page.read_text(encoding="utf-8")):
+            for name in re.findall(r"(?<![\w./-])([a-z]+(?:\.[a-z_]+)+)=", code):
+                if name.partition(".")[0] in sections and not index.keys_below(name, sorted_keys(known | options)):
+                    wrong.append(f"{page.name}: {name}")
+    assert not wrong
+
+
+def test_the_messages_that_are_explained_are_kdcli_s() -> None:
+    """A reader searches the page for a message that no version prints."""
+    source = " ".join(path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "kdcli").rglob("*.py")))
+    text = (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^- \*\*`([^`]+)`\*\*", text, re.MULTILINE)
+    assert len(quoted) >= 5
+    missing = [
+        part
+        for message in quoted
+        for part in re.split(r" … |\b\d[\d.]*|the teacher's accuracy|the most frequent label's share", message)
+        if len(part.strip()) > 5 and part.strip() not in source
+    ]
+    assert not missing
+
+
+def test_the_readme_is_short() -> None:
+    """The README grows until nobody finds the three lines that begin."""
+    assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """A link leads nowhere, or a page of the reference is not written."""
+    (tmp_path / "site.yml").write_text(
+        (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8").replace("docs_dir: docs", f"docs_dir: {tmp_path / 'docs'}\nsite_dir: {tmp_path / 'site'}")  # fmt: skip
+    )
+    import shutil
+
+    shutil.copytree(REPOSITORY / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("reference", "*.py"))
+    for line in (
+        [sys.executable, str(REPOSITORY / "docs" / "generate.py"), str(tmp_path / "docs" / "reference")],
+        [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(tmp_path / "site.yml")],
+    ):
+        done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    keys = (tmp_path / "site" / "reference" / "keys" / "index.html").read_text(encoding="utf-8")
+    assert all(name in keys for name in ("trainer.epochs", "loss.soft_label.temperature", "hardware.budget.max_bytes"))
