@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
-import typer
+from typer.testing import CliRunner
 
 import kdcli
 from kdcli.cli import app
 from kdcli.config import index
+from kdcli.config.groups import config_groups, describe_option, group_options
 from kdcli.errors import ExitCode
-from kdcli.launch.choices import _about, config_groups, group_options
 
 HERE = Path(__file__).parent
 COMPONENTS = ("teacher", "student", "loss", "hardware")
@@ -44,10 +43,17 @@ def keys_page() -> str:
         lines += ["", f"## {group or 'General'}", "", *_table(key for key in defaults if key.group == group)]
     known = {key.name for key in defaults}
     for group in COMPONENTS:
+        options: dict[tuple[tuple[str, str], ...], list[str]] = {}
         for option in group_options(group):
             own = [key for key in index.all_keys({group: option}) if key.name not in known and key.target]
-            if own:
-                lines += ["", f"## {group}={option}", "", *_table(own)]
+            options.setdefault(tuple((key.name, key.target) for key in own), []).append(option)
+        for own_names, names in options.items():
+            if own_names:
+                own = [
+                    key for key in index.all_keys({group: names[0]}) if key.name not in known and key.target
+                ]
+                more = f" (and {', '.join(names[1:])})" if names[1:] else ""
+                lines += ["", f"## {group}={names[0]}{more}", "", *_table(own)]
     return "\n".join(lines) + "\n"
 
 
@@ -78,27 +84,54 @@ def options_page() -> str:
     ]
     for group in config_groups():
         lines += ["", f"## {group}", "", "| Option | What it is |", "|---|---|"]
-        lines += [f"| `{group}={name}` | {_cell(_about(group, name))} |" for name in group_options(group)]
+        lines += [
+            f"| `{group}={name}` | {_cell(describe_option(group, name))} |" for name in group_options(group)
+        ]
     return "\n".join(lines) + "\n"
 
 
 def commands_page() -> str:
     """The help of each command."""
-    lines = ["# Commands", "", "Results go to stdout; logs and progress go to stderr.", "", "## Exit codes", ""]
-    lines += ["| Code | Name |", "|---|---|", *(f"| {code.value} | {code.name.lower()} |" for code in ExitCode)]
+    lines = [
+        "# Commands",
+        "",
+        "Results go to stdout; logs and progress go to stderr.",
+        "",
+        "## Exit codes",
+        "",
+    ]
+    lines += [
+        "| Code | Name |",
+        "|---|---|",
+        *(f"| {code.value} | {code.name.lower()} |" for code in ExitCode),
+    ]
     lines += ["", "[Runs](../runs.md) explains them."]
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
-    for name, command in group.commands.items():
-        context = click.Context(command, info_name=f"kdcli {name}", terminal_width=100)
-        lines += ["", f"## kdcli {name}", "", "```text", command.get_help(context).strip(), "```"]
+    for command in app.registered_commands:
+        name = command.name or str(command.callback and command.callback.__name__)
+        shown = CliRunner().invoke(
+            app, [name, "--help"], env={"COLUMNS": "100", "TERMINAL_WIDTH": "100"}, catch_exceptions=False
+        )
+        lines += [
+            "",
+            f"## kdcli {name}",
+            "",
+            "```text",
+            shown.output.strip().replace("Usage: root", "Usage: kdcli"),
+            "```",
+        ]
     return "\n".join(lines) + "\n"
 
 
 def schema_page(name: str) -> str:
     """The entries of one of the files of a run, from its JSON schema."""
     schema = json.loads((HERE / f"{name}.schema.json").read_text(encoding="utf-8"))
-    lines = [f"# {name}.json", "", SCHEMAS[name], "", f"The JSON schema is [{name}.schema.json](../{name}.schema.json)."]
+    lines = [
+        f"# {name}.json",
+        "",
+        SCHEMAS[name],
+        "",
+        f"The JSON schema is [{name}.schema.json](../{name}.schema.json).",
+    ]
     lines += ["", *_entries(schema)]
     for title, part in schema.get("$defs", {}).items():
         lines += ["", f"## {title}", ""]
@@ -134,16 +167,34 @@ def _type(entry: dict[str, Any]) -> str:
 def api_page() -> str:
     """The public functions and classes of `import kdcli`."""
     lines = ["# Python API", "", inspect.getdoc(kdcli) or ""]
-    for name in kdcli.__all__:
+    for name in getattr(kdcli, "__all__", ()):
         member = getattr(kdcli, name)
         if not callable(member):
             continue
-        signature = "" if inspect.isclass(member) and issubclass(member, Exception) else str(inspect.signature(member))
-        lines += ["", f"## kdcli.{name}", "", "```python", f"{name}{signature}", "```", "", inspect.getdoc(member) or ""]
+        signature = (
+            ""
+            if inspect.isclass(member) and issubclass(member, Exception)
+            else str(inspect.signature(member))
+        )
+        lines += [
+            "",
+            f"## kdcli.{name}",
+            "",
+            "```python",
+            f"{name}{signature}",
+            "```",
+            "",
+            inspect.getdoc(member) or "",
+        ]
         if inspect.isclass(member):
             for method, function in inspect.getmembers(member, inspect.isroutine):
                 if not method.startswith("_") and function.__doc__ and method in vars(member):
-                    lines += ["", f"**{method}{inspect.signature(function)}**", "", inspect.getdoc(function) or ""]
+                    lines += [
+                        "",
+                        f"**{method}{inspect.signature(function)}**",
+                        "",
+                        inspect.getdoc(function) or "",
+                    ]
     return "\n".join(lines) + "\n"
 
 

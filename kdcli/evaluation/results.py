@@ -30,7 +30,9 @@ ENVIRONMENT = "env.json"
 class Part(BaseModel):
     """A mapping in a result. Keys that are not named here are kept: those of a task, and those of later versions."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="allow", frozen=True, populate_by_name=True, use_attribute_docstrings=True
+    )
 
     def as_json(self) -> dict[str, Any]:
         """Return the keys that were given, as plain data."""

@@ -69,7 +69,7 @@ def test_no_name_and_no_text_is_of_the_old_dialect() -> None:
 @pytest.mark.parametrize(
     "pattern",
     [
-        "conf/**/*.yaml", "*.md", "docs/*.md", "benchmarks/*.*", "kdcli/**/*.jinja", "kdcli/exporting/snippets/*.*",
+        "conf/**/*.yaml", "*.md", "docs/**/*.md", "benchmarks/*.*", "kdcli/**/*.jinja", "kdcli/exporting/snippets/*.*",
         "kdcli/exporting/targets/page/*",
     ],
 )  # fmt: skip
