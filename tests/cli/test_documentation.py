@@ -65,11 +65,13 @@ def unique(commands: list[Shown]) -> list[Shown]:
 def test_each_command_that_is_shown_composes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page shows a key, an option or a choice that does not exist, or no longer exists."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDCLI_CONFIG_DIR", "")  # which --config-dir sets
     write_parts(tmp_path)
     (tmp_path / "kdcli.yaml").write_text("dataset: csv\n")
     wrong = []
     for command in unique(shown_commands()):
         name, *words = command.words
+        monkeypatch.delenv("KDCLI_CONFIG_DIR", raising=False)
         line = [name, *words, "--cfg", "job"] if name in COMPOSED else [name, "--help"]
         done = CliRunner().invoke(app, line)
         if done.exit_code:
@@ -86,7 +88,9 @@ def test_each_key_that_is_named_exists() -> None:
         for page in PAGES
         for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", page.read_text(encoding="utf-8"))
         for name in re.findall(r"(?<![\w./-])([a-z]+(?:\.[a-z_]+)+)=", code)
-        if name.partition(".")[0] in sections and not name.startswith("teacher.parameters.") and not index.keys_below(name, keys)
+        if name.partition(".")[0] in sections
+        and not name.startswith("teacher.parameters.")
+        and not index.keys_below(name, keys)
     }
     assert not wrong
 

