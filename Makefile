@@ -40,7 +40,7 @@ test-devices: setup ## Run the tests of hardware=mobile and browser: 2 GB of pac
 	command -v chromium || command -v chromium-browser || command -v google-chrome || apt-get install --yes chromium
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m devices
 
-test-docs: setup ## Run every command of the README and the documentation, reduced by debug=smoke: 30 minutes
+test-docs: setup ## Type the commands of the quickstarts, reduced by debug=smoke: 10 minutes
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m docs --numprocesses 2
 
 test-dist: dist ## Install the built wheel into a clean environment, and run the demo there, reduced by debug=smoke
@@ -64,6 +64,7 @@ schemas: setup ## Write the JSON schemas of report.json, env.json and export.jso
 docs: setup ## Build the documentation into site/; a warning is an error
 	$(BIN)/python docs/generate.py
 	$(BIN)/zensical build --clean --strict
+	rm site/generate.py
 
 dist: setup ## Build the source distribution and the wheel into dist/
 	rm -rf dist

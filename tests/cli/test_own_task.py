@@ -86,11 +86,11 @@ def test_a_task_of_the_users_own(kdcli: Command, words: list[str], tmp_path: Pat
     assert "Star rating model for hardware=cpu" in (run / "export" / "cpu" / "README.md").read_text()
 
 
-def test_the_task_of_the_readme(kdcli: Command, words: list[str], tmp_path: Path) -> None:
+def test_the_task_of_the_documentation(kdcli: Command, words: list[str], tmp_path: Path) -> None:
     """The example that users copy does not run."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
     for name in ("my_tasks/within.py", "dataset/levels.yaml"):
-        text = readme[readme.index(f"# {name}\n") :]
+        text = page[page.index(f"# {name}\n") :]
         file = tmp_path / "folder" / name
         file.parent.mkdir(parents=True)
         file.write_text(text[: text.index("```")])
