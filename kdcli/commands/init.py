@@ -101,7 +101,8 @@ def _lines(inspection: Inspection, with_schema: bool) -> Iterator[str]:
     if with_schema:
         yield f"# yaml-language-server: $schema={SCHEMA}"
     yield f"# Written by kdcli init for {inspection.keys['path']}. Its keys are those of the command line: typed ones replace them."
-    yield "# `kdcli check FILE` reports what a run does and costs, `kdcli distill FILE` starts it, `kdcli list GROUP` shows what there is to choose from."
+    yield "# `kdcli check FILE` reports what a run does and costs, and `kdcli distill FILE` starts it."
+    yield "# `kdcli keys KEY` explains a key, and `kdcli list GROUP` shows the options of teacher, student, loss, hardware …"
     yield "# Relative paths are relative to the folder in which kdcli is started."
     yield ""
     yield from _dataset(inspection)

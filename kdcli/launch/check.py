@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kdcli import console, rundir
 from kdcli.config.schema import Distill
@@ -57,6 +57,7 @@ def run_check(
     """
     tree = config_tree(composed) | {"dry_run": False}
     folder = run_folder(composed)
+    is_named = "${now:" not in str(OmegaConf.to_container(composed.hydra.run, resolve=False))
     state = rundir.examine(folder, tree, is_finished)
     require_data("distill", composed)
     if options.with_models:
@@ -75,7 +76,7 @@ def run_check(
         return
     start = shlex.join(command)
     if options.as_json:
-        place = {"path": str(folder), "state": state}
+        place = {"path": str(folder), "state": state} if is_named else None
         console.say(
             json.dumps(
                 result.as_json() | {"run_directory": place, "next": start}, indent=2, ensure_ascii=False
@@ -88,6 +89,7 @@ def run_check(
         console.say(
             "time, memory, disk, truncated rows and the cost of queries are known with the models loaded: leave --no-load out"
         )
-    console.say(f"the run directory {folder} {STATES[state]}")
+    if is_named:
+        console.say(f"the run directory {folder} {STATES[state]}")
     if command:
         console.say(f"next: {start}")

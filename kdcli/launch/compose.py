@@ -143,7 +143,9 @@ def _with_group_of_own_data(overrides: list[str]) -> list[str]:
     )
     if not paths or chosen or paths[-1].strip("'\"").startswith(PACKAGE):
         return overrides
-    logger.info("dataset.path=%s without dataset=: read as dataset=csv, whose format is found", paths[-1])
+    logger.info(
+        "dataset.path=%s without dataset=: read as dataset=csv, whose format is found", paths[-1].strip("'\"")
+    )
     return ["dataset=csv", *overrides]
 
 

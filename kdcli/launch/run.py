@@ -171,7 +171,10 @@ def _launch(
         options = [f"--cfg={cfg}" if cfg else f"--info={info}", *(["--resolve"] if resolve else [])]
         return Done(run_hydra(name, [*options, *overrides]))
     if multirun:
-        return Done(sweep(command, name, overrides, written, check))
+        status = sweep(command, name, overrides, written, check)
+        if check is not None:
+            console.say(f"next: {shlex.join([*command_line(words, rerun, out, config_dir), '-m'])}")
+        return Done(status)
     composed = compose_config(command, name, overrides, written)
     if command == "distill" and (check is not None or composed.dry_run):
         start = command_line(words, rerun, out, config_dir)

@@ -172,7 +172,7 @@ def test_a_run_of_a_file(
     assert checked["run_directory"] == {"path": str(run), "state": "finished"}
     assert (checked["rows"]["train"], checked["phases"][-2]["steps"]) == (440, 2)
     assert launch("distill", [str(file), "seed=1,2"], multirun=True, check=CheckOptions(False)) == 0
-    require_words(capsys.readouterr().out, "seed=1:", "seed=2:", "440 train")
+    require_words(capsys.readouterr().out, "seed=1:", "seed=2:", "440 train", "seed=1,2 -m")
     require_words(refusal(capsys, "distill", [str(file), "seed=1"], out=run), "another config", "seed")
     message = refusal(capsys, "distill", [str(file), f"hydra.run.dir={other}"], out=run)
     require_words(message, "--out", f"hydra.run.dir={other}")
@@ -180,6 +180,9 @@ def test_a_run_of_a_file(
     again = composed(rerun=run)
     assert again == composed(str(file))
     assert composed(str(run), command="export")["hardware"]["budget"]["max_bytes"] == 10**9
+    of_run = tmp_path / "eval.yaml"
+    of_run.write_text(yaml.safe_dump({"run": str(run), "split": "validation", "measure": None}))
+    assert composed(str(of_run), command="eval")["dataset"] == again["dataset"]
     assert launch("eval", [str(run), "measure=null", "format=json"], out=other) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown == json.loads((other / "eval.json").read_text())

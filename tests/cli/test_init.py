@@ -110,6 +110,7 @@ def test_a_config_for_a_file(
     assert launch("distill", ["kdcli.yaml"], check=CheckOptions(with_models=False, as_json=True)) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["rows"]["train"] > 40
+    assert found["run_directory"] is None, "its name has the time at which the run starts"
     assert found["warnings"] == [] or "near-duplicate" in found["warnings"][0]
 
 
