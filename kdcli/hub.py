@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from kdcli.errors import ConfigError, DataError, ModelError, abbreviated, shown
+from kdcli.errors import ConfigError, DataError, KDError, ModelError, abbreviated, shown
 from kdcli.files import user_path
 
 PACKAGE = "package:"
@@ -23,6 +23,7 @@ HUB_FILES = {
         "*.spm",
         "*.codes",
         "*.jinja",
+        "README.md",  # its front matter names the licence
     ],
     "dataset": [  # also compressed
         "*.parquet",
@@ -41,6 +42,10 @@ HUB_FILES = {
     ],
 }
 """The patterns of the files that are fetched from a hub repository; pickles are not among them."""
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+"""The pattern of a repository's name: OWNER/NAME."""
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""The environment variables with the token of the hub; no other place is searched."""
 PATIENCE = 10.0
 """Seconds to wait for the hub before the local cache is used."""
 
@@ -171,3 +176,53 @@ def snapshot(
             f"the {kind} {at} could not be fetched from the Hugging Face hub ({error}); try again"
         ) from error
     return Path(folder), Path(folder).name
+
+
+def require_pushable(repo: str) -> None:
+    """Refuse to publish into a repository, before anything is trained.
+
+    Raises:
+        ConfigError: its name is none, HF_HUB_OFFLINE is set, or there is no token.
+    """
+    if not REPOSITORY.fullmatch(repo) or ".." in repo or "--" in repo:
+        raise ConfigError(f"hub.push_to = {shown(repo)}: expected the name of a repository, OWNER/NAME")
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise ConfigError(f"hub.push_to = {repo}: HF_HUB_OFFLINE is set; unset it, or leave hub.push_to out")
+    if _token() is None:
+        raise ConfigError(
+            f"hub.push_to = {repo}: a token of the Hugging Face hub that may write is needed; set {TOKENS[0]} in the environment, or leave hub.push_to out"
+        )
+
+
+def push(folder: Path, repo: str, private: bool, inside: str = "") -> str:
+    """Publish the files of a folder in one commit; the repository is created if it is missing. Returns its address.
+
+    Args:
+        inside: the folder of the repository that gets them; empty: its root.
+
+    Raises:
+        KDError: the hub refuses them, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=_token() or False)
+    try:
+        address = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            path_in_repo=inside or None,
+            commit_message=f"{inside or 'model'}: by kdcli",
+            ignore_patterns=[".*"],
+        )
+    except Exception as error:  # the HTTP library may raise anything
+        target = f" {inside}" if inside else ""
+        raise KDError(
+            f"{folder} is complete, and could not be published in {repo} ({abbreviated(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)}); "
+            f"check {TOKENS[0]} and its rights, and repeat with: hf upload {repo} {folder}{target}"
+        ) from None
+    return str(address)
+
+
+def _token() -> str | None:
+    return next((value for name in TOKENS if (value := os.environ.get(name))), None)

@@ -132,9 +132,9 @@ def examine(
     if not held:
         _free(run)
     before = _with_defaults(_resolved(run), config)
-    # the measurement does not change what is trained: a run whose measurement failed may continue with another one
+    # the measurement does not change what is trained, nor does what is published: a run in which one of them failed may continue with another
     if changed := sorted(
-        each for each in _differences(before, config) if each.partition(".")[0] != "measure"
+        each for each in _differences(before, config) if each.partition(".")[0] not in ("measure", "hub")
     ):
         raise ConfigError(
             f"{run} holds a run with another config ({', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}); "

@@ -15,6 +15,7 @@ from kdcli import console
 from kdcli.commands.check import check
 from kdcli.config.schema import Distill as Config
 from kdcli.errors import ExitCode
+from kdcli.hub import push, require_pushable
 from kdcli.pipeline.build import plan_run
 from kdcli.pipeline.compare import evaluate, write_results
 from kdcli.pipeline.cost import plan_cost
@@ -37,6 +38,8 @@ def distill(cfg: Config, folder: Path, names: dict[str, str], chose_hardware: bo
     Returns:
         The exit code.
     """
+    if cfg.hub.push_to:
+        require_pushable(cfg.hub.push_to)
     if cfg.dry_run:  # of a job of a sweep; of a single run, no run directory is made
         result = check(cfg, folder, names, chose_hardware)
         for line in result.lines() if result is not None else ():
@@ -60,6 +63,9 @@ def distill(cfg: Config, folder: Path, names: dict[str, str], chose_hardware: bo
     if is_main:
         write_results(run, results)
         shutil.rmtree(run.folder / "stages", ignore_errors=True)
+        if cfg.hub.push_to:
+            address = push(run.folder / STUDENT, cfg.hub.push_to, cfg.hub.private)
+            console.say(f"published: {address}")
     run.state.wait_for_everyone()
     return ExitCode.DONE
 

@@ -25,8 +25,9 @@ from kdcli.exporting.plan import TEACHER_PREDICTIONS, ExportPlan, plan_export
 from kdcli.exporting.runtimes import runtime_of
 from kdcli.exporting.verify import STUDENT, Verified, compare_rounding, verify, warn_if_not_rounded
 from kdcli.files import replaced, writing
+from kdcli.hub import push, require_pushable
 from kdcli.measure.runtime import runtime_name
-from kdcli.report.cards import export_card
+from kdcli.report.cards import card_data, export_card
 from kdcli.report.tables import export_table
 from kdcli.rundir import EXPORT
 
@@ -37,6 +38,8 @@ def export(cfg: Config, hardware: str, job: Path | None = None) -> int:
     Args:
         job: the directory of a job of a sweep, which gets a copy of the result: other jobs may write the same files, even at the same time.
     """
+    if cfg.hub.push_to:
+        require_pushable(cfg.hub.push_to)
     plan = plan_export(cfg, hardware)
     task, length = plan.task, plan.max_length
     with ExitStack() as stack:
@@ -71,6 +74,8 @@ def export(cfg: Config, hardware: str, job: Path | None = None) -> int:
         result.model_copy(update={"exit_code": int(status)}).write(job / EXPORT)
     export_table(result.as_json())
     console.say(f"files: {plan.out}")
+    if cfg.hub.push_to and status == ExitCode.DONE:
+        console.say(f"published: {push(plan.out, cfg.hub.push_to, cfg.hub.private, hardware)}")
     if plan.target.hint:
         console.say(plan.target.hint.format(out=plan.out))
     return status
@@ -121,6 +126,7 @@ def _write_instructions(
         result.as_json(),
         plan.report.as_json(),
         [each for of_runtime in scripts.values() for each in of_runtime],
+        card_data(plan.student.path),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

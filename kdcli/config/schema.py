@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from kdcli.config.dataset import READ_BY_ALL, Dataset
 from kdcli.config.measure import Measure, require_length
@@ -40,6 +40,7 @@ from kdcli.config.types import (
     LearningRate,
     Location,
     Milliseconds,
+    Name,
     Rows,
     SamplingTemperature,
     Section,
@@ -50,6 +51,7 @@ from kdcli.config.types import (
     Tokens,
     VocabularySize,
     Weight,
+    one_is_a_list,
 )
 from kdcli.errors import ConfigError, shown
 from kdcli.files import require_name
@@ -339,6 +341,22 @@ TAKEN = (
 """Names of other parts of a run, which a stage must not have."""
 
 
+class Hub(Section):
+    """The Hugging Face hub, where results are published."""
+
+    push_to: str | None = None
+    """The repository OWNER/NAME that gets the student with its model card, or the files of an export in a folder named after the device; it is
+    created if it is missing. The token is read from HF_TOKEN. null: nothing is published."""
+    private: bool = True
+    """A new repository can be seen by its owner alone."""
+    license: str | None = None
+    """The licence in the model card, as the hub names it (apache-2.0, mit, other …). null: that of the checkpoint from which the student was
+    initialised, if its card names one."""
+    language: Annotated[list[Name], BeforeValidator(one_is_a_list)] | None = None
+    """The languages in the model card, as codes (en, de). null: those of the pairs of a translator, or of the checkpoint from which the student
+    was initialised."""
+
+
 class Distill(Section):
     """`kdcli distill`."""
 
@@ -375,6 +393,7 @@ class Distill(Section):
     and `trainer`. The control takes as many steps as all of the student's stages together, with `trainer`."""
     measure: Measure | None = Measure(mode="quick")
     """null: speed and memory are not measured (the jobs of a sweep that run in parallel would disturb each other)."""
+    hub: Hub = Hub()
 
     @property
     def all_seeds(self) -> list[int]:
@@ -550,6 +569,7 @@ class Export(Section):
     trust_remote_code: bool = False
     """Run the Python files in the student's folder. Off unless you trust their author."""
     measure: Measure = Measure(request_rates=[10, 100])
+    hub: Hub = Hub()
 
 
 COMMANDS: dict[str, type[Section]] = {"distill": Distill, "eval": Eval, "export": Export}

@@ -92,7 +92,7 @@ def _require_harmless(run: Path, tree: Any, overrides: list[str]) -> None:
                 rundir.require_trust(run, f"{path} = {value}", "is Python code that is run here")
         elif key == "trust_remote_code" and value not in (False, None):
             rundir.require_trust(run, f"{path} = {value}", "runs Python files in a model's folder")
-        elif key in ("base_url", "api_key_env") and value is not None:
+        elif key in ("base_url", "api_key_env", "push_to") and value is not None:
             rundir.require_trust(
                 run, f"{path} = {value}", "sends data, and the key if one is named, to a server"
             )

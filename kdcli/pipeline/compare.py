@@ -39,7 +39,7 @@ from kdcli.pipeline.remote import endpoint_report
 from kdcli.pipeline.stages import read_stage_times
 from kdcli.pipeline.student import initial_folder
 from kdcli.pipeline.teacher import teacher_predictions
-from kdcli.report.cards import model_card
+from kdcli.report.cards import card_data, model_card
 from kdcli.report.outcome import outcome
 from kdcli.report.page import write_html
 from kdcli.report.tables import final_table
@@ -376,6 +376,9 @@ def write_results(run: Run, result: dict[str, Any]) -> None:
     base = begun.name if begun and begun.commit else None
     extra = {**run.names} | {"base_model": base, "kdcli_version": kdcli.__version__, "chat": run.task.chat}
     extra["hub_dataset"] = run.cfg.dataset.path if run.data.commit is not None else None
+    metadata = card_data(begun.path) if begun else {}
+    extra |= {"license": run.cfg.hub.license or metadata.get("license")}
+    extra |= {"language": run.cfg.hub.language or metadata.get("language")}
     write_text(run.folder / "student" / "README.md", model_card(result, extra))
     write_html(run.folder, result)
     Report.of(**result).write(run.folder / REPORT)

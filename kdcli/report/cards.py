@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from kdcli.errors import printable
 from kdcli.numbers import format_count, format_number, format_share
 from kdcli.report.metrics import baseline_lines, baselines, metric_of, present_models
@@ -27,13 +29,17 @@ from kdcli.report.verdict import verdict_text
 from kdcli.tasks import presentation_of
 from kdcli.tasks.presentation import Card, Metric, Presentation, Report
 
+LARGEST_FRONT, LONGEST_ENTRY = 100_000, 200
+"""Characters of a README.md that are searched for its front matter, and of an entry in it."""
+
 
 def model_card(report: Report, extra: Mapping[str, Any]) -> str:
     """Write the README.md of the student's directory, with the front matter that the Hugging Face hub reads.
 
     Args:
         extra: `teacher`, `student` and `dataset` (names), `kdcli_version`; `base_model`, the hub id that the student was initialised from, or
-            None; `hub_dataset`, the hub id of the data set, or None; `chat`, whether it was trained on conversations.
+            None; `hub_dataset`, the hub id of the data set, or None; `chat`, whether it was trained on conversations; `license` and `language` of
+            the front matter, or None.
     """
     card, metric = _presentation(report).card, metric_of(report)
     models, dataset = present_models(report) | baselines(report), report["dataset"]
@@ -78,19 +84,48 @@ def model_card(report: Report, extra: Mapping[str, Any]) -> str:
     )
 
 
-def export_card(result: Mapping[str, Any], report: Report, scripts: Sequence[tuple[Path, str]]) -> str:
+def card_data(folder: Path) -> dict[str, Any]:
+    """Return `license`, `language` (a list), `base_model` and `datasets` in the front matter of a model directory's README.md; those that it names."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:LARGEST_FRONT]
+        front = re.match(r"\s*---[ \t]*\n(.*?)\n---", text, re.DOTALL)
+        tree = yaml.safe_load(front[1]) if front else None
+    except (OSError, RecursionError, yaml.YAMLError):
+        return {}
+    if not isinstance(tree, dict):
+        return {}
+    lists = {key: _names(tree.get(key)) for key in ("language", "base_model", "datasets")}
+    named = {"license": next(iter(_names(tree.get("license"))), None), **lists}
+    return {key: value for key, value in named.items() if value}
+
+
+def _names(value: Any) -> list[str]:
+    """Return the short texts of a value of front matter: one, or a list."""
+    values = value if isinstance(value, list) else [value]
+    return [_one_line(each) for each in values if isinstance(each, str) and len(each) <= LONGEST_ENTRY]
+
+
+def export_card(
+    result: Mapping[str, Any],
+    report: Report,
+    scripts: Sequence[tuple[Path, str]],
+    metadata: Mapping[str, Any] | None = None,
+) -> str:
     """Write the README.md of the folder that `kdcli export` makes: what its files are worth, where they were measured, how to run them.
 
     Args:
         result: the content of export.json.
         report: the run's report.json.
         scripts: the files that run an artifact without kdcli, with their text.
+        metadata: what `card_data` returns of the student.
     """
     from huggingface_hub import ModelCardData
 
     card, metric, best = _presentation(result).card, metric_of(result), result["recommended"]
     front = ModelCardData(
-        pipeline_tag=card.tag, tags=[card.tag, "knowledge-distillation", "kdcli", result["hardware"]]
+        pipeline_tag=card.tag,
+        tags=[card.tag, "knowledge-distillation", "kdcli", result["hardware"]],
+        **(metadata or {}),
     )
     texts = any("same_texts" in (entry["parity"] or {}) for entry in result["artifacts"].values())
     agrees = ["agrees", "texts"] if texts else ["agrees"]
@@ -118,7 +153,7 @@ def export_card(result: Mapping[str, Any], report: Report, scripts: Sequence[tup
 
 
 def _front_matter(report: Report, extra: Mapping[str, Any], card: Card, metric: Metric) -> str:
-    """Return the metadata of a model card as YAML, without unknown entries such as the licence."""
+    """Return the metadata of a model card as YAML, without unknown entries."""
     from huggingface_hub import EvalResult, ModelCardData
 
     score, hub = report["models"]["student"].get("score"), extra.get("hub_dataset")
@@ -140,7 +175,8 @@ def _front_matter(report: Report, extra: Mapping[str, Any], card: Card, metric: 
         metrics=list(card.metrics),
         base_model=extra.get("base_model"),
         datasets=[hub] if hub else None,
-        language=[code for code in languages if code and len(code) < 4] or None,
+        language=[code for code in languages if code and len(code) < 4] or extra.get("language"),
+        license=extra.get("license"),
         model_name=_one_line(extra["student"]) if is_scored else None,
         eval_results=[result] if is_scored else None,
     ).to_yaml()

@@ -122,6 +122,7 @@ ELSEWHERE: dict[str, str] = {
         (f"rollout.filter.{name}" for name in ("min_length", "max_length", "refusals", "duplicates", "function")),
         "it selects from the stored completions",
     ),
+    "hub": "it is published when everything is trained",
     "stages": "a stage's data set, student and teacher are those of its own part of the run",
     "smoke": "it changes what is refused",
     "seeds": "the teacher and its outputs are those of the first seed",
@@ -130,7 +131,7 @@ ELSEWHERE: dict[str, str] = {
     "trivial_baseline": "no other model is derived from it",
 }  # fmt: skip
 """Fields that change nothing in a key, and why."""
-GROUPS = {"trainer", "loss", "stages", "hardware", "measure"}
+GROUPS = {"trainer", "loss", "stages", "hardware", "measure", "hub"}
 """Fields that are listed without the fields in them."""
 OTHER: dict[str, Any] = {
     "metric": "macro_f1",
