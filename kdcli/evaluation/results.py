@@ -337,6 +337,24 @@ class ExportResult(Result):
     """The exit code of one job of a sweep."""
 
 
+class EvalResult(Result):
+    """eval.json: the results of `kdcli eval`."""
+
+    task: str
+    metric: str
+    """The headline metric of the task."""
+    split: str
+    examples: int
+    labels: list[str]
+    dataset: dict[str, Any]
+    """Its name and its fingerprint."""
+    environment: dict[str, Any]
+    """The versions and the machine."""
+    models: dict[str, ModelResult]
+    verdict: Verdict | None = None
+    """Of a run with teacher and student."""
+
+
 class NewerVersionError(ConfigError):
     """A newer version of kdcli wrote the file."""
 

@@ -374,11 +374,16 @@ def write_results(run: Run, result: dict[str, Any]) -> None:
     result["verdict"]["text"] = verdict_text(result)
     begun = run.initializer.source
     base = begun.name if begun and begun.commit else None
-    extra = {**run.names} | {"base_model": base, "kdcli_version": kdcli.__version__, "chat": run.task.chat}
-    extra["hub_dataset"] = run.cfg.dataset.path if run.data.commit is not None else None
     metadata = card_data(begun.path) if begun else {}
-    extra |= {"license": run.cfg.hub.license or metadata.get("license")}
-    extra |= {"language": run.cfg.hub.language or metadata.get("language")}
+    extra: dict[str, Any] = {
+        **run.names,
+        "base_model": base,
+        "kdcli_version": kdcli.__version__,
+        "chat": run.task.chat,
+        "hub_dataset": run.cfg.dataset.path if run.data.commit is not None else None,
+        "license": run.cfg.hub.license or metadata.get("license"),
+        "language": run.cfg.hub.language or metadata.get("language"),
+    }
     write_text(run.folder / "student" / "README.md", model_card(result, extra))
     write_html(run.folder, result)
     Report.of(**result).write(run.folder / REPORT)

@@ -108,6 +108,7 @@ ELSEWHERE: dict[str, str] = {
     "teacher.dtype": "the dtype that it chooses is the checkpoint's, which is in the key unless it is fp32",
     "teacher.placement": "streamed outputs are the same bits",
     "teacher.memory_bound": "it decides what is refused",
+    "teacher.fresh": "it decides whether stored answers are taken, not which",
     "teacher.cache": "it decides whether outputs are stored, not which",
     "teacher.trainer.micro_batch_size": "it changes memory, not the result",
     "teacher.trainer.gradient_checkpointing": "it changes memory, not the result",
