@@ -16,7 +16,13 @@ from kdcli.config.tasks import packaged_specs
 from kdcli.data.delimited import looks_like_row
 from kdcli.data.readers import read_file, read_parallel, require_data_file
 from kdcli.data.reading import Reading
-from kdcli.data.sources import SUFFIXES_OF_DATA, data_suffix, local_splits, parallel_files
+from kdcli.data.sources import (
+    SUFFIXES_OF_DATA,
+    columns_of_folders,
+    data_suffix,
+    local_splits,
+    parallel_files,
+)
 from kdcli.data.streams import HEAD
 from kdcli.errors import DataError, listed
 from kdcli.files import user_path
@@ -104,6 +110,11 @@ def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
     data_path(given)
     if path.is_dir():
         path = local_splits(_config({"path": given, **keys}), given)["train"][0]
+        if folders := columns_of_folders(given, path):
+            raise DataError(
+                f"{given}: the names of its folders give {listed(folders)}, and only one file is inspected; name the columns of a run: kdcli distill "
+                f"dataset=csv dataset.path={given} dataset.text=text dataset.label={next(iter(folders))}"
+            )
     require_data_file(path, given)
     base = {"path": given, **_of_name(given, path, keys), **keys}
     if base.get("format", "auto") not in TABLES:

@@ -143,6 +143,16 @@ def test_what_is_refused(name: str, words: list[str], named: list[str], init: In
     assert Path("there.yaml").read_text() == "mine"
 
 
+def test_folders_that_name_the_label(init: Init) -> None:
+    """A config for a language model, because one file of such a folder holds texts alone."""
+    for label in "ab":
+        (Path("parts") / f"label={label}").mkdir(parents=True)
+        write(Path("parts") / f"label={label}", "plain.txt")
+    done = init("parts")
+    assert done.exit_code == 2, done.output
+    require_words(done.output, "kdcli distill", "dataset.path=parts", "dataset.label=label")
+
+
 def test_keys_choose_where_a_file_fits_several_tasks(init: Init) -> None:
     """The key that the refusal asks for must be one that is then taken."""
     write(Path(), "kto.jsonl")
