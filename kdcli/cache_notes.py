@@ -1,4 +1,4 @@
-"""The entries of the cache: what each is, how large, for which teacher and data, and which runs use it. Imports no torch."""
+"""Lists the entries of the cache: what each is, how large, for which teacher and data, and which runs use it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ KINDS = {
 }
 """The folders of the cache, and what is in each."""
 NOTE = ".about.json"
-"""The suffix of the file beside an entry that says what it is for."""
+"""The suffix of the file that states the use of an entry."""
 MOST_NAMED = 20
-"""Data sets and runs that a note names; later ones replace the first."""
+"""The maximum number of data sets and runs that a note names; later ones replace the first."""
 _ENTRY = re.compile(r"[0-9a-f]{32}")
 
 
 class Note(TypedDict):
-    """What an entry is for. `used` is in seconds since the epoch."""
+    """The use of an entry. `used` is in seconds since the epoch."""
 
     teacher: str
     data: list[str]

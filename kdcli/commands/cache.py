@@ -1,4 +1,4 @@
-"""`kdcli cache`: what runs share through the cache folder, listed, checked and deleted."""
+"""Implements `kdcli cache`, which lists, checks and deletes what runs share through the cache folder."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from kdcli.teachers.remote.ledger import Ledger
 from kdcli.teachers.shards import is_unchanged
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-"""Seconds of the units of `--older-than`."""
+"""The seconds of each unit of `--older-than`."""
 IN_PARTS = "augmented", "checked_texts", "rollout_scores", "rollouts"
-"""Kinds that `make_in_parts` stores."""
+"""The kinds of entries that `make_in_parts` stores."""
 CHANGED = "its checksum does not match"
 UNKNOWN = "not known"
 

@@ -1,4 +1,4 @@
-"""`kdcli compare`: finished runs, sweeps and exported files in one table, and on one page."""
+"""Implements `kdcli compare`, which shows finished runs, sweeps and exported files in one table, and on one page."""
 
 from __future__ import annotations
 

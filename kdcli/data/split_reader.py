@@ -125,7 +125,7 @@ class SplitReader:
         return [part for part, _ in results]
 
     def _read_file(self, schema: RowSchema, given: str, file: Path, alone: bool) -> tuple[RawSplit, Reading]:
-        """A file of a path, with the label that the names of the folders between them give.
+        """Return a file of a path, with the label that the names of the folders between them give.
 
         Args:
             alone: it is the only one.

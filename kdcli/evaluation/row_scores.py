@@ -1,4 +1,4 @@
-"""The scores of each test row, which a run and an export store so that they can be compared with others on the same rows. Imports no torch."""
+"""Stores the scores of each test row, so that runs and exports can be compared on the same rows. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from kdcli.evaluation.statistics import Gain
 ROW_SCORES = Path("predictions", "scores.safetensors")
-"""Where the scores of the test rows are, below a run directory or an exported folder."""
+"""The path of the scores of the test rows in a run directory or an exported folder."""
 FORMAT = "1"
 
 

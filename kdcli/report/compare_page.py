@@ -1,4 +1,4 @@
-"""compare.html: several runs and exported files on one self-contained page."""
+"""Writes compare.html: several runs and exported files on one self-contained page."""
 
 from __future__ import annotations
 

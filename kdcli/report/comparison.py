@@ -1,4 +1,4 @@
-"""The comparison of finished runs and exported files: what each scores and costs, and which keys differ. Imports no torch."""
+"""Compares finished runs and exported files: their scores and costs, and the keys that differ. Imports no torch."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _costs(result: Report | ExportResult, model: Mapping[str, Any]) -> Entry:
 
 
 def _machine(run: Path) -> dict[str, Any]:
-    """Return the machine on which a run was measured, as far as env.json tells it."""
+    """Return the machine on which a run was measured, as far as env.json states it."""
     path = run / ENVIRONMENT
     environment: dict[str, Any] = {}
     if path.is_file():
@@ -234,7 +234,7 @@ def _notes(done: Sequence[Entry]) -> Iterator[str]:
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a config with their values; that of a list is the list. What belongs to one run directory alone is left out."""
+    """Return the keys of a config with their values; that of a list is the list. Keys that belong to one run directory alone are dropped."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -245,8 +245,8 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys whose values are not the same in all configs, in the order of the first one that has them. Of a section that is null in one of
-    them, such as `measure`, its keys are left out."""
+    """Return the keys whose values are not the same in all configs, in the order of the first one that has them. The keys of a section that is null in one of
+    them, such as `measure`, are dropped."""
     keys = dict.fromkeys(key for config in configs for key in config)
     keys = {
         key: None for key in keys if not any(key[:end] in keys for end, char in enumerate(key) if char == ".")

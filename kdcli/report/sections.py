@@ -1,4 +1,4 @@
-"""Sections of report.html: what was trained, where the student fails, and what to try next."""
+"""Writes sections of report.html: what was trained, where the student fails, and what to try next."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GROUPS = (
 
 
 def facts(run: Path, report: Report, metrics: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Yield what was trained and how, in lines; what the run directory does not tell is left out."""
+    """Yield lines on what was trained and how, as far as the run directory states it."""
     words = _typed(run)
     if words is not None:
         yield "command", shlex.join(["kdcli", "distill", *words])
@@ -136,7 +136,7 @@ def next_steps(run: Path, report: Report) -> Iterator[tuple[str, str]]:
 
 
 def precision_and_recall(report: Report, label: str, name: str) -> tuple[float | None, float | None]:
-    """Precision and recall of a class, or of an entity type, of a model; None: there is none, or it is not known."""
+    """Return precision and recall of a class, or of an entity type, of a model; None: there is none, or it is not known."""
     model = report["models"][name]
     scores = model.get("scores") or {}
     if "per_type_precision" in scores:

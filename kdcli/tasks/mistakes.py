@@ -1,4 +1,4 @@
-"""The test rows that show where a student fails: those that its teacher gets right, those that both get wrong, and those on which they differ most."""
+"""Selects the test rows that show where a student fails: those that its teacher gets right, those that both get wrong, and those on which they differ most."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 COMPARED = "teacher", "control", "student"
-"""The models whose answers are shown."""
+"""The models whose predictions are shown."""
 SHOWN = 50
-"""Rows of each group."""
+"""The maximum number of rows of each group."""
 LONGEST = 600
-"""Characters of a text that the report shows."""
+"""The maximum number of characters of a text that the report shows."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model predicts for each row.
+    """The predictions of a model for each row.
 
     Attributes:
         names: the prediction of a row as people read it.

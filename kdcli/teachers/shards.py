@@ -1,4 +1,4 @@
-"""The checksum of a file of teacher outputs, which is computed as it is written and checked without torch."""
+"""Computes the checksum of a file of teacher outputs while it is written, and checks it without torch."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ class Classification(Task):
         samples: Mapping[str, Sequence[str]],
         cfg: Measure | None,
     ) -> dict[str, Any]:
-        """The rows that show where the student fails."""
+        """Return the rows that show where the student fails."""
         sections = super().report_sections(rows, predictions, samples, cfg)
         return sections | {"mistakes": self.mistakes(rows, predictions)}
 

@@ -232,7 +232,7 @@ class TokenClassification(Classification):
         return super().report_sections(rows, predictions, samples, cfg) | {"tags": self.scheme.as_json()}
 
     def mistakes(self, rows: datasets.Dataset, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
-        """Sentences are right if all their entities are; the confidence is that of the least certain tag."""
+        """Return the sentences with a wrong entity; the confidence of a sentence is that of its least certain tag."""
         own = {name: predictions[name] for name in COMPARED if name in predictions}
         counts, words = predictions["student"].counts, rows["words"]
         ends = np.cumsum(counts)
