@@ -19,6 +19,9 @@ from kdcli.config.types import (
     WeightDecay,
 )
 
+SHARDED_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
+"""The optimizers whose state follows the parts of the weights of `fsdp`."""
+
 
 class Trainer(Section):
     """Describes how one model is trained."""
@@ -80,6 +83,10 @@ class Trainer(Section):
     gradient_checkpointing: bool = False
     """Compute activations a second time in the backward pass in place of keeping them: less memory for the same result, in about 1.3 times
     the time."""
+    fsdp: Literal["full_shard", "offload"] | None = None
+    """Divide the weights, gradients and optimizer state among the processes (FSDP2, Zhao et al. 2023, https://arxiv.org/abs/2304.11277); the result is
+    that of one process. full_shard: the weights of a layer are gathered while it is computed. offload: besides, what a GPU does not need is in
+    the CPU's memory. null: each process holds all."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 means autocast: weights, optimizer state and losses stay fp32. auto: bf16 where the processor has fast bf16 instructions."""
     keep: Literal["best", "last"] = "best"
@@ -102,6 +109,15 @@ class Trainer(Section):
     def _has_length(self) -> Trainer:
         if self.until == "steps" and self.epochs is None and self.max_steps is None:
             raise ValueError("until = steps: for how many? give epochs or max_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_optimizer(self) -> Trainer:
+        if self.fsdp and self.optimizer not in SHARDED_OPTIMIZERS:
+            raise ValueError(
+                f"optimizer = {self.optimizer} keeps a state that fsdp cannot divide among processes; give one of {', '.join(SHARDED_OPTIMIZERS)}, "
+                "or leave fsdp out"
+            )
         return self
 
     @model_validator(mode="after")

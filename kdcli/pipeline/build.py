@@ -50,7 +50,9 @@ from kdcli.pipeline.validate import (
     require_features,
     require_one_vocabulary,
     require_rows,
+    require_sharding,
     require_teacher_term,
+    require_trainable,
     require_trainers,
     require_tuning_rows,
     require_writer,
@@ -80,6 +82,7 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
     require_device(cfg.measure)
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = Path(broadcast_object_list([str(folder)])[0])
+    require_sharding(cfg, state)
     phases = plan_phases(cfg)
     remote = remote_teacher(cfg, phases)
     recorded = recorded_readings(folder)
@@ -172,6 +175,7 @@ def _checked(part: Run) -> Run:
     """
     cfg, task, remote = part.cfg, part.task, part.remote
     require_architecture(part)
+    require_trainable(part)
     require_features(part)
     require_checkpoints(part)
     own = part.initializer.source

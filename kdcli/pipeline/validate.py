@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from kdcli.config.components import build, locate
 from kdcli.config.schema import Distill as Config
@@ -30,11 +30,24 @@ from kdcli.pipeline.plan import OWN, STUDENT, Phase, Run
 from kdcli.tasks.labels import without_names
 from kdcli.tasks.rows import MANY
 from kdcli.teachers.remote.protocol import RemoteTeacher
-from kdcli.training.arguments import require_optimizer, require_trackers
+from kdcli.training.arguments import require_gradient_checkpointing, require_optimizer, require_trackers
 from kdcli.training.batches import micro_batches
 from kdcli.training.length import planned_steps
+from kdcli.training.sharding import require_processes
 
 logger = logging.getLogger(__name__)
+
+
+def require_sharding(cfg: Config, state: PartialState) -> None:
+    """Check that every trainer that divides its model among processes can do so here.
+
+    Raises:
+        ConfigError
+    """
+    trainers = {"trainer": cfg.trainer, "teacher.trainer": cfg.teacher.trainer}
+    trainers |= {f"stages.{name}.trainer": stage.trainer for name, stage in cfg.stages.items()}
+    for key, trainer in trainers.items():
+        require_processes(trainer, key, state.num_processes)
 
 
 def require_trainers(cfg: Config, phases: Sequence[Phase], state: PartialState) -> None:
@@ -148,6 +161,25 @@ def require_architecture(run: Run) -> None:
         f"student: {architecture.model_type} has no model for the task {run.cfg.dataset.kind}; take {f'student={new}, ' if new else ''}"
         "student=layers or pruned (the teacher with less of it), or student=local with student.path (a checkpoint of the task)"
     )
+
+
+def require_trainable(run: Run) -> None:
+    """Activations can be computed again in models of the architectures of student and tuned teacher, if a trainer says so.
+
+    Raises:
+        ConfigError
+    """
+    cfg, task = run.cfg, run.task
+    trained: list[tuple[str, type[PreTrainedConfig]]] = []
+    if any(phase.trainer.gradient_checkpointing for phase in run.phases):
+        source = run.sources[0] if run.initializer.source is None else run.initializer.source
+        trained.append(("trainer", run.initializer.architecture() or type(load_config(source))))
+    if cfg.teacher.trainer.gradient_checkpointing and run.remote is None:
+        tuned = [source for source in run.sources if run.tunes(source)]
+        trained += [("teacher.trainer", type(load_config(source))) for source in tuned]
+    for key, architecture in trained:
+        if task.supports_architecture(architecture):  # else it is code from the checkpoint's folder
+            require_gradient_checkpointing(task.model_class(architecture), key)
 
 
 def require_features(run: Run) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from transformers import Trainer, TrainingArguments
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from kdcli.config.trainer import Trainer as TrainerConfig
@@ -43,6 +44,21 @@ def require_optimizer(cfg: TrainerConfig) -> None:
         ) from None
 
 
+def require_gradient_checkpointing(model: type[PreTrainedModel], key: str) -> None:
+    """Refuse a class of models that cannot compute their activations again.
+
+    Args:
+        key: of the trainer, for the message.
+
+    Raises:
+        ConfigError
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"{key}.gradient_checkpointing = true: {model.__name__} cannot compute its activations again; leave the key out"
+        )
+
+
 def trainer_arguments(job: TrainJob, world: int) -> TrainingArguments:
     """Return the arguments of the stock Trainer, for a number of processes."""
     cfg, cuda = job.cfg, torch.cuda.is_available()
@@ -77,8 +93,16 @@ def trainer_arguments(job: TrainJob, world: int) -> TrainingArguments:
         label_names=["labels"],
         dataloader_pin_memory=cuda,
         # losses of features alone leave the head without a gradient
+        fsdp=cfg.fsdp is not None,
+        fsdp_config={"cpu_offload": cfg.fsdp == "offload", "state_dict_type": "SHARDED_STATE_DICT"},
         ddp_find_unused_parameters=all(loss.features for loss in job.distiller.losses.values()),
     )
+    if arguments.fsdp_plugin_args is not None:
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if arguments.bf16 else None,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        )
     # several GPUs are used by several processes, never by DataParallel
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments

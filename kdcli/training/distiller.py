@@ -48,6 +48,19 @@ class Distiller(nn.Module):
         """The features of both models that the terms read."""
         return frozenset(part for loss in self.losses.values() for part in cast(Loss, loss).features)
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The classes of the student's layers, which FSDP shards one by one. A module that holds the word embeddings is not among them, because they
+        may be tied to the output head."""
+        embeddings = self.student.get_input_embeddings()
+        modules = list(self.student.modules())
+        return [
+            name
+            for name in sorted(self.student._no_split_modules or ())
+            if (layers := [module for module in modules if type(module).__name__ == name])
+            and not any(part is embeddings for layer in layers for part in layer.modules())
+        ]
+
     def masks(
         self, labels: Tensor, gold: Tensor | None = None, teacher: AnySignal | None = None
     ) -> list[Tensor]:

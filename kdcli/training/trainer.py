@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -17,21 +18,20 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
-from transformers import Trainer as HFTrainer
+from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kdcli import processes
 from kdcli.config.schema import Rollout
-from kdcli.errors import ConfigError, KDError
+from kdcli.errors import KDError
 from kdcli.files import flush, read_json, replaced
 from kdcli.generation import seed_of
 from kdcli.model_files import write_sums
 from kdcli.models.vocabulary import save_tokenizer
 from kdcli.tasks.base import Predictions, Task
-from kdcli.training.arguments import trainer_arguments
+from kdcli.training.arguments import require_gradient_checkpointing, trainer_arguments
 from kdcli.training.batches import LengthBuckets, TokenDropout
 from kdcli.training.job import TrainJob
 from kdcli.training.length import Validation, validations
@@ -48,6 +48,7 @@ from kdcli.training.resume import (
     rewind,
     row_text,
 )
+from kdcli.training.sharding import ShardedTrainer, skeleton
 
 SHORT = 128
 """Tokens a row up to which unfused attention trains faster on a CPU than fused attention, whose backward pass takes twice as long there
@@ -72,8 +73,14 @@ def train(job: TrainJob) -> None:
     _freeze(job)
     if job.cfg.dropout is not None:
         _set_dropout(job.distiller.student, job.cfg.dropout)
+    student = job.distiller.student
+    if job.cfg.fsdp:
+        student = skeleton(student)
     if job.cfg.gradient_checkpointing:
-        _checkpoint_gradients(job.distiller.student)
+        require_gradient_checkpointing(
+            type(job.distiller.student), "trainer"
+        )  # of code from a checkpoint's folder
+        job.distiller.student.gradient_checkpointing_enable({"use_reentrant": False})
     with _trackers(job), processes.deferred(possible=world == 1) as interrupted:
         trainer = _Trainer(job, trainer_arguments(job, world), interrupted)
         if trainer.is_world_process_zero():
@@ -83,32 +90,21 @@ def train(job: TrainJob) -> None:
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if job.cfg.keep == "best" and (best := trainer.state.best_global_step):
-            load_model(job.distiller, str(checkpoint_folder(job, best) / WEIGHTS))
+            trainer.load_weights(checkpoint_folder(job, best))
+        if job.cfg.fsdp:
+            student = trainer.whole(student)
     trainer.accelerator.wait_for_everyone()  # each process reads the best checkpoint before it is removed
     if trainer.is_world_process_zero():
         if job.cfg.gradient_checkpointing:
-            job.distiller.student.gradient_checkpointing_disable()
-        job.finish(job.distiller.student)
-        job.calibrate(job.distiller.student)
-        job.distiller.task.prepare_for_saving(job.distiller.student, job.tokenizer, job.max_length)
+            student.gradient_checkpointing_disable()
+        job.finish(student)
+        job.calibrate(student)
+        job.distiller.task.prepare_for_saving(student, job.tokenizer, job.max_length)
         with replaced(job.out) as temporary:
-            job.distiller.student.save_pretrained(temporary)
+            student.save_pretrained(temporary)
             save_tokenizer(job.tokenizer, temporary)
             write_sums(temporary)
         shutil.rmtree(job.folder, ignore_errors=True)
-
-
-def _checkpoint_gradients(model: PreTrainedModel) -> None:
-    """Let a model compute its activations again in the backward pass.
-
-    Raises:
-        ConfigError: its architecture cannot.
-    """
-    if not model.supports_gradient_checkpointing:
-        raise ConfigError(
-            f"trainer.gradient_checkpointing = true: {type(model).__name__} cannot compute its activations again; leave the key out"
-        )
-    model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _freeze(job: TrainJob) -> None:
@@ -183,7 +179,7 @@ class _Flow(TrainerCallback):
         processes.obey()
 
 
-class _Trainer(HFTrainer):
+class _Trainer(ShardedTrainer):
     """The stock Trainer with another sampler, other denominators, another validation, and other checkpoint files."""
 
     def __init__(self, job: TrainJob, arguments: TrainingArguments, interrupted: Callable[[], bool]):
@@ -265,7 +261,9 @@ class _Trainer(HFTrainer):
         for batch in batches:
             raw = raw_rows(self.job.train, batch["rows"]) if self.job.teacher is not None else []
             if self.job.rollout is not None:
-                raw = self._with_completions(batch, raw, self.job.rollout)
+                raw = self.with_weights(
+                    functools.partial(self._with_completions, batch, raw, self.job.rollout)
+                )
             if self.job.teacher is not None:
                 batch["teacher"] = self.job.teacher.outputs_with_features(raw, self.job.distiller.parts).to(
                     device
@@ -408,8 +406,10 @@ class _Trainer(HFTrainer):
             np.asarray(positions),
         )
         with self.accelerator.autocast():
-            predictions = self.task.add_texts(
-                predictions, distiller.student, job.tokenizer, encoded, job.max_length
+            predictions = self.with_weights(
+                lambda: self.task.add_texts(
+                    predictions, distiller.student, job.tokenizer, encoded, job.max_length
+                )
             )
         metrics = {"eval_score": self.task.scores(predictions)[self.task.metric]}
         metrics["eval_loss"] = sum(distiller.weights[name] * term for name, term in terms.items())
@@ -489,10 +489,9 @@ class _Trainer(HFTrainer):
         optimizer, scheduler = self.optimizer, self.lr_scheduler
         assert optimizer is not None
         assert scheduler is not None
-        folder, schedule = str(checkpoint_folder(self.job, step)), scheduler.state_dict()
-        with restoring(folder):
-            load_model(self.job.distiller, str(Path(folder) / WEIGHTS))
-        self._load_optimizer_and_scheduler(folder)
+        folder, schedule = checkpoint_folder(self.job, step), scheduler.state_dict()
+        self.load_weights(folder)
+        self._load_optimizer_and_scheduler(str(folder))
         scheduler.load_state_dict(schedule)
         for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
@@ -510,10 +509,6 @@ class _Trainer(HFTrainer):
             if number != second:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with restoring(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with restoring(checkpoint):
             super()._load_rng_state(checkpoint)
@@ -525,8 +520,7 @@ class _Trainer(HFTrainer):
         save_model(self.job.distiller, str(folder / WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with restoring(resume_from_checkpoint):
-            load_model(self.job.distiller, str(Path(resume_from_checkpoint) / WEIGHTS))
+        self.load_weights(Path(resume_from_checkpoint))
         state = read_json(Path(resume_from_checkpoint) / STATE, TrainState, REMEDY)
         self._logged = state["global_step"]
 
@@ -535,4 +529,5 @@ class _Trainer(HFTrainer):
         self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         self.job.progress.update(self.state.global_step, self.last)
         self.job.saved()  # the process before may have ended between the checkpoint and this call
+        self.shard()
         self._load_from_checkpoint(str(checkpoint))

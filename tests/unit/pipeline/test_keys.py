@@ -112,6 +112,7 @@ ELSEWHERE: dict[str, str] = {
     "teacher.cache": "it decides whether outputs are stored, not which",
     "teacher.trainer.micro_batch_size": "it changes memory, not the result",
     "teacher.trainer.gradient_checkpointing": "it changes memory, not the result",
+    "teacher.trainer.fsdp": "it changes memory, not the result",
     "teacher.trainer.logging_steps": "it changes what is logged",
     "teacher.trainer.report_to": "it changes where it is logged",
     "dataset.augment.batch_size": "it changes memory, not the result",

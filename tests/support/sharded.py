@@ -1,0 +1,71 @@
+"""`kdcli distill` with the gradients of its first step recorded; as a script, one of several processes, which is interrupted after its
+first checkpoint, and continues.
+
+python sharded.py FOLDER OVERRIDE…
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers.trainer_callback import CallbackHandler
+
+from kdcli.errors import KDError
+from kdcli.launch.run import launch
+from kdcli.training.trainer import _Trainer
+
+GRADIENTS = "gradients.pt"
+
+
+@contextmanager
+def recorded(folder: Path) -> Iterator[None]:
+    """Save the gradients of the first step, by the names of the weights, and how many bytes of the weights this process holds."""
+    original = CallbackHandler.on_pre_optimizer_step
+
+    def save(self: Any, args: Any, state: Any, control: Any) -> Any:
+        weights = {name: weight for name, weight in self.model.named_parameters() if weight.grad is not None}
+        if state.global_step == 0:
+            full = {name: _whole(weight.grad) for name, weight in weights.items()}
+            if args.process_index == 0:
+                torch.save(full, folder / GRADIENTS)
+        if args.fsdp:
+            assert all(isinstance(weight, DTensor) for weight in self.model.parameters())
+            own = sum(weight.to_local().numel() for weight in weights.values())
+            assert own < 0.6 * sum(weight.numel() for weight in weights.values())
+        return original(self, args, state, control)
+
+    CallbackHandler.on_pre_optimizer_step = save  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CallbackHandler.on_pre_optimizer_step = original  # type: ignore[method-assign]
+
+
+def _whole(gradient: torch.Tensor) -> torch.Tensor:
+    whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+    return whole.clone()
+
+
+def _interrupted(overrides: list[str]) -> None:
+    """A run that ends after its first checkpoint."""
+    original = _Trainer._save_checkpoint
+
+    def save(self: _Trainer, *arguments: Any) -> None:
+        original(self, *arguments)
+        raise KDError("interrupted")
+
+    _Trainer._save_checkpoint = save  # type: ignore[method-assign]
+    assert launch("distill", overrides) == 1
+    _Trainer._save_checkpoint = original  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    with recorded(Path(sys.argv[1])):
+        _interrupted(sys.argv[2:])
+    sys.exit(launch("distill", sys.argv[2:]))
