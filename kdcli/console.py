@@ -150,7 +150,8 @@ def setup_logging(verbose: bool = False) -> None:
     are taken off, or every line would come twice. Libraries may report only errors, unless ``verbose``.
     """
     logger = logging.getLogger("kdcli")
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    others = int(os.environ.get("RANK", "0")) > 0  # of several processes, the main one speaks
+    logger.setLevel(logging.DEBUG if verbose else logging.ERROR if others else logging.INFO)
     logger.handlers = [h for h in logger.handlers if not isinstance(h, _LogHandler)] + [_LogHandler()]
     root = logging.getLogger()
     for handler in list(root.handlers):

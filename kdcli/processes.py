@@ -58,7 +58,9 @@ class _Signals:
         """Raise `Interrupted`, now or at the end of the block of `deferred`. A second SIGINT ends the process at once."""
         if self.received is not None:
             if number == signal.SIGINT:
-                _end_at_once(ExitCode.INTERRUPTED)
+                text = "\nerror: interrupted; ended at once. The same command on the same directory goes on from the last checkpoint\n"
+                os.write(2, text.encode())
+                end_at_once(ExitCode.INTERRUPTED)
             return
         self.received = number
         if not self.deferred:
@@ -185,15 +187,11 @@ def end_children(but: set[int]) -> None:
         _, alive = psutil.wait_procs(alive, timeout=GRACE)
 
 
-def _end_at_once(code: int) -> None:
+def end_at_once(code: int) -> None:
     """End this process and its descendants without waiting for them."""
     import psutil
 
     for child in _descendants():
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-    os.write(
-        2,
-        b"\nerror: interrupted; ended at once. The same command on the same directory goes on from the last checkpoint\n",
-    )
     os._exit(code)

@@ -14,6 +14,7 @@ from pathlib import Path
 from kdcli import console
 from kdcli.commands.check import check
 from kdcli.config.schema import Distill as Config
+from kdcli.distributed import peers
 from kdcli.errors import ExitCode
 from kdcli.hub import push, require_pushable
 from kdcli.pipeline.build import plan_run
@@ -66,7 +67,7 @@ def distill(cfg: Config, folder: Path, names: dict[str, str], chose_hardware: bo
         if cfg.hub.push_to:
             address = push(run.folder / STUDENT, cfg.hub.push_to, cfg.hub.private)
             console.say(f"published: {address}")
-    run.state.wait_for_everyone()
+    peers.finish(run.state)
     return ExitCode.DONE
 
 

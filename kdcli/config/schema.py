@@ -135,6 +135,11 @@ class Student(CheckpointConfig):
     dtype: Literal["fp32", "bf16"] = "fp32"
     """The precision of its weights and optimizer state while it is trained, and in which it is saved. bf16 halves their memory; updates below
     1/256 of a weight are lost, which costs quality, most with small learning rates."""
+    attn_implementation: (
+        Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None
+    ) = None
+    """The attention of student and control while they are trained, by its name in transformers; flash and flex attention are for GPUs. null: what
+    transformers chooses for the architecture, sdpa in most cases. A loss on attentions always uses eager."""
     calibrate: bool = True
     """After training, fit one temperature on the validation rows (temperature scaling), and divide the weights of the output layer by it, for
     student and control: predictions stay the same, and probabilities become calibrated. (classification, token_classification)"""

@@ -13,6 +13,7 @@ from kdcli.config.types import (
     Float,
     Fraction,
     GradNorm,
+    Int,
     LearningRate,
     Section,
     Steps,
@@ -83,10 +84,16 @@ class Trainer(Section):
     gradient_checkpointing: bool = False
     """Compute activations a second time in the backward pass in place of keeping them: less memory for the same result, in about 1.3 times
     the time."""
+    compile: Literal["inductor", "cudagraphs", "aot_eager", "eager"] | None = None
+    """Compile each transformer layer with this backend of torch.compile: inductor is the fast one, aot_eager and eager find out what it cannot
+    compile. The first steps take minutes. null: nothing is compiled."""
     fsdp: Literal["full_shard", "offload"] | None = None
     """Divide the weights, gradients and optimizer state among the processes (FSDP2, Zhao et al. 2023, https://arxiv.org/abs/2304.11277); the result is
     that of one process. full_shard: the weights of a layer are gathered while it is computed. offload: besides, what a GPU does not need is in
     the CPU's memory. null: each process holds all."""
+    ddp_timeout: Annotated[Int, Field(ge=1, le=7 * 24 * 3600)] = 1800
+    """Seconds that a process waits for the others in a step, before it ends with an error. Where processes wait for the work of one, such as an
+    evaluation, they wait as long as it lives. It holds for the whole run, and is read from the run's own `trainer`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 means autocast: weights, optimizer state and losses stay fp32. auto: bf16 where the processor has fast bf16 instructions."""
     keep: Literal["best", "last"] = "best"

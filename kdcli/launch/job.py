@@ -22,6 +22,7 @@ from kdcli.config.check import check
 from kdcli.config.dataset import Dataset
 from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.schema import COMMANDS
+from kdcli.distributed import GRACE, peers
 from kdcli.errors import ExitCode, KDError
 from kdcli.evaluation.results import is_finished
 from kdcli.files import clean_cache, remove_abandoned, user_path, workplace
@@ -111,14 +112,18 @@ def _job(command: str, cfg: DictConfig) -> None:
             if holds and command == "distill" and config.dry_run:
                 rundir.release(folder, remove=fresh)
         except (Exception, SystemExit) as error:
-            failure = failure_of(error, folder if owner else None)
+            # the end of another process breaks what this one waits for
+            ended = None if isinstance(error, KDError) else peers.failure(wait=GRACE)
+            failure = ended or failure_of(error, folder if owner else peers.folder)
             status = failure.exit_code
             if fresh and status == ExitCode.REFUSED and rundir.trained(folder):
                 status = ExitCode.FAILED  # a trained model is kept, and REFUSED would mean that there is none
             if holds:
                 rundir.release(folder, remove=fresh and status == ExitCode.REFUSED)
+            silent = peers.fail(failure.message, status)
             if sweep:
-                console.error(f"{folder.name}: {failure.message}")
+                if not silent:
+                    console.error(f"{folder.name}: {failure.message}")
                 _record_failure(folder, status, failure.message, own)
             else:
                 failure.exit_code = ExitCode(status)

@@ -16,6 +16,7 @@ from typing import Any
 from kdcli import console, processes, rundir
 from kdcli.config import renamed
 from kdcli.config.secrets import secret_in
+from kdcli.distributed import peers
 from kdcli.errors import ConfigError, ExitCode, hide_nothing, shown
 from kdcli.evaluation.results import is_finished, read_report
 from kdcli.files import clean_cache, user_path, workplace
@@ -78,13 +79,15 @@ def launch(command: str, overrides: list[str], *options: Any, **named: Any) -> i
                 console.say(f"next: {NEXT[command].format(shlex.quote(str(done.folder)))}")
             return done.status
         except KeyboardInterrupt as error:
-            console.error(
-                f"{error or 'interrupted'}: the same command on the same directory continues from the last checkpoint"
-            )
+            ended = peers.failure()
+            if not peers.fail("", processes.exit_code(error)):
+                text = f"{error or 'interrupted'}: the same command on the same directory continues from the last checkpoint"
+                console.error(text if ended is None else ended.message)
             return processes.exit_code(error)
         except Exception as error:
             failure = failure_of(error)
-            console.error(failure.message)
+            if not peers.fail(failure.message, failure.exit_code):
+                console.error(failure.message)
             return failure.exit_code
 
 

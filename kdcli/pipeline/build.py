@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedConfig
 
 from kdcli.config.components import build
 from kdcli.config.schema import Distill as Config
@@ -19,9 +21,11 @@ from kdcli.data.dataset import Data, load
 from kdcli.data.filters import own_function
 from kdcli.data.reading import Reading
 from kdcli.data.suspicions import check_data
+from kdcli.distributed import peers, require_shared, wait_for_everyone
 from kdcli.evaluation.models import recorded_readings
 from kdcli.evaluation.predict import prepared, require_device
 from kdcli.exporting.targets.base import Target, require_fast_tokenizer, require_task, require_writable
+from kdcli.files import cache_folder
 from kdcli.models.checkpoint import (
     Checkpoint,
     has_fast_tokenizer,
@@ -48,9 +52,9 @@ from kdcli.pipeline.validate import (
     require_checkpoints,
     require_control_rows,
     require_features,
+    require_machine,
     require_one_vocabulary,
     require_rows,
-    require_sharding,
     require_teacher_term,
     require_trainable,
     require_trainers,
@@ -58,6 +62,7 @@ from kdcli.pipeline.validate import (
     require_writer,
     shares_tokens,
     storing_temperature,
+    student_config,
     warn_of_truncation,
 )
 from kdcli.rundir import METRICS, rewrite_metrics
@@ -80,9 +85,12 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
         ConfigError, DataError, ModelError, TeacherError
     """
     require_device(cfg.measure)
-    state = PartialState(cpu=not torch.cuda.is_available())
-    folder = Path(broadcast_object_list([str(folder)])[0])
-    require_sharding(cfg, state)
+    state = start_processes(cfg)
+    peers.folder = folder = Path(broadcast_object_list([str(folder)])[0])
+    if not cfg.dry_run:  # which writes nothing
+        peers.watch(state)
+        require_shared({"hydra.run.dir": folder, "KDCLI_CACHE_DIR": cache_folder()}, state)
+    require_machine(cfg, state)
     phases = plan_phases(cfg)
     remote = remote_teacher(cfg, phases)
     recorded = recorded_readings(folder)
@@ -95,7 +103,7 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
     run = parts[-1]
     target: Target = build(cfg.hardware, Target)
     require_task(target, names["hardware"], run.task, cfg.dataset.kind)
-    require_writable(target, names["hardware"], run.task.auto, _student_config(run), chose_hardware)
+    require_writable(target, names["hardware"], run.task.auto, student_config(run), chose_hardware)
     is_fast = has_fast_tokenizer(run.initializer.source or run.sources[0])
     require_fast_tokenizer(target, names["hardware"], run.task.auto, is_fast, chose_hardware)
     require_teacher_term(cfg, phases)
@@ -107,7 +115,7 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
     if state.is_main_process and not cfg.dry_run:
         record_environment(parts)
         rewrite_metrics(folder / METRICS)
-    state.wait_for_everyone()
+    wait_for_everyone(state)
     assistants = {part.trainee for part in parts}
     return [
         dataclasses.replace(part, sources=[assistant_checkpoint(part)])
@@ -117,12 +125,15 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
     ]
 
 
-def _student_config(run: Run) -> PreTrainedConfig:
-    """Return a config of the student's architecture."""
-    architecture = run.initializer.architecture()
-    if run.initializer.source is None and architecture is not None:
-        return architecture()
-    return load_config(run.initializer.source or run.sources[0])
+def start_processes(cfg: Config) -> PartialState:
+    """The processes of the run, which wait `trainer.ddp_timeout` for each other in a step. What is offloaded from GPUs is reduced on the CPU."""
+    cuda = torch.cuda.is_available()
+    options: dict[str, Any] = {}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        options["timeout"] = timedelta(seconds=cfg.trainer.ddp_timeout)
+        if cuda and any(trainer.fsdp == "offload" for trainer in (cfg.trainer, cfg.teacher.trainer)):
+            options["backend"] = "cuda:nccl,cpu:gloo"
+    return PartialState(cpu=not cuda, **options)
 
 
 def _parts(

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from kdcli import console
 from kdcli.cache_notes import note_use
+from kdcli.distributed import wait_for_everyone
 from kdcli.errors import ConfigError, ModelError
 from kdcli.files import digest, read_json, write_json, write_jsonl
 from kdcli.locks import Lock
@@ -122,5 +123,5 @@ def exclusive(run: Run, folder: Path) -> Iterator[None]:
     with Lock(folder.with_suffix(".lock")) if run.state.is_main_process else nullcontext():
         if run.state.is_main_process:
             note_use(folder, run.names["teacher"], run.names["dataset"], run.folder)
-        run.state.wait_for_everyone()
+        wait_for_everyone(run.state)
         yield

@@ -23,7 +23,15 @@ from kdcli.files import cache_dir, digest
 from kdcli.models.checkpoint import Checkpoint, fast_bf16
 from kdcli.pipeline.plan import Run
 
-UNTRAINED = {"logging_steps", "report_to", "micro_batch_size", "gradient_checkpointing", "fsdp"}
+UNTRAINED = {
+    "logging_steps",
+    "report_to",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "compile",
+    "fsdp",
+    "ddp_timeout",
+}
 """Keys of a trainer that do not change what is trained."""
 UNWRITTEN = {"answers", "expand", "filter", "keep_fraction", "on_policy_fraction"}
 """Keys of a rollout that do not change a completion: they set how many completions there are, and which of them the student learns."""

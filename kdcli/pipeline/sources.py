@@ -11,6 +11,7 @@ from kdcli.config.schema import Distill as Config
 from kdcli.config.tasks import packaged_specs
 from kdcli.config.types import Component
 from kdcli.data.dataset import Data
+from kdcli.distributed import wait_for_everyone
 from kdcli.errors import ConfigError
 from kdcli.files import replaced
 from kdcli.locks import Lock
@@ -94,5 +95,5 @@ def _new_model(cfg: Config, component: Component, data: Data, state: PartialStat
                     initializer.over(tokenizer).save_pretrained(temporary)
                     tokenizer.save_pretrained(temporary)
                     write_sums(temporary)
-    state.wait_for_everyone()
+    wait_for_everyone(state)
     return Checkpoint(folder, "the new teacher")

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from kdcli import console
+from kdcli.distributed import peers
 from kdcli.errors import ConfigError
 from kdcli.evaluation.results import StageTime
 from kdcli.files import read_json, write_json
@@ -69,6 +70,7 @@ class Stages:
         """Show a stage with a number of steps, and record its time."""
         times = {time["name"]: time["seconds"] for time in read_stage_times(self._folder)}
         self._earlier[name] = times.get(name, 0.0)
+        peers.phase = name
         with self._progress.stage(name, total, unit) as stage:
             yield stage
         self.record(stage)

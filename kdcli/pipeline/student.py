@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from kdcli.distributed import wait_for_everyone
 from kdcli.errors import DataError, ModelError
 from kdcli.files import replaced
 from kdcli.losses.hard_label import HardLabel
@@ -129,7 +130,7 @@ def initialize_student(run: Run, teacher_data: TeacherData) -> Checkpoint:
             model.save_pretrained(temporary)
             save_tokenizer(tokenizer, temporary)
             write_sums(temporary)
-    run.state.wait_for_everyone()
+    wait_for_everyone(run.state)
     cfg = run.cfg.student
     return Checkpoint(folder, f"the {run.trainee}", code=cfg.trust_remote_code, dtype=cfg.dtype)
 
@@ -350,7 +351,7 @@ def _train(run: Run, stages: Stages, job: PhaseJob) -> None:
                 else lambda model: None,
             )
         )
-        run.state.wait_for_everyone()
+        wait_for_everyone(run.state)
 
 
 def _embedding_learning_rate_factor(run: Run, phase: Phase) -> float:
@@ -382,6 +383,8 @@ def _distiller(
     model = (
         load_model(student, run.task)[0] if has_head(student, run.task) else with_new_head(student, run.task)
     )
+    if run.cfg.student.attn_implementation is not None:
+        model.set_attn_implementation(run.cfg.student.attn_implementation)
     (phase.quantization or run.initializer).prepare_for_training(model)
     for loss in phase.losses.values():
         loss.attach(model.config, load_config(teacher))

@@ -18,6 +18,7 @@ from kdcli.config.components import build
 from kdcli.config.schema import Rollout
 from kdcli.data.augment import augmented, find_proposer, load_proposer
 from kdcli.data.splits import SPLITS
+from kdcli.distributed import wait_for_everyone
 from kdcli.evaluation.predict import likelihoods, predictions_from_teacher
 from kdcli.files import PARTIAL, write_json
 from kdcli.generation import Reply, positions_of
@@ -164,7 +165,7 @@ def tuned_teacher(run: Run, stages: Stages, member: int) -> Checkpoint:
             _tune(run, stages, member, folder)
         if run.state.is_main_process and not (folder / NOTE).exists():  # also after a kill between the two
             write_json(folder / NOTE, dataclasses.asdict(key))
-        run.state.wait_for_everyone()
+        wait_for_everyone(run.state)
     return with_dtype(run.cfg, Checkpoint(folder, source.name, source.commit, source.code))
 
 

@@ -30,16 +30,22 @@ from kdcli.pipeline.plan import OWN, STUDENT, Phase, Run
 from kdcli.tasks.labels import without_names
 from kdcli.tasks.rows import MANY
 from kdcli.teachers.remote.protocol import RemoteTeacher
-from kdcli.training.arguments import require_gradient_checkpointing, require_optimizer, require_trackers
+from kdcli.training.arguments import (
+    require_attention,
+    require_compiler,
+    require_gradient_checkpointing,
+    require_optimizer,
+    require_trackers,
+)
 from kdcli.training.batches import micro_batches
 from kdcli.training.length import planned_steps
-from kdcli.training.sharding import require_processes
+from kdcli.training.sharding import require_processes, require_unquantized
 
 logger = logging.getLogger(__name__)
 
 
-def require_sharding(cfg: Config, state: PartialState) -> None:
-    """Check that every trainer that divides its model among processes can do so here.
+def require_machine(cfg: Config, state: PartialState) -> None:
+    """Check that every trainer that divides its model among processes, or compiles it, can do so here.
 
     Raises:
         ConfigError
@@ -48,6 +54,7 @@ def require_sharding(cfg: Config, state: PartialState) -> None:
     trainers |= {f"stages.{name}.trainer": stage.trainer for name, stage in cfg.stages.items()}
     for key, trainer in trainers.items():
         require_processes(trainer, key, state.num_processes)
+        require_compiler(trainer, key)
 
 
 def require_trainers(cfg: Config, phases: Sequence[Phase], state: PartialState) -> None:
@@ -163,23 +170,42 @@ def require_architecture(run: Run) -> None:
     )
 
 
+def student_config(run: Run) -> PreTrainedConfig:
+    """A config of the student's architecture."""
+    architecture = run.initializer.architecture()
+    if run.initializer.source is None and architecture is not None:
+        return architecture()
+    return load_config(run.initializer.source or run.sources[0])
+
+
 def require_trainable(run: Run) -> None:
-    """Activations can be computed again in models of the architectures of student and tuned teacher, if a trainer says so.
+    """The architectures of student and tuned teacher can do what the config demands: shard its weights, compute activations again, and
+    this kind of attention.
 
     Raises:
         ConfigError
     """
     cfg, task = run.cfg, run.task
-    trained: list[tuple[str, type[PreTrainedConfig]]] = []
-    if any(phase.trainer.gradient_checkpointing for phase in run.phases):
-        source = run.sources[0] if run.initializer.source is None else run.initializer.source
-        trained.append(("trainer", run.initializer.architecture() or type(load_config(source))))
-    if cfg.teacher.trainer.gradient_checkpointing and run.remote is None:
-        tuned = [source for source in run.sources if run.tunes(source)]
-        trained += [("teacher.trainer", type(load_config(source))) for source in tuned]
-    for key, architecture in trained:
-        if task.supports_architecture(architecture):  # else it is code from the checkpoint's folder
-            require_gradient_checkpointing(task.model_class(architecture), key)
+    if run.initializer.source is not None and any(phase.trainer.fsdp for phase in run.phases):
+        require_unquantized(student_config(run))
+    trained = [
+        ("trainer", any(phase.trainer.gradient_checkpointing for phase in run.phases), student_config(run))
+    ]
+    if run.remote is None:
+        again = cfg.teacher.trainer.gradient_checkpointing
+        tuned = [source for source in run.sources if again and run.tunes(source)]
+        trained += [("teacher.trainer", again, load_config(source)) for source in tuned]
+    for key, again, config in trained:
+        attention = cfg.student.attn_implementation if key == "trainer" else None
+        if (again or attention) and task.supports_architecture(
+            type(config)
+        ):  # else the checkpoint has code of its own
+            with torch.device("meta"):
+                model = task.create(task.configure(config))
+            if again:
+                require_gradient_checkpointing(type(model), key)
+            if attention:
+                require_attention(model, attention)
 
 
 def require_features(run: Run) -> None:

@@ -179,12 +179,6 @@ class Task(ABC):
         """Return whether transformers has a model for this task with this architecture."""
         return architecture in getattr(transformers, self.auto)._model_mapping
 
-    def model_class(self, architecture: type[PreTrainedConfig]) -> type[PreTrainedModel]:
-        """The class of models for this task with an architecture that is supported."""
-        classes = getattr(transformers, self.auto)._model_mapping[architecture]
-        chosen: type[PreTrainedModel] = classes[0] if isinstance(classes, tuple) else classes
-        return chosen
-
     def create(self, config: PreTrainedConfig) -> PreTrainedModel:
         """Return a model with random weights."""
         model: PreTrainedModel = getattr(transformers, self.auto).from_config(config)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kdcli.distributed import wait_for_everyone
 from kdcli.files import digest, replaced
 from kdcli.signals import FLOOR, AnySignal, HiddenSignal, Signal, TopKSignal, concatenate, top_k
 from kdcli.teachers.base import Compress, Teacher, identity
@@ -221,7 +222,7 @@ def shares(parts: Sequence[T], state: PartialState | None) -> Iterator[Sequence[
         yield parts
         return
     yield parts[state.process_index :: state.num_processes]
-    state.wait_for_everyone()
+    wait_for_everyone(state)
     yield [part for index, part in enumerate(parts) if index % state.num_processes != state.process_index]
 
 

@@ -44,6 +44,51 @@ def require_optimizer(cfg: TrainerConfig) -> None:
         ) from None
 
 
+def require_compiler(cfg: TrainerConfig, key: str) -> None:
+    """Refuse a backend of torch.compile that this machine cannot run.
+
+    Args:
+        key: of the trainer, for the message.
+
+    Raises:
+        ConfigError
+    """
+    if torch.cuda.is_available() or cfg.compile not in ("inductor", "cudagraphs"):
+        return
+    if cfg.compile == "cudagraphs":
+        raise ConfigError(
+            f"{key}.compile = cudagraphs: it needs a GPU; give {key}.compile=inductor, or leave the key out"
+        )
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise ConfigError(
+            f"{key}.compile = inductor: it needs a C++ compiler, and there is none; install one (g++), or leave the key out"
+        ) from None
+
+
+def require_attention(model: PreTrainedModel, name: str) -> None:
+    """Refuse an attention that this machine or a student's architecture does not have.
+
+    Args:
+        model: of the student's architecture, on any device.
+
+    Raises:
+        ConfigError
+    """
+    what = f"student.attn_implementation = {name}"
+    if name not in ("eager", "sdpa") and not torch.cuda.is_available():
+        raise ConfigError(f"{what}: it trains on a GPU only; give sdpa or eager, or leave the key out")
+    try:
+        model._check_and_adjust_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"{what}: {first}; give another one, or leave the key out") from None
+
+
 def require_gradient_checkpointing(model: type[PreTrainedModel], key: str) -> None:
     """Refuse a class of models that cannot compute their activations again.
 
@@ -93,7 +138,7 @@ def trainer_arguments(job: TrainJob, world: int) -> TrainingArguments:
         label_names=["labels"],
         dataloader_pin_memory=cuda,
         # losses of features alone leave the head without a gradient
-        fsdp=cfg.fsdp is not None,
+        fsdp=cfg.fsdp is not None,  # type: ignore[arg-type]
         fsdp_config={"cpu_offload": cfg.fsdp == "offload", "state_dict_type": "SHARDED_STATE_DICT"},
         ddp_find_unused_parameters=all(loss.features for loss in job.distiller.losses.values()),
     )

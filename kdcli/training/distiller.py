@@ -61,6 +61,12 @@ class Distiller(nn.Module):
             and not any(part is embeddings for layer in layers for part in layer.modules())
         ]
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The student's layers."""
+        names = self._no_split_modules
+        return [module for module in self.student.modules() if type(module).__name__ in names]
+
     def masks(
         self, labels: Tensor, gold: Tensor | None = None, teacher: AnySignal | None = None
     ) -> list[Tensor]:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from typing_extensions import TypedDict
 
+from kdcli.distributed import wait_for_everyone
 from kdcli.errors import ConfigError, KDError
 from kdcli.files import read_json
 from kdcli.model_files import require_unchanged
@@ -67,6 +68,7 @@ def last_checkpoint(job: TrainJob) -> Path | None:
             )
         for path in damaged:
             shutil.rmtree(path, ignore_errors=True)
+    wait_for_everyone(PartialState())  # the hashes of a large checkpoint take their time
     return broadcast_object_list(newest)[0]
 
 

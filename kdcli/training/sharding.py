@@ -25,12 +25,13 @@ from accelerate.utils import (
 )
 from safetensors.torch import load_model
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import Trainer as HFTrainer
 from transformers.trainer import SCHEDULER_NAME
 
 from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.errors import ConfigError
+from kdcli.training.job import TrainJob
 from kdcli.training.resume import WEIGHTS, restoring
 
 PREFIX = "student."
@@ -72,8 +73,21 @@ def require_processes(cfg: TrainerConfig, key: str, processes: int) -> None:
         )
 
 
+def require_unquantized(config: PreTrainedConfig) -> None:
+    """Refuse to shard a student whose checkpoint holds quantized weights: parts of packed integers cannot be gathered.
+
+    Raises:
+        ConfigError
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConfigError(
+            "trainer.fsdp: the weights of student.path are quantized (quantization_config in its config.json), and only floats are divided among "
+            "processes; give the checkpoint before its quantization, or leave trainer.fsdp out"
+        )
+
+
 def skeleton(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model with weights on the meta device, which `ShardedTrainer.whole` fills. Buffers are shared, and tied weights stay tied."""
+    """A copy of a model with weights on the meta device, which `ShardedTrainer.gather_student` fills. Buffers are shared, and tied weights stay tied."""
     memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for weight in model.parameters():
         memo[id(weight)] = torch.nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
@@ -97,6 +111,8 @@ def _gathered(model: torch.nn.Module) -> Iterator[None]:
 
 class ShardedTrainer(HFTrainer):
     """The stock Trainer, whose checkpoints hold one file a process where the weights are sharded."""
+
+    job: TrainJob
 
     def create_accelerator_and_postprocess(self) -> None:
         """Have Accelerate shard the weights on a CPU too, where it would leave `fsdp` out without a message."""
@@ -167,7 +183,7 @@ class ShardedTrainer(HFTrainer):
         """
         if not self.is_fsdp_enabled:
             with restoring(str(checkpoint)):
-                load_model(self.model, str(checkpoint / WEIGHTS))
+                load_model(self.job.distiller, str(checkpoint / WEIGHTS))
             return
         parts, processes = len(list(checkpoint.glob("pytorch_model_fsdp_0_rank*"))), self.args.world_size
         if parts != processes:
@@ -179,7 +195,7 @@ class ShardedTrainer(HFTrainer):
             plugin = self.accelerator.state.fsdp_plugin
             load_fsdp_model(plugin, self.accelerator, self.model, str(checkpoint), use_dcp=False)
 
-    def whole(self, empty: PreTrainedModel) -> PreTrainedModel:
+    def gather_student(self, empty: PreTrainedModel) -> PreTrainedModel:
         """Gather the student in the main process, after training. The optimizer is released before.
 
         Args:
@@ -198,4 +214,5 @@ class ShardedTrainer(HFTrainer):
                     tensor = weights[PREFIX + (f"{prefix}." if prefix else "") + name].to(weight.dtype)
                     filled[id(weight)] = torch.nn.Parameter(tensor, weight.requires_grad)
                 module.register_parameter(name, filled[id(weight)])
-        return empty.to(self.args.device)
+        torch.nn.Module.to(empty, self.args.device)
+        return empty

@@ -8,15 +8,16 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -25,8 +26,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kdcli import processes
 from kdcli.config.schema import Rollout
+from kdcli.distributed import wait_for_everyone
 from kdcli.errors import KDError
-from kdcli.files import flush, read_json, replaced
+from kdcli.files import cache_dir, flush, read_json, replaced
 from kdcli.generation import seed_of
 from kdcli.model_files import write_sums
 from kdcli.models.vocabulary import save_tokenizer
@@ -81,6 +83,12 @@ def train(job: TrainJob) -> None:
             type(job.distiller.student), "trainer"
         )  # of code from a checkpoint's folder
         job.distiller.student.gradient_checkpointing_enable({"use_reentrant": False})
+    if job.cfg.compile or job.cfg.optimizer.endswith("bit"):
+        # torch keeps compiled code in a temporary folder, which would end with this run; the next run of the process would miss it
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir("compiled")))
+    if job.cfg.compile:
+        for layer in job.distiller.layers:
+            layer.compile(backend=job.cfg.compile)
     with _trackers(job), processes.deferred(possible=world == 1) as interrupted:
         trainer = _Trainer(job, trainer_arguments(job, world), interrupted)
         if trainer.is_world_process_zero():
@@ -92,8 +100,8 @@ def train(job: TrainJob) -> None:
         if job.cfg.keep == "best" and (best := trainer.state.best_global_step):
             trainer.load_weights(checkpoint_folder(job, best))
         if job.cfg.fsdp:
-            student = trainer.whole(student)
-    trainer.accelerator.wait_for_everyone()  # each process reads the best checkpoint before it is removed
+            student = trainer.gather_student(student)
+    wait_for_everyone(PartialState())  # each process reads the best checkpoint before it is removed
     if trainer.is_world_process_zero():
         if job.cfg.gradient_checkpointing:
             student.gradient_checkpointing_disable()
@@ -177,6 +185,17 @@ class _Flow(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.saved()
         processes.obey()
+
+
+class _Validated(NamedTuple):
+    """What one validation batch gives: the sum and the number of the values of each term, (K,), what the scores need of the outputs and the labels at
+    its counted positions, (N, …), and how many of these each row has."""
+
+    sums: torch.Tensor
+    counts: torch.Tensor
+    outputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    positions: np.ndarray
 
 
 class _Trainer(ShardedTrainer):
@@ -367,43 +386,28 @@ class _Trainer(ShardedTrainer):
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Compute the score and the loss terms on the whole validation split, in each process."""
+        """Compute the score and the loss terms on the whole validation split, of which each process runs a share."""
         job, distiller = self.job, self.job.distiller
         distiller.eval()
         encoded = job.validation.encoded
         order = np.argsort(encoded.lengths, kind="stable")
-        parts: list[dict[str, torch.Tensor]] = []
-        labels: list[torch.Tensor] = []
-        positions: list[int] = []
-        sums = torch.zeros(len(distiller.names), device=self.args.device)
-        counts = torch.zeros_like(sums)
         size = 64 if self.task.labels else job.cfg.micro_batch_size or job.cfg.batch_size
-        for start in range(0, len(order), size):
-            batch = self._collate([encoded[int(row)] for row in order[start : start + size]])
-            rows = batch.pop("rows")
-            positions += self.task.counts(batch["labels"]).tolist()
-            inputs = self._prepare_inputs(batch)
-            flat = self.task.positions(inputs["labels"])[1]
-            if job.validation_teacher is not None:
-                signal = job.validation_teacher.signals(raw_rows(job.validation, rows))
-                inputs["teacher"] = signal.to(self.args.device)
-            teacher: Any = inputs.get("teacher")
-            count = distiller.counts(flat, teacher=teacher)
-            with self.accelerator.autocast():
-                outputs = distiller(**inputs)
-            parts.append({key: value.cpu() for key, value in outputs["predictions"].items()})
-            labels.append(flat.cpu())
-            sums += outputs["terms"] * count
-            counts += count
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        parts = self._shared_out(batches)
+        sums = torch.zeros(len(distiller.names))
+        counts = torch.zeros_like(sums)
+        for part in parts:
+            sums += part.sums
+            counts += part.counts
         terms = {
             name: float(total / count)
             for name, total, count in zip(distiller.names, sums, counts, strict=True)
             if count
         }
         predictions = Predictions(
-            {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]},
-            torch.cat(labels).numpy(),
-            np.asarray(positions),
+            {key: torch.cat([part.outputs[key] for part in parts]).numpy() for key in parts[0].outputs},
+            torch.cat([part.labels for part in parts]).numpy(),
+            np.concatenate([part.positions for part in parts]),
         )
         with self.accelerator.autocast():
             predictions = self.with_weights(
@@ -420,6 +424,39 @@ class _Trainer(ShardedTrainer):
         metrics["eval_best"] = self.curve[-1].rank
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _shared_out(self, batches: Sequence[np.ndarray]) -> list[_Validated]:
+        """Run validation batches, each in one process; returns the results of all in their order. With sharded weights all processes make
+        the same number of forward passes, so some run the last batch once more."""
+        rank, processes, last = self.args.process_index, self.args.world_size, len(batches) - 1
+        own: list[tuple[int, _Validated]] = []
+        for first in range(0, len(batches), processes):
+            part = self._validate(batches[min(first + rank, last)])
+            if first + rank <= last:
+                own.append((first + rank, part))
+        if processes > 1:
+            wait_for_everyone(PartialState())
+            own = sorted(gather_object(own), key=lambda part: part[0])
+        return [part for _, part in own]
+
+    def _validate(self, rows: np.ndarray) -> _Validated:
+        """Run one batch of validation rows."""
+        job, distiller = self.job, self.job.distiller
+        batch = self._collate([job.validation.encoded[int(row)] for row in rows])
+        raw = batch.pop("rows")
+        positions = self.task.counts(batch["labels"])
+        inputs = self._prepare_inputs(batch)
+        labels = self.task.positions(inputs["labels"])[1]
+        if job.validation_teacher is not None:
+            signal = job.validation_teacher.signals(raw_rows(job.validation, raw))
+            inputs["teacher"] = signal.to(self.args.device)
+        counts = distiller.counts(labels, teacher=inputs.get("teacher"))  # type: ignore[arg-type]
+        with self.accelerator.autocast():
+            outputs = distiller(**inputs)
+        predictions = {key: value.cpu() for key, value in outputs["predictions"].items()}
+        return _Validated(
+            (outputs["terms"] * counts).cpu(), counts.cpu(), predictions, labels.cpu(), np.asarray(positions)
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Append a line to metrics.jsonl, and log to the trackers."""
@@ -468,7 +505,7 @@ class _Trainer(ShardedTrainer):
             self._go_back(job.length.decays_from(self.curve))
         try:
             super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()  # each process writes its own random state
+            wait_for_everyone(PartialState())  # each process writes its own random state
             if self.is_world_process_zero():
                 if job.metrics is not None:
                     flush(job.metrics)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from support import sharded
 from support.commands import largest_difference, refusal, require_words, runner
 from support.tiny import decoder, language_model_options, speaker, speller, talk
 from test_causal_training import free_port
-from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from transformers import LlamaConfig, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from kdcli.errors import ConfigError
-from kdcli.training.sharding import require_processes, skeleton
+from kdcli.training.sharding import require_processes, require_unquantized, skeleton
 
 LOSSES = [
     "forward_kl.ForwardKL", "reverse_kl.ReverseKL", "jsd.JSD", "skew_kl.SkewKL", "skew_reverse_kl.SkewReverseKL", "tvd.TVD", "uld.ULD",
@@ -25,29 +26,39 @@ LOSSES = [
 """All losses but the hard label, which `loss=forward_kl` has too."""
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return speaker(tmp_path_factory.mktemp("models") / "speaker", steps=30)
+
+
 @pytest.fixture
-def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def options(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Overrides of a language model's run."""
     monkeypatch.chdir(tmp_path)
-    return [*language_model_options(speaker(tmp_path / "speaker", steps=30)), *talk(tmp_path, "messages"), "measure=null", "control=false"]  # fmt: skip
+    return [*language_model_options(teacher), *talk(tmp_path, "messages"), "measure=null", "control=false"]
 
 
-def in_processes(script: str, *words: str) -> list[str]:
-    """Run a script of tests/support in two processes, as torchrun starts them; returns what they print."""
-    command = [sys.executable, str(Path(sharded.__file__).with_name(script)), *words]
+def in_processes(script: str, *words: str, codes: Sequence[int] = (0, 0)) -> list[str]:
+    """Run a script of tests/support in two processes, as torchrun starts them; returns what each prints.
+
+    Args:
+        codes: their exit codes.
+    """
+    support = Path(sharded.__file__).parent
     both = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
-    both["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(sharded.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    )
+    both["PYTHONPATH"] = os.pathsep.join([str(support.parent), os.environ.get("PYTHONPATH", "")])
     processes = [
         subprocess.Popen(
-            command, env=both | {"RANK": rank, "LOCAL_RANK": rank}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, str(support / script), *words],
+            env=both | {"RANK": rank, "LOCAL_RANK": rank},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
-        for rank in "01"
-    ]  # fmt: skip
+        for rank in ("0", "1")
+    ]
     printed = [process.communicate(timeout=600)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], printed
+    assert [process.returncode for process in processes] == list(codes), printed
     return printed
 
 
@@ -106,6 +117,8 @@ def test_what_the_processes_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r"trainer\.fsdp=full_shard"):
             require_processes(Trainer(fsdp="offload"), "trainer", 2)
+    with pytest.raises(ConfigError, match=r"trainer\.fsdp.*student\.path"):
+        require_unquantized(LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4}))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match=r"ACCELERATE_USE_FSDP.*trainer\.fsdp"):
         require_processes(Trainer(), "trainer", 2)

@@ -234,6 +234,52 @@ def test_activations_that_are_computed_again_are_the_same(
     assert "gradient_checkpointing" not in (again / "student" / "config.json").read_text()
 
 
+COMPILED = """
+import sys
+import torch
+from kdcli.launch.run import launch
+
+status = launch("distill", sys.argv[1:])
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+sys.exit(status)
+"""
+"""A run in a process of its own, which fails if nothing was compiled."""
+
+
+def test_compiled_layers_and_another_attention_give_the_same_student(
+    distil: Distil,
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Keys that change nothing; a saved model whose weights have the names of compiled modules; a refusal after the teacher was tuned."""
+    attentions: list[str] = []
+    step = _Trainer.training_step
+
+    def stepped(self: _Trainer, *arguments: object) -> torch.Tensor:
+        attentions.append(self.job.distiller.student.config._attn_implementation)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(_Trainer, "training_step", stepped)
+    options = ("trainer.max_steps=3", "control=false")
+    usual = distil("usual", *options)
+    folder = tmp_path / "compiled"
+    words = [*small, *options, "measure=null", "trainer.compile=aot_eager", f"hydra.run.dir={folder}"]
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, *words], text=True, capture_output=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert close_weights(usual, folder)
+    assert close_weights(usual, distil("eager", *options, "student.attn_implementation=eager"))
+    assert attentions == ["sdpa"] * 3 + ["eager"] * 3
+    if not torch.cuda.is_available():
+        capfd.readouterr()
+        distil("flash", *options, "student.attn_implementation=flash_attention_2", code=2)
+        distil("graphs", *options, "trainer.compile=cudagraphs", code=2)
+        require_words(capfd.readouterr().err, "student.attn_implementation", "GPU", "trainer.compile")
+
+
 def test_an_optimizer_by_its_name(distil: Distil, capfd: pytest.CaptureFixture[str]) -> None:
     """A name that changes nothing; or a package that is missed when the teacher has been tuned."""
     options = ("trainer.max_steps=5", "control=false")

