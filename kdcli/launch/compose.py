@@ -225,6 +225,8 @@ def require_parts(command: str, composed: DictConfig, written: Mapping[str, str]
         ConfigError, DataError
     """
     require_data(command, composed)
+    if "torch" not in sys.modules:  # the classes import it, which takes seconds
+        logger.info("loading torch and transformers")
     require_components(command, composed, written)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import json
-import logging
 import os
 import sys
 from contextlib import suppress
@@ -29,8 +28,6 @@ from kdcli.files import clean_cache, remove_abandoned, user_path, workplace
 from kdcli.launch.compose import config_tree, display_name, make_importable, override_words
 from kdcli.launch.hydra_errors import VERSION_BASE, failure_of, hydra_errors
 from kdcli.launch.replay import replayed_overrides
-
-logger = logging.getLogger(__name__)
 
 UNRECORDED = "hydra.output_subdir=null"
 """Overrides that keep Hydra from writing `.hydra/`: it would write before the directory is locked, not atomically, and again for a continued run."""
@@ -106,8 +103,6 @@ def _job(command: str, cfg: DictConfig) -> None:
             if conf := user_conf_dir():  # a launcher's process has not made it importable yet
                 make_importable(conf)
             config = check(COMMANDS[command], config_tree(cfg))
-            if owner and "torch" not in sys.modules:
-                logger.info("loading torch and transformers; the run directory is\n%s", folder)
             status = _command(command, config, folder)
             if holds and command == "distill" and config.dry_run:
                 rundir.release(folder, remove=fresh)

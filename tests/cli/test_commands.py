@@ -23,6 +23,7 @@ from support.commands import naming, require_one_message, require_words
 from support.tiny import bert, full_disk, run_snippet, sentences, texts_of, write_csv
 from transformers import AutoTokenizer
 
+from kdcli.evaluation.row_scores import RowScores
 from kdcli.exporting.runtimes.onnx import OnnxEncoder
 from kdcli.files import hash_files
 from kdcli.launch.check import CheckOptions
@@ -74,6 +75,12 @@ def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
     )
     assert verdict["gain_ci95"][0] <= verdict["gain_over_control"] <= verdict["gain_ci95"][1]
     assert verdict["kl_to_teacher"] > 0
+    stored = RowScores.read(run)
+    assert stored is not None
+    for name, entry in report["models"].items():
+        assert stored.values[name].mean() == pytest.approx(entry["score"])
+    wrong = round(96 * (1 - report["models"]["student"]["score"]))
+    assert sum(report["mistakes"][group]["total"] for group in ("teacher_right", "both_wrong")) == wrong
     environment = json.loads((run / "env.json").read_text())
     assert len(environment["dataset"]["fingerprint"]) == len(environment["teacher"]["weights"]) == 64
 
@@ -174,6 +181,7 @@ def test_results_go_to_stdout_and_logs_to_stderr(small: list[str], kdcli: Kdcli)
     assert done.returncode == 0, done.stderr
     assert "student" in done.stdout
     assert "[3/4] train student" in done.stderr
+    require_words(done.stderr.splitlines()[0], "loading", "torch")
     assert "[3/4]" not in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
     assert "Loading weights" not in done.stderr
@@ -948,6 +956,8 @@ def test_sweep_ends_with_a_table(
     assert re.search(r"temperature=2", shown)
     reports = list((tmp_path / "runs" / "sweeps").glob("*/*/report.json"))
     assert len(reports) == 2
+    [page] = (tmp_path / "runs" / "sweeps").glob("*/compare.html")
+    require_words(page.read_text(encoding="utf-8"), "loss.soft_label.temperature")
 
 
 def test_one_failed_job_of_a_sweep_is_told_and_the_others_go_on(

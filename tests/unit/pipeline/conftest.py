@@ -20,6 +20,7 @@ from kdcli.tasks import task_of
 
 MakeConfig = Callable[..., Distill]
 MakePart = Callable[..., Run]
+NAMES = {"teacher": "teacher", "dataset": "reviews"}
 
 
 @pytest.fixture
@@ -63,6 +64,6 @@ def make_part(make_config: MakeConfig, tmp_path: Path, teacher: Path) -> MakePar
         phases = plan_phases(cfg)
         checkpoints = [Checkpoint(source, "the teacher") for source in sources or [teacher]]
         state, task = PartialState(cpu=True), task_of(cfg.dataset, data.labels)
-        return Run(cfg, tmp_path, {}, state, data, task, checkpoints, Pretrained(), phases, phases)
+        return Run(cfg, tmp_path, NAMES, state, data, task, checkpoints, Pretrained(), phases, phases)
 
     return make
