@@ -26,7 +26,7 @@ renamed.install()
 
 
 def __getattr__(name: str) -> Any:
-    """A function or class of `kdcli.api`."""
+    """Return a function or class of `kdcli.api`."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("kdcli.api"), name)

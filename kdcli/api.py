@@ -250,7 +250,7 @@ def _written(config: Mapping[str, Any], file: Path) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    """Mappings, sequences and paths as YAML writes them; other values unchanged."""
+    """Return mappings, sequences and paths as YAML writes them; other values unchanged."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

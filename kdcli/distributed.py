@@ -80,7 +80,7 @@ def require_shared(folders: Mapping[str, Path], state: PartialState) -> None:
 
 
 def _appears(path: Path) -> bool:
-    """Whether a file is there, also on a network file system that shows it late."""
+    """Return whether a file is there, also on a network file system that shows it late."""
     until = time.monotonic() + GRACE
     while not (there := path.exists()) and time.monotonic() < until:
         time.sleep(POLL)
@@ -94,7 +94,7 @@ def _store() -> Any:
 
 
 def _namespace() -> str:
-    """What two processes share that see each other's process ids."""
+    """Return what is equal for two processes that see each other's process ids."""
     with suppress(OSError):
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     return socket.gethostname()
@@ -159,7 +159,7 @@ class _Peers:
         return False
 
     def failure(self, wait: float = 0.0) -> KDError | None:
-        """Another process's end; None: all go on.
+        """Return how another process ended; None: all are running.
 
         Args:
             wait: seconds in which one may become known.

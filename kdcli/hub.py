@@ -195,7 +195,7 @@ def require_pushable(repo: str) -> None:
 
 
 def push(folder: Path, repo: str, private: bool, inside: str = "") -> str:
-    """Publish the files of a folder in one commit; the repository is created if it is missing. Returns its address.
+    """Publish the files of a folder in one commit; the repository is created if it is missing. Return its address.
 
     Args:
         inside: the folder of the repository that gets them; empty: its root.

@@ -126,7 +126,7 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
 
 
 def start_processes(cfg: Config) -> PartialState:
-    """The processes of the run, which wait `trainer.ddp_timeout` for each other in a step. What is offloaded from GPUs is reduced on the CPU."""
+    """Return the processes of the run, which wait `trainer.ddp_timeout` for each other in a step. What is offloaded from GPUs is reduced on the CPU."""
     cuda = torch.cuda.is_available()
     options: dict[str, Any] = {}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

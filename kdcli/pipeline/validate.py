@@ -171,7 +171,7 @@ def require_architecture(run: Run) -> None:
 
 
 def student_config(run: Run) -> PreTrainedConfig:
-    """A config of the student's architecture."""
+    """Return a config of the student's architecture."""
     architecture = run.initializer.architecture()
     if run.initializer.source is None and architecture is not None:
         return architecture()

@@ -87,7 +87,7 @@ def require_unquantized(config: PreTrainedConfig) -> None:
 
 
 def skeleton(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model with weights on the meta device, which `ShardedTrainer.gather_student` fills. Buffers are shared, and tied weights stay tied."""
+    """Return a copy of a model with weights on the meta device, which `ShardedTrainer.gather_student` fills. Buffers are shared, and tied weights stay tied."""
     memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for weight in model.parameters():
         memo[id(weight)] = torch.nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
