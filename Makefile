@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-chat demo test test-faults test-architectures test-devices test-docs test-dist checks format schemas docs dist constraints same bench clean
+.PHONY: help setup setup-chat demo test test-faults test-architectures test-devices test-served test-docs test-dist checks format schemas docs dist constraints same bench clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,11 @@ test-dist: dist ## Install the built wheel into a clean environment, and run the
 	rm -rf build/clean && $(PYTHON) -m venv build/clean
 	build/clean/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[demo]"
 	cd build/clean && bin/kdcli distill debug=smoke --out smoke && bin/kdcli export smoke hardware.tolerance.agreement=0
+
+SERVED ?= http://127.0.0.1:8000/v1
+
+test-served: setup ## Compare a served teacher with the same one here: vLLM at SERVED serves SmolLM2-135M as "teacher" (docs/teachers.md)
+	KDCLI_SERVED=$(SERVED) $(BIN)/python -m pytest -m served
 
 checks: setup ## Format, lint, types, import floors
 	$(BIN)/ruff format --check .

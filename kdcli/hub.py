@@ -125,7 +125,11 @@ def _extra_with(package: str) -> str | None:
 
 
 def snapshot(
-    repo: str, revision: str | None, kind: Literal["model", "dataset"], code: bool = False
+    repo: str,
+    revision: str | None,
+    kind: Literal["model", "dataset"],
+    code: bool = False,
+    weights: bool = True,
 ) -> tuple[Path, str]:
     """Fetch a hub repository's files, or find them in the local cache; returns their folder and the resolved commit.
 
@@ -133,6 +137,7 @@ def snapshot(
         repo: OWNER/NAME, or a bare NAME.
         revision: branch, tag or commit; None: the main branch.
         code: also fetch the repository's Python files.
+        weights: also fetch the weights.
 
     Raises:
         ModelError, DataError: it does not exist, is gated, or the hub cannot be reached and the cache lacks it.
@@ -144,6 +149,7 @@ def snapshot(
     key = {"model": "teacher.path= or student.path=", "dataset": "dataset=csv dataset.path="}[kind]
     at = f"{repo} (revision {revision})" if revision else repo
     patterns = HUB_FILES[kind] + (["*.py"] if code else [])
+    patterns = [pattern for pattern in patterns if weights or "safetensors" not in pattern]
     problem = "HF_HUB_OFFLINE is set. Connect once to fetch it"
     try:
         if not constants.HF_HUB_OFFLINE:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.commands import ColdCache, runner
-from support.endpoint import Host, Reply, Served
+from support.endpoint import Host, Pages, Reply, Served
 from support.tiny import BAD, FILLER, GOOD, SPECIAL, bert, sentences, write_csv
 
 for name, value in {
@@ -207,8 +207,8 @@ def served() -> Iterator[Served]:
     """Starts servers that are stopped in the end."""
     hosts: list[Host] = []
 
-    def serve(reply: Reply) -> Host:
-        hosts.append(Host(reply))
+    def serve(reply: Reply, pages: Pages | None = None) -> Host:
+        hosts.append(Host(reply, pages))
         return hosts[-1]
 
     yield serve

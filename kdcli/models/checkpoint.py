@@ -102,6 +102,25 @@ def find(cfg: CheckpointConfig, what: str) -> Checkpoint:
     return Checkpoint(folder, cfg.path or "", commit, cfg.trust_remote_code)
 
 
+def find_tokenizer(cfg: CheckpointConfig, what: str) -> Checkpoint:
+    """A checkpoint whose tokenizer and config.json are used, and which need not have weights. Those of a hub repository are not fetched.
+
+    Args:
+        what: the config key of the path, for messages.
+
+    Raises:
+        ConfigError, ModelError: as `find`.
+    """
+    path, commit = _locate(cfg, what, weights=False)
+    if path.suffix == ".gguf" and path.is_file():
+        return find(cfg, what)
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"{what} = {cfg.path} has no config.json; give the directory, or the hub id, of the model that the server serves"
+        )
+    return Checkpoint(path, cfg.path or "", commit, cfg.trust_remote_code)
+
+
 def _find(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
     """Return a directory that transformers loads, checked, and the hub commit."""
     path, commit = _locate(cfg, what)
@@ -134,7 +153,7 @@ def _find(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
     return plain_names(path, name), commit
 
 
-def _locate(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
+def _locate(cfg: CheckpointConfig, what: str, weights: bool = True) -> tuple[Path, str | None]:
     """Return the directory or file of a checkpoint, and the hub commit."""
     if not cfg.path:
         raise ModelError(f"{what}.path is not set: give a local directory or a Hugging Face hub id")
@@ -146,7 +165,7 @@ def _locate(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
         raise ModelError(
             f"the {what} directory {cfg.path} does not exist (looked for {local.absolute()}); correct the path, or give the id of a hub repository"
         )
-    return snapshot(cfg.path, cfg.revision, "model", cfg.trust_remote_code)
+    return snapshot(cfg.path, cfg.revision, "model", cfg.trust_remote_code, weights)
 
 
 def _base_model(folder: Path, cfg: CheckpointConfig, what: str) -> Path:

@@ -45,6 +45,7 @@ from kdcli.pipeline.plan import (
     config_of_part,
     plan_phases,
 )
+from kdcli.pipeline.served import require_served
 from kdcli.pipeline.sources import teacher_sources
 from kdcli.pipeline.validate import (
     remote_teacher,
@@ -198,7 +199,8 @@ def _checked(part: Run) -> Run:
     }
     part = dataclasses.replace(part, data=dataclasses.replace(part.data, splits=splits))
     if task.vocabulary:
-        shared = shares_tokens(part, teacher_tokenizer, student_tokenizer) and remote is None
+        has_tokens = remote is None or part.scorer is not None
+        shared = shares_tokens(part, teacher_tokenizer, student_tokenizer) and has_tokens
         classes = shared_token_count(teacher_tokenizer, student_tokenizer) if shared else None
         part = dataclasses.replace(part, shared=shared, classes=classes)
         require_one_vocabulary(part)
@@ -215,6 +217,8 @@ def _checked(part: Run) -> Run:
     else:
         find_proposer(cfg.dataset.augment, cfg.teacher)
     require_tuning_rows(part)
+    if part.scorer is not None:
+        require_served(part, part.scorer)
     if is_streamed(part):
         require_streamable(part)
         part = dataclasses.replace(part, streamed=True)

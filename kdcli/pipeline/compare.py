@@ -75,7 +75,7 @@ def evaluate(
         measured = 0 if run.cfg.measure is None else MEASURED * len(checkpoints)
         for done, (name, source) in enumerate(checkpoints.items()):
             stage.update(done, extra=name, total=len(checkpoints) + measured)
-            if name == "teacher" and (run.streamed or not run.task.writes):
+            if name == "teacher" and (run.streamed or run.scorer is not None or not run.task.writes):
                 validation[name] = _score_stored_outputs(run, teacher_data, evaluator)
             else:
                 texts, score = _score_checkpoint(run, teacher_data, evaluator, name, source)
@@ -144,7 +144,7 @@ def _score_stored_outputs(run: Run, teacher_data: TeacherData, evaluator: Evalua
     if run.remote is None:
         entry = combine_members([size(teacher, run.task) for teacher in teacher_data.teachers])
     of_test = teacher_predictions(run, teacher_data, "test")[0]
-    if run.remote is None and not run.shared:
+    if (run.remote is None or run.scorer is not None) and not run.shared:
         student = Checkpoint(run.folder / STUDENT, STUDENT, code=run.cfg.student.trust_remote_code)
         of_test = in_student_tokens(run.task, of_test, student, run.data["test"], run.max_length)
     evaluator.score("teacher", entry | (asdict(UNKNOWN) if run.streamed else {}), of_test)

@@ -172,13 +172,13 @@ def _teacher_phases(run: Run, teacher: Probe | None) -> list[PhaseCost]:
     if run.cfg.rollout.source == "teacher":
         texts = (rows + run.cfg.rollout.expand) * run.cfg.rollout.answers
         phases.append(PhaseCost(run.stage_name("rollouts"), texts))
-    if is_remote and run.task.writes:
+    if is_remote and run.task.writes and run.scorer is None:
         return phases
     name = run.stage_name("teacher outputs")
     if not is_remote and not run.cfg.teacher.cache:
         return [*phases, PhaseCost(name, 0, seconds=0.0, note="in every step")]
     total = _student_rows(run) + sum(len(run.data[split]) for split in SPLITS[1:])
-    if not is_remote and _are_stored(run):
+    if (not is_remote or run.scorer) and are_stored(run):
         return [*phases, PhaseCost(name, total, seconds=0.0, note="stored before")]
     seconds = (
         None if teacher is None else len(run.sources) * total * teacher.forward / run.state.num_processes
@@ -202,7 +202,7 @@ def _tuning(run: Run, member: int, source: Checkpoint, teacher: Probe | None) ->
     return _training(run, name, run.cfg.teacher.trainer, gold, teacher)
 
 
-def _are_stored(run: Run) -> bool:
+def are_stored(run: Run) -> bool:
     """Return whether the cache has the outputs of all splits; those of rows that are not written yet are not there."""
     if _may_be_fewer(run) or run.cfg.rollout.source == "student":
         return False
@@ -364,7 +364,11 @@ def _disk(run: Run, probes: _Probes) -> int | None:
 
 def _output_bytes(run: Run) -> int:
     """Estimate the bytes of the teacher's stored outputs; 0: none are stored, or the teacher is an assistant, which does not exist yet."""
-    if run.remote is not None or not run.cfg.teacher.cache or not run.sources[0].path.is_dir():
+    if (
+        (run.remote is not None and run.scorer is None)
+        or not run.cfg.teacher.cache
+        or not run.sources[0].path.is_dir()
+    ):
         return 0
     tokenizer = load_tokenizer(run.sources[0])
     train, *others = (len(run.task.targets(run.encode(tokenizer, run.data[split]))[0]) for split in SPLITS)

@@ -91,7 +91,7 @@ class TextFormat:
 @dataclass(frozen=True)
 class TeacherInputs:
     """A teacher that is ready to be queried: its checkpoints, its class and arguments (with the dtypes of the checkpoints, unless all are
-    fp32), its precision."""
+    fp32), its precision. Of one that a server scores with: its tokenizer, and what it is called there."""
 
     checkpoints: list[CheckpointHashes]
     target: str
@@ -107,6 +107,10 @@ class TeacherInputs:
         teachers: the checkpoints, tuned if they are to be tuned.
         """
         cfg = run.cfg.teacher
+        if run.scorer is not None:
+            hashes = [CheckpointHashes("", source.tokenizer_hash) for source in teachers]
+            fingerprint = run.scorer.fingerprint
+            return cls(hashes, cfg.target, fingerprint, False, run.classes, TextFormat.of(run))
         dtypes = [source.dtype for source in teachers]
         is_fp32 = all(dtype == "fp32" for dtype in dtypes)
         return cls(

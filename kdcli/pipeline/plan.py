@@ -31,6 +31,7 @@ from kdcli.tasks.base import Split, Task
 from kdcli.tasks.encoded import Encoded
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.remote.protocol import RemoteTeacher
+from kdcli.teachers.remote.scorer import TokenScorer
 
 STUDENT = "student"
 """The trainee that is not an assistant."""
@@ -145,8 +146,8 @@ class Run:
         names: how the report calls teacher, student, data set and device.
         state: the processes of the run.
         data: the splits, prepared for the tokenizers of teacher and student.
-        sources: the teacher's checkpoints before they are tuned: one, or an ensemble's. For a remote teacher it is the checkpoint from which
-            its students are initialised.
+        sources: the teacher's checkpoints before they are tuned: one, or an ensemble's. For a remote teacher it is the checkpoint that has its
+            tokenizer, or from which its students are initialised.
         phases: the training of the one model.
         taught_phases: all phases, of any model, that use this teacher on this data set.
         shared: whether an index means the same class for teacher and student.
@@ -171,6 +172,11 @@ class Run:
     remote: RemoteTeacher | None = None
     streamed: bool = False
     further_seed: int | None = None
+
+    @property
+    def scorer(self) -> TokenScorer | None:
+        """What gives the outputs of a remote teacher at given tokens; None: nothing does, or the teacher is no remote one."""
+        return None if self.remote is None or self.teacher_key != OWN else self.remote.scorer
 
     @property
     def teacher_key(self) -> str:
@@ -359,7 +365,7 @@ def _teacher_stages(part: Run) -> list[str]:
         *([part.stage_name("augment")] if part.cfg.dataset.augment else []),
         *([] if is_remote else map(part.tuning_stage, range(len(part.sources)))),
         *([part.stage_name("rollouts")] if part.cfg.rollout.source == "teacher" else []),
-        *([] if is_remote and part.task.writes else [part.stage_name("teacher outputs")]),
+        *([] if is_remote and part.task.writes and not part.scorer else [part.stage_name("teacher outputs")]),
     ]
 
 

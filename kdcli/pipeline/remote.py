@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from kdcli import console
 from kdcli.data.dataset import without
 from kdcli.data.filters import filter_completions, own_function
 from kdcli.data.splits import SPLITS
@@ -41,6 +42,8 @@ BILLED = 100
 def estimated_queries(run: Run, remote: RemoteTeacher) -> dict[str, Estimate]:
     """Return the queries of a run and their cost, by their subject: a split, or new prompts. Nothing is sent."""
     rollout, train = run.cfg.rollout, run.data["train"]
+    if run.scorer is not None and rollout.source == "dataset":
+        return {split: run.scorer.estimate(run.data[split]) for split in SPLITS}
     tables: dict[str, Iterable[Mapping[str, Any]]] = {
         split: run.data[split] for split in (SPLITS[:1] if run.task.writes else SPLITS)
     }
@@ -184,7 +187,8 @@ def _billed(run: Run, remote: RemoteTeacher) -> Iterator[Callable[[], None]]:
     """Add the usage of this process to asked.json, which sums it over all processes of the run: every `BILLED` calls of what is
     yielded, and at the end."""
     path = run.folder / "asked.json"
-    before = read_or_restart(path, dict[str, float], {})
+    earlier = read_or_restart(path, dict[str, float], {})
+    before = {key: value - remote.billed.get(key, 0) for key, value in earlier.items()}
     calls = itertools.count(1)
 
     def write() -> None:
@@ -193,6 +197,7 @@ def _billed(run: Run, remote: RemoteTeacher) -> Iterator[Callable[[], None]]:
             keys = ("requests", "retries", "prompt_tokens", "completion_tokens", "cost")
             reported = {key: used[key] for key in keys if used[key] is not None}
             write_json(path, {key: value + before.get(key, 0) for key, value in reported.items()})
+            remote.billed = reported
 
     def count() -> None:
         if next(calls) % BILLED == 0:
@@ -202,6 +207,24 @@ def _billed(run: Run, remote: RemoteTeacher) -> Iterator[Callable[[], None]]:
         yield count
     finally:
         write()
+
+
+@contextmanager
+def scores_shown(run: Run, stage: console.ProgressStage) -> Iterator[None]:
+    """Show and bill the rows that a server scores in a stage. Other teachers are not affected."""
+    remote = run.remote
+    if remote is None or run.scorer is None:
+        yield
+        return
+    with _billed(run, remote) as bill:
+
+        def show(usage: Usage) -> None:
+            bill()
+            remote.questions += 1
+            stage.update(stage.step + 1, extra=_extra(usage))
+
+        run.scorer.answered = show
+        yield
 
 
 def endpoint_report(run: Run, remote: RemoteTeacher, teacher_data: TeacherData) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from kdcli.errors import ConfigError
 from kdcli.files import replaced
 from kdcli.locks import Lock
 from kdcli.model_files import write_sums
-from kdcli.models.checkpoint import Checkpoint, find, has_head, seed_everything, stage_seed
+from kdcli.models.checkpoint import Checkpoint, find, find_tokenizer, has_head, seed_everything, stage_seed
 from kdcli.models.dtypes import chosen_dtype
 from kdcli.pipeline.cache import is_saved
 from kdcli.pipeline.keys import NewModel, cache_path
+from kdcli.pipeline.plan import build_initializer
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks import task_of
 from kdcli.teachers.remote.protocol import RemoteTeacher
@@ -28,11 +29,14 @@ from kdcli.teachers.remote.protocol import RemoteTeacher
 def teacher_sources(
     cfg: Config, remote: RemoteTeacher | None, data: Data, state: PartialState
 ) -> list[Checkpoint]:
-    """Return the teacher's checkpoints: one, or an ensemble's. With a remote teacher: the checkpoint from which its students are initialised.
+    """Return the teacher's checkpoints: one, or an ensemble's. With a remote teacher: the one that has its tokenizer, or else the one from which its
+    students are initialised.
 
     Raises:
         ConfigError, ModelError
     """
+    if remote is not None and remote.scorer is not None and remote.scorer.tokenizer_path:
+        return [_served_tokenizer(cfg, remote.scorer.tokenizer_path)]
     if remote is not None:
         return [_remote_student_source(cfg, data, state)]
     if cfg.teacher.from_scratch is not None:
@@ -49,6 +53,24 @@ def with_dtype(cfg: Config, source: Checkpoint) -> Checkpoint:
     """
     given, precision = cfg.teacher.dtype, cfg.teacher.trainer.precision
     return dataclasses.replace(source, dtype=chosen_dtype(given, source.path, precision, "teacher.dtype"))
+
+
+def _served_tokenizer(cfg: Config, path: str) -> Checkpoint:
+    """The tokenizer of a served teacher.
+
+    Raises:
+        ConfigError, ModelError: there is none, or the student is to be initialised from weights that are not there.
+    """
+    source = find_tokenizer(
+        cfg.student.model_copy(update={"path": path, "revision": None}), "teacher.tokenizer"
+    )
+    reads_weights = build_initializer(cfg.student).reads_teacher and not cfg.student.path
+    if reads_weights and not any(source.path.glob("*.safetensors")):
+        raise ConfigError(
+            "the teacher has no weights here, and the student is initialised from them; give the student a checkpoint of its own "
+            "(student.path=), or random weights (student=tiny)"
+        )
+    return source
 
 
 def _remote_student_source(cfg: Config, data: Data, state: PartialState) -> Checkpoint:

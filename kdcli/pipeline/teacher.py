@@ -7,7 +7,7 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from kdcli.pipeline.keys import (
 )
 from kdcli.pipeline.placement import stream_outputs
 from kdcli.pipeline.plan import OWN, Run, TeacherData
-from kdcli.pipeline.remote import remote_teacher_data
+from kdcli.pipeline.remote import remote_rollouts, remote_teacher_data, scores_shown
 from kdcli.pipeline.rollouts import teacher_rollouts
 from kdcli.pipeline.sources import with_dtype
 from kdcli.pipeline.stages import Stages
@@ -55,6 +55,8 @@ from kdcli.tasks.base import Predictions
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.cached import CachedTeacher
 from kdcli.teachers.ensemble import Ensemble
+from kdcli.teachers.remote.protocol import RemoteTeacher
+from kdcli.teachers.remote.scorer import TokenScorer
 from kdcli.training.distiller import Distiller
 from kdcli.training.job import TrainJob
 from kdcli.training.length import Length, eval_steps
@@ -72,7 +74,9 @@ def prepare_teacher_data(run: Run, stages: Stages) -> TeacherData:
     """Augment the text, tune the teacher, let it write completions, and store its outputs, each where the config says so."""
     rows = with_copies(run, stages) if run.cfg.dataset.augment else run.data["train"]
     if run.remote is not None and run.teacher_key == OWN:
-        return remote_teacher_data(run, stages, run.remote, rows)
+        if run.scorer is None:
+            return remote_teacher_data(run, stages, run.remote, rows)
+        return served_teacher_data(run, stages, run.remote, run.scorer, rows)
     teachers = [tuned_teacher(run, stages, member) for member in range(len(run.sources))]
     load_teacher = functools.cache(lambda: open_teacher(run, teachers))
     if run.task.writes and not run.streamed:
@@ -80,6 +84,23 @@ def prepare_teacher_data(run: Run, stages: Stages) -> TeacherData:
     rows, dropped = teacher_rollouts(run, stages, teachers, load_teacher, rows)
     outputs = teacher_outputs(run, stages, teachers, load_teacher, rows)
     return TeacherData(teachers, load_teacher, rows, outputs, dropped)
+
+
+def served_teacher_data(
+    run: Run, stages: Stages, remote: RemoteTeacher, scorer: TokenScorer, rows: datasets.Dataset
+) -> TeacherData:
+    """The texts and the stored outputs of a teacher whose server scores given tokens."""
+
+    def load_teacher() -> Teacher:
+        return scorer
+
+    with exclusive(run, scorer.client.ledger.path.with_suffix("")):
+        pass  # the ledger is now known to be used by this run
+    dropped: Mapping[str, int] = {}
+    if run.cfg.rollout.source == "teacher":
+        rows, dropped = remote_rollouts(run, stages, remote, rows)
+    outputs = teacher_outputs(run, stages, run.sources, load_teacher, rows)
+    return TeacherData(run.sources, load_teacher, rows, outputs, dropped)
 
 
 def check_teacher_texts(
@@ -260,7 +281,7 @@ def teacher_outputs(
         for split, folder in folders.items()
     }
     total = sum(map(len, splits.values()))
-    with stages.stage(stage, total, "rows") as progress:
+    with stages.stage(stage, total, "rows") as progress, scores_shown(run, progress):
         if run.streamed:
             stream_outputs(
                 run, teachers[0], {split: (stores[split], splits[split]) for split in splits}, progress

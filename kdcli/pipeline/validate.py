@@ -231,7 +231,10 @@ def require_checkpoints(run: Run) -> None:
     """
     for source in run.sources if run.remote is None else ():
         _require_head(run, source)
-    for source in dict.fromkeys([*run.sources, *filter(None, [run.initializer.source])]):
+    sources = (
+        run.sources if run.scorer is None or not run.scorer.tokenizer_path else []
+    )  # that one has no weights
+    for source in dict.fromkeys([*sources, *filter(None, [run.initializer.source])]):
         if run.task.supports_architecture(type(load_config(source))):
             require_loadable(source, run.task)
     _require_initialization(run)

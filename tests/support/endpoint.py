@@ -46,12 +46,20 @@ Said = list[dict[str, Any]] | int | Odd
 Reply = Callable[[dict[str, Any]], Said | Awaitable[Said]]
 """The choices for a request's body, or an HTTP status, or what is odd about the answer."""
 
+Pages = Callable[[str, dict[str, Any]], Said]
+"""As `Reply`, by the path of a request, too."""
+
 
 class Host:
     """A server on a free port of this machine, in a thread, with `reply` for its model. What it was asked stands in `bodies`, when in
-    `times` (seconds of the monotonic clock), and with which key in `keys`."""
+    `times` (seconds of the monotonic clock), and with which key in `keys`.
 
-    def __init__(self, reply: Reply):
+    Args:
+        pages: what it answers to everything but chat completions, by its path and body.
+    """
+
+    def __init__(self, reply: Reply, pages: Pages | None = None):
+        self.pages = pages
         self.reply, self.bodies, self.keys = reply, list[dict[str, Any]](), list[str | None]()
         self.times: list[float] = []
         self.paid: Counter[str] = Counter()
@@ -68,15 +76,17 @@ class Host:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.under_way += 1
         try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[1:]
+            line, *head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            path = line.split()[1]
             headers = {
                 name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head)
             }
-            body = json.loads(await reader.readexactly(int(headers["content-length"])))
+            body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))) or b"{}")
             self.times.append(time.monotonic())
             self.keys.append(headers.get("authorization"))
             self.bodies.append(body)
-            told = self.reply(body)
+            is_chat = self.pages is None or path.endswith("/chat/completions")
+            told = self.reply(body) if is_chat else self.pages(path, body)
             if inspect.isawaitable(told):
                 told = await told
             if isinstance(told, int):
@@ -150,7 +160,7 @@ class Host:
         self._loop.close()
 
 
-Served = Callable[[Reply], Host]
+Served = Callable[..., Host]
 """Starts a server that is stopped when the test ends."""
 
 

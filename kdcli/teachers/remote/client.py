@@ -151,9 +151,30 @@ class Client(ABC):
         """Return the bytes of a request's text; no tokenizer makes more tokens of it."""
         return len(json.dumps(body, ensure_ascii=False).encode())
 
+    def expected_tokens(self, body: dict[str, Any]) -> int:
+        """The expected number of tokens of a request's text."""
+        return self.prompt_bytes(body) // 4
+
     def max_completion_tokens(self, body: dict[str, Any]) -> int | None:
         """Return the most tokens that the answer to a request may have; None if there is no limit."""
         return 0
+
+    def stored(self, key: bytes, body: dict[str, Any]) -> Answer | None:
+        """The answer to a request in the ledger; None: there is none."""
+        return self.ledger.get(key)
+
+    def made(self, key: bytes, body: dict[str, Any]) -> float | None:
+        """Return when the answer to a request was stored; None: not known."""
+        return self.ledger.made(key)
+
+    def store(self, key: bytes, body: dict[str, Any], answer: Answer) -> None:
+        """Keep the answer to a request; returns once it is on the disk."""
+        self.ledger.append(key, answer)
+
+    def share_limits(self, other: Client) -> None:
+        """Count requests and costs together with those of another client, under its budget and its rates."""
+        self.usage, self._spending = other.usage, other._spending
+        self._requests, self._tokens = other._requests, other._tokens
 
     def query(
         self, bodies: Iterable[dict[str, Any]], progress: Callable[[Usage], None] | None = None
@@ -187,11 +208,11 @@ class Client(ABC):
         for body in bodies:
             questions += 1
             key = self.key(body)
-            if self.ledger.get(key) is not None:
+            if self.stored(key, body) is not None:
                 in_ledger += 1
-                oldest = min(oldest, self.ledger.made(key) or 0.0)
+                oldest = min(oldest, self.made(key, body) or 0.0)
                 continue
-            prompt += self.prompt_bytes(body) // 4
+            prompt += self.expected_tokens(body)
             if (most := self.max_completion_tokens(body)) is None:
                 limited = False
             else:
@@ -291,7 +312,7 @@ class Client(ABC):
             expected = (
                 (self.usage.prompt_tokens + self.usage.completion_tokens) / self._with_usage
                 if self._with_usage
-                else self.prompt_bytes(body) / 4 + (self.max_completion_tokens(body) or 0)
+                else self.expected_tokens(body) + (self.max_completion_tokens(body) or 0)
             )
         money = self._prices.of(*most) if self._prices and most else 0.0
         charge = Charge(sum(most or (0, 0)), money, expected)
@@ -396,11 +417,11 @@ class _Batch:
 
     def _start(self, key: bytes, body: dict[str, Any]) -> Future[Answer]:
         client = self.client
-        stored = client.ledger.get(key)
+        stored = client.stored(key, body)
         if stored is None and not self._holds_ledger:
             self._ledger_lock.enter_context(client.ledger.hold())
             self._holds_ledger = True
-            stored = client.ledger.get(key)
+            stored = client.stored(key, body)
         if stored is not None:
             client.usage.from_ledger += 1
             if stored.status == "answered" and not client.accepted:
@@ -422,7 +443,7 @@ class _Batch:
                         raise self.client.refuses_all(answer.reason) from None
                     return answer
             self._accept()
-            self.client.ledger.append(key, answer)
+            self.client.store(key, body, answer)
             return answer
         except BaseException as error:
             self.failures.append(error)

@@ -30,7 +30,7 @@ SHORT = 3
 """The number of characters below which a token does not identify the label that it begins: a token `I` begins `I think` as well as `irony`."""
 LEAST = 1e-6
 """The probability of a label whose token the endpoint does not list."""
-SoftLabels = Literal["logprobs", "samples", "one_hot"]
+SoftLabels = Literal["logprobs", "samples", "one_hot", "prompt_logprobs"]
 
 
 class LabelReader:

@@ -48,6 +48,8 @@ from kdcli.teachers.remote.prompting import (
     listed_prompts,
 )
 from kdcli.teachers.remote.protocol import Progress, RemoteTeacher
+from kdcli.teachers.remote.scorer import TokenScorer
+from kdcli.teachers.remote.scoring import SGLangClient, VLLMClient
 from kdcli.teachers.remote.wire import ChatClient
 
 logger = logging.getLogger(__name__)
@@ -105,7 +107,7 @@ class OpenAITeacher(RemoteTeacher):
         base_url: up to and without /chat/completions.
         model: its name there.
         api_key_env: the environment variable that holds the API key; null: the endpoint needs none.
-        soft_labels: the source of the labels' probabilities.
+        soft_labels: the source of the labels' probabilities; or prompt_logprobs: the server scores the tokens of language models.
         top_logprobs: the number of likeliest tokens that are requested (logprobs).
         least_mass: an answer with less probability on the labels' first tokens has no label (logprobs).
         samples: the number of answers to each text (samples).
@@ -124,6 +126,8 @@ class OpenAITeacher(RemoteTeacher):
         retries: of one request.
         budget: the most that this process may request and pay; it stops before it exceeds it.
         prices: of a million tokens; null: the cost is not known.
+        server: whose requests score given tokens (prompt_logprobs).
+        tokenizer, verify, rows_per_request: of `TokenScorer` (prompt_logprobs).
     """
 
     limitations: ClassVar[Mapping[str, str]] = {
@@ -159,27 +163,33 @@ class OpenAITeacher(RemoteTeacher):
         retries: Annotated[Int, Field(ge=0, le=1000)] = 8,
         budget: Limits = UNLIMITED,
         prices: Money = UNKNOWN,
+        server: Literal["vllm", "sglang"] = "vllm",
+        tokenizer: str | None = None,
+        verify: str | None = None,
+        rows_per_request: Copies = 1,
     ):
         if (prices.prompt is None) != (prices.completion is None):
             raise ConfigError("teacher.prices: give both, prompt and completion, or neither")
         prices_per_million = None
         if prices.prompt is not None and prices.completion is not None:
             prices_per_million = Prices(prices.prompt, prices.completion)
-        client = ChatClient(
-            base_url,
-            model,
-            api_key_env,
-            ledger=cache_dir("answers"),
-            concurrency=concurrency,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            timeout=timeout,
-            given=parameters or (),
-            retries=retries,
-            budget=Budget(**budget.model_dump()),
-            prices=prices_per_million,
-        )
+        options: dict[str, Any] = {
+            "ledger": cache_dir("answers"),
+            "concurrency": concurrency,
+            "requests_per_minute": requests_per_minute,
+            "tokens_per_minute": tokens_per_minute,
+            "timeout": timeout,
+            "retries": retries,
+            "budget": Budget(**budget.model_dump()),
+            "prices": prices_per_million,
+        }
+        client = ChatClient(base_url, model, api_key_env, given=parameters or (), **options)
         super().__init__(client)
+        if soft_labels == "prompt_logprobs":
+            kind = SGLangClient if server == "sglang" else VLLMClient
+            scoring = kind(base_url, model, api_key_env, **options)
+            scoring.share_limits(client)
+            self.scorer = TokenScorer(scoring, tokenizer, verify, rows_per_request)
         self.soft_labels, self.top_logprobs, self.n_per_request = soft_labels, top_logprobs, n_per_request
         self.least_mass = least_mass
         self.samples = samples if soft_labels == "samples" else 1
@@ -303,6 +313,9 @@ class OpenAITeacher(RemoteTeacher):
 
         for row, choices in self._query(rows, bodies, rollout.answers, progress):
             complete = [self._text(choice) for choice in choices if not is_cut(choice)]
+            for choice in choices:
+                if self.scorer and "tokens" in choice and not is_cut(choice):
+                    self.scorer.keep(self.task.with_completion(row, self._text(choice)), choice["tokens"])
             self._sample(row, [self._text(choice) or choice["text"] for choice in choices])
             self.texts[row["id"]] = self._text(choices[0])
             thoughts = [
@@ -383,6 +396,8 @@ class OpenAITeacher(RemoteTeacher):
         body = {"messages": self.prompter.messages(row), "max_tokens": rollout.max_new_tokens}
         if row.get("tools"):
             body["tools"] = json.loads(row["tools"])
+        if self.scorer:
+            body |= self.scorer.client.written(self.scorer.top_k)
         return self._split(body | {"temperature": rollout.sampling_temperature}, rollout.answers)
 
     def _split(self, body: dict[str, Any], count: int) -> list[dict[str, Any]]:

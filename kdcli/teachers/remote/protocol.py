@@ -15,11 +15,14 @@ from kdcli.tasks.base import Task
 from kdcli.teachers.base import Teacher
 from kdcli.teachers.remote.client import Client
 from kdcli.teachers.remote.limits import Estimate, Usage
+from kdcli.teachers.remote.scorer import TokenScorer
 
 Progress = Callable[[int, Usage], None]
 """A function that is called with the number of finished rows and the usage so far."""
 _NO_WEIGHTS = "a remote teacher has no checkpoint here"
 _LABELS_ONLY = "it returns labels and writes no text"
+SCORED = "outputs on given text", "token outputs"
+"""The limitations that a server which scores given tokens does not have."""
 
 
 class RemoteTeacher(Teacher):
@@ -40,6 +43,7 @@ class RemoteTeacher(Teacher):
         remedy: what a user can do about labels that are no better than chance.
         unanswered: the rows without an answer by id, each with `status` (refused or unparsable) and `why`. They are dropped from
             training and from the comparison.
+        billed: the part of the usage of this process that the bill has.
         questions: the answers that were received, from the ledger too.
         examples: the training rows that each request shows with their gold answers.
         texts: the first completion of each row by id, for a task that writes text.
@@ -56,20 +60,25 @@ class RemoteTeacher(Teacher):
         "beam search": "it does not search; give rollout=teacher",
         "candidates": "give rollout.answers: all are learned",
         "outputs on given text": (
-            "it reports nothing about tokens that it has not written; give rollout=teacher, and loss.soft_label.weight=0"
+            "it reports nothing about tokens that it has not written; give rollout=teacher, and loss.soft_label.weight=0; or, with a server "
+            "that scores prompts, teacher=vllm teacher.soft_labels=prompt_logprobs, or teacher=sglang"
         ),
         "token outputs": (
-            "a term reads the teacher's outputs for each token, and a remote teacher returns only text; give loss.soft_label.weight=0"
+            "a term reads the teacher's outputs for each token, and this one returns only text; give loss.soft_label.weight=0; or, with a server "
+            "that scores prompts, teacher=vllm teacher.soft_labels=prompt_logprobs, or teacher=sglang"
         ),
         "completions": _LABELS_ONLY,
         "expansion": _LABELS_ONLY,
     }
     remedy: ClassVar[str] = "try another teacher"
+    scorer: TokenScorer | None = None
+    """Gives outputs at given tokens; None: it cannot."""
 
     def __init__(self, client: Client):
         self.client = client
         self.unanswered: dict[str, dict[str, str]] = {}
         self.questions = 0
+        self.billed: dict[str, float] = {}
         self.examples: Sequence[Mapping[str, Any]] = ()
         self.texts: dict[str, str] = {}
 
@@ -168,7 +177,7 @@ class RemoteTeacher(Teacher):
             ConfigError
         """
         for name, key in requirements(cfg, writes=writes, outputs=outputs, features=features).items():
-            if name in self.limitations:
+            if name in self.limitations and not (self.scorer and name in SCORED):
                 raise ConfigError(f"{key}: {self.name} cannot be the teacher: {self.limitations[name]}")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import os
 import re
 import time
@@ -17,6 +17,7 @@ from kdcli.teachers.remote.client import Altered, Client, Rejected, Retry, Unrea
 from kdcli.teachers.remote.ledger import Answer
 from kdcli.teachers.remote.limits import retry_after
 from kdcli.teachers.remote.parameters import Change, Parameters, is_about_parameter
+from kdcli.teachers.remote.top import finite, written_top
 
 if TYPE_CHECKING:
     import openai
@@ -42,21 +43,15 @@ STOPPED = (
 """The finish reasons of completions that a content filter, or the model, has stopped."""
 REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 """The fields of a message with the model's thoughts."""
-LOWEST = -9999.0
-"""The value that endpoints return for a log-probability that is not finite."""
 
 
-class ChatClient(Client):
-    """Requests chat completions from an OpenAI-compatible endpoint. A request's body has `messages` and further parameters.
-
-    A parameter that the endpoint refuses is changed or removed (`Parameters`). The answer is stored under the hash of the original
-    request, which does not depend on what the endpoint takes.
+class HTTPClient(Client):
+    """Posts JSON to a server with an API key, and reads what its responses and errors mean.
 
     Args:
-        base_url: up to and without /chat/completions.
-        key: the name of the environment variable that holds the API key; None if the endpoint needs none.
+        base_url: up to and without the path of requests.
+        key: the name of the environment variable that holds the API key; None if the server needs none.
         timeout: the seconds in which the complete response must arrive.
-        given: the parameters that the user chose; they are never removed.
         options: of `Client`.
 
     Raises:
@@ -64,15 +59,7 @@ class ChatClient(Client):
     """
 
     def __init__(
-        self,
-        base_url: str,
-        model: str,
-        key: str | None,
-        *,
-        ledger: Path,
-        timeout: float = 60,
-        given: Collection[str] = (),
-        **options: Any,
+        self, base_url: str, model: str, key: str | None, *, ledger: Path, timeout: float = 60, **options: Any
     ):
         try:
             import openai
@@ -86,7 +73,7 @@ class ChatClient(Client):
                 "teacher.base_url: expected http(s)://HOST[:PORT]/PATH without a user or password (these would be written down with the "
                 f"config), got one that begins with {parts.scheme or 'no scheme'}"
             )
-        base_url, *path = re.split(r"/(?:chat/)?completions/?$", base_url)
+        base_url, *path = re.split(r"/(?:(?:chat/)?completions|generate)/?$", base_url)
         if path:
             raise ConfigError(
                 f"teacher.base_url ends in the path of requests, which is added to it; give {base_url}"
@@ -94,10 +81,6 @@ class ChatClient(Client):
         self._variable, self._key, self._timeout = key, os.environ.get(key or "", "").strip(), timeout
         self._responded = False
         super().__init__(base_url.rstrip("/"), model, ledger=ledger, **options)
-        self._parameters = Parameters(
-            f"{model} at {parts.netloc}", given, self.ledger.path.with_suffix(".parameters.json")
-        )
-        self._changes: dict[bytes, list[Change]] = {}
         self._client = openai.OpenAI(
             base_url=self.base_url,
             api_key=self._key or "none",
@@ -118,6 +101,131 @@ class ChatClient(Client):
                 f"teacher.api_key_env = {self._variable}: this environment variable is not set; set it to the key, name another one, or give null for an "
                 "endpoint without keys"
             )
+
+    def receive(self, path: str, body: dict[str, Any]) -> Any:
+        """Post a request, and return the JSON of the response, or an `Answer` if a content filter stopped the prompt.
+
+        Args:
+            path: behind `base_url`, or a complete address.
+
+        Raises:
+            Retry, Rejected, TeacherError: as `Client.send`.
+        """
+        import openai
+
+        deadline = time.monotonic() + self._timeout
+        data = bytearray()
+        try:
+            stream = self._client.post(
+                path, body=body, cast_to=object, stream=True, stream_cls=openai.Stream[object]
+            )
+            with contextlib.closing(stream.response) as response:
+                self._responded = True
+                for piece in response.iter_bytes():
+                    data += piece
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
+        except openai.APIStatusError as error:
+            self._responded = True
+            return self._from_status(error)
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            unreached = type(cause).__name__ == "ConnectError"
+            problem = self.scrub(f"{type(cause).__name__}: {cause}")
+            # a wrong address, or a server that was not started, is reported soon
+            tries = 2 if unreached and not self._responded else None
+            raise Retry(problem, charged=not unreached, tries=tries) from None
+        except TimeoutError:
+            raise Retry(f"no complete answer in {self._timeout:g} s", charged=True) from None
+        except Exception as error:  # the HTTP library has exceptions of its own
+            raise Retry(self.scrub(f"{type(error).__name__}: {error}"), charged=True) from None
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError):
+            shape = (
+                "a stream (++teacher.parameters.stream=false)" if data.startswith(b"data:") else "not JSON"
+            )
+            start = self.scrub(data[:200].decode(errors="replace"))
+            raise Retry(
+                f"its answer is {shape}: {start}; check teacher.base_url = {self.base_url}", charged=True
+            ) from None
+
+    def lookup(self, path: str, body: dict[str, Any] | None = None, start: str = "") -> Any:
+        """Return what a server says about itself: the JSON of a GET, or of a POST with a body; None: it has no such page.
+
+        Args:
+            start: the command that starts a server, for the message.
+
+        Raises:
+            TeacherError: there is no server, or it refuses the key.
+        """
+        import openai
+
+        try:
+            if body is None:
+                return self._client.get(path, cast_to=object)
+            return self._client.post(path, body=body, cast_to=object)
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise TeacherError(
+                f"no server answers at {self.base_url} ({self.scrub(f'{type(cause).__name__}: {cause}')}); start it"
+                f"{f' ({start})' if start else ''}, or correct teacher.base_url"
+            ) from None
+        except openai.APIStatusError as error:
+            if error.status_code in (401, 403):
+                self._from_status(error)
+            return None
+
+    def _from_status(self, error: openai.APIStatusError) -> Answer:
+        """Return what an HTTP error means for this request and for all."""
+        status, body = error.status_code, error.body
+        details = body if isinstance(body, dict) else {}
+        message = self.scrub(str(details.get("message") or body or error.message))
+        if is_filtered(details):
+            return Answer("refused", reason=message)
+        if status in UNACCEPTED or (status >= 500 and is_about_parameter(message)):
+            raise Rejected(message, parameter=parameter_in(details), text=f"{message} {body}")
+        if is_transient(status) and "insufficient_quota" not in (details.get("code"), details.get("type")):
+            raise Retry(f"{status} {message}", after=retry_after(error.response.headers))
+        key = f"the key in {self._variable or 'no variable'} (teacher.api_key_env)"
+        remedy = {
+            401: f"check {key}"
+            if self._variable
+            else "it wants a key: name its variable by teacher.api_key_env",
+            402: "the account has no credit left",
+            403: f"check whether {key} suffices for teacher.model={self.model}",
+            404: f"check teacher.base_url (it often ends in /v1) and teacher.model={self.model}",
+            429: "the account has no credit left",
+        }.get(status, "check teacher.base_url and teacher.parameters")
+        raise TeacherError(f"{self.base_url} answers {status} ({message}): {remedy}") from None
+
+    def scrub(self, text: str) -> str:
+        """Return one short line without the API key, which some endpoints repeat."""
+        if self._key:
+            text = text.replace(self._key, "<key>")
+        text = " ".join(text.split())
+        return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+class ChatClient(HTTPClient):
+    """Requests chat completions from an OpenAI-compatible endpoint. A request's body has `messages` and further parameters.
+
+    A parameter that the endpoint refuses is changed or removed (`Parameters`). The answer is stored under the hash of the original
+    request, which does not depend on what the endpoint takes.
+
+    Args:
+        given: the parameters that the user chose; they are never removed.
+        options: of `HTTPClient`, whose `base_url` is up to and without /chat/completions.
+    """
+
+    def __init__(
+        self, base_url: str, model: str, key: str | None, *, given: Collection[str] = (), **options: Any
+    ):
+        super().__init__(base_url, model, key, **options)
+        self._parameters = Parameters(
+            f"{model} at {urlsplit(base_url).netloc}", given, self.ledger.path.with_suffix(".parameters.json")
+        )
+        self._changes: dict[bytes, list[Change]] = {}
 
     def prompt_bytes(self, body: dict[str, Any]) -> int:
         """Return the bytes of the messages."""
@@ -149,7 +257,7 @@ class ChatClient(Client):
         return answer
 
     def _send(self, body: dict[str, Any]) -> Answer:
-        response = self._receive(body)
+        response = self.receive("/chat/completions", {"model": self.model, **body})
         if isinstance(response, Answer):
             return response
         error = response.get("error") if isinstance(response, dict) and not response.get("choices") else None
@@ -163,78 +271,6 @@ class ChatClient(Client):
             if code in UNACCEPTED:
                 raise Rejected(problem, parameter=parameter_in(error), text=str(error))
         return read_completion(response, self.scrub)
-
-    def _receive(self, body: dict[str, Any]) -> Any:
-        """Return the JSON of the response; an `Answer` if a content filter stopped the prompt."""
-        import openai
-
-        deadline = time.monotonic() + self._timeout
-        data = bytearray()
-        try:
-            with self._client.chat.completions.with_streaming_response.create(
-                model=self.model,
-                messages=body["messages"],
-                extra_body={name: value for name, value in body.items() if name != "messages"},
-            ) as response:
-                self._responded = True
-                for piece in response.iter_bytes():
-                    data += piece
-                    if time.monotonic() > deadline:
-                        raise TimeoutError
-        except openai.APIStatusError as error:
-            self._responded = True
-            return self._from_status(error)
-        except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            unreached = type(cause).__name__ == "ConnectError"
-            problem = self.scrub(f"{type(cause).__name__}: {cause}")
-            # a wrong address, or a server that was not started, is reported soon
-            tries = 2 if unreached and not self._responded else None
-            raise Retry(problem, charged=not unreached, tries=tries) from None
-        except TimeoutError:
-            raise Retry(f"no complete answer in {self._timeout:g} s", charged=True) from None
-        except Exception as error:  # the HTTP library has exceptions of its own
-            raise Retry(self.scrub(f"{type(error).__name__}: {error}"), charged=True) from None
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError):
-            shape = (
-                "a stream (++teacher.parameters.stream=false)" if data.startswith(b"data:") else "not JSON"
-            )
-            start = self.scrub(data[:200].decode(errors="replace"))
-            raise Retry(
-                f"its answer is {shape}: {start}; check teacher.base_url = {self.base_url}", charged=True
-            ) from None
-
-    def _from_status(self, error: openai.APIStatusError) -> Answer:
-        """Return what an HTTP error means for this request and for all."""
-        status, body = error.status_code, error.body
-        details = body if isinstance(body, dict) else {}
-        message = self.scrub(str(details.get("message") or body or error.message))
-        if is_filtered(details):
-            return Answer("refused", reason=message)
-        if status in UNACCEPTED or (status >= 500 and is_about_parameter(message)):
-            raise Rejected(message, parameter=parameter_in(details), text=f"{message} {body}")
-        if is_transient(status) and "insufficient_quota" not in (details.get("code"), details.get("type")):
-            raise Retry(f"{status} {message}", after=retry_after(error.response.headers))
-        key = f"the key in {self._variable or 'no variable'} (teacher.api_key_env)"
-        remedy = {
-            401: f"check {key}"
-            if self._variable
-            else "it wants a key: name its variable by teacher.api_key_env",
-            402: "the account has no credit left",
-            403: f"check whether {key} suffices for teacher.model={self.model}",
-            404: f"check teacher.base_url (it often ends in /v1) and teacher.model={self.model}",
-            429: "the account has no credit left",
-        }.get(status, "check teacher.base_url and teacher.parameters")
-        raise TeacherError(f"{self.base_url} answers {status} ({message}): {remedy}") from None
-
-    def scrub(self, text: str) -> str:
-        """Return one short line without the API key, which some endpoints repeat."""
-        if self._key:
-            text = text.replace(self._key, "<key>")
-        text = " ".join(text.split())
-        return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def is_transient(status: int) -> bool:
@@ -270,9 +306,11 @@ def read_completion(response: Any, scrub: Callable[[str], str]) -> Answer:
             if declined or str(finish).casefold() in STOPPED:
                 refusal = declined or text or str(finish)
                 continue
-            logprobs = _read_logprobs(choice.get("logprobs"))
+            tokens = written_top(response, choice)
+            logprobs = None if tokens else _read_logprobs(choice.get("logprobs"))
             choices.append(
                 {"text": text, "finish_reason": finish, "logprobs": logprobs}
+                | ({"tokens": tokens} if tokens else {})
                 | ({"reasoning": reasoning} if reasoning else {})
             )
         if not choices and not refusal:
@@ -333,9 +371,6 @@ def _joined(value: Any) -> str:
 def _read_logprobs(logprobs: Any) -> list[dict[str, Any]] | None:
     if not logprobs or not logprobs.get("content"):
         return None
-
-    def finite(value: Any) -> float:
-        return max(float(value), LOWEST) if math.isfinite(float(value)) else LOWEST
 
     return [
         {
