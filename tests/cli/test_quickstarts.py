@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.documentation import shown_commands
@@ -63,7 +64,7 @@ def test_tickets(folder: Path) -> None:
     write_csv(folder / "tickets.csv", sentences(400))
     write_csv(folder / "new-tickets.csv", sentences(5, seed=3))
     printed = type_page("classifier")
-    assert "kdcli distill kdcli.yaml" in printed["init"][0]
+    assert "kdcli check kdcli.yaml" in printed["init"][0]
     assert any(label in printed["predict"][0] for label in ("good", "bad"))
     with (folder / "labelled.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 5
@@ -118,14 +119,14 @@ def test_an_endpoint(folder: Path, served: Served, monkeypatch: pytest.MonkeyPat
     """Texts, two labels and a key."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-a-test-and-of-nobody-else")
     monkeypatch.setenv("KDCLI_CACHE_DIR", str(folder / "cache"))
-    with (folder / "texts.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["text"], *([text] for text, _ in sentences(300))])
+    names = {"good": "positive", "bad": "negative"}
+    rows = [(text, names[label] if number % 2 else "") for number, (text, label) in enumerate(sentences(600))]
+    write_csv(folder / "texts.csv", rows)
 
-    def reply(body: dict[str, object]) -> dict[str, object]:
-        good = sum(word in GOOD for word in last(body).split()) > sum(
-            word in BAD for word in last(body).split()
-        )
-        return likely({"positive": 0.9 if good else 0.1, "negative": 0.1 if good else 0.9})
+    def reply(body: dict[str, Any]) -> list[dict[str, Any]]:
+        words = last(body).split()
+        good = sum(word in GOOD for word in words) > sum(word in BAD for word in words)
+        return [likely({"positive": 0.9 if good else 0.1, "negative": 0.1 if good else 0.9})]
 
     host = served(reply)
     printed = type_page("api-teacher", more=(f"teacher.base_url={host.url}",))
