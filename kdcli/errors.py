@@ -7,7 +7,8 @@ KDError                the job failed                                     FAILED
 ├── TeacherError       the teacher does not fit this student or task      REFUSED (2)
 ├── ExportError        an artifact could not be written or run            REFUSED (2)
 ├── StorageError       a file system takes no more                        FAILED (1)
-└── EndpointError      a remote teacher gives no more answers             FAILED (1)
+├── EndpointError      a remote teacher gives no more answers             FAILED (1)
+└── PeerError          another process of the run has ended               FAILED (1)
 
 A message says what was expected, what came, and what to do.
 """
