@@ -150,8 +150,10 @@ def twin(model: PreTrainedModel) -> None:
             if not any(axis.group.kind in ("hidden", "derived") for axis in axes):
                 continue
             odd, even = torch.arange(1, 24, 2), torch.arange(0, 24, 2)
-            reads = weight.dim() > 1 and not isinstance(part, nn.Embedding) and dim == (
-                0 if isinstance(part, Conv1D) else 2 if name.endswith("gate_up_proj") else 1
+            reads = (
+                weight.dim() > 1
+                and not isinstance(part, nn.Embedding)
+                and dim == (0 if isinstance(part, Conv1D) else 2 if name.endswith("gate_up_proj") else 1)
             )
             reads = reads and not name.endswith("experts.down_proj")
             if reads:
