@@ -146,6 +146,9 @@ def test_a_rows_answer_is_its_own(student: Path, tmp_path: Path, monkeypatch: py
     """Ranges that are fixed by calibration do not depend on the batch, as those of dynamic int8 do."""
     import openvino
 
+    model = create(CONFIGS["Bert"])
+    rows = [inputs(1, 12, 0, True) for _ in range(20)]
+    file = Intel(["int8"]).export(student, tmp_path / "out", model, rows, 64)["int8"]
     compiled = openvino.Core.compile_model
 
     def compile_in_fp32(
@@ -155,9 +158,7 @@ def test_a_rows_answer_is_its_own(student: Path, tmp_path: Path, monkeypatch: py
         return compiled(core, graph, device, options | {"INFERENCE_PRECISION_HINT": "f32"})
 
     monkeypatch.setattr(openvino.Core, "compile_model", compile_in_fp32)
-    model = create(CONFIGS["Bert"])
-    rows = [inputs(1, 12, 0, True) for _ in range(20)]
-    loaded = load(Intel(["int8"]).export(student, tmp_path / "out", model, rows, 64)["int8"])
+    loaded = load(file)
     alone = np.concatenate([ask(loaded, row) for row in rows])
     together = ask(loaded, {name: torch.cat([row[name] for row in rows]) for name in rows[0]})
     np.testing.assert_allclose(together, alone, atol=0.02 * np.abs(alone).max())
