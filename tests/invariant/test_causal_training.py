@@ -379,7 +379,8 @@ def test_from_the_data_to_the_report(
     assert verdict["agreement"] > 0.5
     shown = report["generations"]
     assert len(shown) == 6
-    assert all(set(row) == {"prompt", "reference", *names} for row in shown)
+    columns = {"prompt", "reference", *names} | ({"turns"} if form == "messages" else set())
+    assert all(set(row) == columns for row in shown)
     assert all(row["prompt"] and row["reference"] for row in shown)
     if form == "messages":  # what was learnt is said, and nothing of the template
         assert any("it was" in row["student"] for row in shown)
