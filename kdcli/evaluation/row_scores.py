@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,8 @@ class RowScores:
 
         about = {"format": FORMAT, "metric": self.metric, "rows": self.rows, "targets": self.targets}
         with replaced(folder / ROW_SCORES) as temporary:
-            save_file(dict(self.values), temporary, metadata=about)
+            # one entry, since safetensors writes several in any order, and a continued run has the same bits
+            save_file(dict(self.values), temporary, metadata={"about": json.dumps(about)})
 
     @classmethod
     def read(cls, folder: Path) -> RowScores | None:
@@ -57,7 +59,7 @@ class RowScores:
             return None
         try:
             with safe_open(path, "numpy") as file:
-                about = file.metadata() or {}
+                about = json.loads((file.metadata() or {}).get("about", "{}"))
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if about.get("format") != FORMAT:
                 return None
