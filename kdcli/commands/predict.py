@@ -15,7 +15,7 @@ from kdcli.files import replaced, user_path
 from kdcli.inference.inputs import from_file, from_line, from_words
 from kdcli.inference.paths import CSV_SUFFIXES
 from kdcli.inference.predictor import CHUNK, Predictor, csv_lines, json_line
-from kdcli.tasks.inference import Answer, Values
+from kdcli.tasks.inference import Prediction, Values
 
 SHOWN = 60
 """The maximum number of characters of an input that a table shows."""
@@ -42,12 +42,12 @@ def predict(
         _write(predictor, inputs, out, max_new_tokens)
         console.say(f"{len(inputs):,} rows: {out}")
         return ExitCode.DONE
-    answers = [answer for chunk in predictor.chunks(inputs, max_new_tokens) for answer in chunk]
+    predictions = [prediction for chunk in predictor.chunks(inputs, max_new_tokens) for prediction in chunk]
     if as_json or (from_data and not sys.stdout.isatty()):
-        for answer in answers:
-            console.say(json_line(answer))
+        for prediction in predictions:
+            console.say(json_line(prediction))
     else:
-        _show(predictor, answers)
+        _show(predictor, predictions)
     return ExitCode.DONE
 
 
@@ -74,7 +74,7 @@ def _is_file(word: str) -> bool:
 
 
 def _write(predictor: Predictor, inputs: Sequence[Values], out: Path, max_new_tokens: int | None) -> None:
-    """Write the answers into a file, which replaces an older one when all are there."""
+    """Write the predictions into a file, which replaces an older one when all are there."""
     with (
         replaced(out) as temporary,
         console.ProgressStages(["predict"]) as stages,
@@ -89,13 +89,13 @@ def _write(predictor: Predictor, inputs: Sequence[Values], out: Path, max_new_to
 def _texts(
     predictor: Predictor, inputs: Sequence[Values], out: Path, max_new_tokens: int | None
 ) -> Iterator[tuple[str, int]]:
-    """Return the text of each chunk of answers, and the number of inputs that are done."""
-    for number, answers in enumerate(predictor.chunks(inputs, max_new_tokens)):
-        done = number * CHUNK + len(answers)
+    """Return the text of each chunk of predictions, and the number of inputs that are done."""
+    for number, predictions in enumerate(predictor.chunks(inputs, max_new_tokens)):
+        done = number * CHUNK + len(predictions)
         if out.suffix.lower() in CSV_SUFFIXES:
-            yield csv_lines(predictor, answers, header=not number), done
+            yield csv_lines(predictor, predictions, header=not number), done
         else:
-            yield "".join(f"{json_line(answer)}\n" for answer in answers), done
+            yield "".join(f"{json_line(prediction)}\n" for prediction in predictions), done
 
 
 def _stream(predictor: Predictor, stream: IO[str], as_json: bool, max_new_tokens: int | None) -> int:
@@ -106,30 +106,32 @@ def _stream(predictor: Predictor, stream: IO[str], as_json: bool, max_new_tokens
         if not text.strip():
             console.say("{}" if as_json else "")
             continue
-        (answer,) = inference.answers([from_line(text, inference)], predictor.model, max_new_tokens)
+        (prediction,) = inference.predict([from_line(text, inference)], predictor.model, max_new_tokens)
         if as_json:
-            console.say(json_line(answer))
+            console.say(json_line(prediction))
         else:
-            cells = inference.cells(answer).values()
+            cells = inference.cells(prediction).values()
             console.say("\t".join(" ".join(cell.split()) for cell in cells))
     return ExitCode.DONE
 
 
-def _show(predictor: Predictor, answers: Sequence[Answer]) -> None:
+def _show(predictor: Predictor, predictions: Sequence[Prediction]) -> None:
     """Print predictions for people: all details of a single one, or a row for each of several."""
     inference = predictor.inference
-    if len(answers) == 1:
-        columns, rows = inference.details(answers[0])
+    if len(predictions) == 1:
+        columns, rows = inference.details(predictions[0])
         if columns:
             console.table("", columns, rows)
         else:
             console.say("\n".join(row[0] for row in rows))
         return
     rows = []
-    for answer in answers:
-        texts = [value for key, value in answer.items() if key in predictor.fields and isinstance(value, str)]
-        rows.append([*(_short(text) for text in texts), *inference.cells(answer).values()])
-    console.table("", [*predictor.fields, *inference.cells(answers[0])], rows)
+    for prediction in predictions:
+        texts = [
+            value for key, value in prediction.items() if key in predictor.fields and isinstance(value, str)
+        ]
+        rows.append([*(_short(text) for text in texts), *inference.cells(prediction).values()])
+    console.table("", [*predictor.fields, *inference.cells(predictions[0])], rows)
 
 
 def _short(text: str) -> str:

@@ -15,7 +15,7 @@ DEEPEST = 6
 TRAINING_FILES = ("trainer_state.json", "optimizer.pt", "optimizer.bin", "scheduler.pt")
 """The files that the Trainer writes into the folder of a model while it is trained."""
 JSON_SUFFIXES, CSV_SUFFIXES = (".jsonl", ".ndjson"), (".csv",)
-"""The suffixes of files into which answers are written."""
+"""The suffixes of files into which predictions are written."""
 
 
 def locate(given: str) -> tuple[Path, Path | None]:

@@ -11,7 +11,7 @@ from typing import Any
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.errors import ConfigError
 from kdcli.inference.subject import Loaded, Subject
-from kdcli.tasks.inference import Answer, Values
+from kdcli.tasks.inference import Prediction, Values
 
 CHUNK = 1000
 """The number of inputs that are predicted at once."""
@@ -31,7 +31,7 @@ class Predictor:
         self.subject, self.cfg = subject, cfg
         self.fields = tuple(self.inference.fields)
 
-    def predict(self, inputs: Sequence[Any], max_new_tokens: int | None = None) -> list[Answer]:
+    def predict(self, inputs: Sequence[Any], max_new_tokens: int | None = None) -> list[Prediction]:
         """Return what the model predicts for each input.
 
         Args:
@@ -50,12 +50,16 @@ class Predictor:
         """
         given = [inputs] if isinstance(inputs, str) else list(inputs)
         values = [self._values(each, number) for number, each in enumerate(given, 1)]
-        return [answer for answers in self.chunks(values, max_new_tokens) for answer in answers]
+        return [
+            prediction for predictions in self.chunks(values, max_new_tokens) for prediction in predictions
+        ]
 
-    def chunks(self, inputs: Sequence[Values], max_new_tokens: int | None = None) -> Iterator[list[Answer]]:
-        """Return the answers to checked inputs, `CHUNK` at a time."""
+    def chunks(
+        self, inputs: Sequence[Values], max_new_tokens: int | None = None
+    ) -> Iterator[list[Prediction]]:
+        """Return the predictions to checked inputs, `CHUNK` at a time."""
         for start in range(0, len(inputs), CHUNK):
-            yield self.inference.answers(inputs[start : start + CHUNK], self.model, max_new_tokens)
+            yield self.inference.predict(inputs[start : start + CHUNK], self.model, max_new_tokens)
 
     def _values(self, given: Any, number: int) -> Values:
         count = len(self.fields)
@@ -67,22 +71,24 @@ class Predictor:
         return self.inference.check(tuple(given) if is_group else (given,), f"input {number}")
 
 
-def json_line(answer: Answer) -> str:
-    """Return an answer as a line of JSON, without its end."""
-    return json.dumps(answer, ensure_ascii=False)
+def json_line(prediction: Prediction) -> str:
+    """Return a prediction as a line of JSON, without its end."""
+    return json.dumps(prediction, ensure_ascii=False)
 
 
-def csv_lines(predictor: Predictor, answers: Sequence[Answer], header: bool) -> str:
-    """Return answers as rows of a csv file: the input, and the cells of the prediction. Values that are no text are JSON.
+def csv_lines(predictor: Predictor, predictions: Sequence[Prediction], header: bool) -> str:
+    """Return predictions as rows of a csv file: the input, and the cells of the prediction. Values that are no text are JSON.
 
     Args:
         header: the names of the columns come first.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    for answer in answers:
-        cells = predictor.inference.cells(answer)
-        inputs = {key: answer[key] for key in answer if key in (*predictor.fields, "prompt", "messages")}
+    for prediction in predictions:
+        cells = predictor.inference.cells(prediction)
+        inputs = {
+            key: prediction[key] for key in prediction if key in (*predictor.fields, "prompt", "messages")
+        }
         if header:
             writer.writerow([*predictor.fields, *cells])
             header = False

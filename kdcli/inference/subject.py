@@ -63,7 +63,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded model, and how its inputs and answers are written."""
+    """A loaded model, and how its inputs and predictions are written."""
 
     model: Model
     inference: Inference

@@ -95,7 +95,7 @@ def failures(report: Report) -> list[dict[str, Any]]:
             {
                 "text": truncate_text(row.get("text")),
                 "gold": str(row.get("gold")),
-                "answers": [
+                "predictions": [
                     (
                         name,
                         str(row[name][0]),

@@ -21,7 +21,7 @@ LONGEST_CONTEXT = 4096
 """The maximum number of tokens of a prompt and its completion together."""
 Values = tuple[Any, ...]
 """The values of an input, in the order of `Inference.fields`: a text, or a text and its pair; a list of words; the turns of a conversation."""
-Answer = dict[str, Any]
+Prediction = dict[str, Any]
 """The input by its fields, and its prediction, as plain data."""
 
 
@@ -103,9 +103,9 @@ class Inference(ABC):
         )
 
     @abstractmethod
-    def answers(
+    def predict(
         self, inputs: Sequence[Values], model: Model, max_new_tokens: int | None = None
-    ) -> list[Answer]:
+    ) -> list[Prediction]:
         """Return what a model predicts for each input.
 
         Args:
@@ -113,15 +113,15 @@ class Inference(ABC):
         """
 
     @abstractmethod
-    def cells(self, answer: Answer) -> dict[str, str]:
-        """Return the prediction of an answer as text, by the names of columns."""
+    def cells(self, prediction: Prediction) -> dict[str, str]:
+        """Return what is predicted as text, by the names of columns."""
 
     @abstractmethod
-    def details(self, answer: Answer) -> tuple[list[str], list[list[str]]]:
-        """Return all of a single answer, as the columns and rows of a table; without columns it is plain text."""
+    def details(self, prediction: Prediction) -> tuple[list[str], list[list[str]]]:
+        """Return all of a single prediction, as the columns and rows of a table; without columns it is plain text."""
 
-    def echo(self, values: Values) -> Answer:
-        """Return the input as an answer repeats it."""
+    def echo(self, values: Values) -> Prediction:
+        """Return the input as a prediction repeats it."""
         return dict(zip(self.fields, values, strict=True))
 
 

@@ -17,7 +17,7 @@ LONGEST = 600
 
 
 @dataclass(frozen=True)
-class Answers:
+class RowPredictions:
     """The predictions of a model for each row.
 
     Attributes:
@@ -34,18 +34,18 @@ class Answers:
 def mistakes(
     text: Callable[[int], str],
     gold: Callable[[int], str],
-    models: Mapping[str, Answers],
+    models: Mapping[str, RowPredictions],
     apart: np.ndarray,
 ) -> dict[str, Any]:
     """Return the rows for the report, of which each group is sorted: the student's most confident mistakes first.
 
     Args:
         text, gold: of a row, by its index.
-        models: by name; the student, and the teacher if it answered.
+        models: by name; the student, and the teacher if it predicted.
         apart: how far student and teacher differ on a row, (rows,).
 
     Returns:
-        `teacher_right`, `both_wrong` and `differ`, each with `total` and `rows`; a row has `text`, `gold`, and of each model its answer and its
+        `teacher_right`, `both_wrong` and `differ`, each with `total` and `rows`; a row has `text`, `gold`, and of each model its prediction and its
         confidence. Empty without a teacher.
     """
     if not {"teacher", "student"} <= models.keys():

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from kdcli.errors import ConfigError, DataError, shown
 from kdcli.prompts import tokenize_prompts
 from kdcli.tasks.causal_lm.conversations import extra_of, is_conversation, read_turns
-from kdcli.tasks.inference import Answer, Inference, Model, Values
+from kdcli.tasks.inference import Inference, Model, Prediction, Values
 from kdcli.tasks.rows import require_text
 
 NEW_TOKENS = 256
@@ -79,9 +79,9 @@ class CausalLMInference(Inference):
         ((text,),) = self.task.inputs(datasets.Dataset.from_list([self.row(value)]), tokenizer)
         return tokenize_prompts(tokenizer, [text], special=not self.task.chat)[0]
 
-    def answers(
+    def predict(
         self, inputs: Sequence[Values], model: Model, max_new_tokens: int | None = None
-    ) -> list[Answer]:
+    ) -> list[Prediction]:
         """Return the completion of each prompt."""
         rows = datasets.Dataset.from_list([self.row(value) for (value,) in inputs])
         replies = model.replies(rows, self.answer_length(model, max_new_tokens))
@@ -90,7 +90,7 @@ class CausalLMInference(Inference):
             for values, reply in zip(inputs, replies, strict=True)
         ]
 
-    def echo(self, values: Values) -> Answer:
+    def echo(self, values: Values) -> Prediction:
         """Return the prompt, or the turns with their roles and contents."""
         (value,) = values
         if isinstance(value, str):
@@ -99,10 +99,10 @@ class CausalLMInference(Inference):
             "messages": [{key: turn[key] for key in ("role", "content")} | extra_of(turn) for turn in value]
         }
 
-    def cells(self, answer: Answer) -> dict[str, str]:
+    def cells(self, prediction: Prediction) -> dict[str, str]:
         """Return the completion."""
-        return {"completion": answer["completion"]}
+        return {"completion": prediction["completion"]}
 
-    def details(self, answer: Answer) -> tuple[list[str], list[list[str]]]:
+    def details(self, prediction: Prediction) -> tuple[list[str], list[list[str]]]:
         """Return the completion."""
-        return [], [[answer["completion"]]]
+        return [], [[prediction["completion"]]]

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 
 from kdcli.tasks.classification.task import log_softmax
-from kdcli.tasks.inference import Answer, Inference, Model, Values, warn_of_long
+from kdcli.tasks.inference import Inference, Model, Prediction, Values, warn_of_long
 
 
 class ClassificationInference(Inference):
@@ -20,36 +20,36 @@ class ClassificationInference(Inference):
         pair = {"text_pair": self.cfg.text_pair} if self.cfg.text_pair else {}
         return {"text": self.cfg.text, **pair}
 
-    def answers(
+    def predict(
         self, inputs: Sequence[Values], model: Model, max_new_tokens: int | None = None
-    ) -> list[Answer]:
+    ) -> list[Prediction]:
         """Run one forward pass over all texts, which are cleaned as those of the run were."""
-        schema, answers = self.schema, [self.echo(values) for values in inputs]
+        schema, predictions = self.schema, [self.echo(values) for values in inputs]
         made = [schema.row(schema.check(values, "the input"), "the input") for values in inputs]
         if not (rows := [row for row in made if row is not None]):
-            return answers
+            return predictions
         table = datasets.Dataset.from_list(rows)
         warn_of_long(self.task.lengths(model.tokenizer, table).tolist(), model.max_length)
         logits = model.predictions(table)["logits"]
         probabilities = iter(np.exp(log_softmax(logits)).tolist())
-        for answer, row in zip(answers, made, strict=True):
+        for prediction, row in zip(predictions, made, strict=True):
             if row is not None:
-                answer |= self._label(next(probabilities))
-        return answers
+                prediction |= self._label(next(probabilities))
+        return predictions
 
-    def _label(self, probabilities: Sequence[float]) -> Answer:
+    def _label(self, probabilities: Sequence[float]) -> Prediction:
         order = sorted(range(len(probabilities)), key=lambda label: -probabilities[label])
         by_label = {self.task.labels[label]: round(probabilities[label], 6) for label in order}
         best = self.task.labels[order[0]]
         return {"label": best, "probability": by_label[best], "probabilities": by_label}
 
-    def cells(self, answer: Answer) -> dict[str, str]:
+    def cells(self, prediction: Prediction) -> dict[str, str]:
         """Return the label and its probability."""
-        if "label" not in answer:
+        if "label" not in prediction:
             return {"label": "", "probability": ""}
-        return {"label": answer["label"], "probability": f"{answer['probability']:.4f}"}
+        return {"label": prediction["label"], "probability": f"{prediction['probability']:.4f}"}
 
-    def details(self, answer: Answer) -> tuple[list[str], list[list[str]]]:
+    def details(self, prediction: Prediction) -> tuple[list[str], list[list[str]]]:
         """Return the probability of each label, the highest first."""
-        rows = [[label, f"{value:.4f}"] for label, value in answer.get("probabilities", {}).items()]
+        rows = [[label, f"{value:.4f}"] for label, value in prediction.get("probabilities", {}).items()]
         return ["label", "probability"], rows

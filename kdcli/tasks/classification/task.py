@@ -22,7 +22,7 @@ from kdcli.tasks.classification.rows import ClassificationRows
 from kdcli.tasks.classification.spec import SPEC
 from kdcli.tasks.classification.trivial import TfidfClassifier
 from kdcli.tasks.encoded import Encoded, padded
-from kdcli.tasks.mistakes import COMPARED, Answers, mistakes
+from kdcli.tasks.mistakes import COMPARED, RowPredictions, mistakes
 from kdcli.tasks.rows import RowSchema
 from kdcli.tasks.trivial import TrivialModel
 
@@ -211,9 +211,11 @@ class Classification(Task):
         texts = rows["text"]
         pairs = rows["text_pair"] if "text_pair" in rows.column_names else None
 
-        def answers(log_p: np.ndarray) -> Answers:
+        def of_rows(log_p: np.ndarray) -> RowPredictions:
             predicted = log_p.argmax(1)
-            return Answers(lambda row: self.labels[predicted[row]], np.exp(log_p.max(1)), predicted == labels)
+            return RowPredictions(
+                lambda row: self.labels[predicted[row]], np.exp(log_p.max(1)), predicted == labels
+            )
 
         apart = np.zeros(len(labels))
         if "teacher" in log_p:
@@ -221,7 +223,7 @@ class Classification(Task):
         return mistakes(
             lambda row: texts[row] if pairs is None else f"{texts[row]}\n{pairs[row]}",
             lambda row: self.labels[labels[row]],
-            {name: answers(each) for name, each in log_p.items()},
+            {name: of_rows(each) for name, each in log_p.items()},
             apart,
         )
 

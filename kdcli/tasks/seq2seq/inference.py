@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import datasets
 
-from kdcli.tasks.inference import Answer, Inference, Model, Values, warn_of_long
+from kdcli.tasks.inference import Inference, Model, Prediction, Values, warn_of_long
 
 
 class Seq2SeqInference(Inference):
@@ -19,9 +19,9 @@ class Seq2SeqInference(Inference):
         """`source`."""
         return {"source": self.cfg.source or "source"}
 
-    def answers(
+    def predict(
         self, inputs: Sequence[Values], model: Model, max_new_tokens: int | None = None
-    ) -> list[Answer]:
+    ) -> list[Prediction]:
         """Return the target of each source, which is cleaned as the run's were. A source of which nothing is left has an empty one."""
         made = [self.schema.row(self.schema.check(values, "the input"), "the input") for values in inputs]
         rows = [row for row in made if row is not None]
@@ -32,10 +32,10 @@ class Seq2SeqInference(Inference):
         texts = [next(replies).text if row is not None else "" for row in made]
         return [self.echo(values) | {"target": text} for values, text in zip(inputs, texts, strict=True)]
 
-    def cells(self, answer: Answer) -> dict[str, str]:
+    def cells(self, prediction: Prediction) -> dict[str, str]:
         """Return the target."""
-        return {"target": answer["target"]}
+        return {"target": prediction["target"]}
 
-    def details(self, answer: Answer) -> tuple[list[str], list[list[str]]]:
+    def details(self, prediction: Prediction) -> tuple[list[str], list[list[str]]]:
         """Return the target."""
-        return [], [[answer["target"]]]
+        return [], [[prediction["target"]]]

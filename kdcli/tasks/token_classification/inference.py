@@ -11,7 +11,7 @@ import numpy as np
 
 from kdcli.errors import DataError, shown
 from kdcli.tasks.classification.task import log_softmax
-from kdcli.tasks.inference import Answer, Inference, Model, Values
+from kdcli.tasks.inference import Inference, Model, Prediction, Values
 from kdcli.tasks.rows import IGNORE, fold_white_space, require_text
 from kdcli.tasks.token_classification.scheme import entities
 from kdcli.tasks.token_classification.spans import literal, words_of
@@ -53,9 +53,9 @@ class TokenClassificationInference(Inference):
             value = " ".join(words)
         return (require_text(value, "the text", where),)
 
-    def answers(
+    def predict(
         self, inputs: Sequence[Values], model: Model, max_new_tokens: int | None = None
-    ) -> list[Answer]:
+    ) -> list[Prediction]:
         """Run one forward pass over all texts. Words beyond `max_length` tokens are in no entity."""
         split = [self._words(text) for (text,) in inputs]
         rows = _rows(split)
@@ -112,14 +112,14 @@ class TokenClassificationInference(Inference):
             first += count
         return spans
 
-    def cells(self, answer: Answer) -> dict[str, str]:
+    def cells(self, prediction: Prediction) -> dict[str, str]:
         """Return the entities, each with its type."""
-        return {"entities": "; ".join(f"{each['text']} ({each['type']})" for each in answer["entities"])}
+        return {"entities": "; ".join(f"{each['text']} ({each['type']})" for each in prediction["entities"])}
 
-    def details(self, answer: Answer) -> tuple[list[str], list[list[str]]]:
+    def details(self, prediction: Prediction) -> tuple[list[str], list[list[str]]]:
         """Return the entities, a row each."""
         columns = ["text", "type", "start", "end", "probability"]
-        return columns, [[str(entity[key]) for key in columns] for entity in answer["entities"]]
+        return columns, [[str(entity[key]) for key in columns] for entity in prediction["entities"]]
 
 
 def _rows(texts: Sequence[_Words]) -> datasets.Dataset:

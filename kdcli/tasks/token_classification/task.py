@@ -21,7 +21,7 @@ from kdcli.tasks.base import Predictions, Task
 from kdcli.tasks.calibration import calibration
 from kdcli.tasks.classification.task import CHUNK, Classification, log_softmax
 from kdcli.tasks.encoded import Encoded, padded
-from kdcli.tasks.mistakes import COMPARED, Answers, mistakes
+from kdcli.tasks.mistakes import COMPARED, RowPredictions, mistakes
 from kdcli.tasks.rows import IGNORE
 from kdcli.tasks.token_classification.presentation import PRESENTATION
 from kdcli.tasks.token_classification.rows import TokenClassificationRows
@@ -252,16 +252,18 @@ class TokenClassification(Classification):
             return named
 
         gold = entities_of(predictions["student"].labels)
-        answers, log_p = {}, {name: log_softmax(each["logits"]) for name, each in own.items()}
+        by_model, log_p = {}, {name: log_softmax(each["logits"]) for name, each in own.items()}
         for name, each in log_p.items():
             named = entities_of(each.argmax(1))
             right = np.asarray([named(row) == gold(row) for row in range(len(counts))])
-            answers[name] = Answers(named, np.exp(np.minimum.reduceat(each.max(1), ends - counts)), right)
+            by_model[name] = RowPredictions(
+                named, np.exp(np.minimum.reduceat(each.max(1), ends - counts)), right
+            )
         apart = np.zeros(len(counts))
         if "teacher" in log_p:
             distance = np.abs(np.exp(log_p["teacher"]) - np.exp(log_p["student"])).sum(1) / 2
             apart = np.maximum.reduceat(distance, ends - counts)
-        return mistakes(lambda row: " ".join(words[row]), gold, answers, apart)
+        return mistakes(lambda row: " ".join(words[row]), gold, by_model, apart)
 
     def trivial(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> TrivialModel | None:
         """Return the most frequent tag of each word."""
