@@ -120,11 +120,11 @@ class RuntimeModel(Model):
         prompts = [text for (text,) in self.task.inputs(rows, self.tokenizer)]
         ids = tokenize_prompts(self.tokenizer, prompts, special=not self.task.chat)
         ids = [row[-self.max_length :] for row in ids]
-        answers = [self.complete(row, max_new_tokens) for row in ids]
-        texts = continued(self.tokenizer, ids, answers)
+        completions = [self.complete(row, max_new_tokens) for row in ids]
+        texts = continued(self.tokenizer, ids, completions)
         return [
-            Reply(text, answer[-1:] != [] and answer[-1] in self._ends)
-            for text, answer in zip(texts, answers, strict=True)
+            Reply(text, completion[-1:] != [] and completion[-1] in self._ends)
+            for text, completion in zip(texts, completions, strict=True)
         ]
 
     def complete(
