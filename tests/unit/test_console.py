@@ -39,7 +39,8 @@ class Clock:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
-    """Stdout as a terminal of 80 columns without colour."""
+    """Stdout as a terminal of 80 columns without colour, outside a CI service."""
+    monkeypatch.delenv("CI", raising=False)
     stream = Terminal()
     monkeypatch.setattr(
         console, "out", Console(file=stream, width=80, force_terminal=True, color_system=None)
