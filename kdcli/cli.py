@@ -524,16 +524,23 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 def _guarded(command: Callable[[], int]) -> int:
-    """Run a command without Hydra, and return its exit code; an error becomes its message."""
+    """Run a command without Hydra, and return its exit code. Every exception becomes one message."""
     from kdcli import console
     from kdcli.errors import KDError
 
     console.setup_logging()
     try:
         return command()
+    except BrokenPipeError:  # the reader of stdout wants no more: click ends quietly
+        raise
     except KDError as error:
-        console.error(error.message)
-        return error.exit_code
+        failure = error
+    except Exception as error:
+        from kdcli.launch.hydra_errors import failure_of
+
+        failure = failure_of(error)
+    console.error(failure.message)
+    return failure.exit_code
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 from typing_extensions import TypedDict
 
 from kdcli.config.types import Dtype
@@ -106,8 +106,54 @@ class DatasetResult(Part):
     fingerprint: str
     dropped: dict[str, int] = {}
     """Rows that were dropped from the source, by reason."""
-    answers_left_out: dict[str, int] = {}
+    dropped_completions: dict[str, int] = Field(
+        {}, validation_alias=AliasChoices("dropped_completions", "answers_left_out")
+    )
     """Completions of the teacher that were dropped, by reason."""
+
+
+class EndpointResult(Part):
+    """The queries of a remote teacher, and what became of its answers. An unknown value is null."""
+
+    base_url: str
+    model: str
+    parameters: dict[str, Any] = {}
+    """The sampling parameters that were sent."""
+    questions: int
+    """Rows, or parts of them, that the run needed answers to."""
+    from_ledger: int
+    """Questions that were answered by the ledger, without a request."""
+    requests: int
+    """HTTP requests of all processes of the run, repeated ones included."""
+    retries: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+    """The cost of the requests by the prices in the config; null: no price is set."""
+    refused: int
+    """Rows that the model refused to answer."""
+    unparsable: int
+    """Rows whose answers hold no label."""
+    dropped: dict[str, int] = {}
+    """Rows or completions that were dropped, by reason."""
+    training_rows: int = Field(validation_alias=AliasChoices("training_rows", "learnt"))
+    """Rows that the student is trained on."""
+    shots: int
+    """Examples in each prompt."""
+    agreement: dict[str, Any]
+    """The training rows with a gold label or a reference (`gold`), and the share that the teacher labels so (`accuracy`) or its ROUGE-L
+    (`rouge_l`)."""
+    answers: list[dict[str, Any]] = []
+    """A sample of the answers, with their questions and, of a classifier, the probabilities of the labels and the gold label; `dropped`: why
+    an answer was."""
+    soft_labels: str | None = None
+    """A classifier: how its probabilities were read: logprobs, samples or one_hot."""
+    missing_mass: float | None = None
+    """The mean probability on tokens that begin no label."""
+    letters: dict[str, str] | None = Field(None, validation_alias=AliasChoices("letters", "asked_for"))
+    """The labels by the letters that were requested in their stead; null: they were requested by their names."""
+    smoothing: float | None = None
+    """What smooths one-hot and sampled labels; null: they are log-probabilities."""
 
 
 class StageTime(TypedDict):
@@ -221,6 +267,8 @@ class Report(Result):
     models: dict[str, ModelResult]
     assistants: dict[str, ModelResult]
     verdict: Verdict
+    endpoint: EndpointResult | None = None
+    """A remote teacher; absent: the teacher is local."""
 
     @field_validator("models")
     @classmethod

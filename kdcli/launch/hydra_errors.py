@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -42,6 +43,12 @@ def failure_of(error: BaseException, folder: Path | None = None) -> KDError:
         return error
     if refused := storage_error(error, *folders, cache_folder(), Path(tempfile.gettempdir())):
         return refused
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name = str(error.filename or "a path")
+        return ConfigError(
+            f"{abbreviated(name)} is too long for a path ({len(name):,} characters; file systems allow names of 255 bytes and paths of "
+            "4,096): give a shorter one"
+        )
     if os.environ.get("KDCLI_DEBUG"):
         traceback.print_exception(error)
     quoted = abbreviated(next(iter(str(error).strip().splitlines()), "no text"), LONGEST_QUOTE)

@@ -345,7 +345,7 @@ def _dataset(run: Run, teacher_data: TeacherData) -> dict[str, Any]:
         "validation": len(data["validation"]),
         "test": len(data["test"]),
         "fingerprint": data.fingerprint,
-        **({"answers_left_out": dict(teacher_data.dropped)} if teacher_data.dropped else {}),
+        **({"dropped_completions": dict(teacher_data.dropped)} if teacher_data.dropped else {}),
         **run.task.dataset_summary(run.cfg.dataset, data.dropped),
     }
 

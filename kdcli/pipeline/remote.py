@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -182,11 +183,19 @@ def _extra(usage: Usage) -> str:
     return f"{usage.requests:,} requests{cost}"
 
 
+def _usage_file(run: Run) -> Path:
+    """Return the file that sums the usage; a run that an earlier version began has it by its former name."""
+    path, former = run.folder / "usage.json", run.folder / "asked.json"
+    if run.state.is_main_process and former.exists() and not path.exists():
+        former.replace(path)
+    return path
+
+
 @contextmanager
 def _billed(run: Run, remote: RemoteTeacher) -> Iterator[Callable[[], None]]:
-    """Add the usage of this process to asked.json, which sums it over all processes of the run: every `BILLED` calls of what is
+    """Add the usage of this process to usage.json, which sums it over all processes of the run: every `BILLED` calls of what is
     yielded, and at the end."""
-    path = run.folder / "asked.json"
+    path = _usage_file(run)
     earlier = read_or_restart(path, dict[str, float], {})
     before = {key: value - remote.billed.get(key, 0) for key, value in earlier.items()}
     calls = itertools.count(1)
@@ -229,7 +238,7 @@ def scores_shown(run: Run, stage: console.ProgressStage) -> Iterator[None]:
 
 def endpoint_report(run: Run, remote: RemoteTeacher, teacher_data: TeacherData) -> dict[str, Any]:
     """Return the report's section on a remote teacher."""
-    bill = read_or_restart(run.folder / "asked.json", dict[str, float], {})
+    bill = read_or_restart(_usage_file(run), dict[str, float], {})
     described = remote.describe()
     return described | {
         "requests": bill["requests"],
@@ -239,7 +248,7 @@ def endpoint_report(run: Run, remote: RemoteTeacher, teacher_data: TeacherData) 
         "completion_tokens": bill["completion_tokens"],
         "cost": bill.get("cost"),
         "dropped": dict(teacher_data.dropped),
-        "learnt": len(teacher_data.rows),
+        "training_rows": len(teacher_data.rows),
         "agreement": _agreement(run, remote),
         "answers": remote.sampled_answers(),
     }

@@ -55,7 +55,7 @@ def _endpoint(endpoint: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "refused rows", f"{endpoint['refused']:,}"
     yield "unparsable rows", f"{endpoint['unparsable']:,}"
     yield from ((f"dropped: {why}", f"{count:,}") for why, count in endpoint["dropped"].items())
-    yield "rows learned", f"{endpoint['learnt']:,}"
+    yield "rows learned", f"{endpoint['training_rows']:,}"
     agreement = endpoint["agreement"]
     if agreement.get("accuracy") is not None:
         yield (
@@ -73,10 +73,10 @@ def _endpoint(endpoint: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "smoothing", str(endpoint["smoothing"])
         if endpoint["missing_mass"] is not None:
             yield "probability on no label's token", f"{100 * endpoint['missing_mass']:.1f} %"
-        if endpoint["asked_for"]:
+        if endpoint["letters"]:
             yield (
                 "requested letters",
-                ", ".join(f"{letter} = {label}" for letter, label in endpoint["asked_for"].items()),
+                ", ".join(f"{letter} = {label}" for letter, label in endpoint["letters"].items()),
             )
     yield "examples shown", f"{endpoint['shots']:,}"
 
@@ -88,7 +88,7 @@ def _answers(endpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
         labels = sorted((answer.get("labels") or {}).items(), key=lambda item: -item[1])
         lines = [(name, f"{100 * share:.1f} %") for name, share in labels[:5]]
         lines += [("gold", answer["gold"])] if "gold" in answer else []
-        lines += [("dropped", answer["left_out"])] if "left_out" in answer else []
+        lines += [("dropped", answer["dropped"])] if "dropped" in answer else []
         answers.append(
             {
                 "question": truncate_text(answer["question"]),

@@ -335,7 +335,7 @@ def test_labels_that_begin_alike(
     status, run = ask(served(reply), f"dataset.path={alike}", "control=false", "teacher.shots=2")
     assert status == 0
     report = report_of(run)
-    assert report["endpoint"]["asked_for"] == {"A": "very bad", "B": "very good"}
+    assert report["endpoint"]["letters"] == {"A": "very bad", "B": "very good"}
     assert report["models"]["teacher"]["score"] > 0.9
     require_words(caplog.text, "'very bad'", "'very good'", "A = very bad")
 
@@ -358,7 +358,7 @@ def test_tokens_that_begin_alike(
     host = served(reply)
     status, run = ask(host, f"dataset.path={alike}", "control=false")
     assert status == 0
-    assert report_of(run)["endpoint"]["asked_for"] == {"A": "nasty", "B": "neat"}
+    assert report_of(run)["endpoint"]["letters"] == {"A": "nasty", "B": "neat"}
     require_words(caplog.text, "90%", "parrot", "A = nasty")
     assert len(host.bodies) == ROWS + 16
 
@@ -661,7 +661,7 @@ def test_several_answers_filtered(
         "truncated by rollout.max_new_tokens": 44,
     }
     assert {(body["n"], body["max_tokens"], body["temperature"]) for body in host.bodies} == {(7, 9, 0.8)}
-    assert report_of(run)["endpoint"]["learnt"] == 44
+    assert report_of(run)["endpoint"]["training_rows"] == 44
 
 
 @pytest.mark.parametrize("form", ["messages", "pairs"])
@@ -824,6 +824,6 @@ def test_answers_of_a_real_server(ask: Any, smollm: Any, student: Path, tmp_path
     assert status == 0
     rows = rollouts_of(run)
     asked = report_of(run)["endpoint"]
-    assert 0 < asked["learnt"] == len(rows)
+    assert 0 < asked["training_rows"] == len(rows)
     assert 2 * 6 <= len(rows) + sum(asked["dropped"].values()) <= 2 * (6 + 2)
     assert all(row["completion"] for row in rows)

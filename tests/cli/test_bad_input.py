@@ -21,8 +21,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.commands import edit, naming, refusal, require_one_message, require_words
 from support.tiny import into_hub, sentences, write_csv
+from typer.testing import CliRunner
 
 from kdcli import rundir
+from kdcli.cli import app
 from kdcli.config.trainer import Trainer
 from kdcli.errors import ConfigError
 from kdcli.launch.run import launch
@@ -210,6 +212,22 @@ def test_options_of_the_launcher(kdcli: Kdcli, tmp_path: Path) -> None:
         require_words(done.stderr, *words)
         assert "Traceback" not in done.stderr
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words", [("export", "run={}"), ("predict", "{}", "a film"), ("compare", "{}", "{}"), ("init", "{}")]
+)
+@pytest.mark.parametrize(
+    "path", ["a" * 5000, "/".join(["b" * 250] * 16 + ["c" * 60])], ids=["a name", "names"]
+)
+def test_a_path_that_no_file_system_takes(
+    words: tuple[str, ...], path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A path that is too long ends in a traceback, and in exit code 1, as if it were a defect."""
+    done = CliRunner().invoke(app, [word.format(path) for word in words])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
 
 
 def test_no_config_folder_and_no_run_to_repeat(refused: Refused, here: Path) -> None:

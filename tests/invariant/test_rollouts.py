@@ -162,7 +162,7 @@ def test_a_teacher_writes_what_the_student_learns(distil: Distil, voice: Path) -
     own = [(row["prompt"], text) for row, (text, whole) in zip(train, replies, strict=True) if whole]
     assert [(row["prompt"], row["completion"]) for row in rows] == own
     assert 40 < len(rows) < len(train) == 88
-    told = json.loads((run / "report.json").read_text())["dataset"]["answers_left_out"]
+    told = json.loads((run / "report.json").read_text())["dataset"]["dropped_completions"]
     assert told == {"truncated by rollout.max_new_tokens": 88 - len(rows)}
     assert "answers left out: truncated by rollout.max_new_tokens" in (run / "report.html").read_text()
     before = distil("before", "pairs", "loss.soft_label.weight=0.0001", "control=true", "dataset.chat=true")
@@ -178,7 +178,7 @@ def test_a_teacher_that_comes_to_no_end(distil: Distil, capsys: pytest.CaptureFi
     message = require_one_message(capsys.readouterr().err)
     require_words(message, "rollout.max_new_tokens", "2", "88 of the teacher's 88 completions")
     run = distil("some", "pairs", "rollout=teacher", *WHOLE, "rollout.max_new_tokens=7")
-    (count,) = json.loads((run / "report.json").read_text())["dataset"]["answers_left_out"].values()
+    (count,) = json.loads((run / "report.json").read_text())["dataset"]["dropped_completions"].values()
     assert 9 <= count < 80
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     require_words("\n".join(warnings), "rollouts", f"{count} of 88 completions", "rollout.max_new_tokens")

@@ -495,7 +495,7 @@ class OpenAITeacher(RemoteTeacher):
             described |= {
                 "soft_labels": self.soft_labels,
                 "missing_mass": float(np.mean(missing)) if missing else None,
-                "asked_for": dict(zip(LETTERS, self.task.labels, strict=False))
+                "letters": dict(zip(LETTERS, self.task.labels, strict=False))
                 if self.labels.lettered
                 else None,
                 "smoothing": self.smoothing if self.soft_labels != "logprobs" else None,
@@ -516,7 +516,7 @@ class OpenAITeacher(RemoteTeacher):
             if row.get("label", IGNORE) != IGNORE:
                 answer["gold"] = self.task.labels[row["label"]]
             if row["id"] in self.unanswered:
-                answer["left_out"] = self.unanswered[row["id"]]["status"]
+                answer["dropped"] = self.unanswered[row["id"]]["status"]
             answers.append(answer)
         return answers
 

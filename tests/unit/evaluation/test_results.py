@@ -91,6 +91,30 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read(path, Report, "").as_json() == {"schema": SCHEMA, **REPORT}
 
 
+def test_entries_are_read_under_their_former_names(tmp_path: Path) -> None:
+    """The counts of an earlier version's report are lost, or it is refused, since entries have been renamed."""
+    endpoint = dict.fromkeys(
+        ("questions", "from_ledger", "requests", "retries", "prompt_tokens", "completion_tokens"), 1
+    )
+    endpoint |= {
+        "base_url": "http://x",
+        "model": "m",
+        "cost": None,
+        "refused": 0,
+        "unparsable": 0,
+        "shots": 0,
+        "agreement": {},
+    }
+    former = {
+        **REPORT,
+        "dataset": REPORT["dataset"] | {"answers_left_out": {"cut off": 3}},
+        "endpoint": endpoint | {"learnt": 40, "asked_for": {"A": "bad"}},
+    }
+    report = read(written(tmp_path, {"schema": 1, **former}), Report, "").as_json()
+    assert report["dataset"]["dropped_completions"] == {"cut off": 3}
+    assert (report["endpoint"]["training_rows"], report["endpoint"]["letters"]) == (40, {"A": "bad"})
+
+
 @pytest.mark.parametrize("version", [SCHEMA + 1, 99])
 def test_a_newer_file_is_refused_by_name(version: int, tmp_path: Path) -> None:
     """Read as far as it can be understood, it would give figures that mean something else."""
