@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-chat demo test test-faults test-architectures test-devices test-served test-docs test-dist checks format schemas docs dist constraints same bench clean
+.PHONY: help setup setup-chat demo test test-faults test-long test-architectures test-devices test-served test-docs test-dist checks format schemas docs dist constraints same bench clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test: setup ## Run the tests, in two processes
 test-faults: setup ## Kills, torn files, full disks, hostile and spoiled input: 40 minutes; KDCLI_SEEDS=A,B,C repeats a run
 	@seeds="$${KDCLI_SEEDS:-1,2,$$(date +%s)}"; echo "KDCLI_SEEDS=$$seeds"; KDCLI_SEEDS="$$seeds" \
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m faults --numprocesses 2 --dist worksteal
+
+test-long: setup ## What takes long and has a shorter sibling in `make test`: several processes, further seeds, real servers: 5 minutes
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m long --numprocesses 2 --dist worksteal
 
 test-architectures: setup ## Load every decoder architecture of transformers, tiny, and compare its outputs with its own logits
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m architectures --numprocesses 2 --dist worksteal

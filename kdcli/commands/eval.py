@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
-from transformers import PreTrainedTokenizerBase
 
 from kdcli import console
 from kdcli.config.schema import Eval as Config
@@ -24,6 +23,7 @@ from kdcli.evaluation.models import Evaluator, recorded_models, recorded_reading
 from kdcli.evaluation.predict import (
     in_student_tokens,
     open_checkpoint,
+    open_teacher,
     outputs_by_row,
     prepared,
     require_device,
@@ -42,7 +42,6 @@ from kdcli.models.checkpoint import (
     load_config,
     load_tokenizer,
     model_labels,
-    shared_token_count,
 )
 from kdcli.report.outcome import outcome
 from kdcli.report.tables import eval_table
@@ -51,8 +50,6 @@ from kdcli.rundir import saved_config, unanswered
 from kdcli.tasks import task_class, task_of
 from kdcli.tasks.base import Task
 from kdcli.tasks.labels import matcher
-from kdcli.teachers.base import Teacher
-from kdcli.teachers.local import LocalTeacher
 
 
 def evaluate(cfg: Config, folder: Path) -> int:
@@ -130,7 +127,7 @@ def _evaluate_checkpoints(
                 model, tokenizer = open_checkpoint(source, task, length)
                 compared = name != "teacher" and "teacher" in sources and task.writes and shared
                 if compared and teacher_outputs is None:
-                    teacher = _teacher(sources["teacher"], tokenizer, task, length)
+                    teacher = open_teacher(sources["teacher"], tokenizer, task, length)
                     teacher_outputs = outputs_by_row(teacher, rows)
                 convert = None
                 if name == "teacher" and "student" in sources:
@@ -198,12 +195,3 @@ def _subjects(cfg: Config, run: Path | None) -> tuple[Path | None, dict[str, Che
         return None, {"model": find(CheckpointConfig.model_validate(given), "model")}
     assert run is not None  # the schema asks for one of the three
     return None, recorded_models(run, cfg.trust_remote_code)
-
-
-def _teacher(source: Checkpoint, student: PreTrainedTokenizerBase, task: Task, max_length: int) -> Teacher:
-    """Return a language model whose outputs are truncated to the student's vocabulary."""
-    teacher = LocalTeacher(task.batch)
-    teacher.open(source, task, max_length, "fp32")
-    if (count := shared_token_count(teacher.tokenizer, student)) is not None:
-        teacher.truncate_vocabulary(count)
-    return teacher

@@ -26,11 +26,13 @@ from kdcli.models.checkpoint import (
     load_tokenizer,
     parameters,
     same_vocabulary,
+    shared_token_count,
 )
 from kdcli.rundir import REPORT
 from kdcli.signals import AnySignal
 from kdcli.tasks.base import Predictions, Task
 from kdcli.teachers.base import Teacher
+from kdcli.teachers.local import LocalTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,17 @@ def open_checkpoint(
     """Load a checkpoint that has a head for the task, and its tokenizer."""
     model = load_ready(source, task)
     return model, load_tokenizer(source, model, max_length)
+
+
+def open_teacher(
+    source: Checkpoint, student: PreTrainedTokenizerBase, task: Task, max_length: int
+) -> Teacher:
+    """Load a language model whose outputs are truncated to the vocabulary that it shares with a student."""
+    teacher = LocalTeacher(task.batch)
+    teacher.open(source, task, max_length, "fp32")
+    if (count := shared_token_count(teacher.tokenizer, student)) is not None:
+        teacher.truncate_vocabulary(count)
+    return teacher
 
 
 def prepared(

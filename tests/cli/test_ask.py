@@ -800,6 +800,7 @@ def test_labels_of_a_real_server(ask: Any, smollm: Any) -> None:
     assert (status, report_of(again)["endpoint"]["requests"]) == (0, 0)
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_structured_output_of_a_real_server(ask: Any, smollm: Any) -> None:
     """A schema that only a server of the tests understands: labels are lost, or the run is refused."""
@@ -814,6 +815,7 @@ def test_structured_output_of_a_real_server(ask: Any, smollm: Any) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_answers_of_a_real_server(ask: Any, smollm: Any, student: Path, tmp_path: Path) -> None:
     """Several answers to each prompt, and further prompts, of a server that nobody has written for this test."""

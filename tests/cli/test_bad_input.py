@@ -688,8 +688,11 @@ def test_remote_code_runs_when_the_config_says_so(
     assert done.returncode == 0, done.stderr
     brief = ["run=mine", "measure.latency_runs=2", "measure.throughput_seconds=0.05", "measure.max_texts=8"]
     loose = ["measure.request_rates=[]", "hardware.precisions=[fp32]"]
-    done = kdcli("eval", *brief, HF_HOME=str(tmp_path / "hf"))
-    require_words(done.stderr, "custom code", "trust_remote_code=true")
+    require_words(
+        refused(f"run={tmp_path / 'mine'}", *brief[1:], command="eval"),
+        "custom code",
+        "trust_remote_code=true",
+    )
     for command, more in ("eval", ["measure=null"]), ("export", loose):
         done = kdcli(command, *brief, *more, "trust_remote_code=true", HF_HOME=str(tmp_path / "hf"))
         assert done.returncode == 0, done.stderr

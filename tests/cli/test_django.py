@@ -14,6 +14,7 @@ from kdcli.data.dataset import load
 from kdcli.launch.run import launch
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_djangos_messages_at_reduced_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold_cache: ColdCache, capsys

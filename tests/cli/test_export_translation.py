@@ -120,6 +120,7 @@ def test_predict_translates_as_was_measured(run: Path, exported: Path) -> None:
         assert answers == [{"source": row["source"], "target": row["text"]} for row in rows]
 
 
+@pytest.mark.long
 def test_a_checkpoint_for_servers(run: Path) -> None:
     """A folder whose texts nobody compared, or whose lines write others."""
     assert launch("export", [f"run={run}", "hardware=cuda", *QUICK]) == 0
@@ -160,6 +161,7 @@ def test_a_wrong_start_of_text_fails_the_export(
     assert (own / "export" / "cpu" / "onnx").is_dir()
 
 
+@pytest.mark.long
 def test_one_spoiled_artifact_fails_alone(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

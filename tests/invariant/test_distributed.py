@@ -13,6 +13,7 @@ from support.tiny import language_model_options, speaker, talk
 from test_sharded import in_processes
 
 
+@pytest.mark.long
 def test_processes_wait_for_a_long_evaluation_and_end_with_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,7 @@ def close_to_learnt(one: Path, two: Path) -> bool:
     )
 
 
+@pytest.mark.long
 def test_one_process_is_two_processes(
     distil: Distil, small: list[str], tmp_path: Path, notes: Callable[[str], Path]
 ) -> None:
@@ -113,6 +114,7 @@ def test_one_process_is_two_processes(
     assert close_to_learnt(alone, both)
 
 
+@pytest.mark.long
 def test_two_processes_killed_and_continued_are_one_uninterrupted(
     distil: Distil, small: list[str], tmp_path: Path, notes: Callable[[str], Path]
 ) -> None:

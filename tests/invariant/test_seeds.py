@@ -48,6 +48,7 @@ def test_a_seed_trains_what_a_run_of_that_seed_trains(distil: Distil) -> None:
     assert read(run / "env.json")["seeds"]["student@1"] == read(alone / "env.json")["seeds"]["student"]
 
 
+@pytest.mark.long
 def test_killed_in_the_second_seed_and_continued(distil: Distil, small: list[str], tmp_path: Path) -> None:
     """A run that was killed trains a finished seed again, or goes on with the random numbers of another one."""
     killed = tmp_path / "killed"
@@ -87,6 +88,7 @@ def test_the_teacher_is_tuned_once(distil: Distil, body: Path) -> None:
     assert [(each["seed"], each["control"]) for each in report["verdict"]["seeds"]] == [(3, None), (1, None)]
 
 
+@pytest.mark.long
 def test_stages_and_rounded_weights_under_several_seeds(distil: Distil) -> None:
     """A stage of a further seed that begins from the model of the first one, or writes over it."""
     hidden = "kdcli.losses.hidden_states.HiddenStates"

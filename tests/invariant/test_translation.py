@@ -131,6 +131,7 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
+@pytest.mark.long
 def test_one_process_is_two_processes(
     distil: Distil, options: list[str], tmp_path: Path, cold_cache: ColdCache
 ) -> None:
