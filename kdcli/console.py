@@ -180,9 +180,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         heading = Text(title, "bold not italic") if title else None
         view = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD)
         view.pad_edge, view.show_edge, view.padding = False, False, (0, 1, 0, 0)
-        for column, number in zip(columns, right, strict=True):
-            justify: Literal["left", "right"] = "right" if number else "left"
-            view.add_column(Text(column), justify=justify, no_wrap=number, overflow="fold")
+        for column, numeric in zip(columns, right, strict=True):
+            justify: Literal["left", "right"] = "right" if numeric else "left"
+            view.add_column(Text(column), justify=justify, no_wrap=numeric, overflow="fold")
         for row in rows:
             view.add_row(*map(Text, row))
         out.print(view, soft_wrap=False)

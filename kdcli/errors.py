@@ -227,9 +227,9 @@ LONGEST_NAME = 100
 """The most characters of a name for which a correction is suggested."""
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, names: Iterable[str]) -> str:
     """`; did you mean X?` if a known name is similar, else an empty string; very long names are not compared."""
     if len(word) > LONGEST_NAME:
         return ""
-    close = difflib.get_close_matches(word, [name for name in known if len(name) <= LONGEST_NAME], n=1)
+    close = difflib.get_close_matches(word, [name for name in names if len(name) <= LONGEST_NAME], n=1)
     return f"; did you mean {close[0]}?" if close else ""

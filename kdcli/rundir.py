@@ -231,8 +231,8 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in tree.items():
             yield from leaves(value, f"{path}.{key}".lstrip("."))
     elif isinstance(tree, list):
-        for number, value in enumerate(tree):
-            yield from leaves(value, f"{path}.{number}")
+        for index, value in enumerate(tree):
+            yield from leaves(value, f"{path}.{index}")
     else:
         yield path, tree
 

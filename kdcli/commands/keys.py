@@ -34,9 +34,9 @@ def show_keys(words: Sequence[str], as_json: bool, config_dir: Path | None = Non
         raise ConfigError(
             f"{abbreviated(' '.join(prefixes))}: expected one key or the beginning of one; give one at a time"
         )
-    known = all_keys({group: None if option == "null" else option for group, option in options.items()})
+    candidates = all_keys({group: None if option == "null" else option for group, option in options.items()})
     prefix = prefixes[0] if prefixes else ""
-    chosen = _chosen(prefix, known) if prefix else known
+    chosen = _chosen(prefix, candidates) if prefix else candidates
     if as_json:
         console.say(json.dumps([key.as_json() for key in chosen], ensure_ascii=False, indent=2))
     elif prefix:
@@ -48,16 +48,16 @@ def show_keys(words: Sequence[str], as_json: bool, config_dir: Path | None = Non
     return ExitCode.DONE
 
 
-def _chosen(prefix: str, known: Sequence[Key]) -> list[Key]:
+def _chosen(prefix: str, candidates: Sequence[Key]) -> list[Key]:
     """Return the keys that a prefix matches, or else those whose last part it is.
 
     Raises:
         ConfigError: there is none.
     """
-    matching = keys_below(prefix, known)
-    matching = matching or [key for key in known if key.name.rpartition(".")[2] == prefix]
+    matching = keys_below(prefix, candidates)
+    matching = matching or [key for key in candidates if key.name.rpartition(".")[2] == prefix]
     if not matching:
-        raise no_such_key(prefix, known)
+        raise no_such_key(prefix, candidates)
     return matching
 
 

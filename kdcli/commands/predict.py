@@ -90,10 +90,10 @@ def _texts(
     predictor: Predictor, inputs: Sequence[Values], out: Path, max_new_tokens: int | None
 ) -> Iterator[tuple[str, int]]:
     """Return the text of each chunk of predictions, and the number of inputs that are done."""
-    for number, predictions in enumerate(predictor.chunks(inputs, max_new_tokens)):
-        done = number * CHUNK + len(predictions)
+    for index, predictions in enumerate(predictor.chunks(inputs, max_new_tokens)):
+        done = index * CHUNK + len(predictions)
         if out.suffix.lower() in CSV_SUFFIXES:
-            yield csv_lines(predictor, predictions, header=not number), done
+            yield csv_lines(predictor, predictions, header=not index), done
         else:
             yield "".join(f"{json_line(prediction)}\n" for prediction in predictions), done
 

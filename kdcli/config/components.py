@@ -58,8 +58,8 @@ def check_classes(annotation: Any, value: Any, path: str) -> Iterator[str]:
             for key, inner in value.items():
                 yield from check_classes(item_annotation(annotation), inner, join_key(path, key))
     elif isinstance(value, list | tuple):
-        for number, inner in enumerate(value):
-            yield from check_classes(item_annotation(annotation), inner, join_key(path, number))
+        for index, inner in enumerate(value):
+            yield from check_classes(item_annotation(annotation), inner, join_key(path, index))
 
 
 def check_component(

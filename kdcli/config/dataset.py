@@ -311,7 +311,7 @@ class Dataset(Section):
         if (both := set(self.labels or ()) & set(self.no_label)) and self.no_label != NO_LABEL:
             raise ValueError(f"labels and no_label: both have {shown(sorted(both)[0])}; leave it out of one")
         if self.labels and (
-            twice := [name for number, name in enumerate(self.labels) if name in self.labels[:number]]
+            twice := [name for index, name in enumerate(self.labels) if name in self.labels[:index]]
         ):
             raise ValueError(f"labels: {shown(twice[0])} stands there twice")
         for key in ("validation_size", "test_size"):

@@ -78,8 +78,8 @@ class Key:
     def values(self) -> list[str]:
         """The values that completion offers; of a key with free values none, and not null alone."""
         words = self.type.split(" or ")
-        known = [*(["true", "false"] if "boolean" in words else []), *self.choices]
-        return [*known, "null"] if known and "null" in words else known
+        choices = [*(["true", "false"] if "boolean" in words else []), *self.choices]
+        return [*choices, "null"] if choices and "null" in words else choices
 
     @property
     def is_path(self) -> bool:
@@ -141,7 +141,7 @@ def all_keys(options: Mapping[str, str | None] | None = None) -> list[Key]:
     return sorted(merged.values(), key=lambda key: names.index(key.name))
 
 
-def keys_below(prefix: str, known: Sequence[Key]) -> list[Key]:
+def keys_below(prefix: str, candidates: Sequence[Key]) -> list[Key]:
     """Return the keys that a prefix matches: the key itself and those below it, or else those whose name begins with it.
 
     A name that the user chooses (stages.general.rows, loss.my_term.weight) matches its placeholder, and below a stage the keys are those
@@ -149,17 +149,17 @@ def keys_below(prefix: str, known: Sequence[Key]) -> list[Key]:
     """
     inner = re.fullmatch(r"(stages\.[^.]+)\.((?:trainer|dataset|student|loss)(?:\..*)?)", prefix)
     if inner:
-        there = [key for key in keys_below(inner[2], known) if "distill" in key.commands]
+        there = [key for key in keys_below(inner[2], candidates) if "distill" in key.commands]
         renamed = [_renamed(key, f"{inner[1]}.{key.name}") for key in there]
-        own = [key for key in known if f"{key.name}.".startswith(f"{prefix}.")]
+        own = [key for key in candidates if f"{key.name}.".startswith(f"{prefix}.")]
         return list({key.name: key for key in [*renamed, *own]}.values())
     parts = prefix.rstrip(".").split(".")
     below = [
         _renamed(key, ".".join([*parts, *names[len(parts) :]]))
-        for key in known
+        for key in candidates
         if _matches(names := key.name.split("."), parts)
     ]
-    return below or [key for key in known if key.name.startswith(prefix)]
+    return below or [key for key in candidates if key.name.startswith(prefix)]
 
 
 def _matches(names: Sequence[str], parts: Sequence[str]) -> bool:
@@ -177,20 +177,20 @@ def keys_named(name: str, command: str) -> list[str]:
     is a key, too.
     """
     groups = config_groups()
-    known = {key.name for key in keys(command) if not key.is_section or key.name in groups}
-    named = [key for key in known if name in (key, key.rpartition(".")[2])]
+    names = {key.name for key in keys(command) if not key.is_section or key.name in groups}
+    named = [key for key in names if name in (key, key.rpartition(".")[2])]
     return sorted(named, key=lambda key: (key.count("."), not key.startswith("trainer."), key))
 
 
 def describe_group(group: str) -> str:
     """Return what a config group is, in sentences."""
-    known = (key for command in COMMANDS for key in keys(command) if key.name == group)
+    sections = (key for command in COMMANDS for key in keys(command) if key.name == group)
     return ABOUT.get(group) or next(
-        (f"{key.meaning} Its keys: kdcli keys {group} {group}=NAME." for key in known), ""
+        (f"{key.meaning} Its keys: kdcli keys {group} {group}=NAME." for key in sections), ""
     )
 
 
-def no_such_key(prefix: str, known: Sequence[Key]) -> ConfigError:
+def no_such_key(prefix: str, candidates: Sequence[Key]) -> ConfigError:
     """Return the error for a name that is no key and begins none, with the options that have it, or the nearest key."""
     group = prefix.partition(".")[0]
     if prefix in config_groups():
@@ -206,7 +206,7 @@ def no_such_key(prefix: str, known: Sequence[Key]) -> ConfigError:
         return ConfigError(
             f"{abbreviated(prefix)} is a key of {', '.join(having)}; name one of them: kdcli keys {abbreviated(prefix)} {having[0]}"
         )
-    names = list(dict.fromkeys(key.name for key in known))
+    names = list(dict.fromkeys(key.name for key in candidates))
     return ConfigError(
         f"{abbreviated(prefix)}: there is no such key{suggest(prefix, names)} (look it up with kdcli keys)"
     )

@@ -223,8 +223,8 @@ def _positions(node: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
                 yield from _positions(value, inner)
                 yield inner, (name.start_mark.line + 1, name.start_mark.column + 1)
     elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            yield from _positions(value, (*key, str(number)))
+        for index, value in enumerate(node.value):
+            yield from _positions(value, (*key, str(index)))
 
 
 @dataclass(frozen=True)
@@ -374,8 +374,8 @@ def _entries(document: Document, name: str) -> Iterator[tuple[str, str]]:
     if not isinstance(listed, list):
         raise ConfigError(f"{document.at('defaults')}: defaults: expected a list")
     group, override = name.rpartition("/")[0], False
-    for number, entry in enumerate(listed):
-        where = document.at("defaults", str(number))
+    for index, entry in enumerate(listed):
+        where = document.at("defaults", str(index))
         key: Any = entry
         options: list[Any] = [None]
         if isinstance(entry, dict) and len(entry) == 1:

@@ -89,7 +89,7 @@ def augmented(
     proposer: Proposer,
     cfg: DatasetConfig,
     seed: int,
-    known: Collection[str],
+    excluded: Collection[str],
     progress: Callable[[int], None],
 ) -> datasets.Dataset:
     """Return copies of rows with other words, and without labels.
@@ -101,7 +101,7 @@ def augmented(
         rows: columns id, text, (text_pair) and label.
         proposer: reads `max_length` tokens.
         cfg: with `augment`.
-        known: ids of rows that must not be created, such as those of validation and test.
+        excluded: ids of rows that must not be created, such as those of validation and test.
         progress: called with the number of finished rows.
 
     Returns:
@@ -116,7 +116,7 @@ def augmented(
     columns = [column for column in ("text", "text_pair") if column in rows.column_names]
     sizes = [sum(map(len, texts)) for texts in zip(*(rows[column][:] for column in columns), strict=True)]
     order = sorted(range(len(rows)), key=list(zip(sizes, rows["id"][:], strict=True)).__getitem__)
-    seen = {*known, *rows["id"][:]}
+    seen = {*excluded, *rows["id"][:]}
     made: list[dict[str, Any]] = []
     for start in range(0, len(order), WINDOW):
         chunk = list(rows.select(order[start : start + WINDOW]))

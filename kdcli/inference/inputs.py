@@ -101,10 +101,10 @@ def _chosen(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         key = name.removeprefix("dataset.")
-        known = [*InputFile.model_fields]
-        if not equals or key not in known:
+        names = [*InputFile.model_fields]
+        if not equals or key not in names:
             raise ConfigError(
-                f"{shown(word)} is not KEY=VALUE of a file of inputs{suggest(key, known)}; expected one of: {listed(f'{each}=' for each in known)}"
+                f"{shown(word)} is not KEY=VALUE of a file of inputs{suggest(key, names)}; expected one of: {listed(f'{each}=' for each in names)}"
             )
         tree[key] = yaml.safe_load(value) if value[:1] == "[" else value
     return check_values(InputFile, tree).model_dump(include=set(tree))

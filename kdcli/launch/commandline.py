@@ -93,10 +93,10 @@ class Command(TyperCommand):
             if type(error).__name__ != "NoSuchOption" or ctx.resilient_parsing:
                 raise
             option = str(getattr(error, "option_name", ""))
-            known = [name for param in self.params for name in param.opts]
+            options = [name for param in self.params for name in param.opts]
             name, takes_keys = self.name or "", any(param.name == "overrides" for param in self.params)
             config = (name if name in ("eval", "export") else "distill") if takes_keys else None
-            raise _refused(wrong_option(name, config, option, given, known)) from None
+            raise _refused(wrong_option(name, config, option, given, options)) from None
 
 
 class Commands(TyperGroup):
@@ -159,40 +159,40 @@ def _refused(message: str) -> typer.Exit:
     return typer.Exit(ExitCode.REFUSED)
 
 
-def wrong_command(name: str, words: Sequence[str], known: Sequence[str]) -> str:
+def wrong_command(name: str, words: Sequence[str], commands: Sequence[str]) -> str:
     """Return the message for a command that does not exist."""
     if "=" in name:
         line = abbreviated(" ".join(words))
         return (
             f"{abbreviated(name)} is no command; write kdcli distill {line} (kdcli --help lists the commands)"
         )
-    return f"there is no command {abbreviated(name)}{suggest(name, known)} (known: {', '.join(known)}; try kdcli --help)"
+    return f"there is no command {abbreviated(name)}{suggest(name, commands)} (known: {', '.join(commands)}; try kdcli --help)"
 
 
 def wrong_option(
-    command: str, config: str | None, option: str, words: Sequence[str], known: Sequence[str]
+    command: str, config: str | None, option: str, words: Sequence[str], options: Sequence[str]
 ) -> str:
     """Return the message for an option that does not exist: the config keys that it is the last part of, or the nearest option.
 
     Args:
         config: the command whose config keys the command takes; None: it takes none.
         words: the words of the command line after the command.
-        known: the options of the command.
+        options: the options of the command.
     """
     from kdcli.config.index import keys, keys_named
 
     shown = abbreviated(option)
     if config is None:
-        return f"there is no option {shown}{suggest(option, known)} (try kdcli {command} --help)"
+        return f"there is no option {shown}{suggest(option, options)} (try kdcli {command} --help)"
     name = option.lstrip("-").replace("-", "_")
     candidates = keys_named(name, config)
-    if not candidates and not suggest(option, known):
+    if not candidates and not suggest(option, options):
         parts = {key.name.rpartition(".")[2] for key in keys(config) if not key.is_section}
         nearest = suggest(name, parts).removeprefix("; did you mean ").rstrip("?")
         candidates = keys_named(nearest, config) if nearest else []
     if not candidates:
         return (
-            f"there is no option {shown}{suggest(option, known)} (try kdcli {command} --help; config keys are given as KEY=VALUE, and kdcli keys "
+            f"there is no option {shown}{suggest(option, options)} (try kdcli {command} --help; config keys are given as KEY=VALUE, and kdcli keys "
             "lists them)"
         )
     value = _value_of(option, words)

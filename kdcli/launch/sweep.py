@@ -127,15 +127,15 @@ def sweep(
         return _check_jobs(command, name, axes, written, check)
     points: dict[Path, list[str]] = {}
     remarked: dict[str, None] = {}
-    for number, job in enumerate(itertools.islice(itertools.product(*axes), MOST_JOBS)):
+    for index, job in enumerate(itertools.islice(itertools.product(*axes), MOST_JOBS)):
         composed = compose_config(command, name, list(job), written)
         remarked |= dict.fromkeys(config_remarks(command, composed))
-        if number == 0:
+        if index == 0:
             _require_sweeper(composed)
         OmegaConf.set_readonly(composed, False)
-        composed.hydra.job.num = number
+        composed.hydra.job.num = index
         HydraConfig.instance().set_config(composed)
-        if number == 0:  # its name contains the time, which changes between points
+        if index == 0:  # its name contains the time, which changes between points
             folder = resolved_folder(composed, "hydra.sweep.dir")
             rundir.examine_sweep(folder)
         run = resolved_folder(composed, "hydra.sweep.subdir", folder)
@@ -143,7 +143,7 @@ def sweep(
             require_parts(command, composed, written)
         if run in points or not run.is_relative_to(folder) or ".." in run.parts:
             raise ConfigError(
-                f"hydra.sweep.subdir: point {number} would go to {run}; give each a folder of its own below hydra.sweep.dir, as "
+                f"hydra.sweep.subdir: point {index} would go to {run}; give each a folder of its own below hydra.sweep.dir, as "
                 "'NAME-${hydra:job.num}' does"
             )
         points[run] = list(job)

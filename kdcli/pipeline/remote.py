@@ -147,9 +147,9 @@ def remote_rollouts(
 
         prompts = list(rows)
         if rollout.expand:
-            known = [run.task.prompt(row) for split in SPLITS for row in run.data[split]]
+            existing = [run.task.prompt(row) for split in SPLITS for row in run.data[split]]
             texts = remote.expand(
-                [run.task.prompt(row) for row in rows], known, rollout.expand, run.cfg.seed, show
+                [run.task.prompt(row) for row in rows], existing, rollout.expand, run.cfg.seed, show
             )
             prompts += [run.task.with_prompt(prompts[0], text) for text in texts]
         for row, completions, truncated in remote.completions(prompts, rollout, show):

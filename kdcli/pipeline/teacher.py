@@ -147,13 +147,13 @@ def with_copies(run: Run, stages: Stages) -> datasets.Dataset:
     assert augment is not None
     source = find_proposer(augment, run.cfg.teacher)
     key = AugmentedCopies.of(run, source, augment)
-    folder, known = cache_path(key), set(key.known)
+    folder, excluded = cache_path(key), set(key.known)
     proposer = functools.cache(lambda: load_proposer(source, run.task, augment, cfg.max_length))
     with stages.stage(run.stage_name("augment"), len(gold), "rows") as progress, exclusive(run, folder):
 
         def make(part: datasets.Dataset, before: int) -> list[dict[str, Any]]:
             update = progress_from(progress, before)
-            return list(augmented(part, proposer(), cfg, run.cfg.seed, known, update))
+            return list(augmented(part, proposer(), cfg, run.cfg.seed, excluded, update))
 
         made = make_in_parts(run, folder, gold, AUGMENTED, make, progress_from(progress, 0))
     copies = {row["id"]: row for row in made}  # a later part may have made the same copy

@@ -52,15 +52,15 @@ def compare(paths: Sequence[Path]) -> dict[str, Any]:
             scores.append(rows)
     for entry, name in zip(entries, _names([entry["path"] for entry in entries]), strict=True):
         entry["name"] = name if entry["model"] == STUDENT else f"{name}: {entry['model']}"
-    done = [place for place, entry in enumerate(entries) if entry["kind"] != "failed"]
+    done = [index for index, entry in enumerate(entries) if entry["kind"] != "failed"]
     notes: list[str] = []
-    for place in done:
-        entry = entries[place]
+    for index in done:
+        entry = entries[index]
         entry |= {"difference": None, "difference_ci95": None, "p": None, "paired": None}
-        if place != done[0]:
-            entry |= _difference(entry, scores[place], entries[done[0]], scores[done[0]])
+        if index != done[0]:
+            entry |= _difference(entry, scores[index], entries[done[0]], scores[done[0]])
     if done:
-        notes += _notes([entries[place] for place in done])
+        notes += _notes([entries[index] for index in done])
     keys = _differing([entry["keys"] for entry in entries])
     for entry in entries:
         entry["keys"] = {key: entry["keys"][key] for key in keys if key in entry["keys"]}

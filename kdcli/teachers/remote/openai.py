@@ -339,11 +339,11 @@ class OpenAITeacher(RemoteTeacher):
         return text.strip()
 
     def expand(
-        self, prompts: Sequence[str], known: Iterable[str], count: int, seed: int, progress: Progress
+        self, prompts: Sequence[str], excluded: Iterable[str], count: int, seed: int, progress: Progress
     ) -> list[str]:
         """Return new prompts in the style of some that are drawn from the given ones (Wang et al. 2023, https://arxiv.org/abs/2212.10560, without its
         classifier); fewer than `count` if the model repeats itself."""
-        taken = {normalise(text) for text in itertools.chain(prompts, known)}
+        taken = {normalise(text) for text in itertools.chain(prompts, excluded)}
         new: list[str] = []
         rows = [
             {"id": str(index), "seeds": seeds}

@@ -133,12 +133,12 @@ class RemoteTeacher(Teacher):
         raise TeacherError(f"{self.name} writes no text; use a teacher that does (teacher=openai)")
 
     def expand(
-        self, prompts: Sequence[str], known: Iterable[str], count: int, seed: int, progress: Progress
+        self, prompts: Sequence[str], excluded: Iterable[str], count: int, seed: int, progress: Progress
     ) -> list[str]:
         """Return at most `count` new prompts in the style of some given ones.
 
         Args:
-            known: prompts that must not be among them.
+            excluded: prompts that must not be among them.
 
         Raises:
             TeacherError: this kind of teacher writes no text.
