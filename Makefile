@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-chat demo test test-faults test-long test-architectures test-devices test-served test-docs test-dist checks format schemas docs dist constraints same bench clean
+.PHONY: help setup setup-chat demo test test-faults test-long test-architectures test-devices test-served test-gpu test-docs test-dist checks format schemas docs dist constraints same bench clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ SERVED ?= http://127.0.0.1:8000/v1
 
 test-served: setup ## Compare a served teacher with the same one here: vLLM at SERVED serves SmolLM2-135M as "teacher" (docs/teachers.md)
 	KDCLI_SERVED=$(SERVED) $(BIN)/python -m pytest -m served
+
+test-gpu: setup ## Compare what runs on a GPU with the CPU: needs a GPU, and a torch for it
+	TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m gpu
 
 checks: setup ## Format, lint, types, import floors
 	$(BIN)/ruff format --check .
