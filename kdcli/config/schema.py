@@ -41,6 +41,7 @@ from kdcli.config.types import (
     Location,
     Milliseconds,
     Name,
+    Quantization,
     Rows,
     SamplingTemperature,
     Section,
@@ -85,6 +86,11 @@ class Teacher(CheckpointConfig):
     """The precision of its loaded weights; its outputs, losses and scores are fp32. bf16 and fp16 halve their memory, and it computes in them.
     auto: as the checkpoint stores them where this device has fast instructions for it and teacher.trainer.precision is not fp32; else fp32.
     While it is fine-tuned its weights are fp32."""
+    quantization: Quantization | None = None
+    """Hold the weights of its linear layers in fewer bits: int8 (a scale for each output feature) in a quarter of fp32's memory, nf4 (NormalFloat, 64
+    weights share a scale; Dettmers et al. 2023, https://arxiv.org/abs/2305.14314) and int4 (32 share a scale and a zero point; on CPUs) in an eighth.
+    Embeddings and heads keep `dtype`, in which it computes. What it costs is measured on the validation rows (`fidelity` in report.json). While it is fine-tuned nothing
+    is quantized. null: nothing is."""
     placement: Literal["auto", "resident", "streamed"] = "auto"
     """Where its weights are while its outputs are stored. resident: all in memory. streamed: one layer at a time is read, all rows go through
     it, and their hidden states lie on disk (under KDCLI_CACHE_DIR) until the next layer; the stored outputs are the same bits. auto: streamed if the
@@ -334,6 +340,7 @@ TAKEN = (
     "augment",
     "rollouts",
     "teacher outputs",
+    "teacher fidelity",
     "initialized",
     "after",
     "student",

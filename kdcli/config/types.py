@@ -129,6 +129,8 @@ Size = Annotated[Float, BeforeValidator(with_unit), Field(gt=0, le=1e15)]
 """Bytes, also with a unit: 2GB, 500MB, 1.5GiB."""
 Dtype = Literal["fp32", "bf16", "fp16"]
 """The precision of a model's weights."""
+Quantization = Literal["int8", "int4", "nf4"]
+"""The numbers that hold the weights of linear layers."""
 Milliseconds = Annotated[Float, Field(gt=0, le=1e9)]
 Smoothing = Annotated[Float, Field(ge=0, lt=1)]
 SplitSize = Annotated[Float, Field(gt=0, le=1e10)]

@@ -6,9 +6,9 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 from pydantic import TypeAdapter, ValidationError
@@ -16,14 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli import console
 from kdcli.config.measure import Measure
-from kdcli.config.types import Dtype
+from kdcli.config.types import Dtype, Quantization
 from kdcli.data.reading import Reading
 from kdcli.errors import ConfigError, abbreviated
 from kdcli.evaluation.compare import score
 from kdcli.evaluation.predict import combine_members, examine, require_trained
 from kdcli.evaluation.results import ENVIRONMENT, read_report
 from kdcli.files import named_path, read_json
-from kdcli.measure.models import make_spec, measure_checkpoint, measure_pair
+from kdcli.measure.models import loading, make_spec, measure_checkpoint, measure_pair
 from kdcli.measure.process import Process
 from kdcli.measure.spec import UNKNOWN, Measurement, prompt_length, spaced
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
@@ -32,6 +32,7 @@ from kdcli.signals import AnySignal
 from kdcli.tasks.base import Predictions, Task
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Evaluator:
@@ -160,9 +161,7 @@ class Evaluator:
             return
         prompts = self._prompts(source)
         arguments = (self.config, "torch", source.path, source.path, self.task, prompts, self.max_length)
-        self.process = self._processes.enter_context(
-            Process(*make_spec(*arguments, source.code, source.dtype))
-        )
+        self.process = self._processes.enter_context(Process(*make_spec(*arguments, **loading(source))))
 
 
 def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]:
@@ -171,7 +170,9 @@ def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]
     Raises:
         ModelError: one was changed since it was trained.
     """
-    sources, dtypes = {}, recorded_dtypes(run)
+    sources: dict[str, Checkpoint] = {}
+    dtypes = _recorded(run, "dtypes", dict[str, Dtype])
+    quantization = _recorded(run, "quantization", dict[str, Quantization])
     for name, entry in read_report(run).models.items():
         if entry.method is not None:  # a baseline, which is not saved
             continue
@@ -186,19 +187,21 @@ def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]
         if path.is_dir():
             if elsewhere and not path.is_relative_to(run.absolute()):
                 logger.info("the teacher is read from %s, which %s names", path, run / REPORT)
-            dtype = dtypes.get(name, "fp32") if name == "teacher" else "fp32"
-            sources[name] = Checkpoint(path.absolute(), name, code=trust_remote_code, dtype=dtype)
+            sources[name] = Checkpoint(path.absolute(), name, code=trust_remote_code)
+            if name == "teacher":
+                kind = quantization.get(name)
+                sources[name] = replace(sources[name], dtype=dtypes.get(name, "fp32"), quantization=kind)
             require_trained(sources[name], run)
         else:
             console.warn(f"the {name} of {run} is no longer in {path} and is skipped")
     return sources
 
 
-def recorded_dtypes(run: Path) -> dict[str, Dtype]:
-    """Return the dtype of the weights of each model, by a run's env.json; empty if it does not say so or is damaged."""
+def _recorded(run: Path, key: str, kind: type[dict[str, T]]) -> dict[str, T]:
+    """Return what a run's env.json says of each model under a key; empty if it does not say so or is damaged."""
     try:
         record = read_json(run / ENVIRONMENT, dict[str, Any], "restore it from a copy")
-        return TypeAdapter(dict[str, Dtype]).validate_python(record.get("dtypes", {}))
+        return TypeAdapter(kind).validate_python(record.get(key, {}))
     except (ConfigError, OSError, ValidationError):
         return {}
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 from typing_extensions import TypedDict
 
-from kdcli.config.types import Dtype
+from kdcli.config.types import Dtype, Quantization
 from kdcli.errors import ConfigError
 from kdcli.files import read_json, write_json, write_text
 from kdcli.rundir import EXPORT, REPORT, saved_config
@@ -208,6 +208,18 @@ class SeedResult(Part):
     gain: float | None
 
 
+class FidelityResult(Part):
+    """A quantized teacher compared with itself without quantization, on the validation rows. An unknown value is null: the weights without
+    quantization do not fit into memory."""
+
+    quantization: Quantization
+    kl: float | None
+    """The mean divergence KL(without quantization ‖ with it) over the counted positions, in nats: a row of a classifier, a token of a language model."""
+    agreement: float | None
+    """The share of positions at which both predict the same class."""
+    positions: int | None
+
+
 class Verdict(Part):
     """The comparison of student, control and teacher on the test split. An unknown value is null."""
 
@@ -262,6 +274,8 @@ class Report(Result):
     stages: list[StageTime]
     training: dict[str, TrainingResult] = {}
     """The training of the student, the control, and a teacher that this run tuned, by their names; a further seed has student@5."""
+    fidelity: FidelityResult | None = None
+    """What the quantization of the teacher costs; null: it is not quantized."""
     validation_score: dict[str, float | None]
     """The best score of each model on the validation split."""
     models: dict[str, ModelResult]
@@ -306,6 +320,9 @@ class Environment(Result):
     """Whether teacher and student compute in bf16 by autocast."""
     dtypes: dict[str, Dtype] = {}
     """In which precision the weights of teacher and student are loaded."""
+    quantization: dict[str, Quantization] = {}
+    """In which numbers the weights of linear layers are held while a model computes: of the teacher, of the checkpoint that the student's adapters are
+    trained on (`student`). A model that is not named is not quantized."""
     dataset: DatasetRecord
     teacher: CheckpointRecord | dict[str, Any]
     """A local teacher's checkpoint; or what identifies a remote teacher."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcli import console
-from kdcli.config.types import Dtype
+from kdcli.config.types import Dtype, Quantization
 from kdcli.files import writing
 from kdcli.measure.process import Process
 from kdcli.measure.runtime import CausalLMRuntime, Seq2SeqRuntime, runtime_class
@@ -130,9 +130,7 @@ def measure_checkpoint(
         return None, asdict(UNKNOWN)
     path = source.path
     with contextlib.ExitStack() as own:
-        process = Process(
-            *make_spec(cfg, "torch", path, path, task, prompts, max_length, source.code, source.dtype)
-        )
+        process = Process(*make_spec(cfg, "torch", path, path, task, prompts, max_length, **loading(source)))
         (own if keep_alive is None else keep_alive).enter_context(process)
         needs = asdict(process.measure(baseline))
     warn_if_busy(source.name, needs["cpu_share"])
@@ -159,11 +157,20 @@ def measure_pair(
         ExportError: torch cannot load or run one of them.
     """
     path = source.path
-    spec = make_spec(cfg, "torch", path, path, task, prompts, max_length, source.code, source.dtype)
+    spec = make_spec(cfg, "torch", path, path, task, prompts, max_length, **loading(source))
     with Process(*spec) as process:
         own, of_baseline = process.measure_both(baseline)
     warn_if_busy(source.name, own.cpu_share)
     return asdict(own), asdict(of_baseline)
+
+
+def loading(source: Checkpoint) -> dict[str, Any]:
+    """Return the arguments of `make_spec` by which torch loads a checkpoint."""
+    return {
+        "trust_remote_code": source.code,
+        "dtype": source.dtype,
+        "quantization": source.quantization,
+    }
 
 
 def make_spec(
@@ -176,11 +183,12 @@ def make_spec(
     max_length: int,
     trust_remote_code: bool = False,
     dtype: Dtype = "fp32",
+    quantization: Quantization | None = None,
 ) -> tuple[MeasureSpec, Sequence[Any]]:
     """Return the spec and the prompts of a `Process`, from the arguments of `measure_file`.
 
     Args:
-        dtype: of the weights in torch.
+        dtype, quantization: of the weights in torch.
     """
     from kdcli.generation import require_room
     from kdcli.models.checkpoint import Checkpoint, load_config, load_tokenizer
@@ -210,6 +218,7 @@ def make_spec(
         decoder_prefix=decoder_prefix,
         trust_remote_code=trust_remote_code,
         dtype=TORCH_NAMES[dtype],
+        quantization=quantization,
     )
     return spec, prompts
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from kdcli.config.types import Quantization
 
 WARM_UP = 10
 """The number of rows that run before latency is timed, because first calls allocate and plan."""
@@ -133,6 +136,7 @@ class MeasureSpec:
         threads: threads of the runtime.
         device: of torch: "cpu" or "cuda".
         dtype: of torch: "float32", or "auto": as the weights are stored.
+        quantization: of torch: in which the weights of linear layers are held; None: in `dtype`.
         batch_sizes: rows in a batch; throughput is that of the best of them.
         sequence_length: tokens of each row that is timed: a longer row is truncated, a shorter one repeated; None: each row's own length.
         latency_runs: rows that run at batch 1; if there are fewer rows, some run again.
@@ -162,6 +166,7 @@ class MeasureSpec:
     threads: int = 1
     device: str = "cpu"
     dtype: str = "float32"
+    quantization: Quantization | None = None
     batch_sizes: Sequence[int] = (1, 8, 32)
     sequence_length: int | None = None
     latency_runs: int = 200

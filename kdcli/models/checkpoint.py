@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from kdcli.config.types import CheckpointConfig, Dtype
+from kdcli.config.types import CheckpointConfig, Dtype, Quantization
 from kdcli.errors import ConfigError, ModelError, TeacherError, shown
 from kdcli.files import hash_files, user_path
 from kdcli.generation import positions_of
@@ -32,6 +32,7 @@ from kdcli.models.vocabulary import (
     share_padding,
     target_vocabulary,
 )
+from kdcli.models.weight_only import quantization_options
 from kdcli.tasks.base import Task
 from kdcli.tasks.labels import order_of
 
@@ -65,6 +66,7 @@ class Checkpoint:
         commit: the hub commit; None if it is not from the hub.
         code: whether its Python files may be run.
         dtype: the precision in which its weights are loaded.
+        quantization: in which the weights of its linear layers are held; None: in `dtype`.
     """
 
     path: Path
@@ -72,6 +74,7 @@ class Checkpoint:
     commit: str | None = None
     code: bool = False
     dtype: Dtype = "fp32"
+    quantization: Quantization | None = None
 
     @property
     def weights_hash(self) -> str:
@@ -295,11 +298,11 @@ def load_model(source: Checkpoint, task: Task) -> tuple[PreTrainedModel, bool]:
 
 
 def _load(source: Checkpoint, task: Task, **options: Any) -> tuple[PreTrainedModel, bool]:
-    options = {
-        "trust_remote_code": source.code,
-        "local_files_only": True,
-        "dtype": TORCH[source.dtype],
-    } | options
+    dtype = TORCH[source.dtype]
+    options = {"trust_remote_code": source.code, "local_files_only": True, "dtype": dtype} | options
+    if source.quantization is not None:
+        config = options.get("config") or load_config(source)
+        options |= quantization_options(source.quantization, task.auto, config)
     try:
         return task.load(source.path, **options)
     except ModelError as error:  # the weights were loaded, and cannot be used for the task
@@ -458,7 +461,7 @@ def stage_seed(seed: int, stage: str) -> int:
 
 def trainable(source: Checkpoint) -> Checkpoint:
     """Return the same checkpoint with weights in fp32, in which models are fine-tuned and students are cut."""
-    return replace(source, dtype="fp32")
+    return replace(source, dtype="fp32", quantization=None)
 
 
 def seed_everything(seed: int) -> None:

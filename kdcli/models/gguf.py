@@ -65,6 +65,8 @@ def _write(path: Path, folder: Path) -> None:
     from torch import float32
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from kdcli.models.weight_only import mark_unquantized
+
     loaded: Any  # the model and its loading report
     with (
         tempfile.TemporaryDirectory() as link_folder,
@@ -92,10 +94,7 @@ def _write(path: Path, folder: Path) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     # its weights are fp32 now; transformers refuses to save a model that is marked as quantized
-    model.hf_quantizer = None
-    model.is_quantized = False
-    vars(model).pop("quantization_method", None)
-    vars(model.config).pop("quantization_config", None)
+    mark_unquantized(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -55,6 +55,7 @@ from kdcli.pipeline.validate import (
     require_features,
     require_machine,
     require_one_vocabulary,
+    require_quantized,
     require_rows,
     require_teacher_term,
     require_trainable,
@@ -188,6 +189,7 @@ def _checked(part: Run) -> Run:
     cfg, task, remote = part.cfg, part.task, part.remote
     require_architecture(part)
     require_trainable(part)
+    require_quantized(part)
     require_features(part)
     require_checkpoints(part)
     own = part.initializer.source

@@ -115,9 +115,12 @@ def _checkpoints(run: Run, teacher_data: TeacherData) -> dict[str, Checkpoint]:
     folders |= {name: run.folder / name for name in trained if (run.folder / name).is_dir()}
     folders |= {name: run.folder / "assistants" / name for name in assistants}
     code = teacher_data.teacher.code or trusted
-    dtype = teacher_data.teacher.dtype
+    loaded: dict[str, Any] = {
+        "dtype": teacher_data.teacher.dtype,
+        "quantization": teacher_data.teacher.quantization,
+    }
     return {
-        name: Checkpoint(folder, name, code=code, dtype=dtype if name == "teacher" else "fp32")
+        name: Checkpoint(folder, name, code=code, **(loaded if name == "teacher" else {}))
         for name, folder in folders.items()
     }
 
@@ -283,11 +286,13 @@ def _results(
     task, models = run.task, evaluator.models
     predictions = {name: each for name, each in evaluator.predictions.items() if name not in BASELINES}
     assistants = [name for name, stage in run.cfg.stages.items() if stage.student]
-    endpoint = {}
+    of_teacher: dict[str, Any] = {}
+    if teacher_data.fidelity is not None:
+        of_teacher["fidelity"] = teacher_data.fidelity
     if run.remote is not None:
-        endpoint = {"endpoint": endpoint_report(run, run.remote, teacher_data)}
+        of_teacher["endpoint"] = endpoint_report(run, run.remote, teacher_data)
     return {
-        **endpoint,
+        **of_teacher,
         **task.report_sections(evaluator.rows, predictions, samples, run.cfg.measure),
         "task": run.cfg.dataset.kind,
         "metric": task.metric,

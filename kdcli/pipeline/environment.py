@@ -7,12 +7,12 @@ from typing import Any
 
 from kdcli.config.schema import Distill as Config
 from kdcli.config.seeds import with_seed
-from kdcli.config.types import Dtype
+from kdcli.config.types import Dtype, Quantization
 from kdcli.environment import environment
 from kdcli.errors import DataError
 from kdcli.evaluation.results import ENVIRONMENT, CheckpointRecord, DatasetRecord, Environment, read
 from kdcli.models.checkpoint import Checkpoint, fast_bf16, stage_seed
-from kdcli.pipeline.plan import Run
+from kdcli.pipeline.plan import STUDENT, Run
 
 CHECKED = {
     "dataset": "dataset",
@@ -70,6 +70,7 @@ def _environment(parts: Sequence[Run]) -> Environment:
         seeds=_seeds(cfg),
         bf16=bf16,
         dtypes=_dtypes(run),
+        quantization=_quantization(run),
         dataset={
             "path": cfg.dataset.path,
             "commit": run.data.commit,
@@ -91,6 +92,12 @@ def _dtypes(run: Run) -> dict[str, Dtype]:
         return own
     tuned = run.cfg.teacher.dtype == "auto" and run.tunes(run.sources[0])
     return {"teacher": "fp32" if tuned else run.sources[0].dtype, **own}
+
+
+def _quantization(run: Run) -> dict[str, Quantization]:
+    """Return the quantization of the models that have one."""
+    given = {"teacher": run.cfg.teacher.quantization, STUDENT: run.initializer.quantization_base}
+    return {name: kind for name, kind in given.items() if kind is not None}
 
 
 def _seeds(cfg: Config) -> dict[str, int]:

@@ -91,7 +91,7 @@ class TextFormat:
 @dataclass(frozen=True)
 class TeacherInputs:
     """A teacher that is ready to be queried: its checkpoints, its class and arguments (with the dtypes of the checkpoints, unless all are
-    fp32), its precision. Of one that a server scores with: its tokenizer, and what it is called there."""
+    fp32, and their quantization, if there is one), its precision. Of one that a server scores with: its tokenizer, and what it is called there."""
 
     checkpoints: list[CheckpointHashes]
     target: str
@@ -111,12 +111,15 @@ class TeacherInputs:
             hashes = [CheckpointHashes("", source.tokenizer_hash) for source in teachers]
             fingerprint = run.scorer.fingerprint
             return cls(hashes, cfg.target, fingerprint, False, run.classes, TextFormat.of(run))
-        dtypes = [source.dtype for source in teachers]
-        is_fp32 = all(dtype == "fp32" for dtype in dtypes)
+        dtypes, arguments = [source.dtype for source in teachers], dict(cfg.arguments)
+        if any(dtype != "fp32" for dtype in dtypes):
+            arguments |= {"dtype": dtypes}
+        if any(source.quantization for source in teachers):
+            arguments |= {"quantization": [source.quantization for source in teachers]}
         return cls(
             list(map(CheckpointHashes.of, teachers)),
             cfg.target,
-            cfg.arguments if is_fp32 else cfg.arguments | {"dtype": dtypes},
+            arguments,
             fast_bf16(cfg.trainer.precision),
             run.classes,
             TextFormat.of(run),
@@ -236,6 +239,13 @@ class TeacherKey(Key):
     @classmethod
     def of(cls, run: Run, teachers: Sequence[Checkpoint]) -> Self:
         return cls(TeacherInputs.of(run, teachers))
+
+
+@dataclass(frozen=True)
+class FidelityOfRows(TeacherKey):
+    """What a quantized teacher's outputs lose, row by row, part by part; `make_in_parts` adds the rows of a part."""
+
+    folder: ClassVar[str] = "teacher_fidelity"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import datasets
 import torch
@@ -39,15 +39,21 @@ def is_streamed(run: Run) -> bool:
     the memory that is free.
 
     Raises:
-        ConfigError: teacher.placement=streamed, and the run needs the whole teacher.
+        ConfigError: teacher.placement=streamed, and the run needs the whole teacher, or a quantized one.
     """
     placement = run.cfg.teacher.placement
     stage = run.cfg.stages.get(run.teacher_key)
     is_assistant = stage is not None and stage.student is not None
     if run.remote is not None or placement == "resident" or is_assistant:
         return False
-    needed = sum(weight_count(source.path) * TORCH[source.dtype].itemsize for source in run.sources)
-    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free_memory()
+    if run.cfg.teacher.quantization is not None:
+        if placement == "streamed":
+            raise ConfigError(
+                f"teacher.placement = streamed: it computes with the stored weights, and teacher.quantization={run.cfg.teacher.quantization} changes them; leave "
+                "one of the two out"
+            )
+        return False
+    needed, free = memory_of(run.sources)
     fits = free is None or needed * MARGIN <= free
     if placement == "auto" and fits:
         return False
@@ -68,6 +74,12 @@ def is_streamed(run: Run) -> bool:
             sizes,
         )
     return True
+
+
+def memory_of(sources: Sequence[Checkpoint]) -> tuple[int, float | None]:
+    """Return the bytes of the weights of checkpoints without quantization, and of the memory that is free (None: not known)."""
+    needed = sum(weight_count(source.path) * TORCH[source.dtype].itemsize for source in sources)
+    return needed, torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free_memory()
 
 
 def _obstacle(run: Run) -> str:

@@ -39,6 +39,8 @@ QUANTIZED = f"{STUDENT}/quantized"
 """The student's quantization-aware phase, if it has one."""
 FEATURE_EPOCHS = 4.0
 """The number of epochs of a phase whose losses read features alone, if the config gives no length."""
+FIDELITY = "teacher fidelity"
+"""The stage that measures what the quantization of the teacher costs."""
 OWN = ""
 """The teacher_key of the run's own teacher on the run's own data."""
 
@@ -189,6 +191,11 @@ class Run:
         return self.phases[0].trainee
 
     @property
+    def measures_fidelity(self) -> bool:
+        """Whether the run's own teacher is quantized, and is compared with itself without quantization."""
+        return self.cfg.teacher.quantization is not None and self.teacher_key == OWN
+
+    @property
     def models_folder(self) -> Path:
         """Where student and control are saved."""
         return self.folder if self.further_seed is None else self.folder / SEEDS / str(self.further_seed)
@@ -291,6 +298,7 @@ class TeacherData:
         rows: the training rows.
         outputs: the teacher of each split: stored outputs, or the model itself.
         dropped: the number of completions of the teacher that are not among the rows, by reason.
+        fidelity: the fields of `FidelityResult`; None: the teacher is not quantized.
         unanswered: the ids of rows that a remote teacher did not answer. They are dropped from all splits.
     """
 
@@ -299,6 +307,7 @@ class TeacherData:
     rows: datasets.Dataset
     outputs: Mapping[str, Teacher]
     dropped: Mapping[str, int] = field(default_factory=dict)
+    fidelity: Mapping[str, Any] | None = None
     unanswered: frozenset[str] = frozenset()
 
     @property
@@ -366,6 +375,7 @@ def _teacher_stages(part: Run) -> list[str]:
         *([] if is_remote else map(part.tuning_stage, range(len(part.sources)))),
         *([part.stage_name("rollouts")] if part.cfg.rollout.source == "teacher" else []),
         *([] if is_remote and part.task.writes and not part.scorer else [part.stage_name("teacher outputs")]),
+        *([FIDELITY] if part.measures_fidelity else []),
     ]
 
 

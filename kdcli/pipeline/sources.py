@@ -46,13 +46,14 @@ def teacher_sources(
 
 
 def with_dtype(cfg: Config, source: Checkpoint) -> Checkpoint:
-    """Return a checkpoint of the teacher with the dtype in which it computes its outputs.
+    """Return a checkpoint of the teacher with the dtype in which it computes its outputs, and the quantization of its weights.
 
     Raises:
         ConfigError: this device cannot compute in it.
     """
     given, precision = cfg.teacher.dtype, cfg.teacher.trainer.precision
-    return dataclasses.replace(source, dtype=chosen_dtype(given, source.path, precision, "teacher.dtype"))
+    dtype = chosen_dtype(given, source.path, precision, "teacher.dtype")
+    return dataclasses.replace(source, dtype=dtype, quantization=cfg.teacher.quantization)
 
 
 def _served_tokenizer(cfg: Config, path: str) -> Checkpoint:

@@ -26,6 +26,7 @@ DOES = {
     "augment": "augment texts",
     "rollouts": "write completions",
     "teacher outputs": "teacher outputs",
+    "teacher fidelity": "compare the quantized teacher",
 }
 """What the stages that prepare a teacher's data do."""
 TRAINED = "student", "control"

@@ -132,7 +132,10 @@ def initialize_student(run: Run, teacher_data: TeacherData) -> Checkpoint:
             write_sums(temporary)
     wait_for_everyone(run.state)
     cfg = run.cfg.student
-    return Checkpoint(folder, f"the {run.trainee}", code=cfg.trust_remote_code, dtype=cfg.dtype)
+    base = run.initializer.quantization_base
+    return Checkpoint(
+        folder, f"the {run.trainee}", code=cfg.trust_remote_code, dtype=cfg.dtype, quantization=base
+    )
 
 
 def _student_outputs(run: Run, teacher_data: TeacherData, student: Checkpoint) -> Mapping[str, Teacher]:
@@ -260,9 +263,11 @@ def train_control(run: Run, stages: Stages, student_lengths: Mapping[str, Length
     length = Length.of(cfg, len(run.data.gold), run.cfg.dataset.spec, bound)
     out = run.models_folder / "control"
     before = run.folder / "stages" / "after" / run.seeded_name("control")
-    own = run.cfg.student
+    own, base = run.cfg.student, run.initializer.quantization_base
     folder = initial_folder(run, STUDENT)
-    initial = Checkpoint(folder, "the control", code=own.trust_remote_code, dtype=own.dtype)
+    initial = Checkpoint(
+        folder, "the control", code=own.trust_remote_code, dtype=own.dtype, quantization=base
+    )
     phase = Phase("control", {"hard_label": hard_label}, {"hard_label": 1.0}, cfg)
     gold, teacher = run.data.gold, run.sources[0]
     job = PhaseJob(

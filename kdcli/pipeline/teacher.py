@@ -35,6 +35,7 @@ from kdcli.models.checkpoint import (
 )
 from kdcli.numbers import format_age
 from kdcli.pipeline.cache import PART, exclusive, is_saved, make_in_parts, progress_from, write_rows
+from kdcli.pipeline.fidelity import teacher_fidelity
 from kdcli.pipeline.keys import (
     AugmentedCopies,
     CheckedTexts,
@@ -83,7 +84,11 @@ def prepare_teacher_data(run: Run, stages: Stages) -> TeacherData:
         check_teacher_texts(run, teachers, load_teacher)
     rows, dropped = teacher_rollouts(run, stages, teachers, load_teacher, rows)
     outputs = teacher_outputs(run, stages, teachers, load_teacher, rows)
-    return TeacherData(teachers, load_teacher, rows, outputs, dropped)
+    fidelity = None
+    if run.measures_fidelity:
+        plain = [dataclasses.replace(source, quantization=None) for source in teachers]
+        fidelity = teacher_fidelity(run, stages, teachers, load_teacher, plain, open_teacher)
+    return TeacherData(teachers, load_teacher, rows, outputs, dropped, fidelity)
 
 
 def served_teacher_data(

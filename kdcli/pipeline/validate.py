@@ -26,9 +26,11 @@ from kdcli.models.checkpoint import (
     require_loadable,
     same_vocabulary,
 )
+from kdcli.models.weight_only import require_quantizable
 from kdcli.pipeline.plan import OWN, STUDENT, Phase, Run
 from kdcli.tasks.labels import without_names
 from kdcli.tasks.rows import MANY
+from kdcli.teachers.local import LocalTeacher
 from kdcli.teachers.remote.protocol import RemoteTeacher
 from kdcli.training.arguments import (
     require_attention,
@@ -109,6 +111,10 @@ def remote_teacher(cfg: Config, phases: Sequence[Phase]) -> RemoteTeacher | None
                 "rollout.expand: only a remote teacher supports it (teacher=openai); leave it out"
             )
         return None
+    if cfg.teacher.quantization is not None:
+        raise ConfigError(
+            f"teacher.quantization = {cfg.teacher.quantization}: the teacher runs on a server, which holds its weights as it was started; leave the key out"
+        )
     remote: RemoteTeacher = build(cfg.teacher, RemoteTeacher)
     if not cfg.dry_run:
         remote.client.require_ready()
@@ -187,7 +193,7 @@ def require_trainable(run: Run) -> None:
     """
     cfg, task = run.cfg, run.task
     if run.initializer.source is not None and any(phase.trainer.fsdp for phase in run.phases):
-        require_unquantized(student_config(run))
+        require_unquantized(student_config(run), run.initializer.quantization_base)
     trained = [
         ("trainer", any(phase.trainer.gradient_checkpointing for phase in run.phases), student_config(run))
     ]
@@ -206,6 +212,31 @@ def require_trainable(run: Run) -> None:
                 require_gradient_checkpointing(type(model), key)
             if attention:
                 require_attention(model, attention)
+
+
+def require_quantized(run: Run) -> None:
+    """Check that the weights of a quantized teacher, and of the checkpoint of adapters with a quantized base, can be quantized here.
+
+    Raises:
+        ConfigError
+    """
+    teacher, base = run.cfg.teacher.quantization, run.initializer.quantization_base
+    if teacher is not None and not issubclass(locate(run.cfg.teacher.target), LocalTeacher):
+        name = f"{LocalTeacher.__module__}.{LocalTeacher.__name__}"
+        raise ConfigError(
+            f"teacher.quantization = {teacher}: teacher._target_ = {run.cfg.teacher.target} loads its models itself; use {name}, or a subclass"
+        )
+    models = [(source, teacher, "teacher.quantization") for source in run.sources]
+    models.append((run.initializer.source or run.sources[0], base, "student.quantization_base"))
+    for source, kind, key in models:
+        if kind is None:
+            continue
+        config = load_config(source)
+        if source.code or not run.task.supports_architecture(type(config)):
+            raise ConfigError(
+                f"{key} = {kind}: {source.name} has code of its own, whose layers are not known here; leave {key} out"
+            )
+        require_quantizable(kind, run.task.auto, config, key)
 
 
 def require_features(run: Run) -> None:

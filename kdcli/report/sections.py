@@ -39,6 +39,8 @@ def facts(run: Path, report: Report, metrics: Sequence[Mapping[str, Any]]) -> It
         yield "command", shlex.join(["kdcli", "distill", *words])
     if shape := _shape(run / "student" / "config.json"):
         yield "student", shape
+    if fidelity := report.get("fidelity"):
+        yield f"teacher in {fidelity['quantization']}", _fidelity(fidelity)
     for name in ("student", "control", "teacher"):
         records = [
             record
@@ -57,6 +59,14 @@ def facts(run: Path, report: Report, metrics: Sequence[Mapping[str, Any]]) -> It
             f"training of the {name}",
             text + (f", learning rate up to {rate:.2g}" if rate is not None else ""),
         )
+
+
+def _fidelity(fidelity: Mapping[str, Any]) -> str:
+    """Return what the quantization of the teacher costs."""
+    divergence, agreement = format_number(fidelity["kl"]), format_number(fidelity["agreement"])
+    if divergence is None or agreement is None:
+        return "its loss of fidelity is unknown: without quantization it does not fit into memory"
+    return f"KL {divergence:.5f} nats from itself without quantization, the same prediction at {agreement:.1%} of the validation positions"
 
 
 def _typed(run: Path) -> list[str] | None:

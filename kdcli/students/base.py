@@ -9,6 +9,7 @@ import datasets
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.renamed import attribute
+from kdcli.config.types import Quantization
 from kdcli.models.checkpoint import Checkpoint, load_config
 from kdcli.tasks.base import Task
 
@@ -25,6 +26,7 @@ class StudentInitializer(ABC):
         inherits_teacher: whether the initial model has weights of the teacher, and therefore similar outputs.
         reads_teacher: whether it loads the teacher's weights.
         trains_adapters: whether only the modules that `prepare_for_training` inserts are trained.
+        quantization_base: in which the weights are held that the adapters are trained on; None: they are not quantized.
         learning_rate: the learning rate that suits its initial weights, if `trainer.learning_rate` is null.
         embedding_learning_rate_factor: the factor that suits it, if that of the trainer is null (`Task.regularized`).
         token_dropout: the probability that suits it, if `trainer.token_dropout` is null (`Task.regularized`).
@@ -34,6 +36,7 @@ class StudentInitializer(ABC):
     inherits_teacher: bool = False
     reads_teacher: bool = False
     trains_adapters: bool = False
+    quantization_base: Quantization | None = None
     learning_rate: float = LEARNING_RATE
     embedding_learning_rate_factor: float = 1.0
     token_dropout: float = 0.0

@@ -43,6 +43,7 @@ class Composed(StudentInitializer):
 
     def _train_as(self, first: StudentInitializer) -> None:
         self.inherits_teacher, self.trains_adapters = first.inherits_teacher, first.trains_adapters
+        self.quantization_base = first.quantization_base
         self.learning_rate, self.embedding_learning_rate_factor = (
             first.learning_rate,
             first.embedding_learning_rate_factor,

@@ -41,7 +41,8 @@ class LocalTeacher(Teacher):
         self.order = label_order(self.model.config, task.labels, source.name) if task.labels else None
         self.classes = len(task.labels) or count_ids(target_vocabulary(self.tokenizer))
         self.task, self.max_length = task, max_length
-        self.bf16 = source.dtype == "fp32" and fast_bf16(precision)
+        is_plain = source.dtype == "fp32" and source.quantization is None
+        self.bf16 = is_plain and fast_bf16(precision)  # else it computes in its dtype
 
     def truncate_vocabulary(self, classes: int) -> None:
         """Drop the logits of the other classes before the softmax, so that the remaining probabilities sum to 1."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from kdcli.features import capture_features
 from kdcli.losses.base import Loss
+from kdcli.models.weight_only import is_quantized
 from kdcli.signals import AnySignal, HiddenSignal, Part, Signal, TopKSignal, chunks
 from kdcli.tasks.base import Task
 from kdcli.tasks.rows import IGNORE
@@ -66,6 +67,35 @@ class Distiller(nn.Module):
         """The student's layers."""
         names = self._no_split_modules
         return [module for module in self.student.modules() if type(module).__name__ in names]
+
+    @property
+    def has_quantized_weights(self) -> bool:
+        """Whether weights of the student are quantized. Then its adapters are trained, and checkpoints hold the trained weights alone."""
+        return bool(getattr(self.student, "is_quantized", False))
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """The weights that processes do not send each other (`torch.nn.parallel.DistributedDataParallel`): packed ones, which each process reads from the
+        same files."""
+        layers = self.named_modules()
+        return [f"{name}.weight" for name, layer in layers if is_quantized(layer)]
+
+    @property
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The parameters that are trained, by their names."""
+        return {name: weight.detach() for name, weight in self.named_parameters() if weight.requires_grad}
+
+    def load_trained(self, weights: Mapping[str, Tensor]) -> None:
+        """Load parameters that `trained_weights` returned.
+
+        Raises:
+            KeyError: another training has others.
+        """
+        own = self.trained_weights
+        if other := weights.keys() ^ own.keys():
+            raise KeyError(f"the trained weights differ: {', '.join(sorted(other)[:3])}")
+        for name, weight in own.items():
+            weight.copy_(weights[name])
 
     def masks(
         self, labels: Tensor, gold: Tensor | None = None, teacher: AnySignal | None = None

@@ -23,13 +23,14 @@ from accelerate.utils import (
     save_fsdp_model,
     save_fsdp_optimizer,
 )
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import Trainer as HFTrainer
 from transformers.trainer import SCHEDULER_NAME
 
 from kdcli.config.trainer import Trainer as TrainerConfig
+from kdcli.config.types import Quantization
 from kdcli.errors import ConfigError
 from kdcli.training.job import TrainJob
 from kdcli.training.resume import WEIGHTS, restoring
@@ -73,12 +74,21 @@ def require_processes(cfg: TrainerConfig, key: str, processes: int) -> None:
         )
 
 
-def require_unquantized(config: PreTrainedConfig) -> None:
-    """Refuse to shard a student whose checkpoint holds quantized weights: parts of packed integers cannot be gathered.
+def require_unquantized(config: PreTrainedConfig, base: Quantization | None = None) -> None:
+    """Refuse to shard a student that holds quantized weights: parts of packed integers cannot be gathered.
+
+    Args:
+        config: of its checkpoint.
+        base: the quantization of the weights that its adapters are trained on.
 
     Raises:
         ConfigError
     """
+    if base is not None:
+        raise ConfigError(
+            f"trainer.fsdp: student.quantization_base={base} quantizes the weights of the student, and only floats are divided among "
+            "processes; leave one of the two out (without fsdp each process holds all of the quantized weights)"
+        )
     if getattr(config, "quantization_config", None) is not None:
         raise ConfigError(
             "trainer.fsdp: the weights of student.path are quantized (quantization_config in its config.json), and only floats are divided among "
@@ -183,7 +193,10 @@ class ShardedTrainer(HFTrainer):
         """
         if not self.is_fsdp_enabled:
             with restoring(str(checkpoint)):
-                load_model(self.job.distiller, str(checkpoint / WEIGHTS))
+                if self.job.distiller.has_quantized_weights:
+                    self.job.distiller.load_trained(load_file(checkpoint / WEIGHTS))
+                else:
+                    load_model(self.job.distiller, str(checkpoint / WEIGHTS))
             return
         parts, processes = len(list(checkpoint.glob("pytorch_model_fsdp_0_rank*"))), self.args.world_size
         if parts != processes:

@@ -19,7 +19,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
-from safetensors.torch import save_model
+from safetensors.torch import save_file, save_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -551,10 +551,13 @@ class _Trainer(ShardedTrainer):
             super()._load_rng_state(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the student and the parameters of its losses, tied weights once."""
+        """Save the student and the parameters of its losses, tied weights once. Of a student with a quantized base only what is trained."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(self.job.distiller, str(folder / WEIGHTS))
+        if self.job.distiller.has_quantized_weights:
+            save_file(self.job.distiller.trained_weights, str(folder / WEIGHTS))
+        else:
+            save_model(self.job.distiller, str(folder / WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.load_weights(Path(resume_from_checkpoint))

@@ -181,18 +181,18 @@ def _load_model(spec: MeasureSpec) -> Any:
     import transformers
 
     torch.set_num_threads(spec.threads)
-    return (
-        getattr(transformers, spec.auto)
-        .from_pretrained(
-            spec.path,
-            use_safetensors=True,
-            dtype=torch.float32 if spec.dtype == "float32" else spec.dtype,
-            local_files_only=True,
-            trust_remote_code=spec.trust_remote_code,
-        )
-        .to(spec.device)
-        .eval()
-    )
+    options: dict[str, Any] = {
+        "dtype": torch.float32 if spec.dtype == "float32" else spec.dtype,
+        "local_files_only": True,
+        "trust_remote_code": spec.trust_remote_code,
+    }
+    if spec.quantization is not None:
+        from kdcli.models.weight_only import quantization_options
+
+        config = transformers.AutoConfig.from_pretrained(spec.path, local_files_only=True)
+        options |= quantization_options(spec.quantization, spec.auto, config)
+    model = getattr(transformers, spec.auto).from_pretrained(spec.path, use_safetensors=True, **options)
+    return torch.nn.Module.to(model, spec.device).eval()  # the model's own `to` refuses a quantized one
 
 
 def _gpu_memory(device: str) -> int | None:

@@ -129,7 +129,9 @@ def config(teacher: Path, dtype: str) -> Distill:
 
 
 @pytest.mark.parametrize("stored", ["fp32"], indirect=True)
-def test_the_dtype_is_in_the_key_of_stored_outputs_unless_it_is_fp32(stored: Path, make_run) -> None:
+def test_dtype_and_quantization_are_in_the_key_of_stored_outputs_unless_it_is_fp32(
+    stored: Path, make_run
+) -> None:
     """Outputs of a bf16 teacher would be read for those of the same one in fp32; outputs that were stored before would be computed again."""
     inputs = {}
     for dtype in ("fp32", "bf16"):
@@ -137,8 +139,10 @@ def test_the_dtype_is_in_the_key_of_stored_outputs_unless_it_is_fp32(stored: Pat
         source = with_dtype(cfg, Checkpoint(stored, "teacher"))
         assert source.dtype == dtype
         inputs[dtype] = TeacherInputs.of(make_run(cfg, source), [source])
+        quantized = dataclasses.replace(source, quantization="nf4")
+        inputs[f"{dtype} nf4"] = TeacherInputs.of(make_run(cfg, quantized), [quantized])
     assert inputs["fp32"].arguments == config(stored, "auto").teacher.arguments
-    assert inputs["fp32"] != inputs["bf16"]
+    assert len({repr(each) for each in inputs.values()}) == 4
 
 
 @pytest.fixture

@@ -106,6 +106,7 @@ ELSEWHERE: dict[str, str] = {
     ),
     "teacher.tune": "it decides whether a teacher is tuned, not how",
     "teacher.dtype": "the dtype that it chooses is the checkpoint's, which is in the key unless it is fp32",
+    "teacher.quantization": "it is the checkpoint's, which is in the key unless there is none",
     "teacher.placement": "streamed outputs are the same bits",
     "teacher.memory_bound": "it decides what is refused",
     "teacher.fresh": "it decides whether stored answers are taken, not which",

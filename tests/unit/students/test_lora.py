@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from support.tiny import decoder, language_model_options, speaker, speller, talk
 
 from kdcli.errors import ConfigError
 from kdcli.launch.run import launch
+from kdcli.models.checkpoint import Checkpoint, load_model
 from kdcli.students.composed import Composed
 from kdcli.students.lora import Lora
+from kdcli.tasks.causal_lm.task import CausalLM
 
 
 def test_merged_adapters_are_the_model_that_was_trained() -> None:
@@ -35,6 +38,40 @@ def test_merged_adapters_are_the_model_that_was_trained() -> None:
     initializer.merge_and_unload(model)
     assert model.state_dict().keys() == keys
     assert torch.allclose(model(ids).logits, dressed, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_adapters_of_a_quantized_base_are_merged_into_what_was_trained(kind: Any, tmp_path: Path) -> None:
+    """A student that is merged into other weights than those that its adapters were trained on, or that is saved as quantized, is not the one that was
+    validated."""
+    tokenizer = speller()
+    plain = decoder(tokenizer)
+    plain.save_pretrained(tmp_path)
+    ids, initializer = (
+        torch.arange(12).reshape(2, 6),
+        Lora(r=4, target_modules=["q_proj", "up_proj"], quantization_base=kind),
+    )
+    source = Checkpoint(tmp_path, "student", quantization=initializer.quantization_base)
+    model, _ = load_model(source, CausalLM())
+    rounded = model(ids).logits
+    assert not torch.allclose(rounded, plain(ids).logits, atol=1e-5)
+    initializer.prepare_for_training(model)
+    model(ids).logits.square().sum().backward()
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert len(trained) == 2 * 2 * 2
+    assert all("lora_" in name for name in trained)
+    for name, weight in model.named_parameters():
+        if name in trained:
+            assert weight.grad is not None
+            torch.nn.init.normal_(weight, std=0.1)
+    adapted = model(ids).logits
+    assert not torch.allclose(adapted, rounded, atol=1e-2)
+    initializer.merge_and_unload(model)
+    model.save_pretrained(tmp_path / "merged")
+    merged, _ = load_model(Checkpoint(tmp_path / "merged", "student"), CausalLM())
+    assert merged.state_dict().keys() == plain.state_dict().keys()
+    assert not hasattr(merged.config, "quantization_config")
+    assert torch.allclose(merged(ids).logits, adapted, atol=1e-5)
 
 
 def test_layers_without_a_match_are_named() -> None:
