@@ -9,13 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.tiny import decoder, language_model_options, speaker, speller, talk
+from torch.nn.parallel import DistributedDataParallel
 
 from kdcli.errors import ConfigError
 from kdcli.launch.run import launch
+from kdcli.losses.hard_label import HardLabel
 from kdcli.models.checkpoint import Checkpoint, load_model
 from kdcli.students.composed import Composed
 from kdcli.students.lora import Lora
 from kdcli.tasks.causal_lm.task import CausalLM
+from kdcli.training.distiller import Distiller
 
 
 def test_merged_adapters_are_the_model_that_was_trained() -> None:
@@ -72,6 +75,26 @@ def test_adapters_of_a_quantized_base_are_merged_into_what_was_trained(kind: Any
     assert merged.state_dict().keys() == plain.state_dict().keys()
     assert not hasattr(merged.config, "quantization_config")
     assert torch.allclose(merged(ids).logits, adapted, atol=1e-5)
+
+
+def test_processes_do_not_send_each_other_packed_weights(tmp_path: Path) -> None:
+    """Under torchrun the run ends with an error of torch, which cannot send the integers of torchao."""
+    decoder(speller()).save_pretrained(tmp_path)
+    initializer = Lora(r=4, quantization_base="int8")
+    model, _ = load_model(Checkpoint(tmp_path, "student", quantization="int8"), CausalLM())
+    initializer.prepare_for_training(model)
+    distiller = Distiller(model, CausalLM(), {"hard_label": HardLabel()}, {"hard_label": 1.0})
+    ids = torch.arange(12).reshape(2, 6)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        DistributedDataParallel(distiller)(labels=ids, input_ids=ids)["loss"].backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    trained = distiller.trained_weights
+    assert len(trained) == 2 * 7 * 2
+    assert all(
+        (weight.grad is not None) == (name in trained) for name, weight in distiller.named_parameters()
+    )
 
 
 def test_layers_without_a_match_are_named() -> None:
