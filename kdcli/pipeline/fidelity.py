@@ -59,7 +59,7 @@ def teacher_fidelity(
     exact = functools.cache(lambda: open_teacher(run, plain))
 
     def measure(part: datasets.Dataset, _: int) -> list[list[float]]:
-        measured = []
+        measured: list[list[float]] = []
         for start in range(0, len(part), BATCH):
             examples = list(part.select(range(start, min(start + BATCH, len(part)))))
             pairs = zip(exact().outputs(examples), load_teacher().outputs(examples), strict=True)

@@ -71,12 +71,13 @@ class Lora(Pretrained):
         for name, layer in list(model.named_modules()):
             plain: Any = layer
             if isinstance(layer, LoraLayer):
-                plain = layer.get_base_layer()
+                adapted: Any = layer
+                plain = adapted.get_base_layer()
                 if is_quantized(plain):
                     plain = dequantized(plain, dtype)
-                    plain.weight.data += layer.get_delta_weight("default").to(dtype)
+                    plain.weight.data += adapted.get_delta_weight("default").to(dtype)
                 else:
-                    layer.merge()
+                    adapted.merge()
             elif is_quantized(layer) and not name.endswith(".base_layer"):  # without an adapter
                 plain = dequantized(layer, dtype)
             if plain is not layer:
