@@ -298,11 +298,12 @@ def load_model(source: Checkpoint, task: Task) -> tuple[PreTrainedModel, bool]:
 
 
 def _load(source: Checkpoint, task: Task, **options: Any) -> tuple[PreTrainedModel, bool]:
-    dtype = TORCH[source.dtype]
-    options = {"trust_remote_code": source.code, "local_files_only": True, "dtype": dtype} | options
+    own: dict[str, Any] = {"trust_remote_code": source.code, "local_files_only": True}
+    own["dtype"] = TORCH[source.dtype]
     if source.quantization is not None:
         config = options.get("config") or load_config(source)
-        options |= quantization_options(source.quantization, task.auto, config)
+        own |= quantization_options(source.quantization, task.auto, config)
+    options = own | options
     try:
         return task.load(source.path, **options)
     except ModelError as error:  # the weights were loaded, and cannot be used for the task

@@ -165,7 +165,8 @@ def dequantized(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
 
 def mark_unquantized(model: PreTrainedModel) -> None:
     """Remove the marks of a quantized model, with which transformers refuses to save it, or names the quantization in config.json."""
-    model.hf_quantizer = None
-    model.is_quantized = False
+    marked: Any = model
+    marked.hf_quantizer = None
+    marked.is_quantized = False
     vars(model).pop("quantization_method", None)
     vars(model.config).pop("quantization_config", None)
