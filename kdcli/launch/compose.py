@@ -269,13 +269,22 @@ def _data_of(command: str, config: Any) -> Iterator[Mapping[str, Any]]:
 def config_tree(composed: DictConfig) -> dict[str, Any]:
     """Return the config as plain data under current names, resolved and without Hydra's node."""
     with config_at_fault("the config cannot be resolved"):
-        plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        plain = _without_hydra(composed)
         try:
             return renamed.with_current_names(OmegaConf.to_container(plain, resolve=True))  # type: ignore[arg-type]
         except OmegaConfBaseException as error:
             raise ConfigError(
                 f"the config cannot be resolved: {str(error).splitlines()[0]}; correct the interpolation, or give the value itself"
             ) from None
+
+
+def job_config(composed: DictConfig) -> str:
+    """Return the config as YAML, with its interpolations and without Hydra's node, as Hydra shows it (`--cfg job`)."""
+    return OmegaConf.to_yaml(_without_hydra(composed))
+
+
+def _without_hydra(composed: DictConfig) -> Any:
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
 
 def run_folder(composed: DictConfig) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from kdcli.launch.compose import (
     config_remarks,
     config_tree,
     expand_home,
+    job_config,
     register_defaults,
     require_components,
     require_parts,
@@ -169,10 +171,7 @@ def _launch(
     written = written_keys(typed, own, file.positions)
     name, overrides = register_defaults(command, overrides, rerun)
     if cfg or info:
-        composed = compose_config(command, name, [word for word in overrides if not is_sweep(word)], written)
-        require_components(command, composed, written)
-        options = [f"--cfg={cfg}" if cfg else f"--info={info}", *(["--resolve"] if resolve else [])]
-        return Done(run_hydra(name, [*options, *overrides]))
+        return Done(_show(command, name, overrides, written, cfg, info, resolve))
     if multirun:
         status = sweep(command, name, overrides, written, check)
         if check is not None:
@@ -207,6 +206,25 @@ def _launch(
     return Done(
         status, folder / "export" / str(composed.hydra.runtime.choices.hardware) if exported else folder
     )
+
+
+def _show(
+    command: str,
+    name: str,
+    overrides: list[str],
+    written: Mapping[str, str],
+    cfg: str | None,
+    info: str | None,
+    resolve: bool,
+) -> int:
+    """Check a config and print it (`--cfg`), or what Hydra says of it (`--info`); returns the exit code."""
+    composed = compose_config(command, name, [word for word in overrides if not is_sweep(word)], written)
+    require_components(command, composed, written)
+    if cfg == "job" and not resolve and not any(map(is_sweep, overrides)):
+        console.write(job_config(composed))  # Hydra would compose it a second time
+        return ExitCode.DONE
+    options = [f"--cfg={cfg}" if cfg else f"--info={info}", *(["--resolve"] if resolve else [])]
+    return run_hydra(name, [*options, *overrides])
 
 
 def command_line(
