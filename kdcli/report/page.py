@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -137,7 +138,13 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         loader=FileSystemLoader(TEMPLATES),
     )
+    jinja.filters["unbroken"] = _unbroken
     return jinja.get_template(template).render(values)
+
+
+def _unbroken(figure: str) -> str:
+    """Return a figure whose number stays on one line with its unit."""
+    return re.sub(r"(?<=\d) (?=\S)", "\N{NO-BREAK SPACE}", figure)
 
 
 def _clean(value: Any) -> Any:
