@@ -86,8 +86,12 @@ def run_check(
     for line in result.lines():
         console.say(line)
     if not options.with_models:
+        if result.plan.queries:
+            console.say(
+                "tokens are estimated from the bytes of the rows and the questions, four a token; answers that are stored already cost nothing"
+            )
         console.say(
-            "time, memory, disk, truncated rows and the cost of queries are known with the models loaded: leave --no-load out"
+            "time, memory, disk, truncated rows and stored answers are known with the models loaded: leave --no-load out"
         )
     if is_named:
         console.say(f"the run directory {folder} {STATES[state]}")

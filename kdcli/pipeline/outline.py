@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import datasets
+
 from kdcli.config.schema import Distill as Config
 from kdcli.config.schema import StageConfig
 from kdcli.config.seeds import with_seed
 from kdcli.data.dataset import Data, with_gold
 from kdcli.data.splits import SPLITS
 from kdcli.pipeline.cost_plan import CostPlan, PhaseCost
-from kdcli.teachers.remote.limits import Estimate
+from kdcli.teachers.remote.limits import Estimate, Prices
 from kdcli.training.length import planned_steps
 
+BYTES_PER_TOKEN = 4
+"""The bytes of a token of a prompt, as `Client.expected_tokens` estimates them."""
+REQUEST, QUESTION = 33, 94
+"""The bytes of a turn without its text, and those that the question about a label adds, without the labels."""
+FIRST_TOKENS, WRITTEN_LABEL = 4, 32
+"""The most tokens of an answer that is read by its first tokens, and those of a label that is written out, beyond its characters."""
+TEXTS = "text", "text_pair", "prompt", "source"
+"""The columns that a teacher is queried about, whatever the task."""
 ENDPOINT = "base_url"
 """The argument by which a teacher behind an endpoint is recognized without its class."""
 
@@ -43,7 +53,7 @@ def outline(cfg: Config, data: Data) -> CostPlan:
         for phase in [*own, *control]
     ]
     phases += [*trained, *control, *again, PhaseCost("evaluate", rows["test"])]
-    queries = _queries(cfg, rows) if is_remote(cfg) else {}
+    queries = _queries(cfg, data, rows) if is_remote(cfg) else {}
     endpoint = str(cfg.teacher.arguments.get("model", "the endpoint")) if queries else ""
     return CostPlan(rows | {"labelled": gold}, phases, endpoint=endpoint, queries=queries, timed=False)
 
@@ -90,19 +100,59 @@ def _student_phase(cfg: Config, data: Data, name: str, stage: StageConfig) -> Ph
     return PhaseCost(full, len(chosen), steps, fewer or not stage.trainer.is_fixed)
 
 
-def _queries(cfg: Config, rows: dict[str, int]) -> dict[str, Estimate]:
-    """Return the queries to an endpoint. Their tokens, and which of them are in the ledger, are known to the teacher's class alone."""
-    answers = (
-        int(cfg.teacher.arguments.get("samples", 8))
-        if cfg.teacher.arguments.get("soft_labels") == "samples"
-        else 1
-    )
+def _queries(cfg: Config, data: Data, rows: dict[str, int]) -> dict[str, Estimate]:
+    """Return the queries to an endpoint, with their tokens by the number of characters. Which of them are in the ledger is known to the teacher's
+    class alone."""
+    arguments = cfg.teacher.arguments
+    answers = int(arguments.get("samples", 8)) if arguments.get("soft_labels") == "samples" else 1
     if cfg.dataset.spec.writes:
         answers = cfg.rollout.answers
-    per_request = cfg.teacher.arguments.get("n_per_request")
+    per_request = arguments.get("n_per_request")
     requests = -(-answers // int(per_request)) if per_request else 1
     splits = SPLITS[:1] if cfg.dataset.spec.writes else SPLITS
-    counts = {split: rows[split] * requests for split in splits}
+    queried = {split: (rows[split], _text_bytes(data[split])) for split in splits}
     if cfg.rollout.expand:
-        counts["new prompts"] = cfg.rollout.expand * requests
-    return {name: Estimate(count, 0, 0, 0, None) for name, count in counts.items()}
+        count, size = queried["train"]
+        queried["new prompts"] = (cfg.rollout.expand, size * cfg.rollout.expand // max(1, count))
+    return {
+        name: _estimate(cfg, data.labels, count * requests, size * requests, count * answers)
+        for name, (count, size) in queried.items()
+    }
+
+
+def _text_bytes(rows: datasets.Dataset) -> int:
+    """Return the bytes of the texts of which a teacher is queried: of conversations those before the last turn."""
+    columns = [rows[name][:] for name in TEXTS if name in rows.column_names]
+    size = sum(len(text.encode()) for column in columns for text in column if text)
+    if "messages" in rows.column_names:
+        turns = (turn for messages in rows["messages"][:] for turn in messages[:-1])
+        size += sum(len(turn["content"].encode()) for turn in turns)
+    return size
+
+
+def _estimate(cfg: Config, labels: Sequence[str], requests: int, size: int, answers: int) -> Estimate:
+    """Return the estimate of some requests.
+
+    Args:
+        size: the bytes of their rows.
+        answers: the number of answers that are requested in all.
+    """
+    arguments = cfg.teacher.arguments
+    if "prices" not in arguments:  # a teacher of the user's own may charge for something else than tokens
+        return Estimate(requests, 0, 0, 0, None)
+    most: int | None = cfg.rollout.max_new_tokens
+    question = 0
+    if arguments.get("soft_labels") == "prompt_logprobs":
+        most = 1
+    elif labels:
+        question = QUESTION + sum(len(label.encode()) + 2 for label in labels)
+        is_read_by_tokens = arguments.get("soft_labels") == "logprobs"
+        most = FIRST_TOKENS if is_read_by_tokens else WRITTEN_LABEL + max(map(len, labels))
+    size += size * int(arguments.get("shots") or 0) + requests * (REQUEST + question)
+    limits = {"max_tokens": most} | (arguments.get("parameters") or {})
+    most = limits.get("max_completion_tokens", limits["max_tokens"])
+    prompt, completion = size // BYTES_PER_TOKEN, None if most is None else answers * most
+    prices, cost = arguments["prices"], None
+    if completion is not None and None not in (prices.get("prompt"), prices.get("completion")):
+        cost = Prices(prices["prompt"], prices["completion"]).of(prompt, completion)
+    return Estimate(requests, 0, prompt, completion, cost)

@@ -36,6 +36,7 @@ from transformers import AutoTokenizer
 
 from kdcli.cache_notes import entries
 from kdcli.hub import locate_package
+from kdcli.launch.check import CheckOptions
 from kdcli.launch.run import launch
 
 KEY = "sk-never-write-this-down"
@@ -172,6 +173,11 @@ def test_dry_run(
     assert re.search(r"cost about \d\.\d\d\n", out)
     assert re.search(r"train 120 \(about \d\.\d\d\), validation 32 \(.*\), test 48 \(", out)
     require_words(out, "dataset.eval_limit", "TEST_KEY", "not set", "next: kdcli distill")
+    assert launch("distill", ask(host, *prices, run=False), check=CheckOptions(with_models=False)) == 0
+    outlined = capsys.readouterr().out
+    require_words(outlined, "200 queries", "at most 800", "four a token", "--no-load")
+    costs = [float(re.search(r"they cost about (\d+\.\d\d)\n", text)[1]) for text in (out, outlined)]
+    assert costs[1] == pytest.approx(costs[0], rel=0.1), "without models it is estimated from characters"
     assert host.bodies == []
     assert not run.exists()
 
