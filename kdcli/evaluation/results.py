@@ -11,11 +11,12 @@ import logging
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, Field, field_validator
 from typing_extensions import TypedDict
 
 from kdcli.config.types import Dtype, Quantization
 from kdcli.errors import ConfigError
+from kdcli.evaluation.sections import EndpointResult, GenerationResult, Mistakes, Part, Translations
 from kdcli.files import read_json, write_json, write_text
 from kdcli.rundir import EXPORT, REPORT, saved_config
 from kdcli.tasks.presentation import Outcome
@@ -25,18 +26,6 @@ SCHEMA = 1
 """The newest format that this version reads, and the one that it writes."""
 ENVIRONMENT = "env.json"
 """The file of a run directory that says what a run was made with."""
-
-
-class Part(BaseModel):
-    """A mapping in a result. Keys that are not named here are kept: those of a task, and those of later versions."""
-
-    model_config = ConfigDict(
-        extra="allow", frozen=True, populate_by_name=True, use_attribute_docstrings=True
-    )
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the keys that were given, as plain data."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 class Result(Part):
@@ -67,6 +56,7 @@ class ModelResult(Part):
     """The cost and the scores of one model. An unknown value is null."""
 
     parameters: int | None = None
+    """The number of weights."""
     bytes: int | None = None
     """The bytes of the weight files."""
     score: float | None = None
@@ -76,11 +66,34 @@ class ModelResult(Part):
     latency_ms: dict[str, float | None] = {}
     """Percentiles of one row at a time: p50, p95, p99."""
     throughput_per_s: float | None = None
+    """Rows a second at the fastest batch size; of models that generate text: tokens a second."""
     latency_runs: int | None = None
     """Rows that were timed for `latency_ms`, repetitions included."""
     latency_p50_ci95_ms: Interval | None = None
     """The 95 % interval of the median latency, from the medians of the rounds."""
     peak_memory_bytes: int | None = None
+    """The peak memory of a process that loads and runs the model, less what it has before it loads it."""
+    import_memory_bytes: int | None = None
+    """The memory of that process before it loads the model."""
+    load_seconds: float | None = None
+    """The seconds to import the runtime and to load the model."""
+    batch_size: int | None = None
+    """The batch size of `throughput_per_s`; null: the model generates text."""
+    first_token_ms: dict[str, float | None] | None = None
+    """causal_lm: percentiles of the time to the first token."""
+    between_tokens_ms: dict[str, float | None] | None = None
+    """causal_lm: percentiles of the time between two tokens."""
+    times_faster: float | None = None
+    """The median latency of the baseline over this model's, on the same rows in turn. The baseline is the teacher; in an export it is the torch student."""
+    speedup: float | None = None
+    """This model's throughput over the baseline's, on the same rows in turn."""
+    cpu_share: float | None = None
+    """The CPU time of the process over the elapsed time while latency is timed; far below 1, something else uses the processor."""
+    load: dict[str, Any] | None = None
+    """Latencies under load: `rates` has those of each rate of `measure.request_rates`, and `most_requests_per_s` is the highest rate that keeps
+    `limit_ms`."""
+    confusion: list[list[int]] | None = None
+    """classification: the rows of each gold label (outer list) by their predicted label; null: there are too many labels."""
     measured_as: str | None = None
     """The model of the same architecture whose speed and memory these are; null: this model's own were measured."""
     path: str | None = None
@@ -98,62 +111,23 @@ class DatasetResult(Part):
     """The data set of a run: its numbers of rows and its fingerprint."""
 
     name: str
+    """The option that was chosen, or the path."""
     train: int
+    """Training rows, before augmentation."""
     labelled: int
+    """Training rows that have a gold label or a reference."""
     augmented: int
+    """Training rows that augmentation added."""
     validation: int
     test: int
     fingerprint: str
+    """The SHA-256 of all rows and their splits."""
     dropped: dict[str, int] = {}
     """Rows that were dropped from the source, by reason."""
     dropped_completions: dict[str, int] = Field(
         {}, validation_alias=AliasChoices("dropped_completions", "answers_left_out")
     )
     """Completions of the teacher that were dropped, by reason."""
-
-
-class EndpointResult(Part):
-    """The queries of a remote teacher, and what became of its answers. An unknown value is null."""
-
-    base_url: str
-    model: str
-    parameters: dict[str, Any] = {}
-    """The sampling parameters that were sent."""
-    questions: int
-    """Rows, or parts of them, that the run needed answers to."""
-    from_ledger: int
-    """Questions that were answered by the ledger, without a request."""
-    requests: int
-    """HTTP requests of all processes of the run, repeated ones included."""
-    retries: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost: float | None
-    """The cost of the requests by the prices in the config; null: no price is set."""
-    refused: int
-    """Rows that the model refused to answer."""
-    unparsable: int
-    """Rows whose answers hold no label."""
-    dropped: dict[str, int] = {}
-    """Rows or completions that were dropped, by reason."""
-    training_rows: int = Field(validation_alias=AliasChoices("training_rows", "learnt"))
-    """Rows that the student is trained on."""
-    shots: int
-    """Examples in each prompt."""
-    agreement: dict[str, Any]
-    """The training rows with a gold label or a reference (`gold`), and the share that the teacher labels so (`accuracy`) or its ROUGE-L
-    (`rouge_l`)."""
-    answers: list[dict[str, Any]] = []
-    """A sample of the answers, with their questions and, of a classifier, the probabilities of the labels and the gold label; `dropped`: why
-    an answer was."""
-    soft_labels: str | None = None
-    """A classifier: how its probabilities were read: logprobs, samples or one_hot."""
-    missing_mass: float | None = None
-    """The mean probability on tokens that begin no label."""
-    letters: dict[str, str] | None = Field(None, validation_alias=AliasChoices("letters", "asked_for"))
-    """The labels by the letters that were requested in their stead; null: they were requested by their names."""
-    smoothing: float | None = None
-    """What smooths one-hot and sampled labels; null: they are log-probabilities."""
 
 
 class StageTime(TypedDict):
@@ -226,7 +200,9 @@ class Verdict(Part):
     retention: float | None
     """The student's share of the teacher's score."""
     gain_over_control: float | None
+    """The student's score less the control's."""
     gain_ci95: Interval | None
+    """The 95 % interval of `gain_over_control`, paired over the test rows."""
     gain_p: float | None = None
     """Two-sided, of the hypothesis that there is no gain; below 0.05 if and only if `gain_ci95` excludes 0."""
     smallest_gain: float | None = None
@@ -242,8 +218,11 @@ class Verdict(Part):
     agreement: float | None
     """The share of positions at which student and teacher predict the same."""
     kl_to_teacher: float | None
+    """The mean KL divergence of the student from the teacher, in nats."""
     kl_gain_over_control: float | None = None
+    """The KL divergence of the control from the teacher less the student's."""
     kl_gain_ci95: Interval | None = None
+    """The 95 % interval of `kl_gain_over_control`."""
     compression: float | None
     """The teacher's parameters over the student's."""
     speedup: float | None
@@ -256,22 +235,29 @@ class Report(Result):
     """report.json: the results of `kdcli distill`."""
 
     task: str
+    """The task: classification, token_classification, causal_lm, seq2seq, or a class of the user."""
     metric: str
     """The headline metric of the task."""
     test_examples: int
+    """The rows of the test split."""
     smoke: bool
+    """Whether it is a rehearsal (`debug=smoke`), whose figures mean nothing."""
     seed: int
+    """The seed of the run."""
     measure: dict[str, Any] | None = None
     """How speed and memory were measured: the mode, and its settings; null: they were not measured."""
     labels: list[str]
+    """The names of the labels or tags; empty for models that generate text."""
     tags: dict[str, Any] = {}
     """token_classification: how entities are read: the form of the tags, their letters, those that mean no entity, and the entity types."""
     dataset: DatasetResult
+    """The rows of the data set, and its fingerprint."""
     suspicions: list[dict[str, Any]] = []
     """What makes the results doubtful: `kind`, `text`, `key` (the config key that mends it, or null) and figures."""
     loss: dict[str, dict[str, Any]]
     """The loss terms with their weights and arguments; with stages as stage/term."""
     stages: list[StageTime]
+    """The stages of the run with their time and their steps."""
     training: dict[str, TrainingResult] = {}
     """The training of the student, the control, and a teacher that this run tuned, by their names; a further seed has student@5."""
     fidelity: FidelityResult | None = None
@@ -279,10 +265,25 @@ class Report(Result):
     validation_score: dict[str, float | None]
     """The best score of each model on the validation split."""
     models: dict[str, ModelResult]
+    """Scores and costs of teacher, student, control and the baselines (`trivial`), by their names."""
     assistants: dict[str, ModelResult]
+    """The assistants by the names of their stages."""
     verdict: Verdict
+    """The comparison of student, control and teacher."""
+    mistakes: Mistakes | None = None
+    """classification, token_classification: the test rows that show where the student fails."""
+    test_tokens: int | None = None
+    """causal_lm: the tokens of the test split that count."""
+    generations: list[GenerationResult] = []
+    """causal_lm: the completions of some test prompts by each model."""
+    translations: Translations | None = None
+    """seq2seq: the texts that the student translates worst and best."""
+    signature: dict[str, str] = {}
+    """seq2seq: the signatures of sacrebleu, which define how BLEU and chrF are computed."""
+    beams: int | None = None
+    """seq2seq: the width of the beam search."""
     endpoint: EndpointResult | None = None
-    """A remote teacher; absent: the teacher is local."""
+    """A teacher behind an endpoint: its requests, their cost and some answers."""
 
     @field_validator("models")
     @classmethod
@@ -315,7 +316,9 @@ class Environment(Result):
     """env.json: the versions, the machine, the data and the checkpoints that a run was made with."""
 
     processes: int
+    """The number of processes that trained together."""
     seeds: dict[str, int]
+    """The seed of the run and of each of its stages."""
     bf16: dict[str, bool]
     """Whether teacher and student compute in bf16 by autocast."""
     dtypes: dict[str, Dtype] = {}
@@ -324,11 +327,13 @@ class Environment(Result):
     """In which numbers the weights of linear layers are held while a model computes: of the teacher, of the checkpoint that the student's adapters are
     trained on (`student`). A model that is not named is not quantized."""
     dataset: DatasetRecord
+    """The data set, and how its files were read."""
     teacher: CheckpointRecord | dict[str, Any]
     """A local teacher's checkpoint; or what identifies a remote teacher."""
     stand_in: CheckpointRecord | None = None
     """The checkpoint from which students of a remote teacher are initialised."""
     student: CheckpointRecord | None
+    """The checkpoint of `student.path`; null: there is none."""
     others: list[CheckpointRecord]
     """The further members of an ensemble."""
     stages: dict[str, str]
@@ -373,6 +378,7 @@ class ExportResult(Result):
     """export.json: the results of `kdcli export`."""
 
     task: str
+    """The task of the run."""
     metric: str
     """The headline metric of the task."""
     student: str | None = None
@@ -382,16 +388,21 @@ class ExportResult(Result):
     note: str = ""
     """What the measurements do not show."""
     test_examples: int
+    """The rows of the test split."""
     smoke: bool
+    """Whether it is a rehearsal, whose figures mean nothing."""
     environment: dict[str, Any]
     """The versions and the machine."""
     threads: int
+    """The threads of each runtime."""
     batch_sizes: list[int]
+    """The batch sizes of which the fastest one gives `throughput_per_s`."""
     sequence_length: int | None = None
     """Tokens of each row that is timed; null: each row has its own length."""
     torch: ModelResult
     """The student in torch, as it was measured together with the artifacts."""
     artifacts: dict[str, ArtifactResult]
+    """The files and folders that were written, by their paths."""
     failed: dict[str, str] = {}
     """The files that could not be made or run, and why."""
     quantization: dict[str, Any] = {}

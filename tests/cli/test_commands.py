@@ -23,6 +23,7 @@ from support.commands import naming, require_one_message, require_words
 from support.tiny import bert, full_disk, run_snippet, sentences, texts_of, write_csv
 from transformers import AutoTokenizer
 
+from kdcli.evaluation.results import finished_report
 from kdcli.evaluation.row_scores import RowScores
 from kdcli.exporting.runtimes.onnx import OnnxEncoder
 from kdcli.files import hash_files
@@ -49,6 +50,7 @@ def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
                  "student/tokenizer.json", "student/README.md", "control/model.safetensors"):  # fmt: skip
         assert (run / name).is_file(), name
     assert not (run / "stages").exists()
+    assert not finished_report(run).model_extra, "docs/report.schema.json has all entries"
     report = json.loads((run / "report.json").read_text())
     assert report["schema"] == 1
     assert report["test_examples"] == 96

@@ -16,6 +16,7 @@ from support.commands import require_one_message, require_words
 from support.tiny import language_model_options, run_snippet, speaker, talk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from kdcli.evaluation.results import finished_report
 from kdcli.launch.inference import chat, load
 from kdcli.launch.run import launch
 
@@ -69,6 +70,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
     """A file that ONNX Runtime never ran, or figures that were taken of something else than it."""
+    assert not finished_report(run).model_extra, "docs/report.schema.json has all entries"
     found = result(exported)
     assert (found["task"], found["metric"], list(found["artifacts"])) == ("causal_lm", "log_prob", NAMES)
     student = load_file(run / "predictions" / "test.student.safetensors")

@@ -12,6 +12,7 @@ import torch
 from support.commands import require_one_message, require_words
 from support.tiny import pairs, run_snippet, translator, write_pairs
 
+from kdcli.evaluation.results import finished_report
 from kdcli.exporting.targets import cpu
 from kdcli.exporting.writers import seq2seq as translation
 from kdcli.launch.inference import load
@@ -80,6 +81,7 @@ def texts(file: Path) -> list[dict[str, str]]:
 
 def test_export_is_run_and_compared(run: Path, exported: Path) -> None:
     """A folder that its runtime never ran, figures of something else than it, or a score of the student's own texts."""
+    assert not finished_report(run).model_extra, "docs/report.schema.json has all entries"
     found = result(exported)
     assert (found["task"], found["metric"], list(found["artifacts"])) == ("seq2seq", "bleu", NAMES)
     student = texts(run / "predictions" / "test.student.jsonl")

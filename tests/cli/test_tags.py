@@ -27,6 +27,7 @@ from transformers import (
     pipeline,
 )
 
+from kdcli.evaluation.results import finished_report
 from kdcli.exporting import snippets
 from kdcli.exporting.artifacts import _tokenize_words, folder_of
 from kdcli.exporting.runtimes import runtime_of
@@ -127,6 +128,7 @@ def said_by(student: Path) -> tuple[list[str], list[str], Any]:
 
 def test_a_run_tells_what_became_of_the_entities(run: Path) -> None:
     """A report of single words: nine of ten are O, and a student that finds no name has 90 %."""
+    assert not finished_report(run).model_extra, "docs/report.schema.json has all entries"
     report = read(run / "report.json")
     assert (report["task"], report["metric"], report["test_examples"]) == ("token_classification", "f1", 80)
     assert report["labels"] == ["B-bad", "B-good", "I-bad", "I-good", "O"]

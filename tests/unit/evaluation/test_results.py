@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from kdcli.evaluation.results import (
     SCHEMA,
     Environment,
     Report,
+    Verdict,
     is_finished,
     json_schema,
     read,
 )
+from kdcli.evaluation.sections import EndpointResult, GenerationResult, Mistakes, Part, Translations
 
 DOCS = Path(__file__).parents[3] / "docs"
 REPORT: dict[str, Any] = {
@@ -160,3 +163,26 @@ def test_a_damaged_report_does_not_count(
 def test_the_documented_schemas_are_current(name: str) -> None:
     """A reader in another language is written by the schema in docs/ (make schemas)."""
     assert (DOCS / f"{name}.schema.json").read_text(encoding="utf-8") == json_schema(name)
+
+
+@pytest.mark.parametrize(
+    "part", [*RESULTS.values(), Verdict, Mistakes, GenerationResult, Translations, EndpointResult]
+)
+def test_each_entry_has_a_meaning(part: type[Part]) -> None:
+    """A key of a result file of which neither the schema nor the documentation says what it is."""
+    clear = {"test", "validation", "kdcli", "schema_", "teacher", "control", "student", "source"}
+    assert not {name for name, field in part.model_fields.items() if not field.description} - clear
+
+
+def test_each_entry_of_a_report_is_documented() -> None:
+    """The page about runs leaves out an entry of report.json, or explains one that is no more."""
+    page = (
+        (DOCS / "runs.md").read_text(encoding="utf-8").partition("## report.json\n")[2].partition("\n## ")[0]
+    )
+    named = {
+        name
+        for line in page.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split(" | ")[0])
+    }
+    assert named == {field.alias or name for name, field in Report.model_fields.items()}
