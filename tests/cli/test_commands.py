@@ -347,9 +347,12 @@ def test_predict_gives_the_labels_that_were_scored(
     scored = load_file(run / "predictions" / "test.student.safetensors")["logits"][:5]
     expected = torch.tensor(scored).softmax(1)
     labels = json.loads((run / "report.json").read_text())["labels"]
-    for path in (run, exported / "model.onnx", exported, run / "student"):
+    quick = ["measure.latency_runs=3", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
+    assert launch("export", [f"run={run}", "hardware=intel", "hardware.precisions=[fp16]", *quick]) == 0
+    openvino = run / "export" / "intel" / "model.fp16.xml"
+    for path in (run, exported / "model.onnx", exported, run / "student", openvino):
         for answer, row in zip(load(str(path)).predict(texts), expected, strict=True):
-            tolerance = 0.1 if path == exported else 1e-4  # int8
+            tolerance = {exported: 0.1, openvino: 1e-2}.get(path, 1e-4)  # int8, fp16
             assert answer["probabilities"] == pytest.approx(
                 dict(zip(labels, row.tolist(), strict=True)), abs=tolerance
             )

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from browser import Page, served
 from safetensors.numpy import load_file
+from support.tiny import texts_of
 
 from kdcli.exporting.runtimes.node import packages
+from kdcli.launch.inference import load
 from kdcli.launch.run import launch
 
 pytestmark = pytest.mark.devices
@@ -79,6 +81,19 @@ def test_export_is_run_compared_and_evaluated(run: Path, exported: Path, tmp_pat
     assert launch("eval", words) == 0
     scored = json.loads((tmp_path / "e" / "eval.json").read_text())["models"]["model.onnx"]
     assert scored["score"] == result["artifacts"]["model.onnx"]["score"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_predict_gives_the_labels_of_transformers_js(run: Path, exported: Path, name: str) -> None:
+    """`kdcli predict` that runs the file in another runtime than the page does, or with other labels."""
+    labels = json.loads((run / "report.json").read_text())["labels"]
+    expected = probabilities(exported / "predictions" / f"test.{name}.safetensors")[:5]
+    for answer, row in zip(
+        load(str(exported / "onnx" / name)).predict(texts_of(run)[:5]), expected, strict=True
+    ):
+        assert answer["probabilities"] == pytest.approx(
+            dict(zip(labels, row.tolist(), strict=True)), abs=1e-3
+        )
 
 
 def test_the_lines_beside_it_run_it_without_kdcli(beside_node: Path, exported: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 from support.tiny import run_snippet, texts_of
 
+from kdcli.launch.inference import load
 from kdcli.launch.run import launch
 
 pytestmark = pytest.mark.devices
@@ -62,3 +63,5 @@ def test_export_is_run_compared_and_evaluated(
         assert launch("eval", [*words, f"hydra.run.dir={tmp_path / name}"]) == 0
         scored = json.loads((tmp_path / name / "eval.json").read_text())
         assert (scored["split"], list(scored["models"])) == ("validation", [name])
+        predictions = load(str(folder / name)).predict(texts_of(run)[:5])
+        assert [each["label"] for each in predictions] == [labels[best] for best in said[name][:5].argmax(1)]
