@@ -72,7 +72,8 @@ class Check:
             lines.append(
                 f"dropped: {listed(f'{rows:,} ({reason})' for reason, rows in self.dropped.items())}"
             )
-        return [*lines, *self.truncated.values(), *plan]
+        memory = self.plan.memory.lines() if self.plan.memory is not None else []
+        return [*lines, *self.truncated.values(), *plan, *memory]
 
     def as_json(self) -> dict[str, Any]:
         """Return the check for machines."""
@@ -98,7 +99,7 @@ def check(
         folder: the run directory; it need not exist, and nothing is written into it.
         names: how the report calls teacher, student, data set and device.
         chose_hardware: whether the user chose the device.
-        with_models: load the models, measure time and memory on a few batches, and count truncated rows. Without, no torch is imported.
+        with_models: load the models, compute memory, measure time on a few batches, and count truncated rows. Without, no torch is imported.
 
     Returns:
         What is known; None in a process that is not the main one.

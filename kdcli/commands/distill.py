@@ -17,9 +17,11 @@ from kdcli.config.schema import Distill as Config
 from kdcli.distributed import peers
 from kdcli.errors import ExitCode
 from kdcli.hub import push, require_pushable
+from kdcli.measure.memory import restart_device_peak
 from kdcli.pipeline.build import plan_run
 from kdcli.pipeline.compare import evaluate, write_results
 from kdcli.pipeline.cost import plan_cost
+from kdcli.pipeline.environment import record_peak
 from kdcli.pipeline.plan import OWN, STUDENT, Run, TeacherData, parts_of_seed, stage_names
 from kdcli.pipeline.stages import Stages
 from kdcli.pipeline.student import Trainee, train_control, train_trainee
@@ -53,12 +55,14 @@ def distill(cfg: Config, folder: Path, names: dict[str, str], chose_hardware: bo
     for line in plan.lines() if plan is not None else ():
         logger.info("%s", line)
     teacher_data: dict[str, TeacherData] = {}
+    before = restart_device_peak()
     with Stages(stage_names(parts), run.folder, is_main) as stages:
         stages.expect({} if plan is None else plan.seconds)
         for parts_of_one in [parts_of_seed(parts, seed) for seed in cfg.all_seeds]:
             lengths = _train(parts_of_one, stages, teacher_data)
         run = _answered(run, teacher_data)
         if is_main:
+            record_peak(run, before)
             with stages.stage("evaluate", unit="models and measurements") as stage:
                 results = evaluate(run, teacher_data[OWN], lengths, stage)
     if is_main:

@@ -312,6 +312,19 @@ class DatasetRecord(Part):
     """How each file was read: its format, encoding, delimiter, quotes and columns. Later commands of the run read it so again."""
 
 
+class MemoryRecord(Part):
+    """The memory of a process of a run, beyond what it had before any model was loaded."""
+
+    planned_bytes: int
+    """The most that it was expected to take, by the shapes of the models."""
+    phases: dict[str, int]
+    """The most that each phase was expected to take."""
+    free_bytes: int | None
+    """What was free before; null: the system does not report it."""
+    measured_bytes: int | None = None
+    """The most that the main process took until student and control were trained; null: they are not yet."""
+
+
 class Environment(Result):
     """env.json: the versions, the machine, the data and the checkpoints that a run was made with."""
 
@@ -326,6 +339,8 @@ class Environment(Result):
     quantization: dict[str, Quantization] = {}
     """In which numbers the weights of linear layers are held while a model computes: of the teacher, of the checkpoint that the student's adapters are
     trained on (`student`). A model that is not named is not quantized."""
+    memory: MemoryRecord | None = None
+    """The memory that the run was expected to take, and that it took."""
     dataset: DatasetRecord
     """The data set, and how its files were read."""
     teacher: CheckpointRecord | dict[str, Any]

@@ -34,6 +34,7 @@ from kdcli.models.checkpoint import (
     shared_token_count,
 )
 from kdcli.pipeline.environment import record_environment
+from kdcli.pipeline.memory import plan_memory, require_memory
 from kdcli.pipeline.placement import is_streamed, require_streamable
 from kdcli.pipeline.plan import (
     OWN,
@@ -114,6 +115,9 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
         own_function(cfg.rollout.filter)
         remote.client.ledger.since = run.fresh_since
         remote.begin(run.task, cfg.dataset, run.data.gold)
+    memory = plan_memory(parts)
+    require_memory(parts, memory)
+    parts = [*parts[:-1], dataclasses.replace(parts[-1], memory=memory)]
     if state.is_main_process and not cfg.dry_run:
         record_environment(parts)
         rewrite_metrics(folder / METRICS)

@@ -1,4 +1,4 @@
-"""Estimates the cost of a run before it starts: rows, optimizer steps, time, memory and disk of each phase."""
+"""Estimates the cost of a run before it starts: rows, optimizer steps, time and disk of each phase."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from kdcli.config.seeds import with_seed
 from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.data.splits import SPLITS
 from kdcli.errors import KDError
-from kdcli.measure.memory import peak_memory
 from kdcli.measure.spec import PASSES
 from kdcli.models.checkpoint import (
     Checkpoint,
-    load_config,
     load_ready,
     load_tokenizer,
     trainable,
@@ -28,7 +26,7 @@ from kdcli.models.dtypes import TORCH, weight_count
 from kdcli.pipeline.cost_plan import CostPlan, PhaseCost
 from kdcli.pipeline.keys import TeacherOutputs, TunedTeacher, cache_path
 from kdcli.pipeline.placement import FLOPS, pass_seconds
-from kdcli.pipeline.plan import OWN, STUDENT, Run
+from kdcli.pipeline.plan import OWN, STUDENT, Run, is_online
 from kdcli.pipeline.remote import estimated_queries
 from kdcli.pipeline.validate import storing_temperature
 from kdcli.teachers.cached import SHARD
@@ -43,11 +41,8 @@ LARGE, SMALL = 32, 8
 """The maximum number of rows in a probe's batch: in a dry run, and before training."""
 AFFORDABLE = 2.0
 """The number of seconds that the probe of a model may take before training, by a cautious estimate."""
-WEIGHT, GRADIENT = 4, 4
-"""The bytes of a weight and of its gradient in fp32."""
-ACTIVATION = 68
-"""The bytes that a layer keeps for the backward pass per token and hidden unit in fp32 (Korthikanti et al. 2022, section 4.1: 34 in half
-precision), without attention matrices."""
+WEIGHT = 4
+"""The bytes of a weight in fp32."""
 START = 5.0
 """The seconds that a process takes to start and to load the model that it measures."""
 
@@ -131,7 +126,7 @@ def _few(rows: datasets.Dataset) -> datasets.Dataset:
 
 
 def plan_cost(parts: Sequence[Run], dry: bool) -> CostPlan:
-    """Return the cost of a run. Time and memory are measured on a few batches of each model, as far as that is quick, or in a dry run.
+    """Return the cost of a run. Time is measured on a few batches of each model, as far as that is quick, or in a dry run.
 
     Args:
         parts: the run's, in their order.
@@ -157,8 +152,7 @@ def plan_cost(parts: Sequence[Run], dry: bool) -> CostPlan:
     endpoint, queries = (
         ("", {}) if run.remote is None else (run.remote.name, estimated_queries(run, run.remote))
     )
-    on_gpu = torch.cuda.is_available()
-    return CostPlan(splits, phases, _memory(run, probes), _disk(run, probes), on_gpu, endpoint, queries)
+    return CostPlan(splits, phases, run.memory, _disk(run, probes), endpoint, queries)
 
 
 def _teacher_phases(run: Run, teacher: Probe | None) -> list[PhaseCost]:
@@ -238,8 +232,7 @@ def _student_phase(run: Run, index: int, probes: _Probes) -> PhaseCost:
     phase, rows = run.phases[index], _student_rows(run)
     if phase.rows != "all":
         rows = len(phase.select(run.data["train"]))
-    online = phase.uses_features or not run.cfg.teacher.cache or run.cfg.rollout.source == "student"
-    teacher = probes.teacher(run) if online and phase.uses_teacher and run.remote is None else None
+    teacher = probes.teacher(run) if is_online(run, phase) and run.remote is None else None
     further = None if teacher is None else teacher.forward
     return _training(run, phase.name, phase.trainer, rows, probes.student(run), further, _may_be_fewer(run))
 
@@ -308,36 +301,6 @@ def _evaluation_seconds(run: Run, probes: _Probes) -> float | None:
         latency = settings["latency_runs"] * model.forward
         seconds += START + latency + max(passes, settings["throughput_seconds"])
     return seconds
-
-
-def _memory(run: Run, probes: _Probes) -> int | None:
-    """Estimate the peak memory while teacher and student are trained: the measured peak, plus the activations of a full batch beyond those of the
-    probe; a rough estimate where nothing was measured."""
-    roles = (
-        (probes.teacher(run), run.cfg.teacher.trainer, run.sources[0], bool(_tuned(run))),
-        (probes.student(run), run.phases[-1].trainer, run.initializer.source or run.sources[0], True),
-    )
-    peaks = []
-    for model, trainer, source, trains in roles if run.remote is None else roles[1:]:
-        micro = micro_batches(trainer, run.state.num_processes)[0]
-        if model is not None and model.memory is not None:
-            missing = (micro - probes.batch(run, trainer)) if trains else 0
-            peaks.append(model.memory + _activations(source, missing * run.max_length))
-        elif run.streamed and not trains and (now := peak_memory()) is not None:
-            peaks.append(now + int(run.cfg.teacher.memory_bound))
-        elif (now := peak_memory()) is not None and (weights := _weights(source)):
-            states = WEIGHT + GRADIENT + OPTIMIZER_BYTES if trains else TORCH[source.dtype].itemsize
-            peaks.append(now + weights * states + _activations(source, micro * run.max_length) * trains)
-    return max(peaks, default=None)
-
-
-def _activations(source: Checkpoint, tokens: int) -> int:
-    """Estimate the bytes of a checkpoint's activations in a training step; 0: its config does not state its size."""
-    if not source.path.is_dir():
-        return 0
-    config = load_config(source).get_text_config()
-    layers, hidden = (getattr(config, name, None) or 0 for name in ("num_hidden_layers", "hidden_size"))
-    return max(0, tokens) * layers * hidden * ACTIVATION
 
 
 def _weights(source: Checkpoint) -> int:

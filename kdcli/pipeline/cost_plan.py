@@ -9,6 +9,7 @@ from typing import Any
 
 from kdcli import console
 from kdcli.numbers import format_age, format_bytes
+from kdcli.pipeline.memory_plan import MemoryPlan
 from kdcli.teachers.remote.limits import Estimate
 
 
@@ -39,9 +40,8 @@ class CostPlan:
 
     Attributes:
         splits: the number of rows of each split, and of the labelled training rows.
-        memory: the peak memory of the process in bytes, or of the GPU if there is one.
+        memory: what each phase takes; None: no model is loaded to tell it.
         disk: the maximum number of bytes in the run directory and the cache at one time; None: a model's size is not known yet.
-        on_gpu: whether the memory is that of a GPU.
         endpoint: the name of a remote teacher; empty: there is none.
         queries: the queries to a remote teacher by their subject: a split, or new prompts.
         timed: whether time and memory are a part of the plan.
@@ -49,9 +49,8 @@ class CostPlan:
 
     splits: Mapping[str, int]
     phases: Sequence[PhaseCost]
-    memory: int | None = None
+    memory: MemoryPlan | None = None
     disk: int | None = None
-    on_gpu: bool = False
     endpoint: str = ""
     queries: Mapping[str, Estimate] = field(default_factory=dict)
     timed: bool = True
@@ -99,9 +98,8 @@ class CostPlan:
                 f" without {unknown} phase{'s' if unknown > 1 else ''} of unknown time" if unknown else ""
             )
         parts = []
-        if self.memory is not None:
-            kind = "GPU memory" if self.on_gpu else "memory"
-            parts.append(f"about {format_bytes(self.memory)} of {kind}")
+        if self.memory is not None and self.memory.phases:
+            parts.append(self.memory.summary)
         if self.disk is not None:
             parts.append(f"up to {format_bytes(self.disk)} of disk")
         return [f"in all: {total}", *([", ".join(parts)] if parts else [])]
@@ -126,7 +124,8 @@ class CostPlan:
         return {
             "rows": dict(self.splits),
             "phases": [asdict(phase) for phase in self.phases],
-            "memory_bytes": self.memory,
+            "memory_bytes": None if self.memory is None else self.memory.peak,
+            "memory": None if self.memory is None else self.memory.as_json(),
             "disk_bytes": self.disk,
             "endpoint": {"name": self.endpoint, "queries": queries} if queries else None,
         }

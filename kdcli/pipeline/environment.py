@@ -11,7 +11,9 @@ from kdcli.config.types import Dtype, Quantization
 from kdcli.environment import environment
 from kdcli.errors import DataError
 from kdcli.evaluation.results import ENVIRONMENT, CheckpointRecord, DatasetRecord, Environment, read
+from kdcli.measure.memory import device_peak
 from kdcli.models.checkpoint import Checkpoint, fast_bf16, stage_seed
+from kdcli.pipeline.memory_plan import MemoryPlan
 from kdcli.pipeline.plan import STUDENT, Run
 
 CHECKED = {
@@ -51,6 +53,21 @@ def record_environment(parts: Sequence[Run]) -> None:
             )
 
 
+def record_peak(run: Run, before: int | None) -> None:
+    """Write the peak memory of this process into env.json. Of a run that was continued it is the largest of its processes.
+
+    Args:
+        before: what the process had when its peak was reset; None: the system does not report it.
+    """
+    path, peak = run.folder / ENVIRONMENT, device_peak()
+    recorded = read(path, Environment, "restore it from a copy")
+    if recorded.memory is None or peak is None or before is None:
+        return
+    measured = max(peak - before, recorded.memory.measured_bytes or 0)
+    memory = recorded.memory.model_copy(update={"measured_bytes": measured})
+    recorded.model_copy(update={"memory": memory}).write(path)
+
+
 def _identity(record: Any) -> Any:
     """Return a record without how files were read, which releases describe differently; their content is in the fingerprint."""
     return record.model_copy(update={"reading": []}) if isinstance(record, DatasetRecord) else record
@@ -71,6 +88,7 @@ def _environment(parts: Sequence[Run]) -> Environment:
         bf16=bf16,
         dtypes=_dtypes(run),
         quantization=_quantization(run),
+        memory=None if run.memory is None else _memory(run.memory),
         dataset={
             "path": cfg.dataset.path,
             "commit": run.data.commit,
@@ -98,6 +116,11 @@ def _quantization(run: Run) -> dict[str, Quantization]:
     """Return the quantization of the models that have one."""
     given = {"teacher": run.cfg.teacher.quantization, STUDENT: run.initializer.quantization_base}
     return {name: kind for name, kind in given.items() if kind is not None}
+
+
+def _memory(plan: MemoryPlan) -> dict[str, Any]:
+    phases = {phase.name: phase.peak for phase in plan.phases}
+    return {"planned_bytes": plan.peak, "phases": phases, "free_bytes": plan.free}
 
 
 def _seeds(cfg: Config) -> dict[str, int]:

@@ -12,7 +12,7 @@ from kdcli import console
 from kdcli.config.components import build, locate
 from kdcli.errors import ConfigError
 from kdcli.files import PARTIAL
-from kdcli.measure.memory import free_memory
+from kdcli.measure.memory import device_free_memory
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.models.dtypes import TORCH, weight_count
 from kdcli.numbers import format_bytes
@@ -58,7 +58,7 @@ def is_streamed(run: Run) -> bool:
     if placement == "auto" and fits:
         return False
     sizes = f"its weights take {format_bytes(needed)}, and {format_bytes(free or 0)} of memory are free"
-    if reason := _obstacle(run):
+    if reason := obstacle(run):
         if placement == "streamed":
             raise ConfigError(f"teacher.placement = streamed: {reason}")
         logger.warning("the teacher may not fit: %s. It is not read layer by layer: %s", sizes, reason)
@@ -76,13 +76,13 @@ def is_streamed(run: Run) -> bool:
     return True
 
 
-def memory_of(sources: Sequence[Checkpoint]) -> tuple[int, float | None]:
+def memory_of(sources: Sequence[Checkpoint]) -> tuple[int, int | None]:
     """Return the bytes of the weights of checkpoints without quantization, and of the memory that is free (None: not known)."""
     needed = sum(weight_count(source.path) * TORCH[source.dtype].itemsize for source in sources)
-    return needed, torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free_memory()
+    return needed, device_free_memory()
 
 
-def _obstacle(run: Run) -> str:
+def obstacle(run: Run) -> str:
     """Return why the run needs the whole teacher; empty: it does not."""
     cfg = run.cfg
     if locate(cfg.teacher.target) is not LocalTeacher:

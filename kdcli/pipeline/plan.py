@@ -25,6 +25,7 @@ from kdcli.errors import ConfigError
 from kdcli.losses.base import Loss
 from kdcli.models.checkpoint import Checkpoint, find, has_head
 from kdcli.models.quantization import FakeQuantization
+from kdcli.pipeline.memory_plan import MemoryPlan
 from kdcli.rundir import HYDRA, SEEDS
 from kdcli.students.base import StudentInitializer
 from kdcli.tasks.base import Split, Task
@@ -156,6 +157,7 @@ class Run:
         classes: the number of tokens that teacher and student share, if the teacher has more than the student.
         remote: the teacher, if it is a remote one.
         streamed: whether the teacher's outputs are computed layer by layer.
+        memory: what the run takes; in its last part.
         further_seed: the seed of the config, if it is not the run's first one.
     """
 
@@ -173,6 +175,7 @@ class Run:
     classes: int | None = None
     remote: RemoteTeacher | None = None
     streamed: bool = False
+    memory: MemoryPlan | None = None
     further_seed: int | None = None
 
     @property
@@ -286,6 +289,13 @@ def parts_of_seed(parts: Sequence[Run], seed: int) -> list[Run]:
         for part in parts
         if part.trainee == STUDENT
     ]
+
+
+def is_online(run: Run, phase: Phase) -> bool:
+    """Return whether the teacher itself, not its stored outputs, answers in the training steps of a phase."""
+    return phase.uses_teacher and (
+        phase.uses_features or not run.cfg.teacher.cache or run.cfg.rollout.source == "student"
+    )
 
 
 @dataclass(frozen=True)

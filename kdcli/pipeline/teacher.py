@@ -45,7 +45,7 @@ from kdcli.pipeline.keys import (
     cache_path,
 )
 from kdcli.pipeline.placement import stream_outputs
-from kdcli.pipeline.plan import OWN, Run, TeacherData
+from kdcli.pipeline.plan import OWN, Run, TeacherData, is_online
 from kdcli.pipeline.remote import remote_rollouts, remote_teacher_data, scores_shown
 from kdcli.pipeline.rollouts import teacher_rollouts
 from kdcli.pipeline.sources import with_dtype
@@ -88,6 +88,8 @@ def prepare_teacher_data(run: Run, stages: Stages) -> TeacherData:
     if run.measures_fidelity:
         plain = [dataclasses.replace(source, quantization=None) for source in teachers]
         fidelity = teacher_fidelity(run, stages, teachers, load_teacher, plain, open_teacher)
+    if not any(is_online(run, phase) for phase in run.taught_phases):
+        load_teacher.cache_clear()  # its memory is free while the student is trained
     return TeacherData(teachers, load_teacher, rows, outputs, dropped, fidelity)
 
 

@@ -23,6 +23,7 @@ from kdcli.models.checkpoint import (
     load_config,
     max_input_tokens,
     model_labels,
+    parameters,
     require_loadable,
     same_vocabulary,
 )
@@ -315,7 +316,10 @@ def _require_initialization(run: Run) -> None:
             model = run.task.create(run.task.configure(config))
         if initializer.inherits_teacher:
             initializer.require(run.task, model)
-        require_smaller(run, initializer.parameters(run.task, run.sources[0], model))
+        if initializer.source is not None and not initializer.inherits_teacher:
+            return  # a checkpoint is compared when it is loaded
+        student = initializer.skeleton(run.task, run.sources[0], model)
+        require_smaller(run, None if student is None or initializer.at_most else parameters(student))
 
 
 def _require_head(run: Run, source: Checkpoint) -> None:

@@ -23,6 +23,7 @@ class StudentInitializer(ABC):
     The constructor's arguments come from the config.
 
     Attributes:
+        at_most: whether its size depends on the training rows, and `skeleton` is the largest that it may have.
         inherits_teacher: whether the initial model has weights of the teacher, and therefore similar outputs.
         reads_teacher: whether it loads the teacher's weights.
         trains_adapters: whether only the modules that `prepare_for_training` inserts are trained.
@@ -33,6 +34,7 @@ class StudentInitializer(ABC):
         source: the checkpoint of `student.path`, set by `start_from` before anything else is called; None if there is no path.
     """
 
+    at_most: bool = False
     inherits_teacher: bool = False
     reads_teacher: bool = False
     trains_adapters: bool = False
@@ -60,8 +62,8 @@ class StudentInitializer(ABC):
             ConfigError, ModelError
         """
 
-    def parameters(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> int | None:
-        """Return the parameters of the student, before anything is trained; None: they depend on the data.
+    def skeleton(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> PreTrainedModel | None:
+        """Return the student without weights, on the device "meta", before anything is trained; None: its size is not known yet.
 
         Args:
             teacher: the checkpoint whose tokenizer the student takes.

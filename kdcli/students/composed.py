@@ -34,6 +34,7 @@ class Composed(StudentInitializer):
             build(InitializerStep.model_validate(steps[name]), StudentInitializer) for name in initializers
         ]
         self._train_as(self.steps[0])
+        self.at_most = any(step.at_most for step in self.steps)
         for name, step in zip(initializers[1:], self.steps[1:], strict=True):
             if not isinstance(step, PruningInitializer):
                 raise ConfigError(
@@ -59,6 +60,13 @@ class Composed(StudentInitializer):
     def architecture(self) -> type[PreTrainedConfig] | None:
         """Return the architecture of the first step, which the others do not change."""
         return self.steps[0].architecture()
+
+    def skeleton(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> PreTrainedModel | None:
+        """Return the model of the last step."""
+        cut: PreTrainedModel | None = model
+        for step in self.steps:
+            cut = None if cut is None else step.skeleton(task, teacher, cut)
+        return cut
 
     def require(self, task: Task, model: PreTrainedModel) -> None:
         """Check all steps, if the first one prunes as well."""

@@ -82,12 +82,12 @@ class EncoderDecoder(StudentInitializer):
         model = self._over_teacher(teacher)
         return model, load_tokenizer(teacher, model)
 
-    def parameters(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> int | None:
-        """Count the parameters of a model of this size; those of a checkpoint are not counted."""
+    def skeleton(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> PreTrainedModel | None:
+        """Return a model of this size, or the checkpoint's."""
         if self.source is not None:
-            return None
+            return model
         with torch.device("meta"):
-            return int(self._over_teacher(teacher).num_parameters())
+            return self._over_teacher(teacher)
 
     def _over_teacher(self, teacher: Checkpoint) -> PreTrainedModel:
         """Return the model over the vocabulary of the teacher."""

@@ -111,12 +111,12 @@ class FromConfig(StudentInitializer):
         """Return the architecture of `model_type`, or that of the checkpoint."""
         return super().architecture() or CONFIG_MAPPING[self.model_type]
 
-    def parameters(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> int | None:
-        """Count the parameters of a model of this size; those of a checkpoint are not counted."""
+    def skeleton(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> PreTrainedModel | None:
+        """Return a model of this size, or the checkpoint's."""
         if self.source is not None:
-            return None
+            return model
         with torch.device("meta"):
-            return int(self._create(task, teacher).num_parameters())
+            return self._create(task, teacher)
 
     def _create(self, task: Task, teacher: Checkpoint) -> PreTrainedModel:
         """Return the model with random weights."""

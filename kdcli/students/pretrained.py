@@ -21,6 +21,10 @@ from kdcli.tasks.base import Task
 class Pretrained(StudentInitializer):
     """Loads the checkpoint of `student.path` with its tokenizer, and adds a new head if its own does not match the task."""
 
+    def skeleton(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> PreTrainedModel | None:
+        """Return the checkpoint's model; None: there is no checkpoint."""
+        return None if self.source is None else model
+
     def initialize(
         self, task: Task, teacher: Checkpoint, rows: datasets.Dataset
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -1,4 +1,4 @@
-"""Measures on a few batches what a model costs: time and memory of a training step, and time of a forward pass."""
+"""Measures on a few batches how long a training step and a forward pass of a model take."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.losses.hard_label import HardLabel
-from kdcli.measure.memory import peak_memory, restart_peak
 from kdcli.models.checkpoint import fast_bf16, parameters
 from kdcli.tasks.base import Task
 from kdcli.training.distiller import Distiller
@@ -30,19 +29,17 @@ OPTIMIZER_BYTES = 8
 
 @dataclass(frozen=True)
 class Probe:
-    """The time and memory that a model takes.
+    """The time that a model takes.
 
     Attributes:
         parameters: its number of weights.
         forward: seconds of a row without gradients.
         step: seconds of a row in a training step; None: it is not trained.
-        memory: the peak memory of this process (on a GPU: on it) in bytes, while it was measured; None: the system does not report it.
     """
 
     parameters: int
     forward: float
     step: float | None = None
-    memory: int | None = None
 
 
 def probe(
@@ -94,17 +91,13 @@ def probe(
         return time.perf_counter() - began
 
     with undisturbed():
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-        restart_peak()
         seconds: dict[bool, float] = {}
         for with_gradients in (False, True) if trains else (False,):
             run(batches[-1], with_gradients)  # the largest, so that its allocations are not timed
             seconds[with_gradients] = sum(run(each, with_gradients) for each in batches)
-        memory = torch.cuda.max_memory_allocated() if cuda else peak_memory()
     count = sum(map(len, batches))
     step = seconds[True] / count if trains else None
-    return Probe(parameters(model), seconds[False] / count, step, memory)
+    return Probe(parameters(model), seconds[False] / count, step)
 
 
 @contextmanager

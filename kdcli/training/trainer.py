@@ -35,6 +35,7 @@ from kdcli.models.vocabulary import save_tokenizer
 from kdcli.tasks.base import Predictions, Task
 from kdcli.training.arguments import require_gradient_checkpointing, trainer_arguments
 from kdcli.training.batches import LengthBuckets, TokenDropout
+from kdcli.training.distiller import Distiller
 from kdcli.training.job import TrainJob
 from kdcli.training.length import Validation, validations
 from kdcli.training.resume import (
@@ -72,9 +73,9 @@ def train(job: TrainJob) -> None:
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     job.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(job)
-    _freeze(job)
+    freeze(job.distiller, job.cfg.freeze)
     if job.cfg.dropout is not None:
-        _set_dropout(job.distiller.student, job.cfg.dropout)
+        set_dropout(job.distiller.student, job.cfg.dropout)
     student = job.distiller.student
     if job.cfg.fsdp:
         student = skeleton(student)
@@ -115,13 +116,13 @@ def train(job: TrainJob) -> None:
         shutil.rmtree(job.folder, ignore_errors=True)
 
 
-def _freeze(job: TrainJob) -> None:
+def freeze(distiller: Distiller, names: Sequence[str]) -> None:
     """Exclude the parameters that trainer.freeze names from training, and those that no gradient reaches."""
-    for name, parameter in job.distiller.named_parameters():
+    for name, parameter in distiller.named_parameters():
         name = name.replace(".parametrizations.weight.original", ".weight")  # of a quantization-aware phase
-        if any(part in name for part in job.cfg.freeze):
+        if any(part in name for part in names):
             parameter.requires_grad_(False)
-    for module in job.distiller.student.modules():
+    for module in distiller.student.modules():
         if "Sinusoidal" in type(module).__name__:  # Marian's positions are parameters without a gradient
             module.requires_grad_(False)
 
@@ -145,7 +146,7 @@ def _trackers(job: TrainJob) -> Iterator[None]:
                 getattr(sys.modules[tracker], end)()
 
 
-def _set_dropout(model: torch.nn.Module, probability: float) -> None:
+def set_dropout(model: torch.nn.Module, probability: float) -> None:
     """Set every dropout probability: a module in some architectures, an attribute in others (BART, Llama)."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -139,15 +139,20 @@ def test_check_of_a_local_teacher(
     assert found["loads"][2]["origin"] == "a local folder"
     phases = {phase["name"]: phase for phase in found["phases"]}
     assert phases["student"]["steps"] == 81
-    assert phases["student"]["seconds"] > 0 < found["memory_bytes"]
+    assert phases["student"]["seconds"] > 0 < found["memory_bytes"] == found["memory"]["peak_bytes"]
+    planned = {phase["name"]: phase for phase in found["memory"]["phases"]}
+    assert {"student", "control"} <= planned.keys()
+    assert planned["student"]["optimizer"] == 2 * planned["student"]["weights"] > 0
     assert found["run_directory"] == {"path": str(folder), "state": "new"}
     assert found["next"].split()[:2] == ["kdcli", "distill"]
     assert found["next"].endswith(f"trainer.epochs=3 --out {folder}")
     assert launch("distill", [*small, "dry_run=true", f"hydra.run.dir={folder}"]) == 0
     assert not folder.exists()
     out = capsys.readouterr().out
-    require_words(out, "440 train", "64 validation", "96 test", "memory", "disk")
-    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    require_words(out, "440 train", "64 validation", "96 test", "memory", "disk", "activations")
+    steps, memory = out.split("\nmemory ")
+    lines = {line.split("  ")[0]: line for line in steps.splitlines()}
+    assert re.search(r"\nstudent +[\d.]+ [kM]B", memory)
     assert re.match(r"student +440 +54 +[\d.:]+", lines["student"])
     assert re.match(r"control +440 +54 +[\d.:]+", lines["control"])
     assert "used as it is" in lines["teacher"]

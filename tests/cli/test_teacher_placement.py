@@ -12,6 +12,7 @@ from support.commands import ColdCache, read, refusal, require_words, runner, sa
 from support.tiny import language_model_options, speaker, talk
 
 from kdcli.measure import memory
+from kdcli.pipeline import memory as pipeline_memory
 from kdcli.pipeline import placement
 
 Distil = Callable[..., Path]
@@ -62,7 +63,7 @@ def test_auto_streams_a_teacher_that_does_not_fit_and_says_so(
 ) -> None:
     """The process would be killed without a message, or stream without being asked to."""
     cold_cache()
-    monkeypatch.setattr(placement, "free_memory", lambda: 1000)
+    monkeypatch.setattr(placement, "device_free_memory", lambda: 1000)
     run = distil("auto", "teacher.memory_bound=400MB", "student.embeddings=random", "control=false")
     require_words(capfd.readouterr().err, "does not fit", "teacher.placement=streamed", "1.0 kB")
     assert read(run / "report.json")["models"]["teacher"]["score"] > 0.7
@@ -86,11 +87,23 @@ def test_what_a_streamed_teacher_cannot_do_is_refused(
     require_words(message, *words)
 
 
+def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is killed after the teacher's phases, or a run directory is left."""
+    monkeypatch.setattr(pipeline_memory, "device_free_memory", lambda: 1000)
+    monkeypatch.setattr(pipeline_memory, "free_swap", lambda: 0)
+    folder = tmp_path / "run"
+    message = refusal(capsys, "distill", [*options, f"hydra.run.dir={folder}"])
+    require_words(message, "does not fit", "1.0 kB", "trainer.optimizer=adafactor", "student.dtype=bf16")
+    assert not folder.exists()
+
+
 def test_a_student_that_is_cut_from_a_teacher_that_does_not_fit_is_refused(
     options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its initialisation would load the whole teacher after the pass."""
-    monkeypatch.setattr(placement, "free_memory", lambda: 1000)
+    monkeypatch.setattr(placement, "device_free_memory", lambda: 1000)
     message = refusal(capsys, "distill", [*options, "teacher.placement=streamed"])
     require_words(message, "student.path", "student=tiny")
 
@@ -102,6 +115,9 @@ def test_dtypes_are_those_of_the_config_and_recorded(
     cold_cache()
     run = runner(tmp_path, lambda *more: [*options, *more])
     half = run("half", "teacher.dtype=bf16", "student.dtype=bf16")
+    taken = read(half / "env.json")["memory"]
+    assert taken["planned_bytes"] == max(taken["phases"].values()) > 0
+    assert taken["measured_bytes"] > 0
     assert read(half / "env.json")["dtypes"] == {"teacher": "bf16", "student": "bf16"}
     assert {weight.dtype for weight in weights(half).values()} == {torch.bfloat16}
     assert re.search('"log_prob": -[0-9.]+', (half / "report.json").read_text())

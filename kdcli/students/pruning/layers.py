@@ -51,11 +51,11 @@ class Layers(PruningInitializer):
         """Check that the model has these layers."""
         self._select(Anatomy(model))
 
-    def parameters(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> int | None:
-        """Count the parameters of the model with these layers."""
+    def skeleton(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> PreTrainedModel | None:
+        """Return the model with these layers."""
         anatomy = Anatomy(model)
         with torch.device("meta"):
-            return int(carve(anatomy, self._select(anatomy)).num_parameters())
+            return carve(anatomy, self._select(anatomy))
 
     def _select(self, anatomy: Anatomy) -> list[list[int]]:
         """Return the indices of the selected layers of each stack."""

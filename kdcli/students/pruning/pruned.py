@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from kdcli.config.types import Depth, Rows, Width
 from kdcli.data.dataset import with_gold
 from kdcli.errors import ConfigError
-from kdcli.models.checkpoint import max_input_tokens
+from kdcli.models.checkpoint import Checkpoint, max_input_tokens
 from kdcli.signals import HiddenSignal, chunks
 from kdcli.students.pruning.anatomy import Anatomy, Group, carve
 from kdcli.students.pruning.base import PruningInitializer
@@ -109,6 +109,15 @@ class Pruned(PruningInitializer):
     def require(self, task: Task, model: PreTrainedModel) -> None:
         """Check that the model can have these sizes."""
         self._sizes(Anatomy(model))
+
+    def skeleton(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> PreTrainedModel | None:
+        """Return a model of these sizes: which units remain does not change them."""
+        anatomy = Anatomy(model)
+        sizes = self._sizes(anatomy)
+        layers = [list(range(sizes[stack.depth])) for stack in anatomy.stacks]
+        selected = select_units(anatomy, sizes, _zeros(anatomy))
+        with torch.device("meta"):
+            return carve(anatomy, layers, sizes, selected)
 
     def _sizes(self, anatomy: Anatomy) -> dict[str, int]:
         """Return the sizes of the smaller model by the names of its config.

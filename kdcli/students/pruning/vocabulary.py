@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from kdcli.config.types import Count, VocabularySize
 from kdcli.errors import ConfigError, ModelError
+from kdcli.models.checkpoint import Checkpoint
 from kdcli.students.pruning.base import PruningInitializer
 from kdcli.tasks.base import Task
 
@@ -41,6 +42,8 @@ class Vocabulary(PruningInitializer):
         min_count: tokens with a lower frequency in the training rows are removed.
         max_tokens: the maximum number of tokens, of which the most frequent are kept; null: all that `min_count` keeps.
     """
+
+    at_most = True
 
     def __init__(self, min_count: Count = 1, max_tokens: VocabularySize | None = None):
         self.min_count, self.max_tokens = min_count, max_tokens
@@ -75,6 +78,10 @@ class Vocabulary(PruningInitializer):
         trimmed = copy.deepcopy(tokenizer)
         trimmed._tokenizer = Tokenizer.from_str(json.dumps(state))
         return trim_embeddings(model, token_ids), trimmed
+
+    def skeleton(self, task: Task, teacher: Checkpoint, model: PreTrainedModel) -> PreTrainedModel | None:
+        """Return the model with all its tokens: which of them remain depends on the rows."""
+        return model
 
     def require(self, task: Task, model: PreTrainedModel) -> None:
         """Check that the task's classes are not tokens."""

@@ -102,7 +102,11 @@ def test_half_of_the_layers_is_the_default(name: str) -> None:
     assert len(stacks(cut(model, layers=[0, 1, 3]))) == len(stacks(model))
     with torch.device("meta"):
         empty = MODELS[name]()
-    assert Layers().parameters(None, None, empty) == student.num_parameters() < model.num_parameters()
+    assert (
+        Layers().skeleton(None, None, empty).num_parameters()
+        == student.num_parameters()
+        < model.num_parameters()
+    )
 
 
 def test_kinds_of_attention_go_with_their_layers() -> None:
