@@ -13,6 +13,7 @@ from support.tiny import decoder, language_model_options, speaker, speller, talk
 
 from kdcli.console import ProgressStage
 from kdcli.errors import ConfigError
+from kdcli.evaluation.models import recorded_models
 from kdcli.pipeline.stages import Stages
 from kdcli.training.sharding import require_unquantized
 
@@ -79,6 +80,7 @@ def test_a_killed_training_of_adapters_on_a_quantized_base_is_continued_and_the_
     assert 0.5 < fidelity["agreement"] <= 1
     assert fidelity["positions"] > 16
     assert read(run / "env.json")["quantization"] == {"teacher": "nf4", "student": "nf4"}
+    assert recorded_models(run, False)["teacher"].quantization == "nf4"
     require_words(capfd.readouterr().err, "nf4", "KL", "nats a token", f"{fidelity['kl']:.5f}")
 
 

@@ -16,6 +16,8 @@ from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3MoeConf
 from kdcli.config.types import Quantization
 from kdcli.errors import ConfigError
 from kdcli.evaluation.predict import size
+from kdcli.exporting.runtimes.torch import TorchCausalLM
+from kdcli.measure.models import loading, make_spec
 from kdcli.models.checkpoint import Checkpoint, load_ready, trainable
 from kdcli.models.weight_only import is_quantized, require_quantizable
 from kdcli.pipeline.fidelity import compare_outputs
@@ -52,6 +54,10 @@ def test_a_quantized_teacher_keeps_its_head_and_answers_each_row_by_itself(
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert size(source, task, model) == size(plain, task)
     assert trainable(source) == plain
+    spec, _ = make_spec(None, "torch", stored, stored, task, [], 64, **loading(source))
+    ids, measured = torch.arange(12).reshape(2, 6), TorchCausalLM(spec).model
+    with torch.inference_mode():
+        assert torch.equal(measured(ids).logits, model(ids).logits)
     rows = [
         {"id": str(index), "prompt": prompt, "completion": answer}
         for index, (prompt, answer) in enumerate(exchanges(6))
